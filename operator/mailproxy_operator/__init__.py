@@ -1,0 +1,1 @@
+"""The operator: MailProxy resources become Kubernetes objects, and say how they are."""

@@ -1,0 +1,1 @@
+"""The mail proxy: SMTP, IMAP and POP3 in front of servers that an HTTP service chooses."""

@@ -1,0 +1,1 @@
+"""What a conversation is made of: actions, the values they carry, and the line reader."""

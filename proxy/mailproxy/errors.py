@@ -1,0 +1,111 @@
+"""The families of what can go wrong, shared by every layer.
+
+Expected outcomes are values (a denial, ``QUIT``); these are broken promises.
+No text in here ever reaches a peer: what a client is told comes from its
+protocol's ``replies``.
+"""
+
+from __future__ import annotations
+
+from mailproxy.events import CloseReason, ProtocolErrorKind, UpstreamStage
+
+
+class SessionError(Exception):
+    """Something ended a session before its time."""
+
+    reason: CloseReason = CloseReason.INTERNAL_ERROR
+
+
+class PeerGone(SessionError):
+    """The peer of this conversation will say no more."""
+
+    reason = CloseReason.CLIENT_CLOSED
+
+
+class PeerClosed(PeerGone):
+    """The peer closed its side."""
+
+
+class PeerReset(PeerGone):
+    """The connection broke."""
+
+    reason = CloseReason.CLIENT_RESET
+
+
+class PeerTimedOut(PeerGone):
+    """The peer said nothing for as long as its directive allows."""
+
+    reason = CloseReason.PREAUTH_TIMEOUT
+
+
+class ShuttingDown(SessionError):
+    """The proxy drains; a conversation says its goodbye and ends."""
+
+    reason = CloseReason.DRAIN
+
+
+class TlsFailed(SessionError):
+    """A TLS handshake did not complete."""
+
+    reason = CloseReason.TLS_FAILED
+
+
+class LineTooLong(SessionError):
+    """More octets than the buffer takes, and no line end among them.
+
+    Attributes:
+        seen: The octets that fill the buffer; for the log, never for a peer.
+    """
+
+    reason = CloseReason.PROTOCOL_ERROR
+
+    def __init__(self, seen: bytes, limit: int) -> None:
+        super().__init__(f"line of more than {limit} octets")
+        self.seen = seen
+
+
+class AuthUnavailable(SessionError):
+    """The authorization service gave no usable answer."""
+
+    reason = CloseReason.AUTH_UNAVAILABLE
+
+
+class AuthTimedOut(AuthUnavailable):
+    """It did not answer within ``auth_http_timeout``."""
+
+
+class AuthUnreachable(AuthUnavailable):
+    """It could not be connected to, or broke off."""
+
+
+class MalformedAnswer(AuthUnavailable):
+    """It answered something that is not an answer."""
+
+
+class UpstreamError(SessionError):
+    """The upstream could not be reached, broke off, or answered nonsense.
+
+    Attributes:
+        stage: How far we had come.
+        kind: The upstream's violation, where it is one.
+    """
+
+    reason = CloseReason.UPSTREAM_ERROR
+
+    def __init__(self, message: str, *, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.kind = kind
+
+
+class UpstreamRefused(UpstreamError):
+    """The upstream answered, but not what was hoped for.
+
+    Attributes:
+        reply: Everything it said, unchanged; the client gets it where
+            ``proxy_pass_error_message`` is on.
+    """
+
+    def __init__(self, reply: bytes, *, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> None:
+        super().__init__(f"upstream refused at {stage}", stage=stage, kind=kind)
+        self.reply = reply

@@ -1,0 +1,1 @@
+"""The configuration contract between the operator, which writes it, and the proxy, which reads it."""
