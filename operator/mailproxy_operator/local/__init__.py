@@ -1,0 +1,1 @@
+"""The cluster port on one machine: containers become processes, ConfigMaps become files."""

@@ -1,0 +1,1 @@
+"""A small mail world on loopback to try the proxy on: one user, one mailbox, three servers."""

@@ -1,0 +1,78 @@
+"""The mailbox of the demo: what SMTP delivers, IMAP and POP3 show.
+
+It lives in memory and is bounded in both directions: a message that is too
+large is refused, and the oldest message goes when there are too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+MAX_MESSAGES = 200
+MAX_OCTETS = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The one user of the demo and the password, which is no secret: the summary prints it."""
+
+    user: str = "alice"
+    password: str = "wonderland"  # noqa: S105  it is printed for everyone to try
+
+    def admits(self, user: str, password: str) -> bool:
+        """Tell whether these credentials are the account's own."""
+        return hmac.compare_digest(
+            f"{user}\0{password}".encode(errors="surrogateescape"),
+            f"{self.user}\0{self.password}".encode(),
+        )
+
+
+@dataclass(slots=True)
+class Message:
+    """One message: its octets with CRLF line ends, and what IMAP remembers about it."""
+
+    uid: int
+    octets: bytes
+    received: datetime
+    flags: set[str] = field(default_factory=set)
+
+
+class Mailbox:
+    """A bounded list of messages that tells waiting readers when it grows."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.uid_next = 1
+        self.uid_validity = 1
+        self._grown = asyncio.Event()
+
+    def deliver(self, octets: bytes, flags: frozenset[str] = frozenset()) -> Message:
+        """Add a message and wake whoever waits in ``grown``.
+
+        Args:
+            octets: The message; bare line feeds become CRLF.
+            flags: Flags it starts with.
+        """
+        message = Message(self.uid_next, _with_crlf(octets), datetime.now(UTC), set(flags))
+        self.uid_next += 1
+        self.messages.append(message)
+        del self.messages[:-MAX_MESSAGES]
+        self._grown.set()
+        self._grown = asyncio.Event()
+        return message
+
+    async def grown(self) -> None:
+        """Return when the next message has been delivered."""
+        await self._grown.wait()
+
+    def remove(self, uids: frozenset[int]) -> None:
+        """Remove messages for good."""
+        self.messages = [message for message in self.messages if message.uid not in uids]
+
+
+def _with_crlf(octets: bytes) -> bytes:
+    text = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return text if text.endswith(b"\r\n") else text + b"\r\n"
