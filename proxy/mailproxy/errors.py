@@ -7,7 +7,7 @@ protocol's ``replies``.
 
 from __future__ import annotations
 
-from mailproxy.events import CloseReason, ProtocolErrorKind, UpstreamStage
+from mailproxy.events import AuthErrorReason, CloseReason, ProtocolErrorKind, UpstreamStage
 
 
 class SessionError(Exception):
@@ -65,17 +65,31 @@ class LineTooLong(SessionError):
 
 
 class AuthUnavailable(SessionError):
-    """The authorization service gave no usable answer."""
+    """The authorization service gave no usable answer.
+
+    Attributes:
+        failure: What was wrong, in the words that ``auth_errors_total`` counts by.
+    """
 
     reason = CloseReason.AUTH_UNAVAILABLE
+    failure: AuthErrorReason = AuthErrorReason.INVALID_RESPONSE
+
+    def __init__(self, message: str = "", failure: AuthErrorReason | None = None) -> None:
+        super().__init__(message)
+        if failure is not None:
+            self.failure = failure
 
 
 class AuthTimedOut(AuthUnavailable):
     """It did not answer within ``auth_http_timeout``."""
 
+    failure = AuthErrorReason.TIMEOUT
+
 
 class AuthUnreachable(AuthUnavailable):
     """It could not be connected to, or broke off."""
+
+    failure = AuthErrorReason.CONNECT
 
 
 class MalformedAnswer(AuthUnavailable):
