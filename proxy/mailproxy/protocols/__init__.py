@@ -1,0 +1,1 @@
+"""The conversations in each mail protocol, with clients and with upstreams.  Nothing here does I/O."""

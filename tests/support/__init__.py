@@ -1,0 +1,1 @@
+"""What the tests share: builders, the dialogue player, fakes of the ports."""

@@ -1,0 +1,82 @@
+"""Builders for configuration: nginx's defaults, and only what a test changes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mailproxy_config.model import (
+    AuthHttp,
+    AuthMethod,
+    ListenConfig,
+    LogLevel,
+    Octets,
+    Protocol,
+    Seconds,
+    SendProxyProtocol,
+    ServerConfig,
+    SessionCache,
+    StartTls,
+    VerifyClient,
+)
+
+PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
+
+_DEFAULTS: Final[dict[str, Any]] = {
+    "server_name": "mail.example.com",
+    "error_log": LogLevel.ERROR,
+    "timeout": Seconds(60.0),
+    "max_errors": 5,
+    "resolver": None,
+    "resolver_timeout": Seconds(30.0),
+    "auth_http": AuthHttp(host="localhost", port=9000, uri="/cgi-bin/nginxauth.cgi"),
+    "auth_http_timeout": Seconds(60.0),
+    "auth_http_header": (),
+    "auth_http_pass_client_cert": False,
+    "imap_auth": frozenset({AuthMethod.PLAIN}),
+    "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
+    "imap_client_buffer": Octets(4096),
+    "pop3_auth": frozenset({AuthMethod.PLAIN}),
+    "pop3_capabilities": ("TOP", "USER", "UIDL"),
+    "smtp_auth": frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN}),
+    "smtp_capabilities": (),
+    "smtp_client_buffer": Octets(4096),
+    "smtp_greeting_delay": Seconds(0.0),
+    "proxy_buffer": Octets(4096),
+    "proxy_timeout": Seconds(24 * 3600.0),
+    "proxy_pass_error_message": False,
+    "proxy_smtp_auth": False,
+    "proxy_protocol": SendProxyProtocol.DISABLED,
+    "xclient": True,
+    "set_real_ip_from": (),
+    "starttls": StartTls.DISABLED,
+    "ssl_certificate": (),
+    "ssl_certificate_compression": False,
+    "ssl_protocols": frozenset({"TLSv1.2", "TLSv1.3"}),
+    "ssl_ciphers": "HIGH:!aNULL:!MD5",
+    "ssl_prefer_server_ciphers": False,
+    "ssl_ecdh_curve": "auto",
+    "ssl_dhparam": None,
+    "ssl_password_file": None,
+    "ssl_session_cache": SessionCache(),
+    "ssl_session_timeout": Seconds(300.0),
+    "ssl_session_tickets": True,
+    "ssl_session_ticket_key": (),
+    "ssl_verify_client": VerifyClient.DISABLED,
+    "ssl_verify_depth": 1,
+    "ssl_client_certificate": None,
+    "ssl_trusted_certificate": None,
+    "ssl_crl": None,
+    "ssl_conf_command": (),
+}
+
+
+def server(protocol: Protocol, **directives: Any) -> ServerConfig:
+    """One server with nginx's defaults and these directives, named as in ``ServerConfig``."""
+    values = {
+        "name": protocol.value,
+        "protocol": protocol,
+        "listen": (ListenConfig(port=PORTS[protocol]),),
+        **_DEFAULTS,
+        **directives,
+    }
+    return ServerConfig(**values)
