@@ -41,16 +41,23 @@ class Message:
 
 
 class Mailbox:
-    """A bounded list of messages that tells waiting readers when it grows."""
+    """A bounded list of messages that tells waiting readers when it grows.
+
+    Attributes:
+        messages: Oldest first.
+        uid_next: The UID that the next message gets.
+        uid_validity: Never changes: the mailbox does not outlive the process.
+        next_delivery: Set, and replaced, when a message arrives.
+    """
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.uid_next = 1
         self.uid_validity = 1
-        self._grown = asyncio.Event()
+        self.next_delivery = asyncio.Event()
 
     def deliver(self, octets: bytes, flags: frozenset[str] = frozenset()) -> Message:
-        """Add a message and wake whoever waits in ``grown``.
+        """Add a message and wake whoever waits for it.
 
         Args:
             octets: The message; bare line feeds become CRLF.
@@ -60,13 +67,9 @@ class Mailbox:
         self.uid_next += 1
         self.messages.append(message)
         del self.messages[:-MAX_MESSAGES]
-        self._grown.set()
-        self._grown = asyncio.Event()
+        self.next_delivery.set()
+        self.next_delivery = asyncio.Event()
         return message
-
-    async def grown(self) -> None:
-        """Return when the next message has been delivered."""
-        await self._grown.wait()
 
     def remove(self, uids: frozenset[int]) -> None:
         """Remove messages for good."""
