@@ -129,10 +129,12 @@ async def _received(wire: Wire) -> _Command:
 
 
 def _parsed(text: bytes, literals: list[str]) -> _Command:
-    tag, name, *rest = [*words(text.decode("utf-8", "surrogateescape"), literals), "", ""]
+    rest = words(text.decode("utf-8", "surrogateescape"), literals)
+    if len(rest) < 2:
+        raise BadSyntax
+    tag, name = rest.pop(0), rest.pop(0)
     if not isinstance(tag, str) or not isinstance(name, str) or not tag or not name:
         raise BadSyntax
-    rest = rest[:-2]
     uid = name.upper() == "UID" and bool(rest)
     name = rest.pop(0) if uid else name
     if not isinstance(name, str):

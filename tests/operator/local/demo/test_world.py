@@ -155,7 +155,7 @@ async def test_refusals(world: MailWorld, protocol: str, said: bytes, answered: 
     ("method", "user", "secret", "protocol", "status", "password"),
     [
         ("plain", "alice", "wonderland", "imap", "OK", None),
-        ("plain", "%61lice", "wonder%6Cland", "smtp", "OK", None),
+        ("plain", "%61lice", "wonder%6Cand", "smtp", "OK", None),
         ("plain", "alice", "wrong", "imap", "Invalid login or password", None),
         ("plain", "alice", "wonderland", "nntp", "Invalid login or password", None),
         ("external", "alice", "wonderland", "imap", "Invalid login or password", None),

@@ -1,0 +1,64 @@
+"""Names, labels and annotations: strings with one home."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GROUP = "mailproxy.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "MailProxy"
+
+FIELD_MANAGER = "mailproxy-operator"
+"""Who we are to server-side apply."""
+HANDOVER_MANAGER = f"{FIELD_MANAGER}-handover"
+"""Who holds ``spec.replicas`` until an autoscaler takes it."""
+REPAIR_MANAGER = f"{FIELD_MANAGER}-repair"
+"""Who replaces a list of ports that a stranger has edited; leaves no trace."""
+
+CONTAINER = "mailproxy"
+CONFIG_KEY = "mailproxy.json"
+CONFIG_DIR = "/etc/mailproxy"
+SOCKET_DIR = "/run/mailproxy"
+ADMIN_PORT = 9113
+ADMIN_PORT_NAME = "admin"
+
+CONFIG_HASH = f"{GROUP}/config-hash"
+"""On pods: the configuration that the operator wants there."""
+TEMPLATE_HASH = f"{GROUP}/template-hash"
+"""On the pod template: everything that needs new pods."""
+REFUSED_SYSCTLS = f"{GROUP}/refused-sysctls"
+"""On the workload: what nodes have refused, and for which generation."""
+
+_NAME = "app.kubernetes.io/name"
+_INSTANCE = "app.kubernetes.io/instance"
+_MANAGED_BY = "app.kubernetes.io/managed-by"
+
+
+def config_map_name(name: str) -> str:
+    """Name the ConfigMap that holds the configuration of a MailProxy."""
+    return f"{name}-config"
+
+
+def metrics_service_name(name: str) -> str:
+    """Name the headless Service of the admin port."""
+    return f"{name}-metrics"
+
+
+def selector_labels(name: str) -> dict[str, str]:
+    """Labels by which a MailProxy's pods are found; they can never change."""
+    return {_NAME: "mailproxy", _INSTANCE: name}
+
+
+def labels(name: str) -> dict[str, str]:
+    """Labels that everything owned by a MailProxy carries."""
+    return {**selector_labels(name), _MANAGED_BY: FIELD_MANAGER}
+
+
+def label_selector(labels: Mapping[str, str]) -> str:
+    """Write labels as the API's ``labelSelector``."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+MANAGED_BY_US = {_NAME: "mailproxy", _MANAGED_BY: FIELD_MANAGER}
+"""Labels that select the objects of every MailProxy."""

@@ -1,0 +1,52 @@
+"""The operator's own settings: read once, where the program starts, and passed down."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mailproxy_operator import names
+
+DEFAULT_IMAGE = "ghcr.io/mailproxy/mailproxy:0.1.0"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class KubeVersion:
+    """A Kubernetes version as far as decisions depend on it."""
+
+    major: int = 1
+    minor: int = 29
+
+    @classmethod
+    def parse(cls, text: str) -> KubeVersion:
+        """Read ``1.36``, ``v1.36.2`` or what a provider makes of it (``1.29+``).
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        found = re.match(r"v?(\d+)\.(\d+)", text)
+        if not found:
+            raise ValueError(f"not a Kubernetes version: {text!r}; write it as 1.36")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """What rendering has to know besides the resource.
+
+    Attributes:
+        kube_version: The oldest version among the nodes that may run the pods.
+        image: The proxy's image where a resource names none.
+        config_dir: Where the configuration is mounted in the container.
+        refs_dir: Below it, what the resource refers to is mounted.
+        refused_sysctls: Names that nodes have refused for this generation.
+    """
+
+    kube_version: KubeVersion = KubeVersion()
+    image: str = DEFAULT_IMAGE
+    config_dir: str = names.CONFIG_DIR
+    refs_dir: str = "/etc/mailproxy-refs"
+    refused_sysctls: frozenset[str] = frozenset()

@@ -1,0 +1,69 @@
+"""Listeners become ports: one per number, sorted, named after their protocol."""
+
+from __future__ import annotations
+
+import pytest
+from mailproxy_config.model import ListenConfig
+from mailproxy_operator.ports import Listener, Port, conflicts, ports, privileged, written
+
+
+def listener(
+    protocol: str, port: int | None, address: str = "*", *, server: str = "", offset: int = 0
+) -> Listener:
+    listen = ListenConfig(address=address, port=port)
+    return Listener(server or protocol, protocol, listen, None if port is None else port + offset)
+
+
+def test_ports_are_sorted_by_number_and_collapse_addresses() -> None:
+    found = [
+        listener("imap", 993),
+        listener("imap", 143, "[::]"),
+        listener("imap", 143),
+        listener("smtp", 25),
+        listener("imap", None, "unix:/run/mailproxy/imap.sock"),
+    ]
+    assert ports(found) == (
+        Port(25, 25, "smtp-25", "smtp"),
+        Port(143, 143, "imap-143", "imap"),
+        Port(993, 993, "imap-993", "imap"),
+    )
+
+
+def test_high_ports_keep_the_name_of_the_port_that_clients_use() -> None:
+    assert ports([listener("imap", 143, offset=10_000)]) == (Port(143, 10_143, "imap-143", "imap"),)
+
+
+def test_two_protocols_on_one_number_share_the_first_ones_name() -> None:
+    found = [listener("imap", 4000, "192.0.2.1"), listener("pop3", 4000, "192.0.2.2")]
+    assert [port.name for port in ports(found)] == ["imap-4000"]
+
+
+def test_every_name_fits_a_container_port() -> None:
+    assert max(len(port.name) for port in ports([listener("smtp", 65535), listener("pop3", 1)])) <= 15
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "clash"),
+    [
+        # one listener                    another                             what is said
+        (("*", 143), ("*", 143), "servers a and b both listen on *:143"),
+        (("*", 143), ("0.0.0.0", 143), "servers a and b both listen on 0.0.0.0:143"),
+        (("[::A]", 143), ("[::a]", 143), "servers a and b both listen on [::a]:143"),
+        (("unix:/x", None), ("unix:/x", None), "servers a and b both listen on unix:/x"),
+        (("*", 143), ("[::]", 143), None),
+        (("*", 143), ("192.0.2.1", 143), None),  # as in nginx: the narrower address wins
+        (("*", 143), ("*", 993), None),
+    ],
+)
+def test_conflicts(one: tuple[str, int | None], other: tuple[str, int | None], clash: str | None) -> None:
+    found = [listener("imap", one[1], one[0], server="a"), listener("imap", other[1], other[0], server="b")]
+    assert conflicts(found) == ((clash,) if clash else ())
+
+
+@pytest.mark.parametrize(("numbers", "smallest"), [((143, 25, 993), 25), ((1024, 2025), None), ((), None)])
+def test_privileged(numbers: tuple[int, ...], smallest: int | None) -> None:
+    assert privileged(ports([listener("smtp", number) for number in numbers])) == smallest
+
+
+def test_written() -> None:
+    assert written(listener("imap", 993, "[::]")) == "[::]:993"
