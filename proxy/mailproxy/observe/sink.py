@@ -1,0 +1,122 @@
+"""Where log lines go: whole, in pieces that a pipe takes at once, and never at the price of waiting.
+
+A reader that does not read costs lines, which are counted, and nothing else.
+Our own file descriptor is used where it can be had, because making an
+inherited one non-blocking would make it so for everybody who shares it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+PIECE: Final = 4096
+"""Octets per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
+CAPACITY: Final = 256 * 1024
+"""Octets that may wait for a slow reader."""
+
+Writer = Callable[[bytes], int]
+
+
+def writer(fd: int) -> Writer:
+    """Find the way to write to a descriptor that never waits."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return lambda piece: os.write(fd, piece)
+    if stat.S_ISSOCK(mode):
+        peer = socket.socket(fileno=os.dup(fd))
+        return lambda piece: peer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY)
+    except OSError:  # somebody else's pipe (a container's output, often), or no /proc
+        return _polled(fd)
+    return lambda piece: os.write(own, piece)
+
+
+def _polled(fd: int) -> Writer:
+    """Write only when poll(2) promises room for a piece."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+
+    def write(piece: bytes) -> int:
+        if not poll.poll(0):
+            raise BlockingIOError
+        return os.write(fd, piece)
+
+    return write
+
+
+class Sink:
+    """A bounded queue of lines in front of a descriptor.
+
+    Attributes:
+        dropped: Lines lost since the last time anybody was told.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._write = writer(fd)
+        self._lines: deque[str] = deque()
+        self._piece = b""
+        self._size = 0
+        self.dropped = 0
+
+    @property
+    def size(self) -> int:
+        """Octets that wait."""
+        return self._size
+
+    def put(self, line: str) -> None:
+        """Queue a line of ASCII with its line feed, or count it as dropped when the queue is full."""
+        size = self._size + len(line)
+        if size > CAPACITY:
+            self.dropped += 1
+            return
+        self._size = size
+        self._lines.append(line)
+
+    def flush(self) -> bool:
+        """Write what can be written without waiting.
+
+        Returns:
+            Whether nothing waits any more and nothing was lost on the way.
+        """
+        while self._lines or self._piece:
+            piece = self._piece or self._next_piece()
+            try:
+                sent = self._write(piece)
+            except (BlockingIOError, InterruptedError):
+                self._piece = piece
+                return False
+            except OSError:  # nobody reads any more, or the disk is full
+                self._lose(piece)
+                return False
+            self._piece = piece[sent:]
+            self._size -= sent
+        return True
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for at most so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.flush() and self._size and (left := deadline - time.monotonic()) > 0:
+            select.select([], [self._fd], [], min(left, 0.05))
+
+    def _next_piece(self) -> bytes:
+        lines = [self._lines.popleft()]
+        room = PIECE - len(lines[0])
+        while self._lines and len(self._lines[0]) <= room:
+            room -= len(self._lines[0])
+            lines.append(self._lines.popleft())
+        return "".join(lines).encode("ascii")
+
+    def _lose(self, piece: bytes) -> None:
+        self.dropped += piece.count(b"\n") + len(self._lines)
+        self._lines.clear()
+        self._piece = b""
+        self._size = 0
