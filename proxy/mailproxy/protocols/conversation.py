@@ -1,0 +1,309 @@
+"""What a conversation with a client is in every protocol: greet, take turns, count errors, log in.
+
+A protocol's frontend derives one class from ``Conversation``, says its own
+words, and understands its own commands; everything that must not differ
+between the three stands here, once.
+
+Nobody catches a timeout or the end of a connection: a client that says
+nothing is told nothing, and the goodbye at shutdown is the runtime's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import ClassVar, Final
+
+from mailproxy.dialogue.actions import Dialogue, deadline, make_challenge, note, send, start_tls, wait
+from mailproxy.dialogue.lines import LineReader
+from mailproxy.dialogue.values import (
+    Client,
+    Credentials,
+    Denied,
+    Ended,
+    Envelope,
+    Granted,
+    Identified,
+    TlsInfo,
+)
+from mailproxy.errors import LineTooLong
+from mailproxy.events import (
+    ClientErred,
+    CloseReason,
+    LoginRefused,
+    LoginResult,
+    Method,
+    ProtocolErrorKind,
+    Remark,
+)
+from mailproxy.protocols.login import Attempts, ask
+from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
+
+_TLS_HANDSHAKE: Final = b"\x16\x03"
+_HTTP_WORDS: Final = frozenset(
+    (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
+)
+_CONTROLS: Final = bytes((*range(0x20), 0x7F))
+
+
+class CertificateFault(Enum):
+    """What may be wrong with a client's certificate (``ssl_verify_client``)."""
+
+    INVALID = auto()
+    MISSING = auto()
+
+
+def certificate_fault(server: ServerConfig, tls: TlsInfo) -> CertificateFault | None:
+    """Judge a finished handshake by ``ssl_verify_client``, ``None`` when all is well."""
+    mode = server.ssl_verify_client
+    if mode is VerifyClient.DISABLED:
+        return None
+    if tls.verify_code and not (mode is VerifyClient.OPTIONAL_NO_CA and tls.verify_is_tolerable):
+        return CertificateFault.INVALID
+    if mode is VerifyClient.REQUIRED and tls.certificate is None:
+        return CertificateFault.MISSING
+    return None
+
+
+def has_controls(octets: bytes) -> bool:
+    """Whether there is an ASCII control octet, TAB and DEL included."""
+    return len(octets.translate(None, _CONTROLS)) != len(octets)
+
+
+def misread(line: bytes) -> ProtocolErrorKind:
+    """Tell what a line that is no command looks like: another protocol, noise, or a command unknown to us."""
+    if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_WORDS):
+        return ProtocolErrorKind.FOREIGN_PROTOCOL
+    if has_controls(line):
+        return ProtocolErrorKind.CONTROL_CHAR
+    return ProtocolErrorKind.UNKNOWN_COMMAND
+
+
+class Conversation(ABC):
+    """One client's conversation; a protocol says how to greet and what a turn is.
+
+    A turn is one command and its reply.  It returns what ended the
+    conversation, or ``None`` for another turn.
+
+    Attributes:
+        server: The server block that the client connected to.
+        client: Who it is; ``client.tls`` is set after STARTTLS.
+        reader: The client's octets.
+        attempts: How often it tried to log in.
+        errors: How many syntax errors count towards ``max_errors``; never reset.
+    """
+
+    framing: ClassVar[Framing]
+    """How the protocol frames SASL challenges."""
+    certificate_replies: ClassVar[dict[CertificateFault, bytes]]
+    """What is said instead of the greeting, or after STARTTLS, about a certificate."""
+
+    __slots__ = ("_challenge", "attempts", "client", "errors", "reader", "server")
+
+    def __init__(self, server: ServerConfig, client: Client, limit: int) -> None:
+        self.server = server
+        self.client = client
+        self.reader = LineReader(limit)
+        self.attempts = Attempts()
+        self.errors = 0
+        self._challenge: bytes | None = None
+
+    # ---- what a protocol provides ----
+
+    @abstractmethod
+    def greet(self) -> Dialogue[Ended | None]:
+        """Say the greeting; ``Ended`` for a client that does not get one."""
+
+    @abstractmethod
+    def turn(self) -> Dialogue[Identified | Ended | None]:
+        """Take one command, and answer it."""
+
+    @abstractmethod
+    def invalid(self) -> bytes:
+        """Give the reply to an invalid command, as it reads now (IMAP: with its tag)."""
+
+    @abstractmethod
+    def denial(self, denied: Denied) -> bytes:
+        """Give the reply to a login that the authorization service denied."""
+
+    # ---- the course of it ----
+
+    def converse(self) -> Dialogue[Identified | Ended]:
+        """Talk to the client from before the greeting until it is identified, or gone."""
+        ended = yield from self._check_certificate()
+        if ended is None:
+            ended = yield from self.greet()
+        if ended is not None:
+            return ended
+        yield from deadline(self.server.timeout)
+        try:
+            while True:
+                outcome = yield from self.turn()
+                if outcome is not None:
+                    return outcome
+        except LineTooLong as line:
+            return (yield from self._overlong(line))
+
+    def _overlong(self, line: LineTooLong) -> Dialogue[Ended]:
+        """A command that does not fit the buffer: reply, and close.  Does not count as an error."""
+        is_tls = line.seen.startswith(_TLS_HANDSHAKE)
+        kind = ProtocolErrorKind.FOREIGN_PROTOCOL if is_tls else ProtocolErrorKind.LINE_TOO_LONG
+        yield from note(Remark("client sent too long command"))
+        yield from self.reject(kind)
+        return Ended(CloseReason.PROTOCOL_ERROR)
+
+    # ---- errors ----
+
+    def reject(self, kind: ProtocolErrorKind, reply: bytes | None = None) -> Dialogue[None]:
+        """Answer a violation that does not count towards ``max_errors``.
+
+        Args:
+            kind: What to count it as.
+            reply: What to say, if not the invalid-command reply.
+        """
+        yield from note(ClientErred(kind))
+        yield from send(self.invalid() if reply is None else reply)
+
+    def count(self, kind: ProtocolErrorKind) -> Dialogue[Ended | None]:
+        """Answer a syntax error; the ``max_errors``-th is the last thing that is answered."""
+        yield from self.reject(kind)
+        self.errors += 1
+        if self.errors < self.server.max_errors:
+            return None
+        yield from note(Remark("client sent too many invalid commands"))
+        return Ended(CloseReason.MAX_ERRORS)
+
+    def refuse(
+        self, method: Method, result: LoginResult, kind: ProtocolErrorKind | None = None
+    ) -> Dialogue[None]:
+        """Answer an attempt to log in that never reaches the authorization service."""
+        yield from note(LoginRefused(method, result))
+        if kind is not None:
+            yield from note(ClientErred(kind))
+        yield from send(self.invalid())
+
+    # ---- TLS ----
+
+    @property
+    def tls_is_missing(self) -> bool:
+        """Whether ``starttls only`` holds the client back from logging in."""
+        return self.client.tls is None and self.server.starttls is StartTls.ONLY
+
+    @property
+    def tls_is_offered(self) -> bool:
+        """Whether STARTTLS would be accepted now."""
+        return self.client.tls is None and self.server.starttls is not StartTls.DISABLED
+
+    def upgrade(self, go_ahead: bytes) -> Dialogue[Ended | None]:
+        """Start TLS, or say that there is none to start.  There is no second greeting.
+
+        What came with or after the command is dropped unread; the counters,
+        the challenge and the running deadline survive.
+
+        Args:
+            go_ahead: The positive reply, said in clear.
+
+        Raises:
+            TlsFailed: The handshake did not complete.
+        """
+        if not self.tls_is_offered:
+            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE)
+            return None
+        if self.reader.clear():
+            yield from note(ClientErred(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS))
+        yield from send(go_ahead)
+        self.client.tls = yield from start_tls()
+        return (yield from self._check_certificate())
+
+    def _check_certificate(self) -> Dialogue[Ended | None]:
+        """Speak the verdict on the client's certificate, inside TLS, where it is a bad one."""
+        tls = self.client.tls
+        fault = None if tls is None else certificate_fault(self.server, tls)
+        if tls is None or fault is None:
+            return None
+        if fault is CertificateFault.INVALID:
+            yield from note(Remark("client SSL certificate verify error", tls.verify_error))
+        else:
+            yield from note(Remark("client sent no required SSL certificate"))
+        yield from send(self.certificate_replies[fault])
+        return Ended(CloseReason.TLS_FAILED)
+
+    # ---- logging in ----
+
+    def challenge(self) -> Dialogue[bytes]:
+        """Give the session's ``<R.T@NAME>``: made once, and the same for every attempt."""
+        if self._challenge is None:
+            self._challenge = yield from make_challenge(self.server.server_name)
+        return self._challenge
+
+    def exchange(
+        self, arguments: Sequence[bytes], enabled: frozenset[AuthMethod], budget: int | None = None
+    ) -> Dialogue[Credentials | Ended | None]:
+        """Carry on a SASL exchange, and answer a failed one.
+
+        Args:
+            arguments: The words after AUTH or AUTHENTICATE: a mechanism, perhaps a response.
+            enabled: The methods that are configured.
+            budget: See ``sasl.authenticate``.
+
+        Returns:
+            Credentials; or ``None`` when the client was told that there are
+            none; or ``Ended`` when that was its last error.
+        """
+        if self.tls_is_missing:
+            yield from self._refuse_in_clear(mechanism(arguments))
+            return None
+        result = yield from authenticate(
+            arguments,
+            framing=self.framing,
+            reader=self.reader,
+            enabled=enabled,
+            challenge=self.challenge,
+            budget=budget,
+        )
+        if isinstance(result, Refusal):
+            return (yield from self._answer(result))
+        return result
+
+    def _refuse_in_clear(self, method: Method | None) -> Dialogue[None]:
+        if method is None:
+            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
+        else:
+            yield from self.refuse(method, LoginResult.TLS_REQUIRED)
+
+    def _answer(self, refusal: Refusal) -> Dialogue[Ended | None]:
+        if refusal.method is not None and refusal.result is not None:
+            yield from note(LoginRefused(refusal.method, refusal.result))
+        if refusal.kind is None:
+            yield from send(self.invalid())
+            return None
+        if refusal.counts:
+            return (yield from self.count(refusal.kind))
+        yield from self.reject(refusal.kind)
+        return None
+
+    def admit(
+        self, credentials: Credentials, envelope: Envelope | None = None
+    ) -> Dialogue[Granted | Ended | None]:
+        """Ask the authorization service, and tell the client about a denial.
+
+        Returns:
+            The grant; ``Ended`` after a denial; or ``None`` after a denial
+            with ``Auth-Wait``: the pause is over, the client was told, and it
+            has a new ``timeout`` to try again.
+
+        Raises:
+            AuthUnavailable: There was no usable answer.
+        """
+        decision = yield from ask(credentials, client=self.client, attempts=self.attempts, envelope=envelope)
+        if isinstance(decision, Granted):
+            return decision
+        if decision.wait:
+            yield from wait(decision.wait)
+        yield from send(self.denial(decision))
+        if not decision.wait:
+            return Ended(CloseReason.AUTH_REJECTED)
+        yield from deadline(self.server.timeout)
+        return None

@@ -1,0 +1,85 @@
+"""The other side's half: what an upstream says while we log in there, in every protocol.
+
+What it said since our last command is kept whole, within ``proxy_buffer``:
+the client may get to see it.  It is judged line by line, and a line may end
+in LF alone.
+"""
+
+from __future__ import annotations
+
+from mailproxy.dialogue.actions import Dialogue, Receive, send
+from mailproxy.dialogue.values import Client
+from mailproxy.errors import PeerGone, UpstreamError, UpstreamRefused
+from mailproxy.events import ProtocolErrorKind, UpstreamStage
+from mailproxy.protocols.proxy_header import outbound
+from mailproxy_config.model import SendProxyProtocol, ServerConfig
+
+_CR = 13
+
+
+class Exchange:
+    """Commands to an upstream and its replies, one after the other.
+
+    Attributes:
+        stage: How far the login has come; what goes wrong is told with it.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_start", "stage")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buffer = b""
+        self._start = 0
+        self.stage = UpstreamStage.GREETING
+
+    def introduce(self, server: ServerConfig, client: Client) -> Dialogue[None]:
+        """Say who the client is where ``proxy_protocol`` wants it, ahead of everything else."""
+        if server.proxy_protocol is not SendProxyProtocol.DISABLED:
+            yield from send(outbound(server, client))
+
+    def say(self, command: bytes, stage: UpstreamStage) -> Dialogue[None]:
+        """Say a command, line end included; what was said before it is forgotten."""
+        self.stage = stage
+        self._buffer, self._start = b"", 0
+        yield from send(command)
+
+    def line(self) -> Dialogue[bytes]:
+        """Give the next line of the reply, without its line end.
+
+        Raises:
+            UpstreamError: The reply does not fit ``proxy_buffer``, or the upstream is gone.
+        """
+        start = self._start
+        end = self._buffer.find(b"\n", start)
+        while end < 0:
+            held = len(self._buffer)
+            if held >= self._limit:
+                raise self.failed("upstream sent too long reply", ProtocolErrorKind.REPLY_TOO_LONG)
+            try:
+                chunk: bytes = yield Receive(self._limit - held)
+            except PeerGone as gone:
+                silent = ProtocolErrorKind.NO_GREETING if self.stage is UpstreamStage.GREETING else None
+                raise self.failed("upstream broke off", silent) from gone
+            self._buffer = self._buffer + chunk if held else chunk
+            end = self._buffer.find(b"\n", held)
+        self._start = end + 1
+        if end > start and self._buffer[end - 1] == _CR:
+            end -= 1
+        return self._buffer[start:end]
+
+    def said(self) -> bytes:
+        """Everything the upstream said since our last command, unchanged."""
+        return self._buffer
+
+    def failed(self, message: str, kind: ProtocolErrorKind | None = None) -> UpstreamError:
+        """Make the error for a login that cannot go on."""
+        return UpstreamError(message, stage=self.stage, kind=kind)
+
+    def refused(self, kind: ProtocolErrorKind | None = None) -> UpstreamRefused:
+        """Make the error for a complete reply that is not the one hoped for.
+
+        Args:
+            kind: ``None`` for an honest refusal.
+        """
+        whole = self._buffer[: self._buffer.rfind(b"\n") + 1]
+        return UpstreamRefused(whole, stage=self.stage, kind=kind)

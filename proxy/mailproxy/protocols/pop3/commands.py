@@ -1,0 +1,53 @@
+"""POP3 command lines, as nginx reads them: which words there are, and what their arguments may be."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.protocols.conversation import misread
+
+BUFFER: Final = 128
+"""Octets of the longest command, its line end included; nginx has no directive for it either."""
+MAX_ARGUMENTS: Final = 3
+
+USER: Final = b"USER"
+PASS: Final = b"PASS"
+APOP: Final = b"APOP"
+QUIT: Final = b"QUIT"
+CAPA: Final = b"CAPA"
+AUTH: Final = b"AUTH"
+NOOP: Final = b"NOOP"
+STLS: Final = b"STLS"
+
+_WORDS: Final = {word: word for word in (USER, PASS, APOP, QUIT, CAPA, AUTH, NOOP, STLS)}
+_TO_THE_END: Final = frozenset((USER, PASS))
+"""Their one argument may hold spaces, also at its end."""
+
+
+class Command(NamedTuple):
+    """A command that we know: its word in capitals, and its arguments."""
+
+    word: bytes
+    arguments: tuple[bytes, ...]
+
+
+def parse(line: bytes) -> Command | ProtocolErrorKind:
+    """Read one command line, without its line end.
+
+    Returns:
+        The command; or, for a syntax error, what to count it as.
+    """
+    if b"\r" in line:
+        return ProtocolErrorKind.CONTROL_CHAR
+    word, _, rest = line.partition(b" ")
+    known = _WORDS.get(word.upper())
+    if known is None:
+        return misread(line)
+    if known in _TO_THE_END:
+        text = rest.lstrip(b" ")
+        return Command(known, (text,) if text else ())
+    arguments = tuple(filter(None, rest.split(b" ")))
+    if len(arguments) > MAX_ARGUMENTS:
+        return ProtocolErrorKind.BAD_ARGUMENTS
+    return Command(known, arguments)

@@ -1,0 +1,71 @@
+"""Every line that we say to a POP3 client (RFC 1939, RFC 2449, RFC 5034)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from mailproxy.dialogue.values import Denied
+from mailproxy_config.model import AuthMethod, ServerConfig
+
+GREETING: Final = b"+OK POP3 ready\r\n"
+OK: Final = b"+OK\r\n"
+INVALID: Final = b"-ERR invalid command\r\n"
+INTERNAL_ERROR: Final = b"-ERR internal server error\r\n"
+CERTIFICATE_INVALID: Final = b"-ERR SSL certificate error\r\n"
+CERTIFICATE_MISSING: Final = b"-ERR No required SSL certificate\r\n"
+SHUTDOWN: Final = b"-ERR server is shutting down, try again later\r\n"
+BUSY: Final = b"-ERR too many connections, try again later\r\n"
+
+_MECHANISMS: Final = (
+    (AuthMethod.PLAIN, ("PLAIN", "LOGIN")),
+    (AuthMethod.CRAM_MD5, ("CRAM-MD5",)),
+    (AuthMethod.EXTERNAL, ("EXTERNAL",)),
+)
+"""In the order of the lists; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
+
+
+def greeting(challenge: bytes) -> bytes:
+    """Greet with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
+    return b"+OK POP3 ready " + challenge + b"\r\n"
+
+
+def denial(denied: Denied) -> bytes:
+    """Pass on why the authorization service denied the login."""
+    return b"-ERR " + denied.text + b"\r\n"
+
+
+def mechanisms(server: ServerConfig) -> bytes:
+    """Answer AUTH without an argument."""
+    return _listing("+OK methods supported:", _offered(server))
+
+
+def capabilities(server: ServerConfig) -> bytes:
+    """Answer CAPA where there is no STLS to offer: ``starttls off``, TLS already, or after USER."""
+    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server)))
+
+
+def capabilities_with_stls(server: ServerConfig) -> bytes:
+    """Answer CAPA with ``starttls on`` before TLS."""
+    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server), "STLS"))
+
+
+def capabilities_before_tls(server: ServerConfig) -> bytes:
+    """Answer CAPA with ``starttls only`` before TLS: there is no way to log in yet."""
+    usable = (word for word in server.pop3_capabilities if word.upper() != "USER")
+    return _listing(_CAPABILITIES, (*usable, "STLS"))
+
+
+_CAPABILITIES: Final = "+OK Capability list follows"
+
+
+def _offered(server: ServerConfig) -> tuple[str, ...]:
+    return tuple(word for method, words in _MECHANISMS if method in server.pop3_auth for word in words)
+
+
+def _sasl(server: ServerConfig) -> str:
+    return " ".join(("SASL", *_offered(server)))
+
+
+def _listing(first: str, lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\r\n" for line in (first, *lines, ".")).encode()
