@@ -1,0 +1,207 @@
+"""What the authorization service is asked: one HTTP request, as octets.
+
+Lines, order and escaping are those of nginx's ``auth_http``, so that services
+written for it work unchanged.  Everything that is the same for all requests of
+a server is put together once; a request is one join of a few pieces.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from mailproxy.dialogue.values import (
+    AuthRequest,
+    Client,
+    ClientCertificate,
+    Credentials,
+    Envelope,
+    ProxyAddresses,
+    Secret,
+    TlsInfo,
+)
+from mailproxy.events import Method
+from mailproxy_config.model import Protocol, ServerConfig, VerifyClient
+
+_ESCAPED: Final = re.compile(rb"[\x00-\x20%]")
+_LINE_BREAKING: Final = re.compile(rb"[\x00\r\n]")
+_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_AUTH_METHOD: Final = {
+    Method.PASSWORD: b"plain",
+    Method.PLAIN: b"plain",
+    Method.LOGIN: b"plain",
+    Method.CRAM_MD5: b"cram-md5",
+    Method.APOP: b"apop",
+    Method.EXTERNAL: b"external",
+    Method.NONE: b"none",
+}
+
+
+class RequestTemplate:
+    """All requests of one ``server`` block, but for what differs between attempts.
+
+    Args:
+        server: The block; its ``auth_http``, protocol and TLS directives count.
+        header_values: ``auth_http_header`` in configuration order, values
+            already read from where they are kept.
+        keep_alive: Whether the connection is to be used again, which takes
+            HTTP/1.1; else the request line says HTTP/1.0, as nginx's does.
+
+    Raises:
+        ValueError: The host, the URI or a header holds CR, LF or NUL, or a
+            header's name is none.  The message does not show the value.
+    """
+
+    __slots__ = ("_middle", "_pass_certificate", "_prefixes", "_shows_host", "_tail", "_verifies")
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        header_values: Sequence[tuple[bytes, Secret | bytes]],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        start = _request_line(server, keep_alive=keep_alive)
+        self._prefixes = {
+            method: b"%bAuth-Method: %b\r\nAuth-User: " % (start, word)
+            for method, word in _AUTH_METHOD.items()
+        }
+        self._middle = b"\r\nAuth-Protocol: %b\r\nAuth-Login-Attempt: " % server.protocol.encode()
+        self._tail = _configured_headers(header_values)
+        self._shows_host = server.protocol is Protocol.SMTP
+        self._verifies = server.ssl_verify_client is not VerifyClient.DISABLED
+        self._pass_certificate = server.auth_http_pass_client_cert
+
+    def render(self, request: AuthRequest) -> bytes:
+        """Give the whole request, blank line included.
+
+        The octets hold the client's password: they are for the service alone.
+        """
+        credentials = request.credentials
+        client = request.client
+        password = credentials.password
+        pieces = [
+            self._prefixes[credentials.method],
+            _ESCAPED.sub(_percent, credentials.user),
+            b"\r\nAuth-Pass: ",
+            b"" if password is None else _ESCAPED.sub(_percent, password.reveal()),
+            self._middle if credentials.salt is None else _salt(credentials) + self._middle,
+            b"%d\r\nClient-IP: " % request.attempt,
+            client.address.encode("utf-8", "surrogateescape"),
+        ]
+        if self._shows_host or client.proxied is not None or client.tls is not None:
+            self._describe(pieces, client, request.envelope)
+        pieces.append(self._tail)
+        return b"".join(pieces)
+
+    def _describe(self, pieces: list[bytes], client: Client, envelope: Envelope | None) -> None:
+        if self._shows_host:
+            pieces += (b"\r\nClient-Host: ", _one_line(client.host))
+        if client.proxied is not None:
+            pieces.append(_proxied(client.proxied))
+        if envelope is not None:
+            pieces.append(_envelope(envelope))
+        if client.tls is not None:
+            pieces.append(self._tls(client.tls))
+
+    def _tls(self, tls: TlsInfo) -> bytes:
+        lines = b"\r\nAuth-SSL: on\r\nAuth-SSL-Protocol: %b\r\nAuth-SSL-Cipher: %b" % (
+            tls.version.encode(),
+            tls.cipher.encode(),
+        )
+        if not self._verifies:
+            return lines
+        lines += b"\r\nAuth-SSL-Verify: " + _verdict(tls)
+        if tls.certificate is None:
+            return lines
+        lines += _certificate(tls.certificate)
+        if self._pass_certificate:
+            lines += b"\r\nAuth-SSL-Cert: " + _ESCAPED.sub(_percent, tls.certificate.pem)
+        return lines
+
+
+def _percent(octet: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % octet[0][0]
+
+
+def _one_line(value: bytes) -> bytes:
+    """Let no value that nginx sends unescaped begin a line of its own.
+
+    Frontends refuse such values and TLS libraries escape them; this is what
+    remains true should one of them be wrong.
+    """
+    return _LINE_BREAKING.sub(_percent, value)
+
+
+def _salt(credentials: Credentials) -> bytes:
+    return b"\r\nAuth-Salt: " + _one_line(credentials.salt or b"")
+
+
+def _proxied(addresses: ProxyAddresses) -> bytes:
+    return (
+        b"\r\nProxy-Protocol-Addr: %b\r\nProxy-Protocol-Port: %d"
+        b"\r\nProxy-Protocol-Server-Addr: %b\r\nProxy-Protocol-Server-Port: %d"
+    ) % (
+        _one_line(addresses.source),
+        addresses.source_port,
+        _one_line(addresses.destination),
+        addresses.destination_port,
+    )
+
+
+def _envelope(envelope: Envelope) -> bytes:
+    return b"\r\nAuth-SMTP-Helo: %b\r\nAuth-SMTP-From: %b\r\nAuth-SMTP-To: %b" % (
+        _one_line(envelope.helo),
+        _one_line(envelope.mail),
+        _one_line(envelope.rcpt),
+    )
+
+
+def _verdict(tls: TlsInfo) -> bytes:
+    if tls.certificate is None:
+        return b"NONE"
+    if tls.verify_code == 0:
+        return b"SUCCESS"
+    return b"FAILED:" + _one_line(tls.verify_error)
+
+
+def _certificate(certificate: ClientCertificate) -> bytes:
+    return (
+        b"\r\nAuth-SSL-Subject: %b\r\nAuth-SSL-Issuer: %b\r\nAuth-SSL-Serial: %b\r\nAuth-SSL-Fingerprint: %b"
+    ) % (
+        _one_line(certificate.subject),
+        _one_line(certificate.issuer),
+        certificate.serial,
+        certificate.fingerprint,
+    )
+
+
+def _request_line(server: ServerConfig, *, keep_alive: bool) -> bytes:
+    """The request line and ``Host``; the latter without a port, as nginx sends it."""
+    where = server.auth_http
+    uri = where.uri if where.uri.startswith("/") else "/" + where.uri
+    version = b"1.1" if keep_alive else b"1.0"
+    return b"GET %b HTTP/%b\r\nHost: %b\r\n" % (
+        _configured("auth_http", uri.encode()),
+        version,
+        _configured("auth_http", where.host.encode()),
+    )
+
+
+def _configured_headers(values: Sequence[tuple[bytes, Secret | bytes]]) -> bytes:
+    lines = [b"\r\n"]
+    for name, value in values:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"auth_http_header: {name!r} is not a header's name")
+        octets = value.reveal() if isinstance(value, Secret) else value
+        lines.append(b"%b: %b\r\n" % (name, _configured("auth_http_header " + name.decode(), octets)))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def _configured(directive: str, value: bytes) -> bytes:
+    if _LINE_BREAKING.search(value):
+        raise ValueError(f"{directive}: a value holds CR, LF or NUL")
+    return value

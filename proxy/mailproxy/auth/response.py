@@ -1,0 +1,266 @@
+"""What the authorization service answers: the head of an HTTP response, as a decision.
+
+Only headers count; the status code does not, and a body is skipped by whoever
+holds the connection (``BodyFraming`` says how much of it there is).  As strict
+as nginx about form, and stricter about what may be passed on: an answer never
+puts a control character into what a client or an upstream is told.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
+from mailproxy.errors import MalformedAnswer
+from mailproxy.events import AuthErrorReason, Method
+from mailproxy_config.model import Protocol
+
+MAX_HEAD: Final = 16384
+"""Octets of status line and headers together.  nginx takes 1024; a service may add cookies and traces."""
+MAX_WAIT: Final = 86400
+"""Seconds of ``Auth-Wait`` that are honoured; more is cut to a day."""
+MAX_CODE: Final = 32
+"""Octets of ``Auth-Error-Code``; ``535 5.7.0`` has nine."""
+
+_MAX_LINE: Final = {
+    Protocol.IMAP: 1024,  # no limit in RFC 9051; what an answer's head may hold at all in nginx
+    Protocol.POP3: 512,  # RFC 2449 section 4
+    Protocol.SMTP: 512,  # RFC 5321 section 4.5.3.1.5
+}
+_AROUND_TEXT: Final = {
+    Protocol.IMAP: 32 + len(" NO \r\n"),  # after the longest tag
+    Protocol.POP3: len("-ERR \r\n"),
+    Protocol.SMTP: MAX_CODE + len(" \r\n"),
+}
+MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _AROUND_TEXT[protocol] for protocol in Protocol}
+"""Octets of ``Auth-Status`` that a client gets to see, so that its reply stays within the line length."""
+
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/([^\r\n ]*)(?: +([0-9]{3})(?![0-9]))?[^\r\n]*+\r?\n")
+_HEADERS: Final = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*+(?::[^\r\n]*+)?\r?\n)*+\r?\n")
+_HEADER: Final = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*+)(?::([^\r\n]*+))?\r?\n")
+_CONTROL: Final = re.compile(rb"[\x00-\x1f]")
+_OCTET: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4: Final = re.compile(_OCTET + rb"(?:\." + _OCTET + rb"){3}")
+
+_DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
+_LISTS: Final = frozenset({b"connection", b"transfer-encoding", b"content-length"})
+_MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFraming:
+    """Where the body ends that follows the head: after ``length`` octets, its chunks, or the connection."""
+
+    length: int | None = None
+    chunked: bool = False
+    until_close: bool = False
+
+
+_NO_BODY: Final = BodyFraming(length=0)
+_UNTIL_CLOSE: Final = BodyFraming(until_close=True)
+_CHUNKED: Final = BodyFraming(chunked=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the service decided, and what the connection is good for after that.
+
+    ``keep_alive`` is true only where the body's end is known and the service
+    will take another request.  ``status`` is for metrics; it decides nothing.
+    """
+
+    decision: Decision
+    framing: BodyFraming
+    keep_alive: bool
+    status: int | None
+
+
+def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
+    """Tell where an answer's head ends.
+
+    Args:
+        buffer: What has arrived of the answer, from its first octet on.
+        start: How many octets of it an earlier call has seen.
+
+    Returns:
+        The offset just after the blank line, or -1 while there is none.
+    """
+    if start < 2 and buffer.startswith((b"\n", b"\r\n")):
+        return 1 if buffer.startswith(b"\n") else 2
+    found = _BLANK_LINE.search(buffer, max(start - 2, 0))
+    return found.end() if found else -1
+
+
+def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, password: Secret | None) -> Answer:
+    """Read an answer's head.
+
+    Args:
+        head: From its first octet to ``head_end``.
+        protocol: Of the client; SMTP has rules of its own.
+        method: How the client presented its credentials.
+        user: Whom the client claims to be; ``Auth-User`` replaces it.
+        password: What the client gave; ``Auth-Pass`` replaces it, and must
+            where the client gave a digest or nothing.
+
+    Raises:
+        MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
+    """
+    status_line = _STATUS_LINE.match(head)
+    if status_line is None and head.startswith(b"HTTP/"):
+        raise MalformedAnswer("malformed status line")
+    at = status_line.end() if status_line else 0
+    if not _HEADERS.fullmatch(head, at):
+        raise MalformedAnswer("malformed header")
+    said = _Said(_HEADER.findall(head, at), protocol)
+    framing, keep_alive, status = _framing(status_line, said.last)
+    return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
+
+
+class _Said:
+    """The headers that mean something, after their rules of repetition."""
+
+    __slots__ = ("failure", "last", "wait", "waits")
+
+    def __init__(self, headers: list[tuple[bytes, bytes]], protocol: Protocol) -> None:
+        self.last: dict[bytes, bytes] = {}
+        self.failure: bytes | None = None
+        self.waits = False
+        self.wait = 0
+        for raw_name, raw_value in headers:
+            name = raw_name.lower()
+            value = raw_value.strip(b" ")
+            if name == b"auth-status":
+                self._judge(value, protocol)
+            elif name == b"auth-wait":
+                self.wait = _seconds(value, self.wait)
+            elif name in _LISTS and name in self.last:
+                self.last[name] += b"," + value
+            else:
+                self.last[name] = value
+
+    def _judge(self, status: bytes, protocol: Protocol) -> None:
+        if status == b"OK":
+            return
+        if status == b"WAIT":
+            self.waits = True
+        elif status or protocol is not Protocol.SMTP:
+            self.failure = status
+
+    def harmless(self, name: bytes) -> bytes | None:
+        """Give a header's value that will be passed on, if there is one."""
+        value = self.last.get(name)
+        return None if value is None else _harmless(value)
+
+
+def _seconds(value: bytes, otherwise: int) -> int:
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
+        return otherwise
+    return min(int(value), MAX_WAIT)
+
+
+def _harmless(value: bytes) -> bytes:
+    if _CONTROL.search(value):
+        raise MalformedAnswer("control character in a value to be passed on")
+    return value
+
+
+def _decision(
+    said: _Said, protocol: Protocol, method: Method, user: bytes, password: Secret | None
+) -> Decision:
+    """Decide as nginx does when the head is complete, failure first."""
+    new_user = said.harmless(b"auth-user")
+    new_password = said.harmless(b"auth-pass")
+    if said.failure is not None and not (said.waits and said.wait):
+        return _denied(said, said.failure, protocol, new_user)
+    if said.waits:
+        # Without Auth-Wait nginx asks again at once, and for ever; a second is what was meant.
+        secret = None if new_password is None else Secret(new_password)
+        return Postponed(said.wait or 1, new_user, secret)
+    return Granted(
+        *_where(said.last),
+        user if new_user is None else new_user,
+        _known_password(protocol, method, password, new_password),
+    )
+
+
+def _denied(said: _Said, text: bytes, protocol: Protocol, user: bytes | None) -> Denied:
+    code = said.harmless(b"auth-error-code") if protocol is Protocol.SMTP else None
+    if code is not None and len(code) > MAX_CODE:
+        raise MalformedAnswer(f"Auth-Error-Code of {len(code)} octets, at most {MAX_CODE} accepted")
+    return Denied(_harmless(text)[: MAX_TEXT[protocol]], said.wait, code or None, user)
+
+
+def _known_password(
+    protocol: Protocol, method: Method, given: Secret | None, sent: bytes | None
+) -> Secret | None:
+    """Find what to log in with at the upstream; a digest is no password."""
+    if sent is not None:
+        return Secret(sent)
+    if given is not None and method not in _DIGESTS:
+        return given
+    if protocol is Protocol.SMTP:
+        return None
+    raise MalformedAnswer(f"no Auth-Pass, which {method} needs")
+
+
+def _where(last: dict[bytes, bytes]) -> tuple[str, int]:
+    server = last.get(b"auth-server")
+    port = last.get(b"auth-port")
+    if not server or not port:
+        raise MalformedAnswer("no Auth-Server or no Auth-Port", AuthErrorReason.NO_SERVER)
+    return _address(server), _port(port)
+
+
+def _address(text: bytes) -> str:
+    """Read an IP address.  IPv6 may stand in brackets, which nginx would refuse; a zone may not."""
+    if _IPV4.fullmatch(text):
+        return text.decode("ascii")
+    bare = text[1:-1] if text.startswith(b"[") and text.endswith(b"]") else text
+    try:
+        address = bare.decode("ascii")
+        if "%" not in address:
+            ipaddress.IPv6Address(address)
+            return address
+    except ValueError:
+        pass
+    raise MalformedAnswer("Auth-Server is not an IP address", AuthErrorReason.BAD_ADDRESS)
+
+
+def _port(text: bytes) -> int:
+    if text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) < 65536:
+        return int(text)
+    raise MalformedAnswer("Auth-Port is not a port", AuthErrorReason.BAD_ADDRESS)
+
+
+def _framing(
+    status_line: re.Match[bytes] | None, last: dict[bytes, bytes]
+) -> tuple[BodyFraming, bool, int | None]:
+    """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
+    if status_line is None:
+        return _UNTIL_CLOSE, False, None
+    version, digits = status_line.groups()
+    status = int(digits) if digits else None
+    persists = _persists(version, last.get(b"connection", b"").lower())
+    coding = last.get(b"transfer-encoding")
+    if status is not None and (status < 200 or status in {204, 304}):
+        # An interim status announces another head, which nobody waits for.
+        return _NO_BODY, persists and status >= 200, status
+    if coding is not None:
+        if coding.lower() != b"chunked":
+            return _UNTIL_CLOSE, False, status
+        return _CHUNKED, persists and b"content-length" not in last, status
+    length = last.get(b"content-length", b"")
+    if length.isdigit() and len(length) <= _MAX_DIGITS:
+        return BodyFraming(length=int(length)), persists, status
+    return _UNTIL_CLOSE, False, status
+
+
+def _persists(version: bytes, connection: bytes) -> bool:
+    options = {option.strip(b" \t") for option in connection.split(b",")}
+    if b"close" in options:
+        return False
+    return version == b"1.1" or (version == b"1.0" and b"keep-alive" in options)

@@ -1,0 +1,183 @@
+"""The conversation with an IMAP client, from the greeting to its login.
+
+Only what nginx understands before login is understood here: CAPABILITY, NOOP,
+LOGOUT, STARTTLS, LOGIN and AUTHENTICATE.  Everything else is the upstream's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+from mailproxy.dialogue.actions import Dialogue, send
+from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Identified, Secret
+from mailproxy.errors import LineTooLong
+from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.conversation import CertificateFault, Conversation, misread
+from mailproxy.protocols.imap import replies
+from mailproxy.protocols.imap.commands import (
+    MAX_ARGUMENTS,
+    NO_TAG,
+    PLAIN_LOGIN,
+    Command,
+    Rejected,
+    Unfinished,
+    begin,
+    go_on,
+    tag_of,
+)
+from mailproxy.protocols.sasl import Framing, is_unsafe
+from mailproxy_config.model import ServerConfig, StartTls
+
+_FRAMING: Final = Framing(replies.CHALLENGE_PREFIX, words=MAX_ARGUMENTS)
+_CERTIFICATE_REPLIES: Final = {
+    CertificateFault.INVALID: replies.CERTIFICATE_INVALID,
+    CertificateFault.MISSING: replies.CERTIFICATE_MISSING,
+}
+
+
+class ImapFrontend:
+    """One server's side of the conversations with IMAP clients."""
+
+    __slots__ = ("_capabilities", "_server")
+
+    def __init__(self, server: ServerConfig) -> None:
+        self._server = server
+        self._capabilities = replies.capabilities(server)
+
+    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+        """Talk to a client until it is identified, or gone."""
+        return ImapConversation(self._server, client, self._capabilities).converse()
+
+
+class ImapConversation(Conversation):
+    """One IMAP client's conversation."""
+
+    framing: ClassVar[Framing] = _FRAMING
+    certificate_replies: ClassVar[dict[CertificateFault, bytes]] = _CERTIFICATE_REPLIES
+
+    __slots__ = ("_capabilities", "_start", "_tag")
+
+    def __init__(self, server: ServerConfig, client: Client, capabilities: replies.Capabilities) -> None:
+        super().__init__(server, client, server.imap_client_buffer)
+        self._capabilities = capabilities
+        self._tag = NO_TAG
+        self._start = 0
+
+    def greet(self) -> Dialogue[Ended | None]:
+        """Say the greeting."""
+        yield from send(replies.GREETING)
+        return None
+
+    def invalid(self) -> bytes:
+        """Give the reply to an invalid command, with its tag if it has one."""
+        return replies.invalid(self._tag)
+
+    def denial(self, denied: Denied) -> bytes:
+        """Give the reply to a login that the authorization service denied."""
+        return replies.denied(self._tag, denied.text)
+
+    def turn(self) -> Dialogue[Identified | Ended | None]:
+        """Take one command, with its literals, and answer it."""
+        self._tag = NO_TAG
+        self._start = self.reader.consumed
+        line = yield from self._first_line()
+        login = PLAIN_LOGIN.fullmatch(line)
+        if login is not None:
+            self._tag, user, password = login.groups()
+            return (yield from self._login([user, password]))
+        command = yield from self._whole(begin(line))
+        self._tag = command.tag
+        if isinstance(command, Rejected):
+            return (yield from self._reject(command, line))
+        return (yield from self._dispatch(command))
+
+    # ---- reading a command ----
+
+    def _first_line(self) -> Dialogue[bytes]:
+        try:
+            return (yield from self.reader.line())
+        except LineTooLong as too_long:
+            self._tag = tag_of(too_long.seen)
+            raise
+
+    def _room(self) -> int:
+        """How many octets the command may still take: all its lines and literals share one limit."""
+        return self.reader.limit - (self.reader.consumed - self._start)
+
+    def _whole(self, command: Command | Unfinished | Rejected) -> Dialogue[Command | Rejected]:
+        """Read on until the command is complete.
+
+        Raises:
+            LineTooLong: Before a literal is read, or asked for, that would not fit.
+        """
+        while isinstance(command, Unfinished):
+            self._tag = command.command.tag
+            if command.size >= self._room():
+                raise LineTooLong(b"", self.reader.limit)
+            if command.synchronizing:
+                yield from send(replies.CONTINUE)
+            octets = yield from self.reader.octets(command.size)
+            line = yield from self.reader.line(self._room())
+            command = go_on(command, octets, line)
+        return command
+
+    def _reject(self, rejected: Rejected, line: bytes) -> Dialogue[Ended | None]:
+        kind = misread(line) if rejected.kind is ProtocolErrorKind.UNKNOWN_COMMAND else rejected.kind
+        ended = yield from self.count(kind)
+        if ended is None and rejected.closes:
+            return Ended(CloseReason.PROTOCOL_ERROR)
+        return ended
+
+    # ---- commands ----
+
+    def _dispatch(self, command: Command) -> Dialogue[Identified | Ended | None]:
+        match command.word:
+            case b"LOGIN":
+                return (yield from self._login(command.arguments))
+            case b"AUTHENTICATE":
+                return (yield from self._authenticate(command.arguments))
+            case b"STARTTLS":
+                return (yield from self.upgrade(replies.completed(self._tag)))
+            case b"CAPABILITY":
+                yield from send(self._capability() + replies.completed(self._tag))
+            case b"LOGOUT":
+                yield from send(replies.BYE + replies.completed(self._tag))
+                return Ended(CloseReason.CLIENT_QUIT)
+            case _:
+                yield from send(replies.completed(self._tag))
+        return None
+
+    def _capability(self) -> bytes:
+        if not self.tls_is_offered:
+            return self._capabilities.plain
+        if self.server.starttls is StartTls.ONLY:
+            return self._capabilities.only
+        return self._capabilities.starttls
+
+    def _login(self, arguments: list[bytes]) -> Dialogue[Identified | Ended | None]:
+        """LOGIN (RFC 9051 section 6.2.3): a user name, which is not empty, and a password, which may be."""
+        if self.tls_is_missing:
+            yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
+            return None
+        if len(arguments) != 2 or not arguments[0]:
+            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
+            return None
+        user, password = arguments
+        if is_unsafe(user) or is_unsafe(password):
+            kind = ProtocolErrorKind.CONTROL_CHAR
+            yield from self.refuse(Method.PASSWORD, LoginResult.BAD_CREDENTIALS_SYNTAX, kind)
+            return None
+        return (yield from self._identify(Credentials(Method.PASSWORD, user, Secret(password))))
+
+    def _authenticate(self, arguments: list[bytes]) -> Dialogue[Identified | Ended | None]:
+        """AUTHENTICATE (RFC 9051 section 6.2.2); its response lines share the command's limit."""
+        outcome = yield from self.exchange(arguments, self.server.imap_auth, self._room())
+        if isinstance(outcome, Credentials):
+            return (yield from self._identify(outcome))
+        return outcome
+
+    def _identify(self, credentials: Credentials) -> Dialogue[Identified | Ended | None]:
+        admitted = yield from self.admit(credentials)
+        if admitted is None or isinstance(admitted, Ended):
+            return admitted
+        return Identified(admitted, credentials.method, self.reader.rest(), self._tag)

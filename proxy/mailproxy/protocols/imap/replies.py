@@ -1,0 +1,66 @@
+"""Every line that IMAP clients hear from us, and nobody else's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from mailproxy_config.model import AuthMethod, ServerConfig
+
+GREETING: Final = b"* OK IMAP4 ready\r\n"
+CONTINUE: Final = b"+ OK\r\n"
+CHALLENGE_PREFIX: Final = b"+ "
+BYE: Final = b"* BYE\r\n"
+CERTIFICATE_INVALID: Final = b"* BYE SSL certificate error\r\n"
+CERTIFICATE_MISSING: Final = b"* BYE No required SSL certificate\r\n"
+INTERNAL_ERROR: Final = b"* BAD internal server error\r\n"
+SHUTDOWN: Final = b"* BYE [UNAVAILABLE] server shutting down\r\n"
+BUSY: Final = b"* BYE [UNAVAILABLE] too many connections\r\n"
+
+_MECHANISMS: Final = (
+    (AuthMethod.PLAIN, b" AUTH=PLAIN"),
+    (AuthMethod.LOGIN, b" AUTH=LOGIN"),
+    (AuthMethod.CRAM_MD5, b" AUTH=CRAM-MD5"),
+    (AuthMethod.EXTERNAL, b" AUTH=EXTERNAL"),
+)
+
+
+def completed(tag: bytes) -> bytes:
+    """A command did what it should."""
+    return tag + b" OK completed\r\n"
+
+
+def invalid(tag: bytes) -> bytes:
+    """A command is not understood, or not now."""
+    return tag + b" BAD invalid command\r\n"
+
+
+def denied(tag: bytes, text: bytes) -> bytes:
+    """The authorization service said no, in these words."""
+    return b"%b NO %b\r\n" % (tag, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """The untagged CAPABILITY replies of one server, and which of them applies when.
+
+    ``plain`` where STARTTLS is not offered (any more), ``starttls`` where it
+    is, ``only`` where nothing else will do (directives ``imap_capabilities``,
+    ``imap_auth``, ``starttls``).
+    """
+
+    plain: bytes
+    starttls: bytes
+    only: bytes
+
+
+def capabilities(server: ServerConfig) -> Capabilities:
+    """Put a server's CAPABILITY replies together; the order of mechanisms is fixed."""
+    words = b"".join(b" " + word.encode() for word in server.imap_capabilities)
+    mechanisms = b"".join(word for method, word in _MECHANISMS if method in server.imap_auth)
+    start = b"* CAPABILITY" + words
+    return Capabilities(
+        plain=start + mechanisms + b"\r\n",
+        starttls=start + mechanisms + b" STARTTLS\r\n",
+        only=start + b" STARTTLS LOGINDISABLED\r\n",
+    )
