@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from mailproxy_config.model import KeepAlive, ListenConfig
-
 from mailproxy_operator.settings import KubeVersion
 
 PORT_START = "net.ipv4.ip_unprivileged_port_start"

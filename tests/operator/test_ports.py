@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mailproxy_config.model import ListenConfig
 from mailproxy_operator.ports import Listener, Port, conflicts, ports, privileged, written
 

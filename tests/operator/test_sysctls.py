@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mailproxy_config.model import KeepAlive, ListenConfig, Octets
 from mailproxy_operator.settings import KubeVersion
 from mailproxy_operator.sysctls import Policy, Sysctl, sysctls
@@ -32,8 +33,12 @@ def applied(found: dict[str, Sysctl]) -> dict[str, str | None]:
 IDLE_30 = KeepAlive(idle=1800, count=10)
 IDLE_10 = KeepAlive(idle=600, count=10)
 SEED = listen(
-    993, backlog=511, rcvbuf=Octets(262144), sndbuf=Octets(262144), so_keepalive=KeepAlive(idle=1800, interval=75, count=10)
-)  # fmt: skip
+    993,
+    backlog=511,
+    rcvbuf=Octets(262144),
+    sndbuf=Octets(262144),
+    so_keepalive=KeepAlive(idle=1800, interval=75, count=10),
+)
 START, TIME = "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_keepalive_time"
 SOMAXCONN, RMEM, WMEM = "net.core.somaxconn", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"
 
