@@ -1,0 +1,276 @@
+"""The composition root of one worker: a configuration and its sockets become a running proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from mailproxy.auth.request import RequestTemplate
+from mailproxy.dialogue.values import Secret
+from mailproxy.observe.log import Log
+from mailproxy.observe.meter import Meter
+from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.trust import TrustedPeers
+from mailproxy.runtime.auth_http import AuthService
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.listener import Door, Listener
+from mailproxy.runtime.reactor import Reactor
+from mailproxy.runtime.resolver import HostAddresses, Resolver
+from mailproxy.runtime.server import Server
+from mailproxy.runtime.sockets import plan
+from mailproxy.tls.contexts import ServerTls, build
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import AuthHttp, ProxyConfig, ResolverConfig, ServerConfig
+
+_LAG_EVERY: Final = 0.1
+_GRACE: Final = 5.0
+"""Seconds beyond its longest look-up that a resolver lives on after a reload."""
+_DRAIN_STEP: Final = 0.05
+
+AuthKey = tuple[AuthHttp, float]
+ResolverKey = tuple[ResolverConfig, float]
+
+
+class WorkerLoop(asyncio.SelectorEventLoop):
+    """The stock loop on a selector that serves the mail sockets itself."""
+
+    def __init__(self) -> None:
+        self.reactor = Reactor()
+        super().__init__(self.reactor)
+
+
+def make_loop() -> WorkerLoop:
+    """Make the loop that an ``App`` runs on."""
+    return WorkerLoop()
+
+
+class App:
+    """One worker's proxy.  Made inside its running ``WorkerLoop``.
+
+    Args:
+        log: Where sessions and events are told.
+        meter: The numbers that sessions bump.
+    """
+
+    def __init__(self, *, log: Log, meter: Meter) -> None:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, WorkerLoop):
+            message = "an App runs on the loop that make_loop() made"
+            raise TypeError(message)
+        self._engine = Engine(loop, loop.reactor, log=log, meter=meter)
+        loop.reactor.on_crash = self._engine.crashed
+        self._listeners: dict[str, Listener] = {}
+        self._servers: dict[str, Server] = {}
+        self._auth: dict[AuthKey, AuthService] = {}
+        self._resolvers: dict[ResolverKey, Resolver] = {}
+        self._measure_lag(time.monotonic())
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions there are, relays included."""
+        return len(self._engine.live)
+
+    async def apply(
+        self,
+        config: ProxyConfig,
+        sockets: Mapping[str, socket.socket],
+        *,
+        names: Mapping[str, tuple[str, ...]],
+        ticket_key: bytes,
+    ) -> None:
+        """Put a configuration to work: at the start, and at every reload.
+
+        Sessions that run keep what they began with.
+
+        Args:
+            config: What to run.
+            sockets: The listening sockets by the key of their plan; they
+                belong to the application from here on.
+            names: What host names in the configuration resolved to.
+            ticket_key: What TLS session tickets are sealed with, for all workers alike.
+
+        Raises:
+            ConfigError: A file does not load.  What ran before goes on.
+        """
+        try:
+            servers = self._build(config, names, ticket_key)
+        except ConfigError:
+            for sock in sockets.values():
+                sock.close()
+            raise
+        self._engine.limit = config.worker_connections
+        self._engine.meter.connections_limit.value = config.worker_connections
+        self._engine.meter.keep_servers(server.name for server in config.servers)
+        self._tell_expiries(servers)
+        self._listen(config, servers, sockets, names)
+        self._servers = {server.config.name: server for server in servers}
+        self._retire(servers)
+
+    # -- building
+
+    def _build(
+        self, config: ProxyConfig, names: Mapping[str, tuple[str, ...]], ticket_key: bytes
+    ) -> Sequence[Server]:
+        problems: list[Problem] = []
+        servers: list[Server] = []
+        for server in config.servers:
+            try:
+                servers.append(self._server(server, names, ticket_key))
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        return servers
+
+    def _server(
+        self, config: ServerConfig, names: Mapping[str, tuple[str, ...]], ticket_key: bytes
+    ) -> Server:
+        previous = self._servers.get(config.name)
+        tls: ServerTls | None = None
+        if config.tls_is_used:
+            tls = build(config, ticket_key=ticket_key, previous=previous.tls if previous else None)
+        meter = self._engine.meter
+        return Server(
+            config,
+            protocol=PROTOCOLS[config.protocol],
+            auth=self._auth_service(config),
+            template=RequestTemplate(config, header_values(config), keep_alive=True),
+            resolver=self._resolver(config),
+            tls=tls,
+            trusted=TrustedPeers(
+                [address for entry in config.set_real_ip_from for address in names.get(entry, (entry,))]
+            ),
+            meter=meter.server(config.name, config.protocol),
+            numbers=meter.protocol(config.protocol),
+        )
+
+    def _auth_service(self, config: ServerConfig) -> AuthService:
+        key = (config.auth_http, config.auth_http_timeout)
+        if key not in self._auth:
+            addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
+            self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout)
+        return self._auth[key]
+
+    def _resolver(self, config: ServerConfig) -> Resolver | None:
+        if config.resolver is None:
+            return None
+        key = (config.resolver, config.resolver_timeout)
+        if key not in self._resolvers:
+            self._resolvers[key] = Resolver(
+                config.resolver, timeout=config.resolver_timeout, meter=self._engine.meter
+            )
+        return self._resolvers[key]
+
+    def _tell_expiries(self, servers: Sequence[Server]) -> None:
+        for server in servers:
+            self._engine.meter.set_certificates(
+                server.config.name, server.tls.not_after if server.tls is not None else ()
+            )
+
+    # -- listening
+
+    def _listen(
+        self,
+        config: ProxyConfig,
+        servers: Sequence[Server],
+        sockets: Mapping[str, socket.socket],
+        names: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        old, self._listeners = self._listeners, {}
+        for listener in old.values():
+            listener.close()
+        for planned in plan(config, names):
+            sock = sockets.get(planned.key)
+            if sock is None:
+                continue
+            doors = {
+                address: Door(servers[route.server], config.servers[route.server].listen[route.listen])
+                for address, route in planned.routes.items()
+            }
+            default = Door(
+                servers[planned.default.server],
+                config.servers[planned.default.server].listen[planned.default.listen],
+            )
+            listener = Listener(self._engine, planned.key, sock, default, doors)
+            self._listeners[planned.key] = listener
+            if not self._engine.draining:
+                listener.open()
+
+    def _retire(self, servers: Sequence[Server]) -> None:
+        """Let go of what only the previous configuration needed."""
+        services = {id(server.auth) for server in servers}
+        for auth_key in [key for key, service in self._auth.items() if id(service) not in services]:
+            self._auth.pop(auth_key).close()
+        resolvers = {id(server.resolver) for server in servers}
+        for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
+            resolver = self._resolvers.pop(key)
+            self._engine.loop.call_later(2 * key[1] + _GRACE, resolver.close)
+
+    # -- leaving
+
+    async def drain(self, timeout: float) -> None:
+        """Stop accepting, say goodbye to who has not logged in, give relays ``timeout`` seconds, then cut."""
+        engine = self._engine
+        engine.draining = True
+        engine.meter.draining.value = 1
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        for session in list(engine.live):
+            session.say_goodbye()
+        ends_at = time.monotonic() + timeout
+        while engine.live and time.monotonic() < ends_at:
+            await asyncio.sleep(_DRAIN_STEP)
+        self.stop()
+
+    def stop(self) -> None:
+        """End everything at once."""
+        engine = self._engine
+        engine.draining = True
+        for listener in self._listeners.values():
+            listener.close()
+        self._listeners.clear()
+        for session in list(engine.live):
+            session.cut()
+        for service in self._auth.values():
+            service.close()
+        self._auth.clear()
+        for resolver in self._resolvers.values():
+            resolver.close()
+        self._resolvers.clear()
+        engine.log.flush()
+
+    # -- the loop's health
+
+    def _measure_lag(self, due: float) -> None:
+        now = time.monotonic()
+        self._engine.meter.loop_lag.observe(max(now - due, 0.0))
+        if not self._engine.loop.is_closed():
+            with suppress(RuntimeError):
+                self._engine.loop.call_at(now + _LAG_EVERY, self._measure_lag, now + _LAG_EVERY)
+
+
+def header_values(config: ServerConfig) -> list[tuple[bytes, Secret | bytes]]:
+    """Read the values of ``auth_http_header``.
+
+    Raises:
+        ConfigError: A file that holds one cannot be read.
+    """
+    values: list[tuple[bytes, Secret | bytes]] = []
+    for position, header in enumerate(config.auth_http_header):
+        if header.value_file is None:
+            values.append((header.name.encode(), (header.value or "").encode()))
+            continue
+        try:
+            with open(header.value_file, "rb") as file:  # noqa: PTH123 - one read of a small file
+                octets = file.read(64 * 1024)
+        except OSError as error:
+            path = f"servers[{config.name}].auth_http_header[{position}]"
+            reason = f"cannot read {header.value_file}: {error.strerror}"
+            raise ConfigError([Problem(path, reason)]) from error
+        values.append((header.name.encode(), Secret(octets.removesuffix(b"\n").removesuffix(b"\r"))))
+    return values

@@ -1,0 +1,1 @@
+"""Where conversations meet sockets: the only package that does input and output on mail connections."""

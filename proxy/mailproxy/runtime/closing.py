@@ -1,0 +1,95 @@
+"""Leaving without losing the last word.
+
+A socket that is closed while the peer's octets lie unread makes TCP reset the
+connection, and the last reply may be lost on the way.  So our side is shut
+first, and what still comes is thrown away for a short while.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import suppress
+from typing import Final
+
+from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK, MailSocket
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.reactor import BROKEN, READ
+
+LINGER_SECONDS: Final = 2.0
+LINGER_OCTETS: Final = 64 * 1024
+LINGERING_AT_MOST: Final = 256
+
+
+def close_now(engine: Engine, sock: MailSocket, fd: int) -> None:
+    """Close a connection that has nothing left to say."""
+    engine.reactor.forget(fd)
+    sock.close()
+
+
+def close_politely(engine: Engine, sock: MailSocket, fd: int) -> None:
+    """Close a connection whose last reply must arrive, although the peer may still be talking."""
+    end_writing(sock)
+    if engine.lingering >= LINGERING_AT_MOST:
+        close_now(engine, sock, fd)
+    else:
+        Lingerer(engine, sock, fd).on_event(READ)
+
+
+def end_writing(sock: MailSocket) -> None:
+    """Tell the peer that nothing more comes: close_notify where there is TLS, then FIN."""
+    if isinstance(sock, ssl.SSLSocket):
+        with suppress(OSError, ValueError):
+            sock.unwrap()
+    with suppress(OSError):
+        _plain_shutdown(sock)
+
+
+def _plain_shutdown(sock: MailSocket) -> None:
+    if isinstance(sock, socket.socket):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+class Lingerer:
+    """Throws away what a peer still sends, for a bounded while."""
+
+    __slots__ = ("_left", "engine", "fd", "sock", "timer")
+
+    def __init__(self, engine: Engine, sock: MailSocket, fd: int) -> None:
+        self.engine = engine
+        self.sock = sock
+        self.fd = fd
+        self.timer = 0
+        self._left = LINGER_OCTETS
+        engine.lingering += 1
+        engine.reactor.hand_over(fd, self)
+        engine.reactor.want(fd, READ)
+        engine.timers.arm(self, LINGER_SECONDS)
+
+    def on_event(self, mask: int) -> None:
+        """Read and forget; the end, an error or the limit closes."""
+        try:
+            octets = _raw_recv(self.sock)
+        except WOULD_BLOCK:
+            if mask & BROKEN:
+                self.on_timeout()
+            return
+        except CLOSED_BY_TLS:
+            octets = b""
+        except OSError:
+            octets = b""
+        self._left -= len(octets)
+        if not octets or self._left <= 0:
+            self.on_timeout()
+
+    def on_timeout(self) -> None:
+        """Close, once."""
+        if self.fd >= 0:
+            self.engine.timers.disarm(self)
+            self.engine.lingering -= 1
+            close_now(self.engine, self.sock, self.fd)
+            self.fd = -1
+
+
+def _raw_recv(sock: MailSocket) -> bytes:
+    return sock.recv(4096)

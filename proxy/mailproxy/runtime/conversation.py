@@ -1,0 +1,307 @@
+"""The interpreter: performs a dialogue on a socket, resumed by readiness instead of by a task.
+
+What the peer is told is joined and leaves before anything is waited for; the
+peer is read only while the dialogue asks for octets; a failure is thrown in
+at the ``yield`` it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Protocol
+
+from mailproxy.dialogue import actions
+from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+
+WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
+HIGH_WATER: Final = 16 * 1024
+"""Octets for the peer that may gather while it pipelines, before it has to take some."""
+
+ASIDE: Final = 0  # nothing is expected of the peer
+READING: Final = 1
+OVERHEARING: Final = 2
+FLUSHING: Final = 3
+OVER: Final = 4
+
+
+class MailSocket(Protocol):
+    """What a conversation needs of a connection; a socket and a TLS connection both have it."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Read at most ``size`` octets; empty at the end."""
+        ...
+
+    def send(self, octets: bytes, /) -> int:
+        """Write what fits and say how much."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        ...
+
+
+class _Pending:
+    """The answer to an action comes later."""
+
+
+PENDING: Final = _Pending()
+
+
+class Conversation(ABC):
+    """One dialogue on one connection; a reactor's handler.
+
+    Whoever derives from this performs the actions that need more than a peer
+    (``_PERFORM``), and is told once how it ended: ``_finished`` or ``_failed``.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_dialogue",
+        "_held",
+        "_limit",
+        "_mask",
+        "_outgoing",
+        "_state",
+        "_wake",
+        "_write_seconds",
+        "engine",
+        "fd",
+        "sock",
+        "timer",
+    )
+    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
+
+    def __init__(self, engine: Engine, sock: MailSocket, fd: int, *, write_seconds: float) -> None:
+        self.engine = engine
+        self.sock = sock
+        self.fd = fd
+        self.timer = 0
+        self._dialogue: Dialogue[Any] | None = None
+        self._outgoing = b""
+        self._mask = READ
+        self._state = ASIDE
+        self._limit = 0
+        self._deadline = 0.0
+        self._held: Action | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._write_seconds = write_seconds
+
+    # -- what others call
+
+    def begin(self, dialogue: Dialogue[Any]) -> None:
+        """Perform a dialogue from its start."""
+        self._dialogue = dialogue
+        self._run(dialogue.send, None)
+
+    def resume(self, answer: object) -> None:
+        """Give the dialogue the answer it waits for."""
+        if self._dialogue is not None:
+            self._run(self._dialogue.send, answer)
+
+    def throw(self, error: Exception) -> None:
+        """Let what the dialogue waits for fail."""
+        if self._dialogue is not None:
+            self._run(self._dialogue.throw, error)
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the dialogue waits for the peer's octets."""
+        return self._state in (READING, OVERHEARING)
+
+    def on_event(self, mask: int) -> None:
+        """Readiness: read, write, or put up with a peer that speaks before it is asked."""
+        state = self._state
+        if state == READING or state == OVERHEARING:
+            self._read()
+        elif state == FLUSHING:
+            if mask & (WRITE | BROKEN):
+                self._continue_flushing()
+        elif mask & BROKEN:
+            self._broken()
+        elif self._mask != QUIET:
+            self._watch(QUIET)
+
+    def on_timeout(self) -> None:
+        """The deadline, or the time for a peer to take what it was told, is over."""
+        if self._state in (READING, FLUSHING):
+            self.throw(PeerTimedOut())
+
+    # -- what derived classes may change
+
+    @abstractmethod
+    def _finished(self, result: Any) -> None:  # noqa: ANN401 - each dialogue returns its own
+        """The dialogue returned; nothing is awaited any more, but octets may wait to leave."""
+
+    @abstractmethod
+    def _failed(self, error: Exception) -> None:
+        """The dialogue ended with an error, or the connection broke."""
+
+    def _broken(self) -> None:
+        """The connection broke while nothing was asked of the peer."""
+        self.release()
+        self._failed(PeerReset())
+
+    # -- performing
+
+    def _run(self, step: Callable[[Any], Action], value: object) -> None:
+        self._state = ASIDE
+        try:
+            action = step(value)
+            while True:
+                kind = action.__class__
+                if kind is actions.Send:
+                    outgoing = self._outgoing
+                    self._outgoing = outgoing + action.octets if outgoing else action.octets  # type: ignore[union-attr]
+                    if len(self._outgoing) <= HIGH_WATER or self._flush():
+                        action = self._dialogue.send(None)  # type: ignore[union-attr]
+                        continue
+                    return self._hold(None)
+                if self._outgoing and not self._flush():
+                    return self._hold(action)
+                if kind is actions.Receive:
+                    return self._listen(action.limit)  # type: ignore[union-attr]
+                answer = self._PERFORM[kind](self, action)
+                if answer is PENDING:
+                    return None
+                action = self._dialogue.send(answer)  # type: ignore[union-attr]
+        except StopIteration as stop:
+            self._dialogue = None
+            self._finished(stop.value)
+        except OSError as error:
+            self.release()
+            self._failed(PeerReset(type(error).__name__))
+        except Exception as error:  # noqa: BLE001 - the outer edge: every failure gets its words there
+            self.release()
+            self._failed(error)
+        return None
+
+    def _listen(self, limit: int) -> None:
+        self._limit = limit
+        self._state = READING
+        if self._mask != READ:
+            self._watch(READ)
+        if self._deadline and self._deadline <= time.monotonic():
+            self.throw(PeerTimedOut())
+        elif self._has_more():
+            self._read()
+
+    def _has_more(self) -> bool:
+        """Whether octets wait above the socket, where no event tells of them."""
+        return False
+
+    def _read(self) -> None:
+        try:
+            octets = self.sock.recv(self._limit)
+        except WOULD_BLOCK:
+            return
+        except CLOSED_BY_TLS:
+            octets = b""
+        except OSError:
+            return self.throw(PeerReset())
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if octets:
+            self._run(self._dialogue.send, octets)  # type: ignore[union-attr]
+        else:
+            self.throw(PeerClosed())
+        return None
+
+    def _flush(self) -> bool:
+        octets = self._outgoing
+        try:
+            sent = self.sock.send(octets)
+        except WOULD_BLOCK:
+            sent = 0
+        if sent == len(octets):
+            self._outgoing = b""
+            return True
+        self._outgoing = octets[sent:]
+        return False
+
+    def _hold(self, action: Action | None) -> None:
+        """Go on with ``action`` (``None``: with the dialogue) when the peer has taken what it was told."""
+        self._held = action
+        self._state = FLUSHING
+        self.engine.timers.arm(self, self._write_seconds)
+        self._watch(WRITE)
+
+    def _continue_flushing(self) -> None:
+        before = len(self._outgoing)
+        try:
+            done = self._flush()
+        except OSError:
+            return self.throw(PeerReset())
+        if not done:
+            if len(self._outgoing) != before:
+                self.engine.timers.arm(self, self._write_seconds)
+            return None
+        self._rearm()
+        self._watch(QUIET)
+        held, self._held = self._held, None
+        self._flushed(held)
+        return None
+
+    def _flushed(self, held: Action | None) -> None:
+        if held is None:
+            self.resume(None)
+        else:
+            self._run(_same, held)
+
+    def _rearm(self) -> None:
+        if self._deadline:
+            self.engine.timers.arm(self, max(self._deadline - time.monotonic(), 0.0))
+        else:
+            self.engine.timers.disarm(self)
+
+    def _watch(self, mask: int) -> None:
+        if mask != self._mask:
+            self._mask = mask
+            self.engine.reactor.want(self.fd, mask)
+
+    def release(self) -> None:
+        """Forget the dialogue and every deadline; the connection stays."""
+        self._state = OVER
+        self._held = None
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        self.engine.timers.disarm(self)
+        dialogue, self._dialogue = self._dialogue, None
+        if dialogue is not None and not dialogue.gi_running:
+            dialogue.close()
+
+    # -- the actions that need nothing but the peer and time
+
+    def _set_deadline(self, action: actions.Deadline) -> None:
+        self._deadline = time.monotonic() + action.seconds
+        self.engine.timers.arm(self, action.seconds)
+
+    def _overhear(self, action: actions.Overhear) -> object:
+        self._limit = action.limit
+        self._state = OVERHEARING
+        self._wake = self.engine.loop.call_later(action.seconds, self._woken, b"")
+        self._watch(READ)
+        if self._has_more():
+            self._read()
+        return PENDING
+
+    def _wait(self, action: actions.Wait) -> object:
+        self._wake = self.engine.loop.call_later(action.seconds, self._woken, None)
+        return PENDING
+
+    def _woken(self, answer: object) -> None:
+        self._wake = None
+        self.resume(answer)
+
+
+def _same(action: Action) -> Action:
+    return action

@@ -1,0 +1,139 @@
+"""Accepting clients: the limit, the server that the local address belongs to, the start of a session."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mailproxy.dialogue.values import Client
+from mailproxy.events import CloseReason
+from mailproxy.observe.record import SessionRecord
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.reactor import QUIET, READ
+from mailproxy.runtime.server import Server
+from mailproxy.runtime.session import Session
+from mailproxy_config.model import ListenConfig, SendProxyProtocol
+
+_OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+PAUSE_SECONDS: Final = 0.5
+"""How long accepting rests when the process is out of descriptors."""
+_TELL_EVERY: Final = 10.0
+
+
+@dataclass(slots=True)
+class Door:
+    """Where a ``listen`` line leads."""
+
+    server: Server
+    listen: ListenConfig
+
+
+class Listener:
+    """One listening socket of a worker."""
+
+    __slots__ = ("_doors", "_pause", "_told", "default", "engine", "fd", "key", "sock")
+
+    def __init__(
+        self, engine: Engine, key: str, sock: socket.socket, default: Door, doors: Mapping[str, Door]
+    ) -> None:
+        self.engine = engine
+        self.key = key
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.default = default
+        self._doors = doors
+        self._pause: asyncio.TimerHandle | None = None
+        self._told = 0.0
+
+    def open(self) -> None:
+        """Begin to accept."""
+        self.engine.reactor.add(self.fd, self, READ)
+
+    def close(self) -> None:
+        """Stop accepting.  The socket may live on in other processes, so it leaves the poll by name."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self.engine.reactor.remove(self.fd)
+        self.sock.close()
+
+    def on_event(self, mask: int) -> None:
+        """Accept one client; the poll reports the next."""
+        del mask
+        try:
+            sock, address = self.sock.accept()
+        except BlockingIOError:
+            return  # another worker was faster
+        except OSError as error:
+            if error.errno in _OUT_OF_DESCRIPTORS:
+                self._rest(error)
+            return
+        sock.setblocking(False)
+        self._welcome(sock, address)
+
+    def _welcome(self, sock: socket.socket, address: Any) -> None:  # noqa: ANN401 - as the family has it
+        engine = self.engine
+        client = _client(sock, address)
+        door = self.default
+        if self._doors or door.server.config.proxy_protocol is not SendProxyProtocol.DISABLED:
+            _look_at_local_end(client, sock)
+            door = self._doors.get(client.local_address, door)
+        meter = door.server.meter
+        meter.accepted.value += 1
+        if engine.clients >= engine.limit:
+            self._refuse(sock, door)
+            return
+        engine.clients += 1
+        meter.active.value += 1
+        config = door.server.config
+        record = SessionRecord(
+            session=engine.log.session_id(),
+            server=config.name,
+            protocol=config.protocol,
+            client=client.address,
+            client_port=client.port,
+            started=time.monotonic(),
+        )
+        session = Session(engine, door.server, sock, client, record)
+        engine.reactor.add(session.fd, session, READ)
+        session.start(proxy_header=door.listen.proxy_protocol, tls=door.listen.ssl)
+
+    def _refuse(self, sock: socket.socket, door: Door) -> None:
+        meter = door.server.meter
+        meter.limit_rejections["conn_total"].value += 1
+        meter.closed[CloseReason.LIMIT].value += 1
+        if not door.listen.ssl:
+            with suppress(OSError):
+                sock.send(door.server.protocol.busy)
+        sock.close()
+        now = self.engine.reactor.now
+        if now - self._told > _TELL_EVERY:
+            self._told = now
+            self.engine.log.event("alert", "worker_connections are not enough", limit=self.engine.limit)
+
+    def _rest(self, error: OSError) -> None:
+        self.engine.reactor.want(self.fd, QUIET)
+        self._pause = self.engine.loop.call_later(PAUSE_SECONDS, self._go_on)
+        self.engine.log.event("crit", "cannot accept, resting", listener=self.key, reason=error.strerror)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self.engine.reactor.want(self.fd, READ)
+
+
+def _client(sock: socket.socket, address: Any) -> Client:  # noqa: ANN401 - as the family has it
+    if sock.family == socket.AF_UNIX:
+        path = address if isinstance(address, str) else ""
+        return Client(address=f"unix:{path}", local_address="unix:")
+    return Client(address=address[0].partition("%")[0], port=address[1])
+
+
+def _look_at_local_end(client: Client, sock: socket.socket) -> None:
+    if sock.family != socket.AF_UNIX:
+        name = sock.getsockname()
+        client.local_address, client.local_port = name[0].partition("%")[0], name[1]

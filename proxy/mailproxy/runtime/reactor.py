@@ -1,0 +1,182 @@
+"""One epoll for everything: mail sockets are served inside ``select()``, asyncio's descriptors by asyncio.
+
+A mail connection is an object with ``on_event``; the reactor calls it straight
+from the poll, without a future, a handle or a callback in between.  The same
+poll serves the stock asyncio loop, which is handed whatever belongs to it
+(name look-ups, the supervisor's channel, cold timers).
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import selectors
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
+READ: Final = select.EPOLLIN | select.EPOLLRDHUP
+"""Wanted by who waits for octets; the second bit tells of an end without another look."""
+WRITE: Final = select.EPOLLOUT
+BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
+"""Reported always: both directions are over."""
+QUIET: Final = 0
+"""Nothing is wanted; only ``BROKEN`` is reported."""
+
+_BATCH: Final = 256
+"""Events taken from the kernel at once; bounds how long the cold side waits."""
+
+
+class Handler(Protocol):
+    """Whatever owns a descriptor on the hot side."""
+
+    def on_event(self, mask: int) -> None:
+        """Deal with readiness.  May be called once too often, for a descriptor that was used again."""
+        ...
+
+
+class Reactor(selectors.BaseSelector):
+    """The selector of a worker's loop, and the table of its hot descriptors.
+
+    Attributes:
+        now: Monotonic time of the newest poll, in seconds; good enough for
+            idle times and cheaper than asking again.
+        on_crash: Told of an exception that a handler let escape; without it
+            the exception ends the loop.
+    """
+
+    def __init__(self, on_crash: Callable[[Handler, Exception], None] | None = None) -> None:
+        self._epoll = select.epoll()
+        self._poll = self._epoll.poll
+        self._handlers: dict[int, Handler] = {}
+        self._keys: dict[int, selectors.SelectorKey] = {}
+        self.on_crash = on_crash
+        self.now = time.monotonic()
+
+    # -- the hot side
+
+    def add(self, fd: int, handler: Handler, mask: int) -> None:
+        """Serve a descriptor from now on."""
+        self._handlers[fd] = handler
+        self._epoll.register(fd, mask)
+
+    def want(self, fd: int, mask: int) -> None:
+        """Change what a descriptor is watched for."""
+        self._epoll.modify(fd, mask)
+
+    def hand_over(self, fd: int, handler: Handler) -> None:
+        """Give a descriptor to another handler; what it is watched for stays."""
+        self._handlers[fd] = handler
+
+    def forget(self, fd: int) -> None:
+        """Drop a descriptor that is closed next: closing takes it out of the kernel's set."""
+        self._handlers.pop(fd, None)
+
+    def remove(self, fd: int) -> None:
+        """Drop a descriptor that stays open, here or in another process."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    # -- asyncio's side
+
+    def register(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - asyncio's own
+        """Watch a descriptor for asyncio."""
+        fd = _descriptor(fileobj)
+        if fd in self._keys:
+            message = f"descriptor {fd} is registered already"
+            raise KeyError(message)
+        key = selectors.SelectorKey(fileobj, fd, events, data)
+        self._epoll.register(fd, _epoll_mask(events))
+        self._keys[fd] = key
+        return key
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        """Stop watching a descriptor for asyncio."""
+        fd = _descriptor(fileobj)
+        key = self._keys.pop(fd)
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            pass  # closed already: the kernel has dropped it
+        return key
+
+    def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - asyncio's own
+        """Change what asyncio watches a descriptor for."""
+        fd = _descriptor(fileobj)
+        old = self._keys[fd]
+        if events != old.events:
+            self._epoll.modify(fd, _epoll_mask(events))
+        key = selectors.SelectorKey(old.fileobj, fd, events, data)
+        self._keys[fd] = key
+        return key
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        """Tell what asyncio watches, by descriptor."""
+        return self._keys
+
+    def get_key(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        """Tell what asyncio watches a descriptor for."""
+        return self._keys[_descriptor(fileobj)]
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Serve every hot descriptor that is ready; return asyncio's."""
+        ready: list[tuple[selectors.SelectorKey, int]] = []
+        try:
+            events = self._poll(_whole_milliseconds(timeout), _BATCH)
+        except InterruptedError:
+            return ready
+        self.now = time.monotonic()
+        handlers = self._handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is None:
+                key = self._keys.get(fd)
+                if key is not None:
+                    ready.append((key, _selector_mask(mask) & key.events))
+                continue
+            try:
+                handler.on_event(mask)
+            except Exception as crash:  # noqa: BLE001 - the outer edge of a session
+                if self.on_crash is None:
+                    raise
+                self.on_crash(handler, crash)
+        return ready
+
+    def close(self) -> None:
+        """Close the epoll descriptor; what it watched is the owners' to close."""
+        self._handlers.clear()
+        self._keys.clear()
+        self._epoll.close()
+
+
+def _descriptor(fileobj: FileDescriptorLike) -> int:
+    return fileobj if isinstance(fileobj, int) else fileobj.fileno()
+
+
+def _epoll_mask(events: int) -> int:
+    mask = 0
+    if events & selectors.EVENT_READ:
+        mask |= select.EPOLLIN
+    if events & selectors.EVENT_WRITE:
+        mask |= select.EPOLLOUT
+    return mask
+
+
+def _selector_mask(mask: int) -> int:
+    events = 0
+    if mask & ~select.EPOLLIN:
+        events |= selectors.EVENT_WRITE
+    if mask & ~select.EPOLLOUT:
+        events |= selectors.EVENT_READ
+    return events
+
+
+def _whole_milliseconds(timeout: float | None) -> float:
+    if timeout is None:
+        return -1
+    if timeout <= 0:
+        return 0
+    return math.ceil(timeout * 1e3) * 1e-3  # epoll rounds down, and would wake before the time

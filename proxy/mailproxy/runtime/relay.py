@@ -1,0 +1,416 @@
+"""After login: octets are copied both ways, with nothing kept that does not have to be.
+
+A relaying session is two ``End`` objects.  Little goes by ``recv`` and
+``send``; a read that fills its buffer makes that direction *bulk*: through a
+pipe inside the kernel where both sides are plain, through one large buffer of
+the worker's where TLS is in the way.  What the other side does not take at
+once is the only thing held; until it is taken, this side is not read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from typing import Any, Final
+
+from mailproxy.events import CloseReason, LoginResult, UpstreamStage
+from mailproxy.observe.meter import Counter
+from mailproxy.runtime.accounts import Account
+from mailproxy.runtime.closing import close_now, end_writing
+from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
+from mailproxy.runtime.pipes import Pipe
+from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+
+SMALL: Final = 16 * 1024
+"""Octets of an ordinary read; one that fills it makes the direction bulk."""
+ROUNDS: Final = 4
+"""Bulk transfers per event, so that a busy session does not delay the others."""
+_PARKED: Final = -1
+HALF_CLOSED_SECONDS: Final = 60.0
+"""Silence that a session survives once one side has ended."""
+
+
+class SinkBroken(Exception):
+    """Writing failed: it is not the side that was read that broke."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__()
+        self.end = end
+
+
+class End:
+    """One side of a relaying session, and what waits to be written to it."""
+
+    __slots__ = ("_mask", "account", "counter", "fd", "is_over", "moved", "other", "pending", "pipe", "sock", "tls")
+
+    def __init__(self, sock: Any, fd: int, mask: int, counter: Counter) -> None:  # noqa: ANN401 - a socket or a TLS connection
+        self.sock = sock
+        self.fd = fd
+        self.tls = isinstance(sock, ssl.SSLSocket)
+        self.counter = counter
+        self.moved = 0
+        self.pending = b""
+        self.pipe: Pipe | None = None
+        self.is_over = False
+        self._mask = mask
+        self.other: End
+        self.account: Relay
+
+    # -- readiness
+
+    def on_event(self, mask: int) -> None:
+        """Write what waits to be written here, then read what came."""
+        relay = self.account
+        if relay.is_closed:
+            return
+        try:
+            if mask & WRITE and (self.pending or self.pipe is not None):
+                self._write_pending()
+            if mask & (READ | BROKEN) and not self.is_over:
+                self._carry()
+            elif mask & BROKEN:
+                relay.broke(self)
+                return
+        except SinkBroken as broken:
+            relay.broke(broken.end)
+            return
+        except CLOSED_BY_TLS:
+            self._ended()
+        except OSError:
+            relay.broke(self)
+            return
+        if mask & BROKEN and self.other.is_behind:
+            self._park()
+        relay.stamp()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Watch both sides for what can go on now; end when nothing can."""
+        relay, other = self.account, self.other
+        if relay.is_closed:
+            return
+        if relay.is_complete():
+            relay.close()
+            return
+        self.watch()
+        other.watch()
+
+    def watch(self) -> None:
+        """Read here unless the other side is behind; write here if it is this one."""
+        wanted = QUIET
+        if not self.is_over and not self.other.is_behind:
+            wanted = READ
+        if self.is_behind:
+            wanted |= WRITE
+        if wanted == self._mask:
+            return
+        reactor = self.account.engine.reactor
+        if self._mask != _PARKED:
+            reactor.want(self.fd, wanted)
+        elif wanted == QUIET:
+            return
+        else:
+            reactor.add(self.fd, self, wanted)
+        self._mask = wanted
+
+    def _park(self) -> None:
+        """Stop watching altogether: a hang-up is reported again and again, wanted or not."""
+        if self._mask != _PARKED:
+            self._mask = _PARKED
+            self.account.engine.reactor.remove(self.fd)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether octets wait to be written to this side."""
+        return bool(self.pending) or self.pipe is not None
+
+    def cut(self) -> None:
+        """End the session at once."""
+        self.account.cut()
+
+    # -- from this side to the other
+
+    def _carry(self) -> None:
+        other = self.other
+        if other.is_behind:
+            return
+        try:
+            octets = self.sock.recv(SMALL)
+        except WOULD_BLOCK:
+            return
+        if not octets:
+            self._ended()
+            return
+        self._count(len(octets))
+        other.write(octets)
+        if self.tls:
+            if self.sock.pending():
+                self._carry_through_buffer()
+        elif len(octets) == SMALL and not other.is_behind:
+            if other.tls:
+                self._carry_through_buffer()
+            else:
+                self._carry_through_pipe()
+
+    def _carry_through_buffer(self) -> None:
+        buffer = self.account.engine.buffer
+        view = memoryview(buffer)
+        for _ in range(ROUNDS):
+            filled, ended = self._fill(view)
+            if filled:
+                self._count(filled)
+                self.other.write_from(view[:filled])
+            if ended:
+                self._ended()
+                return
+            if self.other.is_behind or (filled < len(buffer) and not (self.tls and self.sock.pending())):
+                return
+
+    def _fill(self, view: memoryview) -> tuple[int, bool]:
+        filled = 0
+        while filled < len(view):
+            try:
+                count = self.sock.recv_into(view[filled:])
+            except WOULD_BLOCK:
+                break
+            except CLOSED_BY_TLS:
+                count = 0
+            if not count:
+                return filled, True
+            filled += count
+            if not self.tls and filled < len(view):
+                break
+        return filled, False
+
+    def _carry_through_pipe(self) -> None:
+        engine, other = self.account.engine, self.other
+        pipe = engine.pipes.take()
+        if pipe is None:
+            self._carry_through_buffer()
+            return
+        try:
+            for _ in range(ROUNDS):
+                count = self._into(pipe)
+                if count <= 0:
+                    if count == 0:
+                        self._ended()
+                    return
+                self._count(count)
+                pipe.holds = count
+                if not other._out_of(pipe):
+                    other.pipe = pipe
+                    return
+                if count < SMALL:
+                    return
+        finally:
+            if other.pipe is not pipe:
+                engine.pipes.give_back(pipe)
+
+    def _into(self, pipe: Pipe) -> int:
+        try:
+            return os.splice(self.fd, pipe.write, pipe.size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except BlockingIOError:
+            return -1
+
+    def _out_of(self, pipe: Pipe) -> bool:
+        try:
+            while pipe.holds:
+                pipe.holds -= os.splice(
+                    pipe.read, self.fd, pipe.holds, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+                )
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise SinkBroken(self) from error
+        return True
+
+    def _count(self, octets: int) -> None:
+        self.moved += octets
+        self.counter.value += octets
+
+    # -- to this side
+
+    def write(self, octets: bytes) -> None:
+        """Write what fits; the rest waits."""
+        try:
+            sent = self.sock.send(octets)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError as error:
+            raise SinkBroken(self) from error
+        if sent < len(octets):
+            self.pending = octets[sent:]
+
+    def write_from(self, view: memoryview) -> None:
+        """Write what fits of a buffer that others use too; the rest is copied and waits."""
+        start = 0
+        try:
+            while start < len(view):
+                start += self.sock.send(view[start:])
+        except WOULD_BLOCK:
+            self.pending = bytes(view[start:])
+        except OSError as error:
+            raise SinkBroken(self) from error
+
+    def _write_pending(self) -> None:
+        if self.pipe is not None:
+            if not self._out_of(self.pipe):
+                return
+            self.account.engine.pipes.give_back(self.pipe)
+            self.pipe = None
+        elif self.pending:
+            octets, self.pending = self.pending, b""
+            self.write(octets)
+        other = self.other
+        if not self.is_behind:
+            if other.is_over:
+                self._finish_writing()
+            elif other.tls and other.sock.pending():
+                other._carry()
+
+    # -- the end
+
+    def _ended(self) -> None:
+        self.is_over = True
+        self.account.first_end(self)
+        if not self.other.is_behind:
+            self.other._finish_writing()
+
+    def _finish_writing(self) -> None:
+        """The other side has ended, and everything it said is written: say so to this one."""
+        if not self.is_over and self is self.account.upstream:
+            end_writing(self.sock)
+
+
+class Relay:
+    """What the two ends share: the books, the idle time, the end."""
+
+    __slots__ = ("_active", "_idle", "_reason", "account", "client", "engine", "is_closed", "timer", "upstream")
+
+    def __init__(self, account: Account, client: End, upstream: End) -> None:
+        self.account = account
+        self.engine = account.engine
+        self.client = client
+        self.upstream = upstream
+        self.is_closed = False
+        self.timer = 0
+        self._idle: float = account.server.config.proxy_timeout
+        self._active = self.engine.reactor.now
+        self._reason: CloseReason | None = None
+        self.engine.live.add(self)
+        self.engine.timers.arm(self, self._idle)
+
+    def stamp(self) -> None:
+        """Something moved."""
+        self._active = self.engine.reactor.now
+
+    def first_end(self, end: End) -> None:
+        """One side has said everything; the other gets a bounded while for the rest."""
+        if self._reason is None:
+            self._reason = (
+                CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
+            )
+            self._idle = min(self._idle, HALF_CLOSED_SECONDS)
+            self.engine.timers.arm(self, self._idle)
+
+    def is_complete(self) -> bool:
+        """Whether the upstream has ended and the client has all of it, or both have ended."""
+        client, upstream = self.client, self.upstream
+        if upstream.is_over and not client.is_behind:
+            return True
+        return client.is_over and upstream.is_over
+
+    def broke(self, end: End) -> None:
+        """A connection broke."""
+        if self._reason is None:
+            if end is self.client:
+                self._reason = CloseReason.CLIENT_RESET
+            else:
+                self._reason = CloseReason.UPSTREAM_ERROR
+                self.account.server.numbers.upstream_errors[UpstreamStage.RELAY].value += 1
+        self.close()
+
+    def on_timeout(self) -> None:
+        """``proxy_timeout`` has passed since it was last looked at; maybe not since something moved."""
+        if self.is_closed:
+            return
+        left = self._active + self._idle - self.engine.reactor.now
+        if left > 0.0:
+            self.engine.timers.arm(self, left)
+        else:
+            self._reason = self._reason or CloseReason.IDLE_TIMEOUT
+            self.close()
+
+    def say_goodbye(self) -> None:
+        """A relay goes on while the proxy drains."""
+
+    def cut(self) -> None:
+        """Leave at once."""
+        self._reason = self._reason or CloseReason.DRAIN
+        self.close()
+
+    def close(self) -> None:
+        """Close both sides and the books."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.engine.timers.disarm(self)
+        self.engine.live.discard(self)
+        client, upstream = self.client, self.upstream
+        record = self.account.record
+        record.bytes_to_upstream, record.bytes_to_client = client.moved, upstream.moved
+        for end in (upstream, client):
+            if end.pipe is not None:
+                self.engine.pipes.discard(end.pipe)
+                end.pipe = None
+        close_now(self.engine, upstream.sock, upstream.fd)
+        if client.tls and self._reason is not CloseReason.IDLE_TIMEOUT:
+            end_writing(client.sock)
+        close_now(self.engine, client.sock, client.fd)
+        self.account.close(self._reason or CloseReason.CLIENT_CLOSED)
+        del client.other, upstream.other, client.account, upstream.account
+
+
+def start_relay(  # noqa: PLR0913 - two ends with three things each
+    account: Account,
+    *,
+    client: Any,  # noqa: ANN401 - a socket or a TLS connection
+    client_mask: int,
+    upstream: socket.socket,
+    to_client: bytes,
+    to_upstream: bytes,
+) -> None:
+    """Turn two connections into a relay, and deliver what each side is owed, once.
+
+    Args:
+        account: The session's books.
+        client: The client's connection, watched with ``client_mask``.
+        client_mask: What the reactor watches it for now.
+        upstream: The upstream's, watched for ``READ``.
+        to_client: The end of the login: what the upstream answered.
+        to_upstream: What the client sent ahead.
+    """
+    account.record.result = LoginResult.SUCCESS
+    numbers = account.server.numbers
+    near = End(client, client.fileno(), client_mask, numbers.bytes_to_upstream)
+    far = End(upstream, upstream.fileno(), READ, numbers.bytes_to_client)
+    near.other, far.other = far, near
+    relay = Relay(account, near, far)
+    near.account = far.account = relay
+    reactor = account.engine.reactor
+    reactor.hand_over(near.fd, near)
+    reactor.hand_over(far.fd, far)
+    try:
+        if to_client:
+            near.write(to_client)
+        if to_upstream:
+            near._count(len(to_upstream))  # noqa: SLF001 - the read-ahead counts as relayed
+            far.write(to_upstream)
+    except SinkBroken as broken:
+        relay.broke(broken.end)
+        return
+    near.watch()
+    far.watch()
+    if near.tls and client.pending() and not far.is_behind:
+        near.on_event(READ)

@@ -1,0 +1,196 @@
+"""What may come before a conversation: the PROXY header, and the TLS handshake.
+
+A stage owns the descriptor while it lasts, and hands it back to the session.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from mailproxy.dialogue.values import TlsInfo
+from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
+from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
+from mailproxy.protocols import proxy_header
+from mailproxy.runtime.reactor import READ, WRITE
+from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+
+if TYPE_CHECKING:
+    from mailproxy.runtime.session import Session
+
+_LOOK: Final = 4096 + 16
+
+
+class ProxyHeaderFailed(SessionError):
+    """The PROXY header that the listener asks for did not come, or is none."""
+
+    reason = CloseReason.PROXY_PROTOCOL_FAILED
+
+
+class HeaderStage:
+    """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``)."""
+
+    __slots__ = ("_seen", "_then_tls", "session", "timer")
+
+    def __init__(self, session: Session, *, then_tls: bool) -> None:
+        self.session: Session | None = session
+        self.timer = 0
+        self._then_tls = then_tls
+        self._seen = b""
+
+    def begin(self) -> None:
+        """Wait for the header, at most ``timeout``."""
+        session = self.session
+        assert session is not None  # noqa: S101 - fresh
+        session.engine.reactor.hand_over(session.fd, self)
+        session.engine.timers.arm(self, session.server.config.timeout)
+
+    def on_event(self, mask: int) -> None:
+        """Look at what came; take it only as far as the header goes."""
+        del mask
+        session = self.session
+        if session is None:
+            return
+        try:
+            header = self._take(session.sock)
+        except BlockingIOError:
+            return
+        except proxy_header.BadHeader as bad:
+            self._failed(bad.result)
+        except OSError:
+            self._failed(ProxyHeaderResult.MISSING)
+        else:
+            if header is not None:
+                self._done(header)
+
+    def _take(self, sock: socket.socket) -> proxy_header.Header | None:
+        chunk = sock.recv(_LOOK, socket.MSG_PEEK)
+        if not chunk:
+            raise proxy_header.BadHeader(
+                ProxyHeaderResult.INVALID if self._seen else ProxyHeaderResult.MISSING
+            )
+        header = proxy_header.read(self._seen + chunk)
+        if header is None:
+            self._seen += sock.recv(len(chunk))
+        else:
+            sock.recv(header.consumed - len(self._seen))
+        return header
+
+    def _done(self, header: proxy_header.Header) -> None:
+        session = self.leave()
+        if session is None:
+            return
+        client, server = session.client, session.server
+        result = header.result
+        client.proxied = header.addresses
+        if header.addresses is not None and server.trusted:
+            if server.trusted.apply(client):
+                session.client_changed()
+            else:
+                result = ProxyHeaderResult.UNTRUSTED
+        server.meter.proxy_headers[result].value += 1
+        session.header_done(then_tls=self._then_tls)
+
+    def on_timeout(self) -> None:
+        """No header within ``timeout``."""
+        self._failed(ProxyHeaderResult.TIMEOUT)
+
+    def _failed(self, result: ProxyHeaderResult) -> None:
+        session = self.leave()
+        if session is not None:
+            session.server.meter.proxy_headers[result].value += 1
+            session.stage_failed(ProxyHeaderFailed(result))
+
+    def leave(self) -> Session | None:
+        """Give the descriptor back; ``None`` if that was done before."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.engine.timers.disarm(self)
+        return session
+
+
+class HandshakeStage:
+    """Takes a TLS connection through its handshake, within ``timeout``."""
+
+    __slots__ = ("_mode", "_started", "_then", "session", "timer")
+
+    def __init__(self, session: Session, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
+        self.session: Session | None = session
+        self.timer = 0
+        self._mode = mode
+        self._then = then
+        self._started = time.monotonic()
+
+    def begin(self, seconds: float) -> None:
+        """Wrap the session's socket and wait for the ClientHello."""
+        session = self.session
+        assert session is not None  # noqa: S101 - fresh
+        tls = session.server.tls
+        assert tls is not None  # noqa: S101 - the loader demands certificates where TLS is used
+        session.sock = tls.accept(session.sock)
+        session.engine.reactor.hand_over(session.fd, self)
+        session.engine.timers.arm(self, seconds)
+        session.watch(READ)
+
+    def on_event(self, mask: int) -> None:
+        """Take the handshake one step on."""
+        del mask
+        session = self.session
+        if session is None:
+            return
+        sock: TlsConnection = session.sock
+        try:
+            step = sock.handshake()
+        except TlsHandshakeFailed as error:
+            self._failed(error.failure, error.detail)
+        else:
+            if step is HandshakeStep.DONE:
+                self._done(sock)
+            else:
+                session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
+
+    def _done(self, sock: TlsConnection) -> None:
+        session = self.leave()
+        if session is None:
+            return
+        info = sock.info()
+        meter = session.engine.meter
+        meter.tls_handshakes[self._mode, info.version].value += 1
+        meter.tls_seconds[self._mode].observe(time.monotonic() - self._started)
+        if info.resumed:
+            meter.tls_resumed[self._mode].value += 1
+        session.record.tls = info.version
+        session.record.cipher = info.cipher
+        session.engine.reactor.hand_over(session.fd, session)
+        session.watch(READ)
+        self._then(info)
+
+    def on_timeout(self) -> None:
+        """The handshake took longer than ``timeout``."""
+        self._failed(TlsFailure.TIMEOUT, "timed out")
+
+    def _failed(self, failure: TlsFailure, detail: str) -> None:
+        session = self.leave()
+        if session is None:
+            return
+        session.engine.meter.tls_failures[self._mode, failure].value += 1
+        if failure is TlsFailure.ALPN_MISMATCH:
+            session.server.numbers.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
+        if failure is TlsFailure.TIMEOUT:
+            session.stage_failed(PeerTimedOut())
+        elif failure is TlsFailure.EOF:
+            session.stage_failed(PeerClosed())
+        else:
+            session.engine.log.event(
+                "info", "TLS handshake failed", session=session.record.session, reason=failure, detail=detail
+            )
+            session.stage_failed(TlsFailed(failure))
+
+    def leave(self) -> Session | None:
+        """Give the descriptor back; ``None`` if that was done before."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.engine.timers.disarm(self)
+        return session

@@ -1,0 +1,158 @@
+"""The other side: connecting to an upstream, and performing the login there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from mailproxy.dialogue import actions
+from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.dialogue.values import Granted, LoggedIn
+from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
+from mailproxy.events import ProtocolErrorKind, UpstreamStage
+from mailproxy.runtime.conversation import ASIDE, Conversation
+from mailproxy.runtime.reactor import BROKEN, READ, WRITE
+
+if TYPE_CHECKING:
+    from mailproxy.runtime.session import Session
+
+_UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
+
+
+class UpstreamLink(Conversation):
+    """One login at an upstream, from the connect call to the last reply.
+
+    One deadline, the directive ``timeout``, covers it all; progress does not
+    extend it.
+    """
+
+    __slots__ = ("_connecting", "_session", "_started")
+
+    def __init__(self, session: Session, sock: socket.socket) -> None:
+        super().__init__(
+            session.engine, sock, sock.fileno(), write_seconds=session.server.config.timeout
+        )
+        self._session: Session | None = session
+        self._connecting = True
+        self._started = time.monotonic()
+
+    @classmethod
+    def connect(cls, session: Session, grant: Granted) -> UpstreamLink:
+        """Begin to connect; the session is told how it went.
+
+        Raises:
+            UpstreamError: There is no way even to begin (no route, no descriptors).
+        """
+        family = socket.AF_INET6 if ":" in grant.address else socket.AF_INET
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError as error:
+            raise _failure(error.errno) from error
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = sock.connect_ex((grant.address, grant.port))
+        except (OSError, OverflowError) as error:
+            sock.close()
+            raise _failure(getattr(error, "errno", None)) from error
+        if code and code not in _UNDER_WAY:
+            sock.close()
+            raise _failure(code)
+        link = cls(session, sock)
+        link._mask = READ | WRITE
+        session.engine.reactor.add(link.fd, link, READ | WRITE)
+        session.engine.timers.arm(link, session.server.config.timeout)
+        link._deadline = link._started + session.server.config.timeout
+        return link
+
+    def on_event(self, mask: int) -> None:
+        """The connection stands, or failed; after that, as any conversation."""
+        if self._connecting:
+            self._connected(mask)
+        else:
+            super().on_event(mask)
+
+    def _connected(self, mask: int) -> None:
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0  # type: ignore[attr-defined]
+        self._connecting = False
+        session = self._session
+        if session is None:
+            return
+        seconds = time.monotonic() - self._started
+        session.server.numbers.upstream_connect[code == 0].observe(seconds)
+        if code:
+            self.release()
+            self._failed(_failure(code))
+        else:
+            self.begin(session.upstream_dialogue())
+
+    def begin(self, dialogue: Dialogue[Any]) -> None:
+        """Perform the login dialogue; from here on the socket is read only when it asks."""
+        self._watch(READ)
+        super().begin(dialogue)
+
+    def on_timeout(self) -> None:
+        """The upstream was too slow, whatever it was doing."""
+        if self._connecting:
+            self._connecting = False
+            session = self._session
+            if session is not None:
+                session.server.numbers.upstream_connect[False].observe(time.monotonic() - self._started)
+            self.release()
+            self._failed(UpstreamError("connecting timed out", stage=UpstreamStage.CONNECT))
+        elif self._state == ASIDE:
+            self.release()
+            self._failed(PeerTimedOut())
+        else:
+            super().on_timeout()
+
+    def _finished(self, result: LoggedIn) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            self.engine.timers.disarm(self)
+            session.logged_in(self, result)
+
+    def _failed(self, error: Exception) -> None:
+        session, self._session = self._session, None
+        self.drop()
+        if session is not None:
+            if isinstance(error, PeerGone):
+                error = self._gone(error)
+            session.upstream_failed(error)
+
+    def _gone(self, error: PeerGone) -> UpstreamError:
+        return UpstreamError(
+            "upstream timed out" if isinstance(error, PeerTimedOut) else "upstream closed the connection",
+            stage=UpstreamStage.LOGIN,
+            kind=None if isinstance(error, PeerTimedOut) else ProtocolErrorKind.OTHER,
+        )
+
+    def abandon(self) -> None:
+        """The client is gone: so is the reason for this connection."""
+        self._session = None
+        self.release()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the connection."""
+        if self.fd >= 0:
+            self.engine.reactor.forget(self.fd)
+            self.sock.close()
+            self.fd = -1
+
+    def unsent(self) -> bytes:
+        """What the upstream has not taken yet of what it was told."""
+        return self._outgoing
+
+    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
+        actions.Deadline: Conversation._set_deadline,
+        actions.Wait: Conversation._wait,
+    }
+
+
+def _failure(code: int | None) -> UpstreamError:
+    words = os.strerror(code) if code else "not an address to connect to"
+    return UpstreamError(f"connecting failed: {words}", stage=UpstreamStage.CONNECT)
