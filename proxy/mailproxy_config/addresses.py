@@ -1,0 +1,242 @@
+"""Addresses as nginx reads them: of listeners, the authorization service, name servers, trusted peers.
+
+Nothing is looked up here: a host name stays a name.  Where nginx is sloppy
+(a listener without a port, IPv4 text such as ``127...1``) this module refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
+from typing import Final, NamedTuple
+
+from .model import AuthHttp, Protocol
+
+WELL_KNOWN_PORTS: Final = {
+    143: Protocol.IMAP,
+    993: Protocol.IMAP,
+    110: Protocol.POP3,
+    995: Protocol.POP3,
+    25: Protocol.SMTP,
+    465: Protocol.SMTP,
+    587: Protocol.SMTP,
+}
+LONGEST_UNIX_PATH: Final = 107
+_MOST_RANGE_PORTS: Final = 16
+
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?"
+)
+_LOOKS_LIKE_IPV4 = re.compile(r"[0-9.]+")
+_PORT = re.compile(r"[0-9]{1,10}")
+_UNIX = "unix:"
+
+
+class HostPort(NamedTuple):
+    """A host as written (IPv6 in brackets) and the port behind it, if any."""
+
+    host: str
+    port: int | None
+
+
+class ListenAddress(NamedTuple):
+    """What the first argument of ``listen`` names: one address and every port of its range.
+
+    ``ports`` is empty for a UNIX socket, whose ``address`` is ``unix:/path``.
+    """
+
+    address: str
+    ports: range
+
+
+def port_number(text: str | int) -> int:
+    """Read a port.
+
+    Raises:
+        ValueError: It is no number from 1 to 65535.
+    """
+    if not _PORT.fullmatch(str(text)):
+        raise ValueError(f"invalid port {text!r}")
+    if not 1 <= int(text) <= 65535:
+        raise ValueError(f"{text} is out of range 1 to 65535")
+    return int(text)
+
+
+def host(text: str) -> str:
+    """Check the host part of an address and return it as written.
+
+    Accepts an IPv4 address, an IPv6 address in brackets, or a host name.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if not text:
+        raise ValueError("no host")
+    if text.startswith("["):
+        _ipv6(text)
+    elif _LOOKS_LIKE_IPV4.fullmatch(text):
+        _ipv4(text)
+    elif not _HOST_NAME.fullmatch(text):
+        raise ValueError(f"invalid host {text!r}")
+    return text
+
+
+def host_port(text: str) -> HostPort:
+    """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
+
+    Raises:
+        ValueError: The host or the port is not what it should be.
+    """
+    written, colon, port = _split(text)
+    return HostPort(host(written), port_number(port) if colon else None)
+
+
+def listener_address(text: str) -> str:
+    """Check the ``address`` of a listener and return it as written.
+
+    Accepts ``*``, an IPv4 address, an IPv6 address in brackets, a host name, or ``unix:/path``.
+
+    Raises:
+        ValueError: It is none of these, or it carries a port.
+    """
+    if text[:5].lower() == _UNIX:
+        return _UNIX + _unix_path(text[5:])
+    if ":" in text and not text.startswith("["):
+        raise ValueError("an IPv6 address stands in brackets, and the port in its own field")
+    return text if text == "*" else host(text)
+
+
+def listen_argument(text: str) -> ListenAddress:
+    """Read the first argument of an nginx ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
+
+    Raises:
+        ValueError: It is no address, or names no port (nginx would listen on an arbitrary one).
+    """
+    if text[:5].lower() == _UNIX:
+        return ListenAddress(_UNIX + _unix_path(text[5:]), range(0))
+    written, colon, ports = _split(text)
+    if not colon and not _ports_only(text):
+        raise ValueError(f"no port in {text!r}: a listener needs one")
+    address = (written if written == "*" else host(written)) if colon else "*"
+    return ListenAddress(address, _port_range(ports if colon else text))
+
+
+def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]:
+    """What makes two listeners the same: ``143``, ``*:143`` and ``0.0.0.0:143`` give one value."""
+    if address.startswith(_UNIX):
+        return address, None
+    if address.startswith("["):
+        return f"[{IPv6Address(address[1:-1])}]", port
+    return "*" if address == "0.0.0.0" else address.lower(), port  # noqa: S104 -- compared, never bound
+
+
+def auth_http(text: str) -> AuthHttp:
+    """Read the URL of the authorization service.
+
+    ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and as an
+    extension ``https://host[:port][/uri]`` (port 443 unless given).
+
+    Raises:
+        ValueError: It is no such URL.
+    """
+    tls = text.startswith("https://")
+    rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
+    if rest == text and "://" in text.partition("?")[0]:
+        raise ValueError("must be [http://]host[:port][/path] or an https:// URL")
+    if not rest.isascii() or not rest.isprintable() or " " in rest:
+        raise ValueError("must be printable ASCII without spaces")
+    if rest[:5].lower() == _UNIX:
+        return _auth_http_over_unix(rest[5:], tls=tls)
+    end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+    where = host_port(rest[:end])
+    return AuthHttp(host=where.host, port=where.port or (443 if tls else 80), uri=_uri(rest[end:]), tls=tls)
+
+
+def trusted_peer(text: str) -> tuple[str, bool]:
+    """Read one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
+
+    Returns:
+        The canonical text, and whether bits behind the prefix had to be cleared.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if text == _UNIX:
+        return text, False
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        network = ip_network(bare, strict=False)
+    except ValueError:
+        if "/" in text or ":" in text:
+            raise ValueError(f"{text!r} is neither an address, a CIDR range, unix: nor a host name") from None
+        return host(text), False
+    written = bare.partition("/")[0]
+    if "/" not in bare:
+        return str(network.network_address), False
+    lost = str(network.network_address) != str(ip_network(written).network_address)
+    return str(network), lost
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Host, colon if there is one, and what follows it; an IPv6 address keeps its brackets."""
+    if not text.startswith("["):
+        return text.partition(":")
+    inside, bracket, rest = text.partition("]")
+    if not bracket or (rest and not rest.startswith(":")):
+        raise ValueError(f"invalid host in {text!r}")
+    return inside + bracket, rest[:1], rest[1:]
+
+
+def _ports_only(text: str) -> bool:
+    """Whether an argument without a colon is a port or a range of ports."""
+    return re.fullmatch(r"[0-9]+(-[0-9]+)?", text, re.ASCII) is not None
+
+
+def _port_range(text: str) -> range:
+    """``143`` or ``143-150``, both ends included."""
+    first, dash, last = text.partition("-")
+    lowest = port_number(first)
+    highest = port_number(last) if dash else lowest
+    if highest < lowest:
+        raise ValueError(f"invalid port range {text!r}")
+    if highest - lowest >= _MOST_RANGE_PORTS:
+        raise ValueError(f"port range {text!r} has more than {_MOST_RANGE_PORTS} ports")
+    return range(lowest, highest + 1)
+
+
+def _ipv4(text: str) -> IPv4Address:
+    """Four decimal groups, none empty, none with a leading zero."""
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        raise ValueError(f"invalid IPv4 address {text!r}") from None
+
+
+def _ipv6(text: str) -> IPv6Address:
+    """An IPv6 address in brackets; nginx knows no zones."""
+    try:
+        if text.endswith("]") and "%" not in text:
+            return IPv6Address(text[1:-1])
+    except AddressValueError:
+        pass
+    raise ValueError(f"invalid IPv6 address {text!r}")
+
+
+def _unix_path(path: str) -> str:
+    """A socket's path: absolute, and short enough for the kernel."""
+    if not path.startswith("/") or not 2 <= len(path.encode()) <= LONGEST_UNIX_PATH:
+        raise ValueError(f"unix: takes an absolute path of at most {LONGEST_UNIX_PATH} bytes")
+    return path
+
+
+def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
+    """``unix:path[:uri]``; nginx sends ``Host: localhost`` then."""
+    if tls:
+        raise ValueError("https:// does not go with a unix: address")
+    path, _, uri = rest.partition(":")
+    return AuthHttp(host="localhost", unix_path=_unix_path(path), uri=_uri(uri))
+
+
+def _uri(text: str) -> str:
+    """The request target; nginx would send a bare query without its slash."""
+    return text if text.startswith("/") else "/" + text

@@ -1,0 +1,566 @@
+"""The table of directives: one row for every directive of nginx's mail modules.
+
+From it come the CRD's schema, the built-in defaults, the reference page and the
+reading of manifests and of ``nginx.conf``.  Names are nginx's; the manifest's
+field is the same name in lowerCamelCase.  No row knows about Kubernetes objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from . import structures
+from .errors import Problems
+from .listeners import LISTEN
+from .model import AuthMethod, Protocol, SendProxyProtocol, StartTls, VerifyClient
+from .shapes import Integer, IntOrText
+from .values import (
+    BUFFER,
+    CAPABILITIES,
+    FLAG,
+    MSEC_TIME,
+    NUMBER,
+    SEC_TIME,
+    Place,
+    Raw,
+    ValueType,
+    as_it_is,
+    choice,
+    nginx_number,
+    nginx_text,
+    no_control_characters,
+    several,
+    text,
+)
+
+
+class Context(StrEnum):
+    """Where nginx allows a directive."""
+
+    MAIN = "main"
+    EVENTS = "events"
+    MAIL = "mail"
+    SERVER = "server"
+
+
+class Inheritance(StrEnum):
+    """What a server does with the value of the mail level."""
+
+    VALUE = "value"
+    """The server's, else the mail level's, else the built-in default."""
+    LIST = "list"
+    """The same, for lists: a server's list replaces the mail level's as a whole."""
+    NONE = "none"
+    """There is nothing to inherit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """One directive.
+
+    Attributes:
+        name: nginx's name, and the attribute of ``ServerConfig``.
+        module: The nginx module it belongs to, without ``ngx_`` and ``_module``.
+        type: What its values look like.
+        meaning: One sentence, for ``kubectl explain`` and the reference page.
+        default: The built-in default as the manifest would write it; ``None`` where there is none.
+        contexts: Where it may stand.
+        inheritance: What a server does with the mail level's value.
+        part_of: The directive whose field carries this one's value, where it has none of its own.
+        field: The manifest's name for it.
+    """
+
+    name: str
+    module: str
+    type: ValueType
+    meaning: str
+    default: Raw = None
+    contexts: tuple[Context, ...] = (Context.MAIL, Context.SERVER)
+    inheritance: Inheritance = Inheritance.VALUE
+    part_of: str = ""
+    field: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.field:
+            object.__setattr__(self, "field", lower_camel_case(self.name))
+
+    def builtin(self) -> object:
+        """The built-in default as a model value; ``None`` where there is none.
+
+        Raises:
+            AssertionError: The table is wrong.
+        """
+        if self.default is None:
+            return None
+        problems = Problems()
+        value = self.type.read(self.default, Place(self.field, problems))
+        assert not problems, self.name  # noqa: S101 -- a mistake in the table, not in a configuration
+        return value
+
+
+def lower_camel_case(name: str) -> str:
+    """``auth_http_timeout`` is ``authHttpTimeout``."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+_LIST: Final = Inheritance.LIST
+_SERVER: Final = (Context.SERVER,)
+
+_CORE: Final = "mail_core"
+_AUTH_HTTP: Final = "mail_auth_http"
+_PROXY: Final = "mail_proxy"
+_REALIP: Final = "mail_realip"
+_SSL: Final = "mail_ssl"
+_IMAP: Final = "mail_imap"
+_POP3: Final = "mail_pop3"
+_SMTP: Final = "mail_smtp"
+
+
+def _server_name(value: str, _: Place) -> str:
+    if not value.isascii() or " " in value:
+        raise ValueError("serverName must be ASCII without spaces")
+    return value
+
+
+_SERVER_NAME: Final = ValueType(
+    syntax="text",
+    shape=text(longest=253, rules=(no_control_characters("serverName"),)).shape,
+    read=_server_name,
+    write=as_it_is,
+    nginx=nginx_text,
+)
+_WORKERS: Final = ValueType(
+    syntax="auto | number",
+    shape=IntOrText(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", longest=4),
+    read=lambda value, _: None if value == "auto" else value,
+    write=lambda value: "auto" if value is None else value,
+    nginx=lambda words: "auto" if words[0] == "auto" else nginx_number(words),
+)
+_CONNECTIONS: Final = ValueType(
+    syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
+)
+_STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
+_PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
+_VERIFY_CLIENT: Final = choice(
+    {"off": "Disabled", "on": "Required", "optional": "Optional", "optional_no_ca": "OptionalNoCA"},
+    VerifyClient,
+)
+_PROTOCOL: Final = choice({protocol: protocol for protocol in map(str, Protocol)}, Protocol)
+_TLS_VERSIONS: Final = several(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
+
+MAIN_DIRECTIVES: Final = (
+    Directive(
+        name="worker_processes",
+        field="workers",
+        module="core",
+        type=_WORKERS,
+        default=1,
+        contexts=(Context.MAIN,),
+        inheritance=Inheritance.NONE,
+        meaning="How many worker processes share the connections; auto is one for every processor.",
+    ),
+    Directive(
+        name="worker_connections",
+        module="core",
+        type=_CONNECTIONS,
+        default=512,
+        contexts=(Context.EVENTS,),
+        inheritance=Inheritance.NONE,
+        meaning="How many connections a worker takes; above it new clients are told to come back later.",
+    ),
+    Directive(
+        name="error_log",
+        module="core",
+        type=structures.ERROR_LOG,
+        default={"level": "error"},
+        contexts=(Context.MAIN,),
+        inheritance=Inheritance.NONE,
+        meaning="The least grave level of what is logged; logs go to standard error.",
+    ),
+)
+"""Directives of the manifest's ``spec`` itself."""
+
+LEVEL_DIRECTIVES: Final = (
+    Directive(
+        name="server_name",
+        module=_CORE,
+        type=_SERVER_NAME,
+        default="",
+        meaning=(
+            "The name in SMTP greetings and EHLO, and in CRAM-MD5 and APOP challenges;"
+            " empty is the machine's host name."
+        ),
+    ),
+    Directive(
+        name="error_log",
+        module=_CORE,
+        type=structures.ERROR_LOG,
+        meaning="The least grave level that is logged about sessions; otherwise spec.errorLog's.",
+    ),
+    Directive(
+        name="timeout",
+        module=_CORE,
+        type=MSEC_TIME,
+        default="60s",
+        meaning="How long a client may take to log in, and an upstream to be connected to and logged in at.",
+    ),
+    Directive(
+        name="max_errors",
+        module=_CORE,
+        type=NUMBER,
+        default=5,
+        meaning="The number of protocol errors after which the connection is closed.",
+    ),
+    Directive(
+        name="resolver",
+        module=_CORE,
+        type=structures.RESOLVER,
+        default={"mode": "Disabled"},
+        meaning="Name servers for finding the host names of SMTP clients.",
+    ),
+    Directive(
+        name="resolver_timeout",
+        module=_CORE,
+        type=MSEC_TIME,
+        default="30s",
+        meaning="How long one look-up may take; 0 is without a limit.",
+    ),
+    Directive(
+        name="auth_http",
+        module=_AUTH_HTTP,
+        type=structures.AUTH_HTTP,
+        meaning="The URL of the HTTP service that authorizes logins and names the upstream; required.",
+    ),
+    Directive(
+        name="auth_http_timeout",
+        module=_AUTH_HTTP,
+        type=MSEC_TIME,
+        default="60s",
+        meaning="How long the authorization service may take to answer.",
+    ),
+    Directive(
+        name="auth_http_header",
+        module=_AUTH_HTTP,
+        type=structures.HEADERS,
+        default=[],
+        inheritance=_LIST,
+        meaning="Headers of every request to the authorization service, for example a shared secret.",
+    ),
+    Directive(
+        name="auth_http_pass_client_cert",
+        module=_AUTH_HTTP,
+        type=FLAG,
+        default=False,
+        meaning="Sends the client's TLS certificate to the authorization service.",
+    ),
+    Directive(
+        name="imap_auth",
+        module=_IMAP,
+        type=several(("plain", "login", "cram-md5", "external"), AuthMethod),
+        default=["plain"],
+        inheritance=_LIST,
+        meaning="The ways to log in that IMAP clients are offered; LOGIN, PLAIN and AUTH=LOGIN always work.",
+    ),
+    Directive(
+        name="imap_capabilities",
+        module=_IMAP,
+        type=CAPABILITIES,
+        default=["IMAP4", "IMAP4rev1", "UIDPLUS"],
+        inheritance=_LIST,
+        meaning="What the reply to IMAP's CAPABILITY lists before login.",
+    ),
+    Directive(
+        name="imap_client_buffer",
+        module=_IMAP,
+        type=BUFFER,
+        default="4k",
+        meaning="The longest IMAP command, literals included; afterwards the most that is relayed at once.",
+    ),
+    Directive(
+        name="pop3_auth",
+        module=_POP3,
+        type=several(("plain", "apop", "cram-md5", "external"), AuthMethod),
+        default=["plain"],
+        inheritance=_LIST,
+        meaning="The ways to log in that POP3 clients are offered; USER/PASS, PLAIN and LOGIN always work.",
+    ),
+    Directive(
+        name="pop3_capabilities",
+        module=_POP3,
+        type=CAPABILITIES,
+        default=["TOP", "USER", "UIDL"],
+        inheritance=_LIST,
+        meaning="What the reply to POP3's CAPA lists, one line each.",
+    ),
+    Directive(
+        name="smtp_auth",
+        module=_SMTP,
+        type=several(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
+        default=["plain", "login"],
+        inheritance=_LIST,
+        meaning="The ways to log in that SMTP clients are offered; none lets mail in without a login.",
+    ),
+    Directive(
+        name="smtp_capabilities",
+        module=_SMTP,
+        type=CAPABILITIES,
+        default=[],
+        inheritance=_LIST,
+        meaning="What the reply to EHLO lists, one line each.",
+    ),
+    Directive(
+        name="smtp_client_buffer",
+        module=_SMTP,
+        type=BUFFER,
+        default="4k",
+        meaning="The longest SMTP command; afterwards the most that is relayed at once.",
+    ),
+    Directive(
+        name="smtp_greeting_delay",
+        module=_SMTP,
+        type=MSEC_TIME,
+        default="0s",
+        meaning="How long to wait before greeting an SMTP client; who talks before is turned away.",
+    ),
+    Directive(
+        name="proxy",
+        module=_PROXY,
+        type=FLAG,
+        default=False,
+        meaning="Does nothing, as in nginx; accepted so that old configurations load.",
+    ),
+    Directive(
+        name="proxy_buffer",
+        module=_PROXY,
+        type=BUFFER,
+        default="4k",
+        meaning="The longest reply of an upstream during login; afterwards the most that is relayed at once.",
+    ),
+    Directive(
+        name="proxy_timeout",
+        module=_PROXY,
+        type=MSEC_TIME,
+        default="24h",
+        meaning="How long a relayed connection may be silent in both directions.",
+    ),
+    Directive(
+        name="proxy_pass_error_message",
+        module=_PROXY,
+        type=FLAG,
+        default=False,
+        meaning="Shows the client the upstream's own words when the upstream refuses the login.",
+    ),
+    Directive(
+        name="proxy_smtp_auth",
+        module=_PROXY,
+        type=FLAG,
+        default=False,
+        meaning="Logs in at SMTP upstreams with AUTH PLAIN.",
+    ),
+    Directive(
+        name="proxy_protocol",
+        module=_PROXY,
+        type=_PROXY_PROTOCOL,
+        default="Disabled",
+        meaning="Begins connections to upstreams with a PROXY header of this version.",
+    ),
+    Directive(
+        name="xclient",
+        module=_PROXY,
+        type=FLAG,
+        default=True,
+        meaning="Tells SMTP upstreams who the client is, with XCLIENT.",
+    ),
+    Directive(
+        name="set_real_ip_from",
+        module=_REALIP,
+        type=structures.PEERS,
+        default=[],
+        inheritance=_LIST,
+        meaning="Peers that are believed when their PROXY header names another client address.",
+    ),
+    Directive(
+        name="starttls",
+        module=_SSL,
+        type=_STARTTLS,
+        default="Disabled",
+        meaning="Offers STARTTLS or STLS (Enabled), or also demands it before login (Only).",
+    ),
+    Directive(
+        name="ssl_certificate",
+        module=_SSL,
+        type=structures.CERTIFICATES,
+        default=[],
+        inheritance=_LIST,
+        meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
+    ),
+    Directive(
+        name="ssl_certificate_compression",
+        module=_SSL,
+        type=FLAG,
+        default=False,
+        meaning="Compresses certificates in TLS 1.3 handshakes, where the TLS library can.",
+    ),
+    Directive(
+        name="ssl_protocols",
+        module=_SSL,
+        type=_TLS_VERSIONS,
+        default=["TLSv1.2", "TLSv1.3"],
+        inheritance=_LIST,
+        meaning="The TLS versions that clients may use.",
+    ),
+    Directive(
+        name="ssl_ciphers",
+        module=_SSL,
+        type=text(longest=2048, syntax="OpenSSL cipher list"),
+        default="HIGH:!aNULL:!MD5",
+        meaning="The ciphers for TLS 1.2 and older, as an OpenSSL list.",
+    ),
+    Directive(
+        name="ssl_prefer_server_ciphers",
+        module=_SSL,
+        type=FLAG,
+        default=False,
+        meaning="Prefers the order of ssl_ciphers to the client's.",
+    ),
+    Directive(
+        name="ssl_ecdh_curve",
+        module=_SSL,
+        type=text(longest=256, syntax="auto | curve[:curve...]"),
+        default="auto",
+        meaning="The curves for key exchange, separated by colons; auto leaves them to the TLS library.",
+    ),
+    Directive(
+        name="ssl_dhparam",
+        module=_SSL,
+        type=structures.FILE,
+        meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
+    ),
+    Directive(
+        name="ssl_password_file",
+        module=_SSL,
+        type=structures.FILE,
+        meaning="Pass phrases of private keys, one a line.",
+    ),
+    Directive(
+        name="ssl_session_cache",
+        module=_SSL,
+        type=structures.SESSION_CACHE,
+        default=["None"],
+        inheritance=_LIST,
+        meaning="Where TLS sessions are kept for resumption.",
+    ),
+    Directive(
+        name="ssl_session_timeout",
+        module=_SSL,
+        type=SEC_TIME,
+        default="5m",
+        meaning="How long a client may resume a TLS session.",
+    ),
+    Directive(
+        name="ssl_session_tickets",
+        module=_SSL,
+        type=FLAG,
+        default=True,
+        meaning="Lets clients resume TLS sessions with tickets.",
+    ),
+    Directive(
+        name="ssl_session_ticket_key",
+        module=_SSL,
+        type=structures.FILES,
+        default=[],
+        inheritance=_LIST,
+        meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
+    ),
+    Directive(
+        name="ssl_verify_client",
+        module=_SSL,
+        type=_VERIFY_CLIENT,
+        default="Disabled",
+        meaning="Whether clients are asked for a TLS certificate, and whether they must have a good one.",
+    ),
+    Directive(
+        name="ssl_verify_depth",
+        module=_SSL,
+        type=NUMBER,
+        default=1,
+        meaning="How long the chain of a client's certificate may be.",
+    ),
+    Directive(
+        name="ssl_client_certificate",
+        module=_SSL,
+        type=structures.FILE,
+        meaning="Authorities trusted for client certificates, whose names clients are told (PEM).",
+    ),
+    Directive(
+        name="ssl_trusted_certificate",
+        module=_SSL,
+        type=structures.FILE,
+        meaning="Authorities trusted for client certificates, whose names clients are not told (PEM).",
+    ),
+    Directive(
+        name="ssl_crl",
+        module=_SSL,
+        type=structures.FILE,
+        meaning="Revoked client certificates (PEM); checked for the whole chain.",
+    ),
+    Directive(
+        name="ssl_conf_command",
+        module=_SSL,
+        type=structures.CONF_COMMANDS,
+        default=[],
+        inheritance=_LIST,
+        meaning="OpenSSL configuration commands, applied last.",
+    ),
+)
+"""Directives of ``spec.mail`` and of every server."""
+
+SERVER_DIRECTIVES: Final = (
+    Directive(
+        name="protocol",
+        module=_CORE,
+        type=_PROTOCOL,
+        contexts=_SERVER,
+        inheritance=Inheritance.NONE,
+        meaning="The protocol of this server; may be left out where every port is a well-known one.",
+    ),
+    Directive(
+        name="listen",
+        module=_CORE,
+        type=LISTEN,
+        contexts=_SERVER,
+        inheritance=Inheritance.NONE,
+        meaning="Where this server listens.",
+    ),
+)
+"""Directives of servers alone."""
+
+FOLDED_DIRECTIVES: Final = (
+    Directive(
+        name="ssl_certificate_key",
+        module=_SSL,
+        type=structures.CERTIFICATES,
+        inheritance=_LIST,
+        part_of="ssl_certificate",
+        meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",
+    ),
+)
+"""Directives of nginx whose value stands in another one's field."""
+
+DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
+IGNORED: Final = {"proxy": "has no effect, as in nginx"}
+"""Fields of a level that are accepted and do nothing."""
+
+
+def by_field(rows: Iterable[Directive]) -> dict[str, Directive]:
+    """Rows by the manifest's names."""
+    return {row.field: row for row in rows}
+
+
+def by_name(rows: Iterable[Directive]) -> dict[str, Directive]:
+    """Rows by nginx's names."""
+    return {row.name: row for row in rows}

@@ -1,0 +1,133 @@
+"""nginx's ways to write times and sizes.
+
+A time is ``1m30s`` (largest unit first, a bare number is seconds), in one of two
+kinds: *msec* times know milliseconds, *sec* times know months and years instead.
+A size is ``512``, ``4k`` or ``10m``.  YAML may give either as a plain integer.
+
+The grammars stand here once, as expressions that Python and the RE2 of a
+Kubernetes API server read alike; the CRD's rules are built from the same text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .model import Octets, Seconds
+
+LARGEST_SECONDS: Final = 2**31 - 1
+LARGEST_OCTETS: Final = 2**31 - 1
+
+MSEC_TIME: Final = (
+    r"^([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?(([0-9]+s *)?([0-9]+ms *)?|[0-9]+ +)([0-9]+)?$"
+)
+SEC_TIME: Final = (
+    r"^([0-9]+y *)?([0-9]+M *)?([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?"
+    r"([0-9]+s *|[0-9]+ +)?([0-9]+)?$"
+)
+SIZE: Final = r"^[0-9]+[kKmM]?$"
+
+_MSEC_TIME = re.compile(MSEC_TIME, re.ASCII)
+_SEC_TIME = re.compile(SEC_TIME, re.ASCII)
+_SIZE = re.compile(SIZE, re.ASCII)
+_COMPONENT = re.compile(r"([0-9]+)(ms|[smhdwMy]?)", re.ASCII)
+
+_MILLISECONDS: Final = {
+    "ms": 1,
+    "": 1000,
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+    "w": 604_800_000,
+    "M": 2_592_000_000,
+    "y": 31_536_000_000,
+}
+_PRINTED: Final = tuple((unit, _MILLISECONDS[unit]) for unit in ("d", "h", "m", "s", "ms"))
+_FACTORS: Final = {"k": 1024, "m": 1024 * 1024}
+
+
+def msec_time(text: str | int) -> Seconds:
+    """Read a time that may have milliseconds: ``60s``, ``1m30s``, ``500ms``, ``60``.
+
+    Raises:
+        ValueError: It is no such time, or longer than ``LARGEST_SECONDS``.
+    """
+    if _matches(_MSEC_TIME, text):
+        return _seconds(str(text))
+    raise ValueError("must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds")
+
+
+def sec_time(text: str | int) -> Seconds:
+    """Read a time in whole seconds: ``30s``, ``5m``, ``1d``, ``1M`` (30 days), ``30``.
+
+    Raises:
+        ValueError: It is no such time, or longer than ``LARGEST_SECONDS``.
+    """
+    if _matches(_SEC_TIME, text):
+        return _seconds(str(text))
+    raise ValueError("must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds")
+
+
+def size(text: str | int) -> Octets:
+    """Read a size: ``512``, ``4k`` (4096), ``10m``; there is no ``g``.
+
+    Raises:
+        ValueError: It is no size, or larger than ``LARGEST_OCTETS``.
+    """
+    if not _matches(_SIZE, text):
+        raise ValueError("must be a size such as 4k or 10m; a bare number is bytes")
+    digits = str(text).lower().rstrip("km")
+    octets = _number(digits) * _FACTORS.get(str(text).lower()[len(digits) :], 1)
+    if octets > LARGEST_OCTETS:
+        raise ValueError(f"{_shown(text)} is more than {LARGEST_OCTETS} bytes")
+    return Octets(octets)
+
+
+def printed_time(seconds: float) -> str:
+    """Write a time with the largest units that divide it: ``90.0`` is ``1m30s``, ``0`` is ``0s``.
+
+    Parts of a millisecond are lost, since nginx has none.
+    """
+    left = round(seconds * 1000)
+    parts = []
+    for unit, milliseconds in _PRINTED:
+        count, left = divmod(left, milliseconds)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def printed_size(octets: int) -> str:
+    """Write a size in the largest unit that divides it: ``4096`` is ``4k``."""
+    for unit in ("m", "k"):
+        if octets and octets % _FACTORS[unit] == 0:
+            return f"{octets // _FACTORS[unit]}{unit}"
+    return str(octets)
+
+
+def _matches(grammar: re.Pattern[str], text: str | int) -> bool:
+    """Whether there is something, and it is written as the grammar says."""
+    words = str(text)
+    # The grammars end in "$", which in Python would let one line feed pass.
+    return bool(words) and not isinstance(text, bool) and grammar.fullmatch(words) is not None
+
+
+def _seconds(text: str) -> Seconds:
+    """Add up the components of a text that is known to be a time."""
+    milliseconds = sum(_number(digits) * _MILLISECONDS[unit] for digits, unit in _COMPONENT.findall(text))
+    if milliseconds > LARGEST_SECONDS * 1000:
+        raise ValueError(f"{_shown(text)} is more than {LARGEST_SECONDS} seconds")
+    return Seconds(milliseconds / 1000)
+
+
+def _number(digits: str) -> int:
+    """An integer, or one beyond every limit where there are too many digits to convert cheaply."""
+    significant = digits.lstrip("0")
+    return int(significant or "0") if len(significant) <= 19 else 10**19
+
+
+def _shown(text: str | int) -> str:
+    """The offending text, cut to what a reader wants to see."""
+    words = str(text)
+    return words if len(words) <= 40 else words[:40] + "..."
