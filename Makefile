@@ -1,0 +1,51 @@
+# Every command a developer needs.  `make demo` and `make test` set themselves up.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint types imports fix interop generate bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[proxy,operator,dev]'
+	@touch $@
+
+setup: $(STAMP)  ## Make a virtual environment with everything in it
+
+demo: setup  ## Run proxy, authentication service and mail servers on loopback, and log in through all three protocols
+	$(BIN)/mailproxy-operator local -f deploy/examples/demo.yaml --demo $(ARGS)
+
+test: setup  ## Run the test-suite; tests against real peers run where those are installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types imports test  ## The whole gate
+
+lint: setup  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## Check types, strictly
+	$(BIN)/mypy
+	$(BIN)/mypy tests/support
+
+imports: setup  ## Check who imports whom
+	$(BIN)/lint-imports
+
+fix: setup  ## Format, sort imports, apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+interop: setup  ## Run only the tests against real peers
+	$(BIN)/python -m pytest -m interop $(ARGS)
+
+generate: setup  ## Write the generated pages and manifests anew
+	$(BIN)/python -m mailproxy_config.reference > docs/reference/directives.md
+	$(BIN)/python -m mailproxy.observe.reference > docs/reference/metrics.md
+
+clean:  ## Remove what can be made again
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
