@@ -15,11 +15,12 @@ from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Meter
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.trust import TrustedPeers
+from mailproxy.runtime.addresses import ServiceAddresses
 from mailproxy.runtime.auth_http import AuthService
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.listener import Door, Listener
 from mailproxy.runtime.reactor import Reactor
-from mailproxy.runtime.resolver import HostAddresses, Resolver
+from mailproxy.runtime.resolver import Resolver
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.sockets import plan
 from mailproxy.tls.contexts import ServerTls, build
@@ -27,8 +28,10 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, ProxyConfig, ResolverConfig, ServerConfig
 
 _LAG_EVERY: Final = 0.1
-_GRACE: Final = 5.0
-"""Seconds beyond its longest look-up that a resolver lives on after a reload."""
+_FIND_SECONDS: Final = 3.0
+"""How long a start or reload waits for the names of authorization services to resolve."""
+_FLUSH_EVERY: Final = 10
+"""Ticks between two writes of the log's buffer."""
 _DRAIN_STEP: Final = 0.05
 
 AuthKey = tuple[AuthHttp, float]
@@ -67,7 +70,9 @@ class App:
         self._servers: dict[str, Server] = {}
         self._auth: dict[AuthKey, AuthService] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
-        self._measure_lag(time.monotonic())
+        self._retired: list[Resolver] = []
+        self._ticks = 0
+        self._tick(time.monotonic())
 
     @property
     def sessions(self) -> int:
@@ -102,6 +107,8 @@ class App:
             for sock in sockets.values():
                 sock.close()
             raise
+        await self._close_retired()
+        await self._find_services()
         self._engine.limit = config.worker_connections
         self._engine.meter.connections_limit.value = config.worker_connections
         self._engine.meter.keep_servers(server.name for server in config.servers)
@@ -151,7 +158,7 @@ class App:
     def _auth_service(self, config: ServerConfig) -> AuthService:
         key = (config.auth_http, config.auth_http_timeout)
         if key not in self._auth:
-            addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
+            addresses = ServiceAddresses(config.auth_http, meter=self._engine.meter)
             self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout)
         return self._auth[key]
 
@@ -204,15 +211,26 @@ class App:
         """Let go of what only the previous configuration needed."""
         services = {id(server.auth) for server in servers}
         for auth_key in [key for key, service in self._auth.items() if id(service) not in services]:
-            self._auth.pop(auth_key).close()
+            self._auth.pop(auth_key).close()  # sessions that still ask it open a connection for that
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
-            resolver = self._resolvers.pop(key)
-            self._engine.loop.call_later(2 * key[1] + _GRACE, resolver.close)
+            self._retired.append(self._resolvers.pop(key))
+
+    async def _close_retired(self) -> None:
+        """Close what an earlier reload left to sessions that were looking up names with it."""
+        retired, self._retired = self._retired, []
+        for resolver in retired:
+            await resolver.close()
+
+    async def _find_services(self) -> None:
+        """Give the names of new authorization services a moment to resolve before clients come."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIND_SECONDS):
+                await asyncio.gather(*(service.addresses.start() for service in self._auth.values()))
 
     # -- leaving
 
-    async def drain(self, timeout: float) -> None:
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not a limit on this call: it is what relays get
         """Stop accepting, say goodbye to who has not logged in, give relays ``timeout`` seconds, then cut."""
         engine = self._engine
         engine.draining = True
@@ -223,9 +241,10 @@ class App:
         for session in list(engine.live):
             session.say_goodbye()
         ends_at = time.monotonic() + timeout
-        while engine.live and time.monotonic() < ends_at:
+        while engine.live and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions tell nobody when they end
             await asyncio.sleep(_DRAIN_STEP)
         self.stop()
+        await self.close()
 
     def stop(self) -> None:
         """End everything at once."""
@@ -238,20 +257,27 @@ class App:
             session.cut()
         for service in self._auth.values():
             service.close()
-        self._auth.clear()
-        for resolver in self._resolvers.values():
-            resolver.close()
-        self._resolvers.clear()
         engine.log.flush()
+
+    async def close(self) -> None:
+        """Let go of what looks up names; after ``stop`` or ``drain``."""
+        await self._close_retired()
+        for service in self._auth.values():
+            await service.addresses.close()
+        for resolver in self._resolvers.values():
+            await resolver.close()
+        self._auth.clear()
+        self._resolvers.clear()
 
     # -- the loop's health
 
-    def _measure_lag(self, due: float) -> None:
+    def _tick(self, due: float) -> None:
         now = time.monotonic()
         self._engine.meter.loop_lag.observe(max(now - due, 0.0))
-        if not self._engine.loop.is_closed():
-            with suppress(RuntimeError):
-                self._engine.loop.call_at(now + _LAG_EVERY, self._measure_lag, now + _LAG_EVERY)
+        self._ticks += 1
+        if self._ticks % _FLUSH_EVERY == 0:
+            self._engine.log.flush()
+        self._engine.loop.call_at(now + _LAG_EVERY, self._tick, now + _LAG_EVERY)
 
 
 def header_values(config: ServerConfig) -> list[tuple[bytes, Secret | bytes]]:
@@ -266,7 +292,7 @@ def header_values(config: ServerConfig) -> list[tuple[bytes, Secret | bytes]]:
             values.append((header.name.encode(), (header.value or "").encode()))
             continue
         try:
-            with open(header.value_file, "rb") as file:  # noqa: PTH123 - one read of a small file
+            with open(header.value_file, "rb") as file:
                 octets = file.read(64 * 1024)
         except OSError as error:
             path = f"servers[{config.name}].auth_http_header[{position}]"

@@ -22,7 +22,7 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
 
 if TYPE_CHECKING:
-    from mailproxy.runtime.addresses import HostAddresses
+    from mailproxy.runtime.addresses import ServiceAddresses
     from mailproxy.runtime.server import Server
     from mailproxy.runtime.session import Session
 
@@ -69,7 +69,7 @@ class AuthService:
 
     __slots__ = ("_by_session", "_connections", "_idle", "_seconds", "_waiting", "addresses", "engine")
 
-    def __init__(self, engine: Engine, addresses: HostAddresses, seconds: float) -> None:
+    def __init__(self, engine: Engine, addresses: ServiceAddresses, seconds: float) -> None:
         self.engine = engine
         self.addresses = addresses
         self._seconds = seconds
@@ -79,7 +79,7 @@ class AuthService:
         self._by_session: dict[Session, Question] = {}
 
     def ask(self, session: Session, request: bytes, credentials: Credentials, server: Server) -> None:
-        """Put a question; ``session.authorized`` or ``session.auth_failed`` is called later, never at once."""
+        """Put a question; the session's ``authorized`` or ``auth_failed`` is called later, never at once."""
         question = Question(self, session, request, credentials, server)
         self._by_session[session] = question
         self.engine.meter.auth_in_flight.value += 1
@@ -186,7 +186,18 @@ class AuthService:
 class Exchange:
     """One connection to the service, and the question it carries."""
 
-    __slots__ = ("_body_left", "_connecting", "_head", "_unsent", "_used", "fd", "question", "service", "sock", "timer")
+    __slots__ = (
+        "_body_left",
+        "_connecting",
+        "_head",
+        "_unsent",
+        "_used",
+        "fd",
+        "question",
+        "service",
+        "sock",
+        "timer",
+    )
 
     def __init__(self, service: AuthService) -> None:
         self.service = service

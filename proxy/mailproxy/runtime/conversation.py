@@ -25,6 +25,7 @@ CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
 HIGH_WATER: Final = 16 * 1024
 """Octets for the peer that may gather while it pipelines, before it has to take some."""
 
+# The order counts: between ASIDE and FLUSHING the peer's octets are awaited.
 ASIDE: Final = 0  # nothing is expected of the peer
 READING: Final = 1
 OVERHEARING: Final = 2
@@ -119,7 +120,7 @@ class Conversation(ABC):
     def on_event(self, mask: int) -> None:
         """Readiness: read, write, or put up with a peer that speaks before it is asked."""
         state = self._state
-        if state == READING or state == OVERHEARING:
+        if 0 < state <= OVERHEARING:
             self._read()
         elif state == FLUSHING:
             if mask & (WRITE | BROKEN):
@@ -151,7 +152,7 @@ class Conversation(ABC):
 
     # -- performing
 
-    def _run(self, step: Callable[[Any], Action], value: object) -> None:
+    def _run(self, step: Callable[[Any], Action], value: object) -> None:  # noqa: C901 - the interpreter's one loop: splitting it costs a call per action
         self._state = ASIDE
         try:
             action = step(value)
@@ -178,7 +179,7 @@ class Conversation(ABC):
         except OSError as error:
             self.release()
             self._failed(PeerReset(type(error).__name__))
-        except Exception as error:  # noqa: BLE001 - the outer edge: every failure gets its words there
+        except Exception as error:  # the outer edge: every failure gets its words there
             self.release()
             self._failed(error)
         return None
@@ -281,11 +282,13 @@ class Conversation(ABC):
 
     # -- the actions that need nothing but the peer and time
 
-    def _set_deadline(self, action: actions.Deadline) -> None:
+    def set_deadline(self, action: actions.Deadline) -> None:
+        """Perform ``Deadline``."""
         self._deadline = time.monotonic() + action.seconds
         self.engine.timers.arm(self, action.seconds)
 
-    def _overhear(self, action: actions.Overhear) -> object:
+    def overhear(self, action: actions.Overhear) -> object:
+        """Perform ``Overhear``."""
         self._limit = action.limit
         self._state = OVERHEARING
         self._wake = self.engine.loop.call_later(action.seconds, self._woken, b"")
@@ -294,7 +297,8 @@ class Conversation(ABC):
             self._read()
         return PENDING
 
-    def _wait(self, action: actions.Wait) -> object:
+    def wait(self, action: actions.Wait) -> object:
+        """Perform ``Wait``."""
         self._wake = self.engine.loop.call_later(action.seconds, self._woken, None)
         return PENDING
 

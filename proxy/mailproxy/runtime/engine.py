@@ -13,6 +13,7 @@ from mailproxy.observe.meter import Meter
 from mailproxy.runtime.pipes import Pipes
 from mailproxy.runtime.reactor import Reactor
 from mailproxy.runtime.timers import Timers
+from mailproxy_config.model import LogLevel
 
 CHUNK: Final = 256 * 1024
 """Octets of the buffer that bulk transfers through TLS share."""
@@ -39,9 +40,7 @@ class Engine:
         limit: How many may be (``worker_connections``).
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter) -> None:
         self.loop = loop
         self.reactor = reactor
         self.timers = Timers(loop)
@@ -70,4 +69,4 @@ class Engine:
         """Log an error of our own: its kind and place, never the values it met."""
         frames = traceback.extract_tb(crash.__traceback__)
         place = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames[-6:]))
-        self.log.event("error", "internal error", where=where, kind=type(crash).__name__, place=place)
+        self.log.event(LogLevel.ERROR, "internal_error", where=where, kind=type(crash).__name__, place=place)

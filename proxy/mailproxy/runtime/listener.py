@@ -18,7 +18,7 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import QUIET, READ
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.session import Session
-from mailproxy_config.model import ListenConfig, SendProxyProtocol
+from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 PAUSE_SECONDS: Final = 0.5
@@ -114,12 +114,12 @@ class Listener:
         now = self.engine.reactor.now
         if now - self._told > _TELL_EVERY:
             self._told = now
-            self.engine.log.event("alert", "worker_connections are not enough", limit=self.engine.limit)
+            self.engine.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.engine.limit)
 
     def _rest(self, error: OSError) -> None:
         self.engine.reactor.want(self.fd, QUIET)
         self._pause = self.engine.loop.call_later(PAUSE_SECONDS, self._go_on)
-        self.engine.log.event("crit", "cannot accept, resting", listener=self.key, reason=error.strerror)
+        self.engine.log.event(LogLevel.CRIT, "cannot_accept", listener=self.key, reason=error.strerror or "")
 
     def _go_on(self) -> None:
         self._pause = None

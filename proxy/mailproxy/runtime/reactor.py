@@ -13,6 +13,7 @@ import select
 import selectors
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
@@ -97,10 +98,8 @@ class Reactor(selectors.BaseSelector):
         """Stop watching a descriptor for asyncio."""
         fd = _descriptor(fileobj)
         key = self._keys.pop(fd)
-        try:
+        with suppress(OSError):  # closed already: the kernel has dropped it
             self._epoll.unregister(fd)
-        except OSError:
-            pass  # closed already: the kernel has dropped it
         return key
 
     def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401 - asyncio's own
@@ -139,7 +138,7 @@ class Reactor(selectors.BaseSelector):
                 continue
             try:
                 handler.on_event(mask)
-            except Exception as crash:  # noqa: BLE001 - the outer edge of a session
+            except Exception as crash:  # the outer edge of a session
                 if self.on_crash is None:
                     raise
                 self.on_crash(handler, crash)

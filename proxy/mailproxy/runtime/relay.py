@@ -42,7 +42,19 @@ class SinkBroken(Exception):
 class End:
     """One side of a relaying session, and what waits to be written to it."""
 
-    __slots__ = ("_mask", "account", "counter", "fd", "is_over", "moved", "other", "pending", "pipe", "sock", "tls")
+    __slots__ = (
+        "_mask",
+        "account",
+        "counter",
+        "fd",
+        "is_over",
+        "moved",
+        "other",
+        "pending",
+        "pipe",
+        "sock",
+        "tls",
+    )
 
     def __init__(self, sock: Any, fd: int, mask: int, counter: Counter) -> None:  # noqa: ANN401 - a socket or a TLS connection
         self.sock = sock
@@ -68,7 +80,7 @@ class End:
             if mask & WRITE and (self.pending or self.pipe is not None):
                 self._write_pending()
             if mask & (READ | BROKEN) and not self.is_over:
-                self._carry()
+                self.carry()
             elif mask & BROKEN:
                 relay.broke(self)
                 return
@@ -131,7 +143,8 @@ class End:
 
     # -- from this side to the other
 
-    def _carry(self) -> None:
+    def carry(self) -> None:
+        """Read what there is, and write it to the other side."""
         other = self.other
         if other.is_behind:
             return
@@ -142,7 +155,7 @@ class End:
         if not octets:
             self._ended()
             return
-        self._count(len(octets))
+        self.count(len(octets))
         other.write(octets)
         if self.tls:
             if self.sock.pending():
@@ -159,7 +172,7 @@ class End:
         for _ in range(ROUNDS):
             filled, ended = self._fill(view)
             if filled:
-                self._count(filled)
+                self.count(filled)
                 self.other.write_from(view[:filled])
             if ended:
                 self._ended()
@@ -196,9 +209,9 @@ class End:
                     if count == 0:
                         self._ended()
                     return
-                self._count(count)
+                self.count(count)
                 pipe.holds = count
-                if not other._out_of(pipe):
+                if not other.out_of(pipe):
                     other.pipe = pipe
                     return
                 if count < SMALL:
@@ -213,7 +226,8 @@ class End:
         except BlockingIOError:
             return -1
 
-    def _out_of(self, pipe: Pipe) -> bool:
+    def out_of(self, pipe: Pipe) -> bool:
+        """Write what a pipe holds to this side; tell whether all of it went."""
         try:
             while pipe.holds:
                 pipe.holds -= os.splice(
@@ -225,7 +239,8 @@ class End:
             raise SinkBroken(self) from error
         return True
 
-    def _count(self, octets: int) -> None:
+    def count(self, octets: int) -> None:
+        """Book octets that this side said."""
         self.moved += octets
         self.counter.value += octets
 
@@ -255,7 +270,7 @@ class End:
 
     def _write_pending(self) -> None:
         if self.pipe is not None:
-            if not self._out_of(self.pipe):
+            if not self.out_of(self.pipe):
                 return
             self.account.engine.pipes.give_back(self.pipe)
             self.pipe = None
@@ -265,9 +280,9 @@ class End:
         other = self.other
         if not self.is_behind:
             if other.is_over:
-                self._finish_writing()
+                self.finish_writing()
             elif other.tls and other.sock.pending():
-                other._carry()
+                other.carry()
 
     # -- the end
 
@@ -275,9 +290,9 @@ class End:
         self.is_over = True
         self.account.first_end(self)
         if not self.other.is_behind:
-            self.other._finish_writing()
+            self.other.finish_writing()
 
-    def _finish_writing(self) -> None:
+    def finish_writing(self) -> None:
         """The other side has ended, and everything it said is written: say so to this one."""
         if not self.is_over and self is self.account.upstream:
             end_writing(self.sock)
@@ -286,7 +301,17 @@ class End:
 class Relay:
     """What the two ends share: the books, the idle time, the end."""
 
-    __slots__ = ("_active", "_idle", "_reason", "account", "client", "engine", "is_closed", "timer", "upstream")
+    __slots__ = (
+        "_active",
+        "_idle",
+        "_reason",
+        "account",
+        "client",
+        "engine",
+        "is_closed",
+        "timer",
+        "upstream",
+    )
 
     def __init__(self, account: Account, client: End, upstream: End) -> None:
         self.account = account
@@ -308,9 +333,7 @@ class Relay:
     def first_end(self, end: End) -> None:
         """One side has said everything; the other gets a bounded while for the rest."""
         if self._reason is None:
-            self._reason = (
-                CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
-            )
+            self._reason = CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
             self._idle = min(self._idle, HALF_CLOSED_SECONDS)
             self.engine.timers.arm(self, self._idle)
 
@@ -372,7 +395,7 @@ class Relay:
         del client.other, upstream.other, client.account, upstream.account
 
 
-def start_relay(  # noqa: PLR0913 - two ends with three things each
+def start_relay(
     account: Account,
     *,
     client: Any,  # noqa: ANN401 - a socket or a TLS connection
@@ -405,7 +428,7 @@ def start_relay(  # noqa: PLR0913 - two ends with three things each
         if to_client:
             near.write(to_client)
         if to_upstream:
-            near._count(len(to_upstream))  # noqa: SLF001 - the read-ahead counts as relayed
+            near.count(len(to_upstream))
             far.write(to_upstream)
     except SinkBroken as broken:
         relay.broke(broken.end)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from mailproxy.auth.request import RequestTemplate
 from mailproxy.observe.meter import ProtocolMeter, ServerMeter
 from mailproxy.protocols.record import Frontend, MailProtocol, Upstream
@@ -12,44 +14,22 @@ from mailproxy.tls.contexts import ServerTls
 from mailproxy_config.model import ServerConfig
 
 
+@dataclass(slots=True, eq=False)
 class Server:
     """One ``server`` block at work; made by a reload, kept by its sessions until the last has gone."""
 
-    __slots__ = (
-        "auth",
-        "config",
-        "frontend",
-        "meter",
-        "numbers",
-        "protocol",
-        "resolver",
-        "template",
-        "tls",
-        "trusted",
-        "upstream",
-    )
+    config: ServerConfig
+    protocol: MailProtocol
+    auth: AuthService
+    template: RequestTemplate
+    resolver: Resolver | None
+    tls: ServerTls | None
+    trusted: TrustedPeers
+    meter: ServerMeter
+    numbers: ProtocolMeter
+    frontend: Frontend = field(init=False)
+    upstream: Upstream = field(init=False)
 
-    def __init__(
-        self,
-        config: ServerConfig,
-        *,
-        protocol: MailProtocol,
-        auth: AuthService,
-        template: RequestTemplate,
-        resolver: Resolver | None,
-        tls: ServerTls | None,
-        trusted: TrustedPeers,
-        meter: ServerMeter,
-        numbers: ProtocolMeter,
-    ) -> None:
-        self.config = config
-        self.protocol = protocol
-        self.frontend: Frontend = protocol.frontend(config)
-        self.upstream: Upstream = protocol.upstream(config)
-        self.auth = auth
-        self.template = template
-        self.resolver = resolver
-        self.tls = tls
-        self.trusted = trusted
-        self.meter = meter
-        self.numbers = numbers
+    def __post_init__(self) -> None:
+        self.frontend = self.protocol.frontend(self.config)
+        self.upstream = self.protocol.upstream(self.config)

@@ -42,6 +42,7 @@ from mailproxy.events import (
     SessionState,
     TlsMode,
 )
+from mailproxy.observe.lines import Field
 from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
 from mailproxy.runtime.accounts import Account
@@ -53,6 +54,7 @@ from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
 from mailproxy.runtime.upstream import UpstreamLink
+from mailproxy_config.model import LogLevel
 
 _SAY_NOTHING: Final = frozenset(
     {CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_RESET, CloseReason.PREAUTH_TIMEOUT}
@@ -83,7 +85,12 @@ class Session(Conversation):
     )
 
     def __init__(
-        self, engine: Engine, server: Server, sock: Any, client: Client, record: SessionRecord  # noqa: ANN401 - a socket, later a TLS connection
+        self,
+        engine: Engine,
+        server: Server,
+        sock: Any,
+        client: Client,
+        record: SessionRecord,  # noqa: ANN401 - a socket, later a TLS connection
     ) -> None:
         super().__init__(engine, sock, sock.fileno(), write_seconds=server.config.timeout)
         self.server = server
@@ -228,9 +235,7 @@ class Session(Conversation):
             self.record.method, self.record.result = event.method, event.result
             self.server.numbers.logins[event.method, event.result].value += 1
         else:
-            self.engine.log.event(
-                "info", event.event, session=self.record.session, client=self.client.address, text=event.text
-            )
+            self.tell(LogLevel.INFO, event.event, text=event.text)
         return None
 
     def _listen(self, limit: int) -> None:
@@ -300,9 +305,8 @@ class Session(Conversation):
                 reply = error.reply
         else:
             self._count_login(LoginResult.UPSTREAM_FAILED)
-        self.engine.log.event(
-            "warn", "upstream login failed", session=self.record.session, reason=str(error)
-        )
+        if not isinstance(error, UpstreamRefused):
+            self.tell(LogLevel.ERROR, "upstream_failed", upstream=self.record.upstream, reason=str(error))
         known = isinstance(error, UpstreamError)
         self._say_and_leave(reply, CloseReason.UPSTREAM_ERROR if known else CloseReason.INTERNAL_ERROR)
 
@@ -323,9 +327,7 @@ class Session(Conversation):
         if isinstance(error, PeerGone | TlsFailed) or not isinstance(error, SessionError):
             self._aborted()
         if isinstance(error, AuthUnavailable):
-            self.engine.log.event(
-                "error", "authorization failed", session=self.record.session, reason=str(error) or error.failure
-            )
+            self.tell(LogLevel.ERROR, "authorization_failed", reason=str(error) or error.failure)
         if isinstance(error, ShuttingDown):
             self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
@@ -425,6 +427,17 @@ class Session(Conversation):
 
     # -- accounts
 
+    def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
+        """Log something about this session, at its server's ``error_log`` level."""
+        self.engine.log.event(
+            level,
+            event,
+            least=self.server.config.error_log,
+            session=self.record.session,
+            client=self.client.address,
+            **fields,
+        )
+
     def _enter(self, gauge: Gauge) -> None:
         self._state_gauge.value -= 1
         gauge.value += 1
@@ -442,13 +455,12 @@ class Session(Conversation):
         self._login_seconds = 0.0
 
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        actions.Deadline: Conversation._set_deadline,
-        actions.Overhear: Conversation._overhear,
-        actions.Wait: Conversation._wait,
+        actions.Deadline: Conversation.set_deadline,
+        actions.Overhear: Conversation.overhear,
+        actions.Wait: Conversation.wait,
         actions.Authorize: _authorize,
         actions.StartTls: _start_tls,
         actions.ResolveClient: _resolve_client,
         actions.MakeChallenge: _make_challenge,
         actions.Note: _note,
     }
-

@@ -16,6 +16,7 @@ from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, 
 from mailproxy.protocols import proxy_header
 from mailproxy.runtime.reactor import READ, WRITE
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy_config.model import LogLevel
 
 if TYPE_CHECKING:
     from mailproxy.runtime.session import Session
@@ -183,9 +184,7 @@ class HandshakeStage:
         elif failure is TlsFailure.EOF:
             session.stage_failed(PeerClosed())
         else:
-            session.engine.log.event(
-                "info", "TLS handshake failed", session=session.record.session, reason=failure, detail=detail
-            )
+            session.tell(LogLevel.INFO, "tls_handshake_failed", reason=failure, detail=detail)
             session.stage_failed(TlsFailed(failure))
 
     def leave(self) -> Session | None:

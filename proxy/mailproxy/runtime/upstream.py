@@ -33,9 +33,7 @@ class UpstreamLink(Conversation):
     __slots__ = ("_connecting", "_session", "_started")
 
     def __init__(self, session: Session, sock: socket.socket) -> None:
-        super().__init__(
-            session.engine, sock, sock.fileno(), write_seconds=session.server.config.timeout
-        )
+        super().__init__(session.engine, sock, sock.fileno(), write_seconds=session.server.config.timeout)
         self._session: Session | None = session
         self._connecting = True
         self._started = time.monotonic()
@@ -148,8 +146,8 @@ class UpstreamLink(Conversation):
         return self._outgoing
 
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        actions.Deadline: Conversation._set_deadline,
-        actions.Wait: Conversation._wait,
+        actions.Deadline: Conversation.set_deadline,
+        actions.Wait: Conversation.wait,
     }
 
 
