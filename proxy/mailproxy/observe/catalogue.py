@@ -59,6 +59,8 @@ class Family:
     buckets: tuple[float, ...] = ()
     merge: Merge = Merge.SUM
     from_start: bool = False
+    parts: int = 1
+    """Whole numbers per unit in which workers hand in the value; they add up the same in any order."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -69,6 +71,9 @@ class Family:
 def _closed(name: str, words_: type[Enum]) -> Label:
     return Label(name, tuple(str(word.value) for word in words_))
 
+
+NANO: Final = 1_000_000_000
+"""Parts of a second."""
 
 LOGIN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONNECT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -352,6 +357,7 @@ PROCESS_MAX_FDS: Final = Family(
 PROCESS_CPU: Final = Family(
     name="process_cpu_seconds_total",
     kind=Kind.COUNTER,
+    parts=NANO,
     help="User and system CPU time of all processes together, those that ended included.",
 )
 PROCESS_START: Final = Family(

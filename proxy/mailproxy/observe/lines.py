@@ -26,6 +26,19 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
 
+_SPANS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
+
+
+def _spans(r: SessionRecord) -> str:
+    auth, upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
+    if auth is not None and upstream is not None and login is not None:
+        return _SPANS % (auth, upstream, login, r.duration)
+    return (
+        f'"auth_seconds":{_seconds(auth)},"upstream_seconds":{_seconds(upstream)},'
+        f'"login_seconds":{_seconds(login)},"duration_seconds":{r.duration:.3f}'
+    )
+
+
 def _seconds(span: float | None) -> str:
     return "null" if span is None else f"{span:.4f}"
 
@@ -53,9 +66,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"user":{quoted_octets(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},"errors":{r.errors},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
-        f'"auth_seconds":{_seconds(r.auth_seconds)},"upstream_seconds":{_seconds(r.upstream_seconds)},'
-        f'"login_seconds":{_seconds(r.login_seconds)},"duration_seconds":{r.duration:.3f},'
-        f'"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
+        f'{_spans(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
 

@@ -57,7 +57,7 @@ class Log:
         self._stamp = Stamp()
         self._session = lines.json_session if format is LogFormat.JSON else lines.text_session
         self._event = lines.json_event if format is LogFormat.JSON else lines.text_event
-        self._life = int.from_bytes(os.urandom(4))
+        self._life = os.urandom(4).hex()
         self._sessions = 0
         self.level = level
 
@@ -75,7 +75,7 @@ class Log:
     def session_id(self) -> str:
         """Make the next session's name: this process's random one, and a number, both hexadecimal."""
         self._sessions += 1
-        return f"{self._life:08x}-{self._sessions:x}"
+        return f"{self._life}-{self._sessions:x}"
 
     def session(self, record: SessionRecord) -> None:
         """Write the line of a session that is over."""

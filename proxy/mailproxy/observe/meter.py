@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import Final, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 from mailproxy import events
 from mailproxy.observe import catalogue as c
@@ -25,8 +25,6 @@ from mailproxy.observe.words import (
     TlsVersion,
 )
 from mailproxy_config.model import Protocol
-
-NANO: Final = 1_000_000_000
 
 
 class Counter:
@@ -80,7 +78,7 @@ class Histogram:
         Whole numbers add up to the same whatever the order, so that no order of
         dying workers makes a sum fall by a rounding error.
         """
-        return [int(self.sum * NANO), *self.counts] if any(self.counts) else None
+        return [int(self.sum * c.NANO), *self.counts] if any(self.counts) else None
 
 
 Cell = Counter | Gauge | Histogram

@@ -56,6 +56,7 @@ class Sink:
     """A bounded queue of lines in front of a descriptor.
 
     Attributes:
+        size: Octets that wait.
         dropped: Lines lost since the last time anybody was told.
     """
 
@@ -64,21 +65,16 @@ class Sink:
         self._write = writer(fd)
         self._lines: deque[str] = deque()
         self._piece = b""
-        self._size = 0
+        self.size = 0
         self.dropped = 0
-
-    @property
-    def size(self) -> int:
-        """Octets that wait."""
-        return self._size
 
     def put(self, line: str) -> None:
         """Queue a line of ASCII with its line feed, or count it as dropped when the queue is full."""
-        size = self._size + len(line)
+        size = self.size + len(line)
         if size > CAPACITY:
             self.dropped += 1
             return
-        self._size = size
+        self.size = size
         self._lines.append(line)
 
     def flush(self) -> bool:
@@ -98,13 +94,13 @@ class Sink:
                 self._lose(piece)
                 return False
             self._piece = piece[sent:]
-            self._size -= sent
+            self.size -= sent
         return True
 
     def close(self, seconds: float) -> None:
         """Write what waits, for at most so many seconds."""
         deadline = time.monotonic() + seconds
-        while not self.flush() and self._size and (left := deadline - time.monotonic()) > 0:
+        while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
             select.select([], [self._fd], [], min(left, 0.05))
 
     def _next_piece(self) -> bytes:
@@ -119,4 +115,4 @@ class Sink:
         self.dropped += piece.count(b"\n") + len(self._lines)
         self._lines.clear()
         self._piece = b""
-        self._size = 0
+        self.size = 0
