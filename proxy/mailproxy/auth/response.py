@@ -51,7 +51,7 @@ _LISTS: Final = frozenset({b"connection", b"transfer-encoding", b"content-length
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BodyFraming:
     """Where the body ends that follows the head: after ``length`` octets, its chunks, or the connection."""
 
@@ -60,12 +60,7 @@ class BodyFraming:
     until_close: bool = False
 
 
-_NO_BODY: Final = BodyFraming(length=0)
-_UNTIL_CLOSE: Final = BodyFraming(until_close=True)
-_CHUNKED: Final = BodyFraming(chunked=True)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What the service decided, and what the connection is good for after that.
 
@@ -241,25 +236,27 @@ def _framing(
 ) -> tuple[BodyFraming, bool, int | None]:
     """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
     if status_line is None:
-        return _UNTIL_CLOSE, False, None
+        return BodyFraming(until_close=True), False, None
     version, digits = status_line.groups()
     status = int(digits) if digits else None
     persists = _persists(version, last.get(b"connection", b"").lower())
     coding = last.get(b"transfer-encoding")
     if status is not None and (status < 200 or status in {204, 304}):
         # An interim status announces another head, which nobody waits for.
-        return _NO_BODY, persists and status >= 200, status
+        return BodyFraming(length=0), persists and status >= 200, status
     if coding is not None:
         if coding.lower() != b"chunked":
-            return _UNTIL_CLOSE, False, status
-        return _CHUNKED, persists and b"content-length" not in last, status
+            return BodyFraming(until_close=True), False, status
+        return BodyFraming(chunked=True), persists and b"content-length" not in last, status
     length = last.get(b"content-length", b"")
     if length.isdigit() and len(length) <= _MAX_DIGITS:
         return BodyFraming(length=int(length)), persists, status
-    return _UNTIL_CLOSE, False, status
+    return BodyFraming(until_close=True), False, status
 
 
 def _persists(version: bytes, connection: bytes) -> bool:
+    if version == b"1.1" and connection in {b"", b"keep-alive"}:
+        return True
     options = {option.strip(b" \t") for option in connection.split(b",")}
     if b"close" in options:
         return False

@@ -1,0 +1,362 @@
+"""What the authorization service answers, and what is made of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, head_end, parse
+from mailproxy.auth.response import MAX_CODE, MAX_TEXT
+from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
+from mailproxy.errors import MalformedAnswer
+from mailproxy.events import AuthErrorReason, Method
+from mailproxy_config.model import Protocol
+
+IMAP, POP3, SMTP = Protocol.IMAP, Protocol.POP3, Protocol.SMTP
+SECRET = Secret(b"secret")
+GRANTED = Granted("192.0.2.10", 143, b"john", SECRET)
+WHERE = b"Auth-Server: 192.0.2.10\r\nAuth-Port: 143\r\n"
+
+
+def answer(
+    headers: bytes,
+    *,
+    protocol: Protocol = IMAP,
+    method: Method = Method.PASSWORD,
+    password: Secret | None = SECRET,
+    status: bytes = b"HTTP/1.0 200 OK\r\n",
+) -> Answer:
+    return parse(
+        status + headers + b"\r\n", protocol=protocol, method=method, user=b"john", password=password
+    )
+
+
+def decided(
+    headers: bytes,
+    *,
+    protocol: Protocol = IMAP,
+    method: Method = Method.PASSWORD,
+    password: Secret | None = SECRET,
+) -> Decision:
+    return answer(headers, protocol=protocol, method=method, password=password).decision
+
+
+# ---- where the head ends ----
+
+
+@pytest.mark.parametrize(
+    ("buffer", "end"),
+    [
+        (b"", -1),
+        (b"HTTP/1.0 200 OK\r\n", -1),
+        (b"HTTP/1.0 200 OK\r\n\r", -1),
+        (b"HTTP/1.0 200 OK\r\n\r\nbody", 19),
+        (b"HTTP/1.0 200 OK\n\nbody", 17),
+        (b"A: 1\r\n\nbody", 7),
+        (b"A: 1\n\r\nbody", 7),
+        (b"\r\nbody", 2),
+        (b"\nbody", 1),
+    ],
+)
+def test_the_head_ends_at_the_blank_line(buffer: bytes, end: int) -> None:
+    assert head_end(buffer) == end
+    assert head_end(bytearray(buffer)) == end
+
+
+@pytest.mark.parametrize("whole", [b"HTTP/1.0 200 OK\r\nA: 1\r\n\r\n", b"A: 1\n\n", b"\r\n", b"A: 1\n\r\n"])
+def test_the_head_s_end_is_found_however_it_is_cut(whole: bytes) -> None:
+    for cut in range(len(whole)):
+        assert head_end(whole[:cut]) == -1
+        assert head_end(whole, cut) == len(whole)
+
+
+# ---- the decision ----
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        WHERE,
+        b"Auth-Status: OK\r\n" + WHERE,
+        b"Auth-Status:OK   \r\n" + WHERE,
+        b"aUTH-sTATUS: OK\n" + WHERE.replace(b"\r", b""),
+        b"X-Other: WAIT\r\nContent-Length: 0\r\nNo-Colon\r\n" + WHERE,
+        b"Auth-Wait: 3\r\n" + WHERE,
+        b"Auth-Server: 192.0.2.9\r\nAuth-Port: 1\r\n" + WHERE,
+        b"Auth-Server: 192.0.2.10\r\nAuth-Port: 00143\r\n",
+    ],
+)
+def test_the_client_may_log_in(headers: bytes) -> None:
+    assert decided(headers) == GRANTED
+
+
+@pytest.mark.parametrize(
+    "status", [b"HTTP/1.1 500 Oh dear\r\n", b"HTTP/1.0 404\r\n", b"HTTP/\n", b"HTTP/x y z\r\n", b""]
+)
+def test_the_status_does_not_matter(status: bytes) -> None:
+    assert answer(WHERE, status=status).decision == GRANTED
+
+
+def test_the_service_s_own_user_and_password_replace_the_client_s() -> None:
+    headers = WHERE + b"Auth-User: a%20b  c\r\nAuth-Pass: first\r\nAuth-Pass: p w \r\n"
+    assert decided(headers) == Granted("192.0.2.10", 143, b"a%20b  c", Secret(b"p w"))
+    assert decided(WHERE + b"Auth-Pass:\r\nAuth-User\r\n") == Granted("192.0.2.10", 143, b"", Secret(b""))
+
+
+@pytest.mark.parametrize("protocol", [IMAP, POP3])
+@pytest.mark.parametrize("method", [Method.APOP, Method.CRAM_MD5])
+def test_a_digest_is_never_a_password(protocol: Protocol, method: Method) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(WHERE, protocol=protocol, method=method)
+    assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
+    granted = decided(WHERE + b"Auth-Pass: own\r\n", protocol=protocol, method=method)
+    assert granted == Granted("192.0.2.10", 143, b"john", Secret(b"own"))
+
+
+@pytest.mark.parametrize("protocol", [IMAP, POP3])
+def test_without_any_password_imap_and_pop3_cannot_go_on(protocol: Protocol) -> None:
+    with pytest.raises(MalformedAnswer, match="Auth-Pass"):
+        decided(WHERE, protocol=protocol, method=Method.EXTERNAL, password=None)
+
+
+def test_a_password_that_came_with_wait_stays_known_to_external() -> None:
+    assert decided(WHERE, method=Method.EXTERNAL) == GRANTED
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "known"),
+    [
+        (Method.PLAIN, SECRET, SECRET),
+        (Method.CRAM_MD5, SECRET, None),
+        (Method.EXTERNAL, None, None),
+        (Method.NONE, None, None),
+    ],
+)
+def test_smtp_can_do_without_a_password(method: Method, given: Secret | None, known: Secret | None) -> None:
+    granted = decided(WHERE, protocol=SMTP, method=method, password=given)
+    assert granted == Granted("192.0.2.10", 143, b"john", known)
+
+
+@pytest.mark.parametrize(
+    ("headers", "denied"),
+    [
+        (b"Auth-Status: Invalid login\r\n", Denied(b"Invalid login")),
+        (b"Auth-Status: ok\r\n" + WHERE, Denied(b"ok")),
+        (b"Auth-Status:\r\n", Denied(b"")),
+        (b"Auth-Status\r\n", Denied(b"")),
+        (b"Auth-Status: one\r\nAuth-Status: two\r\n", Denied(b"two")),
+        (b"Auth-Status: one\r\nAuth-Status: OK\r\n" + WHERE, Denied(b"one")),
+        (b"Auth-Status: no\r\nAuth-Wait: 3\r\n", Denied(b"no", 3)),
+        (b"Auth-Status: no\r\nAuth-Wait: 003\r\nAuth-Wait: soon\r\n", Denied(b"no", 3)),
+        (b"Auth-Status: no\r\nAuth-Wait: 3\r\nAuth-Wait: 0\r\n", Denied(b"no", 0)),
+        (b"Auth-Status: no\r\nAuth-Wait: -1\r\n", Denied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Wait: " + b"9" * 19 + b"\r\n", Denied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Wait: 999999999\r\n", Denied(b"no", MAX_WAIT)),
+        (b"Auth-Status: no\r\nAuth-User: jack\r\n", Denied(b"no", user=b"jack")),
+        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", Denied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\n", Denied(b"no")),
+    ],
+)
+def test_the_client_may_not(headers: bytes, denied: Denied) -> None:
+    assert decided(headers) == denied
+
+
+@pytest.mark.parametrize(
+    ("headers", "decision"),
+    [
+        (b"Auth-Status:\r\n" + WHERE, GRANTED),
+        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", Denied(b"no", code=b"451 4.3.0")),
+        (b"Auth-Error-Code: 1\r\nAuth-Error-Code: 2\r\nAuth-Status: no\r\n", Denied(b"no", code=b"2")),
+        (b"Auth-Status: no\r\nAuth-Error-Code:\r\n", Denied(b"no")),
+    ],
+)
+def test_smtp_has_codes_and_takes_an_empty_status_for_ok(headers: bytes, decision: Decision) -> None:
+    assert decided(headers, protocol=SMTP) == decision
+
+
+@pytest.mark.parametrize(
+    ("headers", "postponed"),
+    [
+        (b"Auth-Status: WAIT\r\nAuth-Wait: 5\r\n", Postponed(5)),
+        (b"Auth-Status: WAIT\r\n", Postponed(1)),
+        (b"Auth-Status: WAIT\r\nAuth-Wait: x\r\n", Postponed(1)),
+        (b"Auth-Status: WAIT\r\nAuth-Status: OK\r\n" + WHERE, Postponed(1)),
+        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\nAuth-Wait: 2\r\n", Postponed(2)),
+        (
+            b"Auth-Status: WAIT\r\nAuth-Wait: 2\r\nAuth-User: u\r\nAuth-Pass: p\r\n",
+            Postponed(2, b"u", Secret(b"p")),
+        ),
+    ],
+)
+def test_ask_again_later(headers: bytes, postponed: Postponed) -> None:
+    assert decided(headers) == postponed
+
+
+# ---- addresses ----
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (b"192.0.2.10", "192.0.2.10"),
+        (b"0.0.0.0", "0.0.0.0"),
+        (b"255.255.255.255", "255.255.255.255"),
+        (b"2001:db8::1", "2001:db8::1"),
+        (b"[2001:db8::1]", "2001:db8::1"),
+        (b"::ffff:192.0.2.1", "::ffff:192.0.2.1"),
+    ],
+)
+def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
+    assert decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n") == Granted(
+        address, 143, b"john", SECRET
+    )
+
+
+BAD_SERVERS = [
+    b"mail.example.com", b"127...1", b"127.0.0.01", b"256.0.0.1", b"1.2.3", b"1.2.3.4.5", b"1.2.3.4:25",
+    b"[1.2.3.4]", b"fe80::1%eth0", b"[::1", b"[]", b"unix:/tmp/x", b"\xff\xfe", b"\t192.0.2.10",
+    b"::1 ::2", b"127.0.0.1 x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_SERVERS)
+def test_anything_else_is_none(text: bytes) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n")
+    assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
+
+
+@pytest.mark.parametrize("text", [b"0", b"65536", b"-1", b"143x", b"+143", b"1 4", b"9" * 40, b"\xb2"])
+def test_a_port_is_a_number_from_1_to_65535(text: bytes) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(b"Auth-Server: ::1\r\nAuth-Port: " + text + b"\r\n")
+    assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"", b"Auth-Status: OK\r\n", b"Auth-Server: ::1\r\n", b"Auth-Port: 1\r\n", WHERE + b"Auth-Server:\r\n"],
+)
+def test_a_grant_without_server_or_port_is_none(headers: bytes) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(headers)
+    assert malformed.value.failure is AuthErrorReason.NO_SERVER
+
+
+# ---- hostile answers ----
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Bad_Name: 1\r\n",
+        b"Bad Name: 1\r\n",
+        b"-Name: 1\r\n",
+        b": 1\r\n",
+        b"A: 1\r\n folded\r\n",
+        b"A: 1\rB: 2\r\n",
+        b"A: 1\r\r\n",
+    ],
+)
+def test_malformed_headers_spoil_the_whole_answer(headers: bytes) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(headers + WHERE)
+    assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
+
+
+@pytest.mark.parametrize("status", [b"HTTP/1.0 200\rOK\r\n", b"HTTP/1.0 200 OK\r\r\n"])
+def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
+    with pytest.raises(MalformedAnswer, match="status line"):
+        answer(WHERE, status=status)
+
+
+@pytest.mark.parametrize("octet", [b"\0", b"\x01", b"\t", b"\x1b", b"\x1f"])
+@pytest.mark.parametrize(
+    "headers",
+    [b"Auth-Status: n%bo\r\n", WHERE + b"Auth-User: n%bo\r\n", WHERE + b"Auth-Pass: n%bo\r\n",
+     b"Auth-Status: no\r\nAuth-Error-Code: 5%b1\r\n"],
+)  # fmt: skip
+def test_no_control_character_is_passed_on(headers: bytes, octet: bytes) -> None:
+    with pytest.raises(MalformedAnswer) as malformed:
+        decided(headers % octet, protocol=SMTP)
+    assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("protocol", "around"),
+    [(IMAP, b"t" * 32 + b" NO \r\n"), (POP3, b"-ERR \r\n"), (SMTP, b"c" * MAX_CODE + b" \r\n")],
+)
+def test_a_text_is_cut_so_that_the_reply_is_a_line(protocol: Protocol, around: bytes) -> None:
+    denied = decided(b"Auth-Status: " + b"x" * 2000 + b"\r\n", protocol=protocol)
+    assert denied == Denied(b"x" * MAX_TEXT[protocol])
+    assert MAX_TEXT[protocol] + len(around) == {IMAP: 1024, POP3: 512, SMTP: 512}[protocol]
+
+
+def test_a_code_that_is_too_long_for_a_reply_is_refused() -> None:
+    with pytest.raises(MalformedAnswer, match="33 octets"):
+        decided(b"Auth-Status: no\r\nAuth-Error-Code: " + b"5" * 33 + b"\r\n", protocol=SMTP)
+
+
+# ---- what becomes of the connection ----
+
+OK_1_0 = b"HTTP/1.0 200 OK\r\n"
+OK_1_1 = b"HTTP/1.1 200 OK\r\n"
+CLOSE = BodyFraming(until_close=True)
+NONE = BodyFraming(length=0)
+SEVEN = BodyFraming(length=7)
+CHUNKED = BodyFraming(chunked=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "framing", "keep_alive", "number"),
+    [
+        (b"", b"Content-Length: 0\r\n", CLOSE, False, None),
+        (OK_1_0, b"Content-Length: 0\r\n", NONE, False, 200),
+        (OK_1_0, b"Content-Length: 7\r\nConnection: Keep-Alive\r\n", SEVEN, True, 200),
+        (b"HTTP/1.1 403 no\r\n", b"Content-Length: 7\r\n", SEVEN, True, 403),
+        (OK_1_1, b"Content-Length: 7\r\nConnection: close\r\n", SEVEN, False, 200),
+        (OK_1_1, b"Content-Length: 7\r\nConnection: x, Close\r\n", SEVEN, False, 200),
+        (OK_1_1, b"Content-Length: 7\r\nConnection: x\r\nConnection: close\r\n", SEVEN, False, 200),
+        (OK_1_1, b"", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length: 7\r\nContent-Length: 8\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length: -7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length: " + b"9" * 30 + b"\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Transfer-Encoding: Chunked\r\n", CHUNKED, True, 200),
+        (OK_1_1, b"Transfer-Encoding: chunked\r\nContent-Length: 7\r\n", CHUNKED, False, 200),
+        (OK_1_1, b"Transfer-Encoding: gzip, chunked\r\n", CLOSE, False, 200),
+        (b"HTTP/1.1 204 No\r\n", b"", NONE, True, 204),
+        (b"HTTP/1.1 304 No\r\n", b"Connection: close\r\n", NONE, False, 304),
+        (b"HTTP/1.1 103 Early\r\n", b"", NONE, False, 103),
+        (b"HTTP/1.1\r\n", b"Content-Length: 7\r\n", SEVEN, True, None),
+        (b"HTTP/1.1 2000\r\n", b"Content-Length: 7\r\n", SEVEN, True, None),
+        (b"HTTP/2 200 OK\r\n", b"Content-Length: 7\r\n", SEVEN, False, 200),
+    ],
+)  # fmt: skip
+def test_a_connection_is_kept_only_where_the_body_s_end_is_known(
+    status: bytes, headers: bytes, framing: BodyFraming, keep_alive: bool, number: int | None
+) -> None:
+    read = answer(headers + WHERE, status=status)
+    assert (read.framing, read.keep_alive, read.status) == (framing, keep_alive, number)
+
+
+# ---- properties ----
+
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [b"Auth-Status", b"Auth-Server", b"Auth-Port", b"Auth-User", b"Auth-Pass", b"Auth-Wait", b"X"]
+        ),
+        st.one_of(st.binary(max_size=20), st.sampled_from([b"OK", b"WAIT", b"192.0.2.1", b"25", b"5"])),
+    ).map(lambda header: b"%b: %b\r\n" % header)
+).map(b"".join)
+
+
+@given(st.one_of(st.binary(), LINES), st.sampled_from(Protocol), st.sampled_from(Method))
+def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protocol, method: Method) -> None:
+    try:
+        decision = decided(headers, protocol=protocol, method=method)
+    except MalformedAnswer:
+        return
+    shown = decision.text if isinstance(decision, Denied) else decision.user or b""
+    assert not any(octet < 32 for octet in shown)
