@@ -1,0 +1,24 @@
+"""SMTP as nginx's mail proxy speaks it: submission and relaying, up to the login or the first recipient."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.smtp import replies
+from mailproxy.protocols.smtp.frontend import SmtpFrontend
+from mailproxy.protocols.smtp.upstream import SmtpUpstream
+from mailproxy_config.model import Protocol
+
+__all__ = ["SMTP"]
+
+SMTP: Final = MailProtocol(
+    name=Protocol.SMTP,
+    ports=frozenset((25, 465, 587)),
+    alpn=b"smtp",
+    frontend=SmtpFrontend,
+    upstream=SmtpUpstream,
+    internal_error=replies.INTERNAL_ERROR,
+    shutdown=replies.SHUTDOWN,
+    busy=replies.BUSY,
+)

@@ -1,0 +1,54 @@
+"""SMTP command lines, as nginx reads them: which words there are, and what their arguments may be."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.protocols.conversation import misread
+
+MAX_ARGUMENTS: Final = 11
+
+HELO: Final = b"HELO"
+EHLO: Final = b"EHLO"
+AUTH: Final = b"AUTH"
+QUIT: Final = b"QUIT"
+NOOP: Final = b"NOOP"
+MAIL: Final = b"MAIL"
+RSET: Final = b"RSET"
+RCPT: Final = b"RCPT"
+VRFY: Final = b"VRFY"
+EXPN: Final = b"EXPN"
+HELP: Final = b"HELP"
+STARTTLS: Final = b"STARTTLS"
+
+_WORDS: Final = {
+    word: word for word in (HELO, EHLO, AUTH, QUIT, NOOP, MAIL, RSET, RCPT, VRFY, EXPN, HELP, STARTTLS)
+}
+
+
+class Command(NamedTuple):
+    """A command that we know: its word in capitals, its arguments, and the line as it was written."""
+
+    word: bytes
+    arguments: tuple[bytes, ...]
+    text: bytes
+    """Without spaces at its end; inside, nothing is changed."""
+
+
+def parse(line: bytes) -> Command | ProtocolErrorKind:
+    """Read one command line, without its line end.
+
+    Returns:
+        The command; or, for a syntax error, what to count it as.
+    """
+    if b"\r" in line:
+        return ProtocolErrorKind.CONTROL_CHAR
+    word, _, rest = line.partition(b" ")
+    known = _WORDS.get(word.upper())
+    if known is None:
+        return misread(line)
+    arguments = tuple(filter(None, rest.split(b" ")))
+    if len(arguments) > MAX_ARGUMENTS:
+        return ProtocolErrorKind.BAD_ARGUMENTS
+    return Command(known, arguments, line.rstrip(b" "))

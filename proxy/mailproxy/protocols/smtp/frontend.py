@@ -1,0 +1,205 @@
+"""The conversation with an SMTP client, from the greeting until it is identified (RFC 5321, RFC 4954)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mailproxy.dialogue.actions import Dialogue, note, overhear, resolve_client, send
+from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Envelope, Granted, Identified
+from mailproxy.events import ClientErred, CloseReason, Method, ProtocolErrorKind, Remark
+from mailproxy.protocols.conversation import CertificateFault, Conversation, has_controls
+from mailproxy.protocols.sasl import Framing
+from mailproxy.protocols.smtp import commands, replies
+from mailproxy.protocols.smtp.commands import Command
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
+
+Outcome = Identified | Ended | None
+"""What a turn leads to; ``None`` for another one."""
+
+
+class SmtpFrontend:
+    """One server's side of the conversation with SMTP clients, its replies prepared once."""
+
+    __slots__ = ("capabilities", "capabilities_in_clear", "greeting", "hello", "server")
+
+    def __init__(self, server: ServerConfig) -> None:
+        self.server = server
+        self.greeting = replies.greeting(server)
+        self.hello = replies.hello(server)
+        self.capabilities = replies.capabilities(server)
+        in_clear = {
+            StartTls.DISABLED: replies.capabilities,
+            StartTls.ENABLED: replies.capabilities_with_starttls,
+            StartTls.ONLY: replies.capabilities_before_tls,
+        }
+        self.capabilities_in_clear = in_clear[server.starttls](server)
+
+    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+        """Talk to a client from before the greeting until it is identified, or gone."""
+        return SmtpConversation(self, client).converse()
+
+
+class SmtpConversation(Conversation):
+    """One client's conversation.
+
+    Attributes:
+        helo: What HELO or EHLO said, since the last start of TLS.
+        mail: The MAIL command of a transaction without a login.
+        esmtp: Whether EHLO was ever used; nothing takes that back, as in nginx.
+    """
+
+    framing: ClassVar[Framing] = Framing(b"334 ", words=commands.MAX_ARGUMENTS)
+    certificate_replies: ClassVar[dict[CertificateFault, bytes]] = {
+        CertificateFault.INVALID: replies.CERTIFICATE_INVALID,
+        CertificateFault.MISSING: replies.CERTIFICATE_MISSING,
+    }
+
+    __slots__ = ("_frontend", "esmtp", "helo", "mail")
+
+    def __init__(self, frontend: SmtpFrontend, client: Client) -> None:
+        super().__init__(frontend.server, client, frontend.server.smtp_client_buffer)
+        self._frontend = frontend
+        self.helo: bytes | None = None
+        self.mail: bytes | None = None
+        self.esmtp = False
+
+    def greet(self) -> Dialogue[Ended | None]:
+        """Find out the client's name, wait for ``smtp_greeting_delay``, and greet."""
+        server = self.server
+        if server.resolver is not None:
+            self.client.host = yield from resolve_client()
+        if server.smtp_greeting_delay > 0:
+            early = yield from overhear(server.smtp_greeting_delay, server.smtp_client_buffer)
+            if early:
+                yield from note(Remark("client was rejected before greeting"))
+                yield from note(ClientErred(ProtocolErrorKind.EARLY_TALKER))
+                yield from send(replies.EARLY_TALKER)
+                return Ended(CloseReason.PROTOCOL_ERROR)
+        yield from send(self._frontend.greeting)
+        return None
+
+    def invalid(self) -> bytes:
+        """Give the reply to an invalid command."""
+        return replies.INVALID
+
+    def denial(self, denied: Denied) -> bytes:
+        """Give the reply to a denied login, or to a denied RCPT."""
+        return replies.denial(denied)
+
+    def turn(self) -> Dialogue[Outcome]:
+        """Take one command, and answer it."""
+        line = yield from self.reader.line()
+        command = commands.parse(line)
+        if isinstance(command, ProtocolErrorKind):
+            return (yield from self.count(command))
+        return (yield from self._COMMANDS[command.word](self, command))
+
+    def _hello(self, command: Command) -> Dialogue[Outcome]:
+        if len(command.arguments) != 1:
+            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
+        elif has_controls(command.text):
+            yield from self.reject(ProtocolErrorKind.CONTROL_CHAR, replies.INVALID_ARGUMENT)
+        else:
+            self.helo = command.arguments[0]
+            self.mail = None
+            yield from send(self._welcome(command.word))
+        return None
+
+    def _welcome(self, word: bytes) -> bytes:
+        frontend = self._frontend
+        if word == commands.HELO:
+            return frontend.hello
+        self.esmtp = True
+        return frontend.capabilities_in_clear if self.client.tls is None else frontend.capabilities
+
+    def _auth(self, command: Command) -> Dialogue[Outcome]:
+        if not command.arguments and not self.tls_is_missing:
+            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
+            return None
+        credentials = yield from self.exchange(command.arguments, self.server.smtp_auth)
+        if isinstance(credentials, Credentials):
+            return (yield from self._log_in(credentials))
+        return credentials
+
+    def _mail(self, command: Command) -> Dialogue[Outcome]:
+        if AuthMethod.NONE not in self.server.smtp_auth:
+            yield from note(Remark("client was rejected", command.text))
+            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.AUTH_REQUIRED)
+        elif self.tls_is_missing:
+            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.TLS_REQUIRED)
+        elif self.mail is not None:
+            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.BAD_SEQUENCE)
+        elif (yield from self._has_address(command)):
+            self.mail = command.text
+            yield from send(replies.OK)
+        return None
+
+    def _rcpt(self, command: Command) -> Dialogue[Outcome]:
+        if self.mail is None:
+            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.BAD_SEQUENCE)
+        elif (yield from self._has_address(command)):
+            envelope = Envelope(self.helo or b"", self.mail, command.text)
+            return (yield from self._log_in(Credentials(Method.NONE), envelope))
+        return None
+
+    def _has_address(self, command: Command) -> Dialogue[bool]:
+        """Whether there is anything to repeat to the upstream; what it says is not our business."""
+        if not command.arguments:
+            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
+            return False
+        if has_controls(command.text):
+            yield from self.reject(ProtocolErrorKind.CONTROL_CHAR, replies.INVALID_ARGUMENT)
+            return False
+        return True
+
+    def _rset(self, _command: Command) -> Dialogue[Outcome]:
+        self.mail = None
+        yield from send(replies.OK)
+        return None
+
+    def _noop(self, _command: Command) -> Dialogue[Outcome]:
+        yield from send(replies.OK)
+        return None
+
+    def _quit(self, _command: Command) -> Dialogue[Outcome]:
+        yield from send(replies.BYE)
+        return Ended(CloseReason.CLIENT_QUIT)
+
+    def _unserved(self, _command: Command) -> Dialogue[Outcome]:
+        """VRFY, EXPN and HELP are known, and nobody answers them."""
+        yield from self.reject(ProtocolErrorKind.UNKNOWN_COMMAND)
+        return None
+
+    def _starttls(self, _command: Command) -> Dialogue[Outcome]:
+        if self.tls_is_offered:
+            self.helo = self.mail = None
+        return (yield from self.upgrade(replies.START_TLS))
+
+    def _log_in(self, credentials: Credentials, envelope: Envelope | None = None) -> Dialogue[Outcome]:
+        grant = yield from self.admit(credentials, envelope)
+        if not isinstance(grant, Granted):
+            return grant
+        return Identified(
+            grant,
+            credentials.method,
+            self.reader.rest(),
+            envelope=envelope,
+            helo=self.helo,
+            esmtp=self.esmtp,
+        )
+
+    _COMMANDS: ClassVar = {
+        commands.HELO: _hello,
+        commands.EHLO: _hello,
+        commands.AUTH: _auth,
+        commands.QUIT: _quit,
+        commands.NOOP: _noop,
+        commands.MAIL: _mail,
+        commands.RSET: _rset,
+        commands.RCPT: _rcpt,
+        commands.VRFY: _unserved,
+        commands.EXPN: _unserved,
+        commands.HELP: _unserved,
+        commands.STARTTLS: _starttls,
+    }
+    """Which method answers which command."""

@@ -1,0 +1,74 @@
+"""Every line that we say to an SMTP client (RFC 5321, RFC 2034, RFC 4954)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from mailproxy.dialogue.values import Denied
+from mailproxy_config.model import AuthMethod, ServerConfig
+
+OK: Final = b"250 2.0.0 OK\r\n"
+BYE: Final = b"221 2.0.0 Bye\r\n"
+START_TLS: Final = b"220 2.0.0 Start TLS\r\n"
+AUTHENTICATED: Final = b"235 2.0.0 OK\r\n"
+INVALID: Final = b"500 5.5.1 Invalid command\r\n"
+INVALID_ARGUMENT: Final = b"501 5.5.4 Invalid argument\r\n"
+BAD_SEQUENCE: Final = b"503 5.5.1 Bad sequence of commands\r\n"
+EARLY_TALKER: Final = b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
+AUTH_REQUIRED: Final = b"530 5.7.1 Authentication required\r\n"
+TLS_REQUIRED: Final = b"530 5.7.0 Must issue a STARTTLS command first\r\n"
+INTERNAL_ERROR: Final = b"451 4.3.2 Internal server error\r\n"
+CERTIFICATE_INVALID: Final = b"421 4.7.1 SSL certificate error\r\n"
+CERTIFICATE_MISSING: Final = b"421 4.7.1 No required SSL certificate\r\n"
+SHUTDOWN: Final = b"421 4.3.2 Service shutting down, try again later\r\n"
+BUSY: Final = b"421 4.3.2 Too many connections, try again later\r\n"
+
+_DENIED: Final = b"535 5.7.0"
+_MECHANISMS: Final = (
+    (AuthMethod.PLAIN, "PLAIN"),
+    (AuthMethod.LOGIN, "LOGIN"),
+    (AuthMethod.CRAM_MD5, "CRAM-MD5"),
+    (AuthMethod.EXTERNAL, "EXTERNAL"),
+)
+"""In the order of the list, whatever the directive's."""
+
+
+def greeting(server: ServerConfig) -> bytes:
+    """Greet."""
+    return f"220 {server.server_name} ESMTP ready\r\n".encode()
+
+
+def hello(server: ServerConfig) -> bytes:
+    """Answer HELO."""
+    return f"250 {server.server_name}\r\n".encode()
+
+
+def denial(denied: Denied) -> bytes:
+    """Pass on why the authorization service denied the login, with its own code if it gave one."""
+    return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
+
+
+def capabilities(server: ServerConfig) -> bytes:
+    """Answer EHLO where there is no STARTTLS to offer."""
+    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server)))
+
+
+def capabilities_with_starttls(server: ServerConfig) -> bytes:
+    """Answer EHLO with ``starttls on`` before TLS."""
+    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server), "STARTTLS"))
+
+
+def capabilities_before_tls(server: ServerConfig) -> bytes:
+    """Answer EHLO with ``starttls only`` before TLS: there is no way to log in yet."""
+    return _listing((server.server_name, *server.smtp_capabilities, "STARTTLS"))
+
+
+def _auth(server: ServerConfig) -> tuple[str, ...]:
+    words = [word for method, word in _MECHANISMS if method in server.smtp_auth]
+    return (" ".join(("AUTH", *words)),) if words else ()
+
+
+def _listing(lines: Sequence[str]) -> bytes:
+    all_but_last = "".join(f"250-{line}\r\n" for line in lines[:-1])
+    return f"{all_but_last}250 {lines[-1]}\r\n".encode()

@@ -1,0 +1,72 @@
+"""Every transcript is played against the conversations directly, whole and cut at every octet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mailproxy.protocols import PROTOCOLS
+from support import transcripts
+from support.dialogue_player import Differs, Player
+from support.transcripts import Step, Transcript
+
+ALL = transcripts.every()
+POP3_LOGIN = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue")
+
+
+def play(transcript: Transcript, *, cut: bool = False) -> None:
+    Player(transcript, PROTOCOLS[transcript.server.protocol], cut).play()
+
+
+@pytest.mark.parametrize("transcript", ALL, ids=lambda transcript: transcript.name)
+def test_the_conversation_goes_as_written(transcript: Transcript) -> None:
+    play(transcript)
+
+
+@pytest.mark.parametrize(
+    "transcript", [one for one in ALL if one.may_be_cut], ids=lambda transcript: transcript.name
+)
+def test_it_goes_the_same_way_when_every_octet_comes_alone(transcript: Transcript) -> None:
+    play(transcript, cut=True)
+
+
+# The player itself must notice when something is not as written.
+
+
+@pytest.mark.parametrize("index", range(len(POP3_LOGIN.steps)))
+def test_a_transcript_with_a_line_missing_does_not_pass(index: int) -> None:
+    steps = POP3_LOGIN.steps
+    with pytest.raises(Differs):
+        play(replace(POP3_LOGIN, steps=steps[:index] + steps[index + 1 :]))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        Step("S", "+OK", b"+OK\r\n", 99),
+        Step("P", "NOOP", b"NOOP\r\n", 99),
+        Step("C", "NOOP", b"NOOP\r\n", 99),
+        Step("=", "closed drain", b"", 99),
+        Step("=", "note client_erred other", b"", 99),
+        Step("=", "challenge", b"", 99),
+    ],
+    ids=str,
+)
+def test_a_transcript_with_a_line_too_many_does_not_pass(extra: Step) -> None:
+    with pytest.raises(Differs):
+        play(replace(POP3_LOGIN, steps=(*POP3_LOGIN.steps, extra)))
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["Only one line of prose.", "  S  +OK"], "where that comes from"),
+        (["What.", "Where."], "shows nothing"),
+        (["What.", "Where.", "colour: blue", "  S  +OK"], "unknown"),
+        (["What.", "Where.", "  X  +OK"], "no mark"),
+    ],
+)
+def test_what_is_no_transcript_is_refused(lines: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        transcripts.parse(lines, name="pop3/x")

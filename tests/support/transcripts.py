@@ -1,0 +1,216 @@
+"""Dialogue transcripts, parsed.  Who plays them, and against what, is not decided here.
+
+A file begins with prose: what is shown, then where it comes from.  Lines
+``name: value`` among it set directives of the server (named as in
+``ServerConfig``) and facts about the client: ``client`` and ``local``
+(address and port), ``tls: implicit``, ``certificate: none | valid | invalid
+TEXT | tolerable TEXT``.  ``cut: no`` says that the segments are the point, so
+that the transcript means nothing when it is cut elsewhere.
+
+The steps are indented: a mark, and from the sixth column on its text.
+
+====  =====================================================================
+C     the client says; ``C+`` the same, in one segment with the next line
+S     the proxy says to the client
+P     the proxy says to the upstream
+U     the upstream says; ``U+`` as above
+=     anything that is not octets, see ``dialogue_player``
+====  =====================================================================
+
+Octets end in CRLF without saying so.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
+``\\xHH \\\\``; ``\\{130*a}`` repeats; ``\\c`` at the end leaves out the CRLF.
+``#`` in the first column begins a comment.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from mailproxy.dialogue.values import Client, ClientCertificate, TlsInfo
+from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, ServerConfig
+from support import configs
+
+ROOT: Final = Path(__file__).parent.parent / "dialogues"
+
+_DIRECTIVE: Final = re.compile(r"([a-z][a-z0-9_]*): (.*)")
+_ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|\{(\d+)\*([^}]*)\}|(.))")
+_SIMPLE: Final = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "s": b" ", "\\": b"\\", "c": b""}
+_DIRECTIVES: Final = frozenset(field.name for field in fields(ServerConfig))
+_MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a transcript: ``octets`` are what it stands for, empty for ``=``."""
+
+    mark: str
+    text: str
+    octets: bytes
+    line: int
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it goes in one segment with the next line."""
+        return self.mark.endswith("+")
+
+    @property
+    def side(self) -> str:
+        """Its mark without the ``+``."""
+        return self.mark[0]
+
+    def __str__(self) -> str:
+        return f"{self.line:4}  {self.mark:2} {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One behaviour: who talks to which server, and what is said."""
+
+    name: str
+    prose: tuple[str, ...]
+    server: ServerConfig
+    steps: tuple[Step, ...]
+    facts: dict[str, str]
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether it means the same however its segments are cut."""
+        return self.facts.get("cut") != "no"
+
+    def client(self) -> Client:
+        """Make the client that connects, fresh for each playing."""
+        address, port = _end(self.facts.get("client", "192.0.2.42 4711"))
+        local_address, local_port = _end(self.facts.get("local", "198.51.100.1 25"))
+        client = Client(address, port, local_address, local_port)
+        if self.facts.get("tls") == "implicit":
+            client.tls = self.tls()
+        return client
+
+    def tls(self) -> TlsInfo:
+        """Give what a handshake with this client settles."""
+        tls = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+        kind, _, text = self.facts.get("certificate", "none").partition(" ")
+        if kind != "none":
+            subject = b"CN=client"
+            tls.certificate = ClientCertificate(subject, b"CN=ca", b"0A", b"0" * 40, b"PEM", b"client")
+        if kind in {"invalid", "tolerable"}:
+            tls.verify_code = 18
+            tls.verify_error = text.encode()
+            tls.verify_is_tolerable = kind == "tolerable"
+        return tls
+
+
+def unescaped(text: str) -> bytes:
+    """Give the octets that a text stands for."""
+
+    def octets(match: re.Match[str]) -> str:
+        hexadecimal, count, repeated, simple = match.groups()
+        if hexadecimal is not None:
+            return chr(int(hexadecimal, 16))
+        if count is not None:
+            return unescaped(repeated).decode("latin-1") * int(count)
+        return _SIMPLE[simple].decode("latin-1")
+
+    return _ESCAPE.sub(octets, text).encode("latin-1")
+
+
+def escaped(octets: bytes) -> str:
+    """Write octets as one word, so that ``unescaped`` gives them back; nothing at all is ``""``."""
+    names = {value: f"\\{name}" for name, value in _SIMPLE.items() if value}
+    letters = (names.get(bytes((octet,)), _letter(octet)) for octet in octets)
+    return "".join(letters) or '""'
+
+
+def _letter(octet: int) -> str:
+    return chr(octet) if 0x21 <= octet < 0x7F else f"\\x{octet:02X}"
+
+
+def load(path: Path) -> Transcript:
+    """Read a transcript; its folder tells the protocol.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    return parse(path.read_text("utf-8").splitlines(), name=f"{path.parent.name}/{path.stem}")
+
+
+def every(protocol: Protocol | None = None) -> list[Transcript]:
+    """Read all transcripts, or all of one protocol, in the order of their names."""
+    paths = sorted(ROOT.glob(f"{protocol.value if protocol else '*'}/*.dialogue"))
+    return [load(path) for path in paths]
+
+
+def parse(lines: Iterable[str], *, name: str) -> Transcript:
+    """Parse the lines of a transcript called ``PROTOCOL/NAME``."""
+    prose: list[str] = []
+    facts: dict[str, str] = {}
+    steps: list[Step] = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("  "):
+            steps.append(_step(line, number))
+        elif match := _DIRECTIVE.fullmatch(line):
+            facts[match[1]] = match[2]
+        elif line and not line.startswith("#"):
+            prose.append(line)
+    if len(prose) < 2 or not steps:
+        message = f"{name}: says not what it shows, or where that comes from, or shows nothing"
+        raise ValueError(message)
+    protocol = Protocol(name.partition("/")[0])
+    directives = {key: _value(key, facts.pop(key)) for key in sorted(facts) if key in _DIRECTIVES}
+    unknown = facts.keys() - {"client", "local", "tls", "certificate", "cut"}
+    if unknown:
+        message = f"{name}: unknown {sorted(unknown)}"
+        raise ValueError(message)
+    return Transcript(name, tuple(prose), configs.server(protocol, **directives), tuple(steps), facts)
+
+
+def _step(line: str, number: int) -> Step:
+    mark, text = line[2:4].strip(), line[5:]
+    if mark not in _MARKS:
+        message = f"line {number}: no mark: {line!r}"
+        raise ValueError(message)
+    if mark == "=":
+        return Step(mark, " ".join(text.split()), b"", number)
+    octets = unescaped(text)
+    return Step(mark, text, octets if text.endswith("\\c") else octets + b"\r\n", number)
+
+
+def _end(text: str) -> tuple[str, int]:
+    address, _, port = text.partition(" ")
+    return address, int(port or 0)
+
+
+def _value(name: str, text: str) -> Any:
+    """Read a directive's value as the type of its default wants it."""
+    if name == "resolver":
+        return ResolverConfig(addresses=(text,))
+    default = getattr(configs.server(Protocol.SMTP), name)
+    if isinstance(default, Enum):
+        return type(default)(text)
+    readers: dict[type, Callable[[str], Any]] = {
+        bool: {"on": True, "off": False}.__getitem__,
+        int: int,
+        float: lambda seconds: float(seconds.removesuffix("s")),
+        str: str,
+        tuple: lambda words: tuple(shlex.split(words)),
+        frozenset: lambda words: frozenset(AuthMethod(word) for word in words.split()),
+    }
+    return readers[type(default)](text)
+
+
+def segments(steps: Iterable[Step]) -> Iterator[tuple[Step, bytes]]:
+    """Join what goes in one segment: the first of the steps, and all their octets."""
+    first: Step | None = None
+    octets = b""
+    for step in steps:
+        first = first or step
+        octets += step.octets
+        if not step.is_joined:
+            yield first, octets
+            first, octets = None, b""
