@@ -1,0 +1,247 @@
+"""Messages and open sockets between the supervisor and one worker, over a unix stream socket pair.
+
+A message is one JSON object.  On the wire it is eight octets (the length of
+the JSON and the number of descriptors, both big-endian), then the JSON.  The
+descriptors travel as ``SCM_RIGHTS``, each batch with an octet of its own at
+the beginning of the message, since the kernel takes only some 250 of them with
+one call.  Both ends are our own processes; the limits are there so that a
+damaged peer costs a connection and not the memory.
+
+The same class serves both ends and any asyncio loop that has ``add_reader``.
+Nothing here blocks or waits: what does not fit the socket is kept and sent
+when there is room, and a peer that takes nothing for too long is given up.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+Message = dict[str, object]
+
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""The largest JSON text of one message, in octets."""
+
+MAX_DESCRIPTORS: Final = 1600
+"""The most descriptors that come with one message."""
+
+MAX_BACKLOG: Final = 64 * 1024 * 1024
+"""The most octets that wait for a peer that does not read."""
+
+_HEADER: Final = struct.Struct(">II")
+_BATCH: Final = 200
+_READ: Final = 256 * 1024
+_ANCILLARY: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
+
+
+class ChannelError(Exception):
+    """The peer sent something that is no message, takes nothing any more, or is gone."""
+
+
+class Channel:
+    """One end of the pair.
+
+    Args:
+        sock: The connected end; the channel owns it from now on.
+        received: Called with each message and its descriptors, which the
+            callee owns.  Whatever it raises reaches the loop's exception
+            handler.
+        closed: Called once when the peer is gone, with ``None`` after an
+            orderly end and the reason otherwise.  Not called after ``close``.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        received: Callable[[Message, list[int]], None],
+        closed: Callable[[ChannelError | None], None],
+    ) -> None:
+        self._sock = sock
+        self._received = received
+        self._closed = closed
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in = bytearray()
+        self._in_descriptors: deque[int] = deque()
+        self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        self._out_octets = 0
+        self._is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can still be sent."""
+        return self._is_open
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen to the peer from now on, on ``loop``."""
+        self._sock.setblocking(False)
+        self._loop = loop
+        loop.add_reader(self._sock.fileno(), self._read)
+
+    def send(self, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Send a message, now or as soon as there is room.
+
+        Args:
+            message: A JSON object.
+            descriptors: Open descriptors to go with it, in order.  They are
+                duplicated; the caller keeps its own and may close them.
+
+        Raises:
+            ChannelError: The channel is closed, the message is larger than
+                the limits, or the peer has stopped reading.
+        """
+        if not self._is_open:
+            raise ChannelError("the channel is closed")
+        text = json.dumps(message, separators=(",", ":")).encode()
+        _require_within_limits(len(text), len(descriptors))
+        if self._out_octets + len(text) > MAX_BACKLOG:
+            raise ChannelError("the peer does not read")
+        was_idle = not self._out
+        self._enqueue(_HEADER.pack(len(text), len(descriptors)) + text, descriptors)
+        if was_idle:
+            self._write()
+
+    def close(self) -> None:
+        """Close this end; what has not been sent is dropped, and ``closed`` is not called."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+        for _, descriptors in self._out:
+            _close_all(descriptors)
+        self._out.clear()
+        _close_all(self._in_descriptors)
+        self._in_descriptors.clear()
+        self._sock.close()
+
+    def flush(self, seconds: float) -> None:
+        """Send what is still waiting, blocking for at most about ``seconds``; for a process's last words."""
+        if not self._is_open:
+            return
+        self._sock.settimeout(seconds)
+        while self._out and self._write_first():
+            pass
+
+    def _enqueue(self, frame: bytes, descriptors: Sequence[int]) -> None:
+        kept = [os.dup(descriptor) for descriptor in descriptors]
+        rest = memoryview(frame)
+        for start in range(0, len(kept), _BATCH):
+            is_last = start + _BATCH >= len(kept)
+            head = rest if is_last else rest[:1]
+            self._out.append((head, tuple(kept[start : start + _BATCH])))
+            rest = rest[len(head) :]
+        if rest:
+            self._out.append((rest, ()))
+        self._out_octets += len(frame)
+
+    def _write(self) -> None:
+        while self._out:
+            if not self._write_first():
+                break
+        if not self._is_open or self._loop is None:
+            return
+        if self._out:
+            self._loop.add_writer(self._sock.fileno(), self._write)
+        else:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _write_first(self) -> bool:
+        """Send as much of the first piece as there is room for; tell whether to go on."""
+        data, descriptors = self._out[0]
+        try:
+            sent = socket.send_fds(self._sock, [data], descriptors) if descriptors else self._sock.send(data)
+        except (BlockingIOError, InterruptedError, TimeoutError):
+            return False
+        except OSError as error:
+            self._give_up(ChannelError(f"cannot send: {error.strerror or error}"))
+            return False
+        _close_all(descriptors)
+        self._out_octets -= sent
+        if sent == len(data):
+            self._out.popleft()
+        else:
+            self._out[0] = (data[sent:], ())
+        return True
+
+    def _read(self) -> None:
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._give_up(ChannelError(f"cannot receive: {error.strerror or error}"))
+            return
+        self._in_descriptors.extend(_descriptors(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            self._give_up(ChannelError("descriptors were lost: too many open files"))
+        elif not data:
+            self._give_up(ChannelError("the peer left in the middle of a message") if self._in else None)
+        else:
+            self._in += data
+            self._deliver()
+
+    def _deliver(self) -> None:
+        while self._is_open and len(self._in) >= _HEADER.size:
+            length, count = _HEADER.unpack_from(self._in)
+            end = _HEADER.size + length
+            try:
+                _require_within_limits(length, count)
+                if len(self._in) < end:
+                    return
+                message = _parsed(bytes(self._in[_HEADER.size : end]))
+                if len(self._in_descriptors) < count:
+                    raise ChannelError("descriptors are missing")
+            except ChannelError as error:
+                self._give_up(error)
+                return
+            del self._in[:end]
+            self._received(message, [self._in_descriptors.popleft() for _ in range(count)])
+
+    def _give_up(self, error: ChannelError | None) -> None:
+        if self._is_open:
+            self.close()
+            self._closed(error)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Make the two ends: ours, and the one that a worker inherits."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def _require_within_limits(length: int, count: int) -> None:
+    if length > MAX_MESSAGE:
+        raise ChannelError(f"message of {length} octets, at most {MAX_MESSAGE} accepted")
+    if count > MAX_DESCRIPTORS:
+        raise ChannelError(f"{count} descriptors in one message, at most {MAX_DESCRIPTORS} accepted")
+
+
+def _parsed(text: bytes) -> Message:
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise ChannelError("a message is not JSON") from error
+    if not isinstance(message, dict):
+        raise ChannelError("a message is not a JSON object")
+    return message
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()
+
+
+def _close_all(descriptors: Sequence[int] | deque[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

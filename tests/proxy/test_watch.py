@@ -1,0 +1,126 @@
+"""A change is told once, when it has come to rest, however the file was changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mailproxy.watch import Watch
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mailproxy.json"
+    path.write_text("one")
+    return path
+
+
+def settle(watch: Watch) -> list[Path]:
+    """Look until nothing moves any more."""
+    told = list(watch.changed())
+    for _ in range(5):
+        told += watch.changed()
+    return told
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def rename(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+@pytest.mark.parametrize("change", [write, rename, append])
+def test_a_change_is_told_once(file: Path, change: object) -> None:
+    watch = Watch([file])
+    assert settle(watch) == []
+    assert callable(change)
+    change(file, "something longer")
+    assert settle(watch) == [file]
+    assert settle(watch) == []
+
+
+def test_a_change_is_told_when_it_rests(file: Path) -> None:
+    watch = Watch([file])
+    write(file, "half")
+    assert watch.changed() == ()
+    assert watch.is_restless
+    append(file, " and the rest")
+    assert watch.changed() == ()
+    assert watch.is_restless
+    assert watch.changed() == (file,)
+    assert not watch.is_restless
+
+
+def test_the_swap_of_a_mounted_config_map_is_a_change(tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "mailproxy.json").write_text(version)
+    (tmp_path / "..data").symlink_to("v1")
+    file = tmp_path / "mailproxy.json"
+    file.symlink_to("..data/mailproxy.json")
+    watch = Watch([file])
+    (tmp_path / "..data_tmp").symlink_to("v2")
+    (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+    assert settle(watch) == [file]
+
+
+def test_the_same_contents_under_another_time_are_no_change(file: Path) -> None:
+    watch = Watch([file])
+    os.utime(file, ns=(1, 1))
+    rename(file, "one")
+    assert settle(watch) == []
+
+
+def test_going_back_before_anybody_looked_twice_is_no_change(file: Path) -> None:
+    watch = Watch([file])
+    write(file, "two")
+    assert watch.changed() == ()
+    write(file, "one")
+    assert settle(watch) == []
+
+
+def test_coming_and_going_are_changes(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tls.crt"
+    watch = Watch([file, other])
+    other.write_text("certificate")
+    assert settle(watch) == [other]
+    file.unlink()
+    assert settle(watch) == [file]
+    write(file, "again")
+    assert settle(watch) == [file]
+
+
+def test_several_changes_are_told_together(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("tls.crt", "tls.key")]
+    watch = Watch(paths)
+    for path in paths:
+        path.write_text("new")
+    assert settle(watch) == paths
+
+
+def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tls.key"
+    watch = Watch([file, other])
+    write(file, "two")
+    watch.watch([file])
+    other.write_text("new")
+    assert settle(watch) == [file]
+    watch.watch([file, other])
+    assert settle(watch) == []
+
+
+@pytest.mark.parametrize("path", [Path("/nowhere/at/all"), Path("/"), Path("a\0b")])
+def test_what_cannot_be_read_is_watched_all_the_same(path: Path) -> None:
+    watch = Watch([path])
+    assert settle(watch) == []
