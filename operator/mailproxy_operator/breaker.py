@@ -1,0 +1,58 @@
+"""The circuit breaker: what nodes refuse is left out instead of being asked for again and again.
+
+A ReplicaSet replaces a pod that the kubelet refused for its sysctl at once and
+without a pause.  Leaving the sysctl out gives the previous template back, so
+pods that run stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from mailproxy_operator import breaker_note
+from mailproxy_operator.errors import Finding
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.observed import Observed
+from mailproxy_operator.sysctls import PORT_START
+
+REFUSAL = "SysctlForbidden"
+MAX_DELETED = 50
+_QUOTED = re.compile(r'"([^"]+)"')
+
+
+def remembered(workloads: Iterable[Manifest], generation: int) -> frozenset[str]:
+    """Read what nodes have refused for this generation of the resource."""
+    return frozenset[str]().union(*(breaker_note.read(workload, generation) for workload in workloads))
+
+
+def refused_names(observed: Observed) -> frozenset[str]:
+    """Name the sysctls that pods of the newest template were refused for."""
+    return frozenset(
+        name
+        for pod in observed.pods
+        if pod.failed and pod.failed.reason == REFUSAL and pod.is_of_template
+        for name in _QUOTED.findall(pod.failed.message)
+    )
+
+
+def refused_pods(pods: Sequence[Manifest]) -> list[Manifest]:
+    """Choose the pods to delete: they stay as they are for ever otherwise."""
+    refused = [pod for pod in pods if (pod.get("status") or {}).get("reason") == REFUSAL]
+    return [pod for pod in refused if "deletionTimestamp" not in pod["metadata"]][:MAX_DELETED]
+
+
+def holds_workload(refused: Iterable[str]) -> bool:
+    """Tell whether leaving the sysctl out would give pods that cannot listen: then nothing is touched."""
+    return PORT_START in refused
+
+
+def finding(refused: frozenset[str]) -> Finding | None:
+    """Say what was refused and what to do about it."""
+    if not refused:
+        return None
+    listed = ", ".join(sorted(refused))
+    advice = "add it to the kubelet's allowedUnsafeSysctls on nodes that the pods are bound to"
+    if holds_workload(refused):
+        advice = "use portStrategy: HighPort, which needs no sysctl"
+    return Finding(REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}")

@@ -1,0 +1,208 @@
+"""The objects that one MailProxy owns: applied, kept, pruned, and never confused with somebody else's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+from mailproxy_operator import names
+from mailproxy_operator.cluster import Cluster, Key
+from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, Retryable
+from mailproxy_operator.kinds import (
+    AUTOSCALER,
+    DAEMON_SET,
+    DEPLOYMENT,
+    OWNED,
+    SERVICE,
+    WORKLOADS,
+    Kind,
+    Manifest,
+    is_controlled_by,
+    kind_of,
+    uid_of,
+)
+
+_Name = tuple[Kind, str]
+
+
+class Ledger:
+    """What was applied lately, so that a reconcile with nothing to do writes nothing.
+
+    It is a memory, not a truth: an object is written again when the live one
+    is no longer as we left it, and everything is after ``clear``.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, dict[_Name, tuple[str, str]]] = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    def forget(self, key: Key) -> None:
+        """Forget one resource."""
+        self._entries.pop(key, None)
+
+    def wanted(self, key: Key, name: _Name) -> str | None:
+        """The digest of what was last applied."""
+        return self._entries.get(key, {}).get(name, (None, ""))[0]
+
+    def is_as_left(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
+        """Tell whether this very rendering was applied and nobody has touched the object since."""
+        return self._entries.get(key, {}).get(name) == (digest, _mark(live))
+
+    def note(self, key: Key, name: _Name, digest: str, live: Manifest) -> None:
+        """Remember an apply and what came of it."""
+        self._entries.setdefault(key, {})[name] = (digest, _mark(live))
+
+
+def _mark(live: Manifest) -> str:
+    """What changes when somebody changes the object; a status does not count where that can be told."""
+    metadata = live["metadata"]
+    return f"{uid_of(live)}/{metadata.get('generation') or metadata.get('resourceVersion', '')}"
+
+
+class Children:
+    """What one MailProxy owns, as it was read and as it became.
+
+    Attributes:
+        drifted: Kinds that had to be repaired.
+    """
+
+    def __init__(self, cluster: Cluster, ledger: Ledger, key: Key, uid: str) -> None:
+        self._cluster = cluster
+        self._ledger = ledger
+        self._key = key
+        self._uid = uid
+        self._live: dict[_Name, Manifest] = {}
+        self._wanted: set[_Name] = set()
+        self.drifted: list[str] = []
+
+    @classmethod
+    async def read(cls, cluster: Cluster, ledger: Ledger, key: Key, uid: str) -> Children:
+        """Read everything a MailProxy owns."""
+        children = cls(cluster, ledger, key, uid)
+        for kind in OWNED:
+            for found in await cluster.list(kind, key.namespace, names.labels(key.name)):
+                if is_controlled_by(found, uid):
+                    # Items of a list do not say what they are.
+                    found |= {"apiVersion": kind.api_version, "kind": kind.name}
+                    children._live[kind, found["metadata"]["name"]] = found
+        return children
+
+    def workloads(self) -> list[Manifest]:
+        """The Deployment and the DaemonSet, as far as they exist."""
+        return [live for (kind, _), live in self._live.items() if kind in WORKLOADS]
+
+    def workload(self, mode: str) -> Manifest | None:
+        """The workload of a mode, if it exists."""
+        kind = {"Deployment": DEPLOYMENT, "DaemonSet": DAEMON_SET}.get(mode)
+        return self._live.get((kind, self._key.name)) if kind else None
+
+    def service(self) -> Manifest | None:
+        """The mail Service, if it exists."""
+        return self._live.get((SERVICE, self._key.name))
+
+    async def apply(self, manifests: Sequence[Manifest], *, hold: Sequence[Kind] = ()) -> Finding | None:
+        """Apply what is not as it should be.
+
+        Args:
+            manifests: Everything that is wanted.
+            hold: Kinds to leave as they are for now.
+
+        Returns:
+            Why not, where waiting will not help.
+
+        Raises:
+            Retryable: It may work later.
+        """
+        self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
+        foreign = await self._foreign(manifests)
+        if foreign:
+            return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
+        try:
+            for manifest in manifests:
+                if kind_of(manifest) not in hold:
+                    await self._apply(manifest)
+        except Hopeless as refusal:
+            return Finding(refusal.reason, str(refusal))
+        except Gone as vanished:
+            raise Retryable(str(vanished), delay=1.0) from vanished
+        return None
+
+    async def _foreign(self, manifests: Iterable[Manifest]) -> str:
+        """Name the first object that has a name we need: a forced apply would merge into it."""
+        for manifest in manifests:
+            kind, name = kind_of(manifest), manifest["metadata"]["name"]
+            if (kind, name) in self._live:
+                continue
+            found = await self._cluster.get(kind, Key(self._key.namespace, name))
+            if found is not None and not is_controlled_by(found, self._uid):
+                return f"{kind.name} {name}"
+            if found is not None:
+                self._live[kind, name] = found
+        return ""
+
+    async def _apply(self, manifest: Manifest) -> None:
+        kind, name = kind_of(manifest), manifest["metadata"]["name"]
+        digest, live = _digest(manifest), self._live.get((kind, name))
+        if live is not None and self._ledger.is_as_left(self._key, (kind, name), digest, live):
+            return
+        if live is not None:
+            manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid_of(live)}}
+            await self._hand_over_replicas(manifest, live)
+        try:
+            applied = await self._cluster.apply(manifest)
+        except KindMissing:
+            return
+        if applied.changed and self._ledger.wanted(self._key, (kind, name)) == digest:
+            self.drifted.append(kind.name)
+        self._live[kind, name] = applied.manifest
+        self._ledger.note(self._key, (kind, name), digest, applied.manifest)
+
+    async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
+        """Keep the number of pods while an autoscaler takes over: leaving it out would make it 1."""
+        if kind_of(manifest) is not DEPLOYMENT or "replicas" in manifest["spec"] or not _owns_replicas(live):
+            return
+        kept = {
+            "apiVersion": manifest["apiVersion"],
+            "kind": manifest["kind"],
+            "metadata": {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")},
+            "spec": {"replicas": live["spec"].get("replicas", 1)},
+        }
+        await self._cluster.apply(kept, manager=names.HANDOVER_MANAGER, force=False)
+
+    async def prune(self, *, spare: Sequence[Kind]) -> tuple[str, ...]:
+        """Delete what is owned but no longer wanted.
+
+        Args:
+            spare: Kinds that have to stay for now.
+
+        Returns:
+            The kinds of what was deleted.
+        """
+        unwanted = [
+            live
+            for (kind, name), live in self._live.items()
+            if (kind, name) not in self._wanted and kind not in spare
+        ]
+        # The autoscaler first: it must not go on scaling what is about to change.
+        unwanted.sort(key=lambda live: kind_of(live) is not AUTOSCALER)
+        for live in unwanted:
+            await self._cluster.delete(live)
+            self._live.pop((kind_of(live), live["metadata"]["name"]))
+        return tuple(kind_of(live).name for live in unwanted)
+
+
+def _digest(manifest: Manifest) -> str:
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _owns_replicas(live: Manifest) -> bool:
+    return any(
+        entry.get("manager") == names.FIELD_MANAGER
+        and "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})
+        for entry in live["metadata"].get("managedFields") or []
+    )

@@ -1,0 +1,272 @@
+"""Judges what was seen: ordered checks, the first that finds something decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mailproxy_operator.errors import Finding
+from mailproxy_operator.observed import Observed, Pod
+
+HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"})
+"""Reasons of ``Accepted=False``; waiting helps with none of them."""
+
+_TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
+_IMAGE_TROUBLE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that the conditions are made from.
+
+    Attributes:
+        refused: Why the resource cannot be carried out.
+        retrying: What failed on the way and will be tried again.
+        sysctl_refused: What nodes have refused.
+        config_hash: The configuration that every pod should run.
+        has_references: Whether there is anything to mount besides the configuration.
+    """
+
+    generation: int
+    mode: str
+    observed: Observed
+    config_hash: str = ""
+    paused: bool = False
+    has_references: bool = False
+    refused: Finding | None = None
+    retrying: Finding | None = None
+    sysctl_refused: Finding | None = None
+
+    @property
+    def needs_pods(self) -> bool:
+        """Whether pods are expected at all."""
+        workload = self.observed.workload
+        return self.mode != "Sidecar" and not (workload is not None and workload.desired == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One condition's status, reason and message."""
+
+    status: str
+    reason: str
+    message: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether the condition is True."""
+        return self.status == _TRUE
+
+
+def judged(facts: Facts) -> dict[str, Judgement]:
+    """Judge all seven conditions."""
+    found = {
+        "Accepted": _accepted(facts),
+        "ResolvedRefs": _resolved_refs(facts),
+        "Available": _available(facts),
+        "ConfigSynced": _config_synced(facts),
+        "Stalled": _stalled(facts),
+    }
+    found["Reconciling"] = _reconciling(facts, found)
+    found["Ready"] = _ready(found)
+    return found
+
+
+def conditions(
+    found: Mapping[str, Judgement], *, generation: int, previous: Iterable[Mapping[str, object]], now: str
+) -> list[dict[str, object]]:
+    """Write judgements as Kubernetes conditions.
+
+    Args:
+        found: The judgements.
+        generation: The generation they are about.
+        previous: The conditions as they are; a time changes only with its status.
+        now: The time, as RFC 3339 text.
+    """
+    before = {one.get("type"): one for one in previous}
+    return [
+        {
+            "type": name,
+            "status": one.status,
+            "observedGeneration": generation,
+            "lastTransitionTime": _since(before.get(name), one.status, now),
+            "reason": one.reason,
+            "message": one.message[:32_000],
+        }
+        for name, one in ((name, found[name]) for name in _ORDER)
+    ]
+
+
+_ORDER = ("Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled")
+
+
+def _since(before: Mapping[str, object] | None, status: str, now: str) -> object:
+    if before is not None and before.get("status") == status:
+        return before.get("lastTransitionTime") or now
+    return now
+
+
+def synced(pods: Iterable[Pod], config_hash: str) -> int:
+    """Count the pods that report running a configuration."""
+    return sum(_runs(pod, config_hash) for pod in pods if not pod.is_terminating)
+
+
+def _runs(pod: Pod, config_hash: str) -> bool:
+    return pod.running is not None and pod.running.hash == config_hash and not pod.running.last_error
+
+
+def _accepted(facts: Facts) -> Judgement:
+    if facts.refused:
+        return Judgement(_FALSE, facts.refused.reason, facts.refused.message)
+    return Judgement(_TRUE, "Accepted", "the configuration is valid and every object was applied")
+
+
+def _resolved_refs(facts: Facts) -> Judgement:
+    current = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
+    for pod in current:
+        message = facts.observed.mount_failures.get(pod.name)
+        if message and not pod.has_started:
+            return Judgement(_FALSE, _mount_reason(message), message)
+    broken = next(
+        (pod for pod in current if pod.running and _names_certificate(pod.running.last_error)), None
+    )
+    if broken and broken.running:
+        return Judgement(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
+    if facts.has_references and facts.needs_pods and not any(pod.has_started for pod in current):
+        return Judgement(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
+    return Judgement(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
+
+
+_MOUNT_REASONS = (
+    (re.compile(r'secret "[^"]*" not found', re.IGNORECASE), "SecretNotFound"),
+    (re.compile(r"non-existent secret key", re.IGNORECASE), "SecretKeyNotFound"),
+    (re.compile(r'configmap "[^"]*" not found', re.IGNORECASE), "ConfigMapNotFound"),
+    (
+        re.compile(r"non-existent config ?map key|non-existent config key", re.IGNORECASE),
+        "ConfigMapKeyNotFound",
+    ),
+)
+
+
+def _mount_reason(message: str) -> str:
+    return next((reason for pattern, reason in _MOUNT_REASONS if pattern.search(message)), "SecretNotFound")
+
+
+def _names_certificate(error: str) -> bool:
+    return bool(re.search(r"certificate|private key", error, re.IGNORECASE))
+
+
+def _available(facts: Facts) -> Judgement:
+    workload = facts.observed.workload
+    if facts.mode == "Sidecar":
+        return Judgement(_TRUE, "SidecarMode", "the pods belong to others")
+    if workload is None:
+        return Judgement(_FALSE, "PodsNotReady", "there is no workload yet")
+    if workload.desired == 0:
+        return Judgement(_TRUE, "ScaledToZero", "no pods are wanted")
+    numbers = f"{workload.available} of {workload.desired} pods are available"
+    if workload.is_available:
+        return Judgement(_TRUE, "MinimumReplicasAvailable", numbers)
+    cause = _cause_of_unavailability(facts) or Finding("PodsNotReady", numbers)
+    return Judgement(_FALSE, cause.reason, cause.message)
+
+
+def _cause_of_unavailability(facts: Facts) -> Finding | None:
+    failures = facts.observed.workload.failures if facts.observed.workload else {}
+    if "ReplicaFailure" in failures:
+        return Finding("PodsRefused", failures["ReplicaFailure"].message)
+    for pod in facts.observed.pods:
+        if pod.waiting and pod.waiting.reason in _IMAGE_TROUBLE:
+            return Finding("ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
+    if "Progressing" in failures:
+        return Finding("ProgressDeadlineExceeded", failures["Progressing"].message)
+    for pod in facts.observed.pods:
+        if pod.waiting and not pod.is_terminating:
+            return Finding(
+                "PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+            )
+    return None
+
+
+def _config_synced(facts: Facts) -> Judgement:
+    if not facts.needs_pods:
+        return Judgement(_TRUE, "AllPodsSynced", "there are no pods to tell")
+    ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
+    refusing = _refusing(ready)
+    if refusing:
+        return Judgement(_FALSE, refusing.reason, refusing.message)
+    silent = [pod.name for pod in ready if pod.running is None]
+    if silent:
+        return Judgement(
+            _UNKNOWN, "PodsUnreachable", f"no answer from the admin endpoint of {', '.join(silent)}"
+        )
+    count = synced(ready, facts.config_hash)
+    numbers = f"{count} of {len(ready)} ready pods run configuration {facts.config_hash[:12]}"
+    if ready and count == len(ready):
+        return Judgement(_TRUE, "AllPodsSynced", numbers)
+    return Judgement(_FALSE, "ConfigPropagating", numbers)
+
+
+def _refusing(pods: Sequence[Pod]) -> Finding | None:
+    for pod in pods:
+        if pod.running and pod.running.last_error:
+            return Finding(
+                "ConfigRejected", f"pod {pod.name} kept its configuration: {pod.running.last_error}"
+            )
+    return None
+
+
+def _stalled(facts: Facts) -> Judgement:
+    for check in _STALLS:
+        finding = check(facts)
+        if finding:
+            return Judgement(_TRUE, finding.reason, finding.message)
+    return Judgement(_FALSE, "NotStalled", "nothing has to be changed by hand")
+
+
+def _deadline_exceeded(facts: Facts) -> Finding | None:
+    workload = facts.observed.workload
+    finding = workload.failures.get("Progressing") if workload else None
+    return Finding("ProgressDeadlineExceeded", finding.message) if finding else None
+
+
+_STALLS: tuple[Callable[[Facts], Finding | None], ...] = (
+    lambda facts: facts.refused,
+    lambda facts: facts.sysctl_refused,
+    lambda facts: _refusing([pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]),
+    _deadline_exceeded,
+)
+
+
+def _reconciling(facts: Facts, found: Mapping[str, Judgement]) -> Judgement:
+    if facts.paused:
+        return Judgement(_FALSE, "Paused", "spec.paused is true: only the status is written")
+    if found["Stalled"].holds:
+        return Judgement(_FALSE, "Settled", "waiting will not help; see Stalled")
+    if facts.retrying:
+        return Judgement(_TRUE, "Retrying", facts.retrying.message)
+    workload = facts.observed.workload
+    if facts.mode != "Sidecar" and (workload is None or not workload.is_rolled_out):
+        return Judgement(_TRUE, "RollingOut", _progress(facts))
+    if found["ConfigSynced"].reason == "ConfigPropagating":
+        return Judgement(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
+    return Judgement(_FALSE, "Settled", "everything is as the resource wants it")
+
+
+def _progress(facts: Facts) -> str:
+    workload = facts.observed.workload
+    if workload is None:
+        return "the workload is being made"
+    return f"{workload.updated} of {workload.desired} pods are of the newest template"
+
+
+def _ready(found: Mapping[str, Judgement]) -> Judgement:
+    stalled = found["Stalled"]
+    for name in ("Accepted", "Stalled", "ResolvedRefs", "Available", "ConfigSynced"):
+        one = found[name]
+        if name == "Stalled" and stalled.holds:
+            return Judgement(_FALSE, stalled.reason, stalled.message)
+        if name != "Stalled" and not one.holds:
+            return Judgement(one.status, one.reason, one.message)
+    return Judgement(_TRUE, "Ready", "clients are served with the wanted configuration")

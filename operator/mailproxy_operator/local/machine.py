@@ -1,0 +1,349 @@
+"""The cluster port on this machine.
+
+Objects are kept in memory.  A workload becomes one process, its volumes become
+directories, and Secrets are read from a directory.  What only a cluster has
+(Services, autoscalers, policies, sysctls) is stored and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from mailproxy_operator import names
+from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.kinds import CONFIG_MAP, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.local.process import LocalProcess, proxy_command
+from mailproxy_operator.local.volumes import Files, NotMountable, read_object, volume_files, write_volume
+from mailproxy_operator.settings import KubeVersion
+
+LOCAL_VERSION = KubeVersion(1, 36)
+HAND_OVER_SECONDS = 0.5
+CONFIG_TIMEOUT = aiohttp.ClientTimeout(total=2)
+
+
+@dataclass(slots=True)
+class _Container:
+    """The one container of a workload."""
+
+    template: Manifest
+    name: str
+    task: asyncio.Task[None] | None = None
+    process: LocalProcess | None = None
+    problem: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = self.template["spec"]
+        return spec
+
+
+class LocalCluster:
+    """Objects in memory, containers as processes.
+
+    Args:
+        tasks: Owns the processes' tasks.
+        wake: Called when something has happened that a reconcile should look at.
+        say: Takes a line for people.
+        secrets: Where Secrets and ConfigMaps are looked for: ``DIR/NAME/KEY``.
+    """
+
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        *,
+        wake: Callable[[], None],
+        say: Callable[[str], None],
+        secrets: Path | None = None,
+    ) -> None:
+        self._tasks = tasks
+        self._wake = wake
+        self._say = say
+        self._secrets = secrets
+        self._objects: dict[tuple[Kind, Key], Manifest] = {}
+        self._containers: dict[Key, _Container] = {}
+        self._leaving: list[LocalProcess] = []
+        self._uids = itertools.count(1)
+        self.admin_port = _free_port()
+
+    @property
+    def admin_url(self) -> str:
+        """Where the proxy's admin endpoint answers."""
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    # -- the port ---------------------------------------------------------
+
+    async def version(self) -> KubeVersion:
+        """Pretend to be a recent cluster."""
+        return LOCAL_VERSION
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        """Read one object; a workload gets the status that its controller would write."""
+        found = copy.deepcopy(self._objects.get((kind, key)))
+        if found is not None and kind in WORKLOADS:
+            found["status"] = self._workload_status(found, key)
+            if "replicas" in found["spec"]:
+                found["spec"]["replicas"] = min(1, found["spec"]["replicas"])
+        return found
+
+    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the objects that carry these labels."""
+        if kind is POD:
+            pods = [
+                self._pod(key, one) for key, one in self._containers.items() if key.namespace == namespace
+            ]
+            return [pod for pod in pods if _carries(pod, labels)]
+        return [
+            copy.deepcopy(one)
+            for (its_kind, key), one in self._objects.items()
+            if its_kind is kind and key.namespace == namespace and _carries(one, labels)
+        ]
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        """Store an object, and carry it out where it is a workload or a configuration."""
+        del manager, force
+        kind, key = kind_of(manifest), _key(manifest)
+        before = self._objects.get((kind, key))
+        after = _stamped(manifest, before, lambda: f"local-{next(self._uids)}")
+        self._objects[kind, key] = after
+        if kind in WORKLOADS:
+            await self._carry_out(key, after)
+        if kind is CONFIG_MAP:
+            self.refresh_volumes()
+        return Applied(copy.deepcopy(after), changed=before is None or before != after)
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Forget an object; a workload's process is drained."""
+        kind, key = kind_of(manifest), _key(manifest)
+        self._objects.pop((kind, key), None)
+        if kind in WORKLOADS and not any((other, key) in self._objects for other in WORKLOADS):
+            self._retire(key)
+
+    async def apply_status(self, manifest: Manifest) -> None:
+        """Store the status of the resource."""
+        found = self._objects.get((MAIL_PROXY, _key(manifest)))
+        if found is not None:
+            found["status"] = copy.deepcopy(manifest["status"])
+
+    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
+        """Set annotations on an object or a pod."""
+        for owner, container in self._containers.items():
+            if kind is POD and key == Key(owner.namespace, container.name):
+                container.annotations.update(annotations)
+        found = self._objects.get((kind, key))
+        if found is not None:
+            found["metadata"].setdefault("annotations", {}).update(annotations)
+
+    async def running_config(self, pod: Manifest) -> RunningConfig | None:
+        """Ask the process which configuration it runs."""
+        del pod
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=CONFIG_TIMEOUT) as session,
+                session.get(f"{self.admin_url}/config") as answer,
+            ):
+                told = await answer.json()
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        return RunningConfig(str(told.get("hash") or ""), str(told.get("last_error") or ""))
+
+    async def mount_failures(self, namespace: str) -> dict[str, str]:
+        """Tell what could not be mounted."""
+        return {
+            container.name: container.problem
+            for key, container in self._containers.items()
+            if key.namespace == namespace and container.problem
+        }
+
+    async def announce(self, manifest: Manifest) -> None:
+        """Say what an event would say."""
+        self._say(f"{manifest['type']} {manifest['reason']}: {manifest['note']}")
+
+    # -- the machine ------------------------------------------------------
+
+    def refresh_volumes(self) -> None:
+        """Bring every mounted volume up to date, as the kubelet does now and then."""
+        for container in self._containers.values():
+            problem = self._mount(container)
+            if problem != container.problem:
+                container.problem = problem
+                self._wake()
+            if not problem and container.task is None:
+                self._start(container)
+
+    async def shut_down(self) -> None:
+        """Drain every process; called a second time while it waits, it hurries them."""
+        for key in list(self._containers):
+            self._retire(key)
+        tasks = [self._tasks.create_task(process.stop(600)) for process in self._leaving]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _carry_out(self, key: Key, workload: Manifest) -> None:
+        template = workload["spec"]["template"]
+        current = self._containers.get(key)
+        if workload["spec"].get("replicas", 1) == 0:
+            self._retire(key)
+            return
+        if current is not None and _template_hash(current.template) == _template_hash(template):
+            return
+        if current is not None:
+            self._retire(key)
+            await asyncio.sleep(HAND_OVER_SECONDS)
+        if workload["spec"].get("replicas", 1) > 1:
+            self._say(
+                f"{key.name} asks for {workload['spec']['replicas']} replicas; one machine's ports fit one"
+            )
+        generation = workload["metadata"]["generation"]
+        self._containers[key] = _Container(copy.deepcopy(template), f"{key.name}-local-{generation}")
+        self.refresh_volumes()
+
+    def _retire(self, key: Key) -> None:
+        container = self._containers.pop(key, None)
+        if container is not None and container.process is not None:
+            self._leaving.append(container.process)
+            grace = float(container.spec.get("terminationGracePeriodSeconds", 30))
+            self._tasks.create_task(container.process.stop(grace))
+
+    def _start(self, container: _Container) -> None:
+        arguments = list(container.spec["containers"][0]["args"])
+        admin = f"[::]:{names.ADMIN_PORT}"
+        arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in arguments]
+        container.process = LocalProcess(
+            proxy_command(["mailproxy", *arguments]), self.admin_url, changed=self._wake, log=self._say
+        )
+        container.task = self._tasks.create_task(container.process.run())
+
+    def _mount(self, container: _Container) -> str:
+        """Write a container's volumes; tell what is missing."""
+        mounts = container.spec["containers"][0].get("volumeMounts", [])
+        directories = {mount["name"]: Path(mount["mountPath"]) for mount in mounts}
+        try:
+            for volume in container.spec.get("volumes", []):
+                files = volume_files(volume, self._read)
+                if files is not None:
+                    write_volume(directories[volume["name"]], files)
+        except NotMountable as missing:
+            return f"MountVolume.SetUp failed: {missing}"
+        return ""
+
+    def _read(self, kind: str, name: str) -> Files | None:
+        if kind == CONFIG_MAP.name:
+            for (its_kind, key), one in self._objects.items():
+                if its_kind is CONFIG_MAP and key.name == name:
+                    return {path: text.encode() for path, text in one.get("data", {}).items()}
+        return read_object(self._secrets, name)
+
+    # -- what controllers would write -------------------------------------
+
+    def _workload_status(self, workload: Manifest, key: Key) -> Manifest:
+        container = self._containers.get(key)
+        there = int(container is not None)
+        ready = int(
+            container is not None and container.process is not None and container.process.state.is_ready
+        )
+        generation = workload["metadata"]["generation"]
+        if workload["kind"] == "DaemonSet":
+            return {
+                "observedGeneration": generation,
+                "desiredNumberScheduled": 1,
+                "currentNumberScheduled": there,
+                "updatedNumberScheduled": there,
+                "numberReady": ready,
+                "numberAvailable": ready,
+            }
+        return {
+            "observedGeneration": generation,
+            "replicas": there,
+            "updatedReplicas": there,
+            "readyReplicas": ready,
+            "availableReplicas": ready,
+        }
+
+    def _pod(self, owner: Key, container: _Container) -> Manifest:
+        metadata = container.template["metadata"]
+        is_ready = container.process is not None and container.process.state.is_ready
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": container.name,
+                "namespace": owner.namespace,
+                "labels": dict(metadata.get("labels", {})),
+                "annotations": {**metadata.get("annotations", {}), **container.annotations},
+            },
+            "status": {
+                "phase": "Running",
+                "podIP": "127.0.0.1",
+                "conditions": [{"type": "Ready", "status": "True" if is_ready else "False"}],
+                "containerStatuses": [_container_status(container)],
+            },
+        }
+
+
+def _container_status(container: _Container) -> Manifest:
+    status: Manifest = {"name": names.CONTAINER, "restartCount": 0}
+    if container.process is None:
+        return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": container.problem}}}
+    state = container.process.state
+    status["restartCount"] = state.restarts
+    if state.is_running:
+        return status | {"state": {"running": {}}}
+    said = " / ".join(list(state.last_lines)[-3:])
+    message = f"exit code {state.exit_code}: {said}" + way_out(said)
+    return status | {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": message}}}
+
+
+def way_out(said: str) -> str:
+    """Add what to do to the commonest reasons for a proxy not to start on one's own machine."""
+    lowered = said.lower()
+    if "permission denied" in lowered or "eacces" in lowered or "errno 13" in lowered:
+        return (
+            ". Ports below 1024 need root here: choose ports above 1023 in spec.servers[].listen,"
+            " or set portStrategy: HighPort, which adds 10000 to each"
+        )
+    if "address already in use" in lowered or "errno 98" in lowered:
+        return ". Another process has that port: stop it, or choose another port in spec.servers[].listen"
+    return ""
+
+
+def _stamped(manifest: Manifest, before: Manifest | None, new_uid: Callable[[], str]) -> Manifest:
+    """Give an object what an API server adds: uid, generation, and the status it already has."""
+    after = copy.deepcopy(manifest)
+    metadata = after["metadata"]
+    old = before["metadata"] if before else {}
+    metadata["uid"] = old.get("uid") or new_uid()
+    same_spec = before is not None and before.get("spec") == after.get("spec")
+    metadata["generation"] = int(old.get("generation", 0)) + (0 if same_spec else 1)
+    if before is not None and "status" in before:
+        after["status"] = before["status"]
+    return after
+
+
+def _carries(manifest: Manifest, labels: Mapping[str, str]) -> bool:
+    return labels.items() <= (manifest["metadata"].get("labels") or {}).items()
+
+
+def _template_hash(template: Manifest) -> str:
+    return str(template["metadata"].get("annotations", {}).get(names.TEMPLATE_HASH, ""))
+
+
+def _key(manifest: Manifest) -> Key:
+    return Key(manifest["metadata"].get("namespace", "default"), manifest["metadata"]["name"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

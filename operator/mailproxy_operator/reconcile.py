@@ -1,0 +1,190 @@
+"""Makes the cluster hold what a resource wants, and says how far that has come.
+
+It always compares the whole state and never asks what changed, so it is right
+on the second run, after a restart in the middle, and whatever woke it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_operator import breaker, breaker_note, names, status
+from mailproxy_operator.children import Children, Ledger
+from mailproxy_operator.cluster import Cluster, Key
+from mailproxy_operator.errors import Finding, Retryable
+from mailproxy_operator.gather import gather
+from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Manifest
+from mailproxy_operator.observed import Observed
+from mailproxy_operator.render import Plan, planned, render
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import Platform
+
+LOOK_AGAIN_SECONDS = 5.0
+"""While something is on its way: events wake us earlier, this is in case none comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a reconcile.
+
+    Attributes:
+        is_gone: There is no such resource any more.
+        refused: Why the resource cannot be carried out.
+        failed: What has to be tried again.
+        again_after: Seconds until another look is due, where one is.
+        status: What was written, or would have been had it differed.
+        changed: The kinds that an apply changed although the rendering had not: drift.
+    """
+
+    is_gone: bool = False
+    refused: Finding | None = None
+    failed: Retryable | None = None
+    again_after: float | None = None
+    status: Manifest = field(default_factory=dict)
+    drifted: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One reconcile as it goes along."""
+
+    key: Key
+    body: Manifest
+    resource: Resource | None = None
+    plan: Plan | None = None
+    refused: Finding | None = None
+    failed: Retryable | None = None
+    paused: bool = False
+    drifted: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+
+
+class Reconciler:
+    """The one function that everything calls, with what it needs.
+
+    Args:
+        cluster: Where objects live.
+        platform: What rendering has to know besides the resource.
+        now: Tells the time.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        platform: Platform,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cluster = cluster
+        self._platform = platform
+        self._now = now
+        self._ledger = Ledger()
+
+    def distrust(self) -> None:
+        """Forget what was applied: the next reconcile of each resource really writes everything."""
+        self._ledger.clear()
+
+    async def reconcile(self, key: Key) -> Outcome:
+        """Bring one resource's objects and status up to date."""
+        body = await self._cluster.get(MAIL_PROXY, key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            self._ledger.forget(key)
+            return Outcome(is_gone=True)
+        children = await Children.read(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        run = self._decided(key, body, children)
+        await self._carry_out(run, children)
+        observed, pods = await gather(self._cluster, key, children.workload(_mode(run)), children.service())
+        if await self._trip(run, observed, pods):
+            return Outcome(again_after=0.0)
+        await self._finish(run, children, observed, pods)
+        return await self._report(run, children, observed)
+
+    def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
+        """Read the resource and plan its objects, as far as it can be read."""
+        run = _Run(key, body, paused=bool(body.get("spec", {}).get("paused")))
+        try:
+            run.resource = Resource.read(body)
+            refused = breaker.remembered(children.workloads(), run.resource.generation)
+            run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
+        except ConfigError as error:
+            run.refused = Finding("InvalidSpec", "; ".join(map(str, error.problems)))
+            return run
+        if run.plan.conflicts:
+            run.refused = Finding("ListenerConflict", "; ".join(run.plan.conflicts))
+        return run
+
+    async def _carry_out(self, run: _Run, children: Children) -> None:
+        if run.plan is None or run.refused or run.paused:
+            return
+        try:
+            held = WORKLOADS if breaker.holds_workload(run.plan.platform.refused_sysctls) else ()
+            run.refused = await children.apply(render(run.plan), hold=held)
+        except Retryable as failure:
+            run.failed = failure
+        run.drifted = tuple(children.drifted)
+
+    async def _trip(self, run: _Run, observed: Observed, pods: list[Manifest]) -> bool:
+        """React to pods that nodes refused for a sysctl; tell whether to render again without it."""
+        if run.plan is None or run.resource is None or run.paused:
+            return False
+        for pod in breaker.refused_pods(pods):
+            await self._cluster.delete(pod)
+        newly = breaker.refused_names(observed) - run.plan.platform.refused_sysctls
+        if not newly:
+            return False
+        refused = run.plan.platform.refused_sysctls | newly
+        note = breaker_note.written(refused, run.resource.generation)
+        await self._cluster.annotate(run.plan.workload_kind, run.key, note)
+        return True
+
+    async def _finish(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
+        """Prune, and tell the pods which configuration they should run."""
+        if run.plan is None or run.refused or run.failed or run.paused:
+            return
+        workload = observed.workload
+        old_may_go = workload is None or workload.is_available or workload.desired == 0
+        try:
+            run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
+            for pod in pods:
+                await self._tell(run.plan, pod)
+        except Retryable as failure:
+            run.failed = failure
+
+    async def _tell(self, plan: Plan, pod: Manifest) -> None:
+        # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
+        metadata = pod["metadata"]
+        if (metadata.get("annotations") or {}).get(names.CONFIG_HASH) != plan.config_hash:
+            key = Key(metadata["namespace"], metadata["name"])
+            await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash})
+
+    async def _report(self, run: _Run, children: Children, observed: Observed) -> Outcome:
+        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        previous = run.body.get("status") or {}
+        facts = status.facts(run.body, run.plan, observed, refused=run.refused, failed=run.failed)
+        written = status.status(facts, run.plan, previous=previous, now=now)
+        if written != previous:
+            identity = {"name": run.key.name, "namespace": run.key.namespace}
+            await self._cluster.apply_status(
+                {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": identity, "status": written}
+            )
+            event = status.transition(run.body, previous, written, now=now)
+            if event:
+                await self._cluster.announce(event)
+        return Outcome(
+            refused=run.refused,
+            failed=run.failed,
+            again_after=LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None,
+            status=written,
+            drifted=run.drifted,
+            pruned=run.pruned,
+        )
+
+
+def _mode(run: _Run) -> str:
+    spec: dict[str, Any] = run.body.get("spec") or {}
+    return run.resource.mode if run.resource else str(spec.get("mode", "Deployment"))

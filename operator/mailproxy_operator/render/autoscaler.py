@@ -1,0 +1,54 @@
+"""The HorizontalPodAutoscaler.
+
+Sessions last long and do not move, so by default pods leave slowly.
+"""
+
+from __future__ import annotations
+
+from mailproxy_operator.kinds import AUTOSCALER, DEPLOYMENT, Manifest
+from mailproxy_operator.render.plan import Plan
+
+DEFAULT_CPU_PERCENT = 80
+CONNECTIONS_METRIC = "mailproxy_connections_active"
+_LEAVE_SLOWLY: Manifest = {
+    "scaleDown": {
+        "stabilizationWindowSeconds": 600,
+        "policies": [{"type": "Percent", "value": 10, "periodSeconds": 120}],
+    }
+}
+
+
+def autoscaler(plan: Plan) -> Manifest | None:
+    """Render the autoscaler, if the resource asks for one."""
+    asked = plan.resource.deployment.autoscaling
+    if asked is None or plan.resource.mode != "Deployment":
+        return None
+    target = {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": plan.resource.name}
+    return {
+        "apiVersion": AUTOSCALER.api_version,
+        "kind": AUTOSCALER.name,
+        "metadata": plan.resource.metadata(plan.resource.name),
+        "spec": {
+            "scaleTargetRef": target,
+            "minReplicas": 1 if asked.min_replicas is None else asked.min_replicas,
+            "maxReplicas": asked.max_replicas,
+            "metrics": _metrics(asked.target_cpu_utilization_percentage, asked.target_connections_per_pod),
+            "behavior": {**_LEAVE_SLOWLY, **asked.behavior},
+        },
+    }
+
+
+def _metrics(cpu_percent: int | None, connections: int | None) -> list[Manifest]:
+    if cpu_percent is None and connections is None:
+        cpu_percent = DEFAULT_CPU_PERCENT
+    metrics: list[Manifest] = []
+    if cpu_percent is not None:
+        target = {"type": "Utilization", "averageUtilization": cpu_percent}
+        metrics.append({"type": "Resource", "resource": {"name": "cpu", "target": target}})
+    if connections is not None:
+        pods = {
+            "metric": {"name": CONNECTIONS_METRIC},
+            "target": {"type": "AverageValue", "averageValue": str(connections)},
+        }
+        metrics.append({"type": "Pods", "pods": pods})
+    return metrics

@@ -1,0 +1,17 @@
+"""The ConfigMap: the configuration as the proxy reads it."""
+
+from __future__ import annotations
+
+from mailproxy_operator import names
+from mailproxy_operator.kinds import CONFIG_MAP, Manifest
+from mailproxy_operator.render.plan import Plan
+
+
+def config_map(plan: Plan) -> Manifest:
+    """Render the ConfigMap."""
+    return {
+        "apiVersion": CONFIG_MAP.api_version,
+        "kind": CONFIG_MAP.name,
+        "metadata": plan.resource.metadata(names.config_map_name(plan.resource.name)),
+        "data": {names.CONFIG_KEY: plan.document},
+    }

@@ -1,0 +1,32 @@
+"""The PodDisruptionBudget: how many pods may be missing while nodes are drained."""
+
+from __future__ import annotations
+
+from mailproxy_operator import names
+from mailproxy_operator.kinds import DISRUPTION_BUDGET, Manifest
+from mailproxy_operator.render.plan import Plan
+from mailproxy_operator.settings import KubeVersion
+
+_EVICTION_POLICY_SINCE = KubeVersion(1, 27)
+
+
+def disruption_budget(plan: Plan) -> Manifest | None:
+    """Render the budget, where pods are ours and are not tied to their nodes."""
+    asked = plan.resource.deployment.pod_disruption_budget
+    if plan.resource.mode != "Deployment":
+        return None
+    bound = (
+        {"minAvailable": asked.min_available}
+        if asked.min_available is not None
+        else {"maxUnavailable": 1 if asked.max_unavailable is None else asked.max_unavailable}
+    )
+    spec: Manifest = {**bound, "selector": {"matchLabels": names.selector_labels(plan.resource.name)}}
+    if plan.platform.kube_version >= _EVICTION_POLICY_SINCE:
+        # A pod that does not serve must not keep a node from being drained.
+        spec["unhealthyPodEvictionPolicy"] = "AlwaysAllow"
+    return {
+        "apiVersion": DISRUPTION_BUDGET.api_version,
+        "kind": DISRUPTION_BUDGET.name,
+        "metadata": plan.resource.metadata(plan.resource.name),
+        "spec": spec,
+    }

@@ -1,0 +1,115 @@
+"""What several renderers and the status need to know about a resource, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mailproxy_config.dump import config_hash, dump
+
+from mailproxy_config.compile import compile_proxy, references
+from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
+from mailproxy_config.references import Mounts, Reference
+from mailproxy_operator import ports, sysctls
+from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, Kind
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import KubeVersion, Platform
+
+SLEEP_ACTION_SINCE = KubeVersion(1, 30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A resource and every decision that follows from it.
+
+    Attributes:
+        config: What the pods run with.
+        document: The content of ``mailproxy.json``.
+        config_hash: Of ``config``; what pods report.
+        listeners: In the resource's order.
+        ports: One per number, sorted.
+        sysctls: Decisions, sorted by name.
+        references: Secrets and ConfigMaps to mount.
+        conflicts: Listeners that cannot both be.
+    """
+
+    resource: Resource
+    platform: Platform
+    config: ProxyConfig
+    document: str
+    config_hash: str
+    listeners: tuple[ports.Listener, ...]
+    ports: tuple[ports.Port, ...]
+    sysctls: tuple[sysctls.Sysctl, ...]
+    references: tuple[Reference, ...]
+    conflicts: tuple[str, ...]
+
+    @property
+    def workload_kind(self) -> Kind:
+        """The kind that runs the pods."""
+        return DAEMON_SET if self.resource.mode == DAEMON_SET.name else DEPLOYMENT
+
+    @property
+    def has_workload(self) -> bool:
+        """Whether the pods are ours at all."""
+        return self.resource.mode != "Sidecar"
+
+    @property
+    def pods_sleep_before_stop(self) -> bool:
+        """Whether the kubelet waits before it tells a pod to stop; if not, the proxy itself does."""
+        return self.platform.kube_version >= SLEEP_ACTION_SINCE
+
+
+def planned(resource: Resource, platform: Platform) -> Plan:
+    """Work out everything that follows from a resource.
+
+    Raises:
+        ConfigError: The configuration is not valid.
+    """
+    offset = ports.HIGH_PORT_OFFSET if resource.deployment.port_strategy.value == "HighPort" else 0
+    mounts = Mounts(platform.refs_dir)
+    asked = compile_proxy(resource.manifest, mounts=mounts)
+    config = asked if offset == 0 else compile_proxy(resource.manifest, mounts=mounts, port_offset=offset)
+    if platform.kube_version >= SLEEP_ACTION_SINCE:
+        config = replace(config, drain=DrainConfig(delay=Seconds(0.0), timeout=config.drain.timeout))
+    listeners = ports.listeners(asked, offset=offset)
+    open_ports = ports.ports(listeners)
+    return Plan(
+        resource=resource,
+        platform=platform,
+        config=config,
+        document=_document(config),
+        config_hash=config_hash(config),
+        listeners=listeners,
+        ports=open_ports,
+        sysctls=_sysctls(resource, platform, listeners, open_ports),
+        references=references(resource.manifest),
+        conflicts=ports.conflicts(listeners),
+    )
+
+
+def _document(config: ProxyConfig) -> str:
+    written: Any = dump(config)
+    return written if isinstance(written, str) else str(written)
+
+
+def _sysctls(
+    resource: Resource,
+    platform: Platform,
+    listeners: tuple[ports.Listener, ...],
+    open_ports: tuple[ports.Port, ...],
+) -> tuple[sysctls.Sysctl, ...]:
+    asked = resource.deployment.sysctls
+    policy = sysctls.Policy(
+        automatic=asked.mode.value == "Auto",
+        unsafe_allowed=asked.unsafe.value == "Allow",
+        extra=tuple((one.name, one.value) for one in asked.extra),
+        host_network=resource.deployment.pod.host_network,
+        refused=platform.refused_sysctls,
+    )
+    return sysctls.sysctls(
+        [listener.listen for listener in listeners],
+        policy,
+        platform.kube_version,
+        privileged_port=ports.privileged(open_ports),
+    )

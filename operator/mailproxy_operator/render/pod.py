@@ -1,0 +1,162 @@
+"""The pod template: one container that meets the Pod Security Standard *restricted*."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+from mailproxy_operator import names
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.render.plan import Plan
+from mailproxy_operator.render.volumes import volume_mounts, volumes
+
+USER_ID = 65532
+MARGIN_SECONDS = 10
+"""What a pod gets beyond its drain before it is killed."""
+
+
+def pod_template(plan: Plan) -> Manifest:
+    """Render the pod template, with a digest of all in it that needs new pods."""
+    spec = _spec(plan)
+    digest = hashlib.sha256(json.dumps([spec, _labels(plan)], sort_keys=True).encode()).hexdigest()[:16]
+    annotations = {**_annotations(plan), names.TEMPLATE_HASH: digest}
+    return {"metadata": {"labels": _labels(plan), "annotations": annotations}, "spec": spec}
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    return {**plan.resource.deployment.pod.labels, **names.labels(plan.resource.name)}
+
+
+def _annotations(plan: Plan) -> dict[str, str]:
+    scraping = {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(names.ADMIN_PORT),
+        "prometheus.io/path": "/metrics",
+    }
+    asked = plan.resource.deployment
+    return {**(scraping if asked.monitoring.scrape_annotations else {}), **asked.pod.annotations}
+
+
+def _spec(plan: Plan) -> Manifest:
+    drain = plan.resource.deployment.drain
+    grace = math.ceil(drain.delay) + math.ceil(drain.timeout) + MARGIN_SECONDS
+    return {
+        "serviceAccountName": _service_account(plan),
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": _security_context(plan),
+        "containers": [
+            _container(plan),
+            *(dict(one) for one in plan.resource.deployment.pod.extra_containers),
+        ],
+        "volumes": volumes(plan),
+        **_passed_through(plan),
+    }
+
+
+def _service_account(plan: Plan) -> str:
+    return plan.resource.deployment.pod.service_account_name or plan.resource.name
+
+
+def _security_context(plan: Plan) -> Manifest:
+    context: Manifest = {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    applied = [{"name": one.name, "value": one.value} for one in plan.sysctls if one.applied]
+    if applied:
+        context["sysctls"] = applied
+    return {**context, **plan.resource.deployment.pod.security_context}
+
+
+def _passed_through(plan: Plan) -> Manifest:
+    """What the resource says about pods and we hand on, as far as it says anything."""
+    deployment, pod = plan.resource.deployment, plan.resource.deployment.pod
+    fields: Manifest = {
+        "imagePullSecrets": [{"name": name} for name in deployment.image_pull_secrets],
+        "nodeSelector": dict(pod.node_selector),
+        "tolerations": [dict(one) for one in pod.tolerations],
+        "affinity": dict(pod.affinity),
+        "topologySpreadConstraints": [dict(one) for one in pod.topology_spread_constraints],
+        "priorityClassName": pod.priority_class_name,
+        "runtimeClassName": pod.runtime_class_name,
+        "hostNetwork": pod.host_network,
+        "dnsPolicy": pod.dns_policy or ("ClusterFirstWithHostNet" if pod.host_network else None),
+        "dnsConfig": dict(pod.dns_config),
+        "hostAliases": [dict(one) for one in pod.host_aliases],
+    }
+    given = {name: value for name, value in fields.items() if value}
+    return given if pod.host_users is None else {**given, "hostUsers": pod.host_users}
+
+
+def _container(plan: Plan) -> Manifest:
+    deployment = plan.resource.deployment
+    container: Manifest = {
+        "name": names.CONTAINER,
+        "image": deployment.image or plan.platform.image,
+        "args": [
+            "mailproxy",
+            "run",
+            "-f",
+            f"{plan.platform.config_dir}/{names.CONFIG_KEY}",
+            "--admin",
+            f"[::]:{names.ADMIN_PORT}",
+        ],
+        "ports": _ports(plan),
+        "resources": _resources(plan),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        **_probes(),
+        "volumeMounts": volume_mounts(plan),
+    }
+    if deployment.image_pull_policy:
+        container["imagePullPolicy"] = deployment.image_pull_policy
+    if deployment.pod.extra_env:
+        container["env"] = [dict(one) for one in deployment.pod.extra_env]
+    if plan.pods_sleep_before_stop and deployment.drain.delay > 0:
+        # The endpoint is gone from load balancers before the proxy stops to accept.
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": math.ceil(deployment.drain.delay)}}}
+    return container
+
+
+def _ports(plan: Plan) -> list[Manifest]:
+    mail = [
+        {"name": port.name, "containerPort": port.container_port, "protocol": "TCP"} for port in plan.ports
+    ]
+    admin = {"name": names.ADMIN_PORT_NAME, "containerPort": names.ADMIN_PORT, "protocol": "TCP"}
+    return sorted([*mail, admin], key=lambda port: int(str(port["containerPort"])))
+
+
+def _resources(plan: Plan) -> Manifest:
+    asked = plan.resource.deployment.resources
+    parts = {"requests": dict(asked.requests), "limits": dict(asked.limits)}
+    return {name: quantities for name, quantities in parts.items() if quantities}
+
+
+def _probes() -> Manifest:
+    def asking(path: str) -> Manifest:
+        return {"httpGet": {"path": path, "port": names.ADMIN_PORT_NAME}}
+
+    return {
+        "startupProbe": {**asking("/healthz"), "periodSeconds": 1, "failureThreshold": 60},
+        "livenessProbe": {
+            **asking("/healthz"),
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "readinessProbe": {
+            **asking("/readyz"),
+            "periodSeconds": 5,
+            "timeoutSeconds": 2,
+            "failureThreshold": 2,
+        },
+    }

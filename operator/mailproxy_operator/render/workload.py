@@ -1,0 +1,46 @@
+"""The Deployment or the DaemonSet around the pod template."""
+
+from __future__ import annotations
+
+from mailproxy_operator import breaker_note, names
+from mailproxy_operator.kinds import DEPLOYMENT, Manifest
+from mailproxy_operator.render.plan import Plan
+from mailproxy_operator.render.pod import pod_template
+
+MIN_READY_SECONDS = 5
+REVISIONS_KEPT = 5
+
+
+def workload(plan: Plan) -> Manifest | None:
+    """Render the workload, where the pods are ours."""
+    if not plan.has_workload:
+        return None
+    kind = plan.workload_kind
+    metadata = plan.resource.metadata(plan.resource.name)
+    if plan.platform.refused_sysctls:
+        metadata["annotations"] = breaker_note.written(
+            plan.platform.refused_sysctls, plan.resource.generation
+        )
+    spec = {
+        "selector": {"matchLabels": names.selector_labels(plan.resource.name)},
+        "minReadySeconds": MIN_READY_SECONDS,
+        "revisionHistoryLimit": REVISIONS_KEPT,
+        **(_deployment_part(plan) if kind is DEPLOYMENT else _daemon_set_part()),
+        "template": pod_template(plan),
+    }
+    return {"apiVersion": kind.api_version, "kind": kind.name, "metadata": metadata, "spec": spec}
+
+
+def _deployment_part(plan: Plan) -> Manifest:
+    deployment = plan.resource.deployment
+    part: Manifest = {
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
+    }
+    # With an autoscaler the number of pods is its business: naming one would take it back.
+    return part if deployment.autoscaling else {"replicas": deployment.replicas, **part}
+
+
+def _daemon_set_part() -> Manifest:
+    # Two pods of one node could not both have its ports.
+    rolling = {"maxUnavailable": 1, "maxSurge": 0}
+    return {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}}

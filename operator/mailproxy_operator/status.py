@@ -1,0 +1,164 @@
+"""The status of a MailProxy, from what was planned and what was seen: pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from mailproxy_operator import breaker, names
+from mailproxy_operator.conditions import Facts, conditions, judged, synced
+from mailproxy_operator.errors import Finding, OperatorError
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.observed import Observed
+from mailproxy_operator.render import Plan
+
+_CARRIED_OVER = ("configHash", "listeners", "sysctls")
+
+
+def facts(
+    body: Mapping[str, Any],
+    plan: Plan | None,
+    observed: Observed,
+    *,
+    refused: Finding | None,
+    failed: OperatorError | None,
+) -> Facts:
+    """Collect what the conditions are made from.
+
+    Args:
+        body: The resource as it was read.
+        plan: What follows from it; ``None`` where it is not valid.
+        observed: What was seen.
+        refused: Why it cannot be carried out.
+        failed: What has to be tried again.
+    """
+    spec = body.get("spec") or {}
+    previous = body.get("status") or {}
+    is_good = plan is not None and refused is None
+    return Facts(
+        generation=int(body["metadata"].get("generation", 1)),
+        mode=plan.resource.mode if plan else str(spec.get("mode", "Deployment")),
+        observed=observed,
+        config_hash=plan.config_hash if plan and is_good else str(previous.get("configHash", "")),
+        paused=bool(spec.get("paused")),
+        has_references=bool(plan and plan.references),
+        refused=refused,
+        retrying=Finding("Retrying", str(failed)) if failed else None,
+        sysctl_refused=breaker.finding(plan.platform.refused_sysctls) if plan else None,
+    )
+
+
+def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now: str) -> Manifest:
+    """Write the whole status.
+
+    Args:
+        known: What the conditions are made from.
+        plan: What follows from the resource; without one, the last good plan's part of the status stays.
+        previous: The status as it is.
+        now: The time, as RFC 3339 text.
+    """
+    workload = known.observed.workload
+    written: Manifest = {
+        "observedGeneration": known.generation,
+        "replicas": workload.replicas if workload else 0,
+        "readyReplicas": workload.ready if workload else 0,
+        "podsSynced": synced(known.observed.pods, known.config_hash),
+    }
+    if plan is not None and known.refused is None:
+        written |= {
+            "configHash": known.config_hash,
+            "selector": names.label_selector(names.selector_labels(plan.resource.name)),
+            "listeners": _listeners(plan),
+            "sysctls": _sysctls(plan),
+        }
+    else:
+        written |= {name: previous[name] for name in (*_CARRIED_OVER, "selector") if name in previous}
+    if known.observed.addresses:
+        written["addresses"] = [{"type": kind, "value": value} for kind, value in known.observed.addresses]
+    before = previous.get("conditions") or []
+    written["conditions"] = conditions(judged(known), generation=known.generation, previous=before, now=now)
+    return written
+
+
+def _listeners(plan: Plan) -> list[Manifest]:
+    found: list[Manifest] = []
+    for listener in plan.listeners:
+        entry: Manifest = {
+            "server": listener.server,
+            "protocol": listener.protocol,
+            "address": listener.listen.address,
+            "tls": listener.listen.ssl,
+        }
+        if listener.port is not None:
+            entry |= {
+                "port": listener.port,
+                "containerPort": listener.container_port,
+                "servicePort": listener.port,
+            }
+        found.append(entry)
+    return found
+
+
+def _sysctls(plan: Plan) -> list[Manifest]:
+    return [
+        {
+            "name": one.name,
+            **({} if one.value is None else {"value": one.value}),
+            "safe": one.safe,
+            "applied": one.applied,
+            "reason": one.reason,
+        }
+        for one in plan.sysctls
+    ]
+
+
+def is_on_its_way(written: Mapping[str, Any]) -> bool:
+    """Tell whether the state is still changing by itself, so that another look is due soon."""
+    found = {one["type"]: one for one in written.get("conditions", [])}
+    stalled = found.get("Stalled", {}).get("status") == "True"
+    paused = found.get("Reconciling", {}).get("reason") == "Paused"
+    return not stalled and not paused and found.get("Ready", {}).get("status") != "True"
+
+
+def transition(
+    body: Mapping[str, Any], previous: Mapping[str, Any], written: Mapping[str, Any], *, now: str
+) -> Manifest | None:
+    """Make an event if ``Ready`` has changed, and none otherwise."""
+    before, after = _ready(previous), _ready(written)
+    if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
+        return None
+    metadata = body["metadata"]
+    is_good = after.get("status") == "True" or _is_reconciling(written)
+    digest = hashlib.sha256(f"{metadata.get('uid')}{now}{after.get('reason')}".encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{metadata['name']}.{digest}",
+            "namespace": metadata.get("namespace", "default"),
+        },
+        "eventTime": now.replace("Z", ".000000Z"),
+        "type": "Normal" if is_good else "Warning",
+        "reason": after.get("reason", ""),
+        "note": str(after.get("message", ""))[:1000],
+        "action": "Reconcile",
+        "reportingController": names.FIELD_MANAGER,
+        "reportingInstance": names.FIELD_MANAGER,
+        "regarding": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": metadata["name"],
+            "namespace": metadata.get("namespace", "default"),
+            "uid": metadata.get("uid", ""),
+        },
+    }
+
+
+def _ready(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((one for one in status.get("conditions") or [] if one["type"] == "Ready"), {})
+
+
+def _is_reconciling(status: Mapping[str, Any]) -> bool:
+    found = (one for one in status.get("conditions") or [] if one["type"] == "Reconciling")
+    return any(one["status"] == "True" for one in found)
