@@ -15,12 +15,11 @@ from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Meter
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.trust import TrustedPeers
-from mailproxy.runtime.addresses import ServiceAddresses
 from mailproxy.runtime.auth_http import AuthService
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.listener import Door, Listener
 from mailproxy.runtime.reactor import Reactor
-from mailproxy.runtime.resolver import Resolver
+from mailproxy.runtime.resolver import HostAddresses, Resolver
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.sockets import plan
 from mailproxy.tls.contexts import ServerTls, build
@@ -158,7 +157,7 @@ class App:
     def _auth_service(self, config: ServerConfig) -> AuthService:
         key = (config.auth_http, config.auth_http_timeout)
         if key not in self._auth:
-            addresses = ServiceAddresses(config.auth_http, meter=self._engine.meter)
+            addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
             self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout)
         return self._auth[key]
 
@@ -253,7 +252,7 @@ class App:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
-        for session in list(engine.live):
+        for session in [*engine.live, *engine.lingering]:
             session.cut()
         for service in self._auth.values():
             service.close()

@@ -22,7 +22,7 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
 
 if TYPE_CHECKING:
-    from mailproxy.runtime.addresses import ServiceAddresses
+    from mailproxy.runtime.resolver import HostAddresses
     from mailproxy.runtime.server import Server
     from mailproxy.runtime.session import Session
 
@@ -69,7 +69,7 @@ class AuthService:
 
     __slots__ = ("_by_session", "_connections", "_idle", "_seconds", "_waiting", "addresses", "engine")
 
-    def __init__(self, engine: Engine, addresses: ServiceAddresses, seconds: float) -> None:
+    def __init__(self, engine: Engine, addresses: HostAddresses, seconds: float) -> None:
         self.engine = engine
         self.addresses = addresses
         self._seconds = seconds

@@ -30,7 +30,7 @@ def close_now(engine: Engine, sock: MailSocket, fd: int) -> None:
 def close_politely(engine: Engine, sock: MailSocket, fd: int) -> None:
     """Close a connection whose last reply must arrive, although the peer may still be talking."""
     end_writing(sock)
-    if engine.lingering >= LINGERING_AT_MOST:
+    if len(engine.lingering) >= LINGERING_AT_MOST:
         close_now(engine, sock, fd)
     else:
         Lingerer(engine, sock, fd).on_event(READ)
@@ -61,7 +61,7 @@ class Lingerer:
         self.fd = fd
         self.timer = 0
         self._left = LINGER_OCTETS
-        engine.lingering += 1
+        engine.lingering.add(self)
         engine.reactor.hand_over(fd, self)
         engine.reactor.want(fd, READ)
         engine.timers.arm(self, LINGER_SECONDS)
@@ -82,11 +82,18 @@ class Lingerer:
         if not octets or self._left <= 0:
             self.on_timeout()
 
+    def say_goodbye(self) -> None:
+        """All is said."""
+
+    def cut(self) -> None:
+        """Leave at once."""
+        self.on_timeout()
+
     def on_timeout(self) -> None:
         """Close, once."""
         if self.fd >= 0:
             self.engine.timers.disarm(self)
-            self.engine.lingering -= 1
+            self.engine.lingering.discard(self)
             close_now(self.engine, self.sock, self.fd)
             self.fd = -1
 

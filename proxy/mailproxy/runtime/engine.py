@@ -36,6 +36,7 @@ class Engine:
 
     Attributes:
         live: Every session, whatever its phase; what a drain waits for.
+        lingering: Connections that are over but for the peer's last octets.
         clients: How many client connections are open.
         limit: How many may be (``worker_connections``).
     """
@@ -50,7 +51,7 @@ class Engine:
         self.clients = 0
         self.limit = 512
         self.draining = False
-        self.lingering = 0
+        self.lingering: set[Drained] = set()
         self.buffer = bytearray(CHUNK)
         self.pipes = Pipes()
 

@@ -45,6 +45,7 @@ class Reactor(selectors.BaseSelector):
     Attributes:
         now: Monotonic time of the newest poll, in seconds; good enough for
             idle times and cheaper than asking again.
+        polls: How many polls brought something to do, or ran out of time.
         on_crash: Told of an exception that a handler let escape; without it
             the exception ends the loop.
     """
@@ -56,6 +57,7 @@ class Reactor(selectors.BaseSelector):
         self._keys: dict[int, selectors.SelectorKey] = {}
         self.on_crash = on_crash
         self.now = time.monotonic()
+        self.polls = 0
 
     # -- the hot side
 
@@ -128,6 +130,7 @@ class Reactor(selectors.BaseSelector):
         except InterruptedError:
             return ready
         self.now = time.monotonic()
+        self.polls += 1
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from mailproxy.dialogue.values import TlsInfo
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
-from mailproxy.protocols import proxy_header
+from mailproxy.protocols import proxy_header, trust
 from mailproxy.runtime.reactor import READ, WRITE
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy_config.model import LogLevel
@@ -87,7 +87,7 @@ class HeaderStage:
         result = header.result
         client.proxied = header.addresses
         if header.addresses is not None and server.trusted:
-            if server.trusted.apply(client):
+            if trust.apply(client, server.trusted):
                 session.client_changed()
             else:
                 result = ProxyHeaderResult.UNTRUSTED
@@ -103,6 +103,11 @@ class HeaderStage:
         if session is not None:
             session.server.meter.proxy_headers[result].value += 1
             session.stage_failed(ProxyHeaderFailed(result))
+
+    def cut(self) -> None:
+        """End the session at once."""
+        if self.session is not None:
+            self.session.cut()
 
     def leave(self) -> Session | None:
         """Give the descriptor back; ``None`` if that was done before."""
@@ -186,6 +191,11 @@ class HandshakeStage:
         else:
             session.tell(LogLevel.INFO, "tls_handshake_failed", reason=failure, detail=detail)
             session.stage_failed(TlsFailed(failure))
+
+    def cut(self) -> None:
+        """End the session at once."""
+        if self.session is not None:
+            self.session.cut()
 
     def leave(self) -> Session | None:
         """Give the descriptor back; ``None`` if that was done before."""

@@ -1,0 +1,181 @@
+"""Asking the authorization service over loopback: connections used again, lost, slow, hostile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.configs import server
+from support.world import GRANT, Answer, World, answer, run, world
+
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+
+DENIED = answer("Auth-Status: no\r\n")
+
+
+def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,))
+
+
+def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_timeout=Seconds(0.2))
+
+
+async def attempt(w: World) -> bytes:
+    client = await w.client()
+    await client.line()
+    await client.say(b"USER u\r\nPASS p\r\n")
+    said = await client.rest()
+    client.close()
+    return said.removeprefix(b"+OK\r\n")
+
+
+def test_one_connection_serves_many_attempts() -> None:
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            for _ in range(5):
+                assert await attempt(w) == b"-ERR no\r\n"
+            assert len(w.auth.requests) == 5
+            assert w.auth.connections == 1
+            assert w.value("mailproxy_auth_requests_in_flight") == 0
+
+    run(play)
+
+
+def test_attempts_at_the_same_time_have_a_connection_each() -> None:
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            async with asyncio.TaskGroup() as group:
+                attempts = [group.create_task(attempt(w)) for _ in range(20)]
+            assert {one.result() for one in attempts} == {b"-ERR no\r\n"}
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.0 200 OK\r\nAuth-Status: no\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nAuth-Status: no\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 404 Not Found\r\nAuth-Status: no\r\n\r\n<html>",
+        b"HTTP/1.1 500 Oops\r\nAuth-Status: no\r\nContent-Length: 4\r\n\r\nbody",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nAuth-Status: no\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"Auth-Status: no\n\n",
+    ],
+)
+@pytest.mark.parametrize("closes", [False, True])
+def test_every_kind_of_answer_is_understood_again_and_again(reply: bytes, closes: bool) -> None:
+    async def play() -> None:
+        async with world(build, reply, closes=closes) as w:
+            for _ in range(3):
+                assert await attempt(w) == b"-ERR no\r\n"
+
+    run(play)
+
+
+def test_a_body_that_comes_later_does_not_confuse_the_next_answer() -> None:
+    head, body = DENIED.replace(b"Content-Length: 0", b"Content-Length: 6"), b"later!"
+
+    async def play() -> None:
+        async with world(build, (head, body), DENIED) as w:
+            assert await attempt(w) == b"-ERR no\r\n"
+            assert await attempt(w) == b"-ERR no\r\n"
+            await asyncio.sleep(0.1)
+            assert await attempt(w) == b"-ERR no\r\n"
+            assert w.auth.connections == 2
+
+    run(play)
+
+
+def test_a_connection_that_was_closed_meanwhile_is_replaced_without_notice() -> None:
+    async def play() -> None:
+        async with world(build, DENIED, closes=True) as w:
+            w.auth.answers = [DENIED]  # says that it stays open, and closes all the same
+            assert await attempt(w) == b"-ERR no\r\n"
+            assert await attempt(w) == b"-ERR no\r\n"
+            assert w.auth.connections == 2
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nBad_Name: x\r\n\r\n", "invalid_response"),
+        (b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n\r\n", "no_server"),
+        (b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: localhost\r\nAuth-Port: 1\r\n\r\n", "bad_address"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20000, "invalid_response"),
+    ],
+)
+def test_what_is_no_answer_gets_an_apology_and_is_counted(reply: bytes, reason: str) -> None:
+    async def play() -> None:
+        async with world(build, reply) as w:
+            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert w.value("mailproxy_auth_errors_total", reason) == 1
+            assert w.value("mailproxy_logins_total", "pop3", "password", "invalid_response") == 1
+
+    run(play)
+
+
+def test_an_answer_cut_short_fails_at_once() -> None:
+    async def play() -> None:
+        async with world(build, b"HTTP/1.1 200 OK\r\nAuth-Sta", closes=True) as w:
+            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert w.value("mailproxy_logins_total", "pop3", "password", "unavailable") == 1
+
+    run(play)
+
+
+def test_a_service_that_does_not_answer_is_given_up() -> None:
+    async def never(_request: bytes) -> bytes:
+        await asyncio.sleep(1.0)
+        return DENIED
+
+    async def play(reply: Answer = never) -> None:
+        async with world(impatient, reply) as w:
+            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert w.value("mailproxy_auth_errors_total", "timeout") == 1
+            assert w.value("mailproxy_logins_total", "pop3", "password", "timeout") == 1
+
+    run(play)
+
+
+def test_a_service_that_is_not_there_is_reported() -> None:
+    def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.POP3, auth_http=AuthHttp(host="127.0.0.1", port=1), listen=(listen,))
+
+    async def play() -> None:
+        async with world(nowhere, DENIED) as w:
+            assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert w.value("mailproxy_auth_errors_total", "connect") == 1
+            assert w.value("mailproxy_auth_requests_in_flight") == 0
+
+    run(play)
+
+
+def test_a_postponed_attempt_is_asked_about_again_with_what_the_answer_brought() -> None:
+    async def play() -> None:
+        wait = answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
+        async with world(build, wait, DENIED) as w:
+            assert await attempt(w) == b"-ERR no\r\n"
+            first, second = w.auth.requests
+            assert b"Auth-User: u\r\n" in first
+            assert b"Auth-User: other\r\n" in second
+            assert b"Auth-Login-Attempt: 1\r\n" in second
+
+    run(play)
+
+
+def test_a_grant_leads_to_the_upstream_it_names() -> None:
+    async def play() -> None:
+        async with world(build, answer(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"USER u\r\nPASS p\r\n")
+            upstream = await w.upstream.next()
+            assert await upstream.ask(b"+OK\r\n") == b"USER other\r\n"
+            assert await upstream.ask(b"+OK\r\n") == b"PASS word\r\n"
+            client.close()
+            upstream.close()
+
+    run(play)

@@ -1,0 +1,176 @@
+"""The relay: every octet, both ways, whatever the sizes, and a defined end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+
+import pytest
+from support.configs import server
+from support.world import GRANT, Peer, World, answer, run, world
+
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+
+GRANTED = answer(GRANT)
+
+
+def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,), proxy_timeout=Seconds(30.0))
+
+
+def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,), proxy_timeout=Seconds(0.3))
+
+
+async def relayed(w: World) -> tuple[Peer, Peer]:
+    client = await w.client()
+    await client.line()
+    await client.say(b"USER u\r\nPASS p\r\n")
+    upstream = await w.upstream.next()
+    await upstream.ask(b"+OK\r\n")
+    await upstream.ask(b"+OK\r\n")
+    await upstream.say(b"+OK\r\n")
+    await client.lines(2)
+    return client, upstream
+
+
+@pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 300_000, 20_000_000])
+def test_every_octet_arrives_in_both_directions_at_once(size: int) -> None:
+    octets = random.Random(size).randbytes(size)
+
+    async def send(peer: Peer) -> None:
+        await peer.say(octets)
+
+    async def receive(peer: Peer) -> bytes:
+        return hashlib.sha256(await peer.octets(size)).digest()
+
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(send(client))
+                group.create_task(send(upstream))
+                down = group.create_task(receive(client))
+                up = group.create_task(receive(upstream))
+            assert down.result() == up.result() == hashlib.sha256(octets).digest()
+            assert w.value("mailproxy_relayed_bytes_total", "pop3", "to_client") == size
+            assert w.value("mailproxy_relayed_bytes_total", "pop3", "to_upstream") == size
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
+    octets = random.Random(7).randbytes(30_000_000)
+
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(upstream.say(octets))
+                await asyncio.sleep(0.3)
+                assert not sending.done()
+                assert await client.octets(len(octets)) == octets
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_the_upstreams_last_octets_arrive_before_the_end() -> None:
+    octets = random.Random(9).randbytes(5_000_000)
+
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            upstream.writer.write(octets)
+            upstream.writer.write_eof()
+            await asyncio.sleep(0.2)
+            assert await client.rest() == octets
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "upstream_closed") == 1
+            upstream.close()
+
+    run(play)
+
+
+def test_a_client_that_shuts_its_side_still_gets_the_answer() -> None:
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            client.writer.write(b"QUIT\r\n")
+            client.writer.write_eof()
+            assert await upstream.rest() == b"QUIT\r\n"
+            await upstream.say(b"+OK bye\r\n")
+            upstream.close()
+            assert await client.rest() == b"+OK bye\r\n"
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_closed") == 1
+
+    run(play)
+
+
+@pytest.mark.parametrize("who", ["client", "upstream"])
+def test_a_reset_ends_both_sides(who: str) -> None:
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            breaking, other = (client, upstream) if who == "client" else (upstream, client)
+            breaking.reset()
+            assert await other.rest() == b""
+            await w.settled()
+            other.close()
+
+    run(play)
+
+
+def test_silence_on_both_sides_ends_the_relay() -> None:
+    async def play() -> None:
+        async with world(impatient, GRANTED) as w:
+            client, upstream = await relayed(w)
+            assert await client.rest() == b""
+            assert await upstream.rest() == b""
+            assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "idle_timeout") == 1
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
+    async def play() -> None:
+        async with world(impatient, GRANTED) as w:
+            client, upstream = await relayed(w)
+            for _ in range(20):
+                await upstream.say(b".")
+                assert await client.octets(1) == b"."
+                await asyncio.sleep(0.05)
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> None:
+    octets = bytes(8_000_000)
+
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client, upstream = await relayed(w)
+            upstream.writer.write(octets)
+            await asyncio.sleep(0.1)
+            client.writer.write_eof()
+            upstream.writer.write_eof()
+            await asyncio.sleep(0.1)
+            before = w.app._engine.reactor.polls
+            await asyncio.sleep(0.3)
+            assert w.app._engine.reactor.polls - before < 60
+            assert await client.rest() == octets
+            client.close()
+            upstream.close()
+
+    run(play)

@@ -1,0 +1,378 @@
+"""One client from accept to relay, over loopback, with real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.configs import server
+from support.world import GRANT, World, answer, run, world
+
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, SendProxyProtocol, ServerConfig
+
+DENIED = answer("Auth-Status: Invalid login or password\r\n")
+GRANTED = answer(GRANT)
+
+
+def imap(**directives: object):  # noqa: ANN201 - a Builder
+    return _builder(Protocol.IMAP, directives)
+
+
+def pop3(**directives: object):  # noqa: ANN201 - a Builder
+    return _builder(Protocol.POP3, directives)
+
+
+def smtp(**directives: object):  # noqa: ANN201 - a Builder
+    return _builder(Protocol.SMTP, directives)
+
+
+def _builder(protocol: Protocol, directives: dict[str, object]):  # noqa: ANN202 - a Builder
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(protocol, **{"auth_http": auth, "listen": (listen,), **directives})
+
+    return build
+
+
+async def log_in_upstream(world: World) -> object:
+    upstream = await world.upstream.next()
+    await upstream.say(b"* OK upstream ready\r\n")
+    assert await upstream.line() == b"a LOGIN {5}\r\n"
+    assert await upstream.ask(b"+ go on\r\n") == b"alice {6}\r\n"
+    assert await upstream.ask(b"+ go on\r\n") == b"secret\r\n"
+    await upstream.say(b"a OK logged in\r\n")
+    return upstream
+
+
+def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
+    async def play() -> None:
+        async with world(imap(), GRANTED) as w:
+            client = await w.client()
+            assert await client.line() == b"* OK IMAP4 ready\r\n"
+            await client.say(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
+            upstream = await log_in_upstream(w)
+            assert await client.line() == b"a OK logged in\r\n"
+            assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]  # type: ignore[attr-defined]
+            await upstream.say(b"b OK\r\nc OK\r\n")  # type: ignore[attr-defined]
+            assert await client.lines(2) == [b"b OK\r\n", b"c OK\r\n"]
+            client.close()
+            assert await upstream.rest() == b""  # type: ignore[attr-defined]
+            upstream.close()  # type: ignore[attr-defined]
+            await w.settled()
+            assert w.value("mailproxy_logins_total", "imap", "password", "success") == 1
+            assert w.value("mailproxy_connections_active", "imap", "imap") == 0
+            assert w.value("mailproxy_relayed_bytes_total", "imap", "to_upstream") == 24
+            assert w.value("mailproxy_relayed_bytes_total", "imap", "to_client") == 12
+            assert 'user="alice"' in (log := w.read_log()) or "user=alice" in log
+            assert "secret" not in log
+
+    run(play)
+
+
+def test_a_denial_without_a_wait_closes() -> None:
+    async def play() -> None:
+        async with world(imap(), DENIED) as w:
+            client = await w.client()
+            await client.line()
+            assert await client.ask(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
+            assert await client.rest() == b""
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_logins_total", "imap", "password", "denied") == 1
+            assert w.value("mailproxy_connections_closed_total", "imap", "imap", "auth_rejected") == 1
+
+    run(play)
+
+
+def test_a_denial_with_a_wait_keeps_the_connection() -> None:
+    async def play() -> None:
+        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        async with world(pop3(), wait, GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
+            assert await client.lines(3) == [b"+OK\r\n", b"-ERR no\r\n", b"+OK\r\n"]
+            upstream = await w.upstream.next()
+            assert await upstream.ask(b"+OK\r\n") == b"USER alice\r\n"
+            assert await upstream.ask(b"+OK\r\n") == b"PASS secret\r\n"
+            await upstream.say(b"+OK in\r\n")
+            assert await client.line() == b"+OK in\r\n"
+            assert b"Auth-Login-Attempt: 2\r\n" in w.auth.requests[1]
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
+    async def play() -> None:
+        async with world(pop3(proxy_pass_error_message=True), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"USER alice\r\nPASS secret\r\n")
+            upstream = await w.upstream.next()
+            await upstream.ask(b"+OK\r\n")
+            await upstream.ask(b"+OK\r\n")
+            await upstream.say(b"-ERR [AUTH] mailbox over quota\r\n")
+            assert await client.rest() == b"+OK\r\n-ERR [AUTH] mailbox over quota\r\n"
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_logins_total", "pop3", "password", "upstream_denied") == 1
+            assert w.value("mailproxy_upstream_errors_total", "pop3", "login") == 1
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    ("build", "said", "apology"),
+    [
+        (imap(), b"a LOGIN u p\r\n", b"* BAD internal server error\r\n"),
+        (pop3(), b"USER u\r\nPASS p\r\n", b"+OK\r\n-ERR internal server error\r\n"),
+        (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
+    ],
+)
+def test_each_protocol_apologizes_in_its_own_words(build: object, said: bytes, apology: bytes) -> None:
+    async def play() -> None:
+        async with world(build, b"nonsense\x00\r\n\r\n") as w:  # type: ignore[arg-type]
+            client = await w.client()
+            await client.line()
+            await client.say(said)
+            assert await client.rest() == apology
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
+
+    run(play)
+
+
+def test_an_upstream_that_is_not_there_gets_an_apology() -> None:
+    async def play() -> None:
+        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        async with world(imap(), gone) as w:
+            client = await w.client()
+            await client.line()
+            assert await client.ask(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
+            assert await client.rest() == b""
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_upstream_errors_total", "imap", "connect") == 1
+            assert w.value("mailproxy_logins_total", "imap", "password", "upstream_failed") == 1
+
+    run(play)
+
+
+def test_an_upstream_that_hangs_is_given_up_within_timeout() -> None:
+    async def play() -> None:
+        async with world(imap(timeout=Seconds(0.2)), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN u p\r\n")
+            upstream = await w.upstream.next()
+            assert await client.rest() == b"* BAD internal server error\r\n"
+            assert await upstream.rest() == b""
+            upstream.close()
+            client.close()
+
+    run(play)
+
+
+def test_silence_before_login_is_ended_without_a_word() -> None:
+    async def play() -> None:
+        async with world(imap(timeout=Seconds(0.1)), GRANTED) as w:
+            client = await w.client()
+            assert await client.rest() == b"* OK IMAP4 ready\r\n"
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "imap", "imap", "preauth_timeout") == 1
+
+    run(play)
+
+
+def test_commands_do_not_extend_the_time_before_login() -> None:
+    async def play() -> None:
+        async with world(imap(timeout=Seconds(0.3)), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            answered = 0
+            while await client.ask(b"a NOOP\r\n"):
+                answered += 1
+                await asyncio.sleep(0.02)
+            assert answered > 1
+            client.close()
+
+    run(play)
+
+
+def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
+    async def play() -> None:
+        async with world(smtp(), GRANTED, limit=1) as w:
+            first = await w.client()
+            assert (await first.line()).startswith(b"220 ")
+            second = await w.client()
+            assert (await second.rest()).startswith(b"421 ")
+            second.close()
+            assert w.value("mailproxy_limit_rejections_total", "smtp", "conn_total", "enforce") == 1
+            assert await first.ask(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
+            first.close()
+            await w.settled()
+            third = await w.client()
+            assert (await third.line()).startswith(b"220 ")
+            third.close()
+
+    run(play)
+
+
+def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() -> None:
+    async def play() -> None:
+        asked = asyncio.Event()
+
+        async def slowly(_request: bytes) -> bytes:
+            asked.set()
+            await asyncio.sleep(0.3)
+            return GRANTED
+
+        async with world(imap(), slowly) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN u p\r\n")
+            await asked.wait()
+            client.reset()
+            await w.settled()
+            assert w.value("mailproxy_logins_total", "imap", "password", "aborted") == 1
+            assert w.upstream.arrived.empty()
+
+    run(play)
+
+
+def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
+    async def play() -> None:
+        async with world(imap(), GRANTED) as w:
+            early, late = await w.client(), await w.client()
+            await early.line()
+            await late.line()
+            await late.say(b"a LOGIN alice secret\r\n")
+            upstream = await log_in_upstream(w)
+            await late.line()
+            async with asyncio.TaskGroup() as group:
+                draining = group.create_task(w.app.drain(5.0))
+                assert (await early.rest()).startswith(b"* BYE ")
+                early.close()
+                await upstream.say(b"* 1 EXISTS\r\n")  # type: ignore[attr-defined]
+                assert await late.line() == b"* 1 EXISTS\r\n"
+                assert not draining.done()
+                upstream.close()  # type: ignore[attr-defined]
+                assert await late.rest() == b""
+            late.close()
+            with pytest.raises(ConnectionRefusedError):
+                await w.client()
+
+    run(play)
+
+
+def test_a_drain_that_takes_too_long_cuts_relays() -> None:
+    async def play() -> None:
+        async with world(imap(), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN alice secret\r\n")
+            upstream = await log_in_upstream(w)
+            await client.line()
+            await w.app.drain(0.1)
+            assert await client.rest() == b""
+            assert w.value("mailproxy_connections_closed_total", "imap", "imap", "drain") == 1
+            upstream.close()  # type: ignore[attr-defined]
+            client.close()
+
+    run(play)
+
+
+HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 143\r\n"
+
+
+@pytest.mark.parametrize("cut", [1, 5, 20, len(HEADER) - 1, len(HEADER), len(HEADER) + 3])
+def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
+        return server(Protocol.IMAP, auth_http=auth, listen=(listen,), set_real_ip_from=("127.0.0.0/8",))
+
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            client = await w.client()
+            octets = HEADER + b"a LOGIN u p\r\n"
+            await client.say(octets[:cut])
+            await asyncio.sleep(0.02)
+            await client.say(octets[cut:])
+            assert await client.lines(2) == [b"* OK IMAP4 ready\r\n", b"a NO Invalid login or password\r\n"]
+            request = w.auth.requests[0]
+            assert b"Client-IP: 192.0.2.7\r\n" in request
+            assert b"Proxy-Protocol-Addr: 192.0.2.7\r\nProxy-Protocol-Port: 5000\r\n" in request
+            assert w.value("mailproxy_proxy_protocol_headers_total", "imap", "v1") == 1
+            client.close()
+
+    run(play)
+
+
+def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
+        return server(Protocol.IMAP, auth_http=auth, listen=(listen,))
+
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            client = await w.client()
+            await client.say(b"a LOGIN u p\r\n")
+            assert await client.rest() == b""
+            client.close()
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "imap", "imap", "proxy_protocol_failed") == 1
+
+    run(play)
+
+
+def test_the_upstream_gets_a_proxy_header_before_anything_else() -> None:
+    async def play() -> None:
+        async with world(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN alice secret\r\n")
+            upstream = await w.upstream.next()
+            own, port = client.writer.get_extra_info("sockname")
+            assert await upstream.line() == f"PROXY TCP4 {own} 127.0.0.1 {port} {w.port}\r\n".encode()
+            client.close()
+            upstream.close()
+
+    run(play)
+
+
+def test_too_early_a_client_is_rejected_during_the_greeting_delay() -> None:
+    async def play() -> None:
+        async with world(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
+            client = await w.client()
+            await client.say(b"HELO x\r\n")
+            assert await client.rest() == b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
+            client.close()
+
+    run(play)
+
+
+def test_who_waits_out_the_greeting_delay_is_greeted() -> None:
+    async def play() -> None:
+        async with world(smtp(smtp_greeting_delay=Seconds(0.05)), DENIED) as w:
+            client = await w.client()
+            assert await client.line() == b"220 mail.example.com ESMTP ready\r\n"
+            client.close()
+
+    run(play)
+
+
+def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
+    async def play() -> None:
+        many = tuple(f"X{'Y' * 200}{n}" for n in range(32))
+        async with world(imap(imap_capabilities=many, timeout=Seconds(0.5)), DENIED) as w:
+            client = await w.client()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for _ in range(400):
+                client.writer.write(b"a CAPABILITY\r\n" * 200)
+            await w.settled()
+            client.reset()
+
+    run(play)

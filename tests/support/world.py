@@ -1,0 +1,244 @@
+"""A worker of the real runtime on loopback, with an authorization service and upstreams that follow a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from mailproxy.runtime.sockets import plan
+
+from mailproxy.app import App, WorkerLoop, make_loop
+from mailproxy.observe.log import Log, LogFormat
+from mailproxy.observe.meter import Meter
+from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
+
+T = TypeVar("T")
+PATIENCE: Final = 10.0
+"""Seconds after which a test is stuck."""
+
+GRANT: Final = "Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {port}\r\n"
+
+
+def run(coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a test's coroutine on a worker's loop, within ``PATIENCE``."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(PATIENCE):
+            return await coroutine()
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        return runner.run(bounded())
+
+
+@dataclass
+class Peer:
+    """One side of a connection, with reads that say what they waited for."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def line(self) -> bytes:
+        """The next line, its end included; empty at the end of the connection."""
+        return await self.reader.readline()
+
+    async def lines(self, count: int) -> list[bytes]:
+        """So many lines."""
+        return [await self.line() for _ in range(count)]
+
+    async def octets(self, count: int) -> bytes:
+        """Exactly so many octets."""
+        return await self.reader.readexactly(count)
+
+    async def rest(self) -> bytes:
+        """Everything up to the end."""
+        return await self.reader.read()
+
+    async def say(self, octets: bytes) -> None:
+        """Send, and wait until it is on its way."""
+        self.writer.write(octets)
+        await self.writer.drain()
+
+    async def ask(self, octets: bytes) -> bytes:
+        """Send, and give the next line."""
+        await self.say(octets)
+        return await self.line()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.writer.close()
+
+    def reset(self) -> None:
+        """Break the connection with a reset."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self.writer.transport.abort()
+
+
+Answer = bytes | tuple[bytes, bytes] | Callable[[bytes], bytes | Awaitable[bytes]]
+"""Octets, octets in two parts with a pause between, or what makes them of the request."""
+
+
+@dataclass
+class AuthServer:
+    """An authorization service: answers in order, the last one for ever; remembers every request.
+
+    Attributes:
+        closes: Whether each connection ends after one answer, as HTTP/1.0's do.
+        connections: How many connections were made.
+    """
+
+    answers: list[Answer]
+    closes: bool = False
+    requests: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    port: int = 0
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection's requests."""
+        self.connections += 1
+        self.writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                for octets in answer if isinstance(answer, tuple) else (answer,):
+                    made = octets if isinstance(octets, bytes) else octets(self.requests[-1])
+                    writer.write(made if isinstance(made, bytes) else await made)
+                    await writer.drain()
+                    await asyncio.sleep(0.05 if isinstance(answer, tuple) else 0)
+                if self.closes:
+                    break
+        writer.close()
+
+
+def answer(head: str, *, body: bytes = b"") -> bytes:
+    """An HTTP/1.1 answer that can be followed by another on the same connection."""
+    return f"HTTP/1.1 200 OK\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@dataclass
+class Upstream:
+    """Upstreams that a test speaks for: it takes each connection as it comes."""
+
+    port: int = 0
+    arrived: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hand a connection to the test."""
+        self.writers.append(writer)
+        await self.arrived.put(Peer(reader, writer))
+
+    async def next(self) -> Peer:
+        """The next connection that arrives."""
+        return await self.arrived.get()
+
+
+@dataclass
+class World:
+    """A worker and everybody around it."""
+
+    app: App
+    meter: Meter
+    auth: AuthServer
+    upstream: Upstream
+    port: int
+    read_log: Callable[[], str]
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def client(self, *, host: str = "127.0.0.1") -> Peer:
+        """Connect to the first server."""
+        reader, writer = await asyncio.open_connection(host, self.port)
+        self.writers.append(writer)
+        return Peer(reader, writer)
+
+    async def settled(self, sessions: int = 0) -> None:
+        """Wait until there are only so many sessions."""
+        while self.app.sessions != sessions:
+            await asyncio.sleep(0.005)
+
+    def value(self, family: str, *labels: str) -> Any:
+        """The current value of a series, or 0."""
+        for found, value in self.meter.snapshot()["series"].get(family, []):
+            if tuple(found) == labels:
+                return value
+        return 0
+
+
+def listening_socket(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A listening socket as the supervisor hands it to a worker."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.bind((host, port))
+    sock.listen(128)
+    sock.setblocking(False)
+    return sock
+
+
+Builder = Callable[[AuthHttp, ListenConfig], ServerConfig]
+
+
+@contextlib.asynccontextmanager
+async def world(
+    build: Builder,
+    *answers: Answer,
+    closes: bool = False,
+    limit: int = 512,
+    drain: float = 1.0,
+) -> AsyncIterator[World]:
+    """A worker with one server, made by ``build`` from where the service and the listener are.
+
+    ``{port}`` in an answer's text is replaced by the upstream's port.
+    """
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, WorkerLoop)
+    upstream = Upstream()
+    auth = AuthServer(list(answers), closes=closes)
+    servers = [
+        await asyncio.start_server(upstream.serve, "127.0.0.1", 0),
+        await asyncio.start_server(auth.serve, "127.0.0.1", 0),
+    ]
+    upstream.port, auth.port = (server.sockets[0].getsockname()[1] for server in servers)
+    auth.answers = [
+        one.replace(b"{port}", str(upstream.port).encode()) if isinstance(one, bytes) else one
+        for one in auth.answers
+    ]
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    meter = Meter()
+    log = Log(write, LogFormat.TEXT, LogLevel.INFO)
+    app = App(log=log, meter=meter)
+    sock = listening_socket()
+    port = sock.getsockname()[1]
+    server = build(AuthHttp(host="127.0.0.1", port=auth.port), ListenConfig(address="127.0.0.1", port=port))
+    config = ProxyConfig(servers=(server,), worker_connections=limit)
+    await app.apply(
+        config, {planned.key: sock for planned in plan(config, {})}, names={}, ticket_key=bytes(80)
+    )
+
+    def read_log() -> str:
+        log.flush()
+        with contextlib.suppress(BlockingIOError):
+            return os.read(read, 1 << 20).decode()
+        return ""
+
+    made = World(app, meter, auth, upstream, port, read_log)
+    try:
+        yield made
+    finally:
+        await app.drain(Seconds(drain if app.sessions else 0.0))
+        for one in servers:
+            one.close()
+        for writer in (*made.writers, *upstream.writers, *auth.writers):
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        os.close(write)
+        os.close(read)
