@@ -1,0 +1,161 @@
+"""The catalogue itself: names, units, labels, and the promises made to dashboards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from enum import StrEnum
+
+import pytest
+
+from mailproxy import events
+from mailproxy.observe import words
+from mailproxy.observe.catalogue import BY_NAME, CATALOGUE, Family, Kind, Merge
+from mailproxy_config.model import Protocol
+
+FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_version", "openssl_version"}
+"""Labels whose values come from the configuration or the build."""
+
+PERSONAL = {"user", "domain", "client", "address", "host", "sni", "upstream", "secret", "name", "ip"}
+
+EVERY = pytest.mark.parametrize("family", CATALOGUE, ids=lambda family: family.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("mailproxy_protocol_errors_total", ("protocol", "error")),
+        ("mailproxy_auth_request_duration_seconds", ("protocol", "outcome")),
+        ("mailproxy_dns_timeouts_total", ("purpose",)),
+        ("mailproxy_connections_active", ("server", "protocol")),
+        ("mailproxy_connections_accepted_total", ("server", "protocol")),
+        ("mailproxy_logins_total", ("protocol", "method", "result")),
+        ("mailproxy_relayed_bytes_total", ("protocol", "direction")),
+        ("mailproxy_upstream_connect_duration_seconds", ("protocol", "result")),
+        ("mailproxy_upstream_errors_total", ("protocol", "stage")),
+        ("mailproxy_tls_handshakes_total", ("mode", "version")),
+        ("mailproxy_config_info", ("hash",)),
+        ("mailproxy_config_last_reload_successful", ()),
+        ("mailproxy_build_info", ("version", "revision", "python_version", "openssl_version")),
+    ],
+)
+def test_names_and_labels_that_dashboards_rely_on_are_kept(name: str, labels: tuple[str, ...]) -> None:
+    assert BY_NAME[name].label_names == labels
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert {(family.kind.value[0], family.name, family.label_names) for family in CATALOGUE} == {
+        ("c", "mailproxy_connections_accepted_total", ("server", "protocol")),
+        ("g", "mailproxy_connections_active", ("server", "protocol")),
+        ("c", "mailproxy_connections_closed_total", ("server", "protocol", "reason")),
+        ("g", "mailproxy_connections_limit", ()),
+        ("g", "mailproxy_sessions_active", ("protocol", "state")),
+        ("h", "mailproxy_session_duration_seconds", ("protocol", "authenticated")),
+        ("c", "mailproxy_proxy_protocol_headers_total", ("server", "result")),
+        ("c", "mailproxy_limit_rejections_total", ("server", "limit", "mode")),
+        ("c", "mailproxy_protocol_errors_total", ("protocol", "error")),
+        ("c", "mailproxy_logins_total", ("protocol", "method", "result")),
+        ("h", "mailproxy_login_duration_seconds", ("protocol", "result")),
+        ("h", "mailproxy_auth_request_duration_seconds", ("protocol", "outcome")),
+        ("c", "mailproxy_auth_errors_total", ("reason",)),
+        ("g", "mailproxy_auth_requests_in_flight", ()),
+        ("h", "mailproxy_upstream_connect_duration_seconds", ("protocol", "result")),
+        ("c", "mailproxy_upstream_errors_total", ("protocol", "stage")),
+        ("c", "mailproxy_relayed_bytes_total", ("protocol", "direction")),
+        ("c", "mailproxy_tls_handshakes_total", ("mode", "version")),
+        ("c", "mailproxy_tls_sessions_resumed_total", ("mode",)),
+        ("c", "mailproxy_tls_handshake_failures_total", ("mode", "reason")),
+        ("h", "mailproxy_tls_handshake_duration_seconds", ("mode",)),
+        ("g", "mailproxy_tls_certificate_expiry_timestamp_seconds", ("server", "certificate")),
+        ("c", "mailproxy_dns_timeouts_total", ("purpose",)),
+        ("c", "mailproxy_dns_queries_total", ("purpose", "result")),
+        ("h", "mailproxy_dns_query_duration_seconds", ("purpose",)),
+        ("c", "mailproxy_dns_cache_requests_total", ("result",)),
+        ("g", "mailproxy_dns_cache_entries", ()),
+        ("g", "mailproxy_config_info", ("hash",)),
+        ("g", "mailproxy_config_last_reload_successful", ()),
+        ("g", "mailproxy_config_last_reload_success_timestamp_seconds", ()),
+        ("c", "mailproxy_config_reloads_total", ("result",)),
+        ("g", "mailproxy_config_generation", ()),
+        ("g", "mailproxy_build_info", ("version", "revision", "python_version", "openssl_version")),
+        ("g", "mailproxy_workers", ()),
+        ("c", "mailproxy_worker_restarts_total", ("reason",)),
+        ("g", "mailproxy_draining", ()),
+        ("h", "mailproxy_event_loop_lag_seconds", ()),
+        ("g", "process_resident_memory_bytes", ()),
+        ("g", "process_open_fds", ()),
+        ("g", "process_max_fds", ()),
+        ("c", "process_cpu_seconds_total", ()),
+        ("g", "process_start_time_seconds", ()),
+    }
+
+
+@EVERY
+def test_names_have_our_prefix_and_end_in_their_unit(family: Family) -> None:
+    assert family.name.startswith(("mailproxy_", "process_"))
+    assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
+    assert family.kind is not Kind.HISTOGRAM or family.name.endswith("_seconds")
+    assert not {"ms", "millis", "kb", "minutes", "percent"} & set(family.name.split("_"))
+
+
+@EVERY
+def test_every_metric_is_explained(family: Family) -> None:
+    assert family.help.endswith(".")
+    assert len(family.help) > 20
+
+
+@EVERY
+def test_label_values_come_from_closed_sets(family: Family) -> None:
+    for label in family.labels:
+        assert label.name not in PERSONAL
+        assert (label.values is None) == (
+            label.name in FREE_LABELS and family.name != "mailproxy_tls_handshakes_total"
+        )
+
+
+@EVERY
+def test_histograms_alone_have_buckets_and_these_grow(family: Family) -> None:
+    assert bool(family.buckets) == (family.kind is Kind.HISTOGRAM)
+    assert list(family.buckets) == sorted(set(family.buckets))
+
+
+@EVERY
+def test_counters_and_histograms_are_never_merged_but_by_adding(family: Family) -> None:
+    assert family.kind is Kind.GAUGE or family.merge in {Merge.SUM, Merge.OWN}
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "enum"),
+    [
+        ("mailproxy_connections_closed_total", "reason", events.CloseReason),
+        ("mailproxy_connections_closed_total", "protocol", Protocol),
+        ("mailproxy_logins_total", "method", events.Method),
+        ("mailproxy_logins_total", "result", events.LoginResult),
+        ("mailproxy_protocol_errors_total", "error", events.ProtocolErrorKind),
+        ("mailproxy_auth_request_duration_seconds", "outcome", events.AuthOutcome),
+        ("mailproxy_auth_errors_total", "reason", events.AuthErrorReason),
+        ("mailproxy_upstream_errors_total", "stage", events.UpstreamStage),
+        ("mailproxy_proxy_protocol_headers_total", "result", events.ProxyHeaderResult),
+        ("mailproxy_tls_handshake_failures_total", "reason", events.TlsFailure),
+        ("mailproxy_dns_queries_total", "result", events.DnsResult),
+        ("mailproxy_dns_timeouts_total", "purpose", events.DnsPurpose),
+        ("mailproxy_dns_cache_requests_total", "result", events.CacheResult),
+        ("mailproxy_sessions_active", "state", events.SessionState),
+        ("mailproxy_relayed_bytes_total", "direction", words.Direction),
+        ("mailproxy_limit_rejections_total", "limit", words.Limit),
+        ("mailproxy_worker_restarts_total", "reason", words.RestartReason),
+    ],
+)
+def test_words_are_those_that_sessions_use(name: str, label: str, enum: type[StrEnum]) -> None:
+    values = {it.name: it.values for it in BY_NAME[name].labels}[label]
+    assert values == tuple(word.value for word in enum)
+
+
+def test_workers_carry_no_library_for_metrics_or_http() -> None:
+    modules = "meter, record, log, lines, merge, catalogue"
+    probe = (
+        f"import sys; from mailproxy.observe import {modules}; from mailproxy import admin;"
+        "sys.exit(bool({'prometheus_client', 'aiohttp'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], check=False, env={"PYTHONPATH": ":".join(sys.path)})
+    assert run.returncode == 0

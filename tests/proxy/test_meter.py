@@ -1,0 +1,330 @@
+"""Meters: every cell moves its own series and no other."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from mailproxy import events
+from mailproxy.observe.catalogue import BY_NAME, CATALOGUE, NANO, Merge
+from mailproxy.observe.log import Log
+from mailproxy.observe.meter import Histogram, Meter, Value
+from mailproxy.observe.record import SessionRecord
+from mailproxy_config.model import Protocol
+
+Series = dict[tuple[str, tuple[str, ...]], Value]
+
+
+def series(meter: Meter) -> Series:
+    """All series of a snapshot but the operating system's, after a trip through JSON."""
+    taken = json.loads(json.dumps(meter.snapshot()))["series"]
+    return {
+        (name, tuple(labels)): value
+        for name, cells in taken.items()
+        for labels, value in cells
+        if not name.startswith("process_")
+    }
+
+
+def bucketed(family: str, bucket: int, seconds: float) -> list[int]:
+    """What a histogram says after one span in one bucket."""
+    counts = [0] * (len(BY_NAME[family].buckets) + 1)
+    counts[bucket] = 1
+    return [int(seconds * NANO), *counts]
+
+
+P = "mailproxy_"
+TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
+    (lambda m: bump(m.server("s", Protocol.IMAP).accepted), "connections_accepted_total", ("s", "imap")),
+    (lambda m: bump(m.server("s", Protocol.IMAP).active), "connections_active", ("s", "imap")),
+    (
+        lambda m: bump(m.server("s", Protocol.IMAP).closed[events.CloseReason.DRAIN]),
+        "connections_closed_total",
+        ("s", "imap", "drain"),
+    ),
+    (
+        lambda m: bump(m.server("s", Protocol.IMAP).proxy_headers[events.ProxyHeaderResult.V2]),
+        "proxy_protocol_headers_total",
+        ("s", "v2"),
+    ),
+    (
+        lambda m: bump(m.server("s", Protocol.IMAP).limit_rejections["conn_total"]),
+        "limit_rejections_total",
+        ("s", "conn_total", "enforce"),
+    ),
+    (lambda m: bump(m.connections_limit), "connections_limit", ()),
+    (
+        lambda m: bump(m.protocol(Protocol.POP3).states[events.SessionState.RELAY]),
+        "sessions_active",
+        ("pop3", "relay"),
+    ),
+    (
+        lambda m: bump(m.protocol(Protocol.SMTP).errors[events.ProtocolErrorKind.NO_GREETING]),
+        "protocol_errors_total",
+        ("smtp", "no_greeting"),
+    ),
+    (
+        lambda m: bump(m.protocol(Protocol.IMAP).logins[events.Method.CRAM_MD5, events.LoginResult.ABORTED]),
+        "logins_total",
+        ("imap", "cram_md5", "aborted"),
+    ),
+    (
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_errors[events.UpstreamStage.HELLO]),
+        "upstream_errors_total",
+        ("imap", "hello"),
+    ),
+    (lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_client), "relayed_bytes_total", ("imap", "to_client")),
+    (
+        lambda m: bump(m.protocol(Protocol.IMAP).bytes_to_upstream),
+        "relayed_bytes_total",
+        ("imap", "to_upstream"),
+    ),
+    (lambda m: bump(m.auth_errors[events.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
+    (lambda m: bump(m.auth_in_flight), "auth_requests_in_flight", ()),
+    (
+        lambda m: bump(m.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.3"]),
+        "tls_handshakes_total",
+        ("implicit", "TLSv1.3"),
+    ),
+    (
+        lambda m: bump(m.tls_handshakes[events.TlsMode.STARTTLS, "TLSv9"]),
+        "tls_handshakes_total",
+        ("starttls", "other"),
+    ),
+    (lambda m: bump(m.tls_resumed[events.TlsMode.IMPLICIT]), "tls_sessions_resumed_total", ("implicit",)),
+    (
+        lambda m: bump(m.tls_failures[events.TlsMode.STARTTLS, events.TlsFailure.EOF]),
+        "tls_handshake_failures_total",
+        ("starttls", "eof"),
+    ),
+    (
+        lambda m: bump(m.certificate_expiry["s", 1]),
+        "tls_certificate_expiry_timestamp_seconds",
+        ("s", "1"),
+    ),
+    (lambda m: bump(m.dns_timeouts[events.DnsPurpose.PTR]), "dns_timeouts_total", ("ptr",)),
+    (
+        lambda m: bump(m.dns_queries[events.DnsPurpose.AUTH, events.DnsResult.REFUSED]),
+        "dns_queries_total",
+        ("auth", "refused"),
+    ),
+    (lambda m: bump(m.dns_cache[events.CacheResult.STALE]), "dns_cache_requests_total", ("stale",)),
+    (lambda m: bump(m.dns_cache_entries), "dns_cache_entries", ()),
+    (lambda m: bump(m.draining), "draining", ()),
+]
+
+SPANS: list[tuple[Callable[[Meter], Histogram], str, tuple[str, ...]]] = [
+    (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
+    (
+        lambda m: m.protocol(Protocol.IMAP).session_seconds[False],
+        "session_duration_seconds",
+        ("imap", "false"),
+    ),
+    (lambda m: m.protocol(Protocol.IMAP).login_seconds[True], "login_duration_seconds", ("imap", "success")),
+    (lambda m: m.protocol(Protocol.IMAP).login_seconds[False], "login_duration_seconds", ("imap", "failure")),
+    (
+        lambda m: m.protocol(Protocol.SMTP).auth_seconds[events.AuthOutcome.WAIT],
+        "auth_request_duration_seconds",
+        ("smtp", "wait"),
+    ),
+    (
+        lambda m: m.protocol(Protocol.SMTP).upstream_connect[True],
+        "upstream_connect_duration_seconds",
+        ("smtp", "ok"),
+    ),
+    (
+        lambda m: m.protocol(Protocol.SMTP).upstream_connect[False],
+        "upstream_connect_duration_seconds",
+        ("smtp", "error"),
+    ),
+    (lambda m: m.tls_seconds[events.TlsMode.IMPLICIT], "tls_handshake_duration_seconds", ("implicit",)),
+    (lambda m: m.dns_seconds[events.DnsPurpose.UPSTREAM], "dns_query_duration_seconds", ("upstream",)),
+    (lambda m: m.loop_lag, "event_loop_lag_seconds", ()),
+]
+
+
+def bump(cell: object) -> None:
+    cell.value += 1  # type: ignore[attr-defined]
+
+
+def busy() -> Meter:
+    """A meter with all cells that the tables below move, still at nothing."""
+    meter = Meter()
+    for protocol in Protocol:
+        meter.protocol(protocol)
+    meter.server("s", Protocol.IMAP)
+    meter.set_certificates("s", [0, 0])
+    return meter
+
+
+def changes(meter: Meter, before: Series) -> Series:
+    return {key: value for key, value in series(meter).items() if before.get(key) != value}
+
+
+@pytest.mark.parametrize(("move", "name", "labels"), TABLE, ids=[f"{n}-{'-'.join(w)}" for _, n, w in TABLE])
+def test_a_cell_moves_its_series_alone(
+    move: Callable[[Meter], None], name: str, labels: tuple[str, ...]
+) -> None:
+    meter = busy()
+    before = series(meter)
+    move(meter)
+    assert changes(meter, before) == {(P + name, labels): 1}
+
+
+@pytest.mark.parametrize(("cell", "name", "labels"), SPANS, ids=[f"{n}-{'-'.join(w)}" for _, n, w in SPANS])
+def test_a_span_lands_in_one_bucket_of_its_series_alone(
+    cell: Callable[[Meter], Histogram], name: str, labels: tuple[str, ...]
+) -> None:
+    meter = busy()
+    before = series(meter)
+    cell(meter).observe(0.5)
+    bounds = BY_NAME[P + name].buckets
+    assert changes(meter, before) == {
+        (P + name, labels): bucketed(P + name, sum(bound < 0.5 for bound in bounds), 0.5)
+    }
+
+
+def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
+    moved = {P + name for _, name, _ in TABLE} | {P + name for _, name, _ in SPANS}
+    config = {P + "config_info"} | {name for name in BY_NAME if name.startswith(P + "config_last")}
+    config |= {P + "config_generation"}
+    theirs = {f.name for f in CATALOGUE if f.merge is not Merge.OWN and f.name.startswith(P)}
+    assert moved | config == theirs
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [
+        (0.0, 0),
+        (0.1, 0),  # a bound belongs to its bucket
+        (0.11, 1),
+        (1.0, 1),
+        (9.0, 2),
+    ],
+)
+def test_buckets_include_their_upper_bound(seconds: float, bucket: int) -> None:
+    histogram = Histogram((0.1, 1.0))
+    histogram.observe(seconds)
+    assert histogram.counts.index(1) == bucket
+    assert histogram.sum == seconds
+
+
+def test_what_alerts_look_at_is_there_from_the_start() -> None:
+    meter = busy()
+    names = {name for name, _ in series(meter)}
+    assert {
+        family.name for family in CATALOGUE if family.from_start and family.merge is not Merge.OWN
+    } <= names
+    logins = [labels for name, labels in series(meter) if name == P + "logins_total"]
+    assert len(logins) == len(Protocol) * len(events.Method) * len(events.LoginResult)
+
+
+def test_the_rest_appears_when_there_is_something_to_tell() -> None:
+    meter = busy()
+    assert P + "tls_handshakes_total" not in {name for name, _ in series(meter)}
+    meter.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
+    assert [labels for name, labels in series(meter) if name == P + "tls_handshakes_total"] == [
+        ("implicit", "TLSv1.2")
+    ]
+
+
+def test_protocols_that_are_not_configured_have_no_series() -> None:
+    meter = Meter()
+    meter.protocol(Protocol.POP3)
+    assert {labels[0] for name, labels in series(meter) if name == P + "logins_total"} == {"pop3"}
+
+
+def test_a_reload_goes_on_with_the_same_cells() -> None:
+    meter = Meter()
+    meter.server("a", Protocol.IMAP).accepted.value += 2
+    meter.protocol(Protocol.IMAP).bytes_to_client.value += 7
+    meter.keep_servers(["a"])
+    meter.server("a", Protocol.IMAP).accepted.value += 1
+    meter.protocol(Protocol.IMAP).bytes_to_client.value += 1
+    assert series(meter)[P + "connections_accepted_total", ("a", "imap")] == 3
+    assert series(meter)[P + "relayed_bytes_total", ("imap", "to_client")] == 8
+
+
+def test_a_removed_server_takes_its_series_along_and_no_others() -> None:
+    meter = Meter()
+    kept = meter.server("a", Protocol.IMAP)
+    gone = meter.server("b", Protocol.POP3)
+    meter.set_certificates("a", [1.0])
+    meter.set_certificates("b", [2.0])
+    meter.keep_servers(["a"])
+    gone.active.value -= 1  # its sessions end later, and must be able to
+    kept.accepted.value += 1
+    servers = {labels[0] for name, labels in series(meter) if BY_NAME[name].label_names[:1] == ("server",)}
+    assert servers == {"a"}
+    meter.certificate_expiry["b", 0].value = 3.0
+    assert series(meter)[P + "tls_certificate_expiry_timestamp_seconds", ("b", "0")] == 3.0
+
+
+def test_certificates_are_those_of_the_last_load() -> None:
+    meter = Meter()
+    meter.set_certificates("a", [1.0, 2.0])
+    meter.set_certificates("a", [3.0])
+    expiries = {
+        k: v for k, v in series(meter).items() if k[0] == P + "tls_certificate_expiry_timestamp_seconds"
+    }
+    assert expiries == {(P + "tls_certificate_expiry_timestamp_seconds", ("a", "0")): 3.0}
+    assert dict.keys(meter.certificate_expiry) == {("a", 0)}
+
+
+def test_the_configuration_that_runs_is_told_once_there_is_one() -> None:
+    meter = Meter()
+    assert not [name for name, _ in series(meter) if name.startswith(P + "config")]
+    meter.config_loaded("old", 1, 10.0)
+    meter.config_loaded("new", 2, 20.0)
+    config = {(name, labels): value for (name, labels), value in series(meter).items() if "config" in name}
+    assert config == {
+        (P + "config_info", ("new",)): 1,
+        (P + "config_last_reload_successful", ()): 1,
+        (P + "config_last_reload_success_timestamp_seconds", ()): 20.0,
+        (P + "config_generation", ()): 2,
+    }
+
+
+def test_a_refused_configuration_leaves_the_running_one() -> None:
+    meter = Meter()
+    meter.config_loaded("old", 1, 10.0)
+    meter.config_refused()
+    told = series(meter)
+    assert told[P + "config_last_reload_successful", ()] == 0
+    assert told[P + "config_info", ("old",)] == 1
+
+
+def test_snapshots_of_one_life_are_numbered() -> None:
+    meter = Meter()
+    one, two, other = meter.snapshot(), meter.snapshot(), Meter().snapshot()
+    assert one["life"] == two["life"] < other["life"]
+    assert one["number"] < two["number"]
+
+
+def test_a_snapshot_has_the_figures_of_its_process() -> None:
+    assert {"process_cpu_seconds_total", "process_open_fds"} <= Meter().snapshot()["series"].keys()
+
+
+def test_ten_thousand_strangers_leave_the_number_of_series_unchanged(tmp_path: object) -> None:
+    meter, chance = busy(), random.Random(1)
+    with open(f"{tmp_path}/log", "wb") as file:
+        log = Log(file.fileno())
+
+        def visit() -> None:
+            numbers, server = meter.protocol(Protocol.IMAP), meter.server("s", Protocol.IMAP)
+            record = SessionRecord(log.session_id(), server="s", protocol="imap")
+            record.user, record.client = chance.randbytes(12), f"198.51.100.{chance.randrange(256)}"
+            server.closed[chance.choice(list(events.CloseReason))].value += 1
+            numbers.logins[events.Method.PLAIN, chance.choice(list(events.LoginResult))].value += 1
+            numbers.errors[chance.choice(list(events.ProtocolErrorKind))].value += 1
+            meter.tls_handshakes[events.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
+            log.session(record)
+
+        visit()
+        before = len(series(meter))
+        for _ in range(10_000):
+            visit()
+        assert len(series(meter)) == before

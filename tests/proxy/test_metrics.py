@@ -1,0 +1,154 @@
+"""What a scrape gets, in both formats, and what Prometheus's own checker says to it."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
+
+from mailproxy import events
+from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
+from mailproxy.observe.meter import Meter
+from mailproxy.observe.metrics import PageCollector, expose
+from mailproxy.observe.process import process_figures
+from mailproxy_config.model import Protocol
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+
+def full_page(servers: int = 1) -> Page:
+    """A page on which every metric has something to tell."""
+    meter, totals = Meter(), Totals()
+    for number in range(servers):
+        server = meter.server(f'se"rver\\{number}', Protocol.IMAP)
+        server.proxy_headers[events.ProxyHeaderResult.V1].value += 1
+        meter.set_certificates(f"server{number}", [1.8e9])
+    for protocol in Protocol:
+        numbers = meter.protocol(protocol)
+        numbers.session_seconds[True].observe(70)
+        numbers.login_seconds[True].observe(0.02)
+        numbers.upstream_connect[True].observe(0.002)
+    meter.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
+    meter.tls_resumed[events.TlsMode.IMPLICIT].value += 1
+    meter.tls_failures[events.TlsMode.IMPLICIT, events.TlsFailure.EOF].value += 1
+    meter.tls_seconds[events.TlsMode.IMPLICIT].observe(0.004)
+    meter.dns_queries[events.DnsPurpose.PTR, events.DnsResult.OK].value += 1
+    meter.dns_seconds[events.DnsPurpose.PTR].observe(0.004)
+    meter.dns_cache[events.CacheResult.HIT].value += 1
+    meter.config_loaded("0a1b", 4, 1.7e9)
+    totals.update(1, meter.snapshot())
+    return totals.page(
+        SupervisorFacts(
+            build=Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0"),
+            workers=1,
+            started=1.7e9,
+            process=process_figures(),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    return expose(full_page()).body.decode()
+
+
+def test_a_full_page_has_every_metric_of_the_catalogue(text: str) -> None:
+    shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert shown == {family.name for family in CATALOGUE}
+
+
+def test_every_sample_has_the_labels_that_were_declared(text: str) -> None:
+    declared = {
+        family.name + suffix: set(family.label_names) | ({"le"} if suffix == "_bucket" else set())
+        for family in CATALOGUE
+        for suffix in ("", "_bucket", "_sum", "_count")
+    }
+    samples = [sample for family in plain_text(text) for sample in family.samples]
+    assert [s for s in samples if set(s.labels) != declared[s.name]] == []
+
+
+def test_buckets_include_those_below_and_end_in_the_count(text: str) -> None:
+    name = 'mailproxy_login_duration_seconds_bucket{le="%s",protocol="imap",result="success"} %s\n'
+    assert name % ("0.01", "0.0") in text
+    assert name % ("0.025", "1.0") in text
+    assert name % ("60.0", "1.0") in text
+    assert name % ("+Inf", "1.0") in text
+    assert 'mailproxy_login_duration_seconds_sum{protocol="imap",result="success"} 0.02\n' in text
+
+
+def test_names_from_the_configuration_are_escaped(text: str) -> None:
+    assert r'mailproxy_connections_accepted_total{protocol="imap",server="se\"rver\\0"} 0.0' in text
+
+
+def test_there_are_no_series_about_creation(text: str) -> None:
+    assert "_created" not in text
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/html", "text/plain; version=0.0.4; charset=utf-8"),
+        (OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+    ],
+)
+def test_the_format_is_what_was_asked_for(accept: str, content_type: str) -> None:
+    assert expose({}, accept).content_type.startswith(content_type)
+
+
+def test_openmetrics_parses_strictly_and_tells_the_same() -> None:
+    page = full_page()
+    families = list(openmetrics(expose(page, OPENMETRICS).body.decode()))
+    assert {f.name for f in families} == {family.name.removesuffix("_total") for family in CATALOGUE}
+    ours = [(s.name, s.labels, s.value) for f in families for s in f.samples]
+    theirs = [(s.name, s.labels, s.value) for f in plain_text(expose(page).body.decode()) for s in f.samples]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "encoding"),
+    [
+        ("", None),
+        ("gzip", "gzip"),
+        ("deflate, GZIP;q=0.5", "gzip"),
+        ("gzip;q=0", None),
+        ("gzip; q=0.0", None),
+        ("br", None),
+    ],
+)
+def test_it_is_packed_when_that_is_accepted(accept_encoding: str, encoding: str | None) -> None:
+    page = full_page()
+    shown = expose(page, "", accept_encoding)
+    assert shown.encoding == encoding
+    body = gzip.decompress(shown.body) if encoding else shown.body
+    assert body == expose(page).body
+
+
+def test_a_registry_notices_a_name_that_is_taken() -> None:
+    registry = CollectorRegistry()
+    Counter("mailproxy_logins", "Somebody else's.", registry=registry)
+    with pytest.raises(ValueError, match="mailproxy_logins"):
+        registry.register(PageCollector({}))
+
+
+@pytest.mark.parametrize(("servers", "bound"), [(4, 1390), (8, 1566), (32, 2622)])
+def test_the_number_of_series_is_bounded(servers: int, bound: int) -> None:
+    lines = expose(full_page(servers)).body.decode().splitlines()
+    assert sum(not line.startswith("#") for line in lines) < bound
+
+
+@pytest.mark.interop
+def test_promtool_finds_nothing_to_complain_about(text: str) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "install prometheus to run the interop tests"
+    run = subprocess.run(
+        [promtool, "check", "metrics"], input=text, text=True, capture_output=True, timeout=30, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -1,0 +1,46 @@
+"""What the operating system says about a process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mailproxy.observe import process
+from mailproxy.observe.catalogue import BY_NAME
+
+
+def test_figures_are_of_this_process() -> None:
+    before = process.process_figures()
+    ballast = bytearray(b"x") * (32 << 20)
+    with Path("/proc/self/stat").open() as one, Path("/proc/self/stat").open() as two:
+        after = process.process_figures()
+        assert one.fileno() != two.fileno()
+    assert (
+        after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"] > len(ballast) // 2
+    )
+    assert after["process_open_fds"] == before["process_open_fds"] + 2
+    assert after["process_cpu_seconds_total"] > before["process_cpu_seconds_total"] > 0
+    assert after["process_max_fds"] == before["process_max_fds"] > 0
+
+
+def test_figures_are_in_the_catalogue() -> None:
+    assert process.process_figures().keys() <= BY_NAME.keys()
+
+
+def test_without_proc_the_rest_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process, "_STATM", tmp_path / "statm")
+    assert process.process_figures().keys() == {"process_cpu_seconds_total", "process_max_fds"}
+
+
+def test_descriptors_are_listed_where_the_kernel_does_not_count_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Uncounted(type(tmp_path)):  # type: ignore[misc]
+        def stat(self, **_: object) -> object:
+            return type("stat", (), {"st_size": 0})
+
+    for name in "012":
+        (tmp_path / name).touch()
+    monkeypatch.setattr(process, "_FDS", Uncounted(tmp_path))
+    assert process.process_figures()["process_open_fds"] == 3

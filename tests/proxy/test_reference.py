@@ -1,0 +1,30 @@
+"""The reference page is made from the catalogue."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy.observe.reference import reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+
+
+def test_the_page_is_fresh() -> None:
+    hint = "run: python -m mailproxy.observe.reference > docs/reference/metrics.md"
+    assert PAGE.read_text() == reference(), hint
+
+
+def test_every_metric_has_its_section() -> None:
+    sections = [line for line in reference().splitlines() if line.startswith("## ")]
+    assert sections == [f"## `{family.name}`" for family in CATALOGUE]
+
+
+def test_the_module_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(
+        str(Path(__file__).parents[2] / "proxy/mailproxy/observe/reference.py"), run_name="__main__"
+    )
+    assert capsys.readouterr().out == reference()
