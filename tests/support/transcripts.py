@@ -18,7 +18,8 @@ U     the upstream says; ``U+`` as above
 ====  =====================================================================
 
 Octets end in CRLF without saying so.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
-``\\xHH \\\\``; ``\\{130*a}`` repeats; ``\\c`` at the end leaves out the CRLF.
+``\\xHH \\\\``; ``\\{130*a}`` repeats; ``\\{b64 a}`` is a in base64; ``\\c`` at the end
+leaves out the CRLF.
 ``#`` in the first column begins a comment.
 """
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -39,7 +41,8 @@ from support import configs
 ROOT: Final = Path(__file__).parent.parent / "dialogues"
 
 _DIRECTIVE: Final = re.compile(r"([a-z][a-z0-9_]*): (.*)")
-_ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|\{(\d+)\*([^}]*)\}|(.))")
+_REPEAT: Final = re.compile(r"\\\{(\d+)\*([^{}]*)\}")
+_ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|\{b64 ([^}]*)\}|(.))")
 _SIMPLE: Final = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "s": b" ", "\\": b"\\", "c": b""}
 _DIRECTIVES: Final = frozenset(field.name for field in fields(ServerConfig))
 _MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
@@ -110,14 +113,18 @@ def unescaped(text: str) -> bytes:
     """Give the octets that a text stands for."""
 
     def octets(match: re.Match[str]) -> str:
-        hexadecimal, count, repeated, simple = match.groups()
+        hexadecimal, encoded, simple = match.groups()
         if hexadecimal is not None:
             return chr(int(hexadecimal, 16))
-        if count is not None:
-            return unescaped(repeated).decode("latin-1") * int(count)
+        if encoded is not None:
+            return b64encode(unescaped(encoded)).decode()
         return _SIMPLE[simple].decode("latin-1")
 
-    return _ESCAPE.sub(octets, text).encode("latin-1")
+    return _ESCAPE.sub(octets, _repeated(text)).encode("latin-1")
+
+
+def _repeated(text: str) -> str:
+    return _REPEAT.sub(lambda match: match[2] * int(match[1]), text)
 
 
 def escaped(octets: bytes) -> str:
@@ -176,7 +183,7 @@ def _step(line: str, number: int) -> Step:
         message = f"line {number}: no mark: {line!r}"
         raise ValueError(message)
     if mark == "=":
-        return Step(mark, " ".join(text.split()), b"", number)
+        return Step(mark, " ".join(_repeated(text).split()), b"", number)
     octets = unescaped(text)
     return Step(mark, text, octets if text.endswith("\\c") else octets + b"\r\n", number)
 
