@@ -1,0 +1,140 @@
+"""A server's TLS: one ``SSL_CTX`` per ``server`` block, made from its directives and files.
+
+``build`` reports everything that is wrong at once.  A reload that changes
+neither directive nor file gives the same object back, so that its sessions
+can still be resumed.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+from mailproxy.tls import credentials, resumption, settings, verification
+from mailproxy.tls.draft import Draft
+from mailproxy.tls.openssl import OpenSsl, Unreachable, reach
+from mailproxy.tls.session import Terms, TlsConnection
+from mailproxy.tls.sources import files, fingerprint
+from mailproxy_config.errors import Problem
+from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
+
+__all__ = ["TICKET_KEY_OCTETS", "ServerTls", "build", "files", "fingerprint"]
+
+TICKET_KEY_OCTETS: Final = resumption.KEY_OCTETS
+"""Length of the random ``ticket_key`` that all workers share."""
+_NGINX_SESSION_TIMEOUT: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerTls:
+    """One server's TLS, ready to accept connections.
+
+    Attributes:
+        not_after: When each loaded certificate expires, in seconds since 1970,
+            in the order of ``ssl_certificate``.
+        fingerprint_of_inputs: Changes when a directive or a file does; see ``fingerprint``.
+        notices: What is served otherwise than asked, for the log.
+    """
+
+    terms: Terms
+    not_after: tuple[float, ...]
+    fingerprint_of_inputs: str
+    notices: tuple[Problem, ...]
+
+    def accept(self, sock: socket.socket) -> TlsConnection:
+        """Take over a connected non-blocking socket, without a handshake yet.
+
+        ``sock`` gives its descriptor away and is not to be used any more.
+        What lies unread in it is taken for the beginning of a handshake, so
+        whatever a client sent in clear makes the handshake fail.
+        """
+        return TlsConnection.over(sock, self.terms)
+
+
+def build(
+    server: ServerConfig,
+    *,
+    ticket_key: bytes,
+    previous: ServerTls | None = None,
+    native: OpenSsl | Unreachable | None = None,
+) -> ServerTls:
+    """Put a server's TLS directives to work.
+
+    Args:
+        server: A server for which ``tls_is_used`` holds.
+        ticket_key: 80 random octets, the same in all workers and for as long
+            as sessions should be resumable; unused where
+            ``ssl_session_ticket_key`` names files.
+        previous: What served it before; returned when nothing has changed.
+        native: The library; the one of this process where none is given.
+
+    Raises:
+        ConfigError: With everything that is wrong.
+        ValueError: ``ticket_key`` does not have 80 octets.
+    """
+    if len(ticket_key) != TICKET_KEY_OCTETS:
+        msg = f"ticket key of {len(ticket_key)} octets, {TICKET_KEY_OCTETS} needed"
+        raise ValueError(msg)
+    inputs = fingerprint(server, ticket_key)
+    if previous is not None and previous.fingerprint_of_inputs == inputs:
+        return previous
+    found = native or reach()
+    library = found if isinstance(found, OpenSsl) else None
+    draft = Draft(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    settings.apply(draft)
+    not_after = credentials.load(draft, library)
+    if isinstance(found, OpenSsl):
+        settings.apply_native(draft, found)
+        verification.apply(draft, found)
+        resumption.apply(draft, found, ticket_key)
+        settings.compress(draft, found)
+        settings.commands(draft, found)
+    else:
+        _make_do(draft, found)
+    draft.problems.raise_if_any()
+    return ServerTls(_terms(draft, library), not_after, inputs, tuple(draft.problems.notices))
+
+
+def _terms(draft: Draft, library: OpenSsl | None) -> Terms:
+    server = draft.server
+    return Terms(
+        context=draft.context,
+        native=library,
+        verify_client=server.ssl_verify_client,
+        tells_upstream=server.proxy_protocol is SendProxyProtocol.V2,
+        kept=tuple(draft.kept),
+    )
+
+
+def _make_do(draft: Draft, why: Unreachable) -> None:
+    """Serve what ``ssl`` alone can, refuse what was asked for and cannot be, and say so."""
+    server = draft.server
+    not_to_be_had = {
+        "ssl_verify_client": server.ssl_verify_client is not VerifyClient.DISABLED,
+        "ssl_session_ticket_key": bool(server.ssl_session_ticket_key),
+        "ssl_session_cache": server.ssl_session_cache != SessionCache(),
+        "ssl_session_timeout": server.ssl_session_timeout != _NGINX_SESSION_TIMEOUT,
+        "ssl_ecdh_curve": ":" in server.ssl_ecdh_curve,
+        "ssl_conf_command": bool(server.ssl_conf_command),
+    }
+    for directive, is_asked_for in not_to_be_had.items():
+        if is_asked_for:
+            draft.refuse(directive, f"cannot be served on this Python: {why.reason}")
+    if server.ssl_ecdh_curve != "auto" and ":" not in server.ssl_ecdh_curve:
+        try:
+            draft.context.set_ecdh_curve(server.ssl_ecdh_curve)
+        except ValueError as error:
+            draft.refuse("ssl_ecdh_curve", str(error))
+    if not server.ssl_session_tickets:
+        draft.context.options |= ssl.OP_NO_TICKET
+    draft.context.num_tickets = 1
+    draft.context.set_alpn_protocols([server.protocol.value])
+    settings.compress(draft, None)
+    draft.notice(
+        "ssl_certificate",
+        f"{why.reason}: sessions are resumed within one worker only, a client that offers other "
+        "application protocols is let in, certificates' dates are not watched, and PROXY version 2 "
+        "tells less of TLS",
+    )

@@ -1,0 +1,258 @@
+"""Reaches the OpenSSL that the standard library's ``ssl`` has loaded, for what ``ssl`` does not offer.
+
+Client certificates whose verdict is spoken later, a demanding ALPN, session
+tickets that every worker understands: ``SSL_CTX`` has them all, ``ssl`` none.
+Both objects keep their OpenSSL pointer at a fixed place; nothing is done with
+it before ``probe`` has seen, on contexts and a connection of its own, that it
+is there.  Where it is not, ``probe`` says so, and nothing here crashes.
+
+OpenSSL keeps errors in a queue that ``ssl`` reads too.  Whoever calls
+something that may fail takes its errors off again with ``OpenSsl.errors``.
+"""
+
+from __future__ import annotations
+
+import _ssl  # the extension module: which library it has loaded is the question
+import ctypes
+import functools
+import platform
+import ssl
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+ALPN_CALLBACK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p),
+)
+VERIFY_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+TICKET_CALLBACK: Final = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
+)
+
+_OLDEST: Final = (3, 0)
+_OBJECT_HEAD: Final = object.__basicsize__
+_WORD: Final = struct.calcsize("P")
+_BIO_INFO: Final = 3
+_P, _I, _L, _U, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_ulong, ctypes.c_char_p
+
+_PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
+    # name: what it returns, what it takes
+    "OpenSSL_version_num": (_U,),
+    "ERR_get_error": (_U,),
+    "ERR_clear_error": (None,),
+    "ERR_reason_error_string": (_S, _U),
+    "BIO_s_mem": (_P,),
+    "BIO_new": (_P, _P),
+    "BIO_free": (_I, _P),
+    "BIO_ctrl": (_L, _P, _I, _L, _P),
+    "CRYPTO_free": (None, _P, _S, _I),
+    "OBJ_nid2sn": (_S, _I),
+    "X509_get_subject_name": (_P, _P),
+    "X509_get_issuer_name": (_P, _P),
+    "X509_get0_serialNumber": (_P, _P),
+    "X509_get0_notAfter": (_P, _P),
+    "X509_get0_pubkey": (_P, _P),
+    "X509_get_signature_nid": (_I, _P),
+    "X509_verify_cert_error_string": (_S, _L),
+    "X509_NAME_print_ex": (_I, _P, _P, _I, _U),
+    "X509_NAME_get_index_by_NID": (_I, _P, _I, _I),
+    "X509_NAME_get_entry": (_P, _P, _I),
+    "X509_NAME_ENTRY_get_data": (_P, _P),
+    "ASN1_STRING_to_UTF8": (_I, _P, _P),
+    "ASN1_TIME_print": (_I, _P, _P),
+    "i2a_ASN1_INTEGER": (_I, _P, _P),
+    "EVP_PKEY_get_base_id": (_I, _P),
+    "EVP_PKEY_get_bits": (_I, _P),
+    "EVP_aes_128_cbc": (_P,),
+    "EVP_aes_256_cbc": (_P,),
+    "EVP_EncryptInit_ex": (_I, _P, _P, _P, _S, _S),
+    "EVP_DecryptInit_ex": (_I, _P, _P, _P, _S, _P),
+    "EVP_MAC_init": (_I, _P, _S, ctypes.c_size_t, _P),
+    "X509_STORE_add_lookup": (_P, _P, _P),
+    "X509_LOOKUP_file": (_P,),
+    "X509_load_crl_file": (_I, _P, _S, _I),
+    "X509_STORE_set_flags": (_I, _P, _U),
+    "SSL_CTX_ctrl": (_L, _P, _I, _L, _P),
+    "SSL_CTX_get_options": (ctypes.c_uint64, _P),
+    "SSL_CTX_get_verify_mode": (_I, _P),
+    "SSL_CTX_get_num_tickets": (ctypes.c_size_t, _P),
+    "SSL_CTX_get_cert_store": (_P, _P),
+    "SSL_CTX_get0_certificate": (_P, _P),
+    "SSL_CTX_use_certificate_chain_file": (_I, _P, _S),
+    "SSL_CTX_use_PrivateKey_file": (_I, _P, _S, _I),
+    "SSL_CTX_load_verify_file": (_I, _P, _S),
+    "SSL_CTX_set_verify": (None, _P, _I, VERIFY_CALLBACK),
+    "SSL_CTX_set_verify_depth": (None, _P, _I),
+    "SSL_load_client_CA_file": (_P, _S),
+    "SSL_CTX_set_client_CA_list": (None, _P, _P),
+    "SSL_CTX_set_alpn_select_cb": (None, _P, ALPN_CALLBACK, _P),
+    "SSL_CTX_set_session_id_context": (_I, _P, _S, ctypes.c_uint),
+    "SSL_CTX_set_timeout": (_L, _P, _L),
+    "SSL_CTX_remove_session": (_I, _P, _P),
+    "SSL_CTX_set_tlsext_ticket_key_evp_cb": (_L, _P, TICKET_CALLBACK),
+    "SSL_CONF_CTX_new": (_P,),
+    "SSL_CONF_CTX_free": (None, _P),
+    "SSL_CONF_CTX_set_flags": (ctypes.c_uint, _P, ctypes.c_uint),
+    "SSL_CONF_CTX_set_ssl_ctx": (None, _P, _P),
+    "SSL_CONF_CTX_finish": (_I, _P),
+    "SSL_CONF_cmd": (_I, _P, _S, _S),
+    "SSL_select_next_proto": (_I, _P, _P, _P, ctypes.c_uint, _P, ctypes.c_uint),
+    "SSL_get_SSL_CTX": (_P, _P),
+    "SSL_get0_peer_certificate": (_P, _P),
+    "SSL_get_certificate": (_P, _P),
+    "SSL_get_session": (_P, _P),
+    "SSL_get_servername": (_S, _P, _I),
+    "SSL_get_verify_result": (_L, _P),
+    "SSL_has_pending": (_I, _P),
+    "SSL_shutdown": (_I, _P),
+    "SSL_version": (_I, _P),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Why the OpenSSL behind ``ssl`` cannot be reached on this Python."""
+
+    reason: str
+
+
+class OpenSsl:
+    """The library, and where its pointers are.
+
+    Attributes:
+        lib: The functions of ``_PROTOTYPES``, called with the interpreter lock held: none of them waits.
+    """
+
+    __slots__ = ("_head", "lib")
+
+    def __init__(self, lib: ctypes.PyDLL, head: int) -> None:
+        self.lib = lib
+        self._head = head
+
+    def context(self, context: ssl.SSLContext) -> int:
+        """Give the ``SSL_CTX`` behind a context; it lives as long as the context."""
+        return _word_at(id(context) + self._head)
+
+    def connection(self, connection: object) -> int:
+        """Give the ``SSL`` behind the ``_sslobj`` of a connection; it lives as long as that."""
+        return _word_at(id(connection) + self._head + _WORD)
+
+    def errors(self) -> str:
+        """Take all errors off OpenSSL's queue and tell them in its own words, the cause first."""
+        lib, words = self.lib, []
+        while code := lib.ERR_get_error():
+            reason = lib.ERR_reason_error_string(code)
+            words.append(reason.decode("ascii", "replace") if reason else f"error {code:#x}")
+        return ", ".join(dict.fromkeys(words)) or "no reason given"
+
+    def printed(self, write: Callable[[int], object]) -> bytes:
+        """Collect what ``write`` prints into the ``BIO`` that it is given."""
+        lib = self.lib
+        bio = lib.BIO_new(lib.BIO_s_mem())
+        try:
+            write(bio)
+            start = ctypes.c_void_p()
+            length = lib.BIO_ctrl(bio, _BIO_INFO, 0, ctypes.byref(start))
+            return ctypes.string_at(start, length) if length > 0 and start.value else b""
+        finally:
+            lib.BIO_free(bio)
+
+
+@functools.cache
+def reach() -> OpenSsl | Unreachable:
+    """Reach the library of this process; the answer never changes."""
+    return probe()
+
+
+def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | Unreachable:
+    """Look whether everything is where it should be.
+
+    Args:
+        path: The library, or something that is linked with it; the ``_ssl``
+            extension itself where none is named.
+        head: Octets before the first field of an object.
+    """
+    if platform.python_implementation() != "CPython":
+        return Unreachable("objects of this Python cannot be looked into")
+    try:
+        lib = _declared(ctypes.PyDLL(path or getattr(_ssl, "__file__", None)))
+    except (OSError, AttributeError) as error:
+        return Unreachable(f"its OpenSSL cannot be called: {error}")
+    if lib.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER:
+        return Unreachable("it carries another OpenSSL than the one that can be called")
+    if ssl.OPENSSL_VERSION_INFO[:2] < _OLDEST:
+        return Unreachable(f"{ssl.OPENSSL_VERSION} is older than 3.0")
+    native = OpenSsl(lib, head)
+    if not (_contexts_agree(native) and _connections_agree(native)):
+        return Unreachable("the layout of its ssl objects is not known")
+    return native
+
+
+def _declared(lib: ctypes.PyDLL) -> ctypes.PyDLL:
+    for name, (returns, *takes) in _PROTOTYPES.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = returns, takes
+    return lib
+
+
+def _word_at(address: int) -> int:
+    return ctypes.c_void_p.from_address(address).value or 0
+
+
+def _contexts_agree(native: OpenSsl) -> bool:
+    """Whether OpenSSL and ``ssl`` say the same about two contexts that differ."""
+    one, other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    other.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    other.verify_mode = ssl.CERT_OPTIONAL
+    other.num_tickets = 1
+    pointers = native.context(one), native.context(other)
+    if pointers[0] == pointers[1] or not all(map(_is_memory, pointers)):
+        return False
+    return all(
+        _says_the_same(native.lib, pointer, context)
+        for pointer, context in zip(pointers, (one, other), strict=True)
+    )
+
+
+def _says_the_same(lib: ctypes.PyDLL, pointer: int, context: ssl.SSLContext) -> bool:
+    verify = {ssl.CERT_NONE: 0, ssl.CERT_OPTIONAL: 1, ssl.CERT_REQUIRED: 3}[context.verify_mode]
+    return bool(
+        lib.SSL_CTX_get_options(pointer) == context.options & 0xFFFFFFFFFFFFFFFF
+        and lib.SSL_CTX_get_verify_mode(pointer) == verify
+        and lib.SSL_CTX_get_num_tickets(pointer) == context.num_tickets
+    )
+
+
+def _connections_agree(native: OpenSsl) -> bool:
+    """Whether a connection's pointer belongs to the context it was made from.
+
+    The field behind the pointer is the context object itself, which is
+    compared before the pointer is followed.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    connection = made._sslobj  # type: ignore[attr-defined]  # noqa: SLF001 - the object that holds the pointer
+    pointer = native.connection(connection)
+    if _word_at(id(connection) + native._head + 2 * _WORD) != id(context) or not _is_memory(pointer):  # noqa: SLF001
+        return False
+    return bool(native.lib.SSL_get_SSL_CTX(pointer) == native.context(context))
+
+
+def _is_memory(address: int) -> bool:
+    """Whether an address is one where a structure can start, as far as the system tells."""
+    if not address or address % _WORD:
+        return False
+    try:
+        regions = Path("/proc/self/maps").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return True
+    for region in regions:
+        span, access, *_ = region.split(None, 2)
+        first, _, last = span.partition("-")
+        if int(first, 16) <= address < int(last, 16):
+            return access.startswith("rw")
+    return False

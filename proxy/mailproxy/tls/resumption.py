@@ -1,0 +1,152 @@
+"""Session resumption: ``ssl_session_cache``, ``_timeout``, ``_tickets``, ``_ticket_key``.
+
+Tickets are what works across workers: all seal them with the same key.  A
+cache, ``shared`` or not, belongs to one worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import ssl
+from dataclasses import dataclass, field
+from typing import Final
+
+from mailproxy.tls import sources
+from mailproxy.tls.draft import Draft
+from mailproxy.tls.openssl import TICKET_CALLBACK, OpenSsl
+from mailproxy_config.model import SessionCache
+
+KEY_OCTETS: Final = 80
+"""A ticket key as OpenSSL and nginx lay it out: name 16, HMAC 32, AES 32."""
+SHORT_KEY_OCTETS: Final = 48
+"""nginx's older form: name 16, AES 16, HMAC 16."""
+DEFAULT_ENTRIES: Final = 20480
+OCTETS_PER_SESSION: Final = 1024
+"""What a session of a ``shared`` cache is reckoned at."""
+
+_SET_CACHE_SIZE: Final = 42
+_SET_CACHE_MODE: Final = 44
+_SET_TICKET_KEYS: Final = 59
+_CACHE_SERVER: Final = 0x2
+_NO_AUTO_CLEAR: Final = 0x80
+_NO_INTERNAL_STORE: Final = 0x200
+_TLS_1_3: Final = 0x0304
+_ASK_NO_MORE, _ASK_AGAIN, _UNKNOWN, _BROKEN = 1, 2, 0, -1
+
+
+@dataclass(frozen=True, slots=True)
+class TicketKey:
+    """One key that seals and opens session tickets.  A secret."""
+
+    name: bytes
+    aes: bytes = field(repr=False)
+    hmac: bytes = field(repr=False)
+
+    @classmethod
+    def parse(cls, octets: bytes) -> TicketKey:
+        """Read what an ``ssl_session_ticket_key`` file holds.
+
+        Raises:
+            ValueError: It has neither 48 nor 80 octets.
+        """
+        if len(octets) == KEY_OCTETS:
+            return cls(octets[:16], octets[48:], octets[16:48])
+        if len(octets) == SHORT_KEY_OCTETS:
+            return cls(octets[:16], octets[16:32], octets[32:])
+        msg = f"{len(octets)} octets, where a ticket key has 48 or 80"
+        raise ValueError(msg)
+
+
+class _Parameter(ctypes.Structure):
+    """``OSSL_PARAM``."""
+
+    _fields_ = (
+        ("key", ctypes.c_char_p),
+        ("kind", ctypes.c_uint),
+        ("data", ctypes.c_char_p),
+        ("size", ctypes.c_size_t),
+        ("returned", ctypes.c_size_t),
+    )
+
+
+def apply(draft: Draft, native: OpenSsl, ticket_key: bytes) -> None:
+    """Say which sessions may be resumed, for how long, and with which keys."""
+    server, lib, context = draft.server, native.lib, native.context(draft.context)
+    shared_by_all = sources.session_context(server)
+    lib.SSL_CTX_set_session_id_context(context, shared_by_all, len(shared_by_all))
+    lib.SSL_CTX_set_timeout(context, int(server.ssl_session_timeout))
+    entries = _entries(server.ssl_session_cache)
+    lib.SSL_CTX_ctrl(context, _SET_CACHE_MODE, _mode(server.ssl_session_cache, entries), None)
+    lib.SSL_CTX_ctrl(context, _SET_CACHE_SIZE, entries or 1, None)
+    draft.context.num_tickets = 1
+    if not server.ssl_session_tickets:
+        draft.context.options |= ssl.OP_NO_TICKET
+        draft.context.num_tickets = 1 if entries else 0
+    _set_ticket_keys(draft, native, context, ticket_key)
+
+
+def _entries(cache: SessionCache) -> int:
+    """How many sessions a worker keeps; 0 for none."""
+    if cache.off:
+        return 0
+    builtin = 0 if cache.builtin is None else cache.builtin or DEFAULT_ENTRIES
+    return max(builtin, (cache.shared_size or 0) // OCTETS_PER_SESSION)
+
+
+def _mode(cache: SessionCache, entries: int) -> int:
+    if cache.off:
+        return 0
+    return _CACHE_SERVER if entries else _CACHE_SERVER | _NO_AUTO_CLEAR | _NO_INTERNAL_STORE
+
+
+def _set_ticket_keys(draft: Draft, native: OpenSsl, context: int, ticket_key: bytes) -> None:
+    files = draft.server.ssl_session_ticket_key
+    if not files:
+        native.lib.SSL_CTX_ctrl(context, _SET_TICKET_KEYS, KEY_OCTETS, ticket_key)
+        return
+    keys = []
+    for position, path in enumerate(files):
+        place = f"ssl_session_ticket_key[{position}]"
+        contents = draft.contents(place, path)
+        try:
+            keys += [] if contents is None else [TicketKey.parse(contents)]
+        except ValueError:
+            draft.refuse(place, f'"{path}" must be 48 or 80 bytes')
+    if len(keys) == len(files):
+        callback = _sealer(native, tuple(keys))
+        draft.kept.append(callback)
+        native.lib.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, callback)
+
+
+def _sealer(native: OpenSsl, keys: tuple[TicketKey, ...]) -> object:
+    """Make the callback that gives OpenSSL a ticket's keys: the first to seal, any to open (RFC 5077)."""
+    lib = native.lib
+    sha256 = (_Parameter * 2)(_Parameter(b"digest", 4, b"SHA256", 6, 0), _Parameter())
+
+    def seal(name: int, vector: int, cipher: int, mac: int) -> int:
+        key, fresh = keys[0], os.urandom(16)
+        ctypes.memmove(name, key.name, 16)
+        ctypes.memmove(vector, fresh, 16)
+        kind = lib.EVP_aes_128_cbc() if len(key.aes) == 16 else lib.EVP_aes_256_cbc()
+        sealed = lib.EVP_EncryptInit_ex(cipher, kind, None, key.aes, fresh)
+        return _ASK_NO_MORE if sealed and lib.EVP_MAC_init(mac, key.hmac, len(key.hmac), sha256) else _BROKEN
+
+    def open_(key: TicketKey, vector: int, cipher: int, mac: int) -> bool:
+        kind = lib.EVP_aes_128_cbc() if len(key.aes) == 16 else lib.EVP_aes_256_cbc()
+        opened = lib.EVP_DecryptInit_ex(cipher, kind, None, key.aes, vector)
+        return bool(opened and lib.EVP_MAC_init(mac, key.hmac, len(key.hmac), sha256))
+
+    def callback(connection: int, name: int, vector: int, cipher: int, mac: int, sealing: int) -> int:
+        if sealing:
+            return seal(name, vector, cipher, mac)
+        wanted = ctypes.string_at(name, 16)
+        for position, key in enumerate(keys):
+            if key.name == wanted:
+                if not open_(key, vector, cipher, mac):
+                    return _BROKEN
+                renewed = position > 0 or lib.SSL_version(connection) == _TLS_1_3
+                return _ASK_AGAIN if renewed else _ASK_NO_MORE
+        return _UNKNOWN
+
+    return TICKET_CALLBACK(callback)
