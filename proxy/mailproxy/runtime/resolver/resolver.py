@@ -1,0 +1,151 @@
+"""The name of an SMTP client: what its address says it is called, if that name says the same of the address.
+
+nginx's ``resolver`` and ``resolver_timeout``.  The result goes to the
+authorization service as ``Client-Host`` and to an upstream with ``XCLIENT``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mailproxy.dialogue.values import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.events import DnsPurpose, DnsResult
+from mailproxy.runtime.resolver.cache import Cache
+from mailproxy.runtime.resolver.look_ups import LookUps
+from mailproxy.runtime.resolver.measures import Answer, Cancel, Meter
+from mailproxy.runtime.resolver.names import packed
+from mailproxy_config.model import ResolverConfig
+
+if TYPE_CHECKING:
+    from mailproxy.runtime.resolver.name_servers import NameServers
+
+Addresses = frozenset[bytes]
+"""Packed IP addresses."""
+
+
+class Resolver:
+    """Finds and confirms client names for everybody with the same ``resolver``.
+
+    Must be made and used within a running loop.
+
+    Args:
+        config: The directive.
+        timeout: ``resolver_timeout`` in seconds: the limit of each of the two look-ups; 0 is no limit.
+        meter: Where look-ups are counted.
+        servers: Who is asked; the directive's own where none is given.
+    """
+
+    def __init__(
+        self,
+        config: ResolverConfig,
+        *,
+        timeout: float,
+        meter: Meter,
+        servers: NameServers | None = None,
+    ) -> None:
+        # Only who has a resolver pays for the DNS library.
+        from mailproxy.runtime.resolver.questions import Questions  # noqa: PLC0415
+
+        self._questions = Questions(config, servers)
+        self.names: LookUps[bytes, bytes] = LookUps(
+            DnsPurpose.PTR,
+            self._questions.name,
+            timeout=timeout,
+            cache=Cache(config.valid, meter),
+            meter=meter,
+        )
+        self.addresses: LookUps[bytes, Addresses] = LookUps(
+            DnsPurpose.FORWARD,
+            self._questions.addresses,
+            timeout=timeout,
+            cache=Cache(config.valid, meter),
+            meter=meter,
+        )
+
+    def look_up(self, address: str, done: Callable[[bytes], None]) -> Cancel:
+        """Find the confirmed name of a client.
+
+        ``done`` is told the name in lower case, ``[UNAVAILABLE]`` or
+        ``[TEMPUNAVAIL]``: before this returns when everything is known
+        already, otherwise later, from the loop.
+
+        Args:
+            address: The client's address as text; anything but an IP address
+                (``unix:``) has no name for now.
+            done: Called exactly once, unless cancelled.
+
+        Returns:
+            How to lose interest.
+        """
+        octets = packed(address)
+        if octets is None:
+            done(TEMPUNAVAIL)
+            return _nothing
+        confirmation = _Confirmation(self, octets, done)
+        name = self.names.cached(octets)
+        if name is None:
+            confirmation.step = self.names.find(octets, confirmation.named)
+        else:
+            confirmation.named(name)
+        return confirmation.cancel
+
+    async def client_name(self, address: str) -> bytes:
+        """Find the confirmed name of a client: ``look_up`` for who can wait."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        cancel = self.look_up(address, answer.set_result)
+        try:
+            return await answer
+        finally:
+            cancel()
+
+    async def close(self) -> None:
+        """Give up on everything under way (``[TEMPUNAVAIL]``), and let go of sockets and threads."""
+        await self.names.close()
+        await self.addresses.close()
+        await self._questions.close()
+
+
+class _Confirmation:
+    """One client's way from an address to a name that leads back to it."""
+
+    __slots__ = ("_address", "_done", "_name", "_resolver", "step")
+
+    def __init__(self, resolver: Resolver, address: bytes, done: Callable[[bytes], None]) -> None:
+        self._resolver = resolver
+        self._address = address
+        self._done = done
+        self._name = b""
+        self.step: Cancel = _nothing
+
+    def named(self, answer: Answer[bytes]) -> None:
+        name = answer.value
+        if name is None:
+            self._done(_placeholder(answer.result))
+            return
+        self._name = name
+        addresses = self._resolver.addresses
+        known = addresses.cached(name)
+        if known is None:
+            self.step = addresses.find(name, self.confirmed)
+        else:
+            self.confirmed(known)
+
+    def confirmed(self, answer: Answer[Addresses]) -> None:
+        addresses = answer.value
+        if addresses is None:
+            self._done(_placeholder(answer.result))
+        else:
+            self._done(self._name if self._address in addresses else UNAVAILABLE)
+
+    def cancel(self) -> None:
+        self.step()
+
+
+def _placeholder(result: DnsResult) -> bytes:
+    return UNAVAILABLE if result is DnsResult.NXDOMAIN else TEMPUNAVAIL
+
+
+def _nothing() -> None:
+    """There is nothing to lose interest in."""

@@ -1,0 +1,177 @@
+"""A name server on loopback, over UDP and TCP, that says exactly what a test tells it to say."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+KINDS: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
+_NAMES: Final = {number: kind for kind, number in KINDS.items()}
+
+NXDOMAIN, SERVFAIL, FORMERR, NOTIMP, REFUSED, NOTAUTH = 3, 2, 1, 4, 5, 9
+
+
+@dataclass(frozen=True)
+class Record:
+    """One answer record.  ``owner`` empty: the name that was asked for."""
+
+    kind: str
+    data: bytes
+    ttl: int = 60
+    owner: bytes = b""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to answer; the default is an empty ``NOERROR``."""
+
+    records: tuple[Record, ...] = ()
+    code: int = 0
+    truncated: bool = False
+    """UDP only: set TC and leave the records out, so that only TCP brings them."""
+    wrong_id: bool = False
+    silent: bool = False
+    garbage: bool = False
+
+
+def wire(name: str | Sequence[bytes]) -> bytes:
+    """Write a name; give labels to write what no sane name holds."""
+    labels = [label.encode() for label in name.split(".") if label] if isinstance(name, str) else name
+    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+
+
+def ptr(name: str | Sequence[bytes], ttl: int = 60) -> Record:
+    return Record("PTR", wire(name), ttl)
+
+
+def cname(name: str, ttl: int = 60) -> Record:
+    return Record("CNAME", wire(name), ttl)
+
+
+def host(address: str, ttl: int = 60, owner: str = "") -> Record:
+    """An ``A`` or ``AAAA`` record, by the look of the address."""
+    ip = ipaddress.ip_address(address)
+    return Record("A" if ip.version == 4 else "AAAA", ip.packed, ttl, wire(owner) if owner else b"")
+
+
+def found(*records: Record) -> Reply:
+    return Reply(records)
+
+
+@dataclass
+class DnsServer:
+    """Answers by name and type; what it was not told about does not exist (``NXDOMAIN``).
+
+    Attributes:
+        zone: What to answer; of several replies each is used once, the last for good.
+        otherwise: The reply to anything else.
+        asked: Every question so far: transport, name, type.
+    """
+
+    zone: dict[tuple[str, str], Reply | list[Reply]] = field(default_factory=dict)
+    otherwise: Reply = Reply(code=NXDOMAIN)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    headers: list[bytes] = field(default_factory=list)
+    port: int = 0
+    host: str = "127.0.0.1"
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def address(self) -> str:
+        """How ``resolver`` names it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def answers_ptr(self, reverse: str, *records: Record) -> None:
+        self.zone[reverse, "PTR"] = found(*records)
+
+    def kinds(self) -> list[str]:
+        """Types asked for, in order."""
+        return [kind for _, _, kind in self.asked]
+
+    async def was_asked(self, times: int) -> None:
+        """Wait until so many questions have come."""
+        while len(self.asked) < times:
+            self._news.clear()
+            await self._news.wait()
+
+    def reply_to(self, message: bytes, transport: str) -> bytes | None:
+        """Give the message to send back, if any."""
+        name, end = _question(message)
+        kind = _NAMES.get(struct.unpack_from("!H", message, end)[0], "?")
+        self.asked.append((transport, name, kind))
+        self.headers.append(message[:12])
+        self._news.set()
+        reply = self.zone.get((name.lower(), kind), self.otherwise)
+        if isinstance(reply, list):
+            reply = reply.pop(0) if len(reply) > 1 else reply[0]
+        return _message(message, end + 4, reply, transport)
+
+
+@asynccontextmanager
+async def dns_server(host: str = "127.0.0.1") -> AsyncIterator[DnsServer]:
+    """Serve on one free port of ``host``, UDP and TCP."""
+    server = DnsServer(host=host)
+
+    async def over_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                message = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                reply = server.reply_to(message, "tcp")
+                if reply is not None:
+                    writer.write(len(reply).to_bytes(2) + reply)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    streams = await asyncio.start_server(over_tcp, host, 0)
+    server.port = streams.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    datagrams, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(server), (host, server.port))
+    try:
+        yield server
+    finally:
+        datagrams.close()
+        streams.close()
+        await asyncio.sleep(0)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: DnsServer) -> None:
+        self._server = server
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        reply = self._server.reply_to(data, "udp")
+        if reply is not None and self._transport is not None:
+            self._transport.sendto(reply, addr)
+
+
+def _question(message: bytes) -> tuple[str, int]:
+    labels, at = [], 12
+    while length := message[at]:
+        labels.append(message[at + 1 : at + 1 + length].decode())
+        at += 1 + length
+    return ".".join(labels), at + 1
+
+
+def _message(asked: bytes, end: int, reply: Reply, transport: str) -> bytes | None:
+    if reply.silent:
+        return None
+    cut = reply.truncated and transport == "udp"
+    number = int.from_bytes(asked[:2]) ^ reply.wrong_id
+    records = () if cut else reply.records
+    head = struct.pack("!HHHHHH", number, 0x8180 | cut << 9 | reply.code, 1, len(records), 0, 0)
+    body = b"".join(
+        (record.owner or b"\xc0\x0c")
+        + struct.pack("!HHIH", KINDS[record.kind], 1, record.ttl, len(record.data))
+        + record.data
+        for record in records
+    )
+    return head + asked[12:end] + (b"\xc0" if reply.garbage else b"") + body
