@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final, Protocol
 
@@ -160,6 +160,10 @@ class IntOrText:
     hint: str = ""
     rules: tuple[Rule, ...] = ()
     default: int | str | None = None
+
+    def with_default(self, default: int | str) -> IntOrText:
+        """The same shape with a default for the API server to fill in."""
+        return replace(self, default=default)
 
     def schema(self) -> Schema:
         """See ``Shape``."""

@@ -1,0 +1,143 @@
+"""From levels to what holds: a server's value, else the mail level's, else the built-in default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from .consistency import derived_protocol
+from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES
+from .errors import ConfigError, Problem
+from .levels import ServerBlock
+from .manifest import MailProxyManifest
+from .model import AuthHttpHeader, CertificateFiles, ListenConfig, ProxyConfig, ServerConfig, StartTls
+from .references import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
+
+_ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
+_BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}
+_MAIN_BUILT_IN: Final = {row.name: row.builtin() for row in MAIN_DIRECTIVES}
+_MOUNTS: Final = Mounts()
+_HIGHEST_PORT: Final = 65535
+
+
+def compile_proxy(
+    manifest: MailProxyManifest, *, mounts: Mounts = _MOUNTS, port_offset: int = 0, hostname: str = ""
+) -> ProxyConfig:
+    """Apply inheritance and defaults.
+
+    Args:
+        manifest: What ``parse_manifest`` made.
+        mounts: Where Secrets and ConfigMaps are found as files.
+        port_offset: What to add to every port; protocols are derived from the original ones.
+        hostname: The ``server_name`` where none is set.  Left empty it stays empty, so that
+            the configuration is the same for every pod.
+
+    Raises:
+        ConfigError: A port with its offset is out of range.
+    """
+    main: dict[str, Any] = _MAIN_BUILT_IN | _known(manifest.main.values)
+    servers = tuple(
+        _server(_effective(manifest, server), server, mounts, port_offset, hostname)
+        for server in manifest.servers
+    )
+    return ProxyConfig(
+        servers=servers,
+        workers=main["worker_processes"],
+        worker_connections=main["worker_connections"],
+        error_log=main["error_log"],
+        drain=manifest.deployment.drain,
+    )
+
+
+def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
+    """The same configuration with a name for every server that has none."""
+    servers = (
+        server if server.server_name else replace(server, server_name=hostname) for server in config.servers
+    )
+    return replace(config, servers=tuple(servers)) if hostname else config
+
+
+def references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
+    """Every Secret and ConfigMap whose keys some server reads, sorted.
+
+    What TLS directives refer to counts only for servers that use TLS, since nobody reads it otherwise.
+    """
+    keys: dict[tuple[Any, str], set[str]] = {}
+    for server in manifest.servers:
+        effective = _effective(manifest, server)
+        uses_tls = effective["starttls"] is not StartTls.DISABLED or any(each.ssl for each in server.listen)
+        for name, value in effective.items():
+            for ref in _key_refs(value) if uses_tls or not name.startswith("ssl_") else ():
+                keys.setdefault((ref.kind, ref.name), set()).add(ref.key)
+    return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
+
+
+def _known(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values that say something: ``errorLog: {}`` does not, and a resolver that is off does."""
+    return {name: value for name, value in values.items() if value is not None or name != "error_log"}
+
+
+def _effective(manifest: MailProxyManifest, server: ServerBlock) -> dict[str, Any]:
+    """Every directive of a server, references not yet replaced by paths."""
+    found = _BUILT_IN | _known(manifest.mail.values) | _known(server.level.values)
+    main = _MAIN_BUILT_IN | _known(manifest.main.values)
+    found["error_log"] = found["error_log"] or main["error_log"]
+    return {row.name: found[row.name] for row in _ROWS}
+
+
+def _server(
+    effective: dict[str, Any], server: ServerBlock, mounts: Mounts, port_offset: int, hostname: str
+) -> ServerConfig:
+    values = {name: _with_paths(value, mounts) for name, value in effective.items()}
+    values["server_name"] = values["server_name"] or hostname
+    protocol = server.protocol or derived_protocol(server.listen)
+    if protocol is None:
+        raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
+    return ServerConfig(
+        name=server.name,
+        protocol=protocol,
+        listen=tuple(
+            _moved(listener, port_offset, f"{server.path}.listen[{index}].port")
+            for index, listener in enumerate(server.listen)
+        ),
+        **values,
+    )
+
+
+def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
+    """The listener with its offset."""
+    if listener.port is None or not offset:
+        return listener
+    if listener.port + offset > _HIGHEST_PORT:
+        raise ConfigError([Problem(path, f"{listener.port} + {offset} is out of range 1 to {_HIGHEST_PORT}")])
+    return replace(listener, port=listener.port + offset)
+
+
+def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value of any directive
+    """The value with the paths of files where references stood."""
+    match value:
+        case KeyRef():
+            return mounts.path(value)
+        case CertificateRef():
+            return CertificateFiles(certificate=mounts.path(value.certificate), key=mounts.path(value.key))
+        case HeaderRef():
+            return AuthHttpHeader(name=value.name, value_file=mounts.path(value.source))
+        case tuple():
+            return tuple(_with_paths(item, mounts) for item in value)
+    return value
+
+
+def _key_refs(value: object) -> Iterator[KeyRef]:
+    """Every reference inside a value."""
+    match value:
+        case KeyRef():
+            yield value
+        case CertificateRef():
+            yield from _key_refs(value.certificate)
+            yield from _key_refs(value.key)
+        case HeaderRef():
+            yield value.source
+        case tuple():
+            for item in value:
+                yield from _key_refs(item)

@@ -1,0 +1,339 @@
+"""What the Kubernetes part of the manifest may look like; its values are read by ``deployment``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .shapes import Anything, Flag, Integer, IntOrText, Labels, ListOf, Record, Rule, Shape, Text
+from .values import MSEC_SHAPE
+
+SAFE_SYSCTLS: Final = (
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+)
+"""The kernel settings that a kubelet allows without being told to."""
+
+_QUANTITY: Final = (
+    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
+)
+_LABELS: Final = Labels(values=Text(longest=4096))
+_QUANTITIES: Final = Labels(
+    values=IntOrText(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", longest=32), most=16
+)
+_PERCENTAGE: Final = IntOrText(
+    pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", longest=4
+)
+
+
+def _passed_on(most: int) -> ListOf:
+    """A list of objects that are handed to Kubernetes as they are."""
+    return ListOf(items=Anything(), most=most)
+
+
+def _name(longest: int = 253) -> Text:
+    return Text(longest=longest)
+
+
+# --- sysctls -------------------------------------------------------------------
+
+
+def _number_between(names: tuple[str, ...], lowest: int, highest: int, value: Mapping[str, str]) -> bool:
+    if value["name"] not in names:
+        return True
+    text = value["value"]
+    return re.fullmatch("[0-9]{1,5}", text, re.ASCII) is not None and lowest <= int(text) <= highest
+
+
+def _ascending(value: Mapping[str, str]) -> bool:
+    if value["name"] not in {"net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"}:
+        return True
+    if not re.fullmatch("[1-9][0-9]{0,9}( [1-9][0-9]{0,9}){2}", value["value"], re.ASCII):
+        return False
+    sizes = [int(size) for size in value["value"].split(" ")]
+    return sizes == sorted(sizes) and sizes[-1] <= 2147483647
+
+
+_EXTRA_RULES: Final = (
+    Rule(
+        expression=(
+            "self.name != 'net.ipv4.ip_unprivileged_port_start' || "
+            "(self.value.matches('^[0-9]{1,5}$') && int(self.value) <= 32768)"
+        ),
+        message=(
+            "net.ipv4.ip_unprivileged_port_start takes 0 to 32768 "
+            "(the low end of net.ipv4.ip_local_port_range)"
+        ),
+        holds=lambda value: _number_between(("net.ipv4.ip_unprivileged_port_start",), 0, 32768, value),
+        field_path=".value",
+    ),
+    Rule(
+        expression=(
+            "!(self.name in ['net.ipv4.tcp_keepalive_time', 'net.ipv4.tcp_keepalive_intvl']) || "
+            "(self.value.matches('^[0-9]{1,5}$') && int(self.value) >= 1 && int(self.value) <= 32767)"
+        ),
+        message="takes 1 to 32767 seconds",
+        holds=lambda value: _number_between(
+            ("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive_intvl"), 1, 32767, value
+        ),
+        field_path=".value",
+    ),
+    Rule(
+        expression=(
+            "self.name != 'net.ipv4.tcp_keepalive_probes' || "
+            "(self.value.matches('^[0-9]{1,3}$') && int(self.value) >= 1 && int(self.value) <= 127)"
+        ),
+        message="net.ipv4.tcp_keepalive_probes takes 1 to 127",
+        holds=lambda value: _number_between(("net.ipv4.tcp_keepalive_probes",), 1, 127, value),
+        field_path=".value",
+    ),
+    Rule(
+        expression=(
+            "!(self.name in ['net.ipv4.tcp_rmem', 'net.ipv4.tcp_wmem']) || "
+            "(self.value.matches('^[1-9][0-9]{0,9} [1-9][0-9]{0,9} [1-9][0-9]{0,9}$') && "
+            "int(self.value.split(' ')[0]) <= int(self.value.split(' ')[1]) && "
+            "int(self.value.split(' ')[1]) <= int(self.value.split(' ')[2]) && "
+            "int(self.value.split(' ')[2]) <= 2147483647)"
+        ),
+        message="takes three sizes in ascending order: min default max",
+        holds=_ascending,
+        field_path=".value",
+    ),
+)
+
+
+def _extra_is_allowed(value: Mapping[str, Any]) -> bool:
+    names = {item["name"] for item in value.get("extra", ())}
+    return value.get("unsafe") == "Allow" or names <= set(SAFE_SYSCTLS)
+
+
+_SYSCTLS: Final = Record(
+    default={},
+    fields={
+        "mode": Text(longest=8, words=("Auto", "None"), default="Auto"),
+        "unsafe": Text(longest=8, words=("Forbid", "Allow"), default="Forbid"),
+        "extra": ListOf(
+            most=32,
+            keys=("name",),
+            items=Record(
+                fields={
+                    "name": Text(
+                        longest=253,
+                        shortest=1,
+                        pattern=r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?\.)+[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+                        hint="a sysctl's name with dots, such as net.ipv4.tcp_fin_timeout",
+                    ),
+                    "value": Text(
+                        longest=128,
+                        shortest=1,
+                        pattern=r"^[0-9, \t-]+$",
+                        hint="numbers in quotes, such as '15'",
+                    ),
+                },
+                required=("name", "value"),
+                rules=_EXTRA_RULES,
+            ),
+        ),
+    },
+    descriptions={
+        "mode": "Auto derives kernel settings from the listeners; None sets none of them.",
+        "unsafe": "Whether settings outside the kubelet's safe set may be asked for; nodes must allow them.",
+        "extra": "Further settings; they override what is derived.",
+    },
+    rules=(
+        Rule(
+            expression=(
+                "self.unsafe == 'Allow' || !has(self.extra) || self.extra.all(x, x.name in ["
+                + ", ".join(f"'{name}'" for name in SAFE_SYSCTLS)
+                + "])"
+            ),
+            message=(
+                "extra names a sysctl outside the kubelet's safe set; "
+                "that needs unsafe: Allow and a node that allows it"
+            ),
+            reason="FieldValueForbidden",
+            holds=_extra_is_allowed,
+        ),
+    ),
+)
+
+# --- the rest ------------------------------------------------------------------
+
+_AUTOSCALING: Final = Record(
+    fields={
+        "minReplicas": Integer(minimum=1),
+        "maxReplicas": Integer(minimum=1),
+        "targetCPUUtilizationPercentage": Integer(minimum=1),
+        "targetConnectionsPerPod": Integer(minimum=1),
+        "behavior": Anything(),
+    },
+    required=("maxReplicas",),
+    rules=(
+        Rule(
+            expression="!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+            message="minReplicas must not be greater than maxReplicas",
+            holds=lambda value: value.get("minReplicas", 0) <= value["maxReplicas"],
+        ),
+    ),
+    descriptions={
+        "minReplicas": "The fewest pods.",
+        "maxReplicas": "The most pods.",
+        "targetCPUUtilizationPercentage": "The average CPU use to aim at, in percent of the request.",
+        "targetConnectionsPerPod": "The average number of connections to aim at; needs a metrics adapter.",
+        "behavior": "How fast pods come and go, as in a HorizontalPodAutoscaler.",
+    },
+)
+_SERVICE: Final = Record(
+    default={},
+    fields={
+        "type": Text(longest=16, words=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
+        "annotations": _LABELS,
+        "labels": _LABELS,
+        "externalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
+        "internalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
+        "ipFamilyPolicy": Text(
+            longest=32,
+            words=("SingleStack", "PreferDualStack", "RequireDualStack"),
+            default="PreferDualStack",
+        ),
+        "ipFamilies": ListOf(items=Text(longest=8, words=("IPv4", "IPv6")), most=2),
+        "loadBalancerClass": _name(),
+        "loadBalancerSourceRanges": ListOf(items=_name(64), most=64),
+    },
+    rules=(
+        Rule(
+            expression="self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)",
+            message="externalTrafficPolicy needs type LoadBalancer or NodePort",
+            reason="FieldValueForbidden",
+            holds=lambda value: (
+                value.get("type", "ClusterIP") != "ClusterIP" or "externalTrafficPolicy" not in value
+            ),
+        ),
+    ),
+)
+_MONITORING: Final = Record(
+    fields={
+        "podMonitor": Record(fields={"enabled": Flag(), "interval": _name(16), "labels": _LABELS}),
+        "prometheusRule": Record(fields={"enabled": Flag(), "labels": _LABELS}),
+        "scrapeAnnotations": Flag(),
+    },
+    descriptions={
+        "podMonitor": "A PodMonitor, where the cluster knows that kind.",
+        "prometheusRule": "A PrometheusRule with alerts, where the cluster knows that kind.",
+        "scrapeAnnotations": "Whether pods carry the prometheus.io annotations (they do unless false).",
+    },
+)
+_BUDGET: Final = Record(
+    fields={"minAvailable": _PERCENTAGE, "maxUnavailable": _PERCENTAGE},
+    rules=(
+        Rule(
+            expression="!(has(self.minAvailable) && has(self.maxUnavailable))",
+            message="set only one of minAvailable and maxUnavailable",
+            holds=lambda value: len(value) <= 1,
+        ),
+    ),
+)
+_NETWORK_POLICY: Final = Record(
+    fields={
+        "enabled": Flag(),
+        "metricsFrom": _passed_on(16),
+        "clientsFrom": _passed_on(16),
+        "egress": _passed_on(32),
+    },
+    descriptions={
+        "enabled": "Whether there is a NetworkPolicy; outgoing traffic must then be listed in egress.",
+        "metricsFrom": "Peers that may read the metrics.",
+        "clientsFrom": "Peers that may connect to the mail ports; everybody unless given.",
+        "egress": "Rules for outgoing traffic, beside DNS and the authorization service.",
+    },
+)
+_POD: Final = Record(
+    fields={
+        "labels": _LABELS,
+        "annotations": _LABELS,
+        "nodeSelector": _LABELS,
+        "tolerations": _passed_on(64),
+        "affinity": Anything(),
+        "topologySpreadConstraints": _passed_on(16),
+        "priorityClassName": _name(),
+        "runtimeClassName": _name(),
+        "serviceAccountName": _name(),
+        "hostNetwork": Flag(),
+        "hostUsers": Flag(),
+        "dnsPolicy": _name(32),
+        "dnsConfig": Anything(),
+        "hostAliases": _passed_on(64),
+        "securityContext": Anything(),
+        "extraVolumes": _passed_on(32),
+        "extraVolumeMounts": _passed_on(32),
+        "extraEnv": _passed_on(64),
+        "extraContainers": _passed_on(8),
+    }
+)
+
+DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
+    "mode": Text(longest=16, words=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
+    "replicas": Integer(default=2),
+    "autoscaling": _AUTOSCALING,
+    "image": _name(512),
+    "imagePullPolicy": Text(longest=16, words=("Always", "IfNotPresent", "Never")),
+    "imagePullSecrets": ListOf(
+        most=16, items=Record(fields={"name": Text(longest=253, shortest=1)}, required=("name",))
+    ),
+    "service": _SERVICE,
+    "portStrategy": Text(longest=16, words=("Direct", "HighPort"), default="Direct"),
+    "sysctls": _SYSCTLS,
+    "drain": Record(
+        default={},
+        fields={
+            "delay": MSEC_SHAPE.with_default("5s"),
+            "timeout": MSEC_SHAPE.with_default("5m"),
+        },
+        descriptions={
+            "delay": "How long a leaving pod still accepts connections, until load balancers have noticed.",
+            "timeout": "How long relayed connections may go on after that.",
+        },
+    ),
+    "monitoring": _MONITORING,
+    "podDisruptionBudget": _BUDGET,
+    "networkPolicy": _NETWORK_POLICY,
+    "resources": Record(fields={"requests": _QUANTITIES, "limits": _QUANTITIES}),
+    "pod": _POD,
+    "paused": Flag(default=False),
+}
+"""Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
+
+DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
+    "mode": "What runs the proxy: a Deployment, a DaemonSet, or a Sidecar in pods that ask for it.",
+    "replicas": "How many pods there are, with mode Deployment and without autoscaling.",
+    "autoscaling": "Scales the pods with their load; needs mode Deployment.",
+    "image": "The proxy's image; the operator's own setting unless given.",
+    "imagePullPolicy": "When the image is pulled.",
+    "imagePullSecrets": "Secrets for pulling the image.",
+    "service": "The Service in front of the pods.",
+    "portStrategy": (
+        "Direct listens on the very ports, which below 1024 needs a sysctl; HighPort listens on"
+        " 10000 + port behind the Service and needs none."
+    ),
+    "sysctls": "Kernel settings of the pods.",
+    "drain": "How a pod leaves.",
+    "monitoring": "How the metrics are found.",
+    "podDisruptionBudget": "How many pods may be missing while nodes are drained; one unless given.",
+    "networkPolicy": "Who may talk to the pods, and whom they may talk to.",
+    "resources": "CPU and memory of a pod, as in a container.",
+    "pod": "Further fields of the pods, handed to Kubernetes as they are.",
+    "paused": "Leaves everything as it is until this is false again.",
+}
+"""One sentence for each of them."""

@@ -1,0 +1,190 @@
+"""Reads a configuration, whichever of the three kinds of file it stands in.
+
+A ``MailProxy`` manifest (YAML or JSON), the configuration that the operator
+rendered (JSON), or an ``nginx.conf``: the content tells which.  Certificates and
+other files are not opened here; ``check_files`` looks whether they could be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from .compile import compile_proxy, with_hostname
+from .dump import FORMAT, config_hash
+from .errors import ConfigError, Problem, Problems
+from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
+from .model import ProxyConfig, ServerConfig
+from .references import Mounts
+from .rendered import parse_json, parse_rendered
+from .yaml_text import LARGEST_DOCUMENT, documents
+
+_NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
+_MOUNTS: Final = Mounts()
+
+
+class Kind(StrEnum):
+    """What kind of file a configuration was read from."""
+
+    MANIFEST = "manifest"
+    RENDERED = "rendered"
+    NGINX = "nginx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A configuration and where it comes from.
+
+    Attributes:
+        config: What to run.
+        generation: Of the resource it was made of; 0 where there is none.
+        hash: ``config_hash`` before the host name was filled in, so that all pods agree on it.
+        notices: What is accepted but worth telling.
+        kind: The kind of file.
+    """
+
+    config: ProxyConfig
+    generation: int
+    hash: str
+    notices: tuple[Problem, ...]
+    kind: Kind
+
+
+def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: str = "") -> Loaded:
+    """Read a configuration.
+
+    Args:
+        text: The content of the file.
+        source: The file's path; problems name it, and an ``nginx.conf`` includes relative to it.
+        mounts: Where Secrets and ConfigMaps are found as files.
+        hostname: The machine's name, for servers without a ``server_name``.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+    words = _decoded(text, source)
+    if words.lstrip().startswith("{") and f'"{FORMAT}"' in words:
+        config, generation = parse_rendered(parse_json(words, source))
+        return Loaded(
+            config=with_hostname(config, hostname),
+            generation=generation,
+            hash=config_hash(config),
+            notices=(),
+            kind=Kind.RENDERED,
+        )
+    if _NGINX_BEGINS.match(words):
+        # Not at the top: the proxy in a pod never needs crossplane.
+        from .nginx_conf import parse_nginx  # noqa: PLC0415
+
+        return _compiled(parse_nginx(words, source=source), mounts, hostname, Kind.NGINX)
+    return _compiled(manifest_of(words, source=source), mounts, hostname, Kind.MANIFEST)
+
+
+def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
+    """Read the one ``MailProxy`` of a YAML or JSON text; other documents are named in the notices.
+
+    Raises:
+        ConfigError: There is none, there are several, or it is not in order.
+    """
+    found, others = [], []
+    for document in _documents(text, source):
+        if isinstance(document, Mapping) and document.get("kind") == KIND:
+            found.append(document)
+        else:
+            others.append(document)
+    if len(found) > 1:
+        raise ConfigError([Problem(source, f"has {len(found)} resources of kind {KIND}; one is wanted")])
+    if not found and len(others) == 1 and isinstance(others[0], Mapping):
+        return parse_manifest(others[0])
+    if not found:
+        wanted = f"a {KIND} manifest ({API_VERSION}), a rendered configuration, or an nginx.conf"
+        raise ConfigError([Problem(source, f"is neither {wanted.replace(', or', ', nor')}")])
+    manifest = parse_manifest(found[0])
+    ignored = [Problem(source, f"ignored: {_described(other)}") for other in others]
+    return replace(manifest, notices=(*manifest.notices, *ignored))
+
+
+def check_files(config: ProxyConfig) -> tuple[Problem, ...]:
+    """Tell which of the files that a configuration refers to cannot be read.
+
+    TLS files of a server that uses no TLS do not matter, since nobody opens them.
+    """
+    problems = Problems()
+    for index, server in enumerate(config.servers):
+        for name, path in _files(server):
+            reason = _unreadable(path)
+            if reason:
+                problems.add(f"servers[{index}].{name}", f"{path}: {reason}")
+    return tuple(dict.fromkeys(problems))
+
+
+def _compiled(manifest: MailProxyManifest, mounts: Mounts, hostname: str, kind: Kind) -> Loaded:
+    config = compile_proxy(manifest, mounts=mounts)
+    return Loaded(
+        config=with_hostname(config, hostname),
+        generation=manifest.metadata.generation,
+        hash=config_hash(config),
+        notices=manifest.notices,
+        kind=kind,
+    )
+
+
+def _documents(text: str, source: str) -> list[Any]:
+    """The documents of a text; JSON may be indented with tabs, which YAML forbids."""
+    if text.lstrip().startswith("{"):
+        with suppress(ConfigError):
+            return [parse_json(text, source)]
+    return documents(text, source=source)
+
+
+def _decoded(text: bytes, source: str) -> str:
+    if len(text) > LARGEST_DOCUMENT:
+        raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
+    try:
+        words = text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError([Problem(source, f"is not UTF-8 text: byte {error.start} is wrong")]) from None
+    if not words.strip():
+        raise ConfigError([Problem(source, "is empty")])
+    return words
+
+
+def _described(document: object) -> str:
+    """An ignored document in a few words."""
+    if not isinstance(document, Mapping):
+        return "a document that is no object"
+    metadata = document.get("metadata")
+    name = metadata.get("name", "") if isinstance(metadata, Mapping) else ""
+    return f"{str(document.get('kind', 'a document without a kind'))[:64]} {str(name)[:64]}".rstrip()
+
+
+def _files(server: ServerConfig) -> Iterator[tuple[str, str]]:
+    """Every file that a server reads, with the directive that names it."""
+    for header in server.auth_http_header:
+        if header.value_file is not None:
+            yield "auth_http_header", header.value_file
+    if not server.tls_is_used:
+        return
+    for pair in server.ssl_certificate:
+        yield "ssl_certificate", pair.certificate
+        yield "ssl_certificate_key", pair.key
+    for path in server.ssl_session_ticket_key:
+        yield "ssl_session_ticket_key", path
+    for name in ("dhparam", "password_file", "client_certificate", "trusted_certificate", "crl"):
+        path = getattr(server, f"ssl_{name}")
+        if path is not None:
+            yield f"ssl_{name}", path
+
+
+def _unreadable(path: str) -> str:
+    """Why a file cannot be read; empty if it can."""
+    if not os.path.exists(path):
+        return "there is no such file"
+    if os.path.isdir(path):
+        return "is a directory"
+    return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"

@@ -1,0 +1,299 @@
+"""The ``MailProxy`` resource as a typed value.
+
+Its mail part stays in levels, as written; ``compile`` applies inheritance.
+Reading finds every problem at once, whether a field is unknown, a value is
+wrong in itself, or two values do not go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .consistency import SPEC_RULES, inconsistencies
+from .deployment import DeploymentSpec, deployment
+from .deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
+from .directives import (
+    IGNORED,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Directive,
+    by_field,
+)
+from .errors import ConfigError, Problem, Problems
+from .levels import Level, Metadata, ServerBlock
+from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
+from .values import Place
+
+GROUP: Final = "mailproxy.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "MailProxy"
+MOST_SERVERS: Final = 32
+_ON_TOP: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+_KEPT_WHOLE: Final = frozenset({"pod", "networkPolicy", "autoscaling"})
+
+
+def _rows(rows: Sequence[Directive]) -> dict[str, Shape]:
+    return {row.field: row.type.shape for row in rows}
+
+
+def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
+    return {row.field: row.meaning for row in rows}
+
+
+MAIL: Final = Record(fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES))
+"""``spec.mail``: every directive that may stand in ``mail {}``."""
+
+SERVER_NAME: Final = Text(
+    longest=63,
+    pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+    hint="lower-case letters, digits and hyphens, with a letter or digit at both ends",
+)
+
+PROTOCOL_RULE: Final = Rule(
+    expression=(
+        "has(self.protocol) || self.listen.all(l, has(l.port) && l.port in [143, 993]) || "
+        "self.listen.all(l, has(l.port) && l.port in [110, 995]) || "
+        "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
+    ),
+    message=(
+        "protocol can be left out only where every port is well-known and all agree: "
+        "143 993 imap, 110 995 pop3, 25 465 587 smtp"
+    ),
+    reason="FieldValueRequired",
+    field_path=".protocol",
+    holds=None,
+)
+
+SERVER: Final = Record(
+    fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
+    required=("name", "listen"),
+    rules=(PROTOCOL_RULE,),
+    descriptions={
+        "name": "The name of this server in metrics, logs and the status.",
+        **_meanings(SERVER_DIRECTIVES),
+        **MAIL.descriptions,
+    },
+)
+"""One of ``spec.servers``: every directive that may stand in ``server {}``, and a name."""
+
+SPEC: Final = Record(
+    fields={
+        **_rows(MAIN_DIRECTIVES),
+        "mail": MAIL,
+        "servers": ListOf(items=SERVER, most=MOST_SERVERS, fewest=1, keys=("name",)),
+        **DEPLOYMENT_FIELDS,
+    },
+    required=("servers",),
+    rules=SPEC_RULES,
+    descriptions={
+        **_meanings(MAIN_DIRECTIVES),
+        "mail": "What holds for every server that does not say otherwise: nginx's mail {} block.",
+        "servers": "What listens where: nginx's server {} blocks.",
+        **DEPLOYMENT_MEANINGS,
+    },
+)
+"""The whole ``spec``."""
+
+NAME_RULES: Final = (
+    Rule(
+        expression="size(self.metadata.name) <= 50",
+        message="metadata.name must be no longer than 50 characters",
+        holds=lambda metadata: len(metadata["name"]) <= 50,
+    ),
+    Rule(
+        expression="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        message=(
+            "metadata.name must start with a letter and contain only lower-case letters, "
+            "digits and hyphens: a Service is named after it"
+        ),
+        holds=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
+    ),
+)
+"""Rules that stand on the resource itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailProxyManifest:
+    """A ``MailProxy`` resource that has been found to be in order.
+
+    Attributes:
+        metadata: Who it is.
+        main: ``workers``, ``workerConnections`` and ``errorLog``.
+        mail: The mail level.
+        servers: The servers, in the order of the manifest.
+        deployment: How it runs on Kubernetes.
+        notices: What is accepted but worth telling.
+        raw: The resource as it came, without fields that were null.
+    """
+
+    metadata: Metadata
+    main: Level
+    mail: Level
+    servers: tuple[ServerBlock, ...]
+    deployment: DeploymentSpec
+    notices: tuple[Problem, ...]
+    raw: Mapping[str, Any]
+
+
+def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
+    """Read a resource that is a mapping already, as the operator gets it from the API server.
+
+    Raises:
+        ConfigError: With everything that is wrong with it.
+    """
+    problems = Problems()
+    manifest = examine(body, problems)
+    problems.raise_if_any()
+    if manifest is None:
+        raise ConfigError([Problem("spec", "is required")])
+    return manifest
+
+
+def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
+    """Read as much of a resource as can be read, and note everything that is wrong with it.
+
+    The result is of use only if no problem was noted; it is ``None`` if there is nothing to read.
+    """
+    for name in body:
+        if name not in _ON_TOP:
+            problems.add(str(name)[:64], "unknown field")
+    for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
+        if body.get(name) != wanted:
+            problems.add(name, f"must be {wanted}")
+    metadata = _metadata(body.get("metadata"), problems)
+    spec = body.get("spec")
+    if not isinstance(spec, Mapping):
+        problems.add("spec", "is required" if spec is None else f"must be an object, not {kind_of(spec)}")
+        return None
+    return _examined(body, metadata, _without_nulls(spec), problems)
+
+
+def _examined(
+    body: Mapping[str, Any], metadata: Metadata, spec: Mapping[str, Any], problems: Problems
+) -> MailProxyManifest:
+    good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
+    place = Place("spec", problems)
+    mail = spec.get("mail", {})
+    servers = _servers(spec.get("servers"), place.field("servers"))
+    manifest = MailProxyManifest(
+        metadata=metadata,
+        main=_level(good, good, MAIN_DIRECTIVES, place),
+        mail=_level(
+            _sound_fields(MAIL, mail, "spec.mail", problems), mail, LEVEL_DIRECTIVES, place.field("mail")
+        ),
+        servers=servers,
+        deployment=deployment(good, place),
+        notices=(),
+        raw={**body, "spec": spec},
+    )
+    inconsistencies(good, manifest.mail, servers, problems)
+    return MailProxyManifest(
+        **{name: getattr(manifest, name) for name in MailProxyManifest.__slots__ if name != "notices"},
+        notices=tuple(dict.fromkeys(problems.notices)),
+    )
+
+
+def _metadata(value: object, problems: Problems) -> Metadata:
+    """The name and what else we use; Kubernetes itself looks after the rest."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        problems.add("metadata.name", "is required, as text")
+        return Metadata()
+    for rule in NAME_RULES:
+        if rule.holds is not None and not rule.holds(value):
+            problems.add("metadata.name", rule.message.removeprefix("metadata.name "))
+    generation = value.get("generation")
+    return Metadata(
+        name=value["name"],
+        namespace=str(value.get("namespace") or "default"),
+        generation=generation if isinstance(generation, int) else 0,
+        uid=str(value.get("uid") or ""),
+    )
+
+
+def _servers(value: object, place: Place) -> tuple[ServerBlock, ...]:
+    """Every server that can be made sense of, at the index it has in the manifest."""
+    if value is None:
+        place.problems.add(place.path, "is required")
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        place.problems.add(place.path, f"must be a list, not {kind_of(value)}")
+        return ()
+    if not 1 <= len(value) <= MOST_SERVERS:
+        reason = f"has {len(value)} items, which is out of range 1 to {MOST_SERVERS}"
+        place.problems.add(place.path, reason)
+    found = [_server(item, place.item(index)) for index, item in enumerate(value[:MOST_SERVERS])]
+    return tuple(server for server in found if server is not None)
+
+
+def _server(value: object, place: Place) -> ServerBlock | None:
+    good = _sound_fields(SERVER, value, place.path, place.problems)
+    if not isinstance(value, Mapping):
+        return None
+    own = _level(good, value, SERVER_DIRECTIVES, place)
+    return ServerBlock(
+        name=str(good.get("name", "")),
+        path=place.path,
+        own=own,
+        level=_level(good, value, LEVEL_DIRECTIVES, place),
+    )
+
+
+def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place) -> Level:
+    """Read the directives of one level; ``raw`` also holds what is not ``good``."""
+    values: dict[str, object] = {}
+    known = by_field(rows)
+    for field in good.keys() & known.keys():
+        row, here, before = known[field], place.field(field), len(place.problems)
+        value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
+        if len(place.problems) == before:
+            values[row.name] = value
+        if field in IGNORED:
+            place.problems.notice(here.path, IGNORED[field])
+    given = frozenset(
+        known[field].name for field in (raw if isinstance(raw, Mapping) else ()) if field in known
+    )
+    return Level(values=values, given=given)
+
+
+def _sound_fields(
+    record: Record, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The fields of an object that have the right shape; the others are noted.
+
+    Args:
+        record: What the object may look like; its rules are left to ``inconsistencies``.
+        value: The object.
+        path: Where it stands.
+        problems: Where to note what is wrong.
+        apart: Fields that are looked at elsewhere.
+    """
+    if not isinstance(value, Mapping):
+        problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+        return {}
+    good = {}
+    for name, inner in value.items():
+        if name in apart:
+            continue
+        before = len(problems)
+        Record(fields=record.fields).check({name: inner}, path, problems)
+        if len(problems) == before:
+            good[name] = inner
+    for name in record.required:
+        if name not in value and name not in apart:
+            problems.add(dotted(path, name), "is required")
+    return good
+
+
+def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YAML value
+    """The value as the API server would store it: a field that is null is a field that is absent."""
+    if isinstance(value, Mapping):
+        return {
+            name: inner if depth == 0 and name in _KEPT_WHOLE else _without_nulls(inner, depth + 1)
+            for name, inner in value.items()
+            if inner is not None
+        }
+    return [_without_nulls(item, depth + 1) for item in value] if isinstance(value, list) else value

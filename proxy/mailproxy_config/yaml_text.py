@@ -1,0 +1,188 @@
+"""YAML as ``kubectl`` reads it.
+
+``kubectl`` turns YAML into JSON by the rules of YAML 1.1 as one Go library sees
+them; PyYAML sees them otherwise (``y``, ``1:30``, ``0o17``, dates, ...).  The same
+file must mean the same to the proxy and to the cluster, so this loader knows
+only what ``kubectl`` knows.  A key that stands twice is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+import yaml
+
+from .errors import ConfigError, Problem, Problems
+from .shapes import dotted
+
+LARGEST_DOCUMENT: Final = 3 * 1024 * 1024
+_MOST_NODES: Final = 200_000
+_MOST_DIGITS: Final = 40
+_EXACT_INTEGER: Final = 2**53
+_TRUE: Final = frozenset({"y", "yes", "on", "true"})
+_BOOLEANS: Final = "y|Y|yes|Yes|YES|on|On|ON|true|True|TRUE|n|N|no|No|NO|off|Off|OFF|false|False|FALSE"
+_BASES: Final = (
+    (re.compile(r"[-+]?0[xX][0-9a-fA-F]+"), 16),
+    (re.compile(r"[-+]?0b[01]+"), 2),
+    (re.compile(r"[-+]?0o?[0-7]+"), 8),
+    (re.compile(r"[-+]?[0-9]+"), 10),
+)
+_FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+class _ManifestLoader(yaml.SafeLoader):
+    """Resolves plain words as ``kubectl`` does, and no other tags than these."""
+
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class's, whatever PyYAML's stubs say
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
+
+
+def documents(text: str, *, source: str = "") -> list[Any]:
+    """Read every document of a YAML text; empty ones are left out.
+
+    Args:
+        text: The text; tabs, anchors, merge keys and the like as in YAML 1.1.
+        source: What the text is called in problems.
+
+    Raises:
+        ConfigError: It is no YAML, a key stands twice, or it is unreasonably large.
+    """
+    if len(text) > LARGEST_DOCUMENT:
+        raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
+    try:
+        return [found for found in _documents(text, source) if found is not None]
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text: it quotes the line, which may hold a secret.
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if source and mark else source
+        line = "" if source or mark is None else f"line {mark.line + 1}: "
+        raise ConfigError(
+            [Problem(where, f"{line}not valid YAML: {error.problem or error.context}")]
+        ) from None
+    except yaml.reader.ReaderError as error:
+        reason = f"not valid YAML: character U+{error.character:04X} is not allowed"
+        raise ConfigError([Problem(source, reason)]) from None
+    except RecursionError:
+        raise ConfigError([Problem(source, "is nested too deeply")]) from None
+
+
+def _documents(text: str, source: str) -> Iterator[Any]:
+    loader = _ManifestLoader(text)
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is None:
+                return
+            problems = Problems()
+            _look_over(node, source, problems)
+            problems.raise_if_any()
+            yield loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _look_over(root: yaml.Node, source: str, problems: Problems) -> None:
+    """Note keys that stand twice, and documents that anchors blow up beyond all reason."""
+    waiting: list[tuple[yaml.Node, str]] = [(root, "")]
+    seen = 0
+    while waiting:
+        node, path = waiting.pop()
+        seen += 1
+        if seen > _MOST_NODES:
+            problems.add(source, "is too large once its anchors are expanded")
+            return
+        if isinstance(node, yaml.MappingNode):
+            _note_duplicates(node, path, problems)
+            waiting += ((value, dotted(path, _key(key))) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += ((item, f"{path}[{index}]") for index, item in enumerate(node.value))
+
+
+def _note_duplicates(node: yaml.MappingNode, path: str, problems: Problems) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = _key(key), key.start_mark.line + 1
+        if name in lines and name != "<<":
+            problems.add(dotted(path, name), f"stands twice, in line {lines[name]} and line {line}")
+        lines.setdefault(name, line)
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
+    """A mapping with text for keys, as in JSON; yielded first so that anchors may refer to it."""
+    found: dict[str, Any] = {}
+    yield found
+    loader.flatten_mapping(node)
+    for key, value in node.value:
+        found[_json_key(loader.construct_object(key, deep=True))] = loader.construct_object(value)
+
+
+def _json_key(key: object) -> str:
+    return key if isinstance(key, str) else json.dumps(key, default=str)
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> Iterator[list[Any]]:
+    found: list[Any] = []
+    yield found
+    found.extend(loader.construct_object(item) for item in node.value)
+
+
+def _unknown(_: yaml.SafeLoader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, f"unknown tag {node.tag!r}", node.start_mark)
+
+
+def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
+    """The number that is written, or the text where it is none."""
+    text = str(node.value).replace("_", "")
+    if len(text) > _MOST_DIGITS:
+        return str(node.value)
+    for grammar, base in _BASES:
+        if grammar.fullmatch(text):
+            sign, digits = (text[0], text[1:]) if text[0] in "+-" else ("", text)
+            bare = digits[2:] if base in {2, 16} else digits.removeprefix("0o") if base == 8 else digits
+            return int(sign + bare, base)
+    if not _FLOAT.fullmatch(text):
+        return str(node.value)
+    number = float(text)
+    # JSON has one kind of number: 1e3 arrives as 1000.
+    return int(number) if abs(number) < _EXACT_INTEGER and number.is_integer() else number
+
+
+def _checked(construct: Callable[..., Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
+    """The same constructor for nodes of its kind only: a tag may stand before anything."""
+    kind = {_mapping: yaml.MappingNode, _sequence: yaml.SequenceNode}.get(construct, yaml.ScalarNode)
+
+    def checked(loader: yaml.SafeLoader, node: yaml.Node) -> Any:  # noqa: ANN401 -- whatever is built
+        return construct(loader, node) if isinstance(node, kind) else _unknown(loader, node)
+
+    return checked
+
+
+def _resolve(tag: str, grammar: str, first: list[str]) -> None:
+    _ManifestLoader.add_implicit_resolver(tag, re.compile(grammar), first)
+
+
+_resolve("tag:yaml.org,2002:bool", f"^(?:{_BOOLEANS})$", list("yYnNtTfFoO"))
+_resolve("tag:yaml.org,2002:null", "^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""])
+_resolve("tag:yaml.org,2002:merge", "^<<$", ["<"])
+_resolve("!number", r"^[-+]?[.0-9][-+.0-9a-fA-FxobeE_]*$", list("-+.0123456789"))
+
+_CONSTRUCTORS: Final[Mapping[str, Callable[..., Any]]] = {
+    "!number": _number,
+    "tag:yaml.org,2002:int": _number,
+    "tag:yaml.org,2002:float": _number,
+    "tag:yaml.org,2002:bool": lambda _, node: str(node.value).lower() in _TRUE,
+    "tag:yaml.org,2002:null": lambda _, __: None,
+    "tag:yaml.org,2002:str": lambda _, node: str(node.value),
+    "tag:yaml.org,2002:map": _mapping,
+    "tag:yaml.org,2002:seq": _sequence,
+}
+for _tag, _construct in _CONSTRUCTORS.items():
+    _ManifestLoader.add_constructor(_tag, _checked(_construct))
+_ManifestLoader.add_constructor(None, _unknown)
