@@ -75,29 +75,7 @@ def ports(found: Sequence[Listener]) -> tuple[Port, ...]:
     return tuple(by_number[number] for number in sorted(by_number))
 
 
-def conflicts(found: Sequence[Listener]) -> tuple[str, ...]:
-    """Tell which listeners have the same address and port: mail has no names to choose by."""
-    seen: dict[tuple[str, int | None], str] = {}
-    clashes: list[str] = []
-    for listener in found:
-        place = (_normal(listener.listen.address), listener.port)
-        if place in seen:
-            clashes.append(f"servers {seen[place]} and {listener.server} both listen on {written(listener)}")
-        seen.setdefault(place, listener.server)
-    return tuple(clashes)
-
-
-def written(listener: Listener) -> str:
-    """Write a listener's place as nginx does: ``*:143``, ``[::]:993``, ``unix:/run/x``."""
-    address = listener.listen.address
-    return address if listener.port is None else f"{address}:{listener.port}"
-
-
 def privileged(found: Sequence[Port]) -> int | None:
     """Give the smallest container port that a process without root may not open by itself."""
     low = [port.container_port for port in found if port.container_port < PRIVILEGED_BELOW]
     return min(low, default=None)
-
-
-def _normal(address: str) -> str:
-    return "*" if address in {"*", "0.0.0.0"} else address.lower()  # noqa: S104  compared, not bound

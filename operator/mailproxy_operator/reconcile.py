@@ -99,8 +99,7 @@ class Reconciler:
         run = self._decided(key, body, children)
         await self._carry_out(run, children)
         observed, pods = await gather(self._cluster, key, children.workload(_mode(run)), children.service())
-        if await self._trip(run, observed, pods):
-            return Outcome(again_after=0.0)
+        await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
         return await self._report(run, children, observed)
 
@@ -112,10 +111,7 @@ class Reconciler:
             refused = breaker.remembered(children.workloads(), run.resource.generation)
             run.plan = planned(run.resource, replace(self._platform, refused_sysctls=refused))
         except ConfigError as error:
-            run.refused = Finding("InvalidSpec", "; ".join(map(str, error.problems)))
-            return run
-        if run.plan.conflicts:
-            run.refused = Finding("ListenerConflict", "; ".join(run.plan.conflicts))
+            run.refused = _refusal(error)
         return run
 
     async def _carry_out(self, run: _Run, children: Children) -> None:
@@ -128,19 +124,22 @@ class Reconciler:
             run.failed = failure
         run.drifted = tuple(children.drifted)
 
-    async def _trip(self, run: _Run, observed: Observed, pods: list[Manifest]) -> bool:
-        """React to pods that nodes refused for a sysctl; tell whether to render again without it."""
-        if run.plan is None or run.resource is None or run.paused:
-            return False
+    async def _trip(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
+        """React to pods that nodes refused for a sysctl: render again without it, and remember."""
+        if run.plan is None or run.resource is None or run.paused or run.refused:
+            return
         for pod in breaker.refused_pods(pods):
             await self._cluster.delete(pod)
-        newly = breaker.refused_names(observed) - run.plan.platform.refused_sysctls
+        known = run.plan.platform.refused_sysctls
+        newly = breaker.refused_names(observed) - known
         if not newly:
-            return False
-        refused = run.plan.platform.refused_sysctls | newly
-        note = breaker_note.written(refused, run.resource.generation)
-        await self._cluster.annotate(run.plan.workload_kind, run.key, note)
-        return True
+            return
+        platform = replace(self._platform, refused_sysctls=known | newly)
+        run.plan = planned(run.resource, platform)
+        if breaker.holds_workload(newly):
+            note = breaker_note.written(platform.refused_sysctls, run.resource.generation)
+            await self._cluster.annotate(run.plan.workload_kind, run.key, note)
+        await self._carry_out(run, children)
 
     async def _finish(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
         """Prune, and tell the pods which configuration they should run."""
@@ -183,6 +182,12 @@ class Reconciler:
             drifted=run.drifted,
             pruned=run.pruned,
         )
+
+
+def _refusal(error: ConfigError) -> Finding:
+    only_conflicts = all("address and port pair" in problem.reason for problem in error.problems)
+    reason = "ListenerConflict" if only_conflicts else "InvalidSpec"
+    return Finding(reason, "; ".join(map(str, error.problems)))
 
 
 def _mode(run: _Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.model import ListenConfig
-from mailproxy_operator.ports import Listener, Port, conflicts, ports, privileged, written
+from mailproxy_operator.ports import Listener, Port, ports, privileged
 
 
 def listener(
@@ -43,28 +43,6 @@ def test_every_name_fits_a_container_port() -> None:
     assert max(len(port.name) for port in ports([listener("smtp", 65535), listener("pop3", 1)])) <= 15
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "clash"),
-    [
-        # one listener                    another                             what is said
-        (("*", 143), ("*", 143), "servers a and b both listen on *:143"),
-        (("*", 143), ("0.0.0.0", 143), "servers a and b both listen on 0.0.0.0:143"),
-        (("[::A]", 143), ("[::a]", 143), "servers a and b both listen on [::a]:143"),
-        (("unix:/x", None), ("unix:/x", None), "servers a and b both listen on unix:/x"),
-        (("*", 143), ("[::]", 143), None),
-        (("*", 143), ("192.0.2.1", 143), None),  # as in nginx: the narrower address wins
-        (("*", 143), ("*", 993), None),
-    ],
-)
-def test_conflicts(one: tuple[str, int | None], other: tuple[str, int | None], clash: str | None) -> None:
-    found = [listener("imap", one[1], one[0], server="a"), listener("imap", other[1], other[0], server="b")]
-    assert conflicts(found) == ((clash,) if clash else ())
-
-
 @pytest.mark.parametrize(("numbers", "smallest"), [((143, 25, 993), 25), ((1024, 2025), None), ((), None)])
 def test_privileged(numbers: tuple[int, ...], smallest: int | None) -> None:
     assert privileged(ports([listener("smtp", number) for number in numbers])) == smallest
-
-
-def test_written() -> None:
-    assert written(listener("imap", 993, "[::]")) == "[::]:993"

@@ -54,6 +54,7 @@ class LocalCluster:
         tasks: Owns the processes' tasks.
         wake: Called when something has happened that a reconcile should look at.
         say: Takes a line for people.
+        log: Takes a line that a container wrote.
         secrets: Where Secrets and ConfigMaps are looked for: ``DIR/NAME/KEY``.
     """
 
@@ -63,11 +64,13 @@ class LocalCluster:
         *,
         wake: Callable[[], None],
         say: Callable[[str], None],
+        log: Callable[[str], None],
         secrets: Path | None = None,
     ) -> None:
         self._tasks = tasks
         self._wake = wake
         self._say = say
+        self._log = log
         self._secrets = secrets
         self._objects: dict[tuple[Kind, Key], Manifest] = {}
         self._containers: dict[Key, _Container] = {}
@@ -217,11 +220,11 @@ class LocalCluster:
             self._tasks.create_task(container.process.stop(grace))
 
     def _start(self, container: _Container) -> None:
-        arguments = list(container.spec["containers"][0]["args"])
+        wanted = container.spec["containers"][0]
         admin = f"[::]:{names.ADMIN_PORT}"
-        arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in arguments]
+        arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in wanted["args"]]
         container.process = LocalProcess(
-            proxy_command(["mailproxy", *arguments]), self.admin_url, changed=self._wake, log=self._say
+            proxy_command([*wanted["command"], *arguments]), self.admin_url, changed=self._wake, log=self._log
         )
         container.task = self._tasks.create_task(container.process.run())
 

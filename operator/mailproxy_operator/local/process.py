@@ -142,11 +142,10 @@ class LocalProcess:
             return False
 
 
-def proxy_command(arguments: Sequence[str]) -> list[str]:
-    """Turn a container's arguments into a command for this interpreter.
+def proxy_command(words: Sequence[str]) -> list[str]:
+    """Turn a container's command into one for this machine.
 
     The container runs ``mailproxy ...``; here the same program is run from
     the installation that runs us.
     """
-    words = list(arguments)
-    return [sys.executable, "-m", *words] if words[:1] == ["mailproxy"] else words
+    return [sys.executable, "-m", *words] if words[0] == "mailproxy" else list(words)

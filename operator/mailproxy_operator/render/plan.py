@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mailproxy_config.dump import config_hash, dump
-
 from mailproxy_config.compile import compile_proxy, references
+from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
 from mailproxy_config.references import Mounts, Reference
 from mailproxy_operator import ports, sysctls
@@ -30,7 +29,6 @@ class Plan:
         ports: One per number, sorted.
         sysctls: Decisions, sorted by name.
         references: Secrets and ConfigMaps to mount.
-        conflicts: Listeners that cannot both be.
     """
 
     resource: Resource
@@ -42,7 +40,6 @@ class Plan:
     ports: tuple[ports.Port, ...]
     sysctls: tuple[sysctls.Sysctl, ...]
     references: tuple[Reference, ...]
-    conflicts: tuple[str, ...]
 
     @property
     def workload_kind(self) -> Kind:
@@ -84,7 +81,6 @@ def planned(resource: Resource, platform: Platform) -> Plan:
         ports=open_ports,
         sysctls=_sysctls(resource, platform, listeners, open_ports),
         references=references(resource.manifest),
-        conflicts=ports.conflicts(listeners),
     )
 
 

@@ -99,8 +99,8 @@ def _container(plan: Plan) -> Manifest:
     container: Manifest = {
         "name": names.CONTAINER,
         "image": deployment.image or plan.platform.image,
+        "command": ["mailproxy"],
         "args": [
-            "mailproxy",
             "run",
             "-f",
             f"{plan.platform.config_dir}/{names.CONFIG_KEY}",

@@ -35,7 +35,7 @@ ALERTS = (
         "and on (protocol) sum by (protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.1",
         "10m",
         "critical",
-        "{{ $value | humanizePercentage }} of {{ $labels.protocol }} logins fail, and not for a wrong password",
+        "{{ $value | humanizePercentage }} of {{ $labels.protocol }} logins fail, not for a wrong password",
     ),
     Alert(
         "MailProxyLoginsDenied",
