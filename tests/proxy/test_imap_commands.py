@@ -1,0 +1,199 @@
+"""IMAP command lines, from octets to what they mean."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.protocols.imap.commands import (
+    PLAIN_LOGIN,
+    WORDS,
+    Command,
+    Rejected,
+    Unfinished,
+    begin,
+    go_on,
+    tag_of,
+)
+
+UNKNOWN, BAD, LITERAL, CONTROL = (
+    ProtocolErrorKind.UNKNOWN_COMMAND,
+    ProtocolErrorKind.BAD_ARGUMENTS,
+    ProtocolErrorKind.LITERAL_INVALID,
+    ProtocolErrorKind.CONTROL_CHAR,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "tag", "word", "arguments"),
+    [
+        (b"a1 NOOP", b"a1", b"NOOP", []),
+        (b"a1   nOOp  ", b"a1", b"NOOP", []),
+        (b"A.-_9 CAPABILITY x", b"A.-_9", b"CAPABILITY", [b"x"]),
+        (b"t LOGIN a b c", b"t", b"LOGIN", [b"a", b"b", b"c"]),
+        (b"t LOGIN  a   b  ", b"t", b"LOGIN", [b"a", b"b"]),
+        (b't LOGIN "a b" c', b"t", b"LOGIN", [b"a b", b"c"]),
+        (b't LOGIN "a""b"c', b"t", b"LOGIN", [b"a", b"b", b"c"]),
+        (b't LOGIN "" ""', b"t", b"LOGIN", [b"", b""]),
+        (b't LOGIN "\\"\\\\\\x" "{3}"', b"t", b"LOGIN", [b'"\\x', b"{3}"]),
+        (b't LOGIN a"b c{3}', b"t", b"LOGIN", [b'a"b', b"c{3}"]),
+        (b"t LOGIN a\\ (b)", b"t", b"LOGIN", [b"a\\", b"(b)"]),
+        (b"t LOGIN \0\xff\t x", b"t", b"LOGIN", [b"\0\xff\t", b"x"]),
+        (b"t" * 32 + b" LOGOUT", b"t" * 32, b"LOGOUT", []),
+    ],
+)
+def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[bytes]) -> None:
+    assert begin(line) == Command(tag, word, arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "size", "synchronizing"),
+    [
+        (b"t LOGIN {5}", [], 5, True),
+        (b"t LOGIN {5+}", [], 5, False),
+        (b"t LOGIN {}", [], 0, True),
+        (b"t LOGIN {+}", [], 0, False),
+        (b"t LOGIN {0}", [], 0, True),
+        (b"t LOGIN {007}", [], 7, True),
+        (b"t LOGIN {999999999999999999}", [], 999_999_999_999_999_999, True),
+        (b"t LOGIN a {5}", [b"a"], 5, True),
+        (b't LOGIN "a"{5}', [b"a"], 5, True),
+        (b"t NOOP a b {5+}", [b"a", b"b"], 5, False),
+    ],
+)
+def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, synchronizing: bool) -> None:
+    word = line.split(b" ")[1]
+    assert begin(line) == Unfinished(Command(b"t", word, arguments), size, synchronizing)
+
+
+@pytest.mark.parametrize(
+    ("line", "tag", "kind", "closes"),
+    [
+        (b"", b"*", UNKNOWN, False),
+        (b"a1", b"*", UNKNOWN, False),
+        (b" NOOP", b"*", UNKNOWN, False),
+        (b"t" * 33 + b" NOOP", b"*", UNKNOWN, False),
+        (b"a+b NOOP", b"*", UNKNOWN, False),
+        (b"a1 ", b"a1", UNKNOWN, False),
+        (b"a1 NOOPS", b"a1", UNKNOWN, False),
+        (b"a1 NOOP1 x", b"a1", UNKNOWN, False),
+        (b"a1 ID {3+}", b"a1", UNKNOWN, True),
+        (b"{3+}", b"*", UNKNOWN, True),
+        (b"a1 NOOP a b c d", b"a1", BAD, False),
+        (b"a1 NOOP a b c {3+}", b"a1", BAD, True),
+        (b'a1 LOGIN "a', b"a1", BAD, False),
+        (b'a1 LOGIN "a\\"', b"a1", BAD, False),
+        (b'a1 LOGIN "a {3+}', b"a1", BAD, True),
+        (b"a1 LOGIN {", b"a1", LITERAL, False),
+        (b"a1 LOGIN {5", b"a1", LITERAL, False),
+        (b"a1 LOGIN {5}x", b"a1", LITERAL, False),
+        (b"a1 LOGIN {5} ", b"a1", LITERAL, False),
+        (b"a1 LOGIN {5++}", b"a1", LITERAL, True),
+        (b"a1 LOGIN {x+}", b"a1", LITERAL, True),
+        (b"a1 LOGIN {\xb2}", b"a1", LITERAL, False),
+        (b"a1 LOGIN {1234567890123456789}", b"a1", LITERAL, False),
+        (b"a1 LOGIN {1234567890123456789+}", b"a1", LITERAL, True),
+        (b"a1 LOGIN a\rb c", b"a1", CONTROL, False),
+        (b"a1 LOGIN {5}\r", b"a1", CONTROL, False),
+    ],
+)
+def test_what_is_no_command(line: bytes, tag: bytes, kind: ProtocolErrorKind, closes: bool) -> None:
+    assert begin(line) == Rejected(tag, kind, closes)
+
+
+def announced() -> Unfinished:
+    unfinished = begin(b"a1 LOGIN {5}")
+    assert isinstance(unfinished, Unfinished)
+    return unfinished
+
+
+@pytest.mark.parametrize(
+    ("line", "then"),
+    [
+        (b"", Command(b"a1", b"LOGIN", [b"\r\n\0 {"])),
+        (b"  ", Command(b"a1", b"LOGIN", [b"\r\n\0 {"])),
+        (b" x", Command(b"a1", b"LOGIN", [b"\r\n\0 {", b"x"])),
+        (b' "x y"', Command(b"a1", b"LOGIN", [b"\r\n\0 {", b"x y"])),
+        (b" {7+}", Unfinished(Command(b"a1", b"LOGIN", [b"\r\n\0 {"]), 7, synchronizing=False)),
+        (b"x", Rejected(b"a1", LITERAL, closes=False)),
+        (b'"x"', Rejected(b"a1", LITERAL, closes=False)),
+        (b"{7+}", Rejected(b"a1", LITERAL, closes=True)),
+        (b" a b c", Rejected(b"a1", BAD, closes=False)),
+        (b" \r", Rejected(b"a1", CONTROL, closes=False)),
+    ],
+)
+def test_reading_on_behind_a_literal(line: bytes, then: Command | Unfinished | Rejected) -> None:
+    assert go_on(announced(), b"\r\n\0 {", line) == then
+
+
+@pytest.mark.parametrize(
+    ("line", "tag"),
+    [(b"a1 x", b"a1"), (b"a1 ", b"a1"), (b"a1", b"*"), (b" ", b"*"), (b"t" * 33 + b" ", b"*")],
+)
+def test_the_tag_of_any_line(line: bytes, tag: bytes) -> None:
+    assert tag_of(line) == tag
+
+
+@given(
+    st.binary(max_size=60),
+    st.sampled_from([b"", b"a1 LOGIN ", b"a1 noop ", b'a1 LOGIN "', b"a1 LOGIN a {3}"]),
+)
+def test_any_line_is_a_command_or_none(octets: bytes, start: bytes) -> None:
+    command = begin(start + octets)
+    if isinstance(command, Rejected):
+        assert b"\r" not in command.tag
+        return
+    if isinstance(command, Unfinished):
+        command = command.command
+    assert command.word in WORDS
+    assert len(command.arguments) <= 3
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_the_short_way_to_a_login_leads_to_the_same_place(user: bytes, password: bytes) -> None:
+    line = b"a1 LOGIN %b %b" % (user, password)
+    found = PLAIN_LOGIN.fullmatch(line)
+    if found is not None:
+        assert begin(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
+
+
+@pytest.mark.parametrize("line", [b"a1 login john s3cr{}et", b'A.B-_  LOGIN   john   \xe4"  '])
+def test_plain_logins_take_the_short_way(line: bytes) -> None:
+    assert PLAIN_LOGIN.fullmatch(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'a1 LOGIN "j" s',
+        b"a1 LOGIN j {3}",
+        b"a1 LOGIN j s x",
+        b"a1 LOGIN j",
+        b"a1 LOGIN j s\0",
+        b"a1 LOGIN j s\r",
+    ],
+)
+def test_others_do_not(line: bytes) -> None:
+    assert not PLAIN_LOGIN.fullmatch(line)
+
+
+def quoted(text: bytes) -> bytes:
+    return b'"%b"' % text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+@given(st.lists(st.binary(max_size=20).filter(lambda text: b"\r" not in text), max_size=3))
+def test_quoted_arguments_come_back(arguments: list[bytes]) -> None:
+    line = b"a1 NOOP " + b" ".join(map(quoted, arguments))
+    assert begin(line) == Command(b"a1", b"NOOP", arguments)
+
+
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=3))
+def test_literal_arguments_come_back(arguments: list[bytes]) -> None:
+    command = begin(b"a1 NOOP {%d}" % len(arguments[0]))
+    for octets, following in zip(arguments, [*arguments[1:], None], strict=True):
+        assert isinstance(command, Unfinished)
+        assert command.size == len(octets)
+        command = go_on(command, octets, b"" if following is None else b" {%d+}" % len(following))
+    assert command == Command(b"a1", b"NOOP", arguments)

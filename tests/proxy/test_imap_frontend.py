@@ -1,0 +1,156 @@
+"""IMAP's conversation with clients: what must hold whatever they send.
+
+Single behaviours are transcripts (``tests/dialogues/imap``); here all of them
+are played once more, so that this file alone covers the module, and then
+anything goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.dialogue.actions import Action, Authorize, MakeChallenge, Note, Receive, Send
+from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Granted, Identified, Secret
+from mailproxy.errors import PeerClosed
+from mailproxy.events import CloseReason, Method
+from mailproxy.protocols.imap import IMAP
+from mailproxy_config.model import AuthMethod, Octets, Protocol, ServerConfig
+from support import transcripts
+from support.configs import server
+from support.dialogue_player import Player
+
+SERVER = server(Protocol.IMAP)
+EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
+SMALL = server(Protocol.IMAP, imap_client_buffer=Octets(48), max_errors=3, imap_auth=EVERY_METHOD)
+TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+
+
+@dataclass
+class Talk:
+    """What came of one conversation with a client that says it all and leaves."""
+
+    said: bytes = b""
+    asked: list[Credentials] = field(default_factory=list)
+    notes: list[object] = field(default_factory=list)
+    result: Identified | Ended | None = None
+
+
+def talk(
+    octets: bytes, config: ServerConfig = SERVER, decision: Granted | Denied | None = None, cut: int = 0
+) -> Talk:
+    """Say these octets, at most ``cut`` at once, get that decision, and leave."""
+    came = Talk()
+    dialogue = IMAP.frontend(config).converse(Client("192.0.2.1"))
+    answer: Any = None
+    try:
+        while True:
+            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
+            if isinstance(action, Receive):
+                taken = cut or action.limit
+                answer, octets = octets[:taken], octets[taken:]
+            else:
+                answer = _answer(came, action, decision or Denied(b"no", 1))
+    except StopIteration as finished:
+        came.result = finished.value
+    except PeerClosed:
+        pass
+    if isinstance(came.result, Identified):
+        came.result.unread += octets
+    return came
+
+
+def _answer(came: Talk, action: Action, decision: Granted | Denied) -> Any:
+    match action:
+        case Send(said):
+            came.said += said
+        case Authorize(request):
+            came.asked.append(request.credentials)
+            return decision
+        case MakeChallenge(name):
+            return b"<1.2@%b>" % name.encode()
+        case Note(event):
+            came.notes.append(event)
+    return None
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
+def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) -> None:
+    Player(transcript, IMAP).play()
+
+
+@pytest.mark.parametrize(
+    ("octets", "method"),
+    [
+        (b"a1 LOGIN john secret\r\n", Method.PASSWORD),
+        (b"a1 AUTHENTICATE PLAIN AGpvaG4Ac2VjcmV0\r\n", Method.PLAIN),
+        (b"a1 AUTHENTICATE LOGIN am9obg==\r\nc2VjcmV0\r\n", Method.LOGIN),
+    ],
+)
+def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(octets: bytes, method: Method) -> None:
+    grant = Granted("192.0.2.10", 143, b"john", Secret(b"secret"))
+    came = talk(octets + b"a2 SELECT INBOX\r\na3", decision=grant)
+    assert came.result == Identified(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
+
+
+def test_quitting_is_no_error() -> None:
+    assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == Ended(CloseReason.CLIENT_QUIT)
+
+
+PIECES = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from(
+        [
+            b"\r\n", b"\n", b" ", b'"', b"\\", b"{", b"{3}\r\n", b"{3+}\r\n", b"{0}\r\n", b"{9999}\r\n",
+            b"+}\r\n", b"a1 ", b"LOGIN ", b"AUTHENTICATE ", b"PLAIN", b"LOGIN", b"CRAM-MD5", b"EXTERNAL",
+            b"AHUAcA==", b"NOOP", b"CAPABILITY", b"a1 LOGIN u p\r\n", b"STARTTLS\r\n", b"LOGOUT\r\n", b"*\r\n",
+        ]
+    ),
+)  # fmt: skip
+STREAMS = st.lists(PIECES, max_size=25).map(b"".join)
+
+
+@given(STREAMS, st.integers(1, 9))
+def test_cuts_do_not_matter(octets: bytes, cut: int) -> None:
+    assert talk(octets, SMALL, cut=cut) == talk(octets, SMALL)
+
+
+@given(STREAMS)
+def test_what_we_say_is_well_formed(octets: bytes) -> None:
+    said = talk(octets, SMALL).said
+    assert said.endswith(b"\r\n")
+    for line in said.removesuffix(b"\r\n").split(b"\r\n"):
+        assert not set(line) & set(b"\r\n\0")
+        assert len(line) <= 200
+        assert line.startswith((b"* ", b"+ ")) or line.split(b" ")[1] in {b"OK", b"BAD", b"NO"}
+
+
+@given(STREAMS)
+def test_nobody_is_asked_about_credentials_with_a_line_in_them(octets: bytes) -> None:
+    for credentials in talk(octets, SMALL).asked:
+        password = b"" if credentials.password is None else credentials.password.reveal()
+        assert not set(credentials.user + password) & set(b"\r\n\0")
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        b"a1 LOGIN john MARK3D\r\n",
+        b'a1 LOGIN "john" "MARK3D"\r\n',
+        b"a1 LOGIN john {6+}\r\nMARK3D\r\n",
+        b"a1 LOGIN john {8+}\r\nMARK3D\r\n\r\n",
+        b"a1 LOGIN john MARK3D x\r\n",
+        b"a1 LOGIN john MARK3D\0\r\n",
+        b"a1 LOGON john MARK3D\r\n",
+        b"a1 LOGIN john MARK3D" + b"x" * 5000,
+        b"MARK3D",
+    ],
+)
+def test_no_password_shows_in_what_is_said_or_noted(login: bytes) -> None:
+    came = talk(login)
+    assert b"MARK3D" not in came.said
+    assert "MARK3D" not in repr(came)

@@ -1,0 +1,90 @@
+"""IMAP's conversation with upstreams: what must hold whatever they say.
+
+Single behaviours are transcripts; those are played once more, so that this
+file alone covers the module, and then anything goes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.dialogue.actions import Receive, Send
+from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn, Secret
+from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
+from mailproxy.events import Method
+from mailproxy.protocols.imap import IMAP
+from mailproxy_config.model import Octets, Protocol
+from support import transcripts
+from support.configs import server
+from support.dialogue_player import Player
+
+SERVER = server(Protocol.IMAP, proxy_buffer=Octets(64))
+TRANSCRIPTS = transcripts.every(Protocol.IMAP)
+PASSWORD = b"MARK3D"
+
+
+def log_in(octets: bytes, user: bytes = b"john", cut: int = 0) -> tuple[bytes, LoggedIn | UpstreamError]:
+    """Say these octets to a login, and leave; tell what was heard, and what came of it."""
+    grant = Granted("192.0.2.10", 143, user, Secret(PASSWORD))
+    dialogue = IMAP.upstream(SERVER).log_in(
+        Client("192.0.2.1"), Identified(grant, Method.PASSWORD, b"", b"a1")
+    )
+    heard = b""
+    answer: Any = None
+    try:
+        while True:
+            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
+            answer = None
+            match action:
+                case Send(said):
+                    heard += said
+                case Receive(limit):
+                    answer, octets = octets[: cut or limit], octets[cut or limit :]
+    except StopIteration as finished:
+        logged_in: LoggedIn = finished.value
+        return heard, logged_in
+    except UpstreamError as failure:
+        return heard, failure
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_the_conversation_goes_as_written(transcript: transcripts.Transcript, *, cut: bool) -> None:
+    Player(transcript, IMAP, cut and transcript.may_be_cut).play()
+
+
+@given(st.binary(max_size=30).filter(lambda user: b"\0" not in user))
+def test_a_user_s_name_is_what_its_literal_says(user: bytes) -> None:
+    heard, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
+    assert heard.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
+    assert isinstance(result, (LoggedIn, UpstreamError))
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=8),
+        st.sampled_from(
+            [b"* OK\r\n", b"* OK [CAPABILITY LITERAL+]\r\n", b"+\r\n", b"+ ok\n", b"* x\r\n", b"* BYE\r\n",
+             b"a1 OK\r\n", b"a1 NO\r\n", b"a1 ", b"\r\n", b"* PREAUTH\r\n"]
+        ),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(LINES)
+def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[bytes]) -> None:
+    heard, result = log_in(b"* OK\r\n" + b"".join(lines))
+    assert heard.startswith(b"a1 LOGIN {4}\r\n")
+    shown = result.reply if isinstance(result, (LoggedIn, UpstreamRefused)) else b""
+    assert len(shown) <= 64
+    assert "MARK3D" not in repr(result)
+    assert "MARK3D" not in str(result)
+
+
+def test_a_login_is_never_spoken_before_the_greeting() -> None:
+    assert log_in(b"")[0] == log_in(b"* BYE\r\n")[0] == log_in(b"* OK")[0] == b""
