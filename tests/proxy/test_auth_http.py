@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.configs import server
-from support.world import GRANT, Answer, World, answer, run, world
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.configs import server
+from support.world import GRANT, Answer, World, answer, run, world
 
 DENIED = answer("Auth-Status: no\r\n")
 
@@ -103,7 +103,10 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced_without_notice() -> 
     [
         (b"HTTP/1.1 200 OK\r\nBad_Name: x\r\n\r\n", "invalid_response"),
         (b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n\r\n", "no_server"),
-        (b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: localhost\r\nAuth-Port: 1\r\n\r\n", "bad_address"),
+        (
+            b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: localhost\r\nAuth-Port: 1\r\n\r\n",
+            "bad_address",
+        ),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20000, "invalid_response"),
     ],
 )

@@ -7,10 +7,10 @@ import hashlib
 import random
 
 import pytest
-from support.configs import server
-from support.world import GRANT, Peer, World, answer, run, world
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.configs import server
+from support.world import GRANT, Peer, World, answer, run, world
 
 GRANTED = answer(GRANT)
 

@@ -5,35 +5,35 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.configs import server
-from support.world import GRANT, World, answer, run, world
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, SendProxyProtocol, ServerConfig
+from support.configs import server
+from support.world import GRANT, Builder, Peer, World, answer, run, world
 
 DENIED = answer("Auth-Status: Invalid login or password\r\n")
 GRANTED = answer(GRANT)
 
 
-def imap(**directives: object):  # noqa: ANN201 - a Builder
+def imap(**directives: object) -> Builder:
     return _builder(Protocol.IMAP, directives)
 
 
-def pop3(**directives: object):  # noqa: ANN201 - a Builder
+def pop3(**directives: object) -> Builder:
     return _builder(Protocol.POP3, directives)
 
 
-def smtp(**directives: object):  # noqa: ANN201 - a Builder
+def smtp(**directives: object) -> Builder:
     return _builder(Protocol.SMTP, directives)
 
 
-def _builder(protocol: Protocol, directives: dict[str, object]):  # noqa: ANN202 - a Builder
+def _builder(protocol: Protocol, directives: dict[str, object]) -> Builder:
     def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return server(protocol, **{"auth_http": auth, "listen": (listen,), **directives})
 
     return build
 
 
-async def log_in_upstream(world: World) -> object:
+async def log_in_upstream(world: World) -> Peer:
     upstream = await world.upstream.next()
     await upstream.say(b"* OK upstream ready\r\n")
     assert await upstream.line() == b"a LOGIN {5}\r\n"
@@ -51,12 +51,12 @@ def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
             await client.say(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
             upstream = await log_in_upstream(w)
             assert await client.line() == b"a OK logged in\r\n"
-            assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]  # type: ignore[attr-defined]
-            await upstream.say(b"b OK\r\nc OK\r\n")  # type: ignore[attr-defined]
+            assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]
+            await upstream.say(b"b OK\r\nc OK\r\n")
             assert await client.lines(2) == [b"b OK\r\n", b"c OK\r\n"]
             client.close()
-            assert await upstream.rest() == b""  # type: ignore[attr-defined]
-            upstream.close()  # type: ignore[attr-defined]
+            assert await upstream.rest() == b""
+            upstream.close()
             await w.settled()
             assert w.value("mailproxy_logins_total", "imap", "password", "success") == 1
             assert w.value("mailproxy_connections_active", "imap", "imap") == 0
@@ -130,9 +130,9 @@ def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
         (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
     ],
 )
-def test_each_protocol_apologizes_in_its_own_words(build: object, said: bytes, apology: bytes) -> None:
+def test_each_protocol_apologizes_in_its_own_words(build: Builder, said: bytes, apology: bytes) -> None:
     async def play() -> None:
-        async with world(build, b"nonsense\x00\r\n\r\n") as w:  # type: ignore[arg-type]
+        async with world(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
             await client.line()
             await client.say(said)
@@ -256,10 +256,10 @@ def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
                 draining = group.create_task(w.app.drain(5.0))
                 assert (await early.rest()).startswith(b"* BYE ")
                 early.close()
-                await upstream.say(b"* 1 EXISTS\r\n")  # type: ignore[attr-defined]
+                await upstream.say(b"* 1 EXISTS\r\n")
                 assert await late.line() == b"* 1 EXISTS\r\n"
                 assert not draining.done()
-                upstream.close()  # type: ignore[attr-defined]
+                upstream.close()
                 assert await late.rest() == b""
             late.close()
             with pytest.raises(ConnectionRefusedError):
@@ -279,7 +279,7 @@ def test_a_drain_that_takes_too_long_cuts_relays() -> None:
             await w.app.drain(0.1)
             assert await client.rest() == b""
             assert w.value("mailproxy_connections_closed_total", "imap", "imap", "drain") == 1
-            upstream.close()  # type: ignore[attr-defined]
+            upstream.close()
             client.close()
 
     run(play)

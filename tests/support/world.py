@@ -1,4 +1,4 @@
-"""A worker of the real runtime on loopback, with an authorization service and upstreams that follow a script."""
+"""A worker of the real runtime on loopback, an authorization service, and upstreams that a test speaks for."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class World:
 
     async def settled(self, sessions: int = 0) -> None:
         """Wait until there are only so many sessions."""
-        while self.app.sessions != sessions:
+        while self.app.sessions != sessions:  # noqa: ASYNC110 - sessions tell nobody when they end
             await asyncio.sleep(0.005)
 
     def value(self, family: str, *labels: str) -> Any:

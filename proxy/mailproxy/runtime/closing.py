@@ -8,26 +8,26 @@ first, and what still comes is thrown away for a short while.
 from __future__ import annotations
 
 import socket
-import ssl
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK, MailSocket
+from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ
+from mailproxy.tls.session import TlsConnection
 
 LINGER_SECONDS: Final = 2.0
 LINGER_OCTETS: Final = 64 * 1024
 LINGERING_AT_MOST: Final = 256
 
 
-def close_now(engine: Engine, sock: MailSocket, fd: int) -> None:
+def close_now(engine: Engine, sock: socket.socket, fd: int) -> None:
     """Close a connection that has nothing left to say."""
     engine.reactor.forget(fd)
     sock.close()
 
 
-def close_politely(engine: Engine, sock: MailSocket, fd: int) -> None:
+def close_politely(engine: Engine, sock: socket.socket, fd: int) -> None:
     """Close a connection whose last reply must arrive, although the peer may still be talking."""
     end_writing(sock)
     if len(engine.lingering) >= LINGERING_AT_MOST:
@@ -36,18 +36,12 @@ def close_politely(engine: Engine, sock: MailSocket, fd: int) -> None:
         Lingerer(engine, sock, fd).on_event(READ)
 
 
-def end_writing(sock: MailSocket) -> None:
+def end_writing(sock: socket.socket) -> None:
     """Tell the peer that nothing more comes: close_notify where there is TLS, then FIN."""
-    if isinstance(sock, ssl.SSLSocket):
-        with suppress(OSError, ValueError):
-            sock.unwrap()
+    if isinstance(sock, TlsConnection):
+        sock.unwrap()
     with suppress(OSError):
-        _plain_shutdown(sock)
-
-
-def _plain_shutdown(sock: MailSocket) -> None:
-    if isinstance(sock, socket.socket):
-        socket.socket.shutdown(sock, socket.SHUT_WR)
+        socket.socket.shutdown(sock, socket.SHUT_WR)  # an SSLSocket's own forgets its TLS
 
 
 class Lingerer:
@@ -55,7 +49,7 @@ class Lingerer:
 
     __slots__ = ("_left", "engine", "fd", "sock", "timer")
 
-    def __init__(self, engine: Engine, sock: MailSocket, fd: int) -> None:
+    def __init__(self, engine: Engine, sock: socket.socket, fd: int) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
@@ -69,7 +63,7 @@ class Lingerer:
     def on_event(self, mask: int) -> None:
         """Read and forget; the end, an error or the limit closes."""
         try:
-            octets = _raw_recv(self.sock)
+            octets = self.sock.recv(4096)
         except WOULD_BLOCK:
             if mask & BROKEN:
                 self.on_timeout()
@@ -96,7 +90,3 @@ class Lingerer:
             self.engine.lingering.discard(self)
             close_now(self.engine, self.sock, self.fd)
             self.fd = -1
-
-
-def _raw_recv(sock: MailSocket) -> bytes:
-    return sock.recv(4096)

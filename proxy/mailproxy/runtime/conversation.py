@@ -8,11 +8,12 @@ at the ``yield`` it belongs to.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final
 
 from mailproxy.dialogue import actions
 from mailproxy.dialogue.actions import Action, Dialogue
@@ -31,22 +32,6 @@ READING: Final = 1
 OVERHEARING: Final = 2
 FLUSHING: Final = 3
 OVER: Final = 4
-
-
-class MailSocket(Protocol):
-    """What a conversation needs of a connection; a socket and a TLS connection both have it."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Read at most ``size`` octets; empty at the end."""
-        ...
-
-    def send(self, octets: bytes, /) -> int:
-        """Write what fits and say how much."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the descriptor."""
-        ...
 
 
 class _Pending:
@@ -80,7 +65,7 @@ class Conversation(ABC):
     )
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
 
-    def __init__(self, engine: Engine, sock: MailSocket, fd: int, *, write_seconds: float) -> None:
+    def __init__(self, engine: Engine, sock: socket.socket, fd: int, *, write_seconds: float) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
@@ -276,9 +261,7 @@ class Conversation(ABC):
             self._wake.cancel()
             self._wake = None
         self.engine.timers.disarm(self)
-        dialogue, self._dialogue = self._dialogue, None
-        if dialogue is not None and not dialogue.gi_running:
-            dialogue.close()
+        self._dialogue = None
 
     # -- the actions that need nothing but the peer and time
 

@@ -54,7 +54,7 @@ class Reactor(selectors.BaseSelector):
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._handlers: dict[int, Handler] = {}
-        self._keys: dict[int, selectors.SelectorKey] = {}
+        self._keys: dict[FileDescriptorLike, selectors.SelectorKey] = {}
         self.on_crash = on_crash
         self.now = time.monotonic()
         self.polls = 0

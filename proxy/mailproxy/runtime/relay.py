@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
-from typing import Any, Final
+from typing import Final
 
 from mailproxy.events import CloseReason, LoginResult, UpstreamStage
 from mailproxy.observe.meter import Counter
@@ -21,6 +20,7 @@ from mailproxy.runtime.closing import close_now, end_writing
 from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+from mailproxy.tls.session import TlsConnection
 
 SMALL: Final = 16 * 1024
 """Octets of an ordinary read; one that fills it makes the direction bulk."""
@@ -56,10 +56,10 @@ class End:
         "tls",
     )
 
-    def __init__(self, sock: Any, fd: int, mask: int, counter: Counter) -> None:  # noqa: ANN401 - a socket or a TLS connection
+    def __init__(self, sock: socket.socket, fd: int, mask: int, counter: Counter) -> None:
         self.sock = sock
         self.fd = fd
-        self.tls = isinstance(sock, ssl.SSLSocket)
+        self.tls = sock if isinstance(sock, TlsConnection) else None
         self.counter = counter
         self.moved = 0
         self.pending = b""
@@ -92,19 +92,17 @@ class End:
         except OSError:
             relay.broke(self)
             return
-        if mask & BROKEN and self.other.is_behind:
-            self._park()
         relay.stamp()
-        self._settle()
+        self._settle(is_broken=bool(mask & BROKEN))
 
-    def _settle(self) -> None:
+    def _settle(self, *, is_broken: bool) -> None:
         """Watch both sides for what can go on now; end when nothing can."""
         relay, other = self.account, self.other
-        if relay.is_closed:
-            return
         if relay.is_complete():
             relay.close()
             return
+        if is_broken and other.is_behind:
+            self._park()
         self.watch()
         other.watch()
 
@@ -158,7 +156,7 @@ class End:
         self.count(len(octets))
         other.write(octets)
         if self.tls:
-            if self.sock.pending():
+            if self.tls.pending():
                 self._carry_through_buffer()
         elif len(octets) == SMALL and not other.is_behind:
             if other.tls:
@@ -177,7 +175,7 @@ class End:
             if ended:
                 self._ended()
                 return
-            if self.other.is_behind or (filled < len(buffer) and not (self.tls and self.sock.pending())):
+            if self.other.is_behind or (filled < len(buffer) and not (self.tls and self.tls.pending())):
                 return
 
     def _fill(self, view: memoryview) -> tuple[int, bool]:
@@ -243,6 +241,7 @@ class End:
         """Book octets that this side said."""
         self.moved += octets
         self.counter.value += octets
+        self.account.spoke_last = self
 
     # -- to this side
 
@@ -281,7 +280,7 @@ class End:
         if not self.is_behind:
             if other.is_over:
                 self.finish_writing()
-            elif other.tls and other.sock.pending():
+            elif other.tls and other.tls.pending():
                 other.carry()
 
     # -- the end
@@ -289,7 +288,7 @@ class End:
     def _ended(self) -> None:
         self.is_over = True
         self.account.first_end(self)
-        if not self.other.is_behind:
+        if not self.other.is_behind and not self.account.is_complete():
             self.other.finish_writing()
 
     def finish_writing(self) -> None:
@@ -304,11 +303,13 @@ class Relay:
     __slots__ = (
         "_active",
         "_idle",
+        "_owes_client",
         "_reason",
         "account",
         "client",
         "engine",
         "is_closed",
+        "spoke_last",
         "timer",
         "upstream",
     )
@@ -319,6 +320,8 @@ class Relay:
         self.client = client
         self.upstream = upstream
         self.is_closed = False
+        self.spoke_last = upstream
+        self._owes_client = False
         self.timer = 0
         self._idle: float = account.server.config.proxy_timeout
         self._active = self.engine.reactor.now
@@ -338,11 +341,15 @@ class Relay:
             self.engine.timers.arm(self, self._idle)
 
     def is_complete(self) -> bool:
-        """Whether the upstream has ended and the client has all of it, or both have ended."""
+        """Whether nobody has anything left to say that the other waits for.
+
+        The upstream has ended and the client has all of it; or the client has
+        ended, and had the last answer already.
+        """
         client, upstream = self.client, self.upstream
-        if upstream.is_over and not client.is_behind:
-            return True
-        return client.is_over and upstream.is_over
+        if client.is_behind:
+            return client.is_over and upstream.is_over
+        return upstream.is_over or (client.is_over and not self._owes_client)
 
     def broke(self, end: End) -> None:
         """A connection broke."""
@@ -398,7 +405,7 @@ class Relay:
 def start_relay(
     account: Account,
     *,
-    client: Any,  # noqa: ANN401 - a socket or a TLS connection
+    client: socket.socket,
     client_mask: int,
     upstream: socket.socket,
     to_client: bytes,
@@ -435,5 +442,5 @@ def start_relay(
         return
     near.watch()
     far.watch()
-    if near.tls and client.pending() and not far.is_behind:
+    if near.tls and near.tls.pending() and not far.is_behind:
         near.on_event(READ)

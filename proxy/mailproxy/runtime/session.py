@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
@@ -54,6 +54,7 @@ from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
 from mailproxy.runtime.upstream import UpstreamLink
+from mailproxy.tls.session import TlsConnection
 from mailproxy_config.model import LogLevel
 
 _SAY_NOTHING: Final = frozenset(
@@ -88,9 +89,9 @@ class Session(Conversation):
         self,
         engine: Engine,
         server: Server,
-        sock: Any,
+        sock: socket.socket,
         client: Client,
-        record: SessionRecord,  # noqa: ANN401 - a socket, later a TLS connection
+        record: SessionRecord,
     ) -> None:
         super().__init__(engine, sock, sock.fileno(), write_seconds=server.config.timeout)
         self.server = server
@@ -245,7 +246,7 @@ class Session(Conversation):
             super()._listen(limit)
 
     def _has_more(self) -> bool:
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+        return isinstance(self.sock, TlsConnection) and self.sock.pending() > 0
 
     # -- the upstream
 

@@ -146,7 +146,8 @@ class HandshakeStage:
         session = self.session
         if session is None:
             return
-        sock: TlsConnection = session.sock
+        sock = session.sock
+        assert isinstance(sock, TlsConnection)  # noqa: S101 - begin() wrapped it
         try:
             step = sock.handshake()
         except TlsHandshakeFailed as error:

@@ -74,7 +74,7 @@ class UpstreamLink(Conversation):
             super().on_event(mask)
 
     def _connected(self, mask: int) -> None:
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0  # type: ignore[attr-defined]
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
         self._connecting = False
         session = self._session
         if session is None:
