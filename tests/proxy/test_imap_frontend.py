@@ -107,7 +107,8 @@ PIECES = st.one_of(
         [
             b"\r\n", b"\n", b" ", b'"', b"\\", b"{", b"{3}\r\n", b"{3+}\r\n", b"{0}\r\n", b"{9999}\r\n",
             b"+}\r\n", b"a1 ", b"LOGIN ", b"AUTHENTICATE ", b"PLAIN", b"LOGIN", b"CRAM-MD5", b"EXTERNAL",
-            b"AHUAcA==", b"NOOP", b"CAPABILITY", b"a1 LOGIN u p\r\n", b"STARTTLS\r\n", b"LOGOUT\r\n", b"*\r\n",
+            b"AHUAcA==", b"NOOP", b"CAPABILITY", b"a1 LOGIN u p\r\n", b"STARTTLS\r\n", b"LOGOUT\r\n",
+            b"*\r\n",
         ]
     ),
 )  # fmt: skip
