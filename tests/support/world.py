@@ -1,4 +1,4 @@
-"""A worker of the real runtime on loopback, an authorization service, and upstreams that a test speaks for."""
+"""A real worker on loopback, an authorization service, and upstreams that a test speaks for."""
 
 from __future__ import annotations
 

@@ -336,6 +336,7 @@ class Relay:
     def first_end(self, end: End) -> None:
         """One side has said everything; the other gets a bounded while for the rest."""
         if self._reason is None:
+            self._owes_client = self.client.is_behind or self.spoke_last is self.client
             self._reason = CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
             self._idle = min(self._idle, HALF_CLOSED_SECONDS)
             self.engine.timers.arm(self, self._idle)
