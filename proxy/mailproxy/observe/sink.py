@@ -1,12 +1,13 @@
 """Where log lines go: whole, in pieces that a pipe takes at once, and never at the price of waiting.
 
 A reader that does not read costs lines, which are counted, and nothing else.
-Our own file descriptor is used where it can be had, because making an
-inherited one non-blocking would make it so for everybody who shares it.
+What was inherited is opened anew where that is possible, because making it
+non-blocking would make it so for everybody who shares it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -24,23 +25,39 @@ CAPACITY: Final = 256 * 1024
 Writer = Callable[[bytes], int]
 
 
-def writer(fd: int) -> Writer:
-    """Find the way to write to a descriptor that never waits."""
+def _nothing() -> None:
+    pass
+
+
+def _closed(_: bytes) -> int:
+    raise OSError(errno.EBADF, "closed")
+
+
+def _writer(fd: int) -> tuple[Writer, Callable[[], None]]:
+    """Find the way to write to a descriptor that never waits, and how to let go of it."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return lambda piece: os.write(fd, piece)
+        return (lambda piece: os.write(fd, piece)), _nothing
     if stat.S_ISSOCK(mode):
         peer = socket.socket(fileno=os.dup(fd))
-        return lambda piece: peer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return (lambda piece: peer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)), peer.close
     try:
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY)
-    except OSError:  # somebody else's pipe (a container's output, often), or no /proc
-        return _polled(fd)
-    return lambda piece: os.write(own, piece)
+    except OSError:  # somebody else's (a container's output, often), or no /proc
+        return _shared(fd, mode), _nothing
+    return (lambda piece: os.write(own, piece)), lambda: os.close(own)
 
 
-def _polled(fd: int) -> Writer:
-    """Write only when poll(2) promises room for a piece."""
+def _shared(fd: int, mode: int) -> Writer:
+    """Write to a descriptor that cannot be opened anew.
+
+    A pipe into somebody else's hands is shared with processes of ours alone,
+    so it may become non-blocking.  A terminal is shared with a shell, which
+    would suffer; so poll(2) has to promise room.
+    """
+    if stat.S_ISFIFO(mode):
+        os.set_blocking(fd, False)
+        return lambda piece: os.write(fd, piece)
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
 
@@ -62,7 +79,7 @@ class Sink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._write = writer(fd)
+        self._write, self._release = _writer(fd)
         self._lines: deque[str] = deque()
         self._piece = b""
         self.size = 0
@@ -98,10 +115,14 @@ class Sink:
         return True
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for at most so many seconds."""
+        """Write what waits, for at most so many seconds; nothing is written after that."""
         deadline = time.monotonic() + seconds
+        room = select.poll()
+        room.register(self._fd, select.POLLOUT)
         while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
-            select.select([], [self._fd], [], min(left, 0.05))
+            room.poll(min(left, 0.05) * 1000)
+        self._release()
+        self._write, self._release = _closed, _nothing
 
     def _next_piece(self) -> bytes:
         lines = [self._lines.popleft()]

@@ -1,0 +1,290 @@
+"""The admin endpoint, over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from mailproxy import admin
+from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
+from mailproxy.observe.meter import Meter
+from mailproxy_config.model import Protocol
+
+BUILD = Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
+
+
+class Supervisor:
+    """What the endpoint asks, with one worker whose answers can be held up."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self.meter.protocol(Protocol.IMAP)
+        self.is_ready = True
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked = 0
+        self.was_asked = asyncio.Event()
+        self._totals = Totals()
+
+    async def snapshots(self) -> None:
+        self.asked += 1
+        self.was_asked.set()
+        await self.answers.wait()
+        self._totals.update(1, self.meter.snapshot())
+
+    def page(self) -> Page:
+        return self._totals.page(SupervisorFacts(build=BUILD, workers=1, started=1.7e9))
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def config(self) -> dict[str, object]:
+        return {"hash": "0a1b", "generation": 3, "loaded_at": "2026-11-23T04:16:47.500Z", "last_error": None}
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    return Supervisor()
+
+
+class Ask:
+    """A client of the endpoint."""
+
+    def __init__(self, client: aiohttp.ClientSession, port: int) -> None:
+        self.port = port
+        self._client = client
+
+    async def __call__(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[int, dict[str, str], str]:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self._client.request(method, url, headers=named) as response:
+            return response.status, dict(response.headers), await response.text()
+
+
+@asynccontextmanager
+async def running(supervisor: Supervisor, address: str = "127.0.0.1") -> AsyncIterator[admin.Running]:
+    endpoint = await admin.serve(address, 0, supervisor)
+    try:
+        yield endpoint
+    finally:
+        await endpoint.close()
+
+
+@pytest.fixture
+async def ask(supervisor: Supervisor) -> AsyncIterator[Ask]:
+    async with running(supervisor) as endpoint, aiohttp.ClientSession() as client:
+        yield Ask(client, endpoint.port)
+
+
+async def test_alive_is_alive_whatever_else(ask: Ask, supervisor: Supervisor) -> None:
+    supervisor.is_ready = False
+    assert (await ask("/healthz"))[::2] == (200, "ok\n")
+
+
+@pytest.mark.parametrize(
+    ("is_ready", "status", "text"), [(True, 200, "ready\n"), (False, 503, "not ready\n")]
+)
+async def test_ready_is_what_the_supervisor_says(
+    ask: Ask, supervisor: Supervisor, is_ready: bool, status: int, text: str
+) -> None:
+    supervisor.is_ready = is_ready
+    assert (await ask("/readyz"))[::2] == (status, text)
+
+
+async def test_the_configuration_is_told_as_json(ask: Ask, supervisor: Supervisor) -> None:
+    status, headers, text = await ask("/config")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(text) == supervisor.config()
+
+
+async def test_a_scrape_asks_for_fresh_numbers(ask: Ask, supervisor: Supervisor) -> None:
+    server = supervisor.meter.server("a", Protocol.IMAP)
+    for number in (1, 2):
+        server.accepted.value += 1
+        status, headers, text = await ask("/metrics")
+        assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert f'mailproxy_connections_accepted_total{{protocol="imap",server="a"}} {number}.0\n' in text
+
+
+async def test_a_scrape_gets_the_format_it_accepts(ask: Ask) -> None:
+    _, headers, text = await ask("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize(("accepted", "encoding"), [("gzip", "gzip"), ("identity", None)])
+async def test_a_scrape_is_packed_when_that_is_accepted(
+    ask: Ask, accepted: str, encoding: str | None
+) -> None:
+    _, headers, text = await ask("/metrics", Accept_Encoding=accepted)
+    assert headers.get("Content-Encoding") == encoding
+    assert "mailproxy_workers 1.0\n" in text
+
+
+async def test_a_worker_that_does_not_answer_costs_a_scrape_its_deadline_and_nothing_else(
+    ask: Ask, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask("/metrics")
+    monkeypatch.setattr(admin, "SNAPSHOT_SECONDS", 0.01)
+    supervisor.answers.clear()
+    status, _, text = await ask("/metrics")
+    assert status == 200
+    assert "mailproxy_logins_total" in text
+
+
+async def test_scrapes_that_wait_together_share_one_question(ask: Ask, supervisor: Supervisor) -> None:
+    supervisor.answers.clear()
+    async with asyncio.TaskGroup() as scrapes:
+        first = scrapes.create_task(ask("/metrics"))
+        await supervisor.was_asked.wait()
+        others = [scrapes.create_task(ask("/metrics")) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        supervisor.answers.set()
+    assert [task.result()[0] for task in (first, *others)] == [200] * 6
+    assert supervisor.asked == 2  # the first one's numbers may be older than the others' question
+
+
+@pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/../etc/passwd", "/config.json"])
+async def test_elsewhere_there_is_a_list_of_what_there_is(ask: Ask, path: str) -> None:
+    status, _, text = await ask(path)
+    assert status == 404
+    assert text.splitlines()[1:] == ["/metrics", "/healthz", "/readyz", "/config"]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/config"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
+async def test_nothing_can_be_changed_here(ask: Ask, method: str, path: str) -> None:
+    status, headers, _ = await ask(path, method)
+    assert (status, headers["Allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/config"])
+async def test_head_is_get_without_a_body(ask: Ask, path: str) -> None:
+    status, headers, text = await ask(path, "HEAD", Accept_Encoding="identity")
+    assert (status, text) == (200, "")
+    assert int(headers["Content-Length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/config", "/nothing"])
+async def test_nothing_is_cached_and_nothing_is_told_about_versions(ask: Ask, path: str) -> None:
+    _, headers, _ = await ask(path)
+    assert (headers["Cache-Control"], headers["Server"]) == ("no-store", "mailproxy")
+
+
+async def said(port: int, octets: bytes) -> bytes:
+    """Say something and read until the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        async with asyncio.timeout(10):
+            writer.write(octets)
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
+        b"EHLO nonsense\r\n\r\n",
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n",
+    ],
+)
+async def test_what_is_too_long_or_not_http_is_refused(ask: Ask, octets: bytes) -> None:
+    assert (await said(ask.port, octets)).startswith(b"HTTP/1.0 400 ")
+    assert (await ask("/healthz"))[0] == 200
+
+
+async def test_a_connection_that_asks_nothing_is_closed(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "FIRST_REQUEST_SECONDS", 0.05)
+    async with running(supervisor) as endpoint:
+        assert await said(endpoint.port, b"GET /healthz HTTP/1.1\r\nHost:") == b""
+
+
+async def test_a_connection_that_asked_in_time_is_kept(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "FIRST_REQUEST_SECONDS", 0.01)
+    async with running(supervisor) as endpoint, aiohttp.ClientSession() as client:
+        ask = Ask(client, endpoint.port)
+        await ask("/healthz")
+        await asyncio.sleep(0.05)
+        assert (await ask("/healthz"))[0] == 200
+
+
+async def test_connections_are_bounded(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "CONNECTIONS", 2)
+    async with running(supervisor) as endpoint:
+        held = [await asyncio.open_connection("127.0.0.1", endpoint.port) for _ in range(2)]
+        assert await said(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n") == b""
+        held.pop()[1].close()
+        await asyncio.sleep(0.05)
+        assert b"ok" in await said(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+        held.pop()[1].close()
+
+
+@pytest.mark.parametrize("address", ["[::]", "::"])
+async def test_the_address_of_both_families_takes_both(supervisor: Supervisor, address: str) -> None:
+    async with running(supervisor, address) as endpoint, aiohttp.ClientSession() as client:
+        assert (await Ask(client, endpoint.port)("/healthz"))[0] == 200
+        assert endpoint.address == "::"
+
+
+async def test_without_ipv6_the_address_of_both_families_takes_ipv4(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.socket
+
+    def without_ipv6(family: Any = socket.AF_INET, *rest: Any, **named: Any) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported")
+        return real(family, *rest, **named)
+
+    monkeypatch.setattr(admin.socket, "socket", without_ipv6)
+    async with running(supervisor, "::") as endpoint:
+        assert endpoint.address == "0.0.0.0"
+        with pytest.raises(OSError, match="not supported"):
+            await admin.serve("::1", 0, supervisor)
+
+
+async def test_an_address_in_use_is_the_callers_business(supervisor: Supervisor) -> None:
+    async with running(supervisor) as endpoint:
+        with pytest.raises(OSError, match="in use") as caught:
+            await admin.serve("127.0.0.1", endpoint.port, supervisor)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) -> None:
+    async with running(supervisor) as endpoint, aiohttp.ClientSession() as client:
+        assert (await Ask(client, endpoint.port)("/healthz"))[0] == 200
+        port = endpoint.port
+    again = await admin.serve("127.0.0.1", port, supervisor)
+    await again.close()
+
+
+@pytest.mark.interop
+async def test_promtool_likes_what_is_served(ask: Ask) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "install prometheus to run the interop tests"
+    _, _, text = await ask("/metrics")
+    run = await asyncio.create_subprocess_exec(
+        promtool, "check", "metrics", stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    _, complaints = await asyncio.wait_for(run.communicate(text.encode()), 30)
+    assert (run.returncode, complaints) == (0, b"")

@@ -1,0 +1,181 @@
+"""Writing without waiting: slow readers cost lines, dead ones cost lines, nobody costs time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import socket
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mailproxy.observe.sink import CAPACITY, PIECE, Sink
+
+LINE = "x" * 99 + "\n"
+FULL = CAPACITY // len(LINE)
+
+
+class Reader:
+    """The other end, and the descriptor that leads to it."""
+
+    def __init__(self, fd: int, read: Callable[[], bytes], close: Callable[[], None]) -> None:
+        self.fd = fd
+        self.read = read
+        self.close = close
+
+
+def drained(fd: int) -> bytes:
+    """All that can be read now."""
+    octets = b""
+    with contextlib.suppress(BlockingIOError):
+        while more := os.read(fd, 1 << 20):
+            octets += more
+    return octets
+
+
+@pytest.fixture(params=["pipe", "foreign pipe", "socket"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    if request.param == "socket":
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with ours, theirs:
+            yield Reader(ours.fileno(), lambda: drained(theirs.fileno()), theirs.close)
+        return
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+    with os.fdopen(out, "rb") as reads, os.fdopen(into, "wb") as writes, monkeypatch.context() as patch:
+        if request.param == "foreign pipe":
+            patch.setattr(os, "open", refused)
+        yield Reader(writes.fileno(), lambda: drained(reads.fileno()), reads.close)
+
+
+def refused(*_: object) -> int:
+    raise PermissionError
+
+
+@pytest.fixture
+def sink(reader: Reader) -> Iterator[Sink]:
+    sink = Sink(reader.fd)
+    yield sink
+    sink.close(0)
+
+
+def test_lines_wait_until_they_are_flushed(reader: Reader, sink: Sink) -> None:
+    sink.put("one\n")
+    sink.put("two\n")
+    assert (reader.read(), sink.size) == (b"", 8)
+    assert sink.flush()
+    assert (reader.read(), sink.size) == (b"one\ntwo\n", 0)
+    assert sink.flush()
+    assert reader.read() == b""
+
+
+def test_a_reader_that_does_not_read_costs_lines_and_no_time(reader: Reader, sink: Sink) -> None:
+    total = 3 * FULL
+    assert fill(sink, total) > 0
+    assert sink.dropped > 0
+    assert sink.size <= CAPACITY
+    assert not sink.flush()
+
+    received = b""
+    while not sink.flush():
+        received += reader.read()
+    received += reader.read()
+    assert received.decode().splitlines(keepends=True) == [LINE] * (total - sink.dropped)
+    assert sink.size == 0
+
+
+def fill(sink: Sink, lines: int) -> int:
+    """Queue lines and flush now and then; returns how many flushes did not go through."""
+    stuck = 0
+    for number in range(lines):
+        sink.put(LINE)
+        if number % 50 == 0:
+            stuck += not sink.flush()
+    return stuck
+
+
+def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: Sink) -> None:
+    reader.close()
+    sink.put(LINE)
+    sink.put(LINE)
+    assert not sink.flush()
+    assert (sink.dropped, sink.size) == (2, 0)
+    sink.put(LINE)
+    assert not sink.flush()
+    assert sink.dropped == 3
+
+
+@pytest.mark.parametrize("may_open", [True, False])
+def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen, terminal = pty.openpty()
+    with os.fdopen(screen, "rb", buffering=0) as sees, os.fdopen(terminal, "wb", buffering=0) as shell:
+        tty.setraw(shell.fileno())
+        if not may_open:
+            monkeypatch.setattr(os, "open", refused)
+        sink = Sink(shell.fileno())
+        sink.put(LINE)
+        assert sink.flush()
+        assert sees.read(len(LINE)) == LINE.encode()
+        fill(sink, 2 * FULL)
+        assert sink.dropped > 0
+        assert os.get_blocking(shell.fileno())
+        sink.close(0)
+
+
+def test_an_inherited_pipe_stays_as_blocking_as_it_was() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
+        sink = Sink(writes.fileno())
+        sink.put(LINE)
+        sink.close(1)
+        assert os.get_blocking(writes.fileno())
+        assert reads.read(len(LINE)) == LINE.encode()
+
+
+def test_closing_gives_a_slow_reader_so_much_time_and_no_more(reader: Reader, sink: Sink) -> None:
+    fill(sink, 2 * FULL)
+    sink.close(0.01)
+    assert sink.size > 0
+
+
+def test_closing_writes_what_waits(reader: Reader, sink: Sink) -> None:
+    sink.put(LINE)
+    sink.close(1)
+    assert reader.read() == LINE.encode()
+
+
+def test_nothing_is_written_after_closing(reader: Reader, sink: Sink) -> None:
+    sink.close(0)
+    sink.put(LINE)
+    assert not sink.flush()
+    assert (reader.read(), sink.dropped) == (b"", 1)
+
+
+def test_a_full_queue_counts_what_it_cannot_take(reader: Reader, sink: Sink) -> None:
+    for _ in range(FULL + 5):
+        sink.put(LINE)
+    assert (sink.dropped, sink.size) == (5, FULL * len(LINE))
+
+
+def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one message per write
+    with ours, theirs:
+        sink = Sink(ours.fileno())
+        for size in (100, 4000, 90, 7, PIECE):
+            sink.put("x" * (size - 1) + "\n")
+        sink.close(1)
+        assert [len(theirs.recv(1 << 16)) for _ in range(4)] == [100, 4090, 7, PIECE]
+
+
+def test_a_file_is_written_like_any_other(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        sink = Sink(file.fileno())
+        for _ in range(FULL):
+            sink.put(LINE)
+        assert sink.flush()
+        sink.close(0)
+    assert (tmp_path / "log").read_text() == LINE * FULL
