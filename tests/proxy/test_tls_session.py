@@ -1,0 +1,374 @@
+"""Connections under TLS: handshakes step by step, octets, the goodbye, and what strangers may send."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import ssl
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mailproxy.errors import TlsFailed
+from mailproxy.events import TlsFailure
+from mailproxy.tls.contexts import ServerTls
+from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
+from support.tls_authority import Authority
+from support.tls_peers import Pair, client_of, descriptors, shaken, tls_of
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def tls(authority: Authority) -> ServerTls:
+    return tls_of(authority.issue())
+
+
+def stranger(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
+    """Somebody who has said this before our side came to the handshake."""
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    near.settimeout(5)
+    near.sendall(said)
+    return near, tls.accept(far)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_handshake_says_what_it_settled(tls: ServerTls, authority: Authority, version: ssl.TLSVersion) -> None:
+    context = client_of(authority)
+    context.minimum_version = context.maximum_version = version
+    info, _ = shaken(tls, context, host="localhost")
+    assert info.version == version.name.replace("_", ".").replace("TLSv1.", "TLSv1.")
+    assert "AES" in info.cipher or "CHACHA" in info.cipher
+    assert not info.resumed
+    assert (info.alpn, info.certificate, info.verify_code, info.server_name) == (None, None, 0, None)
+
+
+def test_a_handshake_waits_for_the_client(tls: ServerTls) -> None:
+    near, ours = stranger(tls, b"")
+    assert ours.handshake() is HandshakeStep.WANT_READ
+    near.close()
+    ours.close()
+
+
+def test_the_old_socket_gives_its_descriptor_away(tls: ServerTls) -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    descriptor = far.fileno()
+    ours = tls.accept(far)
+    assert (far.fileno(), ours.fileno()) == (-1, descriptor)
+    assert isinstance(ours, ssl.SSLSocket)
+    assert ours.context is tls.terms.context
+    assert not ours.getblocking()
+    near.close()
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "failure"),
+    [
+        (b"GET / HTTP/1.1\r\n", TlsFailure.NOT_TLS),
+        (b"CONNECT mail:25 HTTP/1.1\r\n", TlsFailure.NOT_TLS),
+        (b"EHLO client.example\r\n", TlsFailure.NOT_TLS),
+        (b"a1 LOGIN alice secret\r\n", TlsFailure.NOT_TLS),
+        (b"\r\n\r\n\r\n", TlsFailure.NOT_TLS),
+        (b"\x16\x03\x01\x00\x05\x02\x00\x00\x01\x00", TlsFailure.OTHER),  # a ServerHello, to a server
+        (b"\x15\x03\x01\x00\x02\x02\x28", TlsFailure.OTHER),  # an alert: handshake failure
+    ],
+)
+def test_what_is_no_handshake_fails(tls: ServerTls, said: bytes, failure: TlsFailure) -> None:
+    near, ours = stranger(tls, said)
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        ours.handshake()
+    assert caught.value.failure is failure
+    assert caught.value.detail
+    assert isinstance(caught.value, TlsFailed)
+    near.close()
+    ours.close()
+
+
+def test_a_client_that_leaves_is_told_apart(tls: ServerTls) -> None:
+    near, ours = stranger(tls, b"")
+    near.close()
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        ours.handshake()
+    assert caught.value.failure is TlsFailure.EOF
+    ours.close()
+
+
+def test_a_connection_that_is_reset_is_a_client_that_left(tls: ServerTls) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    ours = tls.accept(accepted)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    near.close()
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        ours.handshake()
+    assert caught.value.failure is TlsFailure.EOF
+    ours.close()
+
+
+def test_nothing_is_pending_after_the_end(tls: ServerTls) -> None:
+    near, ours = stranger(tls, b"")
+    ours.close()
+    assert ours.pending() == 0
+    near.close()
+
+
+@pytest.mark.parametrize("injected", [b"a1 NOOP\r\n", b"a2 LOGIN eve evil\r\n" * 40])
+def test_octets_in_clear_before_the_handshake_break_it_and_are_never_read(
+    tls: ServerTls, authority: Authority, injected: bytes
+) -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    near.sendall(injected)  # after STARTTLS, in the gap before the ClientHello
+    near.setblocking(False)
+    client = client_of(authority).wrap_socket(near, do_handshake_on_connect=False)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    ours = tls.accept(far)
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        ours.handshake()
+    assert caught.value.failure is TlsFailure.NOT_TLS
+    assert ours.recv(4096) == b""
+    client.close()
+    ours.close()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(said=st.binary(max_size=600))
+def test_whatever_is_said_the_handshake_waits_or_fails(tls: ServerTls, said: bytes) -> None:
+    near, ours = stranger(tls, said)
+    near.close()
+    with pytest.raises(TlsHandshakeFailed):
+        for _ in range(3):
+            ours.handshake()
+    ours.close()
+
+
+def test_versions_that_do_not_meet(tls: ServerTls, authority: Authority) -> None:
+    tls = tls_of(authority.issue(), ssl_protocols=frozenset({"TLSv1.3"}))
+    context = client_of(authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert failure_with(tls, context) is TlsFailure.UNSUPPORTED_VERSION
+
+
+def test_ciphers_that_do_not_meet(authority: Authority) -> None:
+    tls = tls_of(authority.issue(), ssl_protocols=frozenset({"TLSv1.2"}), ssl_ciphers="ECDHE-ECDSA-AES256-GCM-SHA384")
+    context = client_of(authority)
+    context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    assert failure_with(tls, context) is TlsFailure.NO_SHARED_CIPHER
+
+
+def test_a_client_that_does_not_trust_us(tls: ServerTls, tmp_path: Path) -> None:
+    assert failure_with(tls, client_of(Authority(tmp_path, "CN=Another CA"))) is TlsFailure.VERIFY_FAILED
+
+
+def failure_with(tls: ServerTls, context: ssl.SSLContext) -> TlsFailure:
+    pair = Pair(tls, context)
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        for _ in range(3):
+            try:
+                pair.client.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLError:
+                pair.ours.handshake()
+            pair.ours.handshake()
+    pair.close()
+    return caught.value.failure
+
+
+@pytest.mark.parametrize(
+    ("protocol", "offered", "chosen"),
+    [
+        (Protocol.IMAP, ["imap"], b"imap"),
+        (Protocol.IMAP, ["h2", "imap", "http/1.1"], b"imap"),
+        (Protocol.POP3, ["imap", "pop3"], b"pop3"),
+        (Protocol.SMTP, ["smtp"], b"smtp"),
+        (Protocol.IMAP, [], None),
+    ],
+)
+def test_our_protocol_is_chosen(
+    authority: Authority, protocol: Protocol, offered: list[str], chosen: bytes | None
+) -> None:
+    context = client_of(authority)
+    context.set_alpn_protocols(offered)
+    info, _ = shaken(tls_of(authority.issue(), protocol=protocol), context)
+    assert info.alpn == chosen
+
+
+@pytest.mark.parametrize("offered", [["http/1.1"], ["pop3", "h2"], ["ximap"], ["imap4"]])
+def test_other_protocols_end_the_handshake(tls: ServerTls, authority: Authority, offered: list[str]) -> None:
+    context = client_of(authority)
+    context.set_alpn_protocols(offered)
+    pair = Pair(tls, context)
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.client.do_handshake()
+    with pytest.raises(TlsHandshakeFailed) as caught:
+        pair.ours.handshake()
+    assert caught.value.failure is TlsFailure.ALPN_MISMATCH
+    with pytest.raises(ssl.SSLError, match="NO_APPLICATION_PROTOCOL|no application protocol"):
+        pair.client.do_handshake()
+    pair.close()
+
+
+def test_octets_go_both_ways(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    assert pair.tell(b"* OK ready\r\n") == b"* OK ready\r\n"
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.ours.recv(4096)
+    pair.client.send(b"a1 NOOP\r\na2 NOOP\r\n")
+    assert pair.ours.recv(9) == b"a1 NOOP\r\n"
+    assert pair.ours.pending()
+    buffer = bytearray(64)
+    assert pair.ours.recv_into(buffer) == 9
+    assert buffer[:9] == b"a2 NOOP\r\n"
+    assert not pair.ours.pending()
+    pair.close()
+
+
+def test_what_was_read_ahead_is_pending(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    for record in (b"one", b"two", b"three"):
+        pair.client.send(record)
+    heard = [pair.ours.recv(4096)]
+    while pair.ours.pending():
+        heard.append(pair.ours.recv(4096))
+    assert heard == [b"one", b"two", b"three"]
+    pair.close()
+
+
+def test_what_comes_with_the_end_of_the_handshake_is_pending(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.client.do_handshake()
+    assert pair.ours.handshake() is HandshakeStep.WANT_READ
+    pair.client.do_handshake()
+    pair.client.send(b"a1 CAPABILITY\r\n")  # in one flight with the client's Finished
+    assert pair.ours.handshake() is HandshakeStep.DONE
+    assert pair.ours.pending()
+    assert pair.ours.recv(4096) == b"a1 CAPABILITY\r\n"
+    pair.close()
+
+
+def test_a_write_goes_as_far_as_the_socket_lets_it(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    octets = bytes(range(256)) * 8192
+    left, got = memoryview(octets), bytearray()
+    partial = 0
+    while len(got) < len(octets):
+        try:
+            sent = pair.ours.send(left) if left else 0
+        except ssl.SSLWantWriteError:
+            sent = 0
+        partial += sent < len(left)
+        left = left[sent:]
+        try:
+            while True:
+                got += pair.client.recv(65536)
+        except ssl.SSLWantReadError:
+            pass
+    assert bytes(got) == octets
+    assert partial
+    pair.close()
+
+
+def test_the_client_says_goodbye(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    pair.tell(b"x")
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.client.unwrap()
+    assert pair.ours.recv(4096) == b""
+    assert pair.ours.recv_into(bytearray(16)) == 0
+    pair.close()
+
+
+def test_a_client_that_leaves_without_goodbye_has_ended_too(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    pair.tell(b"x")
+    pair.client.close()
+    assert pair.ours.recv(4096) == b""
+    pair.close()
+
+
+def test_we_say_goodbye_and_still_hear_the_client(tls: ServerTls, authority: Authority) -> None:
+    pair = Pair(tls, client_of(authority))
+    pair.shake()
+    pair.tell(b"x")
+    pair.client.send(b"last words")
+    assert pair.ours.unwrap() is pair.ours
+    assert pair.client.recv(4096) == b""
+    assert pair.ours.recv(4096) == b"last words"
+    pair.close()
+
+
+@pytest.mark.parametrize("moment", ["before the handshake", "after a failure", "after the end"])
+def test_a_goodbye_never_fails(tls: ServerTls, moment: str) -> None:
+    near, ours = stranger(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
+    if moment == "after a failure":
+        with pytest.raises(TlsHandshakeFailed):
+            ours.handshake()
+    if moment == "after the end":
+        ours.close()
+    assert ours.unwrap() is ours
+    near.close()
+    ours.close()
+
+
+def test_an_unhappy_goodbye_leaves_no_error_for_the_next_connection(tls: ServerTls, authority: Authority) -> None:
+    near, ours = stranger(tls, b"")
+    ours.unwrap()
+    info, _ = shaken(tls, client_of(authority))
+    assert info.version
+    near.close()
+    ours.close()
+
+
+def test_the_server_name_and_our_certificate_are_told_where_the_upstream_wants_them(authority: Authority) -> None:
+    ecdsa, rsa = authority.issue(), authority.issue(key="rsa")
+    tls = tls_of(ecdsa, rsa, proxy_protocol=SendProxyProtocol.V2, ssl_protocols=frozenset({"TLSv1.2"}))
+    context = client_of(authority)
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    info, _ = shaken(tls, context, host="mail.example.com")
+    assert (info.server_name, info.own_signature, info.own_key) == (b"mail.example.com", b"ecdsa-with-SHA256", b"RSA2048")
+    context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    info, _ = shaken(tls, context)
+    assert (info.server_name, info.own_signature, info.own_key) == (None, b"ecdsa-with-SHA256", b"EC256")
+
+
+def test_2000_handshakes_leave_nothing_behind(authority: Authority) -> None:
+    tls = tls_of(
+        authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_client_certificate=authority.file
+    )
+    context = client_of(authority, certificate=authority.issue("CN=alice"))
+    context.set_alpn_protocols(["imap"])
+    shaken(tls, context)
+    gc.collect()
+    before, open_before = len(gc.get_objects()), descriptors()
+    for _ in range(2000):
+        shaken(tls, context)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 50
+    assert descriptors() == open_before
+
+
+def test_a_connection_has_no_dictionary_of_its_own_worth_mentioning(tls: ServerTls) -> None:
+    near, ours = stranger(tls, b"")
+    assert vars(ours) == {}
+    near.close()
+    ours.close()

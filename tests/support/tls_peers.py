@@ -1,0 +1,156 @@
+"""Both ends of a TLS connection in one process, and a small server for clients of other makes."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from mailproxy.dialogue.values import TlsInfo
+from mailproxy.tls.contexts import TICKET_KEY_OCTETS, ServerTls, build
+from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy_config.model import ListenConfig, Protocol
+from support.configs import server
+from support.tls_authority import Authority, Issued
+
+KEY: Final = bytes(range(TICKET_KEY_OCTETS))
+PATIENCE: Final = 10.0
+TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
+
+
+def tls_of(*issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes = KEY, **directives: Any) -> ServerTls:
+    """TLS of a server with these certificates and directives."""
+    chosen = tuple(each.files for each in issued)
+    config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
+    return build(config, ticket_key=key)
+
+
+def client_of(authority: Authority | None = None, *, certificate: Issued | None = None) -> ssl.SSLContext:
+    """A client that trusts this authority, or anybody, and may have a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    if authority is None:
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(authority.file)
+    if certificate is not None:
+        context.load_cert_chain(certificate.files.certificate, certificate.files.key)
+    return context
+
+
+class Pair:
+    """A client and our side of it, on a pair of sockets, not shaken yet."""
+
+    def __init__(
+        self, tls: ServerTls, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, host: str | None = None
+    ) -> None:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        far.setblocking(False)
+        self.ours = tls.accept(far)
+        self.client = context.wrap_socket(
+            near, server_hostname=host, do_handshake_on_connect=False, session=session
+        )
+
+    def shake(self) -> TlsInfo:
+        """Take both sides through the handshake, and give what it settled."""
+        steps = {self._client_step(), self.ours.handshake()}
+        for _ in range(20):
+            if steps == {HandshakeStep.DONE}:
+                break
+            steps = {self._client_step(), self.ours.handshake()}
+        assert steps == {HandshakeStep.DONE}
+        return self.ours.info()
+
+    def tell(self, octets: bytes) -> bytes:
+        """Say octets to the client, which also reads the session tickets that lie before them."""
+        assert self.ours.send(octets) == len(octets)
+        return self.client.recv(len(octets))
+
+    def close(self) -> None:
+        """Close both sides."""
+        self.client.close()
+        self.ours.close()
+
+    def _client_step(self) -> HandshakeStep:
+        try:
+            self.client.do_handshake()
+        except ssl.SSLWantReadError:
+            return HandshakeStep.WANT_READ
+        return HandshakeStep.DONE
+
+
+def shaken(
+    tls: ServerTls, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, host: str | None = None
+) -> tuple[TlsInfo, ssl.SSLSession | None]:
+    """Make a whole short connection; give what was settled, and the session to resume next time."""
+    pair = Pair(tls, context, session=session, host=host)
+    try:
+        info = pair.shake()
+        assert pair.tell(b"x") == b"x"
+        return info, pair.client.session
+    finally:
+        pair.close()
+
+
+def shake_slowly(connection: TlsConnection) -> TlsInfo:
+    """Take our side through a handshake with a client elsewhere, waiting as a reactor would."""
+    while (step := connection.handshake()) is not HandshakeStep.DONE:
+        reading = step is HandshakeStep.WANT_READ
+        wait_for(connection, reading=reading)
+    return connection.info()
+
+
+def wait_for(connection: socket.socket, *, reading: bool) -> None:
+    """Wait until a socket is readable or writable."""
+    asked = ([connection], []) if reading else ([], [connection])
+    assert any(select.select(*asked, [], PATIENCE))
+
+
+@contextmanager
+def serving(tls: ServerTls) -> Iterator[int]:
+    """Serve clients of other makes: a handshake, a line that says what was settled, the end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=_serve, args=(listener, tls))
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def _serve(listener: socket.socket, tls: ServerTls) -> None:
+    while True:
+        try:
+            accepted, _ = listener.accept()
+        except OSError:
+            return
+        accepted.setblocking(False)
+        with tls.accept(accepted) as connection:
+            try:
+                info = shake_slowly(connection)
+            except TlsHandshakeFailed:
+                continue
+            connection.send(line_of(info))
+            connection.unwrap()
+            wait_for(connection, reading=True)
+
+
+def line_of(info: TlsInfo) -> bytes:
+    """The line that ``serving`` says."""
+    subject = info.certificate.subject.decode() if info.certificate else "-"
+    alpn = info.alpn.decode() if info.alpn else "-"
+    return f"{info.version} resumed={info.resumed} alpn={alpn} verify={info.verify_code} {subject}\r\n".encode()
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir(Path("/proc/self/fd")))
