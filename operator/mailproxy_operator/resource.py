@@ -32,7 +32,7 @@ class Resource:
         metadata = body.get("metadata") or {}
         manifest = parse_manifest({key: value for key, value in body.items() if key != "status"})
         key = Key(str(metadata.get("namespace") or "default"), str(metadata.get("name") or ""))
-        return cls(key, str(metadata.get("uid") or ""), int(metadata.get("generation") or 1), manifest)
+        return cls(key, str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), manifest)
 
     @property
     def name(self) -> str:

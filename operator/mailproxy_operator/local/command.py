@@ -22,7 +22,7 @@ def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: 
     if demo:
         from mailproxy_operator.local.demo.demo import run_demo  # noqa: PLC0415
 
-        return asyncio.run(run_demo(file, once=once, out=sys.stdout, say=_say, log=_log))
+        return asyncio.run(run_demo(file, once=once, say=_say, log=_log))
     if file is None:
         raise ValueError("without the demo there is no built-in manifest")
 

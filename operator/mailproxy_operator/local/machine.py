@@ -301,8 +301,11 @@ def _container_status(container: _Container) -> Manifest:
         return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": container.problem}}}
     state = container.process.state
     status["restartCount"] = state.restarts
-    if state.is_running:
+    # A process that ended before is said to serve only when it really does: no to and fro while it tries.
+    if state.is_ready or (state.is_running and state.exit_code is None):
         return status | {"state": {"running": {}}}
+    if state.exit_code is None:
+        return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": ""}}}
     said = " / ".join(list(state.last_lines)[-3:])
     message = f"exit code {state.exit_code}: {said}" + way_out(said)
     return status | {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": message}}}

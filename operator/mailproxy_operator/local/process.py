@@ -55,15 +55,15 @@ class LocalProcess:
 
     async def run(self) -> None:
         """Keep the process running; returns after ``stop``, when it has ended."""
+        failures = 0
         while self._is_wanted:
             begun = asyncio.get_running_loop().time()
             await self._run_once()
             if not self._is_wanted:
                 return
             lasted = asyncio.get_running_loop().time() - begun
-            if lasted > HEALTHY_AFTER_SECONDS:
-                self.state.restarts = 0
-            pause = BACK_OFF_SECONDS[min(self.state.restarts, len(BACK_OFF_SECONDS) - 1)]
+            failures = 0 if lasted > HEALTHY_AFTER_SECONDS else failures + 1
+            pause = BACK_OFF_SECONDS[min(max(failures - 1, 0), len(BACK_OFF_SECONDS) - 1)]
             self.state.restarts += 1
             self._changed()
             with suppress(TimeoutError):
@@ -98,7 +98,7 @@ class LocalProcess:
             *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=asyncio.subprocess.STDOUT,
             start_new_session=True, limit=65536,
         )  # fmt: skip
-        self.state.is_running, self.state.exit_code = True, None
+        self.state.is_running = True
         self._changed()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -131,6 +131,7 @@ class LocalProcess:
                 is_ready = await self._answers(session)
                 if is_ready != self.state.is_ready:
                     self.state.is_ready = is_ready
+                    self.state.exit_code = None
                     self._changed()
                 await asyncio.sleep(PROBE_SECONDS * (10 if is_ready else 1))
 

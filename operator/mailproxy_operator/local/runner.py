@@ -36,7 +36,7 @@ class LocalOptions:
         secrets: Where Secrets and ConfigMaps are looked for: ``DIR/NAME/KEY``.
         when_ready: Called once, when the proxy serves; tells whether all was well.
         once: Whether to end after that.
-        out: Where the status goes.
+        out: Where the status goes as YAML, if anywhere.
         say: Takes lines for people.
         log: Takes lines that the proxy wrote.
     """
@@ -44,7 +44,7 @@ class LocalOptions:
     secrets: Path | None
     when_ready: WhenReady | None
     once: bool
-    out: TextIO
+    out: TextIO | None
     say: Callable[[str], None]
     log: Callable[[str], None]
 
@@ -167,11 +167,15 @@ class _Run:
         outcome = await self._reconciler.reconcile(self._key)
         if outcome.status and outcome.status != self._shown:
             self._shown = outcome.status
-            shown = yaml.safe_dump({"status": outcome.status}, sort_keys=False, allow_unicode=True)
-            self._options.out.write(f"---\n{shown}")
-            self._options.out.flush()
+            self._show()
         if self._visit is None and self._is_ready() and self._options.when_ready is not None:
             self._visit = self._tasks.create_task(self._visited(self._options.when_ready))
+
+    def _show(self) -> None:
+        if self._options.out is not None:
+            shown = yaml.safe_dump({"status": self._shown}, sort_keys=False, allow_unicode=True)
+            self._options.out.write(f"---\n{shown}")
+            self._options.out.flush()
 
     async def _visited(self, when_ready: WhenReady) -> None:
         if not await when_ready(self._cluster):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mailproxy_config.compile import compile_proxy, references
 from mailproxy_config.dump import config_hash, dump
@@ -75,18 +74,13 @@ def planned(resource: Resource, platform: Platform) -> Plan:
         resource=resource,
         platform=platform,
         config=config,
-        document=_document(config),
+        document=dump(config, generation=resource.generation).decode(),
         config_hash=config_hash(config),
         listeners=listeners,
         ports=open_ports,
         sysctls=_sysctls(resource, platform, listeners, open_ports),
         references=references(resource.manifest),
     )
-
-
-def _document(config: ProxyConfig) -> str:
-    written: Any = dump(config)
-    return written if isinstance(written, str) else str(written)
 
 
 def _sysctls(

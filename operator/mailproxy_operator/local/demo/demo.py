@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TextIO
 
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.manifest import parse_manifest
@@ -25,7 +24,7 @@ _EVERYWHERE = {"*", "0.0.0.0", "[::]"}  # noqa: S104  compared, not bound
 
 
 async def run_demo(
-    file: Path | None, *, once: bool, out: TextIO, say: Callable[[str], None], log: Callable[[str], None]
+    file: Path | None, *, once: bool, say: Callable[[str], None], log: Callable[[str], None]
 ) -> int:
     """Run the demo on a manifest, the built-in one unless given.
 
@@ -54,7 +53,7 @@ async def run_demo(
                     return is_well
 
                 options = LocalOptions(
-                    secrets=Path(secrets), when_ready=visit, once=once, out=out, say=say, log=log
+                    secrets=Path(secrets), when_ready=visit, once=once, out=None, say=say, log=log
                 )
                 return await run_local(FileSource(path, adapt), options)
 

@@ -1,0 +1,28 @@
+"""MailProxy bodies for tests: a small one, and what to change in it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+_BODY: dict[str, Any] = {
+    "apiVersion": "mailproxy.dev/v1alpha1",
+    "kind": "MailProxy",
+    "metadata": {"name": "edge", "namespace": "mail"},
+    "spec": {
+        "mail": {"authHttp": "http://auth.mail.svc:9000/auth"},
+        "servers": [{"name": "imap", "protocol": "imap", "listen": [{"port": 143}]}],
+    },
+}
+
+
+def body(**spec: Any) -> dict[str, Any]:
+    """A MailProxy ``mail/edge`` that listens on 143, with these fields of its spec replaced."""
+    made = copy.deepcopy(_BODY)
+    made["spec"].update(copy.deepcopy(spec))
+    return made
+
+
+def server(name: str, protocol: str, *ports: int, **more: Any) -> dict[str, Any]:
+    """One entry of ``spec.servers``."""
+    return {"name": name, "protocol": protocol, "listen": [{"port": port} for port in ports], **more}

@@ -1,0 +1,203 @@
+"""The cluster port in memory: applies, remembers who asked for what, and fails on request."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from mailproxy_operator import names
+from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, MAIL_PROXY, POD, Kind, Manifest, kind_of, uid_of
+from mailproxy_operator.settings import KubeVersion
+
+
+def key_of(manifest: Mapping[str, Any]) -> Key:
+    return Key(manifest["metadata"].get("namespace", "default"), manifest["metadata"]["name"])
+
+
+class MemoryCluster:
+    """A cluster whose controllers do what a test tells them to.
+
+    Attributes:
+        calls: Every call that changes something: (verb, kind, name).
+        failures: What the next apply of a kind raises.
+        running: What the pods answer, by name; a missing one does not answer.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[Kind, Key], Manifest] = {}
+        self.calls: list[tuple[str, str, str]] = []
+        self.failures: dict[str, Exception] = {}
+        self.running: dict[str, RunningConfig] = {}
+        self.mounts: dict[str, str] = {}
+        self.events: list[Manifest] = []
+        self._counter = itertools.count(1)
+
+    # -- what tests do ----------------------------------------------------
+
+    def put(self, manifest: Manifest) -> Manifest:
+        """Store an object as somebody else would."""
+        kind, key = kind_of(manifest), key_of(manifest)
+        before = self.objects.get((kind, key))
+        stored = copy.deepcopy(manifest)
+        self._stamp(stored, before)
+        self.objects[kind, key] = stored
+        return stored
+
+    def find(self, kind: Kind, name: str, namespace: str = "mail") -> Manifest | None:
+        return self.objects.get((kind, Key(namespace, name)))
+
+    def found(self, kind: Kind, name: str, namespace: str = "mail") -> Manifest:
+        manifest = self.find(kind, name, namespace)
+        assert manifest is not None, f"no {kind.name} {name}"
+        return manifest
+
+    def condition(self, name: str, kind: str = "Ready") -> tuple[str, str]:
+        status = self.found(MAIL_PROXY, name)["status"]
+        one = next(one for one in status["conditions"] if one["type"] == kind)
+        return one["status"], one["reason"]
+
+    def roll_out(self, name: str, namespace: str = "mail", *, count: int | None = None) -> None:
+        """Be the controllers: make ready pods of the newest template, which run the newest configuration."""
+        for kind in (DEPLOYMENT, DAEMON_SET):
+            workload = self.find(kind, name, namespace)
+            if workload is not None:
+                self._roll_out(workload, 1 if kind is DAEMON_SET else count)
+
+    def _roll_out(self, workload: Manifest, count: int | None) -> None:
+        key = key_of(workload)
+        wanted = workload["spec"].get("replicas", 1) if count is None else count
+        for at in [at for at, one in self.objects.items() if at[0] is POD and one["metadata"]["of"] == key.name]:
+            del self.objects[at]
+        template = workload["spec"]["template"]["metadata"]
+        for index in range(wanted):
+            self.put(_pod(key, f"{key.name}-{index}", template))
+        generation = workload["metadata"]["generation"]
+        if workload["kind"] == "DaemonSet":
+            workload["status"] = {
+                "observedGeneration": generation,
+                **dict.fromkeys(_DAEMON_NUMBERS, wanted),
+            }
+        else:
+            workload["status"] = {
+                "observedGeneration": generation,
+                **dict.fromkeys(_DEPLOYMENT_NUMBERS, wanted),
+            }
+
+    def answer(self, config_hash: str, error: str = "") -> None:
+        """Let every pod answer with this configuration."""
+        for kind, key in self.objects:
+            if kind is POD:
+                self.running[key.name] = RunningConfig(config_hash, error)
+
+    # -- the port ---------------------------------------------------------
+
+    async def version(self) -> KubeVersion:
+        return KubeVersion(1, 36)
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        return copy.deepcopy(self.objects.get((kind, key)))
+
+    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        return [
+            copy.deepcopy(one)
+            for (its, key), one in self.objects.items()
+            if its is kind
+            and key.namespace == namespace
+            and labels.items() <= one["metadata"].get("labels", {}).items()
+        ]
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        kind, key = kind_of(manifest), key_of(manifest)
+        self.calls.append(("apply" if manager == names.FIELD_MANAGER else manager, kind.name, key.name))
+        if kind.name in self.failures:
+            raise self.failures[kind.name]
+        before = self.objects.get((kind, key))
+        after = copy.deepcopy(before) if before else {"metadata": {}}
+        _merge(after, copy.deepcopy(manifest))
+        self._stamp(after, before)
+        changed = before != after
+        if changed:
+            self.objects[kind, key] = after
+        return Applied(copy.deepcopy(self.objects[kind, key]), changed)
+
+    async def delete(self, manifest: Manifest) -> None:
+        kind, key = kind_of(manifest), key_of(manifest)
+        self.calls.append(("delete", kind.name, key.name))
+        self.objects.pop((kind, key), None)
+
+    async def apply_status(self, manifest: Manifest) -> None:
+        self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))
+        self.objects[MAIL_PROXY, key_of(manifest)]["status"] = copy.deepcopy(manifest["status"])
+
+    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
+        self.calls.append(("annotate", kind.name, key.name))
+        found = self.objects.get((kind, key))
+        if found is not None:
+            found["metadata"].setdefault("annotations", {}).update(annotations)
+
+    async def running_config(self, pod: Manifest) -> RunningConfig | None:
+        return self.running.get(pod["metadata"]["name"])
+
+    async def mount_failures(self, namespace: str) -> dict[str, str]:
+        del namespace
+        return dict(self.mounts)
+
+    async def announce(self, manifest: Manifest) -> None:
+        self.events.append(manifest)
+
+    def _stamp(self, manifest: Manifest, before: Manifest | None) -> None:
+        metadata = manifest["metadata"]
+        metadata.setdefault("uid", uid_of(before) if before else f"uid-{next(self._counter)}")
+        old = before["metadata"] if before else {}
+        same = before is not None and before.get("spec") == manifest.get("spec")
+        metadata["generation"] = old.get("generation", 0) + (0 if same else 1)
+        content = {key: value for key, value in manifest.items() if key not in {"metadata", "status"}}
+        known = {key: value for key, value in (before or {}).items() if key not in {"metadata", "status"}}
+        version = old.get("resourceVersion")
+        metadata["resourceVersion"] = version if version and content == known else str(next(self._counter))
+
+
+_DEPLOYMENT_NUMBERS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+_DAEMON_NUMBERS = (
+    "desiredNumberScheduled",
+    "currentNumberScheduled",
+    "updatedNumberScheduled",
+    "numberReady",
+    "numberAvailable",
+)
+
+
+def _pod(owner: Key, name: str, template: Mapping[str, Any]) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "of": owner.name,
+            "labels": dict(template["labels"]),
+            "annotations": dict(template.get("annotations", {})),
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": "192.0.2.1",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": "mailproxy", "restartCount": 0, "state": {"running": {}}}],
+        },
+    }
+
+
+def _merge(into: Manifest, manifest: Manifest) -> None:
+    """What is applied wins; of the rest only foreign annotations and labels stay."""
+    metadata = manifest.pop("metadata")
+    for field in ("labels", "annotations"):
+        merged = {**into["metadata"].get(field, {}), **metadata.pop(field, {})}
+        if merged:
+            into["metadata"][field] = merged
+    into["metadata"].update(metadata)
+    into.update(manifest)
