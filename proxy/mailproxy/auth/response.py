@@ -39,15 +39,17 @@ MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _AROUND_TEXT[protocol] for pr
 """Octets of ``Auth-Status`` that a client gets to see, so that its reply stays within the line length."""
 
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
-_STATUS_LINE: Final = re.compile(rb"HTTP/([^\r\n ]*)(?: +([0-9]{3})(?![0-9]))?[^\r\n]*+\r?\n")
-_HEADERS: Final = re.compile(rb"(?:[A-Za-z0-9][A-Za-z0-9-]*+(?::[^\r\n]*+)?\r?\n)*+\r?\n")
-_HEADER: Final = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*+)(?::([^\r\n]*+))?\r?\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
+_NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _CONTROL: Final = re.compile(rb"[\x00-\x1f]")
 _OCTET: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4: Final = re.compile(_OCTET + rb"(?:\." + _OCTET + rb"){3}")
 
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
-_LISTS: Final = frozenset({b"connection", b"transfer-encoding", b"content-length"})
+_LAST_WINS: Final = frozenset((b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code"))
+_ADD_UP: Final = frozenset(
+    (b"auth-status", b"auth-wait", b"connection", b"transfer-encoding", b"content-length")
+)
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
@@ -104,13 +106,13 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     Raises:
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
-    status_line = _STATUS_LINE.match(head)
-    if status_line is None and head.startswith(b"HTTP/"):
-        raise MalformedAnswer("malformed status line")
-    at = status_line.end() if status_line else 0
-    if not _HEADERS.fullmatch(head, at):
-        raise MalformedAnswer("malformed header")
-    said = _Said(_HEADER.findall(head, at), protocol)
+    if head.count(b"\r") != head.count(b"\r\n"):
+        raise MalformedAnswer("bare CR")
+    status_line = None
+    if head.startswith(b"HTTP/"):
+        first, _, head = head.partition(b"\n")
+        status_line = _STATUS_LINE.match(first)
+    said = _Said(head, protocol)
     framing, keep_alive, status = _framing(status_line, said.last)
     return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
 
@@ -120,22 +122,31 @@ class _Said:
 
     __slots__ = ("failure", "last", "wait", "waits")
 
-    def __init__(self, headers: list[tuple[bytes, bytes]], protocol: Protocol) -> None:
+    def __init__(self, headers: bytes, protocol: Protocol) -> None:
         self.last: dict[bytes, bytes] = {}
         self.failure: bytes | None = None
         self.waits = False
         self.wait = 0
-        for raw_name, raw_value in headers:
+        lines = headers.replace(b"\r\n", b"\n").split(b"\n")
+        for line in lines[:-2]:  # behind them is the blank one
+            raw_name, _, raw_value = line.partition(b":")
             name = raw_name.lower()
-            value = raw_value.strip(b" ")
-            if name == b"auth-status":
-                self._judge(value, protocol)
-            elif name == b"auth-wait":
-                self.wait = _seconds(value, self.wait)
-            elif name in _LISTS and name in self.last:
-                self.last[name] += b"," + value
-            else:
-                self.last[name] = value
+            if name in _LAST_WINS:
+                self.last[name] = raw_value.strip(b" ")
+            elif name in _ADD_UP:
+                self._hear(name, raw_value.strip(b" "), protocol)
+            elif not _NAME.fullmatch(raw_name):
+                raise MalformedAnswer("malformed header")
+
+    def _hear(self, name: bytes, value: bytes, protocol: Protocol) -> None:
+        if name == b"auth-status":
+            self._judge(value, protocol)
+        elif name == b"auth-wait":
+            self.wait = _seconds(value, self.wait)
+        elif name in self.last:
+            self.last[name] += b"," + value
+        else:
+            self.last[name] = value
 
     def _judge(self, status: bytes, protocol: Protocol) -> None:
         if status == b"OK":
