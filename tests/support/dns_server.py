@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -113,8 +114,8 @@ class DnsServer:
 
 
 @asynccontextmanager
-async def dns_server(host: str = "127.0.0.1") -> AsyncIterator[DnsServer]:
-    """Serve on one free port of ``host``, UDP and TCP."""
+async def dns_server(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[DnsServer]:
+    """Serve on one port of ``host``, a free one unless it is given, UDP and TCP."""
     server = DnsServer(host=host)
 
     async def over_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,16 +128,31 @@ async def dns_server(host: str = "127.0.0.1") -> AsyncIterator[DnsServer]:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    streams = await asyncio.start_server(over_tcp, host, 0)
-    server.port = streams.sockets[0].getsockname()[1]
+    port = port or free_port(host)
+    streams = await asyncio.start_server(over_tcp, host, port)
+    server.port = port
     loop = asyncio.get_running_loop()
-    datagrams, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(server), (host, server.port))
+    datagrams, _ = await loop.create_datagram_endpoint(lambda: _Datagrams(server), (host, port))
     try:
         yield server
     finally:
         datagrams.close()
         streams.close()
         await asyncio.sleep(0)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a port of ``host`` that nobody uses, neither over UDP nor over TCP."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        with socket.socket(family, socket.SOCK_DGRAM) as udp, socket.socket(family) as tcp:
+            udp.bind((host, 0))
+            port: int = udp.getsockname()[1]
+            try:
+                tcp.bind((host, port))
+            except OSError:
+                continue
+            return port
 
 
 class _Datagrams(asyncio.DatagramProtocol):

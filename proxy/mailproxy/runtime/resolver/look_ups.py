@@ -49,11 +49,13 @@ class _Question(Generic[K, V]):
         if waiter in self.waiters:
             self.waiters.remove(waiter)
         if not self.waiters and self.task is not None:
-            self.task.cancel()
+            task = self.task
             self.end()
+            task.cancel()
 
     def end(self) -> None:
         """Make room for the next one who asks this."""
+        self.task = None  # it holds this question in turn
         if self._pending.get(self.key) is self:
             del self._pending[self.key]
 

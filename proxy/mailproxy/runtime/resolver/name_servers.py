@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import aiodns
@@ -94,7 +95,7 @@ class NameServers:
     Args:
         config: The directive.
         pace: How impatient to be.
-        resolv_conf: Read instead of the system's file for ``system``.
+        resolv_conf: Where the system's own servers stand, for ``system``; read once.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class NameServers:
 
     async def _for_question(self, name: str, kind: str, turn: int) -> aiodns.DNSResolver:
         """Give the library, with the servers in the order of this turn."""
-        if not self._servers and not self._config.system:
+        if not self._servers:
             await self._find_servers()
         library = self._library
         if library is None or self._would_be_remembered(name, kind):
@@ -214,14 +215,12 @@ class NameServers:
     def _renewed(self) -> aiodns.DNSResolver:
         self._known.clear()
         library = aiodns.DNSResolver(
-            self._servers or None,
+            self._servers,
             loop=asyncio.get_running_loop(),
             # A failure is an answer, not a reason to ask elsewhere; and giving flags at all leaves EDNS off.
             flags=pycares.ARES_FLAG_NOCHECKRESP,
             timeout=self._pace.first,
             tries=self._pace.rounds,
-            rotate=self._config.system,
-            resolvconf_path=self._resolv_conf,
         )
         self._library = library
         self._libraries.add(library)
@@ -233,18 +232,29 @@ class NameServers:
                 return
             if time.monotonic() < self._find_again_at:
                 raise _NobodyThere
-            found = [await _addresses(address) for address in self._config.addresses]
+            addresses = system_servers(self._resolv_conf) if self._config.system else self._config.addresses
+            found = [await _addresses(address) for address in addresses]
             self._servers = tuple(dict.fromkeys(server for servers in found for server in servers))
             if not self._servers:
                 self._find_again_at = time.monotonic() + self._pace.pause
                 raise _NobodyThere
 
 
+def system_servers(resolv_conf: Path) -> tuple[str, ...]:
+    """Read the ``nameserver`` lines of a resolv.conf(5); without any it is the one on this machine."""
+    try:
+        words = [line.split() for line in resolv_conf.read_text("ascii", "replace").splitlines()]
+    except OSError:
+        words = []
+    servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and packed(line[1])]
+    return tuple(f"[{server}]" if ":" in server else server for server in servers) or ("127.0.0.1",)
+
+
 async def _addresses(address: str) -> list[str]:
     """Give the servers that one address of the directive stands for; none for a name that is not known."""
     written, port = host_port(address)
     host, port = written.strip("[]"), port or _DNS_PORT
-    if packed(host) is not None:
+    if packed(host):
         return [with_port(host, port)]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)

@@ -14,8 +14,7 @@ from typing import Any
 class Tasks:
     """Holds tasks until they end, and ends them with itself.
 
-    An exception that escapes from one is a bug; asyncio reports it through the
-    loop's exception handler.
+    An exception that escapes from one is a bug; the loop's exception handler is told.
     """
 
     def __init__(self) -> None:
@@ -25,7 +24,7 @@ class Tasks:
         """Begin something.  There must be a running loop."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return task
 
     async def close(self) -> None:
@@ -34,3 +33,10 @@ class Tasks:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            context = {"message": "a look-up broke down", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(context)

@@ -1,0 +1,189 @@
+"""Where the authorization service is: in turn, kept fresh, never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from mailproxy.events import DnsPurpose, DnsResult
+from mailproxy.observe.meter import Meter
+from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.runtime.resolver import hosts as module
+from mailproxy_config.model import AuthHttp
+
+WHERE = AuthHttp(host="auth.example", port=9000)
+_V4, _V6 = socket.AF_INET, socket.AF_INET6
+
+
+class System:
+    """Stands in for the system's resolver."""
+
+    def __init__(self, *answers: str | OSError) -> None:
+        self.answer: tuple[str | OSError, ...] = answers
+        self.asked = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        self.asked += 1
+        self.gate.wait(10)
+        assert (host, port) == ("auth.example", 9000)
+        found: list[tuple[Any, ...]] = []
+        for answer in self.answer:
+            if isinstance(answer, OSError):
+                raise answer
+            family = _V6 if ":" in answer else _V4
+            found.append((family, socket.SOCK_STREAM, 6, "", (answer, port)))
+        return found
+
+
+class Hosts:
+    """The addresses, their clock and their numbers."""
+
+    def __init__(self, system: System) -> None:
+        self.now = 1000.0
+        self.meter = Meter()
+        self.system = system
+        self.hosts = HostAddresses(WHERE, meter=self.meter, ask=system, clock=lambda: self.now)
+
+    def results(self) -> dict[DnsResult, int]:
+        cells = {result: self.meter.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
+        return {result: value for result, value in cells.items() if value}
+
+    async def settled(self) -> None:
+        """Wait for a look-up under way."""
+        if self.hosts._looking is not None:
+            await self.hosts._looking
+
+
+@pytest.mark.parametrize(
+    ("where", "target"),
+    [
+        (AuthHttp(host="192.0.2.1", port=80), (_V4, ("192.0.2.1", 80))),
+        (AuthHttp(host="[2001:db8::1]", port=9000), (_V6, ("2001:db8::1", 9000))),
+        (AuthHttp(host="localhost", unix_path="/run/auth"), (socket.AF_UNIX, "/run/auth")),
+    ],
+)
+async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, Any]) -> None:
+    def never(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        raise AssertionError
+
+    hosts = HostAddresses(where, meter=Meter(), ask=never)
+    assert await hosts.start()
+    hosts.failed()
+    assert [hosts.take(), hosts.take()] == [target, target]
+    await hosts.close()
+
+
+async def test_addresses_are_taken_in_turn() -> None:
+    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
+    assert await test.hosts.start()
+    taken = [test.hosts.take() for _ in range(4)]
+    assert taken == [
+        (_V4, ("192.0.2.1", 9000)),
+        (_V4, ("192.0.2.2", 9000)),
+        (_V6, ("2001:db8::1", 9000)),
+        (_V4, ("192.0.2.1", 9000)),
+    ]
+    assert test.results() == {DnsResult.OK: 1}
+
+
+async def test_no_more_than_sixteen_are_kept() -> None:
+    test = Hosts(System(*(f"192.0.2.{number}" for number in range(1, 30))))
+    await test.hosts.start()
+    assert len(test.hosts.targets) == module.MAX_ADDRESSES == 16
+
+
+async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
+    test = Hosts(System("192.0.2.1"))
+    await test.hosts.start()
+    test.now += 29
+    test.hosts.take()
+    assert test.system.asked == 1
+    test.now += 1
+    test.system.answer = ("192.0.2.7",)
+    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
+    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
+    await test.settled()
+    assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
+    assert test.system.asked == 2
+    await test.hosts.close()
+
+
+async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
+    test = Hosts(System("192.0.2.1"))
+    await test.hosts.start()
+    test.hosts.failed()
+    test.hosts.take()
+    assert test.system.asked == 1  # not within a second
+    test.now += 1
+    test.hosts.take()
+    await test.settled()
+    test.now += 1
+    test.hosts.take()
+    assert test.system.asked == 2  # and not again without another failure
+    await test.hosts.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "?"), DnsResult.NXDOMAIN),
+        (socket.gaierror(socket.EAI_AGAIN, "?"), DnsResult.SERVFAIL),
+        (socket.gaierror(socket.EAI_FAIL, "?"), DnsResult.REFUSED),
+        (socket.gaierror(socket.EAI_MEMORY, "?"), DnsResult.INVALID),
+        (OSError(5, "?"), DnsResult.INVALID),
+    ],
+)
+async def test_a_failed_look_up_leaves_the_last_good_addresses(error: OSError, result: DnsResult) -> None:
+    test = Hosts(System("192.0.2.1"))
+    await test.hosts.start()
+    test.now += 30
+    test.system.answer = (error,)
+    test.hosts.take()
+    await test.settled()
+    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
+    assert test.results() == {DnsResult.OK: 1, result: 1}
+    await test.hosts.close()
+
+
+async def test_a_host_that_was_never_found_is_looked_for_every_second() -> None:
+    test = Hosts(System(socket.gaierror(socket.EAI_NONAME, "?")))
+    assert not await test.hosts.start()
+    assert test.hosts.take() is None
+    assert test.system.asked == 1
+    test.now += 1
+    test.system.answer = ("192.0.2.1",)
+    assert test.hosts.take() is None
+    await test.settled()
+    assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
+    await test.hosts.close()
+
+
+async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT", 0.01)
+    test = Hosts(System("192.0.2.1"))
+    test.system.gate.clear()
+    assert not await test.hosts.start()  # gave up waiting
+    for _ in range(5):
+        test.now += 100
+        assert test.hosts.take() is None
+    assert test.system.asked == 1
+    await asyncio.sleep(0.02)
+    test.system.gate.set()
+    await test.settled()
+    assert test.meter.dns_timeouts[DnsPurpose.AUTH].value == 1
+    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # late is better than never
+    assert test.results() == {DnsResult.TIMEOUT: 1}
+    await test.hosts.close()
+
+
+async def test_the_system_s_resolver_is_what_is_asked() -> None:
+    hosts = HostAddresses(AuthHttp(host="localhost", port=9000), meter=Meter())
+    assert await hosts.start()
+    assert {address[0] for _, address in hosts.targets} <= {"127.0.0.1", "::1"}
+    await hosts.close()

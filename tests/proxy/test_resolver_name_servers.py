@@ -1,0 +1,262 @@
+"""Which server is asked, in which order, and how long."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from mailproxy.events import DnsResult
+from mailproxy.runtime.resolver import name_servers
+from mailproxy.runtime.resolver.name_servers import Failed, NameServers, Pace, system_servers
+from mailproxy_config.model import ResolverConfig
+from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
+
+QUICK = Pace(first=0.25, rounds=1, pause=0.01)
+ANY = found(host("192.0.2.1", ttl=3600))
+SILENT = Reply(silent=True)
+
+
+@pytest.fixture
+async def three() -> AsyncIterator[list[DnsServer]]:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(dns_server()) for _ in range(3)]
+        for server in servers:
+            server.otherwise = ANY
+        yield servers
+
+
+def servers_for(*servers: DnsServer | str, pace: Pace = QUICK) -> NameServers:
+    addresses = tuple(server if isinstance(server, str) else server.address for server in servers)
+    return NameServers(ResolverConfig(addresses=addresses), pace)
+
+
+async def ask(servers: NameServers, name: str) -> list[str]:
+    records = await servers.ask(name, "A", servers.turn())
+    return [getattr(record.data, "addr", "") for record in records]
+
+
+def counts(servers: list[DnsServer]) -> list[int]:
+    return [len(server.asked) for server in servers]
+
+
+async def test_every_look_up_begins_with_the_next_server(three: list[DnsServer]) -> None:
+    servers = servers_for(*three)
+    seen = []
+    for number in range(6):
+        await ask(servers, f"n{number}.example")
+        seen.append(counts(three))
+    await servers.close()
+    assert seen == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 2, 2]]
+
+
+async def test_questions_of_one_turn_go_to_one_server(three: list[DnsServer]) -> None:
+    servers = servers_for(*three)
+    turn = servers.turn() + servers.turn()
+    await asyncio.gather(*(servers.ask("a.example", kind, turn) for kind in ("A", "AAAA")))
+    await servers.close()
+    assert counts(three) == [0, 2, 0]
+
+
+async def test_a_silent_server_costs_a_repetition_at_the_next(three: list[DnsServer]) -> None:
+    three[0].otherwise = SILENT
+    servers = servers_for(*three)
+    assert await ask(servers, "a.example") == ["192.0.2.1"]
+    await servers.close()
+    assert counts(three) == [1, 1, 0]
+
+
+async def test_silence_is_asked_again_as_long_as_somebody_waits(three: list[DnsServer]) -> None:
+    three[0].otherwise = SILENT
+    servers = servers_for(three[0])
+    async with asyncio.TaskGroup() as group:
+        asking = group.create_task(ask(servers, "a.example"))
+        await three[0].was_asked(3)
+        three[0].otherwise = ANY
+        assert await asking == ["192.0.2.1"]
+    await servers.close()
+
+
+async def test_who_cannot_be_reached_is_passed_over(three: list[DnsServer]) -> None:
+    servers = servers_for(f"127.0.0.1:{free_port()}", three[0])
+    assert await ask(servers, "a.example") == ["192.0.2.1"]
+    await servers.close()
+
+
+async def test_while_nobody_can_be_reached_attempts_go_on() -> None:
+    port = free_port()
+    servers = servers_for(f"127.0.0.1:{port}")
+    async with asyncio.TaskGroup() as group:
+        asking = group.create_task(ask(servers, "a.example"))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+        async with dns_server(port=port) as late:
+            late.otherwise = ANY
+            assert await asking == ["192.0.2.1"]
+    await servers.close()
+
+
+async def test_a_failure_is_an_answer_and_goes_to_nobody_else(three: list[DnsServer]) -> None:
+    three[0].otherwise = Reply(code=SERVFAIL)
+    servers = servers_for(*three)
+    with pytest.raises(Failed) as failed:
+        await ask(servers, "a.example")
+    await servers.close()
+    assert failed.value.result is DnsResult.SERVFAIL
+    assert counts(three) == [1, 0, 0]
+
+
+async def test_every_server_gets_one_chance_to_give_a_usable_answer(three: list[DnsServer]) -> None:
+    for server in three:
+        server.otherwise = Reply(code=9)
+    servers = servers_for(*three)
+    with pytest.raises(Failed) as failed:
+        await ask(servers, "a.example")
+    await servers.close()
+    assert failed.value.result is DnsResult.INVALID
+    assert counts(three) == [1, 1, 1]
+
+
+async def test_a_name_of_a_server_stands_for_all_its_addresses(
+    three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lookup(name: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        assert name == "ns.example"
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, port)) for address in answers]
+
+    answers = ["127.0.0.1", "127.0.0.1", "127.0.0.2"]
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    servers = servers_for(f"ns.example:{three[0].port}")
+    for number in range(3):
+        await ask(servers, f"n{number}.example")
+    answers.clear()  # never looked at again
+    await ask(servers, "again.example")
+    await servers.close()
+    assert len(three[0].asked) == 4
+
+
+async def test_a_server_whose_name_is_unknown_is_looked_for_again(
+    three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    def lookup(_name: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise socket.gaierror(socket.EAI_AGAIN, "later")
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    servers = servers_for(f"ns.example:{three[0].port}")
+    found_by = await asyncio.gather(*(ask(servers, f"n{number}.example") for number in range(5)))
+    await servers.close()
+    assert found_by == [["192.0.2.1"]] * 5
+    assert tries == 3
+
+
+async def test_the_system_s_servers_are_used_where_the_directive_says_so(
+    three: list[DnsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_servers, "_DNS_PORT", three[1].port)
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("search example\nnameserver 127.0.0.1\n")
+    servers = NameServers(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
+    assert await ask(servers, "a") == ["192.0.2.1"]
+    await servers.close()
+    assert three[1].asked == [("udp", "a", "A")]  # the search list is for people
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ("192.0.2.1", "[2001:db8::1]")),
+        ("# nameserver 192.0.2.1\noptions rotate\n", ("127.0.0.1",)),
+        ("nameserver\nnameserver ns.example\nnameserver\t192.0.2.1  \n", ("192.0.2.1",)),
+        ("", ("127.0.0.1",)),
+    ],
+)
+def test_the_system_s_servers_are_its_nameserver_lines(
+    tmp_path: Path, text: str, servers: tuple[str, ...]
+) -> None:
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text(text)
+    assert system_servers(resolv_conf) == servers
+    assert system_servers(tmp_path / "absent") == ("127.0.0.1",)
+
+
+@pytest.mark.parametrize("reply", [ANY, Reply(code=NXDOMAIN), Reply()])
+async def test_nothing_below_us_remembers_an_answer(three: list[DnsServer], reply: Reply) -> None:
+    three[0].otherwise = reply
+    servers = servers_for(three[0])
+    for _ in range(3):
+        with suppress(Failed):
+            await ask(servers, "again.example")
+    await servers.close()
+    assert len(three[0].asked) == 3
+
+
+async def test_what_the_library_may_remember_is_bounded(
+    three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_servers, "_MAX_KNOWN", 4)
+    servers = servers_for(three[0])
+    made = set()
+    for number in range(9):
+        await ask(servers, f"n{number}.example")
+        made.add(id(servers._library))
+        assert len(servers._known) <= 4
+    await servers.close()
+    assert len(made) == 3
+
+
+async def test_questions_that_nobody_waits_for_still_count(
+    three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_servers, "MAX_QUESTIONS", 2)
+    three[0].otherwise = SILENT
+    servers = servers_for(three[0], pace=Pace(first=5.0))
+    for number in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await ask(servers, f"n{number}.example")
+    with pytest.raises(Failed) as failed:
+        await ask(servers, "one-too-many.example")
+    await servers.close()
+    assert failed.value.result is DnsResult.INVALID
+    assert len(three[0].asked) == 2
+
+
+async def test_closing_ends_every_question(three: list[DnsServer]) -> None:
+    three[0].otherwise = SILENT
+    servers = servers_for(three[0])
+    async with asyncio.TaskGroup() as group:
+        asking = group.create_task(failure(servers, "a.example"))
+        await three[0].was_asked(1)
+        await servers.close()
+        assert await asking is DnsResult.INVALID
+
+
+async def failure(servers: NameServers, name: str) -> DnsResult:
+    with pytest.raises(Failed) as failed:
+        await ask(servers, name)
+    return failed.value.result
+
+
+async def test_a_server_may_have_an_ipv6_address() -> None:
+    async with dns_server("::1") as server:
+        server.otherwise = found(ptr("a.example"))
+        servers = servers_for(server)
+        records = await servers.ask("x.ip6.arpa", "PTR", servers.turn())
+        await servers.close()
+    assert len(records) == 1
+    assert server.address.startswith("[::1]:")
+
+
+async def test_without_a_port_it_is_53() -> None:
+    assert await name_servers._addresses("192.0.2.53") == ["192.0.2.53:53"]
+    assert await name_servers._addresses("[2001:db8::53]") == ["[2001:db8::53]:53"]
