@@ -217,6 +217,17 @@ async def test_a_connection_that_asks_nothing_is_closed(
         assert await said(endpoint.port, b"GET /healthz HTTP/1.1\r\nHost:") == b""
 
 
+async def test_a_connection_that_left_without_a_question_is_forgotten(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "FIRST_REQUEST_SECONDS", 0.02)
+    async with running(supervisor) as endpoint:
+        _, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        writer.close()
+        await asyncio.sleep(0.05)
+        assert b"ok" in await said(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+
 async def test_a_connection_that_asked_in_time_is_kept(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +267,7 @@ async def test_without_ipv6_the_address_of_both_families_takes_ipv4(
             raise OSError(errno.EAFNOSUPPORT, "Address family not supported")
         return real(family, *rest, **named)
 
-    monkeypatch.setattr(admin.socket, "socket", without_ipv6)
+    monkeypatch.setattr(socket, "socket", without_ipv6)
     async with running(supervisor, "::") as endpoint:
         assert endpoint.address == "0.0.0.0"
         with pytest.raises(OSError, match="not supported"):
@@ -268,6 +279,21 @@ async def test_an_address_in_use_is_the_callers_business(supervisor: Supervisor)
         with pytest.raises(OSError, match="in use") as caught:
             await admin.serve("127.0.0.1", endpoint.port, supervisor)
     assert caught.value.errno == errno.EADDRINUSE
+
+
+async def test_a_loop_that_cannot_serve_leaves_no_socket(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[socket.socket] = []
+
+    async def refuse(_: object, *, sock: socket.socket) -> None:
+        bound.append(sock)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_server", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        await admin.serve("127.0.0.1", 0, supervisor)
+    assert bound[0].fileno() == -1
 
 
 async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) -> None:

@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -68,21 +69,17 @@ def _accepts_gzip(accept_encoding: str) -> bool:
 
 
 def _metric(family: Family, series: dict[Labels, float | Distribution]) -> Metric:
-    match family.kind:
-        case Kind.COUNTER:
-            return _numbers(CounterMetricFamily(family.name, family.help, labels=family.label_names), series)
-        case Kind.GAUGE:
-            return _numbers(GaugeMetricFamily(family.name, family.help, labels=family.label_names), series)
-        case Kind.HISTOGRAM:
-            return _histogram(family, series)
+    if family.kind is Kind.HISTOGRAM:
+        return _histogram(family, series)
+    shape = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    return _numbers(shape(family.name, family.help, labels=family.label_names), series)
 
 
 def _numbers(
     metric: CounterMetricFamily | GaugeMetricFamily, series: dict[Labels, float | Distribution]
 ) -> Metric:
     for labels, value in series.items():
-        if not isinstance(value, Distribution):
-            metric.add_metric(labels, value)
+        metric.add_metric(labels, cast("float", value))
     return metric
 
 
@@ -90,7 +87,7 @@ def _histogram(family: Family, series: dict[Labels, float | Distribution]) -> Me
     metric = HistogramMetricFamily(family.name, family.help, labels=family.label_names)
     bounds = [*map(floatToGoString, family.buckets), "+Inf"]
     for labels, value in series.items():
-        if isinstance(value, Distribution):
-            buckets = list(zip(bounds, accumulate(value.counts), strict=True))
-            metric.add_metric(labels, buckets, value.sum)
+        total = cast("Distribution", value)
+        buckets = list(zip(bounds, accumulate(total.counts), strict=True))
+        metric.add_metric(labels, buckets, total.sum)
     return metric

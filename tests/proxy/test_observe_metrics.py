@@ -105,7 +105,7 @@ def test_the_format_is_what_was_asked_for(accept: str, content_type: str) -> Non
 
 def test_openmetrics_parses_strictly_and_tells_the_same() -> None:
     page = full_page()
-    families = list(openmetrics(expose(page, OPENMETRICS).body.decode()))
+    families = list(openmetrics(expose(page, OPENMETRICS).body.decode()))  # type: ignore[no-untyped-call]
     assert {f.name for f in families} == {family.name.removesuffix("_total") for family in CATALOGUE}
     ours = [(s.name, s.labels, s.value) for f in families for s in f.samples]
     theirs = [(s.name, s.labels, s.value) for f in plain_text(expose(page).body.decode()) for s in f.samples]
