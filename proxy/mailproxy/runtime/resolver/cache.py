@@ -27,21 +27,28 @@ class Cache(Generic[K, V]):
         self._valid = valid
         self._size = size
         self._entries: dict[K, tuple[float, Answer[V]]] = {}
-        self._counts = meter.dns_cache
+        # The cells themselves: hashing an enum's member costs more than the look-up.
+        self._hits = meter.dns_cache[CacheResult.HIT]
+        self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
+        self._misses = meter.dns_cache[CacheResult.MISS]
+        self._stale = meter.dns_cache[CacheResult.STALE]
         self._gauge = meter.dns_cache_entries
 
     def get(self, key: K) -> Answer[V] | None:
         """Give an answer that may still be believed."""
         entry = self._entries.get(key)
         if entry is None:
-            self._counts[CacheResult.MISS].value += 1
+            self._misses.value += 1
             return None
         if entry[0] <= time.monotonic():
             self._forget(key)
-            self._counts[CacheResult.STALE].value += 1
+            self._stale.value += 1
             return None
         answer = entry[1]
-        self._counts[CacheResult.NEGATIVE_HIT if answer.value is None else CacheResult.HIT].value += 1
+        if answer.value is None:
+            self._negative_hits.value += 1
+        else:
+            self._hits.value += 1
         return answer
 
     def put(self, key: K, answer: Answer[V]) -> None:

@@ -32,6 +32,7 @@ from mailproxy_config.model import ResolverConfig
 MAX_QUESTIONS: Final = 4_000
 """Questions with the DNS library, those included that nobody waits for any longer."""
 _DNS_PORT: Final = 53
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _MAX_KNOWN: Final = 4_000
 _LIBRARY_TTL: Final = 3_600
 
@@ -99,7 +100,7 @@ class NameServers:
     """
 
     def __init__(
-        self, config: ResolverConfig, pace: Pace = Pace(), *, resolv_conf: str | None = None
+        self, config: ResolverConfig, pace: Pace = Pace(), *, resolv_conf: Path = _RESOLV_CONF
     ) -> None:
         self._config = config
         self._pace = pace

@@ -83,13 +83,21 @@ class Resolver:
         if octets is None:
             done(TEMPUNAVAIL)
             return _nothing
-        confirmation = _Confirmation(self, octets, done)
         name = self.names.cached(octets)
         if name is None:
+            confirmation = _Confirmation(self, octets, done)
             confirmation.step = self.names.find(octets, confirmation.named)
-        else:
-            confirmation.named(name)
-        return confirmation.cancel
+            return confirmation.cancel
+        if name.value is None:
+            done(_placeholder(name.result))
+            return _nothing
+        addresses = self.addresses.cached(name.value)
+        if addresses is None:
+            confirmation = _Confirmation(self, octets, done)
+            confirmation.confirm(name.value)
+            return confirmation.cancel
+        done(_verdict(octets, name.value, addresses))
+        return _nothing
 
     async def client_name(self, address: str) -> bytes:
         """Find the confirmed name of a client: ``look_up`` for who can wait."""
@@ -120,27 +128,30 @@ class _Confirmation:
         self.step: Cancel = _nothing
 
     def named(self, answer: Answer[bytes]) -> None:
-        name = answer.value
-        if name is None:
+        if answer.value is None:
             self._done(_placeholder(answer.result))
             return
-        self._name = name
-        addresses = self._resolver.addresses
-        known = addresses.cached(name)
-        if known is None:
-            self.step = addresses.find(name, self.confirmed)
+        addresses = self._resolver.addresses.cached(answer.value)
+        if addresses is None:
+            self.confirm(answer.value)
         else:
-            self.confirmed(known)
+            self._done(_verdict(self._address, answer.value, addresses))
+
+    def confirm(self, name: bytes) -> None:
+        self._name = name
+        self.step = self._resolver.addresses.find(name, self.confirmed)
 
     def confirmed(self, answer: Answer[Addresses]) -> None:
-        addresses = answer.value
-        if addresses is None:
-            self._done(_placeholder(answer.result))
-        else:
-            self._done(self._name if self._address in addresses else UNAVAILABLE)
+        self._done(_verdict(self._address, self._name, answer))
 
     def cancel(self) -> None:
         self.step()
+
+
+def _verdict(address: bytes, name: bytes, answer: Answer[Addresses]) -> bytes:
+    if answer.value is None:
+        return _placeholder(answer.result)
+    return name if address in answer.value else UNAVAILABLE
 
 
 def _placeholder(result: DnsResult) -> bytes:
