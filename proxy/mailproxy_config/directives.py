@@ -8,24 +8,21 @@ field is the same name in lowerCamelCase.  No row knows about Kubernetes objects
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from . import structures
-from .errors import Problems
+from .directive import Context, Directive, Inheritance, lower_camel_case
 from .listeners import LISTEN
-from .model import AuthMethod, Protocol, SendProxyProtocol, StartTls, VerifyClient
+from .model import AuthMethod, Protocol, SendProxyProtocol
 from .shapes import Integer, IntOrText
+from .tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 from .values import (
     BUFFER,
     CAPABILITIES,
     FLAG,
     MSEC_TIME,
     NUMBER,
-    SEC_TIME,
     Place,
-    Raw,
     ValueType,
     as_it_is,
     choice,
@@ -36,76 +33,20 @@ from .values import (
     text,
 )
 
-
-class Context(StrEnum):
-    """Where nginx allows a directive."""
-
-    MAIN = "main"
-    EVENTS = "events"
-    MAIL = "mail"
-    SERVER = "server"
-
-
-class Inheritance(StrEnum):
-    """What a server does with the value of the mail level."""
-
-    VALUE = "value"
-    """The server's, else the mail level's, else the built-in default."""
-    LIST = "list"
-    """The same, for lists: a server's list replaces the mail level's as a whole."""
-    NONE = "none"
-    """There is nothing to inherit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Directive:
-    """One directive.
-
-    Attributes:
-        name: nginx's name, and the attribute of ``ServerConfig``.
-        module: The nginx module it belongs to, without ``ngx_`` and ``_module``.
-        type: What its values look like.
-        meaning: One sentence, for ``kubectl explain`` and the reference page.
-        default: The built-in default as the manifest would write it; ``None`` where there is none.
-        contexts: Where it may stand.
-        inheritance: What a server does with the mail level's value.
-        part_of: The directive whose field carries this one's value, where it has none of its own.
-        field: The manifest's name for it.
-    """
-
-    name: str
-    module: str
-    type: ValueType
-    meaning: str
-    default: Raw = None
-    contexts: tuple[Context, ...] = (Context.MAIL, Context.SERVER)
-    inheritance: Inheritance = Inheritance.VALUE
-    part_of: str = ""
-    field: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.field:
-            object.__setattr__(self, "field", lower_camel_case(self.name))
-
-    def builtin(self) -> object:
-        """The built-in default as a model value; ``None`` where there is none.
-
-        Raises:
-            AssertionError: The table is wrong.
-        """
-        if self.default is None:
-            return None
-        problems = Problems()
-        value = self.type.read(self.default, Place(self.field, problems))
-        assert not problems, self.name  # noqa: S101 -- a mistake in the table, not in a configuration
-        return value
-
-
-def lower_camel_case(name: str) -> str:
-    """``auth_http_timeout`` is ``authHttpTimeout``."""
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
+__all__ = [
+    "DIRECTIVES",
+    "FOLDED_DIRECTIVES",
+    "IGNORED",
+    "LEVEL_DIRECTIVES",
+    "MAIN_DIRECTIVES",
+    "SERVER_DIRECTIVES",
+    "Context",
+    "Directive",
+    "Inheritance",
+    "by_field",
+    "by_name",
+    "lower_camel_case",
+]
 
 _LIST: Final = Inheritance.LIST
 _SERVER: Final = (Context.SERVER,)
@@ -114,7 +55,6 @@ _CORE: Final = "mail_core"
 _AUTH_HTTP: Final = "mail_auth_http"
 _PROXY: Final = "mail_proxy"
 _REALIP: Final = "mail_realip"
-_SSL: Final = "mail_ssl"
 _IMAP: Final = "mail_imap"
 _POP3: Final = "mail_pop3"
 _SMTP: Final = "mail_smtp"
@@ -143,15 +83,8 @@ _WORKERS: Final = ValueType(
 _CONNECTIONS: Final = ValueType(
     syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
 )
-_STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
-_VERIFY_CLIENT: Final = choice(
-    {"off": "Disabled", "on": "Required", "optional": "Optional", "optional_no_ca": "OptionalNoCA"},
-    VerifyClient,
-)
 _PROTOCOL: Final = choice({protocol: protocol for protocol in map(str, Protocol)}, Protocol)
-_TLS_VERSIONS: Final = several(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
-
 MAIN_DIRECTIVES: Final = (
     Directive(
         name="worker_processes",
@@ -383,139 +316,7 @@ LEVEL_DIRECTIVES: Final = (
         inheritance=_LIST,
         meaning="Peers that are believed when their PROXY header names another client address.",
     ),
-    Directive(
-        name="starttls",
-        module=_SSL,
-        type=_STARTTLS,
-        default="Disabled",
-        meaning="Offers STARTTLS or STLS (Enabled), or also demands it before login (Only).",
-    ),
-    Directive(
-        name="ssl_certificate",
-        module=_SSL,
-        type=structures.CERTIFICATES,
-        default=[],
-        inheritance=_LIST,
-        meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
-    ),
-    Directive(
-        name="ssl_certificate_compression",
-        module=_SSL,
-        type=FLAG,
-        default=False,
-        meaning="Compresses certificates in TLS 1.3 handshakes, where the TLS library can.",
-    ),
-    Directive(
-        name="ssl_protocols",
-        module=_SSL,
-        type=_TLS_VERSIONS,
-        default=["TLSv1.2", "TLSv1.3"],
-        inheritance=_LIST,
-        meaning="The TLS versions that clients may use.",
-    ),
-    Directive(
-        name="ssl_ciphers",
-        module=_SSL,
-        type=text(longest=2048, syntax="OpenSSL cipher list"),
-        default="HIGH:!aNULL:!MD5",
-        meaning="The ciphers for TLS 1.2 and older, as an OpenSSL list.",
-    ),
-    Directive(
-        name="ssl_prefer_server_ciphers",
-        module=_SSL,
-        type=FLAG,
-        default=False,
-        meaning="Prefers the order of ssl_ciphers to the client's.",
-    ),
-    Directive(
-        name="ssl_ecdh_curve",
-        module=_SSL,
-        type=text(longest=256, syntax="auto | curve[:curve...]"),
-        default="auto",
-        meaning="The curves for key exchange, separated by colons; auto leaves them to the TLS library.",
-    ),
-    Directive(
-        name="ssl_dhparam",
-        module=_SSL,
-        type=structures.FILE,
-        meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
-    ),
-    Directive(
-        name="ssl_password_file",
-        module=_SSL,
-        type=structures.FILE,
-        meaning="Pass phrases of private keys, one a line.",
-    ),
-    Directive(
-        name="ssl_session_cache",
-        module=_SSL,
-        type=structures.SESSION_CACHE,
-        default=["None"],
-        inheritance=_LIST,
-        meaning="Where TLS sessions are kept for resumption.",
-    ),
-    Directive(
-        name="ssl_session_timeout",
-        module=_SSL,
-        type=SEC_TIME,
-        default="5m",
-        meaning="How long a client may resume a TLS session.",
-    ),
-    Directive(
-        name="ssl_session_tickets",
-        module=_SSL,
-        type=FLAG,
-        default=True,
-        meaning="Lets clients resume TLS sessions with tickets.",
-    ),
-    Directive(
-        name="ssl_session_ticket_key",
-        module=_SSL,
-        type=structures.FILES,
-        default=[],
-        inheritance=_LIST,
-        meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
-    ),
-    Directive(
-        name="ssl_verify_client",
-        module=_SSL,
-        type=_VERIFY_CLIENT,
-        default="Disabled",
-        meaning="Whether clients are asked for a TLS certificate, and whether they must have a good one.",
-    ),
-    Directive(
-        name="ssl_verify_depth",
-        module=_SSL,
-        type=NUMBER,
-        default=1,
-        meaning="How long the chain of a client's certificate may be.",
-    ),
-    Directive(
-        name="ssl_client_certificate",
-        module=_SSL,
-        type=structures.FILE,
-        meaning="Authorities trusted for client certificates, whose names clients are told (PEM).",
-    ),
-    Directive(
-        name="ssl_trusted_certificate",
-        module=_SSL,
-        type=structures.FILE,
-        meaning="Authorities trusted for client certificates, whose names clients are not told (PEM).",
-    ),
-    Directive(
-        name="ssl_crl",
-        module=_SSL,
-        type=structures.FILE,
-        meaning="Revoked client certificates (PEM); checked for the whole chain.",
-    ),
-    Directive(
-        name="ssl_conf_command",
-        module=_SSL,
-        type=structures.CONF_COMMANDS,
-        default=[],
-        inheritance=_LIST,
-        meaning="OpenSSL configuration commands, applied last.",
-    ),
+    *TLS_DIRECTIVES,
 )
 """Directives of ``spec.mail`` and of every server."""
 
@@ -538,18 +339,6 @@ SERVER_DIRECTIVES: Final = (
     ),
 )
 """Directives of servers alone."""
-
-FOLDED_DIRECTIVES: Final = (
-    Directive(
-        name="ssl_certificate_key",
-        module=_SSL,
-        type=structures.CERTIFICATES,
-        inheritance=_LIST,
-        part_of="ssl_certificate",
-        meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",
-    ),
-)
-"""Directives of nginx whose value stands in another one's field."""
 
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}

@@ -149,6 +149,8 @@ def _decoded(text: bytes, source: str) -> str:
         words = text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError([Problem(source, f"is not UTF-8 text: byte {error.start} is wrong")]) from None
+    if "\0" in words:
+        raise ConfigError([Problem(source, "is not text: it has a NUL in it")])
     if not words.strip():
         raise ConfigError([Problem(source, "is empty")])
     return words

@@ -7,10 +7,9 @@ manifest's are: whoever edits the file by hand gets the same answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import StrEnum
-from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -99,17 +98,18 @@ def _constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-@cache
-def _types(kind: Hashable) -> Mapping[str, Any]:
+def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[str, Any]:  # noqa: B006 -- kept
     """The resolved types of a dataclass's fields."""
-    return get_type_hints(kind)
+    if kind not in _known:
+        _known[kind] = get_type_hints(kind)
+    return _known[kind]
 
 
 def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T:
     """A dataclass of the model, every field given and none unknown."""
     if not isinstance(value, Mapping):
         raise _noted(path, f"must be an object, not {kind_of(value)}", problems)
-    types = _types(kind)  # type: ignore[arg-type] -- classes are hashable
+    types = _types(kind)
     before = len(problems)
     for name in value.keys() - types.keys():
         problems.add(dotted(path, name), "unknown field")

@@ -12,6 +12,7 @@ from typing import Any, Final
 from .addresses import canonical_listener
 from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES, SERVER_DIRECTIVES, Directive
 from .errors import Problems
+from .files import FILE
 from .manifest import MOST_SERVERS, SERVER_NAME
 from .model import (
     AuthHttpHeader,
@@ -22,7 +23,6 @@ from .model import (
     VerifyClient,
 )
 from .references import CertificateRef, HeaderRef, KeyRef, ReferenceKind
-from .structures import FILE
 from .units import LARGEST_SECONDS
 from .values import Place
 

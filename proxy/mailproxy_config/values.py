@@ -61,6 +61,7 @@ class ValueType:
         nginx: From nginx's arguments to a manifest value; raises ``ValueError``.
         arity: The least and the most arguments nginx takes; ``None`` is any number.
         appends: Whether nginx adds the values of repeated directives instead of refusing them.
+        unordered: Whether it is a set, in which a word that stands twice counts once.
     """
 
     syntax: str
@@ -70,6 +71,7 @@ class ValueType:
     nginx: Callable[[Sequence[str]], Raw]
     arity: tuple[int, int | None] = (1, 1)
     appends: bool = False
+    unordered: bool = False
 
 
 def as_it_is(value: Any, _: Place | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
@@ -212,6 +214,7 @@ def several(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
         nginx=nginx,
         arity=(1, None),
         appends=True,
+        unordered=True,
     )
 
 

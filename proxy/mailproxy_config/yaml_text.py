@@ -164,14 +164,16 @@ def _checked(construct: Callable[..., Any]) -> Callable[[yaml.SafeLoader, yaml.N
     return checked
 
 
-def _resolve(tag: str, grammar: str, first: list[str]) -> None:
-    _ManifestLoader.add_implicit_resolver(tag, re.compile(grammar), first)
+IMPLICIT: Final[tuple[tuple[str, re.Pattern[str], list[str]], ...]] = (
+    ("tag:yaml.org,2002:bool", re.compile(f"^(?:{_BOOLEANS})$"), list("yYnNtTfFoO")),
+    ("tag:yaml.org,2002:null", re.compile("^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"]),
+    ("!number", re.compile("^[-+]?[.0-9][-+.0-9a-fA-FxobeE_]*$"), list("-+.0123456789")),
+)
+"""What plain words mean: a tag, the words, and the characters they may begin with."""
 
-
-_resolve("tag:yaml.org,2002:bool", f"^(?:{_BOOLEANS})$", list("yYnNtTfFoO"))
-_resolve("tag:yaml.org,2002:null", "^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""])
-_resolve("tag:yaml.org,2002:merge", "^<<$", ["<"])
-_resolve("!number", r"^[-+]?[.0-9][-+.0-9a-fA-FxobeE_]*$", list("-+.0123456789"))
+for _name, _grammar, _first in IMPLICIT:
+    _ManifestLoader.add_implicit_resolver(_name, _grammar, _first)
 
 _CONSTRUCTORS: Final[Mapping[str, Callable[..., Any]]] = {
     "!number": _number,

@@ -1,0 +1,167 @@
+"""The syntax of ``nginx.conf``: directives and blocks, each with the file and line it stands in.
+
+crossplane cuts the text into tokens; it is imported when the first text is read,
+since a proxy that the operator runs never needs it.  What directives mean is
+``nginx_conf``'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from typing import Final
+
+from .errors import Problems
+
+LARGEST_FILE: Final = 3 * 1024 * 1024
+_MOST_FILES: Final = 256
+_MOST_LEVELS: Final = 64
+_ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
+_ESCAPED: Final = {"t": "\t", "r": "\r", "n": "\n"}
+
+_Token = tuple[str, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A directive with its arguments; ``block`` is ``None`` where it ends in a semicolon."""
+
+    name: str
+    arguments: tuple[str, ...]
+    block: tuple[Statement, ...] | None
+    where: str
+
+
+class SyntaxProblem(Exception):
+    """A text that cannot be read any further; ``where`` is its file and line."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.where = where
+
+
+@dataclass(slots=True)
+class Files:
+    """The main file and what it includes.
+
+    ``base`` is the directory of the main file, to which every path in it is relative.
+    """
+
+    base: str
+    problems: Problems
+    _opened: int = field(default=0, init=False)
+
+    def statements(self, text: str, name: str) -> tuple[Statement, ...]:
+        """Read the main file's text; what is wrong with it is noted."""
+        try:
+            return tuple(_statements(_tokens(text, name), name))
+        except SyntaxProblem as problem:
+            self.problems.add(problem.where, str(problem))
+            return ()
+
+    def with_includes(
+        self, block: tuple[Statement, ...], inside: tuple[str, ...] = ()
+    ) -> Iterator[Statement]:
+        """The statements of a block, those of included files in their places."""
+        for statement in block:
+            if statement.name == "include" and statement.block is None:
+                yield from self._included(statement, inside)
+            else:
+                yield statement
+
+    def path(self, written: str) -> str:
+        """A path as nginx takes it: relative to the main file."""
+        return os.path.normpath(os.path.join(self.base, written))
+
+    def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
+        if len(statement.arguments) != 1:
+            self.problems.add(statement.where, 'invalid number of arguments in "include" directive')
+            return
+        pattern = self.path(statement.arguments[0])
+        for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
+            if path in inside:
+                self.problems.add(statement.where, f"{path} includes itself")
+                continue
+            text = self._text(path, statement.where)
+            yield from self.with_includes(self.statements(text, path), (*inside, path))
+
+    def _text(self, path: str, where: str) -> str:
+        """The text of an included file; empty if it cannot be had, which is noted."""
+        self._opened += 1
+        if self._opened > _MOST_FILES:
+            self.problems.add(where, f"more than {_MOST_FILES} files are included")
+            return ""
+        try:
+            with open(path, "rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+        except OSError as error:
+            self.problems.add(where, f"cannot read {path}: {error.strerror}")
+            return ""
+        if len(content) > LARGEST_FILE:
+            self.problems.add(where, f"{path} is larger than {LARGEST_FILE} bytes")
+            return ""
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.problems.add(where, f"{path} is not UTF-8 text")
+            return ""
+
+
+def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator[Statement]:
+    """The statements up to the end of the block, or of the text."""
+    if level > _MOST_LEVELS:
+        raise SyntaxProblem(name, "blocks are nested too deeply")
+    for word, line, quoted in tokens:
+        where = f"{name}:{line}"
+        if word.startswith("#") and not quoted:
+            continue
+        if word == "}" and not quoted and level:
+            return
+        if word in {"{", "}", ";"} and not quoted:
+            raise SyntaxProblem(where, f'unexpected "{word}"')
+        arguments, end = _arguments(tokens, where, word)
+        block = tuple(_statements(tokens, name, level + 1)) if end == "{" else None
+        yield Statement(_unescaped(word), arguments, block, where)
+
+
+def _arguments(tokens: Iterator[_Token], where: str, directive: str) -> tuple[tuple[str, ...], str]:
+    """The arguments of a directive, and what ends them: a semicolon or a brace."""
+    found: list[str] = []
+    for word, _line, quoted in tokens:
+        if quoted:
+            found.append(_unescaped(word))
+        elif word in {";", "{"}:
+            return tuple(found), word
+        elif word == "}":
+            break
+        elif not word.startswith("#"):
+            found.append(_unescaped(word))
+    raise SyntaxProblem(where, f'directive "{directive[:64]}" is not terminated by ";"')
+
+
+def _tokens(text: str, name: str) -> Iterator[_Token]:
+    """Words, braces and semicolons with their lines, and whether they stood in quotes."""
+    from crossplane.errors import NgxParserBaseException  # noqa: PLC0415 -- see the module's docstring
+    from crossplane.lexer import lex  # noqa: PLC0415
+
+    if "\0" in text:
+        raise SyntaxProblem(name, "is not text: it has a NUL in it")
+    # crossplane reads files only, and loses a last word that no white space follows.
+    file = os.memfd_create("nginx.conf")
+    try:
+        with open(file, "w", encoding="utf-8", closefd=False) as writer:
+            writer.write(text + "\n")
+        yield from lex(f"/proc/self/fd/{file}")
+    except NgxParserBaseException as error:
+        where = f"{name}:{error.lineno}" if error.lineno else name
+        raise SyntaxProblem(where, str(error.strerror)) from None
+    finally:
+        os.close(file)
+
+
+def _unescaped(word: str) -> str:
+    """A word as nginx stores it."""
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), word)
