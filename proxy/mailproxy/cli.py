@@ -1,0 +1,228 @@
+"""The command ``mailproxy``: arguments, exit codes, and nothing else.
+
+Exit codes: 0 fine, 1 the input is wrong, 2 usage, 3 could not start.  What a
+subcommand needs is imported when it is asked for, so that ``--help`` and
+``check`` do not wait for libraries that only ``run`` uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Literal
+
+from mailproxy_config.model import LogLevel
+
+_FORMATS = ("json", "text")
+_MOST_WORKERS = 1024
+_FILE_HELP = "a MailProxy manifest, a rendered configuration, or an nginx.conf"
+
+
+class Exit(IntEnum):
+    """How the command ends."""
+
+    FINE = 0
+    WRONG_INPUT = 1
+    USAGE = 2
+    CANNOT_START = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Its arguments; ``None`` for the process's own.
+
+    Returns:
+        The exit code.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return Exit.WRONG_INPUT
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mailproxy.observe.log import LogFormat  # noqa: PLC0415
+    from mailproxy.supervisor.run import run  # noqa: PLC0415
+    from mailproxy.supervisor.settings import Settings  # noqa: PLC0415
+
+    address, port = options.admin
+    settings = Settings(
+        file=options.file,
+        workers=options.workers,
+        admin_address=address,
+        admin_port=port,
+        log_format=LogFormat(options.log_format),
+        log_level=LogLevel(options.log_level) if options.log_level else None,
+    )
+    return run(settings)
+
+
+def workers(text: str) -> int | Literal["auto"]:
+    """Read ``--workers``.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither ``auto`` nor a number from 1 on.
+    """
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_WORKERS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 1 to {_MOST_WORKERS}")
+
+
+def admin(text: str) -> tuple[str, int]:
+    """Read ``--admin``: an address, in brackets where it is IPv6, and a port (0 for any).
+
+    Raises:
+        argparse.ArgumentTypeError: It is not.
+    """
+    address, _, port = text.rpartition(":")
+    bare = address.removeprefix("[").removesuffix("]")
+    is_bracketed = address == f"[{bare}]"
+    if not bare or (":" in bare) != is_bracketed or not (port.isascii() and port.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT, such as 127.0.0.1:9113 or [::]:9113")
+    if int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"port {port} is out of range")
+    return bare, int(port)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mailproxy_config.errors import ConfigError  # noqa: PLC0415
+    from mailproxy_config.load import check_files, load  # noqa: PLC0415
+    from mailproxy_config.references import Mounts  # noqa: PLC0415
+
+    try:
+        loaded = load(_octets(options.file), source=_source(options.file), hostname=socket.gethostname())
+    except ConfigError as error:
+        _complain(error.problems)
+        return Exit.WRONG_INPUT
+    _complain(f"note: {notice}" for notice in loaded.notices)
+    mounted, missing = [], []
+    for problem in check_files(loaded.config):
+        # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
+        (mounted if problem.reason.startswith(f"{Mounts().root}/") else missing).append(problem)
+    _complain(f"note: {problem}" for problem in mounted)
+    _complain(missing)
+    return Exit.WRONG_INPUT if missing else Exit.FINE
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from mailproxy_config.errors import ConfigError, Problem  # noqa: PLC0415
+    from mailproxy_config.manifest_yaml import to_manifest_yaml  # noqa: PLC0415
+    from mailproxy_config.nginx_conf import parse_nginx  # noqa: PLC0415
+
+    source = _source(options.file)
+    try:
+        text = _octets(options.file).decode("utf-8-sig")
+        manifest = parse_nginx(text, source=source, name=options.name, namespace=options.namespace)
+    except UnicodeDecodeError:
+        _complain([Problem(source, "is not UTF-8 text")])
+        return Exit.WRONG_INPUT
+    except ConfigError as error:
+        _complain(error.problems)
+        return Exit.WRONG_INPUT
+    _complain(manifest.notices)
+    sys.stdout.write(to_manifest_yaml(manifest))
+    return Exit.FINE
+
+
+def _octets(file: Path) -> bytes:
+    """Read the configuration, from standard input for ``-``.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    from mailproxy.supervisor.files import LARGEST_DOCUMENT, read  # noqa: PLC0415
+
+    return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1) if str(file) == "-" else read(file)
+
+
+def _source(file: Path) -> str:
+    return "" if str(file) == "-" else str(file)
+
+
+def _complain(lines: Iterable[object]) -> None:
+    for line in lines:
+        sys.stderr.write(f"{line}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mailproxy", description="A proxy for SMTP, IMAP and POP3 with nginx's mail directives."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run the proxy in the foreground"))
+    _add_check(commands.add_parser("check", help="say everything that is wrong with a configuration"))
+    _add_convert(commands.add_parser("convert", help="print an nginx.conf as a MailProxy manifest"))
+    return parser
+
+
+class _Version(argparse.Action):
+    """``--version``, looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from mailproxy.supervisor.build import version  # noqa: PLC0415
+
+        parser.exit(message=f"mailproxy {version()}\n")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_run)
+    parser.description = (
+        "Runs the proxy until SIGTERM or SIGINT, which drain it; a second one ends it at once. "
+        "SIGHUP, or a change of FILE or of a file that it refers to, loads the configuration again."
+    )
+    parser.add_argument("-f", "--file", type=_regular_path, required=True, help=_FILE_HELP)
+    parser.add_argument(
+        "--workers",
+        type=workers,
+        metavar="N|auto",
+        help="worker processes, in place of what FILE says; auto: as many as there are processors to use",
+    )
+    parser.add_argument(
+        "--admin",
+        type=admin,
+        default=("127.0.0.1", 9113),
+        metavar="ADDRESS:PORT",
+        help="where /metrics, /healthz, /readyz and /config answer (127.0.0.1:9113; port 0: any)",
+    )
+    parser.add_argument("--log-format", choices=_FORMATS, default="json", help="how log lines look (json)")
+    parser.add_argument(
+        "--log-level",
+        choices=[str(level) for level in LogLevel],
+        help="the least severe level that is logged, in place of FILE's error_log",
+    )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_check)
+    parser.description = "Prints every problem on standard error; exits 0 if there is none, else 1."
+    parser.add_argument("-f", "--file", type=Path, required=True, help=f"{_FILE_HELP}; - for standard input")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_convert)
+    parser.description = (
+        "Prints an equivalent MailProxy manifest on standard output, and on standard error "
+        "what could not be carried over, with its line."
+    )
+    parser.add_argument("file", type=Path, metavar="nginx.conf", help="the file; - for standard input")
+    parser.add_argument("--name", default="mailproxy", help="name of the resource (mailproxy)")
+    parser.add_argument("--namespace", default="default", help="its namespace (default)")
+
+
+def _regular_path(text: str) -> Path:
+    if text == "-":
+        raise argparse.ArgumentTypeError("standard input cannot be read again; run wants a file")
+    return Path(text)

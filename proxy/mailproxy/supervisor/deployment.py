@@ -1,0 +1,59 @@
+"""A configuration together with all that it needs to run: what every worker is told, and its sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mailproxy.supervisor.messages import Configure
+from mailproxy_config.model import ProxyConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Deployment:
+    """What the workers are to run.
+
+    Attributes:
+        serial: Tells it from every other deployment of this supervisor's life.
+        config: The configuration.
+        text: The same, as canonical JSON.
+        hash: Of that text.
+        generation: Of the resource it came from, 0 without one.
+        loaded_at: When it was loaded, as a Unix time.
+        hostname: This machine's name.
+        names: What host names in the configuration resolved to.
+        workers: How many workers there are to be.
+        listeners: Open sockets by key: one for each worker, or one for all.
+        ticket_key: What all workers seal TLS session tickets with.
+    """
+
+    serial: int
+    config: ProxyConfig
+    text: str = field(repr=False)
+    hash: str
+    generation: int
+    loaded_at: float
+    hostname: str
+    names: Mapping[str, tuple[str, ...]]
+    workers: int
+    listeners: Mapping[str, Sequence[socket.socket]]
+    ticket_key: bytes = field(repr=False)
+
+    def order(self) -> Configure:
+        """Say what a worker is told."""
+        return Configure(
+            serial=self.serial,
+            config=self.text,
+            hash=self.hash,
+            generation=self.generation,
+            loaded_at=self.loaded_at,
+            hostname=self.hostname,
+            names=self.names,
+            sockets=tuple(self.listeners),
+            ticket_key=self.ticket_key,
+        )
+
+    def sockets(self, place: int) -> list[socket.socket]:
+        """Give the listening sockets of the worker at a place (from 0), in the order of ``order``."""
+        return [sockets[place % len(sockets)] for sockets in self.listeners.values()]

@@ -1,0 +1,265 @@
+"""One worker process, as the supervisor sees it: start it, talk to it, see it go.
+
+A worker is a fresh interpreter, never a fork of the running one, so that it
+shares neither a loop nor a thread nor a lock with us.  It inherits standard
+output and error and one end of a ``Channel``; everything else comes through
+that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, Final, TypeVar
+
+from mailproxy.observe.meter import Snapshot
+from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import messages
+from mailproxy.supervisor.channel import Channel, ChannelError, Message, pair
+from mailproxy_config.errors import ConfigError
+
+APPLY_SECONDS: Final = 30.0
+"""What a worker gets for putting a configuration to work."""
+
+_LAST_WORDS_SECONDS: Final = 1.0
+_EXIT_SECONDS: Final = 5.0
+
+# Signals that somebody else sends; the others are the kernel's answer to a bug.
+_SENT: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+
+AnswerT = TypeVar("AnswerT")
+Reporter = Callable[["Worker", Snapshot], None]
+_keys = count(1)
+
+
+class WorkerGone(Exception):
+    """The worker left, or did not answer in time and was killed, before it did what it was asked."""
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        process: The process, just started.
+        sock: Our end of its channel.
+        reported: Called with every snapshot of its metrics.
+
+    Attributes:
+        key: Tells it from every other worker of this supervisor's life.
+        running: The serial number of the configuration that it runs, or ``None``.
+        left: Set as soon as it takes no new sessions: it leaves, or is gone.
+        exited: Set when the process has ended and its last snapshot was read.
+        is_draining: Whether we told it to leave.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, reported: Reporter) -> None:
+        self.key = next(_keys)
+        self.running: int | None = None
+        self.left = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.is_draining = False
+        self._process = process
+        self._reported = reported
+        self._is_silent = asyncio.Event()
+        self._is_over = asyncio.Event()
+        self._last_resort: asyncio.TimerHandle | None = None
+        self._applied: dict[int, asyncio.Future[messages.Ready | messages.Refused]] = {}
+        self._reports: dict[int, asyncio.Future[None]] = {}
+        self._channel = Channel(sock, received=self._received, closed=self._closed)
+        loop = asyncio.get_running_loop()
+        self._channel.start(loop)
+        # asyncio's own subprocesses lose the exit code of one that is killed at the wrong moment.
+        threading.Thread(target=self._wait, args=(loop,), name=f"worker-{process.pid}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has a configuration."""
+        return self.running is not None
+
+    @property
+    def reason(self) -> RestartReason:
+        """Why it ended, once it has."""
+        code = self._process.returncode
+        if code is None or code == 0:
+            return RestartReason.REQUESTED
+        return RestartReason.KILLED if -code in _SENT else RestartReason.CRASH
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, negative for a signal, ``None`` while it lives."""
+        return self._process.returncode
+
+    async def configure(self, message: messages.Configure, sockets: Sequence[socket.socket]) -> None:
+        """Have it run a configuration, with these listening sockets.
+
+        Raises:
+            ConfigError: It refuses, and runs what it ran before.
+            WorkerGone: It ended, or has not answered in time and was killed.
+        """
+        try:
+            async with asyncio.timeout(APPLY_SECONDS):
+                answer = await self._ask(self._applied, message.serial, message, sockets)
+        except TimeoutError:
+            self.kill()
+            raise WorkerGone from None
+        if isinstance(answer, messages.Refused):
+            raise ConfigError(answer.problems)
+        self.running = message.serial
+
+    async def report(self, number: int, seconds: float) -> None:
+        """Have it send a snapshot of its metrics; when this returns, ``reported`` was called.
+
+        Raises:
+            WorkerGone: It ended, or has not answered within ``seconds``.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ask(self._reports, number, messages.Report(number), ())
+        except TimeoutError:
+            raise WorkerGone from None
+
+    def drain(self, delay: float, timeout: float) -> None:
+        """Have it go on for ``delay`` seconds, then drain within ``timeout`` seconds, and exit."""
+        self.is_draining = True
+        self._send(messages.Drain(delay, timeout))
+        self._kill_after(delay + timeout + _EXIT_SECONDS)
+
+    def stop(self) -> None:
+        """Have it end at once, without goodbyes."""
+        self.is_draining = True
+        self._send(messages.Stop())
+
+    def kill(self) -> None:
+        """End it by force."""
+        self._process.kill()
+
+    async def watch(self) -> None:
+        """Wait for its end; the owner of the worker keeps this running from its start."""
+        try:
+            await self._end()
+        finally:
+            if self._last_resort is not None:
+                self._last_resort.cancel()
+            self._channel.close()
+            self._fail_all()
+            self.left.set()
+            self.exited.set()
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+            loop.call_soon_threadsafe(self._is_over.set)
+
+    async def _end(self) -> None:
+        await self._is_over.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._is_silent.wait()
+
+    async def _ask(
+        self,
+        waiting: dict[int, asyncio.Future[AnswerT]],
+        number: int,
+        message: messages.ToWorker,
+        sockets: Sequence[socket.socket],
+    ) -> AnswerT:
+        """Send a message and wait for the answer with the same number, which is put into ``waiting``."""
+        answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        waiting[number] = answer
+        self._send(message, sockets)
+        try:
+            return await answer
+        finally:
+            del waiting[number]
+
+    def _send(self, message: messages.ToWorker, sockets: Sequence[socket.socket] = ()) -> None:
+        try:
+            self._channel.send(messages.encode(message), [sock.fileno() for sock in sockets])
+        except (ChannelError, OSError) as error:
+            self._closed(ChannelError(str(error)))
+
+    def _received(self, data: Message, descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        try:
+            message = messages.decode_for_supervisor(data)
+        except ChannelError as error:
+            self._closed(error)
+            return
+        match message:
+            case messages.Reported(number, snapshot):
+                self._reported(self, snapshot)
+                _answer(self._reports.get(number), None)
+            case messages.Ready(serial) | messages.Refused(serial, _):
+                _answer(self._applied.get(serial), message)
+            case messages.Leaving() | messages.Drained():
+                self.left.set()
+
+    def _closed(self, error: ChannelError | None) -> None:
+        """Its end of the channel is closed: it is about to exit, or must be made to."""
+        self._is_silent.set()
+        self._fail_all()
+        if error is not None:
+            self.kill()
+        else:
+            self._kill_after(_EXIT_SECONDS)
+
+    def _kill_after(self, seconds: float) -> None:
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+        self._last_resort = asyncio.get_running_loop().call_later(seconds, self.kill)
+
+    def _fail_all(self) -> None:
+        waiting: list[asyncio.Future[Any]] = [*self._applied.values(), *self._reports.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(WorkerGone())
+
+
+def _answer(future: asyncio.Future[AnswerT] | None, answer: AnswerT) -> None:
+    if future is not None and not future.done():
+        future.set_result(answer)
+
+
+def _interpreter_flags() -> list[str]:
+    """Tell how this interpreter was started, so that a worker's is started likewise."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public one
+    return flags
+
+
+def start(command: Sequence[str], reported: Reporter) -> Worker:
+    """Start a worker process.
+
+    Args:
+        command: Arguments for the interpreter; ``--control-fd`` and its number are added.
+        reported: Called with every snapshot of its metrics.
+
+    Raises:
+        OSError: The system gives us no process or no sockets.
+    """
+    ours, theirs = pair()
+    try:
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [sys.executable, *_interpreter_flags(), *command, "--control-fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return Worker(process, ours, reported)

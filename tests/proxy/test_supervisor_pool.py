@@ -1,0 +1,241 @@
+"""As many workers as wanted, on what is wanted, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from mailproxy.observe.meter import Snapshot
+from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import pool as module
+from mailproxy.supervisor import process
+from mailproxy.supervisor.pool import FUTILE_STARTS, CannotStart, Pool
+from mailproxy.supervisor.process import Worker
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import LogLevel
+from support.processes import STAND_IN, deployment, our_sources
+
+__all__ = ["our_sources"]
+pytestmark = pytest.mark.usefixtures("our_sources")
+
+
+class Bench:
+    """A pool, one socket per place, and everything that it told."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, listeners: list[socket.socket]) -> None:
+        self.listeners = listeners
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self.gone: list[Worker] = []
+        self.snapshots: dict[int, Snapshot] = {}
+        self.writers: list[asyncio.StreamWriter] = []
+        self._news = asyncio.Event()
+        self.pool = Pool(
+            tasks,
+            functools.partial(process.start, STAND_IN),
+            reported=self.reported,
+            gone=self.gone.append,
+            tell=self.tell,
+        )
+
+    def reported(self, worker: Worker, snapshot: Snapshot) -> None:
+        self.snapshots[worker.key] = snapshot
+
+    def tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+        self.events.append((name, fields))
+        self._news.set()
+
+    def told(self, name: str) -> list[dict[str, object]]:
+        return [fields for event, fields in self.events if event == name]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def client(self, place: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self.listeners[place].getsockname())
+        self.writers.append(writer)
+        self.greeted = (await asyncio.wait_for(reader.readline(), 20)).decode().split()
+        return reader, writer
+
+    async def relay(self, place: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self.client(place)
+        writer.write(b"RELAY\r\n")
+        assert await reader.readline() == b"RELAY\r\n"
+        return reader, writer
+
+    async def greeting(self, place: int = 0) -> list[str]:
+        _, writer = await self.client(place)
+        writer.close()
+        return self.greeted
+
+    def pids(self) -> list[int]:
+        return [fields["pid"] for fields in self.told("worker_ready")]  # type: ignore[misc]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks, listeners)
+        try:
+            yield bench
+        finally:
+            for writer in bench.writers:
+                writer.close()
+            await bench.pool.stopped()
+    for listener in listeners:
+        listener.close()
+    assert bench.pool.alive == 0
+
+
+async def test_every_place_has_a_worker_on_its_own_socket(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=3))
+    assert bench.pool.is_settled
+    assert (bench.pool.alive, bench.pool.serving) == (3, 3)
+    greetings = [await bench.greeting(place) for place in range(3)]
+    assert {int(greeting[2]) for greeting in greetings} == set(bench.pids())
+
+
+async def test_one_socket_can_serve_all_places(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners[:1], workers=2))
+    assert int((await bench.greeting())[2]) in bench.pids()
+
+
+async def test_a_killed_worker_is_replaced_and_its_clients_wait_for_the_new_one(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=1))
+    killed = bench.pids()[0]
+    os.kill(killed, signal.SIGKILL)
+    assert int((await bench.greeting())[2]) != killed
+    await bench.until(lambda: bench.told("worker_exited"))
+    assert bench.told("worker_exited") == [{"pid": killed, "exit_code": -9}]
+    assert bench.pool.restarts[RestartReason.KILLED] == 1
+    assert len(bench.gone) == 1
+
+
+async def test_a_worker_that_leaves_is_replaced_before_it_is_gone(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=1, drain_timeout=60.0))
+    reader, writer = await bench.relay()
+    leaving = bench.pids()[0]
+    os.kill(leaving, signal.SIGTERM)
+    await bench.until(lambda: len(bench.pids()) == 2)
+    assert int((await bench.greeting())[2]) != leaving
+    assert bench.pool.restarts[RestartReason.REQUESTED] == 1
+    assert bench.told("worker_exited") == []
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    writer.close()
+    await bench.until(lambda: bench.told("worker_exited"))
+    assert bench.told("worker_exited") == [{"pid": leaving, "exit_code": 0}]
+
+
+async def test_all_workers_change_over_and_nobody_is_restarted(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.change_to(deployment(bench.listeners, "pop3", serial=2, workers=2))
+    assert bench.pool.is_settled
+    assert [(await bench.greeting(place))[1] for place in (0, 1)] == ["pop3", "pop3"]
+    assert sum(bench.pool.restarts.values()) == 0
+
+
+@pytest.mark.parametrize("bad", ["refused", "crash"])
+async def test_what_one_worker_refuses_none_runs(bench: Bench, bad: str) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=2))
+    with pytest.raises(ConfigError):
+        await bench.pool.change_to(deployment(bench.listeners, bad, serial=2, workers=2))
+    await bench.until(lambda: bench.pool.is_settled)
+    assert [(await bench.greeting(place))[1] for place in (0, 1)] == ["imap", "imap"]
+
+
+async def test_more_workers_are_started_and_superfluous_ones_drain(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=1))
+    await bench.pool.change_to(deployment(bench.listeners, serial=2, workers=3))
+    await bench.until(lambda: bench.pool.is_settled)
+    assert bench.pool.serving == 3
+    reader, _ = await bench.client(2)
+    await bench.pool.change_to(deployment(bench.listeners, serial=3, workers=1))
+    assert await reader.readline() == b"BYE\r\n"
+    await bench.until(lambda: bench.pool.alive == 1)
+    assert bench.pool.is_settled
+    assert sum(bench.pool.restarts.values()) == 0
+
+
+async def test_a_start_that_a_worker_refuses_fails_with_its_problems(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="no worker wants this"):
+        await bench.pool.start(deployment(bench.listeners, "refused", workers=2))
+
+
+async def test_a_start_fails_when_workers_only_die(bench: Bench) -> None:
+    with pytest.raises(CannotStart, match=f"{FUTILE_STARTS} workers ended"):
+        await bench.pool.start(deployment(bench.listeners, "crash"))
+
+
+async def test_a_start_can_be_given_up(bench: Bench) -> None:
+    asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
+    with pytest.raises(CannotStart, match="told to stop"):
+        await bench.pool.start(deployment(bench.listeners, "hang"))
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(bench: Bench) -> None:
+    real, failures = bench.pool._launch, [OSError(11, "Resource temporarily unavailable")]
+
+    def launch(reported: process.Reporter) -> Worker:
+        if failures:
+            raise failures.pop()
+        return real(reported)
+
+    bench.pool._launch = launch
+    await bench.pool.start(deployment(bench.listeners))
+    assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}]
+    assert bench.pool.restarts[RestartReason.CRASH] == 1
+
+
+async def test_a_report_comes_from_everybody_who_is_alive(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.report(1, 10.0)
+    assert len(bench.snapshots) == 2
+
+
+async def test_a_report_waits_no_longer_than_it_is_told(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=2))
+    os.kill(bench.pids()[0], signal.SIGSTOP)
+    await bench.pool.report(1, 0.3)
+    assert len(bench.snapshots) == 1
+    os.kill(bench.pids()[0], signal.SIGKILL)
+
+
+async def test_draining_returns_when_the_last_session_is_over(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=2))
+    _, writer = await bench.relay(1)
+    async with asyncio.TaskGroup() as tasks:
+        draining = tasks.create_task(bench.pool.drain(0.0, 60.0))
+        await bench.until(lambda: bench.pool.alive == 1)
+        assert not draining.done()
+        writer.close()
+    assert bench.pool.alive == 0
+    assert sum(bench.pool.restarts.values()) == 0
+
+
+async def test_stopping_cuts_a_drain_short(bench: Bench) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=1))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(bench.pool.drain(1000.0, 1000.0))
+        await asyncio.sleep(0)
+        bench.pool.stop()
+    assert bench.pool.alive == 0
+
+
+async def test_a_worker_that_does_not_even_stop_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORCE_SECONDS", 0.1)
+    await bench.pool.start(deployment(bench.listeners, workers=1))
+    os.kill(bench.pids()[0], signal.SIGSTOP)
+    await bench.pool.stopped()
+    assert bench.told("worker_exited") == [{"pid": bench.pids()[0], "exit_code": -9}]

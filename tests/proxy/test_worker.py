@@ -1,0 +1,240 @@
+"""A worker process obeys its channel, and never outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mailproxy.observe.meter import Snapshot
+from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import process
+from mailproxy.supervisor.process import Worker, WorkerGone
+from mailproxy_config.errors import ConfigError
+from support.processes import STAND_IN, deployment, our_sources
+
+__all__ = ["our_sources"]
+pytestmark = pytest.mark.usefixtures("our_sources")
+
+
+class Bench:
+    """One worker, its listening socket, and the snapshots it sent."""
+
+    def __init__(self, worker: Worker, listener: socket.socket, snapshots: list[Snapshot]) -> None:
+        self.worker = worker
+        self.listener = listener
+        self.snapshots = snapshots
+
+    async def configure(self, name: str = "imap", *, serial: int = 1) -> None:
+        wanted = deployment([self.listener], name, serial=serial)
+        await self.worker.configure(wanted.order(), wanted.sockets(0))
+
+    async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self.listener.getsockname())
+        self.greeting = (await asyncio.wait_for(reader.readline(), 10)).decode().split()
+        return reader, writer
+
+    def value(self, name: str) -> object:
+        return [tuple(cell) for cell in self.snapshots[-1]["series"][name]]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    snapshots: list[Snapshot] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = process.start(STAND_IN, lambda _, snapshot: snapshots.append(snapshot))
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.watch())
+            try:
+                yield Bench(worker, listener, snapshots)
+            finally:
+                worker.kill()
+
+
+async def test_it_runs_what_it_is_told_and_reports(bench: Bench) -> None:
+    await bench.configure()
+    assert bench.worker.running == 1
+    _, writer = await bench.client()
+    assert bench.greeting == ["server", "imap", str(bench.worker.pid), "imap.example.com"]
+    await bench.worker.report(7, 10)
+    assert bench.value("mailproxy_connections_accepted_total") == [(["imap", "imap"], 1)]
+    assert bench.value("mailproxy_config_generation") == [([], 4)]
+    assert bench.value("mailproxy_config_last_reload_success_timestamp_seconds") == [([], 1234.5)]
+    writer.close()
+
+
+async def test_a_reload_leaves_open_sessions_alone(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    await bench.configure("pop3", serial=2)
+    assert bench.worker.running == 2
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    _, second = await bench.client()
+    assert bench.greeting[1] == "pop3"
+    writer.close()
+    second.close()
+
+
+async def test_a_refusal_comes_back_with_its_problems_and_changes_nothing(bench: Bench) -> None:
+    await bench.configure()
+    with pytest.raises(ConfigError, match="no worker wants this") as caught:
+        await bench.configure("refused", serial=2)
+    assert [problem.path for problem in caught.value.problems] == ["spec.servers[0]"]
+    assert bench.worker.running == 1
+    _, writer = await bench.client()
+    assert bench.greeting[1] == "imap"
+    writer.close()
+
+
+async def test_a_configuration_that_makes_no_sense_is_refused(bench: Bench) -> None:
+    wanted = deployment([bench.listener])
+    broken = wanted.order()
+    object.__setattr__(broken, "config", '{"format": "nonsense"}')
+    with pytest.raises(ConfigError):
+        await bench.worker.configure(broken, wanted.sockets(0))
+
+
+async def test_draining_says_goodbye_lets_relays_go_on_and_ends(bench: Bench) -> None:
+    await bench.configure()
+    waiting, first = await bench.client()
+    relaying, second = await bench.client()
+    second.write(b"RELAY\r\n")
+    assert await relaying.readline() == b"RELAY\r\n"
+    bench.worker.drain(0.0, 30.0)
+    assert await waiting.readline() == b"BYE\r\n"
+    second.write(b"still here\r\n")
+    assert await relaying.readline() == b"still here\r\n"
+    second.close()
+    await bench.worker.exited.wait()
+    assert bench.worker.exit_code == 0
+    assert bench.value("mailproxy_connections_accepted_total") == [(["imap", "imap"], 2)]
+    first.close()
+
+
+async def test_draining_ends_relays_when_their_time_is_over(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    writer.write(b"RELAY\r\n")
+    assert await reader.readline() == b"RELAY\r\n"
+    bench.worker.drain(0.0, 0.1)
+    with contextlib.suppress(ConnectionResetError):
+        assert await reader.read() == b""
+    await bench.worker.exited.wait()
+    assert bench.worker.exit_code == 0
+    writer.close()
+
+
+async def test_stopping_ends_it_at_once_even_while_it_drains(bench: Bench) -> None:
+    await bench.configure()
+    _, writer = await bench.client()
+    bench.worker.drain(1000.0, 1000.0)
+    bench.worker.stop()
+    await bench.worker.exited.wait()
+    assert bench.worker.exit_code == 0
+    writer.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
+async def test_a_signal_of_its_own_makes_it_leave_and_say_so_first(
+    bench: Bench, signum: signal.Signals
+) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    writer.write(b"RELAY\r\n")
+    assert await reader.readline() == b"RELAY\r\n"
+    os.kill(bench.worker.pid, signum)
+    await bench.worker.left.wait()
+    assert not bench.worker.exited.is_set()
+    writer.close()
+    await bench.worker.exited.wait()
+    assert bench.worker.reason is RestartReason.REQUESTED
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+async def test_a_terminals_signals_are_for_the_supervisor(bench: Bench, signum: signal.Signals) -> None:
+    await bench.configure()
+    os.kill(bench.worker.pid, signum)
+    await bench.worker.report(1, 10)
+    assert not bench.worker.left.is_set()
+    assert os.getsid(bench.worker.pid) != os.getsid(0)
+
+
+async def test_it_leaves_when_the_supervisor_is_gone(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    bench.worker._channel.close()
+    assert await reader.readline() == b"BYE\r\n"
+    await bench.worker.exited.wait()
+    assert bench.worker.exit_code == 0
+    writer.close()
+
+
+async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench) -> None:
+    with pytest.raises(WorkerGone):
+        await bench.configure("crash")
+    await bench.worker.exited.wait()
+    assert bench.worker.reason is RestartReason.CRASH
+    assert bench.worker.exit_code == 7
+    with pytest.raises(WorkerGone):
+        await bench.worker.report(1, 10)
+
+
+async def test_a_worker_that_does_not_answer_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "APPLY_SECONDS", 0.5)
+    with pytest.raises(WorkerGone):
+        await bench.configure("hang")
+    await bench.worker.exited.wait()
+    assert bench.worker.reason is RestartReason.KILLED
+
+
+async def test_it_has_no_descriptors_but_its_own(bench: Bench) -> None:
+    strange = os.open("/dev/zero", os.O_RDONLY)
+    os.set_inheritable(strange, True)
+    try:
+        await bench.configure()
+        folder = f"/proc/{bench.worker.pid}/fd"
+        targets = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+    finally:
+        os.close(strange)
+    assert "/dev/zero" not in targets
+    inodes = [
+        target for target in targets if target == f"socket:[{os.fstat(bench.listener.fileno()).st_ino}]"
+    ]
+    assert len(inodes) == 1
+
+
+async def test_reloading_many_times_leaves_no_descriptor_behind(bench: Bench) -> None:
+    counts = []
+    for serial in range(1, 6):
+        await bench.configure(serial=serial)
+        counts.append(len(os.listdir(f"/proc/{bench.worker.pid}/fd")))
+    assert len(set(counts[1:])) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "is_told"),
+    [
+        ((), False),  # the configuration says error
+        (("--log-level", "info"), True),
+        (("--log-level", "crit"), False),
+    ],
+)
+async def test_the_level_of_the_command_line_wins(
+    options: tuple[str, ...], is_told: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        worker = process.start((*STAND_IN, *options), lambda *_: None)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.watch())
+            bench = Bench(worker, listener, [])
+            await bench.configure()
+            _, writer = await bench.client()
+            worker.stop()
+        writer.close()
+    assert (" info greeted" in capfd.readouterr().err) is is_told

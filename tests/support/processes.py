@@ -1,0 +1,54 @@
+"""Worker processes around a stand-in application, and what they are told."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from mailproxy.supervisor.deployment import Deployment
+from mailproxy_config.dump import config_hash, dump
+from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
+from support.configs import server
+
+ROOT: Final = Path(__file__).parents[2]
+PYTHONPATH: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "tests")])
+STAND_IN: Final = (str(ROOT / "tests/support/standin_worker.py"), "--log-format", "text")
+
+
+@pytest.fixture
+def our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have processes that a test starts use the sources as they are."""
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+
+
+def deployment(
+    listeners: Sequence[socket.socket],
+    name: str = "imap",
+    *,
+    serial: int = 1,
+    workers: int = 1,
+    drain_timeout: float = 0.5,
+) -> Deployment:
+    """One server on one listener, which has a socket for every worker."""
+    config = ProxyConfig(
+        servers=(server(Protocol.IMAP, name=name, server_name=f"{name}.example.com"),),
+        drain=DrainConfig(timeout=Seconds(drain_timeout)),
+    )
+    return Deployment(
+        serial=serial,
+        config=config,
+        text=dump(config).decode(),
+        hash=config_hash(config),
+        generation=4,
+        loaded_at=1234.5,
+        hostname="host.example.com",
+        names={},
+        workers=workers,
+        listeners={"one": list(listeners)},
+        ticket_key=bytes(80),
+    )

@@ -1,0 +1,101 @@
+"""A worker process around a small application of our own, for tests of processes rather than of mail.
+
+Every client is greeted with ``server NAME PID SERVER_NAME``, after the first server.  Until it says
+``RELAY`` it is told ``BYE`` when the proxy drains; after that it is echoed.  A
+server named ``refused`` makes the application refuse its configuration, one
+named ``crash`` ends the process, one named ``hang`` never gets ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping
+
+from mailproxy.observe.log import Log
+from mailproxy.observe.meter import Counter, Meter
+from mailproxy.worker import run
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import LogLevel, ProxyConfig
+
+
+class StandIn:
+    """Accepts, greets, echoes."""
+
+    def __init__(self, *, log: Log, meter: Meter) -> None:
+        self._log = log
+        self._meter = meter
+        self._servers: list[asyncio.Server] = []
+        self._greeted: dict[asyncio.StreamWriter, bool] = {}
+        self._greeting = b""
+        self._accepted: Counter
+
+    @property
+    def sessions(self) -> int:
+        return len(self._greeted)
+
+    async def apply(
+        self,
+        config: ProxyConfig,
+        sockets: Mapping[str, socket.socket],
+        *,
+        names: Mapping[str, tuple[str, ...]],
+        ticket_key: bytes,
+    ) -> None:
+        await self._misbehave({server.name for server in config.servers}, sockets)
+        for server in self._servers:
+            server.close()
+        first = config.servers[0]
+        self._meter.keep_servers(server.name for server in config.servers)
+        self._accepted = self._meter.server(first.name, first.protocol).accepted
+        self._greeting = f"server {first.name} {os.getpid()} {first.server_name}\r\n".encode()
+        self._servers = [await asyncio.start_server(self._serve, sock=sock) for sock in sockets.values()]
+
+    async def _misbehave(self, names: set[str], sockets: Mapping[str, socket.socket]) -> None:
+        if "crash" in names:
+            os._exit(7)
+        if "hang" in names:
+            await asyncio.Event().wait()
+        if "refused" in names:
+            for sock in sockets.values():
+                sock.close()
+            raise ConfigError([Problem("spec.servers[0]", "no worker wants this")])
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._greeted[writer] = False
+        self._accepted.value += 1
+        self._log.event(LogLevel.INFO, "greeted")
+        try:
+            writer.write(self._greeting)
+            while line := await reader.readline():
+                self._greeted[writer] = self._greeted[writer] or line == b"RELAY\r\n"
+                writer.write(line)
+        except ConnectionError:
+            pass
+        finally:
+            del self._greeted[writer]
+            writer.close()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109
+        for server in self._servers:
+            server.close()
+        for writer, is_relaying in list(self._greeted.items()):
+            if not is_relaying:
+                writer.write(b"BYE\r\n")
+                writer.close()
+        ends_at = asyncio.get_running_loop().time() + timeout
+        while self._greeted and asyncio.get_running_loop().time() < ends_at:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        self.stop()
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.close()
+        for writer in list(self._greeted):
+            writer.transport.abort()
+
+
+if __name__ == "__main__":
+    sys.exit(run(None, make_app=StandIn, make_loop=asyncio.SelectorEventLoop))
