@@ -69,7 +69,9 @@ class MemoryCluster:
     def _roll_out(self, workload: Manifest, count: int | None) -> None:
         key = key_of(workload)
         wanted = workload["spec"].get("replicas", 1) if count is None else count
-        for at in [at for at, one in self.objects.items() if at[0] is POD and one["metadata"]["of"] == key.name]:
+        for at in [
+            at for at, one in self.objects.items() if at[0] is POD and one["metadata"]["of"] == key.name
+        ]:
             del self.objects[at]
         template = workload["spec"]["template"]["metadata"]
         for index in range(wanted):
@@ -155,13 +157,15 @@ class MemoryCluster:
         metadata.setdefault("uid", uid_of(before) if before else f"uid-{next(self._counter)}")
         old = before["metadata"] if before else {}
         same = before is not None and before.get("spec") == manifest.get("spec")
-        metadata["generation"] = old.get("generation", 0) + (0 if same else 1)
+        if manifest["kind"] not in _WITHOUT_GENERATION:
+            metadata["generation"] = old.get("generation", 0) + (0 if same else 1)
         content = {key: value for key, value in manifest.items() if key not in {"metadata", "status"}}
         known = {key: value for key, value in (before or {}).items() if key not in {"metadata", "status"}}
         version = old.get("resourceVersion")
         metadata["resourceVersion"] = version if version and content == known else str(next(self._counter))
 
 
+_WITHOUT_GENERATION = {"ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "Pod"}
 _DEPLOYMENT_NUMBERS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
 _DAEMON_NUMBERS = (
     "desiredNumberScheduled",

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from mailproxy_operator.render.text import rendered_text
 from mailproxy_operator.settings import KubeVersion, Platform
 
