@@ -1,230 +1,161 @@
-"""The two looks of a line."""
+"""The line reader: one bounded buffer, lines and literals out."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import Credentials, Secret
-from mailproxy.events import CloseReason, LoginResult, Method
-from mailproxy.observe.lines import LINE_LIMIT, json_event, json_session, text_event, text_session
-from mailproxy.observe.record import SessionRecord
-
-STAMP = "2026-11-23T04:16:47.500Z"
+from mailproxy.dialogue.lines import LineReader
+from mailproxy.errors import LineTooLong, PeerClosed
+from support.driving import drive, limits
 
 
-def success(**changes: Any) -> SessionRecord:
-    """A session that went well."""
-    facts: dict[str, Any] = {
-        "session": "0a1b2c3d-1f",
-        "server": "imaps",
-        "protocol": "imap",
-        "client": "192.0.2.1",
-        "client_port": 4711,
-        "tls": "TLSv1.3",
-        "cipher": "TLS_AES_128_GCM_SHA256",
-        "user": b"alice",
-        "method": Method.PLAIN,
-        "result": LoginResult.SUCCESS,
-        "attempts": 1,
-        "upstream": "10.0.0.3",
-        "upstream_port": 143,
-        "auth_seconds": 0.00123,
-        "upstream_seconds": 0.002,
-        "login_seconds": 0.0034,
-        "duration": 61.5,
-        "bytes_to_upstream": 20,
-        "bytes_to_client": 4000,
-        "reason": CloseReason.CLIENT_CLOSED,
-    }
-    return SessionRecord(**(facts | changes))
-
-
-def test_a_session_as_json() -> None:
-    assert json.loads(json_session(success(), STAMP)) == {
-        "time": STAMP,
-        "level": "info",
-        "event": "session",
-        "session": "0a1b2c3d-1f",
-        "server": "imaps",
-        "protocol": "imap",
-        "client": "192.0.2.1",
-        "client_port": 4711,
-        "proxied": False,
-        "tls": "TLSv1.3",
-        "cipher": "TLS_AES_128_GCM_SHA256",
-        "user": "alice",
-        "method": "plain",
-        "result": "success",
-        "attempts": 1,
-        "errors": 0,
-        "upstream": "10.0.0.3",
-        "upstream_port": 143,
-        "auth_seconds": 0.0012,
-        "upstream_seconds": 0.002,
-        "login_seconds": 0.0034,
-        "duration_seconds": 61.5,
-        "bytes_to_upstream": 20,
-        "bytes_to_client": 4000,
-        "reason": "client_closed",
-    }
-
-
-def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
-    line = json.loads(json_session(SessionRecord(session="x"), STAMP))
-    assert list(line) == list(json.loads(json_session(success(), STAMP)))
-    assert {key for key, value in line.items() if value is None} == {
-        "tls",
-        "cipher",
-        "method",
-        "result",
-        "auth_seconds",
-        "upstream_seconds",
-        "login_seconds",
-        "reason",
-    }
-
-
-def test_a_session_for_people() -> None:
-    assert text_session(success(proxied=True, errors=2), STAMP) == (
-        f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
-        'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
-        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 duration=61.500s "
-        "to_client=4000 to_upstream=20 reason=client_closed\n"
-    )
-
-
-def test_what_never_was_is_left_out_for_people() -> None:
-    record = SessionRecord("1-1", "mx", "smtp", "2001:db8::1", 25, reason=CloseReason.PREAUTH_TIMEOUT)
-    assert text_session(record, STAMP) == (
-        f"{STAMP} info session 1-1 smtp server=mx client=[2001:db8::1]:25 duration=0.000s "
-        "to_client=0 to_upstream=0 reason=preauth_timeout\n"
-    )
-
-
-def test_a_client_without_a_port_and_a_login_that_was_given_up() -> None:
-    record = SessionRecord("1-1", "mx", "smtp", "unix:", method=Method.LOGIN, user=b"a b")
-    assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
-
-
-RECORDS = st.builds(
-    SessionRecord,
-    server=st.text(max_size=300),
-    protocol=st.sampled_from(["imap", "pop3", "smtp"]),
-    client=st.text(max_size=300),
-    client_port=st.integers(0, 65535),
-    proxied=st.booleans(),
-    tls=st.none() | st.text(max_size=300),
-    cipher=st.text(max_size=300),
-    user=st.binary(max_size=5000),
-    method=st.none() | st.sampled_from(Method),
-    result=st.none() | st.sampled_from(LoginResult),
-    upstream=st.text(max_size=300),
-    upstream_port=st.integers(0, 65535),
-    auth_seconds=st.none() | st.floats(0, 1e6),
-    upstream_seconds=st.none() | st.floats(0, 1e6),
-    login_seconds=st.none() | st.floats(0, 1e6),
-    duration=st.floats(0, 1e9),
-    bytes_to_client=st.integers(0, 2**63),
-    reason=st.none() | st.sampled_from(CloseReason),
-)
-
-
-@given(RECORDS)
-def test_whatever_a_stranger_says_a_session_is_one_line_of_json(record: SessionRecord) -> None:
-    line = json_session(record, STAMP)
-    assert_is_one_line(line)
-    told = json.loads(line)
-    assert told["client"] == cut(record.client)
-    assert told["upstream"] == cut(record.upstream)
-    assert told["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
-        len(record.user) > 256
-    )
-
-
-def cut(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-@given(RECORDS)
-def test_whatever_a_stranger_says_a_session_is_one_line_for_people(record: SessionRecord) -> None:
-    assert_is_one_line(text_session(record, STAMP))
-
-
-def assert_is_one_line(line: str) -> None:
-    assert line.endswith("\n")
-    assert line.isascii()
-    assert line[:-1].isprintable()
-    assert len(line) < 2 * LINE_LIMIT
-
-
-FIELDS = {
-    "text": "two words",
-    "word": "one",
-    "octets": b'a"\n\xff',
-    "number": 3,
-    "share": 0.1234567,
-    "whole": 60.0,
-    "yes": True,
-    "no": False,
-    "nothing": None,
-    "enum": CloseReason.DRAIN,
-    "secret": Secret(b"hunter2"),
-    "credentials": Credentials(Method.PLAIN, b"alice", Secret(b"hunter2")),
-}
-
-
-def test_an_event_as_json() -> None:
-    assert json.loads(json_event("warn", "something", STAMP, FIELDS)) == {
-        "time": STAMP,
-        "level": "warn",
-        "event": "something",
-        "text": "two words",
-        "word": "one",
-        "octets": 'a"\n\\xff',
-        "number": 3,
-        "share": 0.123457,
-        "whole": 60,
-        "yes": True,
-        "no": False,
-        "nothing": None,
-        "enum": "drain",
-        "secret": "***",
-        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)",
-    }
-
-
-def test_an_event_for_people() -> None:
-    assert text_event("warn", "something", STAMP, FIELDS) == (
-        f'{STAMP} warn something text="two words" word=one octets="a\\"\\n\\\\xff" number=3 share=0.123457 '
-        'whole=60 yes=true no=false nothing=null enum=drain secret="***" '
-        "credentials=\"Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)\""
-        "\n"
-    )
-
-
-@pytest.mark.parametrize("write", [json_event, text_event])
 @pytest.mark.parametrize(
-    "fields",
+    ("octets", "line"),
     [
-        {},
-        {"a": "x" * 100_000},
-        {"a": b"\x00" * 100_000},
-        {"a": b"\x00" * 300, "b": "\x00" * 300, "c": "x" * 3000},
-        {f"f{n}": "\x00" * 3000 for n in range(12)},
+        (b"NOOP\r\n", b"NOOP"),
+        (b"NOOP\n", b"NOOP"),
+        (b"\r\n", b""),
+        (b"\n", b""),
+        (b"NO\rOP\r\n", b"NO\rOP"),  # a bare CR is for the caller to see
+        (b"NOOP\r\r\n", b"NOOP\r"),
+        (b"\0\xff\n", b"\0\xff"),
     ],
 )
-def test_an_event_fits_into_a_pipe_in_one_piece(write: Any, fields: dict[str, object]) -> None:
-    line = write("info", "something", STAMP, fields)
-    assert_is_one_line(line)
-    assert len(line) <= LINE_LIMIT
-    assert list(fields) == [key for key in fields if key in line]
+def test_a_line_comes_without_its_line_end(octets: bytes, line: bytes) -> None:
+    assert drive(LineReader(64).line(), octets).result == line
 
 
-def test_values_are_cut_no_more_than_they_must() -> None:
-    told = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
-    assert told["where"] == "x" * 2048 + "..."
+def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
+    reader = LineReader(64)
+    assert drive(reader.line(), b"one\r\ntwo\nthr").result == b"one"
+    assert reader.has_line()
+    assert drive(reader.line()).result == b"two"
+    assert not reader.has_line()
+    assert drive(reader.line(), b"ee\n").result == b"three"
+    assert reader.consumed == len(b"one\r\ntwo\nthree\n")
+
+
+def test_a_line_may_come_in_any_number_of_pieces() -> None:
+    driven = drive(LineReader(8).line(), b"a", b"b", b"\r", b"\n")
+    assert driven.result == b"ab"
+    assert limits(driven) == [8, 7, 6, 5]
+
+
+def test_the_limit_includes_the_line_end() -> None:
+    assert drive(LineReader(4).line(), b"ab\r\n").result == b"ab"
+    with pytest.raises(LineTooLong) as caught:
+        drive(LineReader(4).line(), b"abc\r")
+    assert caught.value.seen == b"abc\r"
+    assert "4 octets" in str(caught.value)
+    assert "abc" not in str(caught.value)
+
+
+def test_the_limit_is_for_a_line_and_not_for_all_that_comes() -> None:
+    reader = LineReader(4)
+    assert drive(reader.line(), b"a\nb\n").result == b"a"
+    assert drive(reader.line()).result == b"b"
+    assert drive(reader.line(), b"cd\r\n").result == b"cd"
+
+
+def test_a_line_that_was_held_back_moves_to_the_front() -> None:
+    reader = LineReader(4)
+    drive(reader.line(), b"a\nbc")
+    driven = drive(reader.line(), b"\r\n")
+    assert driven.result == b"bc"
+    assert limits(driven) == [2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "octets"),
+    [
+        (3, b"abc\n"),  # the line end is the fourth octet
+        (0, b""),
+        (-1, b""),
+    ],
+)
+def test_a_line_can_have_less_than_the_buffer(limit: int, octets: bytes) -> None:
+    with pytest.raises(LineTooLong):
+        drive(LineReader(64).line(limit), *filter(None, [octets]))
+
+
+def test_a_larger_limit_than_the_buffer_means_nothing() -> None:
+    with pytest.raises(LineTooLong):
+        drive(LineReader(2).line(100), b"ab")
+
+
+def test_a_short_line_passes_a_lower_limit_and_leaves_the_rest() -> None:
+    reader = LineReader(64)
+    assert drive(reader.line(4), b"ab\r\nmuch more than four").result == b"ab"
+    assert reader.rest() == b"much more than four"
+
+
+def test_octets_are_taken_as_they_are() -> None:
+    reader = LineReader(16)
+    drive(reader.line(), b"x\nab")
+    driven = drive(reader.octets(5), b"\n", b"\r\0tail\n")
+    assert driven.result == b"ab\n\r\0"
+    assert limits(driven) == [14, 13]
+    assert reader.consumed == 7
+    assert drive(reader.line()).result == b"tail"
+
+
+def test_octets_at_hand_need_not_be_asked_for() -> None:
+    reader = LineReader(16)
+    drive(reader.line(), b"x\nabcd")
+    assert drive(reader.octets(4)).result == b"abcd"
+    assert drive(reader.octets(0)).result == b""
+    assert drive(reader.line(), b"y\n").result == b"y"
+
+
+def test_more_octets_than_the_buffer_holds_are_refused_before_they_are_read() -> None:
+    reader = LineReader(16)
+    drive(reader.line(), b"x\nab")
+    with pytest.raises(LineTooLong) as caught:
+        drive(reader.octets(17))
+    assert caught.value.seen == b"ab"
+
+
+@pytest.mark.parametrize("taken", [LineReader.rest, LineReader.clear])
+def test_what_is_unread_is_handed_over_once(taken: object) -> None:
+    assert callable(taken)
+    reader = LineReader(64)
+    drive(reader.line(), b"one\r\ntwo")
+    assert taken(reader) == b"two"
+    assert taken(reader) == b""
+    assert drive(reader.line(), b"new\n").result == b"new"
+
+
+def test_a_peer_that_closes_does_not_take_back_whole_lines() -> None:
+    reader = LineReader(64)
+    drive(reader.line(), b"one\ntwo\nthr")
+    assert drive(reader.line()).result == b"two"
+    with pytest.raises(PeerClosed):
+        drive(reader.line(), PeerClosed())
+    assert reader.rest() == b"thr"
+
+
+@given(st.lists(st.binary(max_size=6), max_size=8), st.data())
+def test_cuts_do_not_matter(lines: list[bytes], data: st.DataObject) -> None:
+    lines = [line.replace(b"\n", b".").rstrip(b"\r") for line in lines]
+    stream = b"".join(line + b"\r\n" for line in lines)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)))) | {0, len(stream)})
+    pieces = [piece for a, b in pairwise(cuts) if (piece := stream[a:b])]
+    reader = LineReader(8)
+    read = []
+    for _ in lines:
+        dialogue = reader.line()
+        answer: bytes | None = None
+        try:
+            while True:
+                action = dialogue.send(answer)
+                room = getattr(action, "limit", 0)
+                assert 0 < room <= 8
+                answer, pieces[:1] = pieces[0][:room], filter(None, [pieces[0][room:]])
+        except StopIteration as end:
+            read.append(end.value)
+    assert read == lines
+    assert reader.consumed == len(stream)

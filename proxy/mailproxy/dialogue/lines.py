@@ -60,7 +60,11 @@ class LineReader:
             buffer = buffer[start:] + chunk if held else chunk
             self._buffer, start, self._start = buffer, 0, 0
             end = buffer.find(b"\n", held, most)
-        self._advance(buffer, start, end + 1)
+        self.consumed += end + 1 - start
+        if end + 1 == len(buffer):
+            self._buffer, self._start = b"", 0
+        else:
+            self._start = end + 1
         if end > start and buffer[end - 1] == _CR:
             end -= 1
         return buffer[start:end]
@@ -80,7 +84,8 @@ class LineReader:
             chunk: bytes = yield Receive(self.limit - held)
             buffer = buffer[start:] + chunk
             self._buffer, start, self._start = buffer, 0, 0
-        self._advance(buffer, start, start + count)
+        self.consumed += count
+        self._start = start + count
         return buffer[start : start + count]
 
     def has_line(self) -> bool:
@@ -99,10 +104,3 @@ class LineReader:
         What was sent in clear must not survive the start of TLS (RFC 3207 section 4.2).
         """
         return self.rest()
-
-    def _advance(self, buffer: bytes, start: int, end: int) -> None:
-        self.consumed += end - start
-        if end == len(buffer):
-            self._buffer, self._start = b"", 0
-        else:
-            self._start = end

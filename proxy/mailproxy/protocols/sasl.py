@@ -211,7 +211,7 @@ def _response(exchange: _Exchange, initial: bytes | None, prompt: bytes) -> Dial
 def _checked(credentials: Credentials) -> Credentials | Refusal:
     """Let nothing pass that could end a line, or a field, at the service or the upstream."""
     password = credentials.password
-    if is_unsafe(credentials.user) or (password is not None and is_unsafe(password.reveal())):
+    if is_unsafe(credentials.user if password is None else credentials.user + password.reveal()):
         return _malformed(credentials.method, ProtocolErrorKind.CONTROL_CHAR)
     return credentials
 

@@ -153,7 +153,7 @@ class Pop3Conversation(Conversation):
     def _password(
         self, method: Method, user: bytes, password: bytes, salt: bytes | None = None
     ) -> Dialogue[Outcome]:
-        if is_unsafe(user) or is_unsafe(password):
+        if is_unsafe(user + password):
             yield from self.refuse(method, LoginResult.BAD_CREDENTIALS_SYNTAX, ProtocolErrorKind.CONTROL_CHAR)
             return None
         return (yield from self._log_in(Credentials(method, user, Secret(password), salt)))

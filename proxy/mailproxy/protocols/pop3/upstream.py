@@ -34,7 +34,7 @@ class Pop3Upstream:
         exchange.stage = UpstreamStage.LOGIN
         if password is None:
             raise exchange.failed("no password available")
-        if is_unsafe(grant.user) or is_unsafe(password):
+        if is_unsafe(grant.user + password):
             raise exchange.failed("control characters in the credentials for the upstream")
         yield from exchange.say(b"USER " + grant.user + b"\r\n", UpstreamStage.LOGIN)
         yield from _expect_ok(exchange)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from binascii import b2a_base64
 from typing import Final
 
@@ -14,10 +15,7 @@ from mailproxy.protocols.smtp import replies
 from mailproxy_config.model import ServerConfig
 
 _MORE: Final = b"-"
-_XTEXT: Final = tuple(
-    b"+%02X" % octet if octet <= 0x20 or octet >= 0x7F or octet in b"+=" else bytes((octet,))
-    for octet in range(256)
-)
+_NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 
 
 class SmtpUpstream:
@@ -78,7 +76,7 @@ class SmtpUpstream:
 
 def xtext(octets: bytes) -> bytes:
     """Encode an XCLIENT attribute (RFC 1891 section 5): printable ASCII but ``+`` and ``=`` as it is."""
-    return b"".join([_XTEXT[octet] for octet in octets])
+    return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), octets)
 
 
 def _authenticate(exchange: Exchange, grant: Granted) -> Dialogue[None]:
@@ -87,7 +85,7 @@ def _authenticate(exchange: Exchange, grant: Granted) -> Dialogue[None]:
     if grant.password is None:
         raise exchange.failed("no password available")
     password = grant.password.reveal()
-    if is_unsafe(grant.user) or is_unsafe(password):
+    if is_unsafe(grant.user + password):
         raise exchange.failed("control characters in the credentials for the upstream")
     message = b2a_base64(b"\0" + grant.user + b"\0" + password, newline=False)
     yield from exchange.say(b"AUTH PLAIN " + message + b"\r\n", UpstreamStage.LOGIN)

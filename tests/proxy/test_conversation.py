@@ -1,0 +1,272 @@
+"""What all conversations with clients share, shown on the smallest one there can be."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from mailproxy.dialogue.actions import Dialogue, MakeChallenge, StartTls, Wait, send
+from mailproxy.dialogue.values import (
+    Client,
+    ClientCertificate,
+    Credentials,
+    Denied,
+    Ended,
+    Granted,
+    Identified,
+    TlsInfo,
+)
+from mailproxy.errors import AuthUnreachable, LineTooLong
+from mailproxy.events import (
+    ClientErred,
+    CloseReason,
+    LoginRefused,
+    LoginResult,
+    Method,
+    ProtocolErrorKind,
+    Remark,
+)
+from mailproxy.protocols.conversation import (
+    CertificateFault,
+    Conversation,
+    certificate_fault,
+    has_controls,
+    misread,
+)
+from mailproxy.protocols.sasl import Framing
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
+from mailproxy_config.model import StartTls as Policy
+from support import configs
+from support.driving import Driven, drive
+
+CERTIFICATE = ClientCertificate(b"CN=c", b"CN=ca", b"0A", b"0" * 40, b"PEM", b"c")
+GRANTED = Granted("192.0.2.10", 110, b"u")
+
+
+class Small(Conversation):
+    """Understands AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
+
+    framing: ClassVar[Framing] = Framing(b"+ ", words=3)
+    certificate_replies: ClassVar[dict[CertificateFault, bytes]] = {
+        CertificateFault.INVALID: b"invalid certificate\r\n",
+        CertificateFault.MISSING: b"no certificate\r\n",
+    }
+
+    __slots__ = ()
+
+    def greet(self) -> Dialogue[Ended | None]:
+        yield from send(b"hello\r\n")
+        return None
+
+    def invalid(self) -> bytes:
+        return b"what?\r\n"
+
+    def denial(self, denied: Denied) -> bytes:
+        return b"no: " + denied.text + b"\r\n"
+
+    def turn(self) -> Dialogue[Identified | Ended | None]:
+        word, *arguments = (yield from self.reader.line()).split(b" ")
+        if word == b"BYE":
+            return Ended(CloseReason.CLIENT_QUIT)
+        if word == b"STARTTLS":
+            return (yield from self.upgrade(b"go ahead\r\n"))
+        if word == b"AUTH":
+            result = yield from self.exchange(arguments, frozenset({AuthMethod.CRAM_MD5}))
+            if not isinstance(result, Credentials):
+                return result
+        elif word == b"ASK":
+            result = Credentials(Method.NONE)
+        else:
+            return (yield from self.count(misread(word)))
+        grant = yield from self.admit(result)
+        return Identified(grant, result.method) if isinstance(grant, Granted) else grant
+
+
+def server(**directives: object) -> ServerConfig:
+    return configs.server(Protocol.POP3, **directives)
+
+
+def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> Driven:
+    return drive(Small(config, Client("192.0.2.1", tls=tls), 64).converse(), *answers)
+
+
+@pytest.mark.parametrize(
+    ("mode", "tls", "fault"),
+    [
+        (VerifyClient.DISABLED, TlsInfo("TLSv1.3", "c", verify_code=18), None),
+        (VerifyClient.REQUIRED, TlsInfo("TLSv1.3", "c", certificate=CERTIFICATE), None),
+        (VerifyClient.REQUIRED, TlsInfo("TLSv1.3", "c"), CertificateFault.MISSING),
+        (VerifyClient.REQUIRED, TlsInfo("TLSv1.3", "c", verify_code=18), CertificateFault.INVALID),
+        (VerifyClient.OPTIONAL, TlsInfo("TLSv1.3", "c"), None),
+        (
+            VerifyClient.OPTIONAL,
+            TlsInfo("TLSv1.3", "c", verify_code=18, verify_is_tolerable=True),
+            CertificateFault.INVALID,
+        ),
+        (
+            VerifyClient.OPTIONAL_NO_CA,
+            TlsInfo("TLSv1.3", "c", verify_code=18, verify_is_tolerable=True),
+            None,
+        ),
+        (VerifyClient.OPTIONAL_NO_CA, TlsInfo("TLSv1.3", "c", verify_code=10), CertificateFault.INVALID),
+    ],
+)
+def test_a_certificate_is_judged_by_ssl_verify_client(
+    mode: VerifyClient, tls: TlsInfo, fault: CertificateFault | None
+) -> None:
+    assert certificate_fault(server(ssl_verify_client=mode), tls) is fault
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"STAT", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"GET", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"GET / HTTP/1.1", ProtocolErrorKind.FOREIGN_PROTOCOL),
+        (b"PRI * HTTP/2.0", ProtocolErrorKind.FOREIGN_PROTOCOL),
+        (b"\x16\x03\x01\x02", ProtocolErrorKind.FOREIGN_PROTOCOL),
+        (b"ST\0AT", ProtocolErrorKind.CONTROL_CHAR),
+        (b"STAT \x7f", ProtocolErrorKind.CONTROL_CHAR),
+        (b"\xc3\xa9", ProtocolErrorKind.UNKNOWN_COMMAND),
+    ],
+)
+def test_a_line_that_is_no_command_is_called_what_it_looks_like(line: bytes, kind: ProtocolErrorKind) -> None:
+    assert misread(line) is kind
+
+
+def test_control_octets_are_those_of_ascii() -> None:
+    assert [octet for octet in range(256) if has_controls(bytes((octet,)))] == [*range(32), 127]
+
+
+def test_the_clients_time_begins_with_the_greeting() -> None:
+    driven = talk(server(timeout=7.0))
+    assert driven.said == b"hello\r\n"
+    assert driven.deadlines == [7.0]
+
+
+def test_the_last_counted_error_is_answered() -> None:
+    driven = talk(server(max_errors=2), b"one\ntwo\nthree\n")
+    assert driven.result == Ended(CloseReason.MAX_ERRORS)
+    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    erred = ClientErred(ProtocolErrorKind.UNKNOWN_COMMAND)
+    assert driven.notes == [erred, erred, Remark("client sent too many invalid commands")]
+
+
+@pytest.mark.parametrize(
+    ("octets", "kind"),
+    [
+        (b"x" * 64, ProtocolErrorKind.LINE_TOO_LONG),
+        (b"\x16\x03\x01" + b"x" * 61, ProtocolErrorKind.FOREIGN_PROTOCOL),
+    ],
+)
+def test_a_line_that_is_too_long_ends_it(octets: bytes, kind: ProtocolErrorKind) -> None:
+    driven = talk(server(max_errors=1), octets)
+    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+    assert driven.said == b"hello\r\nwhat?\r\n"
+    assert driven.notes == [Remark("client sent too long command"), ClientErred(kind)]
+
+
+def test_a_long_line_within_an_exchange_ends_it_too() -> None:
+    driven = talk(server(), b"AUTH PLAIN\n", b"A" * 64)
+    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+
+
+def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
+    tls = TlsInfo("TLSv1.3", "c")
+    client = Client("192.0.2.1")
+    dialogue = Small(server(starttls=Policy.ENABLED), client, 64).converse()
+    driven = drive(dialogue, b"STARTTLS\nBYE\n", tls, b"BYE\n")
+    assert driven.result == Ended(CloseReason.CLIENT_QUIT)
+    assert driven.said == b"hello\r\ngo ahead\r\n"
+    assert driven.notes == [ClientErred(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS)]
+    assert client.tls is tls
+    assert driven.deadlines == [60.0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tls"),
+    [
+        (Policy.DISABLED, None),
+        (Policy.ENABLED, TlsInfo("TLSv1.3", "c")),
+        (Policy.ONLY, TlsInfo("TLSv1.3", "c")),
+    ],
+)
+def test_tls_is_not_to_be_had_where_it_is_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
+    driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
+    assert driven.said == b"hello\r\nwhat?\r\n"
+    assert driven.notes == [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]
+    assert not any(isinstance(action, StartTls) for action in driven.asked)
+
+
+@pytest.mark.parametrize(
+    ("tls", "reply", "remark"),
+    [
+        (TlsInfo("TLSv1.3", "c"), b"no certificate\r\n", Remark("client sent no required SSL certificate")),
+        (
+            TlsInfo("TLSv1.3", "c", verify_code=10, verify_error=b"expired"),
+            b"invalid certificate\r\n",
+            Remark("client SSL certificate verify error", b"expired"),
+        ),
+    ],
+)
+def test_the_verdict_on_a_certificate_is_spoken(tls: TlsInfo, reply: bytes, remark: Remark) -> None:
+    driven = talk(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
+    assert driven.result == Ended(CloseReason.TLS_FAILED)
+    assert driven.said == reply
+    assert driven.notes == [remark]
+    later = talk(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
+    assert later.result == Ended(CloseReason.TLS_FAILED)
+    assert later.said == b"hello\r\ngo ahead\r\n" + reply
+
+
+def test_starttls_only_allows_no_login_in_clear() -> None:
+    driven = talk(server(starttls=Policy.ONLY), b"AUTH PLAIN AHUAcA\nAUTH NTLM\n", b"BYE\n")
+    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    assert driven.notes == [
+        LoginRefused(Method.PLAIN, LoginResult.TLS_REQUIRED),
+        ClientErred(ProtocolErrorKind.BAD_ARGUMENTS),
+    ]
+
+
+def test_one_challenge_serves_the_whole_session() -> None:
+    driven = talk(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
+    assert driven.said == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
+    assert sum(isinstance(action, MakeChallenge) for action in driven.asked) == 1
+    assert driven.notes == 2 * [LoginRefused(Method.CRAM_MD5, LoginResult.ABORTED)]
+
+
+def test_a_refused_exchange_counts_only_where_its_line_was_malformed() -> None:
+    driven = talk(server(max_errors=1), b"AUTH EXTERNAL\nAUTH NTLM\nAUTH PLAIN !\nAUTH PLAIN\na\rb\n")
+    assert driven.result == Ended(CloseReason.MAX_ERRORS)
+    assert driven.notes == [
+        LoginRefused(Method.EXTERNAL, LoginResult.METHOD_DISABLED),
+        ClientErred(ProtocolErrorKind.BAD_ARGUMENTS),
+        LoginRefused(Method.PLAIN, LoginResult.BAD_CREDENTIALS_SYNTAX),
+        ClientErred(ProtocolErrorKind.BASE64_INVALID),
+        LoginRefused(Method.PLAIN, LoginResult.BAD_CREDENTIALS_SYNTAX),
+        ClientErred(ProtocolErrorKind.CONTROL_CHAR),
+        Remark("client sent too many invalid commands"),
+    ]
+
+
+def test_a_grant_ends_it() -> None:
+    assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == Identified(GRANTED, Method.PLAIN)
+
+
+def test_a_denial_closes_unless_it_says_how_long_to_wait() -> None:
+    driven = talk(server(), b"ASK\nASK\n", Denied(b"later", wait=3), None, Denied(b"never"))
+    assert driven.result == Ended(CloseReason.AUTH_REJECTED)
+    assert driven.said == b"hello\r\nno: later\r\nno: never\r\n"
+    assert [action.seconds for action in driven.asked if isinstance(action, Wait)] == [3]
+    assert driven.deadlines == [60.0, 60.0]
+
+
+def test_what_nobody_here_can_answer_passes_through() -> None:
+    with pytest.raises(AuthUnreachable):
+        talk(server(), b"ASK\n", AuthUnreachable())
+
+
+def test_the_octets_of_a_long_line_are_not_in_the_error_text() -> None:
+    assert "secret" not in str(LineTooLong(b"PASS secret", 4))

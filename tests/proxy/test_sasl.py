@@ -1,0 +1,232 @@
+"""The four mechanisms, apart from any protocol."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.dialogue.actions import Dialogue
+from mailproxy.dialogue.lines import LineReader
+from mailproxy.dialogue.values import Credentials, Secret
+from mailproxy.errors import LineTooLong
+from mailproxy.events import LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.sasl import Framing, Refusal, authenticate, decoded, is_unsafe, mechanism
+from mailproxy_config.model import AuthMethod
+from support.driving import Driven, drive
+
+FRAMING = Framing(b"334 ", words=3)
+CHALLENGE = b"<1.2@mail.example.com>"
+DIGEST = b"b913a602c7eda7a495b4e6e7334d3890"
+EVERY = frozenset(AuthMethod)
+BAD = LoginResult.BAD_CREDENTIALS_SYNTAX
+
+
+def challenge() -> Dialogue[bytes]:
+    yield from ()
+    return CHALLENGE
+
+
+def exchange(*words: bytes, said: tuple[bytes, ...] = (), enabled: frozenset[AuthMethod] = EVERY) -> Driven:
+    reader = LineReader(256)
+    return drive(
+        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, challenge=challenge), *said
+    )
+
+
+def b64(octets: bytes) -> bytes:
+    return b64encode(octets)
+
+
+@pytest.mark.parametrize(
+    ("text", "octets"),
+    [
+        (b"", b""),
+        (b"=", b""),
+        (b"====", b""),
+        (b"=anything", b""),
+        (b"AHUAcA==", b"\0u\0p"),
+        (b"AHUAcA", b"\0u\0p"),  # padding is optional
+        (b"AHUAcA=", b"\0u\0p"),
+        (b"AHUAcA=!!", b"\0u\0p"),  # what follows it is ignored
+        (b"YWI", b"ab"),
+        (b"//++", b"\xff\xff\xbe"),
+        (b"A", None),  # one digit too many or too few
+        (b"AAAAA", None),
+        (b"A===", None),
+        (b"*", None),
+        (b"a-_b", None),  # the URL alphabet is another one
+        (b"YW I", None),
+        (b"YWI\t", None),
+        (b"YWI\0", None),
+        (b"\xff\xff\xff\xff", None),
+    ],
+)
+def test_base64_is_read_as_nginx_reads_it(text: bytes, octets: bytes | None) -> None:
+    assert decoded(text) == octets
+
+
+@given(st.binary(max_size=200))
+def test_base64_round_trips_with_and_without_padding(octets: bytes) -> None:
+    assert decoded(b64(octets)) == octets
+    assert decoded(b64(octets).rstrip(b"=")) == octets
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ((b"PLAIN",), Method.PLAIN),
+        ((b"login", b"x"), Method.LOGIN),
+        ((b"Cram-MD5",), Method.CRAM_MD5),
+        ((b"external",), Method.EXTERNAL),
+        ((b"XOAUTH2",), None),
+        ((b"",), None),
+        ((), None),
+    ],
+)
+def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: Method | None) -> None:
+    assert mechanism(words) is method
+
+
+@pytest.mark.parametrize(
+    ("octets", "unsafe"),
+    [(b"", False), (b"a\tb \xff\x7f", False), (b"\r", True), (b"a\n", True), (b"\0a", True)],
+)
+def test_what_ends_a_line_or_a_field_is_unsafe(octets: bytes, unsafe: bool) -> None:
+    assert is_unsafe(octets) is unsafe
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "prompts", "credentials"),
+    [
+        ((b"PLAIN", b64(b"\0u\0p")), (), b"", Credentials(Method.PLAIN, b"u", Secret(b"p"))),
+        (
+            (b"PLAIN",),
+            (b64(b"z\0u\0p") + b"\r\n",),
+            b"334 \r\n",
+            Credentials(Method.PLAIN, b"u", Secret(b"p")),
+        ),
+        ((b"PLAIN", b64(b"\0\0")), (), b"", Credentials(Method.PLAIN, b"", Secret(b""))),
+        (
+            (b"LOGIN",),
+            (b64(b"u") + b"\n", b64(b"p") + b" junk more\n"),
+            b"334 VXNlcm5hbWU6\r\n334 UGFzc3dvcmQ6\r\n",
+            Credentials(Method.LOGIN, b"u", Secret(b"p")),
+        ),
+        (
+            (b"LOGIN", b64(b"u")),
+            (b"\r\n",),
+            b"334 UGFzc3dvcmQ6\r\n",
+            Credentials(Method.LOGIN, b"u", Secret(b"")),
+        ),
+        (
+            (b"CRAM-MD5",),
+            (b64(b"u " + DIGEST) + b"\r\n",),
+            b"334 " + b64(CHALLENGE) + b"\r\n",
+            Credentials(Method.CRAM_MD5, b"u", Secret(DIGEST), CHALLENGE),
+        ),
+        ((b"EXTERNAL", b"="), (), b"", Credentials(Method.EXTERNAL)),
+        ((b"EXTERNAL",), (b" x\r\n",), b"334 VXNlcm5hbWU6\r\n", Credentials(Method.EXTERNAL)),
+    ],
+)
+def test_an_exchange_gives_credentials(
+    words: tuple[bytes, ...], said: tuple[bytes, ...], prompts: bytes, credentials: Credentials
+) -> None:
+    driven = exchange(*words, said=said)
+    assert driven.result == credentials
+    assert driven.said == prompts
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "refusal"),
+    [
+        ((), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"NTLM",), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"a", b"b"), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"!"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN", b64(b"u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u\0p\0")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"PLAIN",), (b"*\r\n",), Refusal(Method.PLAIN, LoginResult.ABORTED)),
+        ((b"PLAIN", b"*"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN",), (b"* x\r\n",), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        (
+            (b"PLAIN",),
+            (b"AHUAcA 2 3 4\r\n",),
+            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS, counts=True),
+        ),
+        (
+            (b"PLAIN",),
+            (b"AHU\rAcA\r\n",),
+            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR, counts=True),
+        ),
+        ((b"LOGIN", b64(b"u\n")), (b"\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"LOGIN",), (b"!\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"LOGIN", b"YQ"), (b"*\n",), Refusal(Method.LOGIN, LoginResult.ABORTED)),
+        ((b"CRAM-MD5", b"YQ"), (), Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        (
+            (b"CRAM-MD5",),
+            (b64(DIGEST) + b"\n",),
+            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+        ),
+        ((b"CRAM-MD5",), (b"*\n",), Refusal(Method.CRAM_MD5, LoginResult.ABORTED)),
+        (
+            (b"CRAM-MD5",),
+            (b64(b"u x" + DIGEST) + b"\n",),
+            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+        ),
+        (
+            (b"CRAM-MD5",),
+            (b64(b"u\r " + DIGEST) + b"\n",),
+            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.CONTROL_CHAR),
+        ),
+        ((b"EXTERNAL", b64(b"a\0")), (), Refusal(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+    ],
+)
+def test_an_exchange_may_fail(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: Refusal) -> None:
+    assert exchange(*words, said=said).result == refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ((b"CRAM-MD5",), Method.CRAM_MD5),
+        ((b"EXTERNAL",), Method.EXTERNAL),
+        ((b"EXTERNAL", b"YQ=="), Method.EXTERNAL),
+    ],
+)
+def test_two_mechanisms_work_only_where_they_are_enabled(words: tuple[bytes, ...], method: Method) -> None:
+    driven = exchange(*words, enabled=frozenset({AuthMethod.PLAIN}))
+    assert driven.result == Refusal(method, LoginResult.METHOD_DISABLED)
+    assert driven.said == b""
+
+
+@pytest.mark.parametrize("words", [(b"PLAIN", b"AHUAcA"), (b"LOGIN", b"dQ")])
+def test_two_mechanisms_always_work(words: tuple[bytes, ...]) -> None:
+    assert isinstance(
+        exchange(*words, said=(b"cA\n",) * (words[0] == b"LOGIN"), enabled=frozenset()).result, Credentials
+    )
+
+
+def with_budget(budget: int, *said: bytes) -> Any:
+    reader = LineReader(64)
+    drive(reader.line(), b"before\n")
+    dialogue = authenticate(
+        (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, challenge=challenge, budget=budget
+    )
+    return drive(dialogue, *said).result
+
+
+def test_all_response_lines_may_share_one_budget() -> None:
+    assert isinstance(with_budget(12, b"YQ==\r\n", b"Yg==\r\n"), Credentials)
+    with pytest.raises(LineTooLong):
+        with_budget(11, b"YQ==\r\n", b"Yg==\r\n")
+
+
+def test_no_secret_shows_in_what_is_printed() -> None:
+    result = exchange(b"PLAIN", b64(b"\0u\0hunter2")).result
+    assert "hunter2" not in repr(result)
+    assert "hunter2" not in repr(exchange(b"PLAIN", b64(b"\0u\0hunter2\n")).result)
