@@ -82,7 +82,9 @@ class Authority:
         """Issue a certificate; ``passphrase`` encrypts its key."""
         own = private_key(key)
         builder = _builder(name(subject), own, self.name, expires=expires, serial=serial)
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+        )
         if purpose is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         return self._issued(builder.sign(self.key, hashes.SHA256()), own, passphrase)
@@ -112,8 +114,7 @@ class Authority:
         return str(path)
 
     def _issued(self, certificate: x509.Certificate, key: PrivateKey, passphrase: bytes | None) -> Issued:
-        chain = [certificate] if certificate.issuer != self.name else [certificate, self.certificate]
-        text = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in chain)
+        text = certificate.public_bytes(serialization.Encoding.PEM)
         files = CertificateFiles(
             certificate=self.write("cert", text), key=self.write("key", pem(key, passphrase))
         )

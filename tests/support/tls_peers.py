@@ -24,7 +24,9 @@ PATIENCE: Final = 10.0
 TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 
 
-def tls_of(*issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes = KEY, **directives: Any) -> ServerTls:
+def tls_of(
+    *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes = KEY, **directives: Any
+) -> ServerTls:
     """TLS of a server with these certificates and directives."""
     chosen = tuple(each.files for each in issued)
     config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
@@ -48,7 +50,12 @@ class Pair:
     """A client and our side of it, on a pair of sockets, not shaken yet."""
 
     def __init__(
-        self, tls: ServerTls, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, host: str | None = None
+        self,
+        tls: ServerTls,
+        context: ssl.SSLContext,
+        *,
+        session: ssl.SSLSession | None = None,
+        host: str | None = None,
     ) -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
@@ -94,6 +101,7 @@ def shaken(
     try:
         info = pair.shake()
         assert pair.tell(b"x") == b"x"
+        pair.ours.unwrap()  # a session that ends without goodbye leaves OpenSSL's cache
         return info, pair.client.session
     finally:
         pair.close()
@@ -148,7 +156,9 @@ def line_of(info: TlsInfo) -> bytes:
     """The line that ``serving`` says."""
     subject = info.certificate.subject.decode() if info.certificate else "-"
     alpn = info.alpn.decode() if info.alpn else "-"
-    return f"{info.version} resumed={info.resumed} alpn={alpn} verify={info.verify_code} {subject}\r\n".encode()
+    return (
+        f"{info.version} resumed={info.resumed} alpn={alpn} verify={info.verify_code} {subject}\r\n".encode()
+    )
 
 
 def descriptors() -> int:

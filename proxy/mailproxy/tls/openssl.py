@@ -15,6 +15,7 @@ from __future__ import annotations
 import _ssl  # the extension module: which library it has loaded is the question
 import ctypes
 import functools
+import os
 import platform
 import ssl
 import struct
@@ -28,6 +29,7 @@ ALPN_CALLBACK: Final = ctypes.CFUNCTYPE(
     *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p),
 )
 VERIFY_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+CHAIN_CALLBACK: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 TICKET_CALLBACK: Final = ctypes.CFUNCTYPE(
     ctypes.c_int,
     *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
@@ -37,6 +39,7 @@ _OLDEST: Final = (3, 0)
 _OBJECT_HEAD: Final = object.__basicsize__
 _WORD: Final = struct.calcsize("P")
 _BIO_INFO: Final = 3
+_SYSTEM_ERROR: Final = 0x80000000
 _P, _I, _L, _U, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_ulong, ctypes.c_char_p
 
 _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
@@ -76,6 +79,9 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "X509_LOOKUP_file": (_P,),
     "X509_load_crl_file": (_I, _P, _S, _I),
     "X509_STORE_set_flags": (_I, _P, _U),
+    "X509_STORE_CTX_get_error": (_I, _P),
+    "X509_STORE_CTX_set_error": (None, _P, _I),
+    "X509_verify_cert": (_I, _P),
     "SSL_CTX_ctrl": (_L, _P, _I, _L, _P),
     "SSL_CTX_get_options": (ctypes.c_uint64, _P),
     "SSL_CTX_get_verify_mode": (_I, _P),
@@ -86,6 +92,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "SSL_CTX_use_PrivateKey_file": (_I, _P, _S, _I),
     "SSL_CTX_load_verify_file": (_I, _P, _S),
     "SSL_CTX_set_verify": (None, _P, _I, VERIFY_CALLBACK),
+    "SSL_CTX_set_cert_verify_callback": (None, _P, CHAIN_CALLBACK, _P),
     "SSL_CTX_set_verify_depth": (None, _P, _I),
     "SSL_load_client_CA_file": (_P, _S),
     "SSL_CTX_set_client_CA_list": (None, _P, _P),
@@ -145,8 +152,10 @@ class OpenSsl:
         """Take all errors off OpenSSL's queue and tell them in its own words, the cause first."""
         lib, words = self.lib, []
         while code := lib.ERR_get_error():
-            reason = lib.ERR_reason_error_string(code)
-            words.append(reason.decode("ascii", "replace") if reason else f"error {code:#x}")
+            if code & _SYSTEM_ERROR:
+                words.append(os.strerror(code & ~_SYSTEM_ERROR))
+            elif reason := lib.ERR_reason_error_string(code):
+                words.append(reason.decode("ascii", "replace"))
         return ", ".join(dict.fromkeys(words)) or "no reason given"
 
     def printed(self, write: Callable[[int], object]) -> bytes:

@@ -2,6 +2,10 @@
 
 The handshake always completes.  The verdict is OpenSSL's verification result,
 which a session carries along when it is resumed; the protocol speaks it.
+
+OpenSSL, told to go on after an error, remembers the last one only, and so
+does nginx.  Here an error that ``optional_no_ca`` does not tolerate is never
+hidden by one that it does.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from typing import Final
 
 from mailproxy.dialogue.values import TlsInfo
 from mailproxy.tls.draft import Draft
-from mailproxy.tls.openssl import VERIFY_CALLBACK, OpenSsl
+from mailproxy.tls.openssl import CHAIN_CALLBACK, VERIFY_CALLBACK, OpenSsl
 from mailproxy_config.model import VerifyClient
 
 TOLERABLE: Final = frozenset({18, 19, 20, 21, 27})
@@ -19,7 +23,7 @@ TOLERABLE: Final = frozenset({18, 19, 20, 21, 27})
 _VERIFY_PEER: Final = 1
 _PEM: Final = 1
 _CRL_CHECK_ALL: Final = 0x4 | 0x8
-_ANYWAY: Final = VERIFY_CALLBACK(lambda _ok, _store: 1)
+_UNSPECIFIED: Final = 1
 
 
 def apply(draft: Draft, native: OpenSsl) -> None:
@@ -34,7 +38,10 @@ def apply(draft: Draft, native: OpenSsl) -> None:
         )
         return
     context = native.context(draft.context)
-    native.lib.SSL_CTX_set_verify(context, _VERIFY_PEER, _ANYWAY)
+    judge = _Judge(native)
+    draft.kept.append(judge)
+    native.lib.SSL_CTX_set_verify(context, _VERIFY_PEER, judge.on_certificate)
+    native.lib.SSL_CTX_set_cert_verify_callback(context, judge.on_chain, None)
     native.lib.SSL_CTX_set_verify_depth(context, server.ssl_verify_depth)
     _announce(draft, native, context)
     _trust(draft, native, context, "ssl_client_certificate", server.ssl_client_certificate)
@@ -49,6 +56,41 @@ def is_bad(mode: VerifyClient, info: TlsInfo) -> bool:
     if mode is VerifyClient.OPTIONAL_NO_CA and info.verify_is_tolerable:
         return False
     return info.verify_code != 0
+
+
+class _Judge:
+    """Verifies a chain to its end, whatever is wrong with it, and settles on one error.
+
+    Attributes:
+        on_chain: OpenSSL's callback in place of verification: does it, and lets the handshake go on.
+        on_certificate: OpenSSL's callback for every finding on the way.
+    """
+
+    def __init__(self, native: OpenSsl) -> None:
+        self._lib = native.lib
+        self._errors: list[int] = []
+        self.on_chain = CHAIN_CALLBACK(self._verify)
+        self.on_certificate = VERIFY_CALLBACK(self._note)
+
+    def _verify(self, store: int, _own: int) -> int:
+        lib, errors = self._lib, self._errors
+        errors.clear()
+        completed = lib.X509_verify_cert(store) == 1
+        if errors:
+            lib.X509_STORE_CTX_set_error(store, _weightiest(errors))
+        elif not completed and lib.X509_STORE_CTX_get_error(store) == 0:
+            lib.X509_STORE_CTX_set_error(store, _UNSPECIFIED)
+        return 1
+
+    def _note(self, is_fine: int, store: int) -> int:
+        if not is_fine:
+            self._errors.append(self._lib.X509_STORE_CTX_get_error(store))
+        return 1
+
+
+def _weightiest(errors: list[int]) -> int:
+    """The last error that nothing tolerates, else the last one."""
+    return next((code for code in reversed(errors) if code not in TOLERABLE), errors[-1])
 
 
 def _has_no_authority(draft: Draft) -> bool:

@@ -1,0 +1,60 @@
+"""Reaching OpenSSL behind ``ssl``: found where it is, refused where it is not, never a crash."""
+
+from __future__ import annotations
+
+import ssl
+import struct
+
+import _ssl
+import pytest
+
+from mailproxy.tls.openssl import OpenSsl, Unreachable, probe, reach
+
+WORD = struct.calcsize("P")
+HEAD = object.__basicsize__
+
+
+def test_it_is_reached_once() -> None:
+    native = reach()
+    assert isinstance(native, OpenSsl)
+    assert reach() is native
+
+
+def test_a_context_is_the_one_that_ssl_speaks_of() -> None:
+    native = probe()
+    assert isinstance(native, OpenSsl)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    native.lib.SSL_CTX_set_verify_depth(native.context(context), 3)
+    context.num_tickets = 7
+    assert native.lib.SSL_CTX_get_num_tickets(native.context(context)) == 7
+
+
+@pytest.mark.parametrize("head", [0, WORD, HEAD + WORD, HEAD + 2 * WORD])
+def test_another_layout_is_refused(head: int) -> None:
+    assert probe(head=head) == Unreachable("the layout of its ssl objects is not known")
+
+
+@pytest.mark.parametrize("library", ["libc.so.6", "/nonexistent/libssl.so"])
+def test_another_library_is_refused(library: str) -> None:
+    found = probe(library)
+    assert isinstance(found, Unreachable)
+    assert found.reason.startswith("its OpenSSL cannot be called: ")
+
+
+def test_the_extension_itself_may_be_named() -> None:
+    assert isinstance(probe(_ssl.__file__), OpenSsl)
+
+
+def test_errors_are_told_once_and_leave_the_queue_empty() -> None:
+    native = reach()
+    assert isinstance(native, OpenSsl)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    assert native.lib.SSL_CTX_load_verify_file(native.context(context), b"/nonexistent") == 0
+    assert "No such file or directory" in native.errors()
+    assert native.errors() == "no reason given"
+
+
+def test_what_openssl_prints_is_collected() -> None:
+    native = reach()
+    assert isinstance(native, OpenSsl)
+    assert native.printed(lambda bio: None) == b""

@@ -1,0 +1,313 @@
+"""Client certificates: the handshake always completes, and the verdict is right, resumed or not."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.dialogue.values import TlsInfo
+from mailproxy.tls import verification
+from mailproxy.tls.contexts import ServerTls
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import SessionCache, VerifyClient
+from support.tls_authority import DAY, NOW, SERVER_ONLY, Authority, Issued
+from support.tls_peers import client_of, serving, shaken, tls_of
+
+EVERY_MODE = [VerifyClient.REQUIRED, VerifyClient.OPTIONAL, VerifyClient.OPTIONAL_NO_CA]
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def verifying(
+    authority: Authority, mode: VerifyClient = VerifyClient.OPTIONAL, **directives: Any
+) -> ServerTls:
+    named = {"ssl_client_certificate": authority.file, **directives}
+    return tls_of(authority.issue(), ssl_verify_client=mode, **named)
+
+
+def told(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
+    context = client_of(certificate=certificate)
+    context.minimum_version = context.maximum_version = version
+    return shaken(tls, context)[0]
+
+
+def self_signed(authority: Authority) -> Issued:
+    return authority.self_signed()
+
+
+def of_another(authority: Authority) -> Issued:
+    return Authority(authority.folder, "CN=Another CA").issue("CN=mallory")
+
+
+def with_chain_of_another(authority: Authority) -> Issued:
+    root = Authority(authority.folder, "CN=Another root")
+    issued = root.issue("CN=mallory")
+    chain = Path(issued.files.certificate)
+    chain.write_bytes(chain.read_bytes() + Path(root.file).read_bytes())
+    return issued
+
+
+def expired(authority: Authority) -> Issued:
+    return authority.issue("CN=late", expires=NOW - DAY)
+
+
+def of_another_and_expired(authority: Authority) -> Issued:
+    return Authority(authority.folder, "CN=Another CA").issue("CN=mallory", expires=NOW - DAY)
+
+
+def of_another_and_for_servers(authority: Authority) -> Issued:
+    return Authority(authority.folder, "CN=Another CA").issue("CN=mallory", purpose=SERVER_ONLY)
+
+
+def for_servers(authority: Authority) -> Issued:
+    return authority.issue("CN=server", purpose=SERVER_ONLY)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_a_good_certificate_is_good(
+    authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
+) -> None:
+    info = told(verifying(authority, mode), authority.issue("CN=alice"), version)
+    assert info.certificate is not None
+    assert info.certificate.subject == b"CN=alice"
+    assert (info.verify_code, info.verify_error, info.verify_is_tolerable) == (0, b"ok", False)
+    assert not verification.is_bad(mode, info)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mode", EVERY_MODE)
+def test_no_certificate_completes_too(
+    authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
+) -> None:
+    info = told(verifying(authority, mode), None, version)
+    assert (info.certificate, info.verify_code) == (None, 0)
+    assert verification.is_bad(mode, info) is (mode is VerifyClient.REQUIRED)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("make", "code", "tolerable"),
+    [
+        (self_signed, 18, True),
+        (with_chain_of_another, 19, True),
+        (of_another, 21, True),
+        (expired, 10, False),
+        (for_servers, 26, False),
+        (of_another_and_expired, 10, False),
+        (of_another_and_for_servers, 26, False),  # OpenSSL alone would end with 21
+    ],
+)
+def test_a_bad_certificate_completes_and_says_why(
+    authority: Authority,
+    make: Callable[[Authority], Issued],
+    code: int,
+    tolerable: bool,
+    version: ssl.TLSVersion,
+) -> None:
+    info = told(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
+    assert (info.verify_code, info.verify_is_tolerable) == (code, tolerable)
+    assert info.verify_error
+    assert verification.is_bad(VerifyClient.OPTIONAL_NO_CA, info) is not tolerable
+    assert verification.is_bad(VerifyClient.OPTIONAL, info)
+
+
+def test_off_asks_for_nothing(authority: Authority) -> None:
+    tls = tls_of(authority.issue(), ssl_client_certificate="/nonexistent")
+    info = told(tls, authority.issue("CN=alice"))
+    assert info.certificate is None
+
+
+def test_optional_without_a_ca_needs_none(authority: Authority) -> None:
+    tls = tls_of(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
+    info = told(tls, authority.issue("CN=alice"))
+    assert (info.verify_code, info.verify_is_tolerable) == (21, True)
+
+
+@pytest.mark.parametrize("mode", [VerifyClient.REQUIRED, VerifyClient.OPTIONAL])
+def test_the_others_need_one(authority: Authority, mode: VerifyClient) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tls_of(authority.issue(), ssl_verify_client=mode)
+    assert str(caught.value) == (
+        "servers[imap].ssl_verify_client: "
+        "no ssl_client_certificate or ssl_trusted_certificate for ssl_verify_client"
+    )
+
+
+@pytest.mark.parametrize(("depth", "code"), [(0, 22), (1, 0), (2, 0)])
+def test_a_chain_may_be_too_long(authority: Authority, depth: int, code: int) -> None:
+    middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
+    issued = middle.issue("CN=alice")
+    chain = Path(issued.files.certificate)
+    chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
+    info = told(verifying(authority, ssl_verify_depth=depth), issued)
+    assert info.verify_code == code
+
+
+def test_a_revoked_certificate_is_refused_and_others_are_not(authority: Authority) -> None:
+    revoked, other = authority.issue("CN=gone"), authority.issue("CN=alice")
+    tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocations(revoked))
+    assert told(tls, revoked).verify_code == 23
+    assert told(tls, other).verify_code == 0
+
+
+def test_the_whole_chain_needs_lists(authority: Authority) -> None:
+    middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
+    issued = middle.issue("CN=alice")
+    chain = Path(issued.files.certificate)
+    chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
+    tls = verifying(authority, ssl_verify_depth=3, ssl_crl=middle.revocations())
+    assert told(tls, issued).verify_code == 3
+    both = middle.write(
+        "crls", Path(middle.revocations()).read_bytes() + Path(authority.revocations()).read_bytes()
+    )
+    assert told(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
+
+
+def test_certificates_among_the_lists_are_not_trusted(authority: Authority) -> None:
+    other = Authority(authority.folder, "CN=Another CA")
+    mixed = Path(other.revocations()).read_bytes() + Path(other.file).read_bytes()
+    tls = verifying(authority, ssl_crl=authority.write("mixed", mixed))
+    assert told(tls, other.issue("CN=mallory")).verify_code != 0
+
+
+@pytest.mark.parametrize(
+    ("directive", "contents", "words"),
+    [
+        ("ssl_client_certificate", b"nothing", "cannot load certificates"),
+        ("ssl_trusted_certificate", b"", "cannot load certificates"),
+        ("ssl_crl", b"nothing", "cannot load CRL"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused(
+    authority: Authority, directive: str, contents: bytes, words: str
+) -> None:
+    path = authority.write("bad", contents)
+    with pytest.raises(ConfigError) as caught:
+        verifying(authority, **{directive: path})
+    (problem,) = caught.value.problems
+    assert problem.path == f"servers[imap].{directive}"
+    assert problem.reason.startswith(f'{words} "{path}": ')
+    assert "no reason" not in problem.reason
+
+
+@pytest.mark.parametrize("directive", ["ssl_client_certificate", "ssl_trusted_certificate", "ssl_crl"])
+def test_files_that_are_missing_are_refused(authority: Authority, directive: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        verifying(authority, **{directive: "/nonexistent"})
+    (problem,) = caught.value.problems
+    assert problem.reason == 'cannot read "/nonexistent": No such file or directory'
+
+
+# -- resumption
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("directives", "resumed"),
+    [
+        ({}, True),
+        ({"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}, True),
+    ],
+)
+def test_a_good_verdict_is_resumed_with_its_certificate(
+    authority: Authority, version: ssl.TLSVersion, directives: dict[str, Any], resumed: bool
+) -> None:
+    tls = verifying(authority, VerifyClient.REQUIRED, **directives)
+    context = client_of(certificate=authority.issue("CN=alice"))
+    context.minimum_version = context.maximum_version = version
+    first, session = shaken(tls, context)
+    again, _ = shaken(tls, context, session=session)
+    assert (first.resumed, again.resumed) == (False, resumed)
+    assert again.certificate == first.certificate
+    assert again.verify_code == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version: ssl.TLSVersion) -> None:
+    tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA)
+    context = client_of(certificate=authority.self_signed())
+    context.minimum_version = context.maximum_version = version
+    first, session = shaken(tls, context)
+    again, _ = shaken(tls, context, session=session)
+    assert again.resumed
+    assert (
+        (again.verify_code, again.verify_error)
+        == (first.verify_code, first.verify_error)
+        == (
+            18,
+            first.verify_error,
+        )
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, version: ssl.TLSVersion) -> None:
+    for directives in ({}, {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}):
+        tls = verifying(authority, **directives)
+        context = client_of(certificate=authority.issue("CN=late", expires=NOW - DAY))
+        context.minimum_version = context.maximum_version = version
+        _, session = shaken(tls, context)
+        again, _ = shaken(tls, context, session=session)
+        assert again.verify_code == 10
+        assert again.resumed is not bool(directives)  # out of the cache it was taken; a ticket remembers
+
+
+def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> None:
+    alice, ours = authority.issue("CN=alice"), authority.issue()
+    common = {"ssl_verify_client": VerifyClient.OPTIONAL, "ssl_client_certificate": authority.file}
+    before = tls_of(ours, ssl_crl=authority.revocations(), **common)
+    after = tls_of(ours, ssl_crl=authority.revocations(alice), **common)
+    context = client_of(certificate=alice)
+    info, session = shaken(before, context)
+    assert info.verify_code == 0
+    again, _ = shaken(after, context, session=session)
+    assert (again.resumed, again.verify_code) == (False, 23)
+
+
+# -- what the client is told
+
+
+def test_only_the_client_authorities_are_announced(authority: Authority) -> None:
+    other = Authority(authority.folder, "CN=Quiet CA")
+    tls = verifying(authority, ssl_trusted_certificate=other.file)
+    assert told(tls, other.issue("CN=bob")).verify_code == 0
+    with serving(tls) as port:
+        said = s_client(port)
+    assert "CN = Test CA" in said
+    names = said.partition("Acceptable client certificate CA names")[2].partition("Requested Signature")[0]
+    assert names.split("\n")[1:2] == ["CN = Test CA"]
+    assert "Quiet CA" not in names
+
+
+def test_a_certificate_of_another_make_of_client(authority: Authority) -> None:
+    alice = authority.issue("O=Ex, Inc/CN=alice")
+    tls = verifying(authority, VerifyClient.REQUIRED)
+    with serving(tls) as port:
+        said = s_client(port, "-cert", alice.files.certificate, "-key", alice.files.key)
+    assert "verify=0 CN=alice,O=Ex\\, Inc" in said
+
+
+def test_our_chain_is_not_completed_from_what_clients_are_verified_with(authority: Authority) -> None:
+    middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
+    tls = tls_of(middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file)
+    with serving(tls) as port:
+        said = s_client(port, "-showcerts")
+    assert said.count("BEGIN CERTIFICATE") == 1
+
+
+def s_client(port: int, *options: str) -> str:
+    """What ``openssl s_client`` prints about a connection."""
+    command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
+    return subprocess.run(
+        command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False
+    ).stdout.decode()
