@@ -375,4 +375,5 @@ LISTEN: Final = ValueType(
     nginx=listen_from_nginx,
     arity=(1, None),
     appends=True,
+    itemwise=True,
 )

@@ -25,7 +25,7 @@ from .directives import (
 from .errors import ConfigError, Problem, Problems
 from .levels import Level, Metadata, ServerBlock
 from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
-from .values import Place
+from .values import BROKEN, Place
 
 GROUP: Final = "mailproxy.dev"
 VERSION: Final = "v1alpha1"
@@ -246,17 +246,34 @@ def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], plac
     """Read the directives of one level; ``raw`` also holds what is not ``good``."""
     values: dict[str, object] = {}
     known = by_field(rows)
-    for field in good.keys() & known.keys():
+    written = raw if isinstance(raw, Mapping) else {}
+    given = [field for field in written if field in known]
+    for field in given:
         row, here, before = known[field], place.field(field), len(place.problems)
+        if field not in good:
+            _read_sound_items(row, written[field], here)
+            continue
         value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
         if len(place.problems) == before:
             values[row.name] = value
         if field in IGNORED:
             place.problems.notice(here.path, IGNORED[field])
-    given = frozenset(
-        known[field].name for field in (raw if isinstance(raw, Mapping) else ()) if field in known
-    )
-    return Level(values=values, given=given)
+    return Level(values=values, given=frozenset(known[field].name for field in given))
+
+
+def _read_sound_items(row: Directive, value: object, here: Place) -> None:
+    """Look for more that is wrong in a list of which some items have the wrong shape."""
+    shape = row.type.shape
+    if not row.type.itemwise or not isinstance(shape, ListOf) or not isinstance(value, list):
+        return
+    items = [item if _has_shape(shape.items, item) else BROKEN for item in value[: shape.most]]
+    here.attempt(lambda: row.type.read(items, here))
+
+
+def _has_shape(shape: Shape, value: object) -> bool:
+    found = Problems()
+    shape.check(value, "", found)
+    return not found
 
 
 def _sound_fields(

@@ -19,6 +19,9 @@ from .shapes import Flag, Integer, IntOrText, ListOf, Rule, Shape, Text, matches
 Raw = Any
 """A value as YAML and JSON know it."""
 
+BROKEN: Final = object()
+"""Stands for an item of a list that does not have the right shape, so that the others keep their places."""
+
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
 SMALLEST_BUFFER: Final = 128
 """nginx takes any size and breaks with small ones; this is its own fixed buffer for POP3."""
@@ -62,6 +65,7 @@ class ValueType:
         arity: The least and the most arguments nginx takes; ``None`` is any number.
         appends: Whether nginx adds the values of repeated directives instead of refusing them.
         unordered: Whether it is a set, in which a word that stands twice counts once.
+        itemwise: Whether ``read`` passes over ``BROKEN`` items of a list.
     """
 
     syntax: str
@@ -72,6 +76,7 @@ class ValueType:
     arity: tuple[int, int | None] = (1, 1)
     appends: bool = False
     unordered: bool = False
+    itemwise: bool = False
 
 
 def as_it_is(value: Any, _: Place | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
@@ -220,14 +225,12 @@ def several(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
 
 def each(values: Iterable[Any], place: Place, read: Callable[[Any, Place], Any]) -> tuple[Any, ...]:
     """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
-    missing = object()
     found = []
     for index, value in enumerate(values):
         here = place.item(index)
-        item = here.attempt(lambda value=value, here=here: read(value, here), missing)  # type: ignore[misc]
-        if item is not missing:
-            found.append(item)
-    return tuple(found)
+        if value is not BROKEN:
+            found.append(here.attempt(lambda value=value, here=here: read(value, here), BROKEN))  # type: ignore[misc]
+    return tuple(item for item in found if item is not BROKEN)
 
 
 def texts(
@@ -247,6 +250,7 @@ def texts(
         nginx=list,
         arity=(1, None),
         appends=True,
+        itemwise=True,
     )
 
 
