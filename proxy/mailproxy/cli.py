@@ -174,7 +174,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from mailproxy.supervisor.build import version  # noqa: PLC0415
 
-        parser.exit(message=f"mailproxy {version()}\n")
+        sys.stdout.write(f"mailproxy {version()}\n")
+        parser.exit()
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

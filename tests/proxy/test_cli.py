@@ -1,0 +1,216 @@
+"""Arguments, exit codes, and what goes where."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from mailproxy.cli import admin, main, workers
+from support.processes import PYTHONPATH
+
+GOOD: Final = """\
+apiVersion: mailproxy.dev/v1alpha1
+kind: MailProxy
+metadata: {name: edge}
+spec:
+  mail: {authHttp: "http://127.0.0.1:9000/auth", serverName: mail.example.com}
+  servers:
+    - {name: imap, protocol: imap, listen: [{address: 127.0.0.1, port: 10143}]}
+"""
+BAD: Final = GOOD.replace("port: 10143", "port: 99999").replace("protocol: imap", "protocol: gopher")
+NGINX: Final = """\
+worker_processes 2;
+events { }
+mail {
+    auth_http localhost:9000/auth;
+    server { listen 127.0.0.1:10143; protocol imap; }
+}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "configuration"
+
+
+@pytest.mark.parametrize("text", [GOOD, NGINX])
+def test_check_has_nothing_to_say_about_a_good_file(
+    file: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(text)
+    assert main(["check", "-f", str(file)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_check_names_every_problem_with_its_path(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(BAD)
+    assert main(["check", "-f", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "spec.servers[0].protocol: " in err
+    assert "spec.servers[0].listen[0].port: " in err
+
+
+def test_check_names_file_and_line_of_an_nginx_conf(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(NGINX.replace("auth_http", "auth_htp"))
+    assert main(["check", "-f", str(file)]) == 1
+    assert f"{file}:4: " in capsys.readouterr().err
+
+
+def test_check_reads_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(BAD.encode())))
+    assert main(["check", "-f", "-"]) == 1
+    assert "port" in capsys.readouterr().err
+
+
+def test_check_without_a_file_says_why(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-f", str(file)]) == 1
+    assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("certificate", "code", "begins"),
+    [
+        # a file that should be here is a problem, one that a pod will have is not
+        ("{certificateFile: /nowhere/tls.crt, keyFile: /nowhere/tls.key}", 1, "servers[0].ssl_certificate: "),
+        ("{secretName: mail-tls}", 0, "note: servers[0].ssl_certificate: "),
+    ],
+)
+def test_check_tells_which_files_are_missing(
+    file: Path, capsys: pytest.CaptureFixture[str], certificate: str, code: int, begins: str
+) -> None:
+    listener = "{address: 127.0.0.1, port: 10143, ssl: true}"
+    tls = f"sslCertificate: [{certificate}], listen: [{listener}]"
+    file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", tls))
+    assert main(["check", "-f", str(file)]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(begins)
+
+
+def test_convert_prints_a_manifest_and_what_it_left_out(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(NGINX + "http { }\n")
+    assert main(["convert", str(file), "--name", "edge", "--namespace", "mail"]) == 0
+    out, err = capsys.readouterr()
+    assert "metadata: {name: edge, namespace: mail}" in out
+    assert err.startswith(f"{file}:7: ")
+    file.write_text(out)
+    assert main(["check", "-f", str(file)]) == 0
+
+
+@pytest.mark.parametrize("octets", [b"mail {", b"mail { \xff }", b""])
+def test_convert_refuses_what_is_no_nginx_conf(
+    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes
+) -> None:
+    file.write_bytes(octets)
+    assert main(["convert", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(file) in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["run"],
+        ["check"],
+        ["convert"],
+        ["run", "-f", "-"],
+        ["run", "-f", "x", "--workers", "0"],
+        ["run", "-f", "x", "--workers", "many"],
+        ["run", "-f", "x", "--workers", "100000"],
+        ["run", "-f", "x", "--admin", "9113"],
+        ["run", "-f", "x", "--log-format", "xml"],
+        ["run", "-f", "x", "--log-level", "loud"],
+    ],
+)
+def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "usage: mailproxy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("127.0.0.1:9113", ("127.0.0.1", 9113)),
+        ("[::]:9113", ("::", 9113)),
+        ("[::1]:0", ("::1", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("::1:80", None),
+        (":80", None),
+        ("[]:80", None),
+        ("[127.0.0.1]:80", None),
+        ("127.0.0.1:", None),
+        ("127.0.0.1:x", None),
+        ("127.0.0.1:65536", None),
+        ("127.0.0.1:٣", None),
+        ("", None),
+    ],
+)
+def test_the_admin_address(text: str, where: tuple[str, int] | None) -> None:
+    if where is not None:
+        assert admin(text) == where
+    else:
+        with pytest.raises(argparse.ArgumentTypeError):
+            admin(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("auto", "auto"), ("1", 1), ("1024", 1024)])
+def test_the_number_of_workers(text: str, count: object) -> None:
+    assert workers(text) == count
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("mailproxy ")
+
+
+def test_the_module_is_the_command_and_check_loads_nothing_heavy(file: Path) -> None:
+    file.write_text(GOOD)
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mailproxy", "check", "-f", str(file)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    modules = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "mailproxy_config.load" in modules
+    assert not modules & {"asyncio", "aiohttp", "aiodns", "prometheus_client", "cryptography"}
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(file: Path) -> None:
+    file.write_text(NGINX)
+    read, write = os.pipe()
+    os.close(read)
+    found = subprocess.run(
+        [sys.executable, "-m", "mailproxy", "convert", str(file)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert found.returncode == 1
+    assert found.stderr == ""
