@@ -1,0 +1,58 @@
+"""POP3 command lines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.protocols.pop3.commands import Command, parse
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (b"QUIT", Command(b"QUIT", ())),
+        (b"quit", Command(b"QUIT", ())),
+        (b"Capa x", Command(b"CAPA", (b"x",))),
+        (b"NOOP  a   b c  ", Command(b"NOOP", (b"a", b"b", b"c"))),
+        (b"APOP alice c4c9", Command(b"APOP", (b"alice", b"c4c9"))),
+        (b"AUTH PLAIN AHUAcA==", Command(b"AUTH", (b"PLAIN", b"AHUAcA=="))),
+        (b"AUTH \tx\0y\xff", Command(b"AUTH", (b"\tx\0y\xff",))),  # anything but SP, CR, LF
+        (b"STLS", Command(b"STLS", ())),
+        (b"USER alice", Command(b"USER", (b"alice",))),
+        (b"USER   two words  ", Command(b"USER", (b"two words  ",))),
+        (b"PASS a b c d e", Command(b"PASS", (b"a b c d e",))),
+        (b"PASS", Command(b"PASS", ())),
+        (b"PASS    ", Command(b"PASS", ())),
+    ],
+)
+def test_a_command(line: bytes, command: Command) -> None:
+    assert parse(line) == command
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b" QUIT", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"STAT", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"QUITX", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"QUIT\tx", ProtocolErrorKind.CONTROL_CHAR),
+        (b"QUIT\r", ProtocolErrorKind.CONTROL_CHAR),
+        (b"PASS a\rb", ProtocolErrorKind.CONTROL_CHAR),
+        (b"NOOP 1 2 3 4", ProtocolErrorKind.BAD_ARGUMENTS),
+        (b"GET / HTTP/1.0", ProtocolErrorKind.FOREIGN_PROTOCOL),
+    ],
+)
+def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
+    assert parse(line) is kind
+
+
+WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
+
+
+@given(st.sampled_from([b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS"]), st.lists(WORDS, max_size=3))
+def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
+    assert parse(b" ".join([word, *arguments])) == Command(word, tuple(arguments))

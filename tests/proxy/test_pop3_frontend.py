@@ -1,0 +1,148 @@
+"""The conversation with POP3 clients: its states, shown shortly.  The wording is in the transcripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy.dialogue.actions import Authorize
+from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Granted, Identified, Secret, TlsInfo
+from mailproxy.events import ClientErred, CloseReason, LoginRefused, LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.pop3 import replies
+from mailproxy.protocols.pop3.frontend import Pop3Frontend
+from mailproxy_config.model import AuthMethod, Protocol, StartTls
+from support import configs
+from support.driving import Driven, drive, limits
+
+GRANTED = Granted("192.0.2.10", 110, b"alice")
+CHALLENGE = b"<1.2@mail.example.com>"
+DENIED = Denied(b"no", wait=1)
+APOP = frozenset({AuthMethod.APOP})
+
+
+def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
+    frontend = Pop3Frontend(configs.server(Protocol.POP3, **directives))
+    client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
+    return drive(frontend.converse(client), *answers)
+
+
+def said(driven: Driven) -> list[bytes]:
+    """The replies without the greeting."""
+    return driven.said.split(b"\r\n")[1:-1]
+
+
+def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
+    driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
+    assert driven.result == Identified(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
+    (_, asked) = driven.asked
+    assert isinstance(asked, Authorize)
+    assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
+
+
+def test_a_command_has_128_octets() -> None:
+    assert limits(talk()) == [128]
+
+
+@pytest.mark.parametrize(
+    ("line", "tls", "starttls", "reply"),
+    [
+        (b"CAPA\n", False, StartTls.DISABLED, replies.capabilities),
+        (b"CAPA\n", False, StartTls.ENABLED, replies.capabilities_with_stls),
+        (b"CAPA\n", False, StartTls.ONLY, replies.capabilities_before_tls),
+        (b"CAPA\n", True, StartTls.ONLY, replies.capabilities),
+        (b"AUTH\n", True, StartTls.ONLY, replies.mechanisms),
+    ],
+)
+def test_lists_depend_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
+    assert callable(reply)
+    server = configs.server(Protocol.POP3, starttls=starttls)
+    assert talk(line, tls=tls, starttls=starttls).said == replies.GREETING + reply(server)
+
+
+@pytest.mark.parametrize("method", [AuthMethod.APOP, AuthMethod.CRAM_MD5])
+def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod) -> None:
+    assert talk(CHALLENGE, pop3_auth=frozenset({method})).said == replies.greeting(CHALLENGE)
+
+
+@pytest.mark.parametrize(
+    ("line", "erred"),
+    [
+        (b"STAT", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"USER bob", ProtocolErrorKind.BAD_SEQUENCE),
+        (b"AUTH", ProtocolErrorKind.BAD_SEQUENCE),
+        (b"STLS", ProtocolErrorKind.BAD_SEQUENCE),
+        (b"PASS", ProtocolErrorKind.BAD_ARGUMENTS),
+    ],
+)
+def test_after_user_an_error_starts_over(line: bytes, erred: ProtocolErrorKind) -> None:
+    driven = talk(b"USER alice\n" + line + b"\nPASS secret\n")
+    assert said(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
+    assert driven.notes == [ClientErred(erred), ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]
+
+
+def test_after_user_capa_and_noop_change_nothing() -> None:
+    driven = talk(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
+    assert driven.finished
+    assert b"STLS" not in driven.said
+
+
+@pytest.mark.parametrize(
+    ("line", "notes"),
+    [
+        (b"USER", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
+        (b"USER a\0", [ClientErred(ProtocolErrorKind.CONTROL_CHAR)]),
+        (b"PASS x", [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]),
+        (b"STLS", [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]),
+        (b"APOP a", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
+        (
+            b"APOP a b\0",
+            [
+                LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX),
+                ClientErred(ProtocolErrorKind.CONTROL_CHAR),
+            ],
+        ),
+        (b"AUTH NTLM", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
+    ],
+)
+def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[object]) -> None:
+    driven = talk(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
+    assert said(driven) == [b"-ERR invalid command", b"+OK"]
+    assert driven.notes == notes
+
+
+@pytest.mark.parametrize(
+    ("line", "method"),
+    [(b"USER a", Method.PASSWORD), (b"APOP a b", Method.APOP), (b"AUTH LOGIN", Method.LOGIN)],
+)
+def test_before_tls_there_may_be_no_login(line: bytes, method: Method) -> None:
+    driven = talk(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
+    assert said(driven) == [b"-ERR invalid command"] * 2
+    assert driven.notes[0] == LoginRefused(method, LoginResult.TLS_REQUIRED)
+
+
+def test_apop_answers_the_greetings_challenge() -> None:
+    driven = talk(
+        CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
+    )
+    assert driven.result == Identified(GRANTED, Method.APOP)
+    requests = [action.request for action in driven.asked if isinstance(action, Authorize)]
+    assert [request.attempt for request in requests] == [1, 2]
+    assert all(request.credentials.salt == CHALLENGE for request in requests)
+
+
+def test_apop_that_is_not_enabled_is_refused() -> None:
+    assert talk(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
+
+
+def test_after_a_denial_user_must_come_again() -> None:
+    driven = talk(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
+    assert said(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
+    assert driven.result == Ended(CloseReason.CLIENT_QUIT)
+
+
+def test_stls_starts_tls() -> None:
+    driven = talk(b"STLS\n", TlsInfo("TLSv1.3", "c"), b"QUIT\n", starttls=StartTls.ENABLED)
+    assert said(driven) == [b"+OK", b"+OK"]
+
+
+def test_a_sasl_login_is_a_login() -> None:
+    assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == Identified(GRANTED, Method.PLAIN, b"rest")

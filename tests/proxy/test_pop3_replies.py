@@ -1,0 +1,51 @@
+"""Every line said to a POP3 client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mailproxy.dialogue.values import Denied
+from mailproxy.protocols.pop3 import replies
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
+from support import configs
+
+EVERY = frozenset({AuthMethod.PLAIN, AuthMethod.APOP, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL})
+SERVER = configs.server(Protocol.POP3, pop3_auth=EVERY, pop3_capabilities=("TOP", "user", "USERS"))
+FIRST = b"+OK Capability list follows\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "octets"),
+    [
+        (replies.mechanisms, b"+OK methods supported:\r\nPLAIN\r\nLOGIN\r\nCRAM-MD5\r\nEXTERNAL\r\n.\r\n"),
+        (
+            replies.capabilities,
+            FIRST + b"TOP\r\nuser\r\nUSERS\r\nSASL PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n.\r\n",
+        ),
+        (
+            replies.capabilities_with_stls,
+            FIRST + b"TOP\r\nuser\r\nUSERS\r\nSASL PLAIN LOGIN CRAM-MD5 EXTERNAL\r\nSTLS\r\n.\r\n",
+        ),
+        (replies.capabilities_before_tls, FIRST + b"TOP\r\nUSERS\r\nSTLS\r\n.\r\n"),
+    ],
+)
+def test_a_list(reply: Callable[[ServerConfig], bytes], octets: bytes) -> None:
+    assert reply(SERVER) == octets
+
+
+def test_the_greeting_may_carry_a_challenge() -> None:
+    assert replies.greeting(b"<1.2@x>") == b"+OK POP3 ready <1.2@x>\r\n"
+
+
+def test_a_denial_is_passed_on() -> None:
+    assert replies.denial(Denied(b"no", code=b"454 4.7.0")) == b"-ERR no\r\n"
+
+
+@pytest.mark.parametrize("name", [name for name in vars(replies) if name.isupper() and name[0] != "_"])
+def test_every_reply_is_one_line_with_a_status(name: str) -> None:
+    reply = getattr(replies, name)
+    assert reply.endswith(b"\r\n")
+    assert reply.count(b"\r") == reply.count(b"\n") == 1
+    assert reply.startswith((b"+OK", b"-ERR "))

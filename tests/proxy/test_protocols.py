@@ -1,0 +1,43 @@
+"""The three protocols and what each provides."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.record import MailProtocol
+from mailproxy_config.model import Protocol
+
+
+def test_every_protocol_of_the_configuration_is_spoken() -> None:
+    assert set(PROTOCOLS) == set(Protocol)
+    assert all(name is protocol.name for name, protocol in PROTOCOLS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "ports"),
+    [
+        (Protocol.IMAP, {143, 993}),
+        (Protocol.POP3, {110, 995}),
+        (Protocol.SMTP, {25, 465, 587}),
+    ],
+)
+def test_each_has_its_usual_ports_and_its_alpn_name(name: Protocol, ports: set[int]) -> None:
+    assert PROTOCOLS[name].ports == ports
+    assert PROTOCOLS[name].alpn == name.value.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [
+        (Protocol.IMAP, (b"* BAD internal server error", b"* BYE ", b"* BYE ")),
+        (Protocol.POP3, (b"-ERR internal server error", b"-ERR ", b"-ERR ")),
+        (Protocol.SMTP, (b"451 4.3.2 Internal server error", b"421 4.3.2 ", b"421 4.3.2 ")),
+    ],
+)
+def test_each_has_its_own_words_for_trouble(name: Protocol, starts: tuple[bytes, bytes, bytes]) -> None:
+    protocol: MailProtocol = PROTOCOLS[name]
+    for reply, start in zip((protocol.internal_error, protocol.shutdown, protocol.busy), starts, strict=True):
+        assert reply.startswith(start)
+        assert reply.endswith(b"\r\n")
+        assert reply.count(b"\r\n") == reply.count(b"\n") == reply.count(b"\r") == 1

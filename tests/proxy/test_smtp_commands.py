@@ -1,0 +1,61 @@
+"""SMTP command lines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.protocols.smtp.commands import Command, parse
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (b"QUIT", Command(b"QUIT", (), b"QUIT")),
+        (b"ehlo x ", Command(b"EHLO", (b"x",), b"ehlo x")),
+        (b"HELO x", Command(b"HELO", (b"x",), b"HELO x")),
+        (
+            b"MAIL FROM:<a@x>  SIZE=1  ",
+            Command(b"MAIL", (b"FROM:<a@x>", b"SIZE=1"), b"MAIL FROM:<a@x>  SIZE=1"),
+        ),
+        (b"RCPT  TO:<b>", Command(b"RCPT", (b"TO:<b>",), b"RCPT  TO:<b>")),
+        (b"RCPT TO:\t<b>\0", Command(b"RCPT", (b"TO:\t<b>\0",), b"RCPT TO:\t<b>\0")),
+        (b"AUTH PLAIN =", Command(b"AUTH", (b"PLAIN", b"="), b"AUTH PLAIN =")),
+        (b"RSET", Command(b"RSET", (), b"RSET")),
+        (b"NOOP" + 11 * b" x", Command(b"NOOP", 11 * (b"x",), b"NOOP" + 11 * b" x")),
+        (b"VRFY", Command(b"VRFY", (), b"VRFY")),
+        (b"EXPN", Command(b"EXPN", (), b"EXPN")),
+        (b"HELP", Command(b"HELP", (), b"HELP")),
+        (b"StartTLS", Command(b"STARTTLS", (), b"StartTLS")),
+    ],
+)
+def test_a_command(line: bytes, command: Command) -> None:
+    assert parse(line) == command
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b" NOOP", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"DATA", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"XCLIENT NAME=x", ProtocolErrorKind.UNKNOWN_COMMAND),
+        (b"MAIL\tFROM:<a>", ProtocolErrorKind.CONTROL_CHAR),
+        (b"NOOP\r", ProtocolErrorKind.CONTROL_CHAR),
+        (b"NOOP" + 12 * b" x", ProtocolErrorKind.BAD_ARGUMENTS),
+        (b"CONNECT mx:25 HTTP/1.1", ProtocolErrorKind.FOREIGN_PROTOCOL),
+    ],
+)
+def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
+    assert parse(line) is kind
+
+
+WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
+
+
+@given(st.sampled_from([b"HELO", b"AUTH", b"MAIL", b"RCPT", b"NOOP"]), st.lists(WORDS, max_size=11))
+def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
+    line = b" ".join([word, *arguments])
+    assert parse(line) == Command(word, tuple(arguments), line)

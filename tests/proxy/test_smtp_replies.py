@@ -1,0 +1,61 @@
+"""Every line said to an SMTP client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from mailproxy.dialogue.values import Denied
+from mailproxy.protocols.smtp import replies
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
+from support import configs
+
+EVERY = frozenset(
+    {AuthMethod.NONE, AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}
+)
+SERVER = configs.server(Protocol.SMTP, server_name="mx", smtp_auth=EVERY, smtp_capabilities=("SIZE 1", "DSN"))
+AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "octets"),
+    [
+        (replies.greeting, b"220 mx ESMTP ready\r\n"),
+        (replies.hello, b"250 mx\r\n"),
+        (replies.capabilities, b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 " + AUTH),
+        (
+            replies.capabilities_with_starttls,
+            b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250-" + AUTH + b"250 STARTTLS\r\n",
+        ),
+        (replies.capabilities_before_tls, b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 STARTTLS\r\n"),
+    ],
+)
+def test_what_a_server_says_of_itself(reply: Callable[[ServerConfig], bytes], octets: bytes) -> None:
+    assert reply(SERVER) == octets
+
+
+def test_the_name_alone_ends_the_list_where_there_is_nothing_else() -> None:
+    server = configs.server(Protocol.SMTP, server_name="mx", smtp_auth=frozenset({AuthMethod.NONE}))
+    assert replies.capabilities(server) == b"250 mx\r\n"
+
+
+@pytest.mark.parametrize(
+    ("denied", "reply"),
+    [
+        (Denied(b"no"), b"535 5.7.0 no\r\n"),
+        (Denied(b"later", code=b"451 4.3.0"), b"451 4.3.0 later\r\n"),
+        (Denied(b"", code=b""), b"535 5.7.0 \r\n"),
+    ],
+)
+def test_a_denial_is_passed_on(denied: Denied, reply: bytes) -> None:
+    assert replies.denial(denied) == reply
+
+
+@pytest.mark.parametrize("name", [name for name in vars(replies) if name.isupper() and name[0] != "_"])
+def test_every_reply_is_one_line_with_a_matching_enhanced_code(name: str) -> None:
+    reply = getattr(replies, name)
+    match = re.fullmatch(rb"(\d)\d\d (\d)\.\d\.\d [ -~]+\r\n", reply)
+    assert match is not None
+    assert match[1] == match[2]

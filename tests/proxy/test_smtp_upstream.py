@@ -1,0 +1,140 @@
+"""Logging in at an SMTP server.  The whole table of combinations is in the transcripts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.dialogue.values import Client, Envelope, Granted, Identified, LoggedIn, Secret
+from mailproxy.errors import UpstreamError, UpstreamRefused
+from mailproxy.events import Method, ProtocolErrorKind, UpstreamStage
+from mailproxy.protocols.smtp.upstream import SmtpUpstream, xtext
+from mailproxy_config.model import Protocol, SendProxyProtocol
+from support import configs
+from support.driving import Driven, drive
+
+ENVELOPE = Envelope(b"cl", b"MAIL FROM:<a>", b"RCPT TO:<b>")
+
+
+def log_in(
+    *replies: bytes,
+    user: bytes = b"u",
+    password: bytes | None = b"p",
+    address: str = "192.0.2.1",
+    envelope: Envelope | None = None,
+    helo: bytes | None = None,
+    esmtp: bool = False,
+    **directives: object,
+) -> Driven:
+    grant = Granted("192.0.2.10", 25, user, None if password is None else Secret(password))
+    identified = Identified(grant, Method.PLAIN, envelope=envelope, helo=helo, esmtp=esmtp)
+    upstream = SmtpUpstream(configs.server(Protocol.SMTP, server_name="mx", **directives))
+    client = Client(address, 4711, "198.51.100.1", 25, host=b"host.example")
+    return drive(upstream.log_in(client, identified), *replies)
+
+
+def test_the_client_is_introduced_with_xclient() -> None:
+    driven = log_in(b"220 a\r\n", b"250-b\r\n250 c\r\n", b"220 d\r\n", b"250 e\n", helo=b"cl", esmtp=True)
+    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
+    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("address", "attribute"),
+    [
+        ("192.0.2.1", b"ADDR=192.0.2.1 "),
+        ("2001:db8::1", b"ADDR=IPV6:2001:db8::1 "),
+        ("::ffff:192.0.2.1", b"ADDR=IPV6:::ffff:192.0.2.1 "),
+        ("unix:", b"ADDR=unix: "),
+    ],
+)
+def test_addresses_are_told_in_postfix_form(address: str, attribute: bytes) -> None:
+    assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).said
+
+
+def test_without_xclient_the_name_of_the_client_is_not_told() -> None:
+    driven = log_in(b"220 a\n", b"250 b\n", xclient=False, helo=b"cl")
+    assert driven.said == b"HELO mx\r\n"
+    assert driven.finished
+
+
+def test_the_password_is_proven_with_proxy_smtp_auth() -> None:
+    driven = log_in(b"220 a\n", b"250 b\n", b"235 c\n", xclient=False, proxy_smtp_auth=True)
+    assert driven.said == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
+    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+
+
+def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None:
+    driven = log_in(
+        b"220 a\n",
+        b"250 b\n",
+        b"250 c\n",
+        b"550-d\r\n550 e\r\nmore",
+        xclient=False,
+        proxy_smtp_auth=True,
+        envelope=ENVELOPE,
+    )
+    assert driven.said == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
+    assert driven.result == LoggedIn(b"550-d\r\n550 e\r\nmore")
+
+
+@pytest.mark.parametrize(
+    ("replies", "stage", "kind", "reply"),
+    [
+        ((b"554-no\r\n554 no\r\n",), UpstreamStage.GREETING, None, b"554-no\r\n554 no\r\n"),
+        ((b"250 no\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"250 no\r\n"),
+        ((b"abc-def\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"abc-def\r\n"),
+        ((b"\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"\r\n"),
+        ((b"220 a\n", b"421 b\n"), UpstreamStage.HELLO, None, b"421 b\n"),
+        ((b"220 a\n", b"250 b\n", b"550 c\n"), UpstreamStage.XCLIENT, None, b"550 c\n"),
+        ((b"220 a\n", b"250 b\n", b"220 c\n", b"502 d\n"), UpstreamStage.HELLO, None, b"502 d\n"),
+    ],
+)
+def test_a_refusal(
+    replies: tuple[bytes, ...], stage: UpstreamStage, kind: ProtocolErrorKind | None, reply: bytes
+) -> None:
+    with pytest.raises(UpstreamRefused) as caught:
+        log_in(*replies, helo=b"cl")
+    assert (caught.value.stage, caught.value.kind, caught.value.reply) == (stage, kind, reply)
+
+
+def test_a_refused_sender() -> None:
+    with pytest.raises(UpstreamRefused) as caught:
+        log_in(b"220 a\n", b"250 b\n", b"450 c\n", xclient=False, envelope=ENVELOPE)
+    assert caught.value.stage is UpstreamStage.ENVELOPE
+
+
+@pytest.mark.parametrize(("user", "password"), [(b"u", None), (b"u\0", b"p"), (b"u", b"p\n"), (b"\r", b"")])
+def test_credentials_that_cannot_be_said_are_not_said(user: bytes, password: bytes | None) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        log_in(b"220 a\n", b"250 b\n", user=user, password=password, xclient=False, proxy_smtp_auth=True)
+    assert caught.value.stage is UpstreamStage.LOGIN
+
+
+def test_the_proxy_header_goes_first() -> None:
+    driven = log_in(proxy_protocol=SendProxyProtocol.V1)
+    assert driven.said == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [
+        (b"john", b"john"),
+        (b"john+work@x.example", b"john+2Bwork@x.example"),
+        (b"a=b c", b"a+3Db+20c"),
+        (b"\0\r\n\x7f\x80\xff", b"+00+0D+0A+7F+80+FF"),
+        (b"!~*,<>-", b"!~*,<>-"),
+        (b"", b""),
+    ],
+)
+def test_xtext(octets: bytes, text: bytes) -> None:
+    assert xtext(octets) == text
+
+
+@given(st.binary(max_size=60))
+def test_xtext_is_one_printable_word_that_can_be_read_back(octets: bytes) -> None:
+    text = xtext(octets)
+    assert all(0x21 <= octet < 0x7F for octet in text)
+    head, *escapes = text.split(b"+")
+    assert head + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escapes) == octets
