@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _ssl
 import ssl
 import struct
 
-import _ssl
 import pytest
 
 from mailproxy.tls.openssl import OpenSsl, Unreachable, probe, reach

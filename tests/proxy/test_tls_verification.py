@@ -30,8 +30,12 @@ def authority(tmp_path: Path) -> Authority:
 def verifying(
     authority: Authority, mode: VerifyClient = VerifyClient.OPTIONAL, **directives: Any
 ) -> ServerTls:
-    named = {"ssl_client_certificate": authority.file, **directives}
+    named: dict[str, Any] = {"ssl_client_certificate": authority.file, **directives}
     return tls_of(authority.issue(), ssl_verify_client=mode, **named)
+
+
+def named(directive: str, path: str) -> dict[str, Any]:
+    return {directive: path}
 
 
 def told(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
@@ -193,7 +197,7 @@ def test_files_that_hold_something_else_are_refused(
 ) -> None:
     path = authority.write("bad", contents)
     with pytest.raises(ConfigError) as caught:
-        verifying(authority, **{directive: path})
+        verifying(authority, **named(directive, path))
     (problem,) = caught.value.problems
     assert problem.path == f"servers[imap].{directive}"
     assert problem.reason.startswith(f'{words} "{path}": ')
@@ -203,7 +207,7 @@ def test_files_that_hold_something_else_are_refused(
 @pytest.mark.parametrize("directive", ["ssl_client_certificate", "ssl_trusted_certificate", "ssl_crl"])
 def test_files_that_are_missing_are_refused(authority: Authority, directive: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        verifying(authority, **{directive: "/nonexistent"})
+        verifying(authority, **named(directive, "/nonexistent"))
     (problem,) = caught.value.problems
     assert problem.reason == 'cannot read "/nonexistent": No such file or directory'
 
@@ -252,7 +256,8 @@ def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, version: ssl.TLSVersion) -> None:
-    for directives in ({}, {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}):
+    cached: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}
+    for directives in ({}, cached):
         tls = verifying(authority, **directives)
         context = client_of(certificate=authority.issue("CN=late", expires=NOW - DAY))
         context.minimum_version = context.maximum_version = version
@@ -264,7 +269,10 @@ def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, vers
 
 def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> None:
     alice, ours = authority.issue("CN=alice"), authority.issue()
-    common = {"ssl_verify_client": VerifyClient.OPTIONAL, "ssl_client_certificate": authority.file}
+    common: dict[str, Any] = {
+        "ssl_verify_client": VerifyClient.OPTIONAL,
+        "ssl_client_certificate": authority.file,
+    }
     before = tls_of(ours, ssl_crl=authority.revocations(), **common)
     after = tls_of(ours, ssl_crl=authority.revocations(alice), **common)
     context = client_of(certificate=alice)

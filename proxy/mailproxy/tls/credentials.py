@@ -7,7 +7,7 @@ import ssl
 from mailproxy.dialogue.values import Secret
 from mailproxy.tls.certificates import expiry
 from mailproxy.tls.draft import Draft
-from mailproxy.tls.openssl import OpenSsl
+from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import CertificateFiles, StartTls
 
 _PEM = 1
@@ -65,7 +65,7 @@ def _load_pair(
         try:
             draft.context.load_cert_chain(pair.certificate, pair.key, password=answer)
         except ssl.SSLError as error:
-            reason = error.reason or str(error)
+            reason = reason_of(error)
         else:
             return True
         if not asked:

@@ -171,6 +171,11 @@ class OpenSsl:
             lib.BIO_free(bio)
 
 
+def reason_of(error: ssl.SSLError) -> str:
+    """Give OpenSSL's reason as ``ssl`` passes it on, ``NO_SHARED_CIPHER``, or what there is instead."""
+    return getattr(error, "reason", None) or str(error.args[-1] if error.args else error)
+
+
 @functools.cache
 def reach() -> OpenSsl | Unreachable:
     """Reach the library of this process; the answer never changes."""

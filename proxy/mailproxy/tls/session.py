@@ -13,7 +13,7 @@ from mailproxy.dialogue.values import TlsInfo
 from mailproxy.errors import TlsFailed
 from mailproxy.events import TlsFailure
 from mailproxy.tls.certificates import client_certificate, own_algorithms
-from mailproxy.tls.openssl import OpenSsl
+from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy.tls.verification import TOLERABLE, is_bad
 from mailproxy_config.model import VerifyClient
 
@@ -269,5 +269,5 @@ def _failure(error: OSError) -> tuple[TlsFailure, str]:
         return TlsFailure.EOF, type(error).__name__
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         return TlsFailure.EOF, "the client has gone"
-    reason = error.reason or ""
-    return _FAILURES.get(reason, TlsFailure.OTHER), reason.replace("_", " ").lower() or "no reason given"
+    reason = reason_of(error)
+    return _FAILURES.get(reason, TlsFailure.OTHER), reason.replace("_", " ").lower()

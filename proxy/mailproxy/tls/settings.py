@@ -8,7 +8,7 @@ import warnings
 from typing import Final
 
 from mailproxy.tls.draft import Draft
-from mailproxy.tls.openssl import ALPN_CALLBACK, OpenSsl
+from mailproxy.tls.openssl import ALPN_CALLBACK, OpenSsl, reason_of
 from mailproxy_config.model import Protocol
 
 _VERSIONS: Final = {
@@ -139,4 +139,4 @@ def _selector(native: OpenSsl, protocol: Protocol) -> object:
 
 
 def _words(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).replace("_", " ").lower()
+    return reason_of(error).replace("_", " ").lower()

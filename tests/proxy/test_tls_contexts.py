@@ -1,0 +1,158 @@
+"""Building a server's TLS: again only when something changed, and what is left without OpenSSL's help."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.tls.contexts import ServerTls, build, fingerprint
+from mailproxy.tls.openssl import Unreachable
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import (
+    Octets,
+    Protocol,
+    Seconds,
+    SendProxyProtocol,
+    ServerConfig,
+    SessionCache,
+    VerifyClient,
+)
+from support.configs import server
+from support.tls_authority import Authority
+from support.tls_peers import KEY, TLS_PORT, Pair, client_of, shaken
+
+OUT_OF_REACH = Unreachable("the layout of its ssl objects is not known")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def config(authority: Authority) -> ServerConfig:
+    return server(Protocol.IMAP, listen=TLS_PORT, ssl_certificate=(authority.issue().files,))
+
+
+def changed(config: ServerConfig, **directives: Any) -> ServerConfig:
+    return dataclasses.replace(config, **directives)
+
+
+def test_nothing_new_is_nothing_built(config: ServerConfig) -> None:
+    first = build(config, ticket_key=KEY)
+    again = build(changed(config, timeout=Seconds(1.0)), ticket_key=KEY, previous=first)
+    assert again is first
+
+
+@pytest.mark.parametrize(
+    "directives",
+    [
+        {"ssl_protocols": frozenset({"TLSv1.3"})},
+        {"ssl_session_cache": SessionCache(builtin=5)},
+        {"proxy_protocol": SendProxyProtocol.V2},
+        {"protocol": Protocol.POP3},
+    ],
+)
+def test_another_directive_builds_anew(config: ServerConfig, directives: dict[str, Any]) -> None:
+    first = build(config, ticket_key=KEY)
+    again = build(changed(config, **directives), ticket_key=KEY, previous=first)
+    assert again is not first
+    assert again.fingerprint_of_inputs != first.fingerprint_of_inputs
+
+
+def test_another_file_builds_anew_and_is_served(config: ServerConfig, authority: Authority) -> None:
+    first = build(config, ticket_key=KEY)
+    renewed = authority.issue("CN=renewed").files
+    (current,) = config.ssl_certificate
+    Path(current.certificate).write_bytes(Path(renewed.certificate).read_bytes())
+    Path(current.key).write_bytes(Path(renewed.key).read_bytes())
+    assert fingerprint(config, KEY) != first.fingerprint_of_inputs
+    again = build(config, ticket_key=KEY, previous=first)
+    context = client_of(authority)
+    pair = Pair(again, context)
+    pair.shake()
+    assert pair.client.getpeercert()["subject"] == ((("commonName", "renewed"),),)  # type: ignore[index]
+    pair.close()
+
+
+def test_a_broken_file_leaves_the_previous_alone(config: ServerConfig) -> None:
+    first = build(config, ticket_key=KEY)
+    Path(config.ssl_certificate[0].key).write_bytes(b"")
+    with pytest.raises(ConfigError):
+        build(config, ticket_key=KEY, previous=first)
+    assert shaken(first, client_of())[0].version == "TLSv1.3"
+
+
+# -- where OpenSSL cannot be reached
+
+
+def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:
+    return build(changed(config, **directives), ticket_key=KEY, native=OUT_OF_REACH)
+
+
+def test_the_plain_things_are_served_and_what_is_missing_is_told(
+    config: ServerConfig, authority: Authority
+) -> None:
+    tls = without_openssl(config, ssl_session_tickets=False, ssl_ecdh_curve="prime256v1")
+    context = client_of(authority)
+    context.set_alpn_protocols(["imap"])
+    pair = Pair(tls, context)
+    info = pair.shake()
+    assert (info.version, info.alpn) == ("TLSv1.3", b"imap")
+    pair.client.send(b"a1 NOOP\r\n")
+    assert pair.ours.recv(4) == b"a1 N"
+    assert pair.ours.pending() == 5
+    assert pair.ours.unwrap() is pair.ours
+    pair.close()
+    assert pair.ours.unwrap() is pair.ours
+    assert tls.not_after == ()
+    (notice,) = tls.notices
+    assert notice.reason.startswith("the layout of its ssl objects is not known: sessions are resumed")
+
+
+@pytest.mark.parametrize(
+    ("directive", "value"),
+    [
+        ("ssl_verify_client", VerifyClient.REQUIRED),
+        ("ssl_session_ticket_key", ("/key",)),
+        ("ssl_session_cache", SessionCache(shared_name="x", shared_size=Octets(1 << 20))),
+        ("ssl_session_timeout", Seconds(60.0)),
+        ("ssl_ecdh_curve", "X25519:prime256v1"),
+        ("ssl_conf_command", (("Ciphersuites", "TLS_AES_128_GCM_SHA256"),)),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(
+    config: ServerConfig, directive: str, value: object
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        without_openssl(config, **{directive: value})
+    assert (
+        str(caught.value)
+        == f"servers[imap].{directive}: cannot be served on this Python: {OUT_OF_REACH.reason}"
+    )
+
+
+def test_a_curve_that_does_not_exist_is_refused_there_too(config: ServerConfig) -> None:
+    with pytest.raises(ConfigError, match="unknown elliptic curve name"):
+        without_openssl(config, ssl_ecdh_curve="nonsense")
+
+
+def test_wrong_files_are_told_there_too(config: ServerConfig, authority: Authority) -> None:
+    key = authority.issue().files.key
+    (pair,) = config.ssl_certificate
+    with pytest.raises(ConfigError) as caught:
+        without_openssl(config, ssl_certificate=(dataclasses.replace(pair, key=key),))
+    assert "it is not the key of" in str(caught.value)
+
+
+def test_compression_is_told_there_too(config: ServerConfig) -> None:
+    compressing = without_openssl(config, ssl_certificate_compression=True)
+    assert [notice.path for notice in compressing.notices] == [
+        "servers[imap].ssl_certificate_compression",
+        "servers[imap].ssl_certificate",
+    ]
+    assert ssl.OPENSSL_VERSION in compressing.notices[0].reason

@@ -1,0 +1,124 @@
+"""Our own certificates: several, encrypted, wrong; and what is said about the wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import CertificateFiles, ListenConfig, StartTls
+from support.tls_authority import Authority, Issued
+from support.tls_peers import client_of, shaken, tls_of
+
+TLS12 = frozenset({"TLSv1.2"})
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def ours(authority: Authority) -> Issued:
+    return authority.issue()
+
+
+def refusal(*pairs: tuple[str, str], **directives: Any) -> str:
+    files = tuple(CertificateFiles(certificate=certificate, key=key) for certificate, key in pairs)
+    with pytest.raises(ConfigError) as caught:
+        tls_of(ssl_certificate=files, **directives)
+    return str(caught.value)
+
+
+def test_the_certificate_that_suits_the_client_is_presented(authority: Authority, ours: Issued) -> None:
+    tls = tls_of(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
+    for kind in ("ECDSA", "RSA"):
+        context = client_of(authority)
+        context.set_ciphers(f"ECDHE-{kind}-AES128-GCM-SHA256")
+        assert shaken(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
+
+
+def test_a_chain_is_sent_along(authority: Authority) -> None:
+    middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
+    issued = middle.issue()
+    chain = Path(issued.files.certificate)
+    chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
+    assert shaken(tls_of(issued), client_of(authority))[0].version == "TLSv1.3"
+
+
+@pytest.mark.parametrize(
+    "contents", [b"secret\n", b"wrong\nsecret\n", b"wrong\r\n\r\nsecret\r\n", b"wrong\n\nsecret"]
+)
+def test_passphrases_are_tried_in_order(authority: Authority, contents: bytes) -> None:
+    issued = authority.issue(passphrase=b"secret")
+    tls = tls_of(issued, ssl_password_file=authority.write("passphrases", contents))
+    assert shaken(tls, client_of(authority))[0].version == "TLSv1.3"
+
+
+def test_passphrases_and_open_keys_go_together(authority: Authority, ours: Issued) -> None:
+    path = authority.write("passphrases", b"one\ntwo\n")
+    one, two = authority.issue(passphrase=b"one"), authority.issue(key="rsa", passphrase=b"two")
+    assert len(tls_of(ours, one, two, ssl_password_file=path).not_after) == 3
+
+
+def test_a_key_that_no_passphrase_opens(authority: Authority) -> None:
+    issued = authority.issue(passphrase=b"secret")
+    pair = (issued.files.certificate, issued.files.key)
+    said = refusal(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
+    assert said == (
+        f'servers[imap].ssl_certificate[0]: cannot load certificate key "{issued.files.key}": '
+        "no passphrase in ssl_password_file opens it"
+    )
+    assert refusal(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
+
+
+def test_a_passphrase_longer_than_openssl_takes(authority: Authority, ours: Issued) -> None:
+    path = authority.write("passphrases", b"x" * 1025)
+    said = refusal((ours.files.certificate, ours.files.key), ssl_password_file=path)
+    assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 octets"
+
+
+def test_everything_that_is_wrong_is_told_at_once(authority: Authority, ours: Issued, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n")
+    empty = tmp_path / "empty.pem"
+    empty.write_bytes(b"")
+    other = authority.issue()
+    certificate, key = ours.files.certificate, ours.files.key
+    said = refusal(
+        (certificate, key),
+        (str(bad), key),
+        (certificate, str(empty)),
+        (certificate, other.files.key),
+        ("/nonexistent", key),
+        (certificate, str(tmp_path)),
+        ssl_password_file="/none",
+    ).split("\n")
+    beginnings = [
+        'ssl_password_file: cannot read "/none": No such file or directory',
+        f'ssl_certificate[1]: cannot load certificate "{bad}": bad end line',
+        f'ssl_certificate[2]: cannot load certificate key "{empty}": ',
+        f'ssl_certificate[3]: SSL_CTX_use_PrivateKey("{other.files.key}") failed: key values mismatch: '
+        f'it is not the key of "{certificate}"',
+        'ssl_certificate[4]: cannot read "/nonexistent": No such file or directory',
+        f'ssl_certificate[5]: cannot read "{tmp_path}": Is a directory',
+    ]
+    assert len(said) == len(beginnings)
+    for line, beginning in zip(said, beginnings, strict=True):
+        assert line.startswith(f"servers[imap].{beginning}")
+
+
+@pytest.mark.parametrize(
+    ("directives", "mode"),
+    [
+        ({"listen": (ListenConfig(port=993, ssl=True),)}, "listen ... ssl"),
+        ({"listen": (ListenConfig(port=143),), "starttls": StartTls.ONLY}, "starttls"),
+        ({"listen": (ListenConfig(port=993, ssl=True),), "starttls": StartTls.ENABLED}, "listen ... ssl"),
+    ],
+)
+def test_no_certificate_at_all(directives: dict[str, Any], mode: str) -> None:
+    assert refusal(**directives) == (
+        f'servers[imap].ssl_certificate: no "ssl_certificate" is defined for the "{mode}" directive'
+    )

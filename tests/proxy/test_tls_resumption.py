@@ -1,0 +1,261 @@
+"""Sessions are resumed where they may be, by whom they may be, and nowhere else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.tls.contexts import ServerTls
+from mailproxy.tls.resumption import TicketKey
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import Octets, Protocol, Seconds, SessionCache
+from support.tls_authority import Authority, Issued
+from support.tls_peers import KEY, TLS_PORT, client_of, serving, shaken, tls_of
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+BUILTIN = SessionCache(builtin=100)
+SHARED = SessionCache(shared_name="MAIL", shared_size=Octets(1 << 20))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def ours(authority: Authority) -> Issued:
+    return authority.issue()
+
+
+def client(version: ssl.TLSVersion) -> ssl.SSLContext:
+    context = client_of()
+    context.minimum_version = context.maximum_version = version
+    return context
+
+
+def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> bool:
+    """Whether a session with one is resumed with the other."""
+    context = client(version)
+    _, session = shaken(first, context)
+    info, _ = shaken(second, context, session=session)
+    return info.resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("tickets", "cache", "resumed"),
+    [
+        (True, SessionCache(), True),
+        (True, SessionCache(off=True), True),
+        (False, SessionCache(), False),
+        (False, SessionCache(off=True), False),
+        (False, BUILTIN, True),
+        (False, SHARED, True),
+        (True, BUILTIN, True),
+        (False, SessionCache(builtin=0), True),  # the default number, not none and not no end of them
+    ],
+)
+def test_tickets_and_caches(
+    ours: Issued, tickets: bool, cache: SessionCache, resumed: bool, version: ssl.TLSVersion
+) -> None:
+    tls = tls_of(ours, ssl_session_tickets=tickets, ssl_session_cache=cache)
+    assert is_resumed(tls, tls, version) is resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("directives", "resumed"),
+    [
+        ({}, True),  # another worker, or the same after a reload
+        ({"protocol": Protocol.POP3}, True),  # another mail server with the same certificate, as in nginx
+        ({"key": bytes(80)}, False),
+        ({"ssl_session_tickets": False}, False),
+    ],
+)
+def test_who_shares_the_key_resumes(
+    ours: Issued, directives: dict[str, Any], resumed: bool, version: ssl.TLSVersion
+) -> None:
+    assert is_resumed(tls_of(ours), tls_of(ours, **directives), version) is resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_another_certificate_is_another_session(
+    authority: Authority, ours: Issued, version: ssl.TLSVersion
+) -> None:
+    assert not is_resumed(tls_of(ours), tls_of(authority.issue()), version)
+
+
+def test_a_cache_belongs_to_one_worker(ours: Issued) -> None:
+    directives: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SHARED}
+    assert not is_resumed(tls_of(ours, **directives), tls_of(ours, **directives), ssl.TLSVersion.TLSv1_2)
+
+
+def test_a_cache_is_no_larger_than_it_says(ours: Issued) -> None:
+    tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
+    context = client(ssl.TLSVersion.TLSv1_2)
+    for _ in range(10):
+        shaken(tls, context)
+    assert 0 < tls.terms.context.session_stats()["number"] <= 3
+
+
+def test_a_session_has_its_time(ours: Issued) -> None:
+    context = client(ssl.TLSVersion.TLSv1_3)
+    _, session = shaken(tls_of(ours, ssl_session_timeout=Seconds(600.0)), context)
+    assert session is not None
+    assert session.ticket_lifetime_hint == 600
+
+
+def test_one_ticket_is_sent_and_none_where_none_could_be_used(ours: Issued) -> None:
+    assert tls_of(ours).terms.context.num_tickets == 1
+    assert tls_of(ours, ssl_session_tickets=False).terms.context.num_tickets == 0
+
+
+# -- ssl_session_ticket_key
+
+
+def key_file(folder: Path, name: str, octets: int) -> str:
+    path = folder / name
+    path.write_bytes(os.urandom(octets))
+    return str(path)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("octets", [48, 80])
+def test_key_files_are_used_by_all_who_name_them(
+    ours: Issued, tmp_path: Path, octets: int, version: ssl.TLSVersion
+) -> None:
+    path = key_file(tmp_path, "key", octets)
+    one = tls_of(ours, ssl_session_ticket_key=(path,))
+    other = tls_of(ours, ssl_session_ticket_key=(path,), key=bytes(80))
+    assert is_resumed(one, other, version)
+    assert not is_resumed(one, tls_of(ours), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("seals", "opens", "resumed"),
+    [
+        (("old",), ("new", "old"), True),  # the key is rotated: the old one still opens
+        (("new", "old"), ("new",), True),  # the first one seals
+        (("new", "old"), ("old",), False),
+        (("old",), ("new", "short"), False),
+        (("short", "old"), ("old", "new", "short"), True),
+    ],
+)
+def test_the_first_key_seals_and_all_open(
+    ours: Issued,
+    tmp_path: Path,
+    seals: tuple[str, ...],
+    opens: tuple[str, ...],
+    resumed: bool,
+    version: ssl.TLSVersion,
+) -> None:
+    files = {
+        name: key_file(tmp_path, name, octets) for name, octets in (("old", 80), ("new", 80), ("short", 48))
+    }
+    first = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in seals))
+    second = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in opens))
+    assert is_resumed(first, second, version) is resumed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_ticket_of_an_older_key_is_renewed(ours: Issued, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    old, new = key_file(tmp_path, "old", 80), key_file(tmp_path, "new", 80)
+    context = client(version)
+    _, session = shaken(tls_of(ours, ssl_session_ticket_key=(old,)), context)
+    info, renewed = shaken(tls_of(ours, ssl_session_ticket_key=(new, old)), context, session=session)
+    assert info.resumed
+    again, _ = shaken(tls_of(ours, ssl_session_ticket_key=(new,)), context, session=renewed)
+    assert again.resumed
+
+
+def test_the_keys_of_a_file_are_laid_out_as_openssl_has_them(ours: Issued, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(KEY)
+    from_file = tls_of(ours, ssl_session_ticket_key=(str(path),), key=bytes(80))
+    for version in VERSIONS:
+        assert is_resumed(from_file, tls_of(ours, key=KEY), version)
+        assert is_resumed(tls_of(ours, key=KEY), from_file, version)
+
+
+@pytest.mark.parametrize("octets", [0, 47, 64, 81])
+def test_keys_of_another_size_are_refused(ours: Issued, tmp_path: Path, octets: int) -> None:
+    good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", octets)
+    with pytest.raises(ConfigError) as caught:
+        tls_of(ours, ssl_session_ticket_key=(good, bad))
+    assert str(caught.value) == f'servers[imap].ssl_session_ticket_key[1]: "{bad}" must be 48 or 80 bytes'
+
+
+def test_keys_that_are_missing_are_refused(ours: Issued) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        tls_of(ours, ssl_session_ticket_key=("/nonexistent",))
+
+
+def test_a_key_does_not_show_itself() -> None:
+    printed = repr(TicketKey.parse(KEY))
+    assert repr(KEY[16:48])[2:-1] not in printed
+    assert repr(KEY[48:])[2:-1] not in printed
+
+
+@pytest.mark.parametrize("octets", [0, 48, 79, 81])
+def test_the_shared_key_has_80_octets(ours: Issued, octets: int) -> None:
+    with pytest.raises(ValueError, match="80 needed"):
+        tls_of(ours, key=bytes(octets))
+
+
+# -- other processes, other makes of client
+
+
+def serve_once(paths: tuple[str, str], pipe: Any) -> None:
+    """A worker of its own: says where it listens, serves until told to stop."""
+    from mailproxy.tls.contexts import build
+    from mailproxy_config.model import CertificateFiles
+    from support.configs import server
+
+    config = server(
+        Protocol.IMAP,
+        listen=TLS_PORT,
+        ssl_certificate=(CertificateFiles(certificate=paths[0], key=paths[1]),),
+    )
+    with serving(build(config, ticket_key=KEY)) as port:
+        pipe.send(port)
+        pipe.recv()
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_one_process_resumes_what_another_began(ours: Issued, tmp_path: Path, version: str) -> None:
+    fresh = multiprocessing.get_context("spawn")
+    near, far = fresh.Pipe()
+    worker = fresh.Process(target=serve_once, args=((ours.files.certificate, ours.files.key), far))
+    worker.start()
+    try:
+        session = str(tmp_path / "session")
+        with serving(tls_of(ours)) as port:
+            assert "resumed=False" in s_client(port, version, "-sess_out", session)
+        assert "resumed=True" in s_client(near.recv(), version, "-sess_in", session)
+    finally:
+        near.send(None)
+        worker.join()
+        near.close()
+        far.close()
+
+
+def test_reconnecting_resumes_every_time(ours: Issued) -> None:
+    with serving(tls_of(ours)) as port:
+        said = s_client(port, "-tls1_2", "-reconnect")
+    assert said.count("Reused, TLSv1.2") == 5
+    assert said.count("New, TLSv1.2") == 1
+
+
+def s_client(port: int, *options: str) -> str:
+    """What ``openssl s_client`` prints about a connection."""
+    command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
+    return subprocess.run(
+        command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False
+    ).stdout.decode()

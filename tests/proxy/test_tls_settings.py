@@ -1,0 +1,185 @@
+"""What a handshake may agree on is what the directives say."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.tls.contexts import ServerTls
+from mailproxy_config.errors import ConfigError
+from support.tls_authority import Authority, Issued
+from support.tls_peers import Pair, client_of, serving, shaken, tls_of
+
+TLS12: dict[str, Any] = {"ssl_protocols": frozenset({"TLSv1.2"})}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def ours(authority: Authority) -> Issued:
+    return authority.issue()
+
+
+@pytest.fixture(scope="module")
+def rsa(authority: Authority) -> Issued:
+    return authority.issue(key="rsa")
+
+
+def refusal(*issued: Issued, **directives: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        tls_of(*issued, **directives)
+    return str(caught.value)
+
+
+def agreed(tls: ServerTls, *options: str) -> str:
+    """What ``openssl s_client`` says about a connection, or about its failure."""
+    with serving(tls) as port:
+        command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
+        done = subprocess.run(command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
+    return (done.stdout + done.stderr).decode()
+
+
+OLD: dict[str, Any] = {"ssl_ciphers": "ALL:@SECLEVEL=0"}
+OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
+
+
+@pytest.mark.parametrize(
+    ("protocols", "spoken"),
+    [
+        ({"TLSv1.2", "TLSv1.3"}, {"TLSv1.2", "TLSv1.3"}),
+        ({"TLSv1.3"}, {"TLSv1.3"}),
+        ({"TLSv1.2"}, {"TLSv1.2"}),
+        ({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}, {"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
+        ({"TLSv1", "TLSv1.2"}, {"TLSv1", "TLSv1.2"}),  # one left out in the middle
+        ({"SSLv2", "TLSv1.2"}, {"TLSv1.2"}),
+    ],
+)
+def test_protocols(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
+    tls = tls_of(ours, ssl_protocols=frozenset(protocols), **OLD)
+    options = {"TLSv1": "-tls1", "TLSv1.1": "-tls1_1", "TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
+    heard = {
+        version
+        for version, option in options.items()
+        if f"{version} resumed=" in agreed(tls, option, *OLD_CLIENT)
+    }
+    assert heard == spoken
+
+
+def test_a_protocol_that_the_library_lacks_is_told(ours: Issued) -> None:
+    (notice,) = tls_of(ours, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
+    assert str(notice) == f"servers[imap].ssl_protocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
+
+
+def test_no_protocol_at_all_is_refused(ours: Issued) -> None:
+    assert "has none of SSLv2" in refusal(ours, ssl_protocols=frozenset({"SSLv2"}))
+
+
+def test_ciphers_that_are_none_are_refused(ours: Issued) -> None:
+    assert refusal(ours, ssl_ciphers="nonsense").startswith(
+        'servers[imap].ssl_ciphers: SSL_CTX_set_cipher_list("nonsense") failed: '
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefer", "chosen"), [(True, "ECDHE-ECDSA-AES256-GCM-SHA384"), (False, "ECDHE-ECDSA-AES128-GCM-SHA256")]
+)
+def test_whose_order_counts(ours: Issued, prefer: bool, chosen: str) -> None:
+    ciphers = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256"
+    tls = tls_of(ours, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
+    context = client_of()
+    context.set_ciphers(":".join(reversed(ciphers.split(":"))))
+    assert shaken(tls, context)[0].cipher == chosen
+
+
+@pytest.mark.parametrize(
+    ("groups", "offered", "chosen"),
+    [
+        ("auto", "X25519", "X25519"),
+        ("auto", "P-256", "ECDH, prime256v1"),
+        ("secp384r1", "P-256:P-384", "ECDH, secp384r1"),
+        ("X25519:prime256v1", "P-384:P-256", "ECDH, prime256v1"),
+    ],
+)
+def test_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
+    said = agreed(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
+    assert f"Server Temp Key: {chosen}" in said
+
+
+def test_groups_that_do_not_exist_are_refused(ours: Issued) -> None:
+    assert refusal(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
+        'servers[imap].ssl_ecdh_curve: SSL_CTX_set1_curves_list("X25519:nonsense") failed: '
+    )
+
+
+DH = b"""-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+
+
+def test_diffie_hellman_is_there_where_parameters_are(rsa: Issued, tmp_path: Path) -> None:
+    parameters = tmp_path / "dh.pem"
+    parameters.write_bytes(DH)
+    context = client_of()
+    context.set_ciphers("DHE-RSA-AES128-GCM-SHA256")
+    ciphers: dict[str, Any] = {"ssl_ciphers": "DHE-RSA-AES128-GCM-SHA256", **TLS12}
+    tls = tls_of(rsa, ssl_dhparam=str(parameters), **ciphers)
+    assert shaken(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
+    assert "handshake failure" in agreed(tls_of(rsa, **ciphers), "-tls1_2")
+
+
+def test_parameters_that_are_none_are_refused(ours: Issued, tmp_path: Path) -> None:
+    bad = tmp_path / "dh.pem"
+    bad.write_bytes(b"nothing")
+    assert refusal(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
+    assert refusal(ours, ssl_dhparam="/nonexistent").endswith(
+        'cannot read "/nonexistent": No such file or directory'
+    )
+
+
+def test_commands_have_the_last_word(ours: Issued) -> None:
+    commands = (("Ciphersuites", "TLS_AES_128_GCM_SHA256"), ("Protocol", "-TLSv1.2"))
+    tls = tls_of(ours, ssl_conf_command=commands)
+    assert shaken(tls, client_of())[0].cipher == "TLS_AES_128_GCM_SHA256"
+    assert "resumed=" not in agreed(tls, "-tls1_2")
+
+
+def test_every_command_that_fails_is_told(ours: Issued) -> None:
+    said = refusal(
+        ours, ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha"))
+    )
+    first, second = said.split("\n")
+    assert first.startswith('servers[imap].ssl_conf_command[0]: SSL_CONF_cmd("Nonsense", "x") failed: ')
+    assert second.startswith('servers[imap].ssl_conf_command[1]: SSL_CONF_cmd("Ciphersuites", "y") failed: ')
+
+
+def test_compression_of_certificates_is_no_reason_to_fail(ours: Issued) -> None:
+    tls = tls_of(ours, ssl_certificate_compression=True)
+    told = [str(notice) for notice in tls.notices]
+    assert told == [
+        f"servers[imap].ssl_certificate_compression: {ssl.OPENSSL_VERSION} cannot do it: ignored"
+    ] or (ssl.OPENSSL_VERSION_INFO >= (3, 2))
+    assert shaken(tls, client_of())[0].version == "TLSv1.3"
+
+
+def test_a_client_may_not_renegotiate(ours: Issued) -> None:
+    assert tls_of(ours, **TLS12).terms.context.options & ssl.OP_NO_RENEGOTIATION
+
+
+def test_a_handshake_after_a_refused_configuration_is_undisturbed(ours: Issued) -> None:
+    refusal(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
+    pair = Pair(tls_of(ours), client_of())
+    assert pair.shake().version == "TLSv1.3"
+    pair.close()

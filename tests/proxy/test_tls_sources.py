@@ -1,0 +1,114 @@
+"""Which files a server's TLS is made of, and what a change of them changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.tls.sources import files, fingerprint, session_context
+from mailproxy_config.model import (
+    CertificateFiles,
+    ListenConfig,
+    Protocol,
+    Seconds,
+    ServerConfig,
+    StartTls,
+    VerifyClient,
+)
+from support.configs import server
+
+KEY = bytes(80)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ServerConfig:
+    """A server that names every file there is."""
+    for name in ("cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"):
+        (tmp_path / name).write_bytes(name.encode())
+    return server(
+        Protocol.IMAP,
+        starttls=StartTls.ENABLED,
+        ssl_certificate=(CertificateFiles(certificate=f"{tmp_path}/cert", key=f"{tmp_path}/key"),) * 2,
+        ssl_dhparam=f"{tmp_path}/dh",
+        ssl_password_file=f"{tmp_path}/passphrases",
+        ssl_session_ticket_key=(f"{tmp_path}/tickets",),
+        ssl_verify_client=VerifyClient.REQUIRED,
+        ssl_client_certificate=f"{tmp_path}/clients",
+        ssl_trusted_certificate=f"{tmp_path}/trusted",
+        ssl_crl=f"{tmp_path}/crl",
+    )
+
+
+def names(config: ServerConfig) -> set[str]:
+    listed = files(config)
+    assert len(listed) == len(set(listed))
+    return {Path(path).name for path in listed}
+
+
+def test_every_file_is_named_once(config: ServerConfig) -> None:
+    assert names(config) == {"cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"}
+
+
+def test_what_verifies_nobody_is_not_looked_at(config: ServerConfig) -> None:
+    off = dataclasses.replace(config, ssl_verify_client=VerifyClient.DISABLED)
+    assert names(off) == {"cert", "key", "dh", "passphrases", "tickets"}
+
+
+def test_no_tls_no_files(config: ServerConfig) -> None:
+    assert files(dataclasses.replace(config, starttls=StartTls.DISABLED)) == ()
+
+
+@pytest.mark.parametrize("name", ["cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"])
+def test_every_file_counts(config: ServerConfig, tmp_path: Path, name: str) -> None:
+    before = fingerprint(config, KEY)
+    assert fingerprint(config, KEY) == before
+    (tmp_path / name).write_bytes(b"something else")
+    changed = fingerprint(config, KEY)
+    (tmp_path / name).unlink()
+    missing = fingerprint(config, KEY)
+    assert len({before, changed, missing}) == 3
+
+
+@pytest.mark.parametrize(
+    ("directives", "counts"),
+    [
+        ({"ssl_ciphers": "HIGH"}, True),
+        ({"ssl_protocols": frozenset({"TLSv1.3", "TLSv1.2"})}, False),  # the same, in another order
+        ({"protocol": Protocol.SMTP}, True),
+        ({"name": "other"}, True),
+        ({"timeout": Seconds(1.0)}, False),
+        ({"listen": (ListenConfig(port=1143),)}, False),
+    ],
+)
+def test_directives_count_where_they_matter(
+    config: ServerConfig, directives: dict[str, Any], counts: bool
+) -> None:
+    changed = dataclasses.replace(config, **directives)
+    assert (fingerprint(changed, KEY) != fingerprint(config, KEY)) is counts
+
+
+def test_the_ticket_key_counts_and_does_not_show(config: ServerConfig) -> None:
+    other = b"k" * 80
+    assert fingerprint(config, other) != fingerprint(config, KEY)
+    assert other.hex() not in fingerprint(config, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("cert", True), ("clients", True), ("trusted", True), ("crl", True), ("key", False), ("tickets", False)],
+)
+def test_sessions_depend_on_what_a_verdict_depends_on(
+    config: ServerConfig, tmp_path: Path, name: str, counts: bool
+) -> None:
+    before = session_context(config)
+    assert len(before) == 32
+    (tmp_path / name).write_bytes(b"something else")
+    assert (session_context(config) != before) is counts
+
+
+def test_sessions_do_not_depend_on_the_server_s_name_or_protocol(config: ServerConfig) -> None:
+    other = dataclasses.replace(config, name="pop3", protocol=Protocol.POP3)
+    assert session_context(other) == session_context(config)
