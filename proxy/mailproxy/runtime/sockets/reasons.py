@@ -1,0 +1,62 @@
+"""Why an address cannot be listened on, in words that lead to a way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from mailproxy.runtime.sockets.plan import SocketPlan
+
+_PORT_START: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
+_HINTS: Final = {
+    errno.EADDRINUSE: "another process listens there; stop it, or choose another address or port",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address",
+    errno.EAFNOSUPPORT: "this kernel has no such address family; leave the IPv6 addresses out",
+    errno.EPROTONOSUPPORT: "this kernel has no Multipath TCP (net.mptcp.enabled); leave multipath out",
+    errno.ENOPROTOOPT: "this kernel does not know an option of this listener",
+    errno.EINVAL: "this kernel does not take a value of this listener",
+    errno.ENOENT: "the folder of the socket does not exist",
+    errno.ENOTSOCK: "a file that is not a socket stands there; remove it",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+}
+
+
+class CannotListen(Exception):
+    """An address cannot be listened on.
+
+    Attributes:
+        key: The address, as in ``SocketPlan``.
+        reason: The operating system's words.
+        hint: What can be done about it; may be empty.
+    """
+
+    def __init__(self, planned: SocketPlan, error: OSError) -> None:
+        self.key = planned.key
+        self.reason = os.strerror(error.errno) if error.errno else str(error)
+        self.hint = hint(planned, error)
+        super().__init__(
+            f"cannot listen on {self.key}: {self.reason}" + (f" ({self.hint})" if self.hint else "")
+        )
+
+
+def hint(planned: SocketPlan, error: OSError, *, port_start: Path = _PORT_START) -> str:
+    """Say what can be done about a failure to listen."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return _HINTS.get(error.errno or 0, "")
+    if planned.is_unix:
+        return "the folder of the socket cannot be written to"
+    first = _first_free_port(port_start)
+    return (
+        f"ports below {first} are privileged here: set the sysctl net.ipv4.ip_unprivileged_port_start"
+        f" to {planned.port} or less (portStrategy Direct does), or use portStrategy HighPort"
+    )
+
+
+def _first_free_port(path: Path) -> int:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return 1024
