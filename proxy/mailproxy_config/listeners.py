@@ -41,8 +41,10 @@ class ListenParameter:
 
 
 def _in_keep_alive_range(value: int | str) -> bool:
-    seconds = units.sec_time(value)
-    return 1 <= seconds <= _LONGEST_KEEP_ALIVE
+    try:
+        return 1 <= units.sec_time(value) <= _LONGEST_KEEP_ALIVE
+    except ValueError:
+        return False
 
 
 _SECONDS: Final = IntOrText(
@@ -299,6 +301,9 @@ def _listener_written(value: ListenConfig) -> Raw:
 
 # --- nginx's spelling ----------------------------------------------------------
 
+_BARE: Final = frozenset({"ssl", "proxy_protocol", "bind", "multipath"})
+_WITH_A_VALUE: Final = frozenset({"ipv6only", "backlog", "rcvbuf", "sndbuf", "so_keepalive"})
+
 
 def _keep_alive_from_nginx(text: str) -> Raw:
     """``on``, ``off``, or ``[idle]:[interval]:[count]``."""
@@ -320,20 +325,20 @@ def _keep_alive_from_nginx(text: str) -> Raw:
 def _parameter_from_nginx(word: str) -> dict[str, Raw]:
     """One parameter behind the address."""
     name, equals, value = word.partition("=")
-    row = BY_NAME.get(name)
-    if row is None or bool(equals) == isinstance(row.shape, Flag) != (name == "ipv6only"):
+    field = BY_NAME[name].field if name in BY_NAME else ""
+    if name in _BARE and not equals:
+        return {field: True}
+    if name not in _WITH_A_VALUE or not equals:
         raise ValueError(f'invalid parameter "{word}"')
     match name:
-        case "ssl" | "proxy_protocol" | "bind" | "multipath":
-            return {row.field: True}
         case "ipv6only":
-            return {row.field: nginx_flag([value])}
+            return {field: nginx_flag([value])}
         case "backlog" if re.fullmatch("[0-9]{1,9}", value, re.ASCII):
-            return {row.field: int(value)}
+            return {field: int(value)}
         case "rcvbuf" | "sndbuf":
-            return {row.field: value}
+            return {field: value}
         case "so_keepalive":
-            return {row.field: _keep_alive_from_nginx(value)}
+            return {field: _keep_alive_from_nginx(value)}
     raise ValueError(f'invalid {name} "{word}"')
 
 

@@ -1,0 +1,29 @@
+"""Every problem at once, each with its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy_config.errors import ConfigError, Problem, Problems
+
+
+def test_a_message_has_one_line_for_each_problem() -> None:
+    error = ConfigError([Problem("spec.workers", "is wrong"), Problem("", "and so is this")])
+    assert str(error) == "spec.workers: is wrong\nand so is this"
+
+
+def test_problems_are_raised_in_order_and_once() -> None:
+    problems = Problems()
+    for path in ("b", "a", "b"):
+        problems.add(path, "is wrong")
+    with pytest.raises(ConfigError) as raised:
+        problems.raise_if_any()
+    assert [problem.path for problem in raised.value.problems] == ["b", "a"]
+
+
+def test_a_notice_is_no_reason_to_give_up() -> None:
+    problems = Problems()
+    problems.notice("spec.mail.proxy", "has no effect")
+    problems.raise_if_any()
+    assert problems.notices == [Problem("spec.mail.proxy", "has no effect")]
+    assert (len(problems), list(problems)) == (0, [])

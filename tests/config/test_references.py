@@ -1,0 +1,20 @@
+"""Where Secrets and ConfigMaps are found as files."""
+
+from __future__ import annotations
+
+from mailproxy_config.references import KeyRef, Mounts, ReferenceKind
+
+
+def test_the_paths_of_keys() -> None:
+    mounts = Mounts()
+    assert (
+        mounts.path(KeyRef(ReferenceKind.SECRET, "tls", "tls.crt"))
+        == "/etc/mailproxy-refs/secrets/tls/tls.crt"
+    )
+    assert mounts.path(KeyRef(ReferenceKind.CONFIG_MAP, "dh", "p")) == "/etc/mailproxy-refs/configmaps/dh/p"
+
+
+def test_a_path_is_its_own_and_the_root_may_be_elsewhere() -> None:
+    mounts = Mounts(root="/tmp/refs")
+    assert mounts.path("/etc/x.pem") == "/etc/x.pem"
+    assert mounts.directory(ReferenceKind.SECRET, "a") == "/tmp/refs/secrets/a"

@@ -1,0 +1,129 @@
+"""nginx's times and sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mailproxy_config import units
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("60s", 60.0),
+        ("1m30s", 90.0),
+        ("1m30", 90.0),
+        ("1h30m", 5400.0),
+        ("1h 30m", 5400.0),
+        ("24h", 86400.0),
+        ("1w2d", 777600.0),
+        ("1500ms", 1.5),
+        ("1s500ms", 1.5),
+        ("0", 0.0),
+        (60, 60.0),
+        ("10 20", 30.0),  # nginx takes the space for the unit of seconds
+        ("007", 7.0),
+    ],
+)
+def test_a_time_with_milliseconds(text: str | int, seconds: float) -> None:
+    assert units.msec_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "1m1h", "1.5s", "-1", "1S", "10 s", "1M", "1y", "ms", "s", "60s\n", "1s1s", "\u0661s", True],
+)
+def test_what_is_no_time_with_milliseconds(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a time such as 60s"):
+        units.msec_time(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5m", 300.0),
+        ("1M", 2_592_000.0),
+        ("1y", 31_536_000.0),
+        ("1y2M3d", 36_979_200.0),
+        (0, 0.0),
+        ("75", 75.0),
+    ],
+)
+def test_a_time_in_whole_seconds(text: str | int, seconds: float) -> None:
+    assert units.sec_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["500ms", "1M1y", "", "1.0", "x", False])
+def test_what_is_no_time_in_whole_seconds(text: str) -> None:
+    with pytest.raises(ValueError, match="without milliseconds"):
+        units.sec_time(text)
+
+
+@pytest.mark.parametrize("text", ["2147483648", "9" * 40 + "w", "100000w"])
+def test_a_time_beyond_the_limit(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than 2147483647 seconds"):
+        units.msec_time(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "octets"),
+    [("512", 512), (512, 512), ("4k", 4096), ("4K", 4096), ("10m", 10_485_760), ("1M", 1_048_576), ("0", 0)],
+)
+def test_a_size(text: str | int, octets: int) -> None:
+    assert units.size(text) == octets
+
+
+@pytest.mark.parametrize("text", ["", "1g", "-1", "1.5k", "k", "4 k", "4kk", True])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a size such as 4k"):
+        units.size(text)
+
+
+@pytest.mark.parametrize("text", ["2147483648", "2048m", "9" * 5000])
+def test_a_size_beyond_the_limit(text: str) -> None:
+    with pytest.raises(ValueError, match="is more than 2147483647 bytes"):
+        units.size(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(90.0, "1m30s"), (0, "0s"), (0.25, "250ms"), (90061, "1d1h1m1s")]
+)
+def test_a_printed_time(seconds: float, text: str) -> None:
+    assert units.printed_time(seconds) == text
+
+
+@pytest.mark.parametrize(("octets", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
+def test_a_printed_size(octets: int, text: str) -> None:
+    assert units.printed_size(octets) == text
+
+
+@given(st.integers(0, units.LARGEST_SECONDS * 1000))
+def test_what_is_printed_reads_as_the_same_time(milliseconds: int) -> None:
+    assert units.msec_time(units.printed_time(milliseconds / 1000)) == milliseconds / 1000
+
+
+@given(st.integers(0, units.LARGEST_OCTETS))
+def test_what_is_printed_reads_as_the_same_size(octets: int) -> None:
+    assert units.size(units.printed_size(octets)) == octets
+
+
+@given(st.text(st.sampled_from("0123456789 wdhmsyMk"), max_size=12))
+@example("1s5")
+def test_the_expressions_know_exactly_what_can_be_read(text: str) -> None:
+    for grammar, read in ((units.MSEC_TIME, units.msec_time), (units.SEC_TIME, units.sec_time)):
+        matched = bool(text) and re.fullmatch(grammar, text) is not None
+        assert _is_read(read, text) is matched
+
+
+def _is_read(read: Callable[[str], float], text: str) -> bool:
+    """Whether a text is taken for a time, however long."""
+    try:
+        read(text)
+    except ValueError as error:
+        return "is more than" in str(error)
+    return True

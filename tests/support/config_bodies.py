@@ -1,0 +1,143 @@
+"""Manifests for tests: the smallest one that is in order, and any number of larger ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from hypothesis import strategies as st
+
+from mailproxy_config.directives import LEVEL_DIRECTIVES
+
+Body = dict[str, Any]
+SECRET_KEY: Final = {"secretKeyRef": {"name": "tls-extras", "key": "some.pem"}}
+
+
+def server(name: str = "imap", port: int = 143, **fields: object) -> Body:
+    """A server with one listener, unless ``listen`` says otherwise."""
+    return {"name": name, "listen": [{"port": port}], **fields}
+
+
+def body(*servers: Body, mail: Mapping[str, Any] | None = None, **spec: object) -> Body:
+    """A whole resource; ``authHttp`` is set unless ``mail`` is given."""
+    level = {"authHttp": "auth.example:9000"} if mail is None else dict(mail)
+    return {
+        "apiVersion": "mailproxy.dev/v1alpha1",
+        "kind": "MailProxy",
+        "metadata": {"name": "edge", "namespace": "mail", "generation": 7, "uid": "u-1"},
+        "spec": {"mail": level, "servers": list(servers) or [server()], **spec},
+    }
+
+
+# Values of every directive that may stand at both levels, each right in itself.
+LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
+    "serverName": ("mail.example.com", ""),
+    "errorLog": ({"level": "debug"}, {"level": "emerg"}, {}),
+    "timeout": ("1m30s", 5, "250ms", "0"),
+    "maxErrors": (0, 10),
+    "resolver": (
+        {"mode": "Disabled"},
+        {"mode": "Off"},
+        {"mode": "System", "ipv6": False},
+        {"addresses": ["127.0.0.1", "[::1]:5353", "ns.example:53"], "valid": "30s", "statusZone": "dns"},
+    ),
+    "resolverTimeout": ("0", "2s"),
+    "authHttp": (
+        "localhost:9000/cgi-bin/nginxauth.cgi",
+        "http://[::1]:8080/a?b=c",
+        "https://auth.example/",
+        "unix:/run/auth.sock:/auth",
+        "http://127.0.0.1?x=1",
+    ),
+    "authHttpTimeout": ("3s",),
+    "authHttpHeader": (
+        [],
+        [{"name": "X-Auth-Key", "value": "not so secret"}, {"name": "X-Empty", "value": ""}],
+        [{"name": "X-Auth-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "key"}}}],
+    ),
+    "authHttpPassClientCert": (True, False),
+    "imapAuth": (["plain", "login"], ["cram-md5", "external"]),
+    "imapCapabilities": ([], ["IMAP4rev1", "QUOTA"]),
+    "imapClientBuffer": ("8k", 4096),
+    "pop3Auth": (["apop"], ["plain", "external"]),
+    "pop3Capabilities": (["TOP"],),
+    "smtpAuth": (["none"], ["login", "plain", "cram-md5"]),
+    "smtpCapabilities": (["SIZE 10485760", "8BITMIME"],),
+    "smtpClientBuffer": ("128",),
+    "smtpGreetingDelay": ("500ms",),
+    "proxy": (True,),
+    "proxyBuffer": ("16k",),
+    "proxyTimeout": ("1d",),
+    "proxyPassErrorMessage": (True,),
+    "proxySmtpAuth": (True,),
+    "proxyProtocol": ("V1", "V2"),
+    "xclient": (False,),
+    "setRealIpFrom": (["10.0.0.0/8", "unix:", "lb.example"], ["10.1.2.3/8", "2001:db8::/32", "::1"]),
+    "starttls": ("Enabled", "Only"),
+    "sslCertificate": (
+        [{"secretName": "mail-tls"}],
+        [{"certificateFile": "/c.pem", "keyFile": "/k.pem"}, {"secretName": "ecdsa"}],
+    ),
+    "sslCertificateCompression": (True,),
+    "sslProtocols": (["TLSv1.3"], ["TLSv1", "TLSv1.1", "TLSv1.2"]),
+    "sslCiphers": ("ECDHE+AESGCM",),
+    "sslPreferServerCiphers": (True,),
+    "sslEcdhCurve": ("X25519:prime256v1",),
+    "sslDhparam": (SECRET_KEY, {"configMapKeyRef": {"name": "dh", "key": "dh.pem"}}),
+    "sslPasswordFile": (SECRET_KEY,),
+    "sslSessionCache": (["Disabled"], ["None"], ["builtin"], ["builtin:1000", "shared:SSL:10m"]),
+    "sslSessionTimeout": ("10m", "1M"),
+    "sslSessionTickets": (False,),
+    "sslSessionTicketKey": ([SECRET_KEY, {"file": "/etc/ticket.key"}],),
+    "sslVerifyClient": ("Required", "OptionalNoCA"),
+    "sslVerifyDepth": (3,),
+    "sslClientCertificate": (SECRET_KEY,),
+    "sslTrustedCertificate": ({"file": "/etc/ca.pem"},),
+    "sslCrl": (SECRET_KEY,),
+    "sslConfCommand": ([{"name": "Options", "value": "PrioritizeChaCha"}],),
+}
+assert LEVEL_VALUES.keys() == {row.field for row in LEVEL_DIRECTIVES}
+
+LISTENERS: Final[tuple[Body, ...]] = (
+    {},
+    {"address": "*"},
+    {"address": "127.0.0.1", "ssl": True},
+    {"address": "[::]", "ipv6only": False},
+    {"address": "localhost", "proxyProtocol": True, "backlog": 16},
+    {"rcvbuf": "256k", "sndbuf": 4096, "multipath": True, "bind": True},
+    {"soKeepalive": {"idle": "30m", "interval": "75s", "count": 10}},
+    {"soKeepalive": {"enabled": False}},
+)
+# What makes any choice of the values above consistent.
+_NEEDED: Final = {
+    "authHttp": "auth.example:9000",
+    "sslCertificate": [{"secretName": "mail-tls"}],
+    "sslClientCertificate": SECRET_KEY,
+}
+
+
+@st.composite
+def levels(draw: st.DrawFn) -> Body:
+    """Some of the directives, each with one of its values."""
+    fields = draw(st.lists(st.sampled_from(sorted(LEVEL_VALUES)), unique=True, max_size=12))
+    return {field: draw(st.sampled_from(LEVEL_VALUES[field])) for field in fields}
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> Body:
+    """Resources that are in order."""
+    servers = []
+    for index in range(draw(st.integers(1, 4))):
+        listen = [
+            {**draw(st.sampled_from(LISTENERS)), "port": 1000 + 16 * index + at}
+            for at in range(draw(st.integers(1, 3)))
+        ]
+        protocol = draw(st.sampled_from(["imap", "pop3", "smtp"]))
+        servers.append({"name": f"s{index}", "protocol": protocol, "listen": listen, **draw(levels())})
+    spec = {
+        "workers": draw(st.sampled_from(["auto", 1, 8])),
+        "workerConnections": draw(st.integers(1, 10_000)),
+        "errorLog": draw(st.sampled_from([{"level": "info"}, {}])),
+        "drain": {"delay": draw(st.sampled_from(["0", "1s500ms"]))},
+    }
+    return body(*servers, mail={**_NEEDED, **draw(levels())}, **spec)
