@@ -1,0 +1,51 @@
+"""Host names in ``listen`` lines."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from mailproxy.runtime.sockets import resolve_names
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import ListenConfig, Protocol, ProxyConfig
+from support.configs import server
+
+
+def config(*addresses: str) -> ProxyConfig:
+    listen = tuple(ListenConfig(address=address, port=143) for address in addresses)
+    return ProxyConfig(servers=(server(Protocol.IMAP, listen=listen),))
+
+
+def test_the_system_s_resolver_is_asked() -> None:
+    found = resolve_names(config("*", "127.0.0.1", "[::1]", "unix:/run/a", "localhost"))
+    assert set(found) == {"localhost"}
+    assert set(found["localhost"]) <= {"127.0.0.1", "::1"}
+    assert found["localhost"]
+
+
+def test_every_address_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def lookup(name: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        asked.append(name)
+        return [(0, 0, 0, "", (address, 0)) for address in ("192.0.2.1", "fe80::1%eth0", "192.0.2.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    assert resolve_names(config("mail.example", "mail.example")) == {"mail.example": ("192.0.2.1", "fe80::1")}
+    assert asked == ["mail.example"]
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "?"), UnicodeError("label too long")])
+def test_every_line_with_an_unknown_name_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def lookup(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(ConfigError) as refused:
+        resolve_names(config("a.example", "*", "a.example"))
+    assert refused.value.problems == (
+        Problem("servers[0].listen[0].address", "host not found: a.example"),
+        Problem("servers[0].listen[2].address", "host not found: a.example"),
+    )

@@ -1,0 +1,323 @@
+"""Opening, sharing and closing, on the real kernel."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mailproxy.runtime.sockets import CannotListen, Route, SocketPlan, close_sockets, open_sockets
+from mailproxy_config.model import KeepAlive
+
+R00 = Route(0, 0)
+
+
+def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ipv4(address: str, port: int) -> SocketPlan:
+    return SocketPlan(key=f"{address}:{port}", family=socket.AF_INET, address=address, port=port, default=R00)
+
+
+def ipv6(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
+    return SocketPlan(
+        key=f"[{address}]:{port}",
+        family=socket.AF_INET6,
+        address=address,
+        port=port,
+        ipv6only=ipv6only,
+        default=R00,
+    )
+
+
+def unix(path: Path) -> SocketPlan:
+    return SocketPlan(key=f"unix:{path}", family=socket.AF_UNIX, address=str(path), port=0, default=R00)
+
+
+@contextmanager
+def opened(*plans: SocketPlan, count: int = 1) -> Iterator[list[list[socket.socket]]]:
+    with ExitStack() as closing:
+        sockets = []
+        for planned in plans:
+            some = open_sockets(planned, count, sleep=never)
+            closing.callback(close_sockets, planned, some)
+            sockets.append(some)
+        yield sockets
+
+
+def never(_: float) -> None:
+    raise AssertionError("waited")
+
+
+def connect(address: str, port: int) -> socket.socket:
+    return socket.create_connection((address, port))
+
+
+def who_hears(sockets: list[list[socket.socket]], address: str, port: int) -> int:
+    """Connect, and tell in which group somebody can accept."""
+    with connect(address, port):
+        ready, _, _ = select.select([sock for some in sockets for sock in some], [], [], 5)
+        ready[0].accept()[0].close()
+    return next(number for number, some in enumerate(sockets) if ready[0] in some)
+
+
+def test_every_worker_has_a_socket_of_its_own() -> None:
+    port = free_port()
+    with opened(ipv4("127.0.0.1", port), count=3) as [sockets]:
+        assert len({sock.fileno() for sock in sockets}) == 3
+        for sock in sockets:
+            assert not sock.getblocking()
+            assert not sock.get_inheritable()
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
+            assert sock.getsockname() == ("127.0.0.1", port)
+        heard = set()
+        for _ in range(200):
+            with connect("127.0.0.1", port):
+                ready, _, _ = select.select(sockets, [], [], 5)
+                ready[0].accept()[0].close()
+                heard.add(ready[0])
+    assert heard == set(sockets)
+
+
+@pytest.mark.parametrize("ipv6only", [True, False])
+def test_an_ipv6_wildcard_takes_ipv4_only_when_told_to(ipv6only: bool) -> None:
+    port = free_port()
+    planned = ipv6("::", port, ipv6only=ipv6only)
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
+        with pytest.raises(CannotListen, match="address family"):
+            open_sockets(planned, 1)
+        return
+    with opened(planned) as sockets:
+        assert sockets[0][0].getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == ipv6only
+        assert who_hears(sockets, "::1", port) == 0
+        if ipv6only:
+            with pytest.raises(ConnectionRefusedError):
+                connect("127.0.0.1", port)
+        else:
+            assert who_hears(sockets, "127.0.0.1", port) == 0
+
+
+def test_a_wildcard_and_an_address_of_its_port_can_both_listen() -> None:
+    port = free_port()
+    with opened(ipv4("0.0.0.0", port), ipv4("127.0.0.1", port)) as sockets:
+        assert [who_hears(sockets, address, port) for address in ("127.0.0.1", "127.0.0.2")] == [1, 0]
+
+
+def test_a_dual_stack_wildcard_and_an_ipv4_wildcard_can_both_listen() -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        return
+    port = free_port()
+    with opened(ipv6("::", port, ipv6only=False), ipv4("0.0.0.0", port)) as sockets:
+        assert [who_hears(sockets, address, port) for address in ("127.0.0.1", "::1")] == [1, 0]
+
+
+def test_a_socket_can_be_replaced_without_a_gap() -> None:
+    port = free_port()
+    planned = ipv4("127.0.0.1", port)
+    with opened(planned) as [old]:
+        (new,) = open_sockets(planned, 1, sleep=never)
+        close_sockets(planned, old)
+        assert who_hears([[new]], "127.0.0.1", port) == 0
+        new.close()
+
+
+def test_more_workers_get_more_sockets_and_fewer_leave_some_over() -> None:
+    planned = ipv4("127.0.0.1", free_port())
+    with opened(planned, count=2) as [sockets]:
+        more = open_sockets(planned, 3, inherited=sockets, sleep=never)
+        assert more[:2] == sockets
+        assert open_sockets(planned, 1, inherited=more, sleep=never) == sockets[:1]
+        assert more[2].fileno() >= 0
+        more[2].close()
+
+
+STRANGER = """
+import socket, sys
+sock = socket.socket(getattr(socket, sys.argv[1]))
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(sys.argv[4]))
+sock.bind((sys.argv[2], int(sys.argv[3])))
+sock.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def stranger(address: str, port: int, *, shares: bool) -> Iterator[None]:
+    """Another process of the same user that listens, and may be willing to share."""
+    family = "AF_INET6" if ":" in address else "AF_INET"
+    command = [sys.executable, "-c", STRANGER, family, address, str(port), str(int(shares))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listening\n"
+        yield
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("theirs", ["127.0.0.1", "0.0.0.0"])
+def test_a_stranger_s_port_is_not_shared(shares: bool, theirs: str) -> None:
+    port = free_port()
+    pauses: list[float] = []
+    with stranger(theirs, port, shares=shares), pytest.raises(CannotListen) as refused:
+        open_sockets(ipv4("127.0.0.1", port), 2, sleep=pauses.append)
+    assert pauses == [0.5] * 4
+    assert refused.value.key == f"127.0.0.1:{port}"
+    assert "in use" in refused.value.reason
+    assert refused.value.hint
+
+
+def test_a_stranger_is_noticed_behind_a_socket_of_our_own() -> None:
+    port = free_port()
+    with stranger("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(CannotListen):
+        open_sockets(ipv4("127.0.0.1", port), 1, sleep=lambda _: None)
+
+
+@contextmanager
+def opened_wildcard(port: int) -> Iterator[None]:
+    """A wildcard socket of ours, put beside the stranger's by force."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.listen()
+        yield
+
+
+def test_a_port_that_becomes_free_is_taken() -> None:
+    port = free_port()
+    pauses: list[float] = []
+    with ExitStack() as there:
+        there.enter_context(stranger("127.0.0.1", port, shares=True))
+
+        def wait(seconds: float) -> None:
+            pauses.append(seconds)
+            there.close()
+
+        (sock,) = open_sockets(ipv4("127.0.0.1", port), 1, sleep=wait)
+    assert pauses == [0.5]
+    sock.close()
+
+
+def test_other_failures_are_told_at_once() -> None:
+    with pytest.raises(CannotListen) as refused:
+        open_sockets(ipv4("192.0.2.1", 143), 1, sleep=never)
+    assert str(refused.value) == (
+        "cannot listen on 192.0.2.1:143: Cannot assign requested address"
+        " (no interface of this machine has this address)"
+    )
+
+
+def test_a_refused_option_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    planned = replace(ipv4("127.0.0.1", free_port()), keepalive=KeepAlive(count=1000))
+    with pytest.raises(CannotListen, match="Invalid argument"):
+        open_sockets(planned, 3, sleep=never)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[None]:
+    """Give up root, if we have it, for one test."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_a_privileged_port_is_refused_with_a_way_out() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    planned = ipv4("127.0.0.1", 143)
+    if first <= 143:
+        with suppress(CannotListen):  # taken, perhaps; but privileged it is not
+            close_sockets(planned, open_sockets(planned, 1, sleep=lambda _: None))
+        return
+    with pytest.raises(CannotListen) as refused:
+        open_sockets(planned, 1, sleep=never)
+    assert refused.value.reason == "Permission denied"
+    assert "ip_unprivileged_port_start to 143 or less" in refused.value.hint
+    assert "HighPort" in refused.value.hint
+
+
+def kernel_has_multipath() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_multipath_tcp_is_used_or_refused_in_plain_words() -> None:
+    port = free_port()
+    planned = replace(ipv4("127.0.0.1", port), multipath=True)
+    if not kernel_has_multipath():
+        with pytest.raises(CannotListen, match="Multipath TCP"):
+            open_sockets(planned, 1, sleep=never)
+        return
+    with opened(planned, count=2) as sockets:
+        assert all(sock.proto == socket.IPPROTO_MPTCP for sock in sockets[0])
+        assert who_hears(sockets, "127.0.0.1", port) == 0
+        plain = open_sockets(replace(planned, multipath=False), 1, sleep=never)
+        back = open_sockets(planned, 1, sleep=never)  # both ways, beside the one that is replaced
+        close_sockets(planned, plain + back)
+
+
+def test_a_path_is_one_socket_for_all_and_open_to_everybody(tmp_path: Path) -> None:
+    planned = unix(tmp_path / "imap.sock")
+    sockets = open_sockets(planned, 4, sleep=never)
+    assert len(sockets) == 1
+    assert stat.S_IMODE((tmp_path / "imap.sock").stat().st_mode) == 0o666
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(planned.address)
+        sockets[0].accept()[0].close()
+    assert open_sockets(planned, 2, inherited=sockets, sleep=never) == sockets
+    close_sockets(planned, sockets)
+    assert not (tmp_path / "imap.sock").exists()
+
+
+def test_a_dead_process_s_path_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "imap.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with opened(unix(path)):
+        assert path.is_socket()
+
+
+def test_a_living_process_s_path_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "imap.sock"
+    pauses: list[float] = []
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(path))
+        living.listen()
+        with pytest.raises(CannotListen, match="in use"):
+            open_sockets(unix(path), 1, sleep=pauses.append)
+        close_sockets(unix(path), [])
+        assert path.is_socket()
+    assert len(pauses) == 4
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "imap.sock"
+    path.write_text("mine")
+    with pytest.raises(CannotListen, match="not a socket"):
+        open_sockets(unix(path), 1, sleep=never)
+    close_sockets(unix(path), [])
+    assert path.read_text() == "mine"
+
+
+def test_a_path_without_a_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CannotListen, match="folder of the socket does not exist"):
+        open_sockets(unix(tmp_path / "absent" / "imap.sock"), 1, sleep=never)

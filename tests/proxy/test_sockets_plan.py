@@ -1,0 +1,216 @@
+"""Which sockets a configuration needs, and what a reload does to them."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.runtime.sockets import Route, SocketPlan, difference, plan
+from mailproxy.runtime.sockets.plan import is_host_name
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import KeepAlive, ListenConfig, Octets, Protocol, ProxyConfig
+from support.configs import server
+
+NAMES = {
+    "mail.example": ("192.0.2.1", "2001:db8::1"),
+    "same.example": ("192.0.2.1", "2001:DB8:0::1", "192.0.2.1"),
+}
+
+
+def line(address: str, port: int | None = 143, **parameters: Any) -> ListenConfig:
+    return ListenConfig(address=address, port=port, **parameters)
+
+
+def config(*servers: tuple[ListenConfig, ...]) -> ProxyConfig:
+    return ProxyConfig(
+        servers=tuple(server(Protocol.IMAP, name=f"s{n}", listen=some) for n, some in enumerate(servers))
+    )
+
+
+def shape(*servers: tuple[ListenConfig, ...]) -> dict[str, tuple[Route, dict[str, Route]]]:
+    return {p.key: (p.default, dict(p.routes)) for p in plan(config(*servers), NAMES)}
+
+
+R00, R01, R02, R10 = Route(0, 0), Route(0, 1), Route(0, 2), Route(1, 0)
+
+
+LOCAL, LOCAL_2, BOTH = "127.0.0.1", "127.0.0.2", "mail.example"
+V4, V6 = "0.0.0.0:143", "[::]:143"
+
+
+@pytest.mark.parametrize(
+    ("servers", "sockets"),
+    [
+        ([], {}),
+        ([[line("*")]], {V4: (R00, {})}),
+        ([[line("0.0.0.0")]], {V4: (R00, {})}),
+        ([[line(LOCAL)]], {"127.0.0.1:143": (R00, {})}),
+        ([[line("[::]")]], {V6: (R00, {})}),
+        ([[line("[2001:DB8:0:0::1]")]], {"[2001:db8::1]:143": (R00, {})}),
+        ([[line("unix:/a", None), line("unix:/b", None)]], {"unix:/a": (R00, {}), "unix:/b": (R01, {})}),
+        # without a wildcard, every address has its own socket
+        ([[line(LOCAL)], [line(LOCAL_2)]], {"127.0.0.1:143": (R00, {}), "127.0.0.2:143": (R10, {})}),
+        # a wildcard serves the others of its port
+        ([[line(LOCAL)], [line("*")]], {V4: (R10, {LOCAL: R00})}),
+        ([[line("*"), line(LOCAL), line(LOCAL_2)]], {V4: (R00, {LOCAL: R01, LOCAL_2: R02})}),
+        # unless they say bind; what the wildcard says does not matter
+        ([[line("*")], [line(LOCAL, bind=True)]], {V4: (R00, {}), "127.0.0.1:143": (R10, {})}),
+        ([[line("*", bind=True)], [line(LOCAL)]], {V4: (R00, {LOCAL: R10})}),
+        # nor another port, or another family
+        ([[line("*"), line(LOCAL, 993)]], {V4: (R00, {}), "127.0.0.1:993": (R01, {})}),
+        ([[line("*"), line("[::1]")]], {V4: (R00, {}), "[::1]:143": (R01, {})}),
+        ([[line("[::]", ipv6only=False), line("[::1]")]], {V6: (R00, {"::1": R01})}),
+        ([[line("[::]", ipv6only=False), line("*")]], {V6: (R00, {}), V4: (R01, {})}),
+        ([[line("[::]"), line("[::ffff:c000:201]")]], {V6: (R00, {"::ffff:192.0.2.1": R01})}),
+        # a name stands for all its addresses
+        ([[line(BOTH)]], {"192.0.2.1:143": (R00, {}), "[2001:db8::1]:143": (R00, {})}),
+        ([[line("same.example")]], {"192.0.2.1:143": (R00, {}), "[2001:db8::1]:143": (R00, {})}),
+        ([[line(BOTH), line("*")]], {"[2001:db8::1]:143": (R00, {}), V4: (R01, {"192.0.2.1": R00})}),
+    ],
+)
+def test_lines_become_sockets(
+    servers: list[list[ListenConfig]], sockets: dict[str, tuple[Route, dict[str, Route]]]
+) -> None:
+    assert shape(*map(tuple, servers)) == sockets
+
+
+def test_a_socket_has_what_its_line_says() -> None:
+    keepalive = KeepAlive(idle=1800)
+    full = line(
+        "[::1]",
+        backlog=7,
+        rcvbuf=Octets(4096),
+        sndbuf=Octets(8192),
+        ipv6only=False,
+        so_keepalive=keepalive,
+        multipath=True,
+    )
+    assert plan(config((full,)), {}) == (
+        SocketPlan(
+            key="[::1]:143",
+            family=socket.AF_INET6,
+            address="::1",
+            port=143,
+            backlog=7,
+            rcvbuf=4096,
+            sndbuf=8192,
+            ipv6only=False,
+            keepalive=keepalive,
+            multipath=True,
+            default=R00,
+        ),
+    )
+
+
+def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
+    full = line("unix:/run/a", None, so_keepalive=KeepAlive(), multipath=True, rcvbuf=Octets(4096))
+    (planned,) = plan(config((full,)), {})
+    assert planned.is_unix
+    assert (planned.keepalive, planned.multipath, planned.rcvbuf) == (None, False, 4096)
+
+
+@pytest.mark.parametrize(
+    ("servers", "problems"),
+    [
+        (
+            [[line("192.0.2.1")], [line("mail.example")]],
+            ["servers[1].listen[0]: 192.0.2.1:143 is already taken by servers[0].listen[0]"],
+        ),
+        (
+            [[line("mail.example"), line("same.example")]],
+            [
+                "servers[0].listen[1]: 192.0.2.1:143 is already taken by servers[0].listen[0]",
+                "servers[0].listen[1]: [2001:db8::1]:143 is already taken by servers[0].listen[0]",
+            ],
+        ),
+        (
+            [[line("unix:/run/a", None)], [line("unix:/run/a", None)]],
+            ["servers[1].listen[0]: unix:/run/a is already taken by servers[0].listen[0]"],
+        ),
+    ],
+)
+def test_an_address_belongs_to_one_line(servers: list[list[ListenConfig]], problems: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(config(*map(tuple, servers)), NAMES)
+    assert str(refused.value).splitlines() == problems
+
+
+@pytest.mark.parametrize(
+    ("address", "is_name"),
+    [
+        ("*", False),
+        ("127.0.0.1", False),
+        ("[::1]", False),
+        ("unix:/run/a", False),
+        ("localhost", True),
+        ("mail.example.com", True),
+    ],
+)
+def test_only_names_are_looked_up(address: str, is_name: bool) -> None:
+    assert is_host_name(address) is is_name
+
+
+@given(
+    st.lists(
+        st.builds(
+            line,
+            st.sampled_from(["*", "127.0.0.1", "127.0.0.2", "[::]", "[::1]", "unix:/a", "mail.example"]),
+            st.sampled_from([110, 143]),
+            bind=st.booleans(),
+        ),
+        max_size=6,
+    )
+)
+def test_every_line_can_be_reached_and_none_twice(lines: list[ListenConfig]) -> None:
+    try:
+        sockets = plan(config(tuple(lines)), NAMES)
+    except ConfigError:
+        return
+    reached = [route for planned in sockets for route in (planned.default, *planned.routes.values())]
+    assert {route.listen for route in reached} == set(range(len(lines)))
+    assert len(reached) == len(set(reached)) + sum(
+        entry.address == "mail.example" for entry in lines
+    )  # two addresses
+    assert len({planned.key for planned in sockets}) == len(sockets)
+
+
+OLD = SocketPlan(key="127.0.0.1:143", family=socket.AF_INET, address="127.0.0.1", port=143, default=R00)
+GIVEN = replace(OLD, rcvbuf=4096, sndbuf=4096, keepalive=KeepAlive(idle=10, interval=5, count=3))
+
+
+@pytest.mark.parametrize(
+    ("old", "changes", "stays"),
+    [
+        (OLD, {}, True),
+        (OLD, {"backlog": 7}, True),
+        (OLD, {"default": R10, "routes": {"127.0.0.1": R00}}, True),
+        (OLD, {"rcvbuf": 4096, "sndbuf": 4096, "keepalive": KeepAlive()}, True),
+        (GIVEN, {"rcvbuf": 8192, "keepalive": KeepAlive(idle=11, interval=5, count=3)}, True),
+        # a switch can be turned in place, but what was never touched cannot be brought back
+        (replace(OLD, keepalive=KeepAlive()), {"keepalive": KeepAlive(enabled=False)}, True),
+        (replace(OLD, keepalive=KeepAlive()), {"keepalive": None}, False),
+        (GIVEN, {"keepalive": KeepAlive(idle=10, interval=5)}, False),
+        (GIVEN, {"rcvbuf": None}, False),
+        (GIVEN, {"sndbuf": None}, False),
+        # fixed once a socket is bound
+        (OLD, {"multipath": True}, False),
+        (OLD, {"ipv6only": False}, False),
+    ],
+)
+def test_a_socket_stays_when_it_can_take_what_is_new(
+    old: SocketPlan, changes: dict[str, Any], stays: bool
+) -> None:
+    new = replace(old, **changes)
+    found = difference((old,), (new,))
+    assert (found.stays, found.opens, found.closes) == (((new,), (), ()) if stays else ((), (new,), (old,)))
+
+
+def test_addresses_come_and_go() -> None:
+    gone, stays, comes = (replace(OLD, key=key) for key in "abc")
+    found = difference((gone, stays), (stays, comes))
+    assert (found.stays, found.opens, found.closes) == ((stays,), (comes,), (gone,))
