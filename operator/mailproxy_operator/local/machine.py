@@ -11,7 +11,7 @@ import asyncio
 import copy
 import itertools
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class LocalCluster:
         say: Takes a line for people.
         log: Takes a line that a container wrote.
         secrets: Where Secrets and ConfigMaps are looked for: ``DIR/NAME/KEY``.
+        launch: Turns a container's command into one for this machine.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class LocalCluster:
         say: Callable[[str], None],
         log: Callable[[str], None],
         secrets: Path | None = None,
+        launch: Callable[[Sequence[str]], list[str]] = proxy_command,
     ) -> None:
         self._tasks = tasks
         self._wake = wake
         self._say = say
         self._log = log
         self._secrets = secrets
+        self._launch = launch
         self._objects: dict[tuple[Kind, Key], Manifest] = {}
         self._containers: dict[Key, _Container] = {}
         self._leaving: list[LocalProcess] = []
@@ -83,6 +86,12 @@ class LocalCluster:
         """Where the proxy's admin endpoint answers."""
         return f"http://127.0.0.1:{self.admin_port}"
 
+    @property
+    def restarts(self) -> int:
+        """How often containers had to be started again."""
+        running = (container.process for container in self._containers.values())
+        return sum(process.state.restarts for process in running if process is not None)
+
     # -- the port ---------------------------------------------------------
 
     async def version(self) -> KubeVersion:
@@ -91,12 +100,8 @@ class LocalCluster:
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object; a workload gets the status that its controller would write."""
-        found = copy.deepcopy(self._objects.get((kind, key)))
-        if found is not None and kind in WORKLOADS:
-            found["status"] = self._workload_status(found, key)
-            if "replicas" in found["spec"]:
-                found["spec"]["replicas"] = min(1, found["spec"]["replicas"])
-        return found
+        found = self._objects.get((kind, key))
+        return None if found is None else self._shown(found)
 
     async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects that carry these labels."""
@@ -106,7 +111,7 @@ class LocalCluster:
             ]
             return [pod for pod in pods if _carries(pod, labels)]
         return [
-            copy.deepcopy(one)
+            self._shown(one)
             for (its_kind, key), one in self._objects.items()
             if its_kind is kind and key.namespace == namespace and _carries(one, labels)
         ]
@@ -124,7 +129,7 @@ class LocalCluster:
             await self._carry_out(key, after)
         if kind is CONFIG_MAP:
             self.refresh_volumes()
-        return Applied(copy.deepcopy(after), changed=before is None or before != after)
+        return Applied(self._shown(after), changed=before is None or before != after)
 
     async def delete(self, manifest: Manifest) -> None:
         """Forget an object; a workload's process is drained."""
@@ -156,7 +161,7 @@ class LocalCluster:
                 aiohttp.ClientSession(timeout=CONFIG_TIMEOUT) as session,
                 session.get(f"{self.admin_url}/config") as answer,
             ):
-                told = await answer.json()
+                told = await answer.json(content_type=None)
         except (aiohttp.ClientError, OSError, ValueError):
             return None
         return RunningConfig(str(told.get("hash") or ""), str(told.get("last_error") or ""))
@@ -224,7 +229,7 @@ class LocalCluster:
         admin = f"[::]:{names.ADMIN_PORT}"
         arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in wanted["args"]]
         container.process = LocalProcess(
-            proxy_command([*wanted["command"], *arguments]), self.admin_url, changed=self._wake, log=self._log
+            self._launch([*wanted["command"], *arguments]), self.admin_url, changed=self._wake, log=self._log
         )
         container.task = self._tasks.create_task(container.process.run())
 
@@ -249,6 +254,15 @@ class LocalCluster:
         return read_object(self._secrets, name)
 
     # -- what controllers would write -------------------------------------
+
+    def _shown(self, stored: Manifest) -> Manifest:
+        """Copy an object; a workload gets its status, and wants no more replicas than one machine takes."""
+        found = copy.deepcopy(stored)
+        if kind_of(found) in WORKLOADS:
+            found["status"] = self._workload_status(found, _key(found))
+            if "replicas" in found["spec"]:
+                found["spec"]["replicas"] = min(1, found["spec"]["replicas"])
+        return found
 
     def _workload_status(self, workload: Manifest, key: Key) -> Manifest:
         container = self._containers.get(key)

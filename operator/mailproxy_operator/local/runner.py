@@ -24,6 +24,7 @@ from mailproxy_operator.settings import Platform
 
 LOOK_SECONDS = 1.0
 READY_SECONDS = 30.0
+TRIES = 3
 
 WhenReady = Callable[[LocalCluster], Awaitable[bool]]
 
@@ -187,9 +188,7 @@ class _Run:
     def _give_up(self) -> None:
         self._code = 1
         found = self._condition("Ready")
-        self._options.say(
-            f"not ready after {READY_SECONDS:.0f} seconds: {found.get('reason')}: {found.get('message')}"
-        )
+        self._options.say(f"the proxy does not become ready: {found.get('reason')}: {found.get('message')}")
 
     def _condition(self, name: str) -> Manifest:
         found: list[Manifest] = self._shown.get("conditions", [])

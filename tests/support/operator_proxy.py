@@ -1,0 +1,43 @@
+"""Stands in for the proxy's process where a test is about whoever runs it: an admin endpoint, and no mail.
+
+``python operator_proxy.py run -f FILE --admin HOST:PORT`` answers ``/readyz``
+and ``/config`` until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+
+def main() -> int:
+    file, admin = Path(sys.argv[3]), sys.argv[5]
+    host, _, port = admin.rpartition(":")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"hash": digest, "last_error": None}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer((host, int(port)), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdout.write("listening\n")
+    sys.stdout.flush()
+    signal.sigwait({signal.SIGTERM})
+    sys.stdout.write("drained\n")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    sys.exit(main())
