@@ -107,11 +107,11 @@ def _check(options: argparse.Namespace) -> int:
         _complain(error.problems)
         return Exit.WRONG_INPUT
     _complain(f"note: {notice}" for notice in loaded.notices)
-    mounted, missing = [], []
-    for problem in check_files(loaded.config):
-        # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
-        (mounted if problem.reason.startswith(f"{Mounts().root}/") else missing).append(problem)
+    missing = check_files(loaded.config)
+    # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
+    mounted = [problem for problem in missing if problem.reason.startswith(f"{Mounts().root}/")]
     _complain(f"note: {problem}" for problem in mounted)
+    missing = tuple(problem for problem in missing if problem not in mounted)
     _complain(missing)
     return Exit.WRONG_INPUT if missing else Exit.FINE
 
@@ -142,7 +142,8 @@ def _octets(file: Path) -> bytes:
     Raises:
         ConfigError: It cannot be read.
     """
-    from mailproxy.supervisor.files import LARGEST_DOCUMENT, read  # noqa: PLC0415
+    from mailproxy.supervisor.files import read  # noqa: PLC0415
+    from mailproxy_config.yaml_text import LARGEST_DOCUMENT  # noqa: PLC0415
 
     return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1) if str(file) == "-" else read(file)
 

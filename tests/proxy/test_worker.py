@@ -32,7 +32,7 @@ class Bench:
 
     async def configure(self, name: str = "imap", *, serial: int = 1) -> None:
         wanted = deployment([self.listener], name, serial=serial)
-        await self.worker.configure(wanted.order(), wanted.sockets(0))
+        await self.worker.configure(wanted.order(), wanted.sockets_of(0))
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.listener.getsockname())
@@ -97,7 +97,7 @@ async def test_a_configuration_that_makes_no_sense_is_refused(bench: Bench) -> N
     broken = wanted.order()
     object.__setattr__(broken, "config", '{"format": "nonsense"}')
     with pytest.raises(ConfigError):
-        await bench.worker.configure(broken, wanted.sockets(0))
+        await bench.worker.configure(broken, wanted.sockets_of(0))
 
 
 async def test_draining_says_goodbye_lets_relays_go_on_and_ends(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.listeners import Sockets
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from support.configs import server
@@ -49,6 +50,6 @@ def deployment(
         hostname="host.example.com",
         names={},
         workers=workers,
-        listeners={"one": list(listeners)},
+        sockets=Sockets(by_key={"one": list(listeners)}),
         ticket_key=bytes(80),
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mailproxy.supervisor.listeners import Sockets
 from mailproxy.supervisor.messages import Configure
+from mailproxy_config.errors import Problem
 from mailproxy_config.model import ProxyConfig
 
 
@@ -24,7 +26,8 @@ class Deployment:
         hostname: This machine's name.
         names: What host names in the configuration resolved to.
         workers: How many workers there are to be.
-        listeners: Open sockets by key: one for each worker, or one for all.
+        notices: What is accepted but worth telling.
+        sockets: What to listen on: for each key, one socket for each worker, or one for all.
         ticket_key: What all workers seal TLS session tickets with.
     """
 
@@ -37,7 +40,8 @@ class Deployment:
     hostname: str
     names: Mapping[str, tuple[str, ...]]
     workers: int
-    listeners: Mapping[str, Sequence[socket.socket]]
+    notices: tuple[Problem, ...] = ()
+    sockets: Sockets
     ticket_key: bytes = field(repr=False)
 
     def order(self) -> Configure:
@@ -50,10 +54,10 @@ class Deployment:
             loaded_at=self.loaded_at,
             hostname=self.hostname,
             names=self.names,
-            sockets=tuple(self.listeners),
+            sockets=tuple(self.sockets.by_key),
             ticket_key=self.ticket_key,
         )
 
-    def sockets(self, place: int) -> list[socket.socket]:
+    def sockets_of(self, place: int) -> list[socket.socket]:
         """Give the listening sockets of the worker at a place (from 0), in the order of ``order``."""
-        return [sockets[place % len(sockets)] for sockets in self.listeners.values()]
+        return [sockets[place % len(sockets)] for sockets in self.sockets.by_key.values()]

@@ -127,12 +127,13 @@ class Pool:
 
         One worker tries it first.  When this returns, all workers that were
         ready run it; places that it adds have workers soon, and workers that
-        it makes superfluous drain.
+        it makes superfluous drain on what they ran before.
 
         Raises:
             ConfigError: A worker refused it or ended over it; all run the one before.
         """
-        untried = await self._try_out(deployment, self._ready())
+        kept = [place for place in self._ready() if place.number < deployment.workers]
+        untried = await self._try_out(deployment, kept)
         tried = await asyncio.gather(
             *(self._apply(place, deployment) for place in untried), return_exceptions=True
         )
@@ -212,7 +213,7 @@ class Pool:
     async def _apply(self, place: Place, deployment: Deployment) -> None:
         if place.worker is None:
             raise WorkerGone
-        await place.worker.configure(deployment.order(), deployment.sockets(place.number))
+        await place.worker.configure(deployment.order(), deployment.sockets_of(place.number))
 
     async def _align(self) -> None:
         """Have those workers that run something else run what is wanted, or be replaced."""

@@ -1,0 +1,18 @@
+"""What is running: the version, and where it came from."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def version() -> str:
+    """Give the installed distribution's version; ``unknown`` where the sources run as they are."""
+    try:
+        return metadata.version("mailproxy")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def revision() -> str:
+    """Give the source revision: the local part of the version (``1.2.0+abc1234``), else ``unknown``."""
+    return version().partition("+")[2] or "unknown"

@@ -1,0 +1,30 @@
+"""The configuration file, and the files that a configuration refers to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mailproxy.tls.sources import files
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import ProxyConfig
+from mailproxy_config.yaml_text import LARGEST_DOCUMENT
+
+
+def read(path: Path) -> bytes:
+    """Read a configuration file, as far as a configuration may be long and one octet more.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_DOCUMENT + 1)
+    except OSError as error:
+        raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
+
+
+def referenced(config: ProxyConfig) -> frozenset[Path]:
+    """Name every file whose contents matter to a configuration: certificates, keys, header values."""
+    tls = (path for server in config.servers for path in files(server))
+    headers = (header.value_file for server in config.servers for header in server.auth_http_header)
+    return frozenset(Path(path) for path in (*tls, *headers) if path is not None)

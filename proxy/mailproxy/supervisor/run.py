@@ -1,0 +1,265 @@
+"""``mailproxy run``: the supervisor from its start to its end.
+
+It carries no mail.  It reads the configuration, opens the listening sockets,
+starts workers and hands them both; after that it waits for what happens: a
+signal, a changed file, a dead worker, a question at the admin endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+from mailproxy import admin
+from mailproxy.observe.log import Bridge, Log
+from mailproxy.supervisor import process
+from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.pool import CannotStart, Pool
+from mailproxy.supervisor.prepare import CannotListen, Preparation
+from mailproxy.supervisor.settings import Settings
+from mailproxy.supervisor.status import Status
+from mailproxy.watch import Watch
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import LogLevel
+
+LOOK_SECONDS: Final = 1.0
+"""How often the files are looked at."""
+
+_RESTLESS_SECONDS: Final = 0.2
+_MOST_DESCRIPTORS: Final = 1024 * 1024
+_WRONG_INPUT: Final = 1
+_CANNOT_START: Final = 3
+
+
+def run(settings: Settings) -> int:
+    """Run the proxy until a signal ends it.
+
+    Returns:
+        The exit code: 0 after a drain, 1 for a configuration that does not
+        load, 3 where something prevents the start.
+    """
+    log = Log(2, settings.log_format, settings.log_level or LogLevel.NOTICE)
+    logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
+    try:
+        return asyncio.run(Supervisor(settings, log).run())
+    finally:
+        log.close()
+
+
+class Supervisor:
+    """The one process that starts, feeds, replaces and ends the others."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self._status = Status()
+        self._watch = Watch([settings.file])
+        self._preparation = Preparation(settings)
+        self._reload_wanted = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._pool: Pool | None = None
+        self._main: asyncio.Task[object] | None = None
+
+    async def run(self) -> int:
+        """Do all of it; returns the exit code."""
+        self._main = asyncio.current_task()
+        self._handle_signals()
+        raise_descriptor_limit()
+        try:
+            return await self._begin()
+        except asyncio.CancelledError:
+            if self._ending.is_set():  # told to leave before there was anything to drain
+                return 0
+            raise
+        finally:
+            self._preparation.close()
+
+    async def _begin(self) -> int:
+        try:
+            deployment = await self._prepared()
+        except ConfigError as error:
+            return self._fail(_WRONG_INPUT, error.problems)
+        except CannotListen as error:
+            return self._fail(_CANNOT_START, [Problem("", str(error))])
+        return await self._answer(deployment)
+
+    async def _answer(self, deployment: Deployment) -> int:
+        """Serve the admin endpoint as long as anything runs."""
+        address, port = self._settings.admin_address, self._settings.admin_port
+        try:
+            endpoint = await admin.serve(address, port, self._status)
+        except OSError as error:
+            reason = f"cannot listen on {address}:{port} (--admin): {error.strerror or error}"
+            return self._fail(_CANNOT_START, [Problem("", reason)])
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                return await self._live(tasks, deployment, endpoint)
+        finally:
+            await endpoint.close()
+
+    async def _live(self, tasks: asyncio.TaskGroup, deployment: Deployment, endpoint: admin.Running) -> int:
+        launch = functools.partial(process.start, self._worker_command())
+        pool = Pool(tasks, launch, reported=self._status.reported, gone=self._status.gone, tell=self._tell)
+        self._pool = self._status.pool = pool
+        try:
+            await pool.start(deployment)
+        except (ConfigError, CannotStart) as error:
+            await pool.stopped()
+            return self._could_not_start(error)
+        self._accepted(deployment)
+        self._tell_where(deployment, endpoint)
+        self._status.is_started = True
+        waiting = [
+            tasks.create_task(self._look_at_files()),
+            tasks.create_task(self._reload_when_wanted(pool)),
+        ]
+        await self._ending.wait()
+        for task in waiting:
+            task.cancel()
+        await self._drain(pool)
+        return 0
+
+    def _could_not_start(self, error: ConfigError | CannotStart) -> int:
+        if self._ending.is_set():
+            return 0
+        if isinstance(error, ConfigError):
+            return self._fail(_WRONG_INPUT, error.problems)
+        return self._fail(_CANNOT_START, [Problem("", str(error))])
+
+    # -- configuration
+
+    async def _prepared(self) -> Deployment:
+        """Load the file and get ready for it; watch whatever it refers to, whether it is good or not."""
+        try:
+            deployment = await self._preparation.prepare()
+        finally:
+            self._watch.watch(self._preparation.files)
+        return deployment
+
+    async def _look_at_files(self) -> None:
+        while True:
+            await asyncio.sleep(_RESTLESS_SECONDS if self._watch.is_restless else LOOK_SECONDS)
+            for path in self._watch.changed():
+                self._tell(LogLevel.NOTICE, "file_changed", path=path)
+                self._reload_wanted.set()
+
+    async def _reload_when_wanted(self, pool: Pool) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            try:
+                deployment = await self._prepared()
+            except (ConfigError, CannotListen) as error:
+                self._refused(error)
+                continue
+            await self._change_to(pool, deployment)
+
+    async def _change_to(self, pool: Pool, deployment: Deployment) -> None:
+        try:
+            await pool.change_to(deployment)
+        except ConfigError as error:
+            self._preparation.discard(deployment)
+            self._refused(error)
+        else:
+            self._accepted(deployment)
+
+    def _accepted(self, deployment: Deployment) -> None:
+        self._preparation.commit(deployment)
+        self._status.loaded(deployment)
+        self._log.level = self._settings.log_level or _at_least_notices(deployment.config.error_log)
+        self._tell_about(deployment)
+
+    def _refused(self, error: ConfigError | CannotListen) -> None:
+        problems = error.problems if isinstance(error, ConfigError) else (Problem("", str(error)),)
+        self._status.refused(problems)
+        for problem in problems:
+            self._tell(LogLevel.ERROR, "configuration_refused", path=problem.path, reason=problem.reason)
+
+    # -- the end
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+            loop.add_signal_handler(signum, self._end, signum)
+
+    def _end(self, signum: signal.Signals) -> None:
+        """Drain at the first signal; leave at once at the second, or when nothing has begun yet."""
+        if self._pool is not None and (self._ending.is_set() or not self._status.is_started):
+            self._tell(LogLevel.NOTICE, "stopping", signal=signum.name)
+            self._pool.stop()
+        elif self._pool is None and self._main is not None:
+            self._main.cancel()
+        else:
+            self._tell(LogLevel.NOTICE, "draining", signal=signum.name)
+        self._status.is_draining = True
+        self._ending.set()
+
+    async def _drain(self, pool: Pool) -> None:
+        drain = pool.wanted.config.drain
+        asyncio.get_running_loop().call_later(drain.delay, self._preparation.close)
+        await pool.drain(drain.delay, drain.timeout)
+        self._tell(LogLevel.NOTICE, "drained")
+
+    # -- telling
+
+    def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+        self._log.event(level, name, **fields)  # type: ignore[arg-type]  # no field is called "least"
+        self._log.flush()
+
+    def _tell_about(self, deployment: Deployment) -> None:
+        self._tell(
+            LogLevel.NOTICE,
+            "configuration_loaded",
+            hash=deployment.hash,
+            generation=deployment.generation,
+            workers=deployment.workers,
+        )
+        for notice in deployment.notices:
+            self._tell(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
+        for key, clamp in deployment.sockets.clamps():
+            fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
+            self._tell(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
+
+    def _tell_where(self, deployment: Deployment, endpoint: admin.Running) -> None:
+        self._tell(
+            LogLevel.NOTICE,
+            "listening",
+            admin=endpoint_text(endpoint.address, endpoint.port),
+            listeners=", ".join(deployment.sockets.by_key),
+            workers=deployment.workers,
+        )
+
+    def _fail(self, code: int, problems: Iterable[Problem]) -> int:
+        for problem in problems:
+            sys.stderr.write(f"mailproxy: {problem}\n")
+        return code
+
+    def _worker_command(self) -> tuple[str, ...]:
+        settings = self._settings
+        level = ("--log-level", settings.log_level) if settings.log_level else ()
+        return (*settings.worker_command, "--log-format", settings.log_format, *level)
+
+
+def endpoint_text(address: str, port: int) -> str:
+    """Write an address and a port the way they are written on a command line."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def raise_descriptor_limit() -> None:
+    """Have as many open files as the system lets us: workers inherit this, and a session needs two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _at_least_notices(level: LogLevel) -> LogLevel:
+    levels = list(LogLevel)
+    return min(level, LogLevel.NOTICE, key=levels.index)

@@ -1,0 +1,110 @@
+"""What the admin endpoint is told: the facts of all processes in one place."""
+
+from __future__ import annotations
+
+import platform
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from mailproxy.admin import SNAPSHOT_SECONDS
+from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
+from mailproxy.observe.meter import Snapshot
+from mailproxy.observe.process import process_figures
+from mailproxy.observe.words import ReloadResult
+from mailproxy.supervisor import build
+from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.pool import Pool
+from mailproxy.supervisor.process import Worker
+from mailproxy_config.errors import Problem
+
+_ERROR_LIMIT: Final = 4096
+
+
+class Status:
+    """The admin endpoint's source.
+
+    Attributes:
+        pool: The workers, as soon as there are any.
+        is_started: Whether all workers have been ready once.
+        is_draining: Whether the end has begun.
+    """
+
+    def __init__(self) -> None:
+        self.pool: Pool | None = None
+        self.is_started = False
+        self.is_draining = False
+        self._totals = Totals()
+        self._build = Build(
+            version=build.version(),
+            revision=build.revision(),
+            python_version=platform.python_version(),
+            openssl_version=ssl.OPENSSL_VERSION,
+        )
+        self._since = time.time()
+        self._reloads = dict.fromkeys(ReloadResult, 0)
+        self._last_error: str | None = None
+        self._shown: Deployment | None = None
+        self._reports = 0
+
+    # -- what is told to it
+
+    def reported(self, worker: Worker, snapshot: Snapshot) -> None:
+        """Take in a worker's numbers."""
+        self._totals.update(worker.key, snapshot)
+
+    def gone(self, worker: Worker) -> None:
+        """Keep what a worker that has ended counted."""
+        self._totals.retire(worker.key)
+
+    def loaded(self, deployment: Deployment) -> None:
+        """A configuration was accepted by everybody."""
+        self._reloads[ReloadResult.SUCCESS] += 1
+        self._last_error = None
+        self._totals.keep_servers(server.name for server in deployment.config.servers)
+
+    def refused(self, problems: tuple[Problem, ...]) -> None:
+        """A configuration was refused; the one before goes on."""
+        self._reloads[ReloadResult.FAILURE] += 1
+        self._last_error = "; ".join(map(str, problems))[:_ERROR_LIMIT]
+
+    # -- what is asked of it
+
+    async def snapshots(self) -> None:
+        """Ask every worker for its numbers."""
+        self._reports += 1
+        if self.pool is not None:
+            await self.pool.report(self._reports, SNAPSHOT_SECONDS)
+
+    def page(self) -> Page:
+        """Give the sums as they are known now."""
+        facts = SupervisorFacts(
+            build=self._build,
+            workers=self.pool.alive if self.pool else 0,
+            started=self._since,
+            restarts=self.pool.restarts if self.pool else {},
+            reloads=self._reloads,
+            config_refused=self._last_error is not None,
+            draining=self.is_draining,
+            process=process_figures(),
+        )
+        return self._totals.page(facts)
+
+    def ready(self) -> bool:
+        """Tell whether clients are accepted."""
+        serving = self.pool.serving if self.pool else 0
+        return self.is_started and not self.is_draining and serving > 0
+
+    def config(self) -> Mapping[str, object]:
+        """Describe the configuration that all workers run; ``hash`` is ``None`` until there is one."""
+        if self.pool is not None and self.is_started and self.pool.is_settled:
+            self._shown = self.pool.wanted
+        shown = self._shown
+        return {
+            "hash": shown.hash if shown else None,
+            "generation": shown.generation if shown else None,
+            "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
+            "last_error": self._last_error,
+        }
