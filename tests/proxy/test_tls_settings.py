@@ -183,3 +183,16 @@ def test_a_handshake_after_a_refused_configuration_is_undisturbed(ours: Issued) 
     pair = Pair(tls_of(ours), client_of())
     assert pair.shake().version == "TLSv1.3"
     pair.close()
+
+
+@pytest.mark.parametrize(
+    ("offered", "heard"),
+    [
+        ("imap", "alpn=imap"),
+        ("h2,imap", "alpn=imap"),
+        ("h2", "no application protocol"),
+        ("pop3", "no application"),
+    ],
+)
+def test_the_application_protocol_of_another_make_of_client(ours: Issued, offered: str, heard: str) -> None:
+    assert heard in agreed(tls_of(ours), "-alpn", offered)
