@@ -108,10 +108,13 @@ def test_a_socket_has_what_its_line_says() -> None:
 
 
 def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
-    full = line("unix:/run/a", None, so_keepalive=KeepAlive(), multipath=True, rcvbuf=Octets(4096))
-    (planned,) = plan(config((full,)), {})
+    tcp: dict[str, Any] = {"so_keepalive": KeepAlive(), "multipath": True, "ipv6only": False}
+    (planned,) = plan(config((line("unix:/run/a", None, rcvbuf=Octets(4096), **tcp),)), {})
     assert planned.is_unix
-    assert (planned.keepalive, planned.multipath, planned.rcvbuf) == (None, False, 4096)
+    assert (planned.keepalive, planned.multipath, planned.ipv6only) == (None, False, True)
+    assert planned.rcvbuf == 4096
+    (planned,) = plan(config((line("*", **tcp),)), {})
+    assert (planned.keepalive, planned.multipath, planned.ipv6only) == (KeepAlive(), True, True)
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,12 @@ def test_a_socket_stays_when_it_can_take_what_is_new(
     new = replace(old, **changes)
     found = difference((old,), (new,))
     assert (found.stays, found.opens, found.closes) == (((new,), (), ()) if stays else ((), (new,), (old,)))
+
+
+def test_a_path_stays_whatever_changes() -> None:
+    old = replace(GIVEN, key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", keepalive=None)
+    new = replace(old, rcvbuf=None)
+    assert difference((old,), (new,)).stays == (new,)
 
 
 def test_addresses_come_and_go() -> None:

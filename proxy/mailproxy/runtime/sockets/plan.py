@@ -192,7 +192,7 @@ def _planned(entry: _Entry, routes: Mapping[str, Route]) -> SocketPlan:
         backlog=listen.backlog,
         rcvbuf=listen.rcvbuf,
         sndbuf=listen.sndbuf,
-        ipv6only=listen.ipv6only,
+        ipv6only=listen.ipv6only or entry.family != socket.AF_INET6,
         keepalive=listen.so_keepalive if is_tcp else None,
         multipath=listen.multipath and is_tcp,
         default=entry.route,
@@ -211,7 +211,11 @@ def _can_become(old: SocketPlan, new: SocketPlan) -> bool:
 
     The protocol and IPV6_V6ONLY are fixed once a socket is bound, and an option
     that is no longer given cannot be brought back to what it would have been.
+    A UNIX socket stays in any case: two of them cannot have the same path, and
+    its buffers are those of who writes.
     """
+    if new.is_unix:
+        return True
     if (old.multipath, old.ipv6only) != (new.multipath, new.ipv6only):
         return False
     before, after = _settings(old), _settings(new)

@@ -1,0 +1,120 @@
+"""Client names, asked of real name servers."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mailproxy.dialogue.values import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.observe.meter import Meter
+from mailproxy.runtime.resolver import Resolver
+from mailproxy_config.model import ResolverConfig
+from support.dns_server import free_port
+
+pytestmark = pytest.mark.interop
+
+RECORDS = {
+    "mail.example.test": ("192.0.2.1", "2001:db8::1"),
+    "liar.example.test": ("192.0.2.99",),
+}
+REVERSE = {
+    "192.0.2.1": "mail.example.test",
+    "2001:db8::1": "mail.example.test",
+    "192.0.2.2": "liar.example.test",
+    "192.0.2.3": "absent.example.test",
+    "192.0.2.4": "under_score.example.test",
+}
+
+
+def dnsmasq(folder: Path, port: int) -> list[str]:
+    lines = [
+        f"port={port}",
+        "listen-address=127.0.0.1",
+        "bind-interfaces",
+        "no-resolv",
+        "no-hosts",
+        "local=/#/",
+    ]
+    lines += [f"address=/{name}/{address}" for name, some in RECORDS.items() for address in some]
+    lines += [f"ptr-record={_arpa(address)},{name}" for address, name in REVERSE.items()]
+    (folder / "dnsmasq.conf").write_text("\n".join([*lines, f"pid-file={folder}/pid", "user=", ""]))
+    return ["dnsmasq", "--keep-in-foreground", f"--conf-file={folder}/dnsmasq.conf"]
+
+
+def unbound(folder: Path, port: int) -> list[str]:
+    data = [
+        f'"{name}. 60 IN {"AAAA" if ":" in address else "A"} {address}"'
+        for name, some in RECORDS.items()
+        for address in some
+    ]
+    data += [f'"{_arpa(address)}. 60 IN PTR {name}."' for address, name in REVERSE.items()]
+    zones = ["example.test.", "2.0.192.in-addr.arpa.", "8.b.d.0.1.0.0.2.ip6.arpa."]
+    lines = [
+        "server:",
+        f"port: {port}",
+        "interface: 127.0.0.1",
+        'chroot: ""',
+        'username: ""',
+        "use-syslog: no",
+    ]
+    lines += [f'directory: "{folder}"', f'pidfile: "{folder}/pid"', "num-threads: 1"]
+    lines += [f'local-zone: "{zone}" static' for zone in zones]
+    lines += [f"local-data: {entry}" for entry in data]
+    (folder / "unbound.conf").write_text("\n".join([*lines, "remote-control:", "control-enable: no", ""]))
+    return ["unbound", "-d", "-c", f"{folder}/unbound.conf"]
+
+
+def _arpa(address: str) -> str:
+    return ipaddress.ip_address(address).reverse_pointer
+
+
+SERVERS = {"dnsmasq": dnsmasq, "unbound": unbound}
+
+
+@asynccontextmanager
+async def running(name: str, folder: Path) -> AsyncIterator[str]:
+    port = free_port()
+    command = SERVERS[name](folder, port)
+    assert shutil.which(command[0]), f"{command[0]} is not installed"
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        await _listens(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _listens(port: int) -> None:
+    for _ in range(100):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.05)
+        else:
+            writer.close()
+            return
+    raise AssertionError("the name server did not come up")
+
+
+@pytest.mark.parametrize("server", sorted(SERVERS))
+async def test_names_are_confirmed_by_real_servers(server: str, tmp_path: Path) -> None:
+    async with running(server, tmp_path) as address:
+        resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, meter=Meter())
+        clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
+        names = [await resolver.client_name(client) for client in clients]
+        await resolver.close()
+    assert names == [
+        b"mail.example.test",
+        b"mail.example.test",
+        UNAVAILABLE,  # the name leads elsewhere
+        UNAVAILABLE,  # the name leads nowhere
+        TEMPUNAVAIL,  # that is no host name
+        UNAVAILABLE,  # no name at all
+    ]
