@@ -229,7 +229,10 @@ class LocalCluster:
         admin = f"[::]:{names.ADMIN_PORT}"
         arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in wanted["args"]]
         container.process = LocalProcess(
-            self._launch([*wanted["command"], *arguments]), self.admin_url, changed=self._wake, log=self._log
+            self._launch([*wanted["command"], *arguments, "--log-format", "text"]),
+            self.admin_url,
+            changed=self._wake,
+            log=self._log,
         )
         container.task = self._tasks.create_task(container.process.run())
 

@@ -35,9 +35,7 @@ def _commands(account: Account, places: Mapping[str, Place], admin: str) -> list
     user, password, found = account.user, account.password, list[str]()
     if "smtp" in places:
         at = f"{places['smtp'].host}:{places['smtp'].port}"
-        found.append(
-            f"swaks --server {at} --tls --auth PLAIN --au {user} --ap {password} --to bob@example.test"
-        )
+        found.append(f"swaks --server {at} --auth PLAIN --au {user} --ap {password} --to bob@example.test")
     if "imap" in places:
         at = f"{places['imap'].host}:{places['imap'].port}"
         found.append(f"curl -k --ssl-reqd -u {user}:{password} 'imap://{at}/INBOX;MAILINDEX=1'")

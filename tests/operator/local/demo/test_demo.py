@@ -1,0 +1,165 @@
+"""The demo as a newcomer runs it, and how it fits itself to the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.manifest import parse_manifest
+from mailproxy_operator.local.demo.adapt import Adapter, preferred_port, supply_certificates
+from mailproxy_operator.local.demo.certificate import self_signed
+from mailproxy_operator.local.demo.demo import places_of
+from mailproxy_operator.local.demo.mailbox import Account
+from mailproxy_operator.local.demo.summary import invitation, told
+from mailproxy_operator.local.demo.visit import Place, Step, Visitor, successes
+from support.operator_bodies import body, server
+
+ROOT = Path(__file__).parents[4]
+PLACES = {
+    "smtp": Place("127.0.0.1", 1025, True),
+    "imap": Place("127.0.0.1", 1143, True),
+    "pop3": Place("127.0.0.1", 1110, True),
+}
+
+
+async def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mailproxy_operator", "local", "--demo", "--once",
+        env=environment, cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 0, text
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("  ok ")] == [
+        ["ok", "SMTP"],
+        ["ok", "IMAP"],
+        ["ok", "POP3"],
+        ["ok", "metrics"],
+    ]
+
+
+def test_the_example_is_the_built_in_manifest() -> None:
+    builtin = ROOT / "operator" / "mailproxy_operator" / "local" / "demo" / "demo.yaml"
+    assert (ROOT / "deploy" / "examples" / "demo.yaml").read_text() == builtin.read_text()
+
+
+def test_a_taken_port_is_replaced_by_a_free_one_and_told_once() -> None:
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        listen = [{"address": "127.0.0.1", "port": port}]
+        resource = body(servers=[{"name": "imap", "protocol": "imap", "listen": listen, "authHttp": "x"}])
+        adapt = Adapter("http://127.0.0.1:7/auth", said.append)
+        first, second = adapt(resource), adapt(resource)
+    assert first == second
+    chosen = first["spec"]["servers"][0]["listen"][0]["port"]
+    assert chosen != port
+    assert said == [f"port {port} is taken; using {chosen} instead"]
+    assert first["spec"]["mail"]["authHttp"] == "http://127.0.0.1:7/auth"
+    assert "authHttp" not in first["spec"]["servers"][0]
+    assert resource["spec"]["servers"][0]["listen"][0]["port"] == port
+
+
+@pytest.mark.parametrize(
+    "spec", [None, "text", {"servers": "none", "mail": 3}, {"servers": [1, {"listen": 2}]}]
+)
+def test_what_is_not_a_resource_is_left_for_the_reader_to_refuse(spec: object) -> None:
+    adapted = Adapter("http://x/", lambda _: None)({"kind": "MailProxy", "spec": spec})
+    assert adapted["kind"] == "MailProxy"
+
+
+def test_the_port_of_the_authentication_service_is_kept_where_it_is_free() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert preferred_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == 0
+    assert preferred_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == port
+    assert preferred_port({}) == 0
+
+
+def test_certificates_are_made_only_where_there_are_none(tmp_path: Path) -> None:
+    mail = {
+        "authHttp": "http://x/",
+        "starttls": "Enabled",
+        "sslCertificate": [{"secretName": "a"}, {"secretName": "b"}],
+    }
+    (tmp_path / "b").mkdir()
+    certificate = supply_certificates(body(mail=mail), tmp_path)
+    assert (tmp_path / "a" / "tls.crt").read_bytes() == certificate
+    assert (tmp_path / "a" / "tls.key").stat().st_mode & 0o077 == 0
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+def test_places_are_listeners_in_clear_text() -> None:
+    listen = [
+        {"port": 1993, "ssl": True},
+        {"port": 1144, "proxyProtocol": True},
+        {"address": "unix:/tmp/x"},
+        {"port": 1143},
+        {"address": "[::1]", "port": 1145},
+    ]
+    mail = {"authHttp": "http://x/", "sslCertificate": [{"secretName": "a"}]}
+    resource = body(
+        mail=mail,
+        servers=[
+            {"name": "imap", "protocol": "imap", "listen": listen},
+            server("smtp", "smtp", 1025, starttls="Only"),
+        ],
+    )
+    assert parse_manifest(resource)
+    assert places_of(resource) == {
+        "imap": Place("127.0.0.1", 1143, False),
+        "smtp": Place("127.0.0.1", 1025, True),
+    }
+
+
+def test_successful_logins_are_summed_up() -> None:
+    text = (
+        'mailproxy_logins_total{method="plain",protocol="imap",result="success"} 2.0\n'
+        'mailproxy_logins_total{method="password",protocol="imap",result="success"} 1\n'
+        'mailproxy_logins_total{method="plain",protocol="smtp",result="denied"} 4\n'
+        'mailproxy_logins_created{method="plain",protocol="pop3",result="success"} 9\n'
+    )
+    assert successes(text) == {"imap": 3.0}
+
+
+def test_a_visit_to_nobody_tells_what_failed() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = free.getsockname()[1]
+    places = {name: Place("127.0.0.1", nowhere, False) for name in PLACES}
+    visitor = Visitor(Account(), places, self_signed()[0], f"http://127.0.0.1:{nowhere}")
+    steps = visitor.steps()
+    assert [step.name for step in steps] == ["SMTP", "IMAP", "POP3", "metrics"]
+    assert all("refused" in step.problem for step in steps)
+    assert told(steps).count("FAILED") == 4
+
+
+def test_the_invitation_names_everything_one_needs() -> None:
+    text = invitation(Account(), PLACES, "http://127.0.0.1:9", file="demo.yaml")
+    for part in (
+        "127.0.0.1:1143 (STARTTLS)",
+        "alice",
+        "wonderland",
+        "swaks",
+        "curl",
+        "openssl",
+        "nc -C",
+        "/metrics",
+    ):
+        assert part in text
+    assert "swaks" not in invitation(Account(), {"imap": PLACES["imap"]}, "http://x", file="f")
+
+
+def test_a_step_that_went_well() -> None:
+    assert told([Step("SMTP", "sent", 12.4)]) == "  ok     SMTP     sent (12 ms)"

@@ -1,0 +1,99 @@
+"""The command: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mailproxy_operator.cli import main
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "deploy" / "examples" / "demo.yaml"
+
+
+def test_render_prints_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "-f", str(DEMO), "--image", "registry.example/proxy:1"]) == 0
+    rendered = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [one["kind"] for one in rendered] == [
+        "ServiceAccount",
+        "ConfigMap",
+        "Service",
+        "Service",
+        "PodDisruptionBudget",
+        "Deployment",
+    ]
+    assert rendered[-1]["spec"]["template"]["spec"]["containers"][0]["image"] == "registry.example/proxy:1"
+
+
+def test_render_reads_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(DEMO.read_text()))
+    assert main(["render", "-f", "-"]) == 0
+    assert "kind: Deployment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind: Service\n", "holds no resource of kind MailProxy"),
+        (
+            DEMO.read_text().replace("authHttpTimeout: 5s", "authHttpTimeout: soon"),
+            "spec.mail.authHttpTimeout",
+        ),
+        ("kind: [", ":"),
+    ],
+)
+def test_render_tells_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    file = tmp_path / "edge.yaml"
+    file.write_text(text)
+    assert main(["render", "-f", str(file)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "-f", str(tmp_path / "nothing")]) == 1
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["render"], ["render", "-f", "x", "--kube-version", "new"], ["fly"]],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_local_needs_a_file_or_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["local"]) == 2
+    assert "--demo" in capsys.readouterr().err
+
+
+def test_local_refuses_what_is_wrong_to_begin_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "edge.yaml"
+    file.write_text("kind: MailProxy\n")
+    assert main(["local", "-f", str(file)]) == 1
+    assert "metadata.name" in capsys.readouterr().err
+
+
+def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
+    source = (
+        "import sys; import mailproxy_operator.cli, mailproxy_operator.local.command,"
+        "mailproxy_operator.local.demo.demo, mailproxy_operator.render.text;"
+        "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
+    )
+    import os
+    import subprocess
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", source], env=environment, check=False).returncode == 0
