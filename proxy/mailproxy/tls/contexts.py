@@ -16,7 +16,7 @@ from mailproxy.tls import credentials, resumption, settings, verification
 from mailproxy.tls.draft import Draft
 from mailproxy.tls.openssl import OpenSsl, Unreachable, reach
 from mailproxy.tls.session import Terms, TlsConnection
-from mailproxy.tls.sources import files, fingerprint
+from mailproxy.tls.sources import files, fingerprint, session_context
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
 
@@ -104,6 +104,7 @@ def _terms(draft: Draft, library: OpenSsl | None) -> Terms:
         native=library,
         verify_client=server.ssl_verify_client,
         tells_upstream=server.proxy_protocol is SendProxyProtocol.V2,
+        session_context=session_context(server),
         kept=tuple(draft.kept),
     )
 

@@ -12,7 +12,6 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Final
 
-from mailproxy.tls import sources
 from mailproxy.tls.draft import Draft
 from mailproxy.tls.openssl import TICKET_CALLBACK, OpenSsl
 from mailproxy_config.model import SessionCache
@@ -73,8 +72,6 @@ class _Parameter(ctypes.Structure):
 def apply(draft: Draft, native: OpenSsl, ticket_key: bytes) -> None:
     """Say which sessions may be resumed, for how long, and with which keys."""
     server, lib, context = draft.server, native.lib, native.context(draft.context)
-    shared_by_all = sources.session_context(server)
-    lib.SSL_CTX_set_session_id_context(context, shared_by_all, len(shared_by_all))
     lib.SSL_CTX_set_timeout(context, int(server.ssl_session_timeout))
     entries = _entries(server.ssl_session_cache)
     lib.SSL_CTX_ctrl(context, _SET_CACHE_MODE, _mode(server.ssl_session_cache, entries), None)

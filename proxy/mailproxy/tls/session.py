@@ -89,6 +89,7 @@ class Terms:
 
     Attributes:
         tells_upstream: Whether PROXY version 2 will ask for SNI and our certificate.
+        session_context: What sessions must have in common to be resumed.
         kept: What OpenSSL points at while a connection lives.
         own: What is known about our certificates, by address.
     """
@@ -97,6 +98,7 @@ class Terms:
     native: OpenSsl | None
     verify_client: VerifyClient
     tells_upstream: bool
+    session_context: bytes
     kept: tuple[object, ...] = ()
     own: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
 
@@ -140,6 +142,9 @@ class TlsConnection(ssl.SSLSocket):
         socket.socket.__init__(self, family, type_, proto, sock.detach())
         self.settimeout(0.0)
         self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
+        if (native := terms.native) is not None:
+            # some Pythons give every connection their own, so that the context's would not hold
+            native.lib.SSL_set_session_id_context(native.connection(self._sslobj), terms.session_context, 32)
         return self
 
     @property
