@@ -144,12 +144,10 @@ class App:
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self._auth_service(config),
-            template=RequestTemplate(config, header_values(config), keep_alive=True),
+            template=_template(config),
             resolver=self._resolver(config),
             tls=tls,
-            trusted=TrustedPeers(
-                [address for entry in config.set_real_ip_from for address in names.get(entry, (entry,))]
-            ),
+            trusted=_trusted(config, names),
             meter=meter.server(config.name, config.protocol),
             numbers=meter.protocol(config.protocol),
         )
@@ -277,6 +275,22 @@ class App:
         if self._ticks % _FLUSH_EVERY == 0:
             self._engine.log.flush()
         self._engine.loop.call_at(now + _LAG_EVERY, self._tick, now + _LAG_EVERY)
+
+
+def _template(config: ServerConfig) -> RequestTemplate:
+    try:
+        return RequestTemplate(config, header_values(config), keep_alive=True)
+    except ValueError as error:
+        raise ConfigError([Problem(f"servers[{config.name}].auth_http", str(error))]) from error
+
+
+def _trusted(config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> TrustedPeers:
+    try:
+        return TrustedPeers(
+            [address for entry in config.set_real_ip_from for address in names.get(entry, (entry,))]
+        )
+    except ValueError as error:
+        raise ConfigError([Problem(f"servers[{config.name}].set_real_ip_from", str(error))]) from error
 
 
 def header_values(config: ServerConfig) -> list[tuple[bytes, Secret | bytes]]:
