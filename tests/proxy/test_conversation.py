@@ -71,6 +71,9 @@ class Small(Conversation):
             return Ended(CloseReason.CLIENT_QUIT)
         if word == b"STARTTLS":
             return (yield from self.upgrade(b"go ahead\r\n"))
+        if word == b"OLD":
+            yield from self.refuse(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX, *map(misread, arguments))
+            return None
         if word == b"AUTH":
             result = yield from self.exchange(arguments, frozenset({AuthMethod.CRAM_MD5}))
             if not isinstance(result, Credentials):
@@ -228,6 +231,13 @@ def test_starttls_only_allows_no_login_in_clear() -> None:
         LoginRefused(Method.PLAIN, LoginResult.TLS_REQUIRED),
         ClientErred(ProtocolErrorKind.BAD_ARGUMENTS),
     ]
+
+
+def test_a_refused_attempt_is_answered_and_noted() -> None:
+    driven = talk(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
+    refused = LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX)
+    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    assert driven.notes == [refused, refused, ClientErred(ProtocolErrorKind.CONTROL_CHAR)]
 
 
 def test_one_challenge_serves_the_whole_session() -> None:

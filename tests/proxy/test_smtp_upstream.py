@@ -53,6 +53,12 @@ def test_addresses_are_told_in_postfix_form(address: str, attribute: bytes) -> N
     assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).said
 
 
+def test_what_is_not_known_of_the_client_is_not_told() -> None:
+    driven = log_in(b"220 a\n", b"250 b\n", b"250 c\n", user=b"")
+    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example\r\n"
+    assert driven.finished
+
+
 def test_without_xclient_the_name_of_the_client_is_not_told() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", xclient=False, helo=b"cl")
     assert driven.said == b"HELO mx\r\n"
