@@ -133,9 +133,10 @@ class Pool:
             ConfigError: A worker refused it or ended over it; all run the one before.
         """
         kept = [place for place in self._ready() if place.number < deployment.workers]
-        untried = await self._try_out(deployment, kept)
+        if kept:
+            await self._try_out(kept[0], deployment)
         tried = await asyncio.gather(
-            *(self._apply(place, deployment) for place in untried), return_exceptions=True
+            *(self._apply(place, deployment) for place in kept[1:]), return_exceptions=True
         )
         for failure in tried:
             if isinstance(failure, BaseException) and not isinstance(failure, WorkerGone):
@@ -196,19 +197,12 @@ class Pool:
             place for place in self._places if place.worker is not None and place.worker.running is not None
         ]
 
-    async def _try_out(self, deployment: Deployment, places: list[Place]) -> list[Place]:
-        """Have one worker run it, before the others are asked; return the others."""
-        deaths = 0
-        for position, place in enumerate(places):
-            try:
-                await self._apply(place, deployment)
-            except WorkerGone:
-                deaths += 1
-                if deaths == 2 or position + 1 == len(places):
-                    raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
-            else:
-                return places[position + 1 :]
-        return []
+    async def _try_out(self, place: Place, deployment: Deployment) -> None:
+        """Have one worker run it, before the others are asked."""
+        try:
+            await self._apply(place, deployment)
+        except WorkerGone:
+            raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
 
     async def _apply(self, place: Place, deployment: Deployment) -> None:
         if place.worker is None:

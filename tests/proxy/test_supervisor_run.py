@@ -1,0 +1,460 @@
+"""Whole proxies as processes: started, reloaded, wounded, drained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trustme
+
+from support.proxies import COMMAND, PATIENCE, Client, Proxy, free_port, is_alive, until
+
+SERVERS: Final = ("imap", "imap-two", "imap-three")
+
+
+class Manifest:
+    """A configuration file that tests change."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.port = free_port()
+        self.values: dict[str, Any] = {}
+        self.write()
+
+    def write(self, **values: Any) -> None:
+        """Write it, changed like this."""
+        self.values |= values
+        self.path.write_text(self.text())
+
+    def text(self) -> str:
+        """What it says now."""
+        chosen = {
+            "name": "imap",
+            "server_name": "one",
+            "workers": 2,
+            "listen": f"{{address: 127.0.0.1, port: {self.port}}}",
+            "timeout": "1s",
+            "more": "",
+            **self.values,
+        }
+        template = """\
+            apiVersion: mailproxy.dev/v1alpha1
+            kind: MailProxy
+            metadata: {{name: edge, generation: 7}}
+            spec:
+              workers: {workers}
+              drain: {{delay: 0s, timeout: {timeout}}}
+              mail: {{authHttp: "http://127.0.0.1:9/auth", serverName: {server_name}}}
+              servers:
+                - {{name: {name}, protocol: imap, listen: [{listen}]{more}}}
+            """
+        return textwrap.dedent(template).format(**chosen)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest(tmp_path / "mailproxy.yaml")
+
+
+@pytest.fixture
+def proxy(manifest: Manifest) -> Iterator[Proxy]:
+    with Proxy(manifest.path) as proxy:
+        proxy.until_told("listening")
+        yield proxy
+
+
+# -- starting
+
+
+def test_it_serves_and_says_where(manifest: Manifest, proxy: Proxy) -> None:
+    told = proxy.until_told("listening")
+    assert told["listeners"] == f"127.0.0.1:{manifest.port}"
+    assert told["workers"] == 2
+    with Client(manifest.port) as client:
+        assert client.greeting.split()[0] == "server"
+    assert proxy.get("/healthz")[0] == 200
+    assert proxy.get("/readyz")[0] == 200
+    config = proxy.config()
+    assert config["hash"] == proxy.until_told("configuration_loaded")["hash"]
+    assert (config["generation"], config["last_error"]) == (7, None)
+    assert proxy.metric("mailproxy_workers ") == 2
+    assert proxy.metric(f'mailproxy_config_info{{hash="{config["hash"]}"}}') == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code", "says"),
+    [
+        # options                         configuration            exit code, and why
+        ([], "kind: MailProxy", 1, "spec"),
+        ([], "", 1, "is empty"),
+        ([], None, 1, "cannot be read: No such file"),
+        (["--workers", "no"], "", 2, "neither auto nor a number"),
+        (["--admin", "[::1]:{taken}"], None, 1, "cannot be read"),
+    ],
+)
+def test_what_prevents_the_start_is_told(
+    tmp_path: Path, arguments: list[str], text: str | None, code: int, says: str
+) -> None:
+    file = tmp_path / "mailproxy.yaml"
+    if text is not None:
+        file.write_text(text)
+    arguments = [word.format(taken=free_port()) for word in arguments]
+    with Proxy(file, command=COMMAND, options=arguments) as proxy:
+        assert proxy.exit_code() == code
+        until(lambda: says in "".join(proxy.lines), says)
+
+
+def test_a_taken_port_is_three_before_any_worker_starts(manifest: Manifest) -> None:
+    with socket.create_server(("127.0.0.1", manifest.port)), Proxy(manifest.path) as proxy:
+        assert proxy.exit_code() == 3
+        until(lambda: "another process listens there" in "".join(proxy.lines))
+        assert not proxy.told("worker_exited")
+
+
+def test_a_taken_admin_port_is_three(manifest: Manifest) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        admin = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Proxy(manifest.path, command=COMMAND, options=["--admin", admin]) as proxy:
+            assert proxy.exit_code() == 3
+            until(
+                lambda: f"cannot listen on {admin} (--admin): Address already in use" in "".join(proxy.lines)
+            )
+
+
+@pytest.mark.parametrize(("name", "code"), [("refused", 1), ("crash", 3)])
+def test_workers_that_cannot_start_end_it(manifest: Manifest, name: str, code: int) -> None:
+    manifest.write(name=name)
+    with Proxy(manifest.path) as proxy:
+        assert proxy.exit_code() == code
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_ended_before_it_is_ready(manifest: Manifest, signum: signal.Signals) -> None:
+    manifest.write(name="hang")
+    with Proxy(manifest.path) as proxy:
+        until(proxy.workers)
+        proxy.signal(signum)
+        assert proxy.exit_code() == 0
+
+
+# -- reloading
+
+
+def server_name(port: int) -> str:
+    with Client(port) as client:
+        return client.greeting.split()[3]
+
+
+def test_a_hangup_loads_it_again_and_leaves_sessions_alone(manifest: Manifest, proxy: Proxy) -> None:
+    workers = sorted(proxy.workers())
+    with Client(manifest.port) as client:
+        manifest.write(server_name="two")
+        proxy.signal(signal.SIGHUP)
+        proxy.until_told("configuration_loaded", 2)
+        assert server_name(manifest.port) == "two"
+        assert client.ask("still here") == "still here"
+    assert sorted(proxy.workers()) == workers
+    assert proxy.config()["hash"] == proxy.told("configuration_loaded")[1]["hash"]
+    assert proxy.metric('mailproxy_config_reloads_total{result="success"}') == 2
+    assert proxy.metric("mailproxy_config_info") == 1
+
+
+def test_a_changed_file_is_loaded_again(manifest: Manifest, proxy: Proxy) -> None:
+    manifest.write(server_name="two")
+    proxy.until_told("configuration_loaded", 2)
+    assert server_name(manifest.port) == "two"
+    assert proxy.told("file_changed")[0]["path"] == str(manifest.path)
+
+
+def test_a_swapped_config_map_is_loaded_again(tmp_path: Path, manifest: Manifest) -> None:
+    mount = tmp_path / "mount"
+    for version in ("one", "two"):
+        (mount / version).mkdir(parents=True)
+        manifest.write(server_name=version)
+        (mount / version / "mailproxy.yaml").write_text(manifest.text())
+    (mount / "..data").symlink_to("one")
+    (mount / "mailproxy.yaml").symlink_to("..data/mailproxy.yaml")
+    with Proxy(mount / "mailproxy.yaml") as proxy:
+        proxy.until_told("listening")
+        (mount / "..data_tmp").symlink_to("two")
+        (mount / "..data_tmp").rename(mount / "..data")
+        proxy.until_told("configuration_loaded", 2)
+        assert server_name(manifest.port) == "two"
+
+
+@pytest.mark.parametrize("bad", [{"server_name": "[]"}, {"name": "refused"}])
+def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, bad: dict[str, str]) -> None:
+    before = proxy.config()["hash"]
+    with Client(manifest.port) as client:
+        manifest.write(**bad)
+        reason = proxy.until_told("configuration_refused")
+        assert client.ask("still here") == "still here"
+    until(lambda: proxy.config()["hash"] == before, "the old hash")
+    assert str(reason["reason"]) in proxy.config()["last_error"]
+    assert proxy.metric("mailproxy_config_last_reload_successful") == 0
+    assert proxy.metric('mailproxy_config_reloads_total{result="failure"}') == 1
+    assert server_name(manifest.port) == "one"
+    assert proxy.get("/readyz")[0] == 200
+    manifest.write(name="imap", server_name="two")
+    proxy.until_told("configuration_loaded", 2)
+    assert proxy.config()["last_error"] is None
+    assert proxy.metric("mailproxy_config_last_reload_successful") == 1
+
+
+def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
+    manifest: Manifest, proxy: Proxy
+) -> None:
+    workers = set(proxy.workers())
+    manifest.write(name="crash")
+    assert "ended while it applied this" in proxy.until_told("configuration_refused")["reason"]
+    until(lambda: len(proxy.workers()) == 2, "the replacement")
+    assert len(workers & set(proxy.workers())) == 1
+    assert server_name(manifest.port) == "one"
+
+
+def test_a_listener_is_added_while_the_other_one_stays(manifest: Manifest, proxy: Proxy) -> None:
+    other = free_port()
+    with Client(manifest.port) as client:
+        both = ", ".join(f"{{address: 127.0.0.1, port: {port}}}" for port in (manifest.port, other))
+        manifest.write(listen=both)
+        proxy.until_told("configuration_loaded", 2)
+        assert server_name(other) == server_name(manifest.port) == "one"
+        manifest.write(listen=f"{{address: 127.0.0.1, port: {other}}}")
+        proxy.until_told("configuration_loaded", 3)
+        assert server_name(other) == "one"
+        with pytest.raises(ConnectionRefusedError):
+            Client(manifest.port)
+        assert client.ask("still here") == "still here"
+
+
+def test_a_new_port_that_is_taken_changes_nothing(manifest: Manifest, proxy: Proxy) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        manifest.write(listen=f"{{address: 127.0.0.1, port: {port}}}", server_name="two")
+        assert f"127.0.0.1:{port}" in proxy.until_told("configuration_refused")["reason"]
+    assert server_name(manifest.port) == "one"
+
+
+def test_the_number_of_workers_follows(manifest: Manifest, proxy: Proxy) -> None:
+    manifest.write(workers=3)
+    until(lambda: len(proxy.workers()) == 3, "three workers")
+    until(lambda: proxy.config()["hash"] == proxy.told("configuration_loaded")[-1]["hash"], "the new hash")
+    manifest.write(workers=1)
+    until(lambda: len(proxy.workers()) == 1, "one worker")
+    assert proxy.metric("mailproxy_worker_restarts_total") == 0
+    for _ in range(10):
+        assert server_name(manifest.port) == "one"
+
+
+def test_many_reloads_leave_no_descriptors_behind(manifest: Manifest, proxy: Proxy) -> None:
+    def descriptors() -> list[int]:
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (proxy.process.pid, *sorted(proxy.workers()))]
+
+    counts = []
+    for number in range(2, 6):
+        proxy.signal(signal.SIGHUP)
+        proxy.until_told("configuration_loaded", number)
+        counts.append(descriptors())
+    assert counts[1:] == counts[:-1]
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path, manifest: Manifest) -> None:
+    authority = trustme.CA()
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def renew() -> None:
+        issued = authority.issue_cert("mail.example.com")
+        key.write_bytes(issued.private_key_pem.bytes())
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+
+    renew()
+    files = f"{{certificateFile: {certificate}, keyFile: {key}}}"
+    manifest.write(
+        listen=f"{{address: 127.0.0.1, port: {manifest.port}, ssl: true}}",
+        more=f", sslCertificate: [{files}]",
+    )
+    where = ("127.0.0.1", manifest.port)
+    with Proxy(manifest.path, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        first = ssl.get_server_certificate(where, timeout=PATIENCE)
+        assert first in certificate.read_text()
+        renew()
+        proxy.until_told("configuration_loaded", 2)
+        assert len({event["hash"] for event in proxy.told("configuration_loaded")}) == 1
+        second = ssl.get_server_certificate(where, timeout=PATIENCE)
+        assert second != first
+        assert second in certificate.read_text()
+        key.unlink()
+        assert "no such file" in proxy.until_told("configuration_refused")["reason"]
+        renew()
+        proxy.until_told("configuration_loaded", 3)
+
+
+# -- workers
+
+
+def accepted(proxy: Proxy) -> float:
+    return proxy.metric("mailproxy_connections_accepted_total")
+
+
+def test_a_killed_worker_is_replaced_and_no_counter_falls(manifest: Manifest, proxy: Proxy) -> None:
+    for _ in range(20):
+        server_name(manifest.port)
+    assert accepted(proxy) == 20
+    killed = proxy.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    assert accepted(proxy) == 20
+    until(lambda: proxy.metric('mailproxy_worker_restarts_total{reason="killed"}') == 1, "the restart")
+    until(lambda: len(proxy.workers()) == 2 and killed not in proxy.workers(), "another worker")
+    for _ in range(20):
+        server_name(manifest.port)
+    assert accepted(proxy) == 40
+
+
+def test_a_worker_that_is_asked_to_leave_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
+    server_name(manifest.port)
+    asked = proxy.workers()[0]
+    os.kill(asked, signal.SIGTERM)
+    until(lambda: proxy.metric('mailproxy_worker_restarts_total{reason="requested"}') == 1, "the restart")
+    until(lambda: not is_alive(asked) and len(proxy.workers()) == 2, "another worker")
+    assert accepted(proxy) == 1
+    assert proxy.get("/readyz")[0] == 200
+
+
+def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, proxy: Proxy) -> None:
+    for _ in range(10):
+        server_name(manifest.port)
+    assert accepted(proxy) == 10
+    for pid in proxy.workers():
+        os.kill(pid, signal.SIGSTOP)
+    assert accepted(proxy) == 10
+    for pid in proxy.workers():
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_no_worker_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
+    workers = proxy.workers()
+    with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
+        assert relaying.ask("RELAY") == "RELAY"
+        proxy.process.kill()
+        assert waiting.line() == "BYE"
+        assert relaying.line() == ""
+    until(lambda: not any(map(is_alive, workers)), "the workers to end")
+    with pytest.raises(ConnectionRefusedError):
+        Client(manifest.port)
+
+
+# -- the end
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
+def test_draining_lets_relays_go_on_and_ends_with_nothing_left(
+    manifest: Manifest, signum: signal.Signals
+) -> None:
+    manifest.write(timeout="60s")
+    with Proxy(manifest.path) as proxy:
+        proxy.until_told("listening")
+        with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
+            assert relaying.ask("RELAY") == "RELAY"
+            proxy.signal(signum)
+            assert waiting.line() == "BYE"
+            assert proxy.get("/readyz")[0] == 503
+            assert proxy.get("/healthz")[0] == 200
+            assert proxy.metric("mailproxy_draining") == 1
+            assert accepted(proxy) == 2
+            until(lambda: refused(manifest.port), "the port to be closed")
+            assert relaying.ask("still here") == "still here"
+        assert proxy.exit_code() == 0
+        until(lambda: proxy.told("drained"))
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_relays_are_cut_when_the_time_is_over(manifest: Manifest, proxy: Proxy) -> None:
+    with Client(manifest.port) as relaying:
+        assert relaying.ask("RELAY") == "RELAY"
+        proxy.signal(signal.SIGTERM)
+        assert relaying.line() == ""
+    assert proxy.exit_code() == 0
+
+
+def test_a_second_signal_ends_it_at_once(manifest: Manifest) -> None:
+    manifest.write(timeout="1000s")
+    with Proxy(manifest.path) as proxy:
+        proxy.until_told("listening")
+        with Client(manifest.port) as relaying:
+            assert relaying.ask("RELAY") == "RELAY"
+            proxy.signal(signal.SIGTERM)
+            proxy.until_told("draining")
+            proxy.signal(signal.SIGTERM)
+            assert proxy.exit_code() == 0
+            assert relaying.line() == ""
+
+
+def test_it_accepts_until_the_delay_is_over(manifest: Manifest) -> None:
+    manifest.path.write_text(manifest.text().replace("delay: 0s", "delay: 2s"))
+    with Proxy(manifest.path) as proxy:
+        proxy.until_told("listening")
+        proxy.signal(signal.SIGTERM)
+        until(lambda: proxy.get("/readyz")[0] == 503, "not ready")
+        assert server_name(manifest.port) == "one"
+        until(lambda: refused(manifest.port), "the port to be closed")
+        assert proxy.exit_code() == 0
+
+
+def test_a_unix_socket_is_removed_at_the_end(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "imap.sock"
+    manifest.write(listen=f'{{address: "unix:{path}"}}')
+    with Proxy(manifest.path) as proxy:
+        proxy.until_told("listening")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(path))
+            assert client.recv(6) == b"server"
+        proxy.signal(signal.SIGTERM)
+        assert proxy.exit_code() == 0
+    assert not path.exists()
+
+
+# -- with the real thing
+
+
+def test_the_real_application_greets_reloads_and_says_goodbye(manifest: Manifest) -> None:
+    with Proxy(manifest.path, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        with Client(manifest.port) as client:
+            assert client.greeting == "* OK IMAP4 ready"
+            assert client.ask("a1 NOOP") == "a1 OK completed"
+            proxy.signal(signal.SIGHUP)
+            proxy.until_told("configuration_loaded", 2)
+            assert client.ask("a2 NOOP") == "a2 OK completed"
+            until(lambda: proxy.metric("mailproxy_connections_active") == 1)
+            proxy.signal(signal.SIGTERM)
+            assert client.line().startswith("* BYE")
+        assert proxy.exit_code() == 0
+
+
+def test_the_real_application_has_only_the_descriptors_it_needs(manifest: Manifest) -> None:
+    manifest.write(workers=1)
+    with Proxy(manifest.path, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        (worker,) = proxy.workers()
+        strange = {os.readlink(f"/proc/{proxy.process.pid}/fd/0")} - {"/dev/null"}
+        found = [os.readlink(f"/proc/{worker}/fd/{name}") for name in os.listdir(f"/proc/{worker}/fd")]
+        assert not strange & set(found)
+        with Client(manifest.port):
+            until(lambda: len(os.listdir(f"/proc/{worker}/fd")) == len(found) + 1, "one descriptor more")
+        until(lambda: len(os.listdir(f"/proc/{worker}/fd")) == len(found), "one descriptor less")

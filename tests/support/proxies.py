@@ -1,0 +1,177 @@
+"""A whole proxy as a process of its own: supervisor, workers, admin endpoint, log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+from support.processes import PYTHONPATH
+
+PATIENCE: Final = 30.0
+"""Seconds that a test waits for something that must happen."""
+
+COMMAND: Final = ("-m", "mailproxy", "run", "--admin", "127.0.0.1:0", "-f")
+STAND_IN: Final = (str(Path(__file__).with_name("standin_proxy.py")),)
+
+
+def until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # what the condition says
+    """Wait until a condition says something true, and give that."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {PATIENCE:.0f} seconds for {what}")
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, and not only its exit code."""
+    with suppress(OSError):
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]
+    return False
+
+
+class Proxy:
+    """``mailproxy run`` on a file, until the end of the block.
+
+    Args:
+        file: The configuration.
+        command: What the interpreter is to run, before the file.
+        options: More arguments, after the file.
+    """
+
+    def __init__(self, file: Path, *, command: Sequence[str] = STAND_IN, options: Sequence[str] = ()) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, *command, str(file), *options],
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = self.workers() if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        for pid in workers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._reader.join(PATIENCE)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            with suppress(ValueError):
+                self.events.append(json.loads(line))
+
+    # -- what it says
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """All log events of a name, so far."""
+        return [found for found in self.events if found.get("event") == event]
+
+    def until_told(self, event: str, count: int = 1) -> dict[str, Any]:
+        """Wait for the so-manieth event of a name."""
+        until(
+            lambda: len(self.told(event)) >= count or self.process.poll() is not None,
+            f"event {event} number {count}; {self.lines}",
+        )
+        assert len(self.told(event)) >= count, self.lines
+        return self.told(event)[count - 1]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask the admin endpoint."""
+        admin = self.until_told("listening")["admin"]
+        try:
+            with urllib.request.urlopen(f"http://{admin}{path}", timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def config(self) -> dict[str, Any]:
+        """What ``/config`` says."""
+        found: dict[str, Any] = json.loads(self.get("/config")[1])
+        return found
+
+    def metric(self, name: str) -> float:
+        """The sum of all series whose text begins so."""
+        lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
+        return sum(float(line.split()[-1]) for line in lines)
+
+    # -- what it is
+
+    def workers(self) -> list[int]:
+        """The process numbers of its children."""
+        pid = self.process.pid
+        with suppress(OSError):
+            return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send a signal to the supervisor."""
+        self.process.send_signal(signum)
+
+    def exit_code(self) -> int:
+        """Wait for its end."""
+        return self.process.wait(PATIENCE)
+
+
+class Client:
+    """One client of the proxy."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self._file = self._sock.makefile("rb")
+        self.greeting = self.line()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._sock.close()
+
+    def say(self, text: str) -> None:
+        """Say a line."""
+        self._sock.sendall(text.encode() + b"\r\n")
+
+    def line(self) -> str:
+        """Hear a line; empty at the end of the connection, however it ends."""
+        try:
+            return self._file.readline().decode().rstrip("\r\n")
+        except ConnectionError:
+            return ""
+
+    def ask(self, text: str) -> str:
+        """Say a line and hear one."""
+        self.say(text)
+        return self.line()
