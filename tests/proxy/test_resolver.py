@@ -260,6 +260,22 @@ async def test_a_known_name_is_told_at_once(dns: DnsServer) -> None:
     assert asking.meter.dns_cache_entries.value == 0
 
 
+async def test_a_name_is_confirmed_once_for_all_who_bear_it(dns: DnsServer) -> None:
+    dns.answers_ptr("2.2.0.192.in-addr.arpa", ptr(NAME))
+    async with Asking(dns.address) as asking:
+        assert [await asking.name(), await asking.name("192.0.2.2")] == [b"mail.example.com", UNAVAILABLE]
+    assert sorted(dns.kinds()) == ["A", "AAAA", "PTR", "PTR"]
+
+
+async def test_a_name_outlives_its_confirmation(dns: DnsServer, clock: list[float]) -> None:
+    dns.zone[NAME, "A"] = found(host(CLIENT, ttl=0))
+    async with Asking(dns.address, ipv6=False) as asking:
+        for _ in range(3):
+            assert await asking.name() == b"mail.example.com"
+            clock[0] += 3
+    assert dns.kinds() == ["PTR", "A", "A", "A"]
+
+
 async def test_that_there_is_no_name_is_remembered_too(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         assert [await asking.name("192.0.2.9") for _ in range(3)] == [UNAVAILABLE] * 3

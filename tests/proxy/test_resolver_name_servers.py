@@ -174,10 +174,11 @@ async def test_the_system_s_servers_are_used_where_the_directive_says_so(
 @pytest.mark.parametrize(
     ("text", "servers"),
     [
-        ("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ("192.0.2.1", "[2001:db8::1]")),
-        ("# nameserver 192.0.2.1\noptions rotate\n", ("127.0.0.1",)),
-        ("nameserver\nnameserver ns.example\nnameserver\t192.0.2.1  \n", ("192.0.2.1",)),
-        ("", ("127.0.0.1",)),
+        ("nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ("192.0.2.1:53", "[2001:db8::1]:53")),
+        ("# nameserver 192.0.2.1\noptions rotate\n", ("127.0.0.1:53",)),
+        ("nameserver\nnameserver ns.example\nnameserver\t192.0.2.1  \n", ("192.0.2.1:53",)),
+        ("nameserver fe80::1%eth0\n", ("[fe80::1%eth0]:53",)),
+        ("", ("127.0.0.1:53",)),
     ],
 )
 def test_the_system_s_servers_are_its_nameserver_lines(
@@ -186,7 +187,7 @@ def test_the_system_s_servers_are_its_nameserver_lines(
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text(text)
     assert system_servers(resolv_conf) == servers
-    assert system_servers(tmp_path / "absent") == ("127.0.0.1",)
+    assert system_servers(tmp_path / "absent") == ("127.0.0.1:53",)
 
 
 @pytest.mark.parametrize("reply", [ANY, Reply(code=NXDOMAIN), Reply()])

@@ -233,12 +233,16 @@ class NameServers:
                 return
             if time.monotonic() < self._find_again_at:
                 raise _NobodyThere
-            addresses = system_servers(self._resolv_conf) if self._config.system else self._config.addresses
-            found = [await _addresses(address) for address in addresses]
-            self._servers = tuple(dict.fromkeys(server for servers in found for server in servers))
+            self._servers = await self._found_servers()
             if not self._servers:
                 self._find_again_at = time.monotonic() + self._pace.pause
                 raise _NobodyThere
+
+    async def _found_servers(self) -> tuple[str, ...]:
+        if self._config.system:
+            return system_servers(self._resolv_conf)
+        found = [await _addresses(address) for address in self._config.addresses]
+        return tuple(dict.fromkeys(server for servers in found for server in servers))
 
 
 def system_servers(resolv_conf: Path) -> tuple[str, ...]:
@@ -248,7 +252,7 @@ def system_servers(resolv_conf: Path) -> tuple[str, ...]:
     except OSError:
         words = []
     servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and packed(line[1])]
-    return tuple(f"[{server}]" if ":" in server else server for server in servers) or ("127.0.0.1",)
+    return tuple(with_port(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
 
 
 async def _addresses(address: str) -> list[str]:
