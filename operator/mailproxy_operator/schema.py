@@ -1,0 +1,173 @@
+"""The custom resource definition, made from the same shapes that the loader checks with.
+
+Directives have no defaults in it: a default at a server would always win over
+the mail level.  See ``mailproxy_config`` for what a field may be.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mailproxy_config.manifest import NAME_RULES, SPEC
+from mailproxy_operator import names
+from mailproxy_operator.kinds import Manifest
+
+_INT32: Final = {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31 - 1}
+# Without a maximum: one at the end of 64 bits does not survive JSON, and then no object is accepted.
+_INT64: Final = {"type": "integer", "format": "int64", "minimum": 0}
+
+
+def custom_resource_definition() -> Manifest:
+    """Build the CRD."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"mailproxies.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": names.KIND,
+                "listKind": f"{names.KIND}List",
+                "plural": "mailproxies",
+                "singular": "mailproxy",
+                "shortNames": ["mailp"],
+                "categories": ["mail"],
+            },
+            "versions": [_version()],
+        },
+    }
+
+
+def _version() -> Manifest:
+    return {
+        "name": names.VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {
+            "status": {},
+            "scale": {
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            },
+        },
+        "selectableFields": [{"jsonPath": ".spec.mode"}],
+        "additionalPrinterColumns": _columns(),
+        "schema": {"openAPIV3Schema": _whole()},
+    }
+
+
+def _columns() -> list[Manifest]:
+    ready = '.status.conditions[?(@.type=="Ready")]'
+    return [
+        {"name": "Mode", "type": "string", "jsonPath": ".spec.mode"},
+        {"name": "Desired", "type": "integer", "jsonPath": ".status.replicas"},
+        {"name": "Pods", "type": "integer", "jsonPath": ".status.readyReplicas"},
+        {"name": "Synced", "type": "integer", "jsonPath": ".status.podsSynced"},
+        {"name": "Ready", "type": "string", "jsonPath": f"{ready}.status"},
+        {"name": "Reason", "type": "string", "jsonPath": f"{ready}.reason", "priority": 1},
+        {"name": "Address", "type": "string", "jsonPath": ".status.addresses[0].value", "priority": 1},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ]
+
+
+def _whole() -> Manifest:
+    described = {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object"},
+        "spec": {"description": "What the proxy does, and how it runs.", **SPEC.schema()},
+        "status": _status(),
+    }
+    return {
+        "description": "A proxy for SMTP, IMAP and POP3; the fields are nginx's mail directives.",
+        "type": "object",
+        "required": ["spec"],
+        "properties": described,
+        "x-kubernetes-validations": [rule.schema() for rule in NAME_RULES],
+    }
+
+
+def _text(longest: int, description: str = "", **more: Any) -> Manifest:  # noqa: ANN401  any keyword of a schema
+    return {
+        **({"description": description} if description else {}),
+        "type": "string",
+        "maxLength": longest,
+        **more,
+    }
+
+
+def _list(most: int, properties: Manifest, description: str, **more: Any) -> Manifest:  # noqa: ANN401
+    kind = {"x-kubernetes-list-type": "atomic"} if "x-kubernetes-list-type" not in more else {}
+    items: Manifest = {"type": "object", "properties": properties}
+    if "required" in more:
+        items["required"] = more.pop("required")
+    return {"description": description, "type": "array", "maxItems": most, **kind, **more, "items": items}
+
+
+def _status() -> Manifest:
+    port = {"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535}
+    return {
+        "description": "What the operator has seen.",
+        "type": "object",
+        "properties": {
+            "observedGeneration": {"description": "The generation that this status is about.", **_INT64},
+            "replicas": {"description": "How many pods there are.", **_INT32},
+            "readyReplicas": {"description": "How many of them serve.", **_INT32},
+            "selector": _text(1024, "Selects the pods; for the scale subresource."),
+            "configHash": _text(64, "Of the rendered configuration."),
+            "podsSynced": {"description": "How many pods report running that configuration.", **_INT32},
+            "addresses": _list(
+                16, {"type": _text(16), "value": _text(253)}, "Where clients reach the Service."
+            ),
+            "listeners": _list(
+                1024,
+                {
+                    "server": _text(63),
+                    "protocol": _text(8),
+                    "address": _text(128),
+                    "port": port,
+                    "containerPort": port,
+                    "servicePort": port,
+                    "tls": {"type": "boolean"},
+                },
+                "What listens where.",
+            ),
+            "sysctls": _sysctls(),
+            "conditions": _conditions(),
+        },
+    }
+
+
+def _sysctls() -> Manifest:
+    return _list(
+        64,
+        {
+            "name": _text(253),
+            "value": _text(128, "Absent where listeners ask for different ones."),
+            "safe": {"description": "Whether every kubelet takes it.", "type": "boolean"},
+            "applied": {"description": "Whether the pods get it.", "type": "boolean"},
+            "reason": _text(64),
+        },
+        "Kernel settings that the listeners or the resource ask for, and what became of them.",
+        required=["name"],
+        **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+
+
+def _conditions() -> Manifest:
+    return _list(
+        16,
+        {
+            "type": _text(316, pattern="^[A-Za-z]+$"),
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "observedGeneration": dict(_INT64),
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "reason": _text(1024, minLength=1, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"),
+            "message": _text(32768),
+        },
+        "Accepted ResolvedRefs Available ConfigSynced Ready: True is good. Reconciling Stalled: False is.",
+        required=["type", "status", "lastTransitionTime", "reason", "message"],
+        **{"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )

@@ -1,0 +1,86 @@
+"""The custom resource definition: fresh, without defaults of directives, and readable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mailproxy_config.directives import LEVEL_DIRECTIVES
+from mailproxy_operator.cli import main
+from mailproxy_operator.schema import custom_resource_definition
+
+ROOT = Path(__file__).parents[2]
+CRD = custom_resource_definition()
+SCHEMA: dict[str, Any] = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+SPEC: dict[str, Any] = SCHEMA["properties"]["spec"]["properties"]
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from nodes(inner, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            yield from nodes(schema[key], f"{path}[]")
+
+
+def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["crd"]) == 0
+    printed = capsys.readouterr().out
+    assert (ROOT / "deploy" / "crd.yaml").read_text() == printed, (
+        "run: mailproxy-operator crd > deploy/crd.yaml"
+    )
+    assert yaml.safe_load(printed) == CRD
+
+
+@pytest.mark.parametrize("level", [SPEC["mail"], SPEC["servers"]["items"]])
+def test_every_directive_has_its_field_with_a_description_and_no_default(level: dict[str, Any]) -> None:
+    properties = level["properties"]
+    assert {row.field for row in LEVEL_DIRECTIVES} <= properties.keys()
+    assert [name for name, schema in properties.items() if not schema.get("description")] == []
+    assert [path for path, schema in nodes(level) if "default" in schema] == []
+
+
+def test_everything_a_stranger_can_write_is_bounded() -> None:
+    for path, schema in nodes(SCHEMA):
+        if schema.get("type") == "array":
+            assert "maxItems" in schema, path
+        if schema.get("type") == "string" and path not in {".apiVersion", ".kind"}:
+            assert {"maxLength", "enum", "format"} & schema.keys(), path
+        if "additionalProperties" in schema:
+            assert "maxProperties" in schema, path
+
+
+def test_a_schema_is_structural() -> None:
+    for path, schema in nodes(SCHEMA):
+        assert "type" in schema or schema.get("x-kubernetes-int-or-string"), path
+        assert not {"anyOf", "oneOf", "$ref"} & schema.keys(), path
+
+
+def test_names() -> None:
+    spec = CRD["spec"]
+    assert CRD["metadata"]["name"] == f"{spec['names']['plural']}.{spec['group']}"
+    assert spec["names"]["shortNames"] == ["mailp"]
+    version = spec["versions"][0]
+    assert (version["name"], version["served"], version["storage"]) == ("v1alpha1", True, True)
+    assert version["subresources"]["scale"]["labelSelectorPath"] == ".status.selector"
+
+
+def test_what_the_status_says_has_a_field() -> None:
+    status = SCHEMA["properties"]["status"]["properties"]
+    assert set(status) == {
+        "observedGeneration",
+        "replicas",
+        "readyReplicas",
+        "selector",
+        "configHash",
+        "podsSynced",
+        "addresses",
+        "listeners",
+        "sysctls",
+        "conditions",
+    }
