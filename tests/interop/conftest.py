@@ -1,0 +1,172 @@
+"""Real servers for these tests, each started once and only where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support.servers import dovecot as dovecots
+from support.servers import postfix as postfixes
+from support.servers import proxy as proxies
+from support.servers.auth_service import AuthService, Backend, auth_service
+from support.servers.certificates import Certificates, certificates
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front, Plan, planned
+from support.servers.postfix import Neighbours, Postfix
+from support.servers.programs import Needs, Ports, program
+
+PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\', "carol": "christmas", "dave": "davy"}
+"""With a space, a percent sign, a quote and a backslash, all of which somebody must escape."""
+
+_BOUND_SECONDS: Final = 60
+
+
+@pytest.fixture(scope="session")
+def needs() -> Needs:
+    """Find a program that a test cannot do without; the one reason for which a test is left out."""
+
+    def path_of(name: str) -> str:
+        found = program(name)
+        if found is None:
+            pytest.skip(f"needs {name}")
+        return found
+
+    return path_of
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Break off a test that hangs."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError(f"the test was still running after {_BOUND_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(_BOUND_SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder that every user may enter, which pytest's own are not: servers change to other users."""
+    made = Path(tempfile.mkdtemp(prefix="mailproxy-interop-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def new_folder(folder: Path) -> Callable[[str], Path]:
+    """Makes further folders of that kind."""
+
+    def new(name: str) -> Path:
+        made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+        made.chmod(0o755)
+        return made
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def ports() -> Ports:
+    """Gives out ports."""
+    return Ports()
+
+
+@pytest.fixture(scope="session")
+def postfix_ports(ports: Ports) -> dict[str, int]:
+    """Where Postfix will listen; Dovecot must know before Postfix is started."""
+    return postfixes.take_ports(ports)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[AuthService]:
+    """The authorization service; it is told where paths lead by the fixtures of those servers."""
+    with auth_service(dict(PASSWORDS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tls(new_folder: Callable[[str], Path]) -> Certificates:
+    """Certificates for everybody."""
+    return certificates(new_folder("tls"))
+
+
+@pytest.fixture(scope="session")
+def dovecot(
+    needs: Needs,
+    new_folder: Callable[[str], Path],
+    ports: Ports,
+    postfix_ports: dict[str, int],
+    service: AuthService,
+) -> Iterator[Dovecot]:
+    """Dovecot, with Postfix behind its submission."""
+    path = needs("dovecot")
+    running = dovecots.start(path, new_folder("dovecot"), ports, PASSWORDS, postfix_ports["smtp"])
+    for protocol in ("imap", "pop3"):
+        for name in (protocol, f"{protocol}-required", f"{protocol}-optional", f"{protocol}-untrusting"):
+            service.backends[f"/{name}"] = Backend(running.ports[protocol])
+        for version in ("v1", "v2"):
+            service.backends[f"/{protocol}-{version}"] = Backend(running.ports[f"{protocol}_haproxy"])
+    service.backends["/imap-behind"] = Backend(running.ports["imap_haproxy"])
+    service.backends["/pop3-behind"] = Backend(running.ports["pop3"])
+    service.backends["/submission"] = Backend(running.ports["submission"])
+    service.backends["/submission-x"] = Backend(running.ports["submission"])
+    yield running
+    running.running.stop()
+
+
+@pytest.fixture(scope="session")
+def postfix(
+    needs: Needs,
+    new_folder: Callable[[str], Path],
+    postfix_ports: dict[str, int],
+    dovecot: Dovecot,
+    service: AuthService,
+) -> Iterator[Postfix]:
+    """Postfix, which delivers to Dovecot, and asks it about passwords."""
+    path = needs("postfix")
+    if os.geteuid() != 0:
+        pytest.skip("needs postfix, which needs root")
+    neighbours = Neighbours(dovecot.ports["lmtp"], dovecot.ports["sasl"])
+    running = postfixes.start(path, new_folder("postfix"), postfix_ports, neighbours, PASSWORDS)
+    for name in ("smtp", "smtp-bare", "mx", "smtp-behind", "smtp-no-ca"):
+        service.backends[f"/{name}"] = Backend(running.ports["smtp"])
+    for version in ("v1", "v2"):
+        service.backends[f"/smtp-{version}"] = Backend(running.ports["smtp_haproxy"])
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def front(
+    service: AuthService, tls: Certificates, ports: Ports, new_folder: Callable[[str], Path]
+) -> Iterator[Front]:
+    """The proxy that most tests share."""
+    plan = Plan(service, ports)
+    proxy = proxies.start(new_folder("front"), planned(plan, tls))
+    yield Front(proxy, plan.ports)
+    proxy.stop()
+
+
+@pytest.fixture
+def new_proxy(new_folder: Callable[[str], Path]) -> Iterator[Callable[..., proxies.Proxy]]:
+    """Starts proxies of a test's own: a manifest or the text of an ``nginx.conf``, and options."""
+    started: list[proxies.Proxy] = []
+
+    def new(body: dict[str, object] | str, *options: str) -> proxies.Proxy:
+        started.append(proxies.start(new_folder("proxy"), body, *options))
+        return started[-1]
+
+    yield new
+    for proxy in started:
+        proxy.stop()

@@ -1,0 +1,164 @@
+"""Every way to log in, by the standard library's clients, at a real Dovecot and a real Postfix."""
+
+from __future__ import annotations
+
+import imaplib
+import poplib
+import smtplib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.clients import imap, pop3, smtp
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+
+pytestmark = pytest.mark.interop
+
+WAYS = ["plain", "implicit", "starttls"]
+
+
+def imap_login(client: imaplib.IMAP4, user: str, password: str) -> Any:
+    return client.login(user, password)
+
+
+def imap_plain(client: imaplib.IMAP4, user: str, password: str) -> Any:
+    return client.authenticate("PLAIN", lambda _: f"\0{user}\0{password}".encode())
+
+
+def imap_plain_login(client: imaplib.IMAP4, user: str, password: str) -> Any:
+    answers = [user.encode(), password.encode()]
+    return client.authenticate("LOGIN", lambda _: answers.pop(0))
+
+
+def imap_cram_md5(client: imaplib.IMAP4, user: str, password: str) -> Any:
+    return client.login_cram_md5(user, password)
+
+
+IMAP = [
+    pytest.param(imap_login, "plain", id="LOGIN"),
+    pytest.param(imap_plain, "plain", id="AUTHENTICATE-PLAIN"),
+    pytest.param(imap_plain_login, "plain", id="AUTHENTICATE-LOGIN"),
+    pytest.param(imap_cram_md5, "cram-md5", id="AUTHENTICATE-CRAM-MD5"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize(("log_in", "method"), IMAP)
+def test_imap(
+    dovecot: Dovecot,
+    front: Front,
+    tls: Certificates,
+    service: AuthService,
+    way: str,
+    user: str,
+    log_in: Callable[[imaplib.IMAP4, str, str], Any],
+    method: str,
+) -> None:
+    with imap(front, tls, way) as client:
+        assert log_in(client, user, dovecot.passwords[user])[0] == "OK"
+        assert client.select()[0] == "OK"
+        assert client.logout()[0] == "BYE"
+    asked = service.asked("/imap")
+    assert (asked.user, asked["auth-method"], asked["client-ip"]) == (user, method, "127.0.0.1")
+    assert asked.headers.get("auth-ssl") == (None if way == "plain" else "on")
+
+
+def pop3_user(client: poplib.POP3, user: str, password: str) -> bytes:
+    client.user(user)
+    return client.pass_(password)
+
+
+def pop3_apop(client: poplib.POP3, user: str, password: str) -> bytes:
+    return client.apop(user, password)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize(
+    ("log_in", "method"),
+    [pytest.param(pop3_user, "plain", id="USER-PASS"), pytest.param(pop3_apop, "apop", id="APOP")],
+)
+def test_pop3(
+    dovecot: Dovecot,
+    front: Front,
+    tls: Certificates,
+    service: AuthService,
+    way: str,
+    user: str,
+    log_in: Callable[[poplib.POP3, str, str], bytes],
+    method: str,
+) -> None:
+    with pop3(front, tls, way) as client:
+        assert log_in(client, user, dovecot.passwords[user]).startswith(b"+OK")
+        assert len(client.stat()) == 2
+        assert client.quit().startswith(b"+OK")
+    asked = service.asked("/pop3")
+    assert (asked.user, asked["auth-method"]) == (user, method)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("user", ["alice", "bob"])
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_smtp(
+    postfix: Postfix,
+    front: Front,
+    tls: Certificates,
+    service: AuthService,
+    way: str,
+    user: str,
+    mechanism: str,
+) -> None:
+    with smtp(front, tls, way) as client:
+        client.ehlo("client.example.org")
+        authenticate(client, mechanism, user, service.passwords[user])
+        assert client.noop()[0] == 250
+        assert client.quit()[0] == 221
+    asked = service.asked("/smtp")
+    assert (asked.user, asked["auth-method"]) == (user, "cram-md5" if mechanism == "CRAM-MD5" else "plain")
+    assert asked["client-host"] == "[UNAVAILABLE]"
+
+
+def authenticate(client: smtplib.SMTP, mechanism: str, user: str, password: str) -> None:
+    client.user, client.password = user, password
+    objects = {"PLAIN": client.auth_plain, "LOGIN": client.auth_login, "CRAM-MD5": client.auth_cram_md5}
+    assert client.auth(mechanism, objects[mechanism])[0] == 235
+
+
+def test_imap_wrong_password(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
+    with imap(front, tls, "starttls") as client:
+        with pytest.raises(imaplib.IMAP4.error, match="Invalid login or password"):
+            client.login("alice", "wrong")
+        with pytest.raises(imaplib.IMAP4.abort, match="EOF"):
+            client.noop()
+
+
+def test_pop3_wrong_password(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
+    with pop3(front, tls, "plain") as client:
+        client.user("alice")
+        with pytest.raises(poplib.error_proto, match="Invalid login or password"):
+            client.pass_("wrong")
+
+
+def test_smtp_wrong_password(postfix: Postfix, front: Front, tls: Certificates) -> None:
+    with smtp(front, tls, "implicit") as client:
+        client.ehlo("client.example.org")
+        with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
+            client.auth("PLAIN", lambda _=None: "\0alice\0wrong")
+        assert (caught.value.smtp_code, caught.value.smtp_error) == (535, b"5.7.0 Invalid login or password")
+
+
+def test_a_password_that_only_the_upstream_refuses(
+    dovecot: Dovecot, front: Front, service: AuthService, tls: Certificates
+) -> None:
+    """The upstream's own words reach the client, as ``proxy_pass_error_message`` has it."""
+    service.passwords["eve"] = "unknown to Dovecot"
+    with imap(front, tls, "plain") as client:
+        with pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
+            client.login("eve", service.passwords["eve"])
+    front.proxy.event("session", user="eve", result="upstream_denied")

@@ -1,0 +1,213 @@
+"""Real messages: sent by SMTP through the proxy, read by IMAP and POP3 through the proxy."""
+
+from __future__ import annotations
+
+import email
+import smtplib
+import uuid
+from email.message import EmailMessage, Message
+
+import pytest
+
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.clients import Raw, imap, pop3, smtp
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+from support.servers.programs import Needs, eventually, output_of
+
+pytestmark = pytest.mark.interop
+
+
+def message(recipient: str) -> EmailMessage:
+    """A message with a subject that no other has."""
+    made = EmailMessage()
+    made["From"] = "sender@elsewhere.example"
+    made["To"] = recipient
+    made["Subject"] = uuid.uuid4().hex
+    made.set_content("A line that begins with a dot:\n.\n..\nand one with 8 bits: grüße\n" * 20)
+    return made
+
+
+def fetched(front: Front, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
+    """Find a message by IMAP as soon as it has been delivered, and fetch it."""
+
+    def found() -> bytes:
+        client.noop()
+        numbers: bytes = client.search(None, "SUBJECT", subject)[1][0]
+        return numbers
+
+    with imap(front, tls, "starttls") as client:
+        client.login(user, service.passwords[user])
+        client.select()
+        number = eventually(found, f"the message {subject}").decode()
+        literal = client.fetch(number, "(BODY.PEEK[])")[1][0]
+        assert isinstance(literal, tuple)
+        client.logout()
+    return email.message_from_bytes(literal[1])
+
+
+def retrieved(front: Front, tls: Certificates, service: AuthService, user: str, subject: str) -> Message:
+    """Find a message by POP3."""
+    with pop3(front, tls, "implicit") as client:
+        client.apop(user, service.passwords[user])
+        count = client.stat()[0]
+        messages = [b"\r\n".join(client.retr(number + 1)[1]) for number in range(count)]
+        client.quit()
+    found = [parsed for parsed in map(email.message_from_bytes, messages) if parsed["Subject"] == subject]
+    assert len(found) == 1
+    return found[0]
+
+
+def received_from(read: Message, by: str) -> str:
+    """The ``Received`` header that a server added to what it got by SMTP, in one line."""
+    fields = [" ".join(field.split()) for field in read.get_all("Received", [])]
+    found = [field for field in fields if f" by {by}" in field and " with ESMTP" in field]
+    assert len(found) == 1, fields
+    return found[0]
+
+
+POSTFIX, DOVECOT = "mx.example.org", "dovecot.example.org"
+
+
+@pytest.mark.parametrize(
+    ("listener", "by", "words"),
+    [
+        # with xclient: the client's address and name, and its login, are the proxy's word
+        ("smtp", POSTFIX, ["from client.example.org (unknown [127.0.0.1]", "(Authenticated sender: carol)"]),
+        # without: Postfix sees a proxy that calls itself by its own name
+        ("smtp-bare", POSTFIX, ["from front.example.org (unknown [127.0.0.1]"]),
+        # Dovecot learns who it is by AUTH, and what it calls itself only by XCLIENT
+        ("submission", DOVECOT, ["from front.example.org ([127.0.0.1])"]),
+        ("submission-x", DOVECOT, ["from client.example.org ([127.0.0.1])"]),
+    ],
+)
+def test_a_message_travels(
+    postfix: Postfix,
+    front: Front,
+    tls: Certificates,
+    service: AuthService,
+    listener: str,
+    by: str,
+    words: list[str],
+) -> None:
+    sent = message("carol@example.org")
+    with smtp(front, tls, name=listener) as client:
+        client.ehlo("client.example.org")
+        client.login("carol", service.passwords["carol"])
+        client.send_message(sent)
+        client.quit()
+    for read in (
+        fetched(front, tls, service, "carol", sent["Subject"]),
+        retrieved(front, tls, service, "carol", sent["Subject"]),
+    ):
+        assert read.get_payload(decode=True).splitlines() == sent.get_content().encode().splitlines()  # type: ignore[union-attr]
+        received = received_from(read, by)
+        assert all(word in received for word in words), received
+
+
+def test_the_client_address_comes_from_xclient(
+    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """A client whose address is another than the proxy's: it came by a PROXY header."""
+    sent = message("dave@example.org")
+    with Raw(front.ports["smtp-behind"]) as raw:
+        raw.say(b"PROXY TCP4 203.0.113.9 127.0.0.1 4711 25\r\n")
+        assert raw.line().startswith(b"220 ")
+        raw.say(b"EHLO far.example.net\r\n")
+        raw.until(b"250 ")
+        assert raw.ask(b"AUTH PLAIN AGRhdmUAZGF2eQ==") == b"235 2.0.0 OK"
+        assert raw.ask(b"MAIL FROM:<dave@example.org>").startswith(b"250 ")
+        assert raw.ask(b"RCPT TO:<dave@example.org>").startswith(b"250 ")
+        assert raw.ask(b"DATA").startswith(b"354 ")
+        assert raw.ask(
+            sent.as_bytes().replace(b"\n", b"\r\n").replace(b"\r\n.", b"\r\n..") + b"."
+        ).startswith(b"250 ")
+    received = received_from(fetched(front, tls, service, "dave", sent["Subject"]), POSTFIX)
+    assert "from far.example.net (unknown [203.0.113.9]" in received
+
+
+def test_an_inbound_message_without_authentication(
+    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    sent = message("dave@example.org")
+    with smtp(front, tls, name="mx") as client:
+        client.ehlo("other-mx.example.net")
+        client.send_message(sent)
+        client.quit()
+    received = received_from(fetched(front, tls, service, "dave", sent["Subject"]), POSTFIX)
+    assert "from other-mx.example.net (unknown [127.0.0.1]" in received
+    asked = service.asked("/mx")
+    assert (asked["auth-method"], asked["auth-smtp-helo"]) == ("none", "other-mx.example.net")
+    assert asked["auth-smtp-from"].lower().startswith("mail from:<sender@elsewhere.example>")
+    assert asked["auth-smtp-to"].lower() == "rcpt to:<dave@example.org>"
+
+
+@pytest.mark.parametrize(
+    ("recipient", "code", "text"),
+    [
+        ("nobody@example.org", 550, b"User unknown"),
+        ("later@example.org", 450, b"4.2.1"),
+        ("someone@elsewhere.example", 554, b"Relay access denied"),
+    ],
+)
+def test_a_recipient_that_postfix_refuses(
+    postfix: Postfix, front: Front, tls: Certificates, recipient: str, code: int, text: bytes
+) -> None:
+    """The refusal is Postfix's own; the session goes on and the next recipient is fine (RFC 5321 section 3.3)."""
+    with smtp(front, tls, name="mx") as client:
+        client.ehlo("other-mx.example.net")
+        client.mail("sender@elsewhere.example")
+        refused, words = client.rcpt(recipient)
+        assert refused == code
+        assert text in words
+        assert client.rcpt("dave@example.org")[0] == 250
+        client.quit()
+
+
+def test_the_login_by_xclient_may_relay(
+    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """Postfix takes mail for other domains from whom the proxy vouches for, and from nobody else."""
+    outside = "someone@elsewhere.example"
+    with smtp(front, tls, name="smtp") as client:
+        client.login("alice", service.passwords["alice"])
+        assert client.sendmail("alice@example.org", [outside], "Subject: out\r\n\r\n") == {}
+    with smtp(front, tls, name="smtp-bare") as client:
+        client.login("alice", service.passwords["alice"])
+        with pytest.raises(smtplib.SMTPRecipientsRefused, match="Relay access denied"):
+            client.sendmail("alice@example.org", [outside], "Subject: out\r\n\r\n")
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_swaks(
+    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService, mechanism: str
+) -> None:
+    subject = uuid.uuid4().hex
+    said = output_of(
+        [
+            needs("swaks"), "--server", "127.0.0.1", "--port", str(front.ports["smtp"]),
+            "--auth", mechanism, "--auth-user", "bob", "--auth-password", service.passwords["bob"],
+            "--helo", "swaks.example.org", "--from", "bob@example.org", "--to", "carol@example.org",
+            "--header", f"Subject: {subject}", "--body", "from swaks",
+        ]
+    )  # fmt: skip
+    assert " 235 2.0.0 OK" in said, said
+    read = fetched(front, tls, service, "carol", subject)
+    assert "(Authenticated sender: bob)" in received_from(read, POSTFIX)
+
+
+def test_swaks_without_authentication(
+    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """Mail from another server, its commands pipelined, one of its recipients unknown."""
+    subject = uuid.uuid4().hex
+    said = output_of(
+        [
+            needs("swaks"), "--server", "127.0.0.1", "--port", str(front.ports["mx"]), "--pipeline",
+            "--helo", "swaks.example.org", "--from", "<>", "--to", "carol@example.org,nobody@example.org",
+            "--header", f"Subject: {subject}",
+        ]
+    )  # fmt: skip
+    assert "User unknown" in said, said
+    assert fetched(front, tls, service, "carol", subject)["Subject"] == subject

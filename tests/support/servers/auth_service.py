@@ -1,0 +1,150 @@
+"""An authorization service as nginx's ``auth_http`` expects one: a table of users, and of where each path leads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where clients of one path are sent, and how the service behaves towards them.
+
+    Attributes:
+        port: Of 127.0.0.1.
+        delay: Seconds before each answer.
+        wait: ``Auth-Wait`` of a denial, if any.
+        extra: Further headers of a grant.
+    """
+
+    port: int
+    delay: float = 0.0
+    wait: int = 0
+    extra: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: its path, and its headers by their names in lower case, values unescaped where nginx escapes."""
+
+    path: str
+    headers: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.headers[name]
+
+    @property
+    def user(self) -> str:
+        """Who wants to log in."""
+        return unquote(self.headers["auth-user"])
+
+
+@dataclass
+class AuthService:
+    """The running service; ``requests`` are in the order of their arrival."""
+
+    passwords: dict[str, str]
+    backends: dict[str, Backend] = field(default_factory=dict)
+    requests: list[Asked] = field(default_factory=list)
+    port: int = 0
+
+    def url(self, path: str) -> str:
+        """What ``auth_http`` says to come here by a path."""
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def asked(self, path: str) -> Asked:
+        """The latest request for a path."""
+        return [request for request in self.requests if request.path == path][-1]
+
+    def decide(self, asked: Asked) -> Headers:
+        """Give the headers of the answer."""
+        backend = self.backends[asked.path]
+        time.sleep(backend.delay)
+        user = self._authenticated(asked)
+        if user is None:
+            wait = [("Auth-Wait", str(backend.wait))] if backend.wait else []
+            return [("Auth-Status", "Invalid login or password"), *wait]
+        grant = [("Auth-Status", "OK"), ("Auth-Server", "127.0.0.1"), ("Auth-Port", str(backend.port))]
+        if asked["auth-method"] not in {"plain", "none"}:
+            grant += [("Auth-User", user), ("Auth-Pass", self.passwords[user])]
+        return [*grant, *backend.extra]
+
+    def _authenticated(self, asked: Asked) -> str | None:
+        """Tell whom the credentials prove, by each method's own rules; the empty name for ``none``."""
+        method = asked["auth-method"]
+        if method == "none":
+            return ""
+        if method == "external":
+            subject = asked.headers.get("auth-ssl-subject", "")
+            user = subject.partition(",")[0].removeprefix("CN=")
+            return (
+                user if asked.headers.get("auth-ssl-verify") == "SUCCESS" and user in self.passwords else None
+            )
+        password = self.passwords.get(asked.user)
+        if password is None:
+            return None
+        proof = unquote(asked["auth-pass"])
+        expected = _expected(method, password, asked.headers.get("auth-salt", ""))
+        return asked.user if hmac.compare_digest(proof, expected) else None
+
+
+def _expected(method: str, password: str, salt: str) -> str:
+    """What a client that knows the password says (RFC 1939 section 7, RFC 2195)."""
+    if method == "apop":
+        return hashlib.md5(f"{salt}{password}".encode()).hexdigest()
+    if method == "cram-md5":
+        return hmac.new(password.encode(), salt.encode(), "md5").hexdigest()
+    return password
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 512
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A proxy that leaves in the middle of an answer is no news."""
+
+
+def _handler(service: AuthService) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        timeout = 60
+
+        def do_GET(self) -> None:
+            asked = Asked(self.path, {name.lower(): value for name, value in self.headers.items()})
+            service.requests.append(asked)
+            self.send_response(200)
+            for name, value in service.decide(asked):
+                self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing is logged: ``requests`` has it all."""
+
+    return Handler
+
+
+@contextlib.contextmanager
+def auth_service(passwords: dict[str, str]) -> Iterator[AuthService]:
+    """Serve on a port of 127.0.0.1, in threads of this process."""
+    service = AuthService(passwords)
+    with _Server(("127.0.0.1", 0), _handler(service)) as server:
+        service.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        try:
+            yield service
+        finally:
+            server.shutdown()
+            thread.join()

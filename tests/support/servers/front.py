@@ -1,0 +1,112 @@
+"""One proxy with a server for every case that the tests against real peers ask for.
+
+Starting a proxy takes longer than most tests; so they share one, and each
+server of it has a name, listeners, and a path at the authorization service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mailproxy_config.model import CertificateFiles
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.programs import Ports
+from support.servers.proxy import Proxy, manifest
+
+_METHODS: Final[dict[str, dict[str, Any]]] = {
+    "imap": {"imapAuth": ["plain", "login", "cram-md5"]},
+    "pop3": {"pop3Auth": ["plain", "apop", "cram-md5"]},
+    "smtp": {"smtpAuth": ["plain", "login", "cram-md5"]},
+}
+
+
+def server(
+    name: str, protocol: str, service: AuthService, *listen: Mapping[str, Any], **directives: Any
+) -> dict[str, Any]:
+    """One server, with all methods of its protocol that need no certificate, asking for its own path."""
+    return {
+        "name": name,
+        "protocol": protocol,
+        "listen": [{"address": "127.0.0.1", **one} for one in listen],
+        "authHttp": service.url(f"/{name}"),
+        **_METHODS[protocol],
+        **directives,
+    }
+
+
+def files(own: CertificateFiles) -> dict[str, str]:
+    """An element of ``sslCertificate``."""
+    return {"certificateFile": own.certificate, "keyFile": own.key}
+
+
+@dataclass
+class Front:
+    """The proxy, and where its servers listen, by listener."""
+
+    proxy: Proxy
+    ports: dict[str, int]
+
+
+class Plan:
+    """Which servers there are, and on what ports."""
+
+    def __init__(self, service: AuthService, ports: Ports) -> None:
+        self._service = service
+        self._take = ports.take
+        self.ports: dict[str, int] = {}
+        self.servers: list[dict[str, Any]] = []
+
+    def add(self, name: str, protocol: str, *, implicit: str = "", **directives: Any) -> None:
+        """Add a server with a listener of its name; ``implicit`` names another that begins with TLS."""
+        proxied = {"proxyProtocol": True} if directives.pop("behind_proxy", False) else {}
+        listen: list[dict[str, Any]] = [{"port": self._port(name), **proxied}]
+        if implicit:
+            listen.append({"port": self._port(implicit), "ssl": True})
+        self.servers.append(server(name, protocol, self._service, *listen, **directives))
+
+    def _port(self, listener: str) -> int:
+        self.ports[listener] = self._take()
+        return self.ports[listener]
+
+
+def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
+    """Plan the shared proxy; gives its manifest."""
+    for protocol in ("imap", "pop3", "smtp"):
+        plan.add(protocol, protocol, implicit=f"{protocol}s", starttls="Enabled")
+    plan.add("smtp-bare", "smtp", xclient=False)
+    plan.add("submission", "smtp", proxySmtpAuth=True, xclient=False)
+    plan.add("submission-x", "smtp", proxySmtpAuth=True, xclient=True)
+    plan.add("mx", "smtp", smtpAuth=["none"], xclient=True)
+    for version in ("V1", "V2"):
+        for protocol in ("imap", "pop3", "smtp"):
+            plan.add(f"{protocol}-{version.lower()}", protocol, proxyProtocol=version, xclient=False)
+    plan.add("imap-behind", "imap", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"], proxyProtocol="V1")
+    plan.add("pop3-behind", "pop3", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"])
+    plan.add("smtp-behind", "smtp", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"], xclient=True)
+    plan.add("imap-untrusting", "imap", behind_proxy=True)
+    for name, protocol, mode in (
+        ("imap-required", "imap", "Required"),
+        ("pop3-optional", "pop3", "Optional"),
+        ("smtp-no-ca", "smtp", "OptionalNoCA"),
+    ):
+        plan.add(
+            name,
+            protocol,
+            implicit=f"{name}-tls",
+            starttls="Enabled",
+            sslVerifyClient=mode,
+            sslClientCertificate={"file": certificates.authority},
+            **{f"{protocol}Auth": ["plain", "external"]},
+        )
+    mail = {
+        "serverName": "front.example.org",
+        "authHttpTimeout": "20s",
+        "timeout": "20s",
+        "proxyTimeout": "60s",
+        "proxyPassErrorMessage": True,
+        "sslCertificate": [files(certificates.proxy)],
+    }
+    return manifest(plan.servers, mail, workerConnections=2048, drain={"delay": "0s", "timeout": "20s"})

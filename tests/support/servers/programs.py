@@ -1,0 +1,163 @@
+"""Programs that tests start: found, started in a process group of their own, ended with all their children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+Needs = Callable[[str], str]
+"""The fixture ``needs``: gives a program's path, or leaves the test out."""
+
+PATIENCE: Final = 20.0
+"""Seconds after which something that a test waits for will not happen any more."""
+
+_PORTS: Final = range(12000, 32000)
+_SEARCHED: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def program(name: str) -> str | None:
+    """Find a program, also where only administrators look."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_SEARCHED]))
+
+
+class Ports:
+    """Gives out ports of 127.0.0.1 that nobody uses.
+
+    They lie below the range from which the system takes those of outgoing
+    connections, so that none is taken away before its server has started.
+    """
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+        self._given: set[int] = set()
+
+    def take(self) -> int:
+        """Give a port, never the same twice."""
+        while True:
+            port = self._random.choice(_PORTS)
+            if port not in self._given and _is_free(port):
+                self._given.add(port)
+                return port
+
+    def takes(self, *names: str) -> dict[str, int]:
+        """Give a port for each name."""
+        return {name: self.take() for name in names}
+
+
+def _is_free(port: int) -> bool:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
+
+
+def eventually(found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
+    """Ask again and again until the answer is true, and give it.
+
+    Raises:
+        AssertionError: It was not within ``patience`` seconds.
+    """
+    end = time.monotonic() + patience
+    while not (answer := found()):
+        assert time.monotonic() < end, f"in vain waited for: {what}"
+        time.sleep(0.02)
+    return answer
+
+
+def answers(port: int) -> bool:
+    """Whether somebody accepts connections on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Running:
+    """A program in the foreground, with what it writes in a file."""
+
+    def __init__(self, args: Sequence[str], *, output: Path, env: Mapping[str, str] | None = None) -> None:
+        self.output = output
+        with output.open("ab") as file:
+            self.process = subprocess.Popen(
+                args,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=None if env is None else {**os.environ, **env},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Its process, which leads the group of all its children."""
+        return self.process.pid
+
+    def said(self) -> str:
+        """Everything it has written."""
+        return self.output.read_text(errors="replace")
+
+    def answers(self, *ports: int) -> None:
+        """Wait until it accepts connections on all these ports."""
+        for port in ports:
+            self.eventually(lambda port=port: answers(port), f"port {port}")  # type: ignore[misc]
+
+    def eventually(self, found: Callable[[], T], what: str) -> T:
+        """Like the function, but a program that has ended is not waited for."""
+
+        def alive_and_found() -> T:
+            assert self.process.poll() is None, f"{self.process.args!r} ended:\n{self.said()}"
+            return found()
+
+        try:
+            return eventually(alive_and_found, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()}") from None
+
+    def ended(self, patience: float = PATIENCE) -> int:
+        """Wait until it has ended, and give its exit code."""
+        return self.process.wait(patience)
+
+    def stop(self, patience: float = PATIENCE) -> None:
+        """Ask it to end; end whatever is left of its group.
+
+        The group is killed while the process is still there to be waited for,
+        for after that its number may be somebody else's.
+        """
+        if self.process.returncode is not None:
+            return
+        os.kill(self.pid, signal.SIGTERM)
+        with contextlib.suppress(AssertionError):
+            eventually(self._has_ended, "its end", patience=patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+
+    def _has_ended(self) -> bool:
+        state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        return state is not None
+
+
+def output_of(args: Sequence[str], *, stdin: str = "", patience: float = PATIENCE) -> str:
+    """Run a program to its end, and give all that it wrote, whatever its exit code."""
+    done = subprocess.run(
+        args,
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=patience,
+        check=False,
+    )
+    return done.stdout

@@ -1,0 +1,114 @@
+"""The proxy itself, started by its command as an administrator would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.servers.programs import PATIENCE, Running, eventually
+
+ROOT: Final = Path(__file__).parents[3]
+_SOURCES: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "operator")])
+
+
+def manifest(servers: Sequence[Mapping[str, Any]], mail: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
+    """A ``MailProxy`` with these servers."""
+    return {
+        "apiVersion": "mailproxy.dev/v1alpha1",
+        "kind": "MailProxy",
+        "metadata": {"name": "tested"},
+        "spec": {"errorLog": {"level": "info"}, **spec, "mail": dict(mail), "servers": list(servers)},
+    }
+
+
+@dataclass
+class Proxy:
+    """A running proxy.
+
+    Attributes:
+        file: Its configuration; write another there, then ``reload``.
+        admin: Its admin endpoint, as ``address:port``.
+    """
+
+    file: Path
+    running: Running
+    admin: str = field(init=False)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Events of its log with this name, ``session`` among them."""
+        lines = self.running.said().splitlines()
+        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [event for event in events if event["event"] == name]
+
+    def event(self, name: str, **fields: Any) -> dict[str, Any]:
+        """Wait for an event with these fields, and give the latest."""
+
+        def found() -> dict[str, Any] | None:
+            fitting = [event for event in self.events(name) if fields.items() <= event.items()]
+            return fitting[-1] if fitting else None
+
+        event = eventually(found, f"{name} {fields}")
+        assert event is not None
+        return event
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Ask the admin endpoint; gives status and body."""
+        try:
+            with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=PATIENCE) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def value(self, sample: str, **labels: str) -> float:
+        """The sum of all series of a metric with these labels."""
+        _, page = self.get("/metrics")
+        return sum(
+            found.value
+            for family in text_string_to_metric_families(page)
+            for found in family.samples
+            if found.name == sample and labels.items() <= found.labels.items()
+        )
+
+    def reload(self, body: Mapping[str, Any]) -> None:
+        """Have it run with another configuration, and wait until it does."""
+        self.file.write_text(yaml.safe_dump(body))
+        before = len(self.events("configuration_loaded"))
+        self.signal(signal.SIGHUP)
+        eventually(lambda: len(self.events("configuration_loaded")) > before, "the new configuration")
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send its first process a signal."""
+        os.kill(self.running.pid, signum)
+
+    def stop(self) -> None:
+        """End it, without waiting for its sessions."""
+        self.running.stop(patience=5.0)
+
+
+def start(folder: Path, body: Mapping[str, Any] | str, *options: str) -> Proxy:
+    """Start it with a manifest, or with the text of an ``nginx.conf``, and wait until it is ready."""
+    folder.mkdir(exist_ok=True)
+    file = folder / ("nginx.conf" if isinstance(body, str) else "manifest.yaml")
+    file.write_text(body if isinstance(body, str) else yaml.safe_dump(body))
+    command = [sys.executable, "-m", "mailproxy", "run", "-f", str(file), "--admin", "127.0.0.1:0", *options]
+    running = Running(command, output=folder / "proxy.log", env={"PYTHONPATH": _SOURCES})
+    proxy = Proxy(file, running)
+    try:
+        proxy.admin = running.eventually(lambda: proxy.events("listening"), "listening")[0]["admin"]
+        running.eventually(lambda: proxy.get("/readyz")[0] == 200, "ready")
+    except AssertionError:
+        proxy.stop()
+        raise
+    return proxy

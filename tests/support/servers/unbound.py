@@ -1,0 +1,75 @@
+"""Unbound, which knows only what a test tells it."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from support.servers.programs import Running
+
+_CONFIGURATION: Final = """
+server:
+  directory: "{folder}"
+  pidfile: ""
+  username: ""
+  chroot: ""
+  use-syslog: no
+  verbosity: 1
+  interface: 127.0.0.1@{port}
+  access-control: 127.0.0.0/8 allow
+  do-ip6: no
+  module-config: "iterator"
+  local-zone: "." refuse
+{records}
+remote-control:
+  control-enable: no
+"""
+
+
+@dataclass
+class Unbound:
+    """A running Unbound; ``address`` is what ``resolver`` calls it."""
+
+    port: int
+    running: Running
+
+    @property
+    def address(self) -> str:
+        """What ``resolver`` calls it."""
+        return f"127.0.0.1:{self.port}"
+
+
+def start(path: str, folder: Path, port: int, records: Iterable[str]) -> Unbound:
+    """Start it.
+
+    Args:
+        path: The program.
+        folder: An empty folder.
+        port: Of 127.0.0.1, for UDP and TCP.
+        records: What it knows, as lines of a zone file with whole names.
+    """
+    lines = "\n".join(f"  local-data: '{record}'" for record in records)
+    (folder / "unbound.conf").write_text(_CONFIGURATION.format(folder=folder, port=port, records=lines))
+    command = [path, "-d", "-p", "-c", str(folder / "unbound.conf")]
+    unbound = Unbound(port, Running(command, output=folder / "output"))
+    try:
+        unbound.running.eventually(lambda: _answers(port), "answers")
+    except AssertionError:
+        unbound.running.stop()
+        raise
+    return unbound
+
+
+def _answers(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.2)
+        try:
+            sock.connect(("127.0.0.1", port))
+            sock.send(struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + b"\0" + struct.pack("!HH", 1, 1))
+            return bool(sock.recv(512))
+        except OSError:
+            return False
