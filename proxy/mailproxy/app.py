@@ -23,6 +23,7 @@ from mailproxy.runtime.resolver import HostAddresses, Resolver
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.sockets import plan
 from mailproxy.tls.contexts import ServerTls, build
+from mailproxy.tls.towards_services import ClientTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, ProxyConfig, ResolverConfig, ServerConfig
 
@@ -156,7 +157,8 @@ class App:
         key = (config.auth_http, config.auth_http_timeout)
         if key not in self._auth:
             addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
-            self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout)
+            tls = ClientTls(config.auth_http.host) if config.auth_http.tls else None
+            self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout, tls)
         return self._auth[key]
 
     def _resolver(self, config: ServerConfig) -> Resolver | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 
 import pytest
+import trustme
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
@@ -180,5 +183,29 @@ def test_a_grant_leads_to_the_upstream_it_names() -> None:
             assert await upstream.ask(b"+OK\r\n") == b"PASS word\r\n"
             client.close()
             upstream.close()
+
+    run(play)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_service_behind_https_is_asked_only_if_it_can_be_trusted(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    (authority if trusted else stranger).cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def play() -> None:
+        async with world(build, DENIED, auth_tls=context) as w:
+            if trusted:
+                for _ in range(3):
+                    assert await attempt(w) == b"-ERR no\r\n"
+                assert w.auth.connections == 1
+            else:
+                assert await attempt(w) == b"-ERR internal server error\r\n"
+                assert w.auth.requests == []
+                assert w.value("mailproxy_auth_errors_total", "tls") == 1
 
     run(play)

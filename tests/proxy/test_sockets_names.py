@@ -49,3 +49,16 @@ def test_every_line_with_an_unknown_name_is_told(monkeypatch: pytest.MonkeyPatch
         Problem("servers[0].listen[0].address", "host not found: a.example"),
         Problem("servers[0].listen[2].address", "host not found: a.example"),
     )
+
+
+def test_who_is_trusted_by_name_is_looked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = ("10.0.0.0/8", "2001:db8::1", "unix:", "lb.example")
+    trusting = ProxyConfig(servers=(server(Protocol.IMAP, set_real_ip_from=entries),))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.9", 0))])
+    assert resolve_names(trusting) == {"lb.example": ("192.0.2.9",)}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(ConfigError) as refused:
+        resolve_names(trusting)
+    assert refused.value.problems == (
+        Problem("servers[0].set_real_ip_from[3]", "host not found: lb.example"),
+    )

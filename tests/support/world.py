@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from mailproxy.runtime.sockets import plan
-
 from mailproxy.app import App, WorkerLoop, make_loop
 from mailproxy.observe.log import Log, LogFormat
 from mailproxy.observe.meter import Meter
+from mailproxy.runtime.sockets import plan
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 
 T = TypeVar("T")
@@ -192,6 +192,7 @@ async def world(
     closes: bool = False,
     limit: int = 512,
     drain: float = 1.0,
+    auth_tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[World]:
     """A worker with one server, made by ``build`` from where the service and the listener are.
 
@@ -203,7 +204,7 @@ async def world(
     auth = AuthServer(list(answers), closes=closes)
     servers = [
         await asyncio.start_server(upstream.serve, "127.0.0.1", 0),
-        await asyncio.start_server(auth.serve, "127.0.0.1", 0),
+        await asyncio.start_server(auth.serve, "127.0.0.1", 0, ssl=auth_tls),
     ]
     upstream.port, auth.port = (server.sockets[0].getsockname()[1] for server in servers)
     auth.answers = [
@@ -217,7 +218,8 @@ async def world(
     app = App(log=log, meter=meter)
     sock = listening_socket()
     port = sock.getsockname()[1]
-    server = build(AuthHttp(host="127.0.0.1", port=auth.port), ListenConfig(address="127.0.0.1", port=port))
+    where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
+    server = build(where, ListenConfig(address="127.0.0.1", port=port))
     config = ProxyConfig(servers=(server,), worker_connections=limit)
     await app.apply(
         config, {planned.key: sock for planned in plan(config, {})}, names={}, ticket_key=bytes(80)

@@ -8,6 +8,7 @@ octet of an answer came.
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections import deque
 from contextlib import suppress
@@ -20,6 +21,7 @@ from mailproxy.events import AuthErrorReason, AuthOutcome
 from mailproxy.runtime.conversation import WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
+from mailproxy.tls.towards_services import ClientTls, tls_words
 
 if TYPE_CHECKING:
     from mailproxy.runtime.resolver import HostAddresses
@@ -65,12 +67,16 @@ class AuthService:
         engine: The worker's shared parts.
         addresses: Where to connect.
         seconds: ``auth_http_timeout``.
+        tls: How to make sure of the service, where its address is ``https``.
     """
 
-    __slots__ = ("_by_session", "_connections", "_idle", "_seconds", "_waiting", "addresses", "engine")
+    __slots__ = ("_by_session", "_connections", "_idle", "_seconds", "_waiting", "addresses", "engine", "tls")
 
-    def __init__(self, engine: Engine, addresses: HostAddresses, seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, addresses: HostAddresses, seconds: float, tls: ClientTls | None = None
+    ) -> None:
         self.engine = engine
+        self.tls = tls
         self.addresses = addresses
         self._seconds = seconds
         self._idle: list[Exchange] = []
@@ -190,6 +196,7 @@ class Exchange:
         "_body_left",
         "_connecting",
         "_head",
+        "_shaking_hands",
         "_unsent",
         "_used",
         "fd",
@@ -206,6 +213,7 @@ class Exchange:
         self.timer = 0
         self.question: Question | None = None
         self._connecting = False
+        self._shaking_hands = False
         self._used = False
         self._head = b""
         self._unsent = b""
@@ -257,6 +265,8 @@ class Exchange:
         try:
             if self._connecting:
                 self._connected(mask)
+            elif self._shaking_hands:
+                self._shake_hands()
             elif mask & WRITE and self._unsent:
                 self._send_rest()
             elif mask & (READ | BROKEN):
@@ -274,6 +284,28 @@ class Exchange:
             self.service.addresses.failed()
             raise AuthUnreachable(f"connecting failed: {OSError(code, '').errno}")
         self._connecting = False
+        if self.service.tls is not None:
+            self.sock = self.service.tls.over(self.sock)
+            self._shaking_hands = True
+            self._shake_hands()
+        else:
+            self._ready()
+
+    def _shake_hands(self) -> None:
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self.service.engine.reactor.want(self.fd, READ)
+        except ssl.SSLWantWriteError:
+            self.service.engine.reactor.want(self.fd, WRITE)
+        except OSError as error:
+            self.service.addresses.failed()
+            raise AuthUnreachable(f"TLS: {tls_words(error)}", AuthErrorReason.TLS) from error
+        else:
+            self._shaking_hands = False
+            self._ready()
+
+    def _ready(self) -> None:
         self.service.engine.reactor.want(self.fd, READ)
         if self.question is not None:
             self.carry(self.question)
@@ -286,6 +318,8 @@ class Exchange:
 
     def _receive(self) -> None:
         octets = self.sock.recv(_READ)
+        while self.service.tls is not None and self.sock.pending():
+            octets += self.sock.recv(_READ)
         if self.question is None:
             self._after_answer(octets)
             return
