@@ -177,23 +177,21 @@ def _examined(
 ) -> MailProxyManifest:
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
     place = Place("spec", problems)
-    mail = spec.get("mail", {})
+    main = _level(good, good, MAIN_DIRECTIVES, place)
+    workload = deployment(good, place)
+    written = spec.get("mail", {})
+    sound = _sound_fields(MAIL, written, "spec.mail", problems)
+    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"))
     servers = _servers(spec.get("servers"), place.field("servers"))
-    manifest = MailProxyManifest(
-        metadata=metadata,
-        main=_level(good, good, MAIN_DIRECTIVES, place),
-        mail=_level(
-            _sound_fields(MAIL, mail, "spec.mail", problems), mail, LEVEL_DIRECTIVES, place.field("mail")
-        ),
-        servers=servers,
-        deployment=deployment(good, place),
-        notices=(),
-        raw={**body, "spec": spec},
-    )
-    inconsistencies(good, manifest.mail, servers, problems)
+    inconsistencies(good, mail, servers, problems)
     return MailProxyManifest(
-        **{name: getattr(manifest, name) for name in MailProxyManifest.__slots__ if name != "notices"},
+        metadata=metadata,
+        main=main,
+        mail=mail,
+        servers=servers,
+        deployment=workload,
         notices=tuple(dict.fromkeys(problems.notices)),
+        raw={**body, "spec": spec},
     )
 
 

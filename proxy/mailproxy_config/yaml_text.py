@@ -19,7 +19,7 @@ from .errors import ConfigError, Problem, Problems
 from .shapes import dotted
 
 LARGEST_DOCUMENT: Final = 3 * 1024 * 1024
-_MOST_NODES: Final = 200_000
+_MOST_NODES: Final = 50_000
 _MOST_DIGITS: Final = 40
 _EXACT_INTEGER: Final = 2**53
 _TRUE: Final = frozenset({"y", "yes", "on", "true"})

@@ -99,7 +99,9 @@ def test_what_has_the_shape(shape: Shape, value: object) -> None:
         (Record(fields={"maxErrors": Flag()}), {"maxErors": True}, [
             "x.maxErors: unknown field; did you mean maxErrors?",
         ]),
-        (Record(fields={"a": Flag(), "b": Flag()}, rules=(_ONE_OF, _CEL_ONLY)), {}, ["x.a: set one of a and b"]),
+        (Record(fields={"a": Flag(), "b": Flag()}, rules=(_ONE_OF, _CEL_ONLY)), {}, [
+            "x.a: set one of a and b",
+        ]),
         (Labels(values=Text(longest=1), most=1), {"k": "vv", "l": ""}, [
             "x: has 2 fields, which is more than 1", "x['k']: is longer than 1 characters",
         ]),

@@ -1,0 +1,185 @@
+"""From levels to what holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config.compile import compile_proxy, references, with_hostname
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.manifest import MailProxyManifest, parse_manifest
+from mailproxy_config.model import (
+    AuthHttpHeader,
+    AuthMethod,
+    CertificateFiles,
+    DrainConfig,
+    LogLevel,
+    Protocol,
+    ResolverConfig,
+    Seconds,
+    ServerConfig,
+    SessionCache,
+    StartTls,
+)
+from mailproxy_config.references import Mounts, Reference, ReferenceKind
+from support.config_bodies import SECRET_KEY, body, server
+
+
+def compiled(mail: dict[str, Any] | None = None, **fields: object) -> ServerConfig:
+    """The only server of a manifest."""
+    resource = body(server(**fields), mail={"authHttp": "a", **(mail or {})})
+    return compile_proxy(parse_manifest(resource)).servers[0]
+
+
+def test_nginx_s_defaults() -> None:
+    found = compiled()
+    assert (found.name, found.protocol, found.server_name) == ("imap", Protocol.IMAP, "")
+    assert (found.timeout, found.proxy_timeout, found.auth_http_timeout) == (60.0, 86400.0, 60.0)
+    assert (found.resolver, found.resolver_timeout, found.smtp_greeting_delay) == (None, 30.0, 0.0)
+    assert (found.imap_client_buffer, found.smtp_client_buffer, found.proxy_buffer) == (4096, 4096, 4096)
+    assert (found.max_errors, found.xclient, found.starttls) == (5, True, StartTls.DISABLED)
+    assert (found.imap_capabilities, found.pop3_capabilities, found.smtp_capabilities) == (
+        ("IMAP4", "IMAP4rev1", "UIDPLUS"),
+        ("TOP", "USER", "UIDL"),
+        (),
+    )
+    assert found.smtp_auth == {AuthMethod.PLAIN, AuthMethod.LOGIN}
+    assert (found.ssl_protocols, found.ssl_ciphers) == ({"TLSv1.2", "TLSv1.3"}, "HIGH:!aNULL:!MD5")
+    assert (found.ssl_session_timeout, found.ssl_session_tickets) == (300.0, True)
+    assert (found.ssl_session_cache, found.error_log) == (SessionCache(), LogLevel.ERROR)
+
+
+def test_the_defaults_around_the_servers() -> None:
+    found = compile_proxy(parse_manifest(body()))
+    assert (found.workers, found.worker_connections, found.error_log) == (1, 512, LogLevel.ERROR)
+    assert found.drain == DrainConfig(delay=Seconds(5.0), timeout=Seconds(300.0))
+
+
+def test_what_is_set_around_the_servers() -> None:
+    resource = body(workers="auto", workerConnections=9, errorLog={"level": "info"}, drain={"delay": 1})
+    found = compile_proxy(parse_manifest(resource))
+    assert (found.workers, found.worker_connections, found.error_log) == (None, 9, LogLevel.INFO)
+    assert found.drain == DrainConfig(delay=Seconds(1.0), timeout=Seconds(300.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "mail", "own", "name", "value"),
+    [
+        ("timeout", "1m", None, "timeout", 60.0),
+        ("timeout", "1m", "2s", "timeout", 2.0),
+        ("timeout", None, "2s", "timeout", 2.0),
+        ("xclient", False, None, "xclient", False),
+        ("xclient", False, True, "xclient", True),
+        ("serverName", "a", "", "server_name", ""),
+        ("imapCapabilities", ["A"], ["B", "C"], "imap_capabilities", ("B", "C")),  # replaced, not merged
+        ("imapCapabilities", ["A"], [], "imap_capabilities", ()),
+        ("imapAuth", ["login"], ["external"], "imap_auth", {AuthMethod.EXTERNAL}),
+        ("resolver", {"addresses": ["ns"]}, None, "resolver", ResolverConfig(addresses=("ns",))),
+        ("resolver", {"addresses": ["ns"]}, {"mode": "Disabled"}, "resolver", None),
+        ("errorLog", {"level": "warn"}, {}, "error_log", LogLevel.WARN),
+        ("sslDhparam", {"file": "/a"}, {"file": "/b"}, "ssl_dhparam", "/b"),
+        (
+            "sslSessionCache",
+            ["builtin", "shared:a:1m"],
+            ["builtin:7"],
+            "ssl_session_cache",
+            SessionCache(builtin=7),
+        ),
+    ],
+)
+def test_a_server_s_value_wins_over_the_mail_level_s(
+    field: str, mail: object, own: object, name: str, value: object
+) -> None:
+    level = {} if mail is None else {field: mail}
+    fields = {} if own is None else {field: own}
+    assert getattr(compiled(level, **fields), name) == value
+
+
+def test_the_main_level_says_what_servers_log_unless_they_do() -> None:
+    resource = body(server("a"), server("b", 993, errorLog={"level": "debug"}), errorLog={"level": "crit"})
+    found = compile_proxy(parse_manifest(resource))
+    assert [each.error_log for each in found.servers] == [LogLevel.CRIT, LogLevel.DEBUG]
+
+
+def _with_references() -> MailProxyManifest:
+    header = {"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "key"}}}
+    return parse_manifest(
+        body(
+            server(
+                "tls",
+                starttls="Enabled",
+                sslClientCertificate={"configMapKeyRef": {"name": "clients", "key": "ca.crt"}},
+                sslSessionTicketKey=[SECRET_KEY, {"file": "/ticket.key"}],
+            ),
+            server("plain", 110, sslCrl={"secretKeyRef": {"name": "unused", "key": "crl"}}),
+            mail={
+                "authHttp": "a",
+                "authHttpHeader": [header, {"name": "X-Plain", "value": "v"}],
+                "sslCertificate": [{"secretName": "tls-extras"}, {"certificateFile": "/c", "keyFile": "/k"}],
+            },
+        )
+    )
+
+
+def test_references_become_paths() -> None:
+    found = compile_proxy(_with_references(), mounts=Mounts(root="/r")).servers[0]
+    assert found.auth_http_header == (
+        AuthHttpHeader(name="X-Key", value_file="/r/secrets/auth/key"),
+        AuthHttpHeader(name="X-Plain", value="v"),
+    )
+    assert found.ssl_certificate == (
+        CertificateFiles(certificate="/r/secrets/tls-extras/tls.crt", key="/r/secrets/tls-extras/tls.key"),
+        CertificateFiles(certificate="/c", key="/k"),
+    )
+    assert found.ssl_client_certificate == "/r/configmaps/clients/ca.crt"
+    assert found.ssl_session_ticket_key == ("/r/secrets/tls-extras/some.pem", "/ticket.key")
+
+
+def test_every_reference_that_somebody_reads_is_listed() -> None:
+    assert references(_with_references()) == (
+        Reference(ReferenceKind.CONFIG_MAP, "clients", ("ca.crt",)),
+        Reference(ReferenceKind.SECRET, "auth", ("key",)),
+        Reference(ReferenceKind.SECRET, "tls-extras", ("some.pem", "tls.crt", "tls.key")),
+    )
+
+
+def test_ports_may_be_moved_and_keep_their_protocols() -> None:
+    listen = [{"port": 143}, {"address": "[::]", "port": 993}]
+    found = compile_proxy(parse_manifest(body(server(listen=listen))), port_offset=10_000).servers[0]
+    assert [listener.port for listener in found.listen] == [10_143, 10_993]
+    assert found.protocol is Protocol.IMAP
+
+
+def test_a_unix_listener_does_not_move() -> None:
+    resource = body(server(protocol="imap", listen=[{"address": "unix:/x"}]))
+    assert compile_proxy(parse_manifest(resource), port_offset=10_000).servers[0].listen[0].port is None
+
+
+def test_a_port_that_cannot_be_moved_so_far() -> None:
+    manifest = parse_manifest(body(server(port=60_000, protocol="imap")))
+    with pytest.raises(ConfigError) as raised:
+        compile_proxy(manifest, port_offset=10_000)
+    assert raised.value.problems == (
+        Problem("spec.servers[0].listen[0].port", "60000 + 10000 is out of range 1 to 65535"),
+    )
+
+
+def test_the_host_name_is_for_servers_without_a_name() -> None:
+    manifest = parse_manifest(body(server("a"), server("b", 993, serverName="mail.example")))
+    without = compile_proxy(manifest)
+    assert [each.server_name for each in without.servers] == ["", "mail.example"]
+    named = compile_proxy(manifest, hostname="host")
+    assert [each.server_name for each in named.servers] == ["host", "mail.example"]
+    assert with_hostname(without, "host") == named
+    assert with_hostname(without, "") is without
+
+
+def test_a_manifest_that_was_never_checked_is_refused_too() -> None:
+    from mailproxy_config.errors import Problems
+    from mailproxy_config.manifest import examine
+
+    manifest = examine(body(server(port=1143)), Problems())
+    assert manifest is not None
+    with pytest.raises(ConfigError, match="protocol"):
+        compile_proxy(manifest)

@@ -1,0 +1,120 @@
+"""What must hold between several fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config.consistency import SPEC_RULES, derived_protocol
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.manifest import examine
+from mailproxy_config.model import ListenConfig, Protocol
+from support.config_bodies import body, server
+
+_CERTIFICATE = {"sslCertificate": [{"secretName": "tls"}]}
+_SHM = {"name": "kernel.shm_rmid_forced", "value": "1"}
+_CA = {"sslClientCertificate": {"file": "/ca.pem"}}
+
+
+def problems_of(resource: dict[str, Any]) -> list[Problem]:
+    problems = Problems()
+    examine(resource, problems)
+    return problems.found
+
+
+@pytest.mark.parametrize(
+    ("ports", "protocol"),
+    [
+        ([143, 993], Protocol.IMAP),
+        ([110, 995], Protocol.POP3),
+        ([25, 465, 587], Protocol.SMTP),
+        ([143, 25], None),  # nginx takes the first
+        ([143, 1143], None),
+        ([None], None),
+    ],
+)
+def test_the_protocol_that_ports_stand_for(ports: list[int | None], protocol: Protocol | None) -> None:
+    assert derived_protocol(ListenConfig(port=port) for port in ports) is protocol
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        body(server(listen=[{"port": 143}, {"port": 993, "ssl": True}], **_CERTIFICATE)),
+        body(server(port=1143, protocol="pop3")),
+        body(server(authHttp="a"), mail={}),
+        body(server(starttls="Disabled"), mail={"authHttp": "a", "starttls": "Enabled"}),
+        body(server(starttls="Only"), mail={"authHttp": "a", **_CERTIFICATE}),
+        body(server(starttls="Only", sslVerifyClient="Required", **_CERTIFICATE, **_CA)),
+        body(server(starttls="Only", sslVerifyClient="OptionalNoCA", **_CERTIFICATE)),
+        body(server(sslVerifyClient="Required")),  # nobody asks: there is no TLS
+        body(server("a", 143), server("b", listen=[{"address": "[::]", "port": 143}])),
+        body(server(port=9113, protocol="imap"), portStrategy="HighPort"),
+        body(server(port=143), portStrategy="HighPort", pod={"hostNetwork": True}),
+        body(
+            pod={"hostNetwork": False}, sysctls={"extra": [{"name": "kernel.shm_rmid_forced", "value": "1"}]}
+        ),
+        body(autoscaling={"maxReplicas": 3}),
+    ],
+)
+def test_what_goes_together(resource: dict[str, Any]) -> None:
+    assert problems_of(resource) == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "path", "reason"),
+    [
+        (body(server(listen=[{"port": 143}, {"port": 25}])), "spec.servers[0].protocol",
+         "can be left out only where every port is well-known and all agree: "
+         "143 993 imap, 110 995 pop3, 25 465 587 smtp"),
+        (body(server("a", authHttp="a"), server("b", 993), mail={}), "spec.servers[1].authHttp",
+         "is required: set it here or in spec.mail"),
+        (body(server(listen=[{"port": 993, "ssl": True}])), "spec.servers[0].sslCertificate",
+         "is required for listen ssl: set it here or in spec.mail"),
+        (body(server(starttls="Enabled")), "spec.servers[0].sslCertificate",
+         "is required for starttls: set it here or in spec.mail"),
+        (body(server(starttls="Enabled", sslCertificate=[]), mail={"authHttp": "a", **_CERTIFICATE}),
+         "spec.servers[0].sslCertificate", "is required for starttls: set it here or in spec.mail"),
+        (body(server(starttls="Only", sslVerifyClient="Optional", **_CERTIFICATE)),
+         "spec.servers[0].sslVerifyClient", "Optional needs sslClientCertificate or sslTrustedCertificate"),
+        (body(server("a", 143), server("a", 993)), "spec.servers[1].name",
+         "'a' is also the name of spec.servers[0]"),
+        (body(server("a", 143), server("b", listen=[{"address": "0.0.0.0", "port": 143}])),
+         "spec.servers[1].listen[0]",
+         "duplicate 0.0.0.0:143 address and port pair, also in spec.servers[0].listen[0]"),
+        (body(server(protocol="imap", listen=[{"address": "unix:/x"}, {"address": "unix:/x"}])),
+         "spec.servers[0].listen[1]",
+         "duplicate unix:/x address and port pair, also in spec.servers[0].listen[0]"),
+        (body(server(port=9113, protocol="imap")), "spec.servers[0].listen[0].port",
+         "9113 is the admin port"),
+        (body(server(port=55536, protocol="imap"), portStrategy="HighPort"), "spec.servers[0].listen[0].port",
+         "55536 is above 55535, the highest with portStrategy HighPort"),
+        (body(pod={"hostNetwork": True}), "spec.servers[0].listen[0].port",
+         "with pod.hostNetwork a process without root cannot open ports below 1024; "
+         "use portStrategy HighPort"),
+        (body(server(port=1143, protocol="imap"), pod={"hostNetwork": True},
+              sysctls={"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "1"}]}),
+         "spec.sysctls.extra[0]", "with pod.hostNetwork no net.* sysctl can be set"),
+        (body(mode="DaemonSet", autoscaling={"maxReplicas": 3}), "spec.autoscaling", "needs mode Deployment"),
+    ],
+)  # fmt: skip
+def test_what_does_not(resource: dict[str, Any], path: str, reason: str) -> None:
+    assert problems_of(resource) == [Problem(path, reason)]
+
+
+def test_what_is_wrong_in_itself_is_not_called_missing() -> None:
+    resource = body(server(starttls="Only", sslCertificate=[{}]), mail={"authHttp": "a:b"})
+    assert [problem.path for problem in problems_of(resource)] == [
+        "spec.mail.authHttp",
+        "spec.servers[0].sslCertificate[0]",
+    ]
+
+
+def test_a_rule_of_the_api_server_reads_only_what_there_is() -> None:
+    assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 9
+    assert {rule.reason for rule in SPEC_RULES} == {
+        "FieldValueRequired",
+        "FieldValueInvalid",
+        "FieldValueForbidden",
+    }

@@ -1,0 +1,115 @@
+"""How a proxy runs on Kubernetes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config.deployment import (
+    Autoscaling,
+    DeploymentSpec,
+    Mode,
+    PodDisruptionBudgetSpec,
+    PortStrategy,
+    Sysctl,
+    SysctlMode,
+    UnsafeSysctls,
+    deployment,
+    snake_case,
+)
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.model import DrainConfig, Seconds
+from mailproxy_config.values import Place
+
+
+def read(**spec: object) -> DeploymentSpec:
+    problems = Problems()
+    found = deployment(spec, Place("spec", problems))
+    assert problems.found == []
+    return found
+
+
+def test_the_defaults() -> None:
+    found = read()
+    assert found == DeploymentSpec()
+    assert (found.mode, found.replicas, found.port_strategy) == (Mode.DEPLOYMENT, 2, PortStrategy.DIRECT)
+    assert found.drain == DrainConfig(delay=Seconds(5), timeout=Seconds(300))
+    assert found.pod_disruption_budget == PodDisruptionBudgetSpec(max_unavailable=1)
+    assert found.resources.requests == {"cpu": "100m", "memory": "64Mi"}
+    assert (found.service.type, found.service.ip_family_policy) == ("ClusterIP", "PreferDualStack")
+    assert found.monitoring.scrape_annotations
+    assert not found.monitoring.pod_monitor.enabled
+
+
+def test_everything_set() -> None:
+    found = read(
+        mode="DaemonSet",
+        replicas=3,
+        autoscaling={"minReplicas": 1, "maxReplicas": 9, "targetCPUUtilizationPercentage": 70},
+        image="proxy:1",
+        imagePullPolicy="Always",
+        imagePullSecrets=[{"name": "registry"}],
+        service={"type": "LoadBalancer", "ipFamilies": ["IPv6"], "externalTrafficPolicy": "Local"},
+        portStrategy="HighPort",
+        sysctls={"mode": "None", "unsafe": "Allow", "extra": [{"name": "a.b", "value": "1"}]},
+        drain={"delay": "0", "timeout": "1m"},
+        monitoring={"podMonitor": {"enabled": True, "interval": "5s"}, "scrapeAnnotations": False},
+        podDisruptionBudget={"minAvailable": "50%"},
+        networkPolicy={"enabled": True, "egress": [{"to": []}]},
+        resources={"limits": {"cpu": 1}},
+        pod={"hostNetwork": True, "tolerations": [{"operator": "Exists"}], "dnsPolicy": "Default"},
+        paused=True,
+        mail={},
+        servers=[],
+    )
+    assert found.autoscaling == Autoscaling(
+        min_replicas=1, max_replicas=9, target_cpu_utilization_percentage=70
+    )
+    assert (found.image, found.image_pull_policy, found.image_pull_secrets) == (
+        "proxy:1",
+        "Always",
+        ("registry",),
+    )
+    assert (found.service.ip_families, found.service.external_traffic_policy) == (("IPv6",), "Local")
+    assert found.sysctls.mode is SysctlMode.NONE
+    assert found.sysctls.unsafe is UnsafeSysctls.ALLOW
+    assert found.sysctls.extra == (Sysctl(name="a.b", value="1"),)
+    assert found.drain == DrainConfig(delay=Seconds(0), timeout=Seconds(60))
+    assert (found.monitoring.pod_monitor.interval, found.monitoring.scrape_annotations) == ("5s", False)
+    assert found.pod_disruption_budget == PodDisruptionBudgetSpec(min_available="50%")
+    assert found.network_policy.egress == ({"to": []},)
+    assert (found.pod.host_network, found.pod.tolerations) == (True, ({"operator": "Exists"},))
+    assert (found.mode, found.port_strategy, found.paused) == (Mode.DAEMON_SET, PortStrategy.HIGH_PORT, True)
+
+
+@pytest.mark.parametrize(
+    ("resources", "requests"),
+    [({"limits": {"cpu": "50m"}}, {}), ({"requests": {"cpu": "1m"}}, {"cpu": "1m"})],
+)
+def test_requests_of_ours_never_stand_beside_limits_of_theirs(
+    resources: dict[str, Any], requests: dict[str, str]
+) -> None:
+    assert read(resources=resources).resources.requests == requests
+
+
+def test_an_empty_budget_is_the_default_one() -> None:
+    assert read(podDisruptionBudget={}).pod_disruption_budget == PodDisruptionBudgetSpec(max_unavailable=1)
+
+
+def test_a_time_that_is_too_long_is_told() -> None:
+    problems = Problems()
+    deployment({"drain": {"delay": "9999999999"}}, Place("spec", problems))
+    assert problems.found == [Problem("spec.drain.delay", "9999999999 is more than 2147483647 seconds")]
+
+
+@pytest.mark.parametrize(
+    ("name", "snake"),
+    [
+        ("replicas", "replicas"),
+        ("hostNetwork", "host_network"),
+        ("targetCPUUtilizationPercentage", "target_cpu_utilization_percentage"),
+    ],
+)
+def test_names_of_fields(name: str, snake: str) -> None:
+    assert snake_case(name) == snake

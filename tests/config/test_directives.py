@@ -1,0 +1,105 @@
+"""The table of directives, as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from mailproxy_config.directives import (
+    DIRECTIVES,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Context,
+    Directive,
+    Inheritance,
+    by_field,
+    by_name,
+)
+from mailproxy_config.errors import Problems
+from mailproxy_config.model import ServerConfig
+from mailproxy_config.values import Place
+from support.config_bodies import LEVEL_VALUES
+
+# Every directive of the eight mail modules, as nginx's own pages list them; blocks aside.
+NGINX = {
+    "mail_core": "error_log listen max_errors protocol resolver resolver_timeout server_name timeout",
+    "mail_auth_http": "auth_http auth_http_header auth_http_pass_client_cert auth_http_timeout",
+    "mail_proxy": (
+        "proxy proxy_buffer proxy_pass_error_message proxy_protocol proxy_smtp_auth proxy_timeout xclient"
+    ),
+    "mail_realip": "set_real_ip_from",
+    "mail_ssl": (
+        "ssl_certificate ssl_certificate_compression ssl_certificate_key ssl_ciphers ssl_client_certificate"
+        " ssl_conf_command ssl_crl ssl_dhparam ssl_ecdh_curve ssl_password_file ssl_prefer_server_ciphers"
+        " ssl_protocols ssl_session_cache ssl_session_ticket_key ssl_session_tickets ssl_session_timeout"
+        " ssl_trusted_certificate ssl_verify_client ssl_verify_depth starttls"
+    ),
+    "mail_imap": "imap_auth imap_capabilities imap_client_buffer",
+    "mail_pop3": "pop3_auth pop3_capabilities",
+    "mail_smtp": "smtp_auth smtp_capabilities smtp_client_buffer smtp_greeting_delay",
+}
+
+
+@pytest.mark.parametrize("module", NGINX)
+def test_every_directive_of_a_module_has_a_row(module: str) -> None:
+    assert sorted(row.name for row in DIRECTIVES if row.module == module) == sorted(NGINX[module].split())
+
+
+def test_a_server_has_a_value_for_every_directive() -> None:
+    rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
+    assert {field.name for field in fields(ServerConfig)} - {"name"} == rows
+
+
+@pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
+def test_a_meaning_is_one_sentence(row: Directive) -> None:
+    assert row.meaning.endswith(".")
+    assert ". " not in row.meaning
+    assert len(row.meaning) <= 130
+
+
+@pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
+def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
+    value = row.builtin()
+    assert (value is None) is (row.default in (None, {"mode": "Disabled"}))
+    if row.default is not None:
+        again = row.type.read(row.type.write(value), Place(row.field, Problems()))
+        assert again == value
+
+
+@pytest.mark.parametrize(
+    ("field", "raw"), [(field, raw) for field, values in LEVEL_VALUES.items() for raw in values]
+)
+def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> None:
+    kind, problems = by_field(LEVEL_DIRECTIVES)[field].type, Problems()
+    kind.shape.check(raw, field, problems)
+    value = kind.read(raw, Place(field, problems))
+    if value is not None or field == "resolver":
+        written = kind.write(value)
+        kind.shape.check(written, field, problems)
+        assert kind.read(written, Place(field, problems)) == value
+    assert problems.found == []
+
+
+def test_where_directives_may_stand() -> None:
+    contexts = {row.name: row.contexts for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES)}
+    assert contexts == {
+        "worker_processes": (Context.MAIN,),
+        "worker_connections": (Context.EVENTS,),
+        "error_log": (Context.MAIN,),
+        "protocol": (Context.SERVER,),
+        "listen": (Context.SERVER,),
+    }
+    assert {row.contexts for row in LEVEL_DIRECTIVES} == {(Context.MAIL, Context.SERVER)}
+
+
+def test_what_nginx_adds_up_is_a_list() -> None:
+    assert {row.name for row in LEVEL_DIRECTIVES if row.type.appends} <= {
+        row.name for row in LEVEL_DIRECTIVES if row.inheritance is Inheritance.LIST
+    }
+
+
+def test_names_and_fields_are_unique() -> None:
+    assert len(by_name(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)
+    assert len(by_field(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)

@@ -1,0 +1,112 @@
+"""Directive values that refer to files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config import files
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.model import Octets, SessionCache
+from mailproxy_config.references import CertificateRef, KeyRef, ReferenceKind
+from mailproxy_config.values import Place, ValueType
+
+_SECRET = KeyRef(ReferenceKind.SECRET, "tls", "ca.crt")
+
+
+def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
+    place = Place("x", Problems())
+    kind.shape.check(value, "x", place.problems)
+    if place.problems:
+        return None, place.problems.found
+    return place.attempt(lambda: kind.read(value, place)), place.problems.found
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "value"),
+    [
+        (files.FILE, {"file": "/a.pem"}, "/a.pem"),
+        (files.FILE, {"secretKeyRef": {"name": "tls", "key": "ca.crt"}}, _SECRET),
+        (
+            files.FILE,
+            {"configMapKeyRef": {"name": "c", "key": ".k"}},
+            KeyRef(ReferenceKind.CONFIG_MAP, "c", ".k"),
+        ),
+        (files.FILES, [{"file": "/a"}], ("/a",)),
+        (
+            files.CERTIFICATES,
+            [{"secretName": "tls"}],
+            (
+                CertificateRef(
+                    KeyRef(ReferenceKind.SECRET, "tls", "tls.crt"),
+                    KeyRef(ReferenceKind.SECRET, "tls", "tls.key"),
+                ),
+            ),
+        ),
+        (files.CERTIFICATES, [{"certificateFile": "/c", "keyFile": "/k"}], (CertificateRef("/c", "/k"),)),
+        (files.SESSION_CACHE, ["Disabled"], SessionCache(off=True)),
+        (files.SESSION_CACHE, ["None"], SessionCache()),
+        (files.SESSION_CACHE, ["builtin:5"], SessionCache(builtin=5)),
+        (
+            files.SESSION_CACHE,
+            ["builtin:20480", "shared:SSL:10m"],
+            SessionCache(builtin=20480, shared_name="SSL", shared_size=Octets(10_485_760)),
+        ),
+        (files.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
+    ],
+)
+def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
+    assert read(kind, raw) == (value, [])
+    assert kind.write(value) == raw
+
+
+def test_a_built_in_cache_has_nginx_s_size() -> None:
+    assert read(files.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
+
+
+_KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginning with two dots"
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "path", "reason"),
+    [
+        (files.FILE, {}, "x", "exactly one of secretKeyRef, configMapKeyRef and file must be set"),
+        (files.FILE, {"file": "a.pem"}, "x.file", "'a.pem' is not valid: must be an absolute path"),
+        (files.FILE, {"secretKeyRef": {"name": "a"}}, "x.secretKeyRef.key", "is required"),
+        (files.FILE, {"secretKeyRef": {"name": "../a", "key": "k"}}, "x.secretKeyRef.name",
+         "'../a' is not valid: must be the name of an object: lower-case letters, digits, hyphens and dots"),
+        (files.FILE, {"secretKeyRef": {"name": "a", "key": "..k"}}, "x.secretKeyRef.key",
+         f"'..k' is not valid: must be {_KEY_HINT}"),
+        (files.CERTIFICATES, [{"secretName": "a", "keyFile": "/k"}], "x[0]",
+         "set either secretName, or certificateFile together with keyFile"),
+        (files.CERTIFICATES, [{"certificateFile": "/c"}], "x[0]",
+         "set either secretName, or certificateFile together with keyFile"),
+        (files.SESSION_CACHE, ["None", "builtin"], "x",
+         "takes Disabled, None, or one builtin and one shared cache at most"),
+        (files.SESSION_CACHE, ["builtin", "builtin:1"], "x",
+         "takes Disabled, None, or one builtin and one shared cache at most"),
+        (files.SESSION_CACHE, ["shared:a:16k"], "x", "session cache 'a' is too small: at least 32k"),
+        (files.SESSION_CACHE, ["shared:a"], "x[0]",
+         "'shared:a' is not valid: must be Disabled, None, builtin[:N] or shared:NAME:SIZE"),
+        (files.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> None:
+    assert read(kind, raw)[1] == [Problem(path, reason)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "raw"),
+    [
+        (files.FILE, ["a.pem"], {"file": "a.pem"}),
+        (files.FILES, ["a"], [{"file": "a"}]),
+        (files.CERTIFICATES, ["a"], [{"certificateFile": "a"}]),
+        (files.SESSION_CACHE, ["off"], ["Disabled"]),
+        (files.SESSION_CACHE, ["none"], ["None"]),
+        (files.SESSION_CACHE, ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
+        (files.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
+    ],
+)
+def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
+    assert kind.nginx(words) == raw

@@ -1,0 +1,30 @@
+"""The part of the table about TLS."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy_config.directives import by_name
+from mailproxy_config.model import StartTls, VerifyClient
+from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("starttls", "off", StartTls.DISABLED),
+        ("starttls", "on", StartTls.ENABLED),
+        ("starttls", "ONLY", StartTls.ONLY),
+        ("ssl_verify_client", "off", VerifyClient.DISABLED),
+        ("ssl_verify_client", "on", VerifyClient.REQUIRED),
+        ("ssl_verify_client", "optional", VerifyClient.OPTIONAL),
+        ("ssl_verify_client", "optional_no_ca", VerifyClient.OPTIONAL_NO_CA),
+    ],
+)
+def test_nginx_s_words(name: str, word: str, value: object) -> None:
+    assert by_name(TLS_DIRECTIVES)[name].type.nginx([word]) == value
+
+
+def test_keys_stand_with_their_certificates() -> None:
+    assert [row.part_of for row in FOLDED_DIRECTIVES] == ["ssl_certificate"]
+    assert FOLDED_DIRECTIVES[0].part_of in by_name(TLS_DIRECTIVES)
