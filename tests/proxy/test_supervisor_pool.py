@@ -31,7 +31,7 @@ class Bench:
     def __init__(self, tasks: asyncio.TaskGroup, listeners: list[socket.socket]) -> None:
         self.listeners = listeners
         self.events: list[tuple[str, dict[str, object]]] = []
-        self.gone: list[Worker] = []
+        self.gone: list[int] = []
         self.snapshots: dict[int, Snapshot] = {}
         self.writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
@@ -43,8 +43,8 @@ class Bench:
             tell=self.tell,
         )
 
-    def reported(self, worker: Worker, snapshot: Snapshot) -> None:
-        self.snapshots[worker.key] = snapshot
+    def reported(self, key: int, snapshot: Snapshot) -> None:
+        self.snapshots[key] = snapshot
 
     def tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))

@@ -201,7 +201,7 @@ def _decode_configure(data: Mapping[str, object]) -> Configure:
         generation=cast(int, data["generation"]),
         loaded_at=cast(float, data["loaded_at"]),
         hostname=cast(str, data["hostname"]),
-        names={name: tuple(addresses) for name, addresses in names.items()},
+        names={name: tuple(addresses) for name, addresses in dict(names).items()},
         sockets=tuple(cast(list[str], data["sockets"])),
         ticket_key=bytes.fromhex(cast(str, data["ticket_key"])),
     )

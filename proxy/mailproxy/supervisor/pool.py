@@ -57,7 +57,7 @@ class Pool:
         tasks: Owns what runs as long as there are workers.
         launch: Starts a worker process.
         reported: Called with every snapshot of a worker's metrics.
-        gone: Called when a worker has ended, after its last snapshot.
+        gone: Called with the key of a worker that has ended, after its last snapshot.
         tell: Where to log.
 
     Attributes:
@@ -71,7 +71,7 @@ class Pool:
         launch: Callable[[Reporter], Worker],
         *,
         reported: Reporter,
-        gone: Callable[[Worker], None],
+        gone: Callable[[int], None],
         tell: Tell,
     ) -> None:
         self.restarts = dict.fromkeys(RestartReason, 0)
@@ -310,7 +310,7 @@ class Pool:
     async def _watch(self, worker: Worker) -> None:
         await worker.watch()
         self._alive.discard(worker)
-        self._gone(worker)
+        self._gone(worker.key)
         expected = worker.is_draining or worker.exit_code == 0
         level = LogLevel.INFO if expected else LogLevel.ALERT
         self._tell(level, "worker_exited", pid=worker.pid, exit_code=worker.exit_code)

@@ -36,7 +36,9 @@ _EXIT_SECONDS: Final = 5.0
 _SENT: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
 
 AnswerT = TypeVar("AnswerT")
-Reporter = Callable[["Worker", Snapshot], None]
+Reporter = Callable[[int, Snapshot], None]
+"""Called with a worker's key and its snapshot."""
+
 _keys = count(1)
 
 
@@ -201,7 +203,7 @@ class Worker:
             return
         match message:
             case messages.Reported(number, snapshot):
-                self._reported(self, snapshot)
+                self._reported(self.key, snapshot)
                 _answer(self._reports.get(number), None)
             case messages.Ready(serial) | messages.Refused(serial, _):
                 _answer(self._applied.get(serial), message)

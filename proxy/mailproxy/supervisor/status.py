@@ -7,20 +7,45 @@ import ssl
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 from mailproxy.admin import SNAPSHOT_SECONDS
 from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
 from mailproxy.observe.meter import Snapshot
 from mailproxy.observe.process import process_figures
-from mailproxy.observe.words import ReloadResult
+from mailproxy.observe.words import ReloadResult, RestartReason
 from mailproxy.supervisor import build
 from mailproxy.supervisor.deployment import Deployment
-from mailproxy.supervisor.pool import Pool
-from mailproxy.supervisor.process import Worker
 from mailproxy_config.errors import Problem
 
 _ERROR_LIMIT: Final = 4096
+
+
+class Workers(Protocol):
+    """What there is to know about the workers; ``Pool`` knows it."""
+
+    @property
+    def alive(self) -> int:
+        """How many processes there are."""
+
+    @property
+    def serving(self) -> int:
+        """How many of them take new sessions."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all of them run what is wanted."""
+
+    @property
+    def wanted(self) -> Deployment:
+        """What they are to run."""
+
+    @property
+    def restarts(self) -> Mapping[RestartReason, int]:
+        """How many were replaced, and why."""
+
+    async def report(self, number: int, seconds: float) -> None:
+        """Have all of them send their numbers within so many seconds."""
 
 
 class Status:
@@ -33,7 +58,7 @@ class Status:
     """
 
     def __init__(self) -> None:
-        self.pool: Pool | None = None
+        self.pool: Workers | None = None
         self.is_started = False
         self.is_draining = False
         self._totals = Totals()
@@ -51,13 +76,13 @@ class Status:
 
     # -- what is told to it
 
-    def reported(self, worker: Worker, snapshot: Snapshot) -> None:
+    def reported(self, key: int, snapshot: Snapshot) -> None:
         """Take in a worker's numbers."""
-        self._totals.update(worker.key, snapshot)
+        self._totals.update(key, snapshot)
 
-    def gone(self, worker: Worker) -> None:
+    def gone(self, key: int) -> None:
         """Keep what a worker that has ended counted."""
-        self._totals.retire(worker.key)
+        self._totals.retire(key)
 
     def loaded(self, deployment: Deployment) -> None:
         """A configuration was accepted by everybody."""

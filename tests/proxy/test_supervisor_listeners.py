@@ -1,0 +1,138 @@
+"""A reload opens what is new and closes what is not wanted any more; one that fails changes nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailproxy.runtime.sockets import CannotListen, Route, SocketPlan
+from mailproxy.supervisor.listeners import Listeners, Sockets
+from support.proxies import free_port
+
+
+def tcp(port: int, *, rcvbuf: int | None = None, backlog: int = 511) -> SocketPlan:
+    return SocketPlan(
+        key=f"127.0.0.1:{port}",
+        family=socket.AF_INET,
+        address="127.0.0.1",
+        port=port,
+        rcvbuf=rcvbuf,
+        backlog=backlog,
+        default=Route(0, 0),
+    )
+
+
+def unix(path: Path) -> SocketPlan:
+    return SocketPlan(
+        key=f"unix:{path}", family=socket.AF_UNIX, address=str(path), port=0, default=Route(0, 0)
+    )
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    found = Listeners()
+    yield found
+    found.close()
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def numbers(sockets: Sockets) -> dict[str, list[int]]:
+    return {key: [sock.fileno() for sock in group] for key, group in sockets.by_key.items()}
+
+
+def test_every_worker_gets_a_socket_of_each_address_and_all_share_a_path(
+    listeners: Listeners, tmp_path: Path
+) -> None:
+    port, path = free_port(), tmp_path / "x"
+    sockets = listeners.prepare([tcp(port), unix(path)], 3)
+    listeners.commit(sockets)
+    assert {key: len(group) for key, group in sockets.by_key.items()} == {
+        f"127.0.0.1:{port}": 3,
+        f"unix:{path}": 1,
+    }
+    assert is_open(port)
+
+
+def test_what_stays_is_not_opened_again(listeners: Listeners) -> None:
+    kept, dropped, added = free_port(), free_port(), free_port()
+    first = listeners.prepare([tcp(kept), tcp(dropped)], 1)
+    listeners.commit(first)
+    second = listeners.prepare([tcp(added), tcp(kept)], 1)
+    assert is_open(dropped)
+    assert is_open(added)
+    listeners.commit(second)
+    assert not is_open(dropped)
+    assert numbers(second)[f"127.0.0.1:{kept}"] == numbers(first)[f"127.0.0.1:{kept}"]
+
+
+def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listeners) -> None:
+    port = free_port()
+    listeners.commit(listeners.prepare([tcp(port)], 1))
+    three = listeners.prepare([tcp(port)], 3)
+    listeners.commit(three)
+    one = listeners.prepare([tcp(port)], 1)
+    listeners.commit(one)
+    assert [sock.fileno() > 0 for sock in three.by_key[f"127.0.0.1:{port}"]] == [True, False, False]
+    assert is_open(port)
+
+
+def test_what_is_discarded_leaves_no_trace(listeners: Listeners, tmp_path: Path) -> None:
+    port, other, path = free_port(), free_port(), tmp_path / "x"
+    first = listeners.prepare([tcp(port, rcvbuf=8192)], 1)
+    listeners.commit(first)
+    before = numbers(first)
+    second = listeners.prepare([tcp(port, rcvbuf=16384), tcp(other), unix(path)], 2)
+    listeners.discard(second)
+    assert is_open(port)
+    assert not is_open(other)
+    assert not path.exists()
+    assert numbers(first) == before
+    (sock,) = first.by_key[f"127.0.0.1:{port}"]
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 8192
+
+
+def test_a_failure_closes_what_was_opened_on_the_way(listeners: Listeners) -> None:
+    port, other = free_port(), free_port()
+    listeners.commit(listeners.prepare([tcp(port)], 1))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wanted = [tcp(port), tcp(other), tcp(taken.getsockname()[1])]
+        with pytest.raises(CannotListen):
+            listeners.prepare(wanted, 2)
+    assert is_open(port)
+    assert not is_open(other)
+
+
+def test_an_address_can_be_opened_anew_with_what_an_open_socket_cannot_take(listeners: Listeners) -> None:
+    port = free_port()
+    first = listeners.prepare([tcp(port, rcvbuf=8192)], 1)
+    listeners.commit(first)
+    second = listeners.prepare([tcp(port)], 1)
+    assert numbers(first) != numbers(second)
+    listeners.commit(second)
+    assert is_open(port)
+    assert first.by_key[f"127.0.0.1:{port}"][0].fileno() == -1
+
+
+def test_closing_frees_ports_and_removes_files(listeners: Listeners, tmp_path: Path) -> None:
+    port, path = free_port(), tmp_path / "x"
+    listeners.commit(listeners.prepare([tcp(port), unix(path)], 2))
+    assert path.exists()
+    listeners.close()
+    listeners.close()
+    assert not is_open(port)
+    assert not path.exists()
+
+
+def test_what_the_kernel_cuts_is_told_by_address(listeners: Listeners) -> None:
+    port = free_port()
+    sockets = listeners.prepare([tcp(port, backlog=2**30)], 2)
+    listeners.commit(sockets)
+    told = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamps()]
+    assert told == [(f"127.0.0.1:{port}", "backlog", 2**30)]

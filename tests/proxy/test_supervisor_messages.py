@@ -1,0 +1,87 @@
+"""What is said on the channel comes out as it went in, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mailproxy.observe.meter import Meter
+from mailproxy.supervisor import messages as m
+from mailproxy.supervisor.channel import ChannelError
+from mailproxy_config.errors import Problem
+
+CONFIGURE = m.Configure(
+    serial=3,
+    config='{"secret": "s3cret"}',
+    hash="abc",
+    generation=7,
+    loaded_at=1700000000.25,
+    hostname="host.example.com",
+    names={"mail.example.com": ("192.0.2.1", "2001:db8::1")},
+    sockets=("0.0.0.0:143", "unix:/run/x"),
+    ticket_key=bytes(range(80)),
+)
+TO_WORKER: list[m.ToWorker] = [CONFIGURE, m.Drain(2.5, 300.0), m.Report(9), m.Stop()]
+TO_SUPERVISOR: list[m.ToSupervisor] = [
+    m.Ready(3),
+    m.Refused(3, (Problem("spec.servers[0]", "no"), Problem("", "nor that"))),
+    m.Leaving(),
+    m.Drained(),
+]
+
+
+def over_the_wire(message: m.ToWorker | m.ToSupervisor) -> dict[str, Any]:
+    carried: dict[str, Any] = json.loads(json.dumps(m.encode(message)))
+    return carried
+
+
+@pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
+def test_a_worker_hears_what_was_said(message: m.ToWorker) -> None:
+    assert m.decode_for_worker(over_the_wire(message)) == message
+
+
+@pytest.mark.parametrize("message", TO_SUPERVISOR, ids=lambda message: type(message).__name__)
+def test_the_supervisor_hears_what_was_said(message: m.ToSupervisor) -> None:
+    assert m.decode_for_supervisor(over_the_wire(message)) == message
+
+
+def test_a_snapshot_arrives_with_its_number() -> None:
+    meter = Meter()
+    meter.draining.value = 1
+    match m.decode_for_supervisor(over_the_wire(m.Reported(5, meter.snapshot()))):
+        case m.Reported(number, snapshot):
+            assert number == 5
+            assert snapshot["number"] == 1
+            assert snapshot["series"]["mailproxy_draining"] == [[[], 1]]  # type: ignore[comparison-overlap]
+        case other:
+            pytest.fail(f"{other} is no snapshot")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"type": "dance"},
+        {"type": None},
+        {"type": ["drain"]},
+        {"type": "drain", "delay": 1},
+        {"type": "configure"},
+        {**m.encode(CONFIGURE), "ticket_key": "not hexadecimal"},
+        {**m.encode(CONFIGURE), "names": 5, "sockets": 5},
+        {"type": "ready"},
+        {"type": "refused", "serial": 1, "problems": [["only a path"]]},
+    ],
+)
+def test_anything_else_is_refused_on_both_sides(data: dict[str, object]) -> None:
+    with pytest.raises(ChannelError):
+        m.decode_for_worker(data)
+    with pytest.raises(ChannelError):
+        m.decode_for_supervisor(data)
+
+
+def test_neither_configuration_nor_key_are_shown() -> None:
+    assert "s3cret" not in repr(CONFIGURE)
+    assert CONFIGURE.ticket_key.hex() not in repr(CONFIGURE)
+    assert "x00" not in repr(CONFIGURE)

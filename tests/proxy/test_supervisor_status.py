@@ -1,0 +1,138 @@
+"""What the admin endpoint says is true of all processes together."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+
+import pytest
+
+from mailproxy.observe import catalogue as c
+from mailproxy.observe.meter import Meter
+from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor.build import revision, version
+from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.status import Status
+from mailproxy_config.errors import Problem
+from mailproxy_config.model import Protocol
+from support.processes import deployment
+
+
+@dataclass
+class StillWorkers:
+    """Workers to whom nothing happens."""
+
+    alive: int = 2
+    serving: int = 2
+    is_settled: bool = True
+    wanted: Deployment = field(default_factory=lambda: deployment([]))
+    restarts: dict[RestartReason, int] = field(default_factory=dict)
+    asked: list[tuple[int, float]] = field(default_factory=list)
+
+    async def report(self, number: int, seconds: float) -> None:
+        self.asked.append((number, seconds))
+
+
+@pytest.fixture
+def status() -> Status:
+    return Status()
+
+
+@pytest.mark.parametrize(
+    ("is_started", "is_draining", "serving", "ready"),
+    [
+        (False, False, 2, False),
+        (True, False, 2, True),
+        (True, False, 1, True),
+        (True, False, 0, False),
+        (True, True, 2, False),
+    ],
+)
+def test_it_is_ready_while_clients_are_taken(
+    status: Status, is_started: bool, is_draining: bool, serving: int, ready: bool
+) -> None:
+    status.pool = StillWorkers(serving=serving)
+    status.is_started, status.is_draining = is_started, is_draining
+    assert status.ready() is ready
+
+
+def test_it_is_not_ready_without_workers(status: Status) -> None:
+    status.is_started = True
+    assert not status.ready()
+
+
+def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
+    first, second = deployment([]), deployment([], "pop3", serial=2)
+    assert status.config() == {"hash": None, "generation": None, "loaded_at": None, "last_error": None}
+    status.pool = StillWorkers(wanted=first)
+    assert status.config()["hash"] is None
+    status.is_started = True
+    assert status.config()["hash"] == first.hash
+    status.pool = StillWorkers(wanted=second, is_settled=False)
+    assert status.config()["hash"] == first.hash
+    status.pool = StillWorkers(wanted=second)
+    assert status.config() == {
+        "hash": second.hash,
+        "generation": 4,
+        "loaded_at": "1970-01-01T00:20:34.500000+00:00",
+        "last_error": None,
+    }
+
+
+def test_a_refusal_stays_until_something_is_accepted(status: Status) -> None:
+    status.loaded(deployment([]))
+    status.refused((Problem("spec.servers[0]", "no"), Problem("", "nor that")))
+    assert status.config()["last_error"] == "spec.servers[0]: no; nor that"
+    page = status.page()
+    assert page[c.CONFIG_SUCCESSFUL] == {(): 0}
+    assert page[c.CONFIG_RELOADS] == {("success",): 1, ("failure",): 1}
+    status.loaded(deployment([]))
+    assert status.config()["last_error"] is None
+    assert c.CONFIG_SUCCESSFUL not in status.page()
+
+
+def test_what_is_wrong_is_cut_where_it_is_long(status: Status) -> None:
+    status.refused(tuple(Problem("spec", "x" * 100) for _ in range(1000)))
+    assert len(str(status.config()["last_error"])) == 4096
+
+
+def test_a_dead_workers_counts_stay(status: Status) -> None:
+    meters = [Meter(), Meter()]
+    for key, meter in enumerate(meters):
+        meter.server("imap", Protocol.IMAP).accepted.value = 5
+        status.reported(key, meter.snapshot())
+    status.gone(0)
+    assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
+
+
+def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
+    status.pool = StillWorkers(alive=3, restarts={RestartReason.CRASH: 2})
+    status.is_draining = True
+    page = status.page()
+    assert page[c.WORKERS] == {(): 3}
+    assert page[c.WORKER_RESTARTS] == {("crash",): 2, ("killed",): 0, ("requested",): 0}
+    assert page[c.DRAINING] == {(): 1}
+    ((labels, value),) = page[c.BUILD_INFO].items()
+    assert value == 1
+    assert labels[:2] == (version(), revision())
+    assert labels[3] == ssl.OPENSSL_VERSION
+
+
+async def test_workers_are_asked_with_a_new_number_each_time(status: Status) -> None:
+    workers = StillWorkers()
+    await status.snapshots()
+    status.pool = workers
+    await status.snapshots()
+    await status.snapshots()
+    assert workers.asked == [(2, 1.0), (3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [("1.2.0", "unknown"), ("1.2.0+abc1234", "abc1234"), ("unknown", "unknown")]
+)
+def test_the_revision_is_the_local_part_of_the_version(
+    monkeypatch: pytest.MonkeyPatch, found: str, expected: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: found)
+    assert version() == found
+    assert revision() == expected
