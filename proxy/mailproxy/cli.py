@@ -8,12 +8,13 @@ subcommand needs is imported when it is asked for, so that ``--help`` and
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from mailproxy_config.model import LogLevel
 
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
+        signal.signal(signum, _leave)
     from mailproxy.observe.log import LogFormat  # noqa: PLC0415
     from mailproxy.supervisor.run import run  # noqa: PLC0415
     from mailproxy.supervisor.settings import Settings  # noqa: PLC0415
@@ -65,6 +68,10 @@ def _run(options: argparse.Namespace) -> int:
         log_level=LogLevel(options.log_level) if options.log_level else None,
     )
     return run(settings)
+
+
+def _leave(*_: object) -> NoReturn:
+    raise SystemExit(Exit.FINE)
 
 
 def workers(text: str) -> int | Literal["auto"]:

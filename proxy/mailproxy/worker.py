@@ -109,6 +109,7 @@ class Service:
             match await self._orders.get():
                 case messages.Drain(delay, timeout):
                     await asyncio.sleep(delay)
+                    self._log.event(LogLevel.INFO, "worker_draining", sessions=self._app.sessions)
                     await self._app.drain(timeout)
                     self._send(messages.Drained())
                     return
@@ -183,7 +184,7 @@ class Service:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker process."""
-    from mailproxy import app  # noqa: PLC0415
+    from mailproxy import app  # noqa: PLC0415 - `run` serves other applications too
 
     return run(argv, make_app=app.App, make_loop=app.make_loop)
 

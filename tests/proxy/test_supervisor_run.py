@@ -135,6 +135,14 @@ def test_workers_that_cannot_start_end_it(manifest: Manifest, name: str, code: i
         assert proxy.exit_code() == code
 
 
+def test_a_start_that_fails_leaves_no_socket_file(tmp_path: Path, manifest: Manifest) -> None:
+    path = tmp_path / "imap.sock"
+    manifest.write(name="refused", listen=f'{{address: "unix:{path}"}}')
+    with Proxy(manifest.path) as proxy:
+        assert proxy.exit_code() == 1
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_it_can_be_ended_before_it_is_ready(manifest: Manifest, signum: signal.Signals) -> None:
     manifest.write(name="hang")

@@ -33,8 +33,11 @@ LOOK_SECONDS: Final = 1.0
 
 _RESTLESS_SECONDS: Final = 0.2
 _MOST_DESCRIPTORS: Final = 1024 * 1024
+_SPARE_DESCRIPTORS: Final = 64
 _WRONG_INPUT: Final = 1
 _CANNOT_START: Final = 3
+
+_logger = logging.getLogger(__name__)
 
 
 def run(settings: Settings) -> int:
@@ -87,6 +90,7 @@ class Supervisor:
             return self._fail(_WRONG_INPUT, error.problems)
         except CannotListen as error:
             return self._fail(_CANNOT_START, [Problem("", str(error))])
+        self._preparation.commit(deployment)
         return await self._answer(deployment)
 
     async def _answer(self, deployment: Deployment) -> int:
@@ -157,8 +161,11 @@ class Supervisor:
                 deployment = await self._prepared()
             except (ConfigError, CannotListen) as error:
                 self._refused(error)
-                continue
-            await self._change_to(pool, deployment)
+            except Exception as error:  # an odd file may find a bug of ours, but must not end what runs
+                _logger.exception("cannot load the configuration")
+                self._refused(ConfigError([Problem("", f"internal error ({type(error).__name__})")]))
+            else:
+                await self._change_to(pool, deployment)
 
     async def _change_to(self, pool: Pool, deployment: Deployment) -> None:
         try:
@@ -223,6 +230,10 @@ class Supervisor:
         )
         for notice in deployment.notices:
             self._tell(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
+        needed = 2 * deployment.config.worker_connections + _SPARE_DESCRIPTORS
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY and limit < needed:
+            self._tell(LogLevel.WARN, "open_files_limit_is_low", limit=limit, needed=needed)
         for key, clamp in deployment.sockets.clamps():
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._tell(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
