@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Cluster, Key
+from mailproxy_operator.cluster import Applied, Cluster, Key
 from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, Retryable
 from mailproxy_operator.kinds import (
     AUTOSCALER,
@@ -26,6 +27,15 @@ from mailproxy_operator.kinds import (
 _Name = tuple[Kind, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One apply: what was rendered, what the object looked like afterwards, what was said about it."""
+
+    digest: str
+    mark: str
+    warnings: tuple[str, ...]
+
+
 class Ledger:
     """What was applied lately, so that a reconcile with nothing to do writes nothing.
 
@@ -34,7 +44,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[Key, dict[_Name, tuple[str, str]]] = {}
+        self._entries: dict[Key, dict[_Name, _Entry]] = {}
 
     def clear(self) -> None:
         """Forget everything."""
@@ -46,15 +56,23 @@ class Ledger:
 
     def wanted(self, key: Key, name: _Name) -> str | None:
         """The digest of what was last applied."""
-        return self._entries.get(key, {}).get(name, (None, ""))[0]
+        entry = self._entries.get(key, {}).get(name)
+        return entry.digest if entry else None
 
     def is_as_left(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
         """Tell whether this very rendering was applied and nobody has touched the object since."""
-        return self._entries.get(key, {}).get(name) == (digest, _mark(live))
+        entry = self._entries.get(key, {}).get(name)
+        return entry is not None and (entry.digest, entry.mark) == (digest, _mark(live))
 
-    def note(self, key: Key, name: _Name, digest: str, live: Manifest) -> None:
+    def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Remember an apply and what came of it."""
-        self._entries.setdefault(key, {})[name] = (digest, _mark(live))
+        entry = _Entry(digest, _mark(applied.manifest), applied.warnings)
+        self._entries.setdefault(key, {})[name] = entry
+
+    def warnings(self, key: Key) -> tuple[str, ...]:
+        """What the API server had to say about what was applied, each once."""
+        found = (warning for entry in self._entries.get(key, {}).values() for warning in entry.warnings)
+        return tuple(dict.fromkeys(found))
 
 
 def _mark(live: Manifest) -> str:
@@ -84,7 +102,7 @@ class Children:
         """Read everything a MailProxy owns."""
         children = cls(cluster, ledger, key, uid)
         for kind in OWNED:
-            for found in await cluster.list(kind, key.namespace, names.labels(key.name)):
+            for found in await cluster.list_labelled(kind, key.namespace, names.labels(key.name)):
                 if is_controlled_by(found, uid):
                     # Items of a list do not say what they are.
                     found |= {"apiVersion": kind.api_version, "kind": kind.name}
@@ -156,10 +174,11 @@ class Children:
             applied = await self._cluster.apply(manifest)
         except KindMissing:
             return
-        if applied.changed and self._ledger.wanted(self._key, (kind, name)) == digest:
+        is_changed = live is None or _mark(live) != _mark(applied.manifest)
+        if is_changed and self._ledger.wanted(self._key, (kind, name)) == digest:
             self.drifted.append(kind.name)
         self._live[kind, name] = applied.manifest
-        self._ledger.note(self._key, (kind, name), digest, applied.manifest)
+        self._ledger.note(self._key, (kind, name), digest, applied)
 
     async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
         """Keep the number of pods while an autoscaler takes over: leaving it out would make it 1."""

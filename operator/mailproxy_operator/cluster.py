@@ -40,12 +40,10 @@ class Applied:
 
     Attributes:
         manifest: The object as it is now.
-        changed: Whether there was anything to do.
         warnings: What the other side had to say about it, such as a violation of Pod Security.
     """
 
     manifest: Manifest
-    changed: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -62,7 +60,7 @@ class Cluster(Protocol):
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object; ``None`` when there is none, or the cluster lacks the kind."""
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace that carry these labels; none where the cluster lacks the kind."""
 
     async def apply(

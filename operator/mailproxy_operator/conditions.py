@@ -25,6 +25,7 @@ class Facts:
         retrying: What failed on the way and will be tried again.
         sysctl_refused: What nodes have refused.
         config_hash: The configuration that every pod should run.
+        warnings: What the API server had to say about objects that it took.
         has_references: Whether there is anything to mount besides the configuration.
     """
 
@@ -37,6 +38,7 @@ class Facts:
     refused: Finding | None = None
     retrying: Finding | None = None
     sysctl_refused: Finding | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def needs_pods(self) -> bool:
@@ -119,7 +121,8 @@ def _runs(pod: Pod, config_hash: str) -> bool:
 def _accepted(facts: Facts) -> Judgement:
     if facts.refused:
         return Judgement(_FALSE, facts.refused.reason, facts.refused.message)
-    return Judgement(_TRUE, "Accepted", "the configuration is valid and every object was applied")
+    told = ["the configuration is valid and every object was applied", *facts.warnings]
+    return Judgement(_TRUE, "Accepted", "; the API server warns: ".join(told))
 
 
 def _resolved_refs(facts: Facts) -> Judgement:

@@ -27,7 +27,7 @@ async def gather(
     addresses = _addresses(service) if service else ()
     if workload is None:
         return Observed(addresses=addresses), []
-    pods = await cluster.list(POD, key.namespace, names.selector_labels(key.name))
+    pods = await cluster.list_labelled(POD, key.namespace, names.selector_labels(key.name))
     wanted = _template_hash(workload["spec"]["template"])
     running = await _running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))

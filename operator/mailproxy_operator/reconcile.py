@@ -101,7 +101,7 @@ class Reconciler:
         observed, pods = await gather(self._cluster, key, children.workload(_mode(run)), children.service())
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
-        return await self._report(run, children, observed)
+        return await self._report(run, observed)
 
     def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, as far as it can be read."""
@@ -161,10 +161,17 @@ class Reconciler:
             key = Key(metadata["namespace"], metadata["name"])
             await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash})
 
-    async def _report(self, run: _Run, children: Children, observed: Observed) -> Outcome:
+    async def _report(self, run: _Run, observed: Observed) -> Outcome:
         now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
         previous = run.body.get("status") or {}
-        facts = status.facts(run.body, run.plan, observed, refused=run.refused, failed=run.failed)
+        facts = status.facts(
+            run.body,
+            run.plan,
+            observed,
+            refused=run.refused,
+            failed=run.failed,
+            warnings=self._ledger.warnings(run.key),
+        )
         written = status.status(facts, run.plan, previous=previous, now=now)
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}

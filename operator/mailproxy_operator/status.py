@@ -23,6 +23,7 @@ def facts(
     *,
     refused: Finding | None,
     failed: OperatorError | None,
+    warnings: tuple[str, ...] = (),
 ) -> Facts:
     """Collect what the conditions are made from.
 
@@ -32,6 +33,7 @@ def facts(
         observed: What was seen.
         refused: Why it cannot be carried out.
         failed: What has to be tried again.
+        warnings: What the API server had to say about objects that it took.
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
@@ -44,6 +46,7 @@ def facts(
         paused=bool(spec.get("paused")),
         has_references=bool(plan and plan.references),
         refused=refused,
+        warnings=warnings,
         retrying=Finding("Retrying", str(failed)) if failed else None,
         sysctl_refused=breaker.finding(plan.platform.refused_sysctls) if plan else None,
     )

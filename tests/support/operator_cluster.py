@@ -102,7 +102,7 @@ class MemoryCluster:
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         return copy.deepcopy(self.objects.get((kind, key)))
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         return [
             copy.deepcopy(one)
             for (its, key), one in self.objects.items()
@@ -122,10 +122,9 @@ class MemoryCluster:
         after = copy.deepcopy(before) if before else {"metadata": {}}
         _merge(after, copy.deepcopy(manifest))
         self._stamp(after, before)
-        changed = before != after
-        if changed:
+        if before != after:
             self.objects[kind, key] = after
-        return Applied(copy.deepcopy(self.objects[kind, key]), changed)
+        return Applied(copy.deepcopy(self.objects[kind, key]))
 
     async def delete(self, manifest: Manifest) -> None:
         kind, key = kind_of(manifest), key_of(manifest)

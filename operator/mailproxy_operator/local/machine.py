@@ -103,7 +103,7 @@ class LocalCluster:
         found = self._objects.get((kind, key))
         return None if found is None else self._shown(found)
 
-    async def list(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects that carry these labels."""
         if kind is POD:
             pods = [
@@ -129,7 +129,7 @@ class LocalCluster:
             await self._carry_out(key, after)
         if kind is CONFIG_MAP:
             self.refresh_volumes()
-        return Applied(self._shown(after), changed=before is None or before != after)
+        return Applied(self._shown(after))
 
     async def delete(self, manifest: Manifest) -> None:
         """Forget an object; a workload's process is drained."""

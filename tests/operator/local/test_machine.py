@@ -82,7 +82,7 @@ async def test_a_resource_becomes_a_process_that_is_drained_at_the_end(tmp_path:
     async with machine(tmp_path) as local:
         await local.put(replicas=1)
         await local.until("Available", "MinimumReplicasAvailable")
-        [pod] = await local.cluster.list(POD, "mail", {})
+        [pod] = await local.cluster.list_labelled(POD, "mail", {})
         config = await local.cluster.running_config(pod)
         assert config is not None
         assert json.loads(local.config.read_text())["format"] == "mailproxy.dev/proxy-configuration"
@@ -151,7 +151,7 @@ async def test_scaling_to_zero_ends_the_process(tmp_path: Path) -> None:
         await local.until("Available", "MinimumReplicasAvailable")
         await local.put(replicas=0)
         await local.until("Available", "ScaledToZero")
-        assert await local.cluster.list(POD, "mail", {}) == []
+        assert await local.cluster.list_labelled(POD, "mail", {}) == []
 
 
 async def test_a_process_that_does_not_start_is_told_with_the_way_out(tmp_path: Path) -> None:

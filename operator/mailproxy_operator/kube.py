@@ -1,0 +1,326 @@
+"""The cluster port on a real API server; the only module that knows the Kubernetes client.
+
+It goes through the client's lowest layer with paths from a static table:
+authentication, TLS and connections are the library's, the meaning of every
+answer is ours (see ``answers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from mailproxy_operator import names
+from mailproxy_operator.answers import Answer, failure, is_port_drift, warnings
+from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.errors import Gone, OperatorError, Retryable
+from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, SERVICE, Kind, Manifest, kind_of, uid_of
+from mailproxy_operator.settings import KubeVersion
+
+REQUEST_SECONDS = 15.0
+POD_SECONDS = 2.0
+PAGE = 500
+MAX_CONFIG_OCTETS = 64 * 1024
+_APPLY, _MERGE, _JSON_PATCH = (
+    "application/apply-patch+yaml",
+    "application/merge-patch+json",
+    "application/json-patch+json",
+)
+
+Meter = Callable[[str, str, float], None]
+"""Told about every request: verb, class of status code, seconds."""
+
+
+@asynccontextmanager
+async def api_client(configuration: client.Configuration | None = None) -> AsyncIterator[client.ApiClient]:
+    """Open a client: with the service account in a pod, with the kubeconfig elsewhere.
+
+    Raises:
+        ConfigException: There is neither.
+    """
+    if configuration is None:
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # theirs
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # theirs
+    async with client.ApiClient(configuration) as opened:
+        yield opened
+
+
+class KubeCluster:
+    """Objects on an API server.
+
+    Args:
+        api: Where and as whom.
+        pods: For asking pods themselves.
+        meter: Told about every request.
+        node_version: Of the oldest node, where that is older than the API server.
+    """
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        pods: aiohttp.ClientSession,
+        *,
+        meter: Meter = lambda *_: None,
+        node_version: KubeVersion | None = None,
+    ) -> None:
+        self._api = api
+        self._pods = pods
+        self._meter = meter
+        self._node_version = node_version
+
+    async def version(self) -> KubeVersion:
+        """Ask for the API server's version, unless the nodes' is given."""
+        if self._node_version is not None:
+            return self._node_version
+        answer = await self._ask("get", "GET", "/version")
+        if not answer.is_good:
+            raise Retryable(f"the version of the API server: {answer.message}")
+        return KubeVersion.parse(str(answer.body.get("gitVersion", "")))
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        """Read one object."""
+        answer = await self._ask("get", "GET", kind.path(key.namespace, key.name))
+        if answer.status == 404:
+            return None
+        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
+
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the objects of a namespace that carry these labels."""
+        return await self._list(kind, namespace, {"labelSelector": names.label_selector(labels)})
+
+    async def keys(self, namespaces: tuple[str, ...] = ()) -> list[Key]:
+        """List every MailProxy, of some namespaces or of all."""
+        found = [
+            one for namespace in namespaces or ("",) for one in await self._list(MAIL_PROXY, namespace, {})
+        ]
+        return [Key(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found]
+
+    async def _list(self, kind: Kind, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
+        items: list[Manifest] = []
+        position = ""
+        while True:
+            page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
+            answer = await self._ask("list", "GET", kind.path(namespace or None), query=page)
+            if answer.status == 404 and kind.optional:
+                return []
+            body = self._good(answer, kind, f"the list of {kind.plural}").body
+            items += body.get("items") or []
+            position = (body.get("metadata") or {}).get("continue") or ""
+            if not position:
+                return items
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        """Apply server-side; the corner in which a hand-edited port makes that impossible is repaired."""
+        answer = await self._apply(manifest, manager, force=force)
+        if is_port_drift(answer):
+            await self._repair_ports(manifest)
+            answer = await self._apply(manifest, manager, force=force)
+        kind = kind_of(manifest)
+        applied = self._good(answer, kind, f"{kind.name} {manifest['metadata']['name']}")
+        return Applied(dict(applied.body), applied.warnings)
+
+    async def _apply(self, manifest: Manifest, manager: str, *, force: bool, status: bool = False) -> Answer:
+        key = _key(manifest)
+        path = kind_of(manifest).path(key.namespace, key.name) + ("/status" if status else "")
+        query = {"fieldManager": manager, "force": "true" if force else "false"}
+        return await self._ask("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
+
+    async def apply_status(self, manifest: Manifest) -> None:
+        """Apply the status of a MailProxy through its own path."""
+        answer = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
+        if answer.status != 404:
+            self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}")
+
+    async def delete(self, manifest: Manifest) -> None:
+        """Delete this very object; somebody else's of the same name stays."""
+        kind, key = kind_of(manifest), _key(manifest)
+        options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
+        answer = await self._ask("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
+        if answer.status not in {404, 409}:
+            self._good(answer, kind, f"{kind.name} {key}")
+
+    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
+        """Set annotations by a merge patch: an apply would try to create an object that has vanished."""
+        answer = await self._ask(
+            "patch", "PATCH", kind.path(key.namespace, key.name),
+            query={"fieldManager": names.FIELD_MANAGER},
+            body={"metadata": {"annotations": dict(annotations)}}, content_type=_MERGE,
+        )  # fmt: skip
+        if answer.status not in {404, 409}:
+            self._good(answer, kind, f"{kind.name} {key}")
+
+    async def running_config(self, pod: Manifest) -> RunningConfig | None:
+        """Ask a pod's admin endpoint."""
+        address = str(pod["status"]["podIP"])
+        host = f"[{address}]" if ":" in address else address
+        try:
+            async with asyncio.timeout(POD_SECONDS):
+                async with self._pods.get(f"http://{host}:{names.ADMIN_PORT}/config") as answer:
+                    told = json.loads(await answer.content.read(MAX_CONFIG_OCTETS))
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        if not isinstance(told, dict):
+            return None
+        return RunningConfig(str(told.get("hash") or "")[:64], str(told.get("last_error") or "")[:1000])
+
+    async def mount_failures(self, namespace: str) -> dict[str, str]:
+        """Read the kubelet's events about volumes; without the right to, nothing is known."""
+        answer = await self._ask(
+            "list", "GET", f"/api/v1/namespaces/{namespace}/events",
+            query={"fieldSelector": "reason=FailedMount", "limit": str(PAGE)},
+        )  # fmt: skip
+        items: list[Manifest] = list(answer.body.get("items") or []) if answer.is_good else []
+        items.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
+        return {one["involvedObject"]["name"]: str(one.get("message", "")) for one in items}
+
+    async def announce(self, manifest: Manifest) -> None:
+        """Create an event; nobody waits for it to succeed."""
+        with suppress(OperatorError):
+            await self._ask("create", "POST", EVENT.path(manifest["metadata"]["namespace"]), body=manifest)
+
+    # -- leases -----------------------------------------------------------
+
+    async def read_lease(self, key: Key) -> Manifest | None:
+        """Read a Lease."""
+        return await self.get(LEASE, key)
+
+    async def write_lease(self, manifest: Manifest) -> bool:
+        """Create or replace a Lease; its resource version decides who was first.
+
+        Returns:
+            Whether it is ours now.
+        """
+        key = _key(manifest)
+        if "resourceVersion" in manifest["metadata"]:
+            answer = await self._ask("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
+        else:
+            answer = await self._ask("create", "POST", LEASE.path(key.namespace), body=manifest)
+        if answer.status in {404, 409}:
+            return False
+        return self._good(answer, LEASE, f"Lease {key}").is_good
+
+    # -- how --------------------------------------------------------------
+
+    async def _repair_ports(self, manifest: Manifest) -> None:
+        """Replace an edited list of ports, and leave no trace of having done so.
+
+        The replacement is made under another manager's name, whose entry is
+        removed afterwards; otherwise we would own the list twice, and a port
+        that we drop later would stay.
+        """
+        kind, key = kind_of(manifest), _key(manifest)
+        path = kind.path(key.namespace, key.name)
+        live = await self.get(kind, key)
+        if live is None:
+            raise Gone(f"{kind.name} {key}")
+        where, wanted = _ports_of(manifest, live)
+        await self._patch_json(kind, path, [{"op": "replace", "path": where, "value": wanted}])
+        live = await self.get(kind, key)
+        entries = (live or {}).get("metadata", {}).get("managedFields") or []
+        for index, entry in enumerate(entries):
+            if entry.get("manager") == names.REPAIR_MANAGER:
+                at = f"/metadata/managedFields/{index}"
+                test = {"op": "test", "path": f"{at}/manager", "value": names.REPAIR_MANAGER}
+                await self._patch_json(kind, path, [test, {"op": "remove", "path": at}])
+                return
+
+    async def _patch_json(self, kind: Kind, path: str, operations: list[Manifest]) -> None:
+        query = {"fieldManager": names.REPAIR_MANAGER}
+        answer = await self._ask(
+            "patch", "PATCH", path, query=query, body=operations, content_type=_JSON_PATCH
+        )
+        self._good(answer, kind, path)
+
+    def _good(self, answer: Answer, kind: Kind, what: str) -> Answer:
+        if not answer.is_good:
+            raise failure(answer, kind, what)
+        return answer
+
+    async def _ask(
+        self,
+        verb: str,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+    ) -> Answer:
+        """Send one request.
+
+        Raises:
+            Retryable: There was no answer.
+        """
+        clock = asyncio.get_running_loop().time
+        begun, code = clock(), "error"
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                answer = await self._exchange(method, path, query, body, content_type)
+            code = _code(answer.status)
+            return answer
+        except (aiohttp.ClientError, OSError) as error:
+            raise Retryable(f"{method} {path}: {type(error).__name__}") from error
+        finally:
+            self._meter(verb, code, clock() - begun)
+
+    async def _exchange(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str
+    ) -> Answer:
+        headers: dict[str, str] = {"Accept": "application/json"}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        send: Callable[..., Awaitable[Any]] = self._api.rest_client.request
+        limit = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        response = await send(method, url, headers=headers, body=body, _request_timeout=limit)
+        text = await response.read()
+        found = response.headers
+        return Answer(
+            response.status,
+            _parsed(text),
+            _seconds(found.get("Retry-After")),
+            warnings(found.getall("Warning", [])),
+        )
+
+
+def _parsed(text: bytes) -> Mapping[str, Any]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdecimal() else None
+
+
+def _code(status: int) -> str:
+    return str(status) if status in {409, 410, 422, 429} else f"{status // 100}xx"
+
+
+def _key(manifest: Manifest) -> Key:
+    return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _ports_of(manifest: Manifest, live: Manifest) -> tuple[str, object]:
+    """Tell where an object's ports stand, and what should."""
+    if kind_of(manifest) is SERVICE:
+        return "/spec/ports", manifest["spec"]["ports"]
+    wanted = manifest["spec"]["template"]["spec"]["containers"][0]
+    containers = live["spec"]["template"]["spec"]["containers"]
+    index = next(at for at, one in enumerate(containers) if one["name"] == wanted["name"])
+    return f"/spec/template/spec/containers/{index}/ports", wanted["ports"]

@@ -1,0 +1,82 @@
+"""Objects as flat sets of fields, the way server-side apply sees them: lists with keys are maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Path = tuple[Any, ...]
+Fields = dict[Path, Any]
+
+_KEYS: dict[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "volumes": ("name",),
+    "volumeMounts": ("mountPath",),
+    "env": ("name",),
+    "ownerReferences": ("uid",),
+    "conditions": ("type",),
+    "imagePullSecrets": ("name",),
+}
+_EMPTY_MAP, _EMPTY_LIST = "{}", "[]"
+
+
+def keys_of(name: str, items: list[Any]) -> tuple[str, ...] | None:
+    """Tell by which fields the items of a list are told apart; ``None`` for a list that is one value."""
+    if name == "ports" and items and isinstance(items[0], dict):
+        return (
+            ("containerPort",)
+            if "containerPort" in items[0]
+            else ("port",)
+            if "targetPort" in items[0]
+            else None
+        )
+    return _KEYS.get(name)
+
+
+def flatten(value: Any, path: Path = ()) -> Fields:
+    """Give every leaf of an object its path."""
+    if isinstance(value, dict) and value:
+        return {
+            at: leaf for name, inner in value.items() for at, leaf in flatten(inner, (*path, name)).items()
+        }
+    if isinstance(value, list) and value and path:
+        keys = keys_of(str(path[-1]), value)
+        if keys:
+            return {
+                at: leaf
+                for item in value
+                for at, leaf in flatten(item, (*path, ("item", *(item.get(key) for key in keys)))).items()
+            }
+    if isinstance(value, dict):
+        return {path: _EMPTY_MAP} if path else {}
+    return {path: value}
+
+
+def unflatten(fields: Fields) -> dict[str, Any]:
+    """Build the object from its leaves."""
+    tree: dict[Any, Any] = {}
+    for path, leaf in fields.items():
+        at = tree
+        for step in path[:-1]:
+            at = at.setdefault(step, {})
+        at[path[-1]] = leaf
+    built = _built(tree)
+    assert isinstance(built, dict)
+    return built
+
+
+def _built(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return {} if node == _EMPTY_MAP else node
+    if node and all(isinstance(step, tuple) for step in node):
+        return [_built(inner) for inner in node.values()]
+    return {step: _built(inner) for step, inner in node.items()}
+
+
+def managed(fields: Fields) -> dict[str, Any]:
+    """Write paths as ``fieldsV1`` does, near enough for a reader of ``f:spec``."""
+    tree: dict[str, Any] = {}
+    for path in fields:
+        at = tree
+        for step in path:
+            at = at.setdefault(f"k:{step[1:]}" if isinstance(step, tuple) else f"f:{step}", {})
+    return tree
