@@ -1,0 +1,177 @@
+"""A client that says exactly what it is told, in TLS or not, and notices how its connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from typing import Final
+
+from support.parity.dialogue import Tls
+from support.parity.peers import Activity
+
+_PAUSE: Final = 0.004
+_CHUNK: Final = 65536
+
+
+class Wire:
+    """One connection to a subject.
+
+    Attributes:
+        heard: All octets so far, out of TLS where there is TLS.
+        ending: ``open``, ``eof``, ``notified`` (TLS said goodbye before the end) or ``reset``.
+    """
+
+    def __init__(self, sock: socket.socket, activity: Activity) -> None:
+        self.sock = sock
+        self.activity = activity
+        self.heard = b""
+        self.ending = "open"
+        self._notified = False
+        self._tls: ssl.SSLObject | None = None
+        self._shaking = False
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._readable)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the other side has not ended it."""
+        return self.ending == "open"
+
+    async def say(self, octets: bytes) -> None:
+        """Send octets; what the other side does not want any more is lost."""
+        if self._tls is not None:
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.write(octets)
+            octets = self._outgoing.read()
+        await self._send(octets)
+
+    async def say_in_pieces(self, pieces: tuple[bytes, ...]) -> None:
+        """Send octets so that they probably arrive one piece at a time."""
+        for piece in pieces:
+            if not self.is_open:
+                return
+            await self.say(piece)
+            await asyncio.sleep(_PAUSE)
+
+    async def start_tls(self, how: Tls, certificates: dict[str, str], patience: float) -> str:
+        """Shake hands, and tell what was settled, or how it failed."""
+        if how.ahead:
+            await self._send(how.ahead)
+        if not self.is_open:
+            return "not begun"
+        context = _context(how, certificates)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=None)
+        self._shaking = True
+        try:
+            async with asyncio.timeout(patience):
+                outcome = await self._shake(self._tls)
+        except TimeoutError:
+            outcome = "failed: nothing came"
+        self._shaking = False
+        if outcome.startswith("failed"):
+            self._tls = None
+        else:
+            self._decrypt()
+        return outcome
+
+    async def _shake(self, tls: ssl.SSLObject) -> str:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._send(self._outgoing.read())
+                if not self.is_open:
+                    return "failed: connection ended"
+                await self.activity.next(0.5)
+            except ssl.SSLError as error:
+                await self._send(self._outgoing.read())
+                return f"failed: {error.reason}"
+            else:
+                await self._send(self._outgoing.read())
+                cipher = tls.cipher()
+                return f"{tls.version()} {cipher[0] if cipher else ''} {tls.selected_alpn_protocol() or ''}".strip()
+
+    async def _send(self, octets: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self._loop.sock_sendall(self.sock, octets)
+
+    def _readable(self) -> None:
+        try:
+            octets = self.sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end("reset")
+            return
+        if not octets:
+            self._end("notified" if self._notified else "eof")
+        elif self._tls is None:
+            self.heard += octets
+        else:
+            self._incoming.write(octets)
+            if not self._shaking:
+                self._decrypt()
+        self.activity.stir()
+
+    def _decrypt(self) -> None:
+        assert self._tls is not None
+        try:
+            while octets := self._tls.read(_CHUNK):
+                self.heard += octets
+            self._say_goodbye()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self._say_goodbye()
+        except ssl.SSLError as error:
+            self.heard += f"[{error.reason}]".encode()
+
+    def _say_goodbye(self) -> None:
+        self._notified = True
+        assert self._tls is not None
+        with contextlib.suppress(ssl.SSLError):
+            self._tls.unwrap()
+        with contextlib.suppress(OSError):
+            self.sock.send(self._outgoing.read())
+
+    def _end(self, how: str) -> None:
+        self._loop.remove_reader(self.sock)
+        self.ending = how
+        self.activity.stir()
+
+    def shut(self) -> None:
+        """Say that nothing more comes."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+        self.ending = "left"
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self.sock.fileno() >= 0:
+            self._loop.remove_reader(self.sock)
+            self.sock.close()
+
+
+def _context(how: Tls, certificates: dict[str, str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if how.version:
+        version = getattr(ssl.TLSVersion, how.version.replace(".", "_"))
+        context.minimum_version = context.maximum_version = version
+    if how.alpn:
+        context.set_alpn_protocols(list(how.alpn))
+    if how.certificate:
+        context.load_cert_chain(
+            certificates[f"{how.certificate}_cert"], certificates[f"{how.certificate}_key"]
+        )
+    return context

@@ -1,0 +1,115 @@
+"""Says whether two records are the same, and where they are not, whether that is meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any
+
+from support.parity.dialogue import Dialogue
+from support.parity.differences import DIFFERENCES, RESET_IS_EOF, Difference, explaining
+from support.parity.record import Record
+
+
+class Outcome(Enum):
+    """What a comparison shows."""
+
+    SAME = "same"
+    MEANT = "differs as declared"
+    NEWER = "compared with what the newer nginx is known to do"
+    WRONG = "differs"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one dialogue.
+
+    Attributes:
+        outcome: See there.
+        differences: The names of the declared differences that were seen.
+        faults: What is wrong, for people.
+    """
+
+    outcome: Outcome
+    differences: tuple[str, ...] = ()
+    faults: str = ""
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether this is as it should be."""
+        return self.outcome is not Outcome.WRONG
+
+
+def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tuple[int, ...]) -> Verdict:
+    """Compare two records of one dialogue.
+
+    Args:
+        dialogue: What was played.
+        theirs: nginx's record, ``None`` where it is too old for the server.
+        ours: The proxy's.
+        version: nginx's.
+    """
+    faults = _unlike(ours, dialogue.ours, "the proxy")
+    if dialogue.check is not None and (found := dialogue.check(ours)):
+        faults.append(f"the proxy: {found}")
+    is_old = version < dialogue.since
+    if theirs is None:
+        return _verdict(Outcome.NEWER, (), faults)
+    if is_old or (dialogue.differs and not _is_over(dialogue, version)):
+        faults += _unlike(theirs, dialogue.theirs, "nginx")
+    if is_old:
+        return _verdict(Outcome.NEWER, (), faults)
+    seen: list[str] = []
+    if dialogue.differs and not _is_over(dialogue, version):
+        difference = DIFFERENCES[dialogue.differs]
+        seen.append(difference.name)
+        theirs, ours = _levelled(dialogue, difference, theirs, ours)
+    if theirs.ending == "reset" and ours.ending in {"eof", "notified"}:
+        seen.append(RESET_IS_EOF)
+        theirs = replace(theirs, ending=ours.ending)
+    if theirs != ours and not dialogue.differs:
+        explained = explaining(dialogue, theirs, ours)
+        if explained is not None:
+            return _verdict(Outcome.MEANT, (*seen, explained.name), faults)
+    faults += _differing(theirs, ours)
+    return _verdict(Outcome.MEANT if seen else Outcome.SAME, tuple(seen), faults)
+
+
+def _is_over(dialogue: Dialogue, version: tuple[int, ...]) -> bool:
+    """Whether this nginx does as the proxy does."""
+    until = DIFFERENCES[dialogue.differs].until
+    return bool(until) and version >= until
+
+
+def _levelled(
+    dialogue: Dialogue, difference: Difference, theirs: Record, ours: Record
+) -> tuple[Record, Record]:
+    """Make equal what was looked at already, or what the difference is about."""
+    if difference.level is not None:
+        theirs, ours = difference.level(theirs), difference.level(ours)
+    names = {_FIELDS.get(name, name) for name in (*dialogue.ours, *dialogue.theirs)}
+    same: dict[str, Any] = {name: getattr(ours, name) for name in names}
+    return replace(theirs, **same), ours
+
+
+_FIELDS = {"client": "turns"}
+
+
+def _verdict(outcome: Outcome, differences: tuple[str, ...], faults: list[str]) -> Verdict:
+    return Verdict(Outcome.WRONG if faults else outcome, differences, "\n".join(faults))
+
+
+def _unlike(record: Record, wanted: dict[str, object], who: str) -> list[str]:
+    return [
+        f"{who}: {name} is\n    {getattr(record, name)!r}\n  and not\n    {value!r}"
+        for name, value in wanted.items()
+        if getattr(record, name) != value
+    ]
+
+
+def _differing(theirs: Record, ours: Record) -> list[str]:
+    return [
+        f"{field.name}:\n  nginx     {getattr(theirs, field.name)!r}\n  the proxy {getattr(ours, field.name)!r}"
+        for field in fields(Record)
+        if getattr(theirs, field.name) != getattr(ours, field.name)
+    ]

@@ -1,0 +1,379 @@
+"""Plays dialogues to nginx and to the proxy, many at a time, and says what differs.
+
+nginx goes first: what it says in each step is awaited until it says no more.
+The proxy then has to say as much, however slow the machine is, and not more.
+What differs is played once more, with more patience, before it counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from support.dns_server import DnsServer, dns_server
+from support.parity.blocks import Block, Place, render
+from support.parity.client import Wire
+from support.parity.dialogue import Await, Cut, Dialogue, Leave, Step, Tls
+from support.parity.normal import Names
+from support.parity.peers import Peers, Playing
+from support.parity.record import Record
+from support.parity.subjects import Nginx, Process, start_nginx, start_proxy
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 24
+_TRIES: Final = 3
+_END_SECONDS: Final = 4.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, in seconds.
+
+    Attributes:
+        first: For nginx to begin to react.
+        quiet: For it to go on.
+        catch_up: For the proxy to have said as much.
+    """
+
+    first: float = 0.05
+    quiet: float = 0.02
+    catch_up: float = 5.0
+
+
+_USUAL: Final = Patience()
+_MORE: Final = Patience(first=0.4, quiet=0.2, catch_up=8.0)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a playing had come at the end of a step."""
+
+    heard: int
+    is_open: bool
+    requests: int
+    upstreams: int
+    closed: int
+
+
+class Subject:
+    """One of the two, and everybody around it."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self.name = name
+        self.place = place
+        self.peers = Peers()
+        self.dns: DnsServer | None = None
+        self.process: Process | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start_peers(self) -> None:
+        """Have the peers listen."""
+        await self.peers.start(self.place.here, self.place.auth)
+        self.dns = await self._stack.enter_async_context(dns_server(self.place.here, self.place.dns))
+
+    async def stop_peers(self) -> None:
+        """Have the peers go."""
+        self.peers.stop()
+        await self._stack.aclose()
+
+
+class Kit:
+    """nginx and the proxy, side by side, until the end of the block.
+
+    Args:
+        nginx: Which nginx.
+        blocks: The servers that both have.
+        certificates: Files, by the names that directives and dialogues use.
+    """
+
+    def __init__(self, nginx: Nginx, blocks: Iterable[Block], certificates: dict[str, str]) -> None:
+        self.nginx = nginx
+        self.blocks = {block.name: block for block in blocks}
+        self.certificates = certificates
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="parity")
+        self._folder = tempfile.TemporaryDirectory(prefix="parity-")
+        self._addresses = iter(_addresses())
+        self._theirs, self._ours = self._subjects()
+
+    def _subjects(self) -> tuple[Subject, Subject]:
+        net = random.randint(1, 250)  # noqa: S311
+        return self._subject("nginx", f"127.90.{net}.1"), self._subject("proxy", f"127.90.{net}.2")
+
+    def _subject(self, name: str, here: str) -> Subject:
+        folder = Path(self._folder.name) / name
+        folder.mkdir()
+        ports = {}
+        for number, block in enumerate(self.blocks.values()):
+            ports[block.name] = _free_port6() if block.via == "ipv6" else 20100 + number
+        return Subject(name, Place(here=here, auth=20001, dead=20002, dns=20003, folder=folder, ports=ports))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        for subject in (self._theirs, self._ours):
+            self.wait(subject.start_peers())
+        old = [block for block in self.blocks.values() if self.nginx.version >= block.since]
+        text = render(old, self._theirs.place, load=self.nginx.load, certificates=self.certificates)
+        self._theirs.process = start_nginx(self.nginx, text, self._theirs.place.folder)
+        every = list(self.blocks.values())
+        text = render(every, self._ours.place, load="", certificates=self.certificates)
+        self._ours.process = start_proxy(text, self._ours.place.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for subject in (self._theirs, self._ours):
+            if subject.process is not None:
+                subject.process.stop()
+            self.wait(subject.stop_peers())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._folder.cleanup()
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run something where the peers live."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result(600)
+
+    # -- playing
+
+    def play(
+        self, dialogues: Sequence[Dialogue], is_settled: Callable[[Dialogue, Record | None, Record], bool]
+    ) -> list[tuple[Record | None, Record]]:
+        """Play dialogues to both.
+
+        Args:
+            dialogues: What to play.
+            is_settled: Tells whether two records need no second playing.
+
+        Returns:
+            For each, nginx's record (``None`` where this nginx is too old to
+            have the server) and the proxy's.
+        """
+        return self.wait(self._play_all(dialogues, is_settled))
+
+    async def _play_all(
+        self, dialogues: Sequence[Dialogue], is_settled: Callable[[Dialogue, Record | None, Record], bool]
+    ) -> list[tuple[Record | None, Record]]:
+        room = asyncio.Semaphore(_AT_ONCE)
+        alone = asyncio.Lock()
+
+        async def one(dialogue: Dialogue) -> tuple[Record | None, Record]:
+            is_alone = dialogue.alone or dialogue.via != "tcp"
+            async with alone if is_alone else contextlib.nullcontext(), room:
+                for attempt in range(_TRIES):
+                    found = await self._play_both(dialogue, _MORE if attempt else _USUAL)
+                    if is_settled(dialogue, *found):
+                        break
+                return found
+
+        return list(await asyncio.gather(*map(one, dialogues)))
+
+    async def _play_both(self, dialogue: Dialogue, patience: Patience) -> tuple[Record | None, Record]:
+        ip = next(self._addresses)
+        theirs, goals = None, None
+        if self.nginx.version >= self.blocks[dialogue.block].since:
+            theirs, goals = await self._play(self._theirs, dialogue, ip, patience, None)
+        ours, _ = await self._play(self._ours, dialogue, ip, patience, goals)
+        return theirs, ours
+
+    async def _play(
+        self, subject: Subject, dialogue: Dialogue, ip: str, patience: Patience, goals: list[Progress] | None
+    ) -> tuple[Record, list[Progress]]:
+        playing = Playing(
+            ip,
+            subject.peers.upstream_port if dialogue.reachable else subject.place.dead,
+            list(dialogue.auth),
+            dialogue.upstream,
+            dialogue.header,
+        )
+        subject.peers.playings[ip] = playing
+        if dialogue.alone or dialogue.via != "tcp":
+            subject.peers.alone = playing
+        if dialogue.dns is not None:
+            assert subject.dns is not None
+            subject.dns.zone.update(dialogue.dns(ip))
+        player = _Player(self, subject, dialogue, playing, patience, goals)
+        try:
+            return await player.play(), player.progress
+        finally:
+            subject.peers.alone = None
+            del subject.peers.playings[ip]
+
+
+class _Player:
+    """One dialogue with one subject."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        subject: Subject,
+        dialogue: Dialogue,
+        playing: Playing,
+        patience: Patience,
+        goals: list[Progress] | None,
+    ) -> None:
+        self._kit, self._subject, self._dialogue = kit, subject, dialogue
+        self._playing, self._patience, self._goals = playing, patience, goals
+        self.progress: list[Progress] = []
+        self._turns: list[bytes] = []
+        self._tls: list[str] = []
+        self._marked = 0
+
+    async def play(self) -> Record:
+        activity = self._playing.activity
+        wire = Wire(await self._connect(), activity)
+        names = self._names(wire)
+        try:
+            await self._settle(wire, self._patience.first)
+            for step in self._dialogue.steps:
+                if not wire.is_open:
+                    break
+                await self._settle(wire, await self._take(wire, step))
+            ending = wire.ending
+            if wire.is_open:
+                wire.shut()
+                await self._until(lambda: not wire.is_open)
+            afterwards = "" if ending != "open" else wire.ending
+            self._note_rest(wire)
+        finally:
+            wire.close()
+        await self._until(lambda: all(one.is_closed for one in self._playing.upstreams))
+        return self._record(names, ending, afterwards)
+
+    async def _connect(self) -> socket.socket:
+        via, place = self._dialogue.via, self._subject.place
+        family = {"unix": socket.AF_UNIX, "ipv6": socket.AF_INET6}.get(via, socket.AF_INET)
+        sock = socket.socket(family)
+        sock.setblocking(False)
+        target: Any = (place.here, place.ports[self._dialogue.block])
+        if via == "tcp":
+            sock.bind((self._playing.ip, 0))
+        elif via == "ipv6":
+            target = ("::1", place.ports[self._dialogue.block])
+        else:
+            target = f"{place.folder}/{self._dialogue.block}.sock"
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, target)
+        return sock
+
+    async def _take(self, wire: Wire, step: Step) -> float:
+        """Do one thing, and tell how long to wait for a reaction."""
+        playing, first = self._playing, self._patience.first
+        match step:
+            case bytes():
+                await wire.say(playing.filled(step))
+            case Cut(pieces):
+                await wire.say_in_pieces(tuple(map(playing.filled, pieces)))
+            case Tls():
+                self._tls.append(await wire.start_tls(step, self._kit.certificates, 5.0))
+            case Await(seconds):
+                return seconds
+            case Leave("reset"):
+                wire.reset()
+            case Leave():
+                wire.shut()
+        return first
+
+    async def _settle(self, wire: Wire, first: float) -> None:
+        """Wait until this step is over: when nginx is quiet, or the proxy is as far as nginx was."""
+        step = len(self.progress)
+        activity = self._playing.activity
+        if self._goals is None:
+            await activity.settle(first, self._patience.quiet)
+        else:
+            goal = self._goals[step] if step < len(self._goals) else None
+            await self._until(
+                lambda: goal is None or _reaches(self._now(wire), goal), max(self._patience.catch_up, first)
+            )
+            await activity.settle(self._patience.quiet / 4, self._patience.quiet / 2)
+        self.progress.append(self._now(wire))
+        self._note_rest(wire)
+        if len(self._turns) < len(self.progress):
+            self._turns.append(b"")
+
+    def _note_rest(self, wire: Wire) -> None:
+        if len(wire.heard) > self._marked:
+            self._turns.append(wire.heard[self._marked :])
+            self._marked = len(wire.heard)
+
+    def _now(self, wire: Wire) -> Progress:
+        playing = self._playing
+        closed = sum(one.is_closed for one in playing.upstreams)
+        return Progress(len(wire.heard), wire.is_open, len(playing.requests), playing.heard, closed)
+
+    async def _until(self, is_so: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not is_so():
+                    await self._playing.activity.next(0.25)
+
+    def _names(self, wire: Wire) -> Names:
+        place = self._subject.place
+        replaced = {place.here: "HERE", self._playing.ip: "CLIENT", f"{place.folder}": "FOLDER"}
+        replaced[str(place.ports[self._dialogue.block])] = "LISTENPORT"
+        if self._dialogue.via != "unix":
+            replaced[str(wire.sock.getsockname()[1])] = "CLIENTPORT"
+        return Names(replaced)
+
+    def _record(self, names: Names, ending: str, afterwards: str) -> Record:
+        playing = self._playing
+        return Record(
+            turns=tuple(map(names.said, self._turns)),
+            ending=ending,
+            afterwards=afterwards,
+            tls=tuple(self._tls),
+            requests=tuple(map(names.asked, playing.requests)),
+            upstreams=tuple(names.said(one.octets) for one in playing.upstreams),
+            upstream_endings=tuple("closed" if one.is_closed else "open" for one in playing.upstreams),
+            questions=self._questions(),
+        )
+
+    def _questions(self) -> tuple[tuple[str, str], ...]:
+        if self._dialogue.dns is None or self._subject.dns is None:
+            return ()
+        mine = {name for name, _ in self._dialogue.dns(self._playing.ip)}
+        reverse = ".".join(reversed(self._playing.ip.split(".")))
+        asked = {
+            (name.lower().replace(reverse, "REVERSED"), kind)
+            for _, name, kind in self._subject.dns.asked
+            if name.lower() in mine
+        }
+        return tuple(sorted(asked))
+
+
+def _reaches(now: Progress, goal: Progress) -> bool:
+    return (
+        now.heard >= goal.heard
+        and now.is_open <= goal.is_open
+        and now.requests >= goal.requests
+        and now.upstreams >= goal.upstreams
+        and now.closed >= goal.closed
+    )
+
+
+def _addresses() -> Iterable[str]:
+    """Addresses of clients, no two the same."""
+    start = random.randint(0, 1 << 20)  # noqa: S311
+    for number in itertools.count(start):
+        rest, last = divmod(number, 254)
+        high, middle = divmod(rest, 254)
+        yield f"127.{101 + high % 100}.{1 + middle}.{1 + last}"
+
+
+def _free_port6() -> int:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port: int = probe.getsockname()[1]
+        return port
