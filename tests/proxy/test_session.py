@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
-from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, SendProxyProtocol, ServerConfig
+from mailproxy_config.model import (
+    AuthHttp,
+    ListenConfig,
+    Protocol,
+    ResolverConfig,
+    Seconds,
+    SendProxyProtocol,
+    ServerConfig,
+)
 from support.configs import server
 from support.world import GRANT, Builder, Peer, World, answer, run, world
 
@@ -374,5 +383,36 @@ def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
                 client.writer.write(b"a CAPABILITY\r\n" * 200)
             await w.settled()
             client.reset()
+
+    run(play)
+
+
+def test_draining_does_not_wait_for_a_name_server_that_says_nothing() -> None:
+    async def play() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            resolver = ResolverConfig(addresses=(f"127.0.0.1:{silent.getsockname()[1]}",))
+            async with world(smtp(resolver=resolver), DENIED) as w:
+                client = await w.client()
+                await w.settled(1)
+                await w.app.drain(60.0)
+                assert (await client.rest()).startswith(b"421 ")
+                client.close()
+
+    run(play)
+
+
+def test_draining_ends_the_wait_after_a_denial() -> None:
+    async def play() -> None:
+        async with world(pop3(), answer("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"USER alice\r\nPASS wrong\r\n")
+            await client.line()
+            while not w.value("mailproxy_logins_total", "pop3", "password", "denied"):
+                await asyncio.sleep(0.005)
+            await w.app.drain(60.0)
+            assert (await client.rest()).startswith(b"-ERR ")
+            client.close()
 
     run(play)

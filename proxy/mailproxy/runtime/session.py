@@ -413,11 +413,11 @@ class Session(Conversation):
     # -- draining
 
     def say_goodbye(self) -> None:
-        """Tell a client that waits for nothing from us that we leave; others are told later."""
-        if self.is_listening:
-            self.throw(ShuttingDown())
-        elif self._stage is not None and self.client.tls is None and self.record.attempts == 0:
+        """Tell the client that we leave, unless its login is under way; then it is told after that."""
+        if self._stage is not None:
             self._leave(CloseReason.DRAIN)
+        elif self.is_listening or self._cancel is not None or self._wake is not None:
+            self.throw(ShuttingDown())
 
     def cut(self) -> None:
         """Leave at once."""

@@ -66,6 +66,7 @@ class Supervisor:
         self._preparation = Preparation(settings)
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
+        self._is_watched = False
         self._pool: Pool | None = None
         self._main: asyncio.Task[object] | None = None
 
@@ -205,13 +206,16 @@ class Supervisor:
             self._main.cancel()
         else:
             self._tell(LogLevel.NOTICE, "draining", signal=signum.name)
+        self._is_watched = signum is signal.SIGINT
         self._status.is_draining = True
         self._ending.set()
 
     async def _drain(self, pool: Pool) -> None:
         drain = pool.wanted.config.drain
-        asyncio.get_running_loop().call_later(drain.delay, self._preparation.close)
-        await pool.drain(drain.delay, drain.timeout)
+        # The delay is for load balancers that have yet to hear of it; nobody at a terminal waits for those.
+        delay = 0.0 if self._is_watched else drain.delay
+        asyncio.get_running_loop().call_later(delay, self._preparation.close)
+        await pool.drain(delay, drain.timeout)
         self._tell(LogLevel.NOTICE, "drained")
 
     # -- telling
