@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -25,6 +24,7 @@ from .rendered import parse_json, parse_rendered
 from .yaml_text import LARGEST_DOCUMENT, documents
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
+_JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
 _MOUNTS: Final = Mounts()
 
 
@@ -136,9 +136,8 @@ def _compiled(manifest: MailProxyManifest, mounts: Mounts, hostname: str, kind: 
 
 def _documents(text: str, source: str) -> list[Any]:
     """The documents of a text; JSON may be indented with tabs, which YAML forbids."""
-    if text.lstrip().startswith("{"):
-        with suppress(ConfigError):
-            return [parse_json(text, source)]
+    if _JSON_BEGINS.match(text):
+        return [parse_json(text, source)]
     return documents(text, source=source)
 
 

@@ -186,7 +186,7 @@ class _Reader:
         if timeout is None:
             return
         self._main["drain"] = {"timeout": timeout}
-        self._origins["spec.drain"] = (statement.where, statement.name)
+        self._origins["spec.drain.timeout"] = (statement.where, statement.name)
         if timeout.strip("0") in {"", "s", "m", "ms"}:
             del self._main["drain"]
             reason = f'"{statement.name}" 0 (no limit) is not carried over'

@@ -26,6 +26,7 @@ from .references import CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from .units import LARGEST_SECONDS
 from .values import Place
 
+_MAIN_NAMES: Final = {"worker_processes": "workers"}
 _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
 """A header's file may be anywhere; the shape of a header only knows Secrets."""
 
@@ -33,7 +34,8 @@ _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
 def note_unsound(config: ProxyConfig, problems: Problems) -> None:
     """Note every value that no manifest compiles to, at its path below ``config``."""
     for row in MAIN_DIRECTIVES:
-        _check(row, getattr(config, _MAIN_NAMES.get(row.name, row.name)), "config", problems)
+        name = _MAIN_NAMES.get(row.name, row.name)
+        _check(row, getattr(config, name), f"config.{name}", problems)
     for name in ("delay", "timeout"):
         _check_time(getattr(config.drain, name), f"config.drain.{name}", problems)
     if not 1 <= len(config.servers) <= MOST_SERVERS:
@@ -44,14 +46,11 @@ def note_unsound(config: ProxyConfig, problems: Problems) -> None:
     _check_unique(config, problems)
 
 
-_MAIN_NAMES: Final = {"worker_processes": "workers"}
-
-
 def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
     SERVER_NAME.check(server.name, f"{path}.name", problems)
     for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
         if row.field not in IGNORED:
-            _check(row, getattr(server, row.name), path, problems)
+            _check(row, getattr(server, row.name), f"{path}.{row.name}", problems)
     if not server.tls_is_used:
         return
     if not server.ssl_certificate:
@@ -62,9 +61,8 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
         problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
 
 
-def _check(row: Directive, value: Any, path: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
+def _check(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
     """Write the value, and read it as if a manifest had said so."""
-    here = f"{path}.{row.name}"
     if isinstance(value, float):
         _check_time(value, here, problems)
         return

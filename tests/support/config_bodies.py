@@ -13,12 +13,12 @@ Body = dict[str, Any]
 SECRET_KEY: Final = {"secretKeyRef": {"name": "tls-extras", "key": "some.pem"}}
 
 
-def server(name: str = "imap", port: int = 143, **fields: object) -> Body:
+def server(name: Any = "imap", port: Any = 143, **fields: Any) -> Body:
     """A server with one listener, unless ``listen`` says otherwise."""
     return {"name": name, "listen": [{"port": port}], **fields}
 
 
-def body(*servers: Body, mail: Mapping[str, Any] | None = None, **spec: object) -> Body:
+def body(*servers: Body, mail: Any = None, **spec: Any) -> Body:
     """A whole resource; ``authHttp`` is set unless ``mail`` is given."""
     level = {"authHttp": "auth.example:9000"} if mail is None else dict(mail)
     return {

@@ -1,0 +1,41 @@
+"""nginx's own example, and its conversion that is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.load import Kind, load
+from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+from mailproxy_config.yaml_text import documents
+
+ROOT = Path(__file__).parents[2]
+NGINX = Path(__file__).parent / "data" / "nginx-example.conf"
+EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.yaml"))
+EXAMPLE = ROOT / "deploy" / "examples" / "nginx-example.yaml"
+
+
+def test_the_example_means_what_nginx_s_means() -> None:
+    ours, theirs = load(EXAMPLE.read_bytes()), load(NGINX.read_bytes(), source=str(NGINX))
+    assert (ours.kind, theirs.kind) == (Kind.MANIFEST, Kind.NGINX)
+    assert ours.config == theirs.config
+    assert ours.hash == theirs.hash
+
+
+def test_the_example_is_what_convert_writes() -> None:
+    manifest = parse_nginx(NGINX.read_text(), source=str(NGINX), name="nginx-example")
+    converted = documents(to_manifest_yaml(manifest))[0]
+    assert converted["spec"] == documents(EXAMPLE.read_text())[0]["spec"]
+
+
+def test_nothing_of_nginx_s_example_is_lost_but_the_name_of_the_log() -> None:
+    notices = load(NGINX.read_bytes(), source="nginx.conf").notices
+    assert list(map(str, notices)) == [
+        "nginx.conf:3: logs go to standard error, not to /var/log/nginx/error.log"
+    ]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_loads(example: Path) -> None:
+    assert load(example.read_bytes()).config.servers

@@ -1,0 +1,255 @@
+"""An ``nginx.conf`` as a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.load import Loaded, load
+from mailproxy_config.manifest import MailProxyManifest
+from mailproxy_config.model import LogLevel, Protocol, Seconds, SessionCache
+from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+
+
+def parsed(mail: str, around: str = "events {}") -> MailProxyManifest:
+    return parse_nginx(f"{around}\nmail {{\nauth_http a;\n{mail}\n}}\n", source="/etc/nginx/nginx.conf")
+
+
+def loaded(mail: str, around: str = "events {}") -> Loaded:
+    """The same, as the proxy would run it."""
+    text = f"{around}\nmail {{\nauth_http a;\n{mail}\n}}\n"
+    return load(text.encode(), source="/etc/nginx/nginx.conf")
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        parse_nginx(text, source="n.conf")
+    return list(map(str, raised.value.problems))
+
+
+def test_the_resource_has_the_name_it_is_given() -> None:
+    text = "mail { auth_http a; server { listen 143; } }"
+    assert parse_nginx(text).metadata.name == "mailproxy"
+    named = parse_nginx(text, name="edge", namespace="mail").metadata
+    assert (named.name, named.namespace) == ("edge", "mail")
+
+
+def test_what_stands_around_the_mail_block() -> None:
+    around = (
+        "worker_processes auto; error_log stderr; error_log stderr info; error_log stderr crit;\n"
+        "worker_shutdown_timeout 1m; events { worker_connections 99; }"
+    )
+    found = loaded("server { listen 143; }", around)
+    assert (found.config.workers, found.config.worker_connections) == (None, 99)
+    assert found.config.error_log is LogLevel.INFO  # of several, the one that says most
+    assert found.config.drain.timeout == Seconds(60)
+    assert found.notices == ()
+
+
+def test_a_port_range_is_expanded() -> None:
+    listen = loaded(
+        "server { listen 127.0.0.1:143-145 ssl; protocol imap; ssl_certificate c; ssl_certificate_key k; }"
+    )
+    assert [(each.port, each.ssl) for each in listen.config.servers[0].listen] == [
+        (143, True),
+        (144, True),
+        (145, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "protocol"),
+    [
+        ("listen 143;", Protocol.IMAP),
+        ("listen 1143; listen 110; listen 25;", Protocol.POP3),  # the first well-known one
+        ("listen 143; protocol smtp;", Protocol.SMTP),
+        ("protocol smtp; listen 143; protocol pop3;", Protocol.POP3),  # the last one
+    ],
+)
+def test_the_protocol_of_a_server(lines: str, protocol: Protocol) -> None:
+    found = parsed(f"server {{ {lines} }}")
+    assert found.servers[0].protocol is protocol
+    assert found.raw["spec"]["servers"][0]["protocol"] == protocol
+
+
+def test_servers_are_named_after_their_protocols() -> None:
+    found = parsed(
+        "server { listen 25; } server { listen 143; } server { listen 127.0.0.1:587; }"
+        "server { listen 127.0.0.2:587; } server { listen unix:/x; protocol smtp; }"
+    )
+    assert [each.name for each in found.servers] == ["smtp-25", "imap", "smtp-587", "smtp-587-3", "smtp-unix"]
+
+
+def test_what_nginx_adds_up() -> None:
+    server = loaded(
+        "auth_http first; auth_http last;\n"
+        "imap_auth plain; imap_auth login plain; imap_capabilities A; imap_capabilities B A;\n"
+        "auth_http_header X 1; auth_http_header Y 2; set_real_ip_from unix:; set_real_ip_from 10.0.0.0/8;\n"
+        "server { listen 143; }"
+    ).config.servers[0]
+    assert server.auth_http.host == "last"
+    assert server.imap_auth == {"plain", "login"}
+    assert server.imap_capabilities == ("A", "B", "A")
+    assert [header.name for header in server.auth_http_header] == ["X", "Y"]
+    assert server.set_real_ip_from == ("unix:", "10.0.0.0/8")
+
+
+def test_certificates_are_files_beside_the_configuration() -> None:
+    server = loaded(
+        "ssl_certificate tls/a.pem; ssl_certificate_key /k.pem; starttls on; server { listen 143; }"
+    ).config.servers[0]
+    (pair,) = server.ssl_certificate
+    assert (pair.certificate, pair.key) == ("/etc/nginx/tls/a.pem", "/k.pem")
+
+
+def test_a_server_s_cache_and_the_inherited_one() -> None:
+    server = loaded(
+        "ssl_session_cache shared:a:1m; server { listen 143; ssl_session_cache builtin:5; }"
+    ).config.servers[0]
+    assert server.ssl_session_cache == SessionCache(builtin=5, shared_name="a", shared_size=1_048_576)  # type: ignore[arg-type]
+
+
+def test_what_is_included_is_read(tmp_path: Path) -> None:
+    (tmp_path / "servers").write_text("server { listen 143; timeout 5x; }")
+    (tmp_path / "common").write_text("\nproxy_buffer 1;")
+    text = "mail {\n auth_http a;\n include common;\n include servers;\n}"
+    with pytest.raises(ConfigError) as raised:
+        parse_nginx(text, source=str(tmp_path / "nginx.conf"))
+    assert [str(problem).removeprefix(f"{tmp_path}/") for problem in raised.value.problems] == [
+        'common:2: "proxy_buffer": 1 is too small: a buffer has at least 128 bytes',
+        'servers:1: "timeout": must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds',
+    ]
+
+
+def test_what_could_not_be_carried_over_is_named() -> None:
+    around = (
+        "user www;\nhttp { include missing; server { listen 80; } }\nstream {}\nworker_shutdown_timeout 0s;\n"
+        "error_log /var/log/nginx/error.log info;\nevents { use epoll; }"
+    )
+    mail = "proxy on; set_real_ip_from 10.0.0.1/8;\nserver { listen 143 ipv6only=on; error_log x.log; }"
+    assert list(map(str, parsed(mail, around).notices)) == [
+        '/etc/nginx/nginx.conf:4: "worker_shutdown_timeout" 0 (no limit) is not carried over',
+        "/etc/nginx/nginx.conf:5: logs go to standard error, not to /var/log/nginx/error.log",
+        "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",
+        "/etc/nginx/nginx.conf:10: logs go to standard error, not to x.log",
+        "/etc/nginx/nginx.conf:1: not about mail, ignored: user, http, stream, use",
+        '/etc/nginx/nginx.conf:9: "proxy": has no effect, as in nginx',
+        '/etc/nginx/nginx.conf:9: "set_real_ip_from": low address bits of 10.0.0.1/8 are meaningless',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("events {}", ["n.conf: there is no mail block"]),
+        ("mail {}", ["n.conf: there is no server in its mail block"]),
+        ("mail {", ['n.conf:1: unexpected end of file, expecting "}"']),
+        ("mail;", ['n.conf:1: directive "mail" has no opening "{"']),
+        ("mail x {}", ['n.conf:1: invalid number of arguments in "mail" directive']),
+        ("mail {} mail {}", ['n.conf:1: "mail" directive is duplicate']),
+        ("listen 5;", ['n.conf:1: "listen" directive is not allowed here']),
+        ("worker_connections 5;", ['n.conf:1: "worker_connections" directive is not allowed here']),
+        ("wroker_processes 1;", [
+            'n.conf:1: unknown directive "wroker_processes"; did you mean worker_processes?',
+        ]),
+        ("worker_shutdown_timeout;", [
+            'n.conf:1: invalid number of arguments in "worker_shutdown_timeout" directive',
+        ]),
+        ("worker_shutdown_timeout 1x; mail { auth_http a; server { listen 143; } }", [
+            'n.conf:1: "worker_shutdown_timeout": must be a time such as 60s, 1m30s, 24h or 500ms; '
+            "a bare number is seconds",
+        ]),
+        ("worker_processes 0; mail { auth_http a; server { listen 143; } }", [
+            'n.conf:1: "worker_processes": 0 is out of range 1 to 256',
+        ]),
+        ("events { mail {} }", ['n.conf:1: "mail" directive is not allowed here']),
+        ("mail { server { server {} } }", [
+            'n.conf:1: "server" directive is not allowed here', 'n.conf:1: no "listen" is defined for server',
+            'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',
+        ]),
+        ("mail { server {\nlisten 143; } }", [
+            'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',
+        ]),
+        ("mail { auth_http a; server {\n listen 1;\n} }", ["n.conf:1: unknown mail protocol for server"]),
+        ("mail { auth_http a;\nserver {\nlisten 127.0.0.1;\n} }", [
+            "n.conf:3: \"listen\" directive: no port in '127.0.0.1': a listener needs one",
+        ]),
+        ("mail {\nauth_http a;\nserver { listen 143; }\nserver {\nlisten *:143; }\n}", [
+            'n.conf:5: "listen": duplicate *:143 address and port pair, also in n.conf:3',
+        ]),
+        ("mail {\nauth_http a; timeout 1s; timeout 2s;\nserver { listen 143 }\n}", [
+            'n.conf:3: directive "listen" is not terminated by ";"',
+        ]),
+        ("mail {\nauth_http a;\ntimeout 1s;\ntimeout 2s;\nauth_htpp b;\n"
+         "server { listen 143; protocol lmtp; }\n}", [
+            'n.conf:4: "timeout" directive is duplicate',
+            'n.conf:5: unknown directive "auth_htpp"; did you mean auth_http?',
+            'n.conf:6: "protocol" directive: invalid value "lmtp", it must be one of imap, pop3, smtp',
+        ]),
+        ("mail {\nauth_http a;\nssl_certificate c;\nserver {\nlisten 993 ssl; } }", [
+            'n.conf:4: no "ssl_certificate_key" is defined for certificate "CWD/c"',
+            'n.conf:4: "server": "ssl_certificate" is required for listen ssl: set it here or in mail {}',
+        ]),
+        ("mail {\nauth_http a; ssl_certificate_key data:x;\nserver { listen 143; } }", [
+            'n.conf:2: "ssl_certificate_key" directive: data: cannot be carried over; put it into a file',
+        ]),
+        ("mail {\nauth_http a; imap_capabilities A\n\"b\\n\";\nserver { listen 143; } }", [
+            'n.conf:2: "imap_capabilities": '
+            "a capability must not contain control characters such as CR or LF",
+        ]),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_file_and_line(text: str, problems: list[str]) -> None:
+    assert [problem.replace(str(Path.cwd()), "CWD") for problem in problems_of(text)] == problems
+
+
+_LINES = st.sampled_from(
+    [
+        line.strip()
+        for line in """
+        timeout 1m30s; | proxy_timeout '1h 30m'; | max_errors 0; | server_name mail.example.com;
+        xclient off;
+        server_name ""; | imap_client_buffer 16k; | smtp_greeting_delay 500ms; | resolver off; | proxy on;
+        resolver 127.0.0.1 [::1]:5353 valid=1M ipv6=off; | auth_http http://[::1]:9/x?y=z; | ssl_crl crl.pem;
+        auth_http unix:/run/a:/u; | auth_http_header X-Key "a: 'b' #1"; | smtp_auth none; | pop3_auth apop;
+        smtp_capabilities "SIZE 10485760" 8BITMIME; | imap_capabilities no 08 1e3 ~; | proxy_protocol v2;
+        starttls only; | ssl_protocols TLSv1 TLSv1.3; | ssl_session_cache builtin; | ssl_session_timeout 1d;
+        ssl_ciphers 'HIGH:!aNULL'; | ssl_session_ticket_key a.key;
+        ssl_verify_client on; | error_log stderr warn; | ssl_client_certificate ca.pem;
+        ssl_conf_command Options PrioritizeChaCha; | set_real_ip_from 10.1.2.3/8;
+        """.strip()
+        .replace("\n", "|")
+        .split("|")
+    ]
+)
+_ONCE = st.lists(_LINES, unique_by=lambda line: line.split()[0], max_size=8).map("\n".join)
+_LISTEN = st.sampled_from(
+    [
+        "143",
+        "*:993 ssl",
+        "[::]:143 ipv6only=off",
+        "127.0.0.1:2000-2003 backlog=9",
+        "unix:/run/x",
+        "localhost:25",
+        "110 proxy_protocol so_keepalive=30m::10 rcvbuf=4k",
+    ]
+)
+
+
+@given(_ONCE, _ONCE, _LISTEN, st.sampled_from(["smtp", "imap", "pop3"]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_converted_means_the_same(mail: str, own: str, listen: str, protocol: str) -> None:
+    tls = "ssl_certificate c.pem;\nssl_certificate_key k.pem;\nssl_trusted_certificate t.pem;"
+    text = (
+        f"worker_processes 3;\nmail {{\nauth_http first;\n{tls}\n{mail}\n"
+        f"server {{ protocol {protocol}; listen {listen};\n{own}\n}}\n}}"
+    )
+    direct = load(text.encode(), source="/etc/nginx/nginx.conf")
+    manifest = to_manifest_yaml(parse_nginx(text, source="/etc/nginx/nginx.conf"))
+    assert load(manifest.encode()).config == direct.config
+    assert load(manifest.encode()).hash == direct.hash

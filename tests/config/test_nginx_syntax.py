@@ -1,0 +1,129 @@
+"""The syntax of ``nginx.conf``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.errors import Problems
+from mailproxy_config.nginx_syntax import LARGEST_FILE, Files, Statement
+
+
+def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:
+    """Everything at the top, includes followed, and what is wrong."""
+    files = Files(str(base), Problems())
+    found = list(files.with_includes(files.statements(text, "nginx.conf")))
+    return found, list(map(str, files.problems))
+
+
+def arguments(text: str) -> tuple[str, ...]:
+    found, problems = statements(text)
+    assert problems == []
+    assert len(found) == 1
+    return found[0].arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a;", ()),
+        ("a b c;", ("b", "c")),
+        ("a\tb\r\n  c\n;", ("b", "c")),
+        ("a 'b c' \"d;{}\";", ("b c", "d;{}")),
+        ('a "";', ("",)),
+        ("a b#c;", ("b#c",)),
+        ("a b # rest; of the line\n c;", ("b", "c")),
+        (r'a "x\"y" \;z;', ('x"y', r"\;z")),
+        (r"a 'x\'y' \\z;", ("x'y", r"\z")),
+        (r"a x\ty 'l\r\n';", ("x\ty", "l\r\n")),
+        (r"a \d+;", (r"\d+",)),
+        ("a ${b}c;", ("${b}c",)),
+    ],
+)
+def test_the_words_of_a_directive(text: str, words: tuple[str, ...]) -> None:
+    assert arguments(text) == words
+
+
+def test_blocks_and_lines() -> None:
+    found, problems = statements("# top\na 1;\nb {\n  c 2;\n  d { }\n}\n")
+    inner = (
+        Statement("c", ("2",), None, "nginx.conf:4"),
+        Statement("d", (), (), "nginx.conf:5"),
+    )
+    assert found == [
+        Statement("a", ("1",), None, "nginx.conf:2"),
+        Statement("b", (), inner, "nginx.conf:3"),
+    ]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a", 'nginx.conf:1: directive "a" is not terminated by ";"'),
+        ("a b", 'nginx.conf:1: directive "a" is not terminated by ";"'),
+        ("x;\na { b }", 'nginx.conf:2: directive "b" is not terminated by ";"'),
+        ("a {", 'nginx.conf:1: unexpected end of file, expecting "}"'),
+        ("a { b;\n", 'nginx.conf:1: unexpected end of file, expecting "}"'),
+        ("a 'b;", 'nginx.conf:1: directive "a" is not terminated by ";"'),
+        ("}", 'nginx.conf:1: unexpected "}"'),
+        (";", 'nginx.conf:1: unexpected ";"'),
+        ("a;\n{}", 'nginx.conf:2: unexpected "{"'),
+        ("a\0;", "nginx.conf: is not text: it has a NUL in it"),
+        ("a {" * 70 + "}" * 70, "nginx.conf: blocks are nested too deeply"),
+    ],
+)
+def test_what_cannot_be_read(text: str, problem: str) -> None:
+    found, problems = statements(text)
+    assert (found, problems) == ([], [problem])
+
+
+def test_includes_stand_in_their_places(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "2.conf").write_text("two;")
+    (tmp_path / "conf.d" / "1.conf").write_text("\none;\ninclude three.conf;")
+    (tmp_path / "three.conf").write_text("three;")
+    found, problems = statements("a; include conf.d/*.conf; b; include none/*.conf;", tmp_path)
+    assert [statement.name for statement in found] == ["a", "one", "three", "two", "b"]
+    assert found[1].where == f"{tmp_path}/conf.d/1.conf:2"
+    assert problems == []
+
+
+def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> None:
+    (tmp_path / "inner").write_text("inner 1;")
+    files = Files(str(tmp_path), Problems())
+    (block,) = files.statements("http { include inner; include missing; }", "f")
+    assert files.problems.found == []
+    assert block.block is not None
+    assert [statement.name for statement in files.with_includes(block.block)] == ["inner"]
+    assert len(files.problems) == 1
+
+
+def test_what_cannot_be_included(tmp_path: Path) -> None:
+    (tmp_path / "loop").write_text("include other;")
+    (tmp_path / "other").write_text("include loop;")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "huge").write_bytes(b" " * (LARGEST_FILE + 1))
+    (tmp_path / "broken").write_text("a")
+    text = (
+        "include a b; include loop; include missing; include binary; include huge; include broken; include .;"
+    )
+    found, problems = statements(text, tmp_path)
+    assert found == []
+    assert problems == [
+        'nginx.conf:1: invalid number of arguments in "include" directive',
+        f"{tmp_path}/other:1: {tmp_path}/loop includes itself",
+        f"nginx.conf:1: cannot read {tmp_path}/missing: No such file or directory",
+        f"nginx.conf:1: {tmp_path}/binary is not UTF-8 text",
+        f"nginx.conf:1: {tmp_path}/huge is larger than 3145728 bytes",
+        f'{tmp_path}/broken:1: directive "a" is not terminated by ";"',
+        f"nginx.conf:1: cannot read {tmp_path}: Is a directory",
+    ]
+
+
+def test_not_every_number_of_files_is_included(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a;")
+    found, problems = statements("include a;" * 257, tmp_path)
+    assert len(found) == 256
+    assert problems == ["nginx.conf:1: more than 256 files are included"]

@@ -1,0 +1,124 @@
+"""Statements of an ``nginx.conf`` as values of a manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_config.directives import DIRECTIVES, by_name
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.nginx_syntax import Files, Statement
+from mailproxy_config.nginx_values import Block, manifest_value, pair_certificates, session_caches
+
+_ROWS = by_name(DIRECTIVES)
+_TLS = {"listen": [{"port": 993, "ssl": True}]}
+
+
+def value_of(
+    name: str, *arguments: str, block: tuple[Statement, ...] | None = None
+) -> tuple[object, list[Problem]]:
+    files = Files("/etc/nginx", Problems())
+    statement = Statement(name, arguments, block, "f:1")
+    return manifest_value(_ROWS[name], statement, files), files.problems.found
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("timeout 5s", "5s"),
+        ("ssl_crl crl.pem", {"file": "/etc/nginx/crl.pem"}),
+        ("ssl_crl /a/../b", {"file": "/b"}),
+        ("ssl_session_ticket_key k", [{"file": "/etc/nginx/k"}]),
+        ("ssl_certificate c", [{"certificateFile": "/etc/nginx/c"}]),
+        ("ssl_certificate_key k", [{"keyFile": "/etc/nginx/k"}]),
+    ],
+)
+def test_a_statement_s_value(line: str, value: object) -> None:
+    assert value_of(*line.split()) == (value, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("timeout", 'invalid number of arguments in "timeout" directive'),
+        ("timeout 1 2", 'invalid number of arguments in "timeout" directive'),
+        ("auth_http_header a", 'invalid number of arguments in "auth_http_header" directive'),
+        ("xclient maybe", '"xclient" directive: invalid value "maybe", it must be "on" or "off"'),
+        (
+            "ssl_certificate_key engine:pkcs11:x",
+            '"ssl_certificate_key" directive: engine: cannot be carried over; put it into a file',
+        ),
+    ],
+)
+def test_a_statement_without_a_value(line: str, reason: str) -> None:
+    assert value_of(*line.split()) == (None, [Problem("f:1", reason)])
+
+
+def test_a_directive_is_no_block() -> None:
+    problem = Problem("f:1", 'directive "timeout" is not terminated by ";"')
+    assert value_of("timeout", "5s", block=()) == (None, [problem])
+
+
+def _block(*, chains: Any = "", keys: Any = "", **fields: Any) -> Block:
+    certificates = {"sslCertificate": [{"certificateFile": name} for name in chains]} if chains else {}
+    return Block("x", "f:9", fields={**certificates, **fields}, keys=list(keys))
+
+
+def _pairs(names: str) -> list[dict[str, str]]:
+    return [
+        {"certificateFile": one, "keyFile": two} for one, two in zip(names[::2], names[1::2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mail", "server", "of_mail", "of_server"),
+    [
+        (_block(chains="ab", keys="kl"), _block(), "akbl", None),
+        (_block(chains="a", keys="kl"), _block(), "ak", None),  # a key too many
+        (_block(chains="a", keys="k"), _block(chains="b", keys="l"), "ak", "bl"),
+        (_block(chains="a"), _block(keys="k"), None, "ak"),
+        (_block(keys="k"), _block(chains="a"), None, "ak"),
+        (_block(chains="a"), _block(), None, None),  # nobody uses TLS
+        (_block(chains="a", starttls="Enabled"), _block(starttls="Disabled"), None, None),
+    ],
+)
+def test_certificates_and_keys_are_paired(
+    mail: Block, server: Block, of_mail: str | None, of_server: str | None
+) -> None:
+    problems = Problems()
+    pair_certificates(mail, [server], problems)
+    assert problems.found == []
+    assert mail.fields.get("sslCertificate") == (_pairs(of_mail) if of_mail else None)
+    assert server.fields.get("sslCertificate") == (_pairs(of_server) if of_server else None)
+
+
+@pytest.mark.parametrize(
+    ("mail", "server", "missing"),
+    [
+        (_block(chains="a"), _block(**_TLS), "a"),
+        (_block(chains="ab", keys="k", starttls="Only"), _block(), "b"),
+        (_block(), _block(chains="a", starttls="Enabled"), "a"),
+    ],
+)
+def test_a_certificate_without_a_key(mail: Block, server: Block, missing: str) -> None:
+    problems = Problems()
+    pair_certificates(mail, [server], problems)
+    reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
+    assert problems.found == [Problem("f:9", reason)]
+
+
+@pytest.mark.parametrize(
+    ("own", "effective"),
+    [
+        (["builtin"], ["builtin", "shared:a:1m"]),
+        (["Disabled"], ["Disabled"]),
+        (["shared:b:1m"], ["shared:b:1m"]),
+        (None, None),
+    ],
+)
+def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective: list[str] | None) -> None:
+    mail = _block(sslSessionCache=["builtin:5", "shared:a:1m"])
+    server = _block(**({} if own is None else {"sslSessionCache": own}))
+    session_caches(mail, [server])
+    assert server.fields.get("sslSessionCache") == effective

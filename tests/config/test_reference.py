@@ -1,0 +1,44 @@
+"""The reference page of directives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.deployment_shapes import DEPLOYMENT_MEANINGS
+from mailproxy_config.directives import DIRECTIVES, Directive
+from mailproxy_config.listeners import LISTEN_PARAMETERS
+from mailproxy_config.reference import reference
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_in_the_repository_is_fresh() -> None:
+    page = (ROOT / "docs" / "reference" / "directives.md").read_text()
+    assert page == reference(), "run: python -m mailproxy_config.reference > docs/reference/directives.md"
+
+
+@pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
+def test_every_directive_is_there(row: Directive) -> None:
+    lines = [line for line in reference().splitlines() if line.startswith(f"| `{row.name}` | ")]
+    assert any(row.meaning in line for line in lines)
+
+
+def test_every_other_field_is_there() -> None:
+    page = reference()
+    for name in (*(row.field for row in LISTEN_PARAMETERS), *DEPLOYMENT_MEANINGS):
+        assert f"`{name}` |" in page
+
+
+def test_every_row_has_as_many_cells_as_its_head() -> None:
+    counts = [line.replace("\\|", "").count("|") for line in reference().splitlines() if line.startswith("|")]
+    assert set(counts) == {3, 5, 7}
+
+
+def test_it_is_printed() -> None:
+    command = [sys.executable, "-m", "mailproxy_config.reference"]
+    printed = subprocess.run(command, cwd=ROOT / "proxy", capture_output=True, text=True, check=True)
+    assert printed.stdout == reference()
