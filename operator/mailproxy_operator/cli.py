@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mailproxy-operator", description="MailProxy resources become proxies."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="the operator: serve the MailProxy resources of a cluster"))
     _add_render(commands.add_parser("render", help="print the Kubernetes objects for a manifest"))
     _add_local(commands.add_parser("local", help="run a manifest on this machine, without a cluster"))
     crd = commands.add_parser("crd", help="print the custom resource definition")
@@ -78,6 +79,39 @@ def _version(text: str) -> KubeVersion:
         return KubeVersion.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--namespace", action="append", default=[], help="serve this namespace only; repeatable"
+    )
+    parser.add_argument("--image", default=None, help="the proxy's image where a resource names none")
+    parser.add_argument(
+        "--node-min-version", type=_version, help="of the oldest node, if older than the API server"
+    )
+    parser.add_argument("--admin", type=_address, default=("[::]", 8080), metavar="ADDRESS:PORT")
+    parser.add_argument(
+        "--lease-namespace", default=None, help="where the Lease is kept; needed for more than one replica"
+    )
+    parser.add_argument(
+        "--resync", type=float, default=600.0, metavar="SECONDS", help="look at everything this often"
+    )
+    parser.add_argument("--log-format", choices=("json", "text"), default="json")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.set_defaults(command=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from mailproxy_operator.command import run_command  # noqa: PLC0415
+
+    return run_command(options)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT")
+    return host, int(port)
 
 
 def _add_render(parser: argparse.ArgumentParser) -> None:

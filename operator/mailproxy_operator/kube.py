@@ -34,6 +34,10 @@ _APPLY, _MERGE, _JSON_PATCH = (
     "application/json-patch+json",
 )
 
+ApiClient = client.ApiClient
+Configuration = client.Configuration
+CannotConfigure = config.ConfigException
+
 Meter = Callable[[str, str, float], None]
 """Told about every request: verb, class of status code, seconds."""
 
@@ -97,6 +101,15 @@ class KubeCluster:
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace that carry these labels."""
         return await self._list(kind, namespace, {"labelSelector": names.label_selector(labels)})
+
+    async def has(self, kind: Kind) -> bool:
+        """Tell whether the cluster has a kind at all."""
+        path = kind.path(None).rpartition("/")[0]
+        answer = await self._ask("get", "GET", path)
+        if answer.status == 404:
+            return False
+        listed = self._good(answer, kind, path).body.get("resources") or []
+        return any(one.get("kind") == kind.name for one in listed)
 
     async def keys(self, namespaces: tuple[str, ...] = ()) -> list[Key]:
         """List every MailProxy, of some namespaces or of all."""

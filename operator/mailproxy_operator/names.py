@@ -60,5 +60,10 @@ def label_selector(labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
+def instance_of(labels: Mapping[str, str]) -> str:
+    """Tell which MailProxy an object belongs to, by its labels."""
+    return labels.get(_INSTANCE, "")
+
+
 MANAGED_BY_US = {_NAME: "mailproxy", _MANAGED_BY: FIELD_MANAGER}
 """Labels that select the objects of every MailProxy."""

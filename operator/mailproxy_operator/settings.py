@@ -50,3 +50,30 @@ class Platform:
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
     refused_sysctls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSettings:
+    """The settings of ``mailproxy-operator run``.
+
+    Attributes:
+        namespaces: Which to serve; all of them when empty.
+        image: The proxy's image where a resource names none.
+        node_min_version: Of the oldest node, where that is older than the API server.
+        admin_host: Where metrics and probes are answered.
+        admin_port: Where metrics and probes are answered.
+        lease_namespace: Where the Lease lives; without one, this must be the only operator.
+        lease_name: Its name.
+        identity: Who holds it.
+        resync_seconds: How often everything is looked at anew.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    image: str = DEFAULT_IMAGE
+    node_min_version: KubeVersion | None = None
+    admin_host: str = "[::]"
+    admin_port: int = 8080
+    lease_namespace: str = ""
+    lease_name: str = "mailproxy-operator"
+    identity: str = ""
+    resync_seconds: float = 600.0

@@ -1,0 +1,85 @@
+"""Starts ``mailproxy-operator run``: environment, log, signals, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from mailproxy_operator.kube import CannotConfigure
+from mailproxy_operator.operate import operate
+from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings
+
+CANNOT_START = 3
+IMAGE_VARIABLE = "MAILPROXY_IMAGE"
+NAMESPACE_VARIABLE = "POD_NAMESPACE"
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the operator in the foreground.
+
+    Returns:
+        The exit code; 3 when it could not start.
+    """
+    _log_to_standard_error(options.log_format, options.log_level)
+    settings = settings_from(options, os.environ)
+    try:
+        return asyncio.run(_until_signalled(settings))
+    except (CannotConfigure, OSError) as error:
+        sys.stderr.write(f"mailproxy-operator cannot start: {error}\n")
+        return CANNOT_START
+
+
+def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -> OperatorSettings:
+    """Combine arguments and environment; arguments win."""
+    host, port = options.admin
+    lease = options.lease_namespace
+    return OperatorSettings(
+        namespaces=tuple(options.namespace),
+        image=options.image or environment.get(IMAGE_VARIABLE) or DEFAULT_IMAGE,
+        node_min_version=options.node_min_version,
+        admin_host=host,
+        admin_port=port,
+        lease_namespace=environment.get(NAMESPACE_VARIABLE, "") if lease is None else lease,
+        identity=f"{socket.gethostname()}_{os.getpid()}",
+        resync_seconds=options.resync,
+    )
+
+
+async def _until_signalled(settings: OperatorSettings) -> int:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return await operate(settings, stop)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_standard_error(form: str, level: str) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else plain)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    # kopf tells about every event it sees; what matters is told by what the events wake.
+    logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -1,0 +1,185 @@
+"""``mailproxy-operator run``: puts the parts together and keeps them going."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import aiohttp
+import kopf
+
+from mailproxy_operator import handlers
+from mailproxy_operator.admin import AdminEndpoint
+from mailproxy_operator.cluster import Key
+from mailproxy_operator.errors import OperatorError
+from mailproxy_operator.kinds import Kind
+from mailproxy_operator.kube import ApiClient, Configuration, KubeCluster, api_client
+from mailproxy_operator.lease import Leadership
+from mailproxy_operator.meters import Meters
+from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.settings import KubeVersion, OperatorSettings, Platform
+from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
+
+STUCK_SECONDS = RECONCILE_SECONDS + 60.0
+SPREAD = 0.1
+RETRY_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+async def operate(
+    settings: OperatorSettings,
+    stop: asyncio.Event,
+    *,
+    configuration: Configuration | None = None,
+    login: handlers.Login = handlers.from_environment,
+) -> int:
+    """Run the operator until ``stop`` is set, or the Lease is lost.
+
+    Args:
+        settings: What was asked for.
+        stop: Set from outside to end it.
+        configuration: How to reach the API server; found out where not given.
+        login: How kopf reaches it.
+
+    Returns:
+        The exit code: 0 when asked to stop, 1 when the Lease was lost.
+    """
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(api_client(configuration))
+        pods = await stack.enter_async_context(aiohttp.ClientSession())
+        operator = Operator(settings, api, pods, login)
+        endpoint = AdminEndpoint(
+            settings.admin_host,
+            settings.admin_port,
+            meters=operator.meters,
+            trouble=operator.trouble,
+            is_ready=lambda: operator.is_ready,
+        )
+        await stack.enter_async_context(endpoint)
+        return await operator.run(stop)
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        api: ApiClient,
+        pods: aiohttp.ClientSession,
+        login: handlers.Login,
+    ) -> None:
+        self.meters = Meters()
+        self.is_ready = False
+        self._settings = settings
+        self._login = login
+        self._cluster = KubeCluster(
+            api, pods, meter=self.meters.requested, node_version=settings.node_min_version
+        )
+        self._queue: WorkQueue | None = None
+        self._resynced: float | None = None
+
+    def trouble(self) -> str:
+        """Tell why the operator is stuck; nothing when it is not."""
+        if self._queue is None or self._resynced is None:
+            return ""
+        self.meters.waiting(len(self._queue))
+        running = self._queue.longest_running()
+        if running > STUCK_SECONDS:
+            return f"a reconcile has been running for {running:.0f} seconds"
+        age = asyncio.get_running_loop().time() - self._resynced
+        return f"the last resync was {age:.0f} seconds ago" if age > 3 * self._settings.resync_seconds else ""
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Wait for the Lease, work, give it back."""
+        settings = self._settings
+        self.is_ready = True
+        if not settings.lease_namespace:
+            await self._until_first(stop, [self._work])
+            return 0
+        key = Key(settings.lease_namespace, settings.lease_name)
+        leadership = Leadership(self._cluster, key, settings.identity)
+        await _first(stop.wait(), leadership.acquire())
+        if stop.is_set():
+            return 0
+        self.meters.leader.set(1)
+        try:
+            await self._until_first(stop, [self._work, leadership.hold])
+        finally:
+            self.meters.leader.set(0)
+            await leadership.release()
+        return 0 if stop.is_set() else 1
+
+    async def _until_first(self, stop: asyncio.Event, parts: list[Callable[[], Awaitable[None]]]) -> None:
+        await _first(stop.wait(), *(part() for part in parts))
+
+    async def _work(self) -> None:
+        """Reconcile whatever kopf or the resync wakes."""
+        platform = Platform(kube_version=await self._version(), image=self._settings.image)
+        reconciler = Reconciler(self._cluster, platform)
+        queue = WorkQueue(reconciler.reconcile, told=self.meters.reconciled)
+        self._queue = queue
+        kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
+        registry = kopf.OperatorRegistry()
+        handlers.register(registry, queue, login=self._login, kinds=kinds)
+        await _first(queue.run(), self._resync(reconciler, queue), self._watch(registry))
+
+    async def _version(self) -> KubeVersion:
+        while True:
+            try:
+                return await self._cluster.version()
+            except OperatorError as failure:
+                _log.warning("%s", failure)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _has(self, kind: Kind) -> bool:
+        return not kind.optional or await self._cluster.has(kind)
+
+    async def _watch(self, registry: kopf.OperatorRegistry) -> None:
+        namespaces = self._settings.namespaces
+        stop = asyncio.Event()
+        try:
+            await kopf.operator(
+                registry=registry,
+                settings=handlers.operator_settings(),
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                standalone=True,
+                stop_flag=stop,
+            )
+        finally:
+            stop.set()
+
+    async def _resync(self, reconciler: Reconciler, queue: WorkQueue) -> None:
+        """Look at everything now and then: what a watch has missed is found here."""
+        interval = self._settings.resync_seconds
+        while True:
+            try:
+                keys = await self._cluster.keys(self._settings.namespaces)
+            except OperatorError as failure:
+                _log.warning("resync: %s", failure)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            is_first = self._resynced is None
+            self._resynced = asyncio.get_running_loop().time()
+            reconciler.distrust()
+            for key in keys:
+                queue.wake(key, 0.0 if is_first else random.uniform(0, SPREAD * interval))  # noqa: S311
+            await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311
+
+
+async def _first(*parts: Awaitable[object]) -> None:
+    """Run things side by side until the first of them ends; the others are cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(_plain(part)) for part in parts]
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            task.cancel()
+
+
+async def _plain(part: Awaitable[object]) -> None:
+    await part
