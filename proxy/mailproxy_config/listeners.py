@@ -10,7 +10,7 @@ from typing import Any, Final
 from . import addresses, units
 from .model import KeepAlive, ListenConfig, Octets
 from .shapes import Flag, Integer, IntOrText, ListOf, Record, Rule, Shape, Text, matches
-from .values import SIZE_SHAPE, Place, Raw, ValueType, each, nginx_flag
+from .values import SIZE_SHAPE, Place, Raw, ValueType, each
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
 _LONGEST_KEEP_ALIVE: Final = 32767
@@ -331,8 +331,8 @@ def _parameter_from_nginx(word: str) -> dict[str, Raw]:
     if name not in _WITH_A_VALUE or not equals:
         raise ValueError(f'invalid parameter "{word}"')
     match name:
-        case "ipv6only":
-            return {field: nginx_flag([value])}
+        case "ipv6only" if value in {"on", "off"}:
+            return {field: value == "on"}
         case "backlog" if re.fullmatch("[0-9]{1,9}", value, re.ASCII):
             return {field: int(value)}
         case "rcvbuf" | "sndbuf":

@@ -26,7 +26,7 @@ from .directives import (
     by_field,
     by_name,
 )
-from .errors import ConfigError, Problem, Problems
+from .errors import Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
 from .nginx_syntax import Files, Statement
@@ -88,8 +88,7 @@ def parse_nginx(
     problems.found += map(reader.located, filter(reader.is_news, found.found))
     problems.found.sort(key=_by_line)
     problems.raise_if_any()
-    if manifest is None:
-        raise ConfigError([Problem(source, "cannot be read")])
+    assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = (*problems.notices, *map(reader.located, found.notices))
     return replace(manifest, notices=tuple(dict.fromkeys(notices)))
 

@@ -74,8 +74,7 @@ def _documents(text: str, source: str) -> Iterator[Any]:
     try:
         while loader.check_node():
             node = loader.get_node()
-            if node is None:
-                return
+            assert node is not None  # noqa: S101 -- it has just been asked for
             problems = Problems()
             _look_over(node, source, problems)
             problems.raise_if_any()

@@ -55,6 +55,7 @@ def test_the_protocol_that_ports_stand_for(ports: list[int | None], protocol: Pr
         body(
             pod={"hostNetwork": False}, sysctls={"extra": [{"name": "kernel.shm_rmid_forced", "value": "1"}]}
         ),
+        body(server(port=1143, protocol="imap"), pod={"hostNetwork": True}, sysctls={"extra": [_SHM]}),
         body(autoscaling={"maxReplicas": 3}),
     ],
 )

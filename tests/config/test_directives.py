@@ -82,6 +82,12 @@ def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> N
     assert problems.found == []
 
 
+@pytest.mark.parametrize("name", ["mäil", "mail example"])
+def test_a_server_s_name_fits_into_a_greeting(name: str) -> None:
+    with pytest.raises(ValueError, match="must be ASCII without spaces"):
+        by_name(LEVEL_DIRECTIVES)["server_name"].type.read(name, Place("serverName", Problems()))
+
+
 def test_where_directives_may_stand() -> None:
     contexts = {row.name: row.contexts for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES)}
     assert contexts == {

@@ -38,6 +38,11 @@ def test_the_resource_has_the_name_it_is_given() -> None:
     assert (named.name, named.namespace) == ("edge", "mail")
 
 
+def test_a_name_that_is_no_good_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"^metadata\.name: must start with a letter"):
+        parse_nginx("mail { auth_http a; server { listen 143; } }", name="1_")
+
+
 def test_what_stands_around_the_mail_block() -> None:
     around = (
         "worker_processes auto; error_log stderr; error_log stderr info; error_log stderr crit;\n"
