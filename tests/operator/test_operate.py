@@ -102,10 +102,10 @@ async def test_what_a_watch_has_missed_the_resync_finds(kube: FakeKube) -> None:
 
 async def test_watches_that_end_are_begun_again(kube: FakeKube) -> None:
     async with running(kube):
-        await until(lambda: any(kind is MAIL_PROXY for kind, _, _ in kube._watches))
+        [old] = await until(lambda: [one for one in kube._watches if one[0] is MAIL_PROXY])
         kube.end_watches()
-        await until(lambda: not kube._watches)
-        await until(lambda: any(kind is MAIL_PROXY for kind, _, _ in kube._watches))
+        await until(lambda: old not in kube._watches)
+        await until(lambda: [one for one in kube._watches if one[0] is MAIL_PROXY])
         kube.put(body())
         await until(lambda: reason(kube))
 

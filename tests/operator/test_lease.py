@@ -1,0 +1,116 @@
+"""Who works: the Lease is won, kept, lost, given back and taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+
+from mailproxy_operator import lease
+from mailproxy_operator.cluster import Key
+from mailproxy_operator.errors import Retryable
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.lease import Leadership
+
+KEY = Key("mail", "operator")
+
+
+class Store:
+    """One Lease with optimistic locking."""
+
+    def __init__(self) -> None:
+        self.lease: Manifest | None = None
+        self.version = 0
+        self.is_down = False
+
+    async def read_lease(self, key: Key) -> Manifest | None:
+        assert key == KEY
+        if self.is_down:
+            raise Retryable("down")
+        return copy.deepcopy(self.lease)
+
+    async def write_lease(self, manifest: Manifest) -> bool:
+        known = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if manifest["metadata"].get("resourceVersion") != known:
+            return False
+        self.version += 1
+        self.lease = copy.deepcopy(manifest)
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
+        return True
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        assert self.lease is not None
+        spec: dict[str, Any] = self.lease["spec"]
+        return spec
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "DURATION_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.02)
+
+
+async def test_whoever_comes_first_holds_it() -> None:
+    store = Store()
+    await Leadership(store, KEY, "a").acquire()
+    assert (store.spec["holderIdentity"], store.spec["leaseTransitions"]) == ("a", 0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await Leadership(store, KEY, "b").acquire()
+    assert store.spec["holderIdentity"] == "a"
+
+
+async def test_a_record_that_no_longer_changes_is_taken_over() -> None:
+    store = Store()
+    await Leadership(store, KEY, "a").acquire()
+    async with asyncio.timeout(10):
+        await Leadership(store, KEY, "b").acquire()
+    assert (store.spec["holderIdentity"], store.spec["leaseTransitions"]) == ("b", 1)
+
+
+async def test_a_record_that_changes_is_respected() -> None:
+    store = Store()
+    holder = Leadership(store, KEY, "a")
+    await holder.acquire()
+    async with asyncio.TaskGroup() as tasks:
+        holding = tasks.create_task(holder.hold())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await Leadership(store, KEY, "b").acquire()
+        holding.cancel()
+    assert store.spec["holderIdentity"] == "a"
+
+
+async def test_what_is_given_back_is_free_at_once() -> None:
+    store = Store()
+    holder = Leadership(store, KEY, "a")
+    await holder.acquire()
+    await holder.release()
+    assert store.spec["holderIdentity"] == ""
+    await Leadership(store, KEY, "b").acquire()
+    await holder.release()
+    assert store.spec["holderIdentity"] == "b"
+
+
+async def test_a_stolen_lease_is_lost() -> None:
+    store = Store()
+    holder = Leadership(store, KEY, "a")
+    await holder.acquire()
+    store.spec["holderIdentity"] = "thief"
+    async with asyncio.timeout(10):
+        await holder.hold()
+    assert store.spec["holderIdentity"] == "thief"
+
+
+async def test_a_server_that_is_down_for_too_long_costs_the_lease() -> None:
+    store = Store()
+    holder = Leadership(store, KEY, "a")
+    await holder.acquire()
+    store.is_down = True
+    async with asyncio.timeout(10):
+        await holder.hold()
+    await holder.release()

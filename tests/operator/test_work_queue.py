@@ -1,0 +1,157 @@
+"""Who is reconciled when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from mailproxy_operator import work_queue
+from mailproxy_operator.cluster import Key
+from mailproxy_operator.errors import Retryable
+from mailproxy_operator.reconcile import Outcome
+from mailproxy_operator.work_queue import WorkQueue
+
+A, B = Key("mail", "a"), Key("mail", "b")
+
+
+class Work:
+    """Reconciles that a test decides about."""
+
+    def __init__(self) -> None:
+        self.done: list[Key] = []
+        self.running: set[Key] = set()
+        self.results: dict[Key, list[Outcome | Exception]] = {}
+        self.gate: dict[Key, asyncio.Event] = {}
+
+    async def __call__(self, key: Key) -> Outcome:
+        assert key not in self.running, "two reconciles of one resource at once"
+        self.running.add(key)
+        try:
+            if key in self.gate:
+                await self.gate[key].wait()
+            result = self.results[key].pop(0) if self.results.get(key) else Outcome()
+        finally:
+            self.running.discard(key)
+            self.done.append(key)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@asynccontextmanager
+async def running(work: Work, workers: int = 4) -> AsyncIterator[WorkQueue]:
+    queue = WorkQueue(work, workers=workers)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(queue.run())
+        try:
+            yield queue
+        finally:
+            task.cancel()
+
+
+async def until(what: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not what():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_resource_that_was_woken_often_is_reconciled_once() -> None:
+    work = Work()
+    async with running(work) as queue:
+        for _ in range(50):
+            queue.wake(A, 0.02)
+        queue.wake(B)
+        await until(lambda: len(work.done) == 2)
+        await asyncio.sleep(0.05)
+    assert sorted(work.done) == [A, B]
+
+
+async def test_one_woken_while_it_runs_runs_again_afterwards() -> None:
+    work = Work()
+    work.gate[A] = asyncio.Event()
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: A in work.running)
+        queue.wake(A)
+        queue.wake(B)
+        await until(lambda: B in work.done)
+        assert queue.longest_running() > 0
+        work.gate[A].set()
+        await until(lambda: work.done.count(A) == 2)
+        await until(lambda: len(queue) == 0)
+
+
+async def test_events_do_not_shorten_the_pause_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 30.0)
+    work = Work()
+    work.results[A] = [Outcome(failed=Retryable("busy"))]
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: work.done == [A])
+        queue.wake(A)
+        await asyncio.sleep(0.05)
+        assert work.done == [A]
+        assert len(queue) == 1
+        queue.wake(A, urgent=True)
+        await until(lambda: work.done == [A, A])
+
+
+@pytest.mark.parametrize(
+    "failure", [Outcome(failed=Retryable("busy", delay=0.01)), Retryable("busy"), ValueError("a bug")]
+)
+async def test_what_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, failure: Outcome | Exception
+) -> None:
+    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 0.01)
+    work = Work()
+    work.results[A] = [failure, failure]
+    told: list[Outcome | None] = []
+    queue = WorkQueue(work, told=lambda _, outcome, __: told.append(outcome))
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(queue.run())
+        queue.wake(A)
+        await until(lambda: len(work.done) == 3)
+        task.cancel()
+    assert (told[0] is None) is isinstance(failure, ValueError)
+    assert told[-1] == Outcome()
+
+
+async def test_what_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "RECONCILE_SECONDS", 0.02)
+    monkeypatch.setattr(work_queue, "FIRST_PAUSE", 0.01)
+    work = Work()
+    work.gate[A] = asyncio.Event()
+    async with running(work, workers=1) as queue:
+        queue.wake(A)
+        await until(lambda: len(work.done) == 2)
+        queue.wake(B)
+        await until(lambda: B in work.done)
+
+
+async def test_a_resource_can_ask_for_another_look() -> None:
+    work = Work()
+    work.results[A] = [Outcome(again_after=0.01), Outcome(again_after=0.01)]
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: len(work.done) == 3)
+
+
+async def test_many_resources_are_worked_on_a_few_at_a_time() -> None:
+    work = Work()
+    gate = asyncio.Event()
+    keys = [Key("mail", str(index)) for index in range(100)]
+    work.gate = dict.fromkeys(keys, gate)
+    async with running(work, workers=3) as queue:
+        for key in keys:
+            queue.wake(key)
+        await until(lambda: len(work.running) == 3)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await until(lambda: len(work.running) > 3)
+        assert len(work.running) == 3
+        gate.set()
+        await until(lambda: len(work.done) == 100)
+    assert sorted(work.done) == sorted(keys)
