@@ -1,0 +1,120 @@
+"""The authorization service's octets, put together without the code that is being tested."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from mailproxy_config.model import Protocol, VerifyClient
+from support.tls_identities import Identities
+from support.transcripts import Transcript, unescaped
+
+_METHODS: Final = {
+    "password": "plain",
+    "plain": "plain",
+    "login": "plain",
+    "cram_md5": "cram-md5",
+    "apop": "apop",
+    "external": "external",
+    "none": "none",
+}
+
+
+def request(asked: str, transcript: Transcript, tls: ssl.SSLObject | None, identities: Identities) -> bytes:
+    """The request that the words behind ``authorize`` stand for, whole."""
+    user, password, *words = asked.split(" ")
+    said = _clauses(words)
+    method = said.get("by", "password")
+    lines = [
+        b"GET /auth HTTP/1.1",
+        b"Host: 127.0.0.1",
+        b"Auth-Method: " + _METHODS[method].encode(),
+        b"Auth-User: " + _percent(word(user)),
+        b"Auth-Pass: " + _percent(b"" if password == "-" else word(password)),
+    ]
+    if "salt" in said:
+        lines.append(b"Auth-Salt: " + word(said["salt"]))
+    client = transcript.client()
+    protocol = transcript.server.protocol
+    lines += [
+        b"Auth-Protocol: " + protocol.value.encode(),
+        b"Auth-Login-Attempt: " + said.get("attempt", "1").encode(),
+        b"Client-IP: " + client.address.encode(),
+    ]
+    if protocol is Protocol.SMTP:
+        found = next((s.text.split(" -> ")[1] for s in transcript.steps if "resolve ->" in s.text), None)
+        lines.append(b"Client-Host: " + (found or "[UNAVAILABLE]").encode())
+    if client.address != "unix:":
+        server = "2001:db8::2" if ":" in client.address else "198.51.100.1"
+        lines += [
+            f"Proxy-Protocol-Addr: {client.address}".encode(),
+            b"Proxy-Protocol-Port: 4711",
+            f"Proxy-Protocol-Server-Addr: {server}".encode(),
+            b"Proxy-Protocol-Server-Port: 25",
+        ]
+    if "rcpt" in said:
+        envelope = zip(("Helo", "From", "To"), ("helo", "mail", "rcpt"), strict=True)
+        lines += [f"Auth-SMTP-{name}: ".encode() + word(said[key]) for name, key in envelope]
+    if tls is not None:
+        lines += _about_tls(tls, transcript, identities)
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def answer(text: str, port: int) -> bytes:
+    """The answer that the words behind ``->`` stand for; every upstream is at one port of this machine."""
+    head, _, reason = text.partition(":" if text.endswith(":") else ": ")
+    verdict, *others = head.split(", ")
+    verb, _, rest = verdict.partition(" ")
+    named = dict(part.split(" ", 1) for part in others)
+    lines = [b"HTTP/1.1 200 OK", b"Content-Length: 0"]
+    if verb == "granted":
+        lines += [b"Auth-Status: OK", b"Auth-Server: 127.0.0.1", b"Auth-Port: %d" % port]
+    elif verb == "wait":
+        lines += [b"Auth-Status: WAIT", b"Auth-Wait: " + rest.removesuffix("s").encode()]
+    else:
+        lines.append(b"Auth-Status: " + unescaped(reason))
+    if "wait" in named:
+        lines.append(b"Auth-Wait: " + named["wait"].removesuffix("s").encode())
+    headers = {"user": b"Auth-User: ", "password": b"Auth-Pass: ", "code": b"Auth-Error-Code: "}
+    lines += [header + word(named[key]) for key, header in headers.items() if key in named]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def word(text: str) -> bytes:
+    """The octets that one word of a transcript stands for."""
+    return b"" if text == '""' else unescaped(text)
+
+
+def _clauses(words: list[str]) -> dict[str, str]:
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _percent(octets: bytes) -> bytes:
+    return re.sub(rb"[\x00-\x20%]", lambda match: b"%%%02X" % match[0][0], octets)
+
+
+def _about_tls(tls: ssl.SSLObject, transcript: Transcript, identities: Identities) -> list[bytes]:
+    cipher = tls.cipher()
+    assert cipher is not None
+    lines = ["Auth-SSL: on", f"Auth-SSL-Protocol: {tls.version()}", f"Auth-SSL-Cipher: {cipher[0]}"]
+    if transcript.server.ssl_verify_client is not VerifyClient.DISABLED:
+        kind, _, trouble = transcript.facts.get("certificate", "none").partition(" ")
+        certificate = identities.certificate(kind, trouble)
+        verdict = {"none": "NONE", "valid": "SUCCESS"}.get(kind, f"FAILED:{trouble}")
+        lines.append(f"Auth-SSL-Verify: {verdict}")
+        lines += [] if certificate is None else _about_certificate(certificate)
+    return [line.encode() for line in lines]
+
+
+def _about_certificate(certificate: x509.Certificate) -> list[str]:
+    serial = f"{certificate.serial_number:X}"
+    return [
+        f"Auth-SSL-Subject: {certificate.subject.rfc4514_string()}",
+        f"Auth-SSL-Issuer: {certificate.issuer.rfc4514_string()}",
+        f"Auth-SSL-Serial: {serial.rjust(len(serial) + len(serial) % 2, '0')}",
+        f"Auth-SSL-Fingerprint: {certificate.fingerprint(hashes.SHA1()).hex()}",
+    ]

@@ -1,0 +1,86 @@
+"""What must hold for a worker once all its sessions are over, whatever was done to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from mailproxy.app import App
+from mailproxy.events import LoginResult
+from mailproxy.observe.meter import Meter
+
+_SETTLING: Final = 8.0
+"""Seconds after which what should have ended never will; a lingering connection takes up to two."""
+_NOW: Final = (
+    "mailproxy_connections_active",
+    "mailproxy_sessions_active",
+    "mailproxy_auth_requests_in_flight",
+)
+_UNASKED: Final = {
+    LoginResult.TLS_REQUIRED.value,
+    LoginResult.METHOD_DISABLED.value,
+    LoginResult.BAD_CREDENTIALS_SYNTAX.value,
+}
+_ATTEMPTS: Final = re.compile(r" attempts=([0-9]+)")
+
+
+def descriptors() -> int:
+    """How many descriptors this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def series(meter: Meter, family: str) -> dict[tuple[str, ...], Any]:
+    """All series of one family that have something to tell."""
+    told = meter.snapshot()["series"].get(family, [])
+    return {tuple(labels): value for labels, value in told if value}
+
+
+async def settle(app: App, meter: Meter) -> None:
+    """Wait until nothing is left over, and tell what is if that does not happen."""
+    try:
+        async with asyncio.timeout(_SETTLING):
+            while any(leftovers(app, meter)):
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"left over: {list(leftovers(app, meter))}") from None
+
+
+def leftovers(app: App, meter: Meter) -> Iterator[str]:
+    """Tell what is left of sessions that are over: themselves, timers, descriptors, questions, gauges."""
+    engine = app._engine
+    found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
+    found["timers"] = [timed for bucket in engine.timers._buckets.values() for timed in bucket]
+    found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
+    waiting = {listener.fd for listener in app._listeners.values()}
+    for service in app._auth.values():
+        found["questions"] = [*service._by_session, *service._waiting]
+        waiting |= {exchange.fd for exchange in service._idle}
+    found["handlers"] = engine.reactor._handlers.keys() - waiting
+    found |= {family: series(meter, family) for family in _NOW}
+    return (f"{name}: {what}" for name, what in found.items() if what)
+
+
+def check_accounts(meter: Meter, log: str) -> None:
+    """Check that everybody who came has left, and that every attempt to log in was counted once.
+
+    Args:
+        meter: Of a worker without sessions.
+        log: All its lines, in their text form.
+    """
+    accepted = sum(series(meter, "mailproxy_connections_accepted_total").values())
+    closed = sum(series(meter, "mailproxy_connections_closed_total").values())
+    assert accepted == closed, f"{accepted} accepted, {closed} closed"
+    refused = sum(series(meter, "mailproxy_limit_rejections_total").get(key, 0) for key in _limits(meter))
+    told = log.count(" info session ")
+    assert told == closed - refused, f"{told} lines for {closed - refused} sessions"
+    logins = series(meter, "mailproxy_logins_total")
+    counted = sum(count for (_, _, result), count in logins.items() if result not in _UNASKED)
+    attempts = sum(map(int, _ATTEMPTS.findall(log)))
+    assert counted == attempts, f"{attempts} attempts, {logins}"
+
+
+def _limits(meter: Meter) -> list[tuple[str, ...]]:
+    return [key for key in series(meter, "mailproxy_limit_rejections_total") if key[1] == "conn_total"]

@@ -1,0 +1,390 @@
+"""Plays a transcript over real sockets, through a whole worker: client, service and upstream are scripted.
+
+The steps are those of ``dialogue_player``.  What is compared: every octet that
+the client and the upstream get, every octet of the request to the
+authorization service, the reason for the end and, where the transcript tells
+of them, what was counted.  The client's address arrives by PROXY header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from mailproxy.app import App, WorkerLoop
+from mailproxy.events import ProtocolErrorKind
+from mailproxy.observe.log import Log, LogFormat
+from mailproxy.observe.meter import Meter
+from mailproxy.runtime.conversation import Conversation
+from mailproxy.runtime.sockets import plan
+from mailproxy_config.model import (
+    AuthHttp,
+    ListenConfig,
+    LogLevel,
+    ProxyConfig,
+    ResolverConfig,
+    Seconds,
+    ServerConfig,
+)
+from support import invariants
+from support.dialogue_player import Differs
+from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, host, ptr
+from support.http_words import answer, request
+from support.tls_identities import Identities
+from support.transcripts import Step, Transcript
+from support.world import Peer, listening_socket
+
+PATIENCE: Final = 5.0
+_HURRY: Final = 0.02
+_SILENCE: Final = Seconds(0.3)
+_MARKS: Final = (b"to the upstream\r\n", b"to the client\r\n")
+_UPSTREAMS: Final = frozenset(
+    (ProtocolErrorKind.NO_GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, ProtocolErrorKind.REPLY_TOO_LONG)
+)
+
+
+class HurriedLoop(WorkerLoop):
+    """A worker's loop on which the waits of conversations, and nothing else, pass fifty times as fast."""
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        if getattr(callback, "__func__", None) is Conversation._woken:
+            delay *= _HURRY
+        return super().call_later(delay, callback, *args, context=context)
+
+
+def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
+    """Play it from the first line to the last.
+
+    Raises:
+        Differs: Something else was said, or done.
+    """
+
+    async def perform() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            player = _Player(transcript, identities, folder)
+            await player.open(stack)
+            await player.play()
+
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        runner.run(perform())
+
+
+@dataclass
+class _Arrivals:
+    """Whoever connects to a port of ours, and an end for them all."""
+
+    peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    is_down: bool = False
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        if self.is_down:
+            writer.close()
+        else:
+            self.peers.put_nowait(Peer(reader, writer))
+
+    async def next(self) -> Peer:
+        async with asyncio.timeout(PATIENCE):
+            return await self.peers.get()
+
+
+@dataclass
+class _Player:
+    transcript: Transcript
+    identities: Identities
+    folder: Path
+    service: _Arrivals = field(default_factory=_Arrivals)
+    upstreams: _Arrivals = field(default_factory=_Arrivals)
+    asking: Peer | None = None
+    upstream: Peer | None = None
+    upstream_speaks: bool = False
+    relays: bool = False
+    is_over: bool = False
+    tls: ssl.SSLObject | None = None
+
+    # ---- the scene ----
+
+    async def open(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start everybody, and connect."""
+        ports = [
+            await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
+        ]
+        self.upstream_port = ports[1]
+        self.meter = Meter()
+        self._log = stack.enter_context(_log())
+        self.app = App(log=self._log.log, meter=self.meter)
+        self.app._engine.challenge = _challenge  # type: ignore[method-assign]
+        server = self._server(AuthHttp(host="127.0.0.1", port=ports[0], uri="/auth"))
+        if server.resolver is not None:
+            names = await stack.enter_async_context(self._names())
+            server = replace(server, resolver=ResolverConfig(addresses=(names.address,), ipv6=False))
+        stack.push_async_callback(self.app.drain, 0.0)
+        await self._listen(server)
+        self.client = await self._connect()
+        stack.callback(self.client.writer.transport.abort)
+
+    def _server(self, auth: AuthHttp) -> ServerConfig:
+        """The transcript's server, with real places and files in it; time for silence is made short."""
+        server = self.transcript.server
+        changes: dict[str, Any] = {"auth_http": auth, "error_log": LogLevel.INFO}
+        if any(step.text == "falls silent" for step in self.transcript.steps):
+            changes["timeout"] = _SILENCE
+        if server.tls_is_used or self._is_implicit:
+            changes["ssl_certificate"] = (self.identities.server,)
+        if server.ssl_verify_client.value != "Disabled":
+            changes["ssl_client_certificate"] = self.identities.authority
+        if self._is_unix:
+            listen = ListenConfig(address=f"unix:{self.folder}/listener")
+        else:
+            changes["set_real_ip_from"] = ("127.0.0.0/8",)
+            self.sock = listening_socket()
+            port = self.sock.getsockname()[1]
+            listen = ListenConfig(address="127.0.0.1", port=port, proxy_protocol=True, ssl=self._is_implicit)
+        return replace(server, listen=(listen,), **changes)
+
+    @property
+    def _is_implicit(self) -> bool:
+        return self.transcript.facts.get("tls") == "implicit"
+
+    @property
+    def _is_unix(self) -> bool:
+        return self.transcript.facts.get("client") == "unix:"
+
+    @contextlib.asynccontextmanager
+    async def _names(self) -> AsyncIterator[DnsServer]:
+        """A name server that knows what the transcript's look-up finds."""
+        name = next(
+            step.text.partition(" -> ")[2] for step in self.transcript.steps if "resolve" in step.text
+        )
+        async with dns_server() as server:
+            server.otherwise = Reply(code=SERVFAIL if name == "[TEMPUNAVAIL]" else NXDOMAIN)
+            server.answers_ptr("42.2.0.192.in-addr.arpa", ptr(name))
+            server.zone[name, "A"] = Reply((host("192.0.2.42"),))
+            yield server
+
+    async def _listen(self, server: ServerConfig) -> None:
+        config = ProxyConfig(servers=(server,))
+        (planned,) = plan(config, {})
+        if self._is_unix:
+            self.sock = _unix_socket(f"{self.folder}/listener")
+        self.port = 0 if self._is_unix else self.sock.getsockname()[1]
+        await self.app.apply(config, {planned.key: self.sock}, names={}, ticket_key=bytes(80))
+
+    async def _connect(self) -> Peer:
+        if self._is_unix:
+            return Peer(*await asyncio.open_unix_connection(f"{self.folder}/listener"))
+        client = Peer(*await asyncio.open_connection("127.0.0.1", self.port))
+        address = self.transcript.client().address
+        family, server = ("TCP6", "2001:db8::2") if ":" in address else ("TCP4", "198.51.100.1")
+        await client.say(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
+        if self._is_implicit:
+            await self._shake(client)
+        return client
+
+    async def _shake(self, client: Peer) -> None:
+        context = self.identities.client(self.transcript.facts.get("certificate", "none"))
+        await client.writer.start_tls(context)
+        self.tls = client.writer.get_extra_info("ssl_object")
+
+    # ---- the course of it ----
+
+    async def play(self) -> None:
+        """Take one step after the other, and look at what is left."""
+        for step in self.transcript.steps:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._take(step)
+            except (TimeoutError, OSError) as error:
+                self._differ(step, f"{type(error).__name__} {error}")
+            except asyncio.IncompleteReadError as short:
+                self._differ(step, repr(short.partial))
+        await self._end()
+        await invariants.settle(self.app, self.meter)
+        self._compare_accounts(self._log.read())
+
+    async def _take(self, step: Step) -> None:
+        match step.side:
+            case "C":
+                await self._say(self.client, step)
+            case "S":
+                self._compare(step, await self.client.octets(len(step.octets)), step.octets)
+            case "U":
+                await self._say(await self._upstream(), step)
+            case "P":
+                wanted = self._with_real_places(step.octets)
+                self._compare(step, await (await self._upstream()).octets(len(wanted)), wanted)
+            case _:
+                await self._happen(step)
+
+    async def _say(self, peer: Peer, step: Step) -> None:
+        peer.writer.write(step.octets)
+        if step.is_joined:
+            return
+        await peer.writer.drain()
+        for _ in range(4):  # then the proxy has read it, if it wants to
+            await asyncio.sleep(0)
+
+    async def _upstream(self) -> Peer:
+        if self.upstream is None:
+            self.upstream = await self.upstreams.next()
+        return self.upstream
+
+    def _with_real_places(self, octets: bytes) -> bytes:
+        """Where we accept connections cannot be made up, and the PROXY header to an upstream tells it."""
+        if not octets.startswith(b"PROXY "):
+            return octets
+        port = octets.split()[-1]
+        return octets.replace(b" 198.51.100.1 ", b" 127.0.0.1 ").replace(port, b"%d" % self.port)
+
+    async def _happen(self, step: Step) -> None:
+        verb, _, rest = step.text.partition(" ")
+        match verb:
+            case "authorize":
+                await self._authorize(step, rest)
+            case "tls" if rest == "failed":
+                await self.client.say(b"this is no handshake\r\n")
+            case "tls":
+                await self._shake(self.client)
+            case "closes":
+                peer = await self._upstream() if self.upstream_speaks else self.client
+                peer.writer.write_eof() if peer.writer.can_write_eof() else peer.close()
+            case "shutdown":
+                await self.app.drain(0.2)
+            case "relay":
+                self.upstream_speaks, self.relays = False, True
+            case "closed":
+                self.is_over = True
+                self._compare(step, await self.client.rest(), b"")
+                self.client.close()
+                await invariants.settle(self.app, self.meter)
+                key = (self.transcript.server.name, self.transcript.server.protocol.value, rest)
+                closed = invariants.series(self.meter, "mailproxy_connections_closed_total")
+                self._compare(step, closed, {key: 1})
+
+    async def _authorize(self, step: Step, text: str) -> None:
+        if self.asking is None:
+            self.asking = await self.service.next()
+        asked, _, answered = text.partition(" -> ")
+        said = await self.asking.reader.readuntil(b"\r\n\r\n")
+        self._compare(step, said, request(asked, self.transcript, self.tls, self.identities))
+        if answered == "unavailable":
+            self.service.is_down = True
+            self.asking.close()
+            return
+        self.upstream_speaks = answered.startswith("granted")
+        await self.asking.say(answer(answered, self.upstream_port))
+
+    # ---- the end of it ----
+
+    async def _end(self) -> None:
+        """Make sure that nobody has more to say than was written down."""
+        last = self.transcript.steps[-1]
+        async with asyncio.timeout(PATIENCE):
+            if self.relays:
+                upstream = await self._upstream()
+                await self.client.say(_MARKS[0])
+                self._compare(last, await upstream.octets(len(_MARKS[0])), _MARKS[0])
+                await upstream.say(_MARKS[1])
+                self._compare(last, await self.client.octets(len(_MARKS[1])), _MARKS[1])
+                self.client.close()
+                self._compare(last, await upstream.rest(), b"")
+            elif self.upstream_speaks and not self.is_over:
+                await self._upstream()
+                states = invariants.series(self.meter, "mailproxy_sessions_active")
+                self._compare(last, states, {(self.transcript.server.protocol.value, "upstream"): 1})
+                self.client.reset()
+            elif not self.is_over and self.client.writer.can_write_eof():
+                self.client.writer.write_eof()
+                self._compare(last, await self.client.rest(), b"")
+            self.client.close()
+            for writer in (*self.service.writers, *self.upstreams.writers):
+                writer.transport.abort()
+
+    def _compare_accounts(self, log: str) -> None:
+        """Compare what was counted and logged with the asides, of sorts that the transcript has."""
+        steps = self.transcript.steps
+        notes = [step.text for step in steps if step.text.startswith("note ")]
+        erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))
+        errors = invariants.series(self.meter, "mailproxy_protocol_errors_total")
+        found = {kind: count for (_, kind), count in errors.items() if kind not in _UPSTREAMS}
+        if notes:
+            self._compare(steps[-1], found, dict(erred))
+        for text in notes:
+            sort, _, words = text.removeprefix("note ").partition(" ")
+            if sort == "login_refused":
+                key = (self.transcript.server.protocol.value, *words.split())
+                assert invariants.series(self.meter, "mailproxy_logins_total").get(key), text
+            elif sort == "remark":
+                assert words.partition(":")[0] in log, f"{text} is not in {log}"
+        for step in steps:
+            if step.text.startswith("trouble "):
+                family = invariants.series(self.meter, "mailproxy_upstream_errors_total")
+                assert family[self.transcript.server.protocol.value, step.text.split()[1]] == 1, family
+
+    def _compare(self, step: Step, found: object, wanted: object) -> None:
+        if found != wanted:
+            self._differ(step, f"{found!r} instead of {wanted!r}")
+
+    def _differ(self, step: Step, happened: str) -> None:
+        before = [str(one) for one in self.transcript.steps if one.line <= step.line]
+        raise Differs("\n".join([self.transcript.name, *before, f"  ->  {happened}"]))
+
+
+def _challenge(server_name: str) -> bytes:
+    return b"<1304717.1795355079@%b>" % server_name.encode()
+
+
+@dataclass
+class _Lines:
+    log: Log
+    _pipe: int
+
+    def read(self) -> str:
+        self.log.flush()
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._pipe, 1 << 20).decode()
+        return ""
+
+
+@contextlib.contextmanager
+def _log() -> Any:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    log = Log(write, LogFormat.TEXT, LogLevel.INFO)
+    try:
+        yield _Lines(log, read)
+    finally:
+        log.close()
+        os.close(write)
+        os.close(read)
+
+
+@contextlib.asynccontextmanager
+async def _serving(arrivals: _Arrivals) -> AsyncIterator[int]:
+    server = await asyncio.start_server(arrivals, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for writer in arrivals.writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+def _unix_socket(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen()
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,41 @@
+"""Who a proxy and its clients are under TLS, in transcripts and attacks."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+
+from mailproxy_config.model import CertificateFiles
+from support.tls_authority import DAY, NOW, Authority, Issued
+from support.tls_peers import client_of
+
+
+class Identities:
+    """A server's certificate, and clients' good and bad ones.
+
+    Attributes:
+        server: The files of the server's certificate and key.
+        authority: The file of who signs clients' certificates.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        authority = Authority(folder)
+        self.server: CertificateFiles = authority.issue().files
+        self.authority = authority.file
+        self._clients: dict[str, Issued] = {
+            "": authority.issue("CN=client"),
+            "certificate has expired": authority.issue("CN=client", expires=NOW - DAY),
+            "self-signed certificate": authority.self_signed("CN=client"),
+            "whatever": authority.self_signed("CN=client"),
+        }
+
+    def client(self, fact: str = "none") -> ssl.SSLContext:
+        """A client's context; ``fact`` is what a transcript says behind ``certificate:``."""
+        kind, _, trouble = fact.partition(" ")
+        return client_of(certificate=None if kind == "none" else self._clients[trouble])
+
+    def certificate(self, kind: str, trouble: str) -> x509.Certificate | None:
+        """The certificate of such a client."""
+        return None if kind == "none" else self._clients[trouble].certificate
