@@ -40,15 +40,11 @@ class Ledger:
     """What was applied lately, so that a reconcile with nothing to do writes nothing.
 
     It is a memory, not a truth: an object is written again when the live one
-    is no longer as we left it, and everything is after ``clear``.
+    is no longer as we left it.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, dict[_Name, _Entry]] = {}
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
 
     def forget(self, key: Key) -> None:
         """Forget one resource."""
@@ -76,9 +72,13 @@ class Ledger:
 
 
 def _mark(live: Manifest) -> str:
-    """What changes when somebody changes the object; a status does not count where that can be told."""
+    """What changes when somebody changes the object; a status does not count where that can be told.
+
+    A generation grows with the spec alone, so what else we write is looked at by itself.
+    """
     metadata = live["metadata"]
-    return f"{uid_of(live)}/{metadata.get('generation') or metadata.get('resourceVersion', '')}"
+    beside = _digest({name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")})
+    return f"{uid_of(live)}/{metadata.get('generation') or metadata.get('resourceVersion', '')}/{beside}"
 
 
 class Children:

@@ -84,4 +84,10 @@ def operator_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.execution.max_workers = 1
+    # The server sends ours only: a cluster has many pods and ConfigMaps that are none of our business.
+    settings.watching.label_selectors[_is_owned_kind] = names.label_selector(names.MANAGED_BY_US)
     return settings
+
+
+def _is_owned_kind(resource: kopf.Resource) -> bool:
+    return resource.group != names.GROUP

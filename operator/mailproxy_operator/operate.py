@@ -126,7 +126,7 @@ class Operator:
         kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
         registry = kopf.OperatorRegistry()
         handlers.register(registry, queue, login=self._login, kinds=kinds)
-        await _first(queue.run(), self._resync(reconciler, queue), self._watch(registry))
+        await _first(queue.run(), self._resync(queue), self._watch(registry))
 
     async def _version(self) -> KubeVersion:
         while True:
@@ -154,7 +154,7 @@ class Operator:
         finally:
             stop.set()
 
-    async def _resync(self, reconciler: Reconciler, queue: WorkQueue) -> None:
+    async def _resync(self, queue: WorkQueue) -> None:
         """Look at everything now and then: what a watch has missed is found here."""
         interval = self._settings.resync_seconds
         while True:
@@ -166,7 +166,6 @@ class Operator:
                 continue
             is_first = self._resynced is None
             self._resynced = asyncio.get_running_loop().time()
-            reconciler.distrust()
             for key in keys:
                 queue.wake(key, 0.0 if is_first else random.uniform(0, SPREAD * interval))  # noqa: S311
             await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311

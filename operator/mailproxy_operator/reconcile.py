@@ -85,10 +85,6 @@ class Reconciler:
         self._now = now
         self._ledger = Ledger()
 
-    def distrust(self) -> None:
-        """Forget what was applied: the next reconcile of each resource really writes everything."""
-        self._ledger.clear()
-
     async def reconcile(self, key: Key) -> Outcome:
         """Bring one resource's objects and status up to date."""
         body = await self._cluster.get(MAIL_PROXY, key)

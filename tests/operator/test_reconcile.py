@@ -137,6 +137,17 @@ async def test_drift_is_repaired(world: World, kind: Any, deleted: bool) -> None
     assert outcome.drifted == (kind.name,)
 
 
+@pytest.mark.parametrize("kind", [DEPLOYMENT, SERVICE])
+async def test_a_label_of_ours_that_was_edited_is_restored(world: World, kind: Any) -> None:
+    world.put()
+    await world.settle()
+    before = world.cluster.found(kind, "edge")["metadata"]["labels"]
+    world.cluster.found(kind, "edge")["metadata"]["labels"] = {**before, "app.kubernetes.io/name": "other"}
+    outcome = await world.reconcile()
+    assert world.cluster.found(kind, "edge")["metadata"]["labels"] == before
+    assert outcome.drifted == (kind.name,)
+
+
 async def test_a_change_of_configuration_leaves_the_template_alone(world: World) -> None:
     world.put()
     await world.settle()
