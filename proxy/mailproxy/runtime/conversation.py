@@ -177,6 +177,11 @@ class Conversation(ABC):
         if self._deadline and self._deadline <= time.monotonic():
             self.throw(PeerTimedOut())
         elif self._has_more():
+            self.engine.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Read what waits above the socket: a turn of the loop later, so that a flood keeps nobody waiting."""
+        if self.is_listening:
             self._read()
 
     def _has_more(self) -> bool:
@@ -277,7 +282,7 @@ class Conversation(ABC):
         self._wake = self.engine.loop.call_later(action.seconds, self._woken, b"")
         self._watch(READ)
         if self._has_more():
-            self._read()
+            self.engine.loop.call_soon(self._read_on)
         return PENDING
 
     def wait(self, action: actions.Wait) -> object:

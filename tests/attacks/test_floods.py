@@ -1,0 +1,170 @@
+"""More than there is room for: lines, literals, pipelines; what it costs is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import tracemalloc
+
+import pytest
+
+from mailproxy_config.model import Protocol, Seconds, StartTls
+from support.siege import DENIED, GREETINGS, heard, serving, shake, siege
+from support.tls_identities import Identities
+from support.world import run
+
+INVALID = {
+    Protocol.IMAP: b"* BAD invalid command\r\n",
+    Protocol.POP3: b"-ERR invalid command\r\n",
+    Protocol.SMTP: b"500 5.5.1 Invalid command\r\n",
+}
+NOOPS = {
+    Protocol.IMAP: (b"a NOOP\r\n", b"a OK completed\r\n"),
+    Protocol.POP3: (b"NOOP\r\n", b"+OK\r\n"),
+    Protocol.SMTP: (b"NOOP\r\n", b"250 2.0.0 OK\r\n"),
+}
+ASKS = {Protocol.IMAP: b"a CAPABILITY\r\n", Protocol.POP3: b"CAPA\r\n", Protocol.SMTP: b"EHLO x\r\n"}
+MANY = tuple(f"X{'Y' * 200}{n}" for n in range(32))
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+
+
+@each
+@pytest.mark.parametrize("line", [b"A" * 100_000, b"A" * 100_000 + b"\r\n", bytes(50_000), b" " * 50_000])
+def test_a_line_without_an_end_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol)) as w:
+            client = await w.client()
+            client.writer.write(line)
+            assert await heard(client) == GREETINGS[protocol] + INVALID[protocol]
+            assert w.value("mailproxy_protocol_errors_total", protocol.value, "line_too_long") == 1
+            assert w.auth.requests == []
+
+    run(play)
+
+
+@each
+def test_a_response_without_an_end_is_refused_at_the_limit(protocol: Protocol) -> None:
+    verb = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
+
+    async def play() -> None:
+        async with siege(serving(protocol)) as w:
+            client = await w.client()
+            client.writer.write(verb + b" LOGIN\r\n" + b"QUFB" * 50_000)
+            said = await heard(client)
+            assert said.endswith(INVALID[protocol].replace(b"*", b"a"))
+            assert w.auth.requests == []
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "literal", [b"{4096}", b"{4096+}", b"{99999999}", b"{99999999+}", b"{999999999999999999}"]
+)
+def test_a_literal_too_large_is_refused_before_it_is_asked_for(literal: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(Protocol.IMAP)) as w:
+            client = await w.client()
+            await client.line()
+            client.writer.write(b"a LOGIN " + literal + b"\r\n" + b"b LOGOUT\r\n" * 1000)
+            assert await heard(client) == b"a BAD invalid command\r\n"
+            assert w.auth.requests == []
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("tls", [False, True])
+def test_every_command_of_a_flood_is_answered_once(
+    protocol: Protocol, tls: bool, identities: Identities
+) -> None:
+    noop, ok = NOOPS[protocol]
+    count = 20_000
+
+    async def play() -> None:
+        async with siege(serving(protocol, identities, listen_ssl=tls)) as w:
+            client = await w.client()
+            if tls:
+                await shake(client, identities)
+            await client.line()
+            client.writer.write(noop * count + b"x LOGOUT\r\nQUIT\r\n")
+            said = await client.octets(len(ok) * count)
+            assert said == ok * count
+            assert await heard(client)
+            assert (
+                w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "client_quit")
+                == 1
+            )
+
+    run(play)
+
+
+def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -> None:
+    count = 100_000
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)) as w:
+            flooder, other = await w.client(), await w.client()
+            await flooder.line()
+            await other.line()
+            assert await flooder.ask(b"STLS\r\n") == b"+OK\r\n"
+            await shake(flooder, identities)
+            flooder.writer.write(b"NOOP\r\n" * count)
+            await flooder.line()
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(flooder.octets(5 * (count - 1)))
+                assert await other.ask(b"NOOP\r\n") == b"+OK\r\n"
+                assert not reading.done()
+
+    run(play)
+
+
+@each
+def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
+    noop, _ = NOOPS[protocol]
+    capabilities = {f"{protocol.value}_capabilities": MANY}
+
+    async def play() -> None:
+        async with siege(serving(protocol, **capabilities), DENIED) as w:
+            clients = [await w.client() for _ in range(20)]
+            for client in clients:
+                await client.line()
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            written = ASKS[protocol] * 20_000
+            for client in clients:
+                client.writer.write(written)
+            tracemalloc.start()
+            try:
+                await asyncio.sleep(0.5)
+                ours = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/mailproxy/*")])
+                taken = sum(statistic.size for statistic in ours.statistics("filename"))
+            finally:
+                tracemalloc.stop()
+            assert taken < 20 * 64 * 1024
+
+    run(play)
+
+
+@each
+def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol: Protocol) -> None:
+    """Progress in writing must not put off the end of the time before login."""
+
+    async def play() -> None:
+        build = serving(protocol, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
+        async with siege(build) as w:
+            (listener,) = w.app._listeners.values()
+            listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            loop = asyncio.get_running_loop()
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.setblocking(False)
+                await loop.sock_connect(sock, ("127.0.0.1", w.port))
+                await loop.sock_sendall(sock, ASKS[protocol] * 200)
+                taken = 0
+                with contextlib.suppress(ConnectionError):
+                    while octets := await loop.sock_recv(sock, 1024):
+                        taken += len(octets)
+                        await asyncio.sleep(0.02)
+            assert 4096 < taken < 200_000
+
+    run(play)

@@ -1,0 +1,158 @@
+"""A world under attack: whatever strangers did in it, nothing of theirs may be left at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
+from support import invariants
+from support.configs import server
+from support.tls_identities import Identities
+from support.world import Answer, Builder, Peer, World, answer, world
+
+DENIED: Final = answer("Auth-Status: no\r\n")
+GREETINGS: Final = {
+    Protocol.IMAP: b"* OK IMAP4 ready\r\n",
+    Protocol.POP3: b"+OK POP3 ready\r\n",
+    Protocol.SMTP: b"220 mail.example.com ESMTP ready\r\n",
+}
+APOLOGIES: Final = {
+    Protocol.IMAP: b"* BAD internal server error\r\n",
+    Protocol.POP3: b"-ERR internal server error\r\n",
+    Protocol.SMTP: b"451 4.3.2 Internal server error\r\n",
+}
+LOGINS: Final = {
+    Protocol.IMAP: b"a LOGIN alice secret\r\n",
+    Protocol.POP3: b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+    Protocol.SMTP: b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
+}
+"""One line each that logs alice in, whose password is ``secret``."""
+UPSTREAMS: Final = {
+    Protocol.IMAP: (
+        (b"* OK hello\r\n", b"a LOGIN {5}\r\n"),
+        (b"+\r\n", b"alice {6}\r\n"),
+        (b"+\r\n", b"secret\r\n"),
+    ),
+    Protocol.POP3: ((b"+OK hello\r\n", b"USER alice\r\n"), (b"+OK\r\n", b"PASS secret\r\n")),
+    Protocol.SMTP: ((b"220 hello\r\n", b"HELO mail.example.com\r\n"),),
+}
+"""What an upstream says before the login is complete, and what it hears then."""
+ACCEPTANCES: Final = {
+    Protocol.IMAP: (b"a OK in\r\n", b"a OK in\r\n"),
+    Protocol.POP3: (b"+OK in\r\n", b"+OK in\r\n"),
+    Protocol.SMTP: (b"250 hello\r\n", b"235 2.0.0 OK\r\n"),
+}
+"""What an upstream says to complete the login, and what the client hears of it."""
+
+
+def serving(
+    protocol: Protocol,
+    identities: Identities | None = None,
+    *,
+    auth: AuthHttp | None = None,
+    **directives: Any,
+) -> Builder:
+    """Build a server; ``listen_*`` set parameters of its listener, ``auth`` another service."""
+    listening = {key[7:]: directives.pop(key) for key in list(directives) if key.startswith("listen_")}
+    if identities is not None:
+        directives["ssl_certificate"] = (identities.server,)
+    directives.setdefault("xclient", False)
+
+    def build(there: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        here = ListenConfig(address=listen.address, port=listen.port, **listening)
+        return server(protocol, auth_http=auth or there, listen=(here,), **directives)
+
+    return build
+
+
+@contextlib.asynccontextmanager
+async def siege(build: Builder, *answers: Answer, **options: Any) -> AsyncIterator[World]:
+    """A world that is looked over at its end: nothing is left, and the books are right.
+
+    Unlike a world's, its ``read_log`` gives all lines, each time.
+    """
+    await asyncio.sleep(0)
+    before = invariants.descriptors()
+    async with world(build, *(answers or (DENIED,)), **options) as w:
+        _keep_log(w)
+        yield w
+        for writer in (*w.writers, *w.upstream.writers):
+            writer.transport.abort()
+        await invariants.settle(w.app, w.meter)
+        invariants.check_accounts(w.meter, w.read_log())
+        w.app._engine.log.close(0.0)
+    await asyncio.sleep(0)
+    assert invariants.descriptors() == before
+
+
+def _keep_log(w: World) -> None:
+    lines: list[str] = []
+    read = w.read_log
+
+    def read_all() -> str:
+        while more := read():
+            lines.append(more)
+        return "".join(lines)
+
+    w.read_log = read_all
+
+
+async def shake(peer: Peer, identities: Identities) -> None:
+    """Take a client through a TLS handshake."""
+    await peer.writer.start_tls(identities.client())
+
+
+async def log_in(w: World, protocol: Protocol) -> tuple[Peer, Peer]:
+    """Log alice in, and give both ends of the relay."""
+    client = await w.client()
+    await client.line()
+    await client.say(LOGINS[protocol])
+    upstream = await w.upstream.next()
+    for says, hears in UPSTREAMS[protocol]:
+        assert await upstream.ask(says) == hears
+    says, hears = ACCEPTANCES[protocol]
+    await upstream.say(says)
+    assert await client.line() == hears
+    return client, upstream
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[AuthHttp]:
+    """Serve connections as somebody hostile would, and see every one of them closed."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await handler(reader, writer)
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield AuthHttp(host="127.0.0.1", port=listening.sockets[0].getsockname()[1])
+    finally:
+        listening.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+
+async def breathe(times: int = 4) -> None:
+    """Let the worker do what there is to do."""
+    for _ in range(times):
+        await asyncio.sleep(0)
+
+
+async def heard(peer: Peer) -> bytes:
+    """Everything up to the end, however it comes."""
+    said = b""
+    with contextlib.suppress(ConnectionError):
+        while octets := await peer.reader.read(1 << 16):
+            said += octets
+    return said
