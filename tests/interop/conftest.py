@@ -13,12 +13,15 @@ from typing import Final
 import pytest
 
 from support.servers import dovecot as dovecots
+from support.servers import nginx as nginxes
 from support.servers import postfix as postfixes
 from support.servers import proxy as proxies
 from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.certificates import Certificates, certificates
+from support.servers.clients import Listeners
 from support.servers.dovecot import Dovecot
 from support.servers.front import Front, Plan, planned
+from support.servers.nginx import Nginx
 from support.servers.postfix import Neighbours, Postfix
 from support.servers.programs import Needs, Ports, program
 
@@ -153,9 +156,31 @@ def front(
 ) -> Iterator[Front]:
     """The proxy that most tests share."""
     plan = Plan(service, ports)
+    service.backends["/imap-dead"] = Backend(ports.take())
     proxy = proxies.start(new_folder("front"), planned(plan, tls))
     yield Front(proxy, plan.ports)
     proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def nginx(
+    needs: Needs,
+    service: AuthService,
+    tls: Certificates,
+    ports: Ports,
+    new_folder: Callable[[str], Path],
+) -> Iterator[Nginx]:
+    """nginx with servers of the same names."""
+    running = nginxes.start(needs("nginx"), new_folder("nginx"), service, tls, ports)
+    yield running
+    running.running.stop()
+
+
+@pytest.fixture(scope="session", params=["mailproxy", "nginx"])
+def either(request: pytest.FixtureRequest) -> Listeners:
+    """The proxy, and nginx in its place: what holds for both is expected of the right things."""
+    found: Listeners = request.getfixturevalue("front" if request.param == "mailproxy" else "nginx")
+    return found
 
 
 @pytest.fixture

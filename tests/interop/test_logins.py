@@ -1,4 +1,4 @@
-"""Every way to log in, by the standard library's clients, at a real Dovecot and a real Postfix."""
+"""Every way to log in, by the standard library's clients, at Dovecot and Postfix; and so through nginx."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
-from support.servers.clients import imap, pop3, smtp
+from support.servers.clients import Listeners, imap, pop3, smtp
 from support.servers.dovecot import Dovecot
 from support.servers.front import Front
 from support.servers.postfix import Postfix
@@ -52,7 +52,7 @@ IMAP = [
 @pytest.mark.parametrize(("log_in", "method"), IMAP)
 def test_imap(
     dovecot: Dovecot,
-    front: Front,
+    either: Listeners,
     tls: Certificates,
     service: AuthService,
     way: str,
@@ -60,7 +60,7 @@ def test_imap(
     log_in: Callable[[imaplib.IMAP4, str, str], Any],
     method: str,
 ) -> None:
-    with imap(front, tls, way) as client:
+    with imap(either, tls, way) as client:
         assert log_in(client, user, dovecot.passwords[user])[0] == "OK"
         assert client.select()[0] == "OK"
         assert client.logout()[0] == "BYE"
@@ -86,7 +86,7 @@ def pop3_apop(client: poplib.POP3, user: str, password: str) -> bytes:
 )
 def test_pop3(
     dovecot: Dovecot,
-    front: Front,
+    either: Listeners,
     tls: Certificates,
     service: AuthService,
     way: str,
@@ -94,7 +94,7 @@ def test_pop3(
     log_in: Callable[[poplib.POP3, str, str], bytes],
     method: str,
 ) -> None:
-    with pop3(front, tls, way) as client:
+    with pop3(either, tls, way) as client:
         assert log_in(client, user, dovecot.passwords[user]).startswith(b"+OK")
         assert len(client.stat()) == 2
         assert client.quit().startswith(b"+OK")
@@ -107,14 +107,14 @@ def test_pop3(
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 def test_smtp(
     postfix: Postfix,
-    front: Front,
+    either: Listeners,
     tls: Certificates,
     service: AuthService,
     way: str,
     user: str,
     mechanism: str,
 ) -> None:
-    with smtp(front, tls, way) as client:
+    with smtp(either, tls, way) as client:
         client.ehlo("client.example.org")
         authenticate(client, mechanism, user, service.passwords[user])
         assert client.noop()[0] == 250
@@ -126,27 +126,31 @@ def test_smtp(
 
 def authenticate(client: smtplib.SMTP, mechanism: str, user: str, password: str) -> None:
     client.user, client.password = user, password
-    objects = {"PLAIN": client.auth_plain, "LOGIN": client.auth_login, "CRAM-MD5": client.auth_cram_md5}
+    objects: dict[str, Callable[..., str]] = {
+        "PLAIN": client.auth_plain,
+        "LOGIN": client.auth_login,
+        "CRAM-MD5": client.auth_cram_md5,
+    }
     assert client.auth(mechanism, objects[mechanism])[0] == 235
 
 
-def test_imap_wrong_password(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
-    with imap(front, tls, "starttls") as client:
+def test_imap_wrong_password(dovecot: Dovecot, either: Listeners, tls: Certificates) -> None:
+    with imap(either, tls, "starttls") as client:
         with pytest.raises(imaplib.IMAP4.error, match="Invalid login or password"):
             client.login("alice", "wrong")
         with pytest.raises(imaplib.IMAP4.abort, match="EOF"):
             client.noop()
 
 
-def test_pop3_wrong_password(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
-    with pop3(front, tls, "plain") as client:
+def test_pop3_wrong_password(dovecot: Dovecot, either: Listeners, tls: Certificates) -> None:
+    with pop3(either, tls, "plain") as client:
         client.user("alice")
         with pytest.raises(poplib.error_proto, match="Invalid login or password"):
             client.pass_("wrong")
 
 
-def test_smtp_wrong_password(postfix: Postfix, front: Front, tls: Certificates) -> None:
-    with smtp(front, tls, "implicit") as client:
+def test_smtp_wrong_password(postfix: Postfix, either: Listeners, tls: Certificates) -> None:
+    with smtp(either, tls, "implicit") as client:
         client.ehlo("client.example.org")
         with pytest.raises(smtplib.SMTPAuthenticationError) as caught:
             client.auth("PLAIN", lambda _=None: "\0alice\0wrong")
@@ -158,7 +162,6 @@ def test_a_password_that_only_the_upstream_refuses(
 ) -> None:
     """The upstream's own words reach the client, as ``proxy_pass_error_message`` has it."""
     service.passwords["eve"] = "unknown to Dovecot"
-    with imap(front, tls, "plain") as client:
-        with pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
-            client.login("eve", service.passwords["eve"])
+    with imap(front, tls) as client, pytest.raises(imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
+        client.login("eve", service.passwords["eve"])
     front.proxy.event("session", user="eve", result="upstream_denied")

@@ -1,1 +1,1 @@
-"""Real servers on loopback, each with its own folder and its own process group, for tests against real peers."""
+"""Real servers on loopback, each with a folder and a process group of its own."""

@@ -1,4 +1,4 @@
-"""An authorization service as nginx's ``auth_http`` expects one: a table of users, and of where each path leads."""
+"""An authorization service as ``auth_http`` expects one: tables of users, and of where each path leads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: its path, and its headers by their names in lower case, values unescaped where nginx escapes."""
+    """One request: its path, and its headers by their names in lower case, values as they were sent."""
 
     path: str
     headers: Mapping[str, str]

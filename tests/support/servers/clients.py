@@ -7,20 +7,31 @@ import poplib
 import smtplib
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Protocol, Self
 
 from support.servers.certificates import Certificates
-from support.servers.front import Front
 from support.servers.programs import PATIENCE
 
-HOST = "127.0.0.1"
+HOST: Final = "127.0.0.1"
+
+
+class Listeners(Protocol):
+    """What clients connect to, by name."""
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Where each listens."""
 
 
 @contextmanager
-def imap(front: Front, tls: Certificates, way: str = "plain", name: str = "imap") -> Iterator[imaplib.IMAP4]:
+def imap(
+    front: Listeners, tls: Certificates, way: str = "plain", name: str = "imap"
+) -> Iterator[imaplib.IMAP4]:
     """Connect to a listener: ``plain``, with ``starttls``, or its neighbour for ``implicit`` TLS."""
     if way == "implicit":
         client: imaplib.IMAP4 = imaplib.IMAP4_SSL(
@@ -38,7 +49,9 @@ def imap(front: Front, tls: Certificates, way: str = "plain", name: str = "imap"
 
 
 @contextmanager
-def pop3(front: Front, tls: Certificates, way: str = "plain", name: str = "pop3") -> Iterator[poplib.POP3]:
+def pop3(
+    front: Listeners, tls: Certificates, way: str = "plain", name: str = "pop3"
+) -> Iterator[poplib.POP3]:
     """Connect to a listener; see ``imap``."""
     if way == "implicit":
         client: poplib.POP3 = poplib.POP3_SSL(
@@ -55,7 +68,9 @@ def pop3(front: Front, tls: Certificates, way: str = "plain", name: str = "pop3"
 
 
 @contextmanager
-def smtp(front: Front, tls: Certificates, way: str = "plain", name: str = "smtp") -> Iterator[smtplib.SMTP]:
+def smtp(
+    front: Listeners, tls: Certificates, way: str = "plain", name: str = "smtp"
+) -> Iterator[smtplib.SMTP]:
     """Connect to a listener; see ``imap``."""
     if way == "implicit":
         client: smtplib.SMTP = smtplib.SMTP_SSL(
@@ -71,11 +86,24 @@ def smtp(front: Front, tls: Certificates, way: str = "plain", name: str = "smtp"
         client.close()
 
 
+def _connected(where: int | Path) -> socket.socket:
+    if isinstance(where, int):
+        return socket.create_connection((HOST, where), timeout=PATIENCE)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE)
+    sock.connect(str(where))
+    return sock
+
+
 class Raw:
     """A client that says exactly what a test tells it to, and reads lines."""
 
-    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
-        self._socket = socket.create_connection((HOST, port), timeout=PATIENCE)
+    def __init__(
+        self, where: int | Path, context: ssl.SSLContext | None = None, *, preface: bytes = b""
+    ) -> None:
+        """Connect to a port or a socket of the file system; ``preface`` goes ahead of TLS."""
+        self._socket = _connected(where)
+        self._socket.sendall(preface)
         if context is not None:
             self._socket = context.wrap_socket(self._socket, server_hostname="localhost")
         self._file = self._socket.makefile("rb")
@@ -124,6 +152,12 @@ class Raw:
     def rest(self) -> bytes:
         """Read up to the end of the connection."""
         return self._file.read()
+
+    def reset(self) -> None:
+        """Break the connection off."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._file.close()
+        self._socket.close()
 
     def finish(self) -> None:
         """Say that nothing more will come."""

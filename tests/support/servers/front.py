@@ -64,7 +64,7 @@ class Plan:
         proxied = {"proxyProtocol": True} if directives.pop("behind_proxy", False) else {}
         listen: list[dict[str, Any]] = [{"port": self._port(name), **proxied}]
         if implicit:
-            listen.append({"port": self._port(implicit), "ssl": True})
+            listen.append({"port": self._port(implicit), "ssl": True, **proxied})
         self.servers.append(server(name, protocol, self._service, *listen, **directives))
 
     def _port(self, listener: str) -> int:
@@ -82,10 +82,13 @@ def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
     plan.add("mx", "smtp", smtpAuth=["none"], xclient=True)
     for version in ("V1", "V2"):
         for protocol in ("imap", "pop3", "smtp"):
-            plan.add(f"{protocol}-{version.lower()}", protocol, proxyProtocol=version, xclient=False)
-    plan.add("imap-behind", "imap", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"], proxyProtocol="V1")
-    plan.add("pop3-behind", "pop3", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"])
-    plan.add("smtp-behind", "smtp", behind_proxy=True, setRealIpFrom=["127.0.0.0/8"], xclient=True)
+            name = f"{protocol}-{version.lower()}"
+            plan.add(name, protocol, implicit=f"{name}-tls", proxyProtocol=version, xclient=False)
+    trusting: dict[str, Any] = {"behind_proxy": True, "setRealIpFrom": ["127.0.0.0/8"]}
+    plan.add("imap-behind", "imap", implicit="imap-behind-tls", proxyProtocol="V1", **trusting)
+    plan.add("pop3-behind", "pop3", **trusting)
+    plan.add("smtp-behind", "smtp", xclient=True, **trusting)
+    plan.add("imap-dead", "imap")
     plan.add("imap-untrusting", "imap", behind_proxy=True)
     for name, protocol, mode in (
         ("imap-required", "imap", "Required"),
@@ -109,4 +112,4 @@ def planned(plan: Plan, certificates: Certificates) -> dict[str, Any]:
         "proxyPassErrorMessage": True,
         "sslCertificate": [files(certificates.proxy)],
     }
-    return manifest(plan.servers, mail, workerConnections=2048, drain={"delay": "0s", "timeout": "20s"})
+    return manifest(plan.servers, mail, workerConnections=2048)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from support.servers.programs import Running
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.programs import Ports, Running
 
 _MODULES: Final = (
     "/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules", "/etc/nginx/modules",
@@ -27,23 +29,57 @@ mail {{
 """
 
 
+_METHODS: Final = """
+server_name front.example.org;
+timeout 20s;
+proxy_pass_error_message on;
+imap_auth plain login cram-md5;
+pop3_auth plain apop cram-md5;
+smtp_auth plain login cram-md5;
+ssl_certificate {certificate};
+ssl_certificate_key {key};
+"""
+_SERVERS: Final = {
+    "imap": ("imap", "starttls on;"),
+    "pop3": ("pop3", "starttls on;"),
+    "smtp": ("smtp", "starttls on; xclient on;"),
+    "smtp-bare": ("smtp", "xclient off;"),
+    "submission": ("smtp", "xclient off; proxy_smtp_auth on;"),
+    "submission-x": ("smtp", "xclient on; proxy_smtp_auth on;"),
+    "mx": ("smtp", "xclient on; smtp_auth none;"),
+}
+"""Servers of the same names as in ``front``, and of the same meaning."""
+
+
 @dataclass
 class Nginx:
-    """A running nginx."""
+    """A running nginx, and where its servers listen, by listener."""
 
     folder: Path
+    ports: dict[str, int]
     running: Running
 
 
-def start(path: str, folder: Path, mail: str, ports: list[int]) -> Nginx:
+def start(path: str, folder: Path, service: AuthService, certificates: Certificates, ports: Ports) -> Nginx:
     """Start it, and wait until it listens.
 
     Args:
         path: The program.
         folder: An empty folder.
-        mail: What stands in its ``mail`` block.
-        ports: Where that makes it listen.
+        service: Whom it asks.
+        certificates: For its servers with TLS.
+        ports: Where to get ports from.
     """
+    own = certificates.proxy
+    blocks = [_METHODS.format(certificate=f'"{own.certificate}"', key=f'"{own.key}"')]
+    taken: dict[str, int] = {}
+    for name, (protocol, directives) in _SERVERS.items():
+        listen = [_listen(taken, name, ports)]
+        if "starttls" in directives:
+            listen.append(_listen(taken, f"{name}s", ports, " ssl"))
+        where = f"auth_http {service.url(f'/{name}')};"
+        blocks.append(f"server {{ protocol {protocol}; {' '.join(listen)} {where} {directives} }}")
+    mail = "\n".join(blocks)
     configuration = _CONFIGURATION.format(
         load_module=_load_module(),
         folder=folder,
@@ -52,13 +88,18 @@ def start(path: str, folder: Path, mail: str, ports: list[int]) -> Nginx:
     )
     (folder / "nginx.conf").write_text(configuration)
     command = [path, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    nginx = Nginx(folder, Running(command, output=folder / "output"))
+    nginx = Nginx(folder, taken, Running(command, output=folder / "output"))
     try:
-        nginx.running.answers(*ports)
+        nginx.running.answers(*taken.values())
     except AssertionError:
         nginx.running.stop()
         raise
     return nginx
+
+
+def _listen(taken: dict[str, int], listener: str, ports: Ports, parameter: str = "") -> str:
+    taken[listener] = ports.take()
+    return f"listen 127.0.0.1:{taken[listener]}{parameter};"
 
 
 def _load_module() -> str:

@@ -1,4 +1,4 @@
-"""Postfix with a queue of its own: believes XCLIENT and PROXY headers from loopback, delivers to Dovecot's LMTP."""
+"""Postfix with a queue of its own: believes loopback's XCLIENT and PROXY headers, delivers to Dovecot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ maillog_file = {folder}/log/mail
 maillog_file_prefixes = {folder}/log
 syslog_name = postfix
 inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
+inet_protocols = all
 myhostname = mx.{domain}
 mydomain = {domain}
 myorigin = {domain}
@@ -49,6 +49,7 @@ smtpd_recipient_restrictions = check_recipient_access inline:{{ {{ later@{domain
 smtpd_client_connection_count_limit = 0
 smtpd_client_connection_rate_limit = 0
 smtpd_error_sleep_time = 0
+smtpd_client_port_logging = yes
 smtpd_helo_required = no
 message_size_limit = 67108864
 mailbox_size_limit = 0

@@ -1,4 +1,4 @@
-"""Programs that tests start: found, started in a process group of their own, ended with all their children."""
+"""Programs that tests start: found, started in a process group of their own, ended with all of it."""
 
 from __future__ import annotations
 
@@ -139,12 +139,13 @@ class Running:
             return
         os.kill(self.pid, signal.SIGTERM)
         with contextlib.suppress(AssertionError):
-            eventually(self._has_ended, "its end", patience=patience)
+            eventually(self.has_ended, "its end", patience=patience)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
 
-    def _has_ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether it has ended; it can still be waited for."""
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is not None
 

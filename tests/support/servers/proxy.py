@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,12 +24,13 @@ _SOURCES: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "operator")])
 
 
 def manifest(servers: Sequence[Mapping[str, Any]], mail: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
-    """A ``MailProxy`` with these servers."""
+    """A ``MailProxy`` with these servers, which drains without the delay that balancers want."""
+    defaults = {"errorLog": {"level": "info"}, "drain": {"delay": "0s", "timeout": "20s"}}
     return {
         "apiVersion": "mailproxy.dev/v1alpha1",
         "kind": "MailProxy",
         "metadata": {"name": "tested"},
-        "spec": {"errorLog": {"level": "info"}, **spec, "mail": dict(mail), "servers": list(servers)},
+        "spec": {**defaults, **spec, "mail": dict(mail), "servers": list(servers)},
     }
 
 
@@ -83,8 +85,10 @@ class Proxy:
 
     def reload(self, body: Mapping[str, Any]) -> None:
         """Have it run with another configuration, and wait until it does."""
-        self.file.write_text(yaml.safe_dump(body))
         before = len(self.events("configuration_loaded"))
+        written = self.file.with_suffix(".new")
+        written.write_text(yaml.safe_dump(body))
+        written.replace(self.file)
         self.signal(signal.SIGHUP)
         eventually(lambda: len(self.events("configuration_loaded")) > before, "the new configuration")
 
@@ -93,7 +97,11 @@ class Proxy:
         os.kill(self.running.pid, signum)
 
     def stop(self) -> None:
-        """End it, without waiting for its sessions."""
+        """End it; where it waits for something, the second signal tells it not to."""
+        if self.running.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            with contextlib.suppress(AssertionError):
+                eventually(self.running.has_ended, "its end", patience=0.5)
         self.running.stop(patience=5.0)
 
 

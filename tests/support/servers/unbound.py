@@ -24,6 +24,7 @@ server:
   do-ip6: no
   module-config: "iterator"
   local-zone: "." refuse
+{zones}
 {records}
 remote-control:
   control-enable: no
@@ -43,17 +44,23 @@ class Unbound:
         return f"127.0.0.1:{self.port}"
 
 
-def start(path: str, folder: Path, port: int, records: Iterable[str]) -> Unbound:
+def start(path: str, folder: Path, port: int, zones: Iterable[str], records: Iterable[str]) -> Unbound:
     """Start it.
 
     Args:
         path: The program.
         folder: An empty folder.
         port: Of 127.0.0.1, for UDP and TCP.
+        zones: Of which it knows everything; questions about others are refused.
         records: What it knows, as lines of a zone file with whole names.
     """
-    lines = "\n".join(f"  local-data: '{record}'" for record in records)
-    (folder / "unbound.conf").write_text(_CONFIGURATION.format(folder=folder, port=port, records=lines))
+    configuration = _CONFIGURATION.format(
+        folder=folder,
+        port=port,
+        zones="\n".join(f"  local-zone: '{zone}' static" for zone in zones),
+        records="\n".join(f"  local-data: '{record}'" for record in records),
+    )
+    (folder / "unbound.conf").write_text(configuration)
     command = [path, "-d", "-p", "-c", str(folder / "unbound.conf")]
     unbound = Unbound(port, Running(command, output=folder / "output"))
     try:

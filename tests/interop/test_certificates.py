@@ -1,0 +1,68 @@
+"""Certificates that are renewed while the proxy runs, as cert-manager and certbot do."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.model import CertificateFiles
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.clients import HOST, Raw
+from support.servers.front import Plan, files
+from support.servers.programs import PATIENCE, Ports, eventually
+from support.servers.proxy import Proxy, manifest
+
+pytestmark = pytest.mark.interop
+
+
+def shown(port: int) -> bytes:
+    """The certificate that a listener shows."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with (
+        socket.create_connection((HOST, port), timeout=PATIENCE) as plain,
+        context.wrap_socket(plain) as secured,
+    ):
+        return secured.getpeercert(binary_form=True) or b""
+
+
+def der(file: str) -> bytes:
+    """The first certificate of a file."""
+    return ssl.PEM_cert_to_DER_cert(Path(file).read_text())
+
+
+def test_a_renewed_certificate_is_shown_without_a_signal(
+    tls: Certificates,
+    service: AuthService,
+    ports: Ports,
+    new_folder: Callable[[str], Path],
+    new_proxy: Callable[..., Proxy],
+) -> None:
+    """Sessions under the old one go on."""
+    folder = new_folder("renewed")
+    own = CertificateFiles(certificate=str(folder / "tls.crt"), key=str(folder / "tls.key"))
+    install(tls.proxy, own)
+    plan = Plan(service, ports)
+    plan.add("renewing", "imap", implicit="renewing-tls")
+    new_proxy(manifest(plan.servers, {"sslCertificate": [files(own)]}))
+    assert shown(plan.ports["renewing-tls"]) == der(tls.proxy.certificate)
+    with Raw(plan.ports["renewing-tls"], tls.client()) as raw:
+        raw.until(b"* OK")
+        install(tls.alice, own)
+        renewed = der(tls.alice.certificate)
+        eventually(lambda: shown(plan.ports["renewing-tls"]) == renewed, "the new certificate")
+        assert raw.ask(b"a NOOP") == b"a OK completed"
+
+
+def install(source: CertificateFiles, target: CertificateFiles) -> None:
+    """Put a certificate and its key where the proxy looks, one after the other as everybody does."""
+    for old, new in ((source.key, target.key), (source.certificate, target.certificate)):
+        shutil.copy(old, f"{new}.new")
+        Path(f"{new}.new").replace(new)

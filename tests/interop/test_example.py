@@ -1,0 +1,130 @@
+"""The documented example of nginx's mail module, on ports that we may have: it greets as nginx does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from support.servers import proxy as proxies
+from support.servers.auth_service import AuthService, Backend
+from support.servers.clients import Raw
+from support.servers.dovecot import Dovecot
+from support.servers.programs import Ports
+from support.servers.proxy import ROOT, Proxy
+
+pytestmark = pytest.mark.interop
+
+EXAMPLE: Final = ROOT / "deploy/examples/nginx-example.yaml"
+CONF: Final = ROOT / "tests/config/data/nginx-example.conf"
+
+SMTP_CAPABILITIES: Final = [
+    b"250-mail.example.com",
+    b"250-SIZE 10485760",
+    b"250-ENHANCEDSTATUSCODES",
+    b"250-8BITMIME",
+    b"250-DSN",
+    b"250 AUTH PLAIN LOGIN CRAM-MD5",
+]
+POP3_CAPABILITIES: Final = [
+    b"+OK Capability list follows",
+    b"LAST",
+    b"TOP",
+    b"USER",
+    b"PIPELINING",
+    b"UIDL",
+    b"SASL PLAIN LOGIN CRAM-MD5",
+    b".",
+]
+IMAP_CAPABILITIES: Final = [
+    b"* CAPABILITY IMAP4rev1 UIDPLUS IDLE LITERAL+ QUOTA AUTH=PLAIN",
+    b"a OK completed",
+]
+SMTP_GREETING: Final = rb"220 mail\.example\.com ESMTP ready"
+
+
+@dataclass
+class Example:
+    """The running example; ``ports`` by the well-known ones that they stand for."""
+
+    proxy: Proxy
+    ports: dict[int, int]
+
+
+@pytest.fixture(scope="module", params=["manifest", "nginx.conf"])
+def example(
+    request: pytest.FixtureRequest, new_folder: Callable[[str], Path], ports: Ports, service: AuthService
+) -> Iterator[Example]:
+    """The example as shipped, and nginx's own text of it, changed only where this machine needs it."""
+    taken = {known: ports.take() for known in (25, 110, 143, 587)}
+    body = moved_manifest(taken, service) if request.param == "manifest" else moved_conf(taken, service)
+    proxy = proxies.start(new_folder("example"), body)
+    yield Example(proxy, taken)
+    proxy.stop()
+
+
+def moved_manifest(taken: dict[int, int], service: AuthService) -> dict[str, Any]:
+    """The manifest, its ports moved to loopback, its service to ours, its worker and drain made quick."""
+    body: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+    spec = body["spec"]
+    assert spec["mail"]["authHttp"] == "localhost:9000/cgi-bin/nginxauth.cgi"
+    spec["mail"]["authHttp"] = f"localhost:{service.port}/cgi-bin/nginxauth.cgi"
+    spec["drain"] = {"delay": "0s"}
+    for server in spec["servers"]:
+        for listen in server["listen"]:
+            listen.update(address="127.0.0.1", port=taken[listen["port"]])
+    return body
+
+
+def moved_conf(taken: dict[int, int], service: AuthService) -> str:
+    """The same for nginx's text."""
+    text = CONF.read_text().replace("localhost:9000", f"localhost:{service.port}")
+    return re.sub(r"(listen\s+)(\d+);", lambda match: f"{match[1]}127.0.0.1:{taken[int(match[2])]};", text)
+
+
+@pytest.mark.parametrize(
+    ("port", "greeting", "asks", "capabilities"),
+    [
+        (25, SMTP_GREETING, b"EHLO x", SMTP_CAPABILITIES),
+        (587, SMTP_GREETING, b"EHLO x", SMTP_CAPABILITIES),
+        (110, rb"\+OK POP3 ready <\d+\.\d+@mail\.example\.com>", b"CAPA", POP3_CAPABILITIES),
+        (143, rb"\* OK IMAP4 ready", b"a CAPABILITY", IMAP_CAPABILITIES),
+    ],
+)
+def test_each_server_greets(
+    example: Example, port: int, greeting: bytes, asks: bytes, capabilities: list[bytes]
+) -> None:
+    with Raw(example.ports[port]) as raw:
+        assert re.fullmatch(greeting, raw.line())
+        raw.say(asks + b"\r\n")
+        assert [raw.line() for _ in capabilities] == capabilities
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol", "says", "welcome"),
+    [
+        (143, "imap", b"a LOGIN carol christmas\r\n", b"a OK"),
+        (110, "pop3", b"USER carol\r\nPASS christmas\r\n", b"+OK Logged in."),
+        (587, "submission", b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\n", b"235 2.0.0 OK"),
+    ],
+)
+def test_it_leads_to_a_mailbox(
+    example: Example,
+    dovecot: Dovecot,
+    service: AuthService,
+    port: int,
+    protocol: str,
+    says: bytes,
+    welcome: bytes,
+) -> None:
+    service.backends["/cgi-bin/nginxauth.cgi"] = Backend(dovecot.ports[protocol])
+    with Raw(example.ports[port]) as raw:
+        raw.say(says)
+        assert raw.until(welcome)
+    asked = service.asked("/cgi-bin/nginxauth.cgi")
+    assert (asked["host"], asked.user) == ("localhost", "carol")

@@ -1,0 +1,119 @@
+"""Names of clients, asked of a real Unbound: in the authorization request, and in what Postfix is told."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from support.servers import proxy as proxies
+from support.servers import unbound as unbounds
+from support.servers.auth_service import AuthService, Backend
+from support.servers.clients import Raw
+from support.servers.front import Plan
+from support.servers.postfix import Postfix
+from support.servers.programs import Needs, Ports, eventually
+from support.servers.proxy import Proxy, manifest
+
+pytestmark = pytest.mark.interop
+
+ZONES: Final = ("example.net.", "113.0.203.in-addr.arpa.", "8.b.d.0.1.0.0.2.ip6.arpa.")
+RECORDS: Final = (
+    "9.113.0.203.in-addr.arpa. 60 IN PTR Far.Example.Net.",
+    "far.example.net. 60 IN A 203.0.113.1",
+    "far.example.net. 60 IN A 203.0.113.9",
+    "10.113.0.203.in-addr.arpa. 60 IN PTR liar.example.net.",
+    "liar.example.net. 60 IN A 203.0.113.99",
+    f"{'9.0.0.0.' + '0.' * 20 + '8.b.d.0.1.0.0.2.ip6.arpa.'} 60 IN PTR six.example.net.",
+    "six.example.net. 60 IN AAAA 2001:db8::9",
+    "11.113.0.203.in-addr.arpa. 60 IN TXT nothing",
+)
+
+
+@dataclass
+class Named:
+    """A proxy that looks clients' names up."""
+
+    proxy: Proxy
+    ports: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def silent_port() -> Iterator[int]:
+    """A name server that takes questions and never answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def named(
+    needs: Needs,
+    new_folder: Callable[[str], Path],
+    ports: Ports,
+    postfix: Postfix,
+    service: AuthService,
+    silent_port: int,
+) -> Iterator[Named]:
+    """The proxy, with one server that asks Unbound, and one that asks nobody who would answer."""
+    unbound = unbounds.start(needs("unbound"), new_folder("unbound"), ports.take(), ZONES, RECORDS)
+    plan = Plan(service, ports)
+    trusting: dict[str, Any] = {
+        "behind_proxy": True,
+        "setRealIpFrom": ["127.0.0.0/8"],
+        "xclient": True,
+        "smtpAuth": ["none"],
+    }
+    plan.add("named", "smtp", resolver={"addresses": [unbound.address]}, **trusting)
+    silence = {"addresses": [f"127.0.0.1:{silent_port}"]}
+    plan.add("unnamed", "smtp", resolver=silence, resolverTimeout="500ms", **trusting)
+    for name in plan.ports:
+        service.backends[f"/{name}"] = Backend(postfix.ports["smtp"])
+    proxy = proxies.start(new_folder("named"), manifest(plan.servers, {"serverName": "front.example.org"}))
+    yield Named(proxy, plan.ports)
+    proxy.stop()
+    unbound.running.stop()
+
+
+def offer(port: int, address: str) -> None:
+    """Offer a message, coming from an address."""
+    family = "TCP6" if ":" in address else "TCP4"
+    own = "::1" if ":" in address else "127.0.0.1"
+    with Raw(port) as raw:
+        raw.say(f"PROXY {family} {address} {own} 4711 25\r\n".encode())
+        assert raw.line().startswith(b"220 front.example.org")
+        raw.say(b"EHLO whoever.example\r\n")
+        raw.until(b"250 ")
+        assert raw.ask(b"MAIL FROM:<>").startswith(b"250 ")
+        assert raw.ask(b"RCPT TO:<carol@example.org>").startswith(b"250 ")
+        assert raw.ask(b"QUIT").startswith(b"221 ")
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "client"),
+    [
+        ("203.0.113.9", "far.example.net", "far.example.net[203.0.113.9]"),
+        ("2001:db8::9", "six.example.net", "six.example.net[2001:db8::9]"),
+        ("203.0.113.10", "[UNAVAILABLE]", "unknown[203.0.113.10]"),  # its name is another's
+        ("203.0.113.11", "[UNAVAILABLE]", "unknown[203.0.113.11]"),  # there is a record, but no PTR
+        ("11.22.33.44", "[TEMPUNAVAIL]", "unknown[11.22.33.44]"),  # REFUSED
+    ],
+)
+def test_the_name_of_a_client(
+    named: Named, postfix: Postfix, service: AuthService, address: str, name: str, client: str
+) -> None:
+    offer(named.ports["named"], address)
+    asked = service.asked("/named")
+    assert (asked["client-ip"], asked["client-host"]) == (address, name)
+    eventually(lambda: postfix.says("postfix/smtpd", f"client={client}"), f"Postfix to call it {client}")
+
+
+def test_nobody_answers(named: Named, postfix: Postfix, service: AuthService) -> None:
+    before = named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr")
+    offer(named.ports["unnamed"], "203.0.113.9")
+    assert service.asked("/unnamed")["client-host"] == "[TEMPUNAVAIL]"
+    assert named.proxy.value("mailproxy_dns_timeouts_total", purpose="ptr") == before + 1

@@ -1,0 +1,185 @@
+"""``openssl s_client`` and ``curl``: STARTTLS, ALPN and client certificates by other people's code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+
+from mailproxy_config.model import CertificateFiles
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+from support.servers.programs import Needs, output_of
+
+pytestmark = pytest.mark.interop
+
+LOGIN: Final = {
+    "imap": "a LOGIN carol christmas\nb LOGOUT\n",
+    "pop3": "USER carol\nPASS christmas\nQUIT\n",
+    "smtp": "EHLO client.example.org\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n",
+}
+LOGGED_IN: Final = {"imap": "a OK", "pop3": "+OK Logged in.", "smtp": "235 2.0.0 OK"}
+
+
+def s_client(
+    needs: Needs,
+    tls: Certificates,
+    port: int,
+    *options: str,
+    says: str = "",
+    own: CertificateFiles | None = None,
+) -> str:
+    """Connect, say lines, and give everything that was shown until the other side closed."""
+    certificate = [] if own is None else ["-cert", own.certificate, "-key", own.key]
+    return output_of(
+        [
+            needs("openssl"), "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", tls.authority,
+            "-verify_return_error", "-crlf", "-ign_eof", *certificate, *options,
+        ],
+        stdin=says,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+def test_starttls(
+    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, protocol: str, version: str
+) -> None:
+    options = ("-starttls", protocol, version)
+    said = s_client(needs, tls, front.ports[protocol], *options, says=LOGIN[protocol])
+    assert "Verify return code: 0 (ok)" in said
+    assert LOGGED_IN[protocol] in said
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+def test_implicit_tls_with_alpn(
+    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, protocol: str
+) -> None:
+    port = front.ports[f"{protocol}s"]
+    said = s_client(needs, tls, port, "-alpn", f"h2,{protocol}", says=LOGIN[protocol])
+    assert f"ALPN protocol: {protocol}" in said
+    assert LOGGED_IN[protocol] in said
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+def test_alpn_for_something_else(needs: Needs, front: Front, tls: Certificates, protocol: str) -> None:
+    said = s_client(needs, tls, front.ports[f"{protocol}s"], "-alpn", "http/1.1")
+    assert "no application protocol" in said
+
+
+def test_a_session_is_resumed(needs: Needs, front: Front, tls: Certificates) -> None:
+    """By its ticket; ``-reconnect`` does so five times."""
+    said = s_client(needs, tls, front.ports["pop3s"], "-tls1_2", "-reconnect", says="QUIT\n")
+    assert said.count("Reused, TLSv1.2") == 5
+
+
+@pytest.mark.parametrize(
+    ("listener", "own", "greeting"),
+    [
+        ("imap-required-tls", "alice", "* OK IMAP4 ready"),
+        ("imap-required-tls", None, "* BYE No required SSL certificate"),
+        ("imap-required-tls", "stranger", "* BYE SSL certificate error"),
+        ("pop3-optional-tls", "alice", "+OK POP3 ready"),
+        ("pop3-optional-tls", None, "+OK POP3 ready"),
+        ("pop3-optional-tls", "stranger", "-ERR SSL certificate error"),
+        ("smtp-no-ca-tls", "alice", "220 front.example.org"),
+        ("smtp-no-ca-tls", None, "220 front.example.org"),
+        ("smtp-no-ca-tls", "stranger", "220 front.example.org"),
+    ],
+)
+def test_client_certificates(
+    needs: Needs, front: Front, tls: Certificates, listener: str, own: str | None, greeting: str
+) -> None:
+    shown = None if own is None else getattr(tls, own)
+    says = "a LOGOUT\n" if listener.startswith("imap") else "QUIT\n"
+    said = s_client(needs, tls, front.ports[listener], says=says, own=shown)
+    assert f"\n{greeting}" in said.replace("\r", "")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "listener", "says", "verdict"),
+    [
+        ("imap", "imap-required", "a AUTHENTICATE EXTERNAL\nYWxpY2U=\nb LOGOUT\n", "SUCCESS"),
+        ("pop3", "pop3-optional", "AUTH EXTERNAL\nYWxpY2U=\nQUIT\n", "SUCCESS"),
+        ("smtp", "smtp-no-ca", "EHLO x\nAUTH EXTERNAL YWxpY2U=\nQUIT\n", "SUCCESS"),
+    ],
+)
+def test_external(
+    needs: Needs,
+    postfix: Postfix,
+    front: Front,
+    tls: Certificates,
+    service: AuthService,
+    protocol: str,
+    listener: str,
+    says: str,
+    verdict: str,
+) -> None:
+    """The certificate that was shown after STARTTLS is all that it takes."""
+    said = s_client(needs, tls, front.ports[listener], "-starttls", protocol, says=says, own=tls.alice)
+    assert LOGGED_IN[protocol] in said
+    asked = service.asked(f"/{listener}")
+    assert (asked["auth-method"], asked["auth-ssl-verify"]) == ("external", verdict)
+    assert asked["auth-ssl-subject"] == "CN=alice,O=Example"
+    assert asked["auth-ssl-issuer"] == "CN=Test CA"
+
+
+def test_a_stranger_certificate_that_is_tolerated(
+    needs: Needs, postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """It says who is there, but proves nothing; the service judges."""
+    says = "EHLO x\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\nQUIT\n"
+    said = s_client(needs, tls, front.ports["smtp-no-ca-tls"], says=says, own=tls.stranger)
+    assert LOGGED_IN["smtp"] in said
+    asked = service.asked("/smtp-no-ca")
+    assert asked["auth-ssl-verify"].startswith("FAILED:self-signed certificate")
+    assert asked["auth-ssl-subject"] == "CN=mallory"
+
+
+def curl(needs: Needs, tls: Certificates, user: str, url: str, *options: str, says: str = "") -> str:
+    """Run curl; ``--ssl-reqd`` where it must not do without TLS."""
+    command = [
+        needs("curl"), "--silent", "--show-error", "--max-time", "20", "--cacert", tls.authority,
+        "--user", user, *options, url,
+    ]  # fmt: skip
+    return output_of(command, stdin=says)
+
+
+@pytest.mark.parametrize(
+    ("listener", "scheme", "path", "options", "expected"),
+    [
+        ("imap", "imap", "", ["-X", "STATUS INBOX (MESSAGES)"], "* STATUS INBOX (MESSAGES "),
+        ("imap", "imap", "", ["--login-options", "AUTH=CRAM-MD5"], '* LIST (\\HasNoChildren) "." INBOX'),
+        ("imaps", "imaps", "", ["--login-options", "AUTH=LOGIN"], '"." INBOX'),
+        ("pop3", "pop3", "", ["-X", "CAPA"], "PIPELINING"),
+        ("pop3", "pop3", "", ["--login-options", "AUTH=CRAM-MD5", "-X", "UIDL"], ""),
+        ("pop3", "pop3", "", ["--login-options", "AUTH=LOGIN", "-X", "UIDL"], ""),
+        ("pop3s", "pop3s", "", ["--login-options", "AUTH=PLAIN", "-X", "CAPA"], "PIPELINING"),
+    ],
+)
+def test_curl(
+    needs: Needs,
+    dovecot: Dovecot,
+    front: Front,
+    tls: Certificates,
+    listener: str,
+    scheme: str,
+    path: str,
+    options: list[str],
+    expected: str,
+) -> None:
+    url = f"{scheme}://localhost:{front.ports[listener]}/{path}"
+    required = [] if scheme.endswith("s") else ["--ssl-reqd"]
+    said = curl(needs, tls, "carol:christmas", url, *required, *options)
+    assert expected in said
+    assert "curl: (" not in said
+
+
+def test_curl_sends(needs: Needs, postfix: Postfix, front: Front, tls: Certificates) -> None:
+    url = f"smtps://localhost:{front.ports['smtps']}/client.example.org"
+    envelope = ["--mail-from", "carol@example.org", "--mail-rcpt", "carol@example.org", "--upload-file", "-"]
+    said = curl(needs, tls, "carol:christmas", url, *envelope, says="Subject: from curl\n\nhello\n")
+    assert said == ""

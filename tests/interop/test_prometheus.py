@@ -1,0 +1,103 @@
+"""Prometheus scrapes the proxy, and answers for the three families that matter most."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support.servers import prometheus as prometheuses
+from support.servers import proxy as proxies
+from support.servers.auth_service import AuthService, Backend
+from support.servers.clients import Raw
+from support.servers.front import Plan
+from support.servers.programs import Needs, Ports, eventually, output_of
+from support.servers.prometheus import Prometheus
+from support.servers.proxy import Proxy, manifest
+
+pytestmark = pytest.mark.interop
+
+FAMILIES: Final = (
+    'mailproxy_protocol_errors_total{protocol="imap",error="unknown_command"}',
+    'mailproxy_protocol_errors_total{protocol="pop3",error="line_too_long"}',
+    'mailproxy_auth_request_duration_seconds_count{protocol="pop3",outcome="denied"}',
+    'mailproxy_auth_request_duration_seconds_sum{protocol="pop3",outcome="denied"}',
+    'mailproxy_auth_request_duration_seconds_bucket{protocol="pop3",outcome="denied",le="+Inf"}',
+    'mailproxy_auth_request_duration_seconds_count{protocol="imap",outcome="timeout"}',
+    'mailproxy_dns_timeouts_total{purpose="ptr"}',
+)
+
+
+@pytest.fixture(scope="module")
+def watched(
+    new_folder: Callable[[str], Path], ports: Ports, service: AuthService
+) -> Iterator[tuple[Proxy, dict[str, int]]]:
+    """A proxy with two workers, to which everything bad that is counted has happened."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        resolver = {"addresses": [f"127.0.0.1:{silent.getsockname()[1]}"]}
+        plan = Plan(service, ports)
+        plan.add("watched-imap", "imap", authHttpTimeout="300ms")
+        plan.add("watched-pop3", "pop3")
+        plan.add("watched-smtp", "smtp", resolver=resolver, resolverTimeout="300ms")
+        service.backends["/watched-imap"] = Backend(ports.take(), delay=1.0)
+        service.backends["/watched-pop3"] = Backend(ports.take())
+        proxy = proxies.start(new_folder("watched"), manifest(plan.servers, {}, workers=2))
+        provoke(plan.ports)
+        yield proxy, plan.ports
+        proxy.stop()
+
+
+def provoke(ports: dict[str, int]) -> None:
+    """Break the protocols, be refused, wait for a slow service and for a silent name server."""
+    with Raw(ports["watched-imap"]) as raw:
+        raw.line()
+        assert raw.ask(b"a EAT") == b"a BAD invalid command"
+        assert raw.ask(b"b LOGIN alice secret") == b"* BAD internal server error"
+    with Raw(ports["watched-pop3"]) as raw:
+        raw.say(b"USER alice\r\nPASS wrong\r\n")
+        assert raw.rest().endswith(b"-ERR Invalid login or password\r\n")
+    with Raw(ports["watched-pop3"]) as raw:
+        raw.say(b"USER " + b"x" * 200 + b"\r\n")
+        assert raw.rest()
+    with Raw(ports["watched-smtp"]) as raw:
+        assert raw.line().startswith(b"220 ")
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    needs: Needs, new_folder: Callable[[str], Path], ports: Ports, watched: tuple[Proxy, dict[str, int]]
+) -> Iterator[Prometheus]:
+    """Prometheus, scraping that proxy."""
+    path = needs("prometheus")
+    running = prometheuses.start(path, new_folder("prometheus"), ports.take(), watched[0].admin)
+    yield running
+    running.running.stop()
+
+
+def test_the_target_is_up(prometheus: Prometheus) -> None:
+    assert eventually(lambda: prometheus.query("up == 1"), "a scrape")
+
+
+@pytest.mark.parametrize("series", FAMILIES)
+def test_what_was_provoked_is_counted(prometheus: Prometheus, series: str) -> None:
+    """Each as the sum over both workers."""
+    found = eventually(lambda: prometheus.query(f"{series} > 0"), series)
+    assert len(found) == 1
+
+
+def test_the_latency_has_quantiles(prometheus: Prometheus) -> None:
+    """The slow service's answer was given up after 0.3 s."""
+    buckets = 'mailproxy_auth_request_duration_seconds_bucket{protocol="imap",outcome="timeout"}'
+    found = eventually(lambda: prometheus.query(f"histogram_quantile(0.9, {buckets}) > 0.25"), buckets)
+    assert float(found[0]["value"][1]) <= 1.0
+
+
+def test_promtool_finds_nothing_to_complain_about(
+    needs: Needs, watched: tuple[Proxy, dict[str, int]]
+) -> None:
+    status, page = watched[0].get("/metrics")
+    assert (status, output_of([needs("promtool"), "check", "metrics"], stdin=page)) == (200, "")

@@ -1,0 +1,154 @@
+"""The PROXY header: what we write is believed by Dovecot and Postfix, what others write by us."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.clients import Raw
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.interop
+
+SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+FAR, NEAR = "203.0.113.9", "198.51.100.7"
+FAR6, NEAR6 = "2001:db8::9", "2001:db8::7"
+
+
+def v2(source: str, destination: str, ports: tuple[int, int], tlvs: bytes = b"") -> bytes:
+    """A version 2 header."""
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    addresses = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
+    body = addresses + struct.pack("!HH", *ports) + tlvs
+    return SIGNATURE + bytes([0x21, 0x21 if ":" in source else 0x11]) + struct.pack("!H", len(body)) + body
+
+
+V2_LOCAL: Final = SIGNATURE + b"\x20\x00\x00\x00"
+
+
+def log_in(raw: Raw, protocol: str) -> bytes:
+    """Log carol in; gives the reply."""
+    if protocol == "imap":
+        raw.say(b"a LOGIN carol christmas\r\n")
+        return raw.until(b"a ")[-1]
+    if protocol == "pop3":
+        raw.line()
+        assert raw.ask(b"USER carol") == b"+OK"
+        return raw.ask(b"PASS christmas")
+    raw.line()
+    raw.say(b"EHLO client.example.org\r\n")
+    raw.until(b"250 ")
+    return raw.ask(b"AUTH PLAIN " + b64encode(b"\0carol\0christmas"))
+
+
+WELCOME: Final = {"imap": b"a OK", "pop3": b"+OK Logged in.", "smtp": b"235 2.0.0 OK"}
+
+
+@pytest.mark.parametrize("with_tls", [False, True])
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("protocol", ["imap", "pop3"])
+def test_dovecot_learns_who_the_client_is(
+    dovecot: Dovecot, front: Front, tls: Certificates, protocol: str, version: str, with_tls: bool
+) -> None:
+    """By its port, since here everybody's address is the same; under TLS version 2 tells about that, too."""
+    listener = f"{protocol}-{version}" + ("-tls" if with_tls else "")
+    context = tls.client() if with_tls else None
+    if context is not None:
+        context.set_alpn_protocols([protocol])
+    with Raw(front.ports[listener], context) as raw:
+        assert log_in(raw, protocol).startswith(WELCOME[protocol])
+        port = raw.port
+    words = (f"service={protocol}", "rip=127.0.0.1", f"rport={port}", f"lport={front.ports[listener]}")
+    eventually(lambda: dovecot.says("client in: AUTH", *words), "who it was")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_postfix_learns_who_the_client_is(postfix: Postfix, front: Front, version: str) -> None:
+    with Raw(front.ports[f"smtp-{version}"]) as raw:
+        assert log_in(raw, "smtp") == WELCOME["smtp"]
+        port = raw.port
+    eventually(lambda: postfix.says(f"connect from unknown[127.0.0.1]:{port}"), "who it was")
+
+
+@pytest.mark.parametrize("sent", [b"", b"x NOOP\r\n"], ids=["alone", "with-a-command"])
+@pytest.mark.parametrize(
+    ("port", "address", "build"),
+    [
+        (4711, FAR, lambda port: f"PROXY TCP4 {FAR} {NEAR} {port} 143\r\n".encode()),
+        (4712, FAR6, lambda port: f"PROXY TCP6 {FAR6} {NEAR6} {port} 143\r\n".encode()),
+        (4713, FAR, lambda port: v2(FAR, NEAR, (port, 143))),
+        (4714, FAR6, lambda port: v2(FAR6, NEAR6, (port, 143))),
+        (4715, FAR, lambda port: v2(FAR, NEAR, (port, 143), b"\x01\x00\x04imap\x02\x00\x04mail")),
+    ],
+    ids=["v1-ipv4", "v1-ipv6", "v2-ipv4", "v2-ipv6", "v2-with-tlvs"],
+)
+def test_an_address_goes_all_the_way(
+    dovecot: Dovecot,
+    front: Front,
+    service: AuthService,
+    build: Callable[[int], bytes],
+    address: str,
+    port: int,
+    sent: bytes,
+) -> None:
+    """From a balancer's header through the authorization request into Dovecot's log, as a header again."""
+    port += 100 * len(sent)  # tells the two from each other
+    with Raw(front.ports["imap-behind"]) as raw:
+        raw.say(build(port) + sent)
+        assert log_in(raw, "imap").startswith(b"a OK")
+    asked = service.asked("/imap-behind")
+    assert (asked["client-ip"], asked["proxy-protocol-addr"]) == (address, address)
+    assert (asked["proxy-protocol-port"], asked["proxy-protocol-server-port"]) == (str(port), "143")
+    eventually(lambda: dovecot.says("client in: AUTH", f"rip={address}", f"rport={port}"), "the address")
+    front.proxy.event("session", server="imap-behind", client=address, client_port=port, proxied=True)
+
+
+@pytest.mark.parametrize(
+    "header", [f"PROXY TCP4 {FAR} {NEAR} 4720 993\r\n".encode(), v2(FAR, NEAR, (4720, 993))]
+)
+def test_a_header_ahead_of_tls(
+    dovecot: Dovecot, front: Front, service: AuthService, tls: Certificates, header: bytes
+) -> None:
+    """The balancer's header is in clear text, and everything behind it is the client's TLS."""
+    with Raw(front.ports["imap-behind-tls"], tls.client(), preface=header) as raw:
+        assert log_in(raw, "imap").startswith(b"a OK")
+    asked = service.asked("/imap-behind")
+    assert (asked["client-ip"], asked["proxy-protocol-port"], asked["auth-ssl"]) == (FAR, "4720", "on")
+
+
+@pytest.mark.parametrize("header", [b"PROXY UNKNOWN\r\n", V2_LOCAL])
+def test_a_header_without_an_address(
+    dovecot: Dovecot, front: Front, service: AuthService, header: bytes
+) -> None:
+    with Raw(front.ports["pop3-behind"]) as raw:
+        raw.say(header)
+        assert log_in(raw, "pop3") == WELCOME["pop3"]
+    asked = service.asked("/pop3-behind")
+    assert asked["client-ip"] == "127.0.0.1"
+    assert "proxy-protocol-addr" not in asked.headers
+
+
+def test_an_address_from_whom_we_do_not_trust(dovecot: Dovecot, front: Front, service: AuthService) -> None:
+    """Without ``set_real_ip_from`` the header is told to the service, and changes nothing."""
+    with Raw(front.ports["imap-untrusting"]) as raw:
+        raw.say(f"PROXY TCP4 {FAR} {NEAR} 4711 143\r\n".encode())
+        assert log_in(raw, "imap").startswith(b"a OK")
+    asked = service.asked("/imap-untrusting")
+    assert (asked["client-ip"], asked["proxy-protocol-addr"]) == ("127.0.0.1", FAR)
+
+
+@pytest.mark.parametrize("nonsense", [b"a LOGIN carol christmas\r\n", b"PROXY TCP4 nobody nowhere\r\n"])
+def test_a_client_without_a_header_is_turned_away(front: Front, nonsense: bytes) -> None:
+    with Raw(front.ports["imap-behind"]) as raw:
+        raw.say(nonsense)
+        assert raw.rest() == b""

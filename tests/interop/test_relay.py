@@ -1,0 +1,199 @@
+"""After login: what was sent ahead, IDLE, tens of megabytes each way, and many sessions at once."""
+
+from __future__ import annotations
+
+import hashlib
+import imaplib
+import os
+import smtplib
+from base64 import b64encode, encodebytes
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from support.servers.auth_service import AuthService
+from support.servers.certificates import Certificates
+from support.servers.clients import Raw, imap, pop3, smtp
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.interop
+
+MEGABYTE: Final = 1024 * 1024
+SESSIONS: Final = 200
+
+
+def test_imap_commands_sent_ahead(dovecot: Dovecot, front: Front) -> None:
+    """Everything in one segment: what follows the login is Dovecot's to answer, once and in order."""
+    with Raw(front.ports["imap"]) as raw:
+        raw.say(b"a CAPABILITY\r\nb LOGIN carol christmas\r\nc SELECT INBOX\r\nd NOOP\r\ne LOGOUT\r\n")
+        lines = raw.rest().splitlines()
+    tagged = [line.split()[:2] for line in lines if line[:1] in b"abcde" and line[1:2] == b" "]
+    assert tagged == [[tag, b"OK"] for tag in (b"a", b"b", b"c", b"d", b"e")]
+
+
+def test_imap_login_by_literals_that_nobody_waits_for(dovecot: Dovecot, front: Front) -> None:
+    with Raw(front.ports["imap"]) as raw:
+        raw.until(b"* OK")
+        raw.say(b'a LOGIN {3+}\r\nbob {9+}\r\nbuil"der\\\r\nb NOOP\r\n')
+        assert raw.until(b"b ")[-1].startswith(b"b OK")
+
+
+def test_pop3_commands_sent_ahead(dovecot: Dovecot, front: Front) -> None:
+    with Raw(front.ports["pop3"]) as raw:
+        raw.say(b"USER carol\r\nPASS christmas\r\nNOOP\r\nNOOP\r\nQUIT\r\n")
+        lines = raw.rest().splitlines()
+    assert [line[:3] for line in lines] == [b"+OK"] * 6
+
+
+def test_smtp_commands_sent_ahead(postfix: Postfix, front: Front) -> None:
+    plain = b64encode(b"\0carol\0christmas")
+    with Raw(front.ports["smtp"]) as raw:
+        assert raw.line().startswith(b"220 front.example.org ")
+        raw.say(b"EHLO client.example.org\r\nAUTH PLAIN " + plain + b"\r\nMAIL FROM:<carol@example.org>\r\n")
+        raw.say(b"RCPT TO:<carol@example.org>\r\nRSET\r\nQUIT\r\n")
+        codes = [line[:4] for line in raw.rest().splitlines() if line[3:4] == b" "]
+    assert codes == [b"250 ", b"235 ", b"250 ", b"250 ", b"250 ", b"221 "]
+
+
+@pytest.mark.parametrize("way", ["plain", "implicit"])
+def test_idle(dovecot: Dovecot, front: Front, tls: Certificates, service: AuthService, way: str) -> None:
+    """News reach a client that waits for them, while it says nothing itself."""
+    with ExitStack() as stack:
+        port, context = (
+            (front.ports["imap"], None) if way == "plain" else (front.ports["imaps"], tls.client())
+        )
+        idle = stack.enter_context(Raw(port, context))
+        idle.say(b"a LOGIN dave davy\r\nb SELECT INBOX\r\nc IDLE\r\n")
+        idle.until(b"+ idling")
+        other = stack.enter_context(imap(front, tls))
+        other.login("dave", service.passwords["dave"])
+        assert other.append("INBOX", "", "", b"Subject: news\r\n\r\n")[0] == "OK"
+        assert b" EXISTS" in idle.until(b"* ")[-1]
+        idle.say(b"DONE\r\n")
+        assert idle.until(b"c ")[-1].startswith(b"c OK")
+
+
+def large_message(size: int) -> bytes:
+    """A message whose every line differs, of about this size."""
+    body = encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
+    return b"From: alice@example.org\r\nSubject: large\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("way", ["plain", "implicit"])
+def test_append_and_fetch_tens_of_megabytes(
+    dovecot: Dovecot, front: Front, tls: Certificates, service: AuthService, way: str
+) -> None:
+    sent = large_message(30 * MEGABYTE)
+    with imap(front, tls, way) as client:
+        client.login("alice", service.passwords["alice"])
+        client.create("Large")
+        assert client.append("Large", "", "", sent)[0] == "OK"
+        client.select("Large")
+        literal = client.fetch("*", "(BODY.PEEK[])")[1][0]
+        assert isinstance(literal, tuple)
+        port = client.socket().getsockname()[1]
+        client.logout()
+    assert hashlib.sha256(literal[1]).digest() == hashlib.sha256(sent).digest()
+    session = front.proxy.event("session", client_port=port)
+    assert min(session["bytes_to_upstream"], session["bytes_to_client"]) > len(sent)
+
+
+def test_send_and_retrieve_megabytes(
+    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """The same by SMTP and POP3, each octet after lines with dots at their start have been put right."""
+    sent = large_message(10 * MEGABYTE).replace(b"\r\nA", b"\r\n.")
+    with smtp(front, tls, "starttls") as client:
+        client.login("carol", service.passwords["carol"])
+        client.sendmail("alice@example.org", ["carol@example.org"], sent)
+        client.quit()
+    eventually(lambda: dovecot_has(front, tls, service), "delivery")
+    with pop3(front, tls, "starttls") as reader:
+        reader.user("carol")
+        reader.pass_(service.passwords["carol"])
+        read = b"\r\n".join(reader.retr(largest(reader.list()[1]))[1])
+        reader.quit()
+    assert (
+        hashlib.sha256(read.partition(b"\r\n\r\n")[2].rstrip()).digest()
+        == hashlib.sha256(sent.partition(b"\r\n\r\n")[2].rstrip()).digest()
+    )
+
+
+def sizes(listing: list[bytes]) -> list[tuple[int, int]]:
+    """Sizes with numbers, of ``LIST``."""
+    return [(int(size), int(number)) for number, size in (line.split() for line in listing)]
+
+
+def largest(listing: list[bytes]) -> int:
+    """The number of the largest message."""
+    return max(sizes(listing))[1]
+
+
+def dovecot_has(front: Front, tls: Certificates, service: AuthService) -> bool:
+    """Whether carol's mailbox holds a message of megabytes."""
+    with pop3(front, tls) as client:
+        client.user("carol")
+        client.pass_(service.passwords["carol"])
+        found = any(size > MEGABYTE for size, _ in sizes(client.list()[1]))
+        client.quit()
+    return found
+
+
+def test_many_sessions_at_once(dovecot: Dovecot, front: Front) -> None:
+    """All of them are logged in together; each gets its own answers."""
+    active = "mailproxy_sessions_active"
+    before = front.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Raw(front.ports["imap"])) for _ in range(SESSIONS)]
+        for number, client in enumerate(clients):
+            client.say(b"l%d LOGIN alice {14}\r\n" % number)
+        for client in clients:
+            client.until(b"+ ")
+            client.say(b"wonder land%21\r\n")
+        for number, client in enumerate(clients):
+            assert client.until(b"l%d " % number)[-1].startswith(b"l%d OK" % number)
+        assert front.proxy.value(active, protocol="imap", state="relay") == SESSIONS
+        for number, client in enumerate(clients):
+            client.say(b"n%d NOOP\r\ne%d LOGOUT\r\n" % (number, number))
+        for number, client in enumerate(clients):
+            assert client.rest().count(b"%d OK " % number) == 2
+    eventually(lambda: front.proxy.value(active, protocol="imap") == 0, "no more sessions")
+    after = front.proxy.value("mailproxy_logins_total", protocol="imap", result="success")
+    assert after - before == SESSIONS
+
+
+def test_two_hundred_that_are_refused(dovecot: Dovecot, front: Front) -> None:
+    """A flood of wrong passwords is answered, each by its refusal, and leaves nothing behind."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Raw(front.ports["pop3"])) for _ in range(SESSIONS)]
+        for client in clients:
+            client.say(b"USER alice\r\nPASS wrong\r\n")
+        for client in clients:
+            assert client.rest().splitlines()[1:] == [b"+OK", b"-ERR Invalid login or password"]
+    eventually(lambda: front.proxy.value("mailproxy_connections_active", protocol="pop3") == 0, "an end")
+
+
+def test_a_large_message_that_postfix_refuses(
+    postfix: Postfix, front: Front, tls: Certificates, service: AuthService
+) -> None:
+    """Postfix says no to the announced size; its words and the session survive."""
+    with smtp(front, tls) as client:
+        client.ehlo("client.example.org")
+        client.login("carol", service.passwords["carol"])
+        assert client.docmd("MAIL FROM:<carol@example.org> SIZE=99999999")[0] == 552
+        assert client.rset()[0] == 250
+        with pytest.raises(smtplib.SMTPRecipientsRefused, match="User unknown"):
+            client.sendmail("carol@example.org", ["nobody@example.org"], "Subject: x\r\n\r\n")
+
+
+def test_an_upstream_that_is_not_there(front: Front, service: AuthService, tls: Certificates) -> None:
+    with imap(front, tls, name="imap-dead") as client:
+        with pytest.raises(imaplib.IMAP4.abort, match="EOF"):
+            client.login("alice", service.passwords["alice"])
+        assert client.untagged_responses["BAD"] == [b"internal server error"]
+    front.proxy.event("session", server="imap-dead", result="upstream_failed")
+    assert front.proxy.value("mailproxy_upstream_errors_total", protocol="imap", stage="connect") >= 1

@@ -1,0 +1,163 @@
+"""Peers that do not behave: that leave early, read late, break off, or say everything at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import time
+from base64 import encodebytes
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from support.servers.auth_service import AuthService, Backend
+from support.servers.certificates import Certificates
+from support.servers.clients import Raw
+from support.servers.dovecot import Dovecot
+from support.servers.front import Front
+from support.servers.postfix import Postfix
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.interop
+
+LOGIN: Final = b'a LOGIN bob {9+}\r\nbuil"der\\\r\n'
+SCRIPTS: Final = {
+    "imap": (b"a LOGIN carol christmas\r\nb SELECT INBOX\r\nc LOGOUT\r\n", b"c OK "),
+    "pop3": (b"USER carol\r\nPASS christmas\r\nSTAT\r\nQUIT\r\n", b"+OK Logging out."),
+    "smtp": (b"EHLO x\r\nAUTH PLAIN AGNhcm9sAGNocmlzdG1hcw==\r\nNOOP\r\nQUIT\r\n", b"221 2.0.0 Bye"),
+}
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+def test_everything_at_once_and_nothing_more(postfix: Postfix, front: Front, protocol: str) -> None:
+    """As ``printf ... | nc`` does: the client's side is closed before its first answer has come."""
+    script, goodbye = SCRIPTS[protocol]
+    with Raw(front.ports[protocol]) as raw:
+        raw.say(script)
+        raw.finish()
+        assert goodbye in raw.rest().splitlines()[-1]
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_octet_by_octet(dovecot: Dovecot, front: Front, pieces: int) -> None:
+    """However the segments are cut."""
+    script, goodbye = SCRIPTS["imap"]
+    with Raw(front.ports["imap"]) as raw:
+        for start in range(0, len(script), pieces):
+            raw.say(script[start : start + pieces])
+            time.sleep(0.001)
+        assert goodbye in raw.rest().splitlines()[-1]
+
+
+def text(size: int) -> bytes:
+    """A message of about this size, no two lines of which are the same."""
+    return b"Subject: rough\r\n\r\n" + encodebytes(os.urandom(size * 3 // 4)).replace(b"\n", b"\r\n")
+
+
+@pytest.mark.parametrize("way", ["plain", "implicit"])
+def test_a_megabyte_behind_the_login(dovecot: Dovecot, front: Front, tls: Certificates, way: str) -> None:
+    """An APPEND that starts in the login's segment, and is far larger than any buffer."""
+    sent = text(1_000_000)
+    box = f"Ahead-{way}".encode()
+    where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
+    with Raw(front.ports[where], context) as raw:
+        commands = [
+            b"b CREATE " + box,
+            b"c APPEND %b {%d+}\r\n%b" % (box, len(sent), sent),
+            b"d SELECT " + box,
+        ]
+        raw.say(LOGIN + b"\r\n".join(commands) + b"\r\ne FETCH * (BODY.PEEK[])\r\n")
+        announced = raw.until(b"* 1 FETCH (BODY[] {")[-1]
+        read = raw.octets(int(announced.split(b"{")[1].rstrip(b"}")))
+    assert hashlib.sha256(read).digest() == hashlib.sha256(sent).digest()
+
+
+@pytest.mark.parametrize("way", ["plain", "implicit"])
+def test_a_client_that_reads_late(dovecot: Dovecot, front: Front, tls: Certificates, way: str) -> None:
+    """Twenty megabytes wait in Dovecot, not in us, until the client takes them."""
+    sent = text(4_000_000)
+    box = f"Late-{way}".encode()
+    where, context = ("imap", None) if way == "plain" else ("imaps", tls.client())
+    with Raw(front.ports[where], context) as raw:
+        raw.say(LOGIN + b"b CREATE %b\r\nc APPEND %b {%d+}\r\n%b\r\n" % (box, box, len(sent), sent))
+        raw.until(b"c OK")
+        before = front.proxy.value("process_resident_memory_bytes")
+        raw.say(b"d SELECT %b\r\n" % box + b"e FETCH * (BODY.PEEK[])\r\n" * 5 + b"f NOOP\r\n")
+        time.sleep(0.5)
+        assert front.proxy.value("process_resident_memory_bytes") - before < 4_000_000
+        for _ in range(5):
+            raw.until(b"* 1 FETCH (BODY[] {")
+            assert hashlib.sha256(raw.octets(len(sent))).digest() == hashlib.sha256(sent).digest()
+        raw.until(b"f OK")
+
+
+@pytest.mark.parametrize("protocol", ["imap", "pop3", "smtp"])
+@pytest.mark.parametrize("stage", ["greeted", "relaying"])
+def test_a_client_that_breaks_off(postfix: Postfix, front: Front, protocol: str, stage: str) -> None:
+    """With a reset, where others say goodbye: nothing of it stays."""
+    active = "mailproxy_sessions_active"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Raw(front.ports[protocol])) for _ in range(20)]
+        for client in clients:
+            client.line()
+            if stage == "relaying":
+                client.say(without_goodbye(SCRIPTS[protocol][0]))
+        if stage == "relaying":
+            eventually(lambda: front.proxy.value(active, protocol=protocol, state="relay") == 20, "twenty")
+        for client in clients:
+            client.reset()
+    eventually(lambda: front.proxy.value(active, protocol=protocol) == 0, "no more sessions")
+
+
+def without_goodbye(script: bytes) -> bytes:
+    """All lines but the last."""
+    return b"".join(script.splitlines(keepends=True)[:-1])
+
+
+def test_an_upstream_that_says_nothing(front: Front, service: AuthService) -> None:
+    """It accepts and is silent; ``timeout`` is the client's to wait, but others do not wait for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as stack:
+        service.backends["/imap-dead"] = Backend(silent.getsockname()[1])
+        waiting = stack.enter_context(Raw(front.ports["imap-dead"]))
+        waiting.line()
+        waiting.say(LOGIN)
+        upstream, _ = silent.accept()
+        with upstream:
+            other = stack.enter_context(Raw(front.ports["imap"]))
+            other.line()
+            assert other.ask(b"a NOOP") == b"a OK completed"
+            upstream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert waiting.rest() == b"* BAD internal server error\r\n"
+
+
+def test_many_at_once_under_tls(dovecot: Dovecot, front: Front, tls: Certificates) -> None:
+    """A hundred handshakes and logins, each with news of its own."""
+    context = tls.client()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Raw(front.ports["imaps"], context)) for _ in range(100)]
+        for number, client in enumerate(clients):
+            client.say(LOGIN + b"n%d NOOP\r\n" % number)
+        for number, client in enumerate(clients):
+            assert client.until(b"n%d " % number)[-1].startswith(b"n%d OK" % number)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "says", "answer"),
+    [
+        ("imap", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"BAD"),
+        ("pop3", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"-ERR"),
+        ("smtp", b"\xff\xf4\xff\xfd\x06" * 2000, b"5"),
+        ("imap", b"a LOGIN {99999999999+}\r\n" + bytes(50_000), b"BAD"),
+        ("smtp", b"EHLO " + b"x" * 50_000, b"5"),
+    ],
+)
+def test_what_is_not_mail_at_all(front: Front, protocol: str, says: bytes, answer: bytes) -> None:
+    """HTTP, TLS without a port for it, telnet's signals, lines and literals without end: answered, then over."""
+    with Raw(front.ports[protocol]) as raw:
+        raw.line()
+        raw.say(says)
+        raw.finish()
+        assert answer in raw.rest()
