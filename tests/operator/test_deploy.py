@@ -1,0 +1,174 @@
+"""The manifests that are shipped: the examples are valid, and the rights are those that are used."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_operator.kinds import (
+    DAEMON_SET,
+    DEPLOYMENT,
+    LEASE,
+    MAIL_PROXY,
+    OWNED,
+    POD,
+    Kind,
+)
+from mailproxy_operator.local.source import read_resource
+from mailproxy_operator.render import planned, render
+from mailproxy_operator.render.text import rendered_text
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import KubeVersion, Platform
+from support.operator_bodies import body
+from support.operator_fakekube import KINDS, FakeKube
+from support.operator_running import running, until
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
+Right = tuple[str, str, str]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_renders_what_a_pod_can_load(example: Path) -> None:
+    plan = planned(Resource.read(read_resource(example.read_text(), example.name)), Platform())
+    loaded, _ = parse_rendered(parse_json(plan.document))
+    assert loaded == plan.config
+    assert rendered_text(example.read_text(), example.name, Platform())
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("version", [KubeVersion(1, 29), KubeVersion(1, 30), KubeVersion(1, 36)])
+def test_every_example_meets_the_restricted_standard(example: Path, version: KubeVersion) -> None:
+    resource = Resource.read(read_resource(example.read_text(), example.name))
+    for manifest in render(planned(resource, Platform(kube_version=version))):
+        if manifest["kind"] in {"Deployment", "DaemonSet"}:
+            _assert_restricted(manifest["spec"]["template"]["spec"])
+
+
+def test_the_operator_itself_meets_the_restricted_standard() -> None:
+    [deployment] = [one for one in _documents("operator.yaml") if one["kind"] == "Deployment"]
+    _assert_restricted(deployment["spec"]["template"]["spec"])
+
+
+def _assert_restricted(spec: dict[str, Any]) -> None:
+    context = spec["securityContext"]
+    assert context["runAsNonRoot"]
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not spec.get("hostNetwork")
+    for container in spec["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert not any("hostPort" in port for port in container.get("ports", []))
+        assert all(
+            "host" not in probe["httpGet"] for name, probe in container.items() if name.endswith("Probe")
+        )
+    for volume in spec["volumes"]:
+        assert {"configMap", "secret", "projected", "emptyDir"} & volume.keys()
+
+
+def test_everything_is_in_the_kustomization() -> None:
+    [kustomization] = _documents("kustomization.yaml")
+    assert sorted(kustomization["resources"]) == ["crd.yaml", "operator.yaml", "rbac.yaml"]
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    return [one for one in yaml.safe_load_all((DEPLOY / name).read_text()) if one]
+
+
+def _granted() -> set[Right]:
+    roles = [
+        one for one in _documents("rbac.yaml") if one["metadata"]["name"].startswith("mailproxy-operator")
+    ]
+    return {
+        (group, resource, verb)
+        for role in roles
+        for rule in role.get("rules", [])
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_there_is_no_right_on_secrets_and_no_wildcard() -> None:
+    granted = _granted()
+    assert not [right for right in granted if right[1].startswith("secrets") or "*" in right]
+
+
+async def test_the_rights_are_exactly_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy_operator.lease.RENEW_SECONDS", 0.2)
+    async with FakeKube() as kube:
+        async with running(kube, lease_namespace="mail", identity="test"):
+            await _live_through_everything(kube)
+        used = {right for verb, kind, sub in kube.requests for right in _rights(verb, kind, sub)}
+    # Asked for by an admission plugin of OpenShift, not by a request of ours.
+    used.add(("mailproxy.dev", "mailproxies/finalizers", "update"))
+    assert used == _granted()
+
+
+async def _live_through_everything(kube: FakeKube) -> None:
+    """Have one resource use every kind, drop it again, and meet every sort of pod."""
+    everything = {
+        "autoscaling": {"maxReplicas": 3},
+        "networkPolicy": {"enabled": True},
+        "monitoring": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
+    }
+    kube.put(body(**everything))
+    await until(lambda: kube.find(DEPLOYMENT, "edge") and len(kube.names(OWNED[-1])) == 1)
+    template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
+    _put_pod(kube, "edge-starting", template, {"phase": "Pending"})
+    refused = {"phase": "Failed", "reason": "SysctlForbidden", "message": 'forbidden sysctl: "a.b"'}
+    _put_pod(kube, "edge-refused", template, refused)
+    await until(lambda: kube.names(POD) == ["edge-starting"])
+    await until(
+        lambda: kube.found(POD, "edge-starting")["metadata"]["annotations"].get("mailproxy.dev/config-hash")
+    )
+    kube.put(body(mode="DaemonSet"))
+    await until(lambda: kube.find(DAEMON_SET, "edge"))
+    _be_available(kube)
+    await until(lambda: not kube.names(DEPLOYMENT))
+    kube.put(body(mode="Sidecar"))
+    await until(lambda: not kube.names(DAEMON_SET))
+    await asyncio.sleep(0.3)
+
+
+def _put_pod(kube: FakeKube, name: str, template: dict[str, Any], status: dict[str, Any]) -> None:
+    metadata = {"name": name, "namespace": "mail", **template}
+    kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
+
+
+def _be_available(kube: FakeKube) -> None:
+    live = kube.found(DAEMON_SET, "edge")
+    numbers = (
+        "desiredNumberScheduled",
+        "currentNumberScheduled",
+        "updatedNumberScheduled",
+        "numberAvailable",
+    )
+    live["status"] = {"observedGeneration": 1, **dict.fromkeys(numbers, 1)}
+    kube.put(live, manager="kube-controller-manager")
+
+
+_VERBS = {"post": ("create",), "put": ("update",), "apply": ("patch", "create")}
+
+
+def _rights(verb: str, kind_name: str, sub: str) -> set[Right]:
+    kinds = {
+        kind.name: kind
+        for kind in KINDS
+        if kind.name not in {"Event", "Namespace", "CustomResourceDefinition"}
+    }
+    if kind_name == "Event":
+        return {("events.k8s.io", "events", "create")} if verb == "post" else {("", "events", "list")}
+    kind: Kind = kinds[kind_name]
+    group = kind.api_version.rpartition("/")[0]
+    resource = f"{kind.plural}/{sub}" if sub else kind.plural
+    # An apply may create, unless it goes to a subresource; then the right to create is asked for as well.
+    verbs = ("patch",) if sub else _VERBS.get(verb, (verb,))
+    assert kind in {*OWNED, MAIL_PROXY, POD, LEASE}
+    return {(group, resource, one) for one in verbs}
