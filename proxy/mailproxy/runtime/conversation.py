@@ -222,8 +222,15 @@ class Conversation(ABC):
         """Go on with ``action`` (``None``: with the dialogue) when the peer has taken what it was told."""
         self._held = action
         self._state = FLUSHING
-        self.engine.timers.arm(self, self._write_seconds)
+        self._limit_flushing()
         self._watch(WRITE)
+
+    def _limit_flushing(self) -> None:
+        """Give the peer time to take octets: never more than its deadline leaves, but for the last words."""
+        seconds = self._write_seconds
+        if self._deadline and self._dialogue is not None:
+            seconds = min(seconds, max(self._deadline - time.monotonic(), 0.0))
+        self.engine.timers.arm(self, seconds)
 
     def _continue_flushing(self) -> None:
         before = len(self._outgoing)
@@ -232,8 +239,8 @@ class Conversation(ABC):
         except OSError:
             return self.throw(PeerReset())
         if not done:
-            if len(self._outgoing) != before:
-                self.engine.timers.arm(self, self._write_seconds)
+            if len(self._outgoing) != before and self._dialogue is not None:
+                self._limit_flushing()
             return None
         self._rearm()
         self._watch(QUIET)

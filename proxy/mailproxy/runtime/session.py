@@ -168,6 +168,8 @@ class Session(Conversation):
         record.attempts = request.attempt
         self._enter(self.server.numbers.states[SessionState.AUTH])
         self._asked = time.monotonic()
+        self._deadline = 0.0  # with its credentials complete, a client has kept it
+        self.engine.timers.disarm(self)
         self.server.auth.ask(self, self.server.template.render(request), credentials, self.server)
         return PENDING
 
