@@ -209,11 +209,13 @@ async def test_a_connection_that_hangs_is_given_up(world: World, monkeypatch: py
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", hang)
-    async with TestServer(app) as silent, aiohttp.ClientSession() as pods:
-        api = ApiClient(Configuration(host=str(silent.make_url("")).rstrip("/")))
+    async with (
+        TestServer(app) as silent,
+        aiohttp.ClientSession() as pods,
+        kube.api_client(Configuration(host=str(silent.make_url("")).rstrip("/"))) as api,
+    ):
         with pytest.raises(Retryable, match="Timeout"):
             await KubeCluster(api, pods).get(CONFIG_MAP, EDGE)
-        await api.close()
 
 
 async def test_the_version(world: World) -> None:

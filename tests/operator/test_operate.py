@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from mailproxy_operator import operate as operate_module
+from mailproxy_operator.admin import AdminEndpoint
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, MAIL_PROXY, POD_MONITOR, SERVICE
 from support.operator_bodies import body, server
@@ -157,11 +158,10 @@ async def test_a_lost_lease_ends_the_operator(kube: FakeKube, monkeypatch: pytes
 
 
 async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoints: list[operate_module.AdminEndpoint] = []
-    make = operate_module.AdminEndpoint
+    endpoints: list[AdminEndpoint] = []
 
-    def noted(*arguments: Any, **more: Any) -> operate_module.AdminEndpoint:
-        endpoints.append(make(*arguments, **more))
+    def noted(*arguments: Any, **more: Any) -> AdminEndpoint:
+        endpoints.append(AdminEndpoint(*arguments, **more))
         return endpoints[-1]
 
     monkeypatch.setattr(operate_module, "AdminEndpoint", noted)

@@ -27,6 +27,7 @@ from mailproxy_operator.settings import KubeVersion
 
 LOCAL_VERSION = KubeVersion(1, 36)
 HAND_OVER_SECONDS = 0.5
+LONGEST_GRACE = 600.0
 CONFIG_TIMEOUT = aiohttp.ClientTimeout(total=2)
 
 
@@ -192,9 +193,9 @@ class LocalCluster:
 
     async def shut_down(self) -> None:
         """Drain every process; called a second time while it waits, it hurries them."""
-        for key in list(self._containers):
-            self._retire(key)
-        tasks = [self._tasks.create_task(process.stop(600)) for process in self._leaving]
+        self._leaving += [one.process for one in self._containers.values() if one.process is not None]
+        self._containers.clear()
+        tasks = [self._tasks.create_task(process.stop(LONGEST_GRACE)) for process in self._leaving]
         if tasks:
             await asyncio.wait(tasks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from mailproxy_config.manifest import parse_manifest
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
+from mailproxy_operator.local.process import proxy_command
 from mailproxy_operator.local.source import FileSource
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
@@ -40,6 +41,7 @@ class LocalOptions:
         out: Where the status goes as YAML, if anywhere.
         say: Takes lines for people.
         log: Takes lines that the proxy wrote.
+        launch: Turns a container's command into one for this machine.
     """
 
     secrets: Path | None
@@ -48,6 +50,7 @@ class LocalOptions:
     out: TextIO | None
     say: Callable[[str], None]
     log: Callable[[str], None]
+    launch: Callable[[Sequence[str]], list[str]] = proxy_command
 
 
 async def run_local(source: FileSource, options: LocalOptions) -> int:
@@ -86,7 +89,12 @@ class _Run:
         self._key = Key("default", "")
         self._visit: asyncio.Task[None] | None = None
         self._cluster = LocalCluster(
-            tasks, wake=self._woken.set, say=options.say, log=options.log, secrets=options.secrets
+            tasks,
+            wake=self._woken.set,
+            say=options.say,
+            log=options.log,
+            secrets=options.secrets,
+            launch=options.launch,
         )
         platform = Platform(
             kube_version=LOCAL_VERSION, config_dir=str(root / "config"), refs_dir=str(root / "refs")
@@ -121,11 +129,7 @@ class _Run:
             await self._take(body)
             await self._look()
             while not self._stopping:
-                if (
-                    self._options.once
-                    and self._visit is None
-                    and asyncio.get_running_loop().time() > deadline
-                ):
+                if self._is_hopeless(deadline):
                     self._give_up()
                     break
                 await self._wait()
@@ -136,6 +140,12 @@ class _Run:
                 self._visit.cancel()
             await self._cluster.shut_down()
         return self._code
+
+    def _is_hopeless(self, deadline: float) -> bool:
+        """Tell whether somebody waits for the end and the proxy never gets as far."""
+        if not self._options.once or self._visit is not None:
+            return False
+        return asyncio.get_running_loop().time() > deadline or self._cluster.restarts >= TRIES
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):

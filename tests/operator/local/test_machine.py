@@ -60,7 +60,9 @@ class Machine:
                 self.woken.clear()
                 self.cluster.refresh_volumes()
                 outcome = await self.reconciler.reconcile(EDGE)
-                found = next(one for one in outcome.status["conditions"] if one["type"] == name)
+                found: dict[str, Any] = next(
+                    one for one in outcome.status["conditions"] if one["type"] == name
+                )
                 if found["reason"] == reason:
                     return found
                 with suppress(TimeoutError):

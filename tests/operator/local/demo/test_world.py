@@ -53,10 +53,11 @@ async def test_what_smtp_takes_imap_and_pop3_show(world: MailWorld) -> None:
         assert imap.search(None, "SUBJECT", "first") == ("OK", [b"1"])
         status, fetched = imap.fetch("1", "(FLAGS ENVELOPE RFC822.SIZE BODY.PEEK[])")
         assert status == "OK"
-        text = fetched[0][1]
+        assert isinstance(fetched[0], tuple)
+        envelope, text = fetched[0]
         assert b"\r\n.leading dot\r\n" in text
-        assert b'"first"' in fetched[0][0]
-        assert b'("Alice \\"A\\" Example" NIL "alice" "example.test")' in fetched[0][0]
+        assert b'"first"' in envelope
+        assert b'("Alice \\"A\\" Example" NIL "alice" "example.test")' in envelope
         assert imap.logout()[0] == "BYE"
         pop = poplib.POP3("127.0.0.1", world.ports["pop3"], timeout=5)
         pop.user(USER)
@@ -82,8 +83,9 @@ async def test_imap_flags_searches_and_partial_bodies(world: MailWorld) -> None:
         assert imap.search(None, "UNSEEN", "NOT", "FLAGGED")[1] == [b"1 3"]
         assert imap.uid("SEARCH", "HEADER", "Subject", "three")[1] == [b"3"]
         assert imap.uid("FETCH", "3:*", "(BODY[]<0.4>)")[1][0] == (b"3 (UID 3 BODY[]<0> {4}", b"From")
-        fields = imap.fetch("1", "(BODY.PEEK[HEADER.FIELDS (SUBJECT)])")[1][0][1]
-        assert fields == b"Subject: one\r\n\r\n"
+        [fields, _] = imap.fetch("1", "(BODY.PEEK[HEADER.FIELDS (SUBJECT)])")[1]
+        assert isinstance(fields, tuple)
+        assert fields[1] == b"Subject: one\r\n\r\n"
         assert imap.search(None, "SEEN")[1] == [b"3"]
         assert imap.status("INBOX", "(MESSAGES UNSEEN)")[1] == [b"INBOX (MESSAGES 3 UNSEEN 2)"]
         imap.store("1:2", "+FLAGS.SILENT", "\\Deleted")
