@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
@@ -49,35 +48,39 @@ ACCEPTANCES: Final = {
 """What an upstream says to complete the login, and what the client hears of it."""
 
 
-def serving(
-    protocol: Protocol,
-    identities: Identities | None = None,
-    *,
-    auth: AuthHttp | None = None,
-    **directives: Any,
-) -> Builder:
-    """Build a server; ``listen_*`` set parameters of its listener, ``auth`` another service."""
+def serving(protocol: Protocol, identities: Identities | None = None, **directives: Any) -> Builder:
+    """Build a server; ``listen_*`` set parameters of its listener."""
     listening = {key[7:]: directives.pop(key) for key in list(directives) if key.startswith("listen_")}
     if identities is not None:
         directives["ssl_certificate"] = (identities.server,)
     directives.setdefault("xclient", False)
 
-    def build(there: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         here = ListenConfig(address=listen.address, port=listen.port, **listening)
-        return server(protocol, auth_http=auth or there, listen=(here,), **directives)
+        return server(protocol, auth_http=auth, listen=(here,), **directives)
 
     return build
 
 
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
 @contextlib.asynccontextmanager
-async def siege(build: Builder, *answers: Answer, **options: Any) -> AsyncIterator[World]:
+async def siege(
+    build: Builder, *answers: Answer, service: Handler | None = None, **options: Any
+) -> AsyncIterator[World]:
     """A world that is looked over at its end: nothing is left, and the books are right.
 
-    Unlike a world's, its ``read_log`` gives all lines, each time.
+    Unlike a world's, its ``read_log`` gives all lines, each time.  ``service``
+    takes the place of the authorization service.
     """
     await asyncio.sleep(0)
     before = invariants.descriptors()
-    async with world(build, *(answers or (DENIED,)), **options) as w:
+    async with contextlib.AsyncExitStack() as stack:
+        if service is not None:
+            port = await stack.enter_async_context(serve(service))
+            build = _asking(build, port)
+        w = await stack.enter_async_context(world(build, *(answers or (DENIED,)), **options))
         _keep_log(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
@@ -87,6 +90,10 @@ async def siege(build: Builder, *answers: Answer, **options: Any) -> AsyncIterat
         w.app._engine.log.close(0.0)
     await asyncio.sleep(0)
     assert invariants.descriptors() == before
+
+
+def _asking(build: Builder, port: int) -> Builder:
+    return lambda _, listen: build(AuthHttp(host="127.0.0.1", port=port), listen)
 
 
 def _keep_log(w: World) -> None:
@@ -120,27 +127,30 @@ async def log_in(w: World, protocol: Protocol) -> tuple[Peer, Peer]:
     return client, upstream
 
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 @contextlib.asynccontextmanager
-async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[AuthHttp]:
-    """Serve connections as somebody hostile would, and see every one of them closed."""
+async def serve(handler: Handler) -> AsyncIterator[int]:
+    """Serve connections as somebody hostile would, and see every one of them closed; gives the port."""
     writers: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[Any]] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        if (task := asyncio.current_task()) is not None:
+            tasks.append(task)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await handler(reader, writer)
 
-    listening = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
-        yield AuthHttp(host="127.0.0.1", port=listening.sockets[0].getsockname()[1])
+        yield listening.sockets[0].getsockname()[1]
     finally:
         listening.close()
+        for task in tasks:
+            task.cancel()
         for writer in writers:
             writer.transport.abort()
-        await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 async def breathe(times: int = 4) -> None:

@@ -70,7 +70,17 @@ class AuthService:
         tls: How to make sure of the service, where its address is ``https``.
     """
 
-    __slots__ = ("_by_session", "_connections", "_idle", "_seconds", "_waiting", "addresses", "engine", "tls")
+    __slots__ = (
+        "_by_session",
+        "_connections",
+        "_idle",
+        "_seconds",
+        "_waiting",
+        "addresses",
+        "engine",
+        "is_closed",
+        "tls",
+    )
 
     def __init__(
         self, engine: Engine, addresses: HostAddresses, seconds: float, tls: ClientTls | None = None
@@ -78,6 +88,7 @@ class AuthService:
         self.engine = engine
         self.tls = tls
         self.addresses = addresses
+        self.is_closed = False
         self._seconds = seconds
         self._idle: list[Exchange] = []
         self._connections: set[Exchange] = set()
@@ -102,12 +113,14 @@ class AuthService:
                 self._waiting.remove(question)
             for exchange in self._connections:
                 if exchange.question is question:
+                    exchange.question = None
                     exchange.drop()
                     break
 
     def close(self) -> None:
-        """Close what is idle; exchanges under way end by themselves."""
-        for exchange in list(self._idle):
+        """Close what carries no question; what does is closed with its answer."""
+        self.is_closed = True
+        for exchange in [exchange for exchange in self._connections if exchange.question is None]:
             exchange.drop()
 
     # -- connections
@@ -329,11 +342,10 @@ class Exchange:
         seen = len(self._head)
         self._head = head = self._head + octets if seen else octets
         end = head_end(head, seen)
-        if end < 0:
-            if len(head) > MAX_HEAD:
-                raise MalformedAnswer(f"a header of more than {MAX_HEAD} octets")
-            return
-        self._answered(head, end)
+        if (len(head) if end < 0 else end) > MAX_HEAD:
+            raise MalformedAnswer(f"a header of more than {MAX_HEAD} octets")
+        if end >= 0:
+            self._answered(head, end)
 
     def _answered(self, head: bytes, end: int) -> None:
         question = self.question
@@ -360,7 +372,8 @@ class Exchange:
         length = framing.length
         if framing.chunked and rest.endswith(_LAST_CHUNK):
             length = len(rest)
-        if not answer.keep_alive or length is None or length < len(rest):
+        is_usable = answer.keep_alive and length is not None and length >= len(rest)
+        if length is None or not is_usable or self._unsent or self.service.is_closed:
             self.drop()
             return
         self._body_left = length - len(rest)

@@ -1,0 +1,358 @@
+"""An authorization service that lies, drips, floods, or breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from mailproxy_config.model import AuthHttpHeader, Protocol, Seconds
+from support.siege import APOLOGIES, DENIED, LOGINS, heard, log_in, serving, siege
+from support.world import GRANT, Peer, World, answer, run
+
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+OK = "HTTP/1.1 200 OK\r\n"
+
+
+async def attempt(w: World, protocol: Protocol) -> bytes:
+    """Try to log in; give what is said to it, up to the end."""
+    client = await w.client()
+    await client.line()
+    await client.say(LOGINS[protocol])
+    said = await heard(client)
+    client.close()
+    return said
+
+
+# Control characters, in every header that is passed on.  LF and CRLF begin a header of their own.
+
+CONTROLS = [*(bytes([octet]) for octet in range(0x20) if octet not in b"\t\n\r"), b"\t", b"\r", b"\r\0\n"]
+
+
+@each
+@pytest.mark.parametrize("octets", CONTROLS, ids=repr)
+@pytest.mark.parametrize("header", ["Auth-User", "Auth-Pass"])
+def test_no_control_character_of_a_grant_reaches_an_upstream(
+    protocol: Protocol, header: str, octets: bytes
+) -> None:
+    grant = answer(GRANT).replace(
+        b"Content-Length", header.encode() + b": a" + octets + b"b\r\nContent-Length"
+    )
+
+    async def play() -> None:
+        async with siege(serving(protocol, proxy_smtp_auth=True), grant) as w:
+            assert await attempt(w, protocol) == APOLOGIES[protocol]
+            assert w.upstream.arrived.empty()
+            assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("octets", CONTROLS, ids=repr)
+@pytest.mark.parametrize("header", ["Auth-Status", "Auth-Error-Code"])
+def test_no_control_character_of_a_denial_reaches_a_client(
+    protocol: Protocol, header: str, octets: bytes
+) -> None:
+    head = b"Auth-Status: no\r\n" if header == "Auth-Error-Code" else b""
+    denial = (
+        b"HTTP/1.1 200 OK\r\n" + head + header.encode() + b": 5" + octets + b"5\r\nContent-Length: 0\r\n\r\n"
+    )
+
+    async def play() -> None:
+        async with siege(serving(protocol), denial) as w:
+            said = await attempt(w, protocol)
+            ignored = header == "Auth-Error-Code" and protocol is not Protocol.SMTP and b"\r" not in octets
+            assert said == (b"no" if ignored else APOLOGIES[protocol]) or (
+                ignored and said.endswith(b" no\r\n")
+            )
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_smuggled_into_a_header_is_a_header_and_nothing_else(protocol: Protocol, end: str) -> None:
+    smuggled = answer(f"Auth-Status: no{end}DELE 1{end}")
+
+    async def play() -> None:
+        async with siege(serving(protocol), smuggled) as w:
+            assert await attempt(w, protocol) == APOLOGIES[protocol]
+
+    run(play)
+
+
+# Answers without an end, or with a wrong one.
+
+ENDLESS = {
+    "headers": (OK.encode(), b"X-Endless: yes\r\n" * 1000),
+    "one header": (OK.encode() + b"X-Endless: ", b"x" * 10_000),
+    "status line": (b"HTTP/1.1 200 ", b"x" * 10_000),
+    "nothing but line ends": (b"", b"\r" * 10_000),
+    "octets": (b"", bytes(10_000)),
+}
+
+
+async def _pour(writer: asyncio.StreamWriter, octets: bytes) -> None:
+    while True:
+        writer.write(octets)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+@each
+@pytest.mark.parametrize(("first", "more"), ENDLESS.values(), ids=ENDLESS)
+def test_an_endless_header_fails_at_once(protocol: Protocol, first: bytes, more: bytes) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(first)
+        await _pour(writer, more)
+
+    async def play() -> None:
+        async with siege(serving(protocol), service=endless) as w:
+            assert await attempt(w, protocol) == APOLOGIES[protocol]
+            assert (
+                w.value("mailproxy_logins_total", protocol.value, "plain", "invalid_response")
+                + w.value("mailproxy_logins_total", protocol.value, "password", "invalid_response")
+                == 1
+            )
+
+    run(play)
+
+
+@pytest.mark.parametrize("cut", [1, 16_000, 16_384, 16_400, 17_000])
+def test_a_header_above_the_limit_is_refused_however_it_is_cut(cut: int) -> None:
+    whole = f"{OK}Auth-Status: no\r\nContent-Length: 0\r\nX: {'x' * 16_384}\r\n\r\n".encode()
+
+    async def cutting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole[:cut])
+        await asyncio.sleep(0.05)
+        writer.write(whole[cut:])
+
+    async def play() -> None:
+        async with siege(serving(Protocol.IMAP), service=cutting) as w:
+            assert await attempt(w, Protocol.IMAP) == APOLOGIES[Protocol.IMAP]
+
+    run(play)
+
+
+FRAMINGS = {
+    "endless body": "Content-Length: 99999999999\r\n",
+    "endless chunks": "Transfer-Encoding: chunked\r\n",
+    "until close": "Connection: close\r\n",
+    "no length": "",
+    "too short a length": "Content-Length: 5\r\n",
+    "two lengths": "Content-Length: 5\r\nContent-Length: 50000\r\n",
+    "length and chunks": "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    "negative length": "Content-Length: -1\r\n",
+    "huge length": f"Content-Length: {'9' * 400}\r\n",
+    "unknown coding": "Transfer-Encoding: gzip, chunked\r\n",
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
+def test_a_body_without_an_end_costs_a_connection_and_nothing_else(framing: str) -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"{OK}Auth-Status: no\r\n{framing}\r\n".encode())
+        await _pour(writer, b"Auth-Status: OK\r\n" * 500)
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3), service=endless) as w:
+            for _ in range(5):
+                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+            (service,) = w.app._auth.values()
+            assert len(service._connections) <= 1
+
+    run(play)
+
+
+def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy.runtime.auth_http.DRAIN_SECONDS", 0.3)
+
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"{OK}Auth-Status: no\r\nContent-Length: 1000\r\n\r\n".encode())
+        while True:
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3), service=dripping) as w:
+            for _ in range(3):
+                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+            (service,) = w.app._auth.values()
+            assert len(service._connections) == 3
+            while service._connections:
+                await asyncio.sleep(0.02)
+
+    run(play)
+
+
+@each
+def test_an_answer_that_drips_is_given_up_in_time(protocol: Protocol) -> None:
+    async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for octet in OK.encode() + b"X-Drip: " * 1000:
+            writer.write(bytes([octet]))
+            await asyncio.sleep(0.05)
+
+    async def play() -> None:
+        async with siege(serving(protocol, auth_http_timeout=Seconds(0.3)), service=dripping) as w:
+            assert await attempt(w, protocol) == APOLOGIES[protocol]
+            assert w.value("mailproxy_auth_errors_total", "timeout") == 1
+
+    run(play)
+
+
+def test_a_service_that_never_reads_is_given_up_in_time() -> None:
+    header = AuthHttpHeader(name="X-Large", value="x" * 8_000_000)
+
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(60)
+
+    async def play() -> None:
+        build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_header=(header,))
+        async with siege(build, service=deaf) as w:
+            assert await attempt(w, Protocol.POP3) == APOLOGIES[Protocol.POP3]
+
+    run(play)
+
+
+def test_an_answer_that_comes_before_the_end_of_its_question_ends_the_connection() -> None:
+    """What is left of one client's question must not go out in the middle of another's."""
+    header = AuthHttpHeader(name="X-Large", value="x" * 8_000_000)
+    requests: list[bytes] = []
+
+    async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readline()
+        writer.write(DENIED)
+        while octets := await reader.read(1 << 20):
+            request += octets
+        requests.append(request)
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3, auth_http_header=(header,)), service=hasty) as w:
+            for _ in range(3):
+                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+            while len(requests) < 3:
+                await asyncio.sleep(0.01)
+        assert len(requests) == 3
+        assert all(request.count(b"GET ") == 1 for request in requests)
+
+    run(play)
+
+
+# Answers at the wrong time, and connections that break.
+
+
+def test_an_answer_to_nobody_is_not_taken_for_the_next_ones() -> None:
+    async def unasked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(DENIED)
+        await asyncio.sleep(0.05)
+        writer.write(answer(GRANT.format(port=1)))
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3), service=unasked) as w:
+            for _ in range(3):
+                assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
+                await asyncio.sleep(0.1)
+
+    run(play)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    Peer(asyncio.StreamReader(), writer).reset()
+
+
+def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@each
+@pytest.mark.parametrize("leave", [_reset, _close])
+@pytest.mark.parametrize("said", [b"", b"H", b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n"])
+def test_a_service_that_breaks_off_costs_one_apology(
+    protocol: Protocol, leave: Callable[[asyncio.StreamWriter], None], said: bytes
+) -> None:
+    async def breaking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await asyncio.sleep(0.01)
+        leave(writer)
+
+    async def play() -> None:
+        async with siege(serving(protocol), service=breaking) as w:
+            assert await attempt(w, protocol) == APOLOGIES[protocol]
+            assert w.value("mailproxy_auth_errors_total", "connect") == 1
+
+    run(play)
+
+
+def test_connections_of_a_service_that_a_reload_retired_do_not_stay() -> None:
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3), _after(0.2, DENIED)) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[Protocol.POP3])
+            while not w.auth.requests:
+                await asyncio.sleep(0.01)
+            (service,) = w.app._auth.values()
+            service.close()
+            assert await heard(client) == b"-ERR no\r\n"
+            assert not service._connections
+
+    run(play)
+
+
+def _after(seconds: float, octets: bytes) -> Callable[[bytes], object]:
+    async def slowly(_request: bytes) -> bytes:
+        await asyncio.sleep(seconds)
+        return octets
+
+    return slowly
+
+
+@each
+def test_a_client_that_leaves_while_it_is_asked_for_is_not_asked_for_again(protocol: Protocol) -> None:
+    """The connection breaks just after the client: nobody's credentials go out once more."""
+    requests: list[bytes] = []
+
+    async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(DENIED)
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
+
+    async def play() -> None:
+        async with siege(serving(protocol), service=counting) as w:
+            await attempt(w, protocol)
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[protocol])
+            while len(requests) < 2:
+                await asyncio.sleep(0.01)
+            client.reset()
+            await w.settled()
+            await asyncio.sleep(0.05)
+            assert len(requests) == 2
+
+    run(play)
+
+
+@each
+def test_after_all_that_a_good_answer_is_a_good_answer(protocol: Protocol) -> None:
+    async def play() -> None:
+        bad = b"HTTP/1.1 200 OK\r\nAuth-User: \x01\r\n\r\n"
+        async with siege(serving(protocol), bad, bad, answer(GRANT)) as w:
+            for _ in range(2):
+                assert await attempt(w, protocol) == APOLOGIES[protocol]
+            client, upstream = await log_in(w, protocol)
+            await upstream.say(b"hello\r\n")
+            assert await client.line() == b"hello\r\n"
+            client.close()
+
+    run(play)
