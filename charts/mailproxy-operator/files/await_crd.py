@@ -1,0 +1,41 @@
+"""What runs after a first install that brings MailProxy resources along: waits until the API server knows the kind."""
+
+import json
+import os
+import ssl
+import sys
+import time
+import urllib.request
+
+ACCOUNT = os.environ.get("ACCOUNT_DIR", "/var/run/secrets/kubernetes.io/serviceaccount")
+AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
+SECONDS = 100
+
+
+def groups(host: str, port: str) -> set[str]:
+    """Ask the API server for the groups it knows, as Helm will."""
+    with open(f"{ACCOUNT}/token", encoding="utf-8") as file:
+        token = file.read().strip()
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    headers = {"Authorization": f"Bearer {token}", "Accept": AGGREGATED}
+    request = urllib.request.Request(f"https://{authority}/apis", headers=headers)
+    trust = ssl.create_default_context(cafile=f"{ACCOUNT}/ca.crt")
+    with urllib.request.urlopen(request, timeout=10, context=trust) as answer:  # noqa: S310  always https
+        body = json.load(answer)
+    listed = {group["name"] for group in body.get("groups", [])}
+    return listed | {item["metadata"]["name"] for item in body.get("items", [])}
+
+
+def main() -> int:
+    """Return 0 as soon as the kind is known, 1 when that takes too long."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if "mailproxy.dev" in groups(host, port):
+            return 0
+        time.sleep(0.5)
+    sys.stderr.write("the API server does not know mailproxy.dev\n")
+    return 1
+
+
+sys.exit(main())

@@ -1,0 +1,49 @@
+{{/* What the schema of the values cannot say: values that contradict each other. */}}
+
+{{- define "mailproxy-operator.check" -}}
+{{- $metrics := .Values.metrics -}}
+{{- if and $metrics.podMonitor.enabled $metrics.serviceMonitor.enabled -}}
+{{- fail "metrics.podMonitor.enabled and metrics.serviceMonitor.enabled are both true: the operator would be scraped twice; choose one" -}}
+{{- end -}}
+{{- if and $metrics.serviceMonitor.enabled (not $metrics.service.enabled) -}}
+{{- fail "metrics.serviceMonitor.enabled needs metrics.service.enabled: a ServiceMonitor selects a Service" -}}
+{{- end -}}
+{{- if and (not (kindIs "invalid" .Values.watchNamespaces)) (not .Values.watchNamespaces) -}}
+{{- fail "watchNamespaces is an empty list: name at least one namespace, or leave it out (null) to serve all of them" -}}
+{{- end -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
+{{- fail "serviceAccount.name is empty although serviceAccount.create is false: name the one to use" -}}
+{{- end -}}
+{{- if and .Values.sysctlPolicy.enabled (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "sysctlPolicy.enabled needs Kubernetes 1.30 (ValidatingAdmissionPolicy); this is %s" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- include "mailproxy-operator.checkPods" . -}}
+{{- include "mailproxy-operator.checkProxies" . -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.checkPods" -}}
+{{- $fixed := keys (fromYaml (include "mailproxy-operator.selectorLabels" .)) -}}
+{{- range $key := keys .Values.podLabels -}}
+{{- if has $key $fixed -}}
+{{- fail (printf "podLabels: %s is one of the labels by which the operator's pods are found; it cannot be set" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if eq .name "POD_NAMESPACE" -}}
+{{- fail "extraEnv: POD_NAMESPACE is set by the chart" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.checkProxies" -}}
+{{- $served := .Values.watchNamespaces -}}
+{{- range $name, $proxy := .Values.proxies -}}
+{{- if or (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name)) (gt (len $name) 50) -}}
+{{- fail (printf "proxies.%s: a name has at most 50 lower-case letters, digits and hyphens, and begins with a letter: a Service is named after it" $name) -}}
+{{- end -}}
+{{- $namespace := $proxy.namespace | default $.Release.Namespace -}}
+{{- if and $served (not (has $namespace $served)) -}}
+{{- fail (printf "proxies.%s is in namespace %s, which watchNamespaces does not name: no operator would serve it" $name $namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

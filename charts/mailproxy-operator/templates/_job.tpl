@@ -1,0 +1,62 @@
+{{/*
+A Job that runs a script of ours in the operator's image, as a hook: takes root, name, account, hook, weight, script, env.
+*/}}
+{{- define "mailproxy-operator.job" -}}
+{{- $root := .root -}}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels:
+    {{- include "mailproxy-operator.labels" $root | nindent 4 }}
+  annotations:
+    helm.sh/hook: {{ .hook }}
+    helm.sh/hook-weight: {{ .weight | quote }}
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+spec:
+  backoffLimit: 2
+  activeDeadlineSeconds: 120
+  template:
+    metadata:
+      labels:
+        app.kubernetes.io/name: {{ .name }}
+        app.kubernetes.io/instance: {{ $root.Release.Name }}
+    spec:
+      restartPolicy: Never
+      serviceAccountName: {{ .account }}
+      automountServiceAccountToken: true
+      enableServiceLinks: false
+      {{- with $root.Values.imagePullSecrets }}
+      imagePullSecrets:
+        {{- range . }}
+        - name: {{ . }}
+        {{- end }}
+      {{- end }}
+      securityContext:
+        {{- include "mailproxy-operator.podSecurity" $root | nindent 8 }}
+      containers:
+        - name: script
+          image: {{ include "mailproxy-operator.image" (list $root $root.Values.image) }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          command: [python, -c]
+          args:
+            - {{ $root.Files.Get .script | toJson }}
+          {{- with .env }}
+          env:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          resources:
+            requests: {cpu: 10m, memory: 32Mi}
+            limits: {memory: 128Mi}
+          securityContext:
+            {{- include "mailproxy-operator.containerSecurity" $root | nindent 12 }}
+      {{- with $root.Values.nodeSelector }}
+      nodeSelector:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $root.Values.tolerations }}
+      tolerations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+{{- end -}}

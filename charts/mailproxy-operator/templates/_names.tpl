@@ -1,0 +1,66 @@
+{{/* Names, labels and images. */}}
+
+{{- define "mailproxy-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.fullname" -}}
+{{- $name := include "mailproxy-operator.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "mailproxy-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "mailproxy-operator.labels" -}}
+{{- $ours := fromYaml (include "mailproxy-operator.selectorLabels" .) -}}
+{{- $_ := set $ours "app.kubernetes.io/version" .Chart.AppVersion -}}
+{{- $_ := set $ours "app.kubernetes.io/managed-by" .Release.Service -}}
+{{- $_ := set $ours "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_") -}}
+{{- toYaml (mergeOverwrite (dict) .Values.commonLabels $ours) -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (include "mailproxy-operator.fullname" .) -}}
+{{- end -}}
+
+{{/* An image: takes (list root image). */}}
+{{- define "mailproxy-operator.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (default $root.Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Nothing unless the cluster has the kinds of the Prometheus operator. */}}
+{{- define "mailproxy-operator.hasMonitoring" -}}
+{{- if .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}yes{{- end -}}
+{{- end -}}
+
+{{/* What every container of ours is allowed: nothing. */}}
+{{- define "mailproxy-operator.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- define "mailproxy-operator.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
