@@ -35,10 +35,10 @@ _BOUND_SECONDS: Final = 60
 def needs() -> Needs:
     """Find a program that a test cannot do without; the one reason for which a test is left out."""
 
-    def path_of(name: str) -> str:
+    def path_of(name: str, *, by_root: bool = False) -> str:
         found = program(name)
-        if found is None:
-            pytest.skip(f"needs {name}")
+        if found is None or (by_root and os.geteuid() != 0):
+            pytest.skip(f"needs {name}{', run by root' if by_root else ''}")
         return found
 
     return path_of
@@ -137,9 +137,7 @@ def postfix(
     service: AuthService,
 ) -> Iterator[Postfix]:
     """Postfix, which delivers to Dovecot, and asks it about passwords."""
-    path = needs("postfix")
-    if os.geteuid() != 0:
-        pytest.skip("needs postfix, which needs root")
+    path = needs("postfix", by_root=True)
     neighbours = Neighbours(dovecot.ports["lmtp"], dovecot.ports["sasl"])
     running = postfixes.start(path, new_folder("postfix"), postfix_ports, neighbours, PASSWORDS)
     for name in ("smtp", "smtp-bare", "mx", "smtp-behind", "smtp-no-ca"):
@@ -171,7 +169,7 @@ def nginx(
     new_folder: Callable[[str], Path],
 ) -> Iterator[Nginx]:
     """nginx with servers of the same names."""
-    running = nginxes.start(needs("nginx"), new_folder("nginx"), service, tls, ports)
+    running = nginxes.start_mail(needs("nginx"), new_folder("nginx"), service, tls, ports)
     yield running
     running.running.stop()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from base64 import encodebytes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -91,6 +93,35 @@ def test_a_reload_leaves_sessions_alone(
             assert fresh.ask(b"PASS davy") == b"+OK Logged in."
     assert proxy.get("/config") != before
     assert proxy.value("mailproxy_config_last_reload_successful") == 1
+
+
+def test_nobody_is_lost_over_many_reloads(
+    dovecot: Dovecot, service: AuthService, ports: Ports, new_proxy: NewProxy
+) -> None:
+    """Clients keep coming while the configuration changes ten times; all of them are logged in."""
+    plan = imap_plan(service, ports, Backend(dovecot.ports["imap"]))
+    proxy = new_proxy(manifest(plan.servers, MAIL, workers=2))
+    done = threading.Event()
+
+    def keep_coming() -> list[bytes]:
+        replies = []
+        while not done.is_set():
+            with Raw(plan.ports["own"]) as raw:
+                raw.say(LOGIN + b"b LOGOUT\r\n")
+                replies.append(raw.rest().splitlines()[-1][:4])
+        return replies
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(keep_coming) for _ in range(4)]
+        try:
+            for number in range(10):
+                plan.servers[0]["imapCapabilities"] = ["IMAP4rev1", f"XROUND{number}"]
+                proxy.reload(manifest(plan.servers, MAIL, workers=2))
+        finally:
+            done.set()
+        replies = [reply for client in clients for reply in client.result()]
+    assert set(replies) == {b"b OK"}
+    assert proxy.value("mailproxy_logins_total", result="success") == len(replies)
 
 
 def test_a_wrong_configuration_changes_nothing(

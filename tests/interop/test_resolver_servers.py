@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from mailproxy.observe.meter import Meter
 from mailproxy.runtime.resolver import Resolver
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import free_port
+from support.servers.programs import Needs
 
 pytestmark = pytest.mark.interop
 
@@ -78,10 +78,9 @@ SERVERS = {"dnsmasq": dnsmasq, "unbound": unbound}
 
 
 @asynccontextmanager
-async def running(name: str, folder: Path) -> AsyncIterator[str]:
+async def running(name: str, path: str, folder: Path) -> AsyncIterator[str]:
     port = free_port()
-    command = SERVERS[name](folder, port)
-    assert shutil.which(command[0]), f"{command[0]} is not installed"
+    command = [path, *SERVERS[name](folder, port)[1:]]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
         await _listens(port)
@@ -104,8 +103,8 @@ async def _listens(port: int) -> None:
 
 
 @pytest.mark.parametrize("server", sorted(SERVERS))
-async def test_names_are_confirmed_by_real_servers(server: str, tmp_path: Path) -> None:
-    async with running(server, tmp_path) as address:
+async def test_names_are_confirmed_by_real_servers(needs: Needs, server: str, tmp_path: Path) -> None:
+    async with running(server, needs(server), tmp_path) as address:
         resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, meter=Meter())
         clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
         names = [await resolver.client_name(client) for client in clients]

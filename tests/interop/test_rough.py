@@ -155,7 +155,7 @@ def test_many_at_once_under_tls(dovecot: Dovecot, front: Front, tls: Certificate
     ],
 )
 def test_what_is_not_mail_at_all(front: Front, protocol: str, says: bytes, answer: bytes) -> None:
-    """HTTP, TLS without a port for it, telnet's signals, lines and literals without end: answered, then over."""
+    """HTTP, TLS without a port for it, telnet's signals, endless lines and literals: answered, then over."""
     with Raw(front.ports[protocol]) as raw:
         raw.line()
         raw.say(says)

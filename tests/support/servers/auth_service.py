@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote
 
 Headers = list[tuple[str, str]]
@@ -110,14 +112,29 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 512
     daemon_threads = True
     block_on_close = False
+    open: set[socket.socket]
+
+    def __init__(self, *args: Any) -> None:
+        self.open = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread, and remember it."""
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, and forget it."""
+        self.open.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A proxy that leaves in the middle of an answer is no news."""
 
 
-def _handler(service: AuthService) -> type[BaseHTTPRequestHandler]:
+def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+        protocol_version = protocol
         timeout = 60
 
         def do_GET(self) -> None:
@@ -136,10 +153,12 @@ def _handler(service: AuthService) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def auth_service(passwords: dict[str, str]) -> Iterator[AuthService]:
-    """Serve on a port of 127.0.0.1, in threads of this process."""
+def auth_service(
+    passwords: dict[str, str], *, port: int = 0, protocol: str = "HTTP/1.1"
+) -> Iterator[AuthService]:
+    """Serve on a port of 127.0.0.1, in threads of this process; ``HTTP/1.0`` closes after each answer."""
     service = AuthService(passwords)
-    with _Server(("127.0.0.1", 0), _handler(service)) as server:
+    with _Server(("127.0.0.1", port), _handler(service, protocol)) as server:
         service.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
@@ -148,3 +167,6 @@ def auth_service(passwords: dict[str, str]) -> Iterator[AuthService]:
         finally:
             server.shutdown()
             thread.join()
+            for kept in list(server.open):
+                with contextlib.suppress(OSError):
+                    kept.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""nginx with its mail module: what this proxy is measured by."""
+"""nginx: with its mail module, what this proxy is measured by; with HTTP, somebody to ask about clients."""
 
 from __future__ import annotations
 
@@ -23,11 +23,8 @@ user {user};
 pid {folder}/pid;
 error_log {folder}/error.log info;
 events {{ worker_connections 512; }}
-mail {{
-{mail}
-}}
+{block}
 """
-
 
 _METHODS: Final = """
 server_name front.example.org;
@@ -60,8 +57,10 @@ class Nginx:
     running: Running
 
 
-def start(path: str, folder: Path, service: AuthService, certificates: Certificates, ports: Ports) -> Nginx:
-    """Start it, and wait until it listens.
+def start_mail(
+    path: str, folder: Path, service: AuthService, certificates: Certificates, ports: Ports
+) -> Nginx:
+    """Start it as a mail proxy.
 
     Args:
         path: The program.
@@ -79,11 +78,27 @@ def start(path: str, folder: Path, service: AuthService, certificates: Certifica
             listen.append(_listen(taken, f"{name}s", ports, " ssl"))
         where = f"auth_http {service.url(f'/{name}')};"
         blocks.append(f"server {{ protocol {protocol}; {' '.join(listen)} {where} {directives} }}")
-    mail = "\n".join(blocks)
+    block = "mail {\n" + "\n".join(blocks) + "\n}"
+    return _start(path, folder, block, taken, _load_module())
+
+
+def start_http(path: str, folder: Path, server: str, ports: Ports) -> Nginx:
+    """Start it as a web server with one ``server`` block; its port is called ``http``."""
+    taken: dict[str, int] = {}
+    listen = _listen(taken, "http", ports)
+    paths = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    block = f"http {{ access_log off; default_type text/html; {paths} server {{ {listen} {server} }} }}"
+    return _start(path, folder, block, taken)
+
+
+def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_module: str = "") -> Nginx:
+    """Start it, and wait until it listens."""
     configuration = _CONFIGURATION.format(
-        load_module=_load_module(),
+        load_module=load_module,
         folder=folder,
-        mail=mail,
+        block=block,
         user="nobody nogroup" if _has_nogroup() else "nobody",
     )
     (folder / "nginx.conf").write_text(configuration)

@@ -12,17 +12,22 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
-Needs = Callable[[str], str]
-"""The fixture ``needs``: gives a program's path, or leaves the test out."""
 
 PATIENCE: Final = 20.0
 """Seconds after which something that a test waits for will not happen any more."""
 
 _PORTS: Final = range(12000, 32000)
 _SEARCHED: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+class Needs(Protocol):
+    """The fixture ``needs``."""
+
+    def __call__(self, name: str, *, by_root: bool = False) -> str:
+        """Give a program's path, or leave the test out; ``by_root``: also where root does not run it."""
 
 
 def program(name: str) -> str | None:

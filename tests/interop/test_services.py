@@ -1,0 +1,120 @@
+"""Authorization services of other makes, and ours in its other moods: whatever HTTP they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from support.servers import nginx as nginxes
+from support.servers.auth_service import AuthService, Backend, auth_service
+from support.servers.clients import Raw
+from support.servers.dovecot import Dovecot
+from support.servers.front import Plan
+from support.servers.nginx import Nginx
+from support.servers.programs import Needs, Ports
+from support.servers.proxy import Proxy, manifest
+
+pytestmark = pytest.mark.interop
+
+NewProxy = Callable[..., Proxy]
+LOGINS: Final = 20
+
+ANSWERS: Final = """
+add_header Auth-Status OK always;
+add_header Auth-Server 127.0.0.1 always;
+add_header Auth-Port {port} always;
+root {folder};
+location = /no-content {{ return 204; }}
+location = /text {{ return 200 "a body that nobody reads"; }}
+location = /not-found {{ return 404; }}
+location = /moved {{ return 302 /elsewhere; }}
+location = /broken {{ return 500; }}
+location = /chunked.html {{ ssi on; }}
+location = /file.html {{ }}
+location = /closes {{ keepalive_timeout 0; return 204; }}
+location = /closes-with-a-body {{ keepalive_timeout 0; return 200 "a body that nobody reads"; }}
+location = /closes-after-three {{ keepalive_requests 3; return 200 "three times"; }}
+location = /tires-soon {{ keepalive_timeout 5ms; return 200 "soon"; }}
+location = /many-headers {{ add_header Auth-Status OK; add_header Auth-Server 127.0.0.1;
+  add_header Auth-Port {port}; add_header X-Trace "{trace}"; return 204; }}
+"""
+PATHS: Final = (
+    "no-content", "text", "not-found", "moved", "broken", "chunked.html", "file.html", "closes",
+    "closes-with-a-body", "closes-after-three", "tires-soon", "many-headers",
+)  # fmt: skip
+
+
+def log_in(port: int) -> bytes:
+    """Log carol in; gives the last reply."""
+    with Raw(port) as raw:
+        raw.line()
+        raw.say(b"a LOGIN carol christmas\r\n")
+        try:
+            return raw.until(b"a ")[-1]
+        except AssertionError:
+            return b"broke off"
+
+
+@pytest.fixture(scope="module")
+def web(needs: Needs, dovecot: Dovecot, new_folder: Callable[[str], Path], ports: Ports) -> Iterator[Nginx]:
+    """nginx as a web server that says yes in every way it knows."""
+    folder = new_folder("web")
+    for name in ("chunked.html", "file.html"):
+        (folder / name).write_text("<p>" + "a body that nobody reads " * 1000)
+    server = ANSWERS.format(port=dovecot.ports["imap"], folder=folder, trace="0123456789" * 200)
+    running = nginxes.start_http(needs("nginx"), folder, server, ports)
+    yield running
+    running.running.stop()
+
+
+def test_nginx_answers_in_every_way(
+    web: Nginx, service: AuthService, ports: Ports, new_proxy: NewProxy
+) -> None:
+    """Any status, any framing of the body, any habit of closing: every login of each comes through."""
+    plan = Plan(service, ports)
+    for path in PATHS:
+        where = f"http://127.0.0.1:{web.ports['http']}/{path}"
+        plan.add(path.replace(".", "-"), "imap", authHttp=where)
+    proxy = new_proxy(manifest(plan.servers, {}))
+    replies = {name: [log_in(port)[:4] for _ in range(LOGINS)] for name, port in plan.ports.items()}
+    assert replies == {name: [b"a OK"] * LOGINS for name in plan.ports}
+    assert proxy.value("mailproxy_auth_errors_total") == 0
+    asked = proxy.value("mailproxy_auth_request_duration_seconds_count", outcome="ok")
+    assert asked == LOGINS * len(PATHS)
+
+
+def own(service: AuthService, dovecot: Dovecot, ports: Ports) -> dict[str, Any]:
+    """A manifest that asks this service."""
+    plan = Plan(service, ports)
+    plan.add("own", "imap")
+    service.backends["/own"] = Backend(dovecot.ports["imap"])
+    return manifest(plan.servers, {})
+
+
+def test_a_service_of_http_1_0(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
+    with auth_service(dict(dovecot.passwords), protocol="HTTP/1.0") as service:
+        body = own(service, dovecot, ports)
+        proxy = new_proxy(body)
+        port = body["spec"]["servers"][0]["listen"][0]["port"]
+        assert {log_in(port)[:4] for _ in range(LOGINS)} == {b"a OK"}
+    assert log_in(port) == b"broke off"
+    assert proxy.value("mailproxy_auth_errors_total", reason="connect") == 1
+
+
+def test_a_service_that_is_started_anew(dovecot: Dovecot, ports: Ports, new_proxy: NewProxy) -> None:
+    """Connections that were kept from before are of no use, and no login fails for that."""
+    at = ports.take()
+    with auth_service(dict(dovecot.passwords), port=at) as service:
+        body = own(service, dovecot, ports)
+        proxy = new_proxy(body)
+        port = body["spec"]["servers"][0]["listen"][0]["port"]
+        assert log_in(port).startswith(b"a OK")
+        backends = service.backends
+    for _ in range(3):
+        with auth_service(dict(dovecot.passwords), port=at) as service:
+            service.backends = backends
+            assert log_in(port).startswith(b"a OK")
+    assert proxy.value("mailproxy_auth_errors_total") == 0
