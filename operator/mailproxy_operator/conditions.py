@@ -26,6 +26,7 @@ class Facts:
         sysctl_refused: What nodes have refused.
         config_hash: The configuration that every pod should run.
         warnings: What the API server had to say about objects that it took.
+        notices: What is accepted but worth telling.
         has_references: Whether there is anything to mount besides the configuration.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     retrying: Finding | None = None
     sysctl_refused: Finding | None = None
     warnings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def needs_pods(self) -> bool:
@@ -121,8 +123,10 @@ def _runs(pod: Pod, config_hash: str) -> bool:
 def _accepted(facts: Facts) -> Judgement:
     if facts.refused:
         return Judgement(_FALSE, facts.refused.reason, facts.refused.message)
-    told = ["the configuration is valid and every object was applied", *facts.warnings]
-    return Judgement(_TRUE, "Accepted", "; the API server warns: ".join(told))
+    told = ["the configuration is valid and every object was applied"]
+    told += [f"note: {notice}" for notice in facts.notices]
+    told += [f"the API server warns: {warning}" for warning in facts.warnings]
+    return Judgement(_TRUE, "Accepted", "; ".join(told))
 
 
 def _resolved_refs(facts: Facts) -> Judgement:

@@ -47,6 +47,7 @@ def facts(
         has_references=bool(plan and plan.references),
         refused=refused,
         warnings=warnings,
+        notices=plan.notices if plan else (),
         retrying=Finding("Retrying", str(failed)) if failed else None,
         sysctl_refused=breaker.finding(plan.platform.refused_sysctls) if plan else None,
     )

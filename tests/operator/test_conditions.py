@@ -159,3 +159,9 @@ def test_a_time_changes_only_with_its_status() -> None:
 def test_pods_are_counted_as_synced_only_without_an_error() -> None:
     pods = (pod("a"), pod("b", running=RunningConfig("old")), pod("c", running=RunningConfig("new", "no")))
     assert synced((*pods, pod("d", is_terminating=True), pod("e", running=None)), "new") == 1
+
+
+def test_what_is_worth_telling_stands_with_the_acceptance() -> None:
+    found = judged(facts(warnings=("would violate PodSecurity",), notices=("low bits lost",)))["Accepted"]
+    assert found.status == "True"
+    assert found.message.endswith("; note: low bits lost; the API server warns: would violate PodSecurity")

@@ -51,6 +51,18 @@ class Plan:
         return self.resource.mode != "Sidecar"
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What is accepted but worth telling."""
+        told = [str(notice) for notice in self.resource.manifest.notices]
+        pod = self.resource.deployment.pod
+        unsafe = ", ".join(one.name for one in self.sysctls if one.applied and not one.safe)
+        if unsafe and not pod.node_selector and not pod.affinity:
+            told.append(
+                f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
+            )
+        return tuple(told)
+
+    @property
     def pods_sleep_before_stop(self) -> bool:
         """Whether the kubelet waits before it tells a pod to stop; if not, the proxy itself does."""
         return self.platform.kube_version >= SLEEP_ACTION_SINCE

@@ -48,7 +48,7 @@ def _spec(plan: Plan) -> Manifest:
         "terminationGracePeriodSeconds": grace,
         "securityContext": _security_context(plan),
         "containers": [
-            _container(plan),
+            container(plan),
             *(dict(one) for one in plan.resource.deployment.pod.extra_containers),
         ],
         "volumes": volumes(plan),
@@ -94,9 +94,10 @@ def _passed_through(plan: Plan) -> Manifest:
     return given if pod.host_users is None else {**given, "hostUsers": pod.host_users}
 
 
-def _container(plan: Plan) -> Manifest:
+def container(plan: Plan) -> Manifest:
+    """Render the proxy's container."""
     deployment = plan.resource.deployment
-    container: Manifest = {
+    made: Manifest = {
         "name": names.CONTAINER,
         "image": deployment.image or plan.platform.image,
         "command": ["mailproxy"],
@@ -118,13 +119,13 @@ def _container(plan: Plan) -> Manifest:
         "volumeMounts": volume_mounts(plan),
     }
     if deployment.image_pull_policy:
-        container["imagePullPolicy"] = deployment.image_pull_policy
+        made["imagePullPolicy"] = deployment.image_pull_policy
     if deployment.pod.extra_env:
-        container["env"] = [dict(one) for one in deployment.pod.extra_env]
+        made["env"] = [dict(one) for one in deployment.pod.extra_env]
     if plan.pods_sleep_before_stop and deployment.drain.delay > 0:
         # The endpoint is gone from load balancers before the proxy stops to accept.
-        container["lifecycle"] = {"preStop": {"sleep": {"seconds": math.ceil(deployment.drain.delay)}}}
-    return container
+        made["lifecycle"] = {"preStop": {"sleep": {"seconds": math.ceil(deployment.drain.delay)}}}
+    return made
 
 
 def _ports(plan: Plan) -> list[Manifest]:

@@ -10,7 +10,8 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.yaml_text import documents
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.render import planned, render
+from mailproxy_operator.render import Plan, planned, render
+from mailproxy_operator.render.sidecar import pod_spec_part
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 
@@ -25,12 +26,18 @@ def rendered_text(text: str, source: str, platform: Platform) -> str:
     bodies = [one for one in found if one.get("kind") == names.KIND]
     if not bodies:
         raise ConfigError([Problem(source, f"holds no resource of kind {names.KIND}")])
-    manifests = [manifest for body in bodies for manifest in _rendered(body, platform)]
-    return "".join("---\n" + as_yaml(manifest) for manifest in manifests)
+    return "".join(_rendered(planned(Resource.read(body), platform)) for body in bodies)
 
 
-def _rendered(body: Manifest, platform: Platform) -> tuple[Manifest, ...]:
-    return render(planned(Resource.read(body), platform))
+def _rendered(plan: Plan) -> str:
+    text = "".join("---\n" + as_yaml(manifest) for manifest in render(plan))
+    if plan.has_workload:
+        return text
+    part = as_yaml({"spec": pod_spec_part(plan)})
+    return text + "".join(f"# {line}\n" for line in [_SIDECAR_NOTICE, *part.splitlines()])
+
+
+_SIDECAR_NOTICE = "The proxy runs in your own pods: merge this into the template of their workload."
 
 
 class _Dumper(yaml.SafeDumper):

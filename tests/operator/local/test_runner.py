@@ -81,7 +81,7 @@ async def test_it_ends_after_the_visit_when_asked_to(tmp_path: Path, is_well: bo
 
 def honest(words: Sequence[str]) -> list[str]:
     """The stand-in with the hash that the proxy would tell."""
-    return [*stand_in(words), "--honest"]
+    return ["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", *stand_in(words), "--honest"]
 
 
 async def test_the_status_is_shown_whenever_it_changes(tmp_path: Path) -> None:
