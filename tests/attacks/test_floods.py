@@ -121,7 +121,6 @@ def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -
 
 @each
 def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
-    noop, _ = NOOPS[protocol]
     capabilities = {f"{protocol.value}_capabilities": MANY}
 
     async def play() -> None:

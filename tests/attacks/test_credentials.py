@@ -1,0 +1,285 @@
+"""Control characters in credentials: by no mechanism do they reach the service, or an upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from typing import Final
+
+import pytest
+
+from mailproxy_config.model import AuthMethod, Protocol
+from support.siege import breathe, serving, siege
+from support.world import GRANT, Builder, Peer, World, answer, run
+
+MECHANISMS: Final = {
+    Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
+    Protocol.POP3: frozenset({AuthMethod.PLAIN, AuthMethod.APOP, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
+    Protocol.SMTP: frozenset(AuthMethod) - {AuthMethod.APOP},
+}
+QUITS: Final = {Protocol.IMAP: b"z LOGOUT\r\n", Protocol.POP3: b"QUIT\r\n", Protocol.SMTP: b"QUIT\r\n"}
+EVIL: Final = (b"\r\n", b"\n", b"\r", b"\0")
+MARK: Final = b"INJECTED"
+DIGEST: Final = b"0123456789abcdef0123456789abcdef"
+PLACES: Final = ("front", "middle", "end")
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+evil = pytest.mark.parametrize("octets", EVIL, ids=repr)
+place = pytest.mark.parametrize("place", PLACES)
+
+
+def spoiled(word: bytes, octets: bytes, place: str) -> bytes:
+    """A word with something evil in it, and what an attacker would like to have executed behind that."""
+    parts = {"front": (b"", word), "middle": (word, word), "end": (word, b"")}[place]
+    return (octets + MARK).join(parts) if place != "end" else word + MARK + octets
+
+
+def server_for(protocol: Protocol) -> Builder:
+    return serving(
+        protocol,
+        **{f"{protocol.value}_auth": MECHANISMS[protocol]},
+        proxy_smtp_auth=True,
+        max_errors=99,
+    )
+
+
+async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
+    """Say line after line, each when the one before was answered; give all that was answered."""
+    client = await w.client()
+    said = await client.line()
+    for line in lines:
+        said += await client.ask(line)
+    await client.say(QUITS[protocol])
+    return said + await client.rest()
+
+
+async def nobody_heard(w: World) -> None:
+    """Not one octet reached the service or an upstream."""
+    await breathe(8)
+    assert w.auth.connections == 0
+    assert w.auth.requests == []
+    assert w.upstream.arrived.empty()
+
+
+def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool) -> list[bytes]:
+    """The lines of an exchange; ``initial`` sends the first response with the command."""
+    verb = b"a AUTHENTICATE " if protocol is Protocol.IMAP else b"AUTH "
+    encoded = [b64encode(response) for response in responses]
+    if initial:
+        return [verb + mechanism + b" " + encoded[0] + b"\r\n", *(one + b"\r\n" for one in encoded[1:])]
+    return [verb + mechanism + b"\r\n", *(one + b"\r\n" for one in encoded)]
+
+
+@each
+@evil
+@place
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("which", ["user", "password"])
+def test_inside_the_base64_of_plain(
+    protocol: Protocol, octets: bytes, place: str, initial: bool, which: str
+) -> None:
+    bad = spoiled(b"alice", octets, place)
+    user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
+    if which == "user" and b"\0" in octets:
+        bad = user = b""  # NUL ends the name there; what follows is the password's first half
+        password = b"\0" + MARK
+
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            lines = sasl(protocol, b"PLAIN", b"\0" + user + b"\0" + password, initial=initial)
+            await converse(w, protocol, lines)
+            await nobody_heard(w)
+            assert _counted(w, protocol, "plain") == 1
+
+    run(play)
+
+
+@each
+@evil
+@place
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("which", ["user", "password"])
+def test_inside_the_base64_of_login(
+    protocol: Protocol, octets: bytes, place: str, initial: bool, which: str
+) -> None:
+    bad = spoiled(b"alice", octets, place)
+    user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
+
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            await converse(w, protocol, sasl(protocol, b"LOGIN", user, password, initial=initial))
+            await nobody_heard(w)
+            assert _counted(w, protocol, "login") == 1
+
+    run(play)
+
+
+@each
+@evil
+@place
+@pytest.mark.parametrize("which", ["user", "digest"])
+def test_inside_the_base64_of_cram_md5(protocol: Protocol, octets: bytes, place: str, which: str) -> None:
+    digest = DIGEST if which == "user" else spoiled(b"", octets, "front").ljust(32, b"x")[:32]
+    user = spoiled(b"alice", octets, place) if which == "user" else b"alice"
+
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            lines = sasl(protocol, b"CRAM-MD5", user + b" " + digest, initial=False)
+            await converse(w, protocol, lines)
+            await nobody_heard(w)
+            assert _counted(w, protocol, "cram_md5") == 1
+
+    run(play)
+
+
+@each
+@evil
+@place
+@pytest.mark.parametrize("initial", [False, True])
+def test_inside_the_base64_of_external(protocol: Protocol, octets: bytes, place: str, initial: bool) -> None:
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            user = spoiled(b"alice", octets, place)
+            await converse(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
+            await nobody_heard(w)
+            assert _counted(w, protocol, "external") == 1
+
+    run(play)
+
+
+def _counted(w: World, protocol: Protocol, method: str) -> int:
+    count: int = w.value("mailproxy_logins_total", protocol.value, method, "bad_credentials_syntax")
+    return count
+
+
+@evil
+@place
+@pytest.mark.parametrize("which", ["user", "password"])
+@pytest.mark.parametrize("plus", [b"", b"+"])
+def test_inside_an_imap_literal(octets: bytes, place: str, which: str, plus: bytes) -> None:
+    bad = spoiled(b"alice", octets, place)
+    words = [bad, b"pw"] if which == "user" else [b"alice", bad]
+
+    async def play() -> None:
+        async with siege(server_for(Protocol.IMAP), answer(GRANT)) as w:
+            client = await w.client()
+            await client.line()
+            line = b"a LOGIN"
+            for word in words:
+                await client.say(b"%b {%d%b}\r\n" % (line, len(word), plus))
+                if not plus:
+                    assert await client.line() == b"+ OK\r\n"
+                line = word
+            assert await client.ask(line + b"\r\n") == b"a BAD invalid command\r\n"
+            await nobody_heard(w)
+            assert _counted(w, Protocol.IMAP, "password") == 1
+
+    run(play)
+
+
+IN_THE_OPEN: Final = {
+    "IMAP quoted": (Protocol.IMAP, [b'a LOGIN "al%bice" pw\r\n']),
+    "IMAP quoted password": (Protocol.IMAP, [b'a LOGIN alice "p%bw"\r\n']),
+    "IMAP escaped": (Protocol.IMAP, [b'a LOGIN "al\\%bice" pw\r\n']),
+    "IMAP atoms": (Protocol.IMAP, [b"a LOGIN al%bice pw\r\n"]),
+    "IMAP atom password": (Protocol.IMAP, [b"a LOGIN alice p%bw\r\n"]),
+    "POP3 USER": (Protocol.POP3, [b"USER al%bice\r\n", b"PASS pw\r\n"]),
+    "POP3 PASS": (Protocol.POP3, [b"USER alice\r\n", b"PASS p%bw\r\n"]),
+    "POP3 APOP": (Protocol.POP3, [b"APOP al%bice " + DIGEST + b"\r\n"]),
+    "POP3 APOP digest": (Protocol.POP3, [b"APOP alice 0%b123\r\n"]),
+    "SMTP HELO": (Protocol.SMTP, [b"HELO cli%bent\r\n", b"MAIL FROM:<a@x>\r\n", b"RCPT TO:<b@x\0>\r\n"]),
+    "SMTP MAIL": (Protocol.SMTP, [b"MAIL FROM:<a%b@x>\r\n", b"RCPT TO:<b@x>\r\n"]),
+    "SMTP RCPT": (Protocol.SMTP, [b"MAIL FROM:<a@x>\r\n", b"RCPT TO:<b%b@x>\r\n"]),
+}
+
+
+@pytest.mark.parametrize("octets", [b"\0", b"\r"], ids=repr)
+@pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
+def test_in_a_command(protocol: Protocol, lines: list[bytes], octets: bytes) -> None:
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            filled = [line % octets if b"%b" in line else line for line in lines]
+            await converse(w, protocol, filled)
+            await nobody_heard(w)
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "octets", [bytes([octet]) for octet in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
+)
+def test_no_control_character_of_a_transaction_gets_through(octets: bytes) -> None:
+    """What SMTP repeats unescaped to the service and the upstream has none at all."""
+
+    async def play() -> None:
+        async with siege(server_for(Protocol.SMTP), answer(GRANT)) as w:
+            lines = [b"MAIL FROM:<a" + octets + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
+            assert b"501 5.5.4" in await converse(w, Protocol.SMTP, lines)
+            await nobody_heard(w)
+
+    run(play)
+
+
+# What may be said arrives as it was meant, and nothing beside it.
+
+ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
+
+
+@each
+def test_odd_but_harmless_octets_arrive_as_they_are(protocol: Protocol) -> None:
+    async def play() -> None:
+        async with siege(server_for(protocol), answer(GRANT)) as w:
+            client = await w.client()
+            await client.line()
+            for line in sasl(protocol, b"PLAIN", b"\0" + ODD + b"\0" + ODD, initial=True):
+                await client.say(line)
+            upstream = await w.upstream.next()
+            heard = await _upstream_hears(protocol, upstream)
+            (request,) = w.auth.requests
+            assert b'Auth-User: %01\x7f%09%20"\\%25{5}\xff\xfe+=\r\n' in request
+            assert request.count(b"\r\n\r\n") == 1
+            assert heard == _logs_in(protocol)
+
+    run(play)
+
+
+def _logs_in(protocol: Protocol) -> bytes:
+    if protocol is Protocol.IMAP:
+        return b"a LOGIN {%d}\r\n%b {%d}\r\n%b\r\n" % (len(ODD), ODD, len(ODD), ODD)
+    if protocol is Protocol.POP3:
+        return b"USER %b\r\nPASS %b\r\n" % (ODD, ODD)
+    return b"HELO mail.example.com\r\nAUTH PLAIN " + b64encode(b"\0" + ODD + b"\0" + ODD) + b"\r\n"
+
+
+async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
+    says = {
+        Protocol.IMAP: [b"* OK\r\n", b"+\r\n", b"+\r\n"],
+        Protocol.POP3: [b"+OK\r\n", b"+OK\r\n"],
+        Protocol.SMTP: [b"220 x\r\n", b"250 x\r\n"],
+    }[protocol]
+    heard = b""
+    for reply in says:
+        heard += await upstream.ask(reply)
+    return heard
+
+
+@each
+def test_a_password_of_an_earlier_attempt_is_forgotten(protocol: Protocol) -> None:
+    """Neither EXTERNAL nor a CRAM-MD5 response without a digest takes over what PLAIN left (Q-12)."""
+    wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+
+    async def play() -> None:
+        async with siege(server_for(protocol), wait, answer("Auth-Status: no\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            (plain,) = sasl(protocol, b"PLAIN", b"\0alice\0" + DIGEST, initial=True)
+            cram = sasl(protocol, b"CRAM-MD5", b"alice", initial=False)
+            (external,) = sasl(protocol, b"EXTERNAL", b"alice", initial=True)
+            for line in (plain, *cram, external):
+                await client.ask(line)
+            await asyncio.sleep(0)
+            first, second = w.auth.requests
+            assert DIGEST in first
+            assert DIGEST not in second
+            assert b"Auth-Pass: \r\n" in second
+
+    run(play)

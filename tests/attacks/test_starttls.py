@@ -1,0 +1,280 @@
+"""Octets in clear around STARTTLS: dropped with it, or fatal to the handshake; never executed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from typing import Any
+
+import pytest
+
+from mailproxy_config.model import AuthMethod, Protocol, Seconds, StartTls
+from support.siege import DENIED, GREETINGS, LOGINS, breathe, heard, serving, shake, siege
+from support.tls_identities import Identities
+from support.world import Builder, Peer, World, run
+
+STARTS = {
+    Protocol.IMAP: (b"s STARTTLS\r\n", b"s OK completed\r\n"),
+    Protocol.POP3: (b"STLS\r\n", b"+OK\r\n"),
+    Protocol.SMTP: (b"STARTTLS\r\n", b"220 2.0.0 Start TLS\r\n"),
+}
+PROBES = {
+    Protocol.IMAP: (b"p NOOP\r\n", b"p OK completed\r\n"),
+    Protocol.POP3: (b"NOOP\r\n", b"+OK\r\n"),
+    Protocol.SMTP: (b"NOOP\r\n", b"250 2.0.0 OK\r\n"),
+}
+HANDED_ON = {
+    Protocol.IMAP: b"i LOGIN injected {9}\r\n",
+    Protocol.POP3: b"USER injected\r\nPASS injected\r\n",
+    Protocol.SMTP: b"MAIL FROM:<injected@x>\r\nRCPT TO:<injected@x>\r\n",
+}
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+when = pytest.mark.parametrize("starttls", [StartTls.ENABLED, StartTls.ONLY], ids=str)
+
+
+def injections(protocol: Protocol) -> list[bytes]:
+    """What an attacker between us and the client might put in."""
+    whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
+    cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
+    return [*whole, *cut, b"".join(whole)[:100]]  # all of it fits POP3's 128 octets
+
+
+def started(protocol: Protocol, identities: Identities, starttls: StartTls, **more: Any) -> Builder:
+    methods = (
+        {"smtp_auth": frozenset({AuthMethod.PLAIN, AuthMethod.NONE})} if protocol is Protocol.SMTP else {}
+    )
+    return serving(protocol, identities, starttls=starttls, **methods, **more)
+
+
+async def nothing_was_executed(w: World, client: Peer, protocol: Protocol) -> None:
+    """Inside TLS the conversation is at its beginning, and nobody was asked."""
+    command, reply = PROBES[protocol]
+    assert await client.ask(command) == reply
+    await breathe(8)
+    assert w.auth.requests == []
+    assert w.upstream.arrived.empty()
+    client.writer.write(b"q LOGOUT\r\nQUIT\r\n")
+    assert b"injected" not in await heard(client)
+
+
+@each
+@when
+def test_what_comes_in_the_same_segment_is_never_executed(
+    protocol: Protocol, starttls: StartTls, identities: Identities
+) -> None:
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        build = started(protocol, identities, starttls)
+        for injected in injections(protocol):
+            async with siege(build) as w:
+                client = await w.client()
+                await client.line()
+                assert await client.ask(command + injected) == go_ahead
+                await shake(client, identities)
+                await nothing_was_executed(w, client, protocol)
+                kind = ("mailproxy_protocol_errors_total", protocol.value, "plaintext_before_tls")
+                assert w.value(*kind) == 1
+
+    run(play)
+
+
+@each
+def test_more_than_the_buffer_in_the_same_segment_fails_the_handshake(
+    protocol: Protocol, identities: Identities
+) -> None:
+    """What did not fit was never read as clear text; TLS gets it, and chokes (as in nginx)."""
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(command + LOGINS[protocol] * 400)
+            assert await heard(client) == go_ahead
+            assert w.auth.requests == []
+            closed = w.value(
+                "mailproxy_connections_closed_total", protocol.value, protocol.value, "tls_failed"
+            )
+            assert closed == 1
+
+    run(play)
+
+
+@each
+def test_what_comes_between_our_reply_and_the_handshake_fails_it(
+    protocol: Protocol, identities: Identities
+) -> None:
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        for injected in injections(protocol):
+            async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+                client = await w.client()
+                await client.line()
+                assert await client.ask(command) == go_ahead
+                await client.say(injected)
+                with contextlib.suppress(ssl.SSLError, ConnectionError):
+                    await shake(client, identities)
+                    pytest.fail("there was a handshake")
+                await w.settled()
+                assert w.auth.requests == []
+                failures = [
+                    w.value("mailproxy_tls_handshake_failures_total", "starttls", kind) for kind in KINDS
+                ]
+                assert sum(failures) == 1
+
+    run(play)
+
+
+KINDS = ("not_tls", "other", "eof", "timeout", "unsupported_version")
+
+
+@each
+def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, identities: Identities) -> None:
+    """Clear text among the records of a handshake breaks it."""
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+            client = await w.client()
+            await client.line()
+            assert await client.ask(command) == go_ahead
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = identities.client().wrap_bio(incoming, outgoing)
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            await client.say(outgoing.read() + LOGINS[protocol])
+            await heard(client)
+            assert w.auth.requests == []
+
+    run(play)
+
+
+@each
+def test_a_second_start_is_refused(protocol: Protocol, identities: Identities) -> None:
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+            client = await w.client()
+            await client.line()
+            assert await client.ask(command) == go_ahead
+            await shake(client, identities)
+            assert await client.ask(command) != go_ahead
+            await nothing_was_executed(w, client, protocol)
+
+    run(play)
+
+
+@each
+def test_nobody_logs_in_before_tls_where_it_is_demanded(protocol: Protocol, identities: Identities) -> None:
+    async def play() -> None:
+        build = started(protocol, identities, StartTls.ONLY, max_errors=99)
+        async with siege(build) as w:
+            client = await w.client()
+            await client.line()
+            client.writer.write(LOGINS[protocol] + HANDED_ON[protocol].replace(b" {9}", b" pw"))
+            client.writer.write(b"AUTH LOGIN\r\na AUTHENTICATE LOGIN\r\nAPOP a b\r\nq LOGOUT\r\nQUIT\r\n")
+            await heard(client)
+            assert w.auth.requests == []
+
+    run(play)
+
+
+# Handshakes that go wrong.
+
+GARBAGE = {
+    "words": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "nothing": bytes(500),
+    "noise": bytes(range(256)) * 20,
+    "half a record": b"\x16\x03\x01\x40\x00" + b"x" * 100,
+    "a record too long": b"\x16\x03\x01\xff\xff" + b"x" * 70000,
+    "empty records": b"\x16\x03\x01\x00\x00" * 2000,
+    "alerts": b"\x15\x03\x01\x00\x02\x01\x00" * 200,
+    "application data": b"\x17\x03\x03\x00\x05xxxxx" * 50,
+    "a hello that never ends": b"\x16\x03\x01\x40\x00\x01\xff\xff\xff" + b"x" * 16380,
+}
+
+
+@each
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, identities: Identities) -> None:
+    async def play() -> None:
+        build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
+        async with siege(build) as w:
+            client = await w.client()
+            client.writer.write(garbage)
+            said = await heard(client)
+            assert GREETINGS[protocol] not in said
+            assert w.auth.requests == []
+            client.close()
+            await w.settled()
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("octets", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_handshake_that_never_ends_is_given_up(
+    protocol: Protocol, octets: bytes, implicit: bool, identities: Identities
+) -> None:
+    command, go_ahead = STARTS[protocol]
+
+    async def play() -> None:
+        build = serving(
+            protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED, timeout=Seconds(0.3)
+        )
+        async with siege(build) as w:
+            client = await w.client()
+            if not implicit:
+                await client.line()
+                assert await client.ask(command) == go_ahead
+            await client.say(octets)
+            assert await heard(client) == b""
+            reason = w.value(
+                "mailproxy_connections_closed_total", protocol.value, protocol.value, "preauth_timeout"
+            )
+            assert reason == 1
+
+    run(play)
+
+
+@each
+def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Identities) -> None:
+    async def play() -> None:
+        build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
+        async with siege(build) as w:
+            client = await w.client()
+            with contextlib.suppress(ConnectionError):
+                for octet in b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc" + bytes(4092):
+                    await client.say(bytes([octet]))
+                    await asyncio.sleep(0.01)
+                    if not w.app.sessions:
+                        break
+            assert w.app.sessions == 0
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("cut", [0, 1, 5, 50, 10_000])
+def test_a_client_that_leaves_within_the_handshake_leaves_nothing(
+    protocol: Protocol, how: str, cut: int, identities: Identities
+) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, identities, listen_ssl=True), DENIED) as w:
+            client = await w.client()
+            outgoing = ssl.MemoryBIO()
+            tls = identities.client().wrap_bio(ssl.MemoryBIO(), outgoing)
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            await client.say(outgoing.read()[:cut])
+            await breathe()
+            getattr(client, how)()
+            await w.settled()
+
+    run(play)
