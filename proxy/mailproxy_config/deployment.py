@@ -27,6 +27,13 @@ class Mode(StrEnum):
     SIDECAR = "Sidecar"
 
 
+class SidecarFailure(StrEnum):
+    """What becomes of a pod that asks for a sidecar and cannot get it."""
+
+    IGNORE = "Ignore"
+    FAIL = "Fail"
+
+
 class PortStrategy(StrEnum):
     """``Direct``: container ports are listen ports; ``HighPort``: 10000 is added to them."""
 
@@ -169,6 +176,49 @@ class ResourcesSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRequirement:
+    """One of a selector's ``matchExpressions``."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSelector:
+    """Chooses pods by their labels; an empty one chooses all."""
+
+    match_labels: Mapping[str, str] = field(default_factory=dict)
+    match_expressions: tuple[LabelRequirement, ...] = ()
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether something with these labels is chosen."""
+        return self.match_labels.items() <= labels.items() and all(
+            _meets(labels, one) for one in self.match_expressions
+        )
+
+
+def _meets(labels: Mapping[str, str], requirement: LabelRequirement) -> bool:
+    match requirement.operator:
+        case "In":
+            return labels.get(requirement.key) in requirement.values
+        case "NotIn":
+            return labels.get(requirement.key) not in requirement.values
+        case "Exists":
+            return requirement.key in labels
+        case _:
+            return requirement.key not in labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SidecarSpec:
+    """Which pods may carry the proxy."""
+
+    selector: LabelSelector = LabelSelector()
+    failure_policy: SidecarFailure = SidecarFailure.IGNORE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSpec:
     """The Kubernetes part of a ``MailProxy``.  An empty ``image`` is the operator's own setting."""
 
@@ -187,6 +237,7 @@ class DeploymentSpec:
     network_policy: NetworkPolicySpec = NetworkPolicySpec()
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     pod: PodSpec = PodSpec()
+    sidecar: SidecarSpec = SidecarSpec()
     paused: bool = False
 
 
@@ -226,6 +277,8 @@ def deployment(spec: Mapping[str, Any], place: Place) -> DeploymentSpec:
     found |= {"monitoring": _monitoring(spec["monitoring"])} if "monitoring" in spec else {}
     if spec.get("podDisruptionBudget"):
         found["pod_disruption_budget"] = _of(PodDisruptionBudgetSpec, spec["podDisruptionBudget"])
+    if "sidecar" in spec:
+        found["sidecar"] = _sidecar(spec["sidecar"])
     if "resources" in spec:
         # Requests of ours beside limits of theirs could contradict each other.
         found["resources"] = ResourcesSpec(**{"requests": {}, **spec["resources"]})
@@ -258,6 +311,22 @@ def _sysctls(value: Mapping[str, Any]) -> SysctlsSpec:
         mode=SysctlMode(value.get("mode", "Auto")),
         unsafe=UnsafeSysctls(value.get("unsafe", "Forbid")),
         extra=tuple(Sysctl(name=item["name"], value=item["value"]) for item in value.get("extra", ())),
+    )
+
+
+def _sidecar(value: Mapping[str, Any]) -> SidecarSpec:
+    selector = value.get("selector", {})
+    return SidecarSpec(
+        selector=LabelSelector(
+            match_labels=selector.get("matchLabels", {}),
+            match_expressions=tuple(
+                LabelRequirement(
+                    key=one["key"], operator=one["operator"], values=tuple(one.get("values", ()))
+                )
+                for one in selector.get("matchExpressions", ())
+            ),
+        ),
+        failure_policy=SidecarFailure(value.get("failurePolicy", "Ignore")),
     )
 
 

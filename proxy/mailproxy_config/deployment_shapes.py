@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .shapes import Anything, Flag, Integer, IntOrText, Labels, ListOf, Record, Rule, Shape, Text
+from .sidecar_shapes import SIDECAR
 from .values import MSEC_SHAPE
 
 SAFE_SYSCTLS: Final = (
@@ -196,7 +197,6 @@ _AUTOSCALING: Final = Record(
     },
 )
 _SERVICE: Final = Record(
-    default={},
     fields={
         "type": Text(longest=16, words=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
         "annotations": _LABELS,
@@ -311,6 +311,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "networkPolicy": _NETWORK_POLICY,
     "resources": Record(fields={"requests": _QUANTITIES, "limits": _QUANTITIES}),
     "pod": _POD,
+    "sidecar": SIDECAR,
     "paused": Flag(default=False),
 }
 """Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
@@ -322,7 +323,7 @@ DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
     "image": "The proxy's image; the operator's own setting unless given.",
     "imagePullPolicy": "When the image is pulled.",
     "imagePullSecrets": "Secrets for pulling the image.",
-    "service": "The Service in front of the pods.",
+    "service": "The Service in front of the pods; with mode Sidecar there is one only if this is given.",
     "portStrategy": (
         "Direct listens on the very ports, which below 1024 needs a sysctl; HighPort listens on"
         " 10000 + port behind the Service and needs none."
@@ -334,6 +335,7 @@ DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
     "networkPolicy": "Who may talk to the pods, and whom they may talk to.",
     "resources": "CPU and memory of a pod, as in a container.",
     "pod": "Further fields of the pods, handed to Kubernetes as they are.",
+    "sidecar": "Which pods may carry the proxy, with mode Sidecar.",
     "paused": "Leaves everything as it is until this is false again.",
 }
 """One sentence for each of them."""

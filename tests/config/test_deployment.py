@@ -12,6 +12,7 @@ from mailproxy_config.deployment import (
     Mode,
     PodDisruptionBudgetSpec,
     PortStrategy,
+    SidecarFailure,
     Sysctl,
     SysctlMode,
     UnsafeSysctls,
@@ -113,3 +114,25 @@ def test_a_time_that_is_too_long_is_told() -> None:
 )
 def test_names_of_fields(name: str, snake: str) -> None:
     assert snake_case(name) == snake
+
+
+@pytest.mark.parametrize(
+    ("selector", "labels", "expected"),
+    [
+        ({}, {}, True),
+        ({"matchLabels": {"app": "dovecot"}}, {"app": "dovecot", "x": "y"}, True),
+        ({"matchLabels": {"app": "dovecot"}}, {"app": "postfix"}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}, {"app": "b"}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}, {}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["a"]}]}, {}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["a"]}]}, {"app": "a"}, False),
+        ({"matchExpressions": [{"key": "app", "operator": "Exists"}]}, {"app": ""}, True),
+        ({"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, {"app": ""}, False),
+    ],
+)
+def test_a_selector_chooses_as_kubernetes_does(
+    selector: dict[str, Any], labels: dict[str, str], expected: bool
+) -> None:
+    found = read(mode="Sidecar", sidecar={"selector": selector, "failurePolicy": "Fail"})
+    assert found.sidecar.failure_policy is SidecarFailure.FAIL
+    assert found.sidecar.selector.selects(labels) is expected

@@ -34,6 +34,9 @@ def test_every_field_has_a_meaning_and_a_place_in_the_value() -> None:
         ("drain", {"delay": 5, "timeout": "1h"}),
         ("podDisruptionBudget", {"maxUnavailable": "50%"}),
         ("resources", {"requests": {"cpu": "100m", "memory": 64}, "limits": {"memory": "1.5Gi"}}),
+        ("sidecar", {}),
+        ("sidecar", {"selector": {"matchLabels": {"app": "dovecot"}}, "failurePolicy": "Fail"}),
+        ("sidecar", {"selector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}}),
         ("pod", {"affinity": {"any": "thing"}, "hostUsers": False, "extraEnv": [{"name": "A"}]}),
     ],
 )
@@ -53,6 +56,13 @@ _VALUE = "sysctls.extra[0].value"
         ("autoscaling", {}, "autoscaling.maxReplicas", "is required"),
         ("service", {"externalTrafficPolicy": "Local"}, "service",
          "externalTrafficPolicy needs type LoadBalancer or NodePort"),
+        ("sidecar", {"failurePolicy": "Deny"}, "sidecar.failurePolicy", "'Deny' is not one of Ignore, Fail"),
+        ("sidecar", {"selector": {"matchExpressions": [{"key": "a", "operator": "In"}]}},
+         "sidecar.selector.matchExpressions[0]",
+         "In and NotIn need values; Exists and DoesNotExist take none"),
+        ("sidecar", {"selector": {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}},
+         "sidecar.selector.matchExpressions[0]",
+         "In and NotIn need values; Exists and DoesNotExist take none"),
         ("sysctls", {"extra": [{"name": "net.core.somaxconn", "value": "9"}]}, "sysctls",
          "extra names a sysctl outside the kubelet's safe set; "
          "that needs unsafe: Allow and a node that allows it"),
