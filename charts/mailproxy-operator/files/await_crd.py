@@ -1,4 +1,4 @@
-"""What runs after a first install that brings MailProxy resources along: waits until the API server knows the kind."""
+"""What runs after a first install that brings MailProxy resources: waits until the API knows the kind."""
 
 import json
 import os

@@ -1,0 +1,122 @@
+"""Writes the pages about the chart's values, from ``values.yaml`` and its comments.
+
+``python charts/values_page.py`` writes the chart's README and
+``docs/reference/values.md`` anew; a test says when that has been forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "charts/mailproxy-operator"
+_KEY = re.compile(r"^( *)([A-Za-z][A-Za-z0-9]*):")
+_MARK = "# -- "
+
+_README = """\
+# mailproxy-operator
+
+The operator of MailProxy: SMTP, IMAP and POP3 proxies with nginx's mail directives, as a custom resource.
+
+Kubernetes 1.29 or newer, Helm 3 or 4.
+
+```sh
+helm install mailproxy-operator charts/mailproxy-operator --namespace mailproxy-system --create-namespace
+helm test mailproxy-operator --namespace mailproxy-system
+```
+
+What is installed, how it is upgraded and removed: [docs/install.md](../../docs/install.md),
+[docs/upgrading.md](../../docs/upgrading.md).
+Prometheus and Grafana: [docs/monitoring.md](../../docs/monitoring.md).
+
+## Values
+
+A key that is not listed here is refused, and so is a value of the wrong type or one that contradicts another.
+
+"""
+
+_REFERENCE = """\
+# Values of the Helm chart
+
+Generated from `charts/mailproxy-operator/values.yaml` by `python charts/values_page.py`; do not edit.
+A key that is not listed here is refused, and so is a value of the wrong type or one that contradicts another.
+
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of the chart."""
+
+    path: str
+    default: object
+    meaning: str
+
+
+def values(text: str) -> list[Value]:
+    """Read the values with their comments.
+
+    Args:
+        text: What ``values.yaml`` holds.
+
+    Raises:
+        KeyError: A comment stands before something that is no key.
+    """
+    defaults = yaml.safe_load(text)
+    found: list[Value] = []
+    trail: list[tuple[int, str]] = []
+    meaning = ""
+    for line in text.splitlines():
+        stripped = line.strip()
+        if stripped.startswith(_MARK):
+            meaning = stripped.removeprefix(_MARK)
+            continue
+        key = _KEY.match(line)
+        if not key:
+            continue
+        indent = len(key[1])
+        trail = [*(one for one in trail if one[0] < indent), (indent, key[2])]
+        if meaning:
+            path = [name for _, name in trail]
+            found.append(Value(".".join(path), _at(defaults, path), meaning))
+            meaning = ""
+    return found
+
+
+def _at(tree: Any, path: list[str]) -> object:  # noqa: ANN401  a tree of YAML
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def table(listed: list[Value]) -> str:
+    """Write the values as a Markdown table."""
+    rows = "".join(
+        f"| `{one.path}` | `{_default(one.default)}` | {one.meaning.replace('|', chr(92) + '|')} |\n"
+        for one in listed
+    )
+    return "| Value | Default | Meaning |\n|---|---|---|\n" + rows
+
+
+def _default(value: object) -> str:
+    return json.dumps(value, separators=(", ", ": "))
+
+
+def pages() -> dict[Path, str]:
+    """Make every page, by where it belongs."""
+    listed = table(values((CHART / "values.yaml").read_text(encoding="utf-8")))
+    return {
+        CHART / "README.md": _README + listed,
+        ROOT / "docs/reference/values.md": _REFERENCE + listed,
+    }
+
+
+if __name__ == "__main__":
+    for page, content in pages().items():
+        page.write_text(content, encoding="utf-8")

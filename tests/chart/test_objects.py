@@ -1,0 +1,211 @@
+"""What the chart renders, over values and versions of Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from mailproxy_operator.local.source import read_resource
+from mailproxy_operator.render import planned, render
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import KubeVersion, Platform
+from support.helm import CHART, MONITORING, ROOT, Helm, Object, named, of_kind
+from support.helm_schemas import VERSIONS, faults, pod_specs, violations
+
+EDGE: Object = {
+    "spec": {
+        "mail": {"serverName": "mail.example.com", "authHttp": "http://auth.mail.svc:9000/auth"},
+        "servers": [
+            {"name": "imap", "listen": [{"port": 143}, {"address": "[::]", "port": 143}]},
+            {"name": "submission", "listen": [{"port": 587}]},
+        ],
+        "sysctls": {"unsafe": "Allow"},
+    }
+}
+EVERYTHING: Object = {
+    "fullnameOverride": "mail-operator",
+    "commonLabels": {"team": "mail"},
+    "image": {"digest": "sha256:" + "a" * 64},
+    "proxyImage": {"tag": "2.0.0"},
+    "imagePullSecrets": ["pull"],
+    "replicas": 2,
+    "nodeMinVersion": "1.31",
+    "log": {"level": "debug", "format": "text"},
+    "serviceAccount": {"annotations": {"a/b": "c"}},
+    "podLabels": {"x": "y"},
+    "podAnnotations": {"x": "y"},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "mail", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "system-cluster-critical",
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    "networkPolicy": {
+        "enabled": True,
+        "metricsFrom": [{"podSelector": {}}],
+        "apiServerCidrs": ["10.0.0.0/8"],
+    },
+    "metrics": {
+        "service": {"annotations": {"a": "b"}},
+        "scrapeAnnotations": True,
+        "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Mail"}},
+    },
+    "proxies": {"edge": EDGE, "inner": {**EDGE, "namespace": "other", "labels": {"a": "b"}}},
+    "extraObjects": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-extra"}}
+    ],
+}
+MATRIX: dict[str, Object] = {
+    "defaults": {},
+    "everything": EVERYTHING,
+    "namespaced": {
+        "watchNamespaces": ["mail", "other"],
+        "proxies": {"edge": EDGE},
+        "metrics": {"serviceMonitor": {"enabled": True}, "service": {"enabled": True}},
+    },
+    "least": {
+        "crds": {"enabled": False},
+        "rbac": {"create": False},
+        "serviceAccount": {"create": False, "name": "given"},
+        "metrics": {"service": {"enabled": False}},
+        "podDisruptionBudget": {"enabled": False},
+        "resources": {},
+        "replicas": 3,
+    },
+    "sysctl policy": {"sysctlPolicy": {"enabled": True}},
+}
+_OF_ITS_OWN_KIND = {"CustomResourceDefinition", "MailProxy"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", MATRIX)
+@pytest.mark.parametrize("options", [(), MONITORING], ids=["bare", "monitoring"])
+def test_every_object_is_valid_and_every_pod_restricted(
+    helm: Helm, case: str, version: str, options: tuple[str, ...]
+) -> None:
+    if case == "sysctl policy" and version == "1.29":
+        assert "needs Kubernetes 1.30" in helm.refusal(MATRIX[case], "--kube-version", version)
+        return
+    objects = helm.objects(MATRIX[case], "--kube-version", version, *options)
+    known = [one for one in objects if one["kind"] not in _OF_ITS_OWN_KIND]
+    assert [fault for one in known for fault in faults(one, version)] == []
+    assert [violation for spec in pod_specs(objects) for violation in violations(spec)] == []
+    names = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
+    assert len(names) == len(set(names))
+    assert bool(of_kind(objects, "PrometheusRule")) == (case == "everything" and bool(options))
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.36"])
+def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, version: str) -> None:
+    found = of_kind(helm.objects(EVERYTHING, *MONITORING), "MailProxy")
+    assert [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found] == [
+        ("mail", "edge"),
+        ("other", "inner"),
+    ]
+    for one in found:
+        assert one["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+        resource = Resource.read(read_resource(yaml.safe_dump(one), "values"))
+        rendered = render(planned(resource, Platform(kube_version=KubeVersion.parse(version))))
+        assert [fault for child in rendered for fault in faults(child, version)] == []
+        assert [violation for spec in pod_specs(list(rendered)) for violation in violations(spec)] == []
+
+
+def test_the_crd_is_the_generated_one_and_nothing_else(helm: Helm) -> None:
+    shipped = (ROOT / "deploy/crd.yaml").read_text()
+    assert (CHART / "files/crd.yaml").read_text() == shipped
+    rendered = named(helm.objects(), "CustomResourceDefinition")
+    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    rendered["metadata"].pop("labels")
+    assert rendered == yaml.safe_load(shipped)
+
+
+def test_the_crd_is_kept_or_not_and_may_be_left_out(helm: Helm) -> None:
+    unkept = named(helm.objects({"crds": {"keep": False}}), "CustomResourceDefinition")
+    assert "annotations" not in unkept["metadata"]
+    assert of_kind(helm.objects({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+
+
+def _rules(role: Object) -> list[tuple[Any, ...]]:
+    return sorted(
+        (*rule["apiGroups"], *sorted(rule["resources"]), *sorted(rule["verbs"])) for rule in role["rules"]
+    )
+
+
+def test_the_rights_are_those_of_the_plain_manifests(helm: Helm) -> None:
+    plain = list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()))
+    rendered = helm.objects()
+    for suffix in ("operator", "edit", "view"):
+        ours, theirs = named(rendered, "ClusterRole", suffix), named(plain, "ClusterRole", suffix)
+        assert _rules(ours) == _rules(theirs)
+
+
+def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
+    wanted = _rules(named(helm.objects(), "ClusterRole", "operator"))
+    objects = helm.objects({"watchNamespaces": ["a", "b"]})
+    roles = {one["metadata"]["namespace"]: _rules(one) for one in of_kind(objects, "Role")
+             if one["metadata"]["name"].endswith("operator")}  # fmt: skip
+    assert roles == {"a": wanted, "b": wanted}
+    assert of_kind(objects, "ClusterRoleBinding") == []
+
+
+def test_the_rights_on_the_lease_are_those_of_the_plain_manifests(helm: Helm) -> None:
+    plain = named(list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text())), "Role", "lease")
+    ours = named(helm.objects(), "Role", "lease")
+    # The chart asks for less: only creating cannot be bound to a name.
+    assert {verb for rule in ours["rules"] for verb in rule["verbs"]} == {*plain["rules"][0]["verbs"]}
+    assert [rule.get("resourceNames") for rule in ours["rules"]] == [None, ["mailproxy-operator"]]
+
+
+def test_no_role_is_about_secrets_or_everything(helm: Helm) -> None:
+    for one in helm.objects(EVERYTHING, *MONITORING):
+        for rule in one.get("rules", []):
+            assert not {"secrets", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
+
+
+def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
+    container = named(helm.objects(EVERYTHING), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "ghcr.io/mailproxy/mailproxy-operator@sha256:" + "a" * 64
+    assert container["args"] == [
+        "run",
+        "--admin=:8080",
+        "--image=ghcr.io/mailproxy/mailproxy:2.0.0",
+        "--node-min-version=1.31",
+        "--resync=600",
+        "--log-level=debug",
+        "--log-format=text",
+    ]
+    two = named(helm.objects({"watchNamespaces": ["a", "b"]}), "Deployment")
+    arguments = two["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [one for one in arguments if "namespace" in one] == ["--namespace=a", "--namespace=b"]
+
+
+def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> None:
+    deployment = named(helm.objects(), "Deployment")
+    labels = {"app.kubernetes.io/name": "mailproxy-operator", "app.kubernetes.io/instance": "mp"}
+    assert deployment["spec"]["template"]["metadata"]["labels"] == labels
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+
+
+def test_a_disruption_budget_only_where_it_blocks_no_drain(helm: Helm) -> None:
+    assert of_kind(helm.objects(), "PodDisruptionBudget") == []
+    assert of_kind(helm.objects({"replicas": 2}), "PodDisruptionBudget")
+
+
+def test_there_is_one_version_number() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    images = yaml.safe_load(chart["annotations"]["artifacthub.io/images"])
+    assert {one["image"].rpartition(":")[2] for one in images} == {project["version"]}
+    assert {one["image"].rpartition(":")[2] for one in images} == {Platform().image.rpartition(":")[2]}
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_helm_finds_nothing_to_complain_about(helm: Helm, case: str) -> None:
+    values = MATRIX[case] or {"replicas": 1}
+    helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", "--set-json", json.dumps(values))

@@ -1,0 +1,109 @@
+"""Values that are wrong are refused with a message that names them; the pages about values are fresh."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from support.helm import CHART, ROOT, Helm
+
+sys.path.insert(0, str(ROOT / "charts"))
+from values_page import pages, values  # type: ignore[import-not-found]
+
+SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        # a typo in a key
+        ({"replicsa": 2}, "replicsa"),
+        ({"metrics": {"podMonitr": {}}}, "podMonitr"),
+        ({"metrics": {"podMonitor": {"enable": True}}}, "enable"),
+        ({"proxies": {"edge": {"spec": SERVERS, "nmespace": "a"}}}, "nmespace"),
+        ({"extraEnv": [{"nam": "A"}]}, "nam"),
+        # a wrong type, or a value outside of what makes sense
+        ({"replicas": "two"}, "/replicas"),
+        ({"replicas": 0}, "/replicas"),
+        ({"crds": {"keep": "maybe"}}, "/crds/keep"),
+        ({"commonLabels": {"a": 1}}, "/commonLabels/a"),
+        ({"image": {"digest": "sha256:abc"}}, "/image/digest"),
+        ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy"),
+        ({"nodeMinVersion": "latest"}, "/nodeMinVersion"),
+        ({"resyncSeconds": 1}, "/resyncSeconds"),
+        ({"log": {"level": "loud"}}, "/log/level"),
+        ({"metrics": {"port": 80}}, "/metrics/port"),
+        ({"resources": {"requests": {"memory": "much"}}}, "/resources/requests/memory"),
+        ({"networkPolicy": {"apiServerCidrs": ["10.0.0.1"]}}, "/networkPolicy/apiServerCidrs"),
+        ({"watchNamespaces": "mail"}, "/watchNamespaces"),
+        ({"watchNamespaces": [""]}, "/watchNamespaces/0"),
+        ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
+        ({"proxies": {"edge": {}}}, "/proxies/edge"),
+        ({"proxies": {"edge": {"spec": {"servers": []}}}}, "/proxies/edge/spec/servers"),
+        # values that contradict each other
+        ({"watchNamespaces": []}, "watchNamespaces"),
+        (
+            {"metrics": {"podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}},
+            "metrics.serviceMonitor.enabled are both true",
+        ),
+        (
+            {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
+            "metrics.serviceMonitor.enabled needs",
+        ),
+        ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels"),
+        ({"extraEnv": [{"name": "POD_NAMESPACE", "value": "x"}]}, "extraEnv"),
+        ({"proxies": {"Edge": {"spec": SERVERS}}}, "proxies.Edge"),
+        ({"proxies": {"e" * 51: {"spec": SERVERS}}}, "proxies.eee"),
+        ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
+    ],
+)
+def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -> None:
+    assert named in helm.refusal(given)
+
+
+def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
+    assert ">=1.29" in helm.refusal(None, "--kube-version", "1.28.9")
+
+
+def test_the_schema_knows_exactly_the_values_there_are() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert _undeclared(schema, defaults) == []
+    # Helm itself adds "global" to the values of a chart that another one contains.
+    assert schema["properties"].keys() - defaults.keys() == {"global"}
+
+
+def _undeclared(schema: dict[str, Any], tree: dict[str, Any], path: str = "") -> list[str]:
+    known = schema["properties"]
+    found = [f"{path}{key}" for key in tree if key not in known]
+    for key, value in tree.items():
+        if isinstance(value, dict) and known.get(key, {}).get("additionalProperties") is False:
+            found += _undeclared(known[key], value, f"{path}{key}.")
+    return found
+
+
+def test_every_value_says_what_it_means() -> None:
+    text = (CHART / "values.yaml").read_text()
+    listed = {one.path for one in values(text)}
+    assert sorted(_leaves(yaml.safe_load(text), listed)) == sorted(listed)
+    assert all(one.meaning.endswith(".") for one in values(text))
+
+
+def _leaves(tree: dict[str, Any], listed: set[str], path: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in tree.items():
+        name = f"{path}{key}"
+        # What is described as a whole needs no word about its parts.
+        inside = isinstance(value, dict) and value and name not in listed
+        found += _leaves(value, listed, f"{name}.") if inside else [name]
+    return found
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
+def test_the_pages_about_values_are_fresh(page: Any) -> None:
+    assert page.read_text() == pages()[page], "run: python charts/values_page.py"
