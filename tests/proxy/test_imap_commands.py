@@ -60,6 +60,7 @@ def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[b
         (b"t LOGIN {999999999999999999}", [], 999_999_999_999_999_999, True),
         (b"t LOGIN a {5}", [b"a"], 5, True),
         (b't LOGIN "a"{5}', [b"a"], 5, True),
+        (b"t LOGIN {5}\r\r", [], 5, True),
         (b"t NOOP a b {5+}", [b"a", b"b"], 5, False),
     ],
 )
@@ -96,7 +97,9 @@ def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, sy
         (b"a1 LOGIN {1234567890123456789}", b"a1", LITERAL, False),
         (b"a1 LOGIN {1234567890123456789+}", b"a1", LITERAL, True),
         (b"a1 LOGIN a\rb c", b"a1", CONTROL, False),
-        (b"a1 LOGIN {5}\r", b"a1", CONTROL, False),
+        (b"a1 LOGIN {5}x\r", b"a1", CONTROL, False),
+        (b"a1 LOGIN a\r {5}\r", b"a1", CONTROL, False),
+        (b"a1 LOGIN a}\r", b"a1", CONTROL, False),
     ],
 )
 def test_what_is_no_command(line: bytes, tag: bytes, kind: ProtocolErrorKind, closes: bool) -> None:

@@ -107,7 +107,7 @@ def go_on(unfinished: Unfinished, octets: bytes, line: bytes) -> Command | Unfin
 def _arguments(command: Command, line: bytes, at: int) -> Command | Unfinished | Rejected:
     arguments = command.arguments
     if b"\r" in line:
-        return _rejected(command.tag, line, ProtocolErrorKind.CONTROL_CHAR)
+        return _arguments_before_cr(command, line, at)
     while found := _ARGUMENT.match(line, at):
         at = found.end()
         form = found.lastindex
@@ -121,6 +121,15 @@ def _arguments(command: Command, line: bytes, at: int) -> Command | Unfinished |
     is_literal = line[at:].lstrip(b" ").startswith(b"{")
     kind = ProtocolErrorKind.LITERAL_INVALID if is_literal else ProtocolErrorKind.BAD_ARGUMENTS
     return _rejected(command.tag, line, kind)
+
+
+def _arguments_before_cr(command: Command, line: bytes, at: int) -> Unfinished | Rejected:
+    """Take CRs only where nginx does: any number of them between a literal's brace and the line's end."""
+    bare = line.rstrip(b"\r")
+    read = _arguments(command, bare, at) if b"\r" not in bare else None
+    if isinstance(read, Unfinished):
+        return read
+    return _rejected(command.tag, line, ProtocolErrorKind.CONTROL_CHAR)
 
 
 def _literal(command: Command, found: re.Match[bytes], line: bytes) -> Unfinished | Rejected:
