@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from support.parity.dialogue import Dialogue
@@ -36,6 +37,27 @@ class Difference:
 
 
 RESET_IS_EOF: Final = "Q-25"
+_DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")
+
+
+def _without_repeated_digest(record: Record) -> Record:
+    first, *more = record.requests
+    return replace(record, requests=(first, *(_DIGEST.sub(b"", request) for request in more)))
+
+
+_SALT: Final = re.compile(rb"(?<=\r\n)Auth-Salt: [^\r]*\r\n")
+
+
+def _without_salt(record: Record) -> Record:
+    """Only requests about methods without a challenge lose their salt."""
+    return replace(
+        record,
+        requests=tuple(
+            _SALT.sub(b"", request) if b"Auth-Method: external" in request else request
+            for request in record.requests
+        ),
+    )
+
 
 _TABLE: Final[tuple[Difference, ...]] = (
     Difference(
@@ -43,6 +65,22 @@ _TABLE: Final[tuple[Difference, ...]] = (
         "closes at once; where input lies unread, TCP resets the connection and the last reply may be lost",
         "shuts its side, reads past what still comes for a moment, then closes",
         "the client should hear the last reply",
+    ),
+    Difference(
+        "Q-31",
+        "repeats a request after WAIT with an empty Auth-Pass for apop and cram-md5",
+        "repeats the client's digest",
+        "without it the service cannot check anything",
+        level=_without_repeated_digest,
+    ),
+    Difference(
+        "salt-of-external",
+        "before 1.31 also sends Auth-Salt for external, where the greeting had a challenge",
+        "sends Auth-Salt for apop and cram-md5 alone",
+        "as nginx 1.31 does; external answers no challenge",
+        kind="newer",
+        until=(1, 29, 7),
+        level=_without_salt,
     ),
 )
 

@@ -31,7 +31,7 @@ from support.parity.subjects import Nginx, Process, start_nginx, start_proxy
 
 T = TypeVar("T")
 
-_AT_ONCE: Final = 24
+_AT_ONCE: Final = 96
 _TRIES: Final = 3
 _END_SECONDS: Final = 4.0
 
@@ -230,11 +230,12 @@ class _Player:
         self._turns: list[bytes] = []
         self._tls: list[str] = []
         self._marked = 0
+        self._names = Names({})
 
     async def play(self) -> Record:
         activity = self._playing.activity
         wire = Wire(await self._connect(), activity)
-        names = self._names(wire)
+        self._names = self._names_of(wire)
         try:
             await self._settle(wire, self._patience.first)
             for step in self._dialogue.steps:
@@ -250,7 +251,7 @@ class _Player:
         finally:
             wire.close()
         await self._until(lambda: all(one.is_closed for one in self._playing.upstreams))
-        return self._record(names, ending, afterwards)
+        return self._record(ending, afterwards)
 
     async def _connect(self) -> socket.socket:
         via, place = self._dialogue.via, self._subject.place
@@ -312,7 +313,9 @@ class _Player:
     def _now(self, wire: Wire) -> Progress:
         playing = self._playing
         closed = sum(one.is_closed for one in playing.upstreams)
-        return Progress(len(wire.heard), wire.is_open, len(playing.requests), playing.heard, closed)
+        said = self._names.said
+        heard = sum(len(said(one.octets)) + 1 for one in playing.upstreams)
+        return Progress(len(said(wire.heard)), wire.is_open, len(playing.requests), heard, closed)
 
     async def _until(self, is_so: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
         with contextlib.suppress(TimeoutError):
@@ -320,7 +323,7 @@ class _Player:
                 while not is_so():
                     await self._playing.activity.next(0.25)
 
-    def _names(self, wire: Wire) -> Names:
+    def _names_of(self, wire: Wire) -> Names:
         place = self._subject.place
         replaced = {place.here: "HERE", self._playing.ip: "CLIENT", f"{place.folder}": "FOLDER"}
         replaced[str(place.ports[self._dialogue.block])] = "LISTENPORT"
@@ -328,8 +331,8 @@ class _Player:
             replaced[str(wire.sock.getsockname()[1])] = "CLIENTPORT"
         return Names(replaced)
 
-    def _record(self, names: Names, ending: str, afterwards: str) -> Record:
-        playing = self._playing
+    def _record(self, ending: str, afterwards: str) -> Record:
+        playing, names = self._playing, self._names
         return Record(
             turns=tuple(map(names.said, self._turns)),
             ending=ending,

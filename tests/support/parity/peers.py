@@ -81,11 +81,6 @@ class Playing:
         self.asked += 1
         return self.auth[self.asked - 1] if self.asked <= len(self.auth) else Special.CLOSE
 
-    @property
-    def heard(self) -> int:
-        """How many octets all upstreams heard, and a little for each connection."""
-        return sum(len(one.octets) + 1 for one in self.upstreams)
-
 
 class Peers:
     """The authorization service and the upstreams of one subject."""
@@ -161,7 +156,7 @@ async def _converse(
         line = await reader.readline()
         heard.octets += line
         playing.activity.stir()
-        if not line:
+        if not line.endswith(b"\n"):
             return
         await _say(playing, next(script, Special.SILENT), writer)
 
