@@ -16,7 +16,7 @@ STOP_LINES: Final = 600
 
 @pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
 def test_a_source_root_is_no_package(folder: str) -> None:
-    """``operator/__init__.py`` would hide the standard library's module of that name, and nothing would start."""
+    """``operator/__init__.py`` would hide the standard library's module: nothing would start."""
     assert not (ROOT / folder / "__init__.py").exists()
 
 
