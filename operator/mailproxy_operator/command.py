@@ -18,6 +18,10 @@ from mailproxy_operator.operate import operate
 from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings
 
 CANNOT_START = 3
+WAY_OUT = (
+    "It reaches the API server with the service account of its pod, elsewhere with $KUBECONFIG"
+    " or ~/.kube/config. Without a cluster, try: mailproxy-operator local --demo"
+)
 IMAGE_VARIABLE = "MAILPROXY_IMAGE"
 NAMESPACE_VARIABLE = "POD_NAMESPACE"
 
@@ -33,7 +37,7 @@ def run_command(options: argparse.Namespace) -> int:
     try:
         return asyncio.run(_until_signalled(settings))
     except (CannotConfigure, OSError) as error:
-        sys.stderr.write(f"mailproxy-operator cannot start: {error}\n")
+        sys.stderr.write(f"mailproxy-operator cannot start: {error}\n{WAY_OUT}\n")
         return CANNOT_START
 
 

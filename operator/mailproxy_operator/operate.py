@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -99,7 +99,7 @@ class Operator:
         settings = self._settings
         self.is_ready = True
         if not settings.lease_namespace:
-            await self._until_first(stop, [self._work])
+            await _first(stop.wait(), self._work(stop))
             return 0
         key = Key(settings.lease_namespace, settings.lease_name)
         leadership = Leadership(self._cluster, key, settings.identity)
@@ -108,16 +108,13 @@ class Operator:
             return 0
         self.meters.leader.set(1)
         try:
-            await self._until_first(stop, [self._work, leadership.hold])
+            await _first(stop.wait(), self._work(stop), leadership.hold())
         finally:
             self.meters.leader.set(0)
             await leadership.release()
         return 0 if stop.is_set() else 1
 
-    async def _until_first(self, stop: asyncio.Event, parts: list[Callable[[], Awaitable[None]]]) -> None:
-        await _first(stop.wait(), *(part() for part in parts))
-
-    async def _work(self) -> None:
+    async def _work(self, stop: asyncio.Event) -> None:
         """Reconcile whatever kopf or the resync wakes."""
         platform = Platform(kube_version=await self._version(), image=self._settings.image)
         reconciler = Reconciler(self._cluster, platform)
@@ -126,7 +123,7 @@ class Operator:
         kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
         registry = kopf.OperatorRegistry()
         handlers.register(registry, queue, login=self._login, kinds=kinds)
-        await _first(queue.run(), self._resync(queue), self._watch(registry))
+        await _first(queue.run(), self._resync(queue), self._watch(registry, stop))
 
     async def _version(self) -> KubeVersion:
         while True:
@@ -139,20 +136,17 @@ class Operator:
     async def _has(self, kind: Kind) -> bool:
         return not kind.optional or await self._cluster.has(kind)
 
-    async def _watch(self, registry: kopf.OperatorRegistry) -> None:
+    async def _watch(self, registry: kopf.OperatorRegistry, stop: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
-        stop = asyncio.Event()
-        try:
-            await kopf.operator(
-                registry=registry,
-                settings=handlers.operator_settings(),
-                clusterwide=not namespaces,
-                namespaces=namespaces,
-                standalone=True,
-                stop_flag=stop,
-            )
-        finally:
-            stop.set()
+        await kopf.operator(
+            registry=registry,
+            settings=handlers.operator_settings(),
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            standalone=True,
+        )
+        # kopf takes the process's signals for itself and returns after one.
+        stop.set()
 
     async def _resync(self, queue: WorkQueue) -> None:
         """Look at everything now and then: what a watch has missed is found here."""

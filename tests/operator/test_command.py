@@ -1,0 +1,115 @@
+"""``mailproxy-operator run`` as a process: it finds the API server, works, and ends when told to."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mailproxy_operator.cli import main
+from mailproxy_operator.command import JsonLines, settings_from
+from mailproxy_operator.kinds import DEPLOYMENT
+from mailproxy_operator.settings import DEFAULT_IMAGE, KubeVersion
+from support.operator_bodies import body
+from support.operator_fakekube import FakeKube
+from support.operator_running import until
+
+
+def kubeconfig(path: Path, url: str) -> Path:
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "clusters": [{"name": "test", "cluster": {"server": url}}],
+                "users": [{"name": "test", "user": {"token": "secret"}}],
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            }
+        )
+    )
+    return path
+
+
+async def test_it_works_until_told_to_end(tmp_path: Path) -> None:
+    async with FakeKube() as kube:
+        kube.put(body())
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "KUBECONFIG": str(kubeconfig(tmp_path / "config", kube.url)),
+        }
+        arguments = ["run", "--admin", "127.0.0.1:0", "--lease-namespace", "mail"]
+        command = [sys.executable, "-m", "mailproxy_operator", *arguments]
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        await until(lambda: kube.find(DEPLOYMENT, "edge") or process.returncode is not None)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            _, log = await process.communicate()
+    assert process.returncode == 0, log.decode()
+    assert kube.find(DEPLOYMENT, "edge")
+    assert b"secret" not in log
+    assert all(json.loads(line)["level"] in {"info", "warning"} for line in log.splitlines()), log.decode()
+
+
+def test_without_an_api_server_it_says_what_it_wants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert main(["run", "--admin", "127.0.0.1:0"]) == 3
+    assert "mailproxy-operator local --demo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "name", "expected"),
+    [
+        ({}, {}, "image", DEFAULT_IMAGE),
+        ({}, {"MAILPROXY_IMAGE": "a"}, "image", "a"),
+        ({"image": "b"}, {"MAILPROXY_IMAGE": "a"}, "image", "b"),
+        ({}, {"POD_NAMESPACE": "system"}, "lease_namespace", "system"),
+        ({"lease_namespace": ""}, {"POD_NAMESPACE": "system"}, "lease_namespace", ""),
+        ({"namespace": ["a", "b"]}, {}, "namespaces", ("a", "b")),
+        ({"node_min_version": KubeVersion(1, 30)}, {}, "node_min_version", KubeVersion(1, 30)),
+    ],
+)
+def test_arguments_win_over_the_environment(
+    given: dict[str, Any], environment: dict[str, str], name: str, expected: object
+) -> None:
+    blank = {
+        "namespace": [],
+        "image": None,
+        "node_min_version": None,
+        "lease_namespace": None,
+        "resync": 600.0,
+    }
+    options = argparse.Namespace(**{**blank, "admin": ("[::]", 8080), **given})
+    assert getattr(settings_from(options, environment), name) == expected
+
+
+def test_a_log_line_is_json() -> None:
+    try:
+        raise ValueError("no")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "a %s", ("b",), sys.exc_info())
+    line = json.loads(JsonLines().format(record))
+    assert (line["level"], line["message"]) == ("error", "a b")
+    assert "ValueError: no" in line["exception"]
+
+
+@pytest.mark.parametrize("text", ["8080", "host:port", "host:99999"])
+def test_an_address_that_is_none(text: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--admin", text])
+    assert ended.value.code == 2
