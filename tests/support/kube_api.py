@@ -1,0 +1,185 @@
+"""What a test asks of an API server, real or emulated: plain requests, without any of the product's code."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+Object = dict[str, Any]
+
+APPLY: Final = "application/apply-patch+yaml"
+MERGE: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+_SECONDS: Final = 30.0
+
+PLURALS: Final = {
+    "Namespace": ("v1", "namespaces"),
+    "CustomResourceDefinition": ("apiextensions.k8s.io/v1", "customresourcedefinitions"),
+    "ClusterRole": ("rbac.authorization.k8s.io/v1", "clusterroles"),
+    "ClusterRoleBinding": ("rbac.authorization.k8s.io/v1", "clusterrolebindings"),
+    "Role": ("rbac.authorization.k8s.io/v1", "roles"),
+    "RoleBinding": ("rbac.authorization.k8s.io/v1", "rolebindings"),
+    "MailProxy": ("mailproxy.dev/v1alpha1", "mailproxies"),
+    "Pod": ("v1", "pods"),
+    "ConfigMap": ("v1", "configmaps"),
+    "Secret": ("v1", "secrets"),
+    "Service": ("v1", "services"),
+    "ServiceAccount": ("v1", "serviceaccounts"),
+    "Event": ("events.k8s.io/v1", "events"),
+    "Deployment": ("apps/v1", "deployments"),
+    "DaemonSet": ("apps/v1", "daemonsets"),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "horizontalpodautoscalers"),
+    "PodDisruptionBudget": ("policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": ("networking.k8s.io/v1", "networkpolicies"),
+    "PodMonitor": ("monitoring.coreos.com/v1", "podmonitors"),
+    "PrometheusRule": ("monitoring.coreos.com/v1", "prometheusrules"),
+    "Lease": ("coordination.k8s.io/v1", "leases"),
+    "ResourceQuota": ("v1", "resourcequotas"),
+}
+_CLUSTER_WIDE: Final = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+
+CHILDREN: Final = (
+    "ServiceAccount",
+    "ConfigMap",
+    "Service",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Deployment",
+    "DaemonSet",
+    "HorizontalPodAutoscaler",
+)
+"""The kinds a MailProxy may own that every cluster has."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and whether it was a good one."""
+
+    status: int
+    body: Object
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def good(self) -> Object:
+        """Its body, of an answer that has to be good."""
+        assert 200 <= self.status < 300, f"{self.status}: {self.body.get('message', self.body)}"
+        return self.body
+
+    @property
+    def message(self) -> str:
+        """What the server says about it."""
+        return str(self.body.get("message", ""))
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Sends requests as somebody."""
+
+    url: str
+    token: str = field(default="", repr=False)
+    authority: Path | None = None
+
+    def ask(self, method: str, path: str, body: object = None, content: str = "application/json") -> Answer:
+        """Send one request on a connection of its own."""
+        connection = self._connection()
+        headers = {"Accept": "application/json", "Content-Type": content}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        return Answer(response.status, _parsed(text), tuple(response.headers.get_all("Warning") or ()))
+
+    def _connection(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self.url)
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=_SECONDS)
+        context = ssl.create_default_context(cafile=str(self.authority))
+        return http.client.HTTPSConnection(host, port, timeout=_SECONDS, context=context)
+
+
+def _parsed(text: bytes) -> Object:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {"message": text.decode(errors="replace")}
+    return body if isinstance(body, dict) else {"value": body}
+
+
+def path_of(kind: str, namespace: str = "", name: str = "", **query: str) -> str:
+    """The path of one object, or of a namespace's, or of all of a kind."""
+    version, plural = PLURALS[kind]
+    root = f"/api/{version}" if version == "v1" else f"/apis/{version}"
+    middle = f"/namespaces/{namespace}" if namespace and kind not in _CLUSTER_WIDE else ""
+    path = f"{root}{middle}/{plural}" + (f"/{quote(name)}" if name else "")
+    return path + (f"?{urlencode(query)}" if query else "")
+
+
+class Api:
+    """An API server as somebody sees it."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.asker = asker
+
+    def get(self, path: str) -> Answer:
+        """Ask for whatever stands at a path."""
+        return self.asker.ask("GET", path)
+
+    def post(self, path: str, body: Object) -> Answer:
+        """Post to a path."""
+        return self.asker.ask("POST", path, body)
+
+    def create(self, manifest: Object, **query: str) -> Answer:
+        """Create an object."""
+        metadata = manifest["metadata"]
+        return self.post(path_of(manifest["kind"], metadata.get("namespace", ""), **query), manifest)
+
+    def apply(self, manifest: Object, manager: str = "kubectl", **query: str) -> Answer:
+        """Apply an object server-side, by force."""
+        path = _path(manifest, fieldManager=manager, force="true", **query)
+        return self.asker.ask("PATCH", path, manifest, APPLY)
+
+    def patch(self, kind: str, namespace: str, name: str, change: Object, **query: str) -> Answer:
+        """Merge a change into an object."""
+        return self.asker.ask("PATCH", path_of(kind, namespace, name, **query), change, MERGE)
+
+    def patch_status(self, kind: str, namespace: str, name: str, status: Object) -> Answer:
+        """Merge a change into an object's status, as its controller would."""
+        path = f"{path_of(kind, namespace, name)}/status"
+        return self.asker.ask("PATCH", path, {"status": status}, MERGE)
+
+    def replace(self, manifest: Object) -> Answer:
+        """Replace an object, as an editor would."""
+        return self.asker.ask("PUT", _path(manifest), manifest)
+
+    def delete(self, kind: str, namespace: str, name: str) -> Answer:
+        """Delete an object."""
+        return self.asker.ask("DELETE", path_of(kind, namespace, name), {"gracePeriodSeconds": 0})
+
+    def find(self, kind: str, namespace: str, name: str) -> Object | None:
+        """An object, or ``None``."""
+        answer = self.get(path_of(kind, namespace, name))
+        return None if answer.status == 404 else answer.good
+
+    def found(self, kind: str, namespace: str, name: str) -> Object:
+        """An object that has to be there."""
+        return self.get(path_of(kind, namespace, name)).good
+
+    def list(self, kind: str, namespace: str = "", **query: str) -> list[Object]:
+        """The objects of a kind."""
+        return list(self.get(path_of(kind, namespace, **query)).good["items"])
+
+
+def _path(manifest: Mapping[str, Any], **query: str) -> str:
+    metadata = manifest["metadata"]
+    return path_of(manifest["kind"], metadata.get("namespace", ""), metadata["name"], **query)

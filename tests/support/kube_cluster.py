@@ -1,0 +1,153 @@
+"""The two API servers that the operator's tests run against, behind one face."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread
+from typing import Final
+
+import yaml
+
+from support.kube_api import Api, Asker, Object
+from support.kube_server import KubeServer, Programs, kube_server
+from support.operator_fakekube import FakeKube
+from support.servers.programs import PATIENCE, Ports, Running, eventually
+
+ROOT: Final = Path(__file__).parents[2]
+SYSTEM: Final = "mailproxy-system"
+ACCOUNT: Final = "mailproxy-operator"
+USER: Final = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+
+_SOURCES: Final = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "proxy")])
+_PORTS: Final = Ports()
+
+
+def manifests(*parts: str) -> list[Object]:
+    """The documents of a file of ``deploy/``."""
+    text = ROOT.joinpath("deploy", *parts).read_text(encoding="utf-8")
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@dataclass
+class Cluster:
+    """An API server and how to reach it.
+
+    Attributes:
+        api: Asks as somebody who may do everything.
+        folder: For whatever has to be a file.
+        server: The real one; ``None`` where it is emulated.
+    """
+
+    api: Api
+    folder: Path
+    server: KubeServer | None = None
+    _token: str = field(default="", repr=False)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is a real API server."""
+        return self.server is not None
+
+    def operator_token(self) -> str:
+        """A token of the service account that has the rights of ``deploy/rbac.yaml`` and no others."""
+        if self.server is None:
+            return "emulated"
+        self._token = self._token or self.server.token(SYSTEM, ACCOUNT)
+        return self._token
+
+    def kubeconfig(self, name: str, token: str) -> Path:
+        """Write a kubeconfig of somebody with this token."""
+        where: dict[str, str] = {"server": self.api.asker.url}
+        if self.api.asker.authority is not None:
+            where["certificate-authority"] = str(self.api.asker.authority)
+        path = self.folder / f"{name}.kubeconfig"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [{"name": "test", "cluster": where}],
+                    "users": [{"name": name, "user": {"token": token}}],
+                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": name}}],
+                    "current-context": "test",
+                }
+            )
+        )
+        path.chmod(0o600)
+        return path
+
+
+@contextmanager
+def real_cluster(found: Programs, folder: Path) -> Iterator[Cluster]:
+    """A real API server on which ``deploy/crd.yaml`` and ``deploy/rbac.yaml`` are installed."""
+    with kube_server(found, folder) as server:
+        api = server.admin
+        _ = api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}}).good
+        for manifest in [*manifests("crd.yaml"), *manifests("rbac.yaml")]:
+            _ = api.apply(manifest).good
+        listing = "/apis/mailproxy.dev/v1alpha1/mailproxies"
+        eventually(lambda: api.get(listing).status == 200, "the new kind to be served")
+        yield Cluster(api, folder, server)
+
+
+@contextmanager
+def emulated_cluster(folder: Path) -> Iterator[Cluster]:
+    """The emulated API server, in a thread of its own."""
+    fake, started, loop = FakeKube(), Event(), asyncio.new_event_loop()
+
+    async def serve(stop: asyncio.Event) -> None:
+        async with fake:
+            started.set()
+            await stop.wait()
+
+    stop = asyncio.Event()
+    thread = Thread(target=lambda: loop.run_until_complete(serve(stop)))
+    thread.start()
+    try:
+        assert started.wait(PATIENCE), "the emulated API server did not start"
+        yield Cluster(Api(Asker(fake.url)), folder)
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(PATIENCE)
+        loop.close()
+
+
+class Operator(Running):
+    """``mailproxy-operator run`` as a process with a kubeconfig.
+
+    Attributes:
+        admin: Answers ``/metrics``, ``/healthz`` and ``/readyz`` on loopback.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, kubeconfig: Path, options: Sequence[str] = ()) -> None:
+        port = _PORTS.take()
+        self.admin = Asker(f"http://127.0.0.1:{port}")
+        self._port = port
+        super().__init__(
+            [
+                sys.executable,
+                "-m",
+                "mailproxy_operator",
+                "run",
+                f"--admin=127.0.0.1:{port}",
+                *options,
+            ],
+            output=cluster.folder / f"{name}.log",
+            env={"KUBECONFIG": str(kubeconfig), "PYTHONPATH": _SOURCES, "POD_NAMESPACE": ""},
+        )
+
+    def started(self) -> Operator:
+        """Wait until it serves its own metrics."""
+        self.answers(self._port)
+        return self
+
+    def lines(self) -> list[Mapping[str, str]]:
+        """What it has logged, one mapping a line."""
+        return [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]

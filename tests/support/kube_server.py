@@ -1,0 +1,246 @@
+"""A real API server with its etcd on loopback, where their programs are installed.
+
+They are found as ``envtest`` finds them: in ``$KUBEBUILDER_ASSETS``, else in
+``/usr/local/kubebuilder/bin``.  There are no controllers and no nodes beside
+it; what those would do, tests do.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Final
+
+import trustme
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+from support.kube_api import Api, Asker
+from support.servers.programs import Ports, Running, eventually
+
+ASSETS: Final = "KUBEBUILDER_ASSETS"
+USUAL_ASSETS: Final = "/usr/local/kubebuilder/bin"
+PATIENCE: Final = 90.0
+"""Seconds until the API server is ready; it takes about five where nothing else runs."""
+
+_ISSUER: Final = "https://kubernetes.default.svc"
+_ADMIN: Final = "admin-token-of-a-test"
+_PEOPLE: Final = f'{_ADMIN},admin,admin,"system:masters"\n'
+_NOT_NOTED: Final = {"level": "None", "nonResourceURLs": ["/readyz*", "/livez*", "/healthz*"]}
+_POLICY: Final = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [_NOT_NOTED, {"level": "Metadata"}],
+}
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Where the two programs are."""
+
+    etcd: Path
+    apiserver: Path
+
+
+def programs() -> Programs | None:
+    """Find the two programs; ``None`` where one of them is missing."""
+    folder = Path(os.environ.get(ASSETS) or USUAL_ASSETS)
+    found = Programs(folder / "etcd", folder / "kube-apiserver")
+    is_there = all(os.access(path, os.X_OK) for path in (found.etcd, found.apiserver))
+    return found if is_there else None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as the API server's audit log has it.
+
+    Attributes:
+        verb: As RBAC has it: ``patch`` is ``patch``, whatever its content.
+        created: A patch that made the object, which needs the right to create it too.
+    """
+
+    user: str
+    verb: str
+    group: str
+    resource: str
+    namespace: str
+    name: str
+    path: str
+    code: int
+    created: bool
+
+
+class KubeServer:
+    """An API server that is running.
+
+    Attributes:
+        url: Where.
+        authority: The file that holds its certificate's authority.
+        admin: Asks as somebody who may do everything.
+    """
+
+    def __init__(self, folder: Path, url: str, key: rsa.RSAPrivateKey) -> None:
+        self.url = url
+        self.authority = folder / "ca.crt"
+        self._audit = folder / "audit.log"
+        self._key = key
+        self.admin = Api(self.as_bearer(_ADMIN))
+
+    def as_bearer(self, token: str) -> Asker:
+        """Ask with a token."""
+        return Asker(self.url, token=token, authority=self.authority)
+
+    def token(self, namespace: str, account: str) -> str:
+        """Have the API server make a token of a service account."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        return str(self.admin.post(path, asked).good["status"]["token"])
+
+    def expired_token(self, namespace: str, account: str) -> str:
+        """Make a token of a service account that was good until an hour ago."""
+        found = self.admin.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").good
+        now = int(time.time())
+        identity = {
+            "namespace": namespace,
+            "serviceaccount": {"name": account, "uid": found["metadata"]["uid"]},
+        }
+        return self._signed(
+            {
+                "iss": _ISSUER,
+                "aud": [_ISSUER],
+                "sub": f"system:serviceaccount:{namespace}:{account}",
+                "iat": now - 7200,
+                "nbf": now - 7200,
+                "exp": now - 3600,
+                "kubernetes.io": identity,
+            }
+        )
+
+    def _signed(self, claims: dict[str, Any]) -> str:
+        """A JSON Web Token (RFC 7519) signed as the API server signs its own."""
+        text = f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part(claims)}"
+        signature = self._key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
+        return f"{text}.{_encoded(signature)}"
+
+    def requests(self, user: str = "") -> list[Request]:
+        """Every request so far, or those of one user."""
+        with self._audit.open(encoding="utf-8") as log:
+            found = [_request(json.loads(line)) for line in log if line.endswith("\n")]
+        return [one for one in found if user in {"", one.user}]
+
+
+def _part(claims: dict[str, Any]) -> str:
+    return _encoded(json.dumps(claims).encode())
+
+
+def _encoded(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+
+
+def _request(event: dict[str, Any]) -> Request:
+    what = event.get("objectRef") or {}
+    resource = "/".join(filter(None, (what.get("resource"), what.get("subresource"))))
+    code = int((event.get("responseStatus") or {}).get("code") or 0)
+    return Request(
+        user=event["user"]["username"],
+        verb=event["verb"],
+        group=what.get("apiGroup", ""),
+        resource=resource,
+        namespace=what.get("namespace", ""),
+        name=what.get("name", ""),
+        path=event["requestURI"],
+        code=code,
+        created=event["verb"] == "patch" and code == 201,
+    )
+
+
+@contextmanager
+def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
+    """Run both programs for as long as the context lasts."""
+    ports = Ports()
+    etcd_port, peer_port, port = ports.take(), ports.take(), ports.take()
+    etcd_url = f"http://127.0.0.1:{etcd_port}"
+    server = KubeServer(folder, f"https://127.0.0.1:{port}", _identity(folder))
+    with ExitStack() as stack:
+        etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
+        stack.callback(etcd.stop)
+        etcd.answers(etcd_port)
+        api = Running(_apiserver(found.apiserver, folder, etcd_url, port), output=folder / "apiserver.log")
+        stack.callback(api.stop)  # the API server first: without etcd it would not end
+        eventually(lambda: _is_ready(api, server), "the API server", patience=PATIENCE)
+        yield server
+
+
+def _is_ready(running: Running, server: KubeServer) -> bool:
+    assert running.process.poll() is None, f"the API server has ended:\n{running.said()}"
+    with suppress(OSError, HTTPException):
+        return server.admin.get("/readyz").status == 200
+    return False
+
+
+def _etcd(program: Path, folder: Path, url: str, peer_port: int) -> list[str]:
+    return [
+        str(program),
+        f"--data-dir={folder / 'etcd'}",
+        f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}",
+        f"--listen-peer-urls=http://127.0.0.1:{peer_port}",
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    ]
+
+
+def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
+    return [
+        str(program),
+        f"--etcd-servers={etcd}",
+        "--bind-address=127.0.0.1",
+        f"--secure-port={port}",
+        f"--cert-dir={folder}",
+        f"--tls-cert-file={folder / 'server.crt'}",
+        f"--tls-private-key-file={folder / 'server.key'}",
+        f"--token-auth-file={folder / 'people.csv'}",
+        "--authorization-mode=RBAC",
+        # What OpenShift switches on: whoever writes owner references must be allowed to.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+        f"--service-account-issuer={_ISSUER}",
+        f"--service-account-signing-key-file={folder / 'accounts.key'}",
+        f"--service-account-key-file={folder / 'accounts.pub'}",
+        "--service-cluster-ip-range=10.96.0.0/16",
+        f"--audit-policy-file={folder / 'audit.json'}",
+        f"--audit-log-path={folder / 'audit.log'}",
+        "--audit-log-mode=blocking-strict",
+        "--v=0",
+    ]
+
+
+def _identity(folder: Path) -> rsa.RSAPrivateKey:
+    """Write its certificate, the key it signs tokens with, its users and its audit policy."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    issued = authority.issue_cert("127.0.0.1", "localhost")
+    issued.private_key_pem.write_to_path(str(folder / "server.key"))
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(str(folder / "server.crt"), append=number > 0)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    (folder / "accounts.key").write_bytes(private)
+    (folder / "accounts.pub").write_bytes(public)
+    (folder / "people.csv").write_text(_PEOPLE)
+    (folder / "audit.json").write_text(json.dumps(_POLICY))
+    return key
