@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Applied, Cluster, Key
+from mailproxy_operator.cluster import Applied, Cluster, Key, Reader
 from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, Retryable
 from mailproxy_operator.kinds import (
     AUTOSCALER,
@@ -60,6 +60,11 @@ class Ledger:
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and (entry.digest, entry.mark) == (digest, _mark(live))
 
+    def is_last_seen(self, key: Key, name: _Name, live: Manifest) -> bool:
+        """Tell whether an object is just as the last apply made it, whatever is rendered now."""
+        entry = self._entries.get(key, {}).get(name)
+        return entry is not None and entry.mark == _mark(live)
+
     def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Remember an apply and what came of it."""
         entry = _Entry(digest, _mark(applied.manifest), applied.warnings)
@@ -97,17 +102,14 @@ class Children:
         self._wanted: set[_Name] = set()
         self.drifted: list[str] = []
 
-    @classmethod
-    async def read(cls, cluster: Cluster, ledger: Ledger, key: Key, uid: str) -> Children:
-        """Read everything a MailProxy owns."""
-        children = cls(cluster, ledger, key, uid)
+    async def read(self, reader: Reader) -> None:
+        """Read everything the MailProxy owns."""
         for kind in OWNED:
-            for found in await cluster.list_labelled(kind, key.namespace, names.labels(key.name)):
-                if is_controlled_by(found, uid):
+            for found in await reader.list_labelled(kind, self._key.namespace, names.labels(self._key.name)):
+                if is_controlled_by(found, self._uid):
                     # Items of a list do not say what they are.
                     found |= {"apiVersion": kind.api_version, "kind": kind.name}
-                    children._live[kind, found["metadata"]["name"]] = found
-        return children
+                    self._live[kind, found["metadata"]["name"]] = found
 
     def workloads(self) -> list[Manifest]:
         """The Deployment and the DaemonSet, as far as they exist."""

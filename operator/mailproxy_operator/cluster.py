@@ -47,7 +47,17 @@ class Applied:
     warnings: tuple[str, ...] = ()
 
 
-class Cluster(Protocol):
+class Reader(Protocol):
+    """Where objects are read."""
+
+    async def get(self, kind: Kind, key: Key) -> Manifest | None:
+        """Read one object; ``None`` when there is none, or the cluster lacks the kind."""
+
+    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """Read the objects of a namespace that carry these labels; none where the cluster lacks the kind."""
+
+
+class Cluster(Reader, Protocol):
     """Where objects live.
 
     Every method keeps its own deadline and raises ``Retryable`` when waiting
@@ -56,12 +66,6 @@ class Cluster(Protocol):
 
     async def version(self) -> KubeVersion:
         """Tell how old the oldest node may be."""
-
-    async def get(self, kind: Kind, key: Key) -> Manifest | None:
-        """Read one object; ``None`` when there is none, or the cluster lacks the kind."""
-
-    async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        """Read the objects of a namespace that carry these labels; none where the cluster lacks the kind."""
 
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True

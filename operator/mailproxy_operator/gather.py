@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Cluster, Key, RunningConfig
+from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
 from mailproxy_operator.errors import Finding
 from mailproxy_operator.kinds import DEPLOYMENT, POD, Manifest
 from mailproxy_operator.observed import Observed, Pod, Workload
@@ -17,9 +17,21 @@ MAX_ADDRESSES = 16
 
 
 async def gather(
-    cluster: Cluster, key: Key, workload: Mapping[str, Any] | None, service: Mapping[str, Any] | None
+    cluster: Cluster,
+    key: Key,
+    workload: Mapping[str, Any] | None,
+    service: Mapping[str, Any] | None,
+    *,
+    reader: Reader | None = None,
 ) -> tuple[Observed, list[Manifest]]:
     """Look at a MailProxy's pods, given its workload and its Service as they are.
+
+    Args:
+        cluster: Where pods are asked.
+        key: Whose.
+        workload: The workload, if there is one.
+        service: The mail Service, if there is one.
+        reader: Where pods are listed, if not at the cluster itself.
 
     Returns:
         What was seen, and the pods themselves.
@@ -27,7 +39,7 @@ async def gather(
     addresses = _addresses(service) if service else ()
     if workload is None:
         return Observed(addresses=addresses), []
-    pods = await cluster.list_labelled(POD, key.namespace, names.selector_labels(key.name))
+    pods = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
     wanted = _template_hash(workload["spec"]["template"])
     running = await _running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))

@@ -6,18 +6,14 @@ What fails is tried again by the queue, whatever is missed by the next resync.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import kopf
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD, Kind
-from mailproxy_operator.work_queue import WorkQueue
-
-SETTLE_SECONDS = 0.2
-"""Changes of owned objects come in bursts; one reconcile is enough for all."""
+from mailproxy_operator.waker import Waker
 
 Login = Callable[..., kopf.ConnectionInfo | None]
 
@@ -27,18 +23,15 @@ def from_environment(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN40
     return kopf.login_with_service_account(**known) or kopf.login_with_kubeconfig(**known)
 
 
-def register(
-    registry: kopf.OperatorRegistry, queue: WorkQueue, *, login: Login, kinds: tuple[Kind, ...]
-) -> None:
+def register(registry: kopf.OperatorRegistry, waker: Waker, *, login: Login, kinds: tuple[Kind, ...]) -> None:
     """Attach the handlers.
 
     Args:
         registry: Where to.
-        queue: Whom to wake.
+        waker: Who is told.
         login: How kopf gets in.
         kinds: What is owned and exists in this cluster.
     """
-    seen: dict[Key, object] = {}
 
     @kopf.on.login(registry=registry)
     def _login(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  handed on
@@ -46,28 +39,24 @@ def register(
 
     @kopf.on.event(names.GROUP, names.VERSION, MAIL_PROXY.plural, registry=registry)
     async def _resource_changed(event: kopf.RawEvent, **_: object) -> None:
-        metadata: Mapping[str, Any] = event["object"].get("metadata", {})
-        key = Key(str(metadata["namespace"]), str(metadata["name"]))
-        state = metadata.get("generation"), metadata.get("uid"), "deletionTimestamp" in metadata
-        if event["type"] == "DELETED":
-            seen.pop(key, None)
-            queue.wake(key, urgent=True)
-        elif seen.get(key) != state:  # our own writes of the status need no answer
-            seen[key] = state
-            queue.wake(key, urgent=True)
+        waker.resource_changed(event["object"]["metadata"], is_deleted=event["type"] == "DELETED")
 
     for kind in kinds:
-        _watch_owned(registry, queue, kind)
+        _watch_owned(registry, waker, kind)
 
 
-def _watch_owned(registry: kopf.OperatorRegistry, queue: WorkQueue, kind: Kind) -> None:
+def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> None:
     group, _, version = kind.api_version.rpartition("/")
 
     @kopf.on.event(group, version, kind.plural, labels=names.MANAGED_BY_US, registry=registry, id=kind.plural)
-    async def _owned_changed(meta: Mapping[str, Any], **_: object) -> None:
-        instance = names.instance_of(meta.get("labels") or {})
-        if instance:
-            queue.wake(Key(str(meta["namespace"]), instance), SETTLE_SECONDS)
+    async def _owned_changed(event: kopf.RawEvent, **_: object) -> None:
+        match event["type"]:
+            case "DELETED":
+                waker.owned_deleted(event["object"]["metadata"])
+            case "ADDED" | "MODIFIED":
+                waker.owned_changed(kind, dict(event["object"]))
+            case _:
+                pass  # a watch that begins lists what there is: the resync looks at that anyway
 
 
 WATCHED = (*OWNED, POD)

@@ -21,8 +21,20 @@ from mailproxy_operator import names
 from mailproxy_operator.answers import Answer, failure, is_port_drift, warnings
 from mailproxy_operator.cluster import Applied, Key, RunningConfig
 from mailproxy_operator.errors import Gone, OperatorError, Retryable
-from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, SERVICE, Kind, Manifest, kind_of, uid_of
+from mailproxy_operator.kinds import (
+    EVENT,
+    LEASE,
+    MAIL_PROXY,
+    OWNED,
+    POD,
+    SERVICE,
+    Kind,
+    Manifest,
+    kind_of,
+    uid_of,
+)
 from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.snapshot import Snapshot
 
 REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
@@ -111,12 +123,19 @@ class KubeCluster:
         listed = self._good(answer, kind, path).body.get("resources") or []
         return any(one.get("kind") == kind.name for one in listed)
 
-    async def keys(self, namespaces: tuple[str, ...] = ()) -> list[Key]:
-        """List every MailProxy, of some namespaces or of all."""
-        found = [
-            one for namespace in namespaces or ("",) for one in await self._list(MAIL_PROXY, namespace, {})
-        ]
-        return [Key(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found]
+    async def snapshot(self, namespaces: tuple[str, ...] = ()) -> Snapshot:
+        """Read every MailProxy and all that they own, in some namespaces or in all."""
+        ours = {"labelSelector": names.label_selector(names.MANAGED_BY_US)}
+        return Snapshot(
+            {
+                kind: [
+                    one
+                    for namespace in namespaces or ("",)
+                    for one in await self._list(kind, namespace, {} if kind is MAIL_PROXY else ours)
+                ]
+                for kind in (MAIL_PROXY, *OWNED, POD)
+            }
+        )
 
     async def _list(self, kind: Kind, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
         items: list[Manifest] = []

@@ -20,6 +20,7 @@ from mailproxy_operator.kinds import LEASE, Manifest
 DURATION_SECONDS = 15.0
 RENEW_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+TRIES = 3
 
 _log = logging.getLogger(__name__)
 
@@ -86,10 +87,14 @@ class Leadership:
     async def release(self) -> None:
         """Give the Lease up, so that another candidate need not wait."""
         with suppress(OperatorError):
-            lease = await self._store.read_lease(self._key)
-            if lease is not None and _holder(lease) == self._identity:
+            for _ in range(TRIES):
+                # A renewal that was cut off may still arrive, and then ours is refused as out of date.
+                lease = await self._store.read_lease(self._key)
+                if lease is None or _holder(lease) != self._identity:
+                    return
                 spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
-                await self._store.write_lease({**_written(lease), "spec": spec})
+                if await self._store.write_lease({**_written(lease), "spec": spec}):
+                    return
 
     async def _try(self) -> bool:
         lease = await self._store.read_lease(self._key)

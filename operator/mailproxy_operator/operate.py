@@ -21,6 +21,7 @@ from mailproxy_operator.lease import Leadership
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import KubeVersion, OperatorSettings, Platform
+from mailproxy_operator.waker import Waker
 from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
 
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
@@ -118,12 +119,12 @@ class Operator:
         """Reconcile whatever kopf or the resync wakes."""
         platform = Platform(kube_version=await self._version(), image=self._settings.image)
         reconciler = Reconciler(self._cluster, platform)
-        queue = WorkQueue(reconciler.reconcile, told=self.meters.reconciled)
-        self._queue = queue
+        waker = Waker(reconciler, told=self.meters.reconciled)
+        self._queue = waker.queue
         kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
         registry = kopf.OperatorRegistry()
-        handlers.register(registry, queue, login=self._login, kinds=kinds)
-        await _first(queue.run(), self._resync(queue), self._watch(registry, stop))
+        handlers.register(registry, waker, login=self._login, kinds=kinds)
+        await _first(waker.queue.run(), self._resync(waker), self._watch(registry, stop))
 
     async def _version(self) -> KubeVersion:
         while True:
@@ -148,20 +149,19 @@ class Operator:
         # kopf takes the process's signals for itself and returns after one.
         stop.set()
 
-    async def _resync(self, queue: WorkQueue) -> None:
+    async def _resync(self, waker: Waker) -> None:
         """Look at everything now and then: what a watch has missed is found here."""
         interval = self._settings.resync_seconds
         while True:
             try:
-                keys = await self._cluster.keys(self._settings.namespaces)
+                snapshot = await self._cluster.snapshot(self._settings.namespaces)
             except OperatorError as failure:
                 _log.warning("resync: %s", failure)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             is_first = self._resynced is None
             self._resynced = asyncio.get_running_loop().time()
-            for key in keys:
-                queue.wake(key, 0.0 if is_first else random.uniform(0, SPREAD * interval))  # noqa: S311
+            waker.resync(snapshot, spread=0.0 if is_first else SPREAD * interval)
             await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from mailproxy_config.errors import ConfigError
 from mailproxy_operator import breaker, breaker_note, names, status
 from mailproxy_operator.children import Children, Ledger
-from mailproxy_operator.cluster import Cluster, Key
+from mailproxy_operator.cluster import Cluster, Key, Reader
 from mailproxy_operator.errors import Finding, Retryable
 from mailproxy_operator.gather import gather
-from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Manifest
+from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Kind, Manifest
 from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.resource import Resource
@@ -85,16 +85,29 @@ class Reconciler:
         self._now = now
         self._ledger = Ledger()
 
-    async def reconcile(self, key: Key) -> Outcome:
-        """Bring one resource's objects and status up to date."""
-        body = await self._cluster.get(MAIL_PROXY, key)
+    def is_as_left(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
+        """Tell whether an object is just as our last apply made it."""
+        return self._ledger.is_last_seen(key, (kind, manifest["metadata"]["name"]), manifest)
+
+    async def reconcile(self, key: Key, reader: Reader | None = None) -> Outcome:
+        """Bring one resource's objects and status up to date.
+
+        Args:
+            key: Which.
+            reader: Where to look, if not at the cluster itself.
+        """
+        reader = reader or self._cluster
+        body = await reader.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._ledger.forget(key)
             return Outcome(is_gone=True)
-        children = await Children.read(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        await children.read(reader)
         run = self._decided(key, body, children)
         await self._carry_out(run, children)
-        observed, pods = await gather(self._cluster, key, children.workload(_mode(run)), children.service())
+        observed, pods = await gather(
+            self._cluster, key, children.workload(_mode(run)), children.service(), reader=reader
+        )
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
         return await self._report(run, observed)

@@ -96,6 +96,23 @@ async def test_what_is_given_back_is_free_at_once() -> None:
     assert store.spec["holderIdentity"] == "b"
 
 
+async def test_a_renewal_that_arrives_late_does_not_keep_it() -> None:
+    store = Store()
+    holder = Leadership(store, KEY, "a")
+    await holder.acquire()
+    read, late = store.read_lease, iter([True, False, False])
+
+    async def overtaken(key: Key) -> Manifest | None:
+        found = await read(key)
+        if next(late) and found is not None:
+            assert await store.write_lease(found)
+        return found
+
+    store.read_lease = overtaken  # type: ignore[method-assign]
+    await holder.release()
+    assert store.spec["holderIdentity"] == ""
+
+
 async def test_a_stolen_lease_is_lost() -> None:
     store = Store()
     holder = Leadership(store, KEY, "a")

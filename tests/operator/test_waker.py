@@ -1,0 +1,120 @@
+"""Who is woken, and who is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mailproxy_operator.cluster import Key
+from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, OWNED, POD, SERVICE, Kind
+from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.settings import Platform
+from mailproxy_operator.snapshot import Snapshot
+from mailproxy_operator.waker import Waker
+from support.operator_bodies import body
+from support.operator_cluster import MemoryCluster
+
+EDGE = Key("mail", "edge")
+
+
+class World:
+    def __init__(self) -> None:
+        self.cluster = MemoryCluster()
+        self.reconciler = Reconciler(self.cluster, Platform())
+        self.waker = Waker(self.reconciler, told=lambda *_: None)
+
+    def woken(self) -> bool:
+        """Tell whether anybody was woken since the last time."""
+        found = bool(len(self.waker.queue))
+        self.waker.queue._entries.clear()
+        return found
+
+    def snapshot(self) -> Snapshot:
+        kinds = (MAIL_PROXY, *OWNED, POD)
+        return Snapshot(
+            {kind: [one for (its, _), one in self.cluster.objects.items() if its is kind] for kind in kinds}
+        )
+
+
+@pytest.fixture
+async def world() -> World:
+    made = World()
+    made.cluster.put(body())
+    await made.reconciler.reconcile(EDGE)
+    return made
+
+
+def metadata(**more: Any) -> dict[str, Any]:
+    return {"name": "edge", "namespace": "mail", "uid": "u", "generation": 1, **more}
+
+
+async def test_a_resource_wakes_when_it_is_new_or_edited_or_deleted_but_not_for_its_status(
+    world: World,
+) -> None:
+    steps = [
+        (metadata(), False, True),
+        (metadata(resourceVersion="2"), False, False),
+        (metadata(generation=2), False, True),
+        (metadata(generation=2, deletionTimestamp="now"), False, True),
+        (metadata(generation=2, deletionTimestamp="now"), True, True),
+        (metadata(uid="another"), False, True),
+    ]
+    for given, is_deleted, is_woken in steps:
+        world.waker.resource_changed(given, is_deleted=is_deleted)
+        assert world.woken() is is_woken, given
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "is_woken"),
+    [
+        (CONFIG_MAP, "edge-config", False),  # just as we left it
+        (DEPLOYMENT, "edge", True),  # its status tells something
+        (SERVICE, "edge", True),
+    ],
+)
+async def test_what_we_wrote_ourselves_wakes_nobody(
+    world: World, kind: Kind, name: str, is_woken: bool
+) -> None:
+    world.waker.owned_changed(kind, world.cluster.found(kind, name))
+    assert world.woken() is is_woken
+
+
+async def test_what_others_did_wakes_the_owner(world: World) -> None:
+    edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
+    world.waker.owned_changed(CONFIG_MAP, edited)
+    assert world.woken()
+    world.waker.owned_deleted(edited["metadata"])
+    assert world.woken()
+    world.waker.owned_deleted({"name": "x", "namespace": "mail"})
+    world.waker.owned_changed(POD, {"metadata": {"name": "x", "namespace": "mail"}})
+    assert not world.woken()
+
+
+async def test_a_resync_looks_at_the_snapshot_unless_something_happened_since(world: World) -> None:
+    world.waker.resync(world.snapshot(), spread=0.0)
+    assert world.woken()
+    world.waker.resource_changed(world.cluster.found(MAIL_PROXY, "edge")["metadata"], is_deleted=False)
+    assert not world.woken()
+    del world.cluster.objects[SERVICE, EDGE]
+    assert (await world.waker._work(EDGE)).drifted == (), "the snapshot still has the Service"
+    world.waker.resync(world.snapshot(), spread=0.0)
+    assert (await world.waker._work(EDGE)).drifted == ("Service",)
+    world.waker.resync(world.snapshot(), spread=0.0)
+    world.waker.owned_deleted(world.cluster.found(SERVICE, "edge")["metadata"])
+    del world.cluster.objects[SERVICE, EDGE]
+    assert (await world.waker._work(EDGE)).drifted == ("Service",)
+
+
+async def test_a_settled_resource_costs_a_resync_no_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        raise AssertionError("asked")
+
+    world.waker.resync(world.snapshot(), spread=0.0)
+    monkeypatch.setattr(world.cluster, "get", never)
+    monkeypatch.setattr(world.cluster, "list_labelled", never)
+    world.cluster.calls.clear()
+    await world.waker._work(EDGE)
+    assert world.cluster.calls == []
