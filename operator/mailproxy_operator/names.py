@@ -29,6 +29,8 @@ TEMPLATE_HASH = f"{GROUP}/template-hash"
 """On the pod template: everything that needs new pods."""
 REFUSED_SYSCTLS = f"{GROUP}/refused-sysctls"
 """On the workload: what nodes have refused, and for which generation."""
+INJECT = f"{GROUP}/inject"
+"""Label of somebody else's pod: the MailProxy that it carries as a sidecar."""
 
 _NAME = "app.kubernetes.io/name"
 _INSTANCE = "app.kubernetes.io/instance"
@@ -48,6 +50,11 @@ def metrics_service_name(name: str) -> str:
 def selector_labels(name: str) -> dict[str, str]:
     """Labels by which a MailProxy's pods are found; they can never change."""
     return {_NAME: "mailproxy", _INSTANCE: name}
+
+
+def carrier_labels(name: str) -> dict[str, str]:
+    """Labels by which pods are found that carry a MailProxy as a sidecar."""
+    return {INJECT: name}
 
 
 def labels(name: str) -> dict[str, str]:

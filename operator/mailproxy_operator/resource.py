@@ -49,6 +49,11 @@ class Resource:
         """What kind of workload runs the proxy."""
         return self.deployment.mode.value
 
+    @property
+    def asks_for_service(self) -> bool:
+        """Whether the resource says anything about a Service."""
+        return "service" in self.manifest.raw["spec"]
+
     def owner_reference(self) -> Manifest:
         """The reference that makes the API server collect what this resource owns."""
         return {

@@ -12,8 +12,8 @@ from mailproxy_operator.render.plan import Plan
 
 
 def network_policy(plan: Plan) -> Manifest | None:
-    """Render the policy, if the resource asks for one."""
-    if not plan.resource.deployment.network_policy.enabled:
+    """Render the policy, if the resource asks for one; what others' pods may do is not ours to say."""
+    if not plan.has_workload or not plan.resource.deployment.network_policy.enabled:
         return None
     return {
         "apiVersion": NETWORK_POLICY.api_version,

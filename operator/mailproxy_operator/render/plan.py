@@ -8,7 +8,7 @@ from mailproxy_config.compile import compile_proxy, references
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
 from mailproxy_config.references import Mounts, Reference
-from mailproxy_operator import ports, sysctls
+from mailproxy_operator import names, ports, sysctls
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, Kind
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import KubeVersion, Platform
@@ -61,6 +61,12 @@ class Plan:
                 f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
             )
         return tuple(told)
+
+    @property
+    def pod_labels(self) -> dict[str, str]:
+        """Labels by which the pods that run the proxy are found."""
+        name = self.resource.name
+        return names.selector_labels(name) if self.has_workload else names.carrier_labels(name)
 
     @property
     def pods_sleep_before_stop(self) -> bool:

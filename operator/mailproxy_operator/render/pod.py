@@ -29,13 +29,18 @@ def _labels(plan: Plan) -> dict[str, str]:
 
 
 def _annotations(plan: Plan) -> dict[str, str]:
-    scraping = {
+    return {**scraping(plan), **plan.resource.deployment.pod.annotations}
+
+
+def scraping(plan: Plan) -> dict[str, str]:
+    """Render the annotations by which Prometheus finds pods, unless the resource wants none."""
+    if not plan.resource.deployment.monitoring.scrape_annotations:
+        return {}
+    return {
         "prometheus.io/scrape": "true",
         "prometheus.io/port": str(names.ADMIN_PORT),
         "prometheus.io/path": "/metrics",
     }
-    asked = plan.resource.deployment
-    return {**(scraping if asked.monitoring.scrape_annotations else {}), **asked.pod.annotations}
 
 
 def _spec(plan: Plan) -> Manifest:

@@ -19,7 +19,7 @@ def pod_monitor(plan: Plan) -> Manifest | None:
         "kind": POD_MONITOR.name,
         "metadata": metadata,
         "spec": {
-            "selector": {"matchLabels": names.selector_labels(plan.resource.name)},
+            "selector": {"matchLabels": plan.pod_labels},
             "podMetricsEndpoints": [
                 {"port": names.ADMIN_PORT_NAME, "path": "/metrics", "interval": asked.interval or "30s"}
             ],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mailproxy_operator import names
 from mailproxy_operator.kinds import SERVICE, Manifest
+from mailproxy_operator.ports import Port
 from mailproxy_operator.render.plan import Plan
 
 
 def service(plan: Plan) -> Manifest | None:
-    """Render the Service of the mail ports, if there is any port."""
-    if not plan.ports:
+    """Render the Service of the mail ports, if there is any port; in front of others' pods only if asked."""
+    if not plan.ports or not (plan.has_workload or plan.resource.asks_for_service):
         return None
     asked = plan.resource.deployment.service
     metadata = plan.resource.metadata(plan.resource.name)
@@ -28,10 +29,10 @@ def _spec(plan: Plan) -> Manifest:
     asked = plan.resource.deployment.service
     spec: Manifest = {
         "type": asked.type,
-        "selector": names.selector_labels(plan.resource.name),
+        "selector": plan.pod_labels,
         "ipFamilyPolicy": asked.ip_family_policy,
         "ports": [
-            {"name": port.name, "port": port.number, "protocol": "TCP", "targetPort": port.name}
+            {"name": port.name, "port": port.number, "protocol": "TCP", "targetPort": _target(plan, port)}
             for port in plan.ports
         ],
     }
@@ -47,6 +48,11 @@ def _spec(plan: Plan) -> Manifest:
     if asked.type == "LoadBalancer" and asked.load_balancer_source_ranges:
         spec["loadBalancerSourceRanges"] = list(asked.load_balancer_source_ranges)
     return spec
+
+
+def _target(plan: Plan, port: Port) -> str | int:
+    # Others' pods may use our names for ports of theirs; and a sidecar opens new ports without a new pod.
+    return port.name if plan.has_workload else port.container_port
 
 
 def metrics_service(plan: Plan) -> Manifest | None:

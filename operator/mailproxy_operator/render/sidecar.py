@@ -1,25 +1,111 @@
 """What somebody else's pod needs to carry the proxy as a native sidecar.
 
-With ``mode: Sidecar`` the operator has no pods.  ``mailproxy-operator render``
-prints this part of a pod's spec, to be merged into the pod it shall serve.
+A native sidecar is an init container with ``restartPolicy: Always``: it starts
+before the application, ends after it, has ports and probes, and does not keep
+a Job alive.  Nothing here looks at the pod; ``sidecar.inject`` puts it in.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.ports import privileged
 from mailproxy_operator.render.plan import Plan
-from mailproxy_operator.render.pod import container
-from mailproxy_operator.render.volumes import volumes
+from mailproxy_operator.render.pod import MARGIN_SECONDS, USER_ID, container, scraping
+from mailproxy_operator.render.volumes import SOCKETS, own_volumes, volume_mounts
+
+PREFIX = "mailproxy-"
+"""In front of the names of our volumes, which stand beside the pod's own."""
+SOCKET_VOLUME = f"{PREFIX}{SOCKETS}"
+_READABLE = 0o444
+"""The pod may have no group of ours; nobody but our container mounts these files."""
+_TOKEN_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  where Kubernetes mounts it
+_NO_TOKEN = f"{PREFIX}no-token"
 
 
-def pod_spec_part(plan: Plan) -> Manifest:
-    """Render the part of a pod's spec: an init container that stays, its volumes, and safe sysctls."""
-    part: Manifest = {
-        "initContainers": [{**container(plan), "restartPolicy": "Always"}],
-        "volumes": volumes(plan),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """Everything that is put into a pod.
+
+    Attributes:
+        name: The MailProxy.
+        container: The init container.
+        volumes: Ours; a pod must not have others of these names.
+        shared: Volumes of which the pod may have its own: UNIX sockets, and ``pod.extraVolumes``.
+        sysctls: Safe ones, by name.
+        pull_secrets: Names of Secrets with which the image is pulled.
+        scraping: Annotations for Prometheus, unless the pod has some already.
+        lowest_port: The smallest port that needs a sysctl.
+        grace_seconds: How long the proxy may take to end.
+        template_hash: Of all this; pods with another one were made from an older resource.
+        config_hash: What the pod should run.
+    """
+
+    name: str
+    container: Manifest
+    volumes: tuple[Manifest, ...]
+    shared: tuple[Manifest, ...]
+    sysctls: Mapping[str, str]
+    pull_secrets: tuple[str, ...]
+    scraping: Mapping[str, str]
+    lowest_port: int | None
+    grace_seconds: int
+    template_hash: str
+    config_hash: str
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """What stands on the pod whatever else does."""
+        return {names.TEMPLATE_HASH: self.template_hash}
+
+
+def sidecar(plan: Plan) -> Sidecar:
+    """Render what a pod needs to carry a resource's proxy."""
+    deployment = plan.resource.deployment
+    own = own_volumes(plan, prefix=PREFIX, mode=_READABLE)
+    sockets = [volume for volume in own if volume["name"] == SOCKET_VOLUME]
+    ours = [volume for volume in own if volume not in sockets]
+    ours.append({"name": _NO_TOKEN, "emptyDir": {"sizeLimit": "1Mi"}})
+    shared = (*sockets, *(dict(volume) for volume in deployment.pod.extra_volumes))
+    made = _container(plan)
+    safe = {one.name: str(one.value) for one in plan.sysctls if one.applied and one.safe}
+    content = [made, ours, shared, safe, deployment.image_pull_secrets]
+    return Sidecar(
+        name=plan.resource.name,
+        container=made,
+        volumes=tuple(ours),
+        shared=shared,
+        sysctls=safe,
+        pull_secrets=deployment.image_pull_secrets,
+        scraping=scraping(plan),
+        lowest_port=privileged(plan.ports),
+        grace_seconds=math.ceil(deployment.drain.delay)
+        + math.ceil(deployment.drain.timeout)
+        + MARGIN_SECONDS,
+        template_hash=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16],
+        config_hash=plan.config_hash,
+    )
+
+
+def _container(plan: Plan) -> Manifest:
+    made = container(plan)
+    # The pod's own security context is made for the application: ours says everything itself.
+    restricted = {
+        **made["securityContext"],
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
-    # Sysctls belong to the whole pod, so whoever lives in it must at least not be refused for them.
-    safe = [{"name": one.name, "value": one.value} for one in plan.sysctls if one.applied and one.safe]
-    if safe:
-        part["securityContext"] = {"sysctls": safe}
-    return part
+    # An empty folder where Kubernetes would mount the token of the application's account.
+    mounts = [
+        *volume_mounts(plan, prefix=PREFIX),
+        {"name": _NO_TOKEN, "mountPath": _TOKEN_DIR, "readOnly": True},
+    ]
+    return {**made, "restartPolicy": "Always", "securityContext": restricted, "volumeMounts": mounts}

@@ -11,7 +11,6 @@ from mailproxy_config.yaml_text import documents
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render import Plan, planned, render
-from mailproxy_operator.render.sidecar import pod_spec_part
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 
@@ -22,22 +21,31 @@ def rendered_text(text: str, source: str, platform: Platform) -> str:
     Raises:
         ConfigError: It is no YAML, holds no MailProxy, or an invalid one.
     """
+    return "".join(_rendered(plan) for plan in plans(text, source, platform))
+
+
+def plans(text: str, source: str, platform: Platform) -> list[Plan]:
+    """Plan every MailProxy in a YAML text.
+
+    Raises:
+        ConfigError: It is no YAML, holds no MailProxy, or an invalid one.
+    """
     found = [one for one in documents(text, source=source) if isinstance(one, dict)]
     bodies = [one for one in found if one.get("kind") == names.KIND]
     if not bodies:
         raise ConfigError([Problem(source, f"holds no resource of kind {names.KIND}")])
-    return "".join(_rendered(planned(Resource.read(body), platform)) for body in bodies)
+    return [planned(Resource.read(body), platform) for body in bodies]
 
 
 def _rendered(plan: Plan) -> str:
     text = "".join("---\n" + as_yaml(manifest) for manifest in render(plan))
-    if plan.has_workload:
-        return text
-    part = as_yaml({"spec": pod_spec_part(plan)})
-    return text + "".join(f"# {line}\n" for line in [_SIDECAR_NOTICE, *part.splitlines()])
+    return text if plan.has_workload else text + _SIDECAR_NOTICE
 
 
-_SIDECAR_NOTICE = "The proxy runs in your own pods: merge this into the template of their workload."
+_SIDECAR_NOTICE = (
+    "# The proxy runs in your own pods: without the webhook, `mailproxy-operator render --sidecar`\n"
+    "# prints the patch for the template of their workload.\n"
+)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -56,6 +64,6 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text_node)
 
 
-def as_yaml(manifest: Manifest) -> str:
-    """Write one object as YAML, its fields in our order."""
+def as_yaml(manifest: Manifest | list[Manifest]) -> str:
+    """Write one object, or a list, as YAML, fields in our order."""
     return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -7,35 +7,54 @@ from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render.plan import Plan
 
-_OWNER_AND_GROUP = 0o440
+OWNER_AND_GROUP = 0o440
+SOCKETS = "sockets"
 
 
 def volumes(plan: Plan) -> list[Manifest]:
     """Render the pod's volumes."""
+    return own_volumes(plan) + [dict(volume) for volume in plan.resource.deployment.pod.extra_volumes]
+
+
+def own_volumes(plan: Plan, *, prefix: str = "", mode: int = OWNER_AND_GROUP) -> list[Manifest]:
+    """Render the volumes that the proxy needs.
+
+    Args:
+        plan: The resource and what follows from it.
+        prefix: In front of their names.
+        mode: Of the files of ConfigMaps and Secrets.
+    """
     config: Manifest = {
-        "name": "config",
-        "configMap": {"name": names.config_map_name(plan.resource.name), "defaultMode": _OWNER_AND_GROUP},
+        "name": f"{prefix}config",
+        "configMap": {"name": names.config_map_name(plan.resource.name), "defaultMode": mode},
     }
-    found = [config, {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}]
+    found = [config, {"name": f"{prefix}tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}]
     if plan.references:
         sources = [_source(reference) for reference in plan.references]
-        found.append({"name": "refs", "projected": {"defaultMode": _OWNER_AND_GROUP, "sources": sources}})
-    if _has_sockets(plan):
-        found.append({"name": "sockets", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
-    return found + [dict(volume) for volume in plan.resource.deployment.pod.extra_volumes]
+        found.append({"name": f"{prefix}refs", "projected": {"defaultMode": mode, "sources": sources}})
+    if has_sockets(plan):
+        found.append({"name": f"{prefix}{SOCKETS}", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}})
+    return found
 
 
-def volume_mounts(plan: Plan) -> list[Manifest]:
+def volume_mounts(plan: Plan, *, prefix: str = "") -> list[Manifest]:
     """Render where the container sees them; a directory each, since a single file is never refreshed."""
     found: list[Manifest] = [
-        {"name": "config", "mountPath": plan.platform.config_dir, "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod's own
+        {"name": f"{prefix}config", "mountPath": plan.platform.config_dir, "readOnly": True},
+        {"name": f"{prefix}tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod's own
     ]
     if plan.references:
-        found.append({"name": "refs", "mountPath": plan.platform.refs_dir, "readOnly": True})
-    if _has_sockets(plan):
-        found.append({"name": "sockets", "mountPath": names.SOCKET_DIR})
+        found.append({"name": f"{prefix}refs", "mountPath": plan.platform.refs_dir, "readOnly": True})
+    if has_sockets(plan):
+        found.append({"name": f"{prefix}{SOCKETS}", "mountPath": names.SOCKET_DIR})
     return found + [dict(mount) for mount in plan.resource.deployment.pod.extra_volume_mounts]
+
+
+def has_sockets(plan: Plan) -> bool:
+    """Tell whether a listener or the authorization service is a UNIX socket in the folder for them."""
+    listeners = (listener.listen.address.removeprefix("unix:") for listener in plan.listeners)
+    services = (server.auth_http.unix_path or "" for server in plan.config.servers)
+    return any(path.startswith(f"{names.SOCKET_DIR}/") for path in (*listeners, *services))
 
 
 def _source(reference: Reference) -> Manifest:
@@ -43,7 +62,3 @@ def _source(reference: Reference) -> Manifest:
     folder = "secrets" if is_secret else "configmaps"
     items = [{"key": key, "path": f"{folder}/{reference.name}/{key}"} for key in reference.keys]
     return {"secret" if is_secret else "configMap": {"name": reference.name, "items": items}}
-
-
-def _has_sockets(plan: Plan) -> bool:
-    return any(listener.listen.address.startswith(f"unix:{names.SOCKET_DIR}/") for listener in plan.listeners)

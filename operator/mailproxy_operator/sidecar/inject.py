@@ -1,0 +1,206 @@
+"""Puts the proxy into a pod: pure, and the same for the webhook and for ``render --sidecar``.
+
+The pod is somebody else's.  Whatever it says about itself stays as it is; where
+the proxy cannot live with that, it is not put in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mailproxy_operator import names
+from mailproxy_operator.errors import Finding
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.render.sidecar import SOCKET_VOLUME, Sidecar
+from mailproxy_operator.sysctls import PORT_START
+
+DEFAULT_GRACE_SECONDS = 30
+"""``terminationGracePeriodSeconds`` of a pod that does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A pod with the proxy in it.
+
+    Attributes:
+        pod: The pod, or the template of one.
+        warnings: What its owner should know.
+    """
+
+    pod: Manifest
+    warnings: tuple[str, ...] = ()
+
+
+def carries(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod has the proxy already."""
+    containers = (pod.get("spec") or {}).get("initContainers") or []
+    return any(_is_native_sidecar(one) and one.get("name") == names.CONTAINER for one in containers)
+
+
+def inject(sidecar: Sidecar, pod: Manifest) -> Injected | Finding:
+    """Put the proxy into a pod.
+
+    Args:
+        sidecar: What is put in.
+        pod: The pod or template: ``metadata`` and ``spec``; it is not changed.
+
+    Returns:
+        The pod with the proxy, or why it cannot have it.
+    """
+    if carries(pod):
+        return Injected(pod)
+    for check in (_wrong_system, _name_conflict, _volume_conflict, _port_conflict, _closed_port):
+        finding = check(sidecar, pod["spec"])
+        if finding is not None:
+            return finding
+    made = copy.deepcopy(pod)
+    _mark(sidecar, made)
+    _fill(sidecar, made["spec"])
+    return Injected(made, tuple(_warnings(sidecar, pod["spec"])))
+
+
+# --- why not -------------------------------------------------------------------
+
+
+def _wrong_system(_: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+    system = (spec.get("os") or {}).get("name", "linux")
+    return None if system == "linux" else Finding("WrongSystem", f"the pod runs on {system}")
+
+
+def _name_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+    name = sidecar.container["name"]
+    if any(one.get("name") == name for one in _containers(spec)):
+        return Finding("NameConflict", f"the pod has a container {name} that is not the sidecar")
+    return None
+
+
+def _volume_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+    taken = {volume.get("name") for volume in spec.get("volumes") or []}
+    for volume in sidecar.volumes:
+        if volume["name"] in taken:
+            return Finding("NameConflict", f"the pod has a volume {volume['name']} of its own")
+    return None
+
+
+def _port_conflict(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+    wanted = {port["containerPort"] for port in sidecar.container["ports"]}
+    for one in _containers(spec):
+        for port in one.get("ports") or []:
+            if port.get("containerPort") in wanted and port.get("protocol", "TCP") == "TCP":
+                taken = f"port {port['containerPort']} is taken by container {one.get('name')}"
+                return Finding("PortConflict", taken)
+    return None
+
+
+def _closed_port(sidecar: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
+    lowest = sidecar.lowest_port
+    if lowest is None:
+        return None
+    if spec.get("hostNetwork"):
+        why = f"with hostNetwork the proxy cannot open port {lowest} without root"
+        return Finding("HostNetwork", f"{why}; use portStrategy: HighPort")
+    start = _own_sysctls(spec).get(PORT_START, "0")
+    if start.isdecimal() and int(start) > lowest:
+        why = f"the pod's own sysctl {PORT_START}={start} closes port {lowest}"
+        return Finding("SysctlConflict", f"{why}; use portStrategy: HighPort")
+    return None
+
+
+def _containers(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    yield from spec.get("initContainers") or []
+    yield from spec.get("containers") or []
+
+
+def _is_native_sidecar(container: Mapping[str, Any]) -> bool:
+    return container.get("restartPolicy") == "Always"
+
+
+# --- what is worth telling -----------------------------------------------------
+
+
+def _warnings(sidecar: Sidecar, spec: Mapping[str, Any]) -> Iterator[str]:
+    own = _own_sysctls(spec)
+    for name, value in sidecar.sysctls.items():
+        if own.get(name, value) != value:
+            yield f"the pod's own sysctl {name}={own[name]} stays; the sidecar asked for {value}"
+    grace = _grace(spec)
+    if grace < sidecar.grace_seconds:
+        yield (
+            f"the pod ends after terminationGracePeriodSeconds: {grace}, "
+            f"the drain of MailProxy {sidecar.name} may take {sidecar.grace_seconds}"
+        )
+
+
+def _own_sysctls(spec: Mapping[str, Any]) -> dict[str, str]:
+    listed = (spec.get("securityContext") or {}).get("sysctls") or []
+    # Kubernetes takes a slash for a dot in a sysctl's name.
+    return {str(one["name"]).replace("/", "."): str(one["value"]) for one in listed}
+
+
+def _grace(spec: Mapping[str, Any]) -> int:
+    given = spec.get("terminationGracePeriodSeconds")
+    return DEFAULT_GRACE_SECONDS if given is None else int(given)
+
+
+# --- putting it in -------------------------------------------------------------
+
+
+def _mark(sidecar: Sidecar, pod: Manifest) -> None:
+    metadata = pod.setdefault("metadata", {})
+    metadata["labels"] = {**(metadata.get("labels") or {}), **names.carrier_labels(sidecar.name)}
+    own = metadata.get("annotations") or {}
+    is_scraped = any(key.startswith("prometheus.io/") for key in own)
+    metadata["annotations"] = {**own, **({} if is_scraped else sidecar.scraping), **sidecar.annotations}
+
+
+def _fill(sidecar: Sidecar, spec: Manifest) -> None:
+    taken = {volume.get("name") for volume in spec.get("volumes") or []}
+    shared = [volume for volume in sidecar.shared if volume["name"] not in taken]
+    if any(volume["name"] == SOCKET_VOLUME for volume in shared):
+        _share_sockets(spec)
+    # The first to start is the last to end.
+    spec["initContainers"] = [_container(sidecar, spec), *(spec.get("initContainers") or [])]
+    spec["volumes"] = [*(spec.get("volumes") or []), *copy.deepcopy([*sidecar.volumes, *shared])]
+    _add_sysctls(sidecar, spec)
+    _add_pull_secrets(sidecar.pull_secrets, spec)
+
+
+def _share_sockets(spec: Manifest) -> None:
+    """Mount the folder of UNIX sockets in every container that has nothing there."""
+    for one in (*(spec.get("initContainers") or []), *spec["containers"]):
+        mounts = one.get("volumeMounts") or []
+        if all(mount.get("mountPath", "").rstrip("/") != names.SOCKET_DIR for mount in mounts):
+            one["volumeMounts"] = [*mounts, {"name": SOCKET_VOLUME, "mountPath": names.SOCKET_DIR}]
+
+
+def _container(sidecar: Sidecar, spec: Mapping[str, Any]) -> Manifest:
+    made = copy.deepcopy(sidecar.container)
+    pause = ((made.get("lifecycle") or {}).get("preStop") or {}).get("sleep")
+    if pause is None:
+        return made
+    # A hook that sleeps longer than the pod may take to end is refused by the API server.
+    pause["seconds"] = min(pause["seconds"], max(_grace(spec) - 1, 0))
+    if pause["seconds"] == 0:
+        del made["lifecycle"]
+    return made
+
+
+def _add_sysctls(sidecar: Sidecar, spec: Manifest) -> None:
+    if spec.get("hostNetwork"):
+        return
+    own = _own_sysctls(spec)
+    more = [{"name": name, "value": value} for name, value in sidecar.sysctls.items() if name not in own]
+    if more:
+        context = spec.get("securityContext") or {}
+        spec["securityContext"] = {**context, "sysctls": [*(context.get("sysctls") or []), *more]}
+
+
+def _add_pull_secrets(pull_secrets: Sequence[str], spec: Manifest) -> None:
+    own = spec.get("imagePullSecrets") or []
+    known = {one.get("name") for one in own}
+    more = [{"name": name} for name in pull_secrets if name not in known]
+    if more:
+        spec["imagePullSecrets"] = [*own, *more]
