@@ -6,6 +6,7 @@ Labels take their values from closed sets; no resource is ever named in one.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -94,9 +95,9 @@ class Meters:
             self._resources.labels(ready)
         self._breakers.labels("sysctl_forbidden")
 
-    def waiting(self, count: int) -> None:
-        """Note how many resources wait."""
-        self._queue.set(count)
+    def watch_queue(self, length: Callable[[], int]) -> None:
+        """Ask this for the number of resources that wait, whenever somebody looks."""
+        self._queue.set_function(length)
 
     def requested(self, verb: str, code: str, seconds: float) -> None:
         """Note a request to the API server."""

@@ -88,7 +88,6 @@ class Operator:
         """Tell why the operator is stuck; nothing when it is not."""
         if self._queue is None or self._resynced is None:
             return ""
-        self.meters.waiting(len(self._queue))
         running = self._queue.longest_running()
         if running > STUCK_SECONDS:
             return f"a reconcile has been running for {running:.0f} seconds"
@@ -121,6 +120,7 @@ class Operator:
         reconciler = Reconciler(self._cluster, platform)
         waker = Waker(reconciler, told=self.meters.reconciled)
         self._queue = waker.queue
+        self.meters.watch_queue(lambda: len(waker.queue))
         kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
         registry = kopf.OperatorRegistry()
         handlers.register(registry, waker, login=self._login, kinds=kinds)

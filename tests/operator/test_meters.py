@@ -72,7 +72,7 @@ def test_repairs_and_prunes_are_counted_by_kind() -> None:
 def test_requests_are_counted() -> None:
     meters = Meters()
     meters.requested("apply", "2xx", 0.01)
-    meters.waiting(3)
+    meters.watch_queue(lambda: 3)
     assert value(meters, "api_requests_total", verb="apply", code="2xx") == 1.0
     assert value(meters, "api_request_duration_seconds_count", verb="apply") == 1.0
     assert value(meters, "queue_depth") == 3.0
