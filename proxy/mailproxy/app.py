@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from contextvars import Context
+from typing import Final, TypeVarTuple
 
 from mailproxy.auth.request import RequestTemplate
 from mailproxy.dialogue.values import Secret
@@ -34,16 +35,35 @@ _FLUSH_EVERY: Final = 10
 """Ticks between two writes of the log's buffer."""
 _DRAIN_STEP: Final = 0.05
 
+Arguments = TypeVarTuple("Arguments")
 AuthKey = tuple[AuthHttp, float]
 ResolverKey = tuple[ResolverConfig, float]
 
 
 class WorkerLoop(asyncio.SelectorEventLoop):
-    """The stock loop on a selector that serves the mail sockets itself."""
+    """The stock loop on a selector that serves the mail sockets itself, and hears here of asyncio's needs."""
 
     def __init__(self) -> None:
         self.reactor = Reactor()
         super().__init__(self.reactor)
+
+    def call_soon(
+        self, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call something in the next turn of the loop."""
+        self.reactor.is_wanted = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Arguments], object],
+        *args: *Arguments,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call something at a time of the loop's clock; ``call_later`` comes by here too."""
+        self.reactor.is_wanted = True
+        return super().call_at(when, callback, *args, context=context)
 
 
 def make_loop() -> WorkerLoop:

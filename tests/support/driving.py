@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy.dialogue.actions import Action, Deadline, Dialogue, Note, Receive, Send
+from mailproxy.dialogue.actions import Action, Deadline, Dialogue, Note, Receive, Send, Telling
 
 
 @dataclass
@@ -20,12 +20,14 @@ class Driven:
     deadlines: list[float] = field(default_factory=list)
 
 
-def drive(dialogue: Dialogue[Any], *answers: Any) -> Driven:
+def drive(dialogue: Dialogue[Any] | Telling | tuple[()], *answers: Any) -> Driven:
     """Run a dialogue until it ends, or waits for an answer that is not there.
 
     ``Send``, ``Note`` and ``Deadline`` answer themselves; everything else takes
     the next of ``answers``.  An exception among them is thrown.
     """
+    if isinstance(dialogue, tuple):  # one that needs no answer
+        dialogue = _telling(dialogue)
     driven, waiting = Driven(), list(answers)
     answer: Any = None
     while True:
@@ -49,6 +51,10 @@ def drive(dialogue: Dialogue[Any], *answers: Any) -> Driven:
                 if not waiting:
                     return driven
                 answer = waiting.pop(0)
+
+
+def _telling(actions: Telling | tuple[()]) -> Dialogue[None]:
+    yield from actions
 
 
 def limits(driven: Driven) -> list[int]:

@@ -52,7 +52,7 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
     """Tell what is left of sessions that are over: themselves, timers, descriptors, questions, gauges."""
     engine = app._engine
     found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
-    found["timers"] = [timed for bucket in engine.timers._buckets.values() for timed in bucket]
+    found["timers"] = engine.timers.waiting()
     found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
     waiting = {listener.fd for listener in app._listeners.values()}
     for service in app._auth.values():

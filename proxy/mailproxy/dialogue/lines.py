@@ -10,7 +10,7 @@ What a line means is the protocols' business; nothing is parsed here.
 
 from __future__ import annotations
 
-from mailproxy.dialogue.actions import Dialogue, Receive
+from mailproxy.dialogue.actions import Dialogue, Receive, receive_at_most
 from mailproxy.errors import LineTooLong
 
 _CR = 13
@@ -25,10 +25,11 @@ class LineReader:
             bounds a command of several pieces takes the difference.
     """
 
-    __slots__ = ("_buffer", "_start", "consumed", "limit")
+    __slots__ = ("_buffer", "_receive", "_start", "consumed", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self._receive = receive_at_most(limit)
         self.consumed = 0
         self._buffer = b""
         self._start = 0
@@ -56,7 +57,7 @@ class LineReader:
             held = len(buffer) - start
             if held >= most:
                 raise LineTooLong(buffer[start:], most)
-            chunk: bytes = yield Receive(self.limit - held)
+            chunk: bytes = yield Receive(self.limit - held) if held else self._receive
             buffer = buffer[start:] + chunk if held else chunk
             self._buffer, start, self._start = buffer, 0, 0
             end = buffer.find(b"\n", held, most)

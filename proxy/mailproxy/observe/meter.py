@@ -169,14 +169,19 @@ class ProtocolMeter:
     """The cells of one protocol, shared by all its servers."""
 
     __slots__ = (
+        "auth",
         "auth_seconds",
         "bytes_to_client",
         "bytes_to_upstream",
         "errors",
         "login_seconds",
         "logins",
+        "preauth",
+        "relay",
         "session_seconds",
+        "starting",
         "states",
+        "upstream",
         "upstream_connect",
         "upstream_errors",
     )
@@ -200,7 +205,12 @@ class ProtocolMeter:
         self.upstream_errors = {s: book.counter(c.UPSTREAM_ERRORS, protocol, s) for s in events.UpstreamStage}
         self.bytes_to_upstream = book.counter(c.RELAYED_BYTES, protocol, Direction.TO_UPSTREAM)
         self.bytes_to_client = book.counter(c.RELAYED_BYTES, protocol, Direction.TO_CLIENT)
-        self.states = {s: book.gauge(c.SESSIONS_ACTIVE, protocol, s) for s in events.SessionState}
+        self.states = states = {s: book.gauge(c.SESSIONS_ACTIVE, protocol, s) for s in events.SessionState}
+        self.starting = states[events.SessionState.STARTING]
+        self.preauth = states[events.SessionState.PREAUTH]
+        self.auth = states[events.SessionState.AUTH]
+        self.upstream = states[events.SessionState.UPSTREAM]
+        self.relay = states[events.SessionState.RELAY]
         self.session_seconds = {
             True: book.histogram(c.SESSION_DURATION, protocol, Authenticated.TRUE),
             False: book.histogram(c.SESSION_DURATION, protocol, Authenticated.FALSE),

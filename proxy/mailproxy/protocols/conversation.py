@@ -132,7 +132,7 @@ class Conversation(ABC):
 
     def converse(self) -> Dialogue[Identified | Ended]:
         """Talk to the client from before the greeting until it is identified, or gone."""
-        ended = yield from self._check_certificate()
+        ended = None if self.client.tls is None else (yield from self._check_certificate())
         if ended is None:
             ended = yield from self.greet()
         if ended is not None:

@@ -7,7 +7,7 @@ in LF alone.
 
 from __future__ import annotations
 
-from mailproxy.dialogue.actions import Dialogue, Receive, send
+from mailproxy.dialogue.actions import Dialogue, Receive, Send, Telling, receive_at_most, send
 from mailproxy.dialogue.values import Client
 from mailproxy.errors import PeerGone, UpstreamError, UpstreamRefused
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
@@ -24,24 +24,26 @@ class Exchange:
         stage: How far the login has come; what goes wrong is told with it.
     """
 
-    __slots__ = ("_buffer", "_limit", "_start", "stage")
+    __slots__ = ("_buffer", "_limit", "_receive", "_start", "stage")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._receive = receive_at_most(limit)
         self._buffer = b""
         self._start = 0
         self.stage = UpstreamStage.GREETING
 
-    def introduce(self, server: ServerConfig, client: Client) -> Dialogue[None]:
+    def introduce(self, server: ServerConfig, client: Client) -> Telling | tuple[()]:
         """Say who the client is where ``proxy_protocol`` wants it, ahead of everything else."""
-        if server.proxy_protocol is not SendProxyProtocol.DISABLED:
-            yield from send(outbound(server, client))
+        if server.proxy_protocol is SendProxyProtocol.DISABLED:
+            return ()
+        return send(outbound(server, client))
 
-    def say(self, command: bytes, stage: UpstreamStage) -> Dialogue[None]:
+    def say(self, command: bytes, stage: UpstreamStage) -> Telling:
         """Say a command, line end included; what was said before it is forgotten."""
         self.stage = stage
         self._buffer, self._start = b"", 0
-        yield from send(command)
+        return (Send(command),)
 
     def line(self) -> Dialogue[bytes]:
         """Give the next line of the reply, without its line end.
@@ -49,23 +51,23 @@ class Exchange:
         Raises:
             UpstreamError: The reply does not fit ``proxy_buffer``, or the upstream is gone.
         """
-        start = self._start
-        end = self._buffer.find(b"\n", start)
+        buffer, start = self._buffer, self._start
+        end = buffer.find(b"\n", start)
         while end < 0:
-            held = len(self._buffer)
+            held = len(buffer)
             if held >= self._limit:
                 raise self.failed("upstream sent too long reply", ProtocolErrorKind.REPLY_TOO_LONG)
             try:
-                chunk: bytes = yield Receive(self._limit - held)
+                chunk: bytes = yield Receive(self._limit - held) if held else self._receive
             except PeerGone as gone:
                 silent = ProtocolErrorKind.NO_GREETING if self.stage is UpstreamStage.GREETING else None
                 raise self.failed("upstream broke off", silent) from gone
-            self._buffer = self._buffer + chunk if held else chunk
-            end = self._buffer.find(b"\n", held)
+            self._buffer = buffer = buffer + chunk if held else chunk
+            end = buffer.find(b"\n", held)
         self._start = end + 1
-        if end > start and self._buffer[end - 1] == _CR:
+        if end > start and buffer[end - 1] == _CR:
             end -= 1
-        return self._buffer[start:end]
+        return buffer[start:end]
 
     def said(self) -> bytes:
         """Everything the upstream said since our last command, unchanged."""

@@ -11,27 +11,26 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.server import Server
 
 
-class Account:
-    """What has to be booked when a client's connection ends."""
+def book_end(
+    engine: Engine, server: Server, record: SessionRecord, state: Gauge, reason: CloseReason
+) -> None:
+    """Book the end of a client's connection: gauges, counters, the session's line.
 
-    __slots__ = ("engine", "record", "server", "state")
-
-    def __init__(self, engine: Engine, server: Server, record: SessionRecord, state: Gauge) -> None:
-        self.engine = engine
-        self.server = server
-        self.record = record
-        self.state = state
-
-    def close(self, reason: CloseReason) -> None:
-        """Book the end: gauges, counters, the session's line."""
-        record, server = self.record, self.server
-        record.duration = time.monotonic() - record.started
-        record.reason = reason
-        self.state.value -= 1
-        self.engine.clients -= 1
-        server.meter.active.value -= 1
-        server.meter.closed[reason].value += 1
-        if reason is CloseReason.MAX_ERRORS:
-            server.meter.limit_rejections["max_errors"].value += 1
-        server.numbers.session_seconds[record.result is LoginResult.SUCCESS].observe(record.duration)
-        self.engine.log.session(record)
+    Args:
+        engine: The worker's shared parts.
+        server: The client's server.
+        record: What is known about the session, but for its end.
+        state: The gauge that counts it.
+        reason: Why it ended.
+    """
+    record.duration = duration = time.monotonic() - record.started
+    record.reason = reason
+    state.value -= 1
+    engine.clients -= 1
+    meter = server.meter
+    meter.active.value -= 1
+    meter.closed[reason].value += 1
+    if reason is CloseReason.MAX_ERRORS:
+        meter.limit_rejections["max_errors"].value += 1
+    server.numbers.session_seconds[record.result is LoginResult.SUCCESS].observe(duration)
+    engine.log.session(record)

@@ -7,6 +7,7 @@ octet of an answer came.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import time
@@ -15,12 +16,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.auth.response import MAX_HEAD, Answer, head_end, parse
-from mailproxy.dialogue.values import Credentials, Denied, Postponed
+from mailproxy.dialogue.values import Credentials, Decision, Denied, Granted, Postponed
 from mailproxy.errors import AuthTimedOut, AuthUnavailable, AuthUnreachable, MalformedAnswer
 from mailproxy.events import AuthErrorReason, AuthOutcome
 from mailproxy.runtime.conversation import WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
+from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.towards_services import ClientTls, tls_words
 
 if TYPE_CHECKING:
@@ -37,27 +39,26 @@ BODY_AT_MOST: Final = 64 * 1024
 DRAIN_SECONDS: Final = 5.0
 _READ: Final = 16 * 1024
 _LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
+_OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
+    Granted: AuthOutcome.OK,
+    Denied: AuthOutcome.DENIED,
+    Postponed: AuthOutcome.WAIT,
+}
 
 
 class Question:
     """One request, and who asked."""
 
-    __slots__ = ("credentials", "request", "server", "service", "session", "started", "timer")
+    __slots__ = ("credentials", "request", "server", "session", "started")
 
     def __init__(
-        self, service: AuthService, session: Session, request: bytes, credentials: Credentials, server: Server
+        self, session: Session, request: bytes, credentials: Credentials, server: Server, started: float
     ) -> None:
-        self.service = service
         self.session: Session | None = session
         self.request = request
         self.credentials = credentials
         self.server = server
-        self.started = time.monotonic()
-        self.timer = 0
-
-    def on_timeout(self) -> None:
-        """``auth_http_timeout`` has passed since the question was asked."""
-        self.service.gave_up(self)
+        self.started = started
 
 
 class AuthService:
@@ -74,8 +75,10 @@ class AuthService:
         "_by_session",
         "_connections",
         "_idle",
+        "_in_flight",
         "_seconds",
         "_waiting",
+        "_wake",
         "addresses",
         "engine",
         "is_closed",
@@ -90,6 +93,8 @@ class AuthService:
         self.addresses = addresses
         self.is_closed = False
         self._seconds = seconds
+        self._in_flight = engine.meter.auth_in_flight
+        self._wake: asyncio.TimerHandle | None = None
         self._idle: list[Exchange] = []
         self._connections: set[Exchange] = set()
         self._waiting: deque[Question] = deque()
@@ -97,18 +102,34 @@ class AuthService:
 
     def ask(self, session: Session, request: bytes, credentials: Credentials, server: Server) -> None:
         """Put a question; the session's ``authorized`` or ``auth_failed`` is called later, never at once."""
-        question = Question(self, session, request, credentials, server)
+        engine = self.engine
+        question = Question(session, request, credentials, server, engine.reactor.now)
         self._by_session[session] = question
-        self.engine.meter.auth_in_flight.value += 1
-        self.engine.timers.arm(question, self._seconds)
+        self._in_flight.value += 1
+        if self._wake is None:
+            self._watch(question)
         self._dispatch(question)
+
+    def _watch(self, oldest: Question) -> None:
+        """Come back when a question may be too old; all have the same time, so the oldest is the first."""
+        self._wake = self.engine.loop.call_at(oldest.started + self._seconds, self._look_at_oldest)
+
+    def _look_at_oldest(self) -> None:
+        self._wake = None
+        now = time.monotonic()
+        while self._by_session:
+            oldest = next(iter(self._by_session.values()))
+            if oldest.started + self._seconds > now:
+                self._watch(oldest)
+                return
+            self._give_up(oldest)
 
     def forget(self, session: Session) -> None:
         """The session is gone: nobody waits for its answer."""
         question = self._by_session.pop(session, None)
         if question is not None:
             question.session = None
-            self._settle(question)
+            self._in_flight.value -= 1
             with suppress(ValueError):
                 self._waiting.remove(question)
             for exchange in self._connections:
@@ -161,12 +182,7 @@ class AuthService:
     def answered(self, question: Question, answer: Answer) -> None:
         """Book an answer and hand it over."""
         decision = answer.decision
-        outcome = AuthOutcome.OK
-        if isinstance(decision, Denied):
-            outcome = AuthOutcome.DENIED
-        elif isinstance(decision, Postponed):
-            outcome = AuthOutcome.WAIT
-        session = self._settled(question, outcome)
+        session = self._settled(question, _OUTCOMES[decision.__class__])
         if session is not None:
             session.authorized(decision)
 
@@ -178,8 +194,8 @@ class AuthService:
         if session is not None:
             session.auth_failed(error)
 
-    def gave_up(self, question: Question) -> None:
-        """The time for an answer is over."""
+    def _give_up(self, question: Question) -> None:
+        """The time for an answer is over: ``auth_http_timeout`` has passed since the question was asked."""
         with suppress(ValueError):
             self._waiting.remove(question)
         for exchange in self._connections:
@@ -193,13 +209,10 @@ class AuthService:
         session, question.session = question.session, None
         if session is not None:
             del self._by_session[session]
-            question.server.numbers.auth_seconds[outcome].observe(time.monotonic() - question.started)
-            self._settle(question)
+            self._in_flight.value -= 1
+            seconds = time.monotonic() - question.started
+            question.server.numbers.auth_seconds[outcome].observe(seconds)
         return session
-
-    def _settle(self, question: Question) -> None:
-        self.engine.timers.disarm(question)
-        self.engine.meter.auth_in_flight.value -= 1
 
 
 class Exchange:
@@ -207,8 +220,8 @@ class Exchange:
 
     __slots__ = (
         "_body_left",
-        "_connecting",
         "_head",
+        "_is_open",
         "_shaking_hands",
         "_unsent",
         "_used",
@@ -223,9 +236,9 @@ class Exchange:
         self.service = service
         self.sock: Any = None
         self.fd = -1
-        self.timer = 0
+        self.timer: Deadlines | None = None
         self.question: Question | None = None
-        self._connecting = False
+        self._is_open = False
         self._shaking_hands = False
         self._used = False
         self._head = b""
@@ -250,7 +263,6 @@ class Exchange:
         except OSError as error:
             self._fail_later(AuthUnreachable(f"connecting failed: {error.strerror}"))
             return
-        self._connecting = True
         self.service.engine.reactor.add(self.fd, self, WRITE)
 
     def _fail_later(self, error: AuthUnavailable) -> None:
@@ -276,14 +288,15 @@ class Exchange:
     def on_event(self, mask: int) -> None:
         """Connect, write what is left of the question, read the answer."""
         try:
-            if self._connecting:
-                self._connected(mask)
+            if self._is_open:
+                if mask & WRITE and self._unsent:
+                    self._send_rest()
+                elif mask & (READ | BROKEN):
+                    self._receive()
             elif self._shaking_hands:
                 self._shake_hands()
-            elif mask & WRITE and self._unsent:
-                self._send_rest()
-            elif mask & (READ | BROKEN):
-                self._receive()
+            else:
+                self._connected(mask)
         except WOULD_BLOCK:
             pass
         except AuthUnavailable as error:
@@ -296,7 +309,6 @@ class Exchange:
         if code:
             self.service.addresses.failed()
             raise AuthUnreachable(f"connecting failed: {OSError(code, '').errno}")
-        self._connecting = False
         if self.service.tls is not None:
             self.sock = self.service.tls.over(self.sock)
             self._shaking_hands = True
@@ -319,6 +331,7 @@ class Exchange:
             self._ready()
 
     def _ready(self) -> None:
+        self._is_open = True
         self.service.engine.reactor.want(self.fd, READ)
         if self.question is not None:
             self.carry(self.question)
@@ -331,8 +344,9 @@ class Exchange:
 
     def _receive(self) -> None:
         octets = self.sock.recv(_READ)
-        while self.service.tls is not None and self.sock.pending():
-            octets += self.sock.recv(_READ)
+        if self.service.tls is not None:
+            while self.sock.pending():
+                octets += self.sock.recv(_READ)
         if self.question is None:
             self._after_answer(octets)
             return

@@ -14,6 +14,7 @@ from typing import Final
 from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ
+from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import TlsConnection
 
 LINGER_SECONDS: Final = 2.0
@@ -53,7 +54,7 @@ class Lingerer:
         self.engine = engine
         self.sock = sock
         self.fd = fd
-        self.timer = 0
+        self.timer: Deadlines | None = None
         self._left = LINGER_OCTETS
         engine.lingering.add(self)
         engine.reactor.hand_over(fd, self)

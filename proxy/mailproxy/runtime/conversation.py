@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.dialogue.actions import Action, Dialogue, Receive, Send
 from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+from mailproxy.runtime.timers import Deadlines
+from mailproxy.tls.session import TlsConnection
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
@@ -46,11 +48,15 @@ class Conversation(ABC):
 
     Whoever derives from this performs the actions that need more than a peer
     (``_PERFORM``), and is told once how it ended: ``_finished`` or ``_failed``.
+
+    Attributes:
+        tls: The same as ``sock`` where it is a TLS connection.
     """
 
     __slots__ = (
         "_deadline",
         "_dialogue",
+        "_doom",
         "_held",
         "_limit",
         "_mask",
@@ -62,15 +68,18 @@ class Conversation(ABC):
         "fd",
         "sock",
         "timer",
+        "tls",
     )
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
 
-    def __init__(self, engine: Engine, sock: socket.socket, fd: int, *, write_seconds: float) -> None:
+    def __init__(self, engine: Engine, sock: socket.socket, fd: int, write_seconds: float) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
-        self.timer = 0
+        self.timer: Deadlines | None = None
+        self.tls: TlsConnection | None = None
         self._dialogue: Dialogue[Any] | None = None
+        self._doom: Exception | None = None
         self._outgoing = b""
         self._mask = READ
         self._state = ASIDE
@@ -103,11 +112,30 @@ class Conversation(ABC):
         return self._state in (READING, OVERHEARING)
 
     def on_event(self, mask: int) -> None:
-        """Readiness: read, write, or put up with a peer that speaks before it is asked."""
-        state = self._state
-        if 0 < state <= OVERHEARING:
-            self._read()
-        elif state == FLUSHING:
+        """Readiness: read, where the dialogue asks for octets."""
+        if not READING <= self._state <= OVERHEARING:
+            self._on_other_event(mask)
+            return
+        try:
+            octets = self.sock.recv(self._limit)
+        except WOULD_BLOCK:
+            return
+        except CLOSED_BY_TLS:
+            octets = b""
+        except OSError:
+            self.throw(PeerReset())
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if octets:
+            self._run(self._dialogue.send, octets)  # type: ignore[union-attr]
+        else:
+            self.throw(PeerClosed())
+
+    def _on_other_event(self, mask: int) -> None:
+        """Readiness: write, or put up with a peer that speaks before it is asked."""
+        if self._state == FLUSHING:
             if mask & (WRITE | BROKEN):
                 self._continue_flushing()
         elif mask & BROKEN:
@@ -119,6 +147,8 @@ class Conversation(ABC):
         """The deadline, or the time for a peer to take what it was told, is over."""
         if self._state in (READING, FLUSHING):
             self.throw(PeerTimedOut())
+        elif self._doom is None:
+            self._doom = PeerTimedOut()
 
     # -- what derived classes may change
 
@@ -138,27 +168,27 @@ class Conversation(ABC):
     # -- performing
 
     def _run(self, step: Callable[[Any], Action], value: object) -> None:  # noqa: C901 - the interpreter's one loop: splitting it costs a call per action
-        self._state = ASIDE
         try:
             action = step(value)
             while True:
                 kind = action.__class__
-                if kind is actions.Send:
-                    outgoing = self._outgoing
-                    self._outgoing = outgoing + action.octets if outgoing else action.octets  # type: ignore[union-attr]
-                    if len(self._outgoing) <= HIGH_WATER or self._flush():
-                        action = self._dialogue.send(None)  # type: ignore[union-attr]
-                        continue
-                    return self._hold(None)
+                if kind is Send:
+                    self._outgoing += action.octets  # type: ignore[union-attr]
+                    if len(self._outgoing) > HIGH_WATER and not self._flush():
+                        return self._hold(None)
+                    action = self._dialogue.send(None)  # type: ignore[union-attr]
+                    continue
                 if self._outgoing and not self._flush():
                     return self._hold(action)
-                if kind is actions.Receive:
+                if kind is Receive:
                     return self._listen(action.limit)  # type: ignore[union-attr]
+                self._state = ASIDE
                 answer = self._PERFORM[kind](self, action)
                 if answer is PENDING:
                     return None
                 action = self._dialogue.send(answer)  # type: ignore[union-attr]
         except StopIteration as stop:
+            self._state = ASIDE
             self._dialogue = None
             self._finished(stop.value)
         except OSError as error:
@@ -174,37 +204,20 @@ class Conversation(ABC):
         self._state = READING
         if self._mask != READ:
             self._watch(READ)
-        if self._deadline and self._deadline <= time.monotonic():
-            self.throw(PeerTimedOut())
-        elif self._has_more():
+        if self._doom is not None:
+            self.throw(self._doom)
+        elif self.tls is not None:
+            self._look_above()
+
+    def _look_above(self) -> None:
+        """See to it that octets are read of which no event tells, for TLS has taken them from the socket."""
+        if self.tls is not None and self.tls.pending():
             self.engine.loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Read what waits above the socket: a turn of the loop later, so that a flood keeps nobody waiting."""
+        """Read what waits above the socket: a turn of the loop later, so that a flood makes nobody wait."""
         if self.is_listening:
-            self._read()
-
-    def _has_more(self) -> bool:
-        """Whether octets wait above the socket, where no event tells of them."""
-        return False
-
-    def _read(self) -> None:
-        try:
-            octets = self.sock.recv(self._limit)
-        except WOULD_BLOCK:
-            return
-        except CLOSED_BY_TLS:
-            octets = b""
-        except OSError:
-            return self.throw(PeerReset())
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if octets:
-            self._run(self._dialogue.send, octets)  # type: ignore[union-attr]
-        else:
-            self.throw(PeerClosed())
-        return None
+            self.on_event(READ)
 
     def _flush(self) -> bool:
         octets = self._outgoing
@@ -279,8 +292,9 @@ class Conversation(ABC):
 
     def set_deadline(self, action: actions.Deadline) -> None:
         """Perform ``Deadline``."""
-        self._deadline = time.monotonic() + action.seconds
-        self.engine.timers.arm(self, action.seconds)
+        engine, seconds = self.engine, action.seconds
+        self._deadline = engine.reactor.now + seconds
+        engine.timers.arm(self, seconds)
 
     def overhear(self, action: actions.Overhear) -> object:
         """Perform ``Overhear``."""
@@ -288,8 +302,7 @@ class Conversation(ABC):
         self._state = OVERHEARING
         self._wake = self.engine.loop.call_later(action.seconds, self._woken, b"")
         self._watch(READ)
-        if self._has_more():
-            self.engine.loop.call_soon(self._read_on)
+        self._look_above()
         return PENDING
 
     def wait(self, action: actions.Wait) -> object:

@@ -44,7 +44,7 @@ class Engine:
     def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter) -> None:
         self.loop = loop
         self.reactor = reactor
-        self.timers = Timers(loop)
+        self.timers = Timers(loop, reactor)
         self.log = log
         self.meter = meter
         self.live: set[Drained] = set()

@@ -24,6 +24,8 @@ _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUF
 PAUSE_SECONDS: Final = 0.5
 """How long accepting rests when the process is out of descriptors."""
 _TELL_EVERY: Final = 10.0
+_STREAM, _UNIX = int(socket.SOCK_STREAM), int(socket.AF_UNIX)
+"""As plain numbers: ``accept()`` asks three enumerations per client what a listener knows already."""
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class Door:
 class Listener:
     """One listening socket of a worker."""
 
-    __slots__ = ("_doors", "_pause", "_told", "default", "engine", "fd", "key", "sock")
+    __slots__ = ("_doors", "_family", "_looks", "_pause", "_told", "default", "engine", "fd", "key", "sock")
 
     def __init__(
         self, engine: Engine, key: str, sock: socket.socket, default: Door, doors: Mapping[str, Door]
@@ -48,6 +50,8 @@ class Listener:
         self.fd = sock.fileno()
         self.default = default
         self._doors = doors
+        self._family = int(sock.family)
+        self._looks = bool(doors) or default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
         self._pause: asyncio.TimerHandle | None = None
         self._told = 0.0
 
@@ -66,42 +70,44 @@ class Listener:
         """Accept one client; the poll reports the next."""
         del mask
         try:
-            sock, address = self.sock.accept()
+            fd, address = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see _STREAM
         except BlockingIOError:
             return  # another worker was faster
         except OSError as error:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 self._rest(error)
             return
+        sock = socket.socket(self._family, _STREAM, 0, fd)
         sock.setblocking(False)
         self._welcome(sock, address)
 
     def _welcome(self, sock: socket.socket, address: Any) -> None:  # noqa: ANN401 - as the family has it
         engine = self.engine
-        client = _client(sock, address)
+        client = _client(self._family, address)
         door = self.default
-        if self._doors or door.server.config.proxy_protocol is not SendProxyProtocol.DISABLED:
+        if self._looks:
             _look_at_local_end(client, sock)
             door = self._doors.get(client.local_address, door)
-        meter = door.server.meter
+        server, listen = door.server, door.listen
+        meter = server.meter
         meter.accepted.value += 1
         if engine.clients >= engine.limit:
             self._refuse(sock, door)
             return
         engine.clients += 1
         meter.active.value += 1
-        config = door.server.config
+        config = server.config
         record = SessionRecord(
-            session=engine.log.session_id(),
-            server=config.name,
-            protocol=config.protocol,
-            client=client.address,
-            client_port=client.port,
-            started=time.monotonic(),
+            engine.log.session_id(),
+            config.name,
+            config.protocol,
+            client.address,
+            client.port,
+            time.monotonic(),
         )
-        session = Session(engine, door.server, sock, client, record)
+        session = Session(engine, server, sock, client, record)
         engine.reactor.add(session.fd, session, READ)
-        session.start(proxy_header=door.listen.proxy_protocol, tls=door.listen.ssl)
+        session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
 
     def _refuse(self, sock: socket.socket, door: Door) -> None:
         meter = door.server.meter
@@ -126,11 +132,12 @@ class Listener:
         self.engine.reactor.want(self.fd, READ)
 
 
-def _client(sock: socket.socket, address: Any) -> Client:  # noqa: ANN401 - as the family has it
-    if sock.family == socket.AF_UNIX:
+def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the family has it
+    if family == _UNIX:
         path = address if isinstance(address, str) else ""
-        return Client(address=f"unix:{path}", local_address="unix:")
-    return Client(address=address[0].partition("%")[0], port=address[1])
+        return Client(f"unix:{path}", 0, "unix:")
+    host = address[0]
+    return Client(host.partition("%")[0] if "%" in host else host, address[1])
 
 
 def _look_at_local_end(client: Client, sock: socket.socket) -> None:

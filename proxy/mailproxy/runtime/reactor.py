@@ -46,6 +46,8 @@ class Reactor(selectors.BaseSelector):
         now: Monotonic time of the newest poll, in seconds; good enough for
             idle times and cheaper than asking again.
         polls: How many polls brought something to do, or ran out of time.
+        is_wanted: Whether asyncio was given something to do meanwhile; whoever
+            does that says so here, and it gets its turn after this poll.
         on_crash: Told of an exception that a handler let escape; without it
             the exception ends the loop.
     """
@@ -58,6 +60,7 @@ class Reactor(selectors.BaseSelector):
         self.on_crash = on_crash
         self.now = time.monotonic()
         self.polls = 0
+        self.is_wanted = False
 
     # -- the hot side
 
@@ -123,29 +126,38 @@ class Reactor(selectors.BaseSelector):
         return self._keys[_descriptor(fileobj)]
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve every hot descriptor that is ready; return asyncio's."""
+        """Serve hot descriptors until asyncio has something to do; return those of its own that are ready."""
         ready: list[tuple[selectors.SelectorKey, int]] = []
-        try:
-            events = self._poll(_whole_milliseconds(timeout), _BATCH)
-        except InterruptedError:
-            return ready
-        self.now = time.monotonic()
-        self.polls += 1
-        handlers = self._handlers
-        for fd, mask in events:
-            handler = handlers.get(fd)
-            if handler is None:
-                key = self._keys.get(fd)
-                if key is not None:
-                    ready.append((key, _selector_mask(mask) & key.events))
-                continue
+        handlers, poll, monotonic = self._handlers, self._poll, time.monotonic
+        self.is_wanted = False
+        ends_at = math.inf if timeout is None else self.now + timeout if timeout > 0 else 0.0
+        left: float | None = timeout
+        while True:
             try:
-                handler.on_event(mask)
-            except Exception as crash:  # the outer edge of a session
-                if self.on_crash is None:
-                    raise
-                self.on_crash(handler, crash)
-        return ready
+                events = poll(_whole_milliseconds(left), _BATCH)
+            except InterruptedError:
+                return ready
+            self.now = now = monotonic()
+            self.polls += 1
+            for fd, mask in events:
+                handler = handlers.get(fd)
+                if handler is None:
+                    self._leave_to_asyncio(fd, mask, ready)
+                    continue
+                try:
+                    handler.on_event(mask)
+                except Exception as crash:  # the outer edge of a session
+                    if self.on_crash is None:
+                        raise
+                    self.on_crash(handler, crash)
+            if ready or self.is_wanted or now >= ends_at:
+                return ready
+            left = None if timeout is None else ends_at - now
+
+    def _leave_to_asyncio(self, fd: int, mask: int, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        key = self._keys.get(fd)
+        if key is not None:
+            ready.append((key, _selector_mask(mask) & key.events))
 
     def close(self) -> None:
         """Close the epoll descriptor; what it watched is the owners' to close."""

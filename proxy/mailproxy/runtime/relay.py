@@ -14,12 +14,16 @@ import socket
 from typing import Final
 
 from mailproxy.events import CloseReason, LoginResult, UpstreamStage
-from mailproxy.observe.meter import Counter
-from mailproxy.runtime.accounts import Account
+from mailproxy.observe.meter import Counter, Gauge
+from mailproxy.observe.record import SessionRecord
+from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.closing import close_now, end_writing
 from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
+from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+from mailproxy.runtime.server import Server
+from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import TlsConnection
 
 SMALL: Final = 16 * 1024
@@ -40,13 +44,24 @@ class SinkBroken(Exception):
 
 
 class End:
-    """One side of a relaying session, and what waits to be written to it."""
+    """One side of a relaying session, and what waits to be written to it.
+
+    Attributes:
+        account: What it shares with the other side.
+        counter: Counts what this side says, for all sessions.
+        is_behind: Whether octets wait to be written to this side: ``pending``, or in ``pipe``.
+        is_over: Whether this side has said everything.
+        moved: How many octets it said.
+        other: The other side.
+        tls: The same as ``sock`` where it is a TLS connection.
+    """
 
     __slots__ = (
         "_mask",
         "account",
         "counter",
         "fd",
+        "is_behind",
         "is_over",
         "moved",
         "other",
@@ -62,9 +77,10 @@ class End:
         self.tls = sock if isinstance(sock, TlsConnection) else None
         self.counter = counter
         self.moved = 0
+        self.is_behind = False
+        self.is_over = False
         self.pending = b""
         self.pipe: Pipe | None = None
-        self.is_over = False
         self._mask = mask
         self.other: End
         self.account: Relay
@@ -73,11 +89,9 @@ class End:
 
     def on_event(self, mask: int) -> None:
         """Write what waits to be written here, then read what came."""
-        relay = self.account
-        if relay.is_closed:
-            return
+        relay, other = self.account, self.other
         try:
-            if mask & WRITE and (self.pending or self.pipe is not None):
+            if mask & WRITE and self.is_behind:
                 self._write_pending()
             if mask & (READ | BROKEN) and not self.is_over:
                 self.carry()
@@ -92,8 +106,10 @@ class End:
         except OSError:
             relay.broke(self)
             return
-        relay.stamp()
-        self._settle(is_broken=bool(mask & BROKEN))
+        relay.active = relay.engine.reactor.now
+        flows = self._mask == READ == other._mask  # noqa: SLF001 - of the same class
+        if not flows or self.is_over or self.is_behind or other.is_behind or mask & BROKEN:
+            self._settle(is_broken=bool(mask & BROKEN))
 
     def _settle(self, *, is_broken: bool) -> None:
         """Watch both sides for what can go on now; end when nothing can."""
@@ -130,11 +146,6 @@ class End:
             self._mask = _PARKED
             self.account.engine.reactor.remove(self.fd)
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether octets wait to be written to this side."""
-        return bool(self.pending) or self.pipe is not None
-
     def cut(self) -> None:
         """End the session at once."""
         self.account.cut()
@@ -153,13 +164,16 @@ class End:
         if not octets:
             self._ended()
             return
-        self.count(len(octets))
+        size = len(octets)
+        self.moved += size
+        self.counter.value += size
+        self.account.spoke_last = self
         other.write(octets)
-        if self.tls:
+        if self.tls is not None:
             if self.tls.pending():
                 self._carry_through_buffer()
-        elif len(octets) == SMALL and not other.is_behind:
-            if other.tls:
+        elif size == SMALL and not other.is_behind:
+            if other.tls is not None:
                 self._carry_through_buffer()
             else:
                 self._carry_through_pipe()
@@ -210,7 +224,7 @@ class End:
                 self.count(count)
                 pipe.holds = count
                 if not other.out_of(pipe):
-                    other.pipe = pipe
+                    other.pipe, other.is_behind = pipe, True
                     return
                 if count < SMALL:
                     return
@@ -253,8 +267,8 @@ class End:
             sent = 0
         except OSError as error:
             raise SinkBroken(self) from error
-        if sent < len(octets):
-            self.pending = octets[sent:]
+        if sent != len(octets):
+            self.pending, self.is_behind = octets[sent:], True
 
     def write_from(self, view: memoryview) -> None:
         """Write what fits of a buffer that others use too; the rest is copied and waits."""
@@ -263,7 +277,7 @@ class End:
             while start < len(view):
                 start += self.sock.send(view[start:])
         except WOULD_BLOCK:
-            self.pending = bytes(view[start:])
+            self.pending, self.is_behind = bytes(view[start:]), True
         except OSError as error:
             raise SinkBroken(self) from error
 
@@ -272,9 +286,9 @@ class End:
             if not self.out_of(self.pipe):
                 return
             self.account.engine.pipes.give_back(self.pipe)
-            self.pipe = None
-        elif self.pending:
-            octets, self.pending = self.pending, b""
+            self.pipe, self.is_behind = None, False
+        else:
+            octets, self.pending, self.is_behind = self.pending, b"", False
             self.write(octets)
         other = self.other
         if not self.is_behind:
@@ -287,9 +301,10 @@ class End:
 
     def _ended(self) -> None:
         self.is_over = True
-        self.account.first_end(self)
-        if not self.other.is_behind and not self.account.is_complete():
-            self.other.finish_writing()
+        relay, other = self.account, self.other
+        relay.has_ended(self)
+        if not other.is_behind and not relay.is_complete():
+            other.finish_writing()
 
     def finish_writing(self) -> None:
         """The other side has ended, and everything it said is written: say so to this one."""
@@ -298,48 +313,54 @@ class End:
 
 
 class Relay:
-    """What the two ends share: the books, the idle time, the end."""
+    """What the two ends share: the books, the idle time, the end.
+
+    Attributes:
+        active: When something last moved, by the reactor's clock.
+        spoke_last: The end that did.
+    """
 
     __slots__ = (
-        "_active",
+        "_gauge",
         "_idle",
         "_owes_client",
         "_reason",
-        "account",
+        "active",
         "client",
         "engine",
         "is_closed",
+        "record",
+        "server",
         "spoke_last",
         "timer",
         "upstream",
     )
 
-    def __init__(self, account: Account, client: End, upstream: End) -> None:
-        self.account = account
-        self.engine = account.engine
-        self.client = client
-        self.upstream = upstream
+    def __init__(self, engine: Engine, server: Server, record: SessionRecord, gauge: Gauge) -> None:
+        self.engine = engine
+        self.server = server
+        self.record = record
+        self._gauge = gauge
         self.is_closed = False
-        self.spoke_last = upstream
         self._owes_client = False
-        self.timer = 0
-        self._idle: float = account.server.config.proxy_timeout
-        self._active = self.engine.reactor.now
+        self.timer: Deadlines | None = None
+        self._idle: float = server.config.proxy_timeout
+        self.active = engine.reactor.now
         self._reason: CloseReason | None = None
-        self.engine.live.add(self)
-        self.engine.timers.arm(self, self._idle)
+        self.client: End
+        self.upstream: End
+        self.spoke_last: End
+        engine.live.add(self)
+        engine.timers.arm(self, self._idle)
 
-    def stamp(self) -> None:
-        """Something moved."""
-        self._active = self.engine.reactor.now
-
-    def first_end(self, end: End) -> None:
+    def has_ended(self, end: End) -> None:
         """One side has said everything; the other gets a bounded while for the rest."""
         if self._reason is None:
             self._owes_client = self.client.is_behind or self.spoke_last is self.client
             self._reason = CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
-            self._idle = min(self._idle, HALF_CLOSED_SECONDS)
-            self.engine.timers.arm(self, self._idle)
+            if not self.is_complete():
+                self._idle = min(self._idle, HALF_CLOSED_SECONDS)
+                self.engine.timers.arm(self, self._idle)
 
     def is_complete(self) -> bool:
         """Whether nobody has anything left to say that the other waits for.
@@ -359,14 +380,14 @@ class Relay:
                 self._reason = CloseReason.CLIENT_RESET
             else:
                 self._reason = CloseReason.UPSTREAM_ERROR
-                self.account.server.numbers.upstream_errors[UpstreamStage.RELAY].value += 1
+                self.server.numbers.upstream_errors[UpstreamStage.RELAY].value += 1
         self.close()
 
     def on_timeout(self) -> None:
         """``proxy_timeout`` has passed since it was last looked at; maybe not since something moved."""
         if self.is_closed:
             return
-        left = self._active + self._idle - self.engine.reactor.now
+        left = self.active + self._idle - self.engine.reactor.now
         if left > 0.0:
             self.engine.timers.arm(self, left)
         else:
@@ -386,62 +407,50 @@ class Relay:
         if self.is_closed:
             return
         self.is_closed = True
-        self.engine.timers.disarm(self)
-        self.engine.live.discard(self)
-        client, upstream = self.client, self.upstream
-        record = self.account.record
+        engine, client, upstream, record = self.engine, self.client, self.upstream, self.record
+        engine.timers.disarm(self)
+        engine.live.discard(self)
         record.bytes_to_upstream, record.bytes_to_client = client.moved, upstream.moved
         for end in (upstream, client):
             if end.pipe is not None:
-                self.engine.pipes.discard(end.pipe)
+                engine.pipes.discard(end.pipe)
                 end.pipe = None
-        close_now(self.engine, upstream.sock, upstream.fd)
-        if client.tls and self._reason is not CloseReason.IDLE_TIMEOUT:
+        close_now(engine, upstream.sock, upstream.fd)
+        if client.tls is not None and self._reason is not CloseReason.IDLE_TIMEOUT:
             end_writing(client.sock)
-        close_now(self.engine, client.sock, client.fd)
-        self.account.close(self._reason or CloseReason.CLIENT_CLOSED)
+        close_now(engine, client.sock, client.fd)
+        book_end(engine, self.server, record, self._gauge, self._reason or CloseReason.CLIENT_CLOSED)
         del client.other, upstream.other, client.account, upstream.account
 
 
-def start_relay(
-    account: Account,
-    *,
-    client: socket.socket,
-    client_mask: int,
-    upstream: socket.socket,
-    to_client: bytes,
-    to_upstream: bytes,
-) -> None:
+def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, to_upstream: bytes) -> None:
     """Turn two connections into a relay, and deliver what each side is owed, once.
 
     Args:
-        account: The session's books.
-        client: The client's connection, watched with ``client_mask``.
-        client_mask: What the reactor watches it for now.
-        upstream: The upstream's, watched for ``READ``.
+        relay: What the two ends will share.
+        client: The client's end.
+        upstream: The upstream's.
         to_client: The end of the login: what the upstream answered.
         to_upstream: What the client sent ahead.
     """
-    account.record.result = LoginResult.SUCCESS
-    numbers = account.server.numbers
-    near = End(client, client.fileno(), client_mask, numbers.bytes_to_upstream)
-    far = End(upstream, upstream.fileno(), READ, numbers.bytes_to_client)
-    near.other, far.other = far, near
-    relay = Relay(account, near, far)
-    near.account = far.account = relay
-    reactor = account.engine.reactor
-    reactor.hand_over(near.fd, near)
-    reactor.hand_over(far.fd, far)
+    relay.record.result = LoginResult.SUCCESS
+    client.other, upstream.other = upstream, client
+    client.account = upstream.account = relay
+    relay.client, relay.upstream = client, upstream
+    relay.spoke_last = upstream
+    reactor = relay.engine.reactor
+    reactor.hand_over(client.fd, client)
+    reactor.hand_over(upstream.fd, upstream)
     try:
         if to_client:
-            near.write(to_client)
+            client.write(to_client)
         if to_upstream:
-            near.count(len(to_upstream))
-            far.write(to_upstream)
+            client.count(len(to_upstream))
+            upstream.write(to_upstream)
     except SinkBroken as broken:
         relay.broke(broken.end)
         return
-    near.watch()
-    far.watch()
-    if near.tls and near.tls.pending() and not far.is_behind:
-        near.on_event(READ)
+    client.watch()
+    upstream.watch()
+    if client.tls is not None and client.tls.pending() and not upstream.is_behind:
+        client.on_event(READ)

@@ -39,22 +39,21 @@ from mailproxy.events import (
     LoginRefused,
     LoginResult,
     Method,
-    SessionState,
     TlsMode,
 )
 from mailproxy.observe.lines import Field
 from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
-from mailproxy.runtime.accounts import Account
+from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.closing import close_now, close_politely, end_writing
-from mailproxy.runtime.conversation import ASIDE, PENDING, Conversation
+from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.relay import start_relay
+from mailproxy.runtime.reactor import READ
+from mailproxy.runtime.relay import End, Relay, start_relay
 from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
 from mailproxy.runtime.upstream import UpstreamLink
-from mailproxy.tls.session import TlsConnection
 from mailproxy_config.model import LogLevel
 
 _SAY_NOTHING: Final = frozenset(
@@ -81,20 +80,17 @@ class Session(Conversation):
         "_stage",
         "_state_gauge",
         "client",
+        "numbers",
         "record",
         "server",
     )
 
     def __init__(
-        self,
-        engine: Engine,
-        server: Server,
-        sock: socket.socket,
-        client: Client,
-        record: SessionRecord,
+        self, engine: Engine, server: Server, sock: socket.socket, client: Client, record: SessionRecord
     ) -> None:
-        super().__init__(engine, sock, sock.fileno(), write_seconds=server.config.timeout)
+        super().__init__(engine, sock, sock.fileno(), server.config.timeout)
         self.server = server
+        self.numbers = numbers = server.numbers
         self.client = client
         self.record = record
         self._asked = 0.0
@@ -106,8 +102,8 @@ class Session(Conversation):
         self._link: UpstreamLink | None = None
         self._reason: CloseReason | None = None
         self._stage: HeaderStage | HandshakeStage | None = None
-        self._state_gauge = server.numbers.states[SessionState.STARTING]
-        self._state_gauge.value += 1
+        self._state_gauge = gauge = numbers.starting
+        gauge.value += 1
         engine.live.add(self)
 
     # -- the way to the conversation
@@ -117,21 +113,20 @@ class Session(Conversation):
         if proxy_header:
             self._stage = HeaderStage(self, then_tls=tls)
             self._stage.begin()
-        else:
-            self._greet_or_shake_hands(tls=tls)
-
-    def _greet_or_shake_hands(self, *, tls: bool) -> None:
-        if tls:
-            self._stage = stage = HandshakeStage(self, TlsMode.IMPLICIT, self._handshake_done)
-            stage.begin(self.server.config.timeout)
+        elif tls:
+            self._shake_hands()
         else:
             self._converse()
+
+    def _shake_hands(self) -> None:
+        self._stage = stage = HandshakeStage(self, TlsMode.IMPLICIT, self._handshake_done)
+        stage.begin(self.server.config.timeout)
 
     def header_done(self, *, then_tls: bool) -> None:
         """The PROXY header was read; go on with TLS or the greeting."""
         self._stage = None
         self.engine.reactor.hand_over(self.fd, self)
-        self._greet_or_shake_hands(tls=then_tls)
+        self.start(proxy_header=False, tls=then_tls)
 
     def client_changed(self) -> None:
         """``set_real_ip_from`` replaced the client's address."""
@@ -145,7 +140,7 @@ class Session(Conversation):
         self._converse()
 
     def _converse(self) -> None:
-        self._enter(self.server.numbers.states[SessionState.PREAUTH])
+        self._enter(self.numbers.preauth)
         self.begin(self.server.frontend.converse(self.client))
 
     def stage_failed(self, error: SessionError) -> None:
@@ -166,20 +161,23 @@ class Session(Conversation):
         record.user = credentials.user
         record.method = self._method = credentials.method
         record.attempts = request.attempt
-        self._enter(self.server.numbers.states[SessionState.AUTH])
+        self._enter(self.numbers.auth)
         self._asked = time.monotonic()
         self._deadline = 0.0  # with its credentials complete, a client has kept it
         self.engine.timers.disarm(self)
-        self.server.auth.ask(self, self.server.template.render(request), credentials, self.server)
+        server = self.server
+        server.auth.ask(self, server.template.render(request), credentials, server)
         return PENDING
 
     def authorized(self, decision: Decision) -> None:
         """The authorization service answered."""
         self._spent_on_auth()
-        if isinstance(decision, Denied):
-            code = decision.code
-            self._count_login(LoginResult.TEMPORARY if code and code[:1] == b"4" else LoginResult.DENIED)
-        self._enter(self.server.numbers.states[SessionState.PREAUTH])
+        if not isinstance(decision, Granted):
+            if isinstance(decision, Denied):
+                code = decision.code
+                is_temporary = code is not None and code.startswith(b"4")
+                self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+            self._enter(self.numbers.preauth)
         self.resume(decision)
 
     def auth_failed(self, error: AuthUnavailable) -> None:
@@ -233,34 +231,24 @@ class Session(Conversation):
         event = action.event
         if isinstance(event, ClientErred):
             self.record.errors += 1
-            self.server.numbers.errors[event.kind].value += 1
+            self.numbers.errors[event.kind].value += 1
         elif isinstance(event, LoginRefused):
             self.record.method, self.record.result = event.method, event.result
-            self.server.numbers.logins[event.method, event.result].value += 1
+            self.numbers.logins[event.method, event.result].value += 1
         else:
             self.tell(LogLevel.INFO, event.event, text=event.text)
         return None
-
-    def _listen(self, limit: int) -> None:
-        if self.engine.draining:
-            self.throw(ShuttingDown())
-        else:
-            super()._listen(limit)
-
-    def _has_more(self) -> bool:
-        return isinstance(self.sock, TlsConnection) and self.sock.pending() > 0
 
     # -- the upstream
 
     def _connect(self, identified: Identified) -> None:
         self._identified = identified
-        self._enter(self.server.numbers.states[SessionState.UPSTREAM])
-        grant: Granted = identified.grant
-        self.record.upstream, self.record.upstream_port = grant.address, grant.port
-        self.record.user = grant.user or self.record.user
+        self._enter(self.numbers.upstream)
+        record, grant = self.record, identified.grant
+        record.upstream, record.upstream_port = grant.address, grant.port
+        if grant.user:
+            record.user = grant.user
         self._asked = time.monotonic()
-        self.engine.timers.disarm(self)
-        self._state = ASIDE
         try:
             self._link = UpstreamLink.connect(self, grant)
         except UpstreamError as error:
@@ -275,17 +263,18 @@ class Session(Conversation):
         """The upstream accepted: from here on octets are copied."""
         identified = self._identified
         assert identified is not None  # noqa: S101 - set before connecting
+        engine = self.engine
         self._spent_on_upstream()
         self._count_login(LoginResult.SUCCESS)
-        self._enter(self.server.numbers.states[SessionState.RELAY])
-        self.engine.live.discard(self)
-        self.engine.timers.disarm(self)
+        self._enter(self.numbers.relay)
+        engine.live.discard(self)
+        if self.timer is not None:
+            engine.timers.disarm(self)
         self._link = self._identified = None
         start_relay(
-            Account(self.engine, self.server, self.record, self._state_gauge),
-            client=self.sock,
-            client_mask=self._mask,
-            upstream=link.sock,
+            Relay(engine, self.server, self.record, self._state_gauge),
+            client=End(self.sock, self.fd, self._mask, self.numbers.bytes_to_upstream),
+            upstream=End(link.sock, link.fd, READ, self.numbers.bytes_to_client),
             to_client=self._outgoing + result.reply,
             to_upstream=link.unsent() + identified.unread,
         )
@@ -294,7 +283,7 @@ class Session(Conversation):
         """The upstream refused, could not be reached, or spoke nonsense."""
         self._link = None
         self._spent_on_upstream()
-        numbers = self.server.numbers
+        numbers = self.numbers
         reply = self.server.protocol.internal_error
         if isinstance(error, UpstreamError):
             numbers.upstream_errors[error.stage].value += 1
@@ -390,7 +379,7 @@ class Session(Conversation):
         self.release()
         fd, self.fd = self.fd, -1
         self.engine.live.discard(self)
-        Account(self.engine, self.server, self.record, self._state_gauge).close(reason)
+        book_end(self.engine, self.server, self.record, self._state_gauge, reason)
         if reason in _SAY_NOTHING:
             close_now(self.engine, self.sock, fd)
         elif reason is CloseReason.CLIENT_QUIT:
@@ -420,6 +409,8 @@ class Session(Conversation):
             self._leave(CloseReason.DRAIN)
         elif self.is_listening or self._cancel is not None or self._wake is not None:
             self.throw(ShuttingDown())
+        else:
+            self._doom = ShuttingDown()
 
     def cut(self) -> None:
         """Leave at once."""
@@ -450,7 +441,7 @@ class Session(Conversation):
         method, self._method = self._method, None
         if method is None:
             return
-        numbers = self.server.numbers
+        numbers = self.numbers
         numbers.logins[method, result].value += 1
         numbers.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
         self.record.result = result

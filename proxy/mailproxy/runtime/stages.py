@@ -15,6 +15,7 @@ from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
 from mailproxy.protocols import proxy_header, trust
 from mailproxy.runtime.reactor import READ, WRITE
+from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy_config.model import LogLevel
 
@@ -37,7 +38,7 @@ class HeaderStage:
 
     def __init__(self, session: Session, *, then_tls: bool) -> None:
         self.session: Session | None = session
-        self.timer = 0
+        self.timer: Deadlines | None = None
         self._then_tls = then_tls
         self._seen = b""
 
@@ -124,7 +125,7 @@ class HandshakeStage:
 
     def __init__(self, session: Session, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
         self.session: Session | None = session
-        self.timer = 0
+        self.timer: Deadlines | None = None
         self._mode = mode
         self._then = then
         self._started = time.monotonic()
@@ -135,7 +136,7 @@ class HandshakeStage:
         assert session is not None  # noqa: S101 - fresh
         tls = session.server.tls
         assert tls is not None  # noqa: S101 - the loader demands certificates where TLS is used
-        session.sock = tls.accept(session.sock)
+        session.sock = session.tls = tls.accept(session.sock)
         session.engine.reactor.hand_over(session.fd, self)
         session.engine.timers.arm(self, seconds)
         session.watch(READ)

@@ -1,100 +1,116 @@
-"""Deadlines in coarse buckets: a fraction of a microsecond to set, and never early.
+"""Deadlines that cost a dictionary entry to set: those of one length expire in the order they were set.
 
-A deadline that lies far away may be late by about one part in sixty; one of a few
-seconds by a tenth of a second.  Who needs better asks the loop.
+A lane holds all deadlines of one length, in a dictionary, which keeps that
+order; only the first of them needs a look, and only when its time has come.
+Lengths are those of a few directives.  Any other length is rounded up to one
+of a bounded number of lanes: late by a tenth of a second where it is one of
+seconds, by about one part in sixty where it is longer; never early.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
+import math
 import time
 from typing import Final, Protocol
 
-_PER_SECOND: Final = 10
-_STEPS: Final = ((128, 1), (1024, 8), (8192, 64))
-"""Up to so many tenths of a second ahead, round up to so many."""
-_COARSEST: Final = 1024
+from mailproxy.runtime.reactor import Reactor
+
+_STEPS: Final = ((12.8, 0.1), (102.4, 0.8), (819.2, 6.4))
+"""Lengths up to so many seconds are rounded up to so many."""
+_COARSEST: Final = 102.4
 
 
 class Timed(Protocol):
-    """Whatever can have one deadline at a time; ``timer`` belongs to ``Timers``."""
+    """Whatever can have one deadline at a time; ``timer`` belongs to this module."""
 
-    timer: int
+    timer: Deadlines | None
 
     def on_timeout(self) -> None:
         """The time is over."""
         ...
 
 
-class Timers:
-    """All coarse deadlines of a worker."""
+Deadlines = dict[Timed, float]
+"""Who waits in a lane, first come first, and until when (monotonic, in seconds)."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+
+class Lane:
+    """All deadlines of one length.
+
+    Args:
+        loop: Wakes the lane when its first deadline has come.
+        reactor: Knows what time it is, as of its newest poll.
+        seconds: The length.
+    """
+
+    __slots__ = ("_loop", "_reactor", "_wake", "seconds", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, seconds: float) -> None:
         self._loop = loop
-        self._buckets: dict[int, set[Timed]] = {}
-        self._order: list[int] = []
+        self._reactor = reactor
         self._wake: asyncio.TimerHandle | None = None
-        self._wakes_at = 0
+        self.seconds = seconds
+        self.waiting: Deadlines = {}
+
+    def arm(self, timed: Timed) -> None:
+        """Set the one deadline of ``timed``; an earlier one is forgotten."""
+        if timed.timer is not None:
+            timed.timer.pop(timed, None)
+        timed.timer = waiting = self.waiting
+        waiting[timed] = moment = self._reactor.now + self.seconds
+        if self._wake is None:
+            self._wake = self._loop.call_at(moment, self._fire)
+
+    def _fire(self) -> None:
+        """Tell those whose time is over; come back when the next one's is."""
+        self._wake = None
+        waiting = self.waiting
+        now = time.monotonic()
+        try:
+            while waiting:
+                timed, moment = next(iter(waiting.items()))
+                if moment > now:
+                    break
+                del waiting[timed]
+                timed.timer = None
+                timed.on_timeout()
+        finally:
+            if waiting and self._wake is None:
+                self._wake = self._loop.call_at(next(iter(waiting.values())), self._fire)
+
+
+class Timers:
+    """All lanes of a worker."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor) -> None:
+        self._loop = loop
+        self._reactor = reactor
+        self._lanes: dict[float, Lane] = {}
+
+    def lane(self, seconds: float) -> Lane:
+        """Give the lane for deadlines of exactly this length; for the lengths that the configuration sets."""
+        lane = self._lanes.get(seconds)
+        if lane is None:
+            lane = self._lanes[seconds] = Lane(self._loop, self._reactor, seconds)
+        return lane
 
     def arm(self, timed: Timed, seconds: float) -> None:
-        """Set the one deadline of ``timed``; an earlier one is forgotten."""
-        if timed.timer:
-            self.disarm(timed)
-        moment = _bucket(time.monotonic(), seconds)
-        timed.timer = moment
-        bucket = self._buckets.get(moment)
-        if bucket is None:
-            self._buckets[moment] = {timed}
-            heapq.heappush(self._order, moment)
-            if self._wake is None or moment < self._wakes_at:
-                self._schedule()
-        else:
-            bucket.add(timed)
+        """Set the one deadline of ``timed``, of any length; an earlier one is forgotten."""
+        lane = self._lanes.get(seconds)
+        (self.lane(_rounded(seconds)) if lane is None else lane).arm(timed)
 
     def disarm(self, timed: Timed) -> None:
         """Forget the deadline of ``timed``, if it has one."""
-        moment = timed.timer
-        if moment:
-            timed.timer = 0
-            bucket = self._buckets.get(moment)
-            if bucket is not None:
-                bucket.discard(timed)  # an empty bucket stays: the steps bound how many there are
+        if timed.timer is not None:
+            timed.timer.pop(timed, None)
+            timed.timer = None
 
-    def close(self) -> None:
-        """Forget everything."""
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        self._buckets.clear()
-        self._order.clear()
-
-    def _schedule(self) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if self._order:
-            self._wakes_at = self._order[0]
-            delay = self._wakes_at / _PER_SECOND - time.monotonic()
-            self._wake = self._loop.call_later(max(delay, 0.0), self._fire)
-
-    def _fire(self) -> None:
-        self._wake = None
-        moment = int(time.monotonic() * _PER_SECOND)
-        while self._order and self._order[0] <= moment:
-            bucket = self._buckets.pop(heapq.heappop(self._order), None)
-            for timed in bucket or ():
-                timed.timer = 0
-            for timed in bucket or ():
-                if not timed.timer:  # not armed anew by one that fired before it
-                    timed.on_timeout()
-        self._schedule()
+    def waiting(self) -> list[Timed]:
+        """List everybody who has a deadline."""
+        return [timed for lane in self._lanes.values() for timed in lane.waiting]
 
 
-def _bucket(now: float, seconds: float) -> int:
-    ahead = seconds * _PER_SECOND
-    moment = int(now * _PER_SECOND + ahead) + 1
-    for limit, step in _STEPS:
-        if ahead <= limit:
-            return moment if step == 1 else -(-moment // step) * step
-    return -(-moment // _COARSEST) * _COARSEST
+def _rounded(seconds: float) -> float:
+    step = next((step for limit, step in _STEPS if seconds <= limit), _COARSEST)
+    return max(math.ceil(seconds / step), 1) * step

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue
+from mailproxy.dialogue.actions import Dialogue, Send, Telling
 from mailproxy.dialogue.values import Client, Identified, LoggedIn
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.exchange import Exchange
@@ -52,8 +52,12 @@ class ImapUpstream:
         if _TAKES_LITERALS_AT_ONCE.match(greeting):
             login = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
             yield from exchange.say(login, _LOGIN)
-        else:
-            yield from _present(exchange, tag, user, password)
+        else:  # each when the upstream asks for it
+            yield from exchange.say(b"%b LOGIN {%d}\r\n" % (tag, len(user)), _LOGIN)
+            yield from _expect(exchange, tag, _GO_ON)
+            yield from exchange.say(b"%b {%d}\r\n" % (user, len(password)), _LOGIN)
+            yield from _expect(exchange, tag, _GO_ON)
+            yield from exchange.say(password + b"\r\n", _LOGIN)
         yield from _expect(exchange, tag, tag + b" OK")
         return LoggedIn(exchange.said())
 
@@ -63,20 +67,12 @@ class _ImapExchange(Exchange):
 
     __slots__ = ()
 
-    def say(self, command: bytes, stage: UpstreamStage) -> Dialogue[None]:
+    def say(self, command: bytes, stage: UpstreamStage) -> Telling:
         """Say a command; of what was said before it only an unfinished line is kept."""
-        unfinished = self._buffer[self._buffer.rfind(b"\n") + 1 :]
-        yield from super().say(command, stage)
-        self._buffer = unfinished
-
-
-def _present(exchange: Exchange, tag: bytes, user: bytes, password: bytes) -> Dialogue[None]:
-    """Say tag, user and password, each when the upstream asks for it (synchronizing literals)."""
-    yield from exchange.say(b"%b LOGIN {%d}\r\n" % (tag, len(user)), _LOGIN)
-    yield from _expect(exchange, tag, _GO_ON)
-    yield from exchange.say(b"%b {%d}\r\n" % (user, len(password)), _LOGIN)
-    yield from _expect(exchange, tag, _GO_ON)
-    yield from exchange.say(password + b"\r\n", _LOGIN)
+        buffer = self._buffer
+        self.stage = stage
+        self._buffer, self._start = buffer[buffer.rfind(b"\n") + 1 :], 0
+        return (Send(command),)
 
 
 def _expect(exchange: Exchange, tag: bytes, hoped_for: bytes) -> Dialogue[None]:
