@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import addresses, units
+from .explain import explained
 from .model import KeepAlive, ListenConfig, Octets
 from .shapes import Flag, Integer, IntOrText, ListOf, Record, Rule, Shape, Text, matches
 from .values import SIZE_SHAPE, Place, Raw, ValueType, each
@@ -210,7 +211,7 @@ def _address_is_bare(value: Mapping[str, Any]) -> bool:
 
 _LISTENER: Final = Record(
     fields={row.field: row.shape for row in LISTEN_PARAMETERS},
-    descriptions={row.field: row.meaning for row in LISTEN_PARAMETERS},
+    descriptions={row.field: explained(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
     rules=(
         Rule(
             expression="has(self.port) != (has(self.address) && self.address.startsWith('unix:'))",

@@ -23,6 +23,7 @@ from .directives import (
     by_field,
 )
 from .errors import Problem, Problems
+from .explain import explained
 from .levels import Level, Metadata, ServerBlock
 from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
 from .values import BROKEN, Place
@@ -41,7 +42,7 @@ def _rows(rows: Sequence[Directive]) -> dict[str, Shape]:
 
 
 def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
-    return {row.field: row.meaning for row in rows}
+    return {row.field: explained(row.name, row.meaning, row.default) for row in rows}
 
 
 MAIL: Final = Record(fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES))

@@ -5,7 +5,6 @@ It is kept in ``docs/reference/directives.md``; a test tells when that is stale.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -19,6 +18,7 @@ from .directives import (
     Directive,
     Inheritance,
 )
+from .explain import shown_default
 from .listeners import LISTEN_PARAMETERS
 from .values import Raw
 
@@ -94,14 +94,9 @@ def _listen_table() -> Iterator[str]:
 
 
 def _default(value: Raw) -> str:
-    """A default as YAML would show it; a dash where there is none."""
-    if value in (None, "", []):
-        return "-"
-    if isinstance(value, list):
-        return f"`[{', '.join(map(str, value))}]`"
-    if isinstance(value, dict):
-        return f"`{{{', '.join(f'{name}: {inner}' for name, inner in value.items())}}}`"
-    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+    """A default for a cell; a dash where there is none."""
+    shown = shown_default(value)
+    return f"`{shown}`" if shown else "-"
 
 
 def _escaped(text: str) -> str:

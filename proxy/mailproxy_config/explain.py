@@ -1,0 +1,30 @@
+"""Words about a directive for people who read the schema."""
+
+from __future__ import annotations
+
+import json
+
+from .values import Raw
+
+
+def explained(name: str, meaning: str, default: Raw) -> str:
+    """Write what ``kubectl explain`` shows of a directive or a parameter.
+
+    Args:
+        name: nginx's name for it.
+        meaning: One sentence.
+        default: The built-in default; it cannot stand in the schema, where it would defeat inheritance.
+    """
+    unless_set = shown_default(default)
+    return f"{meaning} In nginx: {name}." + (f" Default: {unless_set}." if unless_set else "")
+
+
+def shown_default(value: Raw) -> str:
+    """A default as YAML would show it; nothing where there is none."""
+    if value in (None, "", []):
+        return ""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {inner}' for name, inner in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)

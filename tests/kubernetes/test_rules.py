@@ -1,0 +1,396 @@
+"""The rules of the custom resource definition: what a real API server refuses, with which words, and what it takes.
+
+The loader, which decides without a cluster, must come to the same decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_operator.resource import Resource
+from support.kube_api import Api, Object
+from support.kube_cluster import Cluster, manifests
+from support.operator_bodies import body
+
+pytestmark = pytest.mark.kubernetes
+
+AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
+TLS: Final = [{"secretName": "mail-tls"}]
+TIME: Final = "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"
+LONG_TIME: Final = "must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds"
+SIZE: Final = "must be a size such as 4k or 10m; a bare number is bytes"
+PORTS: Final = (
+    "protocol can be left out only where every port is well-known and all agree: "
+    "143 993 imap, 110 995 pop3, 25 465 587 smtp"
+)
+TWICE: Final = "two listeners of one server have the same address and port"
+EITHER: Final = "a listener has either a port or a unix: address"
+UNIX: Final = "unix: takes an absolute path of at most 107 bytes"
+BRACKETS: Final = "an IPv6 address stands in brackets, and the port in its own field"
+IPV6ONLY: Final = "ipv6only needs an IPv6 address in brackets"
+KEEPALIVE: Final = "must lie between 1s and 32767s, which is what the socket option takes"
+URL: Final = "authHttp must be [http://]host[:port][/path] or an https:// URL"
+CERTIFICATE: Final = "set either secretName, or certificateFile together with keyFile"
+ONE_FILE: Final = "exactly one of secretKeyRef, configMapKeyRef and file must be set"
+NEEDS_TLS: Final = "a server with an ssl listener or starttls needs sslCertificate, its own or in spec.mail"
+NEEDS_CA: Final = "sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
+SAME_PORT: Final = "two servers listen on the same port of all IPv4 addresses"
+ON_HOST: Final = (
+    "with pod.hostNetwork a process without root cannot open ports below 1024; use portStrategy HighPort"
+)
+UNSAFE: Final = (
+    "extra names a sysctl outside the kubelet's safe set; that needs unsafe: Allow and a node that allows it"
+)
+PORT_START: Final = (
+    "net.ipv4.ip_unprivileged_port_start takes 0 to 32768 (the low end of net.ipv4.ip_local_port_range)"
+)
+BUFFERS: Final = "takes three sizes in ascending order: min default max"
+NAME: Final = (
+    "metadata.name must start with a letter and contain only lower-case letters, digits and hyphens: "
+    "a Service is named after it"
+)
+EXPRESSIONS: Final = "In and NotIn need values; Exists and DoesNotExist take none"
+
+
+def mail(**directives: Any) -> Object:
+    """A spec with these directives at the mail level."""
+    return {"mail": {**AUTH, **directives}}
+
+
+def servers(*blocks: Object) -> Object:
+    return {"servers": list(blocks)}
+
+
+def imap(*listen: Object, **more: Any) -> Object:
+    return {"name": "imap", "protocol": "imap", "listen": list(listen), **more}
+
+
+def listen(**parameters: Any) -> Object:
+    return servers(imap({"port": 143, **parameters}))
+
+
+def extra(name: str, value: str, **more: Any) -> Object:
+    return {"sysctls": {"extra": [{"name": name, "value": value}], **more}}
+
+
+def selector(operator: str, *values: str) -> Object:
+    expression = {"key": "app", "operator": operator, **({"values": list(values)} if values else {})}
+    return {"mode": "Sidecar", "sidecar": {"selector": {"matchExpressions": [expression]}}}
+
+
+SECRET: Final = {"secretKeyRef": {"name": "a", "key": "b"}}
+CONFIG_MAP: Final = {"configMapKeyRef": {"name": "a", "key": "b"}}
+
+REFUSED: Final[list[tuple[Object, str, str]]] = [
+    # (spec, the field that is named, what is said of it)
+    ({"mail": {}}, "spec", "no authHttp: set it in spec.mail or in every server"),
+    (listen(ssl=True), "spec", NEEDS_TLS),
+    (mail(starttls="Enabled"), "spec", NEEDS_TLS),
+    (servers(imap({"port": 143}, starttls="Only")), "spec", NEEDS_TLS),
+    (mail(starttls="Enabled", sslCertificate=TLS, sslVerifyClient="Required"), "spec", NEEDS_CA),
+    (mail(starttls="Only", sslCertificate=TLS, sslVerifyClient="Optional"), "spec", NEEDS_CA),
+    (servers(imap({"port": 143}), imap({"port": 143}) | {"name": "b"}), "spec", SAME_PORT),
+    (
+        servers(imap({"port": 143}), imap({"address": "0.0.0.0", "port": 143}) | {"name": "b"}),  # noqa: S104
+        "spec",
+        SAME_PORT,
+    ),
+    (listen(port=9113), "spec", "port 9113 is the admin port"),
+    (
+        {"portStrategy": "HighPort", **listen(port=55536)},
+        "spec",
+        "with portStrategy HighPort a listen port is at most 55535",
+    ),
+    ({"pod": {"hostNetwork": True}}, "spec", ON_HOST),
+    (
+        {
+            "pod": {"hostNetwork": True},
+            "portStrategy": "HighPort",
+            **extra("net.ipv4.tcp_fin_timeout", "15"),
+        },
+        "spec",
+        "with pod.hostNetwork no net.* sysctl can be set",
+    ),
+    ({"mode": "DaemonSet", "autoscaling": {"maxReplicas": 2}}, "spec", "autoscaling needs mode Deployment"),
+    (
+        mail(serverName="a\r\nb"),
+        "spec.mail.serverName",
+        "serverName must not contain control characters such as CR or LF",
+    ),
+    (mail(timeout="soon"), "spec.mail.timeout", TIME),
+    (mail(timeout=""), "spec.mail.timeout", TIME),
+    (mail(timeout="60 minutes"), "spec.mail.timeout", TIME),
+    (mail(proxyTimeout="1m1h"), "spec.mail.proxyTimeout", TIME),
+    (mail(authHttpTimeout="-1s"), "spec.mail.authHttpTimeout", TIME),
+    (servers(imap({"port": 143}, smtpGreetingDelay="1y")), "spec.servers[0].smtpGreetingDelay", TIME),
+    (mail(resolver={"mode": "System", "valid": "10ms"}), "spec.mail.resolver.valid", LONG_TIME),
+    (mail(sslSessionTimeout="soon"), "spec.mail.sslSessionTimeout", LONG_TIME),
+    (mail(resolver={}), "spec.mail.resolver", "resolver takes either addresses or mode (Disabled, System)"),
+    (
+        mail(resolver={"mode": "System", "addresses": ["192.0.2.1"]}),
+        "spec.mail.resolver",
+        "resolver takes either addresses or mode (Disabled, System)",
+    ),
+    (
+        mail(resolver={"mode": "System", "ipv4": False, "ipv6": False}),
+        "spec.mail.resolver",
+        "resolver: ipv4 and ipv6 cannot both be false",
+    ),
+    ({"mail": {"authHttp": "ftp://a/b"}}, "spec.mail.authHttp", URL),
+    (
+        {"mail": {"authHttp": "http://a/\nb"}},
+        "spec.mail.authHttp",
+        "authHttp must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(authHttpHeader=[{"name": "X"}]),
+        "spec.mail.authHttpHeader[0]",
+        "exactly one of value and valueFrom must be set",
+    ),
+    (
+        mail(authHttpHeader=[{"name": "X", "value": "a\nb"}]),
+        "spec.mail.authHttpHeader[0].value",
+        "a header value must not contain control characters such as CR or LF",
+    ),
+    (
+        mail(imapCapabilities=["IDLE\r\n"]),
+        "spec.mail.imapCapabilities[0]",
+        "a capability must not contain control characters such as CR or LF",
+    ),
+    (mail(proxyBuffer="4 k"), "spec.mail.proxyBuffer", SIZE),
+    (mail(imapClientBuffer="4g"), "spec.mail.imapClientBuffer", SIZE),
+    (listen(rcvbuf="much"), "spec.servers[0].listen[0].rcvbuf", SIZE),
+    (mail(sslCertificate=[{}]), "spec.mail.sslCertificate[0]", CERTIFICATE),
+    (mail(sslCertificate=[{"certificateFile": "/a"}]), "spec.mail.sslCertificate[0]", CERTIFICATE),
+    (
+        mail(sslCertificate=[{"secretName": "a", "certificateFile": "/a", "keyFile": "/b"}]),
+        "spec.mail.sslCertificate[0]",
+        CERTIFICATE,
+    ),
+    (mail(sslDhparam={}), "spec.mail.sslDhparam", ONE_FILE),
+    (mail(sslCrl={**SECRET, "file": "/a"}), "spec.mail.sslCrl", ONE_FILE),
+    (mail(sslClientCertificate={**SECRET, **CONFIG_MAP}), "spec.mail.sslClientCertificate", ONE_FILE),
+    (mail(sslSessionTicketKey=[{}]), "spec.mail.sslSessionTicketKey[0]", ONE_FILE),
+    (servers({"name": "a", "listen": [{"port": 1143}]}), "spec.servers[0].protocol", PORTS),
+    (servers({"name": "a", "listen": [{"port": 143}, {"port": 110}]}), "spec.servers[0].protocol", PORTS),
+    (servers({"name": "a", "listen": [{"address": "unix:/a"}]}), "spec.servers[0].protocol", PORTS),
+    (servers(imap({"port": 143}, {"port": 143})), "spec.servers[0].listen", TWICE),
+    (servers(imap({"port": 143}, {"address": "*", "port": 143})), "spec.servers[0].listen", TWICE),
+    (
+        servers(imap({"address": "[::1]", "port": 143}, {"address": "[::1]", "port": 143})),
+        "spec.servers[0].listen",
+        TWICE,
+    ),
+    (servers(imap({"address": "192.0.2.1"})), "spec.servers[0].listen[0]", EITHER),
+    (listen(address="unix:/a"), "spec.servers[0].listen[0]", EITHER),
+    (servers(imap({"address": "unix:a"})), "spec.servers[0].listen[0].address", UNIX),
+    (servers(imap({"address": f"unix:/{'a' * 107}"})), "spec.servers[0].listen[0].address", UNIX),
+    (listen(address="::1"), "spec.servers[0].listen[0].address", BRACKETS),
+    (listen(address="192.0.2.1:143"), "spec.servers[0].listen[0].address", BRACKETS),
+    (listen(address="[::1]:143"), "spec.servers[0].listen[0].address", BRACKETS),
+    (listen(ipv6only=True), "spec.servers[0].listen[0].ipv6only", IPV6ONLY),
+    (listen(address="192.0.2.1", ipv6only=False), "spec.servers[0].listen[0].ipv6only", IPV6ONLY),
+    (
+        listen(soKeepalive={}),
+        "spec.servers[0].listen[0].soKeepalive",
+        "soKeepalive: set enabled, or at least one of idle, interval and count",
+    ),
+    (
+        listen(soKeepalive={"enabled": False, "count": 3}),
+        "spec.servers[0].listen[0].soKeepalive",
+        "soKeepalive: enabled false goes alone",
+    ),
+    (listen(soKeepalive={"idle": "0s"}), "spec.servers[0].listen[0].soKeepalive.idle", KEEPALIVE),
+    (listen(soKeepalive={"idle": "10h"}), "spec.servers[0].listen[0].soKeepalive.idle", KEEPALIVE),
+    (listen(soKeepalive={"interval": "32768"}), "spec.servers[0].listen[0].soKeepalive.interval", KEEPALIVE),
+    (listen(soKeepalive={"idle": "99999999999h"}), "spec.servers[0].listen[0].soKeepalive.idle", KEEPALIVE),
+    (
+        {"autoscaling": {"minReplicas": 3, "maxReplicas": 2}},
+        "spec.autoscaling",
+        "minReplicas must not be greater than maxReplicas",
+    ),
+    (
+        {"service": {"externalTrafficPolicy": "Local"}},
+        "spec.service",
+        "externalTrafficPolicy needs type LoadBalancer or NodePort",
+    ),
+    (extra("net.core.somaxconn", "9000"), "spec.sysctls", UNSAFE),
+    (extra("net.ipv4.ip_unprivileged_port_start", "32769"), "spec.sysctls.extra[0].value", PORT_START),
+    (extra("net.ipv4.tcp_keepalive_time", "0"), "spec.sysctls.extra[0].value", "takes 1 to 32767 seconds"),
+    (extra("net.ipv4.tcp_keepalive_intvl", "1 2"), "spec.sysctls.extra[0].value", "takes 1 to 32767 seconds"),
+    (
+        extra("net.ipv4.tcp_keepalive_probes", "128"),
+        "spec.sysctls.extra[0].value",
+        "net.ipv4.tcp_keepalive_probes takes 1 to 127",
+    ),
+    (extra("net.ipv4.tcp_rmem", "4096 131072"), "spec.sysctls.extra[0].value", BUFFERS),
+    (extra("net.ipv4.tcp_wmem", "3 2 1"), "spec.sysctls.extra[0].value", BUFFERS),
+    (extra("net.ipv4.tcp_wmem", "1 2 2147483648"), "spec.sysctls.extra[0].value", BUFFERS),
+    (
+        {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}},
+        "spec.podDisruptionBudget",
+        "set only one of minAvailable and maxUnavailable",
+    ),
+    (selector("In"), "spec.sidecar.selector.matchExpressions[0]", EXPRESSIONS),
+    (selector("Exists", "a"), "spec.sidecar.selector.matchExpressions[0]", EXPRESSIONS),
+]
+
+MISTYPED: Final[list[tuple[Object, str, str]]] = [
+    (mail(starttls=True), "spec.mail.starttls", "must be of type string"),
+    (mail(xclient="on"), "spec.mail.xclient", "must be of type boolean"),
+    (mail(maxErrors="5"), "spec.mail.maxErrors", "must be of type integer"),
+    (mail(maxErrors=-1), "spec.mail.maxErrors", "should be greater than or equal to 0"),
+    (mail(maxErrors=2**31), "spec.mail.maxErrors", "should be less than or equal to 2147483647"),
+    (mail(timeout=-1), "spec.mail.timeout", "should be greater than or equal to 0"),
+    (mail(resolver={"mode": False}), "spec.mail.resolver.mode", "must be of type string"),
+    (mail(starttls="Sometimes"), "spec.mail.starttls", 'supported values: "Disabled", "Enabled", "Only"'),
+    (mail(imapAuth=["apop"]), "spec.mail.imapAuth[0]", "Unsupported value"),
+    (mail(setRealIpFrom=["a" * 300]), "spec.mail.setRealIpFrom[0]", "Too long"),
+    (listen(port=0), "spec.servers[0].listen[0].port", "should be greater than or equal to 1"),
+    (listen(port=65536), "spec.servers[0].listen[0].port", "should be less than or equal to 65535"),
+    (listen(soKeepalive={"idle": 32768}), "spec.servers[0].listen[0].soKeepalive.idle", "less than or equal"),
+    (listen(soKeepalive={"count": 128}), "spec.servers[0].listen[0].soKeepalive.count", "less than or equal"),
+    (listen(soKeepalive={"idle": "soon"}), "spec.servers[0].listen[0].soKeepalive.idle", "should match"),
+    (servers(), "spec.servers", "should have at least 1 items"),
+    (servers(imap({"port": 143}), imap({"port": 993})), "spec.servers[1]", "Duplicate value"),
+    ({"workers": "many"}, "spec.workers", "should match '^auto$'"),
+    ({"workers": 0}, "spec.workers", "should be greater than or equal to 1"),
+    ({"replicas": -1}, "spec.replicas", "should be greater than or equal to 0"),
+    ({"mode": "StatefulSet"}, "spec.mode", "Unsupported value"),
+    (extra("net/ipv4/tcp_fin_timeout", "1"), "spec.sysctls.extra[0].name", "should match"),
+]
+"""What the types alone refuse: no rule is asked then."""
+
+TAKEN: Final[list[Object]] = [
+    {},
+    mail(timeout=60, proxyTimeout="1d", smtpGreetingDelay="500ms", authHttpTimeout="1m30s"),
+    mail(timeout="60", resolverTimeout="1w2d"),
+    mail(imapClientBuffer=4096, proxyBuffer="4k", smtpClientBuffer="1M"),
+    mail(resolver={"mode": "Off"}),
+    mail(resolver={"mode": "Disabled"}),
+    mail(resolver={"addresses": ["127.0.0.1", "[::1]:5353"], "valid": "30s", "ipv6": False}),
+    mail(authHttpHeader=[{"name": "X-Key", "valueFrom": SECRET}, {"name": "X", "value": ""}]),
+    {"mail": {"authHttp": "https://auth.example.com/mail"}},
+    {"mail": {"authHttp": "auth:9000/auth"}},
+    {"mail": {}, **servers(imap({"port": 143}, **AUTH))},
+    servers({"name": "a", "listen": [{"port": 143}, {"port": 993}]}),
+    servers({"name": "a", "listen": [{"port": 25}, {"port": 465}, {"port": 587}]}),
+    servers(imap({"address": "unix:/run/mailproxy/imap.sock"}, {"address": f"unix:/{'a' * 106}"})),
+    servers(imap({"port": 143}, {"address": "[::]", "port": 143, "ipv6only": True})),
+    servers(imap({"address": "192.0.2.1", "port": 143}, {"address": "192.0.2.2", "port": 143})),
+    listen(soKeepalive={"enabled": False}),
+    listen(soKeepalive={"enabled": True, "idle": "30m", "interval": 75, "count": 10}),
+    listen(soKeepalive={"idle": "9h6m7s"}),
+    listen(backlog=511, rcvbuf="256k", sndbuf=1024, bind=True, proxyProtocol=True),
+    {**mail(sslCertificate=TLS), **listen(ssl=True)},
+    mail(starttls="Only", sslCertificate=TLS, sslVerifyClient="Required", sslClientCertificate=SECRET),
+    mail(sslCertificate=[{"certificateFile": "/a", "keyFile": "/b"}], sslDhparam={"file": "/d"}),
+    {"portStrategy": "HighPort", **listen(port=55535)},
+    {"portStrategy": "HighPort", **listen(port=9113)},
+    {"portStrategy": "HighPort", "pod": {"hostNetwork": True}},
+    {"pod": {"hostNetwork": True}, **listen(port=1143)},
+    {"workers": "auto"},
+    {"workers": 4, "workerConnections": 10},
+    extra("net.core.somaxconn", "9000", unsafe="Allow"),
+    extra("net.ipv4.tcp_rmem", "4096 131072 33554432"),
+    extra("net.ipv4.ip_local_port_range", "1024 65535"),
+    {"service": {"type": "NodePort", "externalTrafficPolicy": "Local"}},
+    {"service": {"type": "LoadBalancer", "annotations": {"a.example/b": "c"}}},
+    {"autoscaling": {"minReplicas": 2, "maxReplicas": 2, "targetConnectionsPerPod": 2000}},
+    {"podDisruptionBudget": {"maxUnavailable": "50%"}},
+    {"podDisruptionBudget": {"minAvailable": 1}},
+    {"mode": "DaemonSet", "pod": {"tolerations": [{"operator": "Exists"}]}},
+    {"mode": "Sidecar"},
+    selector("In", "a"),
+    selector("Exists"),
+    {"drain": {"delay": 0, "timeout": "1h"}},
+    {"resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}},
+]
+
+NAMES: Final = [
+    ("a" * 51, "metadata.name must be no longer than 50 characters"),
+    ("a" * 63, "metadata.name must be no longer than 50 characters"),
+    ("1mail", NAME),
+    ("mail.example", NAME),
+]
+
+
+@pytest.fixture(scope="module")
+def api(real: Cluster) -> Api:
+    _ = real.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "mail"}}).good
+    return real.api
+
+
+def asked(api: Api, spec: Object, name: str = "edge") -> tuple[list[Object], str]:
+    """What the API server says of a resource: the causes of its refusal, and the message."""
+    made = {**body(**spec), "metadata": {"name": name, "namespace": "mail"}}
+    answer = api.create(made, dryRun="All", fieldValidation="Strict")
+    if answer.status == 201:
+        return [], ""
+    assert answer.status == 422, answer
+    return list(answer.body["details"]["causes"]), answer.message
+
+
+def is_taken_by_the_loader(spec: Object, name: str = "edge") -> bool:
+    made = body(**spec)
+    made["metadata"]["name"] = name
+    try:
+        Resource.read(made)
+    except ConfigError:
+        return False
+    return True
+
+
+def identified(case: object) -> str | None:
+    return case if isinstance(case, str) else None
+
+
+@pytest.mark.parametrize(("spec", "field", "message"), REFUSED + MISTYPED, ids=identified)
+def test_what_is_wrong_is_refused_with_the_field_and_the_reason(
+    api: Api, spec: Object, field: str, message: str
+) -> None:
+    causes, whole = asked(api, spec)
+    assert any(field == cause["field"] and message in cause["message"] for cause in causes), whole
+    assert "actual cost" not in whole
+    assert not is_taken_by_the_loader(spec)
+
+
+@pytest.mark.parametrize(("spec", "field", "message"), REFUSED, ids=identified)
+def test_a_rule_says_nothing_but_its_sentence(api: Api, spec: Object, field: str, message: str) -> None:
+    causes, whole = asked(api, spec)
+    assert {cause["field"] for cause in causes} == {field}, whole
+    assert all(message in cause["message"] for cause in causes), whole
+
+
+@pytest.mark.parametrize("spec", TAKEN)
+def test_what_is_right_is_taken(api: Api, spec: Object) -> None:
+    assert asked(api, spec) == ([], "")
+    assert is_taken_by_the_loader(spec)
+
+
+@pytest.mark.parametrize(("name", "message"), NAMES)
+def test_names_that_would_not_do_for_a_service_are_refused(api: Api, name: str, message: str) -> None:
+    causes, whole = asked(api, {}, name)
+    assert any(message in cause["message"] for cause in causes), whole
+    assert not is_taken_by_the_loader({}, name)
+
+
+def test_the_longest_name_is_taken(api: Api) -> None:
+    assert asked(api, {}, "a" * 50) == ([], "")
+
+
+def test_every_rule_is_tried() -> None:
+    tried = {message for _, _, message in REFUSED} | {message for _, message in NAMES}
+    [definition] = manifests("crd.yaml")
+    assert {rule["message"] for rule in _rules(definition)} == tried
+
+
+def _rules(node: Any) -> Iterator[Object]:
+    if isinstance(node, dict):
+        yield from node.get("x-kubernetes-validations", [])
+    for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _rules(inner)
