@@ -279,7 +279,8 @@ class App:
         engine.log.flush()
 
     async def close(self) -> None:
-        """Let go of what looks up names; after ``stop`` or ``drain``."""
+        """Let go of what looks up names, and of pipes in stock; after ``stop`` or ``drain``."""
+        self._engine.pipes.close()
         await self._close_retired()
         for service in self._auth.values():
             await service.addresses.close()

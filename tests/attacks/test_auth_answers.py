@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy_config.model import AuthHttpHeader, Protocol, Seconds
 from support.siege import APOLOGIES, DENIED, LOGINS, heard, log_in, serving, siege
-from support.world import GRANT, Peer, World, answer, run
+from support.world import GRANT, Answer, Peer, World, answer, run
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 OK = "HTTP/1.1 200 OK\r\n"
@@ -309,7 +309,7 @@ def test_connections_of_a_service_that_a_reload_retired_do_not_stay() -> None:
     run(play)
 
 
-def _after(seconds: float, octets: bytes) -> Callable[[bytes], object]:
+def _after(seconds: float, octets: bytes) -> Answer:
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(seconds)
         return octets

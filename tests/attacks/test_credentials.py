@@ -36,6 +36,7 @@ def spoiled(word: bytes, octets: bytes, place: str) -> bytes:
 def server_for(protocol: Protocol) -> Builder:
     return serving(
         protocol,
+        None,
         **{f"{protocol.value}_auth": MECHANISMS[protocol]},
         proxy_smtp_auth=True,
         max_errors=99,

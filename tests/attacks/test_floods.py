@@ -124,7 +124,7 @@ def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
     capabilities = {f"{protocol.value}_capabilities": MANY}
 
     async def play() -> None:
-        async with siege(serving(protocol, **capabilities), DENIED) as w:
+        async with siege(serving(protocol, None, **capabilities), DENIED) as w:
             clients = [await w.client() for _ in range(20)]
             for client in clients:
                 await client.line()
@@ -149,7 +149,7 @@ def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol:
     """Progress in writing must not put off the end of the time before login."""
 
     async def play() -> None:
-        build = serving(protocol, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
+        build = serving(protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
         async with siege(build) as w:
             (listener,) = w.app._listeners.values()
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -32,7 +32,7 @@ ROUNDS: Final = 4
 """Bulk transfers per event, so that a busy session does not delay the others."""
 _PARKED: Final = -1
 HALF_CLOSED_SECONDS: Final = 60.0
-"""Silence that a session survives once one side has ended."""
+"""Silence that a session survives once one side has ended, or is broken."""
 
 
 class SinkBroken(Exception):
@@ -119,6 +119,7 @@ class End:
             return
         if is_broken and other.is_behind:
             self._park()
+            relay.bound_silence()
         self.watch()
         other.watch()
 
@@ -359,8 +360,12 @@ class Relay:
             self._owes_client = self.client.is_behind or self.spoke_last is self.client
             self._reason = CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
             if not self.is_complete():
-                self._idle = min(self._idle, HALF_CLOSED_SECONDS)
-                self.engine.timers.arm(self, self._idle)
+                self.bound_silence()
+
+    def bound_silence(self) -> None:
+        """There is nobody to wait for on one side: the other has a bounded while to take what is left."""
+        self._idle = min(self._idle, HALF_CLOSED_SECONDS)
+        self.engine.timers.arm(self, self._idle)
 
     def is_complete(self) -> bool:
         """Whether nobody has anything left to say that the other waits for.

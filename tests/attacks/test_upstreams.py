@@ -1,0 +1,179 @@
+"""An upstream that floods, drips, talks nonsense or out of turn, or leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+import pytest
+
+from mailproxy_config.model import Protocol, Seconds
+from support.siege import ACCEPTANCES, APOLOGIES, LOGINS, UPSTREAMS, breathe, heard, log_in, serving, siege
+from support.world import GRANT, Peer, World, answer, run
+
+GRANTED: Final = answer(GRANT)
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(UPSTREAMS[protocol]) + 1)]
+at_each_step = pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
+
+
+async def come_to(w: World, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
+    """Begin to log in, and have the upstream play along for so many steps."""
+    client = await w.client()
+    await client.line()
+    await client.say(LOGINS[protocol])
+    upstream = await w.upstream.next()
+    for says, hears in UPSTREAMS[protocol][:step]:
+        assert await upstream.ask(says) == hears
+    return client, upstream
+
+
+NONSENSE: Final = {
+    "no line end": b"x" * 100_000,
+    "line ends only": b"\r\n" * 50_000,
+    "nothing": bytes(100_000),
+    "noise": bytes(range(256)) * 400,
+    "untagged lines": b"* 1 EXISTS\r\n" * 10_000,
+    "continuations": b"250-more\r\n" * 10_000,
+    "a line of another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "a TLS alert": b"\x15\x03\x01\x00\x02\x02\x46",
+    "bare CR": b"+OK\r* OK\r250 x\r" * 1000,
+}
+
+
+@at_each_step
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_bounded_and_apologized_for(protocol: Protocol, step: int, nonsense: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, step)
+            upstream.writer.write(nonsense)
+            assert await heard(client) == APOLOGIES[protocol]
+            assert (
+                w.value(
+                    "mailproxy_connections_closed_total", protocol.value, protocol.value, "upstream_error"
+                )
+                == 1
+            )
+
+    run(play)
+
+
+@each
+def test_a_hundred_untagged_lines_within_the_buffer_are_put_up_with(protocol: Protocol) -> None:
+    more = {Protocol.IMAP: b"* 1 EXISTS\r\n", Protocol.POP3: b"", Protocol.SMTP: b"250-more\r\n"}[
+        protocol
+    ] * 100
+    says, _ = ACCEPTANCES[protocol]
+
+    async def play() -> None:
+        async with siege(serving(protocol), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
+            await upstream.say(more + says)
+            while not (await client.line()).startswith((b"a OK", b"+OK", b"235")):
+                pass
+
+    run(play)
+
+
+@at_each_step
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_an_upstream_that_leaves_is_apologized_for(protocol: Protocol, step: int, how: str) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, step)
+            getattr(upstream, how)()
+            assert await heard(client) == APOLOGIES[protocol]
+
+    run(play)
+
+
+@at_each_step
+def test_an_upstream_that_says_nothing_is_given_up(protocol: Protocol, step: int) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+            client, _ = await come_to(w, protocol, step)
+            assert await heard(client) == APOLOGIES[protocol]
+
+    run(play)
+
+
+@at_each_step
+def test_an_upstream_that_drips_gets_no_more_time(protocol: Protocol, step: int) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, step)
+            hearing = asyncio.ensure_future(heard(client))  # noqa: TID251 - awaited below
+            while not hearing.done():
+                with contextlib.suppress(ConnectionError):
+                    await upstream.say(b"*")
+                await asyncio.sleep(0.02)
+            assert await hearing == APOLOGIES[protocol]
+
+    run(play)
+
+
+@each
+def test_replies_before_their_commands_log_nobody_in(protocol: Protocol) -> None:
+    """What an upstream says ahead is no answer to what it has not been asked yet."""
+    ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
+
+    async def play() -> None:
+        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, 0)
+            await upstream.say(ahead)
+            assert await heard(client) == APOLOGIES[protocol]
+            assert w.value("mailproxy_logins_total", protocol.value, "password", "success") == 0
+
+    run(play)
+
+
+@each
+def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
+    """Nothing more than what is in the kernel's buffers waits for it."""
+
+    async def play() -> None:
+        async with siege(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
+            client, upstream = await log_in(w, protocol)
+            upstream.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.writer.write(bytes(20_000_000))
+            await w.settled()
+            assert (
+                w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "idle_timeout")
+                == 1
+            )
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("refusal", [b"-ERR no\r\n", b"554 no\r\n", b"* BYE no\r\n", b"a NO no\r\n"])
+def test_a_refusal_is_kept_from_the_client_unless_it_is_to_be_shown(
+    protocol: Protocol, refusal: bytes
+) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol), GRANTED) as w:
+            client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
+            await upstream.say(refusal)
+            assert await heard(client) == APOLOGIES[protocol]
+
+    run(play)
+
+
+@each
+def test_what_a_client_sends_ahead_arrives_once_after_all_that(protocol: Protocol) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[protocol] + b"first\r\nsecond\r\n")
+            upstream = await w.upstream.next()
+            for says, hears in UPSTREAMS[protocol]:
+                assert await upstream.ask(says) == hears
+            await upstream.say(ACCEPTANCES[protocol][0])
+            await client.say(b"third\r\n")
+            assert await upstream.octets(22) == b"first\r\nsecond\r\nthird\r\n"
+            await breathe()
+
+    run(play)
