@@ -98,7 +98,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log-format", choices=("json", "text"), default="json")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    _add_webhook(
+        parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
+    )
     parser.set_defaults(command=_run)
+
+
+def _add_webhook(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--webhook", type=_address, metavar="ADDRESS:PORT", help="answer it here, over TLS")
+    group.add_argument(
+        "--webhook-certificates", type=Path, metavar="DIR", help="use DIR/tls.crt and DIR/tls.key "
+        "(cert-manager); without it the operator makes its certificate itself",
+    )  # fmt: skip
+    group.add_argument(
+        "--webhook-configuration", default="mailproxy-operator", metavar="NAME", help="the "
+        "MutatingWebhookConfiguration in which the operator then keeps the caBundle",
+    )  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from mailproxy_operator.kube import CannotConfigure
 from mailproxy_operator.operate import operate
-from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings
+from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings, WebhookSettings
 
 CANNOT_START = 3
 WAY_OUT = (
@@ -54,6 +54,19 @@ def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -
         lease_namespace=environment.get(NAMESPACE_VARIABLE, "") if lease is None else lease,
         identity=f"{socket.gethostname()}_{os.getpid()}",
         resync_seconds=options.resync,
+        webhook=_webhook(options),
+    )
+
+
+def _webhook(options: argparse.Namespace) -> WebhookSettings | None:
+    if options.webhook is None:
+        return None
+    host, port = options.webhook
+    return WebhookSettings(
+        host=host,
+        port=port,
+        configuration=options.webhook_configuration,
+        certificates=options.webhook_certificates,
     )
 
 

@@ -35,6 +35,9 @@ class Kind:
 MAIL_PROXY = Kind(names.API_VERSION, names.KIND, "mailproxies")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("events.k8s.io/v1", "Event", "events")
+MUTATING_WEBHOOK = Kind(
+    "admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration", "mutatingwebhookconfigurations"
+)
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
@@ -64,7 +67,9 @@ OWNED = (
 
 WORKLOADS = (DEPLOYMENT, DAEMON_SET)
 
-_BY_NAME = {(kind.api_version, kind.name): kind for kind in (*OWNED, MAIL_PROXY, POD, EVENT, LEASE)}
+_BY_NAME = {
+    (kind.api_version, kind.name): kind for kind in (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK)
+}
 
 
 def kind_of(manifest: Mapping[str, Any]) -> Kind:

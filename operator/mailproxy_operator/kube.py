@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
@@ -242,6 +242,18 @@ class KubeCluster:
         if answer.status in {404, 409}:
             return False
         return self._good(answer, LEASE, f"Lease {key}").is_good
+
+    # -- the webhook ------------------------------------------------------
+
+    async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
+        """Patch an object (RFC 6902); false where it is gone, or not as the patch expects."""
+        answer = await self._ask(
+            "patch", "PATCH", kind.path(key.namespace, key.name),
+            query={"fieldManager": names.FIELD_MANAGER}, body=list(operations), content_type=_JSON_PATCH,
+        )  # fmt: skip
+        if answer.status in {404, 409, 422}:
+            return False
+        return self._good(answer, kind, f"{kind.name} {key.name}").is_good
 
     # -- how --------------------------------------------------------------
 

@@ -74,6 +74,12 @@ class Meters:
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
         )  # fmt: skip
         self._queue = Gauge(f"{prefix}_queue_depth", "Resources waiting for a reconcile.", registry=registry)
+        self._admissions = Counter(
+            f"{prefix}_sidecar_admissions",
+            "Pods that asked for a sidecar, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
         self.leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
         self._name_build()
         self._begin_at_zero()
@@ -93,11 +99,17 @@ class Meters:
             self._config_errors.labels(reason)
         for ready in ("true", "false", "unknown"):
             self._resources.labels(ready)
+        for result in ("injected", "present", "ignored", "refused", "error"):
+            self._admissions.labels(result)
         self._breakers.labels("sysctl_forbidden")
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Ask this for the number of resources that wait, whenever somebody looks."""
         self._queue.set_function(length)
+
+    def admitted(self, result: str) -> None:
+        """Note what became of a pod that asked for a sidecar."""
+        self._admissions.labels(result).inc()
 
     def requested(self, verb: str, code: str, seconds: float) -> None:
         """Note a request to the API server."""

@@ -15,13 +15,14 @@ from mailproxy_operator import handlers
 from mailproxy_operator.admin import AdminEndpoint
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.errors import OperatorError
-from mailproxy_operator.kinds import Kind
+from mailproxy_operator.kinds import MAIL_PROXY, Kind
 from mailproxy_operator.kube import ApiClient, Configuration, KubeCluster, api_client
 from mailproxy_operator.lease import Leadership
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import KubeVersion, OperatorSettings, Platform
 from mailproxy_operator.waker import Waker
+from mailproxy_operator.webhook import Webhook
 from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
 
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
@@ -53,15 +54,18 @@ async def operate(
         api = await stack.enter_async_context(api_client(configuration))
         pods = await stack.enter_async_context(aiohttp.ClientSession())
         operator = Operator(settings, api, pods, login)
+        webhook = operator.webhook()
         endpoint = AdminEndpoint(
             settings.admin_host,
             settings.admin_port,
             meters=operator.meters,
             trouble=operator.trouble,
-            is_ready=lambda: operator.is_ready,
+            is_ready=lambda: operator.is_ready and (webhook is None or webhook.is_ready),
         )
         await stack.enter_async_context(endpoint)
-        return await operator.run(stop)
+        if webhook is None:
+            return await operator.run(stop)
+        return await _beside(operator.run(stop), webhook.run(), stop)
 
 
 class Operator:
@@ -83,6 +87,12 @@ class Operator:
         )
         self._queue: WorkQueue | None = None
         self._resynced: float | None = None
+
+    def webhook(self) -> Webhook | None:
+        """Make the webhook, where it was asked for."""
+        if self._settings.webhook is None:
+            return None
+        return Webhook(self._settings, self._cluster, login=self._login, told=self.meters.admitted)
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""
@@ -118,6 +128,7 @@ class Operator:
         """Reconcile whatever kopf or the resync wakes."""
         platform = Platform(kube_version=await self._version(), image=self._settings.image)
         reconciler = Reconciler(self._cluster, platform)
+        await self._until_installed()
         waker = Waker(reconciler, told=self.meters.reconciled)
         self._queue = waker.queue
         self.meters.watch_queue(lambda: len(waker.queue))
@@ -133,6 +144,17 @@ class Operator:
             except OperatorError as failure:
                 _log.warning("%s", failure)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _until_installed(self) -> None:
+        """Wait for the custom resource definition: kopf would not notice if it came later."""
+        while True:
+            try:
+                if await self._cluster.has(MAIL_PROXY):
+                    return
+                _log.warning("the custom resource definition is not installed: apply deploy/crd.yaml")
+            except OperatorError as failure:
+                _log.warning("%s", failure)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _has(self, kind: Kind) -> bool:
         return not kind.optional or await self._cluster.has(kind)
@@ -163,6 +185,20 @@ class Operator:
             self._resynced = asyncio.get_running_loop().time()
             waker.resync(snapshot, spread=0.0 if is_first else SPREAD * interval)
             await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311
+
+
+async def _beside(work: Awaitable[int], webhook: Awaitable[None], stop: asyncio.Event) -> int:
+    """Work with the webhook beside it, whoever holds the Lease; neither goes on without the other."""
+
+    async def served() -> None:
+        await webhook
+        stop.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(served())
+        code = await work
+        serving.cancel()
+    return code
 
 
 async def _first(*parts: Awaitable[object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from mailproxy_operator import names
 
@@ -53,6 +54,24 @@ class Platform:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSettings:
+    """The webhook that puts sidecars into pods.
+
+    Attributes:
+        host: Where to listen.
+        port: Where to listen.
+        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps,
+            where it makes its certificate itself.
+        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else does.
+    """
+
+    host: str = "[::]"
+    port: int = 9443
+    configuration: str = "mailproxy-operator"
+    certificates: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSettings:
     """The settings of ``mailproxy-operator run``.
 
@@ -66,6 +85,7 @@ class OperatorSettings:
         lease_name: Its name.
         identity: Who holds it.
         resync_seconds: How often everything is looked at anew.
+        webhook: The webhook for sidecars; there is none unless asked for.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -77,3 +97,4 @@ class OperatorSettings:
     lease_name: str = "mailproxy-operator"
     identity: str = ""
     resync_seconds: float = 600.0
+    webhook: WebhookSettings | None = None

@@ -1,0 +1,177 @@
+"""Certificates of the webhook, made by the operator for itself.
+
+Every operator process makes a key of its own, in memory, and an authority that
+signs this one certificate and is then forgotten.  Only the authority's
+certificate leaves the process, into the ``caBundle`` of the webhook's
+configuration: there is no Secret, no key at rest, and no right on Secrets.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+LIFETIME = timedelta(days=30)
+RENEWED_BEFORE = timedelta(days=10)
+_CLOCKS_DIFFER = timedelta(hours=1)
+MAX_AUTHORITIES = 16
+"""Of all the processes that serve, or have served, the webhook."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A certificate with its key, and who has signed it.
+
+    Attributes:
+        authority: The certificate to trust, as PEM.
+        certificate: As PEM.
+        key: As PEM.
+        hosts: What it is for.
+        renew_at: When the next one is due.
+    """
+
+    authority: str
+    certificate: bytes
+    key: bytes = field(repr=False)
+    hosts: frozenset[str]
+    renew_at: datetime
+
+
+def issue(hosts: Iterable[str], holder: str, now: datetime) -> Identity:
+    """Make a key and a certificate.
+
+    Args:
+        hosts: Names and addresses under which the webhook is called.
+        holder: The process that serves it.
+        now: The time.
+    """
+    known = frozenset(hosts)
+    name = _name(holder)
+    signer, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = (
+        _begun(name, name, signer.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(is_authority=True), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    certificate = (
+        _begun(_name("mailproxy-operator"), name, key.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(is_authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in sorted(known)]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Identity(
+        authority.public_bytes(pem).decode(),
+        certificate.public_bytes(pem),
+        plain,
+        known,
+        now + LIFETIME - RENEWED_BEFORE,
+    )
+
+
+def _begun(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCKS_DIFFER)
+        .not_valid_after(now + LIFETIME)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[-64:])])
+
+
+def _host(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+def _usage(*, is_authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not is_authority,
+        key_cert_sign=is_authority,
+        crl_sign=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+# --- the bundle ----------------------------------------------------------------
+
+
+def bundled(bundle: bytes, authority: str, now: datetime, *, in_use: str = "") -> bytes:
+    """Add an authority to those that are trusted already.
+
+    Those that have expired go, and those of the same holder, except for the one that it
+    still uses.  What cannot be read is dropped: the API server could not read it either.
+    """
+    added = x509.load_pem_x509_certificate(authority.encode())
+    used = _read(in_use.encode())
+    kept = [
+        one
+        for one in _read(bundle)
+        if one.not_valid_after_utc > now and (one in used or one.subject != added.subject)
+    ]
+    kept.sort(key=lambda one: one.not_valid_before_utc)
+    return _written([*kept[-(MAX_AUTHORITIES - 1) :], added])
+
+
+def trusts(bundle: bytes, authority: str) -> bool:
+    """Tell whether an authority is in a bundle."""
+    return x509.load_pem_x509_certificate(authority.encode()) in _read(bundle)
+
+
+def _read(bundle: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(bundle)
+    except ValueError:
+        return []
+
+
+def _written(certificates: Sequence[x509.Certificate]) -> bytes:
+    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+
+
+# --- TLS -----------------------------------------------------------------------
+
+
+def server_context() -> ssl.SSLContext:
+    """Make the context of the webhook, without a certificate so far."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def use(context: ssl.SSLContext, identity: Identity) -> None:
+    """Answer with this identity from the next handshake on; the key never gets onto a disk."""
+    descriptor = os.memfd_create("webhook", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, identity.certificate + identity.key)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
