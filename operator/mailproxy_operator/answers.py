@@ -74,7 +74,7 @@ def failure(answer: Answer, kind: Kind, what: str) -> OperatorError:
         return Hopeless(text, hopeless)
     match answer.status:
         case 404 if not answer.names_object:
-            return KindMissing(f"{kind.api_version} {kind.name}")
+            return KindMissing(f"the cluster does not have the kind {kind.name} of {kind.api_version}")
         case 404 | 409 | 410:
             return Gone(text)
         case _:

@@ -16,6 +16,8 @@ from mailproxy_operator.reconcile import Outcome
 WORKERS = 8
 RECONCILE_SECONDS = 120.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+LONGEST_LOOK = 60.0
+"""What is on its way is looked at again and again, ever less often: events tell most of it anyway."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +33,14 @@ class _Entry:
     Attributes:
         due: When it is to be reconciled; ``None`` when it is not.
         not_before: After a failure: events do not shorten the pause.
+        looks: How often it has been looked at since it was last woken for a reason.
         begun: When the reconcile that runs now began.
     """
 
     due: float | None = None
     not_before: float = 0.0
     failures: int = 0
+    looks: int = 0
     begun: float | None = None
 
 
@@ -70,7 +74,7 @@ class WorkQueue:
         """
         entry = self._entries.setdefault(key, _Entry())
         if urgent:
-            entry.not_before, entry.failures = 0.0, 0
+            entry.not_before, entry.failures, entry.looks = 0.0, 0, 0
         due = max(self._now() + after, entry.not_before)
         if entry.due is None or due < entry.due:
             entry.due = due
@@ -157,7 +161,8 @@ class WorkQueue:
             return
         entry.failures, entry.not_before = 0, 0.0
         if outcome.again_after is not None:
-            self.wake(key, outcome.again_after)
+            self.wake(key, min(outcome.again_after * 2**entry.looks, LONGEST_LOOK))
+            entry.looks = min(entry.looks + 1, 16)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

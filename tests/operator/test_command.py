@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mailproxy_operator.cli import main
+from mailproxy_operator.cli import _parser, main
 from mailproxy_operator.command import JsonLines, settings_from
 from mailproxy_operator.kinds import DEPLOYMENT
 from mailproxy_operator.settings import DEFAULT_IMAGE, KubeVersion
@@ -94,7 +94,7 @@ def test_arguments_win_over_the_environment(
         "lease_namespace": None,
         "resync": 600.0,
     }
-    options = argparse.Namespace(**{**blank, "admin": ("[::]", 8080), **given})
+    options = argparse.Namespace(**{**vars(_parser().parse_args(["run"])), **given})
     assert getattr(settings_from(options, environment), name) == expected
 
 

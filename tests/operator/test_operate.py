@@ -129,6 +129,16 @@ async def test_a_cluster_without_monitoring_kinds(kube: FakeKube) -> None:
         await until(lambda: reason(kube) == "PodsNotReady")
 
 
+async def test_a_definition_that_is_installed_later(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operate_module, "RETRY_SECONDS", 0.05)
+    kube.missing.add(MAIL_PROXY)
+    async with running(kube):
+        await asyncio.sleep(0.2)
+        kube.missing.clear()
+        kube.put(body())
+        await until(lambda: reason(kube))
+
+
 async def test_of_two_operators_one_works_and_the_other_takes_over(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,18 @@ async def test_a_resource_can_ask_for_another_look() -> None:
         await until(lambda: len(work.done) == 3)
 
 
+async def test_looks_become_rarer_until_somebody_edits_the_resource(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "LONGEST_LOOK", 0.04)
+    work = Work()
+    work.results[A] = [Outcome(again_after=0.01)] * 6
+    async with running(work) as queue:
+        queue.wake(A)
+        await until(lambda: work.results[A] == [])
+        assert queue._entries[A].looks == 6
+        queue.wake(A, urgent=True)
+        assert queue._entries[A].looks == 0
+
+
 async def test_many_resources_are_worked_on_a_few_at_a_time() -> None:
     work = Work()
     gate = asyncio.Event()

@@ -137,6 +137,13 @@ class FakeKube:
     # -- requests ---------------------------------------------------------
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._answered(request)
+        # kopf, when it ends, cancels every task that is younger than it, and with them whoever
+        # serves a kept connection in this very loop: so none is kept.
+        answer.force_close()
+        return answer
+
+    async def _answered(self, request: web.Request) -> web.StreamResponse:
         parts = request.path.strip("/").split("/")
         try:
             for fault in self.faults:
