@@ -1,0 +1,1 @@
+"""Where this folder's dashboards and rules come from: ``python -m mailproxy_monitoring`` writes them anew."""

@@ -1,0 +1,249 @@
+"""The JSON of a Grafana dashboard, from a list of rows and panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+SCHEMA_VERSION: Final = 42
+WIDTH: Final = 24
+SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        queries: PromQL, each with what its series are called.
+        help: What a reader should conclude, shown with the panel.
+        kind: Grafana's name for it: ``timeseries``, ``stat``, ``bargauge`` or ``heatmap``.
+        unit: Grafana's name for it: ``short``, ``ops``, ``s``, ``percentunit``, ``Bps``, ``bytes``, ``d``.
+        steps: Where colours change: value and colour, from low to high.
+    """
+
+    title: str
+    queries: tuple[tuple[str, str], ...]
+    help: str
+    kind: str = "timeseries"
+    unit: str = "short"
+    stacked: bool = False
+    width: int = 8
+    height: int = 7
+    steps: tuple[tuple[float | None, str], ...] = ((None, "green"),)
+    decimals: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A headline and the panels under it."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """A choice at the top of the dashboard, asked of Prometheus."""
+
+    name: str
+    label: str
+    query: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dashboard:
+    """A dashboard."""
+
+    uid: str
+    title: str
+    description: str
+    variables: tuple[Variable, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """All panels, in order."""
+        return tuple(panel for row in self.rows for panel in row.panels)
+
+
+def dashboard_json(dashboard: Dashboard) -> Json:
+    """Give what Grafana imports."""
+    return {
+        "uid": dashboard.uid,
+        "title": dashboard.title,
+        "description": dashboard.description,
+        "tags": ["mailproxy", "mail"],
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "schemaVersion": SCHEMA_VERSION,
+        "time": {"from": "now-3h", "to": "now"},
+        "timezone": "browser",
+        "fiscalYearStartMonth": 0,
+        "annotations": {"list": []},
+        "links": [],
+        "templating": {"list": [_source_variable(), *(_variable(one) for one in dashboard.variables)]},
+        "panels": _placed(dashboard.rows),
+    }
+
+
+def _source_variable() -> Json:
+    return {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "refresh": 1,
+        "hide": 0,
+        "multi": False,
+        "includeAll": False,
+        "options": [],
+        "regex": "",
+    }
+
+
+def _variable(variable: Variable) -> Json:
+    return {
+        "name": variable.name,
+        "label": variable.label,
+        "type": "query",
+        "datasource": SOURCE,
+        "definition": variable.query,
+        "query": {"query": variable.query, "refId": "Prometheus", "qryType": 1},
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "multi": True,
+        "includeAll": True,
+        # Also where a series has no such label at all.
+        "allValue": ".*",
+        "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
+        "options": [],
+        "regex": "",
+    }
+
+
+def _placed(rows: Sequence[Row]) -> list[Json]:
+    """Lay rows and panels out from top to bottom, from left to right."""
+    placed: list[Json] = []
+    y = 0
+    for row in rows:
+        placed.append(_row(row, len(placed) + 1, y))
+        y += 1
+        x = height = 0
+        for panel in row.panels:
+            if x + panel.width > WIDTH:
+                x, y, height = 0, y + height, 0
+            placed.append(
+                _panel(panel, len(placed) + 1, {"x": x, "y": y, "w": panel.width, "h": panel.height})
+            )
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
+    return placed
+
+
+def _row(row: Row, number: int, y: int) -> Json:
+    place = {"x": 0, "y": y, "w": WIDTH, "h": 1}
+    return {
+        "id": number,
+        "type": "row",
+        "title": row.title,
+        "collapsed": False,
+        "gridPos": place,
+        "panels": [],
+    }
+
+
+def _panel(panel: Panel, number: int, place: Json) -> Json:
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.help,
+        "datasource": SOURCE,
+        "gridPos": place,
+        "targets": [_target(panel, index) for index in range(len(panel.queries))],
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
+        "options": _OPTIONS[panel.kind],
+    }
+
+
+def _target(panel: Panel, index: int) -> Json:
+    expression, legend = panel.queries[index]
+    is_now = panel.kind in {"stat", "bargauge"}
+    return {
+        "refId": chr(ord("A") + index),
+        "datasource": SOURCE,
+        "expr": expression,
+        "legendFormat": legend,
+        "editorMode": "code",
+        "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+        "instant": panel.kind == "bargauge",
+        "range": panel.kind != "bargauge",
+        **({"intervalFactor": 1} if is_now else {}),
+    }
+
+
+def _defaults(panel: Panel) -> Json:
+    steps = [{"value": value, "color": colour} for value, colour in panel.steps]
+    defaults: Json = {
+        "unit": panel.unit,
+        "min": 0,
+        "color": {"mode": "thresholds" if panel.kind == "stat" else "palette-classic"},
+        "thresholds": {"mode": "absolute", "steps": steps},
+        "mappings": [],
+    }
+    if panel.decimals is not None:
+        defaults["decimals"] = panel.decimals
+    if panel.kind == "timeseries":
+        defaults["custom"] = {
+            "drawStyle": "line",
+            "lineWidth": 1,
+            "fillOpacity": 40 if panel.stacked else 10,
+            "showPoints": "never",
+            "spanNulls": False,
+            "stacking": {"group": "A", "mode": "normal" if panel.stacked else "none"},
+        }
+    return defaults
+
+
+_REDUCED: Final = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+_OPTIONS: Final[dict[str, Json]] = {
+    "timeseries": {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    },
+    "stat": {
+        "colorMode": "value",
+        "graphMode": "area",
+        "justifyMode": "auto",
+        "orientation": "auto",
+        "reduceOptions": _REDUCED,
+        "textMode": "auto",
+        "wideLayout": True,
+    },
+    "bargauge": {
+        "displayMode": "basic",
+        "orientation": "horizontal",
+        "reduceOptions": _REDUCED,
+        "showUnfilled": True,
+        "valueMode": "color",
+        "namePlacement": "auto",
+        "sizing": "auto",
+    },
+    "heatmap": {
+        "calculate": False,
+        "cellGap": 1,
+        "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "exponent": 0.5, "fill": "dark-orange"},
+        "exemplars": {"color": "rgba(255,0,255,0.7)"},
+        "filterValues": {"le": 1e-9},
+        "legend": {"show": True},
+        "rowsFrame": {"layout": "auto"},
+        "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
+        "yAxis": {"axisPlacement": "left", "reverse": False, "unit": "s"},
+    },
+}

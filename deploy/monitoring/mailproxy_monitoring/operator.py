@@ -1,0 +1,171 @@
+"""The dashboard of the operator: does what is written in MailProxy resources become true?"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailproxy_monitoring.grafana import Dashboard, Panel, Row, Variable
+from mailproxy_monitoring.queries import WHO, quantile, rate
+
+GLANCE: Final = Row(
+    "At a glance",
+    (
+        Panel(
+            title="Ready",
+            kind="stat",
+            width=4,
+            height=4,
+            queries=((f'sum (mailproxy_operator_resources{{{WHO}, ready="true"}})', ""),),
+            help="MailProxy resources whose Ready condition is True.",
+        ),
+        Panel(
+            title="Not ready",
+            kind="stat",
+            width=4,
+            height=4,
+            steps=((None, "green"), (1.0, "red")),
+            queries=((f'sum (mailproxy_operator_resources{{{WHO}, ready!="true"}})', ""),),
+            help="kubectl get mailp -A -o wide names them, and the reason.",
+        ),
+        Panel(
+            title="Held back by a sysctl",
+            kind="stat",
+            width=4,
+            height=4,
+            steps=((None, "green"), (1.0, "red")),
+            queries=((f"sum (mailproxy_operator_circuit_breakers_open{{{WHO}}})", ""),),
+            help="Nodes refuse a sysctl that the resource asks for; its status names it.",
+        ),
+        Panel(
+            title="Operators that work",
+            kind="stat",
+            width=4,
+            height=4,
+            steps=((None, "red"), (1.0, "green"), (2.0, "red")),
+            queries=((f"sum (mailproxy_operator_leader{{{WHO}}})", ""),),
+            help="One, of however many replicas; none while the Lease changes hands.",
+        ),
+        Panel(
+            title="Since the last good reconcile",
+            kind="stat",
+            unit="s",
+            width=4,
+            height=4,
+            steps=((None, "green"), (1200.0, "orange"), (1800.0, "red")),
+            queries=((f"time() - max (mailproxy_operator_last_success_timestamp_seconds{{{WHO}}})", ""),),
+            help="Everything is looked at every ten minutes, whether or not something changed.",
+        ),
+        Panel(
+            title="Waiting",
+            kind="stat",
+            width=4,
+            height=4,
+            queries=((f"sum (mailproxy_operator_queue_depth{{{WHO}}})", ""),),
+            help="Resources that wait for a reconcile.",
+        ),
+    ),
+)
+
+RECONCILES: Final = Row(
+    "Reconciles",
+    (
+        Panel(
+            title="By result",
+            stacked=True,
+            unit="ops",
+            queries=((rate("mailproxy_operator_reconciles_total", "result", WHO), "{{result}}"),),
+            help="retry: it will be tried again. hopeless: somebody has to change the resource."
+            " error: a fault of the operator; its log has the traceback.",
+        ),
+        Panel(
+            title="Time",
+            unit="s",
+            queries=tuple(
+                (quantile(share, "mailproxy_operator_reconcile_duration_seconds", where=WHO), name)
+                for share, name in ((0.5, "median"), (0.99, "99 %"))
+            ),
+            help="One reconcile, requests to the API server and to pods included.",
+        ),
+        Panel(
+            title="Waiting",
+            queries=((f"sum (mailproxy_operator_queue_depth{{{WHO}}})", "waiting"),),
+            help="A queue that does not empty is an API server that is slow.",
+        ),
+        Panel(
+            title="Resources, by Ready",
+            stacked=True,
+            queries=((f"sum by (ready) (mailproxy_operator_resources{{{WHO}}})", "{{ready}}"),),
+            help="",
+        ),
+        Panel(
+            title="Resources refused, by reason",
+            queries=(
+                (
+                    f"sum by (reason) (increase(mailproxy_operator_config_errors_total{{{WHO}}}"
+                    "[$__rate_interval]))",
+                    "{{reason}}",
+                ),
+            ),
+            help="What runs is left as it is.",
+        ),
+        Panel(
+            title="Repaired and removed, by kind",
+            queries=(
+                (rate("mailproxy_operator_drift_repairs_total", "kind", WHO), "repaired: {{kind}}"),
+                (rate("mailproxy_operator_prunes_total", "kind", WHO), "removed: {{kind}}"),
+            ),
+            unit="ops",
+            help="Repairs again and again: somebody else writes the same fields.",
+        ),
+    ),
+)
+
+API: Final = Row(
+    "API server",
+    (
+        Panel(
+            title="Requests, by verb",
+            stacked=True,
+            unit="reqps",
+            queries=((rate("mailproxy_operator_api_requests_total", "verb", WHO), "{{verb}}"),),
+            help="Nothing to do means nothing written: patches in the quiet are drift.",
+        ),
+        Panel(
+            title="Requests, by answer",
+            stacked=True,
+            unit="reqps",
+            queries=((rate("mailproxy_operator_api_requests_total", "code", WHO), "{{code}}"),),
+            help="429: the API server asks for patience. 4xx: rights or quota; a resource's status says.",
+        ),
+        Panel(
+            title="Time, 99th percentile",
+            unit="s",
+            queries=(
+                (
+                    quantile(0.99, "mailproxy_operator_api_request_duration_seconds", "verb", WHO),
+                    "{{verb}}",
+                ),
+            ),
+            help="",
+        ),
+    ),
+)
+
+OPERATOR: Final = Dashboard(
+    uid="mailproxy-operator",
+    title="MailProxy operator",
+    description="Does what is written in MailProxy resources become true?",
+    variables=(
+        Variable(
+            name="namespace",
+            label="Namespace",
+            query="label_values(mailproxy_operator_build_info, namespace)",
+        ),
+        Variable(
+            name="job",
+            label="Operator",
+            query='label_values(mailproxy_operator_build_info{namespace=~"$namespace"}, job)',
+        ),
+    ),
+    rows=(GLANCE, RECONCILES, API),
+)

@@ -1,0 +1,160 @@
+"""Whom the proxy depends on: the authentication service, mail servers, TLS, name servers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailproxy_monitoring.grafana import Panel, Row
+from mailproxy_monitoring.queries import FROM_CACHE, WHO, quantile, rate
+
+AUTHENTICATION: Final = Row(
+    "Authentication service",
+    (
+        Panel(
+            title="Requests, by outcome",
+            stacked=True,
+            unit="reqps",
+            width=6,
+            queries=((rate("mailproxy_auth_request_duration_seconds_count", "outcome"), "{{outcome}}"),),
+            help="denied and wait are the service's own answers; error and timeout are the lack of one.",
+        ),
+        Panel(
+            title="Latency",
+            unit="s",
+            width=6,
+            queries=tuple(
+                (quantile(share, "mailproxy_auth_request_duration_seconds"), name)
+                for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
+            ),
+            help="From connecting to the end of the answer's header.",
+        ),
+        Panel(
+            title="Requests in flight",
+            width=6,
+            queries=((f"sum (mailproxy_auth_requests_in_flight{{{WHO}}})", "in flight"),),
+            help="A growing number is a service that does not keep up.",
+        ),
+        Panel(
+            title="Errors, by reason",
+            stacked=True,
+            unit="reqps",
+            width=6,
+            queries=((rate("mailproxy_auth_errors_total", "reason", WHO), "{{reason}}"),),
+            help="Requests without a usable answer.",
+        ),
+    ),
+)
+
+UPSTREAMS: Final = Row(
+    "Mail servers",
+    (
+        Panel(
+            title="Time to connect",
+            unit="s",
+            queries=tuple(
+                (quantile(share, "mailproxy_upstream_connect_duration_seconds"), name)
+                for share, name in ((0.5, "median"), (0.99, "99 %"))
+            ),
+            help="TCP to the mail servers.",
+        ),
+        Panel(
+            title="Errors, by stage",
+            stacked=True,
+            unit="ops",
+            queries=((rate("mailproxy_upstream_errors_total", "stage"), "{{stage}}"),),
+            help="How far the login at the mail server had come; login counts refusals too.",
+        ),
+        Panel(
+            title="Relayed",
+            unit="Bps",
+            queries=((rate("mailproxy_relayed_bytes_total", "direction"), "{{direction}}"),),
+            help="Bytes per second after login.",
+        ),
+    ),
+)
+
+TLS: Final = Row(
+    "TLS",
+    (
+        Panel(
+            title="Handshakes, by version and mode",
+            stacked=True,
+            unit="ops",
+            width=6,
+            queries=((rate("mailproxy_tls_handshakes_total", "version, mode", WHO), "{{version}} {{mode}}"),),
+            help="Completed ones.",
+        ),
+        Panel(
+            title="Failures, by reason",
+            stacked=True,
+            unit="ops",
+            width=6,
+            queries=((rate("mailproxy_tls_handshake_failures_total", "reason", WHO), "{{reason}}"),),
+            help="not_tls: somebody speaks plain text to a TLS port.",
+        ),
+        Panel(
+            title="Resumed",
+            unit="percentunit",
+            width=6,
+            queries=(
+                (
+                    f"{rate('mailproxy_tls_sessions_resumed_total', where=WHO)}"
+                    f" / {rate('mailproxy_tls_handshakes_total', where=WHO)}",
+                    "of all handshakes",
+                ),
+            ),
+            help="Resumed handshakes cost little CPU.",
+        ),
+        Panel(
+            title="Handshake time, 99th percentile",
+            unit="s",
+            width=6,
+            queries=((quantile(0.99, "mailproxy_tls_handshake_duration_seconds", "mode", WHO), "{{mode}}"),),
+            help="Includes the network's round trips.",
+        ),
+    ),
+)
+
+NAMES: Final = Row(
+    "DNS",
+    (
+        Panel(
+            title="Questions, by result",
+            stacked=True,
+            unit="reqps",
+            width=6,
+            queries=((rate("mailproxy_dns_queries_total", "result", WHO), "{{result}}"),),
+            help="To name servers: names of clients, of the authentication service.",
+        ),
+        Panel(
+            title="Time-outs, by purpose",
+            stacked=True,
+            unit="reqps",
+            width=6,
+            queries=((rate("mailproxy_dns_timeouts_total", "purpose", WHO), "{{purpose}}"),),
+            help="ptr and forward delay SMTP greetings; auth stops logins.",
+        ),
+        Panel(
+            title="Time to an answer, 99th percentile",
+            unit="s",
+            width=6,
+            queries=(
+                (quantile(0.99, "mailproxy_dns_query_duration_seconds", "purpose", WHO), "{{purpose}}"),
+            ),
+            help="Of the questions that were answered.",
+        ),
+        Panel(
+            title="Answered from the cache",
+            unit="percentunit",
+            width=6,
+            queries=(
+                (
+                    f"{rate('mailproxy_dns_cache_requests_total', where=FROM_CACHE)}"
+                    f" / {rate('mailproxy_dns_cache_requests_total', where=WHO)}",
+                    "of all look-ups",
+                ),
+            ),
+            help="",
+        ),
+    ),
+)

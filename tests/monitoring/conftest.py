@@ -1,0 +1,50 @@
+"""The sources of the dashboards and rules, which are no installed package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.prometheus_world.places import Places, places
+from support.prometheus_world.traffic import traffic
+from support.prometheus_world.watcher import Watcher, as_pods, watch
+from support.servers.programs import Needs, Ports, program
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "deploy/monitoring"
+sys.path.insert(0, str(MONITORING))
+
+
+@pytest.fixture(scope="session")
+def needs() -> Needs:
+    """Find a program that a test cannot do without; the one reason for which a test is left out."""
+
+    def path_of(name: str) -> str:
+        found = program(name)
+        if found is None:
+            pytest.skip(f"needs {name}")
+        return found
+
+    return path_of
+
+
+@pytest.fixture(scope="session")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
+    """A proxy to which clients come all the time."""
+    with places(tmp_path_factory.mktemp("busy")) as found, traffic(found) as faults:
+        yield found
+    assert faults == []
+
+
+@pytest.fixture(scope="session")
+def watcher(needs: Needs, busy: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
+    """Prometheus, scraping it."""
+    path = needs("prometheus")
+    scrape = as_pods("mail/edge", "mail", {"edge-0": busy.proxies[0].admin})
+    rules = [MONITORING / "rules/mailproxy.yaml"]
+    running = watch(path, tmp_path_factory.mktemp("watcher"), Ports().take(), [scrape], rules=rules)
+    yield running
+    running.running.stop()

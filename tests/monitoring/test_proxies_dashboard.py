@@ -1,0 +1,78 @@
+"""Every query of the proxies' dashboard, asked of a Prometheus that scrapes a proxy under traffic."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from mailproxy_monitoring.grafana import Panel
+from mailproxy_monitoring.pages import DASHBOARDS
+from mailproxy_monitoring.proxies import PROXIES
+from mailproxy_monitoring.rules import RECORDS
+
+from mailproxy.observe.catalogue import CATALOGUE
+from support.prometheus_world.watcher import Watcher, substituted
+from support.servers.programs import eventually
+
+QUERIES = [
+    pytest.param(panel, query, id=f"{row.title}-{panel.title}-{number}")
+    for row in PROXIES.rows
+    for panel in row.panels
+    for number, (query, _) in enumerate(panel.queries)
+]
+
+
+def has_data(found: list[dict[str, Any]]) -> bool:
+    return any(math.isfinite(float(one["value"][1])) for one in found)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(("panel", "query"), QUERIES)
+def test_the_query_returns_data(watcher: Watcher, panel: Panel, query: str) -> None:
+    assert eventually(lambda: has_data(watcher.now(substituted(query))), f"{panel.title}: {query}")
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(("panel", "query"), QUERIES)
+def test_the_legend_names_labels_that_the_series_have(watcher: Watcher, panel: Panel, query: str) -> None:
+    [legend] = [legend for one, legend in panel.queries if one == query]
+    found = eventually(lambda: watcher.now(substituted(query)), query)
+    assert set(re.findall(r"{{(\w+)}}", legend)) <= found[0]["metric"].keys()
+    # Without a name per series they could not be told apart.
+    assert len(found) == 1 or "{{" in legend
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("record", RECORDS)
+def test_what_is_recorded_has_data(watcher: Watcher, record: str) -> None:
+    assert eventually(lambda: has_data(watcher.now(record)), record)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    ("label", "value"), [("namespace", "mail"), ("job", "mail/edge"), ("protocol", "imap")]
+)
+def test_the_choices_at_the_top_are_found(watcher: Watcher, label: str, value: str) -> None:
+    [variable] = [one for one in PROXIES.variables if one.name == label]
+    [selector] = re.findall(r"label_values\((.+), \w+\)", variable.query)
+    asked = {"match[]": substituted(selector)}
+    assert value in eventually(lambda: watcher.ask(f"label/{label}/values", **asked), label)
+
+
+def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
+    """What nobody looks at need not be measured; these are for looking things up."""
+    shown = " ".join(query for panel in PROXIES.panels for query, _ in panel.queries)
+    unshown = {one.name for one in CATALOGUE if one.name not in shown}
+    assert unshown == {
+        "mailproxy_config_generation",
+        "mailproxy_dns_cache_entries",
+        "process_start_time_seconds",
+    }
+
+
+def test_no_panel_shows_a_person_or_an_address() -> None:
+    panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
+    queries = " ".join(query for panel in panels for query, _ in panel.queries)
+    assert not re.search(r"\b(user|client|address|host|sni|upstream_address)\b", queries)

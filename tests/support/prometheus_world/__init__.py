@@ -1,0 +1,1 @@
+"""A proxy to which everything happens that is counted, and a Prometheus that watches."""

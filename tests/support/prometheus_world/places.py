@@ -1,0 +1,124 @@
+"""Where the traffic goes: a proxy with a server for every kind of trouble, and what stands behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from mailproxy_operator.local.demo.world import MailWorld
+from support.dns_server import DnsServer, dns_server, host, ptr
+from support.dns_server import found as answering
+from support.servers import proxy as proxies
+from support.servers.auth_service import AuthService, Backend, auth_service
+from support.servers.certificates import Certificates, certificates
+from support.servers.front import files
+from support.servers.programs import Ports
+from support.servers.proxy import Proxy, manifest
+
+_CLIENT: Final = "1.0.0.127.in-addr.arpa"
+_PATIENCE: Final = 20.0
+
+
+@dataclass
+class Places:
+    """Everything that runs, and where.
+
+    Attributes:
+        proxies: One or more of the same configuration, as the pods of a Deployment are.
+        ports: Of each proxy, by server; ``imaps`` is the one with TLS.
+    """
+
+    world: MailWorld
+    dns: DnsServer
+    tls: Certificates
+    service: AuthService
+    proxies: list[Proxy] = field(default_factory=list)
+    ports: list[dict[str, int]] = field(default_factory=list)
+
+
+@contextmanager
+def places(folder: Path, pods: int = 1) -> Iterator[Places]:
+    """Start everything; end it afterwards."""
+    taken = Ports()
+    with ExitStack() as stack:
+        world, dns = stack.enter_context(_in_background())
+        service = stack.enter_context(auth_service({"alice": world.account.password}))
+        silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        silent.bind(("127.0.0.1", 0))
+        service.backends |= {
+            "/dead": Backend(taken.take()),
+            "/slow": Backend(world.ports["imap"], delay=0.7),
+        }
+        (folder / "tls").mkdir()
+        found = Places(world, dns, certificates(folder / "tls"), service)
+        for number in range(pods):
+            ports, body = _planned(found, taken, f"127.0.0.1:{silent.getsockname()[1]}")
+            found.ports.append(ports)
+            found.proxies.append(proxies.start(folder / f"edge-{number}", body, "--workers", "2"))
+            stack.callback(found.proxies[-1].stop)
+        yield found
+
+
+def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], dict[str, Any]]:
+    """Give one proxy's ports and manifest."""
+    servers: list[dict[str, Any]] = []
+    ports: dict[str, int] = {}
+
+    def serve(name: str, protocol: str, auth: str, *, tls: bool = False, **directives: Any) -> None:
+        ports[name] = taken.take()
+        listen: list[dict[str, Any]] = [{"address": "127.0.0.1", "port": ports[name]}]
+        if directives.pop("behind", False):
+            listen[0]["proxyProtocol"] = True
+        if tls:
+            ports[f"{name}s"] = taken.take()
+            listen.append({"address": "127.0.0.1", "port": ports[f"{name}s"], "ssl": True})
+            directives["starttls"] = "Enabled"
+        servers.append({"name": name, "protocol": protocol, "listen": listen, "authHttp": auth, **directives})
+
+    good = found.world.auth_url
+    named = {"addresses": [found.dns.address], "valid": "1s"}
+    serve("imap", "imap", good, tls=True, imapAuth=["plain", "login", "cram-md5"])
+    serve("pop3", "pop3", good, tls=True, pop3Auth=["plain", "apop", "cram-md5"])
+    serve("smtp", "smtp", good, tls=True, xclient=True, resolver=named)
+    serve("balanced", "imap", good, behind=True, setRealIpFrom=["127.0.0.0/8"])
+    serve("dead", "imap", found.service.url("/dead"))
+    serve("slow", "imap", found.service.url("/slow"), authHttpTimeout="300ms")
+    serve("lost", "pop3", f"http://127.0.0.1:{taken.take()}/")
+    silenced = {"addresses": [silent]}
+    serve("nameless", "smtp", good, resolver=silenced, resolverTimeout="300ms")
+    mail = {
+        "serverName": "mail.example.com",
+        "xclient": False,
+        "sslCertificate": [files(found.tls.proxy)],
+    }
+    return ports, manifest(servers, mail, workerConnections=60)
+
+
+@contextmanager
+def _in_background() -> Iterator[tuple[MailWorld, DnsServer]]:
+    """Mail servers and a name server, in an event loop of a thread of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    stack = AsyncExitStack()
+    try:
+        yield asyncio.run_coroutine_threadsafe(_opened(stack), loop).result(_PATIENCE)
+    finally:
+        asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(_PATIENCE)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_PATIENCE)
+        loop.close()
+
+
+async def _opened(stack: AsyncExitStack) -> tuple[MailWorld, DnsServer]:
+    world = await stack.enter_async_context(MailWorld())
+    dns = await stack.enter_async_context(dns_server())
+    dns.answers_ptr(_CLIENT, ptr("client.example.com", ttl=1))
+    dns.zone["client.example.com", "A"] = answering(host("127.0.0.1", ttl=1))
+    return world, dns

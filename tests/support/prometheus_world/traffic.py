@@ -1,0 +1,197 @@
+"""What clients do: log in by every method, fail in every way, attack a little."""
+
+from __future__ import annotations
+
+import imaplib
+import poplib
+import smtplib
+import socket
+import ssl
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from support.prometheus_world.places import Places
+from support.servers.clients import Raw
+
+HOST: Final = "127.0.0.1"
+_SECONDS: Final = 10.0
+_MESSAGE: Final = b"Subject: a message\r\n\r\n" + b"text " * 400 + b"\r\n"
+
+Ports = dict[str, int]
+Visit = Callable[[Places, Ports], None]
+
+
+def _user(places: Places) -> tuple[str, str]:
+    return places.world.account.user, places.world.account.password
+
+
+def read_mail(places: Places, ports: Ports) -> None:
+    """IMAP, with and without TLS."""
+    for client in (
+        imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS),
+        imaplib.IMAP4_SSL(HOST, ports["imaps"], ssl_context=places.tls.client(), timeout=_SECONDS),
+    ):
+        if not isinstance(client, imaplib.IMAP4_SSL):
+            client.starttls(places.tls.client())
+        client.login(*_user(places))
+        client.select("INBOX")
+        client.fetch("1:*", "(BODY.PEEK[])")
+        client.logout()
+
+
+def prove_by_digest(places: Places, ports: Ports) -> None:
+    """CRAM-MD5 and APOP."""
+    with imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS) as client:
+        client.login_cram_md5(*_user(places))
+    pop3 = poplib.POP3(HOST, ports["pop3"], timeout=_SECONDS)
+    pop3.apop(*_user(places))
+    pop3.quit()
+
+
+def fetch_mail(places: Places, ports: Ports) -> None:
+    """POP3 over TLS."""
+    client = poplib.POP3_SSL(HOST, ports["pop3s"], context=places.tls.client(), timeout=_SECONDS)
+    user, password = _user(places)
+    client.user(user)
+    client.pass_(password)
+    if client.stat()[0]:
+        client.retr(1)
+    client.quit()
+
+
+def send_mail(places: Places, ports: Ports) -> None:
+    """SMTP with STARTTLS; the client's name is looked up."""
+    with smtplib.SMTP(HOST, ports["smtp"], timeout=_SECONDS) as client:
+        client.starttls(context=places.tls.client())
+        client.login(*_user(places))
+        client.sendmail("alice@example.com", ["alice@example.com"], _MESSAGE)
+
+
+def guess_passwords(places: Places, ports: Ports) -> None:
+    """Wrong passwords: the demo's service asks for a pause, the other one does not."""
+    with Raw(ports["imap"]) as raw:
+        raw.line()
+        raw.say(b"a LOGIN alice wrong\r\n")
+        raw.line()
+    with Raw(ports["dead"]) as raw:
+        raw.line()
+        raw.say(b"a LOGIN alice wrong\r\n")
+        raw.line()
+
+
+def meet_broken_neighbours(places: Places, ports: Ports) -> None:
+    """A service that is slow, one that is not there, a mail server that is not there, silent name servers."""
+    password = places.world.account.password.encode()
+    for name, words in (
+        ("slow", b"a LOGIN alice " + password),
+        ("dead", b"a LOGIN alice " + password),
+        ("lost", b"USER alice\r\nPASS " + password),
+    ):
+        with Raw(ports[name]) as raw:
+            raw.line()
+            raw.say(words + b"\r\n")
+            with suppress(AssertionError, OSError):
+                raw.line()
+                raw.line()
+    with Raw(ports["nameless"]) as raw:
+        raw.line()
+
+
+def break_the_protocol(_: Places, ports: Ports) -> None:
+    """Nonsense, too long lines, a web browser, and credentials that are none."""
+    for name, words in (
+        ("imap", b"a EAT\r\n" * 7),
+        ("pop3", b"USER " + b"x" * 300 + b"\r\n"),
+        ("smtp", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("imap", b"a AUTHENTICATE PLAIN !!!!\r\n"),
+        ("smtp", b"EHLO x\r\nAUTH PLAIN " + b64encode(b"alice") + b"\r\n"),
+    ):
+        with Raw(ports[name]) as raw:
+            raw.line()
+            raw.say(words)
+            with suppress(AssertionError, OSError):
+                raw.line()
+
+
+def fail_at_tls(_: Places, ports: Ports) -> None:
+    """Plain text to a port of TLS, and a client that knows only versions nobody offers."""
+    with socket.create_connection((HOST, ports["imaps"]), timeout=_SECONDS) as sock:
+        sock.sendall(b"a LOGIN alice secret\r\n")
+        with suppress(OSError):
+            sock.recv(100)
+
+
+def resume_tls(places: Places, ports: Ports) -> None:
+    """The same client twice."""
+    context = places.tls.client()
+    session: ssl.SSLSession | None = None
+    for _ in range(2):
+        with (
+            socket.create_connection((HOST, ports["imaps"]), timeout=_SECONDS) as sock,
+            context.wrap_socket(sock, session=session) as client,
+        ):
+            client.recv(200)
+            session = client.session
+
+
+def come_through_a_balancer(places: Places, ports: Ports) -> None:
+    """With a PROXY header, and without."""
+    header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
+    with Raw(ports["balanced"], preface=header) as raw:
+        raw.line()
+        raw.ask(b"a LOGIN alice " + places.world.account.password.encode())
+    with Raw(ports["balanced"], preface=b"a NOOP\r\n") as raw, suppress(AssertionError, OSError):
+        raw.line()
+
+
+VISITS: Final[Sequence[Visit]] = (
+    read_mail,
+    prove_by_digest,
+    fetch_mail,
+    send_mail,
+    guess_passwords,
+    meet_broken_neighbours,
+    break_the_protocol,
+    fail_at_tls,
+    resume_tls,
+    come_through_a_balancer,
+)
+
+
+@contextmanager
+def traffic(
+    places: Places, rhythm: Callable[[Visit, float], float] = lambda *_: 0.2
+) -> Iterator[list[BaseException]]:
+    """Let clients come until the context ends.
+
+    Args:
+        places: Where to.
+        rhythm: Seconds until the same kind of visit comes again, by its kind and by the seconds so far.
+
+    Yields:
+        What went wrong with clients that should not have met trouble.
+    """
+    stop, faults, begun = threading.Event(), list[BaseException](), time.monotonic()
+
+    def repeat(visit: Visit, ports: Ports) -> None:
+        while not stop.wait(rhythm(visit, time.monotonic() - begun)):
+            try:
+                visit(places, ports)
+            except Exception as fault:
+                faults.append(fault)
+
+    threads = [
+        threading.Thread(target=repeat, args=(visit, ports)) for visit in VISITS for ports in places.ports
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield faults
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(4 * _SECONDS)

@@ -1,0 +1,129 @@
+"""A Prometheus with rules, which finds its targets as it would find pods."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from support.servers.programs import PATIENCE, Running
+
+Json = dict[str, Any]
+
+VARIABLES: Final = {
+    "$namespace": ".*",
+    "$job": ".*",
+    "$protocol": ".*",
+    "$__rate_interval": "10s",
+    "$__range": "1m",
+}
+"""What Grafana would put in place of its variables, where a scrape is half a second."""
+
+
+def substituted(expression: str, variables: Mapping[str, str] = VARIABLES) -> str:
+    """Put values in place of a dashboard's variables."""
+    for name, value in variables.items():
+        expression = re.sub(re.escape(name) + r"\b", value, expression)
+    assert "$" not in expression, expression
+    return expression
+
+
+@dataclass
+class Watcher:
+    """A running Prometheus."""
+
+    port: int
+    running: Running
+
+    def is_ready(self) -> bool:
+        """Whether it takes questions."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/-/ready", timeout=PATIENCE
+            ) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        """Ask its API; gives the data of the answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+            answer = json.load(response)
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    def page(self, url: str) -> str:
+        """Fetch what Prometheus would."""
+        with urllib.request.urlopen(url, timeout=PATIENCE) as response:
+            text: str = response.read().decode()
+            return text
+
+    def now(self, expression: str) -> list[Json]:
+        """Give the instant vector that an expression is."""
+        found: list[Json] = self.ask("query", query=expression)["result"]
+        return found
+
+    def over(self, expression: str, start: float, end: float, step: float) -> list[Json]:
+        """Give the series that an expression is over a time."""
+        window = {"start": str(start), "end": str(end), "step": str(step)}
+        found: list[Json] = self.ask("query_range", query=expression, **window)["result"]
+        return found
+
+
+def watch(
+    path: str,
+    folder: Path,
+    port: int,
+    scrapes: Sequence[Json],
+    *,
+    rules: Sequence[Path] = (),
+    interval: str = "500ms",
+) -> Watcher:
+    """Start it, and wait until it answers.
+
+    Args:
+        path: The program.
+        folder: An empty folder.
+        port: Where it answers.
+        scrapes: Elements of ``scrape_configs``.
+        rules: Rule files.
+        interval: Between scrapes, and between evaluations of rules.
+    """
+    configuration = {
+        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+        "rule_files": [str(one) for one in rules],
+        "scrape_configs": list(scrapes),
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    command = [
+        path,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    watcher = Watcher(port, Running(command, output=folder / "output"))
+    try:
+        watcher.running.eventually(watcher.is_ready, "ready")
+    except AssertionError:
+        watcher.running.stop()
+        raise
+    return watcher
+
+
+def as_pods(job: str, namespace: str, targets: Mapping[str, str]) -> Json:
+    """Scrape targets, by the names of their pods, with the labels that a PodMonitor gives them."""
+    return {
+        "job_name": job,
+        "static_configs": [
+            {"targets": [target], "labels": {"namespace": namespace, "pod": pod, "container": "mailproxy"}}
+            for pod, target in targets.items()
+        ],
+    }
