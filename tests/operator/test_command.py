@@ -87,13 +87,6 @@ def test_without_an_api_server_it_says_what_it_wants(
 def test_arguments_win_over_the_environment(
     given: dict[str, Any], environment: dict[str, str], name: str, expected: object
 ) -> None:
-    blank = {
-        "namespace": [],
-        "image": None,
-        "node_min_version": None,
-        "lease_namespace": None,
-        "resync": 600.0,
-    }
     options = argparse.Namespace(**{**vars(_parser().parse_args(["run"])), **given})
     assert getattr(settings_from(options, environment), name) == expected
 

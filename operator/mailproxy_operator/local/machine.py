@@ -12,15 +12,14 @@ import copy
 import itertools
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Applied, Key, RunningConfig
 from mailproxy_operator.kinds import CONFIG_MAP, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.local.container import Container, pod_of, workload_status
 from mailproxy_operator.local.process import LocalProcess, proxy_command
 from mailproxy_operator.local.volumes import Files, NotMountable, read_object, volume_files, write_volume
 from mailproxy_operator.settings import KubeVersion
@@ -29,23 +28,6 @@ LOCAL_VERSION = KubeVersion(1, 36)
 HAND_OVER_SECONDS = 0.5
 LONGEST_GRACE = 600.0
 CONFIG_TIMEOUT = aiohttp.ClientTimeout(total=2)
-
-
-@dataclass(slots=True)
-class _Container:
-    """The one container of a workload."""
-
-    template: Manifest
-    name: str
-    task: asyncio.Task[None] | None = None
-    process: LocalProcess | None = None
-    problem: str = ""
-    annotations: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = self.template["spec"]
-        return spec
 
 
 class LocalCluster:
@@ -77,7 +59,7 @@ class LocalCluster:
         self._secrets = secrets
         self._launch = launch
         self._objects: dict[tuple[Kind, Key], Manifest] = {}
-        self._containers: dict[Key, _Container] = {}
+        self._containers: dict[Key, Container] = {}
         self._leaving: list[LocalProcess] = []
         self._uids = itertools.count(1)
         self.admin_port = _free_port()
@@ -107,9 +89,7 @@ class LocalCluster:
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects that carry these labels."""
         if kind is POD:
-            pods = [
-                self._pod(key, one) for key, one in self._containers.items() if key.namespace == namespace
-            ]
+            pods = [pod_of(key, one) for key, one in self._containers.items() if key.namespace == namespace]
             return [pod for pod in pods if _carries(pod, labels)]
         return [
             self._shown(one)
@@ -215,7 +195,7 @@ class LocalCluster:
                 f"{key.name} asks for {workload['spec']['replicas']} replicas; one machine's ports fit one"
             )
         generation = workload["metadata"]["generation"]
-        self._containers[key] = _Container(copy.deepcopy(template), f"{key.name}-local-{generation}")
+        self._containers[key] = Container(copy.deepcopy(template), f"{key.name}-local-{generation}")
         self.refresh_volumes()
 
     def _retire(self, key: Key) -> None:
@@ -225,7 +205,7 @@ class LocalCluster:
             grace = float(container.spec.get("terminationGracePeriodSeconds", 30))
             self._tasks.create_task(container.process.stop(grace))
 
-    def _start(self, container: _Container) -> None:
+    def _start(self, container: Container) -> None:
         wanted = container.spec["containers"][0]
         admin = f"[::]:{names.ADMIN_PORT}"
         arguments = [f"127.0.0.1:{self.admin_port}" if word == admin else word for word in wanted["args"]]
@@ -237,7 +217,7 @@ class LocalCluster:
         )
         container.task = self._tasks.create_task(container.process.run())
 
-    def _mount(self, container: _Container) -> str:
+    def _mount(self, container: Container) -> str:
         """Write a container's volumes; tell what is missing."""
         mounts = container.spec["containers"][0].get("volumeMounts", [])
         directories = {mount["name"]: Path(mount["mountPath"]) for mount in mounts}
@@ -263,83 +243,10 @@ class LocalCluster:
         """Copy an object; a workload gets its status, and wants no more replicas than one machine takes."""
         found = copy.deepcopy(stored)
         if kind_of(found) in WORKLOADS:
-            found["status"] = self._workload_status(found, _key(found))
+            found["status"] = workload_status(found, self._containers.get(_key(found)))
             if "replicas" in found["spec"]:
                 found["spec"]["replicas"] = min(1, found["spec"]["replicas"])
         return found
-
-    def _workload_status(self, workload: Manifest, key: Key) -> Manifest:
-        container = self._containers.get(key)
-        there = int(container is not None)
-        ready = int(
-            container is not None and container.process is not None and container.process.state.is_ready
-        )
-        generation = workload["metadata"]["generation"]
-        if workload["kind"] == "DaemonSet":
-            return {
-                "observedGeneration": generation,
-                "desiredNumberScheduled": 1,
-                "currentNumberScheduled": there,
-                "updatedNumberScheduled": there,
-                "numberReady": ready,
-                "numberAvailable": ready,
-            }
-        return {
-            "observedGeneration": generation,
-            "replicas": there,
-            "updatedReplicas": there,
-            "readyReplicas": ready,
-            "availableReplicas": ready,
-        }
-
-    def _pod(self, owner: Key, container: _Container) -> Manifest:
-        metadata = container.template["metadata"]
-        is_ready = container.process is not None and container.process.state.is_ready
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": container.name,
-                "namespace": owner.namespace,
-                "labels": dict(metadata.get("labels", {})),
-                "annotations": {**metadata.get("annotations", {}), **container.annotations},
-            },
-            "status": {
-                "phase": "Running",
-                "podIP": "127.0.0.1",
-                "conditions": [{"type": "Ready", "status": "True" if is_ready else "False"}],
-                "containerStatuses": [_container_status(container)],
-            },
-        }
-
-
-def _container_status(container: _Container) -> Manifest:
-    status: Manifest = {"name": names.CONTAINER, "restartCount": 0}
-    if container.process is None:
-        return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": container.problem}}}
-    state = container.process.state
-    status["restartCount"] = state.restarts
-    # A process that ended before is said to serve only when it really does: no to and fro while it tries.
-    if state.is_ready or (state.is_running and state.exit_code is None):
-        return status | {"state": {"running": {}}}
-    if state.exit_code is None:
-        return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": ""}}}
-    said = " / ".join(list(state.last_lines)[-3:])
-    message = f"exit code {state.exit_code}: {said}" + way_out(said)
-    return status | {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": message}}}
-
-
-def way_out(said: str) -> str:
-    """Add what to do to the commonest reasons for a proxy not to start on one's own machine."""
-    lowered = said.lower()
-    if "permission denied" in lowered or "eacces" in lowered or "errno 13" in lowered:
-        return (
-            ". Ports below 1024 need root here: choose ports above 1023 in spec.servers[].listen,"
-            " or set portStrategy: HighPort, which adds 10000 to each"
-        )
-    if "address already in use" in lowered or "errno 98" in lowered:
-        return ". Another process has that port: stop it, or choose another port in spec.servers[].listen"
-    return ""
 
 
 def _stamped(manifest: Manifest, before: Manifest | None, new_uid: Callable[[], str]) -> Manifest:

@@ -14,7 +14,8 @@ import pytest
 
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD
-from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster, way_out
+from mailproxy_operator.local.container import way_out
+from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
 from mailproxy_operator.local.process import proxy_command
 from mailproxy_operator.reconcile import Outcome, Reconciler
 from mailproxy_operator.settings import Platform
