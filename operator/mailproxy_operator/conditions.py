@@ -44,9 +44,11 @@ class Facts:
 
     @property
     def needs_pods(self) -> bool:
-        """Whether pods are expected at all."""
+        """Whether pods are expected at all; a sidecar has those that carry it."""
+        if self.mode == "Sidecar":
+            return bool(self.observed.pods)
         workload = self.observed.workload
-        return self.mode != "Sidecar" and not (workload is not None and workload.desired == 0)
+        return not (workload is not None and workload.desired == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _names_certificate(error: str) -> bool:
 def _available(facts: Facts) -> Judgement:
     workload = facts.observed.workload
     if facts.mode == "Sidecar":
-        return Judgement(_TRUE, "SidecarMode", "the pods belong to others")
+        return Judgement(_TRUE, "SidecarMode", _carriers(facts.observed))
     if workload is None:
         return Judgement(_FALSE, "PodsNotReady", "there is no workload yet")
     if workload.desired == 0:
@@ -177,6 +179,17 @@ def _available(facts: Facts) -> Judgement:
         return Judgement(_TRUE, "MinimumReplicasAvailable", numbers)
     cause = _cause_of_unavailability(facts) or Finding("PodsNotReady", numbers)
     return Judgement(_FALSE, cause.reason, cause.message)
+
+
+def _carriers(observed: Observed) -> str:
+    staying = [pod for pod in observed.pods if not pod.is_terminating]
+    told = [f"pods that carry it: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
+    older = sum(not pod.is_of_template for pod in staying)
+    if older:
+        told.append(f"made before its last change, to be made anew: {older}")
+    if observed.asking_in_vain:
+        told.append(f"asking for it and running without: {observed.asking_in_vain}")
+    return "; ".join(told)
 
 
 def _cause_of_unavailability(facts: Facts) -> Finding | None:

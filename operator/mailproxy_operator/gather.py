@@ -36,20 +36,21 @@ async def gather(
     Returns:
         What was seen, and the pods themselves.
     """
-    addresses = _addresses(service) if service else ()
+    found = addresses(service) if service else ()
     if workload is None:
-        return Observed(addresses=addresses), []
+        return Observed(addresses=found), []
     pods = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
     wanted = _template_hash(workload["spec"]["template"])
-    running = await _running_configs(cluster, pods)
+    running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
     stuck = any(not (pod.has_started or pod.is_terminating or pod.failed) for pod in seen)
     failures = await cluster.mount_failures(key.namespace) if stuck else {}
-    observed = Observed(workload=_workload(workload), pods=seen, addresses=addresses, mount_failures=failures)
+    observed = Observed(workload=_workload(workload), pods=seen, addresses=found, mount_failures=failures)
     return observed, pods
 
 
-async def _running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
+async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
+    """Ask pods which configuration they run, a few at a time."""
     gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def ask(pod: Manifest) -> RunningConfig | None:
@@ -61,7 +62,8 @@ async def _running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[R
     return list(await asyncio.gather(*(ask(pod) for pod in pods)))
 
 
-def _addresses(service: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def addresses(service: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Tell where clients reach a Service: type and value, what is outside first."""
     ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
     outside = [
         ("Hostname", one["hostname"]) if one.get("hostname") else ("IPAddress", one.get("ip", ""))

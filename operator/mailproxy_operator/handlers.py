@@ -45,6 +45,23 @@ def register(registry: kopf.OperatorRegistry, waker: Waker, *, login: Login, kin
         _watch_owned(registry, waker, kind)
 
 
+def register_carriers(registry: kopf.OperatorRegistry, waker: Waker, *, login: Login) -> None:
+    """Attach the handler for others' pods that ask for a sidecar.
+
+    They need an operator of their own: kopf watches a kind under one selector, and
+    these pods have none of our labels but the one by which they ask.
+    """
+
+    @kopf.on.login(registry=registry)
+    def _login(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  handed on
+        return login(**known)
+
+    @kopf.on.event("", POD.api_version, POD.plural, labels={names.INJECT: kopf.PRESENT}, registry=registry)
+    async def _carrier_changed(event: kopf.RawEvent, **_: object) -> None:
+        if event["type"] is not None:  # a watch that begins lists what there is
+            waker.carrier_changed(event["object"]["metadata"])
+
+
 def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> None:
     group, _, version = kind.api_version.rpartition("/")
 
@@ -62,8 +79,16 @@ def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> N
 WATCHED = (*OWNED, POD)
 
 
-def operator_settings() -> kopf.OperatorSettings:
-    """Settings under which kopf only watches."""
+OURS = names.label_selector(names.MANAGED_BY_US)
+CARRIERS = names.INJECT
+
+
+def operator_settings(selector: str = OURS) -> kopf.OperatorSettings:
+    """Settings under which kopf only watches.
+
+    Args:
+        selector: Of the objects that are no MailProxies.
+    """
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
@@ -74,7 +99,7 @@ def operator_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.execution.max_workers = 1
     # The server sends ours only: a cluster has many pods and ConfigMaps that are none of our business.
-    settings.watching.label_selectors[_is_owned_kind] = names.label_selector(names.MANAGED_BY_US)
+    settings.watching.label_selectors[_is_owned_kind] = selector
     return settings
 
 

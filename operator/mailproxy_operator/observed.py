@@ -68,9 +68,11 @@ class Observed:
     Attributes:
         addresses: Of the Service: (type, value).
         mount_failures: What could not be mounted, by pod.
+        asking_in_vain: How many pods ask for a sidecar and run without.
     """
 
     workload: Workload | None = None
     pods: tuple[Pod, ...] = ()
     addresses: tuple[tuple[str, str], ...] = ()
     mount_failures: Mapping[str, str] = field(default_factory=dict)
+    asking_in_vain: int = 0

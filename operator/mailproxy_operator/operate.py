@@ -133,9 +133,15 @@ class Operator:
         self._queue = waker.queue
         self.meters.watch_queue(lambda: len(waker.queue))
         kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
-        registry = kopf.OperatorRegistry()
-        handlers.register(registry, waker, login=self._login, kinds=kinds)
-        await _first(waker.queue.run(), self._resync(waker), self._watch(registry, stop))
+        ours, carriers = kopf.OperatorRegistry(), kopf.OperatorRegistry()
+        handlers.register(ours, waker, login=self._login, kinds=kinds)
+        handlers.register_carriers(carriers, waker, login=self._login)
+        await _first(
+            waker.queue.run(),
+            self._resync(waker),
+            self._watch(ours, handlers.OURS, stop),
+            self._watch(carriers, handlers.CARRIERS, stop),
+        )
 
     async def _version(self) -> KubeVersion:
         while True:
@@ -159,11 +165,11 @@ class Operator:
     async def _has(self, kind: Kind) -> bool:
         return not kind.optional or await self._cluster.has(kind)
 
-    async def _watch(self, registry: kopf.OperatorRegistry, stop: asyncio.Event) -> None:
+    async def _watch(self, registry: kopf.OperatorRegistry, selector: str, stop: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
         await kopf.operator(
             registry=registry,
-            settings=handlers.operator_settings(),
+            settings=handlers.operator_settings(selector),
             clusterwide=not namespaces,
             namespaces=namespaces,
             standalone=True,

@@ -13,6 +13,7 @@ from typing import Any
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_operator import breaker, breaker_note, names, status
+from mailproxy_operator.carriers import gather_carriers
 from mailproxy_operator.children import Children, Ledger
 from mailproxy_operator.cluster import Cluster, Key, Reader
 from mailproxy_operator.errors import Finding, Retryable
@@ -20,6 +21,7 @@ from mailproxy_operator.gather import gather
 from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Kind, Manifest
 from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan, planned, render
+from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 
@@ -105,12 +107,16 @@ class Reconciler:
         await children.read(reader)
         run = self._decided(key, body, children)
         await self._carry_out(run, children)
-        observed, pods = await gather(
-            self._cluster, key, children.workload(_mode(run)), children.service(), reader=reader
-        )
+        observed, pods = await self._seen(run, children, reader)
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
         return await self._report(run, observed)
+
+    async def _seen(self, run: _Run, children: Children, reader: Reader) -> tuple[Observed, list[Manifest]]:
+        if _mode(run) == SIDECAR:
+            return await gather_carriers(self._cluster, run.key, run.plan, children.service())
+        workload = children.workload(_mode(run))
+        return await gather(self._cluster, run.key, workload, children.service(), reader=reader)
 
     def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, as far as it can be read."""
@@ -137,6 +143,8 @@ class Reconciler:
         """React to pods that nodes refused for a sysctl: render again without it, and remember."""
         if run.plan is None or run.resource is None or run.paused or run.refused:
             return
+        if not run.plan.has_workload:
+            return  # the pods are others'
         for pod in breaker.refused_pods(pods):
             await self._cluster.delete(pod)
         known = run.plan.platform.refused_sysctls

@@ -12,6 +12,7 @@ from mailproxy_operator.errors import Finding, OperatorError
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan
+from mailproxy_operator.render.plan import SIDECAR
 
 _CARRIED_OVER = ("configHash", "listeners", "sysctls")
 
@@ -62,17 +63,17 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
         previous: The status as it is.
         now: The time, as RFC 3339 text.
     """
-    workload = known.observed.workload
+    replicas, ready = _numbers(known)
     written: Manifest = {
         "observedGeneration": known.generation,
-        "replicas": workload.replicas if workload else 0,
-        "readyReplicas": workload.ready if workload else 0,
+        "replicas": replicas,
+        "readyReplicas": ready,
         "podsSynced": synced(known.observed.pods, known.config_hash),
     }
     if plan is not None and known.refused is None:
         written |= {
             "configHash": known.config_hash,
-            "selector": names.label_selector(names.selector_labels(plan.resource.name)),
+            "selector": names.label_selector(plan.pod_labels),
             "listeners": _listeners(plan),
             "sysctls": _sysctls(plan),
         }
@@ -83,6 +84,15 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
     before = previous.get("conditions") or []
     written["conditions"] = conditions(judged(known), generation=known.generation, previous=before, now=now)
     return written
+
+
+def _numbers(known: Facts) -> tuple[int, int]:
+    """Count the pods, and those that serve."""
+    if known.mode == SIDECAR:
+        staying = [pod for pod in known.observed.pods if not pod.is_terminating]
+        return len(staying), sum(pod.is_ready for pod in staying)
+    workload = known.observed.workload
+    return (workload.replicas, workload.ready) if workload else (0, 0)
 
 
 def _listeners(plan: Plan) -> list[Manifest]:

@@ -66,6 +66,12 @@ class Waker:
             self._views.pop(key, None)
             self.queue.wake(key, SETTLE_SECONDS)
 
+    def carrier_changed(self, metadata: Mapping[str, Any]) -> None:
+        """A pod that asks for a sidecar was made, has changed or is gone."""
+        name = str((metadata.get("labels") or {}).get(names.INJECT, ""))
+        if name:
+            self.queue.wake(Key(str(metadata["namespace"]), name), SETTLE_SECONDS)
+
     def resync(self, snapshot: Snapshot, *, spread: float) -> None:
         """Have every resource looked at anew.
 

@@ -13,6 +13,8 @@ from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, Kind
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import KubeVersion, Platform
 
+SIDECAR = "Sidecar"
+"""The mode in which the pods are others'."""
 SLEEP_ACTION_SINCE = KubeVersion(1, 30)
 
 
@@ -48,7 +50,7 @@ class Plan:
     @property
     def has_workload(self) -> bool:
         """Whether the pods are ours at all."""
-        return self.resource.mode != "Sidecar"
+        return self.resource.mode != SIDECAR
 
     @property
     def notices(self) -> tuple[str, ...]:
