@@ -93,19 +93,16 @@ def _container_status(container: Container) -> Manifest:
         return status | {"state": {"running": {}}}
     if state.exit_code is None:
         return status | {"state": {"waiting": {"reason": "ContainerCreating", "message": ""}}}
-    said = " / ".join(list(state.last_lines)[-3:])
+    said = " / ".join(dict.fromkeys(list(state.last_lines)[-3:]))
     message = f"exit code {state.exit_code}: {said}" + way_out(said)
     return status | {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": message}}}
 
 
 def way_out(said: str) -> str:
-    """Add what to do to the commonest reasons for a proxy not to start on one's own machine."""
-    lowered = said.lower()
-    if "permission denied" in lowered or "eacces" in lowered or "errno 13" in lowered:
-        return (
-            ". Ports below 1024 need root here: choose ports above 1023 in spec.servers[].listen,"
-            " or set portStrategy: HighPort, which adds 10000 to each"
-        )
-    if "address already in use" in lowered or "errno 98" in lowered:
-        return ". Another process has that port: stop it, or choose another port in spec.servers[].listen"
-    return ""
+    """Add what to do here where a port is refused: there is no sysctl to set for a process of one's own."""
+    if "permission denied" not in said.lower():
+        return ""
+    return (
+        ". On this machine ports below 1024 need root: choose ports above 1023 in spec.servers[].listen,"
+        " or set portStrategy: HighPort, which adds 10000 to each"
+    )
