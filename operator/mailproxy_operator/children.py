@@ -107,8 +107,6 @@ class Children:
         for kind in OWNED:
             for found in await reader.list_labelled(kind, self._key.namespace, names.labels(self._key.name)):
                 if is_controlled_by(found, self._uid):
-                    # Items of a list do not say what they are.
-                    found |= {"apiVersion": kind.api_version, "kind": kind.name}
                     self._live[kind, found["metadata"]["name"]] = found
 
     def workloads(self) -> list[Manifest]:

@@ -146,7 +146,9 @@ class KubeCluster:
             if answer.status == 404 and kind.optional:
                 return []
             body = self._good(answer, kind, f"the list of {kind.plural}").body
-            items += body.get("items") or []
+            # The API server does not say of each item what it is.
+            what = {"apiVersion": kind.api_version, "kind": kind.name}
+            items += [{**what, **one} for one in body.get("items") or []]
             position = (body.get("metadata") or {}).get("continue") or ""
             if not position:
                 return items

@@ -97,6 +97,14 @@ async def test_deleting_spares_a_namesake(world: World) -> None:
     assert world.kube.find(CONFIG_MAP, "edge") is None
 
 
+async def test_what_a_list_holds_can_be_deleted(world: World) -> None:
+    world.kube.put(config_map())
+    [found] = await world.cluster.list_labelled(CONFIG_MAP, "mail", {"a": "b"})
+    assert (found["apiVersion"], found["kind"]) == ("v1", "ConfigMap")
+    await world.cluster.delete(found)
+    assert world.kube.find(CONFIG_MAP, "edge") is None
+
+
 async def test_a_uid_that_does_not_match_is_gone(world: World) -> None:
     with pytest.raises(Gone):
         await world.cluster.apply(config_map(uid="uid-of-another"))

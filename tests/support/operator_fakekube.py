@@ -201,7 +201,7 @@ class FakeKube:
 
     def _list(self, request: web.Request, kind: Kind, namespace: str) -> web.Response:
         items = [self._shown(stored) for at, stored in self._stored.items() if _is_in(at, kind, namespace)]
-        items = [one for one in items if _selected(one, request.query)]
+        items = [_as_item(one, kind) for one in items if _selected(one, request.query)]
         metadata = {"resourceVersion": str(self._version)}
         body = {
             "apiVersion": kind.api_version,
@@ -403,6 +403,13 @@ class FakeKube:
             for (manager, operation), fields in stored.managers.items()
         ]
         return shown
+
+
+def _as_item(one: Object, kind: Kind) -> Object:
+    """An object as a list has it: of the kinds that a cluster always has, no item says what it is."""
+    if kind is MAIL_PROXY or kind.optional:
+        return one
+    return {key: value for key, value in one.items() if key not in {"apiVersion", "kind"}}
 
 
 def _content(one: Object) -> Object:
