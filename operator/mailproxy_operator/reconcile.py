@@ -179,7 +179,7 @@ class Reconciler:
             await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash})
 
     async def _report(self, run: _Run, observed: Observed) -> Outcome:
-        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = self._now()
         previous = run.body.get("status") or {}
         facts = status.facts(
             run.body,
@@ -189,7 +189,7 @@ class Reconciler:
             failed=run.failed,
             warnings=self._ledger.warnings(run.key),
         )
-        written = status.status(facts, run.plan, previous=previous, now=now)
+        written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if written != previous:
             identity = {"name": run.key.name, "namespace": run.key.namespace}
             await self._cluster.apply_status(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from mailproxy_operator import breaker, names
@@ -136,7 +136,7 @@ def is_on_its_way(written: Mapping[str, Any]) -> bool:
 
 
 def transition(
-    body: Mapping[str, Any], previous: Mapping[str, Any], written: Mapping[str, Any], *, now: str
+    body: Mapping[str, Any], previous: Mapping[str, Any], written: Mapping[str, Any], *, now: datetime
 ) -> Manifest | None:
     """Make an event if ``Ready`` has changed, and none otherwise."""
     before, after = _ready(previous), _ready(written)
@@ -144,15 +144,14 @@ def transition(
         return None
     metadata = body["metadata"]
     is_good = after.get("status") == "True" or _is_reconciling(written)
-    digest = hashlib.sha256(f"{metadata.get('uid')}{now}{after.get('reason')}".encode()).hexdigest()[:16]
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {
-            "name": f"{metadata['name']}.{digest}",
+            "name": f"{metadata['name']}.{round(now.timestamp() * 1e6):x}",
             "namespace": metadata.get("namespace", "default"),
         },
-        "eventTime": now.replace("Z", ".000000Z"),
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "type": "Normal" if is_good else "Warning",
         "reason": after.get("reason", ""),
         "note": str(after.get("message", ""))[:1000],

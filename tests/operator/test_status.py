@@ -1,0 +1,121 @@
+"""The status as a whole, and the events that tell of its changes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from mailproxy_operator import status
+from mailproxy_operator.errors import Finding
+from mailproxy_operator.observed import Observed, Workload
+from mailproxy_operator.render import Plan, planned
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import Platform
+from support.operator_bodies import body, server
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WRITTEN = "2026-01-01T00:00:00Z"
+
+
+def planned_for(**spec: Any) -> Plan:
+    return planned(Resource.read(body(**spec)), Platform())
+
+
+def made(
+    plan: Plan | None, previous: dict[str, Any], refused: Finding | None = None, **seen: Any
+) -> dict[str, Any]:
+    resource = {**body(), "metadata": {**body()["metadata"], "generation": 4}, "status": previous}
+    facts = status.facts(resource, plan, Observed(**seen), refused=refused, failed=None)
+    return status.status(facts, plan, previous=previous, now=WRITTEN)
+
+
+def test_what_a_good_resource_says() -> None:
+    workload = Workload(desired=2, replicas=3, ready=2)
+    seen = made(planned_for(), {}, workload=workload, addresses=(("IPAddress", "192.0.2.1"),))
+    assert (seen["observedGeneration"], seen["replicas"], seen["readyReplicas"]) == (4, 3, 2)
+    assert seen["addresses"] == [{"type": "IPAddress", "value": "192.0.2.1"}]
+    assert len(seen["configHash"]) == 64
+
+
+def test_listeners_are_told_as_clients_and_pods_see_them() -> None:
+    listen = [{"port": 143}, {"address": "unix:/run/mailproxy/x"}]
+    plan = planned_for(
+        portStrategy="HighPort", servers=[{"name": "imap", "protocol": "imap", "listen": listen}]
+    )
+    first, second = made(plan, {})["listeners"]
+    assert (first["port"], first["containerPort"], first["servicePort"]) == (143, 10143, 143)
+    assert second == {"server": "imap", "protocol": "imap", "address": "unix:/run/mailproxy/x", "tls": False}
+
+
+def test_conflicting_sysctls_have_no_value() -> None:
+    listen = [
+        {"port": 1143, "soKeepalive": {"idle": "30m"}},
+        {"port": 2143, "soKeepalive": {"idle": "10m"}},
+    ]
+    plan = planned_for(servers=[{"name": "imap", "protocol": "imap", "listen": listen}])
+    [sysctl] = made(plan, {})["sysctls"]
+    assert "value" not in sysctl
+    assert sysctl["reason"] == "ConflictingListeners"
+
+
+@pytest.mark.parametrize("plan", [None, planned_for(servers=[server("imap", "imap", 1143)])])
+def test_a_refused_resource_keeps_what_the_last_good_one_said(plan: Plan | None) -> None:
+    good = made(planned_for(), {})
+    refused = made(plan, good, Finding("InvalidSpec", "no"))
+    for name in ("configHash", "selector", "listeners", "sysctls"):
+        assert refused[name] == good[name]
+    assert "configHash" not in made(None, {}, Finding("InvalidSpec", "no"))
+
+
+def conditions(ready: str, reason: str, reconciling: str = "False") -> dict[str, Any]:
+    return {
+        "conditions": [
+            {"type": "Ready", "status": ready, "reason": reason, "message": "m" * 2000},
+            {"type": "Reconciling", "status": reconciling},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, conditions("False", "PodsNotReady", "True"), ("Normal", "PodsNotReady")),
+        (conditions("False", "A"), conditions("True", "Ready"), ("Normal", "Ready")),
+        (conditions("True", "Ready"), conditions("True", "Ready"), None),
+        (conditions("True", "Ready"), conditions("False", "InvalidSpec"), ("Warning", "InvalidSpec")),
+        (conditions("False", "A"), conditions("False", "B"), ("Warning", "B")),
+    ],
+)
+def test_events_tell_transitions(
+    before: dict[str, Any], after: dict[str, Any], told: tuple[str, str] | None
+) -> None:
+    event = status.transition(body(), before, after, now=NOW)
+    assert (event and (event["type"], event["reason"])) == told
+    if event:
+        assert len(event["note"]) <= 1000
+
+
+def test_two_transitions_within_a_second_are_two_events() -> None:
+    first, second = (
+        status.transition(body(), {}, conditions("True", "Ready"), now=NOW + timedelta(microseconds=step))
+        for step in (0, 1)
+    )
+    assert first is not None
+    assert second is not None
+    assert first["metadata"]["name"] != second["metadata"]["name"]
+    assert first["eventTime"] == "2026-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("written", "is_on_its_way"),
+    [
+        (conditions("True", "Ready"), False),
+        (conditions("False", "PodsNotReady"), True),
+        ({"conditions": [{"type": "Stalled", "status": "True"}]}, False),
+        ({"conditions": [{"type": "Reconciling", "status": "False", "reason": "Paused"}]}, False),
+    ],
+)
+def test_when_another_look_is_due(written: dict[str, Any], is_on_its_way: bool) -> None:
+    assert status.is_on_its_way(written) is is_on_its_way
