@@ -1,0 +1,300 @@
+"""Floods of connections, descriptors that run out, PROXY headers that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from mailproxy_config.model import Protocol, Seconds
+from support import invariants
+from support.processes import PYTHONPATH
+from support.siege import DENIED, GREETINGS, LOGINS, breathe, heard, serving, siege
+from support.tls_identities import Identities
+from support.world import Peer, World, run
+
+each = pytest.mark.parametrize("protocol", Protocol, ids=str)
+BUSY: Final = {Protocol.IMAP: b"* BYE ", Protocol.POP3: b"-ERR ", Protocol.SMTP: b"421 "}
+
+
+@each
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_above_the_limit_everybody_is_told_and_below_it_service_is_normal(
+    protocol: Protocol, how: str
+) -> None:
+    limit = 5
+
+    async def play() -> None:
+        async with siege(serving(protocol), limit=limit) as w:
+            patient = [await w.client() for _ in range(limit)]
+            for client in patient:
+                assert await client.line() == GREETINGS[protocol]
+            before = invariants.descriptors()
+            for _ in range(50):
+                refused = await w.client()
+                assert (await heard(refused)).startswith(BUSY[protocol])
+                refused.close()
+            await breathe(10)
+            assert invariants.descriptors() == before
+            assert w.app.sessions == limit
+            getattr(patient.pop(), how)()
+            await w.settled(limit - 1)
+            client = await w.client()
+            assert await client.line() == GREETINGS[protocol]
+            assert w.value("mailproxy_limit_rejections_total", protocol.value, "conn_total", "enforce") == 50
+
+    run(play)
+
+
+@each
+def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
+    async def knock(w: World) -> bytes:
+        with contextlib.suppress(ConnectionError):
+            client = await w.client()
+            line = await client.line()
+            client.reset()
+            return line
+        return b""
+
+    async def play() -> None:
+        async with siege(serving(protocol), limit=10) as w:
+            lines = await asyncio.gather(*(knock(w) for _ in range(200)))
+            assert lines.count(GREETINGS[protocol]) >= 10
+            await w.settled()
+            client = await w.client()
+            assert await client.line() == GREETINGS[protocol]
+
+    run(play)
+
+
+@each
+def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Identities) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, identities, listen_ssl=True), limit=1) as w:
+            first = await w.client()
+            await breathe()
+            second = await w.client()
+            assert await heard(second) == b""
+            first.close()
+
+    run(play)
+
+
+@each
+def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that do not close their side after our last word."""
+    monkeypatch.setattr("mailproxy.runtime.closing.LINGERING_AT_MOST", 5)
+    monkeypatch.setattr("mailproxy.runtime.closing.LINGER_SECONDS", 0.3)
+
+    async def play() -> None:
+        async with siege(serving(protocol, max_errors=1)) as w:
+            clients = [await w.client() for _ in range(30)]
+            for client in clients:
+                await client.line()
+                await client.say(b"\0\r\n")
+            for client in clients:
+                assert b"nvalid command" in await client.rest()
+            assert len(w.app._engine.lingering) <= 5
+            assert w.app.sessions == 0
+            await invariants.settle(w.app, w.meter)
+
+    run(play)
+
+
+@each
+def test_who_goes_on_talking_after_the_end_is_cut_off(protocol: Protocol) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, max_errors=1)) as w:
+            client = await w.client()
+            await client.line()
+            client.writer.write(b"\0\r\n")
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await client.say(b"NOOP\r\n" * 1000)
+                    await asyncio.sleep(0)
+            await invariants.settle(w.app, w.meter)
+
+    run(play)
+
+
+# -- descriptors
+
+_SCRIPT: Final = """
+    import asyncio, contextlib, os, resource, socket
+    from mailproxy_config.model import Protocol
+    from support import invariants
+    from support.siege import GREETINGS, serving, siege
+    from support.world import run
+
+    async def play():
+        async with siege(serving(Protocol.IMAP), limit=1000) as w:
+            used = invariants.descriptors()
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+            clients = []
+            with contextlib.suppress(OSError):
+                while True:
+                    sock = socket.socket()
+                    clients.append(sock)
+                    sock.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        sock.connect(("127.0.0.1", w.port))
+                    await asyncio.sleep(0)
+            assert w.app.sessions < len(clients), "descriptors did not run out"
+            (listener,) = w.app._listeners.values()
+            while listener._pause is None:
+                await asyncio.sleep(0.01)
+            polls = w.app._engine.reactor.polls
+            await asyncio.sleep(0.3)
+            assert w.app._engine.reactor.polls - polls < 60, "accepting did not rest"
+            for sock in clients:
+                sock.close()
+            client = await w.client()
+            assert await client.line() == GREETINGS[Protocol.IMAP]
+            assert "cannot_accept" in w.read_log()
+
+    run(play)
+    print("recovered")
+"""
+
+
+def test_without_descriptors_accepting_rests_and_recovers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(_SCRIPT)],
+        env={"PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "recovered\n", done.stderr
+
+
+@contextlib.contextmanager
+def _no_more_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@each
+def test_without_descriptors_a_login_is_apologized_for(protocol: Protocol) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol), DENIED) as w:
+            client = await w.client()
+            await client.line()
+            with _no_more_descriptors():
+                await client.say(LOGINS[protocol])
+                said = await heard(client)
+            assert b"nternal server error" in said
+            assert w.value("mailproxy_auth_errors_total", "connect") == 1
+
+    run(play)
+
+
+# -- PROXY headers
+
+V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+BAD_HEADERS: Final = {
+    "none": b"a LOGIN alice secret\r\n",
+    "almost": b"PROXX TCP4 1.2.3.4 1.2.3.4 1 2\r\n",
+    "without an end": b"PROXY TCP4 " + b"1" * 5000,
+    "too long": b"PROXY TCP4 1.2.3.4 1.2.3.4 1 2" + b" " * 200 + b"\r\n",
+    "an UNKNOWN without an end": b"PROXY UNKNOWN " + b"x" * 5000,
+    "control characters": b"PROXY TCP4 1.2.3.4\0 1.2.3.4 1 2\r\n",
+    "a line in it": b"PROXY TCP4 1.2.3.4\n1.2.3.4 1 2\r\n",
+    "a name": b"PROXY TCP4 localhost 1.2.3.4 1 2\r\n",
+    "the wrong family": b"PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
+    "a port too large": b"PROXY TCP4 1.2.3.4 1.2.3.4 99999 2\r\n",
+    "version 2, too long": V2 + b"\x21\x11\xff\xff" + bytes(70_000),
+    "version 2, too short": V2 + b"\x21\x11\x00\x02ab",
+    "version 3": V2 + b"\x31\x11\x00\x0c" + bytes(12),
+    "noise": bytes(range(256)) * 50,
+}
+
+
+@each
+@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_a_header_that_is_none_is_answered_by_nothing(protocol: Protocol, header: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
+            client = await w.client()
+            client.writer.write(header)
+            assert await heard(client) == b""
+            await w.settled()
+            assert w.auth.requests == []
+            closed = w.value(
+                "mailproxy_connections_closed_total", protocol.value, protocol.value, "proxy_protocol_failed"
+            )
+            assert closed == 1
+
+    run(play)
+
+
+async def _drip(peer: Peer, octets: bytes, w: World) -> None:
+    with contextlib.suppress(ConnectionError):
+        for octet in octets:
+            await peer.say(bytes([octet]))
+            await asyncio.sleep(0.01)
+            if not w.app.sessions:
+                return
+
+
+@each
+@pytest.mark.parametrize(
+    "header", [b"", b"PROXY UNKNOWN " + b"x" * 90, V2 + b"\x21\x11\x10\x00" + bytes(4096)]
+)
+def test_a_header_that_drips_is_given_up(protocol: Protocol, header: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))) as w:
+            client = await w.client()
+            await breathe()
+            await _drip(client, header, w)
+            assert await heard(client) == b""
+            assert w.value("mailproxy_proxy_protocol_headers_total", protocol.value, "timeout") == 1
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("header", [b"", b"PROXY", V2, V2 + b"\x21\x11"])
+def test_who_leaves_within_a_header_leaves_nothing(protocol: Protocol, how: str, header: bytes) -> None:
+    async def play() -> None:
+        async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
+            client = await w.client()
+            await client.say(header)
+            await breathe()
+            getattr(client, how)()
+            await w.settled()
+
+    run(play)
+
+
+@each
+def test_a_stranger_is_not_believed(protocol: Protocol) -> None:
+    """Whoever is not in ``set_real_ip_from`` may say what it likes: its own address counts."""
+
+    async def play() -> None:
+        build = serving(protocol, listen_proxy_protocol=True, set_real_ip_from=("10.0.0.0/8",))
+        async with siege(build, DENIED) as w:
+            client = await w.client()
+            await client.say(b"PROXY TCP4 10.1.2.3 10.1.2.4 1 2\r\n")
+            await client.line()
+            await client.say(LOGINS[protocol])
+            await heard(client)
+            (request,) = w.auth.requests
+            assert b"\r\nClient-IP: 127.0.0.1\r\n" in request
+            assert "10.1.2.3" not in w.read_log()
+
+    run(play)
