@@ -27,7 +27,7 @@ from .directives import (
     by_name,
 )
 from .errors import Problem, Problems
-from .manifest import API_VERSION, KIND, MailProxyManifest, examine
+from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
 from .nginx_syntax import Files, Statement
 from .nginx_values import Block, manifest_value, pair_certificates, session_caches
@@ -266,7 +266,7 @@ class _Reader:
 
     def located(self, problem: Problem) -> Problem:
         """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""
-        path = problem.path
+        path = f"spec.servers[{MOST_SERVERS}]" if problem.path == "spec.servers" else problem.path
         while path and path not in self._origins:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         where, name = self._origins.get(path, ("", ""))
@@ -280,7 +280,7 @@ class _Reader:
     def is_news(self, problem: Problem) -> bool:
         """Whether a manifest's problem has not been told in nginx's words already."""
         if problem.path == "spec.servers":
-            return False
+            return len(self._servers) > MOST_SERVERS
         return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
 
     def _where(self, path: re.Match[str]) -> str:
