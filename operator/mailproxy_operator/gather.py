@@ -9,7 +9,7 @@ from typing import Any
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import DEPLOYMENT, POD, Manifest
+from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
 from mailproxy_operator.observed import Observed, Pod, Workload
 
 MAX_ASKED_AT_ONCE = 10
@@ -39,7 +39,8 @@ async def gather(
     found = addresses(service) if service else ()
     if workload is None:
         return Observed(addresses=found), []
-    pods = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
+    labelled = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
+    pods = [pod for pod in labelled if _is_made_by_workload(pod, key.name)]
     wanted = _template_hash(workload["spec"]["template"])
     running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
@@ -47,6 +48,16 @@ async def gather(
     failures = await cluster.mount_failures(key.namespace) if stuck else {}
     observed = Observed(workload=_workload(workload), pods=seen, addresses=found, mount_failures=failures)
     return observed, pods
+
+
+def _is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
+    """Tell a pod of a workload of ours from one that only has its labels."""
+    owners = pod["metadata"].get("ownerReferences") or []
+    controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]
+    return any(
+        (kind == "ReplicaSet" and owner.startswith(f"{name}-")) or (kind, owner) == (DAEMON_SET.name, name)
+        for kind, owner in controllers
+    )
 
 
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:

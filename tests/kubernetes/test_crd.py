@@ -22,10 +22,22 @@ READY: Final = {
     "lastTransitionTime": "2026-01-01T00:00:00Z",
     "observedGeneration": 1,
 }
-LISTEN: Final = (
-    "address port ssl proxyProtocol backlog rcvbuf sndbuf bind ipv6only soKeepalive "
-    "soKeepalive.idle soKeepalive.interval soKeepalive.count"
-).split()
+LISTEN: Final = [
+    "address",
+    "port",
+    "ssl",
+    "proxyProtocol",
+    "backlog",
+    "rcvbuf",
+    "sndbuf",
+    "bind",
+    "ipv6only",
+    "multipath",
+    "soKeepalive",
+    "soKeepalive.idle",
+    "soKeepalive.interval",
+    "soKeepalive.count",
+]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The rules of the custom resource definition: what a real API server refuses, with which words, and what it takes.
+"""The rules of the custom resource definition: what a real API server refuses, how, and what it takes.
 
 The loader, which decides without a cluster, must come to the same decision.
 """
@@ -95,7 +95,7 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
     (mail(starttls="Only", sslCertificate=TLS, sslVerifyClient="Optional"), "spec", NEEDS_CA),
     (servers(imap({"port": 143}), imap({"port": 143}) | {"name": "b"}), "spec", SAME_PORT),
     (
-        servers(imap({"port": 143}), imap({"address": "0.0.0.0", "port": 143}) | {"name": "b"}),  # noqa: S104
+        servers(imap({"port": 143}), imap({"address": "0.0.0.0", "port": 143}) | {"name": "b"}),
         "spec",
         SAME_PORT,
     ),

@@ -138,7 +138,8 @@ async def _live_through_everything(kube: FakeKube) -> None:
 
 
 def _put_pod(kube: FakeKube, name: str, template: dict[str, Any], status: dict[str, Any]) -> None:
-    metadata = {"name": name, "namespace": "mail", **template}
+    owner = {"kind": "ReplicaSet", "name": "edge-1", "uid": "of-a-replica-set", "controller": True}
+    metadata = {"name": name, "namespace": "mail", "ownerReferences": [owner], **template}
     kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
 
 

@@ -199,10 +199,12 @@ class World:
     def make_pod(self, pod: str, workload: Object) -> None:
         """Create a pod of a workload's template."""
         template = workload["spec"]["template"]
+        name, digest = workload["metadata"]["name"], template["metadata"]["annotations"][TEMPLATE_HASH]
+        is_deployment = workload["kind"] == "Deployment"
         owner = {
             "apiVersion": "apps/v1",
-            "kind": "ReplicaSet" if workload["kind"] == "Deployment" else "DaemonSet",
-            "name": pod.rpartition("-")[0],
+            "kind": "ReplicaSet" if is_deployment else "DaemonSet",
+            "name": f"{name}-{digest}" if is_deployment else name,
             "uid": workload["metadata"]["uid"],
             "controller": True,
         }

@@ -183,6 +183,7 @@ def _pod(owner: Key, name: str, template: Mapping[str, Any]) -> Manifest:
             "name": name,
             "namespace": owner.namespace,
             "of": owner.name,
+            "ownerReferences": [{"kind": "ReplicaSet", "name": f"{owner.name}-1", "controller": True}],
             "labels": dict(template["labels"]),
             "annotations": dict(template.get("annotations", {})),
         },

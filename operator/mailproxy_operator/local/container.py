@@ -72,6 +72,7 @@ def pod_of(owner: Key, container: Container) -> Manifest:
             "namespace": owner.namespace,
             "labels": dict(metadata.get("labels", {})),
             "annotations": {**metadata.get("annotations", {}), **container.annotations},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": f"{owner.name}-local", "controller": True}],
         },
         "status": {
             "phase": "Running",

@@ -1,0 +1,365 @@
+"""What a MailProxy says of itself while pods come, lag behind, refuse and fail."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import pytest
+
+from support.kube_api import Object
+from support.kube_world import World
+from support.operator_bodies import server
+
+pytestmark = pytest.mark.kubernetes
+
+AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
+TYPES: Final = ["Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled"]
+BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
+UNSAFE: Final[Object] = {"servers": [BACKLOG], "sysctls": {"unsafe": "Allow"}}
+
+
+def eventually_is(world: World, kind: str, wanted: tuple[str, str]) -> None:
+    world.until(lambda: world.condition(kind) == wanted, f"{kind}={wanted}")
+
+
+def sysctl(world: World, name: str) -> Object:
+    found: Object = next(one for one in world.status()["sysctls"] if one["name"] == name)
+    return found
+
+
+def template_sysctls(world: World) -> list[str]:
+    context = world.found("Deployment")["spec"]["template"]["spec"]["securityContext"]
+    return [one["name"] for one in context.get("sysctls", [])]
+
+
+def fail(world: World, pod: str, name: str) -> None:
+    """Be a kubelet that does not allow a sysctl."""
+    message = f'Pod was rejected: forbidden sysctl: "{name}" not allowlisted'
+    world.set_pod_status(pod, {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
+
+
+def test_a_whole_status(world: World) -> None:
+    made = world.settle() if world.put(servers=[server("imap", "imap", 143, 993)]) else {}
+    status = made["status"]
+    assert [one["type"] for one in status["conditions"]] == TYPES
+    generation = made["metadata"]["generation"]
+    assert {one["observedGeneration"] for one in status["conditions"]} == {generation}
+    assert status["observedGeneration"] == generation
+    assert {one["type"] for one in status["conditions"] if one["status"] == "False"} == {
+        "Reconciling",
+        "Stalled",
+    }
+    assert (status["replicas"], status["readyReplicas"], status["podsSynced"]) == (2, 2, 2)
+    assert status["selector"] == "app.kubernetes.io/instance=edge,app.kubernetes.io/name=mailproxy"
+    assert [(one["port"], one["containerPort"], one["servicePort"]) for one in status["listeners"]] == [
+        (143, 143, 143),
+        (993, 993, 993),
+    ]
+    [port_start] = status["sysctls"]
+    assert (port_start["value"], port_start["applied"], port_start["reason"]) == (
+        "143",
+        True,
+        "PrivilegedPort",
+    )
+    assert all(pod["spec"]["securityContext"]["sysctls"] for pod in world.pods())
+
+
+def test_pods_take_the_configuration_one_by_one(world: World) -> None:
+    world.put()
+    pods = sorted(pod["metadata"]["name"] for pod in world.pods()) or []
+    world.settle()
+    pods = sorted(pod["metadata"]["name"] for pod in world.pods())
+    world.put(mail={**AUTH, "timeout": "30s"})
+    eventually_is(world, "ConfigSynced", ("False", "ConfigPropagating"))
+    eventually_is(world, "Reconciling", ("True", "ConfigPropagating"))
+    wanted = world.status()["configHash"]
+    world.answer(wanted, pods=(pods[0],))
+    world.until(lambda: world.status()["podsSynced"] == 1, "one pod")
+    assert world.condition() == ("False", "ConfigPropagating")
+    world.answer("older", "spec.mail: no", pods=(pods[1],))
+    eventually_is(world, "ConfigSynced", ("False", "ConfigRejected"))
+    assert pods[1] in world.message()
+    assert "spec.mail: no" in world.message()
+    assert world.condition("Stalled") == ("True", "ConfigRejected")
+    world.put(mail={**AUTH, "timeout": "31s"})
+    world.until(lambda: world.status()["configHash"] != wanted, "a newer configuration")
+    world.answer(world.status()["configHash"])
+    eventually_is(world, "Ready", ("True", "Ready"))
+
+
+def test_a_pod_that_does_not_answer_is_unknown(world: World) -> None:
+    world.put()
+    world.settle()
+    [silent, _] = sorted(world.endpoints)
+    world.endpoints.pop(silent).close()
+    world.put(mail={**AUTH, "timeout": "30s"})
+    world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
+    world.answer(world.status()["configHash"])
+    eventually_is(world, "ConfigSynced", ("Unknown", "PodsUnreachable"))
+    assert silent in world.message()
+    assert world.condition() == ("Unknown", "PodsUnreachable")
+
+
+def test_pods_that_leave_are_not_counted(world: World) -> None:
+    world.put(replicas=1)
+    world.settle()
+    [leaving] = [pod["metadata"]["name"] for pod in world.pods()]
+    assert world.status()["podsSynced"] == 1
+    if world.cluster.is_real:  # only a pod on a node takes its time
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": leaving, "namespace": world.namespace},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
+        }
+        _ = world.api.post(world.path("Pod", leaving) + "/binding", binding).good
+        _ = world.api.asker.ask("DELETE", world.path("Pod", leaving)).good
+        assert world.find("Pod", leaving), "it is terminating"
+    else:
+        world.remove_pod(leaving)
+    world.until(lambda: world.status()["podsSynced"] == 0, "none to count")
+
+
+def test_nobody_but_the_operator_changes_only_what_differs(world: World) -> None:
+    world.put()
+    made = world.settle()
+    times = {one["type"]: one["lastTransitionTime"] for one in made["status"]["conditions"]}
+    world.until(lambda: "Ready" in [one["reason"] for one in world.events()], "the event")
+    events = len(world.events())
+    world.put(mail={**AUTH, "timeout": "30s"}, paused=False)
+    world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
+    world.answer(world.status()["configHash"])
+    eventually_is(world, "Ready", ("True", "Ready"))
+    after = {one["type"]: one["lastTransitionTime"] for one in world.status()["conditions"]}
+    same = ("Accepted", "ResolvedRefs", "Available", "Stalled")
+    assert {name: after[name] for name in same} == {name: times[name] for name in same}
+    world.until(lambda: len(world.events()) == events + 2, "to be out of Ready and into it again")
+    assert {one["regarding"]["name"] for one in world.events()} == {"edge"}
+
+
+def test_a_condition_of_somebody_else_stays(world: World) -> None:
+    world.put()
+    world.settle()
+    theirs = {
+        "type": "Audited",
+        "status": "True",
+        "reason": "Audited",
+        "message": "by hand",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    path = world.path("MailProxy") + "/status?fieldManager=auditor"
+    manifest = {**world.body(), "status": {"conditions": [theirs]}}
+    del manifest["spec"]
+    if not world.cluster.is_real:  # the emulated one knows no lists with keys
+        return
+    _ = world.api.asker.ask("PATCH", path, manifest, "application/apply-patch+yaml").good
+    world.put(replicas=0)
+    world.until(lambda: world.condition()[0], "another look")
+    assert "Audited" in [one["type"] for one in world.status()["conditions"]]
+
+
+def test_scaled_to_zero(world: World) -> None:
+    world.put(replicas=0)
+    world.settle()
+    assert world.condition("Available") == ("True", "ScaledToZero")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('MountVolume.SetUp failed for volume "a" : secret "mail-tls" not found', "SecretNotFound"),
+        (
+            'MountVolume.SetUp failed for volume "a" : references non-existent secret key: tls.crt',
+            "SecretKeyNotFound",
+        ),
+        ('MountVolume.SetUp failed for volume "a" : configmap "ca" not found', "ConfigMapNotFound"),
+        (
+            'MountVolume.SetUp failed for volume "a" : references non-existent config key: a',
+            "ConfigMapKeyNotFound",
+        ),
+    ],
+)
+def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str) -> None:
+    message = f'MountVolume.SetUp failed for volume "a" : {trouble}'
+    tls = {"sslCertificate": [{"secretName": "mail-tls"}], "starttls": "Enabled"}
+    world.put(replicas=1, mail={**AUTH, **tls})
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    eventually_is(world, "ResolvedRefs", ("Unknown", "NotYetMounted"))
+    world.make_pod("edge-a", world.found("Deployment"))
+    waiting = {"name": "mailproxy", "image": "m", "imageID": "", "ready": False, "restartCount": 0}
+    stuck = {**waiting, "state": {"waiting": {"reason": "ContainerCreating"}}}
+    world.set_pod_status("edge-a", {"phase": "Pending", "containerStatuses": [stuck]})
+    _ = world.api.post(
+        f"/api/v1/namespaces/{world.namespace}/events",
+        {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": "edge-a.1", "namespace": world.namespace},
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": message,
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "name": "edge-a", "namespace": world.namespace
+            },
+            "lastTimestamp": "2026-01-01T00:00:00Z",
+        },
+    ).good  # fmt: skip
+    eventually_is(world, "ResolvedRefs", ("False", reason))
+    assert message in world.message()
+
+
+def test_a_pod_that_does_not_start(world: World) -> None:
+    world.put(replicas=1)
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    world.make_pod("edge-a", world.found("Deployment"))
+    stuck = {
+        "name": "mailproxy",
+        "image": "mailproxy",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}},
+    }
+    world.set_pod_status("edge-a", {"phase": "Pending", "containerStatuses": [stuck]})
+    eventually_is(world, "Available", ("False", "ImagePullFailed"))
+    assert "Back-off pulling image" in world.message()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        ({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}, "PodsRefused"),
+        (
+            {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"},
+            "ProgressDeadlineExceeded",
+        ),
+    ],
+)
+def test_what_the_deployment_tells_is_passed_on(world: World, trouble: Object, reason: str) -> None:
+    world.put()
+    workload = world.until(lambda: world.find("Deployment"), "the Deployment")
+    told = {
+        **trouble,
+        "message": "exceeded quota",
+        "lastUpdateTime": "2026-01-01T00:00:00Z",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    world.report(workload, 0, conditions=[told])
+    eventually_is(world, "Available", ("False", reason))
+    assert world.message("Available") == "exceeded quota"
+
+
+def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> None:
+    world.put()
+    world.settle()
+    good = world.found("Deployment")["spec"]["template"]
+    world.put(**UNSAFE)
+    world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "the sysctl")
+    for number in range(3):
+        world.make_pod(f"edge-bad-{number}", world.found("Deployment"))
+        fail(world, f"edge-bad-{number}", "net.core.somaxconn")
+    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    world.until(
+        lambda: not any("bad" in pod["metadata"]["name"] for pod in world.pods()), "failed pods to go"
+    )
+    after = world.found("Deployment")
+    assert after["spec"]["template"]["spec"] == good["spec"], "the old pods stay as they are"
+    assert after["spec"]["template"]["metadata"] == good["metadata"]
+    note = json.loads(after["metadata"]["annotations"]["mailproxy.dev/refused-sysctls"])
+    assert note == {"generation": 2, "names": ["net.core.somaxconn"]}
+    told = sysctl(world, "net.core.somaxconn")
+    assert (told["applied"], told["reason"]) == (False, "SysctlForbidden")
+    assert world.condition() == ("False", "SysctlForbidden")
+    assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
+    assert "allowedUnsafeSysctls" in world.message("Stalled")
+    warnings = [one for one in world.events() if one["reason"] == "SysctlForbidden"]
+    assert [one["type"] for one in warnings] == ["Warning"]
+    world.put(**UNSAFE, workers=2)
+    world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "another try with a new generation")
+
+
+def test_a_refused_port_start_leaves_the_workload_alone(world: World) -> None:
+    world.put()
+    world.settle()
+    world.put(servers=[server("imap", "imap", 143), server("smtp", "smtp", 25)])
+    name = "net.ipv4.ip_unprivileged_port_start"
+    world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "the roll-out")
+    before = world.found("Deployment")
+    world.make_pod("edge-bad", before)
+    fail(world, "edge-bad", name)
+    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    assert "HighPort" in world.message("Stalled")
+    assert world.found("Deployment")["spec"]["template"] == before["spec"]["template"]
+    world.until(lambda: world.find("Pod", "edge-bad") is None, "the failed pod to go")
+
+
+def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
+    world.put(**UNSAFE)
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    world.make_pod("edge-theirs", world.found("Deployment"))
+    _ = world.api.patch("Pod", world.namespace, "edge-theirs", {"metadata": {"ownerReferences": None}}).good
+    fail(world, "edge-theirs", "net.core.somaxconn")
+    world.put(**UNSAFE, workers=2)
+    world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
+    world.until(lambda: world.condition("Available") == ("False", "PodsNotReady"), "a status")
+    assert world.find("Pod", "edge-theirs")
+    assert "net.core.somaxconn" in template_sysctls(world)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "word"),
+    [
+        ({"pod": {"affinity": {"nodeAffinity": "x"}}}, "InvalidPodFields", "nodeAffinity"),
+        ({"pod": {"tolerations": [{"operator": "Sometimes"}]}}, "InvalidPodFields", "Sometimes"),
+        ({"pod": {"extraEnv": [{"name": "A", "valu": "b"}]}}, "InvalidPodFields", "valu"),
+        ({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}, "InvalidPodFields", "limit"),
+        ({"service": {"ipFamilyPolicy": "RequireDualStack"}}, "InvalidSpec", "dual-stack"),
+    ],
+)
+def test_what_only_the_api_server_can_refuse(
+    world: World, spec: dict[str, Any], reason: str, word: str
+) -> None:
+    if not world.cluster.is_real:
+        return
+    world.put(**spec)
+    eventually_is(world, "Accepted", ("False", reason))
+    assert word in world.message("Accepted")
+    assert world.condition("Stalled") == ("True", reason)
+    world.put()
+    eventually_is(world, "Accepted", ("True", "Accepted"))
+
+
+def test_a_quota_is_reported(world: World) -> None:
+    if not world.cluster.is_real:
+        return
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none", "namespace": world.namespace},
+        "spec": {"hard": {"count/deployments.apps": "0"}},
+    }
+    _ = world.api.create(quota).good
+    _ = world.api.patch_status(
+        "ResourceQuota",
+        world.namespace,
+        "none",
+        {"hard": quota["spec"]["hard"], "used": {"count/deployments.apps": "0"}},
+    ).good
+    world.put()
+    eventually_is(world, "Accepted", ("False", "Forbidden"))
+    assert "exceeded quota" in world.message("Accepted")
+    world.api.delete("ResourceQuota", world.namespace, "none")
+
+
+def test_a_warning_of_pod_security_is_passed_on(world: World) -> None:
+    if not world.cluster.is_real:
+        return
+    label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    _ = world.api.patch("Namespace", "", world.namespace, label).good
+    world.put()
+    eventually_is(world, "Accepted", ("True", "Accepted"))
+    assert "would violate" not in world.message("Accepted"), "what we render is restricted"
+    world.settle()
+    world.put(portStrategy="HighPort", pod={"hostNetwork": True})
+    world.until(lambda: "would violate PodSecurity" in world.message("Accepted"), "the warning")
