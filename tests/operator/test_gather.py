@@ -76,6 +76,7 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
             "namespace": "mail",
             "labels": {"app.kubernetes.io/name": "mailproxy", "app.kubernetes.io/instance": "edge"},
             "annotations": {HASH: "new"},
+            "ownerReferences": [{"kind": "ReplicaSet", "name": "edge-1", "uid": "rs", "controller": True}],
         },
         "status": {
             "containerStatuses": [{"name": "mailproxy", "state": state}],

@@ -304,7 +304,15 @@ def _refuse_pod(cluster: MemoryCluster, template: dict[str, Any], sysctl: str) -
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": "edge-refused", "namespace": "mail", "of": "edge", **template["metadata"]},
+            "metadata": {
+                "name": "edge-refused",
+                "namespace": "mail",
+                "of": "edge",
+                "ownerReferences": [
+                    {"kind": "ReplicaSet", "name": "edge-1", "uid": "rs", "controller": True}
+                ],
+                **template["metadata"],
+            },
             "status": {"phase": "Failed", "reason": "SysctlForbidden", "message": message},
         }
     )
