@@ -39,7 +39,8 @@ class Outcome:
         failed: What has to be tried again.
         again_after: Seconds until another look is due, where one is.
         status: What was written, or would have been had it differed.
-        changed: The kinds that an apply changed although the rendering had not: drift.
+        drifted: The kinds that an apply changed although the rendering had not.
+        pruned: The kinds of what was deleted as no longer wanted.
     """
 
     is_gone: bool = False
