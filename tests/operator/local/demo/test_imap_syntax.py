@@ -74,7 +74,7 @@ def test_literals_are_announced(line: bytes, announced: tuple[int, bool] | None)
         ("4:*", {4, 5}),
         ("*:4", {4, 5}),
         ("*", {5}),
-        ("9:*", {5, 6, 7, 8, 9}),
+        ("9:*", {5}),  # the last one there is, whatever number was asked for
         ("1:4294967295", {1, 2, 3, 4, 5}),
         ("4294967290:4294967295", {4294967290}),  # nobody can make it count for ever
     ],
