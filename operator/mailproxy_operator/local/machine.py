@@ -227,7 +227,9 @@ class LocalCluster:
                 if files is not None:
                     write_volume(directories[volume["name"]], files)
         except NotMountable as missing:
-            return f"MountVolume.SetUp failed: {missing}"
+            return (
+                f"MountVolume.SetUp failed: {missing}; here they are read from --secrets DIR, as DIR/NAME/KEY"
+            )
         return ""
 
     def _read(self, kind: str, name: str) -> Files | None:

@@ -104,7 +104,7 @@ class _Run:
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Take the first signal as the wish to drain, the second as the wish to be quick."""
-        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._signalled)
         try:
@@ -171,6 +171,8 @@ class _Run:
             self._options.say(f"the resource is now called {key}; stop and start to follow it")
             return
         self._key = key
+        if (body.get("spec") or {}).get("mode") == "Sidecar":
+            self._options.say("mode Sidecar has no pods of its own, so nothing is run here")
         await self._cluster.apply(body)
 
     async def _look(self) -> None:

@@ -122,6 +122,7 @@ async def test_a_missing_secret_is_told_and_waited_for(tmp_path: Path) -> None:
         await local.put(replicas=1, mail=mail)
         found = await local.until("ResolvedRefs", "SecretNotFound")
         assert 'secret "tls" not found' in found["message"]
+        assert "--secrets DIR" in found["message"]
         place = tmp_path / "secrets" / "tls"
         place.mkdir(parents=True)
         (place / "tls.crt").write_text("C")

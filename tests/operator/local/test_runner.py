@@ -139,6 +139,17 @@ def stubborn(_: Sequence[str]) -> list[str]:
     return [sys.executable, "-c", source]
 
 
+async def test_a_sidecar_has_nothing_to_run(tmp_path: Path) -> None:
+    async def visit(_: object) -> bool:
+        return True
+
+    local = Local(tmp_path / "edge.yaml", when_ready=visit, once=True)
+    local.write(mode="Sidecar")
+    assert await local.run() == 0
+    assert any("nothing is run here" in line for line in local.said)
+    assert local.logged == []
+
+
 async def test_what_is_wrong_to_begin_with_is_refused(tmp_path: Path) -> None:
     local = Local(tmp_path / "edge.yaml")
     local.write(servers=[])
