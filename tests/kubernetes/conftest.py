@@ -7,13 +7,11 @@ from typing import Final
 
 import pytest
 
-from support.kube_cluster import Cluster, Operator, emulated_cluster, real_cluster
+from support.kube_cluster import EMULATED, REAL, Cluster, Operator, emulated_cluster, real_cluster
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
 from support.kube_world import Addresses, World
 from support.kubectl import Kubectl, find_kubectl
 
-REAL: Final = "kube-apiserver"
-EMULATED: Final = "emulated"
 ABSENT: Final = f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}"
 
 NewOperator = Callable[..., Operator]

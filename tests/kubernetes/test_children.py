@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 
 from support.kube_api import Object
+from support.kube_cluster import REAL
 from support.kube_world import TEMPLATE_HASH, World
 from support.operator_bodies import server
 
 pytestmark = pytest.mark.kubernetes
+
+only_real = pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
+"""The emulated API server collects garbage at once."""
 
 AUTH = {"authHttp": "http://auth.mail.svc:9000/auth"}
 
@@ -291,17 +295,14 @@ def test_deletion_leaves_nothing_to_wait_for(world: World) -> None:
     assert world.children() == {}
 
 
+@only_real
 def test_a_namesake_waits_until_what_its_predecessor_left_is_collected(world: World) -> None:
     world.put()
     world.settle()
-    if world.cluster.is_real:  # the emulated one collects at once
-        _ = world.api.asker.ask("DELETE", world.path("MailProxy"), {"propagationPolicy": "Background"}).good
-        second = world.put()
-        settled_at(world, ("False", "NameConflict"))
-        world.collect_garbage()
-    else:
-        world.api.delete("MailProxy", world.namespace, "edge")
-        second = world.put()
+    _ = world.api.asker.ask("DELETE", world.path("MailProxy"), {"propagationPolicy": "Background"}).good
+    second = world.put()
+    settled_at(world, ("False", "NameConflict"))
+    world.collect_garbage()
     world.until(lambda: world.condition("Accepted") == ("True", "Accepted"), "acceptance")
     for child in world.children().values():
         assert child["metadata"]["ownerReferences"][0]["uid"] == second["metadata"]["uid"]

@@ -8,10 +8,14 @@ from typing import Any, Final
 import pytest
 
 from support.kube_api import Object
+from support.kube_cluster import REAL
 from support.kube_world import World
 from support.operator_bodies import server
 
 pytestmark = pytest.mark.kubernetes
+
+only_real = pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
+"""For what the emulated API server leaves out."""
 
 AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
 TYPES: Final = ["Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled"]
@@ -40,7 +44,8 @@ def fail(world: World, pod: str, name: str) -> None:
 
 
 def test_a_whole_status(world: World) -> None:
-    made = world.settle() if world.put(servers=[server("imap", "imap", 143, 993)]) else {}
+    world.put(servers=[server("imap", "imap", 143, 993)])
+    made = world.settle()
     status = made["status"]
     assert [one["type"] for one in status["conditions"]] == TYPES
     generation = made["metadata"]["generation"]
@@ -67,7 +72,6 @@ def test_a_whole_status(world: World) -> None:
 
 def test_pods_take_the_configuration_one_by_one(world: World) -> None:
     world.put()
-    pods = sorted(pod["metadata"]["name"] for pod in world.pods()) or []
     world.settle()
     pods = sorted(pod["metadata"]["name"] for pod in world.pods())
     world.put(mail={**AUTH, "timeout": "30s"})
@@ -101,33 +105,31 @@ def test_a_pod_that_does_not_answer_is_unknown(world: World) -> None:
     assert world.condition() == ("Unknown", "PodsUnreachable")
 
 
+@only_real
 def test_pods_that_leave_are_not_counted(world: World) -> None:
     world.put(replicas=1)
     world.settle()
     [leaving] = [pod["metadata"]["name"] for pod in world.pods()]
     assert world.status()["podsSynced"] == 1
-    if world.cluster.is_real:  # only a pod on a node takes its time
-        binding = {
-            "apiVersion": "v1",
-            "kind": "Binding",
-            "metadata": {"name": leaving, "namespace": world.namespace},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
-        }
-        _ = world.api.post(world.path("Pod", leaving) + "/binding", binding).good
-        _ = world.api.asker.ask("DELETE", world.path("Pod", leaving)).good
-        assert world.find("Pod", leaving), "it is terminating"
-    else:
-        world.remove_pod(leaving)
+    binding = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": leaving, "namespace": world.namespace},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": "node"},
+    }
+    _ = world.api.post(world.path("Pod", leaving) + "/binding", binding).good
+    _ = world.api.asker.ask("DELETE", world.path("Pod", leaving)).good
+    assert world.find("Pod", leaving), "only a pod on a node takes its time"
     world.until(lambda: world.status()["podsSynced"] == 0, "none to count")
 
 
-def test_nobody_but_the_operator_changes_only_what_differs(world: World) -> None:
+def test_times_and_events_tell_of_transitions_only(world: World) -> None:
     world.put()
     made = world.settle()
     times = {one["type"]: one["lastTransitionTime"] for one in made["status"]["conditions"]}
     world.until(lambda: "Ready" in [one["reason"] for one in world.events()], "the event")
     events = len(world.events())
-    world.put(mail={**AUTH, "timeout": "30s"}, paused=False)
+    world.put(mail={**AUTH, "timeout": "30s"})
     world.until(lambda: world.condition("Accepted")[0] == "True", "acceptance")
     world.answer(world.status()["configHash"])
     eventually_is(world, "Ready", ("True", "Ready"))
@@ -138,6 +140,7 @@ def test_nobody_but_the_operator_changes_only_what_differs(world: World) -> None
     assert {one["regarding"]["name"] for one in world.events()} == {"edge"}
 
 
+@only_real
 def test_a_condition_of_somebody_else_stays(world: World) -> None:
     world.put()
     world.settle()
@@ -151,8 +154,6 @@ def test_a_condition_of_somebody_else_stays(world: World) -> None:
     path = world.path("MailProxy") + "/status?fieldManager=auditor"
     manifest = {**world.body(), "status": {"conditions": [theirs]}}
     del manifest["spec"]
-    if not world.cluster.is_real:  # the emulated one knows no lists with keys
-        return
     _ = world.api.asker.ask("PATCH", path, manifest, "application/apply-patch+yaml").good
     world.put(replicas=0)
     world.until(lambda: world.condition()[0], "another look")
@@ -307,6 +308,7 @@ def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
     assert "net.core.somaxconn" in template_sysctls(world)
 
 
+@only_real
 @pytest.mark.parametrize(
     ("spec", "reason", "word"),
     [
@@ -320,8 +322,6 @@ def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
 def test_what_only_the_api_server_can_refuse(
     world: World, spec: dict[str, Any], reason: str, word: str
 ) -> None:
-    if not world.cluster.is_real:
-        return
     world.put(**spec)
     eventually_is(world, "Accepted", ("False", reason))
     assert word in world.message("Accepted")
@@ -330,9 +330,8 @@ def test_what_only_the_api_server_can_refuse(
     eventually_is(world, "Accepted", ("True", "Accepted"))
 
 
+@only_real
 def test_a_quota_is_reported(world: World) -> None:
-    if not world.cluster.is_real:
-        return
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -352,9 +351,8 @@ def test_a_quota_is_reported(world: World) -> None:
     world.api.delete("ResourceQuota", world.namespace, "none")
 
 
+@only_real
 def test_a_warning_of_pod_security_is_passed_on(world: World) -> None:
-    if not world.cluster.is_real:
-        return
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     _ = world.api.patch("Namespace", "", world.namespace, label).good
     world.put()

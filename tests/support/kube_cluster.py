@@ -25,6 +25,10 @@ SYSTEM: Final = "mailproxy-system"
 ACCOUNT: Final = "mailproxy-operator"
 USER: Final = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
 
+REAL: Final = "kube-apiserver"
+EMULATED: Final = "emulated"
+"""The two API servers, as the fixture ``cluster`` names them."""
+
 _SOURCES: Final = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "proxy")])
 _PORTS: Final = Ports()
 

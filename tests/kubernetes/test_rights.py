@@ -1,0 +1,242 @@
+"""Least privilege: what ``deploy/rbac.yaml`` grants is what a real API server has seen asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+
+from support.kube_api import Object
+from support.kube_cluster import SYSTEM, USER, Cluster, Operator, manifests, real_cluster
+from support.kube_server import Request, programs
+from support.kube_world import Addresses, World
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.kubernetes
+
+Right = tuple[str, str, str]
+"""API group, resource with its subresource, verb."""
+
+MONITORING: Final = {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}
+EVERYTHING: Final = {
+    "autoscaling": {"minReplicas": 2, "maxReplicas": 3, "targetCPUUtilizationPercentage": 70},
+    "networkPolicy": {"enabled": True},
+    "monitoring": MONITORING,
+}
+ASKED_BY_ADMISSION: Final[Right] = ("mailproxy.dev", "mailproxies/finalizers", "update")
+"""No request needs it, but OwnerReferencesPermissionEnforcement, which the API server of these tests has."""
+
+
+@dataclass
+class Life:
+    """An API server on which an operator has met everything that can happen."""
+
+    cluster: Cluster
+    world: World
+
+    def requests(self) -> list[Request]:
+        """What the operator has asked for."""
+        assert self.cluster.server is not None
+        return self.cluster.server.requests(USER)
+
+
+def kind_of_its_own(name: str, plural: str) -> Object:
+    """A definition as the Prometheus operator brings it, without its schema."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "scope": "Namespaced",
+            "names": {"kind": name, "plural": plural, "singular": name.lower(), "listKind": f"{name}List"},
+            "versions": [version],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def life(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """An API server of its own: what others ask of theirs does not count."""
+    found = programs()
+    assert found is not None, "there is one already"
+    del real
+    with real_cluster(found, tmp_path_factory.mktemp("rights")) as cluster:
+        kubeconfig = cluster.kubeconfig("operator", cluster.operator_token())
+        options = ["--resync=5", f"--lease-namespace={SYSTEM}"]
+        before = Operator(cluster, "without-monitoring", kubeconfig, options)
+        world = World(cluster, before, Addresses())
+        try:
+            _without_monitoring(world)
+            before.stop()
+            after = Operator(cluster, "with-monitoring", kubeconfig, options)
+            world.operator = after
+            try:
+                _with_everything(world)
+                yield Life(cluster, world)
+            finally:
+                after.stop()
+        finally:
+            before.stop()
+            world.close()
+
+
+def _without_monitoring(world: World) -> None:
+    """A cluster without the kinds that another product brings: they are left out, the rest is there."""
+    world.put(monitoring=MONITORING)
+    world.settle()
+    for name, plural in (("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")):
+        _ = world.api.apply(kind_of_its_own(name, plural)).good
+        listing = f"/apis/monitoring.coreos.com/v1/{plural}"
+        eventually(lambda listing=listing: world.api.get(listing).status == 200, name)  # type: ignore[misc]
+
+
+def _with_everything(world: World) -> None:
+    """One resource uses every kind, drops it again, and meets every sort of pod."""
+    world.put(**EVERYTHING)
+    kinds = ("HorizontalPodAutoscaler", "NetworkPolicy", "PodMonitor", "PrometheusRule")
+    world.until(lambda: all(world.find(kind) for kind in kinds), "every kind")
+    _edit_a_port(world)
+    _meet_pods(world)
+    world.put(mode="DaemonSet", pod={"serviceAccountName": "their-own"})
+    world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
+    world.settle(kind="DaemonSet", count=0)
+    world.until(lambda: not any(world.find(kind) for kind in ("Deployment", *kinds)), "the pruning")
+    world.put(mode="Sidecar")
+    world.until(lambda: world.find("DaemonSet") is None and world.find("Service") is None, "the pruning")
+    world.until(lambda: world.condition() == ("True", "Ready"), "the end")
+
+
+def _edit_a_port(world: World) -> None:
+    edited = world.found("Service")
+    edited["spec"]["ports"][0]["port"] = 144
+    _ = world.api.replace(edited).good
+    world.until(lambda: world.found("Service")["spec"]["ports"][0]["port"] == 143, "the repair")
+
+
+def _meet_pods(world: World) -> None:
+    world.make_pod("edge-starting", world.found("Deployment"))
+    world.make_pod("edge-refused", world.found("Deployment"))
+    message = 'forbidden sysctl: "net.ipv4.ip_unprivileged_port_start" not allowlisted'
+    world.set_pod_status("edge-refused", {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
+    world.until(lambda: world.find("Pod", "edge-refused") is None, "the refused pod to go")
+    hashed = "mailproxy.dev/config-hash"
+    world.until(lambda: hashed in world.found("Pod", "edge-starting")["metadata"]["annotations"], "the hash")
+    world.remove_pod("edge-starting")
+
+
+def granted() -> dict[str, set[Right]]:
+    """The rights of ``deploy/rbac.yaml``, by what grants them: everywhere, or where the operator lives."""
+    documents = manifests("rbac.yaml")
+    bound = {
+        (one["roleRef"]["kind"], one["roleRef"]["name"])
+        for one in documents
+        if any(subject["name"] == "mailproxy-operator" for subject in one.get("subjects", []))
+    }
+    found: dict[str, set[Right]] = {"ClusterRole": set(), "Role": set()}
+    for role in documents:
+        if (role["kind"], role["metadata"]["name"]) in bound:
+            found[role["kind"]] |= {right for rule in role["rules"] for right in _rights(rule)}
+    return found
+
+
+def _rights(rule: dict[str, Any]) -> Iterator[Right]:
+    for group in rule.get("apiGroups", []):
+        for resource in rule["resources"]:
+            for verb in rule["verbs"]:
+                yield group, resource, verb
+
+
+def used(requests: list[Request]) -> set[Right]:
+    """The rights that these requests needed."""
+    found = {(one.group, one.resource, one.verb) for one in requests if one.resource}
+    return found | {(one.group, one.resource, "create") for one in requests if one.created}
+
+
+def test_no_request_is_refused(life: Life) -> None:
+    assert [one for one in life.requests() if one.code in {401, 403}] == []
+
+
+def test_the_rights_are_exactly_those_that_are_used(life: Life) -> None:
+    rights = granted()
+    assert used(life.requests()) | {ASKED_BY_ADMISSION} == rights["ClusterRole"] | rights["Role"]
+
+
+def test_the_lease_is_used_in_the_operators_namespace_only(life: Life) -> None:
+    leases = [one for one in life.requests() if one.resource == "leases"]
+    assert {one.namespace for one in leases} == {SYSTEM}
+    assert used(leases) == granted()["Role"]
+
+
+def test_no_secret_is_ever_asked_for(life: Life) -> None:
+    assert [one.path for one in life.requests() if one.resource.startswith("secrets")] == []
+    everything = granted()["ClusterRole"] | granted()["Role"]
+    assert not any("*" in right or right[1].startswith("secrets") for right in everything)
+
+
+def test_the_service_account_can_do_nothing_else(life: Life) -> None:
+    assert life.cluster.server is not None
+    account = life.cluster.server.as_bearer(life.cluster.operator_token())
+    namespace = life.world.namespace
+    for method, path in (
+        ("GET", f"/api/v1/namespaces/{namespace}/secrets"),
+        ("GET", "/api/v1/nodes"),
+        ("POST", f"/api/v1/namespaces/{namespace}/pods"),
+        ("DELETE", f"/apis/mailproxy.dev/v1alpha1/namespaces/{namespace}/mailproxies/edge"),
+        ("DELETE", f"/api/v1/namespaces/{namespace}/configmaps/edge-config"),
+        ("GET", f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
+    ):
+        assert account.ask(method, path, {} if method == "POST" else None).status == 403, path
+
+
+def test_owner_references_need_the_right_on_finalizers(life: Life) -> None:
+    """Proof that the one right that no request shows is needed."""
+    owner = {
+        "apiVersion": "mailproxy.dev/v1alpha1",
+        "kind": "MailProxy",
+        "name": "edge",
+        "uid": life.world.mail_proxy()["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    child = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "child", "namespace": life.world.namespace, "ownerReferences": [owner]},
+    }
+    for role in ("mailproxy-operator", "without"):
+        answer = _as_somebody_with(life, role).ask("POST", life.world.path("ConfigMap", ""), child)
+        assert answer.status == (201 if role == "mailproxy-operator" else 403), answer
+    assert "finalizers" in answer.message
+
+
+def _as_somebody_with(life: Life, role: str) -> Any:
+    """Somebody with the operator's role, or with the same but for the right on finalizers."""
+    assert life.cluster.server is not None
+    [rules] = [
+        one["rules"]
+        for one in manifests("rbac.yaml")
+        if (one["kind"], one["metadata"]["name"]) == ("ClusterRole", "mailproxy-operator")
+    ]
+    if role == "without":
+        kept = [rule for rule in rules if rule["resources"] != ["mailproxies/finalizers"]]
+        made = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": kept}
+        _ = life.cluster.api.apply({**made, "metadata": {"name": role}}).good
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": role, "namespace": SYSTEM}}
+    _ = life.cluster.api.apply(account).good
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": f"test-{role}"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": role, "namespace": SYSTEM}],
+    }
+    _ = life.cluster.api.apply(binding).good
+    somebody = life.cluster.server.as_bearer(life.cluster.server.token(SYSTEM, role))
+    listing = life.world.path("ConfigMap", "")
+    eventually(lambda: somebody.ask("GET", listing).status == 200, "the rights")
+    return somebody
