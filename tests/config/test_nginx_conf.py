@@ -179,7 +179,7 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         ("mail { server {\nlisten 143; } }", [
             'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',
         ]),
-        ("mail { auth_http a;\n" + "".join(f"server {{ listen 127.0.0.{n}:143; }}\n" for n in range(33)) + "}", [
+        ("mail { auth_http a;\n" + "".join(f"server {{ listen 127.0.0.{n}:143; }}\n" for n in range(33)) + "}", [  # noqa: E501
             'n.conf:34: "server": has 33 items, which is out of range 1 to 32',
         ]),
         ("mail { auth_http a; server {\n listen 1;\n} }", ["n.conf:1: unknown mail protocol for server"]),

@@ -35,6 +35,8 @@ def apply(draft: Draft) -> None:
     server, context = draft.server, draft.context
     _set_versions(draft)
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # Else OpenSSL 3 answers a client that leaves without close_notify with a fatal alert.
+    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
     if server.ssl_prefer_server_ciphers:
         context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     else:
