@@ -5,6 +5,7 @@ nginx and the proxy read the same text; only the addresses in it are their own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,17 +65,19 @@ mail {{
     server_name {name};
     auth_http {here}:{auth}/auth;
     auth_http_timeout 20s;
+    ssl_protocols TLSv1.2 TLSv1.3;
     timeout 20s;
     proxy_timeout 60s;
 """
 
 
-def render(blocks: list[Block], place: Place, *, load: str, certificates: dict[str, str]) -> str:
+def render(blocks: Sequence[Block], place: Place, *, load: str, certificates: dict[str, str]) -> str:
     """Write the configuration."""
     text = _HEAD.format(load=load, folder=place.folder, name=NAME, here=place.here, auth=place.auth)
     for block in blocks:
         directives = block.directives
-        words = {**certificates, "here": place.here, "dead": str(place.dead), "dns": str(place.dns)}
+        files = {name: f'"{path}"' for name, path in certificates.items()}
+        words = {**files, "here": place.here, "dead": str(place.dead), "dns": str(place.dns)}
         words |= {"auth": str(place.auth)}
         for word, value in words.items():
             directives = directives.replace(f"@{word}@", value)

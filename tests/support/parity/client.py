@@ -68,7 +68,7 @@ class Wire:
         self._shaking = True
         try:
             async with asyncio.timeout(patience):
-                outcome = await self._shake(self._tls)
+                outcome = await self._shake(self._tls, how.behind)
         except TimeoutError:
             outcome = "failed: nothing came"
         self._shaking = False
@@ -78,7 +78,7 @@ class Wire:
             self._decrypt()
         return outcome
 
-    async def _shake(self, tls: ssl.SSLObject) -> str:
+    async def _shake(self, tls: ssl.SSLObject, behind: bytes) -> str:
         while True:
             try:
                 tls.do_handshake()
@@ -91,6 +91,8 @@ class Wire:
                 await self._send(self._outgoing.read())
                 return f"failed: {error.reason}"
             else:
+                if behind:
+                    tls.write(behind)
                 await self._send(self._outgoing.read())
                 cipher = tls.cipher()
                 return f"{tls.version()} {cipher[0] if cipher else ''} {tls.selected_alpn_protocol() or ''}".strip()

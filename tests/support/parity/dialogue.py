@@ -41,12 +41,14 @@ class Tls:
         alpn: What it offers.
         version: The one version that it speaks, such as ``TLSv1.2``.
         ahead: Octets in clear that it sends first, where the handshake should begin.
+        behind: Octets in TLS that it sends together with the end of its handshake.
     """
 
     certificate: str = ""
     alpn: tuple[str, ...] = ()
     version: str = ""
     ahead: bytes = b""
+    behind: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,13 @@ class Cut:
 
 @dataclass(frozen=True)
 class Leave:
-    """The client leaves: ``eof`` shuts its sending side, ``reset`` breaks the connection."""
+    """The client leaves: ``eof`` shuts its sending side, ``reset`` breaks the connection.
+
+    ``saying`` goes just ahead of that.
+    """
 
     how: str = "eof"
+    saying: bytes = b""
 
 
 Step = bytes | Cut | Tls | Await | Leave

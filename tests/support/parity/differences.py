@@ -37,6 +37,7 @@ class Difference:
 
 
 RESET_IS_EOF: Final = "Q-25"
+GOODBYE: Final = "goodbye"
 _DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")
 
 
@@ -59,12 +60,30 @@ def _without_salt(record: Record) -> Record:
     )
 
 
+_LOGIN: Final = re.compile(rb"(?<= LOGIN=).*?(?= NAME=)")
+_XTEXT: Final = re.compile(rb"\+([0-9A-F]{2})")
+
+
+def _without_xtext(record: Record) -> Record:
+    def decoded(login: re.Match[bytes]) -> bytes:
+        return _XTEXT.sub(lambda octet: bytes([int(octet[1], 16)]), login[0])
+
+    return replace(record, upstreams=tuple(_LOGIN.sub(decoded, octets) for octets in record.upstreams))
+
+
 _TABLE: Final[tuple[Difference, ...]] = (
     Difference(
         RESET_IS_EOF,
         "closes at once; where input lies unread, TCP resets the connection and the last reply may be lost",
         "shuts its side, reads past what still comes for a moment, then closes",
         "the client should hear the last reply",
+    ),
+    Difference(
+        GOODBYE,
+        "ends a relay without a close_notify to a TLS client that shut its side",
+        "says close_notify first",
+        "the client knows that it heard everything (RFC 8446 section 6.1)",
+        kind="better",
     ),
     Difference(
         "Q-31",
@@ -81,6 +100,15 @@ _TABLE: Final[tuple[Difference, ...]] = (
         kind="newer",
         until=(1, 29, 7),
         level=_without_salt,
+    ),
+    Difference(
+        "xtext",
+        "before 1.29.2 sends the login in XCLIENT as it is",
+        "encodes it as xtext",
+        "as nginx does since 1.29.2; a space would end the attribute",
+        kind="newer",
+        until=(1, 29, 2),
+        level=_without_xtext,
     ),
 )
 

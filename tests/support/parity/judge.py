@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, RESET_IS_EOF, Difference, explaining
+from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference, explaining
 from support.parity.record import Record
 
 
@@ -67,6 +67,9 @@ def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tupl
     if theirs.ending == "reset" and ours.ending in {"eof", "notified"}:
         seen.append(RESET_IS_EOF)
         theirs = replace(theirs, ending=ours.ending)
+    if (theirs.afterwards, ours.afterwards) == ("eof", "notified"):
+        seen.append(GOODBYE)
+        theirs = replace(theirs, afterwards=ours.afterwards)
     if theirs != ours and not dialogue.differs:
         explained = explaining(dialogue, theirs, ours)
         if explained is not None:

@@ -32,6 +32,8 @@ from support.parity.subjects import Nginx, Process, start_nginx, start_proxy
 T = TypeVar("T")
 
 _AT_ONCE: Final = 96
+_SERVERS: Final = 30
+"""How many servers one configuration gets; the proxy takes 32."""
 _TRIES: Final = 3
 _END_SECONDS: Final = 4.0
 
@@ -69,9 +71,9 @@ class Progress:
 class Subject:
     """One of the two, and everybody around it."""
 
-    def __init__(self, name: str, place: Place) -> None:
-        self.name = name
+    def __init__(self, place: Place, blocks: Sequence[Block]) -> None:
         self.place = place
+        self.blocks = blocks
         self.peers = Peers()
         self.dns: DnsServer | None = None
         self.process: Process | None = None
@@ -87,13 +89,25 @@ class Subject:
         self.peers.stop()
         await self._stack.aclose()
 
+    def text(self, load: str, certificates: dict[str, str]) -> str:
+        """Its configuration."""
+        return render(self.blocks, self.place, load=load, certificates=certificates)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """nginx and the proxy with one configuration."""
+
+    theirs: Subject
+    ours: Subject
+
 
 class Kit:
     """nginx and the proxy, side by side, until the end of the block.
 
     Args:
         nginx: Which nginx.
-        blocks: The servers that both have.
+        blocks: The servers that both have; those that no dialogue needs may be left out.
         certificates: Files, by the names that directives and dialogues use.
     """
 
@@ -105,34 +119,55 @@ class Kit:
         self._thread = threading.Thread(target=self._loop.run_forever, name="parity")
         self._folder = tempfile.TemporaryDirectory(prefix="parity-")
         self._addresses = iter(_addresses())
-        self._theirs, self._ours = self._subjects()
+        self._net = random.randint(1, 250)  # noqa: S311
+        self._pairs: dict[str, Pair] = {}
+        every = list(self.blocks.values())
+        for start in range(0, len(every), _SERVERS):
+            some = every[start : start + _SERVERS]
+            pair = self._pair(some, start // _SERVERS)
+            self._pairs |= {block.name: pair for block in some}
 
-    def _subjects(self) -> tuple[Subject, Subject]:
-        net = random.randint(1, 250)  # noqa: S311
-        return self._subject("nginx", f"127.90.{net}.1"), self._subject("proxy", f"127.90.{net}.2")
+    def _pair(self, blocks: Sequence[Block], number: int) -> Pair:
+        known = [block for block in blocks if self.nginx.version >= block.since]
+        return Pair(
+            self._subject(f"nginx-{number}", known, 2 * number + 1),
+            self._subject(f"proxy-{number}", blocks, 2 * number + 2),
+        )
 
-    def _subject(self, name: str, here: str) -> Subject:
+    def _subject(self, name: str, blocks: Sequence[Block], host: int) -> Subject:
         folder = Path(self._folder.name) / name
         folder.mkdir()
         ports = {}
-        for number, block in enumerate(self.blocks.values()):
+        for number, block in enumerate(blocks):
             ports[block.name] = _free_port6() if block.via == "ipv6" else 20100 + number
-        return Subject(name, Place(here=here, auth=20001, dead=20002, dns=20003, folder=folder, ports=ports))
+        place = Place(
+            here=f"127.90.{self._net}.{host}", auth=20001, dead=20002, dns=20003, folder=folder, ports=ports
+        )
+        return Subject(place, blocks)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        for subject in (self._theirs, self._ours):
-            self.wait(subject.start_peers())
-        old = [block for block in self.blocks.values() if self.nginx.version >= block.since]
-        text = render(old, self._theirs.place, load=self.nginx.load, certificates=self.certificates)
-        self._theirs.process = start_nginx(self.nginx, text, self._theirs.place.folder)
-        every = list(self.blocks.values())
-        text = render(every, self._ours.place, load="", certificates=self.certificates)
-        self._ours.process = start_proxy(text, self._ours.place.folder)
+        try:
+            for pair in self._each():
+                self._start(pair)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
+    def _each(self) -> list[Pair]:
+        return list(dict.fromkeys(self._pairs.values()))
+
+    def _start(self, pair: Pair) -> None:
+        for subject in (pair.theirs, pair.ours):
+            self.wait(subject.start_peers())
+        text = pair.theirs.text(self.nginx.load, self.certificates)
+        pair.theirs.process = start_nginx(self.nginx, text, pair.theirs.place.folder)
+        pair.ours.process = start_proxy(pair.ours.text("", self.certificates), pair.ours.place.folder)
+
     def __exit__(self, *_: object) -> None:
-        for subject in (self._theirs, self._ours):
+        subjects = [subject for pair in self._each() for subject in (pair.theirs, pair.ours)]
+        for subject in subjects:
             if subject.process is not None:
                 subject.process.stop()
             self.wait(subject.stop_peers())
@@ -181,11 +216,11 @@ class Kit:
         return list(await asyncio.gather(*map(one, dialogues)))
 
     async def _play_both(self, dialogue: Dialogue, patience: Patience) -> tuple[Record | None, Record]:
-        ip = next(self._addresses)
+        ip, pair = next(self._addresses), self._pairs[dialogue.block]
         theirs, goals = None, None
         if self.nginx.version >= self.blocks[dialogue.block].since:
-            theirs, goals = await self._play(self._theirs, dialogue, ip, patience, None)
-        ours, _ = await self._play(self._ours, dialogue, ip, patience, goals)
+            theirs, goals = await self._play(pair.theirs, dialogue, ip, patience, None)
+        ours, _ = await self._play(pair.ours, dialogue, ip, patience, goals)
         return theirs, ours
 
     async def _play(
@@ -282,10 +317,12 @@ class _Player:
                 self._tls.append(await wire.start_tls(step, self._kit.certificates, 5.0))
             case Await(seconds):
                 return seconds
-            case Leave("reset"):
-                wire.reset()
-            case Leave():
-                wire.shut()
+            case Leave(how, saying):
+                await wire.say(playing.filled(saying))
+                if how == "reset":
+                    wire.reset()
+                else:
+                    wire.shut()
         return first
 
     async def _settle(self, wire: Wire, first: float) -> None:

@@ -17,6 +17,8 @@ from support.processes import PYTHONPATH
 
 _MODULE: Final = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
+_SOCKETS: Final = "NGINX"
+"""Where nginx itself looks for sockets that another nginx left to it."""
 _START_SECONDS: Final = 30.0
 
 
@@ -69,8 +71,9 @@ class Process:
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
         self._words = folder / "words"
         with self._words.open("wb") as words:
+            inherited = {name: value for name, value in os.environ.items() if name != _SOCKETS}
             self._process = subprocess.Popen(
-                command, stdout=words, stderr=words, env={**os.environ, **(environment or {})}
+                command, stdout=words, stderr=words, env={**inherited, **(environment or {})}
             )
 
     def wait_for(self, path: Path, sign: str) -> None:

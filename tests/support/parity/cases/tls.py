@@ -1,0 +1,130 @@
+"""TLS from the start and by STARTTLS, and what clients show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from support.parity.blocks import Block
+from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, SMTP_OK, Await, Dialogue, Speech, Step, Tls, b64
+
+_PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
+_MODES: Final = {"on": "on", "optional": "optional", "no-ca": "optional_no_ca"}
+
+
+def _blocks() -> Iterator[Block]:
+    for protocol in ("imap", "pop3", "smtp"):
+        auth = f"{protocol}_auth plain" + ("" if protocol == "smtp" else " cram-md5 external") + ";"
+        if protocol == "smtp":
+            auth = "smtp_auth plain cram-md5 external;"
+        yield Block(f"{protocol}-ssl", protocol, _PAIR + auth, listen="ssl")
+        for mode in ("on", "only"):
+            yield Block(f"{protocol}-starttls-{mode}", protocol, f"{_PAIR} starttls {mode}; {auth}")
+        yield Block(f"{protocol}-starttls-slow", protocol, f"{_PAIR} starttls on; timeout 1s;")
+        yield Block(f"{protocol}-ssl-slow", protocol, f"{_PAIR} timeout 1s;", listen="ssl")
+        for name, mode in _MODES.items():
+            directives = (
+                f"{_PAIR} {auth} ssl_verify_client {mode}; ssl_client_certificate @ca@; auth_http_pass_client_cert on;"
+            )
+            yield Block(f"{protocol}-verify-{name}", protocol, directives, listen="ssl")
+            yield Block(f"{protocol}-starttls-verify-{name}", protocol, f"{directives} starttls on;")
+    yield Block(
+        "imap-depth", "imap", f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_verify_depth 2;", listen="ssl"
+    )
+    yield Block(
+        "imap-crl", "imap", f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_crl @crl@;", listen="ssl"
+    )
+    yield Block("smtp-starttls-none", "smtp", f"{_PAIR} starttls on; smtp_auth none plain;")
+    yield Block("imap-tls13", "imap", f"{_PAIR} ssl_protocols TLSv1.3;", listen="ssl")
+
+
+BLOCKS: Final = tuple(_blocks())
+
+_START: Final = {"imap": b"s STARTTLS\r\n", "pop3": b"STLS\r\n", "smtp": b"STARTTLS\r\n"}
+_LOGIN: Final[dict[str, tuple[Step, ...]]] = {
+    "imap": (b"a1 LOGIN user pass\r\n", b"x\r\n"),
+    "pop3": (b"USER user\r\n", b"PASS pass\r\n", b"LIST\r\n"),
+    "smtp": (b"EHLO cl\r\n", b"AUTH PLAIN " + b64("\0user\0pass") + b"\r\n", b"NOOP\r\n"),
+}
+_ASK: Final = {"imap": b"c CAPABILITY\r\n", "pop3": b"CAPA\r\n", "smtp": b"EHLO cl\r\n"}
+_NOOP: Final = {"imap": b"n NOOP\r\n", "pop3": b"NOOP\r\n", "smtp": b"NOOP\r\n"}
+_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {"imap": IMAP_OK, "pop3": POP3_OK, "smtp": (*SMTP_OK, b"250 r\r\n")}
+_REFUSED: Final[dict[str, tuple[bytes, ...]]] = {
+    "imap": (b"a LOGIN user pass\r\n", b"b AUTHENTICATE PLAIN\r\n"),
+    "pop3": (b"USER user\r\n", b"PASS pass\r\n", b"APOP u d\r\n", b"AUTH\r\n", b"AUTH PLAIN AHUAcA==\r\n"),
+    "smtp": (b"AUTH PLAIN AHUAcA==\r\n", b"AUTH\r\n", b"AUTH LOGIN\r\n"),
+}
+_CLIENTS: Final = ("", "client", "expired", "stranger", "selfsigned", "wrongpurpose", "deep", "revoked")
+
+
+def _courses(protocol: str) -> Iterator[tuple[str, str, tuple[Step, ...]]]:
+    start, ask, noop, login = _START[protocol], _ASK[protocol], _NOOP[protocol], _LOGIN[protocol]
+    yield "from the start", "ssl", (Tls(), ask, start, *login)
+    yield "TLSv1.2 from the start", "ssl", (Tls(version="TLSv1.2"), *login)
+    yield "the right ALPN", "ssl", (Tls(alpn=("http/1.1", protocol)), noop)
+    yield "another ALPN", "ssl", (Tls(alpn=("http/1.1", "h2")), noop)
+    yield "clear text where TLS should be", "ssl", (noop, Await(1.0))
+    yield "HTTP where TLS should be", "ssl", (b"GET / HTTP/1.0\r\n\r\n", Await(1.0))
+    yield "no handshake", "ssl-slow", (Await(4.0),)
+    yield "half a handshake", "ssl-slow", (b"\x16\x03\x01\x02\x00\x01", Await(4.0))
+    yield "silence in TLS", "ssl-slow", (Tls(), Await(4.0))
+    for mode in ("on", "only"):
+        block = f"starttls-{mode}"
+        yield f"before TLS ({mode})", block, (ask, noop, *_REFUSED[protocol])
+        yield f"after TLS ({mode})", block, (ask, start, Tls(), ask, start, noop, *login)
+        yield f"with arguments ({mode})", block, (start.replace(b"\r\n", b" now please\r\n"), Tls(), noop)
+        yield f"with commands behind it ({mode})", block, (start + noop + noop, Tls(), noop)
+        yield f"with clear text in the gap ({mode})", block, (start, Tls(ahead=noop), noop)
+        yield f"with ALPN ({mode})", block, (start, Tls(alpn=(protocol,)), noop)
+        yield f"errors before and after ({mode})", block, (b"\r\n\r\n", start, Tls(), b"\r\n\r\n\r\n", noop)
+        yield f"no handshake after it ({mode})", block, (start, b"GET / HTTP/1.0\r\n\r\n", Await(1.0))
+    yield "silence after STARTTLS", "starttls-slow", (start, Await(5.0))
+    if protocol == "smtp":
+        yield "EHLO is forgotten", "starttls-on", (ask, start, Tls(), login[1], noop)
+        yield "MAIL is forgotten", "starttls-none", (b"MAIL FROM:<a>\r\n", start, Tls(), b"RCPT TO:<b>\r\n")
+    if protocol == "pop3":
+        yield "CAPA after USER", "starttls-on", (b"USER u\r\n", ask, start, noop)
+
+
+def _dialogues() -> Iterator[Dialogue]:
+    for protocol, upstream in _UPSTREAM.items():
+        for name, block, steps in _courses(protocol):
+            yield Dialogue(
+                name=f"{name} ({protocol})",
+                block=f"{protocol}-{block}",
+                area="TLS",
+                steps=steps,
+                auth=(GRANT,),
+                upstream=upstream,
+            )
+        yield from _certificates(protocol, upstream)
+    for block, certificate in (("depth", "deep"), ("crl", "client"), ("crl", "revoked"), ("tls13", "")):
+        yield Dialogue(
+            name=f"{certificate or 'nobody'} ({block})",
+            block=f"imap-{block}",
+            area="client certificates",
+            steps=(Tls(certificate=certificate), *_LOGIN["imap"]),
+            auth=(GRANT,),
+            upstream=IMAP_OK,
+        )
+    yield Dialogue(
+        name="too old a version", block="imap-tls13", area="TLS", steps=(Tls(version="TLSv1.2"), b"a NOOP\r\n")
+    )
+
+
+def _certificates(protocol: str, upstream: tuple[Speech, ...]) -> Iterator[Dialogue]:
+    for mode in _MODES:
+        for certificate in _CLIENTS:
+            shown = Tls(certificate=certificate)
+            for way, first in (("verify", ()), ("starttls-verify", (_START[protocol],))):
+                yield Dialogue(
+                    name=f"{certificate or 'nobody'} by {way} {mode} ({protocol})",
+                    block=f"{protocol}-{way}-{mode}",
+                    area="client certificates",
+                    steps=(*first, shown, *_LOGIN[protocol]),
+                    auth=(GRANT,),
+                    upstream=upstream,
+                )
+
+
+DIALOGUES: Final = tuple(_dialogues())
