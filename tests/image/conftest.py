@@ -1,0 +1,36 @@
+"""The images, built without a container engine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.dockerfile import Dockerfile
+from support.image_replay import Replay, is_possible
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def dockerfile() -> Dockerfile:
+    return Dockerfile.read(ROOT / "Dockerfile")
+
+
+@pytest.fixture(scope="session")
+def replay(dockerfile: Dockerfile) -> Iterator[Replay]:
+    """Both images.  Their layers are large: they go at once, not when pytest's own folders do."""
+    folder = Path(tempfile.mkdtemp(prefix="mailproxy-image-"))
+    folder.chmod(0o755)
+    try:
+        if not is_possible(folder / "probe"):
+            pytest.skip("needs overlay mounts in a namespace: root, or user namespaces that may mount")
+        made = Replay(dockerfile, ROOT, folder)
+        made.build("proxy")
+        made.build("operator")
+        yield made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
