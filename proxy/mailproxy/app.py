@@ -131,6 +131,9 @@ class App:
         await self._find_services()
         self._engine.limit = config.worker_connections
         self._engine.meter.connections_limit.value = config.worker_connections
+        for server in config.servers:
+            self._engine.timers.lane(server.timeout)
+            self._engine.timers.lane(server.proxy_timeout)
         self._engine.meter.keep_servers(server.name for server in config.servers)
         self._tell_expiries(servers)
         self._listen(config, servers, sockets, names)

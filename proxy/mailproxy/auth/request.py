@@ -24,6 +24,7 @@ from mailproxy.dialogue.values import (
 from mailproxy.events import Method
 from mailproxy_config.model import Protocol, ServerConfig, VerifyClient
 
+_SPECIAL: Final = bytes((*range(0x21), ord("%")))
 _ESCAPED: Final = re.compile(rb"[\x00-\x20%]")
 _LINE_BREAKING: Final = re.compile(rb"[\x00\r\n]")
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -84,9 +85,9 @@ class RequestTemplate:
         password = credentials.password
         pieces = [
             self._prefixes[credentials.method],
-            _ESCAPED.sub(_percent, credentials.user),
+            _escaped(credentials.user),
             b"\r\nAuth-Pass: ",
-            b"" if password is None else _ESCAPED.sub(_percent, password.reveal()),
+            b"" if password is None else _escaped(password.reveal()),
             self._middle if credentials.salt is None else _salt(credentials) + self._middle,
             b"%d\r\nClient-IP: " % request.attempt,
             client.address.encode("utf-8", "surrogateescape"),
@@ -118,8 +119,15 @@ class RequestTemplate:
             return lines
         lines += _certificate(tls.certificate)
         if self._pass_certificate:
-            lines += b"\r\nAuth-SSL-Cert: " + _ESCAPED.sub(_percent, tls.certificate.pem)
+            lines += b"\r\nAuth-SSL-Cert: " + _escaped(tls.certificate.pem)
         return lines
+
+
+def _escaped(octets: bytes) -> bytes:
+    """Escape as nginx does; nearly always there is nothing to escape."""
+    if len(octets.translate(None, _SPECIAL)) == len(octets):
+        return octets
+    return _ESCAPED.sub(_percent, octets)
 
 
 def _percent(octet: re.Match[bytes]) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
@@ -50,6 +51,9 @@ _LAST_WINS: Final = frozenset((b"auth-server", b"auth-port", b"auth-user", b"aut
 _ADD_UP: Final = frozenset(
     (b"auth-status", b"auth-wait", b"connection", b"transfer-encoding", b"content-length")
 )
+_USUAL: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
+"""What services say beside that; well-formed, and of no meaning here."""
+_CR: Final = 13
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
@@ -106,15 +110,28 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     Raises:
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
-    if head.count(b"\r") != head.count(b"\r\n"):
+    text = head.replace(b"\r\n", b"\n")
+    if _CR in text:
         raise MalformedAnswer("bare CR")
-    status_line = None
-    if head.startswith(b"HTTP/"):
-        first, _, head = head.partition(b"\n")
-        status_line = _STATUS_LINE.match(first)
-    said = _Said(head, protocol)
-    framing, keep_alive, status = _framing(status_line, said.last)
+    lines = text.split(b"\n")
+    del lines[-2:]  # the blank one
+    version: bytes | None = None
+    status: int | None = None
+    if lines and lines[0][:5] == b"HTTP/":
+        version, status = _status(lines.pop(0))
+    said = _Said(lines, protocol)
+    framing, keep_alive = _framing(version, status, said.last)
     return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
+
+
+@lru_cache(maxsize=64)
+def _status(line: bytes) -> tuple[bytes | None, int | None]:
+    """Read a status line: its version, and the status if there is one.  There are few different ones."""
+    found = _STATUS_LINE.match(line)
+    if found is None:
+        return None, None
+    version, digits = found.groups()
+    return version, int(digits) if digits else None
 
 
 class _Said:
@@ -122,25 +139,25 @@ class _Said:
 
     __slots__ = ("failure", "last", "wait", "waits")
 
-    def __init__(self, headers: bytes, protocol: Protocol) -> None:
+    def __init__(self, lines: list[bytes], protocol: Protocol) -> None:
         self.last: dict[bytes, bytes] = {}
         self.failure: bytes | None = None
         self.waits = False
         self.wait = 0
-        lines = headers.replace(b"\r\n", b"\n").split(b"\n")
-        for line in lines[:-2]:  # behind them is the blank one
+        for line in lines:
             raw_name, _, raw_value = line.partition(b":")
             name = raw_name.lower()
             if name in _LAST_WINS:
                 self.last[name] = raw_value.strip(b" ")
             elif name in _ADD_UP:
                 self._hear(name, raw_value.strip(b" "), protocol)
-            elif not _NAME.fullmatch(raw_name):
+            elif name not in _USUAL and not _NAME.fullmatch(raw_name):
                 raise MalformedAnswer("malformed header")
 
     def _hear(self, name: bytes, value: bytes, protocol: Protocol) -> None:
         if name == b"auth-status":
-            self._judge(value, protocol)
+            if value != b"OK":
+                self._judge(value, protocol)
         elif name == b"auth-wait":
             self.wait = _seconds(value, self.wait)
         elif name in self.last:
@@ -149,8 +166,6 @@ class _Said:
             self.last[name] = value
 
     def _judge(self, status: bytes, protocol: Protocol) -> None:
-        if status == b"OK":
-            return
         if status == b"WAIT":
             self.waits = True
         elif status or protocol is not Protocol.SMTP:
@@ -218,6 +233,12 @@ def _where(last: dict[bytes, bytes]) -> tuple[str, int]:
     port = last.get(b"auth-port")
     if not server or not port:
         raise MalformedAnswer("no Auth-Server or no Auth-Port", AuthErrorReason.NO_SERVER)
+    return _endpoint(server, port)
+
+
+@lru_cache(maxsize=1024)
+def _endpoint(server: bytes, port: bytes) -> tuple[str, int]:
+    """Read where an upstream is: there are few of them, and each is named over and over."""
     return _address(server), _port(port)
 
 
@@ -242,27 +263,23 @@ def _port(text: bytes) -> int:
     raise MalformedAnswer("Auth-Port is not a port", AuthErrorReason.BAD_ADDRESS)
 
 
-def _framing(
-    status_line: re.Match[bytes] | None, last: dict[bytes, bytes]
-) -> tuple[BodyFraming, bool, int | None]:
+def _framing(version: bytes | None, status: int | None, last: dict[bytes, bytes]) -> tuple[BodyFraming, bool]:
     """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
-    if status_line is None:
-        return BodyFraming(until_close=True), False, None
-    version, digits = status_line.groups()
-    status = int(digits) if digits else None
+    if version is None:
+        return BodyFraming(until_close=True), False
     persists = _persists(version, last.get(b"connection", b"").lower())
-    coding = last.get(b"transfer-encoding")
     if status is not None and (status < 200 or status in {204, 304}):
         # An interim status announces another head, which nobody waits for.
-        return BodyFraming(length=0), persists and status >= 200, status
+        return BodyFraming(length=0), persists and status >= 200
+    coding = last.get(b"transfer-encoding")
     if coding is not None:
         if coding.lower() != b"chunked":
-            return BodyFraming(until_close=True), False, status
-        return BodyFraming(chunked=True), persists and b"content-length" not in last, status
+            return BodyFraming(until_close=True), False
+        return BodyFraming(chunked=True), persists and b"content-length" not in last
     length = last.get(b"content-length", b"")
     if length.isdigit() and len(length) <= _MAX_DIGITS:
-        return BodyFraming(length=int(length)), persists, status
-    return BodyFraming(until_close=True), False, status
+        return BodyFraming(int(length)), persists
+    return BodyFraming(until_close=True), False
 
 
 def _persists(version: bytes, connection: bytes) -> bool:

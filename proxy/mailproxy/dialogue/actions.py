@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from mailproxy.dialogue.values import AuthRequest, Decision, TlsInfo
+from mailproxy.dialogue.values import AuthRequest, TlsInfo
 from mailproxy.events import Note as NoteValue
 
 T = TypeVar("T")
@@ -70,7 +70,11 @@ class StartTls:
 
 @dataclass(slots=True)
 class Authorize:
-    """Ask the authorization service."""
+    """Ask the authorization service about this attempt; the answer is a ``Decision``.
+
+    ``AuthUnavailable`` is thrown where it gave none that can be used.  Let it
+    pass: the session apologizes.
+    """
 
     request: AuthRequest
 
@@ -136,6 +140,7 @@ def overhear(seconds: float, limit: int) -> Dialogue[bytes]:
     return cast("bytes", (yield Overhear(seconds, limit)))
 
 
+@cache
 def deadline(seconds: float) -> Telling:
     """Give all further ``receive`` together this many seconds (directive ``timeout``)."""
     return (Deadline(seconds),)
@@ -148,15 +153,6 @@ def start_tls() -> Dialogue[TlsInfo]:
         TlsFailed: The handshake did not complete; there is nobody to talk to any more.
     """
     return cast("TlsInfo", (yield StartTls()))
-
-
-def authorize(request: AuthRequest) -> Dialogue[Decision]:
-    """Ask the authorization service about this attempt.
-
-    Raises:
-        AuthUnavailable: It gave no usable answer.  Let it pass: the session apologizes.
-    """
-    return cast("Decision", (yield Authorize(request)))
 
 
 def resolve_client() -> Dialogue[bytes]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from mailproxy.dialogue.actions import Dialogue, Receive, receive_at_most
 from mailproxy.errors import LineTooLong
 
-_CR = 13
+_LF, _CR = b"\n\r"
 
 
 class LineReader:
@@ -52,13 +52,21 @@ class LineReader:
         """
         most = self.limit if limit is None or limit > self.limit else limit
         buffer, start = self._buffer, self._start
-        end = buffer.find(b"\n", start, start + most)
+        end = buffer.find(b"\n", start, start + most) if buffer else -1
         while end < 0:
             held = len(buffer) - start
             if held >= most:
                 raise LineTooLong(buffer[start:], most)
-            chunk: bytes = yield Receive(self.limit - held) if held else self._receive
-            buffer = buffer[start:] + chunk if held else chunk
+            if held:
+                buffer = buffer[start:] + (yield Receive(self.limit - held))
+            else:
+                chunk: bytes = yield self._receive
+                if chunk[-1] == _LF and len(chunk) <= most and _LF not in (line := chunk[:-1]):
+                    # just what was waited for, as nearly always
+                    self._buffer, self._start = b"", 0
+                    self.consumed += len(chunk)
+                    return line[:-1] if line and line[-1] == _CR else line
+                buffer = chunk
             self._buffer, start, self._start = buffer, 0, 0
             end = buffer.find(b"\n", held, most)
         self.consumed += end + 1 - start

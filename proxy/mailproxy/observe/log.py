@@ -21,6 +21,8 @@ from mailproxy_config.model import LogLevel
 
 _RANKS: Final = {level: rank for rank, level in enumerate(LogLevel)}
 _URGENT: Final = _RANKS[LogLevel.WARN]
+_AT_ONCE: Final = 64
+"""Sessions whose lines are put together without waiting for somebody to call ``flush``."""
 _ENOUGH: Final = 32 * 1024
 """Octets that are written without waiting for somebody to call ``flush``."""
 
@@ -59,6 +61,7 @@ class Log:
         self._event = lines.json_event if format is LogFormat.JSON else lines.text_event
         self._life = os.urandom(4).hex()
         self._sessions = 0
+        self._ended: list[tuple[SessionRecord, float]] = []
         self.level = level
 
     @property
@@ -78,12 +81,24 @@ class Log:
         return f"{self._life}-{self._sessions:x}"
 
     def session(self, record: SessionRecord) -> None:
-        """Write the line of a session that is over."""
-        if not self._tells_sessions:
-            return
-        self._sink.put(self._session(record, self._stamp(self._now())))
-        if self._sink.size > _ENOUGH:
-            self.flush()
+        """Write the line of a session that is over; the record is this log's from now on.
+
+        Lines are put together many at a time: one by one, each would find its
+        code and tables driven out of the processor's caches by a whole login.
+        """
+        if self._tells_sessions:
+            ended = self._ended
+            ended.append((record, self._now()))
+            if len(ended) >= _AT_ONCE:
+                self._tell_sessions()
+                if self._sink.size > _ENOUGH:
+                    self.flush()
+
+    def _tell_sessions(self) -> None:
+        put, line, stamp = self._sink.put, self._session, self._stamp
+        for record, when in self._ended:
+            put(line(record, stamp(when)))
+        self._ended.clear()
 
     def takes(self, level: LogLevel, least: LogLevel | None = None) -> bool:
         """Whether an event of this level would be written; for events that are costly to describe."""
@@ -103,12 +118,14 @@ class Log:
         """
         if not self.takes(level, least):
             return
+        self._tell_sessions()
         self._sink.put(self._event(level, name, self._stamp(self._now()), fields))
         if _RANKS[level] >= _URGENT or self._sink.size > _ENOUGH:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits, as far as that goes without waiting."""
+        self._tell_sessions()
         if self._sink.flush() and self._sink.dropped:
             count, self._sink.dropped = self._sink.dropped, 0
             fields = {"count": count}
@@ -117,6 +134,7 @@ class Log:
 
     def close(self, seconds: float = 1.0) -> None:
         """Write what waits before the process ends, for at most so many seconds."""
+        self._tell_sessions()
         self._sink.close(seconds)
 
 

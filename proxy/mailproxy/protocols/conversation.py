@@ -45,6 +45,7 @@ _TLS_HANDSHAKE: Final = b"\x16\x03"
 _HTTP_WORDS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
 )
+_ONLY: Final = StartTls.ONLY
 _CONTROLS: Final = bytes((*range(0x20), 0x7F))
 
 
@@ -189,7 +190,7 @@ class Conversation(ABC):
     @property
     def tls_is_missing(self) -> bool:
         """Whether ``starttls only`` holds the client back from logging in."""
-        return self.client.tls is None and self.server.starttls is StartTls.ONLY
+        return self.client.tls is None and self.server.starttls is _ONLY
 
     @property
     def tls_is_offered(self) -> bool:

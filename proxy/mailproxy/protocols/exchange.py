@@ -7,6 +7,8 @@ in LF alone.
 
 from __future__ import annotations
 
+from typing import Final
+
 from mailproxy.dialogue.actions import Dialogue, Receive, Send, Telling, receive_at_most, send
 from mailproxy.dialogue.values import Client
 from mailproxy.errors import PeerGone, UpstreamError, UpstreamRefused
@@ -14,7 +16,9 @@ from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.proxy_header import outbound
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
-_CR = 13
+_LF, _CR = b"\n\r"
+_GREETING: Final = UpstreamStage.GREETING
+_DISABLED: Final = SendProxyProtocol.DISABLED
 
 
 class Exchange:
@@ -31,11 +35,11 @@ class Exchange:
         self._receive = receive_at_most(limit)
         self._buffer = b""
         self._start = 0
-        self.stage = UpstreamStage.GREETING
+        self.stage = _GREETING
 
     def introduce(self, server: ServerConfig, client: Client) -> Telling | tuple[()]:
         """Say who the client is where ``proxy_protocol`` wants it, ahead of everything else."""
-        if server.proxy_protocol is SendProxyProtocol.DISABLED:
+        if server.proxy_protocol is _DISABLED:
             return ()
         return send(outbound(server, client))
 
@@ -52,7 +56,7 @@ class Exchange:
             UpstreamError: The reply does not fit ``proxy_buffer``, or the upstream is gone.
         """
         buffer, start = self._buffer, self._start
-        end = buffer.find(b"\n", start)
+        end = buffer.find(b"\n", start) if buffer else -1
         while end < 0:
             held = len(buffer)
             if held >= self._limit:
@@ -63,6 +67,10 @@ class Exchange:
                 silent = ProtocolErrorKind.NO_GREETING if self.stage is UpstreamStage.GREETING else None
                 raise self.failed("upstream broke off", silent) from gone
             self._buffer = buffer = buffer + chunk if held else chunk
+            if not held and chunk[-1] == _LF and _LF not in (line := chunk[:-1]):
+                # just what was waited for, as nearly always
+                self._start = len(chunk)
+                return line[:-1] if line and line[-1] == _CR else line
             end = buffer.find(b"\n", held)
         self._start = end + 1
         if end > start and buffer[end - 1] == _CR:

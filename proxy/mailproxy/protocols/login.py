@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mailproxy.dialogue.actions import Dialogue, authorize, wait
-from mailproxy.dialogue.values import AuthRequest, Client, Credentials, Denied, Envelope, Granted, Postponed
+from mailproxy.dialogue.actions import Authorize, Dialogue, wait
+from mailproxy.dialogue.values import (
+    AuthRequest,
+    Client,
+    Credentials,
+    Decision,
+    Denied,
+    Envelope,
+    Granted,
+    Postponed,
+)
 
 
 class Attempts:
@@ -39,7 +48,7 @@ def ask(
     """
     request = AuthRequest(credentials, attempts.begin(), client, envelope)
     while True:
-        decision = yield from authorize(request)
+        decision: Decision = yield Authorize(request)
         if not isinstance(decision, Postponed):
             return decision
         yield from wait(decision.wait)

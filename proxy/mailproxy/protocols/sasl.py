@@ -19,6 +19,8 @@ from mailproxy.dialogue.values import Credentials, Secret
 from mailproxy.events import LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.model import AuthMethod
 
+_NUL, _LF, _CR = b"\0\n\r"
+"""Numbers: octets are searched for one at once; for ``b"\\r"`` only after a ``TypeError`` within."""
 _DIGEST_LENGTH: Final = 32
 _PADDING: Final = (b"", b"", b"==", b"=")
 _MECHANISMS: Final = {
@@ -98,7 +100,7 @@ def decoded(text: bytes) -> bytes | None:
 
 def is_unsafe(octets: bytes) -> bool:
     """Whether a login or password holds CR, LF or NUL, which no upstream is to see."""
-    return b"\r" in octets or b"\n" in octets or b"\0" in octets
+    return _CR in octets or _LF in octets or _NUL in octets
 
 
 def authenticate(
@@ -195,7 +197,7 @@ def _response(exchange: _Exchange, initial: bytes | None, prompt: bytes) -> Dial
         yield from send(prompt)
         limit = None if exchange.end is None else exchange.end - exchange.reader.consumed
         line = yield from exchange.reader.line(limit)
-        if b"\r" in line:
+        if _CR in line:
             return _malformed(exchange.method, ProtocolErrorKind.CONTROL_CHAR, counts=True)
         initial, _, others = line.partition(b" ")
         if others and sum(map(bool, others.split(b" "))) >= exchange.framing.words:

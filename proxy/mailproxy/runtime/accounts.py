@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from mailproxy.events import CloseReason, LoginResult
 from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.server import Server
+
+_SUCCESS: Final = LoginResult.SUCCESS
+_MAX_ERRORS: Final = CloseReason.MAX_ERRORS
 
 
 def book_end(
@@ -30,7 +34,7 @@ def book_end(
     meter = server.meter
     meter.active.value -= 1
     meter.closed[reason].value += 1
-    if reason is CloseReason.MAX_ERRORS:
+    if reason is _MAX_ERRORS:
         meter.limit_rejections["max_errors"].value += 1
-    server.numbers.session_seconds[record.result is LoginResult.SUCCESS].observe(duration)
+    server.numbers.session_seconds[record.result is _SUCCESS].observe(duration)
     engine.log.session(record)

@@ -22,13 +22,13 @@ LINGER_OCTETS: Final = 64 * 1024
 LINGERING_AT_MOST: Final = 256
 
 
-def close_now(engine: Engine, sock: socket.socket, fd: int) -> None:
+def close_now(engine: Engine, sock: socket.SocketType, fd: int) -> None:
     """Close a connection that has nothing left to say."""
     engine.reactor.forget(fd)
     sock.close()
 
 
-def close_politely(engine: Engine, sock: socket.socket, fd: int) -> None:
+def close_politely(engine: Engine, sock: socket.SocketType, fd: int) -> None:
     """Close a connection whose last reply must arrive, although the peer may still be talking."""
     end_writing(sock)
     if len(engine.lingering) >= LINGERING_AT_MOST:
@@ -37,12 +37,12 @@ def close_politely(engine: Engine, sock: socket.socket, fd: int) -> None:
         Lingerer(engine, sock, fd).on_event(READ)
 
 
-def end_writing(sock: socket.socket) -> None:
+def end_writing(sock: socket.SocketType) -> None:
     """Tell the peer that nothing more comes: close_notify where there is TLS, then FIN."""
     if isinstance(sock, TlsConnection):
         sock.unwrap()
     with suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_WR)  # an SSLSocket's own forgets its TLS
+        socket.SocketType.shutdown(sock, socket.SHUT_WR)  # an SSLSocket's own forgets its TLS
 
 
 class Lingerer:
@@ -50,7 +50,7 @@ class Lingerer:
 
     __slots__ = ("_left", "engine", "fd", "sock", "timer")
 
-    def __init__(self, engine: Engine, sock: socket.socket, fd: int) -> None:
+    def __init__(self, engine: Engine, sock: socket.SocketType, fd: int) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd

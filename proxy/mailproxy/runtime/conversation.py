@@ -72,7 +72,7 @@ class Conversation(ABC):
     )
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
 
-    def __init__(self, engine: Engine, sock: socket.socket, fd: int, write_seconds: float) -> None:
+    def __init__(self, engine: Engine, sock: socket.SocketType, fd: int, write_seconds: float) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
@@ -94,17 +94,17 @@ class Conversation(ABC):
     def begin(self, dialogue: Dialogue[Any]) -> None:
         """Perform a dialogue from its start."""
         self._dialogue = dialogue
-        self._run(dialogue.send, None)
+        self._run(None)
 
     def resume(self, answer: object) -> None:
         """Give the dialogue the answer it waits for."""
         if self._dialogue is not None:
-            self._run(self._dialogue.send, answer)
+            self._run(answer)
 
     def throw(self, error: Exception) -> None:
         """Let what the dialogue waits for fail."""
         if self._dialogue is not None:
-            self._run(self._dialogue.throw, error)
+            self._run(error, self._dialogue.throw)
 
     @property
     def is_listening(self) -> bool:
@@ -129,7 +129,7 @@ class Conversation(ABC):
             self._wake.cancel()
             self._wake = None
         if octets:
-            self._run(self._dialogue.send, octets)  # type: ignore[union-attr]
+            self._run(octets)
         else:
             self.throw(PeerClosed())
 
@@ -167,26 +167,35 @@ class Conversation(ABC):
 
     # -- performing
 
-    def _run(self, step: Callable[[Any], Action], value: object) -> None:  # noqa: C901 - the interpreter's one loop: splitting it costs a call per action
+    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901 - the interpreter's one loop: splitting it costs a call per action
+        dialogue = self._dialogue
+        assert dialogue is not None  # noqa: S101 - whoever waits has one
         try:
-            action = step(value)
+            action = dialogue.send(value) if step is None else step(value)
             while True:
                 kind = action.__class__
                 if kind is Send:
-                    self._outgoing += action.octets  # type: ignore[union-attr]
-                    if len(self._outgoing) > HIGH_WATER and not self._flush():
-                        return self._hold(None)
-                    action = self._dialogue.send(None)  # type: ignore[union-attr]
+                    if not self._outgoing:
+                        self._outgoing = action.octets  # type: ignore[union-attr]
+                    else:
+                        self._outgoing += action.octets  # type: ignore[union-attr]
+                        if len(self._outgoing) > HIGH_WATER and not self._flush():
+                            return self._hold(None)
+                    action = dialogue.send(None)
                     continue
                 if self._outgoing and not self._flush():
                     return self._hold(action)
                 if kind is Receive:
-                    return self._listen(action.limit)  # type: ignore[union-attr]
+                    self._limit = action.limit  # type: ignore[union-attr]
+                    self._state = READING
+                    if self._mask != READ or self._doom is not None or self.tls is not None:
+                        self._listen()
+                    return None
                 self._state = ASIDE
                 answer = self._PERFORM[kind](self, action)
                 if answer is PENDING:
                     return None
-                action = self._dialogue.send(answer)  # type: ignore[union-attr]
+                action = dialogue.send(answer)
         except StopIteration as stop:
             self._state = ASIDE
             self._dialogue = None
@@ -199,14 +208,12 @@ class Conversation(ABC):
             self._failed(error)
         return None
 
-    def _listen(self, limit: int) -> None:
-        self._limit = limit
-        self._state = READING
-        if self._mask != READ:
-            self._watch(READ)
+    def _listen(self) -> None:
+        """See to it that the peer is heard, unless its time is over."""
+        self._watch(READ)
         if self._doom is not None:
             self.throw(self._doom)
-        elif self.tls is not None:
+        else:
             self._look_above()
 
     def _look_above(self) -> None:
@@ -265,7 +272,7 @@ class Conversation(ABC):
         if held is None:
             self.resume(None)
         else:
-            self._run(_same, held)
+            self._run(held, _same)
 
     def _rearm(self) -> None:
         if self._deadline:

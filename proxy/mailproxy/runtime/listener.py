@@ -42,7 +42,7 @@ class Listener:
     __slots__ = ("_doors", "_family", "_looks", "_pause", "_told", "default", "engine", "fd", "key", "sock")
 
     def __init__(
-        self, engine: Engine, key: str, sock: socket.socket, default: Door, doors: Mapping[str, Door]
+        self, engine: Engine, key: str, sock: socket.SocketType, default: Door, doors: Mapping[str, Door]
     ) -> None:
         self.engine = engine
         self.key = key
@@ -77,11 +77,11 @@ class Listener:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 self._rest(error)
             return
-        sock = socket.socket(self._family, _STREAM, 0, fd)
+        sock = socket.SocketType(self._family, _STREAM, 0, fd)
         sock.setblocking(False)
         self._welcome(sock, address)
 
-    def _welcome(self, sock: socket.socket, address: Any) -> None:  # noqa: ANN401 - as the family has it
+    def _welcome(self, sock: socket.SocketType, address: Any) -> None:  # noqa: ANN401 - as the family has it
         engine = self.engine
         client = _client(self._family, address)
         door = self.default
@@ -109,7 +109,7 @@ class Listener:
         engine.reactor.add(session.fd, session, READ)
         session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
 
-    def _refuse(self, sock: socket.socket, door: Door) -> None:
+    def _refuse(self, sock: socket.SocketType, door: Door) -> None:
         meter = door.server.meter
         meter.limit_rejections["conn_total"].value += 1
         meter.closed[CloseReason.LIMIT].value += 1
@@ -140,7 +140,7 @@ def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the famil
     return Client(host.partition("%")[0] if "%" in host else host, address[1])
 
 
-def _look_at_local_end(client: Client, sock: socket.socket) -> None:
+def _look_at_local_end(client: Client, sock: socket.SocketType) -> None:
     if sock.family != socket.AF_UNIX:
         name = sock.getsockname()
         client.local_address, client.local_port = name[0].partition("%")[0], name[1]

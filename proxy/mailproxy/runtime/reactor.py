@@ -140,8 +140,9 @@ class Reactor(selectors.BaseSelector):
             self.now = now = monotonic()
             self.polls += 1
             for fd, mask in events:
-                handler = handlers.get(fd)
-                if handler is None:
+                try:
+                    handler = handlers[fd]
+                except KeyError:
                     self._leave_to_asyncio(fd, mask, ready)
                     continue
                 try:

@@ -31,6 +31,11 @@ SMALL: Final = 16 * 1024
 ROUNDS: Final = 4
 """Bulk transfers per event, so that a busy session does not delay the others."""
 _PARKED: Final = -1
+# An enumeration is slow to ask for its members.
+_CLIENT_CLOSED: Final = CloseReason.CLIENT_CLOSED
+_UPSTREAM_CLOSED: Final = CloseReason.UPSTREAM_CLOSED
+_IDLE_TIMEOUT: Final = CloseReason.IDLE_TIMEOUT
+_SUCCESS: Final = LoginResult.SUCCESS
 HALF_CLOSED_SECONDS: Final = 60.0
 """Silence that a session survives once one side has ended, or is broken."""
 
@@ -51,18 +56,19 @@ class End:
         counter: Counts what this side says, for all sessions.
         is_behind: Whether octets wait to be written to this side: ``pending``, or in ``pipe``.
         is_over: Whether this side has said everything.
+        mask: What the reactor watches it for.
         moved: How many octets it said.
         other: The other side.
         tls: The same as ``sock`` where it is a TLS connection.
     """
 
     __slots__ = (
-        "_mask",
         "account",
         "counter",
         "fd",
         "is_behind",
         "is_over",
+        "mask",
         "moved",
         "other",
         "pending",
@@ -71,7 +77,7 @@ class End:
         "tls",
     )
 
-    def __init__(self, sock: socket.socket, fd: int, mask: int, counter: Counter) -> None:
+    def __init__(self, sock: socket.SocketType, fd: int, mask: int, counter: Counter) -> None:
         self.sock = sock
         self.fd = fd
         self.tls = sock if isinstance(sock, TlsConnection) else None
@@ -81,7 +87,7 @@ class End:
         self.is_over = False
         self.pending = b""
         self.pipe: Pipe | None = None
-        self._mask = mask
+        self.mask = mask
         self.other: End
         self.account: Relay
 
@@ -107,8 +113,7 @@ class End:
             relay.broke(self)
             return
         relay.active = relay.engine.reactor.now
-        flows = self._mask == READ == other._mask  # noqa: SLF001 - of the same class
-        if not flows or self.is_over or self.is_behind or other.is_behind or mask & BROKEN:
+        if mask & BROKEN or self.is_over or self.is_behind or other.is_behind or self.mask != other.mask:
             self._settle(is_broken=bool(mask & BROKEN))
 
     def _settle(self, *, is_broken: bool) -> None:
@@ -130,21 +135,21 @@ class End:
             wanted = READ
         if self.is_behind:
             wanted |= WRITE
-        if wanted == self._mask:
+        if wanted == self.mask:
             return
         reactor = self.account.engine.reactor
-        if self._mask != _PARKED:
+        if self.mask != _PARKED:
             reactor.want(self.fd, wanted)
         elif wanted == QUIET:
             return
         else:
             reactor.add(self.fd, self, wanted)
-        self._mask = wanted
+        self.mask = wanted
 
     def _park(self) -> None:
         """Stop watching altogether: a hang-up is reported again and again, wanted or not."""
-        if self._mask != _PARKED:
-            self._mask = _PARKED
+        if self.mask != _PARKED:
+            self.mask = _PARKED
             self.account.engine.reactor.remove(self.fd)
 
     def cut(self) -> None:
@@ -303,9 +308,12 @@ class End:
     def _ended(self) -> None:
         self.is_over = True
         relay, other = self.account, self.other
-        relay.has_ended(self)
-        if not other.is_behind and not relay.is_complete():
-            other.finish_writing()
+        is_first = relay.has_ended(self)
+        if not relay.is_complete():
+            if is_first:
+                relay.bound_silence()
+            if not other.is_behind:
+                other.finish_writing()
 
     def finish_writing(self) -> None:
         """The other side has ended, and everything it said is written: say so to this one."""
@@ -354,13 +362,13 @@ class Relay:
         engine.live.add(self)
         engine.timers.arm(self, self._idle)
 
-    def has_ended(self, end: End) -> None:
-        """One side has said everything; the other gets a bounded while for the rest."""
-        if self._reason is None:
-            self._owes_client = self.client.is_behind or self.spoke_last is self.client
-            self._reason = CloseReason.CLIENT_CLOSED if end is self.client else CloseReason.UPSTREAM_CLOSED
-            if not self.is_complete():
-                self.bound_silence()
+    def has_ended(self, end: End) -> bool:
+        """One side has said everything; tell whether it is the first to."""
+        if self._reason is not None:
+            return False
+        self._owes_client = self.client.is_behind or self.spoke_last is self.client
+        self._reason = _CLIENT_CLOSED if end is self.client else _UPSTREAM_CLOSED
+        return True
 
     def bound_silence(self) -> None:
         """There is nobody to wait for on one side: the other has a bounded while to take what is left."""
@@ -421,10 +429,10 @@ class Relay:
                 engine.pipes.discard(end.pipe)
                 end.pipe = None
         close_now(engine, upstream.sock, upstream.fd)
-        if client.tls is not None and self._reason is not CloseReason.IDLE_TIMEOUT:
+        if client.tls is not None and self._reason is not _IDLE_TIMEOUT:
             end_writing(client.sock)
         close_now(engine, client.sock, client.fd)
-        book_end(engine, self.server, record, self._gauge, self._reason or CloseReason.CLIENT_CLOSED)
+        book_end(engine, self.server, record, self._gauge, self._reason or _CLIENT_CLOSED)
         del client.other, upstream.other, client.account, upstream.account
 
 
@@ -438,7 +446,7 @@ def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, t
         to_client: The end of the login: what the upstream answered.
         to_upstream: What the client sent ahead.
     """
-    relay.record.result = LoginResult.SUCCESS
+    relay.record.result = _SUCCESS
     client.other, upstream.other = upstream, client
     client.account = upstream.account = relay
     relay.client, relay.upstream = client, upstream
@@ -455,7 +463,8 @@ def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, t
     except SinkBroken as broken:
         relay.broke(broken.end)
         return
-    client.watch()
-    upstream.watch()
+    if client.is_behind or upstream.is_behind or client.mask != upstream.mask:
+        client.watch()
+        upstream.watch()
     if client.tls is not None and client.tls.pending() and not upstream.is_behind:
         client.on_event(READ)

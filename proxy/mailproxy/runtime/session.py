@@ -59,6 +59,7 @@ from mailproxy_config.model import LogLevel
 _SAY_NOTHING: Final = frozenset(
     {CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_RESET, CloseReason.PREAUTH_TIMEOUT}
 )
+_SUCCESS: Final = LoginResult.SUCCESS
 _GIVE_UP: Final[Mapping[type[AuthUnavailable], LoginResult]] = {
     AuthTimedOut: LoginResult.TIMEOUT,
     MalformedAnswer: LoginResult.INVALID_RESPONSE,
@@ -86,7 +87,7 @@ class Session(Conversation):
     )
 
     def __init__(
-        self, engine: Engine, server: Server, sock: socket.socket, client: Client, record: SessionRecord
+        self, engine: Engine, server: Server, sock: socket.SocketType, client: Client, record: SessionRecord
     ) -> None:
         super().__init__(engine, sock, sock.fileno(), server.config.timeout)
         self.server = server
@@ -102,7 +103,7 @@ class Session(Conversation):
         self._link: UpstreamLink | None = None
         self._reason: CloseReason | None = None
         self._stage: HeaderStage | HandshakeStage | None = None
-        self._state_gauge = gauge = numbers.starting
+        self._state_gauge = gauge = numbers.preauth
         gauge.value += 1
         engine.live.add(self)
 
@@ -110,13 +111,21 @@ class Session(Conversation):
 
     def start(self, *, proxy_header: bool, tls: bool) -> None:
         """Begin with whatever the listener asks for first."""
+        if proxy_header or tls:
+            self._enter(self.numbers.starting)
+            self._begin_stage(proxy_header=proxy_header, tls=tls)
+        else:
+            self.begin(self.server.frontend.converse(self.client))
+
+    def _begin_stage(self, *, proxy_header: bool, tls: bool) -> None:
         if proxy_header:
             self._stage = HeaderStage(self, then_tls=tls)
             self._stage.begin()
         elif tls:
             self._shake_hands()
         else:
-            self._converse()
+            self._enter(self.numbers.preauth)
+            self.begin(self.server.frontend.converse(self.client))
 
     def _shake_hands(self) -> None:
         self._stage = stage = HandshakeStage(self, TlsMode.IMPLICIT, self._handshake_done)
@@ -126,7 +135,7 @@ class Session(Conversation):
         """The PROXY header was read; go on with TLS or the greeting."""
         self._stage = None
         self.engine.reactor.hand_over(self.fd, self)
-        self.start(proxy_header=False, tls=then_tls)
+        self._begin_stage(proxy_header=False, tls=then_tls)
 
     def client_changed(self) -> None:
         """``set_real_ip_from`` replaced the client's address."""
@@ -137,11 +146,7 @@ class Session(Conversation):
     def _handshake_done(self, info: TlsInfo) -> None:
         self._stage = None
         self.client.tls = info
-        self._converse()
-
-    def _converse(self) -> None:
-        self._enter(self.numbers.preauth)
-        self.begin(self.server.frontend.converse(self.client))
+        self._begin_stage(proxy_header=False, tls=False)
 
     def stage_failed(self, error: SessionError) -> None:
         """What comes before the conversation did not work out; there is nobody to tell."""
@@ -256,8 +261,9 @@ class Session(Conversation):
 
     def upstream_dialogue(self) -> Dialogue[LoggedIn]:
         """What to say to the upstream; asked for when the connection stands."""
-        assert self._identified is not None  # noqa: S101 - set before connecting
-        return self.server.upstream.log_in(self.client, self._identified)
+        identified = self._identified
+        assert identified is not None  # noqa: S101 - set before connecting
+        return self.server.upstream.log_in(self.client, identified)
 
     def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
         """The upstream accepted: from here on octets are copied."""
@@ -265,7 +271,7 @@ class Session(Conversation):
         assert identified is not None  # noqa: S101 - set before connecting
         engine = self.engine
         self._spent_on_upstream()
-        self._count_login(LoginResult.SUCCESS)
+        self._count_login(_SUCCESS)
         self._enter(self.numbers.relay)
         engine.live.discard(self)
         if self.timer is not None:
@@ -443,7 +449,7 @@ class Session(Conversation):
             return
         numbers = self.numbers
         numbers.logins[method, result].value += 1
-        numbers.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
+        numbers.login_seconds[result is _SUCCESS].observe(self._login_seconds)
         self.record.result = result
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0

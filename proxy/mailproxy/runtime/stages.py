@@ -67,7 +67,7 @@ class HeaderStage:
             if header is not None:
                 self._done(header)
 
-    def _take(self, sock: socket.socket) -> proxy_header.Header | None:
+    def _take(self, sock: socket.SocketType) -> proxy_header.Header | None:
         chunk = sock.recv(_LOOK, socket.MSG_PEEK)
         if not chunk:
             raise proxy_header.BadHeader(

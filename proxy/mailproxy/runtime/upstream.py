@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.dialogue.actions import Action
 from mailproxy.dialogue.values import Granted, LoggedIn
 from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
@@ -37,7 +37,7 @@ class UpstreamLink(Conversation):
 
     __slots__ = ("_connecting", "_session", "_started")
 
-    def __init__(self, session: Session, sock: socket.socket) -> None:
+    def __init__(self, session: Session, sock: socket.SocketType) -> None:
         engine, seconds = session.engine, session.server.config.timeout
         super().__init__(engine, sock, sock.fileno(), seconds)
         self._session: Session | None = session
@@ -57,7 +57,7 @@ class UpstreamLink(Conversation):
         """
         address = grant.address
         try:
-            sock = socket.socket(_IPV6 if ":" in address else _IPV4, _TYPE)
+            sock = socket.SocketType(_IPV6 if ":" in address else _IPV4, _TYPE)
         except OSError as error:
             raise _failure(error.errno) from error
         try:
@@ -71,12 +71,12 @@ class UpstreamLink(Conversation):
             raise _failure(code)
         return cls(session, sock)
 
-    def on_event(self, mask: int) -> None:
+    def _on_other_event(self, mask: int) -> None:
         """The connection stands, or failed; after that, as any conversation."""
         if self._connecting:
             self._connected(mask)
         else:
-            super().on_event(mask)
+            super()._on_other_event(mask)
 
     def _connected(self, mask: int) -> None:
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
@@ -89,12 +89,8 @@ class UpstreamLink(Conversation):
             self.release()
             self._failed(_failure(code))
         else:
+            self._watch(READ)
             self.begin(session.upstream_dialogue())
-
-    def begin(self, dialogue: Dialogue[Any]) -> None:
-        """Perform the login dialogue; from here on the socket is read only when it asks."""
-        self._watch(READ)
-        super().begin(dialogue)
 
     def on_timeout(self) -> None:
         """The upstream was too slow, whatever it was doing."""

@@ -43,7 +43,7 @@ class ServerTls:
     fingerprint_of_inputs: str
     notices: tuple[Problem, ...]
 
-    def accept(self, sock: socket.socket) -> TlsConnection:
+    def accept(self, sock: socket.SocketType) -> TlsConnection:
         """Take over a connected non-blocking socket, without a handshake yet.
 
         ``sock`` gives its descriptor away and is not to be used any more.

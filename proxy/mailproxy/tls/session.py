@@ -133,12 +133,11 @@ class TlsConnection(ssl.SSLSocket):
     _terms: Terms
 
     @classmethod
-    def over(cls, sock: socket.socket, terms: Terms) -> TlsConnection:
+    def over(cls, sock: socket.SocketType, terms: Terms) -> TlsConnection:
         """Take a connected non-blocking socket over; see ``ServerTls.accept``."""
-        kind = super(socket.socket, sock)  # plain numbers, where `socket` would look an enum up
         self = cls.__new__(cls)
         self._sslobj, self._terms = None, terms
-        family, type_, proto = kind.family, kind.type, kind.proto  # type: ignore[attr-defined]
+        family, type_, proto = int(sock.family), int(sock.type), sock.proto
         socket.socket.__init__(self, family, type_, proto, sock.detach())
         self.settimeout(0.0)
         self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket

@@ -33,6 +33,7 @@ _ARGUMENT: Final = re.compile(
 )
 _QUOTED, _SIZE, _PLUS, _ATOM = 1, 2, 3, 4
 _ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
+_CR: Final = 13
 _MAX_DIGITS: Final = 18  # then it fits the machine word that nginx would read it into
 
 
@@ -106,7 +107,7 @@ def go_on(unfinished: Unfinished, octets: bytes, line: bytes) -> Command | Unfin
 
 def _arguments(command: Command, line: bytes, at: int) -> Command | Unfinished | Rejected:
     arguments = command.arguments
-    if b"\r" in line:
+    if _CR in line:
         return _arguments_before_cr(command, line, at)
     while found := _ARGUMENT.match(line, at):
         at = found.end()

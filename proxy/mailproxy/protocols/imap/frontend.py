@@ -29,6 +29,8 @@ from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy_config.model import ServerConfig, StartTls
 
 _FRAMING: Final = Framing(replies.CHALLENGE_PREFIX, words=MAX_ARGUMENTS)
+_GREET: Final = send(replies.GREETING)
+_PASSWORD: Final = Method.PASSWORD
 _CERTIFICATE_REPLIES: Final = {
     CertificateFault.INVALID: replies.CERTIFICATE_INVALID,
     CertificateFault.MISSING: replies.CERTIFICATE_MISSING,
@@ -65,7 +67,7 @@ class ImapConversation(Conversation):
 
     def greet(self) -> Dialogue[Ended | None]:
         """Say the greeting."""
-        yield from send(replies.GREETING)
+        yield from _GREET
         return None
 
     def invalid(self) -> bytes:
@@ -80,7 +82,11 @@ class ImapConversation(Conversation):
         """Take one command, with its literals, and answer it."""
         self._tag = NO_TAG
         self._start = self.reader.consumed
-        line = yield from self._first_line()
+        try:
+            line = yield from self.reader.line()
+        except LineTooLong as too_long:
+            self._tag = tag_of(too_long.seen)
+            raise
         login = PLAIN_LOGIN.fullmatch(line)
         if login is not None:
             self._tag, user, password = login.groups()
@@ -92,13 +98,6 @@ class ImapConversation(Conversation):
         return (yield from self._dispatch(command))
 
     # ---- reading a command ----
-
-    def _first_line(self) -> Dialogue[bytes]:
-        try:
-            return (yield from self.reader.line())
-        except LineTooLong as too_long:
-            self._tag = tag_of(too_long.seen)
-            raise
 
     def _room(self) -> int:
         """How many octets the command may still take: all its lines and literals share one limit."""
@@ -167,7 +166,7 @@ class ImapConversation(Conversation):
             kind = ProtocolErrorKind.CONTROL_CHAR
             yield from self.refuse(Method.PASSWORD, LoginResult.BAD_CREDENTIALS_SYNTAX, kind)
             return None
-        return (yield from self._identify(Credentials(Method.PASSWORD, user, Secret(password))))
+        return (yield from self._identify(Credentials(_PASSWORD, user, Secret(password))))
 
     def _authenticate(self, arguments: list[bytes]) -> Dialogue[Identified | Ended | None]:
         """AUTHENTICATE (RFC 9051 section 6.2.2); its response lines share the command's limit."""

@@ -44,7 +44,7 @@ class ImapUpstream:
         exchange = _ImapExchange(self._server.proxy_buffer)
         yield from exchange.introduce(self._server, client)
         greeting = yield from exchange.line()
-        if not greeting.startswith(_GREETING):
+        if greeting[:4] != _GREETING:
             raise exchange.refused(None if greeting.startswith(_BYE) else ProtocolErrorKind.UNEXPECTED_REPLY)
         grant, tag = identified.grant, identified.tag
         user = grant.user
@@ -71,15 +71,15 @@ class _ImapExchange(Exchange):
         """Say a command; of what was said before it only an unfinished line is kept."""
         buffer = self._buffer
         self.stage = stage
-        self._buffer, self._start = buffer[buffer.rfind(b"\n") + 1 :], 0
+        self._buffer, self._start = b"" if buffer[-1:] == b"\n" else buffer[buffer.rfind(b"\n") + 1 :], 0
         return (Send(command),)
 
 
 def _expect(exchange: Exchange, tag: bytes, hoped_for: bytes) -> Dialogue[None]:
     """Wait for the line that counts, past any untagged ones; only its beginning is judged."""
     line = yield from exchange.line()
-    while line.startswith(_UNTAGGED) and not line.startswith(_BYE):
+    while line[:2] == _UNTAGGED and line[:5] != _BYE:
         line = yield from exchange.line()
-    if not line.startswith(hoped_for):
+    if line[: len(hoped_for)] != hoped_for:
         is_honest = line.startswith((_BYE, tag + b" NO", tag + b" BAD"))
         raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)

@@ -10,6 +10,7 @@ from mailproxy.protocols.conversation import misread
 BUFFER: Final = 128
 """Octets of the longest command, its line end included; nginx has no directive for it either."""
 MAX_ARGUMENTS: Final = 3
+_CR: Final = 13
 
 USER: Final = b"USER"
 PASS: Final = b"PASS"
@@ -38,7 +39,7 @@ def parse(line: bytes) -> Command | ProtocolErrorKind:
     Returns:
         The command; or, for a syntax error, what to count it as.
     """
-    if b"\r" in line:
+    if _CR in line:
         return ProtocolErrorKind.CONTROL_CHAR
     word, _, rest = line.partition(b" ")
     known = _WORDS.get(word.upper())

@@ -12,6 +12,9 @@ from mailproxy.protocols.pop3 import commands, replies
 from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
+_GREET: Final = send(replies.GREETING)
+_SAY_OK: Final = send(replies.OK)
+_PASSWORD: Final = Method.PASSWORD
 _CHALLENGED: Final = frozenset((AuthMethod.APOP, AuthMethod.CRAM_MD5))
 
 Outcome = Identified | Ended | None
@@ -58,7 +61,7 @@ class Pop3Conversation(Conversation):
     def greet(self) -> Dialogue[Ended | None]:
         """Say the greeting, with the challenge in it where a method needs one."""
         if self.server.pop3_auth.isdisjoint(_CHALLENGED):
-            yield from send(replies.GREETING)
+            yield from _GREET
         else:
             yield from send(replies.greeting((yield from self.challenge())))
         return None
@@ -89,7 +92,7 @@ class Pop3Conversation(Conversation):
     def _after_user(self, user: bytes, word: bytes, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
         """State "user": PASS, and what does not disturb it."""
         if word == commands.PASS and arguments:
-            return (yield from self._password(Method.PASSWORD, user, arguments[0]))
+            return (yield from self._password(_PASSWORD, user, arguments[0]))
         if word in {commands.CAPA, commands.NOOP}:
             self.user = user
             yield from send(self._frontend.capabilities if word == commands.CAPA else replies.OK)
@@ -109,7 +112,7 @@ class Pop3Conversation(Conversation):
             yield from self.reject(ProtocolErrorKind.CONTROL_CHAR)
         else:
             self.user = arguments[0]
-            yield from send(replies.OK)
+            yield from _SAY_OK
         return None
 
     def _pass(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mailproxy.dialogue.actions import Dialogue
 from mailproxy.dialogue.values import Client, Identified, LoggedIn
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.exchange import Exchange
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy_config.model import ServerConfig
+
+_LOGIN: Final = UpstreamStage.LOGIN
 
 
 class Pop3Upstream:
@@ -31,14 +35,14 @@ class Pop3Upstream:
         yield from exchange.introduce(self._server, client)
         yield from _expect_ok(exchange)
         password = None if grant.password is None else grant.password.reveal()
-        exchange.stage = UpstreamStage.LOGIN
+        exchange.stage = _LOGIN
         if password is None:
             raise exchange.failed("no password available")
         if is_unsafe(grant.user + password):
             raise exchange.failed("control characters in the credentials for the upstream")
-        yield from exchange.say(b"USER " + grant.user + b"\r\n", UpstreamStage.LOGIN)
+        yield from exchange.say(b"USER " + grant.user + b"\r\n", _LOGIN)
         yield from _expect_ok(exchange)
-        yield from exchange.say(b"PASS " + password + b"\r\n", UpstreamStage.LOGIN)
+        yield from exchange.say(b"PASS " + password + b"\r\n", _LOGIN)
         yield from _expect_ok(exchange)
         return LoggedIn(exchange.said())
 
@@ -46,7 +50,7 @@ class Pop3Upstream:
 def _expect_ok(exchange: Exchange) -> Dialogue[None]:
     """Take one reply; only its beginning is judged."""
     line = yield from exchange.line()
-    if line.startswith(b"+OK"):
+    if line[:3] == b"+OK":
         return
     is_honest = line.startswith(b"-ERR")
     raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)

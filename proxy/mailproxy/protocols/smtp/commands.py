@@ -8,6 +8,7 @@ from mailproxy.events import ProtocolErrorKind
 from mailproxy.protocols.conversation import misread
 
 MAX_ARGUMENTS: Final = 11
+_CR: Final = 13
 
 HELO: Final = b"HELO"
 EHLO: Final = b"EHLO"
@@ -42,7 +43,7 @@ def parse(line: bytes) -> Command | ProtocolErrorKind:
     Returns:
         The command; or, for a syntax error, what to count it as.
     """
-    if b"\r" in line:
+    if _CR in line:
         return ProtocolErrorKind.CONTROL_CHAR
     word, _, rest = line.partition(b" ")
     known = _WORDS.get(word.upper())

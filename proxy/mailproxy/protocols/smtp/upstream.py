@@ -14,6 +14,8 @@ from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
 from mailproxy_config.model import ServerConfig
 
+_HELLO: Final = UpstreamStage.HELLO
+_XCLIENT: Final = UpstreamStage.XCLIENT
 _MORE: Final = b"-"
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
 
@@ -52,15 +54,15 @@ class SmtpUpstream:
     def _hello(self, exchange: Exchange, client: Client, identified: Identified) -> Dialogue[None]:
         """Say who we are, who the client is, and what it called itself."""
         is_extended = identified.esmtp or self._server.xclient
-        yield from exchange.say(self._ehlo if is_extended else self._helo, UpstreamStage.HELLO)
+        yield from exchange.say(self._ehlo if is_extended else self._helo, _HELLO)
         yield from _expect(exchange, b"250")
         if not self._server.xclient:
             return
-        yield from exchange.say(self._xclient(client, identified.grant), UpstreamStage.XCLIENT)
+        yield from exchange.say(self._xclient(client, identified.grant), _XCLIENT)
         yield from _expect(exchange, b"220", b"250")
         if identified.helo is not None:
             word = b"EHLO " if identified.esmtp else b"HELO "
-            yield from exchange.say(word + identified.helo + b"\r\n", UpstreamStage.HELLO)
+            yield from exchange.say(word + identified.helo + b"\r\n", _HELLO)
             yield from _expect(exchange, b"250")
 
     def _xclient(self, client: Client, grant: Granted) -> bytes:
