@@ -1,7 +1,7 @@
-"""Writes the pages about the chart's values, from ``values.yaml`` and its comments.
+"""Writes what the chart has from elsewhere: pages from ``values.yaml`` and its comments, and the CRD.
 
-``python charts/values_page.py`` writes the chart's README and
-``docs/reference/values.md`` anew; a test says when that has been forgotten.
+``python charts/values_page.py`` writes the chart's README, its copy of the CRD
+and ``docs/reference/values.md`` anew; a test says when that has been forgotten.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def pages() -> dict[Path, str]:
     listed = table(values((CHART / "values.yaml").read_text(encoding="utf-8")))
     return {
         CHART / "README.md": _README + listed,
+        CHART / "files/crd.yaml": (ROOT / "deploy/crd.yaml").read_text(encoding="utf-8"),
         ROOT / "docs/reference/values.md": _REFERENCE + listed,
     }
 

@@ -1,0 +1,164 @@
+"""Installing, upgrading, testing and removing the chart on a real API server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.helm import CHART, Helm, Object, of_kind
+from support.helm_cluster import CRD, NAMESPACE, RELEASE, ChartCluster, chart_cluster
+from support.kube_cluster import Operator
+from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kubectl import find_kubectl
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.kubernetes
+
+SPEC: Object = {
+    "mail": {"serverName": "mail.example.com", "authHttp": "http://auth.mail.svc:9000/auth"},
+    "servers": [{"name": "imap", "protocol": "imap", "listen": [{"port": 143}]}],
+}
+PROXIES = ("--set-json", json.dumps({"proxies": {"edge": {"spec": SPEC}}}))
+OPERATOR = "mp-mailproxy-operator"
+# Everything that the chart makes in a namespace, and what a release must not leave behind.
+LEFT = (
+    "/api/v1/namespaces/mail/services",
+    "/apis/apps/v1/namespaces/mail/deployments",
+    "/apis/batch/v1/namespaces/mail/jobs",
+    "/apis/rbac.authorization.k8s.io/v1/namespaces/mail/roles",
+    "/apis/rbac.authorization.k8s.io/v1/namespaces/mail/rolebindings",
+    f"/api/v1/namespaces/mail/serviceaccounts?fieldSelector=metadata.name={OPERATOR}",
+    "/apis/rbac.authorization.k8s.io/v1/clusterroles?labelSelector=app.kubernetes.io/instance=mp",
+    "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings?labelSelector=app.kubernetes.io/instance=mp",
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCluster]:
+    """The API server."""
+    found = programs()
+    if found is None:
+        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+    with chart_cluster(found, tmp_path_factory.mktemp("chart"), helm) as made:
+        yield made
+
+
+@pytest.fixture
+def empty(cluster: ChartCluster) -> Iterator[ChartCluster]:
+    """The API server; whatever the test leaves behind is removed."""
+    yield cluster
+    cluster.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
+    cluster.api.asker.ask("DELETE", CRD)
+    eventually(lambda: not cluster.is_there(CRD), "the CRD to be gone")
+
+
+def _helm(cluster: ChartCluster, *args: str) -> str:
+    return cluster.helm.good(*args, "--namespace", NAMESPACE)
+
+
+def _state(cluster: ChartCluster) -> tuple[int, int, str]:
+    """The generations of the operator's Deployment and of the proxy, and who the proxy is."""
+    deployment = cluster.api.found("Deployment", NAMESPACE, OPERATOR)["metadata"]
+    proxy = cluster.api.found("MailProxy", NAMESPACE, "edge")["metadata"]
+    return deployment["generation"], proxy["generation"], proxy["uid"]
+
+
+def _left(cluster: ChartCluster) -> list[str]:
+    return [
+        item["metadata"]["name"]
+        for path in LEFT
+        for item in cluster.api.get(path).good["items"]
+        if item["metadata"]["name"] != "kubernetes"
+    ]
+
+
+def test_one_install_brings_operator_and_proxies(empty: ChartCluster) -> None:
+    """The first one, when the cluster has never heard of the kind; then all that may follow."""
+    command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--timeout", "60s", *PROXIES]
+    with empty.helm.start(*command) as installing:
+        empty.complete(f"{OPERATOR}-await-crd")
+        said, _ = installing.communicate(timeout=60)
+    assert installing.returncode == 0, said
+    assert "mailp/edge" in said
+    first = _state(empty)
+
+    _helm(empty, "upgrade", RELEASE, str(CHART), *PROXIES)
+    assert _state(empty) == first, "an upgrade that changes nothing changes something"
+    _helm(empty, "upgrade", RELEASE, str(CHART), *PROXIES, "--set", "log.level=debug")
+    assert _state(empty) == (first[0] + 1, *first[1:])
+    _helm(empty, "rollback", RELEASE, "1")
+    assert _state(empty)[1:] == first[1:]
+
+    _helm(empty, "uninstall", RELEASE)
+    assert _left(empty) == []
+    assert empty.is_there(CRD)
+    assert empty.api.found("MailProxy", NAMESPACE, "edge")["metadata"]["uid"] == first[2]
+    _helm(empty, "install", RELEASE, str(CHART), *PROXIES)
+    assert _state(empty)[1:] == first[1:], "what was kept is not what was there"
+
+
+def test_without_keep_nothing_is_left(empty: ChartCluster) -> None:
+    _helm(empty, "install", RELEASE, str(CHART), "--set", "crds.keep=false")
+    assert empty.is_there(CRD)
+    _helm(empty, "uninstall", RELEASE)
+    eventually(lambda: not empty.is_there(CRD), "the CRD to be gone")
+    assert _left(empty) == []
+
+
+def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
+    done = empty.helm.run(
+        "install", RELEASE, str(CHART), "--namespace", NAMESPACE, *PROXIES, "--set", "crds.enabled=false"
+    )
+    assert done.returncode != 0
+    assert "proxies needs the CRD" in done.stderr
+
+
+def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> None:
+    """An operator with nothing but the chart's service account makes a proxy; then ``helm test``."""
+    _helm(empty, "install", RELEASE, str(CHART))
+    body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "spec": SPEC}
+    token = empty.server.token(NAMESPACE, OPERATOR)
+    kubeconfig = empty.cluster.kubeconfig("chart", token)
+    operator = Operator(empty.cluster, "chart", kubeconfig, ["--lease-namespace", NAMESPACE]).started()
+    try:
+        made = {**body, "metadata": {"name": "edge", "namespace": NAMESPACE}}
+        eventually(lambda: empty.api.create(made).status == 201, "the kind to be served")
+        eventually(lambda: empty.api.find("Deployment", NAMESPACE, "edge"), "the proxy's Deployment")
+        with empty.helm.start("test", RELEASE, "--namespace", NAMESPACE, "--timeout", "60s") as testing:
+            said = empty.complete(f"{OPERATOR}-test", OPERATOR_URL=operator.admin.url)
+            assert "as a dry run: 201" in said
+            said, _ = testing.communicate(timeout=60)
+        assert testing.returncode == 0, said
+    finally:
+        operator.stop()
+    assert [one["metadata"]["name"] for one in empty.api.list("MailProxy", NAMESPACE)] == ["edge"]
+
+
+@pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}], ids=["usual", "sysctl policy"])
+def test_the_api_server_takes_every_object_strictly(
+    cluster: ChartCluster, tmp_path: Path, more: Object
+) -> None:
+    kubectl = find_kubectl(tmp_path)
+    if kubectl is None:
+        pytest.skip("needs kubectl")
+    values = {
+        "replicas": 2,
+        "networkPolicy": {"enabled": True},
+        "metrics": {"dashboards": {"enabled": True}, "scrapeAnnotations": True},
+        **more,
+    }
+    objects = cluster.helm.objects(values, "--kube-version", "1.36")
+    assert of_kind(objects, "NetworkPolicy")
+    command = [str(kubectl), f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side",
+               "--dry-run=server", "--validate=strict", "-f", "-"]  # fmt: skip
+    done = subprocess.run(
+        command, input=yaml.safe_dump_all(objects), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # Of the Pod Security Standard that the namespace warns about.
+    assert done.stderr == ""

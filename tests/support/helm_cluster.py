@@ -1,0 +1,110 @@
+"""A real API server for the chart.  It has no nodes: what Jobs run is run here, as their service account."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from support.helm import Helm, Object
+from support.kube_api import Answer
+from support.kube_cluster import Cluster
+from support.kube_server import KubeServer, Programs, kube_server
+from support.servers.programs import eventually
+
+NAMESPACE = "mail"
+RELEASE = "mp"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/mailproxies.mailproxy.dev"
+_JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
+
+
+class ChartCluster:
+    """The API server, and Helm against it."""
+
+    def __init__(self, server: KubeServer, folder: Path, helm: Helm) -> None:
+        self.server = server
+        self.api = server.admin
+        self.cluster = Cluster(server.admin, folder, server)
+        self.helm = helm
+        self._folder = folder
+        kubeconfig = self.cluster.kubeconfig("admin", server.admin.asker.token)
+        self.kubeconfig = kubeconfig
+        helm.against(kubeconfig)
+        for name in (NAMESPACE, "other"):
+            labels = {"pod-security.kubernetes.io/warn": "restricted"}
+            namespace = {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": labels},
+            }
+            _ = self.api.create(namespace).good
+
+    def is_there(self, path: str) -> bool:
+        """Tell whether something stands at a path."""
+        return self.api.get(path).status == 200
+
+    def complete(self, job: str, **environment: str) -> str:
+        """Run what a Job runs, as soon as Helm has made it, and say that it is complete.
+
+        Args:
+            job: Its name.
+            environment: Variables to set otherwise than it does.
+
+        Returns:
+            What it wrote.
+        """
+        eventually(lambda: self.is_there(f"{_JOBS}/{job}"), job)
+        done = self._run(self.api.get(f"{_JOBS}/{job}").good, environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        _ = self._say_complete(job).good
+        return done.stdout
+
+    def _run(self, job: Object, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run a Job's container here: its command, its variables, and its service account's token."""
+        spec = job["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        account = self._folder / spec["serviceAccountName"]
+        account.mkdir(exist_ok=True)
+        (account / "token").write_text(self.server.token(NAMESPACE, spec["serviceAccountName"]))
+        (account / "ca.crt").write_bytes(self.server.authority.read_bytes())
+        where = urlsplit(self.server.url)
+        given = {one["name"]: one["value"] for one in container.get("env", [])}
+        found = {
+            **given,
+            "ACCOUNT_DIR": str(account),
+            "KUBERNETES_SERVICE_HOST": where.hostname or "",
+            "KUBERNETES_SERVICE_PORT": str(where.port),
+            **environment,
+        }
+        assert container["command"] == ["python", "-c"]
+        return subprocess.run(
+            [sys.executable, "-c", *container["args"]],
+            env={"PATH": os.environ["PATH"], **found},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def _say_complete(self, job: str) -> Answer:
+        """Say about a Job what its controller would."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        conditions = [
+            {"type": kind, "status": "True", "lastTransitionTime": now, "reason": "CompletionsReached"}
+            for kind in ("SuccessCriteriaMet", "Complete")
+        ]
+        status = {"startTime": now, "completionTime": now, "succeeded": 1, "conditions": conditions}
+        content = "application/merge-patch+json"
+        return self.api.asker.ask("PATCH", f"{_JOBS}/{job}/status", {"status": status}, content)
+
+
+@contextmanager
+def chart_cluster(found: Programs, folder: Path, helm: Helm) -> Iterator[ChartCluster]:
+    """Run the API server."""
+    with kube_server(found, folder) as server:
+        yield ChartCluster(server, folder, helm)
