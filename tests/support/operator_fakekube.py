@@ -18,15 +18,15 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, OWNED, POD, Kind
+from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
 from support.operator_fields import Fields, flatten, managed, unflatten
 
 Object = dict[str, Any]
 _NAMESPACE = Kind("v1", "Namespace", "namespaces")
 _CRD = Kind("apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions")
 _CORE_EVENT = Kind("v1", "Event", "events")
-KINDS = (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, _NAMESPACE, _CRD, _CORE_EVENT)
-_CLUSTER_WIDE = {_NAMESPACE, _CRD}
+KINDS = (*OWNED, MAIL_PROXY, POD, EVENT, LEASE, MUTATING_WEBHOOK, _NAMESPACE, _CRD, _CORE_EVENT)
+_CLUSTER_WIDE = {_NAMESPACE, _CRD, MUTATING_WEBHOOK}
 _WITHOUT_GENERATION = {
     "ConfigMap",
     "Service",
@@ -480,7 +480,7 @@ def _json_patched(one: Object, operations: list[Object]) -> Object:
             at = at[int(step)] if isinstance(at, list) else at[step]
         key: Any = int(last) if isinstance(at, list) else last
         match operation["op"]:
-            case "replace":
+            case "replace" | "add":
                 at[key] = operation["value"]
             case "remove":
                 del at[key]

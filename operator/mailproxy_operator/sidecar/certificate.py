@@ -167,11 +167,24 @@ def server_context() -> ssl.SSLContext:
     return context
 
 
-def use(context: ssl.SSLContext, identity: Identity) -> None:
-    """Answer with this identity from the next handshake on; the key never gets onto a disk."""
-    descriptor = os.memfd_create("webhook", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, identity.certificate + identity.key)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+def use(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Answer with this certificate from the next handshake on; the key never gets onto a disk.
+
+    Args:
+        context: What answers.
+        certificate: As PEM, with its chain.
+        key: As PEM.
+
+    Raises:
+        ssl.SSLError: They cannot be used; then the context is as it was.
+    """
+    # A context that fails half-way has the new certificate without its key.
+    for target in (server_context(), context):
+        _load(target, certificate.rstrip() + b"\n" + key)
+
+
+def _load(context: ssl.SSLContext, content: bytes) -> None:
+    with os.fdopen(os.memfd_create("webhook", os.MFD_CLOEXEC), "wb") as file:
+        file.write(content)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")

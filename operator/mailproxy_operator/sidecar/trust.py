@@ -106,7 +106,7 @@ class OwnCertificate:
         if operations:
             await asyncio.sleep(SETTLE_SECONDS)
         if wanted is not self._identity:
-            certificate.use(self._context, wanted)
+            certificate.use(self._context, wanted.certificate, wanted.key)
             self._identity, self.is_ready = wanted, True
             _log.info("the webhook answers as %s", ", ".join(sorted(hosts)))
         return True
@@ -177,7 +177,7 @@ class MountedCertificate:
             content = files[0].read_bytes(), files[1].read_bytes()
             if content == self._seen:
                 return
-            self._context.load_cert_chain(*files)
+            certificate.use(self._context, *content)
         except (OSError, ssl.SSLError) as error:
             _log.warning("the webhook's certificate in %s: %s", self._folder, type(error).__name__)
             return

@@ -1,0 +1,193 @@
+"""Patches for a pod template: what they say, and that applying them gives what the webhook gives."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_operator.cli import main
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.sidecar.inject import Injected, inject
+from mailproxy_operator.sidecar.patch import (
+    KINDS,
+    JsonPatch,
+    Target,
+    injected_workloads,
+    json_patch,
+    strategic_merge,
+)
+from support.sidecars import made
+
+HERE = Path(__file__).parent / "golden"
+RESOURCE, WORKLOAD = HERE / "mailproxy.yaml", HERE / "workload.yaml"
+
+
+def applied(document: Any, operations: JsonPatch) -> Any:
+    """Do what RFC 6902 says, as far as we make use of it."""
+    found = {"": copy.deepcopy(document)}
+    for one in operations:
+        steps = [step.replace("~1", "/").replace("~0", "~") for step in one["path"].split("/")]
+        at: Any = found
+        for step in steps[:-1]:
+            at = at[int(step)] if isinstance(at, list) else at[step]
+        last = steps[-1]
+        if isinstance(at, list) and one["op"] == "add":
+            at.insert(len(at) if last == "-" else int(last), copy.deepcopy(one["value"]))
+        elif one["op"] == "remove":
+            del at[last]
+        else:
+            at[int(last) if isinstance(at, list) else last] = copy.deepcopy(one["value"])
+    return found[""]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(alphabet="ab/~", max_size=2), inner, max_size=4)
+        | st.lists(st.fixed_dictionaries({"name": st.sampled_from("abc"), "value": inner}), max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON, JSON)
+def test_a_json_patch_leads_from_one_to_the_other(before: Any, after: Any) -> None:
+    assert applied(before, json_patch(before, after)) == after
+
+
+def test_a_json_patch_touches_no_more_than_it_must() -> None:
+    before = {"spec": {"containers": [{"name": "a", "image": "x"}], "volumes": [{"name": "v"}]}}
+    after = copy.deepcopy(before)
+    after["spec"]["containers"].insert(0, {"name": "new"})
+    after["spec"]["volumes"].append({"name": "w"})
+    after["spec"]["containers"][1]["image"] = "y"
+    assert json_patch(before, after) == [
+        {"op": "replace", "path": "/spec/containers/0/image", "value": "y"},
+        {"op": "add", "path": "/spec/containers/0", "value": {"name": "new"}},
+        {"op": "add", "path": "/spec/volumes/-", "value": {"name": "w"}},
+    ]
+
+
+def template(kind: str, one: Manifest) -> Manifest:
+    path = {"CronJob": ("spec", "jobTemplate", "spec", "template"), "Pod": ()}.get(kind, ("spec", "template"))
+    for step in path:
+        one = one[step]
+    return one
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merge_patch_holds_what_an_empty_pod_would_get(kind: str) -> None:
+    patch = strategic_merge(made(), Target(kind, "dovecot"))
+    assert (patch["kind"], patch["metadata"]["name"]) == (kind, "dovecot")
+    whole = inject(made(), {"metadata": {}, "spec": {"containers": []}})
+    assert isinstance(whole, Injected)
+    part = template(kind, patch)
+    assert part["spec"] == {key: value for key, value in whole.pod["spec"].items() if key != "containers"}
+    assert part["metadata"]["labels"] == {"mailproxy.dev/inject": "edge"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_workload_can_be_filled(kind: str) -> None:
+    pod: Manifest = {"metadata": {}, "spec": {"containers": [{"name": "dovecot"}]}}
+    workload: Manifest = pod
+    if kind != "Pod":
+        workload = {"spec": {"template": pod}}
+    if kind == "CronJob":
+        workload = {"spec": {"jobTemplate": workload}}
+    text = yaml.safe_dump({"apiVersion": "v1", "kind": kind, "metadata": {"name": "x"}, **workload})
+    [(_, after)], _ = injected_workloads(made(), text, "x.yaml")
+    assert template(kind, after)["spec"]["initContainers"][0]["name"] == "mailproxy"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("kind: Service\nmetadata: {name: x}\n", "holds no workload whose pods have the label"),
+        ("kind: Deployment\nmetadata: {name: x}\nspec: {}\n", "Deployment x has no containers"),
+        (
+            "kind: Deployment\nmetadata: {name: x}\n"
+            "spec: {template: {spec: {containers: [{name: mailproxy}]}}}\n",
+            "Deployment x: the pod has a container mailproxy",
+        ),
+    ],
+)
+def test_what_cannot_be_filled(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        injected_workloads(made(), text, "x.yaml")
+
+
+def test_of_several_workloads_those_that_ask_are_filled() -> None:
+    spec = "spec: {template: {metadata: {labels: {LABEL}}, spec: {containers: [{name: a}]}}}\n"
+    asks = spec.replace("LABEL", "mailproxy.dev/inject: edge")
+    text = "---\n".join(
+        f"kind: Deployment\nmetadata: {{name: {name}}}\n{one}"
+        for name, one in (("a", spec.replace("LABEL", "a: b")), ("b", asks))
+    )
+    pairs, _ = injected_workloads(made(), text, "x.yaml")
+    assert [before == after for before, after in pairs] == [True, False]
+
+
+# --- what the command prints -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("golden", "options"),
+    [
+        ("merge.out.yaml", ["--target", "StatefulSet/dovecot"]),
+        ("into.out.yaml", ["--into", str(WORKLOAD)]),
+        ("json.out.yaml", ["--into", str(WORKLOAD), "--json-patch"]),
+    ],
+)
+def test_what_is_printed(golden: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["render", "--sidecar", "-f", str(RESOURCE), "--image", "registry.example/mailproxy:1"]
+    assert main([*arguments, *options]) == 0
+    printed, expected = capsys.readouterr(), HERE / golden
+    if os.environ.get("UPDATE_GOLDEN"):
+        expected.write_text(printed.out)
+    assert printed.out == expected.read_text()
+    assert ("terminationGracePeriodSeconds" in printed.err) is ("--into" in options)
+
+
+def test_the_two_forms_of_a_filled_workload_agree() -> None:
+    before, *_ = yaml.safe_load_all(WORKLOAD.read_text())
+    [after] = yaml.safe_load_all((HERE / "into.out.yaml").read_text())
+    assert applied(before, yaml.safe_load((HERE / "json.out.yaml").read_text())) == after
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--target", "Service/x"], 1, "is not KIND/NAME"),
+        (["--target", "Deployment"], 1, "is not KIND/NAME"),
+        (["--json-patch"], 2, "--json-patch needs --into"),
+        (["--into", "/nowhere.yaml"], 1, "/nowhere.yaml"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    options: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["render", "--sidecar", "-f", str(RESOURCE), *options]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_the_options_belong_to_the_sidecar(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "-f", str(RESOURCE), "--target", "Deployment/x"]) == 2
+    assert "need --sidecar" in capsys.readouterr().err
+    assert main(["render", "-f", str(RESOURCE)]) == 0
+    assert "render --sidecar" in capsys.readouterr().out
+
+
+def test_only_a_sidecar_has_a_patch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(RESOURCE.read_text().replace("mode: Sidecar", "mode: Deployment"))
+    assert main(["render", "--sidecar", "-f", str(other)]) == 1
+    assert "holds 0 MailProxies with mode Sidecar" in capsys.readouterr().err
