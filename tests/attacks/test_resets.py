@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+from mailproxy.runtime.reactor import BROKEN
 from mailproxy_config.model import Protocol, Seconds, StartTls
 from support.siege import (
     ACCEPTANCES,
@@ -156,6 +157,45 @@ def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> Non
             await w.settled()
             await asyncio.sleep(1.2)
             assert len(w.auth.requests) == 1
+
+    run(play)
+
+
+@each
+@pytest.mark.parametrize("how", ["close", "shut"])
+def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, how: str) -> None:
+    """The service may postpone its answer as often as it likes, as long as somebody waits for it."""
+
+    async def play() -> None:
+        async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[protocol])
+            client.close() if how == "close" else client.writer.write_eof()
+            await w.settled()
+            assert len(w.auth.requests) == 1
+            assert _logins(w, protocol, "aborted") == 1
+
+    run(play)
+
+
+@each
+def test_a_break_that_is_none_ends_nobody(protocol: Protocol) -> None:
+    """An event for a descriptor that was used again within one poll is somebody else's."""
+
+    async def slowly(_request: bytes) -> bytes:
+        await asyncio.sleep(0.1)
+        return DENIED
+
+    async def play() -> None:
+        async with siege(serving(protocol), slowly) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[protocol])
+            await _asked(w)
+            (session,) = w.app._engine.live
+            session.on_event(BROKEN)  # type: ignore[attr-defined]
+            assert b" no\r\n" in await heard(client)
 
     run(play)
 

@@ -19,7 +19,7 @@ from mailproxy.dialogue import actions
 from mailproxy.dialogue.actions import Action, Dialogue, Receive, Send
 from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
 from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
+from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE, hung_up
 from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import TlsConnection
 
@@ -138,7 +138,7 @@ class Conversation(ABC):
         if self._state == FLUSHING:
             if mask & (WRITE | BROKEN):
                 self._continue_flushing()
-        elif mask & BROKEN:
+        elif mask & BROKEN and hung_up(self.fd):
             self._broken()
         elif self._mask != QUIET:
             self._watch(QUIET)

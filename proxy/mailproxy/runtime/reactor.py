@@ -167,6 +167,18 @@ class Reactor(selectors.BaseSelector):
         self._epoll.close()
 
 
+def hung_up(fd: int, *, ended: bool = False) -> bool:
+    """Look once more whether a connection is broken: an event may have been meant for another.
+
+    Args:
+        fd: The socket.
+        ended: Whether it is enough that the peer has shut its side.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP if ended else 0)
+    return bool(poll.poll(0))
+
+
 def _descriptor(fileobj: FileDescriptorLike) -> int:
     return fileobj if isinstance(fileobj, int) else fileobj.fileno()
 

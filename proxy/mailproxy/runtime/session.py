@@ -26,6 +26,7 @@ from mailproxy.errors import (
     AuthTimedOut,
     AuthUnavailable,
     MalformedAnswer,
+    PeerClosed,
     PeerGone,
     SessionError,
     ShuttingDown,
@@ -49,6 +50,7 @@ from mailproxy.runtime.closing import close_now, close_politely, end_writing
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ
+from mailproxy.runtime.reactor import hung_up
 from mailproxy.runtime.relay import End, Relay, start_relay
 from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
@@ -163,6 +165,8 @@ class Session(Conversation):
         request: AuthRequest = action.request
         credentials = request.credentials
         record = self.record
+        if request.attempt == record.attempts and hung_up(self.fd, ended=True):
+            raise PeerClosed  # nobody waits any more for what was postponed
         record.user = credentials.user
         record.method = self._method = credentials.method
         record.attempts = request.attempt

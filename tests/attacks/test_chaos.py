@@ -1,0 +1,239 @@
+"""Any mix of clients, services and upstreams: at the end nothing is left, and the books are right."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mailproxy_config.model import Protocol, Seconds, StartTls
+from support.loopback_player import HurriedLoop
+from support.siege import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, heard, serving, siege
+from support.tls_identities import Identities
+from support.world import GRANT, Peer, World, answer
+
+STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
+
+CLIENT: Final = st.sampled_from(
+    [
+        "login",
+        "login",
+        "login",
+        "half a login",
+        "noop",
+        "nonsense",
+        "drip",
+        "flood",
+        "start tls",
+        "read",
+        "pause",
+    ]
+)
+SERVICE: Final = st.sampled_from(
+    [
+        "grant",
+        "grant",
+        "grant",
+        "deny",
+        "wait",
+        "ask again",
+        "nonsense",
+        "close",
+        "reset",
+        "drip",
+        "silence",
+        "flood",
+    ]
+)
+UPSTREAM: Final = st.sampled_from(
+    [
+        "log in",
+        "log in",
+        "log in and pour",
+        "refuse",
+        "nonsense",
+        "close",
+        "reset",
+        "drip",
+        "silence",
+        "flood",
+        "halfway",
+    ]
+)
+END: Final = st.sampled_from(["close", "reset", "shut", "stay"])
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One client: what it does, how it ends, and how its upstream behaves."""
+
+    acts: list[str]
+    end: str
+
+
+VISITS: Final = st.lists(
+    st.builds(Visit, st.lists(CLIENT, min_size=1, max_size=5), END), min_size=1, max_size=6
+)
+
+
+def _leave(peer: Peer, how: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError, AttributeError):
+        if how == "shut" and peer.writer.can_write_eof():
+            peer.writer.write_eof()
+        elif how in {"close", "reset"}:
+            getattr(peer, how)()
+
+
+async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identities) -> None:
+    """Be one client, as long as the connection lasts."""
+    client = await w.client()
+    with contextlib.suppress(OSError, TimeoutError, ValueError):
+        async with asyncio.timeout(0.3):
+            for act in visitor.acts:
+                await _act(w, client, act, protocol, identities)
+        _leave(client, visitor.end)
+        async with asyncio.timeout(0.3):
+            await heard(client)
+    client.writer.transport.abort()
+
+
+async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities: Identities) -> None:
+    login = LOGINS[protocol]
+    said = {
+        "login": login,
+        "half a login": login[:9],
+        "noop": b"a NOOP\r\nNOOP\r\n",
+        "nonsense": b"\0\x16\x03 {9+}\r\n",
+        "flood": b"NOOP\r\na NOOP\r\n" * 5000,
+    }.get(act)
+    if said is not None:
+        client.writer.write(said)
+    elif act == "drip":
+        for octet in login:
+            await client.say(bytes([octet]))
+            await asyncio.sleep(0)
+    elif act == "start tls":
+        client.writer.write(STARTS[protocol])
+        w.writers.remove(client.writer)  # one whose handshake fails never says that it is closed
+        await client.writer.start_tls(identities.client(), ssl_handshake_timeout=0.2)
+    elif act == "read":
+        await client.line()
+    await asyncio.sleep(0.005)
+
+
+def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
+    """An authorization service that behaves differently every time."""
+    answers: dict[str, Callable[[], bytes]] = {
+        "grant": lambda: answer(GRANT.format(port=port())),
+        "deny": lambda: answer("Auth-Status: no\r\n"),
+        "wait": lambda: answer("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
+        "ask again": lambda: answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n"),
+        "nonsense": lambda: b"nonsense\0\r\n\r\n",
+        "flood": lambda: b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000,
+    }
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            behaviour = behaviours[count % len(behaviours)]
+            count += 1
+            if behaviour in answers:
+                writer.write(answers[behaviour]())
+            elif behaviour == "drip":
+                for octet in answers["deny"]():
+                    writer.write(bytes([octet]))
+                    await asyncio.sleep(0.001)
+            else:
+                _leave(Peer(reader, writer), behaviour)
+
+    return serve
+
+
+async def be_upstreams(w: World, behaviours: list[str], protocol: Protocol) -> None:
+    """Take each connection in turn, and behave differently every time."""
+    count = 0
+    async with asyncio.TaskGroup() as group:
+        while True:
+            upstream = await w.upstream.next()
+            group.create_task(_be_upstream(upstream, behaviours[count % len(behaviours)], protocol))
+            count += 1
+
+
+async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> None:
+    with contextlib.suppress(ConnectionError, OSError, TimeoutError):
+        if behaviour.startswith(("log in", "halfway")):
+            for says, _ in UPSTREAMS[protocol]:
+                await upstream.ask(says)
+                if behaviour == "halfway":
+                    upstream.close()
+                    return
+            await upstream.say(ACCEPTANCES[protocol][0])
+            if behaviour.endswith("pour"):
+                upstream.writer.write(bytes(2_000_000))
+            async with asyncio.timeout(0.1):
+                await heard(upstream)
+            upstream.close()
+        elif behaviour in {"close", "reset"}:
+            _leave(upstream, behaviour)
+        elif behaviour == "drip":
+            while True:
+                await upstream.say(b"*")
+                await asyncio.sleep(0.01)
+        else:
+            said = {"refuse": b"554 no\r\n", "nonsense": b"\0\r\n", "flood": b"x" * 100_000, "silence": b""}
+            await upstream.say(said[behaviour])
+
+
+def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20.0):
+            await play()
+
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        runner.run(bounded())
+
+
+@pytest.mark.parametrize("protocol", Protocol, ids=str)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+@given(
+    visits=VISITS,
+    service=st.lists(SERVICE, min_size=1, max_size=4),
+    upstreams=st.lists(UPSTREAM, min_size=1, max_size=4),
+)
+def test_nothing_is_left_whatever_happens(
+    protocol: Protocol, identities: Identities, visits: list[Visit], service: list[str], upstreams: list[str]
+) -> None:
+    build = serving(
+        protocol,
+        identities,
+        starttls=StartTls.ENABLED,
+        timeout=Seconds(0.2),
+        auth_http_timeout=Seconds(0.2),
+        proxy_timeout=Seconds(0.2),
+    )
+
+    async def play() -> None:
+        port = 0
+        async with siege(build, limit=4, service=service_of(service, lambda: port)) as w:
+            port = w.upstream.port
+            playing = asyncio.ensure_future(be_upstreams(w, upstreams, protocol))  # noqa: TID251 - cancelled below
+            await asyncio.gather(*(visit(w, visitor, protocol, identities) for visitor in visits))
+            await w.settled()
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
+            assert "internal_error" not in w.read_log()
+
+    run(play)

@@ -1,0 +1,140 @@
+"""Names that a client's owner may publish: what is no host name reaches nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pytest
+
+from mailproxy_config.model import Protocol, ResolverConfig, Seconds
+from support.dns_server import DnsServer, Record, Reply, cname, dns_server, found, host, ptr
+from support.siege import DENIED, LOGINS, heard, serving, siege
+from support.world import GRANT, Builder, Peer, World, answer, run
+
+REVERSE: Final = "1.0.0.127.in-addr.arpa"
+MARK: Final = b"INJECTED"
+HOSTILE: Final[dict[str, Sequence[bytes]]] = {
+    "a line": [b"mx\r\nAuth-Status: " + MARK, b"example"],
+    "a line feed": [b"mx\n" + MARK, b"example"],
+    "NUL": [b"mx\0" + MARK, b"example"],
+    "a space": [b"mx LOGIN=" + MARK, b"example"],
+    "an attribute": [b"mx", b"example ADDR=10.0.0.1"],
+    "a dot in a label": [b"mx." + MARK, b"example"],
+    "a backslash": [b"mx\\013" + MARK, b"example"],
+    "eight bits": [b"m\xff\xfe" + MARK, b"example"],
+    "an underscore": [b"mx_" + MARK, b"example"],
+    "a plus sign": [b"mx+0D+0A" + MARK, b"example"],
+    "a per cent sign": [b"mx%0d%0a" + MARK, b"example"],
+    "brackets": [b"[UNAVAILABLE]" + MARK],
+    "a tab": [b"mx\t" + MARK, b"example"],
+    "DEL": [b"mx\x7f" + MARK, b"example"],
+    "nothing": [],
+}
+
+
+async def introduced(w: World) -> tuple[bytes, Peer]:
+    """Log in, and give the request and the upstream's connection."""
+    client = await w.client()
+    await client.line()
+    await client.say(LOGINS[Protocol.SMTP])
+    upstream = await w.upstream.next()
+    return w.auth.requests[-1], upstream
+
+
+def named(server: DnsServer, **more: Any) -> Builder:
+    resolver = ResolverConfig(addresses=(server.address,), ipv6=False)
+    return serving(Protocol.SMTP, None, resolver=resolver, xclient=True, **more)
+
+
+@pytest.mark.parametrize("labels", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
+    async def play() -> None:
+        async with dns_server() as names:
+            names.answers_ptr(REVERSE, ptr(labels))
+            names.otherwise = found(host("127.0.0.1"))
+            async with siege(named(names), answer(GRANT)) as w:
+                request, upstream = await introduced(w)
+                assert request.count(b"\r\nClient-Host: [TEMPUNAVAIL]\r\n") == 1
+                assert MARK not in request
+                await upstream.ask(b"220 x\r\n")
+                assert (
+                    await upstream.ask(b"250 x\r\n")
+                    == b"XCLIENT ADDR=127.0.0.1 LOGIN=alice NAME=[TEMPUNAVAIL]\r\n"
+                )
+
+    run(play)
+
+
+UNCONFIRMED: Final = {
+    "somebody else's name": (found(host("192.0.2.1")), b"[UNAVAILABLE]"),
+    "a thousand addresses": (found(*(host(f"10.0.{n // 250}.{n % 250 + 1}") for n in range(400))), b"["),
+    "a name that leads in circles": (found(cname("mx.example")), b"["),
+    "no name at all": (Reply(code=3), b"[UNAVAILABLE]"),
+    "nothing": (Reply(), b"[UNAVAILABLE]"),
+    "garbage": (Reply(garbage=True), b"["),
+    "an answer to somebody else": (Reply(wrong_id=True), b"[TEMPUNAVAIL]"),
+    "silence": (Reply(silent=True), b"[TEMPUNAVAIL]"),
+    "an address of the wrong size": (found(Record("A", b"abc")), b"["),
+}
+
+
+@pytest.mark.parametrize(("reply", "placeholder"), UNCONFIRMED.values(), ids=UNCONFIRMED)
+def test_a_name_that_does_not_lead_back_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
+    async def play() -> None:
+        async with dns_server() as names:
+            names.answers_ptr(REVERSE, ptr("mx.example"))
+            names.otherwise = reply
+            async with siege(named(names, resolver_timeout=Seconds(0.5)), answer(GRANT)) as w:
+                request, _ = await introduced(w)
+                assert b"mx.example" not in request
+                assert b"\r\nClient-Host: " + placeholder in request
+
+    run(play)
+
+
+def test_a_chain_of_aliases_ends() -> None:
+    async def play() -> None:
+        async with dns_server() as names:
+            names.answers_ptr(REVERSE, ptr("n0.example"))
+            for number in range(100):
+                names.zone[f"n{number}.example", "A"] = found(cname(f"n{number + 1}.example"))
+            async with siege(named(names), DENIED) as w:
+                client = await w.client()
+                await client.line()
+                await client.say(LOGINS[Protocol.SMTP])
+                await heard(client)
+                assert b"\r\nClient-Host: [" in w.auth.requests[0]
+                assert len(names.asked) < 60
+
+    run(play)
+
+
+def test_clients_that_leave_during_the_look_up_leave_nothing() -> None:
+    async def play() -> None:
+        async with dns_server() as names:
+            names.otherwise = Reply(silent=True)
+            async with siege(named(names, resolver_timeout=Seconds(0.5))) as w:
+                clients = [await w.client() for _ in range(10)]
+                await names.was_asked(1)
+                for client in clients:
+                    client.reset()
+                await w.settled()
+                await asyncio.sleep(0.6)
+
+    run(play)
+
+
+def test_a_hundred_clients_ask_once() -> None:
+    async def play() -> None:
+        async with dns_server() as names:
+            names.answers_ptr(REVERSE, ptr("mx.example"))
+            names.zone["mx.example", "A"] = found(host("127.0.0.1"))
+            async with siege(named(names)) as w:
+                clients = [await w.client() for _ in range(100)]
+                for client in clients:
+                    assert (await client.line()).startswith(b"220 ")
+                assert len(names.asked) == 2
+
+    run(play)
