@@ -49,8 +49,7 @@ from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.closing import close_now, close_politely, end_writing
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.reactor import READ
-from mailproxy.runtime.reactor import hung_up
+from mailproxy.runtime.reactor import READ, hung_up
 from mailproxy.runtime.relay import End, Relay, start_relay
 from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
