@@ -43,6 +43,17 @@ def read_mail(places: Places, ports: Ports) -> None:
         client.logout()
 
 
+def wait_for_mail(places: Places, ports: Ports) -> None:
+    """IMAP over TLS, for a while."""
+    context = places.tls.client()
+    with imaplib.IMAP4_SSL(HOST, ports["imaps"], ssl_context=context, timeout=_SECONDS) as client:
+        client.login(*_user(places))
+        client.select("INBOX")
+        for _ in range(5):
+            time.sleep(1.0)
+            client.noop()
+
+
 def prove_by_digest(places: Places, ports: Ports) -> None:
     """CRAM-MD5 and APOP."""
     with imaplib.IMAP4(HOST, ports["imap"], timeout=_SECONDS) as client:
@@ -150,6 +161,9 @@ def come_through_a_balancer(places: Places, ports: Ports) -> None:
 
 VISITS: Final[Sequence[Visit]] = (
     read_mail,
+    wait_for_mail,
+    wait_for_mail,
+    wait_for_mail,
     prove_by_digest,
     fetch_mail,
     send_mail,

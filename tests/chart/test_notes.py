@@ -1,0 +1,74 @@
+"""What Helm says after an install: the next step works, and what is dangerous or missing is said."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from mailproxy_operator.local.source import read_resource
+from mailproxy_operator.render import planned, render
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import Platform
+from support.helm import CHART, ROOT, Helm, Object
+
+UNSAFE: Object = {"spec": {"servers": [{"name": "imap"}], "sysctls": {"unsafe": "Allow"}}}
+
+
+def notes(helm: Helm, values: Object, *options: str) -> str:
+    given = ["--set-json", json.dumps(values)] if values else []
+    said = helm.good("install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *given, *options)
+    return said.partition("NOTES:")[2]
+
+
+def _renders(text: str) -> bool:
+    return bool(render(planned(Resource.read(read_resource(text, "notes")), Platform())))
+
+
+def test_the_next_step_is_a_resource_that_the_operator_takes(helm: Helm) -> None:
+    [sample] = re.findall(r"<<EOF\n(.+?)  EOF", notes(helm, {"watchNamespaces": ["post"]}), re.DOTALL)
+    assert yaml.safe_load(sample)["metadata"]["namespace"] == "post"
+    assert _renders(sample)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"crds": {"keep": False}}, "uninstalling this release deletes every MailProxy"),
+        ({"crds": {"enabled": False}}, "upgrade it yourself"),
+        (
+            {"metrics": {"podMonitor": {"enabled": True}}},
+            "the cluster has no kinds of monitoring.coreos.com/v1",
+        ),
+        ({"proxies": {"edge": UNSAFE}}, "proxies.edge allows unsafe sysctls"),
+        ({"proxies": {"edge": UNSAFE}}, "kubectl -n mail wait --for=condition=Ready mailp/edge"),
+    ],
+)
+def test_what_has_to_be_said_is_said_only_then(helm: Helm, values: Object, said: str) -> None:
+    assert said in notes(helm, values)
+    assert said not in notes(helm, {})
+
+
+def test_the_page_about_installing_shows_a_resource_that_the_operator_takes() -> None:
+    page = (ROOT / "docs/install.md").read_text()
+    [sample] = re.findall(r"<<'EOF'\n(.+?)\nEOF", page, re.DOTALL)
+    assert _renders(sample)
+    [values] = re.findall(r"```yaml\n# values.yaml\n(.+?)```", page, re.DOTALL)
+    [(name, proxy)] = yaml.safe_load(values)["proxies"].items()
+    body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "metadata": {"name": name}}
+    assert _renders(yaml.safe_dump({**body, "spec": proxy["spec"]}))
+
+
+def test_every_value_that_the_page_names_exists() -> None:
+    page = (ROOT / "docs/install.md").read_text()
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    named = re.findall(
+        r"`((?:metrics|crds|sysctlPolicy|image|proxyImage|watch|replicas)[A-Za-z.]*)[`:]", page
+    )
+    assert named
+    for path in named:
+        found = schema
+        for step in path.split("."):
+            found = found["properties"][step]

@@ -1,0 +1,40 @@
+"""The page about monitoring names what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS
+
+from mailproxy_operator.render.prometheus_rule import ALERTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "monitoring.md").read_text()
+
+
+def test_it_lists_every_alert_with_its_severity() -> None:
+    listed = re.findall(r"^\| (MailProxy\w+) \|.*\| (\w+) \|$", PAGE, re.MULTILINE)
+    assert listed == [(alert.name, alert.severity) for alert in (*ALERTS, *OPERATOR_ALERTS)]
+
+
+def test_it_lists_everything_that_is_recorded() -> None:
+    assert re.findall(r"^\| `(\w+:\w+:\w+)` \|", PAGE, re.MULTILINE) == list(RECORDS)
+
+
+@pytest.mark.parametrize("name", ["install.md", "monitoring.md", "upgrading.md"])
+def test_every_link_of_a_page_leads_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (DOCS / name).read_text())
+    assert links
+    assert [link for link in links if not (DOCS / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["proxies", "operator"])
+def test_the_pictures_show_every_panel(name: str) -> None:
+    from mailproxy_monitoring.pages import DASHBOARDS
+
+    picture = (DOCS / f"pictures/{name}.svg").read_text()
+    shown = set(re.findall(r"<g transform[^>]*><rect[^>]*/><text[^>]*>([^<]+)</text>", picture))
+    assert shown == {panel.title for panel in DASHBOARDS[name].panels}
+    assert "No data" not in picture
