@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/mailproxy-operator"
 _KEY = re.compile(r"^( *)([A-Za-z][A-Za-z0-9]*):")
 _MARK = "# -- "

@@ -139,7 +139,7 @@ def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> No
     assert [one["metadata"]["name"] for one in empty.api.list("MailProxy", NAMESPACE)] == ["edge"]
 
 
-@pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}], ids=["usual", "sysctl policy"])
+@pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}, {"webhook": {"enabled": True}}])
 def test_the_api_server_takes_every_object_strictly(
     cluster: ChartCluster, tmp_path: Path, more: Object
 ) -> None:

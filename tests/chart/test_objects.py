@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.resource import Resource
@@ -78,6 +79,15 @@ MATRIX: dict[str, Object] = {
         "replicas": 3,
     },
     "sysctl policy": {"sysctlPolicy": {"enabled": True}},
+    "webhook": {"webhook": {"enabled": True}, "networkPolicy": {"enabled": True}},
+    "webhook with a Secret": {
+        "watchNamespaces": ["mail"],
+        "webhook": {
+            "enabled": True,
+            "certificateSecret": "webhook-tls",
+            "annotations": {"cert-manager.io/inject-ca-from": "mail/webhook"},
+        },
+    },
 }
 _OF_ITS_OWN_KIND = {"CustomResourceDefinition", "MailProxy"}
 
@@ -159,6 +169,52 @@ def test_the_rights_on_the_lease_are_those_of_the_plain_manifests(helm: Helm) ->
     # The chart asks for less: only creating cannot be bound to a name.
     assert {verb for rule in ours["rules"] for verb in rule["verbs"]} == {*plain["rules"][0]["verbs"]}
     assert [rule.get("resourceNames") for rule in ours["rules"]] == [None, ["mailproxy-operator"]]
+
+
+def test_the_webhook_is_that_of_the_plain_manifests(helm: Helm) -> None:
+    objects = helm.objects(MATRIX["webhook"])
+    plain = [
+        one for name in ("webhook", "rbac")
+        for one in yaml.safe_load_all((ROOT / f"deploy/webhook/{name}.yaml").read_text())
+    ]  # fmt: skip
+    ours, theirs = (named(some, "MutatingWebhookConfiguration")["webhooks"][0] for some in (objects, plain))
+    assert ours.pop("clientConfig")["service"] == {
+        "name": "mp-mailproxy-operator-webhook",
+        "namespace": "mail",
+        "port": 443,
+        "path": theirs.pop("clientConfig")["service"]["path"],
+    }
+    [mine] = ours.pop("namespaceSelector")["matchExpressions"]
+    theirs.pop("namespaceSelector")
+    assert mine["values"] == ["kube-system", "mail"]
+    assert ours == theirs
+    [rule] = named(objects, "ClusterRole", "webhook")["rules"]
+    [plain_rule] = named(plain, "ClusterRole", "webhook")["rules"]
+    name = named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
+    assert rule == {**plain_rule, "resourceNames": [name]}
+    arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[-2:] == ["--webhook=[::]:9443", f"--webhook-configuration={name}"]
+
+
+def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
+    objects = helm.objects(MATRIX["webhook with a Secret"])
+    assert [
+        one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
+    ] == []
+    spec = named(objects, "Deployment")["spec"]["template"]["spec"]
+    assert spec["containers"][0]["args"][-1] == "--webhook-certificates=/etc/webhook"
+    assert {"webhook": "webhook-tls"}.items() <= {
+        one["name"]: one.get("secret", {}).get("secretName") for one in spec["volumes"]
+    }.items()
+
+
+def test_the_operator_understands_every_argument(helm: Helm) -> None:
+    """The chart and the program are of one version: what one says, the other knows."""
+    for values in MATRIX.values():
+        objects = helm.objects(values, "--kube-version", "1.36")
+        arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+        options = operator_arguments().parse_args(arguments)
+        assert options.namespace == (values.get("watchNamespaces") or [])
 
 
 def test_no_role_is_about_secrets_or_everything(helm: Helm) -> None:

@@ -17,8 +17,22 @@
 {{- if and .Values.sysctlPolicy.enabled (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "sysctlPolicy.enabled needs Kubernetes 1.30 (ValidatingAdmissionPolicy); this is %s" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
+{{- include "mailproxy-operator.checkWebhook" . -}}
 {{- include "mailproxy-operator.checkPods" . -}}
 {{- include "mailproxy-operator.checkProxies" . -}}
+{{- end -}}
+
+{{- define "mailproxy-operator.checkWebhook" -}}
+{{- $webhook := .Values.webhook -}}
+{{- if and $webhook.caBundle (not $webhook.certificateSecret) -}}
+{{- fail "webhook.caBundle without webhook.certificateSecret: the operator makes its certificate, and writes the authority, itself" -}}
+{{- end -}}
+{{- if and $webhook.certificateSecret (not $webhook.caBundle) (not $webhook.annotations) -}}
+{{- fail "webhook.certificateSecret needs webhook.caBundle, or webhook.annotations by which cert-manager writes it: the API server would trust nobody" -}}
+{{- end -}}
+{{- if and $webhook.enabled (eq (int $webhook.port) (int .Values.metrics.port)) -}}
+{{- fail "webhook.port and metrics.port are the same" -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "mailproxy-operator.checkPods" -}}
