@@ -37,7 +37,10 @@ class Answer:
     @property
     def message(self) -> str:
         """What the API server says about it."""
-        return str(self.body.get("message") or f"HTTP {self.status}")[:2000]
+        said = str(self.body.get("message") or f"HTTP {self.status}")[:2000]
+        if self.status == 401:
+            return f"{said}: the API server does not accept our credentials; they may have expired"
+        return said
 
     @property
     def names_object(self) -> bool:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from mailproxy_operator.kube import CannotConfigure
+from mailproxy_operator.credentials import CannotConfigure
 from mailproxy_operator.operate import operate
 from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings, WebhookSettings
 

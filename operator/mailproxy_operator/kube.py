@@ -1,4 +1,4 @@
-"""The cluster port on a real API server; the only module that knows the Kubernetes client.
+"""The cluster port on a real API server; with ``credentials`` the only module that knows the client.
 
 It goes through the client's lowest layer with paths from a static table:
 authentication, TLS and connections are the library's, the meaning of every
@@ -15,11 +15,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 
 from mailproxy_operator import names
 from mailproxy_operator.answers import Answer, failure, is_port_drift, warnings
 from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.credentials import Configuration, Credentials
 from mailproxy_operator.errors import Gone, OperatorError, Retryable
 from mailproxy_operator.kinds import (
     EVENT,
@@ -47,26 +48,14 @@ _APPLY, _MERGE, _JSON_PATCH = (
 )
 
 ApiClient = client.ApiClient
-Configuration = client.Configuration
-CannotConfigure = config.ConfigException
 
 Meter = Callable[[str, str, float], None]
 """Told about every request: verb, class of status code, seconds."""
 
 
 @asynccontextmanager
-async def api_client(configuration: client.Configuration | None = None) -> AsyncIterator[client.ApiClient]:
-    """Open a client: with the service account in a pod, with the kubeconfig elsewhere.
-
-    Raises:
-        ConfigException: There is neither.
-    """
-    if configuration is None:
-        configuration = client.Configuration()
-        try:
-            config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # theirs
-        except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]  # theirs
+async def api_client(configuration: Configuration) -> AsyncIterator[client.ApiClient]:
+    """Open a client with these credentials."""
     async with client.ApiClient(configuration) as opened:
         yield opened
 
@@ -79,6 +68,10 @@ class KubeCluster:
         pods: For asking pods themselves.
         meter: Told about every request.
         node_version: Of the oldest node, where that is older than the API server.
+        credentials: Read again when the API server refuses them.
+
+    Attributes:
+        is_let_in: Whether the API server has accepted the credentials, and still does.
     """
 
     def __init__(
@@ -88,7 +81,10 @@ class KubeCluster:
         *,
         meter: Meter = lambda *_: None,
         node_version: KubeVersion | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        self.is_let_in = False
+        self._credentials = credentials
         self._api = api
         self._pods = pods
         self._meter = meter
@@ -314,6 +310,9 @@ class KubeCluster:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 answer = await self._exchange(method, path, query, body, content_type)
+                if answer.status == 401 and self._credentials and await self._credentials.renew():
+                    answer = await self._exchange(method, path, query, body, content_type)
+            self.is_let_in = answer.is_good or (self.is_let_in and answer.status != 401)
             code = _code(answer.status)
             return answer
         except (aiohttp.ClientError, OSError) as error:

@@ -62,11 +62,16 @@ class Leadership:
 
     async def acquire(self) -> None:
         """Return when the Lease is ours."""
+        told = ""
         while True:
-            with suppress(OperatorError):
+            try:
                 if await self._try():
                     _log.info("holding the lease %s as %s", self._key, self._identity)
                     return
+            except OperatorError as failure:
+                if str(failure) != told:
+                    told = str(failure)
+                    _log.warning("the lease %s cannot be taken: %s", self._key, failure)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def hold(self) -> None:

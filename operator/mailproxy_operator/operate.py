@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
 import aiohttp
 import kopf
@@ -14,13 +15,14 @@ import kopf
 from mailproxy_operator import handlers
 from mailproxy_operator.admin import AdminEndpoint
 from mailproxy_operator.cluster import Key
+from mailproxy_operator.credentials import Configuration, Credentials
 from mailproxy_operator.errors import OperatorError
 from mailproxy_operator.kinds import MAIL_PROXY, Kind
-from mailproxy_operator.kube import ApiClient, Configuration, KubeCluster, api_client
+from mailproxy_operator.kube import ApiClient, KubeCluster, api_client
 from mailproxy_operator.lease import Leadership
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.reconcile import Reconciler
-from mailproxy_operator.settings import KubeVersion, OperatorSettings, Platform
+from mailproxy_operator.settings import OperatorSettings, Platform
 from mailproxy_operator.waker import Waker
 from mailproxy_operator.webhook import Webhook
 from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
@@ -28,6 +30,8 @@ from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
 SPREAD = 0.1
 RETRY_SECONDS = 5.0
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -51,9 +55,10 @@ async def operate(
         The exit code: 0 when asked to stop, 1 when the Lease was lost.
     """
     async with AsyncExitStack() as stack:
-        api = await stack.enter_async_context(api_client(configuration))
+        credentials = Credentials(configuration)
+        api = await stack.enter_async_context(api_client(await credentials.read()))
         pods = await stack.enter_async_context(aiohttp.ClientSession())
-        operator = Operator(settings, api, pods, login)
+        operator = Operator(settings, api, pods, login, credentials)
         webhook = operator.webhook()
         endpoint = AdminEndpoint(
             settings.admin_host,
@@ -77,13 +82,17 @@ class Operator:
         api: ApiClient,
         pods: aiohttp.ClientSession,
         login: handlers.Login,
+        credentials: Credentials,
     ) -> None:
         self.meters = Meters()
-        self.is_ready = False
         self._settings = settings
         self._login = login
         self._cluster = KubeCluster(
-            api, pods, meter=self.meters.requested, node_version=settings.node_min_version
+            api,
+            pods,
+            meter=self.meters.requested,
+            node_version=settings.node_min_version,
+            credentials=credentials,
         )
         self._queue: WorkQueue | None = None
         self._resynced: float | None = None
@@ -93,6 +102,11 @@ class Operator:
         if self._settings.webhook is None:
             return None
         return Webhook(self._settings, self._cluster, login=self._login, told=self.meters.admitted)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it works or stands by: the API server lets it in."""
+        return self._cluster.is_let_in
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""
@@ -107,7 +121,6 @@ class Operator:
     async def run(self, stop: asyncio.Event) -> int:
         """Wait for the Lease, work, give it back."""
         settings = self._settings
-        self.is_ready = True
         if not settings.lease_namespace:
             await _first(stop.wait(), self._work(stop))
             return 0
@@ -126,7 +139,8 @@ class Operator:
 
     async def _work(self, stop: asyncio.Event) -> None:
         """Reconcile whatever kopf or the resync wakes."""
-        platform = Platform(kube_version=await self._version(), image=self._settings.image)
+        version = await _answered(self._cluster.version)
+        platform = Platform(kube_version=version, image=self._settings.image)
         reconciler = Reconciler(self._cluster, platform)
         await self._until_installed()
         waker = Waker(reconciler, told=self.meters.reconciled)
@@ -143,27 +157,14 @@ class Operator:
             self._watch(carriers, handlers.CARRIERS, stop),
         )
 
-    async def _version(self) -> KubeVersion:
-        while True:
-            try:
-                return await self._cluster.version()
-            except OperatorError as failure:
-                _log.warning("%s", failure)
-                await asyncio.sleep(RETRY_SECONDS)
-
     async def _until_installed(self) -> None:
         """Wait for the custom resource definition: kopf would not notice if it came later."""
-        while True:
-            try:
-                if await self._cluster.has(MAIL_PROXY):
-                    return
-                _log.warning("the custom resource definition is not installed: apply deploy/crd.yaml")
-            except OperatorError as failure:
-                _log.warning("%s", failure)
+        while not await _answered(lambda: self._cluster.has(MAIL_PROXY)):
+            _log.warning("the custom resource definition is not installed: apply deploy/crd.yaml")
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _has(self, kind: Kind) -> bool:
-        return not kind.optional or await self._cluster.has(kind)
+        return not kind.optional or await _answered(lambda: self._cluster.has(kind))
 
     async def _watch(self, registry: kopf.OperatorRegistry, selector: str, stop: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
@@ -191,6 +192,16 @@ class Operator:
             self._resynced = asyncio.get_running_loop().time()
             waker.resync(snapshot, spread=0.0 if is_first else SPREAD * interval)
             await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311
+
+
+async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask the API server again until it answers: without that there is nothing to begin with."""
+    while True:
+        try:
+            return await ask()
+        except OperatorError as failure:
+            _log.warning("%s", failure)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _beside(work: Awaitable[int], webhook: Awaitable[None], stop: asyncio.Event) -> int:

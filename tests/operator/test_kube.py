@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from mailproxy_operator import kube, names
 from mailproxy_operator.cluster import Key, RunningConfig
+from mailproxy_operator.credentials import Credentials
 from mailproxy_operator.errors import Gone, Hopeless, KindMissing, Retryable
 from mailproxy_operator.kinds import (
     CONFIG_MAP,
@@ -350,3 +353,43 @@ async def test_leases_are_won_by_whoever_writes_first(world: World) -> None:
     assert held is not None
     assert await world.cluster.write_lease({**held, "spec": {"holderIdentity": "b"}})
     assert not await world.cluster.write_lease({**held, "spec": {"holderIdentity": "c"}})
+
+
+async def test_refused_credentials_are_read_again(world: World, tmp_path: Path) -> None:
+    def fault(request: web.Request) -> web.Response | None:
+        is_good = request.headers.get("Authorization") == "Bearer new"
+        return (
+            None if is_good else web.json_response({"kind": "Status", "message": "Unauthorized"}, status=401)
+        )
+
+    world.kube.faults.append(fault)
+    kubeconfig = tmp_path / "kubeconfig"
+    credentials = credentials_of(kubeconfig, world.kube.url, "old")
+    async with kube.api_client(await credentials.read()) as api, aiohttp.ClientSession() as pods:
+        cluster = KubeCluster(api, pods, credentials=credentials)
+        with pytest.raises(Retryable, match="may have expired"):
+            await cluster.get(CONFIG_MAP, EDGE)
+        assert not cluster.is_let_in
+        credentials_of(kubeconfig, world.kube.url, "new")
+        with pytest.raises(Retryable):
+            await cluster.get(CONFIG_MAP, EDGE)
+        credentials._read_at -= 60
+        assert await cluster.get(CONFIG_MAP, EDGE) is None
+        await cluster.version()
+        assert cluster.is_let_in
+
+
+def credentials_of(path: Path, url: str, token: str) -> Credentials:
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "a", "cluster": {"server": url}}],
+                "users": [{"name": "a", "user": {"token": token}}],
+                "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+                "current-context": "a",
+            }
+        )
+    )
+    return Credentials(file=str(path))
