@@ -144,6 +144,8 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
         while True:
             await reader.readuntil(b"\r\n\r\n")
             behaviour = behaviours[count % len(behaviours)]
+            if behaviour == "ask again" and count % 8 == 7:
+                behaviour = "deny"  # who is gone without our noticing must not be asked about for ever
             count += 1
             if behaviour in answers:
                 writer.write(answers[behaviour]())

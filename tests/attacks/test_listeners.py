@@ -74,6 +74,20 @@ def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
     run(play)
 
 
+def test_a_flood_above_the_limit_writes_few_lines() -> None:
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3), limit=1) as w:
+            first = await w.client()
+            await first.line()
+            for _ in range(30):
+                refused = await w.client()
+                await heard(refused)
+                refused.close()
+            assert w.read_log().count("worker_connections_not_enough") == 1
+
+    run(play)
+
+
 @each
 def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:

@@ -180,6 +180,24 @@ def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, h
 
 
 @each
+def test_a_service_that_postpones_its_answer_for_ever_gives_none(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailproxy.protocols.login.POSTPONED_AT_MOST", 1)
+
+    async def play() -> None:
+        async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[protocol])
+            assert b"nternal server error" in await heard(client)
+            assert len(w.auth.requests) == 2
+            assert _logins(w, protocol, "unavailable") == 1
+
+    run(play)
+
+
+@each
 def test_a_break_that_is_none_ends_nobody(protocol: Protocol) -> None:
     """An event for a descriptor that was used again within one poll is somebody else's."""
 

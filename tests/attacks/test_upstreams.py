@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from typing import Final
 
 import pytest
@@ -143,6 +144,21 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
                 w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "idle_timeout")
                 == 1
             )
+
+    run(play)
+
+
+@each
+def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy.runtime.pipes.PIPES_AT_MOST", 0)
+    octets = random.Random(3).randbytes(5_000_000)
+
+    async def play() -> None:
+        async with siege(serving(protocol), GRANTED) as w:
+            client, upstream = await log_in(w, protocol)
+            upstream.writer.write(octets)
+            assert await client.octets(len(octets)) == octets
+            assert w.app._engine.pipes._count == 0
 
     run(play)
 

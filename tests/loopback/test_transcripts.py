@@ -19,8 +19,9 @@ LEFT_OUT: Final = {
     "smtp/upstream_auth_credentials_of_the_service": "an answer with NUL in it is refused likewise",
     "pop3/upstream_no_password": "a grant without the password that POP3 needs is no usable answer",
     "pop3/upstream_substitutes": "a header's value does not begin with a space",
+    "imap/postponed_for_ever": "it takes a day, and a quarter of an hour even here",
 }
-"""Transcripts of what an authorization service cannot say over HTTP, and why."""
+"""Transcripts of what an authorization service cannot say over HTTP, or not within a test, and why."""
 
 ALL: Final = transcripts.every()
 LOGIN: Final = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue")

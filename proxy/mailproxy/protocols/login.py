@@ -6,6 +6,7 @@ What a client is told about a denial is its protocol's business.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from mailproxy.dialogue.actions import Authorize, Dialogue, wait
 from mailproxy.dialogue.values import (
@@ -18,6 +19,10 @@ from mailproxy.dialogue.values import (
     Granted,
     Postponed,
 )
+from mailproxy.errors import AuthUnavailable
+
+POSTPONED_AT_MOST: Final = 86400
+"""Seconds that a service may put an attempt off, all pauses together."""
 
 
 class Attempts:
@@ -47,10 +52,14 @@ def ask(
         AuthUnavailable: The service gave no usable answer.
     """
     request = AuthRequest(credentials, attempts.begin(), client, envelope)
+    left = POSTPONED_AT_MOST
     while True:
         decision: Decision = yield Authorize(request)
         if not isinstance(decision, Postponed):
             return decision
+        left -= decision.wait
+        if left < 0:
+            raise AuthUnavailable("postponed for more than a day")
         yield from wait(decision.wait)
         if decision.user is not None:
             request.credentials = replace(request.credentials, user=decision.user)

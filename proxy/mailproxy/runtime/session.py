@@ -27,10 +27,8 @@ from mailproxy.errors import (
     AuthUnavailable,
     MalformedAnswer,
     PeerClosed,
-    PeerGone,
     SessionError,
     ShuttingDown,
-    TlsFailed,
     UpstreamError,
     UpstreamRefused,
 )
@@ -325,9 +323,10 @@ class Session(Conversation):
             self._say_and_leave(b"", result.reason)
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, PeerGone | TlsFailed) or not isinstance(error, SessionError):
+        if not isinstance(error, AuthUnavailable):
             self._aborted()
-        if isinstance(error, AuthUnavailable):
+        else:
+            self._count_login(LoginResult.UNAVAILABLE)
             self.tell(LogLevel.ERROR, "authorization_failed", reason=str(error) or error.failure)
         if isinstance(error, ShuttingDown):
             self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
