@@ -6,6 +6,18 @@ from pathlib import Path
 
 from support.tls_authority import DAY, NOW, SERVER_ONLY, Authority, Issued
 
+_DHPARAM = """\
+-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+"""ffdhe2048 of RFC 7919."""
+
 
 def make(folder: Path) -> dict[str, str]:
     """Make them, and give their files by name: ``ca``, ``crl``, and ``X_cert`` and ``X_key`` for each."""
@@ -17,6 +29,7 @@ def make(folder: Path) -> dict[str, str]:
     revoked = authority.issue("O=Ex, Inc/CN=revoked")
     issued: dict[str, Issued] = {
         "server": authority.issue("CN=mx.example.test", key="rsa"),
+        "locked": authority.issue("CN=mx.example.test", key="rsa", passphrase=b"correct horse"),
         "client": authority.issue("O=Ex, Inc/CN=client"),
         "expired": authority.issue("CN=expired", expires=NOW - DAY),
         "stranger": stranger.issue("CN=stranger"),
@@ -25,10 +38,17 @@ def make(folder: Path) -> dict[str, str]:
         "deep": middle.issue("CN=deep"),
         "revoked": revoked,
     }
-    found = {"ca": authority.file, "crl": authority.revocations(revoked)}
+    found = {"ca": authority.file, "others_ca": stranger.file, "crl": authority.revocations(revoked)}
     for name, one in issued.items():
         found[f"{name}_cert"] = one.files.certificate
         found[f"{name}_key"] = one.files.key
+    found["passwords"] = _written(folder / "passwords", "wrong\ncorrect horse\n")
+    found["dhparam"] = _written(folder / "dhparam.pem", _DHPARAM)
     chain = Path(found["deep_cert"]).read_text() + Path(middle.file).read_text()
     Path(found["deep_cert"]).write_text(chain)
     return found
+
+
+def _written(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)

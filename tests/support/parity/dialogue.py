@@ -79,7 +79,7 @@ class Leave:
 Step = bytes | Cut | Tls | Await | Leave
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Dialogue:
     """One playing.
 
@@ -97,6 +97,7 @@ class Dialogue:
         differs: The name of the difference that is meant, if one is.
         ours: What must be so of the proxy's record; empty: only what the difference says.
         theirs: What must be so of nginx's.
+        rest_differs: Whether a meant difference may show in what ``ours`` and ``theirs`` do not mention.
         since: The version of nginx from which on both must be the same.
     """
 
@@ -114,6 +115,7 @@ class Dialogue:
     differs: str = ""
     ours: dict[str, object] = field(default_factory=dict)
     theirs: dict[str, object] = field(default_factory=dict)
+    rest_differs: bool = False
     since: tuple[int, ...] = ()
     check: Callable[[Record], str] | None = None
     """Finds fault with a record, where both being the same is not enough."""

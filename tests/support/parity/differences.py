@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from support.parity.dialogue import Dialogue
 from support.parity.record import Record
 
 
@@ -20,10 +19,10 @@ class Difference:
         nginx: What nginx does.
         proxy: What the proxy does.
         reason: Why.
-        kind: ``fixed``, ``chosen``, ``stricter``, ``newer`` (what a newer nginx does) or ``extended``.
+        kind: ``fixed``, ``chosen``, ``stricter``, ``better``,
+            ``newer`` (what a newer nginx does) or ``extended``.
         until: The version of nginx that does as the proxy does.
         level: Makes both records equal in what this is about.
-        explains: Tells whether this is why a generated dialogue's records differ.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Difference:
     kind: str = "fixed"
     until: tuple[int, ...] = ()
     level: Callable[[Record], Record] | None = None
-    explains: Callable[[Dialogue, Record, Record], bool] | None = None
 
 
 RESET_IS_EOF: Final = "Q-25"
@@ -71,6 +69,24 @@ def _without_xtext(record: Record) -> Record:
     return replace(record, upstreams=tuple(_LOGIN.sub(decoded, octets) for octets in record.upstreams))
 
 
+def _whenever(record: Record) -> Record:
+    """The client hears the same, sooner or later."""
+    return replace(record, turns=(record.client,))
+
+
+def _whatever_was_asked(record: Record) -> Record:
+    return replace(record, questions=())
+
+
+_MAPPED_HERE: Final = re.compile(rb"(?<=^PROXY TCP6 )(\S+) (?:::ffff:)?HERE")
+
+
+def _unmapped(record: Record) -> Record:
+    return replace(
+        record, upstreams=tuple(_MAPPED_HERE.sub(rb"\1 HERE", octets) for octets in record.upstreams)
+    )
+
+
 _TABLE: Final[tuple[Difference, ...]] = (
     Difference(
         RESET_IS_EOF,
@@ -83,6 +99,210 @@ _TABLE: Final[tuple[Difference, ...]] = (
         "ends a relay without a close_notify to a TLS client that shut its side",
         "says close_notify first",
         "the client knows that it heard everything (RFC 8446 section 6.1)",
+        kind="better",
+    ),
+    Difference(
+        "mixed-families",
+        "writes a PROXY header of version 1 with addresses of two families after `set_real_ip_from` changed one",
+        "writes the IPv4 address IPv4-mapped, as nginx itself does in version 2",
+        "receivers refuse a header whose addresses do not fit its family word",
+        level=_unmapped,
+    ),
+    Difference(
+        "dns-at-once",
+        "ignores FORMERR and strange codes of a name server, and waits until `resolver_timeout`",
+        "takes them for an answer; the client's name is [TEMPUNAVAIL] as in nginx, only sooner",
+        "nobody needs to wait for what will not come",
+        kind="better",
+        level=_whenever,
+    ),
+    Difference(
+        "dns-alias",
+        "does not ask for the other family of an alias when one family's answer had an address",
+        "asks for both",
+        "the answers are the same, and the addresses complete",
+        kind="chosen",
+        level=_whatever_was_asked,
+    ),
+    Difference(
+        "Q-01",
+        "rejects a batch of commands that is longer than its buffer, though each command fits",
+        "executes them all; the limit holds for each command",
+        "a batch has no length",
+    ),
+    Difference(
+        "Q-02",
+        "does not look at the rest of a batch that fills its buffer exactly, until more comes",
+        "goes on",
+        "nobody waits for nothing",
+    ),
+    Difference(
+        "Q-03",
+        "reads one octet for an IMAP literal of none",
+        "reads none",
+        "`{0}` is the empty string (RFC 9051 section 4.3)",
+    ),
+    Difference(
+        "Q-04",
+        "takes a quoted string without an end for one, and stays inside it",
+        "rejects the line",
+        "it is a syntax error",
+    ),
+    Difference(
+        "Q-05",
+        "answers a bad name in AUTHENTICATE LOGIN without any tag",
+        "answers with the command's tag",
+        "a reply without a tag belongs to nothing",
+    ),
+    Difference(
+        "Q-06",
+        "answers a line without a tag after a delayed denial with stale octets",
+        "answers with `*`",
+        "stale octets are nobody's business",
+    ),
+    Difference(
+        "Q-07",
+        "lets EXTERNAL with an initial response pass where it is not enabled",
+        "refuses it",
+        "a method that is not enabled must not work",
+    ),
+    Difference(
+        "Q-08",
+        "after WAIT without Auth-Wait asks again at once, and again after every acceptance",
+        "asks again after a second, once",
+        "a loop helps nobody",
+    ),
+    Difference(
+        "Q-09",
+        "with `error_log info` turns line ends behind a refused MAIL into underscores",
+        "leaves the input alone",
+        "logging must not change input",
+    ),
+    Difference(
+        "Q-10",
+        "`starttls only` lets MAIL pass in clear",
+        "answers 530",
+        "that is what `only` says",
+    ),
+    Difference(
+        "Q-11",
+        "hands CR, LF and NUL in credentials on to services and upstreams",
+        "refuses such credentials",
+        "they are commands in disguise",
+        kind="stricter",
+    ),
+    Difference(
+        "hostile-answers",
+        "hands control octets in answers of the service on to clients and upstreams",
+        "apologises, and closes",
+        "they are lines in disguise",
+        kind="stricter",
+    ),
+    Difference(
+        "Q-12",
+        "uses the password of an earlier attempt for EXTERNAL",
+        "forgets it",
+        "it belongs to somebody else",
+    ),
+    Difference(
+        "Q-13",
+        "takes 1024 octets of an answer's header, and notices an early end late",
+        "takes 16384, and notices at once",
+        "services set cookies; clients wait",
+    ),
+    Difference(
+        "Q-14",
+        "`proxy_timeout` counts what the client does alone",
+        "counts both directions, as nginx's documentation says",
+        "an IDLE client of a busy mailbox is not idle",
+    ),
+    Difference(
+        "Q-15",
+        "leaves a command that came with the PROXY header until more comes",
+        "executes it",
+        "nobody waits for nothing",
+    ),
+    Difference(
+        "Q-16",
+        "wants the PROXY header whole at first sight",
+        "waits for the rest, up to `timeout`",
+        "TCP cuts where it likes",
+    ),
+    Difference(
+        "Q-18",
+        "waits for CR LF and four octets of an upstream's reply",
+        "takes LF, and any length",
+        "as any client does",
+    ),
+    Difference(
+        "Q-19",
+        "takes one untagged line ahead of the tagged reply (before 1.27.3 none)",
+        "takes any number, within `proxy_buffer`",
+        "RFC 9051 section 2.2.2",
+    ),
+    Difference(
+        "Q-22",
+        "ends the session at the first end of a side; what is under way is lost",
+        "hands on what is under way",
+        "a client that says LOGOUT may leave at once",
+    ),
+    Difference(
+        "Q-26",
+        "asks for `?x` where `auth_http` has a query and no path",
+        "asks for `/?x`",
+        "a request target begins with a slash",
+    ),
+    Difference(
+        "Q-32",
+        "stores controls in HELO, MAIL and RCPT, and hands them on",
+        "answers 501",
+        "nobody needs them, and services see them raw",
+        kind="stricter",
+    ),
+    Difference(
+        "Q-33",
+        "drops commands that it has already when the client has left",
+        "executes them",
+        "they were said",
+    ),
+    Difference(
+        "Q-36",
+        "leaves what came with the end of the handshake until more comes",
+        "executes it",
+        "nobody waits for nothing",
+    ),
+    Difference(
+        "Q-37",
+        "reads `127...1` and `127.0.0.01` as addresses",
+        "refuses the answer",
+        "they are none",
+        kind="stricter",
+    ),
+    Difference(
+        "Q-38",
+        "takes an empty IMAP tag",
+        "answers `* BAD`",
+        "RFC 9051 section 2.2.1",
+    ),
+    Difference(
+        "Q-40",
+        "takes PROXY headers whose addresses are none, or of another family",
+        "closes",
+        "what is no address must not be believed",
+        kind="stricter",
+    ),
+    Difference(
+        "brackets",
+        "refuses an IPv6 address in brackets in Auth-Server",
+        "takes it",
+        "services write them",
+        kind="extended",
+    ),
+    Difference(
+        "literals-at-once",
+        "always waits before each literal at an IMAP upstream",
+        "sends all at once where the greeting announces LITERAL+",
+        "two round trips less (RFC 7888)",
         kind="better",
     ),
     Difference(
@@ -113,11 +333,3 @@ _TABLE: Final[tuple[Difference, ...]] = (
 )
 
 DIFFERENCES: Final = {difference.name: difference for difference in _TABLE}
-
-
-def explaining(dialogue: Dialogue, theirs: Record, ours: Record) -> Difference | None:
-    """Find the difference that explains why a generated dialogue's records are not the same."""
-    for difference in _TABLE:
-        if difference.explains is not None and difference.explains(dialogue, theirs, ours):
-            return difference
-    return None

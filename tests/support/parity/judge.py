@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference, explaining
+from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference
 from support.parity.record import Record
 
 
@@ -63,6 +63,8 @@ def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tupl
     if dialogue.differs and not _is_over(dialogue, version):
         difference = DIFFERENCES[dialogue.differs]
         seen.append(difference.name)
+        if dialogue.rest_differs:
+            return _verdict(Outcome.MEANT, tuple(seen), faults)
         theirs, ours = _levelled(dialogue, difference, theirs, ours)
     if theirs.ending == "reset" and ours.ending in {"eof", "notified"}:
         seen.append(RESET_IS_EOF)
@@ -70,10 +72,6 @@ def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tupl
     if (theirs.afterwards, ours.afterwards) == ("eof", "notified"):
         seen.append(GOODBYE)
         theirs = replace(theirs, afterwards=ours.afterwards)
-    if theirs != ours and not dialogue.differs:
-        explained = explaining(dialogue, theirs, ours)
-        if explained is not None:
-            return _verdict(Outcome.MEANT, (*seen, explained.name), faults)
     faults += _differing(theirs, ours)
     return _verdict(Outcome.MEANT if seen else Outcome.SAME, tuple(seen), faults)
 

@@ -234,7 +234,8 @@ class Kit:
             dialogue.header,
         )
         subject.peers.playings[ip] = playing
-        if dialogue.alone or dialogue.via != "tcp":
+        is_alone = dialogue.alone or dialogue.via != "tcp"
+        if is_alone:
             subject.peers.alone = playing
         if dialogue.dns is not None:
             assert subject.dns is not None
@@ -243,7 +244,8 @@ class Kit:
         try:
             return await player.play(), player.progress
         finally:
-            subject.peers.alone = None
+            if is_alone:
+                subject.peers.alone = None
             del subject.peers.playings[ip]
 
 

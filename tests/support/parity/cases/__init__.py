@@ -1,0 +1,36 @@
+"""All dialogues that are written down, and the servers that they are played on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from support.parity.cases import (
+    answers,
+    imap,
+    logins,
+    pop3,
+    proxy_protocol,
+    quirks,
+    resolver,
+    smtp,
+    timeouts,
+    tls,
+    upstreams,
+)
+
+_TABLES: Final = (
+    imap,
+    pop3,
+    smtp,
+    logins,
+    answers,
+    upstreams,
+    tls,
+    proxy_protocol,
+    resolver,
+    timeouts,
+    quirks,
+)
+
+BLOCKS: Final = tuple(block for table in _TABLES for block in table.BLOCKS)
+DIALOGUES: Final = tuple(dialogue for table in _TABLES for dialogue in table.DIALOGUES)

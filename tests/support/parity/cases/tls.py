@@ -34,6 +34,23 @@ def _blocks() -> Iterator[Block]:
     yield Block(
         "imap-crl", "imap", f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_crl @crl@;", listen="ssl"
     )
+    suite = "ECDHE-RSA-AES128-GCM-SHA256"
+    for name, directives in {
+        "ciphers": f"ssl_ciphers {suite};",
+        "preferred": f"ssl_ciphers {suite}:ECDHE-RSA-AES256-GCM-SHA384; ssl_prefer_server_ciphers on;",
+        "curve": "ssl_ecdh_curve secp384r1;",
+        "command": "ssl_conf_command CipherString ECDHE-RSA-AES256-GCM-SHA384;",
+        "tickets": "ssl_session_tickets off; ssl_session_cache shared:parity:1m; ssl_session_timeout 10m;",
+        "dhparam": "ssl_dhparam @dhparam@; ssl_ciphers DHE-RSA-AES256-GCM-SHA384;",
+        "trusted": "ssl_verify_client on; ssl_client_certificate @others_ca@; ssl_trusted_certificate @ca@;",
+    }.items():
+        yield Block(f"imap-{name}", "imap", _PAIR + directives, listen="ssl")
+    yield Block(
+        "imap-locked",
+        "imap",
+        "ssl_certificate @locked_cert@; ssl_certificate_key @locked_key@; ssl_password_file @passwords@;",
+        listen="ssl",
+    )
     yield Block("smtp-starttls-none", "smtp", f"{_PAIR} starttls on; smtp_auth none plain;")
     yield Block("imap-tls13", "imap", f"{_PAIR} ssl_protocols TLSv1.3;", listen="ssl")
 
@@ -102,6 +119,24 @@ def _dialogues() -> Iterator[Dialogue]:
         yield Dialogue(
             name=f"{certificate or 'nobody'} ({block})",
             block=f"imap-{block}",
+            area="client certificates",
+            steps=(Tls(certificate=certificate), *_LOGIN["imap"]),
+            auth=(GRANT,),
+            upstream=IMAP_OK,
+        )
+    for block in ("ciphers", "preferred", "curve", "command", "tickets", "dhparam", "locked"):
+        yield Dialogue(
+            name=f"TLSv1.2 ({block})",
+            block=f"imap-{block}",
+            area="TLS",
+            steps=(Tls(version="TLSv1.2"), *_LOGIN["imap"]),
+            auth=(GRANT,),
+            upstream=IMAP_OK,
+        )
+    for certificate in ("client", "stranger", "selfsigned"):
+        yield Dialogue(
+            name=f"{certificate}, trusted but not announced",
+            block="imap-trusted",
             area="client certificates",
             steps=(Tls(certificate=certificate), *_LOGIN["imap"]),
             auth=(GRANT,),

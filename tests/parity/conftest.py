@@ -1,0 +1,66 @@
+"""nginx and the proxy side by side, started once; what they showed is told at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.parity import grammar
+from support.parity.cases import BLOCKS
+from support.parity.certificates import make
+from support.parity.dialogue import Dialogue
+from support.parity.kit import Kit
+from support.parity.ledger import Ledger
+from support.parity.subjects import Nginx, find_nginx
+
+_LEDGER = pytest.StashKey[Ledger]()
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Nginx:
+    """The nginx to compare with; the one reason for which these tests are left out."""
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of certificates, by the names that configurations and dialogues use."""
+    return make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def ledger(nginx: Nginx, certificates: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    """Both, running, and what is known of them; all dialogues of this run are played at once."""
+    with Kit(nginx, (*BLOCKS, *grammar.BLOCKS), certificates) as kit:
+        made = request.config.stash[_LEDGER] = Ledger(kit)
+        made.play(_wanted(request.session.items))
+        yield made
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for configurations."""
+    return tmp_path_factory.mktemp("configurations")
+
+
+def _wanted(items: list[pytest.Item]) -> Iterator[Dialogue]:
+    for item in items:
+        params = getattr(item, "callspec", None)
+        found = params.params.get("dialogue") if params is not None else None
+        if isinstance(found, Dialogue):
+            yield found
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many dialogues were compared."""
+    ledger = config.stash.get(_LEDGER, None)
+    if ledger is not None:
+        terminalreporter.section("parity with nginx")
+        terminalreporter.write_line(ledger.summary)
+        seen = ", ".join(f"{name} {count}" for name, count in sorted(ledger.differences.items()))
+        terminalreporter.write_line(f"meant differences seen: {seen}")

@@ -1,0 +1,52 @@
+"""Dialogues made of a grammar: whatever a client says, nginx and the proxy answer alike."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from support.parity.dialogue import Dialogue
+from support.parity.grammar import dialogues
+from support.parity.ledger import Ledger
+
+pytestmark = pytest.mark.interop
+
+EXAMPLES: Final = int(os.environ.get("PARITY_EXAMPLES", "12"))
+"""Batches for each protocol; more of them for a longer run."""
+BATCH: Final = 16
+
+bounded = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+)
+
+
+def _all_alike(batch: list[Dialogue], ledger: Ledger) -> None:
+    for dialogue, verdict in zip(batch, ledger.compare(batch), strict=True):
+        assert verdict.is_fine, f"{dialogue.steps}\n{dialogue.auth} {dialogue.upstream}\n{verdict.faults}"
+
+
+@bounded
+@given(batch=st.lists(dialogues("imap"), min_size=BATCH, max_size=BATCH))
+def test_any_imap_client(batch: list[Dialogue], ledger: Ledger) -> None:
+    _all_alike(batch, ledger)
+
+
+@bounded
+@given(batch=st.lists(dialogues("pop3"), min_size=BATCH, max_size=BATCH))
+def test_any_pop3_client(batch: list[Dialogue], ledger: Ledger) -> None:
+    _all_alike(batch, ledger)
+
+
+@bounded
+@given(batch=st.lists(dialogues("smtp"), min_size=BATCH, max_size=BATCH))
+def test_any_smtp_client(batch: list[Dialogue], ledger: Ledger) -> None:
+    _all_alike(batch, ledger)

@@ -1,0 +1,465 @@
+"""The differences that are meant, one by one: what nginx does, and what the proxy does instead."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from support.parity.blocks import Block
+from support.parity.dialogue import (
+    CLOSE,
+    GRANT,
+    GRANT_PASS,
+    IMAP_OK,
+    POP3_OK,
+    SMTP_OK,
+    Await,
+    Dialogue,
+    Leave,
+    Speech,
+    Step,
+    Tls,
+    answer,
+    b64,
+    deny,
+    grant,
+)
+
+_PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
+
+BLOCKS: Final = (
+    Block("q-imap", "imap"),
+    Block("q-imap-external", "imap", "imap_auth plain external cram-md5;"),
+    Block("q-imap-query", "imap", "auth_http @here@:@auth@?x=1;"),
+    Block("q-imap-in", "imap", "", listen="proxy_protocol"),
+    Block("q-imap-idle", "imap", "proxy_timeout 1s;"),
+    Block("q-imap-impatient", "imap", "auth_http_timeout 2s;"),
+    Block("q-imap-quick", "imap", "timeout 1s;"),
+    Block("q-imap-ssl", "imap", _PAIR, listen="ssl"),
+    Block("q-pop3", "pop3"),
+    Block("q-pop3-ssl", "pop3", _PAIR, listen="ssl"),
+    Block("q-smtp", "smtp", "smtp_auth plain login external;"),
+    Block("q-smtp-none", "smtp", "smtp_auth none plain;"),
+    Block("q-smtp-info", "smtp", "error_log /dev/null info;"),
+    Block("q-smtp-only", "smtp", f"smtp_auth none plain; starttls only; {_PAIR}"),
+    Block("q-smtp-auth", "smtp", "smtp_auth plain external; proxy_smtp_auth on;"),
+)
+
+_IMAP: Final = b"* OK IMAP4 ready\r\n"
+_POP3: Final = b"+OK POP3 ready\r\n"
+_SMTP: Final = b"220 mx.example.test ESMTP ready\r\n"
+_BAD: Final = b"BAD invalid command\r\n"
+_ERR: Final = b"-ERR invalid command\r\n"
+_INTERNAL: Final = b"* BAD internal server error\r\n"
+_LOGIN: Final = b"a1 LOGIN user pass\r\n"
+
+
+def _case(  # noqa: PLR0913 - a row of a table
+    differs: str,
+    name: str,
+    block: str,
+    *steps: Step,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    auth: tuple[Speech, ...] = (),
+    upstream: tuple[Speech, ...] = (),
+    **more: Any,
+) -> Dialogue:
+    return Dialogue(
+        name=name,
+        block=block,
+        area="meant differences",
+        steps=steps,
+        auth=auth,
+        upstream=upstream,
+        differs=differs,
+        ours=ours,
+        theirs=theirs,
+        **more,
+    )
+
+
+def _said(greeting: bytes, *lines: bytes, **more: Any) -> dict[str, Any]:
+    return {"client": greeting + b"".join(lines), **more}
+
+
+_REFUSED_PLAIN: Final = {
+    "a CR LF in the name": "\0us\r\nDELE 1\0pass",
+    "a LF in the password": "\0user\0pa\nss",
+    "a CR in the password": "\0user\0pa\rss",
+    "a NUL in the password": "\0user\0pa\0ss",
+}
+
+_CREDENTIALS: Final = tuple(
+    _case(
+        "Q-11",
+        f"{name} ({protocol})",
+        f"q-{protocol}",
+        line,
+        ours={"client": greeting + refusal, "requests": (), "upstreams": ()},
+        theirs={},
+        auth=(grant("Auth-Pass: x"),),
+        upstream=upstream,
+        rest_differs=True,
+    )
+    for name, text in _REFUSED_PLAIN.items()
+    for protocol, line, greeting, refusal, upstream in (
+        ("imap", b"a1 AUTHENTICATE PLAIN " + b64(text) + b"\r\n", _IMAP, b"a1 " + _BAD, IMAP_OK),
+        ("pop3", b"AUTH PLAIN " + b64(text) + b"\r\n", _POP3, _ERR, POP3_OK),
+        ("smtp", b"AUTH PLAIN " + b64(text) + b"\r\n", _SMTP, b"500 5.5.1 Invalid command\r\n", SMTP_OK),
+    )
+)
+
+_HOSTILE_ANSWERS: Final = tuple(
+    _case(
+        "hostile-answers",
+        f"{name} in the answer",
+        "q-imap",
+        _LOGIN,
+        ours=_said(_IMAP, _INTERNAL, upstreams=()),
+        theirs={},
+        auth=(speech,),
+        upstream=IMAP_OK,
+        rest_differs=True,
+    )
+    for name, speech in {
+        "a control octet in Auth-User": grant(b"Auth-User: a\x01b"),
+        "a NUL in Auth-Pass": grant(b"Auth-Pass: a\0b"),
+        "a TAB in Auth-Status": answer(b"Auth-Status: no\tway"),
+        "an ESC in Auth-Status": answer(b"Auth-Status: \x1b[2J"),
+    }.items()
+)
+
+_STALE: Final = _case(
+    "Q-12",
+    "the password of an earlier attempt",
+    "q-smtp-auth",
+    b"AUTH PLAIN " + b64("\0alice\0secret") + b"\r\n",
+    Await(4.0),
+    b"AUTH EXTERNAL " + b64("bob") + b"\r\n",
+    auth=(deny("no", "Auth-Wait: 1"), grant()),
+    upstream=(b"220 a\r\n", b"250 b\r\n", b"250 c\r\n", b"235 in\r\n"),
+    ours={"client": _SMTP + b"535 5.7.0 no\r\n451 4.3.2 Internal server error\r\n"},
+    theirs={},
+    check=lambda record: "the old password was sent" if b"secret" in record.requests[1] else "",
+    rest_differs=True,
+)
+
+DIALOGUES: Final = (
+    _case(
+        "Q-01",
+        "a batch that is longer than the buffer",
+        "q-pop3",
+        b"NOOP\r\n" * 22,
+        ours=_said(_POP3, b"+OK\r\n" * 22, ending="open", afterwards="eof"),
+        theirs={},
+        rest_differs=True,
+    ),
+    _case(
+        "Q-02",
+        "a batch that fills the buffer, and more",
+        "q-pop3",
+        b"NOOP  \r\n" * 17,
+        ours={"turns": (_POP3, b"+OK\r\n" * 17)},
+        theirs={"turns": (_POP3, b"+OK\r\n" * 16, b"+OK\r\n")},
+        rest_differs=True,
+    ),
+    _case(
+        "Q-03",
+        "a literal of no octets",
+        "q-imap",
+        b"a1 LOGIN user {0}\r\n",
+        b"\r\n",
+        auth=(GRANT,),
+        upstream=IMAP_OK,
+        ours={"upstreams": (b"a1 LOGIN {4}\r\nuser {0}\r\n\r\n",)},
+        theirs={"upstreams": (b"a1 LOGIN {4}\r\nuser {1}\r\n\r\r\n",)},
+        rest_differs=True,
+    ),
+    _case(
+        "Q-04",
+        "a quoted string without an end",
+        "q-imap",
+        b'a1 NOOP "x\r\n',
+        b"a2 NOOP\r\n",
+        ours=_said(_IMAP, b"a1 ", _BAD, b"a2 OK completed\r\n"),
+        theirs=_said(_IMAP, b"a1 OK completed\r\na2 OK completed\r\n"),
+    ),
+    _case(
+        "Q-05",
+        "a bad name in AUTHENTICATE LOGIN",
+        "q-imap",
+        b"a1 AUTHENTICATE LOGIN\r\n",
+        b"!!\r\n",
+        ours=_said(_IMAP, b"+ VXNlcm5hbWU6\r\na1 ", _BAD),
+        theirs=_said(_IMAP, b"+ VXNlcm5hbWU6\r\n", _BAD),
+    ),
+    _case(
+        "Q-06",
+        "a line without a tag after a denial",
+        "q-imap",
+        b"abc LOGIN user pass\r\n",
+        Await(4.0),
+        b"\r\n",
+        auth=(deny("no", "Auth-Wait: 1"),),
+        ours=_said(_IMAP, b"abc NO no\r\n* ", _BAD),
+        theirs={},
+    ),
+    _case(
+        "Q-07",
+        "EXTERNAL that is not enabled, with an initial response",
+        "q-imap",
+        b"a1 AUTHENTICATE EXTERNAL " + b64("user") + b"\r\n",
+        auth=(GRANT_PASS,),
+        upstream=IMAP_OK,
+        ours=_said(_IMAP, b"a1 ", _BAD, requests=(), upstreams=(), upstream_endings=()),
+        theirs=_said(_IMAP, b"a1 OK in\r\n"),
+    ),
+    _case(
+        "Q-08",
+        "WAIT without Auth-Wait",
+        "q-imap",
+        _LOGIN,
+        Await(3.0),
+        auth=(answer("Auth-Status: WAIT"), GRANT, GRANT, deny("enough")),
+        upstream=IMAP_OK,
+        ours=_said(_IMAP, b"a1 OK in\r\n", ending="open", afterwards="eof"),
+        theirs=_said(_IMAP, b"a1 NO enough\r\n"),
+        rest_differs=True,
+    ),
+    _case(
+        "Q-09",
+        "what is pipelined behind a refused MAIL, with error_log info",
+        "q-smtp-info",
+        b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nNOOP\r\n",
+        ours=_said(
+            _SMTP, b"530 5.7.1 Authentication required\r\n503 5.5.1 Bad sequence of commands\r\n250 2.0.0 OK\r\n"
+        ),
+        theirs=_said(_SMTP, b"530 5.7.1 Authentication required\r\n"),
+    ),
+    _case(
+        "Q-10",
+        "MAIL before TLS, where nothing else is allowed",
+        "q-smtp-only",
+        b"MAIL FROM:<a>\r\n",
+        ours=_said(_SMTP, b"530 5.7.0 Must issue a STARTTLS command first\r\n"),
+        theirs=_said(_SMTP, b"250 2.0.0 OK\r\n"),
+    ),
+    *_CREDENTIALS,
+    *_HOSTILE_ANSWERS,
+    _STALE,
+    _case(
+        "Q-13",
+        "an answer of more than 1024 octets",
+        "q-imap",
+        _LOGIN,
+        auth=(grant("X-Long: " + "x" * 1200),),
+        upstream=IMAP_OK,
+        ours=_said(_IMAP, b"a1 OK in\r\n", ending="open", afterwards="eof"),
+        theirs=_said(_IMAP, _INTERNAL),
+        rest_differs=True,
+    ),
+    _case(
+        "Q-13",
+        "an answer that ends in its middle, all at once",
+        "q-imap-impatient",
+        _LOGIN,
+        Await(4.0),
+        auth=((b"HTTP/1.0 200 OK\r\nAuth-Status: OK\r\n", CLOSE),),
+        ours=_said(_IMAP, _INTERNAL),
+        theirs={"ending": "eof"},
+    ),
+    _case(
+        "Q-14",
+        "an idle client of a busy upstream",
+        "q-imap-idle",
+        _LOGIN,
+        b"idle\r\n",
+        Await(0.7),
+        Await(0.7),
+        Await(0.7),
+        Await(0.7),
+        auth=(GRANT,),
+        upstream=(*IMAP_OK[:4], (b"* 1 EXISTS\r\n", 0.6, b"* 2 EXISTS\r\n", 0.6, b"* 3 EXISTS\r\n", 0.6, b"* 4 EXISTS\r\n")),
+        ours=_said(
+            _IMAP,
+            b"a1 OK in\r\n* 1 EXISTS\r\n* 2 EXISTS\r\n* 3 EXISTS\r\n* 4 EXISTS\r\n",
+        ),
+        theirs={"ending": "eof"},
+        rest_differs=True,
+    ),
+    _case(
+        "Q-15",
+        "a command in one packet with the PROXY header",
+        "q-imap-in",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\na1 NOOP\r\n",
+        ours={"turns": (b"", _IMAP + b"a1 OK completed\r\n")},
+        theirs={"turns": (b"", _IMAP, b"a1 OK completed\r\n")},
+        rest_differs=True,
+    ),
+    _case(
+        "Q-16",
+        "a PROXY header in pieces",
+        "q-imap-in",
+        b"PROXY TCP4 192.0.2.1 19",
+        b"2.0.2.2 1 2\r\n",
+        b"a1 NOOP\r\n",
+        ours=_said(_IMAP, b"a1 OK completed\r\n", ending="open", afterwards="eof"),
+        theirs={"client": b""},
+    ),
+    _case(
+        "Q-18",
+        "an upstream that ends its lines in LF",
+        "q-imap-quick",
+        _LOGIN,
+        Await(3.0),
+        auth=(GRANT,),
+        upstream=(b"* OK x\n", b"+\n", b"+\r\n", b"a1 OK in\n"),
+        ours=_said(_IMAP, b"a1 OK in\n"),
+        theirs=_said(_IMAP, _INTERNAL),
+        rest_differs=True,
+    ),
+    *(
+        _case(
+            "Q-19",
+            f"untagged lines {name}",
+            "q-imap",
+            _LOGIN,
+            auth=(GRANT,),
+            upstream=script,
+            ours={"ending": "open", "afterwards": "eof"},
+            theirs=_said(_IMAP, _INTERNAL),
+            rest_differs=True,
+        )
+        for name, script in {
+            "ahead of a continuation": (b"* OK x\r\n", b"* NO quick\r\n+ go\r\n", b"+ go\r\n", b"a1 OK in\r\n"),
+            "ahead of the reply": (b"* OK x\r\n", b"+ go\r\n", b"+ go\r\n", b"* CAPABILITY A\r\n* 1 EXISTS\r\na1 OK in\r\n"),
+        }.items()
+    ),
+    Dialogue(
+        name="one untagged line ahead of the reply",
+        block="q-imap",
+        area="imap upstreams",
+        steps=(_LOGIN, b"x\r\n"),
+        auth=(GRANT,),
+        upstream=(*IMAP_OK[:3], b"* CAPABILITY IMAP4rev1\r\na1 OK in\r\n", b"* relayed\r\n"),
+        since=(1, 27, 3),
+        ours=_said(_IMAP, b"* CAPABILITY IMAP4rev1\r\na1 OK in\r\n* relayed\r\n"),
+    ),
+    _case(
+        "Q-22",
+        "a client that shuts its side while an answer is under way",
+        "q-imap",
+        _LOGIN,
+        Leave("eof", b"x LOGOUT\r\n"),
+        Await(1.0),
+        auth=(GRANT,),
+        upstream=(*IMAP_OK[:4], (0.2, b"* BYE\r\n", CLOSE)),
+        ours=_said(_IMAP, b"a1 OK in\r\n* BYE\r\n"),
+        theirs=_said(_IMAP, b"a1 OK in\r\n"),
+        rest_differs=True,
+    ),
+    _case(
+        "Q-26",
+        "a query right behind the host of auth_http",
+        "q-imap-query",
+        _LOGIN,
+        auth=(deny(),),
+        ours={},
+        theirs={},
+        check=lambda record: "" if record.requests[0].startswith(b"GET /?x=1 ") else "no slash",
+        rest_differs=True,
+    ),
+    _case(
+        "Q-32",
+        "a control octet in MAIL",
+        "q-smtp-none",
+        b"MAIL FROM:<a\x01b>\r\n",
+        b"MAIL FROM:<a\0b>\r\n",
+        ours=_said(_SMTP, b"501 5.5.4 Invalid argument\r\n" * 2),
+        theirs=_said(_SMTP, b"250 2.0.0 OK\r\n503 5.5.1 Bad sequence of commands\r\n"),
+    ),
+    _case(
+        "Q-32",
+        "a control octet in EHLO",
+        "q-smtp",
+        b"EHLO a\x7fb\r\n",
+        ours=_said(_SMTP, b"501 5.5.4 Invalid argument\r\n"),
+        theirs=_said(_SMTP, b"250-mx.example.test\r\n250 AUTH PLAIN LOGIN EXTERNAL\r\n"),
+    ),
+    _case(
+        "Q-33",
+        "commands of a client that has left already",
+        "q-pop3",
+        Leave("eof", b"NOOP\r\nCAPA\r\nQUIT\r\n"),
+        Await(1.0),
+        ours=_said(_POP3, b"+OK\r\n+OK Capability list follows\r\nTOP\r\nUSER\r\nUIDL\r\nSASL PLAIN LOGIN\r\n.\r\n+OK\r\n"),
+        theirs={},
+    ),
+    _case(
+        "Q-36",
+        "a command in one packet with the end of the handshake",
+        "q-imap-ssl",
+        Tls(behind=b"a1 NOOP\r\n"),
+        ours=_said(_IMAP, b"a1 OK completed\r\n"),
+        theirs={},
+        rest_differs=True,
+    ),
+    *(
+        _case(
+            "Q-37",
+            f"Auth-Server {text}",
+            "q-imap",
+            _LOGIN,
+            auth=(answer(f"Auth-Server: {text}", "Auth-Port: 1"),),
+            ours=_said(_IMAP, _INTERNAL),
+            theirs=_said(_IMAP, _INTERNAL),
+        )
+        for text in ("127.0.0.01", "127...1")
+    ),
+    _case(
+        "Q-38",
+        "an empty tag",
+        "q-imap",
+        b" NOOP\r\n",
+        ours=_said(_IMAP, b"* ", _BAD),
+        theirs=_said(_IMAP, b" OK completed\r\n"),
+    ),
+    *(
+        _case(
+            "Q-40",
+            name,
+            "q-imap-in",
+            header,
+            b"a1 NOOP\r\n",
+            ours={"client": b""},
+            theirs=_said(_IMAP, b"a1 OK completed\r\n"),
+            rest_differs=True,
+        )
+        for name, header in {
+            "a family word that does not fit": b"PROXY TCP4 ::1 ::2 1 2\r\n",
+            "no address": b"PROXY TCP4   1 2\r\n",
+            "addresses that are none": b"PROXY TCP6 abc def 1 2\r\n",
+        }.items()
+    ),
+    _case(
+        "brackets",
+        "an IPv6 server in brackets",
+        "q-imap",
+        _LOGIN,
+        auth=(answer("Auth-Server: [::1]", "Auth-Port: 1"),),
+        ours=_said(_IMAP, _INTERNAL),
+        theirs=_said(_IMAP, _INTERNAL),
+    ),
+    _case(
+        "literals-at-once",
+        "an upstream that announces LITERAL+",
+        "q-imap",
+        _LOGIN,
+        b"x\r\n",
+        auth=(GRANT,),
+        upstream=(b"* OK [CAPABILITY IMAP4rev1 LITERAL+] x\r\n", b"", b"", b"a1 OK in\r\n", b"* relayed\r\n"),
+        ours={"upstreams": (b"a1 LOGIN {4+}\r\nuser {4+}\r\npass\r\nx\r\n",)},
+        theirs={},
+        rest_differs=True,
+    ),
+)

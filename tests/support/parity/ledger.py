@@ -1,0 +1,63 @@
+"""Keeps what the comparisons of one run showed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from support.parity.dialogue import Dialogue
+from support.parity.judge import Outcome, Verdict, judge
+from support.parity.kit import Kit
+from support.parity.record import Record
+
+
+@dataclass
+class Ledger:
+    """The verdicts of one run; each written dialogue is played once.
+
+    Attributes:
+        kit: What plays them.
+        verdicts: Of those that were played.
+        outcomes: How often which outcome was seen, generated dialogues included.
+        differences: How often which declared difference was seen.
+    """
+
+    kit: Kit
+    verdicts: dict[Dialogue, Verdict] = field(default_factory=dict)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    differences: Counter[str] = field(default_factory=Counter)
+
+    def verdict(self, dialogue: Dialogue) -> Verdict:
+        """The verdict on a dialogue, which is played if it was not."""
+        self.play([dialogue])
+        return self.verdicts[dialogue]
+
+    def play(self, dialogues: Iterable[Dialogue]) -> None:
+        """Play those that were not played yet."""
+        wanted = [dialogue for dialogue in dialogues if dialogue not in self.verdicts]
+        self.verdicts |= dict(zip(wanted, self.compare(wanted), strict=True))
+
+    def compare(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
+        """Play dialogues, and count what they show."""
+        version = self.kit.nginx.version
+
+        def is_settled(dialogue: Dialogue, theirs: Record | None, ours: Record) -> bool:
+            return judge(dialogue, theirs, ours, version).is_fine
+
+        pairs = self.kit.play(dialogues, is_settled)
+        found = [
+            judge(dialogue, theirs, ours, version)
+            for dialogue, (theirs, ours) in zip(dialogues, pairs, strict=True)
+        ]
+        for one in found:
+            self.outcomes[one.outcome] += 1
+            self.differences.update(one.differences)
+        return found
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        total = sum(self.outcomes.values())
+        parts = [f"{self.outcomes[outcome]} {outcome.value}" for outcome in Outcome if self.outcomes[outcome]]
+        return f"{total} dialogues compared with {self.kit.nginx.name}: {', '.join(parts)}"
