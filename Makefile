@@ -43,6 +43,9 @@ fix: setup  ## Format, sort imports, apply safe fixes
 interop: setup  ## Run only the tests against real peers
 	$(BIN)/python -m pytest -m interop $(ARGS)
 
+bench: setup  ## Measure beside nginx (which must be installed), about eight minutes; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks --write $(ARGS)
+
 generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/python -m mailproxy_config.reference > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.observe.reference > docs/reference/metrics.md

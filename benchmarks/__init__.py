@@ -1,0 +1,5 @@
+"""Measurements of the proxy beside nginx, on one machine, in one run.
+
+``python -m benchmarks`` measures everything; with names, only that.  Nothing
+in here is a test: figures are printed, and judged by people.
+"""

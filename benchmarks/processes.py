@@ -1,0 +1,281 @@
+"""What runs during a measurement, and what the operating system says about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.clients import Scene
+
+PROXY_CPU: Final = "0"
+LOAD_CPU: Final = "1"
+_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
+_ROOT: Final = Path(__file__).resolve().parent.parent
+LISTENERS: Final = ("imap", "pop3", "smtp", "imaps", "pop3s", "smtps", "rsa")
+"""The ports each proxy listens on; ``rsa`` is IMAP with TLS and an RSA certificate, the rest are ECDSA."""
+PEERS: Final = ("auth", "imap", "bare", "pop3", "smtp")
+
+
+class Missing(Exception):
+    """Something that has to be installed is not."""
+
+
+@dataclass
+class Ports:
+    """Which ports are whose; fixed, and outside the range that clients get theirs from."""
+
+    base: int = 24000
+
+    def peer(self, name: str) -> int:
+        """A peer's port."""
+        return self.base + PEERS.index(name)
+
+    def proxy(self, proxy: str, name: str) -> int:
+        """A proxy's port."""
+        return self.base + {"nginx": 20, "mailproxy": 40}[proxy] + LISTENERS.index(name)
+
+
+PORTS: Final = Ports()
+
+
+def pinned(cpu: str, *command: str, **options: Any) -> subprocess.Popen[str]:  # noqa: ANN401 - as Popen has them
+    """Start a process on one processor (on any, where ``cpu`` is empty or there is but one)."""
+    pin = ["taskset", "-c", cpu] if cpu and (os.cpu_count() or 1) > 1 else []
+    return subprocess.Popen([*pin, *command], text=True, cwd=_ROOT, **options)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process that was started here, and wait for it."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def more_descriptors() -> int:
+    """Ask for as many descriptors as can be had, for ourselves and whom we start; tell how many those are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(hard, 65536)
+    for limit in (wanted, hard):
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return limit
+    return hard
+
+
+@dataclass
+class Proxy:
+    """A proxy under measurement: the processes whose figures count are its workers."""
+
+    name: str
+    process: subprocess.Popen[str]
+    workers: tuple[int, ...] = ()
+
+    def cpu(self) -> float:
+        """Seconds of processor time that its workers have used, from the scheduler's own books."""
+        return sum(map(cpu_of, self.workers))
+
+    def supervisor_cpu(self) -> float:
+        """The same of the process that started the workers."""
+        return cpu_of(self.process.pid)
+
+    def rss(self) -> int:
+        """Octets of memory that its workers occupy (``Pss``: a page that others have too counts in part)."""
+        return sum(map(pss_of, self.workers))
+
+    def stop(self) -> None:
+        """End it."""
+        stop(self.process)
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time a process has used, threads included."""
+    total = 0
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def pss_of(pid: int) -> int:
+    """Octets of a process's memory, each shared page divided by its owners."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no Pss of {pid}")
+
+
+def _children(pid: int) -> tuple[int, ...]:
+    return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+class Crowds:
+    """The process that plays the clients."""
+
+    def __init__(self, python: str) -> None:
+        self.process = pinned(
+            LOAD_CPU, python, "-m", "benchmarks.clients", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def do(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> dict[str, float]:
+        """Have the clients of a scene do something; ``keep`` remembers them for the next time."""
+        order = {"do": what, "scene": asdict(scene), "keep": keep, "with": how}
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(order) + "\n")
+        stdin.flush()
+        line = stdout.readline()
+        if not line:
+            raise RuntimeError(f"the clients ended with {self.process.wait()} at {order}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """End it."""
+        stop(self.process)
+
+
+@dataclass
+class Bench:
+    """Everything that a measurement needs, running.
+
+    Attributes:
+        proxies: ``nginx`` and ``mailproxy``, by name, in the order they are measured in.
+    """
+
+    folder: Path
+    python: str
+    crowds: Crowds
+    proxies: dict[str, Proxy] = field(default_factory=dict)
+
+    def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = ()) -> Proxy:
+        """Start a proxy, afresh if it runs."""
+        if name in self.proxies:
+            self.proxies[name].stop()
+        start = start_nginx if name == "nginx" else start_mailproxy
+        self.proxies[name] = proxy = start(self.folder, self.python, workers, options)
+        return proxy
+
+    def scene(self, proxy: Proxy, name: str, **how: Any) -> Scene:  # noqa: ANN401 - as Scene has them
+        """A scene at a proxy: ``imaps`` is IMAP with implicit TLS, and so on."""
+        is_tls = name in {"imaps", "pop3s", "smtps", "rsa"}
+        protocol = "imap" if name == "rsa" else name.removesuffix("s") if is_tls else name
+        return Scene(protocol, PORTS.proxy(proxy.name, name), **({"tls": "implicit"} if is_tls else {}) | how)
+
+
+@contextmanager
+def bench(python: str) -> Iterator[Bench]:
+    """Start peers and clients; proxies are started when a measurement asks for them."""
+    if shutil.which("nginx") is None:
+        raise Missing("nginx, with its mail module (Debian: nginx-core libnginx-mod-mail)")
+    more_descriptors()
+    with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        _certificates(folder)
+        peers = pinned(LOAD_CPU, python, "-m", "benchmarks.peers", *(str(PORTS.peer(peer)) for peer in PEERS))
+        crowds = Crowds(python)
+        made = Bench(folder, python, crowds)
+        try:
+            _wait_for(PORTS.peer("smtp"))
+            yield made
+        finally:
+            for proxy in made.proxies.values():
+                proxy.stop()
+            crowds.stop()
+            stop(peers)
+
+
+def start_nginx(folder: Path, _python: str, workers: int, _options: tuple[str, ...]) -> Proxy:
+    """Start nginx."""
+    (folder / "nginx.conf").write_text(nginx_conf(folder, "nginx", workers))
+    process = pinned(
+        PROXY_CPU if workers == 1 else "", "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")
+    )
+    _wait_for(PORTS.proxy("nginx", "smtps"))
+    return Proxy("nginx", process, _workers(process.pid, "worker process", workers))
+
+
+def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...]) -> Proxy:
+    """Start the proxy, on the very same configuration."""
+    (folder / "mailproxy.conf").write_text(nginx_conf(folder, "mailproxy", workers))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT / "proxy"), *sys.path[1:]])}
+    with open(folder / "mailproxy.log", "a", encoding="utf-8") as log:
+        process = pinned(
+            PROXY_CPU if workers == 1 else "",
+            python, "-m", "mailproxy", "run", "-f", str(folder / "mailproxy.conf"),
+            "--workers", str(workers), "--admin", f"127.0.0.1:{PORTS.base + 60}", *options,
+            stderr=log, env=environment,
+        )  # fmt: skip
+    _wait_for(PORTS.proxy("mailproxy", "smtps"))
+    found = _workers(process.pid, "mailproxy.worker", workers)
+    time.sleep(0.5)
+    return Proxy("mailproxy", process, found)
+
+
+def _workers(parent: int, word: str, count: int) -> tuple[int, ...]:
+    for _ in range(200):
+        found = tuple(pid for pid in _children(parent) if word in _command(pid))
+        if len(found) == count:
+            return found
+        time.sleep(0.05)
+    raise RuntimeError(f"{parent} has not started {count} workers")
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
+    """Write the configuration that both run: everything on but look-ups of names."""
+    servers = []
+    for name in LISTENERS:
+        is_tls = name in {"imaps", "pop3s", "smtps", "rsa"}
+        protocol = "imap" if name == "rsa" else name.removesuffix("s") if is_tls else name
+        listen = f"listen 127.0.0.1:{PORTS.proxy(proxy, name)}{' ssl' if is_tls else ''};"
+        kind = "rsa" if name == "rsa" else "ecdsa"
+        tls = f"ssl_certificate {folder}/{kind}.crt; ssl_certificate_key {folder}/{kind}.key;"
+        servers.append(f"  server {{ {listen} protocol {protocol}; starttls on; {tls} }}")
+    module = f"load_module {_MODULE};\n" if _MODULE.exists() and proxy == "nginx" else ""
+    return (
+        f"{module}daemon off;\nworker_processes {workers};\nworker_rlimit_nofile {more_descriptors()};\n"
+        f"error_log {folder}/{proxy}.error error;\npid {folder}/{proxy}.pid;\n"
+        "events { worker_connections 40000; }\n"
+        f"mail {{\n  server_name mail.example.com;\n  auth_http 127.0.0.1:{PORTS.peer('auth')}/auth;\n"
+        "  smtp_auth plain login;\n  ssl_session_cache shared:SSL:10m;\n  ssl_protocols TLSv1.2 TLSv1.3;\n"
+        + "\n".join(servers)
+        + "\n}\n"
+    )
+
+
+def _certificates(folder: Path) -> None:
+    for kind, key in (("ecdsa", ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")), ("rsa", ("rsa:2048",))):
+        command = ["openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=mail.example.com"]
+        files = ["-newkey", *key, "-keyout", str(folder / f"{kind}.key"), "-out", str(folder / f"{kind}.crt")]
+        subprocess.run([*command, *files], check=True, capture_output=True)
+        (folder / f"{kind}.key").chmod(0o644)
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"nobody listens on {port}")
