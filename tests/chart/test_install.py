@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.helm import CHART, Helm, Object, of_kind
+from support.helm import CHART, Helm, Object, given, of_kind
 from support.helm_cluster import CRD, NAMESPACE, RELEASE, ChartCluster, chart_cluster
 from support.kube_cluster import Operator
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
@@ -23,7 +22,7 @@ SPEC: Object = {
     "mail": {"serverName": "mail.example.com", "authHttp": "http://auth.mail.svc:9000/auth"},
     "servers": [{"name": "imap", "protocol": "imap", "listen": [{"port": 143}]}],
 }
-PROXIES = ("--set-json", json.dumps({"proxies": {"edge": {"spec": SPEC}}}))
+PROXIES = given({"proxies": {"edge": {"spec": SPEC}}})
 OPERATOR = "mp-mailproxy-operator"
 # Everything that the chart makes in a namespace, and what a release must not leave behind.
 LEFT = (

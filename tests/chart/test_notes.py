@@ -12,14 +12,15 @@ from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
-from support.helm import CHART, ROOT, Helm, Object
+from support.helm import CHART, ROOT, Helm, Object, given
 
 UNSAFE: Object = {"spec": {"servers": [{"name": "imap"}], "sysctls": {"unsafe": "Allow"}}}
 
 
 def notes(helm: Helm, values: Object, *options: str) -> str:
-    given = ["--set-json", json.dumps(values)] if values else []
-    said = helm.good("install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *given, *options)
+    if helm.major == 3:
+        pytest.skip("needs Helm 4: Helm 3 asks a cluster even for a trial run")
+    said = helm.good("install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *given(values), *options)
     return said.partition("NOTES:")[2]
 
 

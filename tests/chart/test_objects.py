@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from typing import Any
 
@@ -14,7 +13,7 @@ from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import KubeVersion, Platform
-from support.helm import CHART, MONITORING, ROOT, Helm, Object, named, of_kind
+from support.helm import CHART, MONITORING, ROOT, Helm, Object, given, named, of_kind
 from support.helm_schemas import VERSIONS, faults, pod_specs, violations
 
 EDGE: Object = {
@@ -263,5 +262,4 @@ def test_there_is_one_version_number() -> None:
 
 @pytest.mark.parametrize("case", MATRIX)
 def test_helm_finds_nothing_to_complain_about(helm: Helm, case: str) -> None:
-    values = MATRIX[case] or {"replicas": 1}
-    helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", "--set-json", json.dumps(values))
+    helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", *given(MATRIX[case]))

@@ -66,7 +66,9 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
     ],
 )
 def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -> None:
-    assert named in helm.refusal(given)
+    said = helm.refusal(given)
+    # Helm 3 writes a path with dots.
+    assert named in said or named.strip("/").replace("/", ".") in said
 
 
 def test_an_older_kubernetes_is_refused(helm: Helm) -> None:

@@ -78,6 +78,11 @@ class Helm:
         """From now on, talk to a cluster."""
         self._env["KUBECONFIG"] = str(kubeconfig)
 
+    @property
+    def major(self) -> int:
+        """Its major version."""
+        return int(self.good("version", "--template={{.Version}}").lstrip("v").partition(".")[0])
+
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Begin a command that somebody else has to do something for."""
         return subprocess.Popen(
@@ -101,20 +106,25 @@ class Helm:
         assert done.returncode == 0, f"helm {' '.join(args)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def refusal(self, values: object, *options: str) -> str:
+    def refusal(self, values: Object | None, *options: str) -> str:
         """Render the chart with values that it has to refuse; gives the message."""
         done = self.run(*_template(values, options))
         assert done.returncode != 0, f"took {values}"
         return done.stderr
 
-    def objects(self, values: object = None, *options: str) -> list[Object]:
+    def objects(self, values: Object | None = None, *options: str) -> list[Object]:
         """Render the chart with values."""
         return documents(self.good(*_template(values, options)))
 
 
-def _template(values: object, options: Sequence[str]) -> list[str]:
-    given = ["--set-json", json.dumps(values)] if values else []
-    return ["template", "mp", str(CHART), "--namespace", "mail", *given, *options]
+def _template(values: Object | None, options: Sequence[str]) -> list[str]:
+    return ["template", "mp", str(CHART), "--namespace", "mail", *given(values), *options]
+
+
+def given(values: Object | None) -> list[str]:
+    """Give the options that set values, in a form that Helm 3 knows as well."""
+    pairs = [f"{key}={json.dumps(value)}" for key, value in (values or {}).items()]
+    return [option for pair in pairs for option in ("--set-json", pair)]
 
 
 def documents(text: str) -> list[Object]:

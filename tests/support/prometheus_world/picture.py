@@ -93,7 +93,7 @@ async def _live(found: Places, operator_port: int, seconds: float) -> None:
 
 def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: float) -> str:
     window = {**VARIABLES, "$__rate_interval": "20s", "$__range": f"{seconds:.0f}s"}
-    start, step = end - seconds + 30, max(INTERVAL, seconds / 240)
+    start, step = end - seconds + 30, max(INTERVAL, seconds / 200)
     answers = {
         panel["id"]: [
             line

@@ -156,7 +156,7 @@ def _spark(points: Points, x: float, w: float, h: float, colour: str) -> str:
     first, last = points[0][0], points[-1][0]
     span = last - first or 1
     path = " ".join(
-        f"{x + (time - first) / span * w:.1f},{h - 1 - value / top * h * 0.3:.1f}" for time, value in points
+        f"{x + (time - first) / span * w:.0f},{h - 1 - value / top * h * 0.3:.0f}" for time, value in points
     )
     return _area(f"{x:.1f},{h - 1:.1f} {path} {x + w:.1f},{h - 1:.1f}", colour, 0.18)
 
@@ -254,8 +254,8 @@ def _series(panel: Json, lines: list[Line], w: float, h: float) -> str:
     parts = [axes.drawn(_unit(panel))]
     for index, (top, bottom) in enumerate(zip(tops, floors, strict=True)):
         colour = PALETTE[index % len(PALETTE)]
-        upper = [f"{axes.x(time):.1f},{axes.y(value):.1f}" for time, value in top]
-        lower = [f"{axes.x(time):.1f},{axes.y(value):.1f}" for time, value in reversed(bottom)]
+        upper = [f"{axes.x(time):.0f},{axes.y(value):.0f}" for time, value in top]
+        lower = [f"{axes.x(time):.0f},{axes.y(value):.0f}" for time, value in reversed(bottom)]
         opacity = 0.45 if stacked else 0.1
         parts.append(_area(" ".join([*upper, *lower]), colour, opacity))
         parts.append(
