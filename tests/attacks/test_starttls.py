@@ -153,6 +153,44 @@ def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, ident
 
 
 @each
+@pytest.mark.parametrize("implicit", [False, True])
+def test_what_comes_with_the_end_of_the_handshake_is_executed(
+    protocol: Protocol, implicit: bool, identities: Identities
+) -> None:
+    command, go_ahead = STARTS[protocol]
+    probe, reply = PROBES[protocol]
+
+    async def play() -> None:
+        build = serving(protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED)
+        async with siege(build) as w:
+            client = await w.client()
+            if not implicit:
+                await client.line()
+                assert await client.ask(command) == go_ahead
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = identities.client().wrap_bio(incoming, outgoing)
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            await client.say(outgoing.read())
+            while True:
+                incoming.write(await client.reader.read(1 << 16))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    break
+            tls.write(probe)
+            await client.say(outgoing.read())  # the end of the handshake, and the command
+            said = b""
+            while not said.endswith(reply):
+                incoming.write(await client.reader.read(1 << 16))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    while octets := tls.read(1 << 16):
+                        said += octets
+            assert said == (GREETINGS[protocol] if implicit else b"") + reply
+
+    run(play)
+
+
+@each
 def test_a_second_start_is_refused(protocol: Protocol, identities: Identities) -> None:
     command, go_ahead = STARTS[protocol]
 
