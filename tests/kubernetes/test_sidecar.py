@@ -59,6 +59,7 @@ class Site:
 def site(real: Cluster) -> Iterator[Site]:
     """The operator with its webhook, with the rights of ``deploy/`` and no others."""
     PLURALS.setdefault(WEBHOOK, ("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"))
+    PLURALS.setdefault("StatefulSet", ("apps/v1", "statefulsets"))
     port = Ports().take()
     for manifest in manifests("webhook", "rbac.yaml"):
         _ = real.api.apply(manifest).good
@@ -213,7 +214,7 @@ def test_the_status_counts_who_carries_it_and_who_runs_what(place: World) -> Non
     eventually(lambda: numbers(place) == (2, 2, 1), "the older one to be noticed")
     assert place.condition("ConfigSynced") == ("False", "ConfigPropagating")
     place.endpoints["dovecot-1"].hash = digest
-    eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync")
+    eventually(lambda: place.condition("Ready") == ("True", "Ready"), "both to be in sync", patience=60.0)
     assert numbers(place) == (2, 2, 2)
     assert "pods that carry it: 2, ready: 2" in place.message("Available")
     place.put(**{**SPEC, "workerConnections": 99})
@@ -266,3 +267,22 @@ def test_the_rights_of_the_webhook_are_those_that_are_used(site: Site, place: Wo
     path = path_of("Secret", place.namespace)
     token = site.cluster.operator_token()
     assert site.cluster.server.as_bearer(token).ask("GET", path).status == 403
+
+
+def test_the_example_runs_in_a_restricted_namespace(place: World) -> None:
+    for manifest in manifests("examples", "sidecar.yaml"):
+        _ = place.api.apply(
+            {**manifest, "metadata": {**manifest["metadata"], "namespace": place.namespace}}
+        ).good
+    template = place.found("StatefulSet", "dovecot")["spec"]["template"]
+    claim = {"name": "mail", "persistentVolumeClaim": {"claimName": "mail-dovecot-0"}}
+    spec = {**template["spec"], "volumes": [*template["spec"]["volumes"], claim]}
+    metadata = {"name": "dovecot-0", "namespace": place.namespace, "labels": template["metadata"]["labels"]}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    answer = created(place, made)
+    assert sidecar_of(answer.good) is not None
+    assert not answer.warnings
+    eventually(lambda: place.status("dovecot").get("replicas") == 1, "the pod to be counted")
+    service = place.found("Service", "dovecot")["spec"]
+    assert service["selector"] == {INJECT: "dovecot"}
+    assert {one["targetPort"] for one in service["ports"]} == {143, 993}

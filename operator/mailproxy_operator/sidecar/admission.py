@@ -7,9 +7,10 @@ that says ``failurePolicy: Fail`` has pods refused.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
@@ -22,6 +23,9 @@ from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject
+
+MAX_EVENTS = 60
+"""In a minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,7 @@ class Admission:
         self._platform = platform
         self._namespaces = namespaces
         self._now = now
+        self._announced: deque[datetime] = deque(maxlen=MAX_EVENTS)
 
     async def review(self, asked: Asked) -> Verdict:
         """Decide about one pod.
@@ -128,11 +133,19 @@ class Admission:
         """Let the pod in as it is, or refuse it where the resource says so; and leave an event."""
         is_refused = _fails(body)
         if not asked.is_trial:
-            await self._cluster.announce(_event(asked, body, finding, self._now(), is_refused=is_refused))
+            await self._announce(_event(asked, body, finding, self._now(), is_refused=is_refused))
         text = _told(asked, finding)
         if is_refused:
             return Verdict(result="refused", refusal=text)
         return Verdict(result="ignored", warnings=(text,))
+
+    async def _announce(self, event: Manifest) -> None:
+        """Publish an event, but no more than so many: whoever reaches the webhook can ask for them."""
+        now = self._now()
+        if len(self._announced) == MAX_EVENTS and now - self._announced[0] < timedelta(minutes=1):
+            return
+        self._announced.append(now)
+        await self._cluster.announce(event)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -10,10 +10,10 @@ import pytest
 from mailproxy_operator.errors import Retryable
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
+from mailproxy_operator.sidecar.admission import MAX_EVENTS, Admission, Asked, Verdict
 from mailproxy_operator.sidecar.inject import carries
 from support.operator_cluster import MemoryCluster
-from support.sidecars import PLATFORM, made, pod, sidecar_body
+from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 
@@ -131,6 +131,19 @@ async def test_pods_of_one_workload_make_one_event() -> None:
         asking["metadata"]["name"] = f"dovecot-{number}"
         await decide(cluster, asking)
     assert len({event["metadata"]["name"] for event in cluster.events}) == 1
+
+
+async def test_nobody_can_have_any_number_of_events_made() -> None:
+    cluster, clock = MemoryCluster(), [NOW]
+    admission = Admission(cluster, platform, now=lambda: clock[0])
+    for number in range(MAX_EVENTS + 5):
+        asking = pod()
+        asking["metadata"]["labels"][INJECT] = f"nobody-{number}"
+        assert (await admission.review(Asked.read(asking, "mail", is_trial=False))).warnings
+    assert len(cluster.events) == MAX_EVENTS
+    clock[0] += timedelta(minutes=1)
+    await admission.review(Asked.read(pod(), "mail", is_trial=False))
+    assert len(cluster.events) == MAX_EVENTS + 1
 
 
 async def test_a_trial_leaves_nothing_behind() -> None:

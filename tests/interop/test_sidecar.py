@@ -1,0 +1,118 @@
+"""The sidecar's example as shipped, beside a real Dovecot: its service and settings, on ports of ours."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from support.servers import proxy as proxies
+from support.servers.certificates import Certificates
+from support.servers.clients import Raw
+from support.servers.dovecot import Dovecot
+from support.servers.programs import Ports, Running, eventually
+from support.servers.proxy import ROOT, Proxy
+
+pytestmark = pytest.mark.interop
+
+EXAMPLE: Final = ROOT / "deploy/examples/sidecar.yaml"
+DOCUMENTS: Final[list[dict[str, Any]]] = list(yaml.safe_load_all(EXAMPLE.read_text()))
+CLIENT: Final = "127.0.0.77"
+
+
+@dataclass
+class Pod:
+    """The containers of one pod, as processes."""
+
+    proxy: Proxy
+    ports: dict[int, int]
+    socket: Path
+
+
+@pytest.fixture(scope="module")
+def pod(
+    new_folder: Callable[[str], Path], ports: Ports, dovecot: Dovecot, tls: Certificates
+) -> Iterator[Pod]:
+    """The example's proxy and its authorization service; Dovecot's listener stands for the one in the pod."""
+    folder, taken = new_folder("sidecar"), {known: ports.take() for known in (143, 993, 9000)}
+    auth = folder / "auth.py"
+    auth.write_text(script(taken[9000], dovecot.ports["imap_haproxy"]))
+    service = Running([sys.executable, str(auth)], output=folder / "auth.log")
+    path = folder / "imap.sock"
+    try:
+        service.answers(taken[9000])
+        proxy = proxies.start(folder / "proxy", moved(taken, tls, path))
+        yield Pod(proxy, taken, path)
+        proxy.stop()
+    finally:
+        service.stop()
+
+
+def script(port: int, backend: int) -> str:
+    """The service of the example, which says that the server is Dovecot."""
+    [text] = [one["data"]["auth.py"] for one in DOCUMENTS if one["metadata"]["name"] == "dovecot-auth"]
+    assert '"31143"' in text
+    assert '("127.0.0.1", 9000)' in text
+    return str(text.replace('"31143"', f'"{backend}"').replace("9000", str(port)))
+
+
+def moved(taken: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any]:
+    """The example's MailProxy on loopback, with a certificate in files, and a UNIX socket beside."""
+    [body] = [one for one in DOCUMENTS if one["kind"] == "MailProxy"]
+    spec = body["spec"]
+    spec["mail"]["authHttp"] = spec["mail"]["authHttp"].replace("9000", str(taken[9000]))
+    spec["mail"]["sslCertificate"] = [{"certificateFile": tls.proxy.certificate, "keyFile": tls.proxy.key}]
+    spec["drain"] = {"delay": "0s"}
+    [server] = spec["servers"]
+    server["protocol"] = "imap"
+    server["listen"] = [one for one in server["listen"] if "address" not in one]
+    for listen in server["listen"]:
+        listen.update(address="127.0.0.1", port=taken[listen["port"]])
+    inside = {**server, "name": "inside", "starttls": "Disabled"}
+    spec["servers"].append({**inside, "listen": [{"address": f"unix:{path}"}]})
+    return dict(body)
+
+
+def test_clients_get_tls_and_dovecot_learns_who_they_are(
+    pod: Pod, dovecot: Dovecot, tls: Certificates
+) -> None:
+    connection = socket.create_connection(("127.0.0.1", pod.ports[993]), 20, (CLIENT, 0))
+    with tls.client().wrap_socket(connection, server_hostname="localhost") as client:
+        client.sendall(b"a LOGIN carol christmas\r\nb SELECT INBOX\r\nc LOGOUT\r\n")
+        said = client.makefile("rb").read()
+    assert b"a OK" in said
+    assert b"b OK" in said
+    eventually(lambda: dovecot.says("imap-login", "carol", f"rip={CLIENT}"), "the client's own address")
+
+
+def test_without_tls_nobody_logs_in(pod: Pod) -> None:
+    with Raw(pod.ports[143]) as raw:
+        raw.line()
+        assert raw.ask(b"a LOGIN carol christmas").startswith(b"a BAD")
+        assert raw.ask(b"b STARTTLS").startswith(b"b OK")
+
+
+def test_dovecot_checks_the_password(pod: Pod, tls: Certificates) -> None:
+    with Raw(pod.ports[993], tls.client()) as raw:
+        raw.line()
+        assert raw.ask(b"a LOGIN carol easter").startswith(b"a NO")
+
+
+def test_an_application_of_the_pod_uses_a_socket(pod: Pod) -> None:
+    with Raw(pod.socket) as raw:
+        raw.line()
+        raw.say(b"a LOGIN carol christmas\r\n")
+        assert raw.until(b"a OK")
+
+
+def test_logins_are_counted(pod: Pod) -> None:
+    eventually(
+        lambda: pod.proxy.value("mailproxy_logins_total", protocol="imap", result="success") >= 2,
+        "the logins in the metrics",
+    )
