@@ -129,8 +129,8 @@ def _circumstances(
 
 
 _ABOUT_PYTHON = """
-import platform, ssl, sys
-print(sys.executable, platform.python_version(), platform.python_compiler(), ssl.OPENSSL_VERSION, sep=", ")
+import platform, ssl
+print(platform.python_version(), *platform.python_build(), platform.python_compiler(), ssl.OPENSSL_VERSION, sep=", ")
 """
 
 

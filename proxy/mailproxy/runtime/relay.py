@@ -199,10 +199,10 @@ class End:
                 return
 
     def _fill(self, view: memoryview) -> tuple[int, bool]:
-        filled = 0
-        while filled < len(view):
+        filled, size, recv_into = 0, len(view), self.sock.recv_into
+        while filled < size:
             try:
-                count = self.sock.recv_into(view[filled:])
+                count = recv_into(view[filled:], size - filled)
             except WOULD_BLOCK:
                 break
             except CLOSED_BY_TLS:
@@ -210,7 +210,7 @@ class End:
             if not count:
                 return filled, True
             filled += count
-            if not self.tls and filled < len(view):
+            if self.tls is None and filled < size:
                 break
         return filled, False
 

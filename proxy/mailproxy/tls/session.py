@@ -119,7 +119,7 @@ class TlsConnection(ssl.SSLSocket):
     ``pending`` before waiting for one.
     """
 
-    __slots__ = ("_sslobj", "_terms")
+    __slots__ = ("_pointer", "_sslobj", "_terms")
 
     # what SSLSocket keeps in every object
     server_side = True
@@ -131,6 +131,8 @@ class TlsConnection(ssl.SSLSocket):
 
     _sslobj: Any
     _terms: Terms
+    _pointer: int
+    """OpenSSL's own object, where it can be reached; it lives as long as ``_sslobj``."""
 
     @classmethod
     def over(cls, sock: socket.SocketType, terms: Terms) -> TlsConnection:
@@ -143,7 +145,8 @@ class TlsConnection(ssl.SSLSocket):
         self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
         if (native := terms.native) is not None:
             # some Pythons give every connection their own, so that the context's would not hold
-            native.lib.SSL_set_session_id_context(native.connection(self._sslobj), terms.session_context, 32)
+            self._pointer = native.connection(self._sslobj)
+            native.lib.SSL_set_session_id_context(self._pointer, terms.session_context, 32)
         return self
 
     @property
@@ -206,9 +209,9 @@ class TlsConnection(ssl.SSLSocket):
         if self._sslobj is None:
             return 0
         native = self._terms.native
-        return self._sslobj.pending() or (
-            native.lib.SSL_has_pending(native.connection(self._sslobj)) if native is not None else 0
-        )
+        if native is None:
+            return self._sslobj.pending()  # type: ignore[no-any-return]
+        return native.lib.SSL_has_pending(self._pointer)  # type: ignore[no-any-return]
 
     def unwrap(self) -> socket.socket:
         """Say close_notify, without waiting for room or for the client's own; never raises.
@@ -221,7 +224,7 @@ class TlsConnection(ssl.SSLSocket):
         if native is None:
             with suppress(OSError):
                 self._sslobj.shutdown()
-        elif native.lib.SSL_shutdown(native.connection(self._sslobj)) < 0:
+        elif native.lib.SSL_shutdown(self._pointer) < 0:
             native.errors()
         return self
 
@@ -247,7 +250,7 @@ class TlsConnection(ssl.SSLSocket):
         return info
 
     def _add_client_certificate(self, info: TlsInfo, native: OpenSsl) -> None:
-        lib, pointer = native.lib, native.connection(self._sslobj)
+        lib, pointer = native.lib, self._pointer
         x509 = lib.SSL_get0_peer_certificate(pointer)
         if x509:
             info.certificate = client_certificate(native, x509, self._sslobj.getpeercert(True))
@@ -258,7 +261,7 @@ class TlsConnection(ssl.SSLSocket):
             lib.SSL_CTX_remove_session(native.context(self._terms.context), lib.SSL_get_session(pointer))
 
     def _add_for_upstream(self, info: TlsInfo, native: OpenSsl) -> None:
-        lib, pointer, known = native.lib, native.connection(self._sslobj), self._terms.own
+        lib, pointer, known = native.lib, self._pointer, self._terms.own
         info.server_name = lib.SSL_get_servername(pointer, _HOST_NAME)
         x509 = lib.SSL_get_certificate(pointer)
         if x509 and x509 not in known:
