@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TypeVar
 
 import aiohttp
@@ -168,15 +169,26 @@ class Operator:
 
     async def _watch(self, registry: kopf.OperatorRegistry, selector: str, stop: asyncio.Event) -> None:
         namespaces = self._settings.namespaces
-        await kopf.operator(
+        watching = partial(
+            kopf.operator,
             registry=registry,
-            settings=handlers.operator_settings(selector),
             clusterwide=not namespaces,
             namespaces=namespaces,
             standalone=True,
         )
-        # kopf takes the process's signals for itself and returns after one.
-        stop.set()
+        while True:
+            try:
+                await watching(settings=handlers.operator_settings(selector))
+            except kopf.LoginError:
+                # It gives up as soon as they are refused; new ones may come.
+                _log.warning(
+                    "watching: the API server does not accept our credentials; they may have expired"
+                )
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                # kopf takes the process's signals for itself and returns after one.
+                stop.set()
+                return
 
     async def _resync(self, waker: Waker) -> None:
         """Look at everything now and then: what a watch has missed is found here."""

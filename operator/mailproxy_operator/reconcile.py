@@ -6,7 +6,8 @@ on the second run, after a restart in the middle, and whatever woke it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from mailproxy_operator import breaker, breaker_note, names, status
 from mailproxy_operator.carriers import gather_carriers
 from mailproxy_operator.children import Children, Ledger
 from mailproxy_operator.cluster import Cluster, Key, Reader
-from mailproxy_operator.errors import Finding, Retryable
+from mailproxy_operator.errors import Finding, OperatorError, Retryable
 from mailproxy_operator.gather import gather
 from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Kind, Manifest
 from mailproxy_operator.observed import Observed
@@ -27,6 +28,8 @@ from mailproxy_operator.settings import Platform
 
 LOOK_AGAIN_SECONDS = 5.0
 """While something is on its way: events wake us earlier, this is in case none comes."""
+FORBIDDEN_SECONDS = 60.0
+"""A quota is raised and a right is granted without an event that we would see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +149,9 @@ class Reconciler:
             return
         if not run.plan.has_workload:
             return  # the pods are others'
-        for pod in breaker.refused_pods(pods):
-            await self._cluster.delete(pod)
+        with _noting(run):
+            for pod in breaker.refused_pods(pods):
+                await self._cluster.delete(pod)
         known = run.plan.platform.refused_sysctls
         newly = breaker.refused_names(observed) - known
         if not newly:
@@ -156,7 +160,8 @@ class Reconciler:
         run.plan = planned(run.resource, platform)
         if breaker.holds_workload(newly):
             note = breaker_note.written(platform.refused_sysctls, run.resource.generation)
-            await self._cluster.annotate(run.plan.workload_kind, run.key, note)
+            with _noting(run):
+                await self._cluster.annotate(run.plan.workload_kind, run.key, note)
         await self._carry_out(run, children)
 
     async def _finish(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
@@ -165,12 +170,10 @@ class Reconciler:
             return
         workload = observed.workload
         old_may_go = workload is None or workload.is_available or workload.desired == 0
-        try:
+        with _noting(run):
             run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
             for pod in pods:
                 await self._tell(run.plan, pod)
-        except Retryable as failure:
-            run.failed = failure
 
     async def _tell(self, plan: Plan, pod: Manifest) -> None:
         # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
@@ -202,11 +205,26 @@ class Reconciler:
         return Outcome(
             refused=run.refused,
             failed=run.failed,
-            again_after=LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None,
+            again_after=_again_after(run, written),
             status=written,
             drifted=run.drifted,
             pruned=run.pruned,
         )
+
+
+@contextmanager
+def _noting(run: _Run) -> Iterator[None]:
+    """Go on after a failure beside the main thing: whoever waits for the status must hear of it."""
+    try:
+        yield
+    except OperatorError as failure:
+        run.failed = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+
+
+def _again_after(run: _Run, written: Manifest) -> float | None:
+    if run.refused and run.refused.reason == "Forbidden":
+        return FORBIDDEN_SECONDS
+    return LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None
 
 
 def _refusal(error: ConfigError) -> Finding:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mailproxy_operator.cluster import Key
-from mailproxy_operator.errors import Retryable
+from mailproxy_operator.errors import OperatorError, Retryable
 from mailproxy_operator.reconcile import Outcome
 
 WORKERS = 8
@@ -139,8 +139,9 @@ class WorkQueue:
         try:
             async with asyncio.timeout(RECONCILE_SECONDS):
                 outcome = await self._work(key)
-        except Retryable as failure:
-            outcome = Outcome(failed=failure)
+        except OperatorError as failure:
+            known = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+            outcome = Outcome(failed=known)
         except TimeoutError:
             outcome = Outcome(failed=Retryable(f"not finished after {RECONCILE_SECONDS:.0f} seconds"))
         except Exception:  # the outer edge of a reconcile: one resource's fault must not stop the others

@@ -340,6 +340,23 @@ async def test_an_apply_that_fails(
     assert world.cluster.condition("edge") == ("True", "Ready")
 
 
+async def test_what_is_forbidden_is_looked_at_again(world: World) -> None:
+    world.put()
+    world.cluster.failures["Deployment"] = Hopeless("exceeded quota", "Forbidden")
+    assert (await world.reconcile()).again_after == 60.0
+
+
+async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> None:
+    world.put()
+    world.cluster.failures["annotate"] = Hopeless("pods is forbidden", "Forbidden")
+    await world.reconcile()
+    world.cluster.roll_out("edge")
+    outcome = await world.reconcile()
+    assert outcome.failed is not None
+    assert world.cluster.condition("edge", "Reconciling") == ("True", "Retrying")
+    assert world.cluster.condition("edge", "Accepted") == ("True", "Accepted")
+
+
 async def test_a_missing_kind_is_skipped(world: World) -> None:
     world.put(monitoring={"podMonitor": {"enabled": True}})
     world.cluster.failures["PodMonitor"] = KindMissing("monitoring.coreos.com/v1")

@@ -10,7 +10,7 @@ import pytest
 
 from mailproxy_operator import work_queue
 from mailproxy_operator.cluster import Key
-from mailproxy_operator.errors import Retryable
+from mailproxy_operator.errors import Hopeless, Retryable
 from mailproxy_operator.reconcile import Outcome
 from mailproxy_operator.work_queue import WorkQueue
 
@@ -100,7 +100,13 @@ async def test_events_do_not_shorten_the_pause_after_a_failure(monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "failure", [Outcome(failed=Retryable("busy", delay=0.01)), Retryable("busy"), ValueError("a bug")]
+    "failure",
+    [
+        Outcome(failed=Retryable("busy", delay=0.01)),
+        Retryable("busy"),
+        Hopeless("may not read", "Forbidden"),
+        ValueError("a bug"),
+    ],
 )
 async def test_what_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, failure: Outcome | Exception

@@ -84,15 +84,30 @@ class KubeServer:
     Attributes:
         url: Where.
         authority: The file that holds its certificate's authority.
+        arguments: How it is started.
         admin: Asks as somebody who may do everything.
     """
 
     def __init__(self, folder: Path, url: str, key: rsa.RSAPrivateKey) -> None:
         self.url = url
         self.authority = folder / "ca.crt"
+        self.arguments: list[str] = []
+        self._running: Running | None = None
+        self._folder = folder
         self._audit = folder / "audit.log"
         self._key = key
         self.admin = Api(self.as_bearer(_ADMIN))
+
+    def start(self) -> None:
+        """Start it, or start it again with all that it knew."""
+        running = Running(self.arguments, output=self._folder / "apiserver.log")
+        self._running = running
+        eventually(lambda: _is_ready(running, self), "the API server", patience=PATIENCE)
+
+    def stop(self) -> None:
+        """End it; its etcd goes on."""
+        if self._running is not None:
+            self._running.stop()
 
     def as_bearer(self, token: str) -> Asker:
         """Ask with a token."""
@@ -173,9 +188,9 @@ def kube_server(found: Programs, folder: Path) -> Iterator[KubeServer]:
         etcd = Running(_etcd(found.etcd, folder, etcd_url, peer_port), output=folder / "etcd.log")
         stack.callback(etcd.stop)
         etcd.answers(etcd_port)
-        api = Running(_apiserver(found.apiserver, folder, etcd_url, port), output=folder / "apiserver.log")
-        stack.callback(api.stop)  # the API server first: without etcd it would not end
-        eventually(lambda: _is_ready(api, server), "the API server", patience=PATIENCE)
+        stack.callback(server.stop)  # the API server first: without etcd it would not end
+        server.arguments = _apiserver(found.apiserver, folder, etcd_url, port)
+        server.start()
         yield server
 
 

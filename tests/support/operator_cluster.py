@@ -22,7 +22,7 @@ class MemoryCluster:
 
     Attributes:
         calls: Every call that changes something: (verb, kind, name).
-        failures: What the next apply of a kind raises.
+        failures: What applying a kind raises, or what ``annotate`` does.
         running: What the pods answer, by name; a missing one does not answer.
     """
 
@@ -137,6 +137,8 @@ class MemoryCluster:
 
     async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
         self.calls.append(("annotate", kind.name, key.name))
+        if "annotate" in self.failures:
+            raise self.failures["annotate"]
         found = self.objects.get((kind, key))
         if found is not None:
             found["metadata"].setdefault("annotations", {}).update(annotations)
