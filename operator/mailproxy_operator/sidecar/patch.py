@@ -37,6 +37,7 @@ class Target:
 
     kind: str
     name: str
+    namespace: str = ""
 
 
 def strategic_merge(sidecar: Sidecar, target: Target) -> Manifest:
@@ -53,7 +54,8 @@ def strategic_merge(sidecar: Sidecar, target: Target) -> Manifest:
     del part["spec"]["containers"]
     for step in reversed(path):
         part = {step: part}
-    metadata = {"name": target.name, **part.pop("metadata", {})}
+    identity = {"name": target.name, **({"namespace": target.namespace} if target.namespace else {})}
+    metadata = {**identity, **part.pop("metadata", {})}
     return {"apiVersion": version, "kind": target.kind, "metadata": metadata, **part}
 
 

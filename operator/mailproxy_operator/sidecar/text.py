@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mailproxy_config.errors import ConfigError, Problem
@@ -49,7 +49,10 @@ def sidecar_text(text: str, source: str, platform: Platform, request: Request) -
         raise ConfigError([Problem(source, f"holds {len(found)} MailProxies with mode Sidecar, not one")])
     made = sidecar(found[0])
     if request.into is None:
-        return as_yaml(strategic_merge(made, _target(request.target, made, source))), ()
+        # Without a namespace in the manifest, kustomize looks for the workload without one as well.
+        namespace = str((found[0].resource.manifest.raw.get("metadata") or {}).get("namespace") or "")
+        target = replace(_target(request.target, made, source), namespace=namespace)
+        return as_yaml(strategic_merge(made, target)), ()
     return _into(made, *request.into, as_json_patch=request.as_json_patch)
 
 

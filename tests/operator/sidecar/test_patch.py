@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from mailproxy_operator.sidecar.patch import (
     json_patch,
     strategic_merge,
 )
-from support.sidecars import made
+from mailproxy_operator.webhook import HANDLER, REVIEW_SECONDS
+from support.sidecars import INJECT, made
 
 HERE = Path(__file__).parent / "golden"
 RESOURCE, WORKLOAD = HERE / "mailproxy.yaml", HERE / "workload.yaml"
@@ -191,3 +194,52 @@ def test_only_a_sidecar_has_a_patch(tmp_path: Path, capsys: pytest.CaptureFixtur
     other.write_text(RESOURCE.read_text().replace("mode: Sidecar", "mode: Deployment"))
     assert main(["render", "--sidecar", "-f", str(other)]) == 1
     assert "holds 0 MailProxies with mode Sidecar" in capsys.readouterr().err
+
+
+# --- kustomize -------------------------------------------------------------------
+
+
+def kustomized(folder: Path, kustomization: str) -> list[Manifest]:
+    program = os.environ.get("KUBECTL") or shutil.which("kubectl")
+    if program is None:
+        pytest.skip("needs kubectl")
+    (folder / "kustomization.yaml").write_text(kustomization)
+    done = subprocess.run([program, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def test_kustomize_makes_of_the_patch_what_the_webhook_makes(tmp_path: Path) -> None:
+    shutil.copy(WORKLOAD, tmp_path / "workload.yaml")
+    shutil.copy(HERE / "merge.out.yaml", tmp_path / "patch.yaml")
+    [found] = kustomized(tmp_path, "resources: [workload.yaml]\npatches: [{path: patch.yaml}]\n")
+    [expected] = yaml.safe_load_all((HERE / "into.out.yaml").read_text())
+    ours, theirs = expected["spec"]["template"]["spec"], found["spec"]["template"]["spec"]
+    assert theirs["initContainers"][0] == ours["initContainers"][0]
+    assert [one["name"] for one in theirs["initContainers"]] == ["mailproxy", "prepare"]
+    assert {one["name"] for one in theirs["volumes"]} == {one["name"] for one in ours["volumes"]}
+    assert theirs["securityContext"]["fsGroup"] == 1000
+    assert found["spec"]["template"]["metadata"] == expected["spec"]["template"]["metadata"]
+
+
+def test_the_webhook_is_a_component_beside_the_operator(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[3] / "deploy", tmp_path / "deploy")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    found = kustomized(folder, "resources: [../deploy]\ncomponents: [../deploy/webhook]\n")
+    [operator] = [one for one in found if one["kind"] == "Deployment"]
+    [container] = operator["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["run", "--webhook=[::]:9443"]
+    assert {"name": "webhook", "containerPort": 9443, "protocol": "TCP"} in container["ports"]
+    [configuration] = [one for one in found if one["kind"] == "MutatingWebhookConfiguration"]
+    [webhook] = configuration["webhooks"]
+    assert (webhook["failurePolicy"], webhook["sideEffects"]) == ("Ignore", "NoneOnDryRun")
+    assert webhook["timeoutSeconds"] > REVIEW_SECONDS
+    assert webhook["clientConfig"]["service"]["path"] == f"/{HANDLER}"
+    assert webhook["objectSelector"] == {"matchExpressions": [{"key": INJECT, "operator": "Exists"}]}
+    service = webhook["clientConfig"]["service"]
+    [offered] = [
+        one for one in found if (one["kind"], one["metadata"]["name"]) == ("Service", service["name"])
+    ]
+    [port] = offered["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (service["port"], "webhook")
