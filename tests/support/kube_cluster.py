@@ -66,6 +66,11 @@ class Cluster:
         self._token = self._token or self.server.token(SYSTEM, ACCOUNT)
         return self._token
 
+    def new_operator_token(self) -> str:
+        """Another one, after the service account was made anew."""
+        self._token = ""
+        return self.operator_token()
+
     def kubeconfig(self, name: str, token: str) -> Path:
         """Write a kubeconfig of somebody with this token."""
         where: dict[str, str] = {"server": self.api.asker.url}

@@ -1,0 +1,202 @@
+"""An API server that refuses, ends and comes back; credentials that expire; objects that vanish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.kube_api import Object
+from support.kube_cluster import ACCOUNT, SYSTEM, Cluster, Operator, real_cluster
+from support.kube_server import KubeServer, programs
+from support.kube_world import Addresses, World
+from support.operator_bodies import server
+from support.servers.programs import eventually
+
+pytestmark = pytest.mark.kubernetes
+
+LONG = 90.0
+"""Seconds: the API server remembers for ten that it knew a token, and pauses after failures add to that."""
+
+
+@pytest.fixture(scope="module")
+def own(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """An API server that may be ended without disturbing anybody."""
+    found = programs()
+    assert found is not None, "there is one already"
+    del real
+    with real_cluster(found, tmp_path_factory.mktemp("faults")) as made:
+        yield made
+
+
+@pytest.fixture
+def site(own: Cluster, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A namespace and an operator of the test's own, which looks at everything every few seconds."""
+    kubeconfig = own.kubeconfig("operator", own.operator_token())
+    operator = Operator(own, request.node.name, kubeconfig, ["--resync=5"])
+    world = World(own, operator, Addresses())
+    try:
+        operator.started()
+        yield world
+    finally:
+        operator.stop()
+        world.close()
+
+
+def kube(world: World) -> KubeServer:
+    assert world.cluster.server is not None
+    return world.cluster.server
+
+
+def working(world: World) -> Operator:
+    assert world.operator is not None
+    return world.operator
+
+
+def is_ready(operator: Operator) -> bool:
+    return operator.admin.ask("GET", "/readyz").status == 200
+
+
+def test_the_api_server_ends_and_comes_back(site: World) -> None:
+    site.put()
+    site.settle()
+    kube(site).stop()
+    kube(site).start()
+    site.put(servers=[server("imap", "imap", 143, 993)])
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.api.delete("Service", site.namespace, "edge")
+    site.until(lambda: site.find("Service"), "the Service again", patience=LONG)
+
+
+def test_what_changes_while_nobody_looks_is_found(site: World) -> None:
+    site.put()
+    site.settle()
+    working(site).stop()
+    site.api.delete("Service", site.namespace, "edge")
+    _ = site.api.patch("Deployment", site.namespace, "edge", {"spec": {"replicas": 9}}).good
+    _ = site.put("second")
+    token = site.cluster.operator_token()
+    again = Operator(site.cluster, "again", site.cluster.kubeconfig("operator", token))
+    try:
+        site.until(lambda: site.find("Service"), "the Service")
+        site.until(lambda: site.found("Deployment")["spec"]["replicas"] == 2, "the replicas")
+        site.until(lambda: site.find("Deployment", "second"), "the second one")
+    finally:
+        again.stop()
+
+
+def test_an_operator_with_an_expired_token_waits_for_a_better_one(own: Cluster) -> None:
+    world = World(own, None, Addresses())
+    expired = kube(world).expired_token(SYSTEM, ACCOUNT)
+    operator = Operator(own, "expired", own.kubeconfig("expired", expired)).started()
+    world.operator = operator
+    try:
+        operator.eventually(lambda: "may have expired" in operator.said(), "to be told")
+        assert not is_ready(operator)
+        assert operator.admin.ask("GET", "/healthz").status == 200, "starting it again would not help"
+        assert expired not in operator.said()
+        world.put()
+        own.kubeconfig("expired", own.operator_token())
+        world.until(lambda: world.find("Deployment"), "work")
+        assert is_ready(operator)
+        assert own.operator_token() not in operator.said()
+    finally:
+        operator.stop()
+        world.close()
+
+
+def test_credentials_that_expire_on_the_way_are_read_again(site: World) -> None:
+    site.put()
+    site.settle()
+    operator = working(site)
+    site.api.delete("ServiceAccount", SYSTEM, ACCOUNT)
+    kube(site).stop()
+    kube(site).start()  # watches end, and begin again with the old token
+    site.operator.eventually(lambda: "watching: the API server" in site.operator.said(), "to be told")  # type: ignore[union-attr]
+    assert not is_ready(site.operator)
+    account = {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": ACCOUNT, "namespace": SYSTEM},
+    }
+    _ = site.api.apply(account).good
+    site.cluster.kubeconfig("operator", site.cluster.new_operator_token())
+    site.put(servers=[server("imap", "imap", 143, 993)])
+    site.until(lambda: site.condition("Reconciling") == ("True", "RollingOut"), "work", patience=LONG)
+    site.put("second")
+    site.until(lambda: site.find("Deployment", "second"), "the watch", patience=LONG)
+    assert is_ready(operator)
+
+
+def test_rights_that_are_taken_away_and_given_back(site: World) -> None:
+    binding = "mailproxy-operator"
+    before = site.api.found("ClusterRoleBinding", "", binding)
+    site.api.delete("ClusterRoleBinding", "", binding)
+    site.put()
+    refused = "cannot get resource"
+    operator = working(site)
+    operator.eventually(lambda: refused in operator.said() or "cannot list" in operator.said(), "to be told")
+    kept = {"name": binding, "labels": before["metadata"]["labels"]}
+    _ = site.api.create({**before, "metadata": kept}).good
+    site.until(lambda: site.condition() == ("False", "PodsNotReady"), "work", patience=LONG)
+    assert operator.process.poll() is None
+
+
+def test_a_policy_that_refuses_one_object_is_named(site: World) -> None:
+    policy: Object = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "no-services"},
+        "spec": {
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE"],
+                        "resources": ["services"],
+                    }
+                ]
+            },
+            "validations": [{"expression": "false", "message": "services are made by hand here"}],
+        },
+    }
+    bound: Object = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": "no-services"},
+        "spec": {"policyName": "no-services", "validationActions": ["Deny"]},
+    }
+    root = "/apis/admissionregistration.k8s.io/v1"
+    _ = site.api.post(f"{root}/validatingadmissionpolicies", policy).good
+    _ = site.api.post(f"{root}/validatingadmissionpolicybindings", bound).good
+    probe = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "probe", "namespace": site.namespace},
+        "spec": {"ports": [{"port": 1}]},
+    }
+    eventually(lambda: site.api.create(probe, dryRun="All").status >= 400, "the policy")
+    site.put()
+    site.until(lambda: site.condition("Accepted")[0] == "False", "the refusal")
+    assert "services are made by hand here" in site.message("Accepted")
+    assert "Service edge" in site.message("Accepted")
+    for plural in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+        _ = site.api.asker.ask("DELETE", f"{root}/{plural}/no-services").good
+    eventually(lambda: site.api.create(probe, dryRun="All").status == 201, "the end of the policy")
+    site.put(workers=2)
+    site.until(lambda: site.condition("Accepted") == ("True", "Accepted"), "acceptance")
+
+
+def test_a_resource_that_goes_while_it_is_worked_on(site: World) -> None:
+    for number in range(30):
+        site.put(f"brief-{number}")
+    for number in range(30):
+        site.api.delete("MailProxy", site.namespace, f"brief-{number}")
+    site.put("last")
+    site.until(lambda: site.condition(name="last")[0], "the last one")
+    assert [line for line in working(site).lines() if "exception" in line] == []
+    site.collect_garbage()
+    site.put("later")
+    site.until(lambda: site.condition(name="later")[0], "a later one")
+    assert {name.split("-")[0] for _, name in site.children()} == {"last", "later"}
