@@ -27,7 +27,7 @@ def replay(dockerfile: Dockerfile) -> Iterator[Replay]:
     folder.chmod(0o755)
     try:
         if not is_possible(folder / "probe"):
-            pytest.skip("needs overlay mounts in a namespace: root, or user namespaces that may mount")
+            pytest.skip("needs root, and overlay mounts in a namespace of its own")
         made = Replay(dockerfile, ROOT, folder)
         made.build("proxy")
         made.build("operator")

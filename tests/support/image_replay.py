@@ -22,16 +22,20 @@ from support.dockerfile import Dockerfile, Instruction, Stage
 SECONDS: Final = 600.0
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HANDED_ON: Final = ("PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http", "no_proxy")
+_BECOME_NOBODY: Final = (
+    "setpriv",
+    "--reuid=65532",
+    "--regid=65532",
+    "--clear-groups",
+    "--no-new-privs",
+    "--bounding-set=-all",
+    "--inh-caps=-all",
+)
 _IGNORED: Final = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
-def _namespaces() -> list[str]:
-    own = [] if os.geteuid() == 0 else ["--map-root-user"]
-    return ["unshare", "--mount", *own]
-
-
 def is_possible(folder: Path) -> bool:
-    """Tell whether this machine lets us mount an overlay."""
+    """Tell whether this machine lets us mount an overlay, for which we must be root."""
     replay = Replay(Dockerfile({}, {"probe": Stage("probe", "")}), folder, folder)
     return subprocess.run(replay.inside("probe", ["true"]), capture_output=True, check=False).returncode == 0
 
@@ -154,14 +158,7 @@ class Replay:
         become: list[str] = []
         if read_only:
             steps.append("mount -o remount,ro root && mount -t tmpfs -o mode=1777 tmpfs root/tmp")
-            become = _become_nobody()
+            become = list(_BECOME_NOBODY)
         steps.append('exec chroot root "$@"')
         net = ["--net"] if alone else []
-        return [*_namespaces(), *net, "sh", "-ec", " && ".join(steps), "sh", *become, *command]
-
-
-def _become_nobody() -> list[str]:
-    if os.geteuid() == 0:
-        return ["setpriv", "--reuid=65532", "--regid=65532", "--clear-groups", "--no-new-privs",
-                "--bounding-set=-all", "--inh-caps=-all"]  # fmt: skip
-    return ["unshare", "--user", "--map-user=65532", "--map-group=65532", "setpriv", "--no-new-privs"]
+        return ["unshare", "--mount", *net, "sh", "-ec", " && ".join(steps), "sh", *become, *command]
