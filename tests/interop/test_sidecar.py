@@ -24,6 +24,8 @@ pytestmark = pytest.mark.interop
 EXAMPLE: Final = ROOT / "deploy/examples/sidecar.yaml"
 DOCUMENTS: Final[list[dict[str, Any]]] = list(yaml.safe_load_all(EXAMPLE.read_text()))
 CLIENT: Final = "127.0.0.77"
+CHAINED: Final = 1143
+CHAINING: Final = 9001
 
 
 @dataclass
@@ -40,18 +42,30 @@ def pod(
     new_folder: Callable[[str], Path], ports: Ports, dovecot: Dovecot, tls: Certificates
 ) -> Iterator[Pod]:
     """The example's proxy and its authorization service; Dovecot's listener stands for the one in the pod."""
-    folder, taken = new_folder("sidecar"), {known: ports.take() for known in (143, 993, 9000)}
-    auth = folder / "auth.py"
-    auth.write_text(script(taken[9000], dovecot.ports["imap_haproxy"]))
-    service = Running([sys.executable, str(auth)], output=folder / "auth.log")
+    folder = new_folder("sidecar")
+    taken = {known: ports.take() for known in (143, 993, 9000, CHAINED, CHAINING)}
     path = folder / "imap.sock"
+    said = script(taken[9000], dovecot.ports["imap_haproxy"])
+    services = [started(folder / "auth.py", said, taken[9000])]
     try:
-        service.answers(taken[9000])
+        to_socket = script(taken[CHAINING], 1).replace(
+            '"Auth-Server", "127.0.0.1"', f'"Auth-Server", "unix:{path}"'
+        )
+        services.append(started(folder / "chain.py", to_socket, taken[CHAINING]))
         proxy = proxies.start(folder / "proxy", moved(taken, tls, path))
         yield Pod(proxy, taken, path)
         proxy.stop()
     finally:
-        service.stop()
+        for service in services:
+            service.stop()
+
+
+def started(file: Path, text: str, port: int) -> Running:
+    """An authorization service at work."""
+    file.write_text(text)
+    running = Running([sys.executable, str(file)], output=file.with_suffix(".log"))
+    running.answers(port)
+    return running
 
 
 def script(port: int, backend: int) -> str:
@@ -76,6 +90,13 @@ def moved(taken: dict[int, int], tls: Certificates, path: Path) -> dict[str, Any
         listen.update(address="127.0.0.1", port=taken[listen["port"]])
     inside = {**server, "name": "inside", "starttls": "Disabled"}
     spec["servers"].append({**inside, "listen": [{"address": f"unix:{path}"}]})
+    chained = {
+        "name": "chained",
+        "authHttp": f"http://127.0.0.1:{taken[CHAINING]}/auth",
+        "proxyProtocol": "Disabled",
+        "listen": [{"address": "127.0.0.1", "port": taken[CHAINED]}],
+    }
+    spec["servers"].append({**inside, **chained})
     return dict(body)
 
 
@@ -109,6 +130,16 @@ def test_an_application_of_the_pod_uses_a_socket(pod: Pod) -> None:
         raw.line()
         raw.say(b"a LOGIN carol christmas\r\n")
         assert raw.until(b"a OK")
+
+
+def test_the_mail_server_may_be_a_socket(pod: Pod) -> None:
+    with Raw(pod.ports[CHAINED]) as raw:
+        raw.line()
+        raw.say(b"a LOGIN carol christmas\r\n")
+        assert raw.until(b"a OK")
+        assert raw.ask(b"b NOOP").startswith(b"b OK")
+    session = pod.proxy.event("session", server="chained")
+    assert (session["upstream"], session["upstream_port"]) == (f"unix:{pod.socket}", 0)
 
 
 def test_logins_are_counted(pod: Pod) -> None:

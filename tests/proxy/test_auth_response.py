@@ -213,10 +213,18 @@ def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
     )
 
 
+@pytest.mark.parametrize("port", [b"", b"Auth-Port: 143\r\n", b"Auth-Port: x\r\n"])
+@pytest.mark.parametrize("path", [b"/run/dovecot/imap.sock", b"/" + 106 * b"x"])
+def test_a_server_may_be_a_unix_socket(path: bytes, port: bytes) -> None:
+    address = f"unix:{path.decode()}"
+    assert decided(b"Auth-Server: unix:" + path + b"\r\n" + port) == Granted(address, 0, b"john", SECRET)
+
+
 BAD_SERVERS = [
     b"mail.example.com", b"127...1", b"127.0.0.01", b"256.0.0.1", b"1.2.3", b"1.2.3.4.5", b"1.2.3.4:25",
-    b"[1.2.3.4]", b"fe80::1%eth0", b"[::1", b"[]", b"unix:/tmp/x", b"\xff\xfe", b"\t192.0.2.10",
+    b"[1.2.3.4]", b"fe80::1%eth0", b"[::1", b"[]", b"\xff\xfe", b"\t192.0.2.10",
     b"::1 ::2", b"127.0.0.1 x",
+    b"unix:", b"unix:tmp/x", b"unix:/\x01", b"unix:/\xff", b"unix:/" + 107 * b"x",
 ]  # fmt: skip
 
 

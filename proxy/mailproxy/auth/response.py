@@ -54,6 +54,9 @@ _ADD_UP: Final = frozenset(
 _USUAL: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """What services say beside that; well-formed, and of no meaning here."""
 _CR: Final = 13
+_UNIX: Final = b"unix:"
+_MAX_SOCKET_PATH: Final = 107
+"""Octets; what ``sockaddr_un`` holds (unix(7))."""
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
@@ -230,6 +233,8 @@ def _known_password(
 
 def _where(last: dict[bytes, bytes]) -> tuple[str, int]:
     server = last.get(b"auth-server")
+    if server and server.startswith(_UNIX):
+        return _socket(server), 0
     port = last.get(b"auth-port")
     if not server or not port:
         raise MalformedAnswer("no Auth-Server or no Auth-Port", AuthErrorReason.NO_SERVER)
@@ -240,6 +245,17 @@ def _where(last: dict[bytes, bytes]) -> tuple[str, int]:
 def _endpoint(server: bytes, port: bytes) -> tuple[str, int]:
     """Read where an upstream is: there are few of them, and each is named over and over."""
     return _address(server), _port(port)
+
+
+def _socket(text: bytes) -> str:
+    """Read ``unix:`` and an absolute path; nginx refuses it, and it needs no ``Auth-Port``."""
+    path = text[len(_UNIX) :]
+    if path.startswith(b"/") and len(path) <= _MAX_SOCKET_PATH and not _CONTROL.search(path):
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            pass
+    raise MalformedAnswer("Auth-Server is not the path of a UNIX socket", AuthErrorReason.BAD_ADDRESS)
 
 
 def _address(text: bytes) -> str:

@@ -149,8 +149,8 @@ class AuthRequest:
 class Granted:
     """The client may log in at this upstream.
 
-    ``address`` is an IP address without brackets.  ``user`` and ``password``
-    are what to log in with: the service's own where it sent some.
+    ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.
+    ``user`` and ``password`` are what to log in with: the service's own where it sent some.
     """
 
     address: str

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
 _CONNECTING: Final = READ | WRITE
 # As plain numbers: a connection is made faster than an enumeration is asked.
-_IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
+_IPV4, _IPV6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _TYPE: Final = int(socket.SOCK_STREAM) | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 
@@ -56,17 +56,23 @@ class UpstreamLink(Conversation):
             UpstreamError: There is no way even to begin (no route, no descriptors).
         """
         address = grant.address
+        path = address.removeprefix("unix:") if grant.port == 0 else ""
+        family = _UNIX if path else _IPV6 if ":" in address else _IPV4
         try:
-            sock = socket.SocketType(_IPV6 if ":" in address else _IPV4, _TYPE)
+            sock = socket.SocketType(family, _TYPE)
         except OSError as error:
             raise _failure(error.errno) from error
         try:
-            sock.setsockopt(_TCP, _NODELAY, 1)
-            code = sock.connect_ex((address, grant.port))
+            if path:
+                code = sock.connect_ex(path)
+            else:
+                sock.setsockopt(_TCP, _NODELAY, 1)
+                code = sock.connect_ex((address, grant.port))
         except (OSError, OverflowError) as error:
             sock.close()
             raise _failure(getattr(error, "errno", None)) from error
-        if code and code not in _UNDER_WAY:
+        # A UNIX socket whose queue is full says EAGAIN, and nothing more when there is room again.
+        if code and (path or code not in _UNDER_WAY):
             sock.close()
             raise _failure(code)
         return cls(session, sock)
