@@ -131,9 +131,6 @@ class App:
         await self._find_services()
         self._engine.limit = config.worker_connections
         self._engine.meter.connections_limit.value = config.worker_connections
-        for server in config.servers:
-            self._engine.timers.lane(server.timeout)
-            self._engine.timers.lane(server.proxy_timeout)
         self._engine.meter.keep_servers(server.name for server in config.servers)
         self._tell_expiries(servers)
         self._listen(config, servers, sockets, names)
@@ -174,6 +171,8 @@ class App:
             trusted=_trusted(config, names),
             meter=meter.server(config.name, config.protocol),
             numbers=meter.protocol(config.protocol),
+            patience=self._engine.timers.lane(config.timeout),
+            idleness=self._engine.timers.lane(config.proxy_timeout),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthService:

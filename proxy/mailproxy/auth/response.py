@@ -42,14 +42,22 @@ MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _AROUND_TEXT[protocol] for pr
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
-_CONTROL: Final = re.compile(rb"[\x00-\x1f]")
+_CONTROLS: Final = bytes(range(0x20))
 _OCTET: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4: Final = re.compile(_OCTET + rb"(?:\." + _OCTET + rb"){3}")
 
+_SMTP: Final = Protocol.SMTP
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
-_LAST_WINS: Final = frozenset((b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code"))
-_ADD_UP: Final = frozenset(
-    (b"auth-status", b"auth-wait", b"connection", b"transfer-encoding", b"content-length")
+_ADD_UP: Final = {
+    b"auth-status": b"\n",
+    b"auth-wait": b"\n",
+    b"connection": b",",
+    b"transfer-encoding": b",",
+    b"content-length": b",",
+}
+"""What counts each time it is said, and what is put between one and the next."""
+_MEANT: Final = frozenset(
+    (*_ADD_UP, b"auth-server", b"auth-port", b"auth-user", b"auth-pass", b"auth-error-code")
 )
 _USUAL: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """What services say beside that; well-formed, and of no meaning here."""
@@ -122,8 +130,8 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     status: int | None = None
     if lines and lines[0][:5] == b"HTTP/":
         version, status = _status(lines.pop(0))
-    said = _Said(lines, protocol)
-    framing, keep_alive = _framing(version, status, said.last)
+    said = _headers(lines)
+    framing, keep_alive = _framing(version, status, said)
     return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
 
 
@@ -137,85 +145,72 @@ def _status(line: bytes) -> tuple[bytes | None, int | None]:
     return version, int(digits) if digits else None
 
 
-class _Said:
-    """The headers that mean something, after their rules of repetition."""
-
-    __slots__ = ("failure", "last", "wait", "waits")
-
-    def __init__(self, lines: list[bytes], protocol: Protocol) -> None:
-        self.last: dict[bytes, bytes] = {}
-        self.failure: bytes | None = None
-        self.waits = False
-        self.wait = 0
-        for line in lines:
-            raw_name, _, raw_value = line.partition(b":")
-            name = raw_name.lower()
-            if name in _LAST_WINS:
-                self.last[name] = raw_value.strip(b" ")
-            elif name in _ADD_UP:
-                self._hear(name, raw_value.strip(b" "), protocol)
-            elif name not in _USUAL and not _NAME.fullmatch(raw_name):
-                raise MalformedAnswer("malformed header")
-
-    def _hear(self, name: bytes, value: bytes, protocol: Protocol) -> None:
-        if name == b"auth-status":
-            if value != b"OK":
-                self._judge(value, protocol)
-        elif name == b"auth-wait":
-            self.wait = _seconds(value, self.wait)
-        elif name in self.last:
-            self.last[name] += b"," + value
-        else:
-            self.last[name] = value
-
-    def _judge(self, status: bytes, protocol: Protocol) -> None:
-        if status == b"WAIT":
-            self.waits = True
-        elif status or protocol is not Protocol.SMTP:
-            self.failure = status
-
-    def harmless(self, name: bytes) -> bytes | None:
-        """Give a header's value that will be passed on, if there is one."""
-        value = self.last.get(name)
-        return None if value is None else _harmless(value)
+def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
+    """Gather the headers that mean something; what is said again replaces what was, or is added to it."""
+    said: dict[bytes, bytes] = {}
+    for line in lines:
+        raw_name, _, raw_value = line.partition(b":")
+        name = raw_name.lower()
+        if name in _MEANT:
+            if name in said and name in _ADD_UP:
+                said[name] += _ADD_UP[name] + raw_value.strip(b" ")
+            else:
+                said[name] = raw_value.strip(b" ")
+        elif name not in _USUAL and not _NAME.fullmatch(raw_name):
+            raise MalformedAnswer("malformed header")
+    return said
 
 
-def _seconds(value: bytes, otherwise: int) -> int:
-    if not value.isdigit() or len(value) > _MAX_DIGITS:
-        return otherwise
-    return min(int(value), MAX_WAIT)
+def _decision(
+    said: dict[bytes, bytes], protocol: Protocol, method: Method, user: bytes, password: Secret | None
+) -> Decision:
+    """Decide as nginx does when the head is complete, failure first."""
+    new_user, new_password = said.get(b"auth-user"), said.get(b"auth-pass")
+    if new_user is not None:
+        user = _harmless(new_user)
+    if new_password is not None:
+        _harmless(new_password)
+    verdict = said.get(b"auth-status", b"OK")
+    if verdict != b"OK":
+        failure, waits = _judged(verdict.split(b"\n"), protocol)
+        wait = _seconds(said.get(b"auth-wait", b"").split(b"\n"))
+        if failure is not None and not (waits and wait):
+            return _denied(said, failure, wait, protocol)
+        if waits:
+            # Without Auth-Wait nginx asks again at once, and for ever; a second is what was meant.
+            return Postponed(wait or 1, new_user, None if new_password is None else Secret(new_password))
+    address, port = _where(said)
+    return Granted(address, port, user, _known_password(protocol, method, password, new_password))
+
+
+def _judged(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bool]:
+    """Tell the last failure among several ``Auth-Status``, and whether one of them is ``WAIT``."""
+    failure, waits = None, False
+    for verdict in verdicts:
+        if verdict == b"WAIT":
+            waits = True
+        elif verdict != b"OK" and (verdict or protocol is not _SMTP):
+            failure = verdict
+    return failure, waits
+
+
+def _seconds(values: list[bytes]) -> int:
+    """Give the last of several ``Auth-Wait`` that is a number, 0 if none is."""
+    numbers = [value for value in values if value.isdigit() and len(value) <= _MAX_DIGITS]
+    return min(int(numbers[-1]), MAX_WAIT) if numbers else 0
 
 
 def _harmless(value: bytes) -> bytes:
-    if _CONTROL.search(value):
+    if len(value.translate(None, _CONTROLS)) != len(value):
         raise MalformedAnswer("control character in a value to be passed on")
     return value
 
 
-def _decision(
-    said: _Said, protocol: Protocol, method: Method, user: bytes, password: Secret | None
-) -> Decision:
-    """Decide as nginx does when the head is complete, failure first."""
-    new_user = said.harmless(b"auth-user")
-    new_password = said.harmless(b"auth-pass")
-    if said.failure is not None and not (said.waits and said.wait):
-        return _denied(said, said.failure, protocol, new_user)
-    if said.waits:
-        # Without Auth-Wait nginx asks again at once, and for ever; a second is what was meant.
-        secret = None if new_password is None else Secret(new_password)
-        return Postponed(said.wait or 1, new_user, secret)
-    return Granted(
-        *_where(said.last),
-        user if new_user is None else new_user,
-        _known_password(protocol, method, password, new_password),
-    )
-
-
-def _denied(said: _Said, text: bytes, protocol: Protocol, user: bytes | None) -> Denied:
-    code = said.harmless(b"auth-error-code") if protocol is Protocol.SMTP else None
-    if code is not None and len(code) > MAX_CODE:
+def _denied(said: dict[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
+    code = said.get(b"auth-error-code") if protocol is _SMTP else None
+    if code is not None and len(_harmless(code)) > MAX_CODE:
         raise MalformedAnswer(f"Auth-Error-Code of {len(code)} octets, at most {MAX_CODE} accepted")
-    return Denied(_harmless(text)[: MAX_TEXT[protocol]], said.wait, code or None, user)
+    return Denied(_harmless(text)[: MAX_TEXT[protocol]], wait, code or None, said.get(b"auth-user"))
 
 
 def _known_password(
@@ -226,16 +221,16 @@ def _known_password(
         return Secret(sent)
     if given is not None and method not in _DIGESTS:
         return given
-    if protocol is Protocol.SMTP:
+    if protocol is _SMTP:
         return None
     raise MalformedAnswer(f"no Auth-Pass, which {method} needs")
 
 
-def _where(last: dict[bytes, bytes]) -> tuple[str, int]:
-    server = last.get(b"auth-server")
-    if server and server.startswith(_UNIX):
+def _where(said: dict[bytes, bytes]) -> tuple[str, int]:
+    server = said.get(b"auth-server")
+    if server and server[:5] == _UNIX:
         return _socket(server), 0
-    port = last.get(b"auth-port")
+    port = said.get(b"auth-port")
     if not server or not port:
         raise MalformedAnswer("no Auth-Server or no Auth-Port", AuthErrorReason.NO_SERVER)
     return _endpoint(server, port)
@@ -279,20 +274,21 @@ def _port(text: bytes) -> int:
     raise MalformedAnswer("Auth-Port is not a port", AuthErrorReason.BAD_ADDRESS)
 
 
-def _framing(version: bytes | None, status: int | None, last: dict[bytes, bytes]) -> tuple[BodyFraming, bool]:
+def _framing(version: bytes | None, status: int | None, said: dict[bytes, bytes]) -> tuple[BodyFraming, bool]:
     """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
     if version is None:
         return BodyFraming(until_close=True), False
-    persists = _persists(version, last.get(b"connection", b"").lower())
+    options = said.get(b"connection")
+    persists = version == b"1.1" if options is None else _persists(version, options.lower())
     if status is not None and (status < 200 or status in {204, 304}):
         # An interim status announces another head, which nobody waits for.
         return BodyFraming(length=0), persists and status >= 200
-    coding = last.get(b"transfer-encoding")
+    coding = said.get(b"transfer-encoding")
     if coding is not None:
         if coding.lower() != b"chunked":
             return BodyFraming(until_close=True), False
-        return BodyFraming(chunked=True), persists and b"content-length" not in last
-    length = last.get(b"content-length", b"")
+        return BodyFraming(chunked=True), persists and b"content-length" not in said
+    length = said.get(b"content-length", b"")
     if length.isdigit() and len(length) <= _MAX_DIGITS:
         return BodyFraming(int(length)), persists
     return BodyFraming(until_close=True), False

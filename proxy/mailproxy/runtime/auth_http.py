@@ -108,7 +108,10 @@ class AuthService:
         self._in_flight.value += 1
         if self._wake is None:
             self._watch(question)
-        self._dispatch(question)
+        if self._idle:
+            self._idle.pop().carry(question)
+        else:
+            self._dispatch(question)
 
     def _watch(self, oldest: Question) -> None:
         """Come back when a question may be too old; all have the same time, so the oldest is the first."""

@@ -77,10 +77,17 @@ class End:
         "tls",
     )
 
-    def __init__(self, sock: socket.SocketType, fd: int, mask: int, counter: Counter) -> None:
+    def __init__(
+        self,
+        sock: socket.SocketType,
+        fd: int,
+        mask: int,
+        counter: Counter,
+        tls: TlsConnection | None = None,
+    ) -> None:
         self.sock = sock
         self.fd = fd
-        self.tls = sock if isinstance(sock, TlsConnection) else None
+        self.tls = tls
         self.counter = counter
         self.moved = 0
         self.is_behind = False
@@ -360,7 +367,7 @@ class Relay:
         self.upstream: End
         self.spoke_last: End
         engine.live.add(self)
-        engine.timers.arm(self, self._idle)
+        server.idleness.arm(self)
 
     def has_ended(self, end: End) -> bool:
         """One side has said everything; tell whether it is the first to."""

@@ -10,6 +10,7 @@ from mailproxy.protocols.record import Frontend, MailProtocol, Upstream
 from mailproxy.protocols.trust import TrustedPeers
 from mailproxy.runtime.auth_http import AuthService
 from mailproxy.runtime.resolver import Resolver
+from mailproxy.runtime.timers import Lane
 from mailproxy.tls.contexts import ServerTls
 from mailproxy_config.model import ServerConfig
 
@@ -27,6 +28,10 @@ class Server:
     trusted: TrustedPeers
     meter: ServerMeter
     numbers: ProtocolMeter
+    patience: Lane
+    """For deadlines of ``timeout``."""
+    idleness: Lane
+    """For deadlines of ``proxy_timeout``."""
     frontend: Frontend = field(init=False)
     upstream: Upstream = field(init=False)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.dialogue.actions import Action
 from mailproxy.dialogue.values import (
     TEMPUNAVAIL,
     UNAVAILABLE,
@@ -178,7 +178,7 @@ class Session(Conversation):
     def authorized(self, decision: Decision) -> None:
         """The authorization service answered."""
         self._spent_on_auth()
-        if not isinstance(decision, Granted):
+        if decision.__class__ is not Granted:
             if isinstance(decision, Denied):
                 code = decision.code
                 is_temporary = code is not None and code.startswith(b"4")
@@ -256,32 +256,26 @@ class Session(Conversation):
             record.user = grant.user
         self._asked = time.monotonic()
         try:
-            self._link = UpstreamLink.connect(self, grant)
+            self._link = UpstreamLink.connect(self, identified)
         except UpstreamError as error:
             self.upstream_failed(error)
-
-    def upstream_dialogue(self) -> Dialogue[LoggedIn]:
-        """What to say to the upstream; asked for when the connection stands."""
-        identified = self._identified
-        assert identified is not None  # noqa: S101 - set before connecting
-        return self.server.upstream.log_in(self.client, identified)
 
     def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
         """The upstream accepted: from here on octets are copied."""
         identified = self._identified
         assert identified is not None  # noqa: S101 - set before connecting
-        engine = self.engine
+        engine, numbers = self.engine, self.numbers
         self._spent_on_upstream()
         self._count_login(_SUCCESS)
-        self._enter(self.numbers.relay)
+        self._enter(numbers.relay)
         engine.live.discard(self)
         if self.timer is not None:
             engine.timers.disarm(self)
         self._link = self._identified = None
         start_relay(
             Relay(engine, self.server, self.record, self._state_gauge),
-            client=End(self.sock, self.fd, self._mask, self.numbers.bytes_to_upstream),
-            upstream=End(link.sock, link.fd, READ, self.numbers.bytes_to_client),
+            client=End(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),
+            upstream=End(link.sock, link.fd, READ, numbers.bytes_to_client),
             to_client=self._outgoing + result.reply,
             to_upstream=link.unsent() + identified.unread,
         )

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Action
-from mailproxy.dialogue.values import Granted, LoggedIn
+from mailproxy.dialogue.actions import Action, Dialogue
+from mailproxy.dialogue.values import Identified, LoggedIn
 from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.runtime.conversation import ASIDE, Conversation
@@ -37,26 +37,27 @@ class UpstreamLink(Conversation):
 
     __slots__ = ("_connecting", "_session", "_started")
 
-    def __init__(self, session: Session, sock: socket.SocketType) -> None:
+    def __init__(self, session: Session, sock: socket.SocketType, dialogue: Dialogue[LoggedIn]) -> None:
         engine, seconds = session.engine, session.server.config.timeout
         super().__init__(engine, sock, sock.fileno(), seconds)
         self._session: Session | None = session
+        self._dialogue = dialogue
         self._connecting = True
         self._started = started = engine.reactor.now
         self._deadline = started + seconds
         self._mask = _CONNECTING
         engine.reactor.add(self.fd, self, _CONNECTING)
-        engine.timers.arm(self, seconds)
+        session.server.patience.arm(self)
 
     @classmethod
-    def connect(cls, session: Session, grant: Granted) -> UpstreamLink:
+    def connect(cls, session: Session, identified: Identified) -> UpstreamLink:
         """Begin to connect; the session is told how it went.
 
         Raises:
             UpstreamError: There is no way even to begin (no route, no descriptors).
         """
-        address = grant.address
-        path = address.removeprefix("unix:") if grant.port == 0 else ""
+        address, port = identified.grant.address, identified.grant.port
+        path = address.removeprefix("unix:") if port == 0 else ""
         family = _UNIX if path else _IPV6 if ":" in address else _IPV4
         try:
             sock = socket.SocketType(family, _TYPE)
@@ -67,7 +68,7 @@ class UpstreamLink(Conversation):
                 code = sock.connect_ex(path)
             else:
                 sock.setsockopt(_TCP, _NODELAY, 1)
-                code = sock.connect_ex((address, grant.port))
+                code = sock.connect_ex((address, port))
         except (OSError, OverflowError) as error:
             sock.close()
             raise _failure(getattr(error, "errno", None)) from error
@@ -75,7 +76,7 @@ class UpstreamLink(Conversation):
         if code and (path or code not in _UNDER_WAY):
             sock.close()
             raise _failure(code)
-        return cls(session, sock)
+        return cls(session, sock, session.server.upstream.log_in(session.client, identified))
 
     def _on_other_event(self, mask: int) -> None:
         """The connection stands, or failed; after that, as any conversation."""
@@ -96,7 +97,7 @@ class UpstreamLink(Conversation):
             self._failed(_failure(code))
         else:
             self._watch(READ)
-            self.begin(session.upstream_dialogue())
+            self._run(None)
 
     def on_timeout(self) -> None:
         """The upstream was too slow, whatever it was doing."""
