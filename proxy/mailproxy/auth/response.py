@@ -200,8 +200,12 @@ def _seconds(values: list[bytes]) -> int:
     return min(int(numbers[-1]), MAX_WAIT) if numbers else 0
 
 
+def _has_controls(value: bytes) -> bool:
+    return len(value.translate(None, _CONTROLS)) != len(value)
+
+
 def _harmless(value: bytes) -> bytes:
-    if len(value.translate(None, _CONTROLS)) != len(value):
+    if _has_controls(value):
         raise MalformedAnswer("control character in a value to be passed on")
     return value
 
@@ -245,7 +249,7 @@ def _endpoint(server: bytes, port: bytes) -> tuple[str, int]:
 def _socket(text: bytes) -> str:
     """Read ``unix:`` and an absolute path; nginx refuses it, and it needs no ``Auth-Port``."""
     path = text[len(_UNIX) :]
-    if path.startswith(b"/") and len(path) <= _MAX_SOCKET_PATH and not _CONTROL.search(path):
+    if path.startswith(b"/") and len(path) <= _MAX_SOCKET_PATH and not _has_controls(path):
         try:
             return text.decode()
         except UnicodeDecodeError:
