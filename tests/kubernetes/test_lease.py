@@ -1,0 +1,105 @@
+"""Several operators, of which one works: whoever holds the Lease."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from support.kube_cluster import REAL, SYSTEM, Operator
+from support.kube_world import World
+
+pytestmark = pytest.mark.kubernetes
+
+LEASE = "mailproxy-operator"
+EXPIRY = 40.0
+"""Seconds: a Lease lasts 15, and is looked at every two."""
+
+NewOperator = Callable[..., Operator]
+
+
+def holder(world: World) -> str:
+    """Who holds the Lease: host name and process id; empty when nobody does."""
+    lease = world.api.find("Lease", SYSTEM, LEASE)
+    return str(((lease or {}).get("spec") or {}).get("holderIdentity") or "")
+
+
+def holds(world: World, operator: Operator) -> bool:
+    return holder(world).endswith(f"_{operator.pid}")
+
+
+def is_leader(operator: Operator) -> bool:
+    text = operator.admin.ask("GET", "/metrics").body["message"]
+    return "mailproxy_operator_leader 1.0" in text
+
+
+@pytest.fixture
+def start(idle_world: World, new_operator: NewOperator) -> Callable[[str], Operator]:
+    """Starts an operator of this world's namespace that wants the Lease."""
+    idle_world.api.delete("Lease", SYSTEM, LEASE)
+
+    def started(name: str) -> Operator:
+        options = (f"--lease-namespace={SYSTEM}", f"--namespace={idle_world.namespace}", "--resync=30")
+        return new_operator(name, *options).started()
+
+    return started
+
+
+def test_one_works_and_the_other_takes_over_when_it_leaves(
+    idle_world: World, start: Callable[[str], Operator]
+) -> None:
+    world = idle_world
+    first = start("first")
+    world.until(lambda: holds(world, first), "the Lease")
+    second = start("second")
+    world.put()
+    world.until(lambda: world.condition()[0], "work")
+    assert (is_leader(first), is_leader(second)) == (True, False)
+    assert second.admin.ask("GET", "/readyz").status == 200, "it stands by"
+    first.stop()
+    assert first.process.returncode == 0
+    assert not holds(world, first), "it was given back"
+    world.until(lambda: holds(world, second), "the other one")
+    world.put(workers=2)
+    world.until(lambda: world.condition()[0], "work")
+    assert is_leader(second)
+    transitions = world.api.found("Lease", SYSTEM, LEASE)["spec"]["leaseTransitions"]
+    assert transitions >= 1
+
+
+def test_one_that_was_killed_is_replaced_when_its_lease_expires(
+    idle_world: World, start: Callable[[str], Operator]
+) -> None:
+    world = idle_world
+    first = start("killed")
+    world.until(lambda: holds(world, first), "the Lease")
+    second = start("heir")
+    first.process.kill()
+    first.process.wait(20)
+    world.put()
+    world.until(lambda: holds(world, second), "the other one", patience=EXPIRY)
+    world.until(lambda: world.condition()[0], "work")
+
+
+def test_one_that_loses_the_lease_stops(idle_world: World, start: Callable[[str], Operator]) -> None:
+    world = idle_world
+    first = start("robbed")
+    world.until(lambda: holds(world, first), "the Lease")
+
+    def is_stolen() -> bool:
+        lease = world.api.found("Lease", SYSTEM, LEASE)
+        lease["spec"]["holderIdentity"] = "thief"
+        return world.api.replace(lease).status == 200
+
+    world.until(is_stolen, "the theft")
+    assert first.ended(EXPIRY) == 1
+    assert holder(world) == "thief", "what is another's is not given back"
+
+
+@pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
+def test_one_that_may_not_have_the_lease_says_so(idle_world: World, new_operator: NewOperator) -> None:
+    options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")
+    operator = new_operator("unwelcome", *options).started()
+    operator.eventually(lambda: "cannot be taken" in operator.said(), "to be told")
+    assert "forbidden" in operator.said()
+    assert operator.process.poll() is None
