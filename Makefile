@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports fix interop generate bench clean
+.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images chart bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,23 @@ bench: setup  ## Measure beside nginx (which must be installed), about eight min
 generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/python -m mailproxy_config.reference > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.observe.reference > docs/reference/metrics.md
+	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
+	$(BIN)/python charts/values_page.py
+	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
+
+locks: setup  ## Pin the images' packages anew, by their hashes
+	$(BIN)/python -m pip install --quiet uv
+	for i in proxy operator; do $(BIN)/uv pip compile pyproject.toml --extra $$i --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt; done
+	echo hatchling | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-build.txt
+
+pictures: setup  ## Draw the dashboards under traffic (ten minutes)
+	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
+
+images:  ## Build both images
+	docker buildx build --target proxy -t mailproxy . && docker buildx build --target operator -t mailproxy-operator .
+
+chart: setup  ## Check the chart
+	$(BIN)/python -m pytest tests/chart
 
 clean:  ## Remove what can be made again
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
