@@ -244,6 +244,7 @@ def run(world: World, name: str) -> None:
 def test_an_operator_that_is_down_blocks_nothing(site: Site, place: World) -> None:
     place.put(**SPEC)
     site.operator.stop()
+    assert site.operator.process.returncode == 0
     try:
         made = created(place, pod(place, "dovecot-0")).good
         assert sidecar_of(made) is None
