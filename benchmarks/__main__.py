@@ -130,7 +130,8 @@ def _circumstances(
 
 _ABOUT_PYTHON = """
 import platform, ssl
-print(platform.python_version(), *platform.python_build(), platform.python_compiler(), ssl.OPENSSL_VERSION, sep=", ")
+python = (platform.python_version(), *platform.python_build(), platform.python_compiler())
+print(*python, ssl.OPENSSL_VERSION, sep=", ")
 """
 
 

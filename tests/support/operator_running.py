@@ -9,7 +9,7 @@ from typing import Any
 
 import kopf
 
-from mailproxy_operator.kube import Configuration
+from mailproxy_operator.credentials import Configuration
 from mailproxy_operator.operate import operate
 from mailproxy_operator.settings import OperatorSettings
 from support.operator_fakekube import FakeKube

@@ -86,7 +86,7 @@ class StandIn:
                 writer.write(b"BYE\r\n")
                 writer.close()
         ends_at = asyncio.get_running_loop().time() + timeout
-        while self._greeted and asyncio.get_running_loop().time() < ends_at:  # noqa: ASYNC110
+        while self._greeted and asyncio.get_running_loop().time() < ends_at:
             await asyncio.sleep(0.01)
         self.stop()
 

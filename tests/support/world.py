@@ -160,7 +160,7 @@ class World:
 
     async def settled(self, sessions: int = 0) -> None:
         """Wait until there are only so many sessions."""
-        while self.app.sessions != sessions:  # noqa: ASYNC110 - sessions tell nobody when they end
+        while self.app.sessions != sessions:
             await asyncio.sleep(0.005)
 
     def value(self, family: str, *labels: str) -> Any:

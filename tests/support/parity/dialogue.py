@@ -98,6 +98,7 @@ class Dialogue:
         ours: What must be so of the proxy's record; empty: only what the difference says.
         theirs: What must be so of nginx's.
         rest_differs: Whether a meant difference may show in what ``ours`` and ``theirs`` do not mention.
+        is_generated: Whether nobody wrote it down, so that nobody could declare a difference.
         since: The version of nginx from which on both must be the same.
     """
 
@@ -117,6 +118,7 @@ class Dialogue:
     theirs: dict[str, object] = field(default_factory=dict)
     rest_differs: bool = False
     since: tuple[int, ...] = ()
+    is_generated: bool = False
     check: Callable[[Record], str] | None = None
     """Finds fault with a record, where both being the same is not enough."""
 

@@ -22,6 +22,7 @@ class Difference:
         kind: ``fixed``, ``chosen``, ``stricter``, ``better``,
             ``newer`` (what a newer nginx does) or ``extended``.
         until: The version of nginx that does as the proxy does.
+        explains: Tells whether this is why nginx's record of a generated dialogue, the first, differs.
         level: Makes both records equal in what this is about.
     """
 
@@ -32,6 +33,7 @@ class Difference:
     kind: str = "fixed"
     until: tuple[int, ...] = ()
     level: Callable[[Record], Record] | None = None
+    explains: Callable[[Record, Record], bool] | None = None
 
 
 RESET_IS_EOF: Final = "Q-25"
@@ -85,6 +87,18 @@ def _unmapped(record: Record) -> Record:
     return replace(
         record, upstreams=tuple(_MAPPED_HERE.sub(rb"\1 HERE", octets) for octets in record.upstreams)
     )
+
+
+_UNSAFE: Final = re.compile(rb"\r\nAuth-(?:User|Pass): [^\r]*%0[0AD]")
+_STALE: Final = re.compile(rb"Auth-Method: none\r\n(?!Auth-User: \r\nAuth-Pass: \r\nAuth-Protocol)")
+
+
+def _had_unsafe_credentials(theirs: Record, ours: Record) -> bool:
+    return any(map(_UNSAFE.search, theirs.requests)) and not any(map(_UNSAFE.search, ours.requests))
+
+
+def _had_stale_credentials(theirs: Record, ours: Record) -> bool:
+    return any(map(_STALE.search, theirs.requests)) and not any(map(_STALE.search, ours.requests))
 
 
 _TABLE: Final[tuple[Difference, ...]] = (
@@ -190,6 +204,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
         "refuses such credentials",
         "they are commands in disguise",
         kind="stricter",
+        explains=_had_unsafe_credentials,
     ),
     Difference(
         "hostile-answers",
@@ -322,6 +337,22 @@ _TABLE: Final[tuple[Difference, ...]] = (
         level=_without_salt,
     ),
     Difference(
+        "stale-none",
+        "before 1.29.1 sends the name, password and challenge of an earlier exchange with method none",
+        "sends none",
+        "as nginx does since 1.29.1",
+        kind="newer",
+        until=(1, 29, 7),
+        explains=_had_stale_credentials,
+    ),
+    Difference(
+        "sasl-literals",
+        "takes quotes and literals behind the response in a response line of AUTHENTICATE",
+        "takes a response line for one line",
+        "a response is base64 and nothing else (RFC 9051 section 6.2.2)",
+        kind="chosen",
+    ),
+    Difference(
         "xtext",
         "before 1.29.2 sends the login in XCLIENT as it is",
         "encodes it as xtext",
@@ -333,3 +364,12 @@ _TABLE: Final[tuple[Difference, ...]] = (
 )
 
 DIFFERENCES: Final = {difference.name: difference for difference in _TABLE}
+
+
+def explaining(theirs: Record, ours: Record, version: tuple[int, ...]) -> Difference | None:
+    """Find the difference that explains why the records of a generated dialogue are not the same."""
+    for difference in _TABLE:
+        is_over = bool(difference.until) and version >= difference.until
+        if difference.explains is not None and not is_over and difference.explains(theirs, ours):
+            return difference
+    return None

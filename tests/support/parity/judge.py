@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference
+from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF, Difference, explaining
 from support.parity.record import Record
 
 
@@ -40,7 +40,9 @@ class Verdict:
         return self.outcome is not Outcome.WRONG
 
 
-def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tuple[int, ...]) -> Verdict:
+def judge(  # noqa: C901 - one branch per way in which two records may differ
+    dialogue: Dialogue, theirs: Record | None, ours: Record, version: tuple[int, ...]
+) -> Verdict:
     """Compare two records of one dialogue.
 
     Args:
@@ -72,6 +74,10 @@ def judge(dialogue: Dialogue, theirs: Record | None, ours: Record, version: tupl
     if (theirs.afterwards, ours.afterwards) == ("eof", "notified"):
         seen.append(GOODBYE)
         theirs = replace(theirs, afterwards=ours.afterwards)
+    if theirs != ours and dialogue.is_generated:
+        explained = explaining(theirs, ours, version)
+        if explained is not None:
+            return _verdict(Outcome.MEANT, (*seen, explained.name), faults)
     faults += _differing(theirs, ours)
     return _verdict(Outcome.MEANT if seen else Outcome.SAME, tuple(seen), faults)
 

@@ -119,7 +119,7 @@ class Kit:
         self._thread = threading.Thread(target=self._loop.run_forever, name="parity")
         self._folder = tempfile.TemporaryDirectory(prefix="parity-")
         self._addresses = iter(_addresses())
-        self._net = random.randint(1, 250)  # noqa: S311
+        self._net = random.randint(1, 250)
         self._pairs: dict[str, Pair] = {}
         every = list(self.blocks.values())
         for start in range(0, len(every), _SERVERS):
@@ -408,7 +408,7 @@ def _reaches(now: Progress, goal: Progress) -> bool:
 
 def _addresses() -> Iterable[str]:
     """Addresses of clients, no two the same."""
-    start = random.randint(0, 1 << 20)  # noqa: S311
+    start = random.randint(0, 1 << 20)
     for number in itertools.count(start):
         rest, last = divmod(number, 254)
         high, middle = divmod(rest, 254)

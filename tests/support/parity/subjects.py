@@ -112,7 +112,9 @@ def start_nginx(nginx: Nginx, text: str, folder: Path) -> Process:
     """
     file = folder / "nginx.conf"
     file.write_text(("user root;\n" if os.geteuid() == 0 else "") + text)
-    process = Process([nginx.path, "-p", str(folder), "-e", str(folder / "early.log"), "-c", str(file)], folder)
+    process = Process(
+        [nginx.path, "-p", str(folder), "-e", str(folder / "early.log"), "-c", str(file)], folder
+    )
     process.wait_for(folder / "nginx.pid", "\n")
     return process
 

@@ -73,7 +73,9 @@ ANSWERS: Final[dict[str, Speech]] = {
     "OK with spaces around": answer("Auth-Status:    OK   ", *_WHERE),
     "OK without a space": answer("Auth-Status:OK", *_WHERE),
     "names in any letters": answer("AUTH-STATUS: OK", "auth-server: @ip@", "Auth-port: @port@"),
-    "unknown headers": grant("Auth-User-Exists: yes", "Auth-Cache-Alias: FALSE", "Auth-Id: 1", "Set-Cookie: a=b; c"),
+    "unknown headers": grant(
+        "Auth-User-Exists: yes", "Auth-Cache-Alias: FALSE", "Auth-Id: 1", "Set-Cookie: a=b; c"
+    ),
     "a header without a colon": grant("nonsense"),
     "a header with an underscore": grant("x_y: z"),
     "a header that begins with a hyphen": grant("-x: z"),
@@ -119,7 +121,13 @@ ANSWERS: Final[dict[str, Speech]] = {
     "an empty password": grant("Auth-Pass:"),
     "users twice": grant("Auth-User: one", "Auth-User: two", "Auth-Pass: three", "Auth-Pass: four"),
     "in single octets": tuple(GRANT[at : at + 1] for at in range(len(GRANT))),
-    "slowly": (b"HTTP/1.0 200 OK\r\nAuth-St", 0.2, b"atus: OK\r\nAuth-Server: @ip@\r\nAuth-Port: @port@\r\n", 0.2, b"\r\n"),
+    "slowly": (
+        b"HTTP/1.0 200 OK\r\nAuth-St",
+        0.2,
+        b"atus: OK\r\nAuth-Server: @ip@\r\nAuth-Port: @port@\r\n",
+        0.2,
+        b"\r\n",
+    ),
     "nothing but a blank line": b"\r\n",
     "noise": bytes(range(256)),
     "nothing": CLOSE,

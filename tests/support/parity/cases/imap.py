@@ -10,7 +10,11 @@ from support.parity.dialogue import GRANT, IMAP_OK, Cut, Dialogue, Step, b64
 
 BLOCKS: Final = (
     Block("imap", "imap"),
-    Block("imap-caps", "imap", 'imap_capabilities IMAP4rev1 UIDPLUS IDLE LITERAL+ "X Y"; imap_auth cram-md5 plain;'),
+    Block(
+        "imap-caps",
+        "imap",
+        'imap_capabilities IMAP4rev1 UIDPLUS IDLE LITERAL+ "X Y"; imap_auth cram-md5 plain;',
+    ),
     Block("imap-external", "imap", "imap_auth external;"),
     Block("imap-small", "imap", "imap_client_buffer 256;"),
     Block("imap-max3", "imap", "max_errors 3;"),
@@ -120,7 +124,11 @@ _AFTER_ERRORS: Final[dict[str, tuple[Step, ...]]] = {
         b"AHUAcA a b c d\r\n",
         b"a2 NOOP\r\n",
     ),
-    "AUTHENTICATE is answered with a bare CR": (b"a1 AUTHENTICATE PLAIN\r\n", b"AHU\rAcA\r\n", b"a2 NOOP\r\n"),
+    "AUTHENTICATE is answered with a bare CR": (
+        b"a1 AUTHENTICATE PLAIN\r\n",
+        b"AHU\rAcA\r\n",
+        b"a2 NOOP\r\n",
+    ),
     "AUTHENTICATE LOGIN fails at the password": (
         b"a1 AUTHENTICATE LOGIN\r\n",
         b64("user") + b"\r\n",
@@ -160,7 +168,7 @@ def _too_long() -> Iterator[Dialogue]:
 
 PIPELINED: Final = (
     b"a1 CAPABILITY\r\na2 FOO\r\na3 LOGIN {4+}\r\nuser {4}\r\npass\r\nsome more\r\n",
-    b'x NOOP\r\na1 AUTHENTICATE LOGIN\r\ndXNlcg==\r\ncGFzcw==\r\nb NOOP\r\n',
+    b"x NOOP\r\na1 AUTHENTICATE LOGIN\r\ndXNlcg==\r\ncGFzcw==\r\nb NOOP\r\n",
     b'a1 LOGIN "us er" "p\\"w"\r\nrest',
     b"a\r\nb NOOP\nc LOGIN x {3}\r\na b c\r\nd LOGOUT\r\n",
 )
@@ -185,7 +193,9 @@ def _cuts() -> Iterator[Dialogue]:
 def _lines() -> Iterator[Dialogue]:
     for block in ("imap", "imap-caps", "imap-external"):
         for name, line in _LINES.items():
-            yield Dialogue(name=f"{name} ({block})", block=block, area="imap commands", steps=(line, b"z NOOP\r\n"))
+            yield Dialogue(
+                name=f"{name} ({block})", block=block, area="imap commands", steps=(line, b"z NOOP\r\n")
+            )
 
 
 def _others() -> Iterator[Dialogue]:
@@ -201,7 +211,12 @@ def _others() -> Iterator[Dialogue]:
     for block in ("imap", "imap-max3", "imap-max0"):
         for name, steps in _AFTER_ERRORS.items():
             yield Dialogue(
-                name=f"{name} ({block})", block=block, area="imap errors", steps=steps, auth=(GRANT,), upstream=IMAP_OK
+                name=f"{name} ({block})",
+                block=block,
+                area="imap errors",
+                steps=steps,
+                auth=(GRANT,),
+                upstream=IMAP_OK,
             )
 
 

@@ -31,7 +31,9 @@ BLOCKS: Final = (
     Block("pop3-all", "pop3", "pop3_auth plain apop cram-md5 external;"),
     Block("smtp-all", "smtp", "smtp_auth plain login cram-md5 external none;"),
     Block(
-        "smtp-all-auth", "smtp", "smtp_auth plain login cram-md5 external none; proxy_smtp_auth on; xclient off;"
+        "smtp-all-auth",
+        "smtp",
+        "smtp_auth plain login cram-md5 external none; proxy_smtp_auth on; xclient off;",
     ),
 )
 
@@ -147,7 +149,8 @@ def _dialogues() -> Iterator[Dialogue]:
                     if block == "smtp-all-auth" and method != "MAIL and RCPT":
                         upstream = (b"220 backend\r\n", b"250 ok\r\n", AUTH_OK, b"250 relayed\r\n")
                     yield Dialogue(
-                        name=f"{method} {decision}" + (" (proxy_smtp_auth)" if block != f"{protocol}-all" else ""),
+                        name=f"{method} {decision}"
+                        + (" (proxy_smtp_auth)" if block != f"{protocol}-all" else ""),
                         block=block,
                         area=f"{protocol} logins",
                         steps=_steps(protocol, method, decision),

@@ -66,7 +66,13 @@ _COURSES: Final[dict[str, tuple[Step, ...]]] = {
     "USER is forgotten by AUTH": (b"USER u\r\n", b"AUTH PLAIN\r\n", b"PASS p\r\n"),
     "USER is forgotten by APOP": (b"USER u\r\n", b"APOP u " + _DIGEST + b"\r\n", b"PASS p\r\n"),
     "USER is forgotten by PASS without a password": (b"USER u\r\n", b"PASS \r\n", b"PASS p\r\n"),
-    "USER is not forgotten by NOOP and CAPA": (b"USER u\r\n", b"NOOP\r\n", b"CAPA\r\n", b"PASS p\r\n", b"LIST\r\n"),
+    "USER is not forgotten by NOOP and CAPA": (
+        b"USER u\r\n",
+        b"NOOP\r\n",
+        b"CAPA\r\n",
+        b"PASS p\r\n",
+        b"LIST\r\n",
+    ),
     "QUIT after USER": (b"USER u\r\n", b"QUIT\r\n"),
     "spaces in name and password": (b"USER   u v  \r\n", b"PASS  p  q \r\n", b"LIST\r\n"),
     "octets in name and password": (b"USER \xe9\x01\t\r\n", b'PASS "\x7f%{}\r\n', b"LIST\r\n"),
@@ -88,7 +94,10 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
     "a line without an end": (b"USER " + b"x" * 300,),
     "a response line of all the buffer": (b"AUTH PLAIN\r\n", b64("\0u\0" + "p" * 91) + b"\r\n", b"NOOP\r\n"),
     "a response line too long": (b"AUTH PLAIN\r\n", b"A" * 127 + b"\r\n", b"NOOP\r\n"),
-    "an initial response of all the buffer": (b"AUTH PLAIN " + b64("\0u\0" + "p" * 84)[:115] + b"\r\n", b"NOOP\r\n"),
+    "an initial response of all the buffer": (
+        b"AUTH PLAIN " + b64("\0u\0" + "p" * 84)[:115] + b"\r\n",
+        b"NOOP\r\n",
+    ),
 }
 
 PIPELINED: Final = (
@@ -101,7 +110,9 @@ PIPELINED: Final = (
 def _dialogues() -> Iterator[Dialogue]:
     for block in ("pop3", "pop3-apop", "pop3-cram", "pop3-more"):
         for name, line in _LINES.items():
-            yield Dialogue(name=f"{name} ({block})", block=block, area="pop3 commands", steps=(line, b"NOOP\r\n"))
+            yield Dialogue(
+                name=f"{name} ({block})", block=block, area="pop3 commands", steps=(line, b"NOOP\r\n")
+            )
     for block in ("pop3", "pop3-max2"):
         for name, steps in _COURSES.items():
             yield Dialogue(

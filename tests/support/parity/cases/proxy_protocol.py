@@ -28,7 +28,9 @@ def _blocks() -> Iterator[Block]:
         yield Block(f"{protocol}-ipv6", protocol, "proxy_protocol on;", via="ipv6")
     trusted = _TRUST["trusted"]
     yield Block("smtp-through", "smtp", f"{trusted} proxy_protocol on;", listen="proxy_protocol")
-    yield Block("smtp-through2", "smtp", f"{trusted} proxy_protocol v2;", listen="proxy_protocol", since=(1, 31, 4))
+    yield Block(
+        "smtp-through2", "smtp", f"{trusted} proxy_protocol v2;", listen="proxy_protocol", since=(1, 31, 4)
+    )
     yield Block("imap-in-ssl", "imap", trusted + _PAIR, listen="ssl proxy_protocol")
     yield Block("imap-out2-ssl", "imap", "proxy_protocol v2;" + _PAIR, listen="ssl", since=(1, 31, 4))
     yield Block(
@@ -48,7 +50,13 @@ _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 
 
 def v2(
-    source: str, destination: str, ports: tuple[int, int] = (56324, 143), *, head: int = 0x21, kind: int = 0, more: bytes = b""
+    source: str,
+    destination: str,
+    ports: tuple[int, int] = (56324, 143),
+    *,
+    head: int = 0x21,
+    kind: int = 0,
+    more: bytes = b"",
 ) -> bytes:
     """A header of version 2."""
     ends = [ip_address(text).packed for text in (source, destination)]
@@ -94,7 +102,11 @@ _LOGIN: Final[dict[str, tuple[Step, ...]]] = {
     "pop3": (b"USER user\r\n", b"PASS pass\r\n", b"LIST\r\n"),
     "smtp": (b"EHLO cl\r\n", b"AUTH PLAIN " + b64("\0user\0pass") + b"\r\n", b"NOOP\r\n"),
 }
-_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {"imap": IMAP_OK, "pop3": POP3_OK, "smtp": (*SMTP_OK, b"250 r\r\n")}
+_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
+    "imap": IMAP_OK,
+    "pop3": POP3_OK,
+    "smtp": (*SMTP_OK, b"250 r\r\n"),
+}
 
 
 def _in() -> Iterator[Dialogue]:
@@ -109,7 +121,10 @@ def _in() -> Iterator[Dialogue]:
     yield _dialogue("a header, then TLS", "imap-in-ssl", HEADERS["TCP4"], Tls())
     yield _dialogue("TLS without a header", "imap-in-ssl", Tls())
     yield _dialogue("a header over a UNIX socket", "imap-in-unix", HEADERS["TCP4"], via="unix")
-    for name, steps in {"silence": (Await(4.0),), "a part of a header": (b"PROXY TCP4 1", Await(4.0))}.items():
+    for name, steps in {
+        "silence": (Await(4.0),),
+        "a part of a header": (b"PROXY TCP4 1", Await(4.0)),
+    }.items():
         yield Dialogue(name=name, block="imap-in-quick", area="PROXY protocol in", steps=steps)
 
 

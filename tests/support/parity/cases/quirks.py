@@ -39,6 +39,7 @@ BLOCKS: Final = (
     Block("q-pop3-ssl", "pop3", _PAIR, listen="ssl"),
     Block("q-smtp", "smtp", "smtp_auth plain login external;"),
     Block("q-smtp-none", "smtp", "smtp_auth none plain;"),
+    Block("q-smtp-stale", "smtp", "smtp_auth none cram-md5;"),
     Block("q-smtp-info", "smtp", "error_log /dev/null info;"),
     Block("q-smtp-only", "smtp", f"smtp_auth none plain; starttls only; {_PAIR}"),
     Block("q-smtp-auth", "smtp", "smtp_auth plain external; proxy_smtp_auth on;"),
@@ -53,7 +54,7 @@ _INTERNAL: Final = b"* BAD internal server error\r\n"
 _LOGIN: Final = b"a1 LOGIN user pass\r\n"
 
 
-def _case(  # noqa: PLR0913 - a row of a table
+def _case(
     differs: str,
     name: str,
     block: str,
@@ -232,7 +233,8 @@ DIALOGUES: Final = (
         "q-smtp-info",
         b"MAIL FROM:<a>\r\nRCPT TO:<b>\r\nNOOP\r\n",
         ours=_said(
-            _SMTP, b"530 5.7.1 Authentication required\r\n503 5.5.1 Bad sequence of commands\r\n250 2.0.0 OK\r\n"
+            _SMTP,
+            b"530 5.7.1 Authentication required\r\n503 5.5.1 Bad sequence of commands\r\n250 2.0.0 OK\r\n",
         ),
         theirs=_said(_SMTP, b"530 5.7.1 Authentication required\r\n"),
     ),
@@ -279,7 +281,10 @@ DIALOGUES: Final = (
         Await(0.7),
         Await(0.7),
         auth=(GRANT,),
-        upstream=(*IMAP_OK[:4], (b"* 1 EXISTS\r\n", 0.6, b"* 2 EXISTS\r\n", 0.6, b"* 3 EXISTS\r\n", 0.6, b"* 4 EXISTS\r\n")),
+        upstream=(
+            *IMAP_OK[:4],
+            (b"* 1 EXISTS\r\n", 0.6, b"* 2 EXISTS\r\n", 0.6, b"* 3 EXISTS\r\n", 0.6, b"* 4 EXISTS\r\n"),
+        ),
         ours=_said(
             _IMAP,
             b"a1 OK in\r\n* 1 EXISTS\r\n* 2 EXISTS\r\n* 3 EXISTS\r\n* 4 EXISTS\r\n",
@@ -331,8 +336,18 @@ DIALOGUES: Final = (
             rest_differs=True,
         )
         for name, script in {
-            "ahead of a continuation": (b"* OK x\r\n", b"* NO quick\r\n+ go\r\n", b"+ go\r\n", b"a1 OK in\r\n"),
-            "ahead of the reply": (b"* OK x\r\n", b"+ go\r\n", b"+ go\r\n", b"* CAPABILITY A\r\n* 1 EXISTS\r\na1 OK in\r\n"),
+            "ahead of a continuation": (
+                b"* OK x\r\n",
+                b"* NO quick\r\n+ go\r\n",
+                b"+ go\r\n",
+                b"a1 OK in\r\n",
+            ),
+            "ahead of the reply": (
+                b"* OK x\r\n",
+                b"+ go\r\n",
+                b"+ go\r\n",
+                b"* CAPABILITY A\r\n* 1 EXISTS\r\na1 OK in\r\n",
+            ),
         }.items()
     ),
     Dialogue(
@@ -392,7 +407,10 @@ DIALOGUES: Final = (
         "q-pop3",
         Leave("eof", b"NOOP\r\nCAPA\r\nQUIT\r\n"),
         Await(1.0),
-        ours=_said(_POP3, b"+OK\r\n+OK Capability list follows\r\nTOP\r\nUSER\r\nUIDL\r\nSASL PLAIN LOGIN\r\n.\r\n+OK\r\n"),
+        ours=_said(
+            _POP3,
+            b"+OK\r\n+OK Capability list follows\r\nTOP\r\nUSER\r\nUIDL\r\nSASL PLAIN LOGIN\r\n.\r\n+OK\r\n",
+        ),
         theirs={},
     ),
     _case(
@@ -440,6 +458,33 @@ DIALOGUES: Final = (
             "no address": b"PROXY TCP4   1 2\r\n",
             "addresses that are none": b"PROXY TCP6 abc def 1 2\r\n",
         }.items()
+    ),
+    _case(
+        "sasl-literals",
+        "a literal behind a response",
+        "q-imap",
+        b"a1 AUTHENTICATE PLAIN\r\n",
+        b"* x {1+}\r\ny z\r\n",
+        ours=_said(_IMAP, b"+ \r\na1 ", _BAD, b"y ", _BAD),
+        theirs=_said(_IMAP, b"+ \r\na1 ", _BAD),
+    ),
+    Dialogue(
+        name="MAIL after another exchange",
+        block="q-smtp-stale",
+        area="meant differences",
+        steps=(
+            b"AUTH CRAM-MD5\r\n",
+            b64("user b913a602c7eda7a495b4e6e7334d3890") + b"\r\n",
+            Await(4.0),
+            b"MAIL FROM:<a>\r\n",
+            b"RCPT TO:<b>\r\n",
+        ),
+        auth=(deny("no", "Auth-Wait: 1"), deny("no")),
+        differs="stale-none",
+        check=lambda record: (
+            "" if b"\r\nAuth-User: \r\nAuth-Pass: \r\nAuth-Protocol" in record.requests[1] else "stale"
+        ),
+        rest_differs=True,
     ),
     _case(
         "brackets",

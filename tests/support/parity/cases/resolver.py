@@ -12,7 +12,11 @@ from support.parity.dialogue import GRANT, SMTP_OK, Await, Dialogue, b64
 BLOCKS: Final = (
     Block("smtp-named", "smtp", "resolver @here@:@dns@ ipv6=off; resolver_timeout 1s;"),
     Block("smtp-named6", "smtp", "resolver @here@:@dns@; resolver_timeout 1s;"),
-    Block("smtp-named-delay", "smtp", "resolver @here@:@dns@ ipv6=off; resolver_timeout 1s; smtp_greeting_delay 200ms;"),
+    Block(
+        "smtp-named-delay",
+        "smtp",
+        "resolver @here@:@dns@ ipv6=off; resolver_timeout 1s; smtp_greeting_delay 200ms;",
+    ),
     Block("smtp-nameless", "smtp", "resolver off;"),
 )
 Zone = dict[tuple[str, str], Reply]
@@ -120,7 +124,13 @@ def _dialogues() -> Iterator[Dialogue]:
                 name=f"{name} ({block})",
                 block=block,
                 area="client names",
-                steps=(Await(2.0), Await(2.0), b"EHLO cl\r\n", b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n", b"NOOP\r\n"),
+                steps=(
+                    Await(2.0),
+                    Await(2.0),
+                    b"EHLO cl\r\n",
+                    b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n",
+                    b"NOOP\r\n",
+                ),
                 auth=(GRANT,),
                 upstream=(*SMTP_OK, b"250 r\r\n"),
                 dns=zone,

@@ -78,7 +78,12 @@ _COURSES: Final[dict[str, tuple[Step, ...]]] = {
     "AUTH LOGIN fails at the password": (b"AUTH LOGIN\r\n", b"dQ==\r\n", b"!\r\n", b"NOOP\r\n"),
     "AUTH without EHLO": (b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n", b"NOOP\r\n"),
     "AUTH after HELO": (b"HELO x\r\n", b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n", b"NOOP\r\n"),
-    "AUTH after EHLO and HELO": (b"EHLO x\r\n", b"HELO y\r\n", b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n", b"NOOP\r\n"),
+    "AUTH after EHLO and HELO": (
+        b"EHLO x\r\n",
+        b"HELO y\r\n",
+        b"AUTH PLAIN " + b64("\0u\0p") + b"\r\n",
+        b"NOOP\r\n",
+    ),
     "five errors": (b"A\r\nB\r\nC\r\nD\r\nE\r\nNOOP\r\n",),
     "errors that do not count": (b"RCPT x\r\n" * 7 + b"VRFY\r\nHELO\r\nNOOP\r\n",),
     "two errors apart": (b"A\r\n", b"NOOP\r\n", b"EHLO x\r\n", b"B\r\n", b"NOOP\r\n"),
@@ -136,7 +141,9 @@ _RELAYED: Final = (*SMTP_OK, b"250 ok\r\n", b"250 rcpt\r\n", b"250 relayed\r\n",
 def _dialogues() -> Iterator[Dialogue]:
     for block in ("smtp", "smtp-caps", "smtp-none", "smtp-none-caps", "smtp-external"):
         for name, line in _LINES.items():
-            yield Dialogue(name=f"{name} ({block})", block=block, area="smtp commands", steps=(line, b"NOOP\r\n"))
+            yield Dialogue(
+                name=f"{name} ({block})", block=block, area="smtp commands", steps=(line, b"NOOP\r\n")
+            )
     for block in ("smtp", "smtp-max2"):
         for name, steps in _COURSES.items():
             yield Dialogue(
@@ -149,7 +156,12 @@ def _dialogues() -> Iterator[Dialogue]:
             )
     for name, steps in _TRANSACTIONS.items():
         yield Dialogue(
-            name=name, block="smtp-none", area="smtp transactions", steps=steps, auth=(GRANT,), upstream=_RELAYED
+            name=name,
+            block="smtp-none",
+            area="smtp transactions",
+            steps=steps,
+            auth=(GRANT,),
+            upstream=_RELAYED,
         )
     for name, steps in _LIMITS.items():
         yield Dialogue(name=name, block="smtp-small", area="smtp limits", steps=steps)

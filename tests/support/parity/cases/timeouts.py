@@ -36,7 +36,9 @@ def _dialogues() -> Iterator[Dialogue]:
             "silence inside an exchange": (_SASL[protocol], Await(4.0)),
         }
         for name, steps in silent.items():
-            yield Dialogue(name=f"{name} ({protocol})", block=f"{protocol}-impatient", area="time limits", steps=steps)
+            yield Dialogue(
+                name=f"{name} ({protocol})", block=f"{protocol}-impatient", area="time limits", steps=steps
+            )
         yield Dialogue(
             name=f"a denial begins a new period ({protocol})",
             block=f"{protocol}-impatient",

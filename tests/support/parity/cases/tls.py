@@ -23,16 +23,20 @@ def _blocks() -> Iterator[Block]:
         yield Block(f"{protocol}-starttls-slow", protocol, f"{_PAIR} starttls on; timeout 1s;")
         yield Block(f"{protocol}-ssl-slow", protocol, f"{_PAIR} timeout 1s;", listen="ssl")
         for name, mode in _MODES.items():
-            directives = (
-                f"{_PAIR} {auth} ssl_verify_client {mode}; ssl_client_certificate @ca@; auth_http_pass_client_cert on;"
-            )
+            directives = f"{_PAIR} {auth} ssl_verify_client {mode}; ssl_client_certificate @ca@; auth_http_pass_client_cert on;"
             yield Block(f"{protocol}-verify-{name}", protocol, directives, listen="ssl")
             yield Block(f"{protocol}-starttls-verify-{name}", protocol, f"{directives} starttls on;")
     yield Block(
-        "imap-depth", "imap", f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_verify_depth 2;", listen="ssl"
+        "imap-depth",
+        "imap",
+        f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_verify_depth 2;",
+        listen="ssl",
     )
     yield Block(
-        "imap-crl", "imap", f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_crl @crl@;", listen="ssl"
+        "imap-crl",
+        "imap",
+        f"{_PAIR} ssl_verify_client on; ssl_client_certificate @ca@; ssl_crl @crl@;",
+        listen="ssl",
     )
     suite = "ECDHE-RSA-AES128-GCM-SHA256"
     for name, directives in {
@@ -65,7 +69,11 @@ _LOGIN: Final[dict[str, tuple[Step, ...]]] = {
 }
 _ASK: Final = {"imap": b"c CAPABILITY\r\n", "pop3": b"CAPA\r\n", "smtp": b"EHLO cl\r\n"}
 _NOOP: Final = {"imap": b"n NOOP\r\n", "pop3": b"NOOP\r\n", "smtp": b"NOOP\r\n"}
-_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {"imap": IMAP_OK, "pop3": POP3_OK, "smtp": (*SMTP_OK, b"250 r\r\n")}
+_UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
+    "imap": IMAP_OK,
+    "pop3": POP3_OK,
+    "smtp": (*SMTP_OK, b"250 r\r\n"),
+}
 _REFUSED: Final[dict[str, tuple[bytes, ...]]] = {
     "imap": (b"a LOGIN user pass\r\n", b"b AUTHENTICATE PLAIN\r\n"),
     "pop3": (b"USER user\r\n", b"PASS pass\r\n", b"APOP u d\r\n", b"AUTH\r\n", b"AUTH PLAIN AHUAcA==\r\n"),
@@ -143,7 +151,10 @@ def _dialogues() -> Iterator[Dialogue]:
             upstream=IMAP_OK,
         )
     yield Dialogue(
-        name="too old a version", block="imap-tls13", area="TLS", steps=(Tls(version="TLSv1.2"), b"a NOOP\r\n")
+        name="too old a version",
+        block="imap-tls13",
+        area="TLS",
+        steps=(Tls(version="TLSv1.2"), b"a NOOP\r\n"),
     )
 
 

@@ -89,26 +89,35 @@ def _refusals() -> Iterator[Dialogue]:
         for block in (f"{protocol}-passing", "smtp-quiet" if protocol == "smtp" else protocol):
             for at in range(count):
                 for name, speech in (_BAD[protocol] | _ENDS).items():
-                    script: list[Speech] = list(_GOOD[protocol])
+                    course: list[Speech] = list(_GOOD[protocol])
                     if protocol == "imap" and at and isinstance(speech, bytes) and speech.startswith(b"*"):
                         continue  # an untagged line may come at any time: see ``quirks``
-                    script[at] = speech
+                    course[at] = speech
                     yield Dialogue(
                         name=f"{name} at step {at} ({block})",
                         block=block,
                         area=f"{protocol} upstreams",
                         steps=(*_LOGINS[protocol], b"a2 NOOP\r\n"),
                         auth=(GRANT,),
-                        upstream=tuple(script),
+                        upstream=tuple(course),
                     )
 
 
 _OTHERS: Final[dict[str, tuple[str, tuple[Speech, ...]]]] = {
     "lines behind the greeting": (
         "imap",
-        (b"* OK ready\r\n* CAPABILITY IMAP4rev1\r\n", b"+ go\r\n", b"+ go\r\n", b"a1 OK in\r\n", b"* relayed\r\n"),
+        (
+            b"* OK ready\r\n* CAPABILITY IMAP4rev1\r\n",
+            b"+ go\r\n",
+            b"+ go\r\n",
+            b"a1 OK in\r\n",
+            b"* relayed\r\n",
+        ),
     ),
-    "a reply with its capabilities": ("imap", (*_GOOD["imap"][:3], b"a1 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n", b"* relayed\r\n")),
+    "a reply with its capabilities": (
+        "imap",
+        (*_GOOD["imap"][:3], b"a1 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n", b"* relayed\r\n"),
+    ),
     "a bare tag and OK": ("imap", (*_GOOD["imap"][:3], b"a1 OK\r\n", b"* relayed\r\n")),
     "OK and letters": ("imap", (*_GOOD["imap"][:3], b"a1 OKfoo\r\n", b"* relayed\r\n")),
     "more behind the reply": ("imap", (*_GOOD["imap"][:3], b"a1 OK in\r\n* 3 EXISTS\r\n", b"* relayed\r\n")),
@@ -117,18 +126,39 @@ _OTHERS: Final[dict[str, tuple[str, tuple[Speech, ...]]]] = {
         tuple(tuple(line[at : at + 1] for at in range(len(line))) for line in _GOOD["imap"]),
     ),
     "a greeting with its stamp": ("pop3", (b"+OK ready <1.2@x>\r\n", *_GOOD["pop3"][1:])),
-    "more behind the reply to PASS": ("pop3", (*_GOOD["pop3"][:2], b"+OK in\r\n+OK more\r\n", b"+OK relayed\r\n")),
+    "more behind the reply to PASS": (
+        "pop3",
+        (*_GOOD["pop3"][:2], b"+OK in\r\n+OK more\r\n", b"+OK relayed\r\n"),
+    ),
     "replies cut in two": ("pop3", tuple((line[:4], line[4:]) for line in _GOOD["pop3"])),
     "several lines each": (
         "smtp",
-        (b"220-a\r\n220 b\r\n", b"250-a\r\n250-b\r\n250 c\r\n", b"250-x\r\n250 y\r\n", b"250-z\r\n250 ok\r\n", b"250 relayed\r\n"),
+        (
+            b"220-a\r\n220 b\r\n",
+            b"250-a\r\n250-b\r\n250 c\r\n",
+            b"250-x\r\n250 y\r\n",
+            b"250-z\r\n250 ok\r\n",
+            b"250 relayed\r\n",
+        ),
     ),
     "several lines, cut anywhere": (
         "smtp",
-        ((b"220-a\r", b"\n220 b\r\n"), (b"250-a\r\n", b"250", b"-b\r\n250", b" c\r\n"), b"250 x\r\n", b"250 y\r\n", b"250 z\r\n"),
+        (
+            (b"220-a\r", b"\n220 b\r\n"),
+            (b"250-a\r\n", b"250", b"-b\r\n250", b" c\r\n"),
+            b"250 x\r\n",
+            b"250 y\r\n",
+            b"250 z\r\n",
+        ),
     ),
-    "220 after XCLIENT": ("smtp", (b"220 a\r\n", b"250 b\r\n", b"220 again\r\n", b"250 c\r\n", b"250 relayed\r\n")),
-    "codes that change inside a reply": ("smtp", (b"220 a\r\n", b"250-a\r\n550 b\r\n", b"250 x\r\n", b"250 c\r\n", b"250 r\r\n")),
+    "220 after XCLIENT": (
+        "smtp",
+        (b"220 a\r\n", b"250 b\r\n", b"220 again\r\n", b"250 c\r\n", b"250 relayed\r\n"),
+    ),
+    "codes that change inside a reply": (
+        "smtp",
+        (b"220 a\r\n", b"250-a\r\n550 b\r\n", b"250 x\r\n", b"250 c\r\n", b"250 r\r\n"),
+    ),
 }
 
 
@@ -152,32 +182,43 @@ def _forms() -> Iterator[Dialogue]:
             reachable=False,
         )
         for at in range(_STEPS[protocol] - (1 if protocol == "smtp" else 0)):
-            script: list[Speech] = list(_GOOD[protocol])
-            script[at] = b"+OK 250 " + b"x" * 400
+            course: list[Speech] = list(_GOOD[protocol])
+            course[at] = b"+OK 250 " + b"x" * 400
             yield Dialogue(
                 name=f"too long a line at step {at}",
                 block=f"{protocol}-narrow",
                 area=f"{protocol} upstreams",
                 steps=(*login, b"a2 NOOP\r\n"),
                 auth=(GRANT,),
-                upstream=tuple(script),
+                upstream=tuple(course),
             )
-            script[at] = SILENT
+            course[at] = SILENT
             yield Dialogue(
                 name=f"silence at step {at}",
                 block=f"{protocol}-quick",
                 area=f"{protocol} upstreams",
-                steps=(b"\r\n".join(step.strip() for step in login if isinstance(step, bytes)) + b"\r\n", Await(4.0)),
+                steps=(
+                    b"\r\n".join(step.strip() for step in login if isinstance(step, bytes)) + b"\r\n",
+                    Await(4.0),
+                ),
                 auth=(GRANT,),
-                upstream=tuple(script),
+                upstream=tuple(course),
             )
         yield Dialogue(
             name="what was sent ahead",
             block=protocol,
             area=f"{protocol} relays",
-            steps=(b"".join(step for step in login if isinstance(step, bytes)) + b"STAT\r\nLIST\r\nhalf", b" a line\r\n"),
+            steps=(
+                b"".join(step for step in login if isinstance(step, bytes)) + b"STAT\r\nLIST\r\nhalf",
+                b" a line\r\n",
+            ),
             auth=(GRANT,),
-            upstream=(*_GOOD[protocol][: _STEPS[protocol] - (protocol == "smtp")], b"one\r\n", b"two\r\n", b"three\r\n"),
+            upstream=(
+                *_GOOD[protocol][: _STEPS[protocol] - (protocol == "smtp")],
+                b"one\r\n",
+                b"two\r\n",
+                b"three\r\n",
+            ),
         )
         yield Dialogue(
             name="the upstream ends it",
