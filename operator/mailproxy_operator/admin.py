@@ -44,7 +44,9 @@ class AdminEndpoint:
         app.router.add_get("/readyz", self._readyz)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host.strip("[]") or None, self.port).start()
+        host = self._host.strip("[]")
+        # asyncio makes "::" IPv6 alone, and a kubelet may ask over IPv4; without a host it takes both.
+        await web.TCPSite(self._runner, None if host in ("", "::") else host, self.port).start()
         self.port = self._runner.addresses[0][1]
         return self
 

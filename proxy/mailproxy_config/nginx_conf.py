@@ -104,6 +104,7 @@ class _Reader:
         self._servers: list[Block] = []
         self._origins: dict[str, tuple[str, str]] = {}
         self._ignored: dict[str, str] = {}
+        self._has_events = False
 
     # --- the contexts ---
 
@@ -120,7 +121,7 @@ class _Reader:
                 case "worker_connections":
                     self._not_here(statement)
                 case word if word in _MAIN:
-                    self._read_directive(_MAIN[word], statement, self._main, "spec")
+                    self._read_around(statement)
                 case word if word in _OTHER_BLOCKS | _PLUMBING:
                     self._ignored.setdefault(word, statement.where)
                 case _:
@@ -141,7 +142,7 @@ class _Reader:
 
     def _read_mail(self, statement: Statement) -> None:
         if self._mail is not None:
-            self._problems.add(statement.where, '"mail" directive is duplicate')
+            self._duplicate(statement)
             return
         self._mail = mail = Block("spec.mail", statement.where)
         self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.where, "mail")
@@ -170,10 +171,21 @@ class _Reader:
                 self._problems.add(statement.where, "unknown mail protocol for server")
             server.fields["protocol"] = protocol or "imap"
 
+    def _read_around(self, statement: Statement) -> None:
+        """One directive around the mail block; all but ``error_log`` stand there once."""
+        row = _MAIN[statement.name]
+        if row.field in self._main and row.name != "error_log":
+            self._duplicate(statement)
+        else:
+            self._read_directive(row, statement, self._main, "spec")
+
     def _read_events(self, statement: Statement) -> None:
+        if self._has_events:
+            self._duplicate(statement)
+        self._has_events = True
         for inner in self._inside(statement):
             if inner.name == "worker_connections":
-                self._read_directive(_MAIN[inner.name], inner, self._main, "spec")
+                self._read_around(inner)
             elif inner.name in _EVENTS_PLUMBING:
                 self._ignored.setdefault(inner.name, inner.where)
             else:
@@ -184,6 +196,8 @@ class _Reader:
         timeout = manifest_value(_SHUTDOWN, statement, self._files)
         if timeout is None:
             return
+        if "drain" in self._main:
+            self._duplicate(statement)
         self._main["drain"] = {"timeout": timeout}
         self._origins["spec.drain.timeout"] = (statement.where, statement.name)
         if timeout.strip("0") in {"", "s", "m", "ms"}:
@@ -203,7 +217,7 @@ class _Reader:
             self._unknown(statement, (*known, _KEY))
             return
         if statement.name in block.seen and not (row.type.appends or row.name in {*_LAST_WINS, "error_log"}):
-            self._problems.add(statement.where, f'"{row.name}" directive is duplicate')
+            self._duplicate(statement)
             return
         block.seen.add(statement.name)
         self._read_directive(row, statement, block.fields, block.path)
@@ -296,6 +310,9 @@ class _Reader:
         if statement.arguments:
             self._wrong_arity(statement)
         return self._files.with_includes(statement.block)
+
+    def _duplicate(self, statement: Statement) -> None:
+        self._problems.add(statement.where, f'"{statement.name}" directive is duplicate')
 
     def _wrong_arity(self, statement: Statement) -> None:
         self._problems.add(statement.where, f'invalid number of arguments in "{statement.name}" directive')

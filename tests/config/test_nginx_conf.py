@@ -182,6 +182,12 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         ("mail { auth_http a;\n" + "".join(f"server {{ listen 127.0.0.{n}:143; }}\n" for n in range(33)) + "}", [  # noqa: E501
             'n.conf:34: "server": has 33 items, which is out of range 1 to 32',
         ]),
+        ("events {} events {}\nworker_processes 1; worker_processes 2;\nworker_shutdown_timeout 1s;\n"
+         "worker_shutdown_timeout 2s; mail { auth_http a; server { listen 143; } }", [
+            'n.conf:1: "events" directive is duplicate',
+            'n.conf:2: "worker_processes" directive is duplicate',
+            'n.conf:4: "worker_shutdown_timeout" directive is duplicate',
+        ]),
         ("mail { auth_http a; server {\n listen 1;\n} }", ["n.conf:1: unknown mail protocol for server"]),
         ("mail { auth_http a;\nserver {\nlisten 127.0.0.1;\n} }", [
             "n.conf:3: \"listen\" directive: no port in '127.0.0.1': a listener needs one",
