@@ -13,7 +13,11 @@ from support.parity.dialogue import Dialogue
 from support.parity.grammar import dialogues
 from support.parity.ledger import Ledger
 
-pytestmark = pytest.mark.interop
+pytestmark = [
+    pytest.mark.interop,
+    # Long reprs of dialogues, and the random numbers that other code draws meanwhile, do not matter here.
+    pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),
+]
 
 EXAMPLES: Final = int(os.environ.get("PARITY_EXAMPLES", "12"))
 """Batches for each protocol; more of them for a longer run."""
