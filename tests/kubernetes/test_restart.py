@@ -1,0 +1,113 @@
+"""An operator that begins anew: it remembers nothing, and has nothing to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from support.kube_cluster import REAL, Operator
+from support.kube_world import World
+from support.operator_bodies import server
+
+pytestmark = pytest.mark.kubernetes
+
+NewOperator = Callable[..., Operator]
+
+EVERYTHING = {
+    "autoscaling": {"minReplicas": 2, "maxReplicas": 3, "targetCPUUtilizationPercentage": 70},
+    "networkPolicy": {"enabled": True, "egress": [{"ports": [{"port": 143}]}]},
+    "service": {"type": "LoadBalancer", "annotations": {"a.example/b": "c"}},
+    "servers": [server("imap", "imap", 143, 993), server("smtp", "smtp", 587)],
+    "sysctls": {"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "15"}]},
+    "pod": {"tolerations": [{"operator": "Exists"}], "extraEnv": [{"name": "A", "value": "b"}]},
+    "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}},
+}
+
+
+@dataclass
+class Restarts:
+    """Begins operators anew in one namespace."""
+
+    world: World
+    new: NewOperator
+
+    def again(self) -> Operator:
+        """End the one that works, begin another, and wait until it has looked at everything."""
+        if self.world.operator is not None:
+            self.world.operator.stop()
+        begun = self.new("anew", f"--namespace={self.world.namespace}").started()
+        self.world.operator = begun
+        return begun
+
+    def after_a_look(self) -> None:
+        """Begin anew, and wait for the first reconcile of every resource."""
+        count = len(self.world.api.list("MailProxy", self.world.namespace))
+        operator = self.again()
+        self.world.until(lambda: reconciles(operator) >= count, "the first look")
+
+
+def reconciles(operator: Operator) -> float:
+    text = operator.admin.ask("GET", "/metrics").body["message"]
+    lines = [line for line in text.splitlines() if line.startswith("mailproxy_operator_reconciles_total")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@pytest.fixture
+def restarts(idle_world: World, new_operator: NewOperator) -> Restarts:
+    made = Restarts(idle_world, new_operator)
+    made.again()
+    return made
+
+
+@pytest.mark.parametrize("spec", [{}, EVERYTHING, {"mode": "DaemonSet"}, {"mode": "Sidecar", "service": {}}])
+def test_a_second_look_changes_nothing(restarts: Restarts, spec: dict[str, object]) -> None:
+    world = restarts.world
+    world.put(**spec)
+    kind = str(spec.get("mode", "Deployment"))
+    if kind == "Sidecar":
+        world.until(lambda: world.condition() == ("True", "Ready"), "it to be ready")
+    else:
+        world.settle(kind=kind, count=2)
+    world.until(lambda: world.condition("Reconciling") == ("False", "Settled"), "it to settle")
+    before = world.versions()
+    restarts.after_a_look()
+    assert world.versions() == before
+    assert "finalizers" not in world.mail_proxy()["metadata"]
+
+
+def test_the_last_good_state_outlives_the_operator(restarts: Restarts) -> None:
+    world = restarts.world
+    world.put()
+    good = world.settle()["status"]["configHash"]
+    world.put(mail={"authHttp": "http://auth.mail.svc:9000/auth", "setRealIpFrom": ["192.0.2.0/99"]})
+    world.until(lambda: world.condition() == ("False", "InvalidSpec"), "the refusal")
+    before = world.versions()
+    restarts.after_a_look()
+    assert world.versions() == before
+    assert world.status()["configHash"] == good
+    assert world.found("ConfigMap", "edge-config")["data"]["mailproxy.json"]
+
+
+@pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
+def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
+    """Otherwise every start of the operator would be another storm of pods."""
+    world = restarts.world
+    backlog = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
+    world.put(servers=[backlog], sysctls={"unsafe": "Allow"})
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    world.make_pod("edge-bad", world.found("Deployment"))
+    message = 'Pod was rejected: forbidden sysctl: "net.core.somaxconn" not allowlisted'
+    world.set_pod_status("edge-bad", {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
+    world.until(lambda: world.condition("Stalled") == ("True", "SysctlForbidden"), "the breaker")
+    before = world.versions()
+    restarts.after_a_look()
+    assert world.versions() == before
+
+
+def test_the_longest_name_will_do(restarts: Restarts) -> None:
+    name = "m" * 50
+    restarts.world.put(name, **EVERYTHING)
+    restarts.world.settle(name, count=1)
+    assert all(len(child) <= 63 for _, child in restarts.world.children())
