@@ -31,15 +31,16 @@ def needs() -> Needs:
     return path_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """A proxy to which clients come all the time."""
+    """A proxy to which clients come all the time, and no longer: threads of clients would be in the way
+    of tests that replace functions, count descriptors, or draw by chance."""
     with places(tmp_path_factory.mktemp("busy")) as found, traffic(found) as faults:
         yield found
     assert faults == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def watcher(needs: Needs, busy: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
     """Prometheus, scraping it."""
     path = needs("prometheus")
