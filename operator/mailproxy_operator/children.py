@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mailproxy_operator import names
@@ -49,6 +49,12 @@ class Ledger:
     def forget(self, key: Key) -> None:
         """Forget one resource."""
         self._entries.pop(key, None)
+
+    def keep_only(self, key: Key, wanted: Collection[_Name]) -> None:
+        """Forget what is no longer wanted: when it is wanted again, nobody has tampered with it."""
+        entries = self._entries.get(key, {})
+        for name in entries.keys() - wanted:
+            del entries[name]
 
     def wanted(self, key: Key, name: _Name) -> str | None:
         """The digest of what was last applied."""
@@ -136,6 +142,7 @@ class Children:
             Retryable: It may work later.
         """
         self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
+        self._ledger.keep_only(self._key, self._wanted)
         foreign = await self._foreign(manifests)
         if foreign:
             return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")

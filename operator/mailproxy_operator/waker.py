@@ -79,7 +79,12 @@ class Waker:
             snapshot: How everything is.
             spread: Seconds over which to distribute the work.
         """
-        for key, body in snapshot.resources().items():
+        resources = snapshot.resources()
+        for key in self._seen.keys() - resources.keys():
+            # It vanished while no watch was there to see: what is remembered of it has to go.
+            del self._seen[key]
+            self.queue.wake(key)
+        for key, body in resources.items():
             self._seen[key] = _state(body["metadata"])
             self._views[key] = snapshot
             self.queue.wake(key, random.uniform(0, spread))  # noqa: S311  nobody is to guess at it

@@ -20,6 +20,7 @@ from mailproxy_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     MAIL_PROXY,
+    NETWORK_POLICY,
     POD,
     POD_MONITOR,
     SERVICE,
@@ -213,6 +214,19 @@ async def test_what_is_no_longer_wanted_is_pruned(world: World, spec: dict[str, 
     outcome = await world.settle()
     assert world.cluster.find(kind, "edge") is None
     assert outcome.pruned == () or kind.name in outcome.pruned
+
+
+@pytest.mark.parametrize("is_deleted_first", [False, True])
+async def test_what_is_switched_off_and_on_again_was_not_tampered_with(
+    world: World, is_deleted_first: bool
+) -> None:
+    for enabled in (True, False, True):
+        world.put(networkPolicy={"enabled": enabled})
+        if is_deleted_first and not enabled:
+            del world.cluster.objects[NETWORK_POLICY, EDGE]
+        assert (await world.reconcile()).drifted == ()
+    del world.cluster.objects[NETWORK_POLICY, EDGE]
+    assert (await world.reconcile()).drifted == ("NetworkPolicy",)
 
 
 async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: World) -> None:

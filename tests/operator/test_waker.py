@@ -118,3 +118,15 @@ async def test_a_settled_resource_costs_a_resync_no_requests(
     world.cluster.calls.clear()
     await world.waker._work(EDGE)
     assert world.cluster.calls == []
+
+
+async def test_a_resource_that_vanished_unseen_is_found_by_the_resync(world: World) -> None:
+    world.waker.resync(world.snapshot(), spread=0.0)
+    await world.waker._work(EDGE)
+    assert world.woken()
+    del world.cluster.objects[MAIL_PROXY, EDGE]
+    world.waker.resync(world.snapshot(), spread=0.0)
+    assert world.woken()
+    assert (await world.waker._work(EDGE)).is_gone
+    world.waker.resync(world.snapshot(), spread=0.0)
+    assert not world.woken(), "once is enough"
