@@ -47,7 +47,7 @@ LABEL org.opencontainers.image.title="mailproxy" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build-proxy /opt/mailproxy /opt/mailproxy
-ENV PATH=/opt/mailproxy/bin:$PATH USER=mailproxy PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/mailproxy/bin:$PATH USER=mailproxy HOME=/ PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 WORKDIR /
 EXPOSE 9113
@@ -67,7 +67,7 @@ RUN python -m venv --without-pip /opt/mailproxy \
  && /opt/mailproxy/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/mailproxy/lib
 
 FROM ${PYTHON} AS operator
-# USER: kopf asks for the name of its user, whom no file knows by number.
+# USER and HOME: kopf asks for the name of its user, the Kubernetes client for the home, and no file knows user 65532.
 ARG REVISION=""
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="mailproxy-operator" \
@@ -78,7 +78,7 @@ LABEL org.opencontainers.image.title="mailproxy-operator" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build-operator /opt/mailproxy /opt/mailproxy
-ENV PATH=/opt/mailproxy/bin:$PATH USER=mailproxy PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/mailproxy/bin:$PATH USER=mailproxy HOME=/ PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532
 WORKDIR /
 EXPOSE 8080

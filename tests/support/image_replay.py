@@ -74,7 +74,7 @@ class Replay:
             # A copy, for one layer of an overlay may not lie within another.
             shutil.copytree(self.layer(stage.base), self.layer(name), symlinks=True, dirs_exist_ok=True)
         else:
-            environment = {"PATH": _PATH, "HOME": "/root", "PWD": "/"}
+            environment = {"PATH": _PATH, "PWD": "/"}
             self._give_python(name)
         self.environments[name] = environment
         for instruction in stage.instructions:
@@ -111,7 +111,8 @@ class Replay:
         given = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
         done = subprocess.run(
             self.inside(name, ["/bin/sh", "-ec", script]),
-            env={**given, **environment},
+            # A home only here: whether a running image gets one is up to what runs it.
+            env={**given, "HOME": "/root", **environment},
             capture_output=True,
             text=True,
             timeout=SECONDS,
