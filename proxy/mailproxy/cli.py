@@ -124,17 +124,16 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from mailproxy_config.errors import ConfigError, Problem  # noqa: PLC0415
+    from mailproxy_config.errors import ConfigError  # noqa: PLC0415
     from mailproxy_config.manifest_yaml import to_manifest_yaml  # noqa: PLC0415
     from mailproxy_config.nginx_conf import parse_nginx  # noqa: PLC0415
+    from mailproxy_config.plain_text import plain_text  # noqa: PLC0415
 
     source = _source(options.file)
+    names = {"name": options.name, "namespace": options.namespace}
     try:
-        text = _octets(options.file).decode("utf-8-sig")
-        manifest = parse_nginx(text, source=source, name=options.name, namespace=options.namespace)
-    except UnicodeDecodeError:
-        _complain([Problem(source, "is not UTF-8 text")])
-        return Exit.WRONG_INPUT
+        text = plain_text(_octets(options.file), source)
+        manifest = parse_nginx(text, source=source, **names, only_to_print=True)
     except ConfigError as error:
         _complain(error.problems)
         return Exit.WRONG_INPUT
@@ -161,7 +160,9 @@ def _source(file: Path) -> str:
 
 def _complain(lines: Iterable[object]) -> None:
     for line in lines:
-        sys.stderr.write(f"{line}\n")
+        # A terminal obeys control characters, and a file may hold any.
+        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(line))
+        sys.stderr.write(f"{shown}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,9 +19,10 @@ from .dump import FORMAT, config_hash
 from .errors import ConfigError, Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
 from .model import ProxyConfig, ServerConfig
+from .plain_text import plain_text
 from .references import Mounts
 from .rendered import parse_json, parse_rendered
-from .yaml_text import LARGEST_DOCUMENT, documents
+from .yaml_text import documents
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
@@ -141,15 +142,8 @@ def _documents(text: str, source: str) -> list[Any]:
     return documents(text, source=source)
 
 
-def _decoded(text: bytes, source: str) -> str:
-    if len(text) > LARGEST_DOCUMENT:
-        raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
-    try:
-        words = text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError([Problem(source, f"is not UTF-8 text: byte {error.start} is wrong")]) from None
-    if "\0" in words:
-        raise ConfigError([Problem(source, "is not text: it has a NUL in it")])
+def _decoded(octets: bytes, source: str) -> str:
+    words = plain_text(octets, source)
     if not words.strip():
         raise ConfigError([Problem(source, "is empty")])
     return words

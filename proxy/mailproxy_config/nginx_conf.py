@@ -64,7 +64,12 @@ _EVENTS_PLUMBING: Final = frozenset(
 
 
 def parse_nginx(
-    text: str, *, source: str = "", name: str = "mailproxy", namespace: str = "default"
+    text: str,
+    *,
+    source: str = "",
+    name: str = "mailproxy",
+    namespace: str = "default",
+    only_to_print: bool = False,
 ) -> MailProxyManifest:
     """Read an ``nginx.conf``.
 
@@ -73,13 +78,17 @@ def parse_nginx(
         source: Its path: problems name it, and paths in it are relative to its directory.
         name: The name that the resource shall have.
         namespace: Its namespace.
+        only_to_print: The manifest is for a person: what cannot run from it as
+            it stands (certificates that are in no file) is a notice, and a
+            Secret that is to be made stands in its place.
 
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
     """
     problems = Problems()
-    base = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
-    reader = _Reader(Files(base, problems), problems)
+    main = os.path.abspath(source) if source else ""
+    base = os.path.dirname(main) or os.getcwd()
+    reader = _Reader(Files(base, problems, main), problems, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": reader.spec()}
@@ -96,9 +105,10 @@ def parse_nginx(
 class _Reader:
     """Walks over the statements and collects the fields of a manifest, and where each comes from."""
 
-    def __init__(self, files: Files, problems: Problems) -> None:
+    def __init__(self, files: Files, problems: Problems, secrets: str = "") -> None:
         self._files = files
         self._problems = problems
+        self._secrets = secrets  # how the names of Secrets begin, where there may be some
         self._main: dict[str, Raw] = {}
         self._mail: Block | None = None
         self._servers: list[Block] = []
@@ -130,8 +140,8 @@ class _Reader:
 
     def _finish(self, source: str) -> None:
         if self._ignored:
-            names = ", ".join(self._ignored)
             first = next(iter(self._ignored.values()))
+            names = ", ".join(f"{word} ({where})" for word, where in self._ignored.items())
             self._problems.notice(first, f"not about mail, ignored: {names}")
         if not self._servers and not self._problems:
             lacking = "mail block" if self._mail is None else "server in its mail block"
@@ -144,7 +154,7 @@ class _Reader:
         if self._mail is not None:
             self._duplicate(statement)
             return
-        self._mail = mail = Block("spec.mail", statement.where)
+        self._mail = mail = Block("spec.mail", statement.where, self._secret("mail"))
         self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.where, "mail")
         for inner in self._inside(statement):
             if inner.name == "server":
@@ -153,7 +163,9 @@ class _Reader:
                 self._read_level(inner, mail, _LEVEL)
 
     def _read_server(self, statement: Statement) -> None:
-        server = Block(f"spec.servers[{len(self._servers)}]", statement.where)
+        number = len(self._servers)
+        secret = self._secret(f"server-{number + 1}")
+        server = Block(f"spec.servers[{number}]", statement.where, secret)
         self._servers.append(server)
         self._origins[server.path] = (statement.where, "server")
         for inner in self._inside(statement):
@@ -220,10 +232,18 @@ class _Reader:
             self._duplicate(statement)
             return
         block.seen.add(statement.name)
-        self._read_directive(row, statement, block.fields, block.path)
+        self._read_directive(row, statement, block.fields, block.path, block.secret)
+        if row.name == "ssl_certificate":
+            last = block.fields.get(row.field, ())[-1:]
+            block.places |= {pair["certificateFile"]: statement.where for pair in last}
 
-    def _read_directive(self, row: Directive, statement: Statement, into: dict[str, Raw], path: str) -> None:
-        value = manifest_value(row, statement, self._files)
+    def _secret(self, level: str) -> str:
+        return f"{self._secrets}-{level}" if self._secrets else ""
+
+    def _read_directive(
+        self, row: Directive, statement: Statement, into: dict[str, Raw], path: str, secret: str = ""
+    ) -> None:
+        value = manifest_value(row, statement, self._files, secret)
         if value is None:
             return
         if row.name == "error_log":
@@ -265,8 +285,9 @@ class _Reader:
 
     def _read_key(self, statement: Statement, block: Block) -> None:
         """Keys stand apart from their certificates until everything is read."""
-        for pair in manifest_value(_FOLDED[_KEY], statement, self._files) or ():
+        for pair in manifest_value(_FOLDED[_KEY], statement, self._files, block.secret) or ():
             block.keys.append(pair["keyFile"])
+            block.places[pair["keyFile"]] = statement.where
 
     # --- the result ---
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from glob import glob, has_magic
 from typing import Final
 
-from .errors import Problems
+from .errors import ConfigError, Problems
+from .plain_text import LARGEST_FILE, plain_text
 
-LARGEST_FILE: Final = 3 * 1024 * 1024
 _MOST_FILES: Final = 256
 _MOST_LEVELS: Final = 64
 _ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
@@ -47,11 +47,13 @@ class SyntaxProblem(Exception):
 class Files:
     """The main file and what it includes.
 
-    ``base`` is the directory of the main file, to which every path in it is relative.
+    ``base`` is the directory of the main file, to which every path in it is relative;
+    ``main`` is its absolute path, empty where it has none.
     """
 
     base: str
     problems: Problems
+    main: str = ""
     _opened: int = field(default=0, init=False)
 
     def statements(self, text: str, name: str) -> tuple[Statement, ...]:
@@ -82,7 +84,7 @@ class Files:
             return
         pattern = self.path(statement.arguments[0])
         for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
-            if path in inside:
+            if path in (self.main, *inside):
                 self.problems.add(statement.where, f"{path} includes itself")
                 continue
             text = self._text(path, statement.where)
@@ -100,20 +102,15 @@ class Files:
         except OSError as error:
             self.problems.add(where, f"cannot read {path}: {error.strerror}")
             return ""
-        if len(content) > LARGEST_FILE:
-            self.problems.add(where, f"{path} is larger than {LARGEST_FILE} bytes")
-            return ""
         try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.problems.add(where, f"{path} is not UTF-8 text")
+            return plain_text(content, path)
+        except ConfigError as error:
+            self.problems.add(where, str(error))
             return ""
 
 
 def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator[Statement]:
     """The statements up to the end of the block, or of the text."""
-    if level > _MOST_LEVELS:
-        raise SyntaxProblem(name, "blocks are nested too deeply")
     for word, line, quoted in tokens:
         where = f"{name}:{line}"
         if word.startswith("#") and not quoted:
@@ -123,6 +120,8 @@ def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator
         if word in {"{", "}", ";"} and not quoted:
             raise SyntaxProblem(where, f'unexpected "{word}"')
         arguments, end = _arguments(tokens, where, word)
+        if level == _MOST_LEVELS and end == "{":
+            raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
         block = tuple(_statements(tokens, name, level + 1)) if end == "{" else None
         yield Statement(_unescaped(word), arguments, block, where)
 
@@ -148,7 +147,8 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
     from crossplane.lexer import lex  # noqa: PLC0415
 
     if "\0" in text:
-        raise SyntaxProblem(name, "is not text: it has a NUL in it")
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SyntaxProblem(f"{name}:{line}", "is not text: it has a NUL in it")
     # crossplane reads files only, and loses a last word that no white space follows.
     file = os.memfd_create("nginx.conf")
     try:

@@ -93,8 +93,8 @@ def test_notices_come_along() -> None:
     [
         (b"", "f: is empty"),
         (b" \n", "f: is empty"),
-        (b"a\0b", "f: is not text: it has a NUL in it"),
-        (b"\xff\xfe", "f: is not UTF-8 text: byte 0 is wrong"),
+        (b"a\0b", "f:1: is not text: it has a NUL in it"),
+        (b"\xff\xfe", "f:1: is not UTF-8 text: invalid start byte"),
         (b" " * (LARGEST_DOCUMENT + 1), "f: is larger than 3145728 bytes"),
         (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; one is wanted"),
         (b"- 1", "f: is neither a MailProxy manifest (mailproxy.dev/v1alpha1), a rendered configuration, "

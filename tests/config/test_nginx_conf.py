@@ -141,10 +141,86 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         "/etc/nginx/nginx.conf:5: logs go to standard error, not to /var/log/nginx/error.log",
         "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",
         "/etc/nginx/nginx.conf:10: logs go to standard error, not to x.log",
-        "/etc/nginx/nginx.conf:1: not about mail, ignored: user, http, stream, use",
+        "/etc/nginx/nginx.conf:1: not about mail, ignored: user (/etc/nginx/nginx.conf:1), "
+        "http (/etc/nginx/nginx.conf:2), stream (/etc/nginx/nginx.conf:3), use (/etc/nginx/nginx.conf:6)",
         '/etc/nginx/nginx.conf:9: "proxy": has no effect, as in nginx',
         '/etc/nginx/nginx.conf:9: "set_real_ip_from": low address bits of 10.0.0.1/8 are meaningless',
     ]
+
+
+_INLINE = """\
+mail {
+  auth_http a; ssl_certificate a.pem; ssl_certificate_key a.key;
+  ssl_certificate "data:-----BEGIN CERTIFICATE-----\\nMIIB\\n"; ssl_certificate_key data:HIDDEN;
+  ssl_client_certificate data:HIDDEN;
+  server { listen 993 ssl; }
+  server { listen 995 ssl; ssl_certificate b.pem; ssl_certificate_key engine:pkcs11:HIDDEN;
+    ssl_session_ticket_key store:HIDDEN; }
+}
+"""
+
+
+def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> None:
+    found = parse_nginx(_INLINE, source="/etc/nginx/n", name="edge", only_to_print=True)
+    mail, (first, second) = found.raw["spec"]["mail"], found.raw["spec"]["servers"]
+    pair = {"certificateFile": "/etc/nginx/a.pem", "keyFile": "/etc/nginx/a.key"}
+    assert mail["sslCertificate"] == [pair, {"secretName": "edge-mail-2"}]
+    assert mail["sslClientCertificate"] == {
+        "secretKeyRef": {"name": "edge-mail", "key": "ssl_client_certificate"}
+    }
+    assert "sslCertificate" not in first
+    assert second["sslCertificate"] == [{"secretName": "edge-server-2-1"}]
+    assert second["sslSessionTicketKey"] == [
+        {"secretKeyRef": {"name": "edge-server-2", "key": "ssl_session_ticket_key"}}
+    ]
+    printed = to_manifest_yaml(found)
+    assert "HIDDEN" not in printed
+    assert len(load(printed.encode()).config.servers) == 2
+    assert [str(notice).removeprefix("/etc/nginx/n:") for notice in found.notices] == [
+        '3: "ssl_certificate" directive: data: cannot be carried over',
+        '3: "ssl_certificate_key" directive: data: cannot be carried over',
+        '4: "ssl_client_certificate" directive: data: cannot be carried over; '
+        "put it into ssl_client_certificate of the Secret edge-mail",
+        '6: "ssl_certificate_key" directive: engine: cannot be carried over',
+        '7: "ssl_session_ticket_key" directive: store: cannot be carried over; '
+        "put it into ssl_session_ticket_key of the Secret edge-server-2",
+        "6: make a Secret edge-server-2-1 of the certificate (/etc/nginx/b.pem) and its key (engine:), "
+        "which stands in their place",
+        "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
+        "which stands in their place",
+    ]
+
+
+def test_certificates_in_no_file_cannot_run() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(_INLINE.encode(), source="/etc/nginx/n")
+    assert [problem.path for problem in raised.value.problems] == [
+        f"/etc/nginx/n:{line}" for line in (3, 3, 4, 6, 7)
+    ]
+    assert "HIDDEN" not in str(raised.value)
+
+
+def test_certificates_and_keys_without_a_partner_are_told() -> None:
+    mail = (
+        "ssl_certificate_key a;\nssl_certificate_key b;\n"
+        "server { listen 143;\nssl_certificate c;\nssl_certificate d;\nssl_certificate e; }"
+    )
+    assert [str(notice).removeprefix("/etc/nginx/nginx.conf:") for notice in parsed(mail).notices] == [
+        "9: certificate /etc/nginx/e belongs to no pair, and is left out"
+    ]
+    lone = "ssl_certificate_key a;\nserver { listen 143; }"
+    assert [str(notice).removeprefix("/etc/nginx/nginx.conf:") for notice in parsed(lone).notices] == [
+        "4: key /etc/nginx/a belongs to no pair, and is left out"
+    ]
+
+
+def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
+    main = tmp_path / "nginx.conf"
+    text = "mail { auth_http a; server { listen 143; } }\ninclude *.conf;"
+    main.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        parse_nginx(text, source=str(main))
+    assert str(raised.value) == f"{main}:2: {main} includes itself"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy_config.errors import Problems
-from mailproxy_config.nginx_syntax import LARGEST_FILE, Files, Statement
+from mailproxy_config.nginx_syntax import Files, Statement
+from mailproxy_config.plain_text import LARGEST_FILE
 
 
 def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:
@@ -70,8 +71,8 @@ def test_blocks_and_lines() -> None:
         ("}", 'nginx.conf:1: unexpected "}"'),
         (";", 'nginx.conf:1: unexpected ";"'),
         ("a;\n{}", 'nginx.conf:2: unexpected "{"'),
-        ("a\0;", "nginx.conf: is not text: it has a NUL in it"),
-        ("a {" * 70 + "}" * 70, "nginx.conf: blocks are nested too deeply"),
+        ("a;\n\0;", "nginx.conf:2: is not text: it has a NUL in it"),
+        ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 blocks stand inside each other"),
     ],
 )
 def test_what_cannot_be_read(text: str, problem: str) -> None:
@@ -115,8 +116,8 @@ def test_what_cannot_be_included(tmp_path: Path) -> None:
         'nginx.conf:1: invalid number of arguments in "include" directive',
         f"{tmp_path}/other:1: {tmp_path}/loop includes itself",
         f"nginx.conf:1: cannot read {tmp_path}/missing: No such file or directory",
-        f"nginx.conf:1: {tmp_path}/binary is not UTF-8 text",
-        f"nginx.conf:1: {tmp_path}/huge is larger than 3145728 bytes",
+        f"nginx.conf:1: {tmp_path}/binary:1: is not UTF-8 text: invalid start byte",
+        f"nginx.conf:1: {tmp_path}/huge: is larger than 3145728 bytes",
         f'{tmp_path}/broken:1: directive "a" is not terminated by ";"',
         f"nginx.conf:1: cannot read {tmp_path}: Is a directory",
     ]

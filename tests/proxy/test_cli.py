@@ -109,15 +109,98 @@ def test_convert_prints_a_manifest_and_what_it_left_out(
     assert main(["check", "-f", str(file)]) == 0
 
 
-@pytest.mark.parametrize("octets", [b"mail {", b"mail { \xff }", b""])
+def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inline = "listen 127.0.0.1:10143 ssl;\nssl_certificate data:HIDDEN; ssl_certificate_key data:HIDDEN;"
+    file.write_text(NGINX.replace("listen 127.0.0.1:10143;", inline))
+    assert main(["convert", str(file), "--name", "edge"]) == 0
+    out, err = capsys.readouterr()
+    assert "{secretName: edge-server-1-1}" in out
+    assert f'{file}:6: "ssl_certificate" directive: data: cannot be carried over' in err
+    assert f'{file}:6: "ssl_certificate_key" directive: data: cannot be carried over' in err
+    assert "HIDDEN" not in out + err
+    assert main(["check", "-f", str(file)]) == 1
+    assert capsys.readouterr().err.count("cannot be carried over") == 2
+
+
+@pytest.mark.parametrize(
+    ("octets", "line", "reason"),
+    [
+        (b"mail {", ":1", "unexpected end of file"),
+        (b"mail {\n\xff }", ":2", "is not UTF-8 text"),
+        (b"mail {\r\n\r\n\0}", ":3", "is not text: it has a NUL in it"),
+        (b"\x7fELF\x02\x01\x01\0\0", ":1", "is not text"),
+        (b"\xff\xfem\0a\0i\0l\0", ":1", "is not text"),  # UTF-16
+        (b"\xef\xbb\xbfmail {\r\n auth_htp a; }", ":2", 'unknown directive "auth_htp"'),
+        (b"mail { auth_http a;\n perl_modules x; }", ":2", 'unknown directive "perl_modules"'),
+        (b"vts_zone;\nmail { }", ":1", 'unknown directive "vts_zone"'),
+        (b"mail {\n include nowhere; }", ":2", "cannot read"),
+        (b"mail {\n include .; }", ":2", "Is a directory"),
+        (b"mail {\n include configuration; }", ":2", "includes itself"),
+        (b"mail {\n" * 65, ":65", "blocks stand inside each other"),
+        (b" " * (3 * 1024 * 1024 + 1), "", "is larger than 3145728 bytes"),
+        (b"", "", "there is no mail block"),
+        (b"\x1b[2J on;", ":1", r'unknown directive "\x1b[2J"'),
+    ],
+)
 def test_convert_refuses_what_is_no_nginx_conf(
-    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes
+    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes, line: str, reason: str
 ) -> None:
     file.write_bytes(octets)
     assert main(["convert", str(file)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert str(file) in err
+    assert err.startswith(f"{file}{line}: ")
+    assert reason in err
+
+
+def test_convert_says_why_there_is_nothing_to_read(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(file)]) == 1
+    assert capsys.readouterr() == ("", f"{file}: cannot be read: No such file or directory\n")
+    assert main(["convert", str(tmp_path)]) == 1
+    assert capsys.readouterr() == ("", f"{tmp_path}: cannot be read: Is a directory\n")
+
+
+def test_convert_of_a_file_that_nobody_may_read(tmp_path: Path) -> None:
+    """As somebody else, for root may read everything."""
+    file = tmp_path / "nginx.conf"
+    file.write_text(NGINX)
+    file.chmod(0)
+    program = (
+        "import os, sys\n"
+        "from mailproxy.cli import main\n"
+        "main(['convert', '/nowhere'])\n"  # imports what the other user may not reach
+        "folder, name = os.path.split(sys.argv[1])\n"
+        "os.chdir(folder)\n"
+        "if os.geteuid() == 0:\n"
+        "    os.setgroups([]); os.setgid(65532); os.setuid(65532)\n"
+        "sys.exit(main(['convert', name]))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.splitlines()[1:] == ["nginx.conf: cannot be read: Permission denied"]
+
+
+@pytest.mark.parametrize("octets", [b"\xef\xbb\xbf" + NGINX.encode(), NGINX.replace("\n", "\r\n").encode()])
+def test_convert_does_not_mind_how_editors_write(
+    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes
+) -> None:
+    file.write_text(NGINX)
+    assert main(["convert", str(file)]) == 0
+    plain = capsys.readouterr()
+    file.write_bytes(octets)
+    assert main(["convert", str(file)]) == 0
+    assert capsys.readouterr() == plain
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Octets as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.plain_text import LARGEST_FILE, plain_text
+
+
+@pytest.mark.parametrize(
+    ("octets", "text"),
+    [
+        (b"", ""),
+        (b"mail {}\r\n", "mail {}\r\n"),
+        ("\u20ac".encode(), "\u20ac"),
+        (b"\xef\xbb\xbfmail", "mail"),  # a byte order mark, which editors write
+        (b" " * LARGEST_FILE, " " * LARGEST_FILE),
+    ],
+)
+def test_what_is_text(octets: bytes, text: str) -> None:
+    assert plain_text(octets, "f") == text
+
+
+@pytest.mark.parametrize(
+    ("octets", "problem"),
+    [
+        (b"\n\na\0b", "f:3: is not text: it has a NUL in it"),
+        (b"\0", "f:1: is not text: it has a NUL in it"),
+        (b"\xff\xfem\0", "f:1: is not text: it has a NUL in it"),  # UTF-16
+        (b"a\nb\n\xe9\n", "f:3: is not UTF-8 text: invalid continuation byte"),
+        (b"\xef\xbb\xbfa\n\xff", "f:2: is not UTF-8 text: invalid start byte"),
+        (b" " * (LARGEST_FILE + 1), "f: is larger than 3145728 bytes"),
+    ],
+)
+def test_what_is_not(octets: bytes, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        plain_text(octets, "f")
+    assert str(raised.value) == problem
+
+
+def test_a_line_without_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"^line 2: is not text"):
+        plain_text(b"\n\0")
