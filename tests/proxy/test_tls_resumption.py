@@ -16,7 +16,7 @@ from mailproxy.tls.resumption import TicketKey
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import Octets, Protocol, Seconds, SessionCache
 from support.tls_authority import Authority, Issued
-from support.tls_peers import KEY, TLS_PORT, client_of, serving, shaken, tls_of
+from support.tls_peers import KEY, TLS_PORT, Pair, client_of, serving, shaken, tls_of
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 BUILTIN = SessionCache(builtin=100)
@@ -89,6 +89,30 @@ def test_another_certificate_is_another_session(
     authority: Authority, ours: Issued, version: ssl.TLSVersion
 ) -> None:
     assert not is_resumed(tls_of(ours), tls_of(authority.issue()), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("leaving", ["the client without a word", "the client with a goodbye", "we"])
+def test_a_cached_session_outlives_its_connection_whoever_left_first(
+    ours: Issued, leaving: str, version: ssl.TLSVersion
+) -> None:
+    tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
+    context = client(version)
+    first = Pair(tls, context)
+    first.shake()
+    assert first.tell(b"x") == b"x"
+    session = first.client.session
+    if leaving == "the client without a word":
+        first.client.close()
+        assert first.ours.recv() == b""
+    elif leaving == "the client with a goodbye":
+        first.client.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            first.client.unwrap()
+        assert first.ours.recv() == b""
+    first.close()
+    info, _ = shaken(tls, context, session=session)
+    assert info.resumed
 
 
 def test_a_cache_belongs_to_one_worker(ours: Issued) -> None:

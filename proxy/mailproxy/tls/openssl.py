@@ -106,6 +106,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "SSL_CONF_CTX_set_ssl_ctx": (None, _P, _P),
     "SSL_CONF_CTX_finish": (_I, _P),
     "SSL_CONF_cmd": (_I, _P, _S, _S),
+    "SSL_set_shutdown": (None, _P, _I),
     "SSL_set_session_id_context": (_I, _P, _S, ctypes.c_uint),
     "SSL_select_next_proto": (_I, _P, _P, _P, ctypes.c_uint, _P, ctypes.c_uint),
     "SSL_get_SSL_CTX": (_P, _P),

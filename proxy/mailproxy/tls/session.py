@@ -61,6 +61,10 @@ _FAILURES: Final = {
 }
 
 
+_ALL_SAID: Final = 3
+"""``SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN``."""
+
+
 class HandshakeStep(Enum):
     """What a handshake needs to go on."""
 
@@ -227,6 +231,18 @@ class TlsConnection(ssl.SSLSocket):
         elif native.lib.SSL_shutdown(self._pointer) < 0:
             native.errors()
         return self
+
+    def close(self) -> None:
+        """Close without a word; the session can be resumed, whoever left first.
+
+        OpenSSL forgets a cached session whose connection goes without
+        close_notify; nginx tells it likewise that all was said.  A session
+        that failed it has forgotten by itself.
+        """
+        native = self._terms.native
+        if native is not None and self._sslobj is not None:
+            native.lib.SSL_set_shutdown(self._pointer, _ALL_SAID)
+        super().close()
 
     def info(self) -> TlsInfo:
         """Tell what the finished handshake settled.
