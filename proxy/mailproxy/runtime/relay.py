@@ -182,10 +182,12 @@ class End:
         self.counter.value += size
         self.account.spoke_last = self
         other.write(octets)
+        if other.is_behind:
+            return  # what comes after this waits where it is, or it would overtake
         if self.tls is not None:
             if self.tls.pending():
                 self._carry_through_buffer()
-        elif size == SMALL and not other.is_behind:
+        elif size == SMALL:
             if other.tls is not None:
                 self._carry_through_buffer()
             else:

@@ -1,0 +1,80 @@
+"""The relay where a side is under TLS: what lies above the socket keeps its place in the order."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+from pathlib import Path
+
+import pytest
+
+from mailproxy.runtime.relay import Relay
+from mailproxy_config.model import Protocol, StartTls
+from support.siege import serving, shake, siege
+from support.tls_identities import Identities
+from support.world import GRANT, Peer, World, answer, run
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(Path(tmp_path_factory.mktemp("identities")))
+
+
+async def relayed(w: World, identities: Identities) -> tuple[Peer, Peer]:
+    client = await w.client()
+    await client.line()
+    await client.ask(b"STLS\r\n")
+    await shake(client, identities)
+    await client.say(b"USER u\r\nPASS p\r\n")
+    upstream = await w.upstream.next()
+    await upstream.ask(b"+OK\r\n")
+    await upstream.ask(b"+OK\r\n")
+    await upstream.say(b"+OK\r\n")
+    await client.lines(2)
+    return client, upstream
+
+
+def cramp(w: World) -> None:
+    """Leave the relay's sockets so little room that no record of TLS is taken in one go."""
+    (relay,) = w.app._engine.live
+    assert isinstance(relay, Relay)
+    for end in (relay.client, relay.upstream):
+        end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+
+
+@pytest.mark.parametrize("size", [16 * 1024, 16 * 1024 + 1, 300_000, 2_000_000])
+@pytest.mark.parametrize("sender", ["client", "upstream"])
+@pytest.mark.parametrize("is_cramped", [False, True], ids=["roomy", "cramped"])
+def test_who_reads_slowly_gets_every_octet_in_its_order(
+    is_cramped: bool, sender: str, size: int, identities: Identities
+) -> None:
+    octets = random.Random(size).randbytes(size)
+
+    async def slowly(peer: Peer) -> bytes:
+        seen, left = hashlib.sha256(), size
+        while left:
+            chunk = await peer.reader.read(min(left, 50_000))
+            assert chunk, f"{left} octets are missing"
+            seen.update(chunk)
+            left -= len(chunk)
+            await asyncio.sleep(0)
+        return seen.digest()
+
+    async def play() -> None:
+        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with siege(build, answer(GRANT)) as w:
+            client, upstream = await relayed(w, identities)
+            if is_cramped:
+                cramp(w)
+            source, sink = (client, upstream) if sender == "client" else (upstream, client)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(source.say(octets))
+                await asyncio.sleep(0.2)  # until nothing goes any more
+                arrived = group.create_task(slowly(sink))
+            assert arrived.result() == hashlib.sha256(octets).digest()
+            client.close()
+            upstream.close()
+
+    run(play)
