@@ -44,6 +44,9 @@ def make(folder: Path) -> dict[str, str]:
         found[f"{name}_key"] = one.files.key
     found["passwords"] = _written(folder / "passwords", "wrong\ncorrect horse\n")
     found["dhparam"] = _written(folder / "dhparam.pem", _DHPARAM)
+    for name, size in (("ticket_key_a", 48), ("ticket_key_b", 80)):
+        found[name] = str(folder / name)
+        Path(found[name]).write_bytes(bytes([size]) * size)
     chain = Path(found["deep_cert"]).read_text() + Path(middle.file).read_text()
     Path(found["deep_cert"]).write_text(chain)
     return found

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import ssl
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from support.parity.dialogue import Tls
@@ -14,6 +15,14 @@ from support.parity.peers import Activity
 
 _PAUSE: Final = 0.004
 _CHUNK: Final = 65536
+
+
+@dataclass(frozen=True)
+class Session:
+    """A TLS session that a client kept, and the context that it belongs to."""
+
+    context: ssl.SSLContext
+    session: ssl.SSLSession | None
 
 
 class Wire:
@@ -57,14 +66,16 @@ class Wire:
             await self.say(piece)
             await asyncio.sleep(_PAUSE)
 
-    async def start_tls(self, how: Tls, certificates: dict[str, str], patience: float) -> str:
+    async def start_tls(self, how: Tls, context: ssl.SSLContext | Session, patience: float) -> str:
         """Shake hands, and tell what was settled, or how it failed."""
         if how.ahead:
             await self._send(how.ahead)
         if not self.is_open:
             return "not begun"
-        context = _context(how, certificates)
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=None)
+        kept = context if isinstance(context, Session) else Session(context, None)
+        self._tls = kept.context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=how.name or None, session=kept.session
+        )
         self._shaking = True
         try:
             async with asyncio.timeout(patience):
@@ -94,8 +105,7 @@ class Wire:
                 if behind:
                     tls.write(behind)
                 await self._send(self._outgoing.read())
-                cipher = tls.cipher()
-                return f"{tls.version()} {cipher[0] if cipher else ''} {tls.selected_alpn_protocol() or ''}".strip()
+                return _settled(tls)
 
     async def _send(self, octets: bytes) -> None:
         with contextlib.suppress(ConnectionError):
@@ -145,6 +155,10 @@ class Wire:
         self.ending = how
         self.activity.stir()
 
+    def kept(self, context: ssl.SSLContext) -> Session:
+        """The session, for another connection."""
+        return Session(context, self._tls.session if self._tls is not None else None)
+
     def shut(self) -> None:
         """Say that nothing more comes."""
         with contextlib.suppress(OSError):
@@ -163,7 +177,19 @@ class Wire:
             self.sock.close()
 
 
-def _context(how: Tls, certificates: dict[str, str]) -> ssl.SSLContext:
+def _settled(tls: ssl.SSLObject) -> str:
+    cipher = tls.cipher()
+    words = [
+        tls.version() or "",
+        cipher[0] if cipher else "",
+        tls.selected_alpn_protocol() or "",
+        "resumed" if tls.session_reused else "",
+    ]
+    return " ".join(filter(None, words))
+
+
+def context_of(how: Tls, certificates: dict[str, str]) -> ssl.SSLContext:
+    """What a client shakes hands with."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,7 +1,8 @@
 """What is played to both: data, and nothing else.
 
 In octets, ``@ip@`` stands for the client's address, which no other playing
-shares, and ``@port@`` for the upstream's port.
+shares, and ``@port@`` for the upstream's port.  It listens at ``[::1]:@port6@``
+and ``unix:@socket@`` too, for dialogues that are played alone.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Tls:
         version: The one version that it speaks, such as ``TLSv1.2``.
         ahead: Octets in clear that it sends first, where the handshake should begin.
         behind: Octets in TLS that it sends together with the end of its handshake.
+        name: The server's name that it tells (SNI).
+        resumes: Where it got the session that it brings along: the name of a server,
+            on which it has been before; empty: it brings none.
+        later: How many seconds ago that was.
     """
 
     certificate: str = ""
@@ -49,6 +54,9 @@ class Tls:
     version: str = ""
     ahead: bytes = b""
     behind: bytes = b""
+    name: str = ""
+    resumes: str = ""
+    later: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -314,6 +314,13 @@ _TABLE: Final[tuple[Difference, ...]] = (
         kind="extended",
     ),
     Difference(
+        "unix-server",
+        "refuses `unix:/path` in Auth-Server",
+        "connects to it; Auth-Port is not needed",
+        "a mail server in the same pod needs no port",
+        kind="extended",
+    ),
+    Difference(
         "literals-at-once",
         "always waits before each literal at an IMAP upstream",
         "sends all at once where the greeting announces LITERAL+",

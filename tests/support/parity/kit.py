@@ -16,13 +16,13 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from support.dns_server import DnsServer, dns_server
 from support.parity.blocks import Block, Place, render
-from support.parity.client import Wire
+from support.parity.client import Session, Wire, context_of
 from support.parity.dialogue import Await, Cut, Dialogue, Leave, Step, Tls
 from support.parity.normal import Names
 from support.parity.peers import Peers, Playing
@@ -81,7 +81,7 @@ class Subject:
 
     async def start_peers(self) -> None:
         """Have the peers listen."""
-        await self.peers.start(self.place.here, self.place.auth)
+        await self.peers.start(self.place.here, self.place.auth, self.place.folder)
         self.dns = await self._stack.enter_async_context(dns_server(self.place.here, self.place.dns))
 
     async def stop_peers(self) -> None:
@@ -181,6 +181,12 @@ class Kit:
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result(600)
 
+    def place(self, subject: Subject, block: str) -> Place:
+        """Where a server of the same program as ``subject`` listens."""
+        pair = self._pairs[block]
+        is_ours = any(subject is one.ours for one in self._each())
+        return (pair.ours if is_ours else pair.theirs).place
+
     # -- playing
 
     def play(
@@ -232,6 +238,8 @@ class Kit:
             list(dialogue.auth),
             dialogue.upstream,
             dialogue.header,
+            port6=subject.peers.upstream_port6,
+            socket=subject.peers.upstream_socket,
         )
         subject.peers.playings[ip] = playing
         is_alone = dialogue.alone or dialogue.via != "tcp"
@@ -268,10 +276,12 @@ class _Player:
         self._tls: list[str] = []
         self._marked = 0
         self._names = Names({})
+        self._kept: Session | None = None
 
     async def play(self) -> Record:
         activity = self._playing.activity
-        wire = Wire(await self._connect(), activity)
+        self._kept = await self._rehearsed()
+        wire = Wire(await self._connect(self._dialogue.block), activity)
         self._names = self._names_of(wire)
         try:
             await self._settle(wire, self._patience.first)
@@ -290,18 +300,43 @@ class _Player:
         await self._until(lambda: all(one.is_closed for one in self._playing.upstreams))
         return self._record(ending, afterwards)
 
-    async def _connect(self) -> socket.socket:
-        via, place = self._dialogue.via, self._subject.place
+    async def _rehearsed(self) -> Session | None:
+        """Get the session that the client brings along, where it does."""
+        for number, step in enumerate(self._dialogue.steps):
+            if isinstance(step, Tls) and step.resumes:
+                wire = Wire(await self._connect(step.resumes), self._playing.activity)
+                try:
+                    return await self._session(wire, self._dialogue.steps[:number], step)
+                finally:
+                    wire.close()
+        return None
+
+    async def _session(self, wire: Wire, ahead: tuple[Step, ...], how: Tls) -> Session:
+        settle = self._playing.activity.settle
+        for step in ahead:
+            await settle(_MORE.first, self._patience.quiet)
+            await self._take(wire, step)
+        await settle(self._patience.first, self._patience.quiet)
+        context = context_of(how, self._kit.certificates)
+        await wire.start_tls(replace(how, behind=b""), context, 5.0)
+        await settle(self._patience.first, self._patience.quiet)  # tickets come behind a handshake
+        kept = wire.kept(context)
+        wire.shut()
+        await asyncio.sleep(how.later)
+        return kept
+
+    async def _connect(self, block: str) -> socket.socket:
+        via, place = self._dialogue.via, self._kit.place(self._subject, block)
         family = {"unix": socket.AF_UNIX, "ipv6": socket.AF_INET6}.get(via, socket.AF_INET)
         sock = socket.socket(family)
         sock.setblocking(False)
-        target: Any = (place.here, place.ports[self._dialogue.block])
+        target: Any = (place.here, place.ports[block])
         if via == "tcp":
             sock.bind((self._playing.ip, 0))
         elif via == "ipv6":
-            target = ("::1", place.ports[self._dialogue.block])
+            target = ("::1", place.ports[block])
         else:
-            target = f"{place.folder}/{self._dialogue.block}.sock"
+            target = f"{place.folder}/{block}.sock"
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(sock, target)
@@ -316,7 +351,8 @@ class _Player:
             case Cut(pieces):
                 await wire.say_in_pieces(tuple(map(playing.filled, pieces)))
             case Tls():
-                self._tls.append(await wire.start_tls(step, self._kit.certificates, 5.0))
+                context = self._kept or context_of(step, self._kit.certificates)
+                self._tls.append(await wire.start_tls(step, context, 5.0))
             case Await(seconds):
                 return seconds
             case Leave(how, saying):
@@ -353,7 +389,7 @@ class _Player:
         playing = self._playing
         closed = sum(one.is_closed for one in playing.upstreams)
         said = self._names.said
-        heard = sum(len(said(one.octets)) + 1 for one in playing.upstreams)
+        heard = sum(len(self._names.carried(one.octets)) + 1 for one in playing.upstreams)
         return Progress(len(said(wire.heard)), wire.is_open, len(playing.requests), heard, closed)
 
     async def _until(self, is_so: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
@@ -378,7 +414,7 @@ class _Player:
             afterwards=afterwards,
             tls=tuple(self._tls),
             requests=tuple(map(names.asked, playing.requests)),
-            upstreams=tuple(names.said(one.octets) for one in playing.upstreams),
+            upstreams=tuple(names.carried(one.octets) for one in playing.upstreams),
             upstream_endings=tuple("closed" if one.is_closed else "open" for one in playing.upstreams),
             questions=self._questions(),
         )

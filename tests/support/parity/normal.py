@@ -3,13 +3,82 @@
 from __future__ import annotations
 
 import re
+import struct
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 _SALT: Final = re.compile(rb"<[0-9]+\.[0-9]+@")
 _PROMPT: Final = re.compile(rb"^(\+|334) ([A-Za-z0-9+/=]{24,})(?=\r\n)", re.MULTILINE)
 _VERSION: Final = re.compile(rb"(?<= HTTP/1\.)[01](?=\r\n)")
+
+
+_V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
+_PARTS: Final = {0x01: "ALPN", 0x02: "AUTHORITY", 0x03: "CRC32C", 0x20: "SSL"}
+_PARTS_OF_SSL: Final = {0x21: "VERSION", 0x22: "CN", 0x23: "CIPHER", 0x24: "SIGNATURE", 0x25: "KEY"}
+
+
+def spelled(octets: bytes) -> tuple[bytes, bytes]:
+    """A PROXY header of version 2 in words, and what follows it.
+
+    Its sum depends on addresses and ports, so only whether it is right is told.
+    """
+    if not octets.startswith(_V2):
+        return b"", octets
+    command, family, length = struct.unpack("!BBH", octets[12:16])
+    header, rest = octets[: 16 + length], octets[16 + length :]
+    size = {0x11: 12, 0x21: 36}.get(family, 0)
+    ends = _ends(header[16 : 16 + size])
+    parts = " ".join(f"{name}={value}" for name, value in _parts(header, 16 + size))
+    return f"PROXY2 {command:02x} {family:02x} {ends}{parts}\r\n".encode(), rest
+
+
+def _ends(octets: bytes) -> str:
+    if not octets:
+        return ""
+    half = (len(octets) - 4) // 2
+    source, target = ip_address(octets[:half]), ip_address(octets[half : 2 * half])
+    ports = struct.unpack("!HH", octets[2 * half :])
+    return f"{_shown(source)} {_shown(target)} {ports[0]} {ports[1]} "
+
+
+def _shown(address: IPv4Address | IPv6Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(address) if mapped is None else f"::ffff:{mapped}"
+
+
+def _parts(header: bytes, at: int) -> Iterator[tuple[str, str]]:
+    while at < len(header):
+        kind, length = struct.unpack("!BH", header[at : at + 3])
+        value = header[at + 3 : at + 3 + length]
+        if kind == 0x03:
+            blank = header[: at + 3] + bytes(4) + header[at + 7 :]
+            yield "CRC32C", "right" if struct.unpack("!I", value)[0] == _crc32c(blank) else value.hex()
+        elif kind == 0x20:
+            yield "SSL", f"{value[0]:02x}/{struct.unpack('!I', value[1:5])[0]}"
+            yield from _parts_of_ssl(value[5:])
+        else:
+            yield _PARTS.get(kind, f"{kind:02x}"), value.decode("latin-1")
+        at += 3 + length
+
+
+def _parts_of_ssl(octets: bytes) -> Iterator[tuple[str, str]]:
+    while octets:
+        kind, length = struct.unpack("!BH", octets[:3])
+        yield _PARTS_OF_SSL.get(kind, f"{kind:02x}"), octets[3 : 3 + length].decode("latin-1")
+        octets = octets[3 + length :]
+
+
+def _crc32c(octets: bytes) -> int:
+    """Castagnoli's, bit by bit, as the specification of the header describes it."""
+    total = 0xFFFFFFFF
+    for octet in octets:
+        total ^= octet
+        for _ in range(8):
+            total = total >> 1 ^ (0x82F63B78 if total & 1 else 0)
+    return total ^ 0xFFFFFFFF
 
 
 class Names:
@@ -30,6 +99,11 @@ class Names:
         for old, new in self._replaced:
             octets = old.sub(new, octets)
         return _PROMPT.sub(_without_salt, _SALT.sub(b"<R.T@", octets))
+
+    def carried(self, octets: bytes) -> bytes:
+        """What an upstream heard, a PROXY header of version 2 in words."""
+        header, rest = spelled(octets)
+        return self.said(header + rest)
 
     def asked(self, request: bytes) -> bytes:
         """What the authorization service was asked; of HTTP's version only the minor digit may differ."""

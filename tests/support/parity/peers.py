@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from support.parity.dialogue import Part, Special, Speech
@@ -71,10 +72,15 @@ class Playing:
     requests: list[bytes] = field(default_factory=list)
     upstreams: list[Heard] = field(default_factory=list)
     asked: int = 0
+    port6: int = 0
+    socket: str = ""
 
     def filled(self, octets: bytes) -> bytes:
         """Octets with addresses in place of their names."""
-        return octets.replace(b"@ip@", self.ip.encode()).replace(b"@port@", str(self.port).encode())
+        words = {"ip": self.ip, "port": str(self.port), "port6": str(self.port6), "socket": self.socket}
+        for word, value in words.items():
+            octets = octets.replace(f"@{word}@".encode(), value.encode())
+        return octets
 
     def next_answer(self) -> Speech:
         """The next thing that the authorization service says; it closes when there is none left."""
@@ -91,14 +97,20 @@ class Peers:
         self.strays: list[bytes] = []
         self._servers: list[asyncio.Server] = []
         self.upstream_port = 0
+        self.upstream_port6 = 0
+        self.upstream_socket = ""
 
-    async def start(self, here: str, auth: int) -> None:
-        """Listen: for requests at one address, as upstreams at all."""
+    async def start(self, here: str, auth: int, folder: Path) -> None:
+        """Listen: for requests at one address, as upstreams at all, at ``::1``, and at a UNIX socket."""
+        self.upstream_socket = f"{folder}/upstream.sock"
         self._servers = [
             await asyncio.start_server(self._serve_request, here, auth, limit=1 << 20),
             await asyncio.start_server(self._serve_upstream, "0.0.0.0", 0, limit=1 << 20),
+            await asyncio.start_server(self._serve_upstream, "::1", 0, limit=1 << 20),
+            await asyncio.start_unix_server(self._serve_upstream, self.upstream_socket, limit=1 << 20),
         ]
         self.upstream_port = self._servers[1].sockets[0].getsockname()[1]
+        self.upstream_port6 = self._servers[2].sockets[0].getsockname()[1]
 
     def stop(self) -> None:
         """Stop listening."""
@@ -126,8 +138,9 @@ class Peers:
     # -- upstreams
 
     async def _serve_upstream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ip = writer.get_extra_info("sockname")[0]
-        playing = self.playings.get(ip)
+        name = writer.get_extra_info("sockname")
+        ip = name if isinstance(name, str) else name[0]
+        playing = self.playings.get(ip) or (None if ip.startswith("127.") else self.alone)
         if playing is None:
             self.strays.append(b"upstream " + ip.encode())
             writer.close()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from ipaddress import ip_address
 from typing import Any, Final
 
 from support.parity.blocks import Block
 from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, SMTP_OK, Await, Dialogue, Speech, Step, Tls, b64
+from support.parity.record import Record
 
 _PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
+_SENDS_2: Final = (1, 31, 4)
+"""The first nginx that writes version 2."""
 _TRUST: Final = {
     "trusted": "set_real_ip_from 192.0.2.0/24; set_real_ip_from 127.0.0.0/8;",
     "untrusted": "set_real_ip_from 10.0.0.0/8;",
@@ -23,23 +27,32 @@ def _blocks() -> Iterator[Block]:
         for name, directives in _TRUST.items():
             yield Block(f"{protocol}-in-{name}", protocol, directives, listen="proxy_protocol")
         yield Block(f"{protocol}-out", protocol, "proxy_protocol on;")
-        yield Block(f"{protocol}-out2", protocol, "proxy_protocol v2;", since=(1, 31, 4))
+        yield Block(f"{protocol}-out2", protocol, "proxy_protocol v2;", since=_SENDS_2)
         yield Block(f"{protocol}-unix", protocol, "proxy_protocol on;", via="unix")
         yield Block(f"{protocol}-ipv6", protocol, "proxy_protocol on;", via="ipv6")
     trusted = _TRUST["trusted"]
     yield Block("smtp-through", "smtp", f"{trusted} proxy_protocol on;", listen="proxy_protocol")
     yield Block(
-        "smtp-through2", "smtp", f"{trusted} proxy_protocol v2;", listen="proxy_protocol", since=(1, 31, 4)
+        "smtp-through2", "smtp", f"{trusted} proxy_protocol v2;", listen="proxy_protocol", since=_SENDS_2
     )
     yield Block("imap-in-ssl", "imap", trusted + _PAIR, listen="ssl proxy_protocol")
-    yield Block("imap-out2-ssl", "imap", "proxy_protocol v2;" + _PAIR, listen="ssl", since=(1, 31, 4))
+    yield Block("imap-out2-ssl", "imap", "proxy_protocol v2;" + _PAIR, listen="ssl", since=_SENDS_2)
     yield Block(
         "imap-out2-verify",
         "imap",
         f"proxy_protocol v2; {_PAIR} ssl_verify_client optional; ssl_client_certificate @ca@;",
         listen="ssl",
-        since=(1, 31, 4),
+        since=_SENDS_2,
     )
+    yield Block(
+        "imap-out2-any",
+        "imap",
+        f"proxy_protocol v2; {_PAIR} ssl_verify_client optional_no_ca; ssl_client_certificate @ca@;",
+        listen="ssl",
+        since=_SENDS_2,
+    )
+    yield Block("imap-out2-unix", "imap", "proxy_protocol v2;", via="unix", since=_SENDS_2)
+    yield Block("imap-out2-ipv6", "imap", "proxy_protocol v2;", via="ipv6", since=_SENDS_2)
     yield Block("imap-in-quick", "imap", "timeout 1s;", listen="proxy_protocol")
     yield Block("imap-in-unix", "imap", "set_real_ip_from unix:;", listen="proxy_protocol", via="unix")
 
@@ -168,4 +181,93 @@ def _out() -> Iterator[Dialogue]:
             )
 
 
-DIALOGUES: Final = (*_in(), *_out())
+_FROM_TO: Final = "CLIENT HERE CLIENTPORT LISTENPORT"
+
+
+def _of_tls(flags: str, *, version: str = "1.3", name: str = "") -> str:
+    cipher = "TLS_AES_256_GCM_SHA384" if version == "1.3" else "ECDHE-RSA-AES256-GCM-SHA384"
+    shown = f" CN={name}" if name else ""
+    keys = "SIGNATURE=ecdsa-with-SHA256 KEY=RSA2048 CRC32C=right"
+    return f"SSL={flags} VERSION=TLSv{version}{shown} CIPHER={cipher} {keys}"
+
+
+# The server, how a client comes to it, and the header that the upstream is to get.
+HEADERS_OUT: Final[dict[str, tuple[str, tuple[Step, ...], str]]] = {
+    "version 2 from tcp (imap)": ("imap-out2", (), f"21 11 {_FROM_TO} CRC32C=right"),
+    "version 2 from tcp (pop3)": ("pop3-out2", (), f"21 11 {_FROM_TO} CRC32C=right"),
+    "version 2 from tcp (smtp)": ("smtp-out2", (), f"21 11 {_FROM_TO} CRC32C=right"),
+    "version 2 from ipv6 (imap)": ("imap-out2-ipv6", (), "21 21 ::1 ::1 CLIENTPORT LISTENPORT CRC32C=right"),
+    "version 2 from unix (imap)": ("imap-out2-unix", (), "20 00 CRC32C=right"),
+    "version 2 of TLS 1.3": ("imap-out2-ssl", (Tls(),), f"21 11 {_FROM_TO} {_of_tls('01/1')}"),
+    "version 2 of TLS 1.2": (
+        "imap-out2-ssl",
+        (Tls(version="TLSv1.2"),),
+        f"21 11 {_FROM_TO} {_of_tls('01/1', version='1.2')}",
+    ),
+    "version 2 of a named server and a protocol": (
+        "imap-out2-ssl",
+        (Tls(name="mail.example.com", alpn=("imap",)),),
+        f"21 11 {_FROM_TO} AUTHORITY=mail.example.com ALPN=imap {_of_tls('01/1')}",
+    ),
+    "version 2 of a client with a certificate": (
+        "imap-out2-verify",
+        (Tls(certificate="client"),),
+        f"21 11 {_FROM_TO} {_of_tls('07/0', name='client')}",
+    ),
+    "version 2 of a client with a certificate, resumed": (
+        "imap-out2-verify",
+        (Tls(certificate="client", resumes="imap-out2-verify"),),
+        f"21 11 {_FROM_TO} {_of_tls('05/0', name='client')}",
+    ),
+    "version 2 of a client without a certificate": (
+        "imap-out2-verify",
+        (Tls(),),
+        f"21 11 {_FROM_TO} {_of_tls('01/1')}",
+    ),
+    "version 2 of a client with a stranger's certificate": (
+        "imap-out2-any",
+        (Tls(certificate="stranger"),),
+        f"21 11 {_FROM_TO} {_of_tls('07/21', name='stranger')}",
+    ),
+    "TCP4, told on as version 2": (
+        "smtp-through2",
+        (HEADERS["TCP4"],),
+        "21 11 192.0.2.1 HERE 56324 LISTENPORT CRC32C=right",
+    ),
+    "TCP6, told on as version 2": (
+        "smtp-through2",
+        (HEADERS["TCP6"],),
+        "21 21 2001:db8::1 ::ffff:HERE 56324 LISTENPORT CRC32C=right",
+    ),
+    "UNKNOWN, told on as version 2": (
+        "smtp-through2",
+        (HEADERS["UNKNOWN"],),
+        f"21 11 {_FROM_TO} CRC32C=right",
+    ),
+}
+
+
+def _begins_with(header: bytes, record: Record) -> str:
+    return "" if any(one.startswith(header) for one in record.upstreams) else f"{record.upstreams}"
+
+
+def _out2() -> Iterator[Dialogue]:
+    for name, (block, first, header) in HEADERS_OUT.items():
+        protocol = block.partition("-")[0]
+        via = block.rpartition("-")[2]
+        yield Dialogue(
+            name=name,
+            block=block,
+            area="PROXY protocol out",
+            steps=(*first, *_LOGIN[protocol]),
+            auth=(GRANT,),
+            upstream=_UPSTREAM[protocol],
+            header=2,
+            via=via if via in {"unix", "ipv6"} else "tcp",
+            alone="through" in block,
+            since=_SENDS_2,
+            check=partial(_begins_with, f"PROXY2 {header}\r\n".encode()),
+        )
+
+
+DIALOGUES: Final = (*_in(), *_out(), *_out2())
