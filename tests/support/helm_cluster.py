@@ -103,8 +103,61 @@ class ChartCluster:
         return self.api.asker.ask("PATCH", f"{_JOBS}/{job}/status", {"status": status}, content)
 
 
+def serving_endpoints(cluster: ChartCluster, service: str, deployment: str, address: str) -> list[Object]:
+    """Say where a Service's pods are, as its controllers would.
+
+    Args:
+        cluster: Where it is.
+        service: Its name.
+        deployment: Whose pods it selects.
+        address: Of the one pod.
+
+    Returns:
+        What is to be posted, with its ``path``: in the form of today, and in that which API servers before
+        1.33 go by.
+    """
+    found = cluster.api.found("Service", NAMESPACE, service)["spec"]
+    template = cluster.api.found("Deployment", NAMESPACE, deployment)["spec"]["template"]
+    assert found["selector"].items() <= template["metadata"]["labels"].items()
+    [port] = found["ports"]
+    declared = {one["name"]: one["containerPort"] for one in template["spec"]["containers"][0]["ports"]}
+    ports = [{"name": port["name"], "port": declared[port["targetPort"]], "protocol": "TCP"}]
+    labels = {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": "tests"}
+    return [
+        {
+            "path": f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices",
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": f"{service}-1", "labels": labels},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+            "ports": ports,
+        },
+        {
+            "path": f"/api/v1/namespaces/{NAMESPACE}/endpoints",
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {"name": service},
+            "subsets": [{"addresses": [{"ip": address}], "ports": ports}],
+        },
+    ]
+
+
 @contextmanager
-def chart_cluster(found: Programs, folder: Path, helm: Helm) -> Iterator[ChartCluster]:
-    """Run the API server."""
+def chart_cluster(
+    found: Programs, folder: Path, helm: Helm, *, reaches_services: bool = False
+) -> Iterator[ChartCluster]:
+    """Run the API server.
+
+    Args:
+        found: The programs.
+        folder: For its files.
+        helm: Is told where it is.
+        reaches_services: It finds what is behind a Service itself, for there is no kube-proxy.
+    """
     with kube_server(found, folder) as server:
+        if reaches_services:
+            server.stop()
+            server.arguments.append("--enable-aggregator-routing=true")
+            server.start()
         yield ChartCluster(server, folder, helm)
