@@ -78,3 +78,19 @@ def test_who_reads_slowly_gets_every_octet_in_its_order(
             upstream.close()
 
     run(play)
+
+
+def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: Identities) -> None:
+    octets = random.Random(1).randbytes(16 * 1024 + 9_000)
+
+    async def play() -> None:
+        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with siege(build, answer(GRANT)) as w:
+            client, upstream = await relayed(w, identities)
+            w.app._engine.buffer = bytearray(1_000)  # a turn carries four of these at most
+            await client.say(octets)
+            assert await upstream.octets(len(octets)) == octets
+            client.close()
+            upstream.close()
+
+    run(play)

@@ -182,16 +182,13 @@ class End:
         self.counter.value += size
         self.account.spoke_last = self
         other.write(octets)
-        if other.is_behind:
-            return  # what comes after this waits where it is, or it would overtake
-        if self.tls is not None:
-            if self.tls.pending():
-                self._carry_through_buffer()
-        elif size == SMALL:
-            if other.tls is not None:
-                self._carry_through_buffer()
-            else:
-                self._carry_through_pipe()
+        tls = self.tls
+        if not (size == SMALL if tls is None else tls.pending()) or other.is_behind:
+            return  # what is left waits where it is while the other side is behind: it must not overtake
+        if tls is None and other.tls is None:
+            self._carry_through_pipe()
+        else:
+            self._carry_through_buffer()
 
     def _carry_through_buffer(self) -> None:
         buffer = self.account.engine.buffer
@@ -206,6 +203,9 @@ class End:
                 return
             if self.other.is_behind or (filled < len(buffer) and not (self.tls and self.tls.pending())):
                 return
+        if self.tls is not None and self.tls.pending():
+            relay = self.account
+            relay.engine.loop.call_soon(relay.go_on, self)
 
     def _fill(self, view: memoryview) -> tuple[int, bool]:
         filled, size, recv_into = 0, len(view), self.sock.recv_into
@@ -378,6 +378,11 @@ class Relay:
         self._owes_client = self.client.is_behind or self.spoke_last is self.client
         self._reason = _CLIENT_CLOSED if end is self.client else _UPSTREAM_CLOSED
         return True
+
+    def go_on(self, end: End) -> None:
+        """Carry what a turn has left above a side's socket, where no event tells of it."""
+        if not self.is_closed:
+            end.on_event(READ)
 
     def bound_silence(self) -> None:
         """There is nobody to wait for on one side: the other has a bounded while to take what is left."""
