@@ -1,10 +1,11 @@
-"""What an upstream says, kept and judged line by line."""
+"""What an upstream says: taken reply by reply, and kept whole."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from mailproxy.dialogue.actions import Dialogue
 from mailproxy.dialogue.values import Client
 from mailproxy.errors import PeerClosed, PeerTimedOut, ShuttingDown, UpstreamError, UpstreamRefused
 from mailproxy.events import CloseReason, ProtocolErrorKind, UpstreamStage
@@ -16,28 +17,29 @@ from support.driving import drive, limits
 CLIENT = Client("192.0.2.1", 4711, "198.51.100.1", 110)
 
 
-def two_lines(exchange: Exchange) -> Dialogue[tuple[bytes, bytes]]:
-    return (yield from exchange.line()), (yield from exchange.line())
+TWO_LINES = re.compile(rb"[^\n]*\n([^\n]*)\n")
 
 
 @pytest.mark.parametrize(
     "chunks", [(b"one\r\ntwo\n",), (b"one\r\n", b"two\n"), (b"o", b"ne\r", b"\nt", b"wo", b"\n")]
 )
-def test_lines_come_without_their_ends_and_what_was_said_stays_whole(chunks: tuple[bytes, ...]) -> None:
+def test_the_line_that_counts_comes_without_its_end_and_what_was_said_stays_whole(
+    chunks: tuple[bytes, ...],
+) -> None:
     exchange = Exchange(64)
-    driven = drive(two_lines(exchange), *chunks)
-    assert driven.result == (b"one", b"two")
+    driven = drive(exchange.reply(TWO_LINES), *chunks)
+    assert driven.result == b"two"
     assert exchange.said() == b"one\r\ntwo\n"
 
 
 def test_a_command_makes_what_was_said_before_forgotten() -> None:
     exchange = Exchange(8)
-    drive(exchange.line(), b"+OK\r\nmor")
+    drive(exchange.reply(), b"+OK\r\nmor")
     driven = drive(exchange.say(b"USER x\r\n", UpstreamStage.LOGIN))
     assert driven.said == b"USER x\r\n"
     assert exchange.stage is UpstreamStage.LOGIN
     assert exchange.said() == b""
-    driven = drive(exchange.line(), b"+OK yes\n")
+    driven = drive(exchange.reply(), b"+OK yes\n")
     assert driven.result == b"+OK yes"
     assert limits(driven) == [8]
 
@@ -45,7 +47,7 @@ def test_a_command_makes_what_was_said_before_forgotten() -> None:
 def test_a_reply_is_bounded_as_a_whole() -> None:
     exchange = Exchange(8)
     with pytest.raises(UpstreamError) as caught:
-        drive(two_lines(exchange), b"250-x\r\n", b"2")
+        drive(exchange.reply(TWO_LINES), b"250-x\r\n", b"2")
     assert caught.value.kind is ProtocolErrorKind.REPLY_TOO_LONG
     assert caught.value.stage is UpstreamStage.GREETING
 
@@ -54,12 +56,12 @@ def test_a_reply_is_bounded_as_a_whole() -> None:
 def test_an_upstream_that_is_gone_is_told_with_how_far_it_had_come(gone: Exception) -> None:
     exchange = Exchange(8)
     with pytest.raises(UpstreamError) as caught:
-        drive(exchange.line(), gone)
+        drive(exchange.reply(), gone)
     assert caught.value.kind is ProtocolErrorKind.NO_GREETING
     assert caught.value.__cause__ is gone
     drive(exchange.say(b"", UpstreamStage.LOGIN))
     with pytest.raises(UpstreamError) as caught:
-        drive(exchange.line(), gone)
+        drive(exchange.reply(), gone)
     assert caught.value.kind is None
     assert caught.value.stage is UpstreamStage.LOGIN
     assert caught.value.reason is CloseReason.UPSTREAM_ERROR
@@ -67,12 +69,12 @@ def test_an_upstream_that_is_gone_is_told_with_how_far_it_had_come(gone: Excepti
 
 def test_a_shutdown_passes_through() -> None:
     with pytest.raises(ShuttingDown):
-        drive(Exchange(8).line(), ShuttingDown())
+        drive(Exchange(8).reply(), ShuttingDown())
 
 
 def test_a_refusal_carries_whole_lines_only() -> None:
     exchange = Exchange(64)
-    drive(exchange.line(), b"-ERR no\r\nhalf")
+    drive(exchange.reply(), b"-ERR no\r\nhalf")
     refused = exchange.refused(ProtocolErrorKind.UNEXPECTED_REPLY)
     assert isinstance(refused, UpstreamRefused)
     assert refused.reply == b"-ERR no\r\n"

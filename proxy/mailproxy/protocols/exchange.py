@@ -1,12 +1,12 @@
 """The other side's half: what an upstream says while we log in there, in every protocol.
 
 What it said since our last command is kept whole, within ``proxy_buffer``:
-the client may get to see it.  It is judged line by line, and a line may end
-in LF alone.
+the client may get to see it.  A line may end in LF alone.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from mailproxy.dialogue.actions import Dialogue, Receive, Send, Telling, receive_at_most, send
@@ -16,7 +16,10 @@ from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.proxy_header import outbound
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
-_LF, _CR = b"\n\r"
+LINE: Final = re.compile(rb"([^\n]*)\n")
+"""A reply of one line."""
+_LF: Final = 10
+_CR: Final = b"\r"
 _GREETING: Final = UpstreamStage.GREETING
 _DISABLED: Final = SendProxyProtocol.DISABLED
 
@@ -28,13 +31,12 @@ class Exchange:
         stage: How far the login has come; what goes wrong is told with it.
     """
 
-    __slots__ = ("_buffer", "_limit", "_receive", "_start", "stage")
+    __slots__ = ("_buffer", "_limit", "_receive", "stage")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._receive = receive_at_most(limit)
         self._buffer = b""
-        self._start = 0
         self.stage = _GREETING
 
     def introduce(self, server: ServerConfig, client: Client) -> Telling | tuple[()]:
@@ -46,36 +48,33 @@ class Exchange:
     def say(self, command: bytes, stage: UpstreamStage) -> Telling:
         """Say a command, line end included; what was said before it is forgotten."""
         self.stage = stage
-        self._buffer, self._start = b"", 0
+        self._buffer = b""
         return (Send(command),)
 
-    def line(self) -> Dialogue[bytes]:
-        """Give the next line of the reply, without its line end.
+    def reply(self, whole: re.Pattern[bytes] = LINE) -> Dialogue[bytes]:
+        """Take the reply to what was said last, and give the line of it that counts, without its line end.
+
+        Args:
+            whole: What a complete reply looks like, from its first octet on;
+                its one group is the line that counts.  A reply ends with a line feed.
 
         Raises:
             UpstreamError: The reply does not fit ``proxy_buffer``, or the upstream is gone.
         """
-        buffer, start = self._buffer, self._start
-        end = buffer.find(b"\n", start) if buffer else -1
-        while end < 0:
+        buffer = self._buffer
+        while True:
             held = len(buffer)
-            if held >= self._limit:
-                raise self.failed("upstream sent too long reply", ProtocolErrorKind.REPLY_TOO_LONG)
             try:
                 chunk: bytes = yield Receive(self._limit - held) if held else self._receive
             except PeerGone as gone:
-                silent = ProtocolErrorKind.NO_GREETING if self.stage is UpstreamStage.GREETING else None
+                silent = ProtocolErrorKind.NO_GREETING if self.stage is _GREETING else None
                 raise self.failed("upstream broke off", silent) from gone
             self._buffer = buffer = buffer + chunk if held else chunk
-            if not held and chunk[-1] == _LF and _LF not in (line := chunk[:-1]):
-                # just what was waited for, as nearly always
-                self._start = len(chunk)
-                return line[:-1] if line and line[-1] == _CR else line
-            end = buffer.find(b"\n", held)
-        self._start = end + 1
-        if end > start and buffer[end - 1] == _CR:
-            end -= 1
-        return buffer[start:end]
+            if _LF in chunk and (found := whole.match(buffer)) is not None:
+                line: bytes = found[1]
+                return line[:-1] if line[-1:] == _CR else line
+            if len(buffer) >= self._limit:
+                raise self.failed("upstream sent too long reply", ProtocolErrorKind.REPLY_TOO_LONG)
 
     def said(self) -> bytes:
         """Everything the upstream said since our last command, unchanged."""

@@ -19,7 +19,8 @@ from mailproxy_config.model import ServerConfig
 
 _GREETING: Final = b"* OK"
 _BYE: Final = b"* BYE"
-_UNTAGGED: Final = b"* "
+_ANSWER: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
+"""Untagged lines, which answer nothing but for BYE, and the line that counts."""
 _GO_ON: Final = b"+"
 _TAKES_LITERALS_AT_ONCE: Final = re.compile(rb"\* OK \[CAPABILITY [^\]]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
 _LOGIN: Final = UpstreamStage.LOGIN
@@ -43,7 +44,7 @@ class ImapUpstream:
         """
         exchange = _ImapExchange(self._server.proxy_buffer)
         yield from exchange.introduce(self._server, client)
-        greeting = yield from exchange.line()
+        greeting = yield from exchange.reply()
         if greeting[:4] != _GREETING:
             raise exchange.refused(None if greeting.startswith(_BYE) else ProtocolErrorKind.UNEXPECTED_REPLY)
         grant, tag = identified.grant, identified.tag
@@ -54,11 +55,11 @@ class ImapUpstream:
             yield from exchange.say(login, _LOGIN)
         else:  # each when the upstream asks for it
             yield from exchange.say(b"%b LOGIN {%d}\r\n" % (tag, len(user)), _LOGIN)
-            yield from _expect(exchange, tag, _GO_ON)
+            _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), _GO_ON)
             yield from exchange.say(b"%b {%d}\r\n" % (user, len(password)), _LOGIN)
-            yield from _expect(exchange, tag, _GO_ON)
+            _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), _GO_ON)
             yield from exchange.say(password + b"\r\n", _LOGIN)
-        yield from _expect(exchange, tag, tag + b" OK")
+        _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), tag + b" OK")
         return LoggedIn(exchange.said())
 
 
@@ -71,15 +72,12 @@ class _ImapExchange(Exchange):
         """Say a command; of what was said before it only an unfinished line is kept."""
         buffer = self._buffer
         self.stage = stage
-        self._buffer, self._start = b"" if buffer[-1:] == b"\n" else buffer[buffer.rfind(b"\n") + 1 :], 0
+        self._buffer = b"" if buffer[-1:] == b"\n" else buffer[buffer.rfind(b"\n") + 1 :]
         return (Send(command),)
 
 
-def _expect(exchange: Exchange, tag: bytes, hoped_for: bytes) -> Dialogue[None]:
-    """Wait for the line that counts, past any untagged ones; only its beginning is judged."""
-    line = yield from exchange.line()
-    while line[:2] == _UNTAGGED and line[:5] != _BYE:
-        line = yield from exchange.line()
+def _judge(exchange: Exchange, tag: bytes, line: bytes, hoped_for: bytes) -> None:
+    """Insist on what was hoped for; only the beginning of the line is looked at."""
     if line[: len(hoped_for)] != hoped_for:
         is_honest = line.startswith((_BYE, tag + b" NO", tag + b" BAD"))
         raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)

@@ -33,7 +33,7 @@ class Pop3Upstream:
         grant = identified.grant
         exchange = Exchange(self._server.proxy_buffer)
         yield from exchange.introduce(self._server, client)
-        yield from _expect_ok(exchange)
+        _judge(exchange, (yield from exchange.reply()))
         password = None if grant.password is None else grant.password.reveal()
         exchange.stage = _LOGIN
         if password is None:
@@ -41,16 +41,14 @@ class Pop3Upstream:
         if is_unsafe(grant.user + password):
             raise exchange.failed("control characters in the credentials for the upstream")
         yield from exchange.say(b"USER " + grant.user + b"\r\n", _LOGIN)
-        yield from _expect_ok(exchange)
+        _judge(exchange, (yield from exchange.reply()))
         yield from exchange.say(b"PASS " + password + b"\r\n", _LOGIN)
-        yield from _expect_ok(exchange)
+        _judge(exchange, (yield from exchange.reply()))
         return LoggedIn(exchange.said())
 
 
-def _expect_ok(exchange: Exchange) -> Dialogue[None]:
-    """Take one reply; only its beginning is judged."""
-    line = yield from exchange.line()
-    if line[:3] == b"+OK":
-        return
-    is_honest = line.startswith(b"-ERR")
-    raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)
+def _judge(exchange: Exchange, line: bytes) -> None:
+    """Insist on a positive reply; only its beginning is looked at."""
+    if line[:3] != b"+OK":
+        is_honest = line.startswith(b"-ERR")
+        raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)

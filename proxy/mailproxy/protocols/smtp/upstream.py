@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
+from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.dialogue.actions import Dialogue
-from mailproxy.dialogue.values import Client, Envelope, Granted, Identified, LoggedIn
+from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.exchange import Exchange
 from mailproxy.protocols.sasl import is_unsafe
@@ -16,8 +17,21 @@ from mailproxy_config.model import ServerConfig
 
 _HELLO: Final = UpstreamStage.HELLO
 _XCLIENT: Final = UpstreamStage.XCLIENT
-_MORE: Final = b"-"
+_LOGIN: Final = UpstreamStage.LOGIN
+_ENVELOPE: Final = UpstreamStage.ENVELOPE
+_WELCOME: Final = frozenset({b"220"})
+_DONE: Final = frozenset({b"250"})
+_TAKEN_OVER: Final = frozenset({b"220", b"250"})
+_PROVEN: Final = frozenset({b"235"})
+_WHATEVER: Final = frozenset[bytes]()
+_WHOLE: Final = re.compile(rb"(?=([^\n]*)\n)(?:[0-9]{3}-[^\n]*\n)*(?![0-9]{3}-)[^\n]*\n")
+"""The first line, which counts, and those up to the first that does not continue it (RFC 5321 section 4.2.1).
+
+A line without a code continues nothing.
+"""
 _NOT_XTEXT: Final = re.compile(rb"[^!-*,-<>-~]")
+_Step = tuple[bytes, UpstreamStage, frozenset[bytes]]
+"""A command, how far the login is with it, and the codes that are hoped for."""
 
 
 class SmtpUpstream:
@@ -43,27 +57,32 @@ class SmtpUpstream:
         """
         exchange = Exchange(self._server.proxy_buffer)
         yield from exchange.introduce(self._server, client)
-        yield from _expect(exchange, b"220")
-        yield from self._hello(exchange, client, identified)
-        if identified.envelope is not None:
-            return LoggedIn((yield from _transaction(exchange, identified.envelope)))
-        if self._server.proxy_smtp_auth:
-            yield from _authenticate(exchange, identified.grant)
-        return LoggedIn(replies.AUTHENTICATED)
+        _judge(exchange, (yield from exchange.reply(_WHOLE)), _WELCOME)
+        for command, stage, codes in self._steps(exchange, client, identified):
+            yield from exchange.say(command, stage)
+            _judge(exchange, (yield from exchange.reply(_WHOLE)), codes)
+        return LoggedIn(replies.AUTHENTICATED if identified.envelope is None else exchange.said())
 
-    def _hello(self, exchange: Exchange, client: Client, identified: Identified) -> Dialogue[None]:
-        """Say who we are, who the client is, and what it called itself."""
-        is_extended = identified.esmtp or self._server.xclient
-        yield from exchange.say(self._ehlo if is_extended else self._helo, _HELLO)
-        yield from _expect(exchange, b"250")
-        if not self._server.xclient:
-            return
-        yield from exchange.say(self._xclient(client, identified.grant), _XCLIENT)
-        yield from _expect(exchange, b"220", b"250")
-        if identified.helo is not None:
-            word = b"EHLO " if identified.esmtp else b"HELO "
-            yield from exchange.say(word + identified.helo + b"\r\n", _HELLO)
-            yield from _expect(exchange, b"250")
+    def _steps(self, exchange: Exchange, client: Client, identified: Identified) -> Iterator[_Step]:
+        """Say who we are, who the client is, and what it called itself; then log in, or begin its message.
+
+        Raises:
+            UpstreamError: This step cannot be said.
+        """
+        server = self._server
+        yield self._ehlo if identified.esmtp or server.xclient else self._helo, _HELLO, _DONE
+        if server.xclient:
+            yield self._xclient(client, identified.grant), _XCLIENT, _TAKEN_OVER
+            if identified.helo is not None:
+                word = b"EHLO " if identified.esmtp else b"HELO "
+                yield word + identified.helo + b"\r\n", _HELLO, _DONE
+        envelope = identified.envelope
+        if envelope is not None:
+            yield envelope.mail + b"\r\n", _ENVELOPE, _DONE
+            yield envelope.rcpt + b"\r\n", _ENVELOPE, _WHATEVER
+        elif server.proxy_smtp_auth:
+            exchange.stage = _LOGIN
+            yield _authentication(exchange, identified.grant), _LOGIN, _PROVEN
 
     def _xclient(self, client: Client, grant: Granted) -> bytes:
         """Word the XCLIENT command; with ``proxy_smtp_auth`` the login is proven, not told."""
@@ -81,45 +100,20 @@ def xtext(octets: bytes) -> bytes:
     return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), octets)
 
 
-def _authenticate(exchange: Exchange, grant: Granted) -> Dialogue[None]:
-    """AUTH PLAIN with an initial response, whatever the client used."""
-    exchange.stage = UpstreamStage.LOGIN
+def _authentication(exchange: Exchange, grant: Granted) -> bytes:
+    """Word AUTH PLAIN with an initial response, whatever the client used."""
     if grant.password is None:
         raise exchange.failed("no password available")
     password = grant.password.reveal()
     if is_unsafe(grant.user + password):
         raise exchange.failed("control characters in the credentials for the upstream")
     message = b2a_base64(b"\0" + grant.user + b"\0" + password, newline=False)
-    yield from exchange.say(b"AUTH PLAIN " + message + b"\r\n", UpstreamStage.LOGIN)
-    yield from _expect(exchange, b"235")
+    return b"AUTH PLAIN " + message + b"\r\n"
 
 
-def _transaction(exchange: Exchange, envelope: Envelope) -> Dialogue[bytes]:
-    """Repeat the client's MAIL and RCPT; any reply to RCPT is the client's to see."""
-    yield from exchange.say(envelope.mail + b"\r\n", UpstreamStage.ENVELOPE)
-    yield from _expect(exchange, b"250")
-    yield from exchange.say(envelope.rcpt + b"\r\n", UpstreamStage.ENVELOPE)
-    yield from _reply(exchange)
-    return exchange.said()
-
-
-def _expect(exchange: Exchange, *codes: bytes) -> Dialogue[None]:
-    """Take one reply, of any number of lines; the first line's code is judged."""
-    code = yield from _reply(exchange)
-    if code in codes:
-        return
-    is_honest = code.isdigit() and code[:1] in {b"4", b"5"}
-    raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)
-
-
-def _reply(exchange: Exchange) -> Dialogue[bytes]:
-    """Take one reply, and give its code.
-
-    A reply ends with the first line that does not continue it; a line without
-    a code continues nothing.
-    """
-    line = yield from exchange.line()
+def _judge(exchange: Exchange, line: bytes, codes: frozenset[bytes]) -> None:
+    """Insist on one of some codes in a reply's first line; where there are none, any reply will do."""
     code = line[:3]
-    while line[3:4] == _MORE and line[:3].isdigit():
-        line = yield from exchange.line()
-    return code
+    if codes and code not in codes:
+        is_honest = code.isdigit() and code[:1] in {b"4", b"5"}
+        raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)
