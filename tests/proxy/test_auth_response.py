@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, head_end, parse
+from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, head_end, parse, response
 from mailproxy.auth.response import MAX_CODE, MAX_TEXT
 from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
 from mailproxy.errors import MalformedAnswer
@@ -368,3 +368,26 @@ def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protoco
         return
     shown = decision.text if isinstance(decision, Denied) else decision.user or b""
     assert not any(octet < 32 for octet in shown)
+
+
+# ---- what is remembered ----
+
+
+@pytest.mark.parametrize("name", [b"Auth-Pass", b"AUTH-PASS", b"auth-pass", b"X-Password"])
+def test_an_answer_that_holds_a_password_is_not_remembered(name: bytes) -> None:
+    response._read.cache_clear()
+    for _ in range(2):
+        answer(WHERE + name + b": secret\r\n")
+    assert response._read.cache_info().currsize == 0
+
+
+def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> None:
+    response._read.cache_clear()
+    head = b"HTTP/1.1 200 OK\r\n" + WHERE + b"\r\n"
+    users = [b"alice", b"bob"]
+    found = [
+        parse(head, protocol=IMAP, method=Method.PASSWORD, user=user, password=Secret(user)).decision
+        for user in users
+    ]
+    assert found == [Granted("192.0.2.10", 143, user, Secret(user)) for user in users]
+    assert response._read.cache_info().hits == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -65,10 +66,12 @@ _CR: Final = 13
 _UNIX: Final = b"unix:"
 _MAX_SOCKET_PATH: Final = 107
 """Octets; what ``sockaddr_un`` holds (unix(7))."""
+_WORTH_KEEPING: Final = 1024
+"""Octets of a head that is remembered; sixty-four of them are."""
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class BodyFraming:
     """Where the body ends that follows the head: after ``length`` octets, its chunks, or the connection."""
 
@@ -121,6 +124,17 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     Raises:
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
+    read = _read if len(head) <= _WORTH_KEEPING and b"pass" not in head.lower() else _read.__wrapped__
+    said, framing, keep_alive, status = read(head)
+    return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
+
+
+@lru_cache(maxsize=64)
+def _read(head: bytes) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | None]:
+    """Read the form of an answer: its headers, its body's end, whether more may be asked, and its status.
+
+    Services use the same words again and again.  What holds a password is never kept.
+    """
     text = head.replace(b"\r\n", b"\n")
     if _CR in text:
         raise MalformedAnswer("bare CR")
@@ -131,13 +145,11 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     if lines and lines[0][:5] == b"HTTP/":
         version, status = _status(lines.pop(0))
     said = _headers(lines)
-    framing, keep_alive = _framing(version, status, said)
-    return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
+    return said, *_framing(version, status, said), status
 
 
-@lru_cache(maxsize=64)
 def _status(line: bytes) -> tuple[bytes | None, int | None]:
-    """Read a status line: its version, and the status if there is one.  There are few different ones."""
+    """Read a status line: its version, and the status if there is one."""
     found = _STATUS_LINE.match(line)
     if found is None:
         return None, None
@@ -162,7 +174,7 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
 
 
 def _decision(
-    said: dict[bytes, bytes], protocol: Protocol, method: Method, user: bytes, password: Secret | None
+    said: Mapping[bytes, bytes], protocol: Protocol, method: Method, user: bytes, password: Secret | None
 ) -> Decision:
     """Decide as nginx does when the head is complete, failure first."""
     new_user, new_password = said.get(b"auth-user"), said.get(b"auth-pass")
@@ -210,7 +222,7 @@ def _harmless(value: bytes) -> bytes:
     return value
 
 
-def _denied(said: dict[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
+def _denied(said: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
     code = said.get(b"auth-error-code") if protocol is _SMTP else None
     if code is not None and len(_harmless(code)) > MAX_CODE:
         raise MalformedAnswer(f"Auth-Error-Code of {len(code)} octets, at most {MAX_CODE} accepted")
@@ -230,7 +242,7 @@ def _known_password(
     raise MalformedAnswer(f"no Auth-Pass, which {method} needs")
 
 
-def _where(said: dict[bytes, bytes]) -> tuple[str, int]:
+def _where(said: Mapping[bytes, bytes]) -> tuple[str, int]:
     server = said.get(b"auth-server")
     if server and server[:5] == _UNIX:
         return _socket(server), 0
@@ -278,7 +290,9 @@ def _port(text: bytes) -> int:
     raise MalformedAnswer("Auth-Port is not a port", AuthErrorReason.BAD_ADDRESS)
 
 
-def _framing(version: bytes | None, status: int | None, said: dict[bytes, bytes]) -> tuple[BodyFraming, bool]:
+def _framing(
+    version: bytes | None, status: int | None, said: Mapping[bytes, bytes]
+) -> tuple[BodyFraming, bool]:
     """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
     if version is None:
         return BodyFraming(until_close=True), False
