@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BUILD  ?= docker buildx build
+REVISION = $(shell git rev-parse --short HEAD)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images chart bench clean
+.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images sbom chart bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,21 +53,27 @@ generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/python -m mailproxy.observe.reference > docs/reference/metrics.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
 	$(BIN)/python charts/values_page.py
+	$(BIN)/python charts/crd_page.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
 
 locks: setup  ## Pin the images' packages anew, by their hashes
 	$(BIN)/python -m pip install --quiet uv
-	for i in proxy operator; do $(BIN)/uv pip compile pyproject.toml --extra $$i --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt; done
+	for i in proxy operator; do $(BIN)/uv pip compile pyproject.toml --extra $$i --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
 	echo hatchling | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-build.txt
 
 pictures: setup  ## Draw the dashboards under traffic (ten minutes)
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
-images:  ## Build both images
-	docker buildx build --target proxy -t mailproxy . && docker buildx build --target operator -t mailproxy-operator .
+images:  ## Build both images; with another tool: make images BUILD='buildah bud --format docker'
+	$(BUILD) --target proxy -t mailproxy --build-arg REVISION=$(REVISION) .
+	$(BUILD) --target operator -t mailproxy-operator --build-arg REVISION=$(REVISION) .
+
+sbom:  ## Write the bills of materials of both images, as CycloneDX JSON, into dist/
+	mkdir -p dist
+	for i in proxy operator; do $(PYTHON) deploy/images/sbom.py $$i > dist/sbom-$$i.cdx.json || exit 1; done
 
 chart: setup  ## Check the chart
 	$(BIN)/python -m pytest tests/chart
 
 clean:  ## Remove what can be made again
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
