@@ -27,8 +27,8 @@ Generated from `deploy/crd.yaml` by `python charts/crd_page.py`; do not edit.
 
 `kubectl explain mailproxy.spec --recursive` says the same of the version that a cluster has. Fields of
 `spec.mail` are nginx's directives, told of with their nginx names in [directives.md](directives.md); each may
-also stand in a server, where it wins. What stands under *Rules* is judged by the API server when a resource is
-written.
+also stand in a server, where it wins. What stands under *Rules* is judged by the API server when a resource
+is written.
 
 """
 
