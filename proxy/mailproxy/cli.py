@@ -11,12 +11,13 @@ import argparse
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from mailproxy_config.model import LogLevel
+from mailproxy_config.errors import Problem
+from mailproxy_config.model import LogLevel, ProxyConfig
 
 _FORMATS = ("json", "text")
 _MOST_WORKERS = 1024
@@ -118,9 +119,25 @@ def _check(options: argparse.Namespace) -> int:
     # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
     mounted = [problem for problem in missing if problem.reason.startswith(f"{Mounts().root}/")]
     _complain(f"note: {problem}" for problem in mounted)
-    missing = tuple(problem for problem in missing if problem not in mounted)
-    _complain(missing)
-    return Exit.WRONG_INPUT if missing else Exit.FINE
+    problems = [problem for problem in missing if problem not in mounted]
+    lacking = {problem.path.partition(".")[0] for problem in missing}
+    problems += _tls_problems(loaded.config, lacking)
+    _complain(dict.fromkeys(map(loaded.located, problems)))
+    return Exit.WRONG_INPUT if problems else Exit.FINE
+
+
+def _tls_problems(config: ProxyConfig, lacking: Container[str]) -> Sequence[Problem]:
+    """What OpenSSL says against servers, but for those that lack files."""
+    whole = [
+        server
+        for index, server in enumerate(config.servers)
+        if server.tls_is_used and f"servers[{index}]" not in lacking
+    ]
+    if not whole:
+        return ()
+    from mailproxy.tls.trial import tls_problems  # noqa: PLC0415
+
+    return tls_problems(whole)
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from .compile import compile_proxy, with_hostname
 from .dump import FORMAT, config_hash
 from .errors import ConfigError, Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
-from .model import ProxyConfig, ServerConfig
+from .model import ProxyConfig, ServerConfig, VerifyClient
 from .plain_text import plain_text
 from .references import Mounts
 from .rendered import parse_json, parse_rendered
@@ -47,6 +47,7 @@ class Loaded:
         hash: ``config_hash`` before the host name was filled in, so that all pods agree on it.
         notices: What is accepted but worth telling.
         kind: The kind of file.
+        located: Gives a problem of a server of ``config`` its file and line, where it has one.
     """
 
     config: ProxyConfig
@@ -54,6 +55,7 @@ class Loaded:
     hash: str
     notices: tuple[Problem, ...]
     kind: Kind
+    located: Callable[[Problem], Problem] = field(default=lambda problem: problem, compare=False)
 
 
 def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: str = "") -> Loaded:
@@ -80,9 +82,11 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
         )
     if _NGINX_BEGINS.match(words):
         # Not at the top: the proxy in a pod never needs crossplane.
-        from .nginx_conf import parse_nginx  # noqa: PLC0415
+        from .nginx_conf import read_nginx  # noqa: PLC0415
 
-        return _compiled(parse_nginx(words, source=source), mounts, hostname, Kind.NGINX)
+        manifest, places = read_nginx(words, source=source)
+        loaded = _compiled(manifest, mounts, hostname, Kind.NGINX)
+        return replace(loaded, located=places.located)
     return _compiled(manifest_of(words, source=source), mounts, hostname, Kind.MANIFEST)
 
 
@@ -113,7 +117,8 @@ def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
 def check_files(config: ProxyConfig) -> tuple[Problem, ...]:
     """Tell which of the files that a configuration refers to cannot be read.
 
-    TLS files of a server that uses no TLS do not matter, since nobody opens them.
+    TLS files of a server that uses no TLS do not matter, since nobody opens them,
+    nor do those for clients' certificates where nobody asks for any.
     """
     problems = Problems()
     for index, server in enumerate(config.servers):
@@ -163,14 +168,20 @@ def _files(server: ServerConfig) -> Iterator[tuple[str, str]]:
     for header in server.auth_http_header:
         if header.value_file is not None:
             yield "auth_http_header", header.value_file
-    if not server.tls_is_used:
-        return
+    if server.tls_is_used:
+        yield from _tls_files(server)
+
+
+def _tls_files(server: ServerConfig) -> Iterator[tuple[str, str]]:
     for pair in server.ssl_certificate:
         yield "ssl_certificate", pair.certificate
         yield "ssl_certificate_key", pair.key
     for path in server.ssl_session_ticket_key:
         yield "ssl_session_ticket_key", path
-    for name in ("dhparam", "password_file", "client_certificate", "trusted_certificate", "crl"):
+    names = ["dhparam", "password_file"]
+    if server.ssl_verify_client is not VerifyClient.DISABLED:
+        names += ["client_certificate", "trusted_certificate", "crl"]
+    for name in names:
         path = getattr(server, f"ssl_{name}")
         if path is not None:
             yield f"ssl_{name}", path

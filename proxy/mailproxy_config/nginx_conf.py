@@ -29,12 +29,13 @@ from .directives import (
 from .errors import Problem, Problems
 from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
+from .nginx_places import Places
 from .nginx_syntax import Files, Statement
 from .nginx_values import Block, manifest_value, pair_certificates, session_caches
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
 
-__all__ = ["parse_nginx", "to_manifest_yaml"]
+__all__ = ["parse_nginx", "read_nginx", "to_manifest_yaml"]
 
 _MAIN: Final = by_name(MAIN_DIRECTIVES)
 _LEVEL: Final = by_name(LEVEL_DIRECTIVES)
@@ -85,6 +86,22 @@ def parse_nginx(
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
     """
+    return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
+
+
+def read_nginx(
+    text: str,
+    *,
+    source: str,
+    name: str = "mailproxy",
+    namespace: str = "default",
+    only_to_print: bool = False,
+) -> tuple[MailProxyManifest, Places]:
+    """Like ``parse_nginx``, and where everything stands.
+
+    Raises:
+        ConfigError: With everything that is wrong with it, by file and line.
+    """
     problems = Problems()
     main = os.path.abspath(source) if source else ""
     base = os.path.dirname(main) or os.getcwd()
@@ -99,7 +116,7 @@ def parse_nginx(
     problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = (*problems.notices, *map(reader.located, found.notices))
-    return replace(manifest, notices=tuple(dict.fromkeys(notices)))
+    return replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
 
 
 class _Reader:
@@ -298,6 +315,12 @@ class _Reader:
         servers = [{"name": name, **_leading(each)} for name, each in named]
         mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
         return {**self._main, **mail, "servers": servers}
+
+    def places(self) -> Places:
+        """Where everything stands, for what is found wrong later."""
+        names = _names([server.fields for server in self._servers])
+        mail = self._mail or Block("spec.mail", "")
+        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins)
 
     def located(self, problem: Problem) -> Problem:
         """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""

@@ -17,7 +17,7 @@ from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Kind, Loaded, check_files, load, manifest_of
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.model import AuthHttpHeader, CertificateFiles, StartTls
+from mailproxy_config.model import AuthHttpHeader, CertificateFiles, StartTls, VerifyClient
 from mailproxy_config.references import Mounts
 from mailproxy_config.yaml_text import LARGEST_DOCUMENT
 from support.config_bodies import body, server
@@ -138,6 +138,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         auth_http_header=(AuthHttpHeader(name="X", value="v"), AuthHttpHeader(name="Y", value_file=missing)),
         ssl_certificate=(CertificateFiles(certificate=str(there), key=missing),),
         ssl_session_ticket_key=(missing,),
+        ssl_verify_client=VerifyClient.OPTIONAL,
         ssl_crl=str(locked),
     )
     assert [str(problem) for problem in check_files(loaded.config)] == [
@@ -159,8 +160,13 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_tls_files_of_a_server_without_tls_do_not_matter() -> None:
-    assert check_files(_loaded(ssl_crl="/nowhere").config) == ()
+def test_tls_files_that_nobody_opens_do_not_matter(tmp_path: Path) -> None:
+    assert check_files(_loaded(ssl_dhparam="/nowhere").config) == ()
+    there = tmp_path / "there.pem"
+    there.write_text("x")
+    pair = CertificateFiles(certificate=str(there), key=str(there))
+    for_clients = _loaded(starttls=StartTls.ENABLED, ssl_certificate=(pair,), ssl_crl="/nowhere")
+    assert check_files(for_clients.config) == ()
 
 
 _NGINX_LIKE = st.text(st.sampled_from("mail{};: #\n\"'\\eventsrvlk01-"), max_size=60)

@@ -14,6 +14,7 @@ import pytest
 
 from mailproxy.cli import admin, main, workers
 from support.processes import PYTHONPATH
+from support.tls_authority import Authority
 
 GOOD: Final = """\
 apiVersion: mailproxy.dev/v1alpha1
@@ -95,6 +96,44 @@ def test_check_tells_which_files_are_missing(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith(begins)
+
+
+def _with_tls(file: Path, directives: str) -> str:
+    """An ``nginx.conf`` with a certificate that is good, and directives on line 8."""
+    pair = Authority(file.parent).issue().files
+    names = f"ssl_certificate '{pair.certificate}';\nssl_certificate_key '{pair.key}';"
+    return NGINX.replace("listen 127.0.0.1:10143;", f"listen 127.0.0.1:10143 ssl;\n{names}\n{directives}\n")
+
+
+@pytest.mark.parametrize(
+    ("directives", "begins"),
+    [
+        ("ssl_ciphers nonsense;", ':8: "ssl_ciphers": '),
+        ("ssl_ecdh_curve nonsense;", ':8: "ssl_ecdh_curve": '),
+        ("ssl_conf_command Nonsense x;", ':8: "ssl_conf_command": '),
+        ("ssl_session_ticket_key configuration;", ':8: "ssl_session_ticket_key": '),
+        ("ssl_password_file nowhere;", ':8: "ssl_password_file": '),
+        ("ssl_verify_client on; ssl_client_certificate configuration;", ':8: "ssl_client_certificate": '),
+        ("ssl_certificate nowhere; ssl_certificate_key nowhere;", ':8: "ssl_certificate": '),
+    ],
+)
+def test_check_puts_tls_to_work(
+    file: Path, directives: str, begins: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(_with_tls(file, directives))
+    assert main(["check", "-f", str(file)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{file}{begins}")
+
+
+@pytest.mark.parametrize("directives", ["", "ssl_crl nowhere; ssl_client_certificate nowhere;"])
+def test_check_does_not_mind_files_that_nobody_opens(
+    file: Path, directives: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(_with_tls(file, directives))
+    assert main(["check", "-f", str(file)]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_convert_prints_a_manifest_and_what_it_left_out(

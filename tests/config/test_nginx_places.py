@@ -1,0 +1,43 @@
+"""Trouble of running servers, by file and line."""
+
+from __future__ import annotations
+
+import pytest
+
+from mailproxy_config.errors import Problem
+from mailproxy_config.nginx_places import Places
+from mailproxy_config.nginx_values import Block
+
+_MAIL = Block("spec.mail", "n:1", places={"/a.pem": "n:2", "/a.key": "n:3"})
+_IMAP = Block("spec.servers[0]", "n:10", places={"/b.pem": "n:11"})
+_POP3 = Block("spec.servers[1]", "n:20")
+_ORIGINS = {
+    "spec.mail.sslCiphers": ("n:4", "ssl_ciphers"),
+    "spec.servers[0].sslCiphers": ("n:12", "ssl_ciphers"),
+    "spec.servers[1].sslConfCommand[1]": ("n:22", "ssl_conf_command"),
+}
+PLACES = Places({"imap": _IMAP, "pop3": _POP3}, _MAIL, _ORIGINS)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "place"),
+    [
+        ("servers[imap].ssl_ciphers", "no", "n:12"),
+        ("servers[0].ssl_ciphers", "no", "n:12"),
+        ("servers[pop3].ssl_ciphers", "no", "n:4"),  # inherited
+        ("servers[1].ssl_crl", "no", "n:20"),  # it says nothing of it
+        ("servers[pop3].ssl_conf_command[1]", "no", "n:22"),
+        ("servers[0].ssl_certificate[1]", "cannot load /a.key", "n:3"),
+        ("servers[1].nonsense", "no", "n:20"),
+        ("servers[0].ssl_certificate", "/b.pem: there is no such file", "n:11"),
+        ("servers[1].ssl_certificate_key", 'cannot read "/a.key"', "n:3"),
+    ],
+)
+def test_a_problem_has_a_place(path: str, reason: str, place: str) -> None:
+    directive = path.rpartition(".")[2].partition("[")[0]
+    assert PLACES.located(Problem(path, reason)) == Problem(place, f'"{directive}": {reason}')
+
+
+@pytest.mark.parametrize("path", ["", "spec.workers", "servers[smtp].timeout", "servers[2].timeout"])
+def test_what_is_of_no_server_stays_as_it_is(path: str) -> None:
+    assert PLACES.located(Problem(path, "no")) == Problem(path, "no")
