@@ -29,6 +29,9 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, ProxyConfig, ResolverConfig, ServerConfig
 
 _LAG_EVERY: Final = 0.1
+_CALM_LAG_EVERY: Final = 1.0
+_CALM: Final = 3
+"""Polls between two ticks that only the ticks themselves and the supervisor account for."""
 _FIND_SECONDS: Final = 3.0
 """How long a start or reload waits for the names of authorization services to resolve."""
 _FLUSH_EVERY: Final = 10
@@ -92,6 +95,7 @@ class App:
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._retired: list[Resolver] = []
         self._ticks = 0
+        self._polls = 0
         self._tick(time.monotonic())
 
     @property
@@ -295,11 +299,15 @@ class App:
 
     def _tick(self, due: float) -> None:
         now = time.monotonic()
-        self._engine.meter.loop_lag.observe(max(now - due, 0.0))
+        engine = self._engine
+        engine.meter.loop_lag.observe(max(now - due, 0.0))
+        polls, self._polls = self._polls, engine.reactor.polls
+        is_calm = self._polls - polls <= _CALM
         self._ticks += 1
-        if self._ticks % _FLUSH_EVERY == 0:
-            self._engine.log.flush()
-        self._engine.loop.call_at(now + _LAG_EVERY, self._tick, now + _LAG_EVERY)
+        if is_calm or self._ticks % _FLUSH_EVERY == 0:
+            engine.log.flush()
+        due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
+        engine.loop.call_at(due, self._tick, due)
 
 
 def _template(config: ServerConfig) -> RequestTemplate:

@@ -335,7 +335,7 @@ LOOP_LAG: Final = Family(
     name="mailproxy_event_loop_lag_seconds",
     kind=Kind.HISTOGRAM,
     buckets=LAG_BUCKETS,
-    help="How late a timer of 100 ms fired.",
+    help="How late a timer of 100 ms (of 1 s while nothing happens) fired.",
     from_start=True,
 )
 PROCESS_MEMORY: Final = Family(
