@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The admin endpoint: ``/metrics``, ``/healthz``, ``/readyz``, ``/config``.
 
 Lives in the supervisor and answers for all workers.  It decides nothing: a

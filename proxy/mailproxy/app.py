@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The composition root of one worker: a configuration and its sockets become a running proxy."""
 
 from __future__ import annotations

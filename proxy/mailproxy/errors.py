@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The families of what can go wrong, shared by every layer.
 
 Expected outcomes are values (a denial, ``QUIT``); these are broken promises.

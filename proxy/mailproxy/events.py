@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The closed sets of words for what happens, and the notes that conversations make.
 
 Metrics, the session log and the conversations all use these words; a metric's

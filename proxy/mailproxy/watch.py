@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Notices that files have changed, by looking at them every now and then.
 
 A mounted ConfigMap or Secret changes by one swap of a symbolic link, an editor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One worker process: ``python -m mailproxy.worker --control-fd N``, which the supervisor starts.
 
 It does what the supervisor says on its channel: put a configuration to work,

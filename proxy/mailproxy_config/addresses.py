@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses as nginx reads them: of listeners, the authorization service, name servers, trusted peers.
 
 Nothing is looked up here: a host name stays a name.  Where nginx is sloppy

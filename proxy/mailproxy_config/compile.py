@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From levels to what holds: a server's value, else the mail level's, else the built-in default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must hold between several fields of a manifest.
 
 Each condition stands here twice, since a reader deserves an exact path and an

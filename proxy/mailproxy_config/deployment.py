@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a proxy runs on Kubernetes: the part of the manifest that the mail part knows nothing about.
 
 The defaults are those of the custom resource.  What is handed to Kubernetes as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a row of the table of directives says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of directives: one row for every directive of nginx's mail modules.
 
 From it come the CRD's schema, the built-in defaults, the reference page and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A configuration as canonical JSON: the same configuration, the same bytes.
 
 This is what the operator renders and the proxy loads.  It is a closed format:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is wrong with a configuration: every problem at once, each with its place.
 
 Nobody wants to mend a file one message at a time, so nothing here stops at the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words about a directive for people who read the schema."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The levels of a configuration before inheritance: what was said where."""
 
 from __future__ import annotations

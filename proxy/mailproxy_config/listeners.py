@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``listen``: its parameters, one row each, and the type of a server's list of them."""
 
 from __future__ import annotations

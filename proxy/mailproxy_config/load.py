@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a configuration, whichever of the three kinds of file it stands in.
 
 A ``MailProxy`` manifest (YAML or JSON), the configuration that the operator

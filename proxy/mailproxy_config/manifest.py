@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ``MailProxy`` resource as a typed value.
 
 Its mail part stays in levels, as written; ``compile`` applies inheritance.

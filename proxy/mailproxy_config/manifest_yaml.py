@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a manifest as YAML that a person likes to read and that ``kubectl`` reads the same way."""
 
 from __future__ import annotations

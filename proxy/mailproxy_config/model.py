@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The effective configuration: what is left when inheritance and defaults have been applied.
 
 The proxy reads nothing else.  Every value of ``ServerConfig`` is the one that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads an ``nginx.conf`` into the same value as a ``MailProxy`` manifest.
 
 Only what concerns mail is read: ``mail {}``, and the few directives around it

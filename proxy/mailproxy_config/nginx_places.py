@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where in an ``nginx.conf`` the cause of a running server's trouble stands.
 
 Certificates and the like are looked at when the configuration is made already;

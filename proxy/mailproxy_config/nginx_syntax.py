@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The syntax of ``nginx.conf``: directives and blocks, each with the file and line it stands in.
 
 crossplane cuts the text into tokens; it is imported when the first text is read,

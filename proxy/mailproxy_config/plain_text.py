@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Octets of a configuration file as text, or why they are none."""
 
 from __future__ import annotations

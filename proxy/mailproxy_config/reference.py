@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page of directives, made of the table: ``python -m mailproxy_config.reference``.
 
 It is kept in ``docs/reference/directives.md``; a test tells when that is stale.

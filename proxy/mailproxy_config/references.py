@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Secrets, ConfigMaps and files that a configuration refers to, and where they are found as files.
 
 Values from a Secret never pass through the configuration: it knows their paths only.

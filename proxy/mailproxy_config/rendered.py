@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads what ``dump`` wrote, as strictly as the format is closed.
 
 Types come from the model itself.  Beyond them, values are checked as a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes: what a field of the manifest may look like, said once.
 
 A shape answers two questions with the same facts: what the Kubernetes API

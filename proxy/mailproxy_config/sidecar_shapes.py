@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``spec.sidecar`` may look like; its values are read by ``deployment``."""
 
 from __future__ import annotations

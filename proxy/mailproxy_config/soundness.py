@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the values of a compiled configuration are ones that compiling could have produced.
 
 For configurations that come from a file rather than from ``compile``.  Each

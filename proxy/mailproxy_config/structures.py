@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directive values with parts of their own: the authorization service, name servers, logs, peers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of the table that nginx's mail_ssl module knows."""
 
 from __future__ import annotations

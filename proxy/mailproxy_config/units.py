@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx's ways to write times and sizes.
 
 A time is ``1m30s`` (largest unit first, a bare number is seconds), in one of two

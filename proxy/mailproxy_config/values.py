@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Types of directive values: what they look like, how they become model values and back.
 
 A ``ValueType`` joins a shape (what the API server checks) with a reader (the

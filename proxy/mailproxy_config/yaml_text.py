@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML as ``kubectl`` reads it.
 
 ``kubectl`` turns YAML into JSON by the rules of YAML 1.1 as one Go library sees

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTP authorization protocol of ``auth_http``, as octets in and values out.
 
 ``request`` writes what the service is asked, ``response`` reads what it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the authorization service is asked: one HTTP request, as octets.
 
 Lines, order and escaping are those of nginx's ``auth_http``, so that services

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the authorization service answers: the head of an HTTP response, as a decision.
 
 Only headers count; the status code does not, and a body is skipped by whoever

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a conversation is made of: actions, the values they carry, and the line reader."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything a conversation can ask for, and the helpers that ask.
 
 A conversation is a generator.  It yields an action and is resumed with the

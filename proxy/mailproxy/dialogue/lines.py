@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One bounded buffer between the octets of a peer and the lines a protocol is made of.
 
 The limit holds for one command, not for what a client sends in one go: lines

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What conversations are about: secrets, clients, requests, decisions, and how a conversation ends.
 
 Plain values without behaviour.  They are mutable only where a session really

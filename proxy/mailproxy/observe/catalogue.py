@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every metric of the proxy, declared once: name, type, labels, meaning, buckets, and how workers add up.
 
 Plain data.  ``meter`` makes cells from it, ``merge`` adds by it, ``metrics``

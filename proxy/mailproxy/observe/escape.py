@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How arbitrary octets and times become text that cannot break a log line.
 
 Everything that leaves here is printable ASCII: line ends, terminal controls,

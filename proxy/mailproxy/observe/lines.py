@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two looks of a log line: JSON for machines, ``key=value`` for people.
 
 A session's line is put together in one piece, for there is one per session

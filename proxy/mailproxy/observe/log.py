@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log: one line per session when it ends, and one per event worth an administrator's time.
 
 Nothing here knows a password: records have no field for one, ``Secret`` prints

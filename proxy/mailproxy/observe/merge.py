@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several workers' numbers become one page, on which no counter ever falls.
 
 Pure.  A worker's counters and histograms outlive it: what its last snapshot

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers a worker bumps while it works.
 
 A metric is a cell whose ``value`` is bumped in place; a session is given the

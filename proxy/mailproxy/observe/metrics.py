@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A page of numbers as Prometheus wants it.  Belongs to the supervisor: workers never import it."""
 
 from __future__ import annotations

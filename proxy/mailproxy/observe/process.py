@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operating system says about this process: memory, descriptors, CPU time.
 
 Reads ``/proc`` where there is one; figures that cannot be had are left out.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one session's log line is made of; filled in as the session goes on."""
 
 from __future__ import annotations

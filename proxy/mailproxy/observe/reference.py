@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page of all metrics.
 
 ``python -m mailproxy.observe.reference > docs/reference/metrics.md`` makes it.

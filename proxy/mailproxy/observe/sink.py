@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where log lines go: whole, in pieces that a pipe takes at once, and never at the price of waiting.
 
 A reader that does not read costs lines, which are counted, and nothing else.

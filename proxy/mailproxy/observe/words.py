@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The closed sets of label values that no conversation needs to know."""
 
 from __future__ import annotations

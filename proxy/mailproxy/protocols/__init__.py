@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversations in each mail protocol, with clients and with upstreams.  Nothing here does I/O."""
 
 from __future__ import annotations

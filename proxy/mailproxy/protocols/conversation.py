@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a conversation with a client is in every protocol: greet, take turns, count errors, log in.
 
 A protocol's frontend derives one class from ``Conversation``, says its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The other side's half: what an upstream says while we log in there, in every protocol.
 
 What it said since our last command is kept whole, within ``proxy_buffer``:

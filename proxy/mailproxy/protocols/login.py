@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the authorization service on a client's behalf, however often it wants to be asked.
 
 What a client is told about a denial is its protocol's business.

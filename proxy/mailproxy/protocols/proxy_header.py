@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PROXY header: read it from a listener, write it to an upstream.
 
 Version 1 is a line of text, version 2 is binary (the specification is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a mail protocol must provide to be served."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SASL as the three protocols share it: PLAIN, LOGIN, CRAM-MD5 and EXTERNAL.
 
 Each mechanism is a short dialogue that ends in credentials or in a refusal.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whom to believe about a client's address (directive ``set_real_ip_from``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Closing the books on a session: its numbers and its line in the log, once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the authorization service: one lean HTTP exchange per attempt, on connections that are used again.
 
 One request is in flight per connection.  A request is repeated once, and only

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leaving without losing the last word.
 
 A socket that is closed while the peer's octets lie unread makes TCP reset the

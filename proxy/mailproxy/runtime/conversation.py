@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interpreter: performs a dialogue on a socket, resumed by readiness instead of by a task.
 
 What the peer is told is joined and leaves before anything is waited for; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all sessions of a worker share: the poll, the clock, the log, the numbers, and their own number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accepting clients: the limit, the server that the local address belongs to, the start of a session."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernel pipes for bulk transfers: few, large, and handed around."""
 
 from __future__ import annotations

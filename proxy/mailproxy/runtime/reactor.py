@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One epoll for everything: mail sockets are served inside ``select()``, asyncio's descriptors by asyncio.
 
 A mail connection is an object with ``on_event``; the reactor calls it straight

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After login: octets are copied both ways, with nothing kept that does not have to be.
 
 A relaying session is two ``End`` objects.  Little goes by ``recv`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all sessions of one ``server`` block share: its configuration put to work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One client, from its first octet to the start of the relay."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What may come before a conversation: the PROXY header, and the TLS handshake.
 
 A stage owns the descriptor while it lasts, and hands it back to the session.

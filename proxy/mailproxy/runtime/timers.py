@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deadlines that cost a dictionary entry to set: those of one length expire in the order they were set.
 
 A lane holds all deadlines of one length, in a dictionary, which keeps that

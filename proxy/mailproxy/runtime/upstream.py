@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The other side: connecting to an upstream, and performing the login there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How soon a dead worker is replaced: at once, unless they die all the time."""
 
 from __future__ import annotations

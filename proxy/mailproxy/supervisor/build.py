@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is running: the version, and where it came from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages and open sockets between the supervisor and one worker, over a unix stream socket pair.
 
 A message is one JSON object.  On the wire it is eight octets (the length of

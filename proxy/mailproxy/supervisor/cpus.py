@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many workers ``workers: auto`` means.
 
 nginx counts the machine's processors.  In a container that is too many: what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A configuration together with all that it needs to run: what every worker is told, and its sockets."""
 
 from __future__ import annotations

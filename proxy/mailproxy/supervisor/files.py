@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration file, and the files that a configuration refers to."""
 
 from __future__ import annotations

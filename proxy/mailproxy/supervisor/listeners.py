@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The supervisor's listening sockets: what is open, and what a reload makes of it.
 
 The supervisor keeps every socket that its workers accept on, so that an

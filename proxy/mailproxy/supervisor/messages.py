@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the supervisor and a worker say to each other, as values.
 
 ``encode`` and ``decode`` translate to the JSON objects that a ``Channel``

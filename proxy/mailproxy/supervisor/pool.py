@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The workers: as many as wanted, each on the configuration that is wanted.
 
 Every place in the pool has listening sockets of its own, which the supervisor

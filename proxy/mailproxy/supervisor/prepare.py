@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gets everything ready for a configuration before any worker hears of it.
 
 The file is read and judged, names are resolved, files are looked for, sockets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One worker process, as the supervisor sees it: start it, talk to it, see it go.
 
 A worker is a fresh interpreter, never a fork of the running one, so that it

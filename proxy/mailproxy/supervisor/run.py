@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mailproxy run``: the supervisor from its start to its end.
 
 It carries no mail.  It reads the configuration, opens the listening sockets,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the command line says about running, as one value."""
 
 from __future__ import annotations

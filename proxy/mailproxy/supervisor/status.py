@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the admin endpoint is told: the facts of all processes in one place."""
 
 from __future__ import annotations

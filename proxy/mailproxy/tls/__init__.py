@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS towards clients: contexts from files, connections from sockets, and what a handshake settled.
 
 One engine: ``ssl`` on non-blocking sockets, with ``openssl`` for what it does

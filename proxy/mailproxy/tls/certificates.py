@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What certificates say, in OpenSSL's print: clients' for ``auth_http``, our own for PROXY version 2."""
 
 from __future__ import annotations

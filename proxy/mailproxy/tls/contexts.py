@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's TLS: one ``SSL_CTX`` per ``server`` block, made from its directives and files.
 
 ``build`` reports everything that is wrong at once.  A reload that changes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own certificates: ``ssl_certificate``, its keys, and the passphrases that open them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A context in the making, and everything that is wrong with it so far."""
 
 from __future__ import annotations

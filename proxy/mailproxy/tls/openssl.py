@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reaches the OpenSSL that the standard library's ``ssl`` has loaded, for what ``ssl`` does not offer.
 
 Client certificates whose verdict is spoken later, a demanding ALPN, session

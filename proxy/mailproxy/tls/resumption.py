@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Session resumption: ``ssl_session_cache``, ``_timeout``, ``_tickets``, ``_ticket_key``.
 
 Tickets are what works across workers: all seal them with the same key.  A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connection under TLS: the handshake step by step, then octets in and out, then the goodbye."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a handshake may agree on: versions, ciphers, groups, the application protocol, raw commands."""
 
 from __future__ import annotations

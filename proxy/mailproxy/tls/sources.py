@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that a server's TLS is made of: which they are, and whether anything about them changed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS towards the authorization service, for ``auth_http`` addresses that begin with ``https://``.
 
 nginx has none.  The service's certificate must be valid for its name and come

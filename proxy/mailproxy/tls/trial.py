@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts TLS directives to work once, for ``check``: what OpenSSL refuses is found without running anything."""
 
 from __future__ import annotations

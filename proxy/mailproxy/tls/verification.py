@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client certificates: ``ssl_verify_client`` and what belongs to it.
 
 The handshake always completes.  The verdict is OpenSSL's verification result,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IMAP: commands in, replies out, and the two conversations before the relay (RFC 9051, RFC 3501)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an IMAP client may say before login, from octets to commands.
 
 The grammar is nginx's: tag, word and at most three arguments, each an atom, a

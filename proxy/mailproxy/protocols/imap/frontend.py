@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversation with an IMAP client, from the greeting to its login.
 
 Only what nginx understands before login is understood here: CAPABILITY, NOOP,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line that IMAP clients hear from us, and nobody else's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversation with an IMAP server, from its greeting to the client's login.
 
 LOGIN with literals, as nginx does it, under the client's own tag: so the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """POP3 command lines, as nginx reads them: which words there are, and what their arguments may be."""
 
 from __future__ import annotations

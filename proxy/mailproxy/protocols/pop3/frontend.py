@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversation with a POP3 client, from the greeting until it is identified (RFC 1939)."""
 
 from __future__ import annotations

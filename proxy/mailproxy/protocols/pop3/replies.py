@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line that we say to a POP3 client (RFC 1939, RFC 2449, RFC 5034)."""
 
 from __future__ import annotations

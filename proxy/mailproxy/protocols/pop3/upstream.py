@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in at a POP3 server on a client's behalf: USER and PASS, however the client did it."""
 
 from __future__ import annotations

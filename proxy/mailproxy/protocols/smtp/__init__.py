@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SMTP as nginx's mail proxy speaks it: submission and relaying, up to the login or the first recipient."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversation with an SMTP client, from the greeting until it is identified (RFC 5321, RFC 4954)."""
 
 from __future__ import annotations

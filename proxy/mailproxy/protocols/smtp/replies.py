@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line that we say to an SMTP client (RFC 5321, RFC 2034, RFC 4954)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in at an SMTP server on a client's behalf: XCLIENT, AUTH, or MAIL and RCPT."""
 
 from __future__ import annotations

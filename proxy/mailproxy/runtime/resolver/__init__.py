@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names: who a client is according to the DNS, and where a host that the configuration names can be found.
 
 ``Resolver`` performs nginx's ``resolver`` for SMTP clients: reverse look-up,

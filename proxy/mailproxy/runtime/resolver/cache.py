@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What has been answered, for as long as it may be believed."""
 
 from __future__ import annotations

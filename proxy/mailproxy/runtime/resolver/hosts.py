@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The addresses of a host that we connect to: at hand at any time, kept fresh in the background."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One kind of look-up: remembered, shared between those who ask the same, limited in time and number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the resolver needs of the metrics, and the words its parts share."""
 
 from __future__ import annotations

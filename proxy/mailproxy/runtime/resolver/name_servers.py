@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts questions to the configured name servers, in turn, until one answers.
 
 c-ares (through aiodns) speaks the protocol: ids, source ports, matching,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two questions about a client: what is it called, and where is who is called so?
 
 Import it only where there is a ``resolver``: it loads the DNS library.

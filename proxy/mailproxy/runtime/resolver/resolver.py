@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The name of an SMTP client: what its address says it is called, if that name says the same of the address.
 
 nginx's ``resolver`` and ``resolver_timeout``.  The result goes to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The owner of the tasks that look names up.
 
 Look-ups are begun by sessions, which are not tasks and cannot hold a task group

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listening sockets: which ones a configuration needs, how to open them, and what to do on reload.
 
 ``plan`` decides and is pure; ``open_sockets`` acts.  Nobody accepts here.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Host names in ``listen`` and ``set_real_ip_from``: looked up once, when a configuration is put to work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who else listens on this machine, as the kernel lists it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens and closes listening sockets.
 
 Every worker has a socket of its own for each address, so that the kernel deals

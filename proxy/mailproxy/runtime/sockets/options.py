@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of listening sockets: set, then read back, because the kernel cuts some of them silently.
 
 Accepted sockets inherit all of them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file of a UNIX socket, which outlives the process that made it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From ``listen`` lines to sockets.  Pure: nothing is looked up or opened here.
 
 Lines for several addresses of one port share the socket of the wildcard

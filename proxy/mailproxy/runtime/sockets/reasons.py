@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why an address cannot be listened on, in words that lead to a way out."""
 
 from __future__ import annotations
