@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measurements of the proxy beside nginx, on one machine, in one run.
 
 ``python -m benchmarks`` measures everything; with names, only that.  Nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The load: mail clients by the hundred in one lean process; run as ``python -m benchmarks.clients``.
 
 It is told what to do by lines of JSON on standard input, and answers each with

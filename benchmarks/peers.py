@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peers that a mail proxy needs: an authorization service and mail servers, in one lean process.
 
 Run as ``python -m benchmarks.peers AUTH IMAP BARE POP3 SMTP`` (ports).  The
