@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the reference page of the custom resource from its schema.
 
 ``python charts/crd_page.py`` reads ``deploy/crd.yaml``, the one that clusters

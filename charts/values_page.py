@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what the chart has from elsewhere: pages from ``values.yaml`` and its comments, and the CRD.
 
 ``python charts/values_page.py`` writes the chart's README, its copy of the CRD

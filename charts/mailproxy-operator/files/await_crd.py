@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs after a first install that brings MailProxy resources: waits until the API knows the kind."""
 
 import json

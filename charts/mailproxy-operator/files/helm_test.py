@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `helm test` runs: is the operator alive, and does the API server take a MailProxy?"""
 
 import json

@@ -1,3 +1,4 @@
+{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
 {{/* Names, labels and images. */}}
 
 {{- define "mailproxy-operator.name" -}}

@@ -1,3 +1,4 @@
+{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
 {{/* What the operator may do where it serves MailProxy resources. Nothing here about Secrets. */}}
 {{- define "mailproxy-operator.rules" -}}
 - apiGroups: [mailproxy.dev]
