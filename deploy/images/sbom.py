@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what an image's packages are, as CycloneDX JSON: ``python deploy/images/sbom.py proxy > sbom.json``.
 
 The list is the very one from which the image is installed, hashes included.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes every generated file of this folder, and the chart's copies, anew."""
 
 from __future__ import annotations

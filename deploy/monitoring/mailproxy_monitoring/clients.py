@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What clients do: connections and logins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The JSON of a Grafana dashboard, from a list of rows and panels."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dashboard of the operator: does what is written in MailProxy resources become true?"""
 
 from __future__ import annotations

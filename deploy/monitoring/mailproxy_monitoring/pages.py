@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which file holds what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whom the proxy depends on: the authentication service, mail servers, TLS, name servers."""
 
 from __future__ import annotations

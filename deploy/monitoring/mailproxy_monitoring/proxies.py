@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dashboard of the proxies: is mail login working, and if not, where does it break?"""
 
 from __future__ import annotations

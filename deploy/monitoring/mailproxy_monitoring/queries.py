@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PromQL that many panels share; ``$namespace``, ``$job`` and ``$protocol`` are chosen at the top."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules of Prometheus: what is worth recording, and what the operator should wake somebody for.
 
 The alerts of a proxy are the operator's to render (``monitoring.prometheusRule``
