@@ -1,4 +1,5 @@
 # syntax=docker/dockerfile:1
+# SPDX-License-Identifier: Apache-2.0
 #
 # Two images from one file, each with what its program needs and nothing else:
 #

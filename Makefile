@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Every command a developer needs.  `make demo` and `make test` set themselves up.
 PYTHON ?= python3
 VENV   ?= .venv
