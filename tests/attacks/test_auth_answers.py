@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An authorization service that lies, drips, floods, or breaks off."""
 
 from __future__ import annotations

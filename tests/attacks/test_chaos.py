@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any mix of clients, services and upstreams: at the end nothing is left, and the books are right."""
 
 from __future__ import annotations

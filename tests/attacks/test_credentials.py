@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control characters in credentials: by no mechanism do they reach the service, or an upstream."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """More than there is room for: lines, literals, pipelines; what it costs is bounded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floods of connections, descriptors that run out, PROXY headers that are none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that a client's owner may publish: what is no host name reaches nobody."""
 
 from __future__ import annotations

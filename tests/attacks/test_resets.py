@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whoever breaks a connection, at whatever stage: nothing is left of the session."""
 
 from __future__ import annotations

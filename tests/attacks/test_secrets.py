@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A marked password on every path: it is in the request, and in what the upstream hears, and nowhere else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Octets in clear around STARTTLS: dropped with it, or fatal to the handshake; never executed."""
 
 from __future__ import annotations

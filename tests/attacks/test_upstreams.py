@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An upstream that floods, drips, talks nonsense or out of turn, or leaves."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helm, where it is installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page of the resource: fresh, and about every field."""
 
 from __future__ import annotations

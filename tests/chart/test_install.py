@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Installing, upgrading, testing and removing the chart on a real API server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Helm says after an install: the next step works, and what is dangerous or missing is said."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the chart renders, over values and versions of Kubernetes."""
 
 from __future__ import annotations

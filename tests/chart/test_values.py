@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that are wrong are refused with a message that names them; the pages about values are fresh."""
 
 from __future__ import annotations

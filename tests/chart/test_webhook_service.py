@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The chart's webhook on a real API server, called as in a cluster: by its Service."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From levels to what holds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a proxy runs on Kubernetes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the Kubernetes part of the manifest may look like."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A configuration as canonical JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every problem at once, each with its place."""
 
 from __future__ import annotations

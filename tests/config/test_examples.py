@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx's own example, and its conversion that is shipped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directive values that refer to files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``listen`` and its parameters."""
 
 from __future__ import annotations

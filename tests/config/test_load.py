@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a configuration, whichever kind of file it is."""
 
 from __future__ import annotations

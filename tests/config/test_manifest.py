@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The resource as a typed value."""
 
 from __future__ import annotations

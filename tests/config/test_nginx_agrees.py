@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx itself says of the same lines whether it takes them; where we differ, the table says so."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An ``nginx.conf`` as a manifest."""
 
 from __future__ import annotations

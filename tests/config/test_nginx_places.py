@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trouble of running servers, by file and line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The syntax of ``nginx.conf``."""
 
 from __future__ import annotations

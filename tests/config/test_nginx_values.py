@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statements of an ``nginx.conf`` as values of a manifest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading what was dumped, strictly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shapes: the schema for an API server, and the same check here."""
 
 from __future__ import annotations

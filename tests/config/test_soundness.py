@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations that no manifest compiles to."""
 
 from __future__ import annotations

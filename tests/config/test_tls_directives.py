@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The part of the table about TLS."""
 
 from __future__ import annotations

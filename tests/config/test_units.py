@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx's times and sizes."""
 
 from __future__ import annotations

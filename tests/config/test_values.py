@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plain types of directive values."""
 
 from __future__ import annotations

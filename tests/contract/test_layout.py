@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules about files that nobody would remember if nothing checked them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row of docs/limits.md names what shows it, and that exists."""
 
 from __future__ import annotations

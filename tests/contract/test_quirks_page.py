@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row of docs/quirks.md says why and names what shows it, and nginx's known oddities are all there."""
 
 from __future__ import annotations

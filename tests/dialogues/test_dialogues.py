@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every transcript is played against the conversations directly, whole and cut at every octet."""
 
 from __future__ import annotations

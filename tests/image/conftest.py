@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The images, built without a container engine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the Dockerfile, its lists of packages and ``.dockerignore`` say."""
 
 from __future__ import annotations

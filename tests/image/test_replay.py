@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Dockerfile's steps, done one by one: what is in the images, and that their programs start in them."""
 
 from __future__ import annotations

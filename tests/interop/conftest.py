@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real servers for these tests, each started once and only where it is installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates that are renewed while the proxy runs, as cert-manager and certbot do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The documented example of nginx's mail module, on ports that we may have: it greets as nginx does."""
 
 from __future__ import annotations

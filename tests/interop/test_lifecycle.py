@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reload, drain, several workers, a service that is slow or gone, all while real sessions are open."""
 
 from __future__ import annotations

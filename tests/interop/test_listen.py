@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listeners other than a port of an address: sockets of the file system, and a host name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way to log in, by the standard library's clients, at Dovecot and Postfix; and so through nginx."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real messages: sent by SMTP through the proxy, read by IMAP and POP3 through the proxy."""
 
 from __future__ import annotations

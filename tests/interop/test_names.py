@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names of clients, asked of a real Unbound: in the authorization request, and in what Postfix is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``openssl s_client`` and ``curl``: STARTTLS, ALPN and client certificates by other people's code."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus scrapes the proxy, and answers for the three families that matter most."""
 
 from __future__ import annotations

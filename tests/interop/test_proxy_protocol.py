@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PROXY header: what we write is believed by Dovecot and Postfix, what others write by us."""
 
 from __future__ import annotations

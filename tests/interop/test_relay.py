@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After login: what was sent ahead, IDLE, tens of megabytes each way, and many sessions at once."""
 
 from __future__ import annotations

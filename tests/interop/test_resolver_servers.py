@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client names, asked of real name servers."""
 
 from __future__ import annotations

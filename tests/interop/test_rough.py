@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peers that do not behave: that leave early, read late, break off, or say everything at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Authorization services of other makes, and ours in its other moods: whatever HTTP they speak."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sidecar's example as shipped, beside a real Dovecot: its service and settings, on ports of ours."""
 
 from __future__ import annotations

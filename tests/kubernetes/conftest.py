@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """API servers for these tests: the emulated one always, a real one where it is installed."""
 
 from __future__ import annotations

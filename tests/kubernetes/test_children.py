@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operator makes of a resource, and that it stays so."""
 
 from __future__ import annotations

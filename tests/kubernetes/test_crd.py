@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The custom resource definition on a real API server, as kubectl and others see it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An API server that refuses, ends and comes back; credentials that expire; objects that vanish."""
 
 from __future__ import annotations

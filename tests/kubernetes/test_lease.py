@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several operators, of which one works: whoever holds the Lease."""
 
 from __future__ import annotations

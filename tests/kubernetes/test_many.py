@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hundreds of resources at once: all settle, for a bounded number of requests, and then there is rest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An operator that begins anew: it remembers nothing, and has nothing to change."""
 
 from __future__ import annotations

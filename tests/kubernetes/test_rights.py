@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Least privilege: what ``deploy/rbac.yaml`` grants is what a real API server has seen asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the custom resource definition: what a real API server refuses, how, and what it takes.
 
 The loader, which decides without a cluster, must come to the same decision.

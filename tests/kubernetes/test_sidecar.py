@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sidecars on a real API server: pods are created through the webhook, and the server judges the result."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a MailProxy says of itself while pods come, lag behind, refuse and fail."""
 
 from __future__ import annotations

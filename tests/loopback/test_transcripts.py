@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every transcript is played once more over real sockets, through a whole worker."""
 
 from __future__ import annotations

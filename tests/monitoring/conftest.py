@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sources of the dashboards and rules, which are no installed package."""
 
 from __future__ import annotations

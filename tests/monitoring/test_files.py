@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files of ``deploy/monitoring``: fresh, valid, and of use to a real Prometheus."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dashboards are what a current Grafana stores: no unknown field, none missing, no wrong value."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every query of the operator's dashboard, asked of a Prometheus that scrapes an operator at work."""
 
 from __future__ import annotations

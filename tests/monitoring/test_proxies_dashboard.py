@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every query of the proxies' dashboard, asked of a Prometheus that scrapes a proxy under traffic."""
 
 from __future__ import annotations

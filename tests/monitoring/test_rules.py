@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules, tried by promtool: what is recorded has the right value, alerts fire on the data they are for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the API server's answers mean, beyond what the requests' own tests show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The circuit breaker's memory, and what it says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mailproxy-operator run`` as a process: it finds the API server, works, and ends when told to."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was seen becomes conditions: each row is a situation, and what it is called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifests that are shipped: the examples are valid, and the rights are those that are used."""
 
 from __future__ import annotations

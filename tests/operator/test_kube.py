@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster port on an API server: what is sent, and what answers mean."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who works: the Lease is won, kept, lost, given back and taken over."""
 
 from __future__ import annotations

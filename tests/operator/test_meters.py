@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator's metrics: what moves when."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole operator in this process, on an emulated API server: kopf, queue, reconcile and all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Listeners become ports: one per number, sorted, named after their protocol."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A resource becomes objects and a status, whatever state the cluster is in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The custom resource definition: fresh, without defaults of directives, and readable."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Versions of Kubernetes, as people and providers write them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The status as a whole, and the events that tell of its changes."""
 
 from __future__ import annotations

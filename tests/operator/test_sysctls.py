@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which sysctls a pod gets, and what the status says about the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is woken, and who is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx and the proxy side by side, started once; what they showed is told at the end."""
 
 from __future__ import annotations

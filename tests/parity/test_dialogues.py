@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every dialogue that is written down: nginx and the proxy answer alike, or differ as declared."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dialogues made of a grammar: whatever a client says, nginx and the proxy answer alike."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What nginx refuses when it reads its configuration, the proxy refuses too, and blames the same directive."""
 
 from __future__ import annotations

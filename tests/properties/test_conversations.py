@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What holds for every conversation, in all three protocols, whatever is said in it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The admin endpoint, over loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the authorization service over loopback: connections used again, lost, slow, hostile."""
 
 from __future__ import annotations

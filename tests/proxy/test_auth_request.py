@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the authorization service is asked, octet by octet."""
 
 from __future__ import annotations

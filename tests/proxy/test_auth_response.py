@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the authorization service answers, and what is made of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages and descriptors arrive whole, in order and once; a broken peer costs the channel alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments, exit codes, and what goes where."""
 
 from __future__ import annotations

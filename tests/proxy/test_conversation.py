@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all conversations with clients share, shown on the smallest one there can be."""
 
 from __future__ import annotations

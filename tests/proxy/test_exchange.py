@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an upstream says: taken reply by reply, and kept whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IMAP command lines, from octets to what they mean."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IMAP's conversation with clients: what must hold whatever they send.
 
 Single behaviours are transcripts (``tests/dialogues/imap``); here all of them

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What IMAP clients hear from us."""
 
 from __future__ import annotations

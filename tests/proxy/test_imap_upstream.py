@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IMAP's conversation with upstreams: what must hold whatever they say.
 
 Single behaviours are transcripts; those are played once more, so that this

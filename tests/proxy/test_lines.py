@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The line reader: one bounded buffer, lines and literals out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the authorization service, once or again."""
 
 from __future__ import annotations

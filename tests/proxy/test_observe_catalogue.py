@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The catalogue itself: names, units, labels, and the promises made to dashboards."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing a stranger says breaks a line or a terminal."""
 
 from __future__ import annotations

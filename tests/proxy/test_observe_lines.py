@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two looks of a line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The log: levels, buffering, session names, recovery, and that no secret gets through."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several workers, one page: nothing that counts ever falls, whoever dies in whatever order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Meters: every cell moves its own series and no other."""
 
 from __future__ import annotations

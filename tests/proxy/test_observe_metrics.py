@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a scrape gets, in both formats, and what Prometheus's own checker says to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the operating system says about a process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The session's record."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reference page is made from the catalogue."""
 
 from __future__ import annotations

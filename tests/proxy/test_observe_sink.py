@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing without waiting: slow readers cost lines, dead ones cost lines, nobody costs time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Label values are an interface: dashboards and alerts spell them out."""
 
 from __future__ import annotations

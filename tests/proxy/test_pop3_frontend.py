@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conversation with POP3 clients: its states, shown shortly.  The wording is in the transcripts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line said to a POP3 client."""
 
 from __future__ import annotations

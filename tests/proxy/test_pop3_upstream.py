@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in at a POP3 server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The three protocols and what each provides."""
 
 from __future__ import annotations

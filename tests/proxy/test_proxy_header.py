@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PROXY header, in and out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The relay: every octet, both ways, whatever the sizes, and a defined end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The relay where a side is under TLS: what lies above the socket keeps its place in the order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who a client is, asked of a name server that says what the test wants."""
 
 from __future__ import annotations

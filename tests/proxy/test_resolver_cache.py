@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long and how many answers are remembered."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the authorization service is: in turn, kept fresh, never waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sharing, limiting and losing interest, over questions that the test answers itself."""
 
 from __future__ import annotations

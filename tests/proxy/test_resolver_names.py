@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names and addresses as the DNS writes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four mechanisms, apart from any protocol."""
 
 from __future__ import annotations

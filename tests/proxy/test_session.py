@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One client from accept to relay, over loopback, with real sockets."""
 
 from __future__ import annotations

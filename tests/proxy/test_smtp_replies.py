@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line said to an SMTP client."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logging in at an SMTP server.  The whole table of combinations is in the transcripts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Host names in ``listen`` lines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's list of who listens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening, sharing and closing, on the real kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options, as the kernel says it has them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which sockets a configuration needs, and what a reload does to them."""
 
 from __future__ import annotations

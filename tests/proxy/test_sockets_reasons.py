@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said when an address cannot be listened on."""
 
 from __future__ import annotations

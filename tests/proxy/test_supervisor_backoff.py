@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Workers that die now and then are replaced at once, those that die all the time one a second."""
 
 from __future__ import annotations

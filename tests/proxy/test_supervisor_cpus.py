@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``workers: auto`` is what this process may really use."""
 
 from __future__ import annotations

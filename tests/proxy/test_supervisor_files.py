@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration file is read with a limit, and the files that matter to it are known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reload opens what is new and closes what is not wanted any more; one that fails changes nothing."""
 
 from __future__ import annotations

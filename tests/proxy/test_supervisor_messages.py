@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said on the channel comes out as it went in, and nothing else is taken for it."""
 
 from __future__ import annotations

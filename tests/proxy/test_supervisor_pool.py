@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """As many workers as wanted, on what is wanted, whatever happens to them."""
 
 from __future__ import annotations

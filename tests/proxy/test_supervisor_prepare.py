@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A configuration is ready to run, or the reason why not is known, before any worker hears of it."""
 
 from __future__ import annotations

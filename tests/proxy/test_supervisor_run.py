@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole proxies as processes: started, reloaded, wounded, drained."""
 
 from __future__ import annotations

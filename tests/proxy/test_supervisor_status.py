@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the admin endpoint says is true of all processes together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What certificates say: names, numbers and fingerprints exactly as OpenSSL prints them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building a server's TLS: again only when something changed, and what is left without OpenSSL's help."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own certificates: several, encrypted, wrong; and what is said about the wrong ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reaching OpenSSL behind ``ssl``: found where it is, refused where it is not, never a crash."""
 
 from __future__ import annotations

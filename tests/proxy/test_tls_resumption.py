@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sessions are resumed where they may be, by whom they may be, and nowhere else."""
 
 from __future__ import annotations

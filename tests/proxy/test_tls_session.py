@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Connections under TLS: handshakes step by step, octets, the goodbye, and what strangers may send."""
 
 from __future__ import annotations

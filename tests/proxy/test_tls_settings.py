@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a handshake may agree on is what the directives say."""
 
 from __future__ import annotations

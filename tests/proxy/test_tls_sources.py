@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which files a server's TLS is made of, and what a change of them changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS put to work without running anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client certificates: the handshake always completes, and the verdict is right, resumed or not."""
 
 from __future__ import annotations

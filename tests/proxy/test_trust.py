@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose word about a client's address is taken."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A change is told once, when it has come to rest, however the file was changed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker process obeys its channel, and never outlives it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Manifests for tests: the smallest one that is in order, and any number of larger ones."""
 
 from __future__ import annotations

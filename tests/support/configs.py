@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builders for configuration: nginx's defaults, and only what a test changes."""
 
 from __future__ import annotations

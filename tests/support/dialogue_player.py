@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plays a transcript against the conversations themselves: no sockets, no clock, no event loop.
 
 The steps marked ``=``:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A name server on loopback, over UDP and TCP, that says exactly what a test tells it to say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a Dockerfile, as far as ours goes: stages, and instructions with their continuation lines joined."""
 
 from __future__ import annotations

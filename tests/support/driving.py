@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drives one dialogue by hand: answers in, what was said and asked out."""
 
 from __future__ import annotations

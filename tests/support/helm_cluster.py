@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real API server for the chart.  It has no nodes: what Jobs run is run here, as their service account."""
 
 from __future__ import annotations

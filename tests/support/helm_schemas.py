@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Is an object what Kubernetes takes?  Its schema of a version, strictly; and Pod Security *restricted*.
 
 The schemas of Kubernetes' own kinds come from the package

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The authorization service's octets, put together without the code that is being tested."""
 
 from __future__ import annotations

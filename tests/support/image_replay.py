@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does what a Dockerfile says without a container engine: stages as layers over this machine's own files.
 
 A stage is an overlay mounted in a mount namespace of its own, into which each

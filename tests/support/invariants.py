@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must hold for a worker once all its sessions are over, whatever was done to it."""
 
 from __future__ import annotations

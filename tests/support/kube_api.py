@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a test asks of an API server, real or emulated: plain requests, without any of the product's code."""
 
 from __future__ import annotations

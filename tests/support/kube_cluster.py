@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two API servers that the operator's tests run against, behind one face."""
 
 from __future__ import annotations

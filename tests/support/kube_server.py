@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real API server with its etcd on loopback, where their programs are installed.
 
 They are found as ``envtest`` finds them: in ``$KUBEBUILDER_ASSETS``, else in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One namespace on an API server, and in it what controllers, kubelets and pods would do."""
 
 from __future__ import annotations

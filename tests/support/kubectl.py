@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kubectl, where it is: ``$KUBECTL``, on the path, or inside a Python package that carries it."""
 
 from __future__ import annotations

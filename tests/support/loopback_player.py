@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plays a transcript over real sockets, through a whole worker: client, service and upstream are scripted.
 
 The steps are those of ``dialogue_player``.  What is compared: every octet that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MailProxy bodies for tests: a small one, and what to change in it."""
 
 from __future__ import annotations

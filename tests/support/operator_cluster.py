@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster port in memory: applies, remembers who asked for what, and fails on request."""
 
 from __future__ import annotations

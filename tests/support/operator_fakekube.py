@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An API server in one process: what the operator and kopf ask of one, with its surprises.
 
 Discovery, lists, watches, server-side apply with managers and conflicts, merge

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects as flat sets of fields, the way server-side apply sees them: lists with keys are maps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stands in for the proxy's process where a test is about whoever runs it: an admin endpoint, and no mail.
 
 ``python operator_proxy.py run -f FILE --admin HOST:PORT`` answers ``/readyz``

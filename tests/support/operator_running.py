@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An operator at work in this process, on an emulated API server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of a documentation page, and the tests that they name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Worker processes around a stand-in application, and what they are told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole proxy as a process of its own: supervisor, workers, admin endpoint, log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A MailProxy with ``mode: Sidecar`` and pods that ask for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A world under attack: whatever strangers did in it, nothing of theirs may be left at its end."""
 
 from __future__ import annotations

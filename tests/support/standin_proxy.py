@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mailproxy run``, with the stand-in application in its workers: ``FILE [--workers N]``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A worker process around a small application of our own, for tests of processes rather than of mail.
 
 Every client is greeted with ``server NAME PID SERVER_NAME``, after the first server.  Until it says

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A certification authority for tests: certificates good and bad, keys, revocation lists, as files."""
 
 from __future__ import annotations

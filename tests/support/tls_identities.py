@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who a proxy and its clients are under TLS, in transcripts and attacks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both ends of a TLS connection in one process, and a small server for clients of other makes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dialogue transcripts, parsed.  Who plays them, and against what, is not decided here.
 
 A file begins with prose: what is shown, then where it comes from.  Lines

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real worker on loopback, an authorization service, and upstreams that a test speaks for."""
 
 from __future__ import annotations

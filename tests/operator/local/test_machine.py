@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One machine as a cluster: the same reconcile, with a process behind it."""
 
 from __future__ import annotations

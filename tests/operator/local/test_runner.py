@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole loop on one machine: what it shows, how it follows the file, how it ends."""
 
 from __future__ import annotations

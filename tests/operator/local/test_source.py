@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The watched file: read when it changes, and complained about once."""
 
 from __future__ import annotations

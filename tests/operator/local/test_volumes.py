@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes look as the kubelet makes them, and change in one step."""
 
 from __future__ import annotations

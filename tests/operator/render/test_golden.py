@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole renderings, compared with files that a reviewer reads.
 
 Set ``UPDATE_GOLDEN=1`` to write them anew; then look at the difference.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The alerts: Prometheus reads them, and each fires on the data it is for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What becomes of a pod that asks for a sidecar."""
 
 from __future__ import annotations

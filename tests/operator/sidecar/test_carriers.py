@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the status of a sidecar says: who carries it, and who runs what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates that an operator makes for itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proxy is put into pods, and into no pod that could not live with it."""
 
 from __future__ import annotations

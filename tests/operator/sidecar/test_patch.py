@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Patches for a pod template: what they say, and that applying them gives what the webhook gives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The webhook's configuration trusts every operator process, and none forgets the others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other people's pods are watched by the label by which they ask."""
 
 from __future__ import annotations

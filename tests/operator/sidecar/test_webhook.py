@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The webhook over HTTPS: what a real API server sends, and what it must not be sent."""
 
 from __future__ import annotations

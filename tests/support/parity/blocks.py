@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The servers that dialogues are played on, and the ``nginx.conf`` that has them all.
 
 nginx and the proxy read the same text; only the addresses in it are their own.

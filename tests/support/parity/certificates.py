@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates for servers and clients, good and bad, made once for a kit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client that says exactly what it is told, in TLS or not, and notices how its connection ends."""
 
 from __future__ import annotations

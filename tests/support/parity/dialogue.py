@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is played to both: data, and nothing else.
 
 In octets, ``@ip@`` stands for the client's address, which no other playing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dialogues that nobody wrote down: valid ones, nearly valid ones, and hostile ones.
 
 What would come upon a difference that is meant is left out: those have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says whether two records are the same, and where they are not, whether that is meant."""
 
 from __future__ import annotations

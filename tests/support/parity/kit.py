@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plays dialogues to nginx and to the proxy, many at a time, and says what differs.
 
 nginx goes first: what it says in each step is awaited until it says no more.

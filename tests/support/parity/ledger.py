@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps what the comparisons of one run showed."""
 
 from __future__ import annotations

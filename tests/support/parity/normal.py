@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What two proxies may differ in without differing: time, chance, and where they live."""
 
 from __future__ import annotations

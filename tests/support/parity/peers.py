@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who stands around a subject: the authorization service and the upstreams, both scripted, both recording.
 
 A playing is told by the client's address: requests name it, and upstreams are

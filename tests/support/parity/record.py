@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What left a proxy while a dialogue was played."""
 
 from __future__ import annotations

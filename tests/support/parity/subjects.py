@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two that are compared: nginx, and the proxy; each a process of its own with the same configuration."""
 
 from __future__ import annotations

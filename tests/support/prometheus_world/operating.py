@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An operator with something to do all the time: changes, drift, mistakes, and what is no longer wanted."""
 
 from __future__ import annotations

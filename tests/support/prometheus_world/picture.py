@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the dashboards' pictures in ``docs/pictures``: ``python -m support.prometheus_world.picture``.
 
 For some minutes clients come to a proxy in waves, things break and are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the traffic goes: a proxy with a server for every kind of trouble, and what stands behind it."""
 
 from __future__ import annotations

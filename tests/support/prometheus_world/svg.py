@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws the panels of a dashboard as SVG, laid out as the dashboard lays them out.
 
 This is no Grafana: it is our own drawing, in its manner, of what its queries

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What clients do: log in by every method, fail in every way, attack a little."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Prometheus with rules, which finds its targets as it would find pods."""
 
 from __future__ import annotations

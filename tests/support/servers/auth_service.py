@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An authorization service as ``auth_http`` expects one: tables of users, and of where each path leads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the proxy and its clients need for TLS, as files."""
 
 from __future__ import annotations

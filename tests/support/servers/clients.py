@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The standard library's mail clients, and a raw one, connected to a proxy's listeners."""
 
 from __future__ import annotations

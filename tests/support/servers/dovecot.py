@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dovecot: IMAP, POP3, LMTP, submission, and its passwords for Postfix, in a folder of a test's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One proxy with a server for every case that the tests against real peers ask for.
 
 Starting a proxy takes longer than most tests; so they share one, and each

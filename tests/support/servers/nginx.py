@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """nginx: with its mail module, what this proxy is measured by; with HTTP, somebody to ask about clients."""
 
 from __future__ import annotations

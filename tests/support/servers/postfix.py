@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Postfix with a queue of its own: believes loopback's XCLIENT and PROXY headers, delivers to Dovecot."""
 
 from __future__ import annotations

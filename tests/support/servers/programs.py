@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs that tests start: found, started in a process group of their own, ended with all of it."""
 
 from __future__ import annotations

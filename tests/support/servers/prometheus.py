@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prometheus, scraping one target every half second."""
 
 from __future__ import annotations

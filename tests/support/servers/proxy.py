@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The proxy itself, started by its command as an administrator would."""
 
 from __future__ import annotations

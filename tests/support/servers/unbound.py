@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Unbound, which knows only what a test tells it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo as a newcomer runs it, and how it fits itself to the machine."""
 
 from __future__ import annotations

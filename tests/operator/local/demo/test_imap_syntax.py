@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grammar of IMAP, as much of it as the demo's server knows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's mail world is real enough for the standard library's clients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All dialogues that are written down, and the servers that they are played on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What authorization services ask for and answer: the forms that services in use have, and bad ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way to log in, by every protocol, with every kind of decision."""
 
 from __future__ import annotations

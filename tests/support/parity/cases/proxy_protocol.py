@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PROXY headers, in and out, from peers that are trusted and others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The differences that are meant, one by one: what nginx does, and what the proxy does instead."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What SMTP clients are called, as name servers have it."""
 
 from __future__ import annotations

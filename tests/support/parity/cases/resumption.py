@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS sessions that clients bring along: where they are resumed, and where not."""
 
 from __future__ import annotations

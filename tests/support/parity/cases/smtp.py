@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What SMTP clients say before login."""
 
 from __future__ import annotations

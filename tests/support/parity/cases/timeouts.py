@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens when somebody takes too long: outcomes, not durations."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS from the start and by STARTTLS, and what clients show."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What upstreams say, and what becomes of it."""
 
 from __future__ import annotations
