@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m mailproxy_operator``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator's admin endpoint: ``/metrics``, ``/healthz``, ``/readyz``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The circuit breaker: what nodes refuse is left out instead of being asked for again and again.
 
 A ReplicaSet replaces a pod that the kubelet refused for its sysctl at once and

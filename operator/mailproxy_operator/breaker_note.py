@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The circuit breaker's memory as an annotation: what nodes have refused, and for which generation."""
 
 from __future__ import annotations

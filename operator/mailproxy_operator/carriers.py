@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks at pods that carry a proxy as a sidecar: they belong to others, so they are only counted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The objects that one MailProxy owns: applied, kept, pruned, and never confused with somebody else's."""
 
 from __future__ import annotations

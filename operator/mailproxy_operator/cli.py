@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``mailproxy-operator``: arguments and exit codes; the rest is done elsewhere.
 
 Exit codes: 0 fine, 1 the input is wrong, 2 usage, 3 could not start.  What a

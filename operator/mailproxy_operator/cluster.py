@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The port to where objects live: an API server, or the local machine.
 
 Everything above it is told in dictionaries and in the errors of ``errors``;

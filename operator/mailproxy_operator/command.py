@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Starts ``mailproxy-operator run``: environment, log, signals, exit code."""
 
 from __future__ import annotations

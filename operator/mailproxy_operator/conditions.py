@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Judges what was seen: ordered checks, the first that finds something decides."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the operator gets in at the API server: a service account in a pod, the kubeconfig elsewhere."""
 
 from __future__ import annotations

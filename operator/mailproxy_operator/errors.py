@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can go wrong when the operator acts: waiting helps, or it does not."""
 
 from __future__ import annotations

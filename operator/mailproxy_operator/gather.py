@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the cluster through the port into one ``Observed`` value, and judges nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kinds of objects that the operator reads and writes: a static table instead of discovery."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names, labels and annotations: strings with one home."""
 
 from __future__ import annotations

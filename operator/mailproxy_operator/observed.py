@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was seen of a MailProxy: values that ``gather`` fills and ``conditions`` judges."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which ports a pod opens and a Service offers: pure, shared by several renderers."""
 
 from __future__ import annotations

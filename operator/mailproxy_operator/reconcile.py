@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the cluster hold what a resource wants, and says how far that has come.
 
 It always compares the whole state and never asks what changed, so it is right

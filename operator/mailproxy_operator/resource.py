@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A MailProxy resource as a typed value: the only place that reads a raw body."""
 
 from __future__ import annotations

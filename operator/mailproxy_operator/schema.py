@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The custom resource definition, made from the same shapes that the loader checks with.
 
 Directives have no defaults in it: a default at a server would always win over

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator's own settings: read once, where the program starts, and passed down."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything there is, read at once: what a resync looks at instead of asking for each resource."""
 
 from __future__ import annotations

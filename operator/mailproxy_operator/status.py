@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The status of a MailProxy, from what was planned and what was seen: pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which sysctls a pod gets, and why not the others: one pure function.
 
 What ``listen`` asks for is always established on the socket by the proxy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decides who is reconciled when something happens, and with what they look at the world."""
 
 from __future__ import annotations

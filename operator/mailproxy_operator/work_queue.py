@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which resource is reconciled when: one at a time each, with a pause of its own after a failure."""
 
 from __future__ import annotations

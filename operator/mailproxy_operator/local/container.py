@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What controllers and the kubelet would say about a process of this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster port on this machine.
 
 Objects are kept in memory.  A workload becomes one process, its volumes become

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A container as a local process: started, watched, started again with growing pauses."""
 
 from __future__ import annotations

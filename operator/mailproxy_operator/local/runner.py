@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole loop on one machine: watch a file, reconcile, run, show the status."""
 
 from __future__ import annotations

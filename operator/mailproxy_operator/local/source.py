@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file that `local` watches: one MailProxy manifest, read as kubectl would read it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Volumes as the kubelet lays them out: a directory of symlinks through ``..data``, swapped in one step."""
 
 from __future__ import annotations

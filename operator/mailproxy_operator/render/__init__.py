@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A resource becomes Kubernetes objects: pure functions, one file per kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HorizontalPodAutoscaler.
 
 Sessions last long and do not move, so by default pods leave slowly.

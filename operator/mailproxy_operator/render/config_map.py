@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ConfigMap: the configuration as the proxy reads it."""
 
 from __future__ import annotations

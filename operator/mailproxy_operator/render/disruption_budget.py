@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PodDisruptionBudget: how many pods may be missing while nodes are drained."""
 
 from __future__ import annotations

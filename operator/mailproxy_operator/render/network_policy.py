@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The NetworkPolicy: who may reach the pods, and whom they may reach.
 
 It is off unless asked for: where backends are is known to the authorization

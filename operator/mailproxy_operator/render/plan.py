@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several renderers and the status need to know about a resource, worked out once."""
 
 from __future__ import annotations

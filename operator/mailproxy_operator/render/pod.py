@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pod template: one container that meets the Pod Security Standard *restricted*."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PodMonitor of the Prometheus operator."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The PrometheusRule: alerts about one MailProxy, selected by the job that its PodMonitor makes."""
 
 from __future__ import annotations

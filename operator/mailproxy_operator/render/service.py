@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Services: one for mail, and a headless one for the admin port."""
 
 from __future__ import annotations

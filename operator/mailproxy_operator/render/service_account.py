@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ServiceAccount of the pods: they never talk to the API server, so it carries no rights and no token."""
 
 from __future__ import annotations

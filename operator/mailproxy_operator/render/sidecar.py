@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What somebody else's pod needs to carry the proxy as a native sidecar.
 
 A native sidecar is an init container with ``restartPolicy: Always``: it starts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``mailproxy-operator render`` prints: the very objects that the operator applies, as YAML."""
 
 from __future__ import annotations

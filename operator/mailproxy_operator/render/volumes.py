@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is mounted: the configuration, what it refers to, and places to write."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Deployment or the DaemonSet around the pod template."""
 
 from __future__ import annotations

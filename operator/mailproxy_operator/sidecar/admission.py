@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decides about one pod that asks for a sidecar, when the API server is about to create it.
 
 Whatever goes wrong, the pod is let in as it is, with a warning: only a resource

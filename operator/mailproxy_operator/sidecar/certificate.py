@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates of the webhook, made by the operator for itself.
 
 Every operator process makes a key of its own, in memory, and an authority that

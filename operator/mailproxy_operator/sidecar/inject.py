@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the proxy into a pod: pure, and the same for the webhook and for ``render --sidecar``.
 
 The pod is somebody else's.  Whatever it says about itself stays as it is; where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sidecar without the webhook: patches for kustomize, and whole workloads, from the same function."""
 
 from __future__ import annotations

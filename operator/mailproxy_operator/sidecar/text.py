@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``mailproxy-operator render --sidecar`` prints."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps the webhook's certificate good, and the API server's trust in it.
 
 Either the operator makes its certificate itself and writes the authority into

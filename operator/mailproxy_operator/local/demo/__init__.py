@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small mail world on loopback to try the proxy on: one user, one mailbox, three servers."""

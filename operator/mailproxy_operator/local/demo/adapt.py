@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fits a resource to this machine and to the demo's servers: ports that are free, certificates that exist."""
 
 from __future__ import annotations

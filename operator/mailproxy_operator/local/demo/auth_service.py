@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An HTTP authentication service as nginx's ``auth_http`` expects one.
 
 The request carries what is known about the client in headers; the answer

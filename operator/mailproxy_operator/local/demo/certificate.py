@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A self-signed certificate for the demo, made at start and gone with it."""
 
 from __future__ import annotations

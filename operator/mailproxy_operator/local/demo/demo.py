@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mailproxy-operator local --demo``: the mail world around a proxy, and one visit to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's IMAP4rev1 server: one mailbox, INBOX, as much as a mail program needs to read it."""
 
 from __future__ import annotations

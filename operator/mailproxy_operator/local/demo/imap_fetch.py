@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What FETCH can tell about a message, and what SEARCH asks about it: pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The grammar of IMAP as far as the demo's server needs it (RFC 3501 section 9).
 
 A command is words and nested lists; literals have been read by then and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mailbox of the demo: what SMTP delivers, IMAP and POP3 show.
 
 It lives in memory and is bounded in both directions: a message that is too

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the demo's servers and its authentication service need to check credentials."""
 
 from __future__ import annotations

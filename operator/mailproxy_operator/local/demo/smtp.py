@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's SMTP server: a submission backend behind the proxy, and on its own.
 
 It trusts XCLIENT, as a backend of nginx does: whoever the proxy has

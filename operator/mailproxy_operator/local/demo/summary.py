@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the demo tells: what happened, and what to try."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logs in once through the proxy with each protocol, as any mail program would."""
 
 from __future__ import annotations

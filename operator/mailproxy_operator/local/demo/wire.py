@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines over TCP for the demo's mail servers, with every bound a stranger could test.
 
 The proxy has a runtime of its own for speed; here asyncio's streams are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's servers together, for as long as the context lasts."""
 
 from __future__ import annotations
