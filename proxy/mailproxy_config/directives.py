@@ -85,7 +85,7 @@ _CONNECTIONS: Final = ValueType(
     syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
 )
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
-_PROTOCOL: Final = choice({protocol: protocol for protocol in map(str, Protocol)}, Protocol)
+_PROTOCOL: Final = choice({word: word for word in map(str, Protocol)}, Protocol, case_matters=True)
 MAIN_DIRECTIVES: Final = (
     Directive(
         name="worker_processes",

@@ -32,7 +32,7 @@ from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examin
 from .manifest_yaml import to_manifest_yaml
 from .nginx_places import Places
 from .nginx_syntax import Files, Statement
-from .nginx_values import Block, manifest_value, pair_certificates, session_caches
+from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
 
@@ -43,7 +43,7 @@ _LEVEL: Final = by_name(LEVEL_DIRECTIVES)
 _SERVER: Final = by_name(SERVER_DIRECTIVES)
 _FIELDS: Final = by_field(DIRECTIVES)
 _PATH: Final = re.compile(r"spec\.[][.A-Za-z0-9]+")
-_LAST_WINS: Final = frozenset({"auth_http", "protocol"})
+_MAY_REPEAT: Final = frozenset({"auth_http", "protocol", "error_log", "ssl_session_cache"})
 _FOLDED: Final = by_name(FOLDED_DIRECTIVES)
 _SHUTDOWN: Final = Directive(
     name="worker_shutdown_timeout", module="core", type=MSEC_TIME, meaning="Becomes drain.timeout."
@@ -246,7 +246,7 @@ class _Reader:
         if row is None:
             self._unknown(statement, (*known, _KEY))
             return
-        if statement.name in block.seen and not (row.type.appends or row.name in {*_LAST_WINS, "error_log"}):
+        if statement.name in block.seen and not (row.type.appends or row.name in _MAY_REPEAT):
             self._duplicate(statement)
             return
         block.seen.add(statement.name)
@@ -266,6 +266,8 @@ class _Reader:
             return
         if row.name == "error_log":
             value = self._level(statement, value, into.get(row.field))
+        elif row.name == "ssl_session_cache":
+            value = repeated_caches(into.get(row.field, ()), value)
         if not row.type.appends:
             self._origins[f"{path}.{row.field}"] = (statement.where, row.name)
             into[row.field] = value

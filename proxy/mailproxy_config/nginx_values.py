@@ -178,3 +178,12 @@ def session_caches(mail: Block, servers: Sequence[Block]) -> None:
         own = server.fields.get("sslSessionCache", [])
         if shared and own and all(part.startswith("builtin") for part in own):
             server.fields["sslSessionCache"] = own + shared
+
+
+def repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
+    """What two ``ssl_session_cache`` of one level make: the last shared cache, and the last of the rest."""
+    if not before:
+        return value
+    shared = [part for part in (*before, *value) if part.startswith("shared:")][-1:]
+    rest = [part for part in (*before, *value) if not part.startswith("shared:")][-1:]
+    return rest if rest and not rest[0].startswith("builtin") else rest + shared

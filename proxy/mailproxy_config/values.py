@@ -177,17 +177,24 @@ def text(*, longest: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) ->
     return ValueType(syntax=syntax, shape=shape, read=as_it_is, write=as_it_is, nginx=nginx_text)
 
 
-def choice(words: Mapping[str, str], kind: Callable[[str], object], *, also: Sequence[str] = ()) -> ValueType:
+def choice(
+    words: Mapping[str, str],
+    kind: Callable[[str], object],
+    *,
+    also: Sequence[str] = (),
+    case_matters: bool = False,
+) -> ValueType:
     """One of a few words.
 
     Args:
         words: nginx's words, each with the manifest's.
         kind: Makes a model value of a manifest's word.
         also: Words of the manifest that nginx does not have.
+        case_matters: Whether nginx takes its words in small letters alone.
     """
 
     def nginx(arguments: Sequence[str]) -> str:
-        word = words.get(arguments[0].lower())
+        word = words.get(arguments[0] if case_matters else arguments[0].lower())
         if word is None:
             raise ValueError(f'invalid value "{arguments[0]}", it must be one of {", ".join(words)}')
         return word

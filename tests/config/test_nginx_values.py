@@ -10,7 +10,13 @@ import pytest
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.nginx_syntax import Files, Statement
-from mailproxy_config.nginx_values import Block, manifest_value, pair_certificates, session_caches
+from mailproxy_config.nginx_values import (
+    Block,
+    manifest_value,
+    pair_certificates,
+    repeated_caches,
+    session_caches,
+)
 
 _ROWS = by_name(DIRECTIVES)
 _TLS = {"listen": [{"port": 993, "ssl": True}]}
@@ -123,3 +129,19 @@ def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective
     server = _block(**({} if own is None else {"sslSessionCache": own}))
     session_caches(mail, [server])
     assert server.fields.get("sslSessionCache") == effective
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "both"),
+    [
+        ([], ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
+        (["builtin:5"], ["shared:a:1m"], ["builtin:5", "shared:a:1m"]),
+        (["shared:a:1m"], ["builtin"], ["builtin", "shared:a:1m"]),
+        (["shared:a:1m"], ["shared:b:1m"], ["shared:b:1m"]),
+        (["Disabled"], ["shared:a:1m"], ["Disabled"]),
+        (["builtin", "shared:a:1m"], ["None"], ["None"]),
+        (["None"], ["builtin"], ["builtin"]),
+    ],
+)
+def test_caches_that_stand_twice_add_up(before: list[str], value: list[str], both: list[str]) -> None:
+    assert repeated_caches(before, value) == both

@@ -30,6 +30,7 @@ def make(folder: Path) -> dict[str, str]:
     revoked = authority.issue("O=Ex, Inc/CN=revoked")
     issued: dict[str, Issued] = {
         "server": authority.issue("CN=mx.example.test", key="rsa"),
+        "other": authority.issue("CN=mx.example.test", key="rsa"),
         "locked": authority.issue("CN=mx.example.test", key="rsa", passphrase=b"correct horse"),
         "client": authority.issue("O=Ex, Inc/CN=client"),
         "expired": authority.issue("CN=expired", expires=NOW - DAY),

@@ -336,11 +336,11 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "salt-of-external",
-        "before 1.31 also sends Auth-Salt for external, where the greeting had a challenge",
+        "before 1.29.1 also sends Auth-Salt for external, where the greeting had a challenge",
         "sends Auth-Salt for apop and cram-md5 alone",
-        "as nginx 1.31 does; external answers no challenge",
+        "as nginx does since 1.29.1; external answers no challenge",
         kind="newer",
-        until=(1, 29, 7),
+        until=(1, 29, 1),
         level=_without_salt,
     ),
     Difference(
@@ -349,7 +349,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
         "sends none",
         "as nginx does since 1.29.1",
         kind="newer",
-        until=(1, 29, 7),
+        until=(1, 29, 1),
         explains=_had_stale_credentials,
     ),
     Difference(
