@@ -6,9 +6,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BUILD  ?= docker buildx build
 REVISION = $(shell git rev-parse --short HEAD)
+DIST   ?= dist
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+VERSIONED := pyproject.toml Dockerfile charts/mailproxy-operator/Chart.yaml deploy/operator.yaml \
+             operator/mailproxy_operator/settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images sbom chart bench clean
+.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images sbom version chart bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,8 +74,12 @@ images:  ## Build both images; with another tool: make images BUILD='buildah bud
 	$(BUILD) --target operator -t mailproxy-operator --build-arg REVISION=$(REVISION) .
 
 sbom:  ## Write the bills of materials of both images, as CycloneDX JSON, into dist/
-	mkdir -p dist
-	for i in proxy operator; do $(PYTHON) deploy/images/sbom.py $$i > dist/sbom-$$i.cdx.json || exit 1; done
+	mkdir -p $(DIST)
+	for i in proxy operator; do $(PYTHON) deploy/images/sbom.py $$i > $(DIST)/sbom-$$i.cdx.json || exit 1; done
+
+version:  ## Raise the version everywhere: make version TO=0.2.0
+	test -n "$(TO)"
+	sed -i 's/$(subst .,\.,$(VERSION))/$(TO)/' $(VERSIONED)
 
 chart: setup  ## Check the chart
 	$(BIN)/python -m pytest tests/chart

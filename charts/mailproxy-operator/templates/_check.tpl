@@ -1,4 +1,6 @@
-{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+{{- /*
+SPDX-License-Identifier: Apache-2.0
+*/ -}}
 {{/* What the schema of the values cannot say: values that contradict each other. */}}
 
 {{- define "mailproxy-operator.check" -}}

@@ -1,4 +1,6 @@
-{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+{{- /*
+SPDX-License-Identifier: Apache-2.0
+*/ -}}
 {{/*
 A Job that runs a script of ours in the operator's image, as a hook: takes root, name, account, hook, weight, script, env.
 */}}

@@ -1,4 +1,6 @@
-{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+{{- /*
+SPDX-License-Identifier: Apache-2.0
+*/ -}}
 {{/* Names, labels and images. */}}
 
 {{- define "mailproxy-operator.name" -}}

@@ -1,4 +1,6 @@
-{{- /* SPDX-License-Identifier: Apache-2.0 */ -}}
+{{- /*
+SPDX-License-Identifier: Apache-2.0
+*/ -}}
 {{/* What the operator may do where it serves MailProxy resources. Nothing here about Secrets. */}}
 {{- define "mailproxy-operator.rules" -}}
 - apiGroups: [mailproxy.dev]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a release needs: one version everywhere, the licence, the bills of materials."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+ROOT: Final = Path(__file__).parents[2]
+PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSIONED: Final = (
+    "pyproject.toml",
+    "Dockerfile",
+    "charts/mailproxy-operator/Chart.yaml",
+    "deploy/operator.yaml",
+    "operator/mailproxy_operator/settings.py",
+)
+
+
+def test_the_licence_comes_with_everything() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert (ROOT / f"LICENSES/{PROJECT['license']}.txt").read_text() == text
+    assert PROJECT["license-files"] == ["LICENSE"]
+    whole, *others = tomllib.loads((ROOT / "REUSE.toml").read_text())["annotations"]
+    assert (whole["path"], whole["SPDX-License-Identifier"]) == ("**", PROJECT["license"])
+    assert all((ROOT / one["path"]).exists() for one in others)
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_there_is_one_version(name: str) -> None:
+    """Whatever looks like a version of ours, on its own line or as the tag of an image."""
+    text = (ROOT / name).read_text()
+    found = re.findall(r"(?im)^(?:ARG )?(?:appVersion|version)\s*[:=]\s*\"?(\d[\w.+-]*)", text)
+    found += re.findall(r"mailproxy/mailproxy(?:-operator)?:([\w.+-]+)", text)
+    assert found
+    assert set(found) == {PROJECT["version"]}, "run: make version TO=..."
+
+
+def test_a_release_raises_the_version_everywhere(tmp_path: Path) -> None:
+    for name in ("Makefile", *VERSIONED):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    subprocess.run(["make", "-s", "version", "TO=7.8.9"], cwd=tmp_path, check=True, timeout=60)
+    for name in VERSIONED:
+        before, after = (ROOT / name).read_text(), (tmp_path / name).read_text()
+        assert PROJECT["version"] not in after
+        assert before == after.replace("7.8.9", PROJECT["version"])
+    chart = yaml.safe_load((tmp_path / "charts/mailproxy-operator/Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == "7.8.9"
+
+
+@pytest.mark.parametrize("image", ["proxy", "operator"])
+def test_make_writes_the_bills_of_materials(image: str, tmp_path: Path) -> None:
+    made = subprocess.run(
+        ["make", "-s", "sbom", f"PYTHON={sys.executable}", f"DIST={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert PROJECT["version"] in (tmp_path / f"sbom-{image}.cdx.json").read_text()
