@@ -48,6 +48,11 @@ class Answer:
         return self.body.get("kind") == "Status"
 
 
+def code_class(status: int) -> str:
+    """Name a status for the metrics: its class, or itself where that tells more."""
+    return str(status) if status in {409, 410, 422, 429} else f"{status // 100}xx"
+
+
 def warnings(headers: list[str]) -> tuple[str, ...]:
     """Read ``Warning`` headers (RFC 7234 section 5.5) as the API server writes them."""
     found = (_WARNING.match(header) for header in headers)

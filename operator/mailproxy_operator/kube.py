@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +18,7 @@ import aiohttp
 from kubernetes.aio import client
 
 from mailproxy_operator import names
-from mailproxy_operator.answers import Answer, failure, is_port_drift, warnings
+from mailproxy_operator.answers import Answer, code_class, failure, is_port_drift, warnings
 from mailproxy_operator.cluster import Applied, Key, RunningConfig
 from mailproxy_operator.credentials import Configuration, Credentials
 from mailproxy_operator.errors import Gone, OperatorError, Retryable
@@ -89,6 +89,7 @@ class KubeCluster:
         self._pods = pods
         self._meter = meter
         self._node_version = node_version
+        self._missing: frozenset[Kind] = frozenset()
 
     async def version(self) -> KubeVersion:
         """Ask for the API server's version, unless the nodes' is given."""
@@ -112,42 +113,70 @@ class KubeCluster:
 
     async def has(self, kind: Kind) -> bool:
         """Tell whether the cluster has a kind at all."""
+        return kind.name in await self._names_in(kind)
+
+    async def _names_in(self, kind: Kind) -> frozenset[str]:
+        """Name the kinds of a kind's group and version."""
         path = kind.path(None).rpartition("/")[0]
         answer = await self._ask("get", "GET", path)
         if answer.status == 404:
-            return False
+            return frozenset()
         listed = self._good(answer, kind, path).body.get("resources") or []
-        return any(one.get("kind") == kind.name for one in listed)
+        return frozenset(str(one.get("kind")) for one in listed)
 
-    async def snapshot(self, namespaces: tuple[str, ...] = ()) -> Snapshot:
-        """Read every MailProxy and all that they own, in some namespaces or in all."""
+    async def served(self, kinds: Iterable[Kind]) -> frozenset[Kind]:
+        """Tell which of some kinds the cluster has; the others are not listed until asked again."""
+        kinds = frozenset(kinds)
+        by_version = {kind.api_version: kind for kind in kinds}
+        named = {version: await self._names_in(kind) for version, kind in by_version.items()}
+        found = frozenset(kind for kind in kinds if kind.name in named[kind.api_version])
+        self._missing = kinds - found
+        return found
+
+    async def snapshot(
+        self, namespaces: tuple[str, ...] = (), *, moved: Callable[[], None] = lambda: None
+    ) -> Snapshot:
+        """Read every MailProxy and all that they own, in some namespaces or in all.
+
+        Args:
+            namespaces: Which; all of them when empty.
+            moved: Called whenever there is a page more.
+        """
         ours = {"labelSelector": names.label_selector(names.MANAGED_BY_US)}
         return Snapshot(
             {
                 kind: [
                     one
                     for namespace in namespaces or ("",)
-                    for one in await self._list(kind, namespace, {} if kind is MAIL_PROXY else ours)
+                    for one in await self._list(kind, namespace, {} if kind is MAIL_PROXY else ours, moved)
                 ]
                 for kind in (MAIL_PROXY, *OWNED, POD)
             }
         )
 
-    async def _list(self, kind: Kind, namespace: str, query: Mapping[str, str]) -> list[Manifest]:
+    async def _list(
+        self,
+        kind: Kind,
+        namespace: str,
+        query: Mapping[str, str],
+        moved: Callable[[], None] = lambda: None,
+    ) -> list[Manifest]:
         items: list[Manifest] = []
         position = ""
-        while True:
+        while kind not in self._missing:
             page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
             answer = await self._ask("list", "GET", kind.path(namespace or None), query=page)
+            moved()
             if answer.status == 404 and kind.optional:
-                return []
+                break
             body = self._good(answer, kind, f"the list of {kind.plural}").body
             # The API server does not say of each item what it is.
             what = {"apiVersion": kind.api_version, "kind": kind.name}
             items += [{**what, **one} for one in body.get("items") or []]
             position = (body.get("metadata") or {}).get("continue") or ""
             if not position:
-                return items
+                break
+        return items
 
     async def apply(
         self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
@@ -313,7 +342,7 @@ class KubeCluster:
                 if answer.status == 401 and self._credentials and await self._credentials.renew():
                     answer = await self._exchange(method, path, query, body, content_type)
             self.is_let_in = answer.is_good or (self.is_let_in and answer.status != 401)
-            code = _code(answer.status)
+            code = code_class(answer.status)
             return answer
         except (aiohttp.ClientError, OSError) as error:
             raise Retryable(f"{method} {path}: {type(error).__name__}") from error
@@ -351,10 +380,6 @@ def _parsed(text: bytes) -> Mapping[str, Any]:
 
 def _seconds(text: str | None) -> float | None:
     return float(text) if text and text.isdecimal() else None
-
-
-def _code(status: int) -> str:
-    return str(status) if status in {409, 410, 422, 429} else f"{status // 100}xx"
 
 
 def _key(manifest: Manifest) -> Key:

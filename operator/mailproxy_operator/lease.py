@@ -91,7 +91,11 @@ class Leadership:
 
     async def release(self) -> None:
         """Give the Lease up, so that another candidate need not wait."""
-        with suppress(OperatorError):
+        with suppress(OperatorError, TimeoutError):
+            await self._released()
+
+    async def _released(self) -> None:
+        async with asyncio.timeout(RENEW_SECONDS):
             for _ in range(TRIES):
                 # A renewal that was cut off may still arrive, and then ours is refused as out of date.
                 lease = await self._store.read_lease(self._key)

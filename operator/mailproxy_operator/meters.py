@@ -73,6 +73,9 @@ class Meters:
             f"{prefix}_api_request_duration_seconds", "How long they take.", ["verb"], registry=registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
         )  # fmt: skip
+        self._watch_restarts = Counter(
+            f"{prefix}_watch_restarts", "Watches begun again, by why.", ["reason"], registry=registry
+        )
         self._queue = Gauge(f"{prefix}_queue_depth", "Resources waiting for a reconcile.", registry=registry)
         self._admissions = Counter(
             f"{prefix}_sidecar_admissions",
@@ -86,10 +89,13 @@ class Meters:
 
     def _name_build(self) -> None:
         build = Gauge(
-            "mailproxy_operator_build_info", "What runs.", ["version", "python_version", "kopf_version"],
-            registry=self.registry,
+            "mailproxy_operator_build_info", "What runs.",
+            ["version", "revision", "python_version", "kopf_version"], registry=self.registry,
         )  # fmt: skip
-        build.labels(_version("mailproxy"), platform.python_version(), _version("kopf")).set(1)
+        known = _version("mailproxy")
+        # The source revision is the local part of the version: 1.2.0+abc1234.
+        revision = known.partition("+")[2] or "unknown"
+        build.labels(known, revision, platform.python_version(), _version("kopf")).set(1)
 
     def _begin_at_zero(self) -> None:
         """Make every series exist from the start, so that a first event is an increase."""
@@ -101,6 +107,8 @@ class Meters:
             self._resources.labels(ready)
         for result in ("injected", "present", "ignored", "refused", "error"):
             self._admissions.labels(result)
+        for reason in ("expired", "closed", "error", "inactive"):
+            self._watch_restarts.labels(reason)
         self._breakers.labels("sysctl_forbidden")
 
     def watch_queue(self, length: Callable[[], int]) -> None:
@@ -114,7 +122,12 @@ class Meters:
     def requested(self, verb: str, code: str, seconds: float) -> None:
         """Note a request to the API server."""
         self._requests.labels(verb, code).inc()
-        self._request_duration.labels(verb).observe(seconds)
+        if verb != "watch":  # a watch lasts as long as it can
+            self._request_duration.labels(verb).observe(seconds)
+
+    def watch_restarted(self, reason: str) -> None:
+        """Note that a watch begins anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
+        self._watch_restarts.labels(reason).inc()
 
     def reconciled(self, key: Key, outcome: Outcome | None, seconds: float) -> None:
         """Note a reconcile; ``None`` for one that ended in a fault of ours."""

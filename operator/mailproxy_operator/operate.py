@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
 import aiohttp
-import kopf
 
 from mailproxy_operator import handlers
 from mailproxy_operator.admin import AdminEndpoint
@@ -23,14 +21,17 @@ from mailproxy_operator.kube import ApiClient, KubeCluster, api_client
 from mailproxy_operator.lease import Leadership
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.resync import Resync
 from mailproxy_operator.settings import OperatorSettings, Platform
 from mailproxy_operator.waker import Waker
+from mailproxy_operator.watching import CARRIERS, Login, Watching, from_environment, kopf_settings
 from mailproxy_operator.webhook import Webhook
 from mailproxy_operator.work_queue import RECONCILE_SECONDS, WorkQueue
 
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
-SPREAD = 0.1
 RETRY_SECONDS = 5.0
+KINDS_SECONDS = 60.0
+"""Kinds of other products come and go; the operator does not have to be started again for that."""
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ async def operate(
     stop: asyncio.Event,
     *,
     configuration: Configuration | None = None,
-    login: handlers.Login = handlers.from_environment,
+    login: Login = from_environment,
 ) -> int:
     """Run the operator until ``stop`` is set, or the Lease is lost.
 
@@ -59,103 +60,115 @@ async def operate(
         credentials = Credentials(configuration)
         api = await stack.enter_async_context(api_client(await credentials.read()))
         pods = await stack.enter_async_context(aiohttp.ClientSession())
-        operator = Operator(settings, api, pods, login, credentials)
+        meters = Meters()
+        watching = Watching(settings, login=login, told=meters, stop=stop)
+        operator = Operator(settings, api, pods, credentials, meters=meters, watching=watching)
         webhook = operator.webhook()
         endpoint = AdminEndpoint(
             settings.admin_host,
             settings.admin_port,
-            meters=operator.meters,
+            meters=meters,
             trouble=operator.trouble,
             is_ready=lambda: operator.is_ready and (webhook is None or webhook.is_ready),
         )
         await stack.enter_async_context(endpoint)
         if webhook is None:
             return await operator.run(stop)
-        return await _beside(operator.run(stop), webhook.run(), stop)
+        return await _beside(operator.run(stop), webhook.run())
 
 
 class Operator:
-    """One operator process."""
+    """One operator process.
+
+    Args:
+        settings: What was asked for.
+        api: The API server.
+        pods: For asking pods themselves.
+        credentials: How to get in at the API server.
+        meters: What is counted.
+        watching: Runs kopf.
+    """
 
     def __init__(
         self,
         settings: OperatorSettings,
         api: ApiClient,
         pods: aiohttp.ClientSession,
-        login: handlers.Login,
         credentials: Credentials,
+        *,
+        meters: Meters,
+        watching: Watching,
     ) -> None:
-        self.meters = Meters()
         self._settings = settings
-        self._login = login
+        self._meters = meters
+        self._watching = watching
         self._cluster = KubeCluster(
-            api,
-            pods,
-            meter=self.meters.requested,
-            node_version=settings.node_min_version,
-            credentials=credentials,
+            api, pods, meter=meters.requested, node_version=settings.node_min_version, credentials=credentials
         )
+        self._is_at_work = False
         self._queue: WorkQueue | None = None
-        self._resynced: float | None = None
+        self._resync: Resync | None = None
 
     def webhook(self) -> Webhook | None:
         """Make the webhook, where it was asked for."""
         if self._settings.webhook is None:
             return None
-        return Webhook(self._settings, self._cluster, login=self._login, told=self.meters.admitted)
+        return Webhook(self._settings, self._cluster, watching=self._watching, told=self._meters.admitted)
 
     @property
     def is_ready(self) -> bool:
-        """Whether it works or stands by: the API server lets it in."""
-        return self._cluster.is_let_in
+        """Whether the API server lets it in, and it either stands by or has seen everything once."""
+        is_synced = self._resync is not None and self._resync.is_synced
+        return self._cluster.is_let_in and (is_synced or not self._is_at_work)
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""
-        if self._queue is None or self._resynced is None:
-            return ""
-        running = self._queue.longest_running()
+        running = self._queue.longest_running() if self._queue else 0.0
         if running > STUCK_SECONDS:
             return f"a reconcile has been running for {running:.0f} seconds"
-        age = asyncio.get_running_loop().time() - self._resynced
-        return f"the last resync was {age:.0f} seconds ago" if age > 3 * self._settings.resync_seconds else ""
+        return self._resync.trouble() if self._resync else ""
 
     async def run(self, stop: asyncio.Event) -> int:
         """Wait for the Lease, work, give it back."""
         settings = self._settings
         if not settings.lease_namespace:
-            await _first(stop.wait(), self._work(stop))
+            await _first(stop.wait(), self._work())
             return 0
         key = Key(settings.lease_namespace, settings.lease_name)
         leadership = Leadership(self._cluster, key, settings.identity)
         await _first(stop.wait(), leadership.acquire())
         if stop.is_set():
             return 0
-        self.meters.leader.set(1)
+        self._meters.leader.set(1)
         try:
-            await _first(stop.wait(), self._work(stop), leadership.hold())
+            await _first(stop.wait(), self._work(), leadership.hold())
         finally:
-            self.meters.leader.set(0)
+            self._meters.leader.set(0)
             await leadership.release()
         return 0 if stop.is_set() else 1
 
-    async def _work(self, stop: asyncio.Event) -> None:
+    async def _work(self) -> None:
         """Reconcile whatever kopf or the resync wakes."""
+        self._is_at_work = True
         version = await _answered(self._cluster.version)
         platform = Platform(kube_version=version, image=self._settings.image)
         reconciler = Reconciler(self._cluster, platform)
         await self._until_installed()
-        waker = Waker(reconciler, told=self.meters.reconciled)
+        waker = Waker(reconciler, told=self._meters.reconciled)
         self._queue = waker.queue
-        self.meters.watch_queue(lambda: len(waker.queue))
-        kinds = tuple([kind for kind in handlers.WATCHED if await self._has(kind)])
-        ours, carriers = kopf.OperatorRegistry(), kopf.OperatorRegistry()
-        handlers.register(ours, waker, login=self._login, kinds=kinds)
-        handlers.register_carriers(carriers, waker, login=self._login)
+        self._meters.watch_queue(lambda: len(waker.queue))
+        self._resync = Resync(
+            self._cluster,
+            waker,
+            namespaces=self._settings.namespaces,
+            interval=self._settings.resync_seconds,
+        )
         await _first(
             waker.queue.run(),
-            self._resync(waker),
-            self._watch(ours, handlers.OURS, stop),
-            self._watch(carriers, handlers.CARRIERS, stop),
+            self._look(waker, self._resync),
+            self._watching.keep(
+                lambda registry: handlers.register_carriers(registry, waker), partial(kopf_settings, CARRIERS)
+            ),
         )
 
     async def _until_installed(self) -> None:
@@ -164,46 +177,26 @@ class Operator:
             _log.warning("the custom resource definition is not installed: apply deploy/crd.yaml")
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _has(self, kind: Kind) -> bool:
-        return not kind.optional or await _answered(lambda: self._cluster.has(kind))
-
-    async def _watch(self, registry: kopf.OperatorRegistry, selector: str, stop: asyncio.Event) -> None:
-        namespaces = self._settings.namespaces
-        watching = partial(
-            kopf.operator,
-            registry=registry,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            standalone=True,
-        )
+    async def _look(self, waker: Waker, resync: Resync) -> None:
+        """Watch and resync, and begin anew when the cluster gets another kind or loses one."""
         while True:
-            try:
-                await watching(settings=handlers.operator_settings(selector))
-            except kopf.LoginError:
-                # It gives up as soon as they are refused; new ones may come.
-                _log.warning(
-                    "watching: the API server does not accept our credentials; they may have expired"
-                )
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                # kopf takes the process's signals for itself and returns after one.
-                stop.set()
+            kinds = await _answered(self._kinds)
+            register = partial(handlers.register, waker=waker, kinds=kinds)
+            await _first(resync.run(), self._watching.keep(register), self._until_others_than(kinds))
+
+    async def _kinds(self) -> tuple[Kind, ...]:
+        """Tell which of the watched kinds the cluster has."""
+        served = await self._cluster.served(kind for kind in handlers.WATCHED if kind.optional)
+        return tuple(kind for kind in handlers.WATCHED if not kind.optional or kind in served)
+
+    async def _until_others_than(self, kinds: tuple[Kind, ...]) -> None:
+        while True:
+            await asyncio.sleep(KINDS_SECONDS)
+            found = await _answered(self._kinds)
+            if found != kinds:
+                changed = ", ".join(sorted(kind.name for kind in {*found} ^ {*kinds}))
+                _log.info("the cluster has other kinds than before: %s", changed)
                 return
-
-    async def _resync(self, waker: Waker) -> None:
-        """Look at everything now and then: what a watch has missed is found here."""
-        interval = self._settings.resync_seconds
-        while True:
-            try:
-                snapshot = await self._cluster.snapshot(self._settings.namespaces)
-            except OperatorError as failure:
-                _log.warning("resync: %s", failure)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            is_first = self._resynced is None
-            self._resynced = asyncio.get_running_loop().time()
-            waker.resync(snapshot, spread=0.0 if is_first else SPREAD * interval)
-            await asyncio.sleep(interval * random.uniform(1 - SPREAD, 1 + SPREAD))  # noqa: S311
 
 
 async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
@@ -216,15 +209,10 @@ async def _answered(ask: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _beside(work: Awaitable[int], webhook: Awaitable[None], stop: asyncio.Event) -> int:
+async def _beside(work: Awaitable[int], webhook: Awaitable[None]) -> int:
     """Work with the webhook beside it, whoever holds the Lease; neither goes on without the other."""
-
-    async def served() -> None:
-        await webhook
-        stop.set()
-
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(served())
+        serving = tasks.create_task(_plain(webhook))
         code = await work
         serving.cancel()
     return code

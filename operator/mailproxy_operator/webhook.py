@@ -18,13 +18,13 @@ import kopf
 from aiohttp import web
 
 from mailproxy_operator import names
-from mailproxy_operator.handlers import Login, operator_settings
 from mailproxy_operator.kinds import POD, Manifest
 from mailproxy_operator.kube import KubeCluster
 from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSettings
 from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
 from mailproxy_operator.sidecar.certificate import server_context
 from mailproxy_operator.sidecar.trust import MountedCertificate, OwnCertificate
+from mailproxy_operator.watching import Watching, kopf_settings
 
 HANDLER = "inject"
 """The path under which it is called."""
@@ -58,7 +58,8 @@ class ReviewServer:
     """
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        self._socket = _listening(host.strip("[]"), port)
+        self._host = host.strip("[]")
+        self._socket = _listening(self._host, port)
         self.port = int(self._socket.getsockname()[1])
         self._context = context
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
@@ -74,6 +75,8 @@ class ReviewServer:
         async def answer(request: web.Request) -> web.Response:
             return await self._answer(request, reviewed)
 
+        if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
+            self._socket = _listening(self._host, self.port)
         app = web.Application(client_max_size=MAX_REVIEW_OCTETS)
         app.router.add_post("/{id}", answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
@@ -117,19 +120,14 @@ def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
     return review
 
 
-def register(registry: kopf.OperatorRegistry, admission: Admission, *, login: Login, told: Told) -> None:
+def register(registry: kopf.OperatorRegistry, admission: Admission, *, told: Told) -> None:
     """Attach the handler.
 
     Args:
         registry: Where to.
         admission: Who decides.
-        login: How kopf gets in: it looks up what pods are.
         told: Told what became of each pod.
     """
-
-    @kopf.on.login(registry=registry)
-    def _login(**known: Any) -> kopf.ConnectionInfo | None:  # noqa: ANN401  handed on
-        return login(**known)
 
     @kopf.on.mutate(
         "", POD.api_version, POD.plural, id=HANDLER, operations=["CREATE"],
@@ -178,25 +176,27 @@ class Webhook:
     Args:
         settings: What was asked for.
         cluster: Where resources are read, and the webhook's configuration is kept.
-        login: How kopf reaches the API server.
+        watching: Runs kopf, which looks up what pods are.
         told: Told what became of each pod.
     """
 
-    def __init__(self, settings: OperatorSettings, cluster: KubeCluster, *, login: Login, told: Told) -> None:
+    def __init__(
+        self, settings: OperatorSettings, cluster: KubeCluster, *, watching: Watching, told: Told
+    ) -> None:
         asked = settings.webhook or WebhookSettings()
         context = server_context()
         self._settings = settings
         self._cluster = cluster
+        self._watching = watching
+        self._told = told
         self._platform: Platform | None = None
-        self._registry = kopf.OperatorRegistry()
         self._server = ReviewServer(asked.host, asked.port, context)
         self._certificate: OwnCertificate | MountedCertificate = (
             MountedCertificate(asked.certificates, context)
             if asked.certificates
             else OwnCertificate(cluster, asked.configuration, context, holder=settings.identity)
         )
-        admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
-        register(self._registry, admission, login=login, told=told)
+        self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
 
     @property
     def port(self) -> int:
@@ -209,23 +209,18 @@ class Webhook:
         return self._server.is_listening and self._certificate.is_ready
 
     async def run(self) -> None:
-        """Serve until cancelled, or until the process is told to end."""
+        """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            keeping = tasks.create_task(self._certificate.keep())
-            await self._serve()
-            keeping.cancel()
+            tasks.create_task(self._certificate.keep())
+            tasks.create_task(self._watching.keep(self._register, self._kopf_settings))
 
-    async def _serve(self) -> None:
-        settings = operator_settings()
+    def _register(self, registry: kopf.OperatorRegistry) -> None:
+        register(registry, self._admission, told=self._told)
+
+    def _kopf_settings(self) -> kopf.OperatorSettings:
+        settings = kopf_settings()
         settings.admission.server = self._server
-        namespaces = self._settings.namespaces
-        await kopf.operator(
-            registry=self._registry,
-            settings=settings,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            standalone=True,
-        )
+        return settings
 
     async def _known_platform(self) -> Platform:
         if self._platform is None:
