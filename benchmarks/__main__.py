@@ -55,7 +55,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *MEASURES], help=", ".join(MEASURES))
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; each measures both proxies")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of one proxy's turn in a round")
+    parser.add_argument("--seconds", type=float, default=0.4, help="of one proxy's turn in a round")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     return parser.parse_args(argv)
@@ -108,13 +108,11 @@ def _circumstances(
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=PAGE.parent
     ).stdout.strip()
-    names = " ".join(options.names)
+    names = "".join(f"{name} " for name in options.names)
     return [
         f"Taken {now:%Y-%m-%d %H:%M} UTC at commit {commit or 'unknown'}, in {minutes:.0f} minutes, by",
         "",
-        f"    python -m benchmarks {names} --rounds {options.rounds} --seconds {options.seconds:g}".replace(
-            "  ", " "
-        ),
+        f"    python -m benchmarks {names}--rounds {options.rounds} --seconds {options.seconds:g}",
         "",
         "| | |",
         "|---|---|",

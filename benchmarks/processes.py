@@ -162,12 +162,15 @@ class Bench:
     crowds: Crowds
     proxies: dict[str, Proxy] = field(default_factory=dict)
 
-    def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = ()) -> Proxy:
-        """Start a proxy, afresh if it runs."""
+    def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = (), path: str = "") -> Proxy:
+        """Start a proxy, afresh if it runs; ``path`` is a folder of modules for ours."""
         if name in self.proxies:
             self.proxies[name].stop()
-        start = start_nginx if name == "nginx" else start_mailproxy
-        self.proxies[name] = proxy = start(self.folder, self.python, workers, options)
+        if name == "nginx":
+            proxy = start_nginx(self.folder, workers)
+        else:
+            proxy = start_mailproxy(self.folder, self.python, workers, options, path)
+        self.proxies[name] = proxy
         return proxy
 
     def scene(self, proxy: Proxy, name: str, **how: Any) -> Scene:  # noqa: ANN401 - as Scene has them
@@ -200,7 +203,7 @@ def bench(python: str) -> Iterator[Bench]:
             stop(peers)
 
 
-def start_nginx(folder: Path, _python: str, workers: int, _options: tuple[str, ...]) -> Proxy:
+def start_nginx(folder: Path, workers: int) -> Proxy:
     """Start nginx."""
     (folder / "nginx.conf").write_text(nginx_conf(folder, "nginx", workers))
     process = pinned(
@@ -210,10 +213,11 @@ def start_nginx(folder: Path, _python: str, workers: int, _options: tuple[str, .
     return Proxy("nginx", process, _workers(process.pid, "worker process", workers))
 
 
-def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...]) -> Proxy:
+def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...], path: str) -> Proxy:
     """Start the proxy, on the very same configuration."""
     (folder / "mailproxy.conf").write_text(nginx_conf(folder, "mailproxy", workers))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT / "proxy"), *sys.path[1:]])}
+    modules = [*([str(_ROOT / path)] if path else []), str(_ROOT / "proxy"), *sys.path[1:]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules)}
     with open(folder / "mailproxy.log", "a", encoding="utf-8") as log:
         process = pinned(
             PROXY_CPU if workers == 1 else "",
