@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page about the first proxy and its example, done as they say, in front of a real Dovecot."""
+
+from __future__ import annotations
+
+import imaplib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from support.helm import ROOT
+from support.helm_schemas import VERSIONS, faults, violations
+from support.servers import dovecot as dovecots
+from support.servers import proxy as proxies
+from support.servers.dovecot import Dovecot
+from support.servers.programs import Ports, Running, program
+from support.servers.proxy import Proxy
+
+EXAMPLE: Final[list[dict[str, Any]]] = list(
+    yaml.safe_load_all((ROOT / "deploy/examples/first-proxy.yaml").read_text())
+)
+PAGE: Final = (ROOT / "docs/first-proxy.md").read_text()
+USER: Final = ("alice", "wonderland")
+
+
+def _of_kind(kind: str) -> dict[str, Any]:
+    [found] = [one for one in EXAMPLE if one["kind"] == kind]
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_stands_beside_the_resource_is_valid_and_restricted(version: str) -> None:
+    objects = [one for one in EXAMPLE if one["kind"] != "MailProxy"]
+    assert [fault for one in objects for fault in faults(one, version)] == []
+    assert violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
+
+
+def test_the_service_is_what_the_resource_asks() -> None:
+    service = _of_kind("Service")
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    [port] = service["spec"]["ports"]
+    asked = _of_kind("MailProxy")["spec"]["mail"]["authHttp"]
+    assert asked == f"http://{name}.{namespace}.svc:{port['port']}/auth"
+    assert service["spec"]["selector"] == _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.fixture(scope="module")
+def ports() -> Ports:
+    return Ports()
+
+
+@pytest.fixture(scope="module")
+def dovecot(ports: Ports) -> Iterator[Dovecot]:
+    """A mail server; it changes to other users, so its folder is one that everybody may enter."""
+    path = program("dovecot")
+    if path is None:
+        pytest.skip("needs dovecot")
+    folder = Path(tempfile.mkdtemp(prefix="mailproxy-first-"))
+    folder.chmod(0o755)
+    running = dovecots.start(path, folder, ports, dict([USER]), ports.take())
+    yield running
+    running.running.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def first(
+    dovecot: Dovecot, ports: Ports, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Proxy, int]]:
+    """The proxy of the page, and the port that it has instead of 1143."""
+    folder, asked, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
+    script = folder / "auth.py"
+    script.write_text(_of_kind("ConfigMap")["data"]["auth.py"])
+    given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(asked)}
+    service = Running([sys.executable, "-u", str(script)], output=folder / "auth.log", env=given)
+    try:
+        service.answers(asked)
+        [text] = re.findall(r"```yaml\n# mailproxy.yaml\n(.+?)```", PAGE, re.DOTALL)
+        body = yaml.safe_load(text.replace(":9000", f":{asked}").replace("1143", str(port)))
+        proxy = proxies.start(folder / "proxy", body)
+        yield proxy, port
+        proxy.stop()
+    finally:
+        service.stop()
+
+
+@pytest.mark.interop
+def test_a_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
+    proxy, port = first
+    client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
+    assert client.login(*USER)[0] == "OK"
+    assert client.list()[0] == "OK"
+    client.logout()
+    assert proxy.event("session", user="alice")["result"] == "success"
+    assert proxy.value("mailproxy_logins_total", result="success") == 1
+
+
+@pytest.mark.interop
+def test_a_wrong_password_shows_as_the_page_says(first: tuple[Proxy, int]) -> None:
+    proxy, port = first
+    client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
+    with pytest.raises(imaplib.IMAP4.error):
+        client.login("alice", "guessed")
+    client.shutdown()
+    said = proxy.event("session", user="alice", result="upstream_denied")
+    assert f"result={said['result']}" in PAGE
