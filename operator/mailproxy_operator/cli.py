@@ -9,6 +9,7 @@ neither kopf nor the Kubernetes client.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -118,6 +119,8 @@ def _add_webhook(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # The Kubernetes client wants a home as soon as it is imported; a user without a name may have none.
+    os.environ.setdefault("HOME", "/")
     from mailproxy_operator.command import run_command  # noqa: PLC0415
 
     return run_command(options)

@@ -18,7 +18,7 @@ import yaml
 
 from mailproxy_operator.cli import _parser, main
 from mailproxy_operator.command import JsonLines, settings_from
-from mailproxy_operator.kinds import DEPLOYMENT
+from mailproxy_operator.kinds import DEPLOYMENT, LEASE
 from mailproxy_operator.settings import DEFAULT_IMAGE, KubeVersion
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
@@ -41,23 +41,40 @@ def kubeconfig(path: Path, url: str) -> Path:
     return path
 
 
-async def test_it_works_until_told_to_end(tmp_path: Path) -> None:
+ARGUMENTS = ("run", "--admin", "127.0.0.1:0", "--lease-namespace", "mail")
+NAMELESS = """
+import os, sys
+from mailproxy_operator.cli import main
+os.setreuid(54321, 0)  # nobody has that number; files can be read as before
+sys.exit(main(sys.argv[1:]))
+"""
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody without a name")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("-m", "mailproxy_operator"), id="as somebody"),
+        pytest.param(("-c", NAMELESS), id="as nobody in particular", marks=needs_root),
+    ],
+)
+async def test_it_works_until_told_to_end(tmp_path: Path, command: tuple[str, ...]) -> None:
     async with FakeKube() as kube:
         kube.put(body())
+        named = {"USER", "LOGNAME", "LNAME", "USERNAME", "HOME"} if "-c" in command else set()
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in named},
             "PYTHONPATH": os.pathsep.join(sys.path),
             "KUBECONFIG": str(kubeconfig(tmp_path / "config", kube.url)),
         }
-        arguments = ["run", "--admin", "127.0.0.1:0", "--lease-namespace", "mail"]
-        command = [sys.executable, "-m", "mailproxy_operator", *arguments]
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, stderr=asyncio.subprocess.PIPE
+            sys.executable, *command, *ARGUMENTS, env=environment, stderr=asyncio.subprocess.PIPE
         )
         await until(lambda: kube.find(DEPLOYMENT, "edge") or process.returncode is not None)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             _, log = await process.communicate()
+        assert kube.found(LEASE, "mailproxy-operator")["spec"]["holderIdentity"] == "", "given back"
     assert process.returncode == 0, log.decode()
     assert kube.find(DEPLOYMENT, "edge")
     assert b"secret" not in log

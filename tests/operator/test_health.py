@@ -1,0 +1,169 @@
+"""Liveness and readiness: what may restart the operator, and what must not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from mailproxy_operator import resync as resync_module
+from mailproxy_operator import work_queue as work_queue_module
+from mailproxy_operator.cluster import Key
+from mailproxy_operator.errors import Retryable
+from mailproxy_operator.kinds import DEPLOYMENT, LEASE, MAIL_PROXY
+from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.resync import Resync
+from mailproxy_operator.settings import Platform
+from mailproxy_operator.snapshot import Snapshot
+from mailproxy_operator.waker import Waker
+from support.kube_faults import HANGS, Fault, is_list, watched, watches
+from support.operator_bodies import body
+from support.operator_cluster import MemoryCluster
+from support.operator_fakekube import FakeKube
+from support.operator_running import until
+
+EDGE = Key("mail", "edge")
+
+
+@pytest.fixture
+async def kube() -> AsyncIterator[FakeKube]:
+    async with FakeKube() as fake:
+        fake.put(body())
+        yield fake
+
+
+class Source:
+    """A cluster whose listing takes as long, or fails as often, as a test wants."""
+
+    def __init__(self) -> None:
+        self.pages = 0
+        self.is_slow = False
+        self.failure: Exception | None = None
+
+    async def snapshot(self, namespaces: tuple[str, ...], *, moved: Callable[[], None]) -> Snapshot:
+        del namespaces
+        self.pages += 1
+        if self.failure is not None:
+            raise self.failure
+        while self.is_slow:
+            await asyncio.sleep(0.02)
+            moved()
+        if self.pages == 2:
+            await asyncio.Event().wait()
+        return Snapshot({MAIL_PROXY: [{**body(), "metadata": {"name": "edge", "namespace": "mail"}}]})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resync_module, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.02)
+
+
+def resync(source: Source, interval: float = 0.01) -> Resync:
+    waker = Waker(Reconciler(MemoryCluster(), Platform()), told=lambda *_: None)
+    return Resync(source, waker, namespaces=(), interval=interval)
+
+
+async def for_a_while() -> None:
+    await asyncio.sleep(0.5)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_listing_of_thousands_is_not_stuck() -> None:
+    source = Source()
+    source.is_slow = True
+    async with asyncio.TaskGroup() as tasks:
+        looking = resync(source)
+        running = tasks.create_task(looking.run())
+        await for_a_while()
+        assert (looking.trouble(), looking.is_synced) == ("", False)
+        source.is_slow = False
+        await until(lambda: looking.is_synced)
+        running.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> None:
+    source = Source()
+    source.failure = Retryable("busy")
+    async with asyncio.TaskGroup() as tasks:
+        looking = resync(source)
+        running = tasks.create_task(looking.run())
+        await for_a_while()
+        assert (looking.trouble(), looking.is_synced) == ("", False)
+        running.cancel()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_resync_that_does_not_get_on_is() -> None:
+    source = Source()
+    async with asyncio.TaskGroup() as tasks:
+        looking = resync(source)
+        running = tasks.create_task(looking.run())
+        await until(lambda: source.pages == 2)
+        await for_a_while()
+        assert looking.trouble().startswith("no resync has got on for")
+        running.cancel()
+
+
+async def test_a_pause_that_the_server_asks_for_is_kept_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "LONGEST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.01)
+    source = Source()
+    source.failure = Retryable("busy", delay=3600.0)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(resync(source).run())
+        await until(lambda: source.pages >= 3)
+        running.cancel()
+
+
+async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> None:
+    fault = Fault(is_list, HANGS)
+    kube.faults.append(fault)
+    async with watched(kube) as operator:
+        await until(lambda: fault.met)
+        assert (await operator.get("/readyz"))[0] == 503
+        assert (await operator.get("/healthz"))[0] == 200
+    kube.faults.clear()
+    async with watched(kube) as operator:
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        assert (await operator.get("/readyz"))[0] == 200
+
+
+async def test_without_the_definition_it_is_not_ready(kube: FakeKube) -> None:
+    kube.missing.add(MAIL_PROXY)
+    async with watched(kube) as operator:
+        await operator.counts("api_requests_total", verb="get")
+        assert (await operator.get("/readyz"))[0] == 503
+        assert (await operator.get("/healthz"))[0] == 200
+
+
+async def test_whoever_stands_by_is_ready(kube: FakeKube) -> None:
+    async with watched(kube, lease_namespace="mail", identity="first") as first:
+        await until(lambda: kube.find(LEASE, "mailproxy-operator"))
+        async with watched(kube, lease_namespace="mail", identity="second") as second:
+            await second.counts("api_requests_total", verb="get")
+            await until(lambda: kube.find(DEPLOYMENT, "edge"))
+            assert (await second.get("/readyz"))[0] == 200
+            assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
+
+
+async def test_a_reconcile_that_never_ends_is_told_by_the_liveness(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailproxy_operator.operate.STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(work_queue_module, "RECONCILE_SECONDS", 3600.0)
+    async with watched(kube) as operator:
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        await until(lambda: watches(kube))
+        kube.faults.append(Fault(lambda one: one.method == "PATCH", HANGS))
+        kube.put(body(workers=2))
+        async with asyncio.timeout(20):
+            while (await operator.get("/healthz"))[0] == 200:
+                await asyncio.sleep(0.05)
+        status, text = await operator.get("/healthz")
+        assert status == 503
+        assert "a reconcile has been running" in text
