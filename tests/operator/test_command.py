@@ -78,6 +78,7 @@ async def test_it_works_until_told_to_end(tmp_path: Path, command: tuple[str, ..
     assert process.returncode == 0, log.decode()
     assert kube.find(DEPLOYMENT, "edge")
     assert b"secret" not in log
+    assert b"begun again" not in log, log.decode()
     assert all(json.loads(line)["level"] in {"info", "warning"} for line in log.splitlines()), log.decode()
 
 
