@@ -119,7 +119,8 @@ class Operator:
     def is_ready(self) -> bool:
         """Whether the API server lets it in, and it either stands by or has seen everything once."""
         is_synced = self._resync is not None and self._resync.is_synced
-        return self._cluster.is_let_in and (is_synced or not self._is_at_work)
+        is_let_in = self._cluster.is_let_in and self._watching.is_let_in
+        return is_let_in and (is_synced or not self._is_at_work)
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""

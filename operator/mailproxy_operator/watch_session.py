@@ -18,6 +18,7 @@ from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD
 
 EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
 GONE = 410
+UNAUTHORIZED = 401
 
 _PLURALS = frozenset(kind.plural for kind in (*OWNED, MAIL_PROXY, POD))
 _ERROR = re.compile(rb'(?:^|\n)\{"type": ?"ERROR".*?(?:"code": ?(\d+)[^\n]*)?(?:\n|$)')
@@ -50,10 +51,14 @@ class WatchSession:
     Args:
         told: Who is told about requests and watches.
         patience: Seconds without a sign of life after which kopf gives a watch up.
+        let_in: Told whether the API server accepts the credentials, whenever that can be seen.
     """
 
-    def __init__(self, told: Told, *, patience: float) -> None:
+    def __init__(
+        self, told: Told, *, patience: float, let_in: Callable[[bool], None] = lambda _: None
+    ) -> None:
         self._told = told
+        self._let_in = let_in
         self._patience = patience
         self._opened: list[aiohttp.ClientSession] = []
         self._signs: dict[str, float] = {}
@@ -102,6 +107,8 @@ class WatchSession:
         status = int(request.response.status)
         self._told.requested(context.verb, code_class(status), self._since(context.begun))
         self._sign(request.url)
+        if status < 400 or status == UNAUTHORIZED:
+            self._let_in(status < 400)
         if context.verb == "watch" and status >= 400:
             self._told.watch_restarted(EXPIRED if status == GONE else FAILED)
 

@@ -78,6 +78,9 @@ class Watching:
         login: How kopf gets in.
         told: Who is told about requests and watches.
         stop: Set when the process is told to end.
+
+    Attributes:
+        is_let_in: Whether the API server accepts the credentials, as far as is known.
     """
 
     def __init__(self, settings: OperatorSettings, *, login: Login, told: Told, stop: asyncio.Event) -> None:
@@ -85,6 +88,7 @@ class Watching:
         self._login = login
         self._told = told
         self._stop = stop
+        self.is_let_in = True
 
     async def keep(
         self, register: Register, settings: Callable[[], kopf.OperatorSettings] = kopf_settings
@@ -113,7 +117,7 @@ class Watching:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _run(self, register: Register, settings: kopf.OperatorSettings) -> None:
-        session = WatchSession(self._told, patience=INACTIVE_SECONDS)
+        session = WatchSession(self._told, patience=INACTIVE_SECONDS, let_in=self._let_in)
         registry = kopf.OperatorRegistry()
         register(registry)
         self._register_login(registry, session)
@@ -141,6 +145,9 @@ class Watching:
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.result()
+
+    def _let_in(self, is_let_in: bool) -> None:
+        self.is_let_in = is_let_in
 
     def _register_login(self, registry: kopf.OperatorRegistry, session: WatchSession) -> None:
         @kopf.on.login(registry=registry)

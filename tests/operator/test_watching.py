@@ -83,6 +83,8 @@ async def test_a_watch_that_is_refused(kube: FakeKube, status: int, reason: str,
         await operator.counts("watch_restarts_total", reason=reason)
         await operator.counts("api_requests_total", verb="watch", code=code)
         assert (await operator.get("/healthz"))[0] == 200, "another start would not help"
+        if status == 401:
+            assert (await operator.get("/readyz"))[0] == 503
         fault.lift()
         await works(kube, "edge")
         assert not operator.task.done()

@@ -91,7 +91,8 @@ class World:
         self.endpoints: dict[str, Endpoint] = {}
         self._addresses = addresses
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
-        _ = self.api.create(namespace).good
+        # A server that has just come back puts requests off for a moment (429).
+        eventually(lambda: self.api.create(namespace).status in {201, 409}, "a namespace")
 
     def close(self) -> None:
         """Leave nothing behind that keeps an operator busy."""
