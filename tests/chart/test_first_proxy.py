@@ -110,4 +110,4 @@ def test_a_wrong_password_shows_as_the_page_says(first: tuple[Proxy, int]) -> No
         client.login("alice", "guessed")
     client.shutdown()
     said = proxy.event("session", user="alice", result="upstream_denied")
-    assert f"result={said['result']}" in PAGE
+    assert f'"result":"{said["result"]}"' in PAGE
