@@ -1,0 +1,164 @@
+"""Every refusal of the API server on every verb: it is counted, said where it can be, and survived."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from mailproxy_operator import kube as kube_module
+from mailproxy_operator import reconcile as reconcile_module
+from mailproxy_operator import resync as resync_module
+from mailproxy_operator import watching as watching_module
+from mailproxy_operator import work_queue as work_queue_module
+from mailproxy_operator.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PROXY, POD, SERVICE
+from support.kube_faults import HANGS, Fault, Matching, is_list, watched, watches
+from support.operator_bodies import body, server
+from support.operator_fakekube import FakeKube
+from support.operator_running import until
+
+APPLY = "application/apply-patch+yaml"
+STATUSES = (400, 401, 403, 404, 409, 410, 422, 429, 500, 503, HANGS)
+CODES = {409: "409", 410: "410", 422: "422", 429: "429", 500: "5xx", 503: "5xx", HANGS: "error"}
+
+
+def is_read(request: web.Request) -> bool:
+    return request.method == "GET" and request.path.endswith("/mailproxies/edge")
+
+
+def is_apply(request: web.Request) -> bool:
+    return request.content_type == APPLY and request.path.endswith("/services/edge")
+
+
+def is_status(request: web.Request) -> bool:
+    return request.path.endswith("/status")
+
+
+def is_annotating(request: web.Request) -> bool:
+    return request.method == "PATCH" and "/pods/" in request.path
+
+
+def is_deleting(request: web.Request) -> bool:
+    return request.method == "DELETE"
+
+
+def is_telling(request: web.Request) -> bool:
+    return request.method == "POST" and request.path.endswith("/events")
+
+
+VERBS: dict[str, tuple[str, Matching]] = {
+    "get": ("get", is_read),
+    "list": ("list", is_list),
+    "apply": ("apply", is_apply),
+    "apply status": ("apply", is_status),
+    "patch": ("patch", is_annotating),
+    "delete": ("delete", is_deleting),
+    "create": ("create", is_telling),
+}
+
+
+@pytest.fixture
+async def kube() -> AsyncIterator[FakeKube]:
+    async with FakeKube() as fake:
+        yield fake
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(work_queue_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(work_queue_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(reconcile_module, "LOOK_AGAIN_SECONDS", 0.1)
+
+
+def condition(kube: FakeKube, name: str, kind: str) -> dict[str, Any]:
+    found = kube.find(MAIL_PROXY, name) or {}
+    conditions = found.get("status", {}).get("conditions", [])
+    return next((one for one in conditions if one["type"] == kind), {"reason": "", "message": ""})
+
+
+def pod(kube: FakeKube) -> None:
+    """Put a pod that does not know yet which configuration it should run."""
+    template = kube.found(DEPLOYMENT, "edge")["spec"]["template"]["metadata"]
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "edge-1", "uid": "r", "controller": True}
+    metadata = {
+        "name": "edge-1-a",
+        "namespace": "mail",
+        "labels": template["labels"],
+        "ownerReferences": [owner],
+    }
+    kube.put({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": {}})
+
+
+def code(status: int) -> str:
+    return CODES.get(status, "4xx")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("verb", VERBS)
+async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int) -> None:
+    counted, matching = VERBS[verb]
+    fault = Fault(matching, status)
+    kube.put(body(servers=[server("imap", "imap", 143)]))
+    if verb == "delete":
+        kube.put(body(servers=[server("imap", "imap", 143)], podDisruptionBudget={"maxUnavailable": 1}))
+    if verb not in {"patch", "delete"}:
+        kube.faults.append(fault)
+    async with watched(kube, resync_seconds=30.0) as operator:
+        if verb in {"patch", "delete"}:
+            await until(lambda: condition(kube, "edge", "Ready")["reason"] == "PodsNotReady")
+            kube.faults.append(fault)
+            await until(lambda: watches(kube))
+            pod(kube)
+            if verb == "delete":
+                kube.put(body(mode="Sidecar", servers=[server("imap", "imap", 143)]))
+        await operator.counts("api_requests_total", verb=counted, code=code(status))
+        assert fault.met
+        assert (await operator.get("/healthz"))[0] == 200, "another start would not help"
+        fault.lift()
+        await until(lambda: watches(kube))
+        mode = "Sidecar" if verb == "delete" else "Deployment"
+        kube.put(body(mode=mode, servers=[server("imap", "imap", 993)]))
+        kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
+        await until(lambda: kube.find(DEPLOYMENT, "second"))
+        if verb == "delete":
+            await until(lambda: kube.find(DISRUPTION_BUDGET, "edge") is None)
+        else:
+            await until(lambda: (kube.find(SERVICE, "edge") or _NONE)["spec"]["ports"][0]["port"] == 993)
+        assert not operator.task.done()
+
+
+_NONE = {"spec": {"ports": [{"port": 0}]}}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason", "says"),
+    [
+        (400, "Accepted", "InvalidSpec", "said by the fault"),
+        (401, "Reconciling", "Retrying", "they may have expired"),
+        (403, "Accepted", "Forbidden", "said by the fault"),
+        (404, "Reconciling", "Retrying", "said by the fault"),
+        (409, "Reconciling", "Retrying", "said by the fault"),
+        (410, "Reconciling", "Retrying", "said by the fault"),
+        (422, "Accepted", "InvalidSpec", "said by the fault"),
+        (429, "Reconciling", "Retrying", "said by the fault"),
+        (500, "Reconciling", "Retrying", "said by the fault"),
+        (HANGS, "Reconciling", "Retrying", "TimeoutError"),
+    ],
+)
+async def test_what_was_refused_stands_in_the_status(
+    kube: FakeKube, status: int, kind: str, reason: str, says: str
+) -> None:
+    kube.faults.append(Fault(is_apply, status))
+    kube.put(body())
+    async with watched(kube):
+        await until(lambda: condition(kube, "edge", kind)["reason"] == reason)
+        message = condition(kube, "edge", kind)["message"]
+        assert says in message
+        assert "edge" in message, "which object"
+        assert kube.find(POD, "edge-1-a") is None
