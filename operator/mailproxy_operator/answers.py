@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the API server's answers mean for the operator: pure."""
 
 from __future__ import annotations

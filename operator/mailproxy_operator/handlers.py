@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kopf watches for us.  It decides nothing: every event only wakes the reconciler for its owner.
 
 Plain event handlers write nothing to any object: no annotation, no finalizer.

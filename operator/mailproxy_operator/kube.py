@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster port on a real API server; with ``credentials`` the only module that knows the client.
 
 It goes through the client's lowest layer with paths from a static table:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who of several operators works: whoever holds the Lease.
 
 The clock of another machine is never trusted: a Lease has expired when its

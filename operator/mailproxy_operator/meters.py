@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The operator's metrics: the only module of the operator that knows Prometheus.
 
 Labels take their values from closed sets; no resource is ever named in one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mailproxy-operator run``: puts the parts together and keeps them going."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looks at everything now and then: what a watch has missed is found here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tasks were begun by whom: so that all of somebody's can be ended, and no others."""
 
 from __future__ import annotations

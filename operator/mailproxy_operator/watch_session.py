@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTP session through which kopf watches: it counts, and tells why a watch had to begin anew."""
 
 from __future__ import annotations

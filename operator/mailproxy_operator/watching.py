@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kopf at work: it watches for us, and is begun again whatever ends it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mutating webhook: kopf reads and writes the AdmissionReviews, ``sidecar.admission`` decides.
 
 It is served by every operator process, whether or not it holds the Lease: a
