@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks [NAME ...]``: measure, print, and perhaps write the page of results."""
 
 from __future__ import annotations

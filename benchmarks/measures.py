@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measurements.  Each yields rows; nginx and the proxy take turns within every round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs during a measurement, and what the operating system says about it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On the path of a proxy that is measured without histograms, which are most of what metrics cost.
 
 Counters and gauges are numbers that the session adds to in place: there is
