@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every refusal of the API server on every verb: it is counted, said where it can be, and survived."""
 
 from __future__ import annotations

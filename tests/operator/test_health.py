@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Liveness and readiness: what may restart the operator, and what must not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kopf at work: whatever ends a watch, it is begun again, and counted by why."""
 
 from __future__ import annotations

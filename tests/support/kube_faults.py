@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults for the emulated API server, and a look at an operator's own metrics."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every difference from nginx that is meant.  What is not here is a fault."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations that are refused, and some that are not: by nginx and by the proxy alike.
 
 For every directive: a bad value, the wrong level, twice, too few and too many
