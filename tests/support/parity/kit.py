@@ -151,6 +151,8 @@ class Kit:
         try:
             for pair in self._each():
                 self._start(pair)
+            for process in self._processes():
+                process.wait_until_ready()
         except BaseException:
             self.__exit__()
             raise
@@ -158,6 +160,10 @@ class Kit:
 
     def _each(self) -> list[Pair]:
         return list(dict.fromkeys(self._pairs.values()))
+
+    def _processes(self) -> list[Process]:
+        subjects = (subject for pair in self._each() for subject in (pair.theirs, pair.ours))
+        return [subject.process for subject in subjects if subject.process is not None]
 
     def _start(self, pair: Pair) -> None:
         for subject in (pair.theirs, pair.ours):
@@ -167,11 +173,13 @@ class Kit:
         pair.ours.process = start_proxy(pair.ours.text("", self.certificates), pair.ours.place.folder)
 
     def __exit__(self, *_: object) -> None:
-        subjects = [subject for pair in self._each() for subject in (pair.theirs, pair.ours)]
-        for subject in subjects:
-            if subject.process is not None:
-                subject.process.stop()
-            self.wait(subject.stop_peers())
+        for process in self._processes():
+            process.ask_to_stop()
+        for process in self._processes():
+            process.stop()
+        for pair in self._each():
+            for subject in (pair.theirs, pair.ours):
+                self.wait(subject.stop_peers())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -208,12 +216,11 @@ class Kit:
     async def _play_all(
         self, dialogues: Sequence[Dialogue], is_settled: Callable[[Dialogue, Record | None, Record], bool]
     ) -> list[tuple[Record | None, Record]]:
-        room = asyncio.Semaphore(_AT_ONCE)
-        alone = asyncio.Lock()
+        room, alone = asyncio.Semaphore(_AT_ONCE), asyncio.Lock()
 
         async def one(dialogue: Dialogue) -> tuple[Record | None, Record]:
             is_alone = dialogue.alone or dialogue.via != "tcp"
-            async with alone if is_alone else contextlib.nullcontext(), room:
+            async with alone if is_alone else room:
                 for attempt in range(_TRIES):
                     found = await self._play_both(dialogue, _MORE if attempt else _USUAL)
                     if is_settled(dialogue, *found):

@@ -67,37 +67,51 @@ def find_nginx() -> Nginx | str:
 
 
 class Process:
-    """A subject that runs until it is stopped."""
+    """A subject that runs until it is stopped.
 
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+    Args:
+        command: How it is called.
+        folder: Where its words go.
+        ready: The file there, and what stands in it once it is ready.
+        environment: Variables that it needs.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        folder: Path,
+        ready: tuple[str, str],
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._words = folder / "words"
+        self._ready = folder / ready[0], ready[1]
         with self._words.open("wb") as words:
             inherited = {name: value for name, value in os.environ.items() if name != _SOCKETS}
             self._process = subprocess.Popen(
                 command, stdout=words, stderr=words, env={**inherited, **(environment or {})}
             )
 
-    def wait_for(self, path: Path, sign: str) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until a file says that it is ready.
 
         Raises:
             CannotStart: It ended instead.
         """
+        path, sign = self._ready
         deadline = time.monotonic() + _START_SECONDS
         while not (path.exists() and sign in path.read_text(errors="replace")):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise CannotStart(self._words.read_text(errors="replace"))
             time.sleep(0.02)
 
-    @property
-    def words(self) -> Path:
-        """Where it writes what it says."""
-        return self._words
-
-    def stop(self) -> None:
-        """End it, and wait for that."""
+    def ask_to_stop(self) -> None:
+        """Tell it to end; ``stop`` waits for that."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Wait for it to end, which it was asked to."""
+        if self._process.poll() is None:
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
@@ -106,29 +120,17 @@ class Process:
 
 
 def start_nginx(nginx: Nginx, text: str, folder: Path) -> Process:
-    """Run nginx.
-
-    Raises:
-        CannotStart: It did not like it.
-    """
+    """Run nginx, which is soon ready."""
     file = folder / "nginx.conf"
     file.write_text(("user root;\n" if os.geteuid() == 0 else "") + text)
-    process = Process(
-        [nginx.path, "-p", str(folder), "-e", str(folder / "early.log"), "-c", str(file)], folder
-    )
-    process.wait_for(folder / "nginx.pid", "\n")
-    return process
+    command = [nginx.path, "-p", str(folder), "-e", str(folder / "early.log"), "-c", str(file)]
+    return Process(command, folder, ("nginx.pid", "\n"))
 
 
 def start_proxy(text: str, folder: Path) -> Process:
-    """Run the proxy.
-
-    Raises:
-        CannotStart: It did not like it.
-    """
+    """Run the proxy, which is soon ready."""
     file = folder / "nginx.conf"
     file.write_text(text)
     command = [sys.executable, "-m", "mailproxy", "run", "-f", str(file), "--workers", "1"]
-    process = Process([*command, "--admin", "127.0.0.1:0"], folder, {"PYTHONPATH": PYTHONPATH})
-    process.wait_for(process.words, '"event":"listening"')
-    return process
+    ready = "words", '"event":"listening"'
+    return Process([*command, "--admin", "127.0.0.1:0"], folder, ready, {"PYTHONPATH": PYTHONPATH})

@@ -1,0 +1,45 @@
+"""Directives and parameters that a client cannot see: with them everything is as without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from support.parity.blocks import Block
+from support.parity.dialogue import GRANT, IMAP_OK, Dialogue, Step, Tls
+
+_PAIR: Final = "ssl_certificate @server_cert@; ssl_certificate_key @server_key@;"
+
+BLOCKS: Final = (
+    Block("imap-proxy-on", "imap", "proxy on;"),
+    Block("imap-buffers", "imap", "imap_client_buffer 8k; proxy_buffer 8k; smtp_client_buffer 8k;"),
+    Block("imap-bind", "imap", listen="bind backlog=5"),
+    Block("imap-octets", "imap", listen="rcvbuf=16k sndbuf=64k"),
+    Block("imap-kept-alive", "imap", listen="so_keepalive=30m::10"),
+    Block("imap-alive-on", "imap", listen="so_keepalive=on"),
+    Block("imap-alive-off", "imap", listen="so_keepalive=off"),
+    Block("imap-only-6", "imap", listen="ipv6only=on", via="ipv6"),
+    Block("imap-multipath", "imap", listen="multipath", since=(1, 29, 7)),
+    Block(
+        "imap-compressed", "imap", f"{_PAIR} ssl_certificate_compression on;", listen="ssl", since=(1, 29, 1)
+    ),
+)
+
+
+def _dialogues() -> Iterator[Dialogue]:
+    for block in BLOCKS:
+        first: tuple[Step, ...] = (Tls(),) if block.listen == "ssl" else ()
+        yield Dialogue(
+            name=f"with {block.name.removeprefix('imap-')}",
+            block=block.name,
+            area="settings that are not seen",
+            steps=(*first, b"a1 LOGIN user pass\r\n", b"x\r\n"),
+            auth=(GRANT,),
+            upstream=IMAP_OK,
+            via=block.via,
+            since=block.since,
+            check=lambda record: "" if record.client.endswith(b"* relayed\r\n") else "it did not log in",
+        )
+
+
+DIALOGUES: Final = tuple(_dialogues())

@@ -1,0 +1,243 @@
+"""What the conformance page says beyond what dialogues show: each with what shows it instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SAME: Final = "same as nginx"
+BETTER: Final = "better"
+MORE: Final = "more than nginx"
+OTHERWISE: Final = "a choice"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is to be said about a directive.
+
+    Attributes:
+        verdict: One of the words above.
+        text: How.
+        shown: Names of tests, or of declared differences.
+    """
+
+    verdict: str
+    text: str
+    shown: tuple[str, ...]
+
+
+ANYWHERE: Final = frozenset(
+    {
+        *("worker_processes", "worker_connections", "events", "mail", "server"),
+        *("server_name", "auth_http", "listen", "protocol"),
+    }
+)
+"""Directives that every configuration of the kit has."""
+
+_ALONE: Final = "test_what_nginx_takes_alone"
+_ASCII: Final = Remark(BETTER, "what would break a line is refused", (_ALONE,))
+_SMALL: Final = Remark(BETTER, "less than 128 octets, which cannot work, are refused", ("Q-01", _ALONE))
+
+REMARKS: Final = {
+    "worker_processes": Remark(
+        BETTER,
+        "`auto` counts the processors that the process may use; 0 is refused",
+        ("test_affinity_and_quota_bound_it", "test_what_is_wrong_is_told_with_file_and_line"),
+    ),
+    "worker_connections": Remark(
+        BETTER,
+        "counts clients alone; one too many hears its protocol's busy reply",
+        ("test_above_the_limit_everybody_is_told_and_below_it_service_is_normal",),
+    ),
+    "worker_shutdown_timeout": Remark(
+        OTHERWISE,
+        "`drain.timeout`; 0, no limit, is told and left out",
+        ("test_what_stands_around_the_mail_block", "test_what_could_not_be_carried_over_is_named"),
+    ),
+    "error_log": Remark(
+        OTHERWISE,
+        "levels as in nginx; lines go to standard error, whatever the target, which is told",
+        ("test_nothing_of_nginx_s_example_is_lost_but_the_name_of_the_log", "Q-09"),
+    ),
+    "listen": Remark(
+        BETTER,
+        "a port is required; an address beside a wildcard of its port can be opened",
+        (
+            "test_where_nginx_listens_alone",
+            "test_a_wildcard_and_an_address_of_its_port_can_both_listen",
+        ),
+    ),
+    "server_name": _ASCII,
+    "imap_capabilities": _ASCII,
+    "pop3_capabilities": _ASCII,
+    "smtp_capabilities": _ASCII,
+    "auth_http_header": _ASCII,
+    "imap_client_buffer": _SMALL,
+    "smtp_client_buffer": _SMALL,
+    "proxy_buffer": Remark(BETTER, "less than 128 octets, which cannot work, are refused", (_ALONE,)),
+    "resolver": Remark(
+        MORE,
+        "`status_zone=` is taken; names of name servers are looked up when they are used",
+        ("test_what_we_take_alone",),
+    ),
+    "auth_http": Remark(
+        BETTER,
+        "connections are used again, all addresses of a name are used, `https://` is taken",
+        (
+            "test_one_connection_serves_many_attempts",
+            "test_addresses_are_taken_in_turn",
+            "test_a_service_behind_https_is_asked_only_if_it_can_be_trusted",
+            "Q-26",
+        ),
+    ),
+    "proxy": Remark(SAME, "it has no effect", ("test_what_is_accepted_and_ignored_is_told",)),
+    "proxy_timeout": Remark(BETTER, "counts both directions", ("Q-14",)),
+    "set_real_ip_from": Remark(MORE, "IPv6 addresses may stand in brackets", ("test_what_we_take_alone",)),
+    "starttls": Remark(BETTER, "`only` also holds MAIL back", ("Q-10",)),
+    "ssl_certificate": Remark(
+        OTHERWISE, "files and Secrets; not `data:`", ("test_certificates_in_no_file_cannot_run",)
+    ),
+    "ssl_certificate_key": Remark(
+        OTHERWISE,
+        "files and Secrets; not `data:`, `engine:`, `store:`",
+        ("test_certificates_in_no_file_cannot_run",),
+    ),
+    "ssl_certificate_compression": Remark(
+        SAME, "where OpenSSL can", ("test_compression_of_certificates_is_no_reason_to_fail",)
+    ),
+    "ssl_protocols": Remark(
+        BETTER,
+        "refused where OpenSSL has none of the versions; some that it lacks are told",
+        ("test_no_protocol_at_all_is_refused",),
+    ),
+    "ssl_session_cache": Remark(
+        OTHERWISE,
+        "a cache belongs to a worker; tickets work in all",
+        ("test_a_cache_belongs_to_one_worker", "test_who_shares_the_key_resumes"),
+    ),
+    "ssl_session_tickets": Remark(
+        BETTER,
+        "one per handshake, none where it could not be used",
+        ("test_one_ticket_is_sent_and_none_where_none_could_be_used",),
+    ),
+}
+
+LISTENED: Final = (
+    "ssl",
+    "proxy_protocol",
+    "bind",
+    "backlog",
+    "rcvbuf",
+    "sndbuf",
+    "ipv6only",
+    "multipath",
+    "so_keepalive",
+)
+"""The parameters of ``listen``."""
+
+EXPECTED: Final[dict[str, tuple[str, ...]]] = {
+    "only controls, space and `%` are escaped; octets from 0x7F on are raw": (
+        "what is escaped",
+        "plain octets",
+    ),
+    "header names as nginx spells them, also of custom headers; values may be empty": (
+        "custom headers, literally",
+        "AUTH EXTERNAL accepted",
+    ),
+    "any status, any reason phrase or none": (
+        "status 204 (imap)",
+        "status 203 (imap)",
+        "status 401 (imap)",
+        "status 502 (imap)",
+        "no reason phrase (imap)",
+    ),
+    "no status line at all": ("no status line (imap)",),
+    "a body is ignored; no length is needed; the service closes": (
+        "a body (imap)",
+        "a body with its length (imap)",
+        "a chunked body (imap)",
+    ),
+    "`Auth-Status: OK` exactly, or none, is acceptance": (
+        "no Auth-Status (imap)",
+        "ok in small letters (imap)",
+        "OK with a dot (imap)",
+    ),
+    "other words go to the client verbatim": (
+        "words with colons (imap)",
+        "a response code (imap)",
+        "words with 8 bits (imap)",
+    ),
+    "Auth-Wait missing, empty, 0 or no number: the error, and close": (
+        "two denials (pop3)",
+        "Auth-Wait empty (pop3)",
+        "Auth-Wait 0 (pop3)",
+        "Auth-Wait no number (pop3)",
+    ),
+    "`Auth-Status: WAIT` repeats the request": ("LOGIN postponed, then accepted", "WAIT without Auth-Wait"),
+    "Auth-User is taken verbatim": ("another user, escaped (imap)", "another user with 8 bits (imap)"),
+    "Auth-Pass replaces the password": ("another user (imap)", "APOP accepted", "AUTH CRAM-MD5 accepted"),
+    "Auth-Error-Code counts for SMTP alone": (
+        "Auth-Error-Code (smtp)",
+        "Auth-Error-Code of Mailu (imap)",
+        "Auth-Error-Code of Mailu (smtp)",
+    ),
+    "unknown headers are ignored": ("unknown headers (imap)",),
+    "a custom header `Auth-Port` in the request, and one with a shared secret": (
+        "Mailu accepts (imap)",
+        "Perl CGI misses its key (imap)",
+        "custom headers, literally",
+    ),
+    "values of auth_http_header are literal: no variables": ("custom headers, literally",),
+    "whole MAIL and RCPT lines with method none": ("MAIL and RCPT accepted",),
+    "an answer of more than 1024 octets": ("an answer of more than 1024 octets",),
+}
+"""What services that are in use rely on, and the dialogues that show it."""
+
+_SERVERS: Final = "mail { auth_http 127.0.0.1:9; server { listen 143; %s } }"
+UNSUPPORTED: Final = (
+    (
+        "certificates and keys that are `data:`",
+        "keys live in files and Secrets",
+        _SERVERS % "ssl_certificate data:x; ssl_certificate_key data:y;",
+    ),
+    (
+        "keys that are `engine:` or `store:`",
+        "keys live in files and Secrets",
+        _SERVERS % "ssl_certificate_key engine:x:y; ssl_certificate_key store:z;",
+    ),
+    (
+        "targets of `error_log`",
+        "a container logs to standard error",
+        f"error_log /var/log/nginx/error.log; {_SERVERS % ''}",
+    ),
+    (
+        "no limit to a drain",
+        "a pod has to end",
+        f"worker_shutdown_timeout 0; {_SERVERS % ''}",
+    ),
+    (
+        "blocks that are not about mail, and the plumbing of processes",
+        "this is a mail proxy, and a pod has its own plumbing",
+        f"user www; http {{ }} stream {{ }} events {{ use epoll; }} {_SERVERS % ''}",
+    ),
+    (
+        "more than 32 servers",
+        "a limit of the custom resource",
+        "mail { auth_http 127.0.0.1:9; "
+        + " ".join(f"server {{ listen 127.0.0.{number}:143; }}" for number in range(1, 34))
+        + " }",
+    ),
+    (
+        "more than 16 `listen` in a server",
+        "a limit of the custom resource",
+        "mail { auth_http 127.0.0.1:9; server { protocol imap; "
+        + " ".join(f"listen {number};" for number in range(2001, 2018))
+        + " } }",
+    ),
+    (
+        "ranges of more than 16 ports",
+        "a limit of the custom resource",
+        "mail { auth_http 127.0.0.1:9; server { listen 2000-2100; protocol imap; } }",
+    ),
+)
+"""What nginx takes and the proxy does not: what, why, and an ``nginx.conf`` that asks for it."""
