@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -13,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
+
+from mailproxy_operator.local import tether
 
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 HEALTHY_AFTER_SECONDS = 30.0
@@ -96,8 +99,8 @@ class LocalProcess:
 
     async def _run_once(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True, limit=65536,
+            *_tied(self._command), stdin=asyncio.subprocess.DEVNULL, stdout=PIPE,
+            stderr=asyncio.subprocess.STDOUT, start_new_session=True, limit=65536,
         )  # fmt: skip
         self.state.is_running = True
         self._changed()
@@ -142,6 +145,11 @@ class LocalProcess:
                 return answer.status == 200
         except (aiohttp.ClientError, OSError):
             return False
+
+
+def _tied(command: Sequence[str]) -> list[str]:
+    """Have a program end when we do: what is killed cannot stop what it has begun."""
+    return [sys.executable, "-SE", tether.__file__, str(os.getpid()), *command]
 
 
 def proxy_command(words: Sequence[str]) -> list[str]:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``local`` has begun ends with it, even when it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mailproxy_operator.local import tether
+from support.operator_bodies import body
+from support.servers.programs import Ports, eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: prctl(2)")
+
+SOURCES = os.pathsep.join(sys.path)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_killed_operator_leaves_no_proxy_behind(tmp_path: Path) -> None:
+    port = Ports().take()
+    listener = {"address": "127.0.0.1", "port": port}
+    servers = [{"name": "imap", "protocol": "imap", "listen": [listener]}]
+    manifest = tmp_path / "edge.yaml"
+    manifest.write_text(yaml.safe_dump(body(replicas=1, workers=2, servers=servers)))
+    command = [sys.executable, "-m", "mailproxy_operator", "local", "-f", str(manifest)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": SOURCES}, stdout=log, stderr=log)
+        try:
+            eventually(lambda: listens(port), "the proxy to listen")
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(20)
+    eventually(lambda: not listens(port), "the proxy to end")
+
+
+def test_whoever_lost_its_parent_does_not_begin() -> None:
+    nobody = "1" if os.getpid() != 1 else "2"
+    found = subprocess.run(
+        [sys.executable, tether.__file__, nobody, "echo", "begun"],
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (1, b"")
+
+
+def test_it_becomes_the_very_program() -> None:
+    command = [sys.executable, tether.__file__, str(os.getpid()), "echo", "a b", "$c"]
+    assert subprocess.run(command, capture_output=True, timeout=20, check=True).stdout == b"a b $c\n"
