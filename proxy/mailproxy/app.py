@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
+from itertools import chain
 from typing import Final, TypeVarTuple
 
 from mailproxy.auth.request import RequestTemplate
@@ -90,7 +91,7 @@ class App:
             raise TypeError(message)
         self._engine = Engine(loop, loop.reactor, log=log, meter=meter)
         loop.reactor.on_crash = self._engine.crashed
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: list[Listener] = []
         self._servers: dict[str, Server] = {}
         self._auth: dict[AuthKey, AuthService] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
@@ -107,7 +108,7 @@ class App:
     async def apply(
         self,
         config: ProxyConfig,
-        sockets: Mapping[str, socket.socket],
+        sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
         ticket_key: bytes,
@@ -118,8 +119,8 @@ class App:
 
         Args:
             config: What to run.
-            sockets: The listening sockets by the key of their plan; they
-                belong to the application from here on.
+            sockets: The listening sockets, one or more, by the key of their
+                plan; they belong to the application from here on.
             names: What host names in the configuration resolved to.
             ticket_key: What TLS session tickets are sealed with, for all workers alike.
 
@@ -129,7 +130,7 @@ class App:
         try:
             servers = self._build(config, names, ticket_key)
         except ConfigError:
-            for sock in sockets.values():
+            for sock in chain.from_iterable(sockets.values()):
                 sock.close()
             raise
         await self._close_retired()
@@ -210,16 +211,13 @@ class App:
         self,
         config: ProxyConfig,
         servers: Sequence[Server],
-        sockets: Mapping[str, socket.socket],
+        sockets: Mapping[str, Sequence[socket.socket]],
         names: Mapping[str, tuple[str, ...]],
     ) -> None:
-        old, self._listeners = self._listeners, {}
-        for listener in old.values():
+        old, self._listeners = self._listeners, []
+        for listener in old:
             listener.close()
         for planned in plan(config, names):
-            sock = sockets.get(planned.key)
-            if sock is None:
-                continue
             doors = {
                 address: Door(servers[route.server], config.servers[route.server].listen[route.listen])
                 for address, route in planned.routes.items()
@@ -228,10 +226,11 @@ class App:
                 servers[planned.default.server],
                 config.servers[planned.default.server].listen[planned.default.listen],
             )
-            listener = Listener(self._engine, planned.key, sock, default, doors)
-            self._listeners[planned.key] = listener
-            if not self._engine.draining:
-                listener.open()
+            for sock in sockets.get(planned.key, ()):
+                listener = Listener(self._engine, planned.key, sock, default, doors)
+                self._listeners.append(listener)
+                if not self._engine.draining:
+                    listener.open()
 
     def _retire(self, servers: Sequence[Server]) -> None:
         """Let go of what only the previous configuration needed."""
@@ -261,7 +260,7 @@ class App:
         engine = self._engine
         engine.draining = True
         engine.meter.draining.value = 1
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         for session in list(engine.live):
@@ -276,7 +275,7 @@ class App:
         """End everything at once."""
         engine = self._engine
         engine.draining = True
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         for session in [*engine.live, *engine.lingering]:

@@ -45,7 +45,7 @@ class Application(Protocol):
     async def apply(
         self,
         config: ProxyConfig,
-        sockets: Mapping[str, socket.socket],
+        sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
         ticket_key: bytes,
@@ -120,7 +120,9 @@ class Service:
     async def _configure(self, order: messages.Configure, sockets: list[socket.socket]) -> None:
         try:
             config = _config_of(order, sockets)
-            given = dict(zip(order.sockets, sockets, strict=True))
+            given: dict[str, list[socket.socket]] = {}
+            for key, sock in zip(order.sockets, sockets, strict=True):
+                given.setdefault(key, []).append(sock)
             await self._app.apply(config, given, names=order.names, ticket_key=order.ticket_key)
         except ConfigError as error:
             self._send(messages.Refused(order.serial, error.problems))

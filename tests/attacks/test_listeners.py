@@ -163,7 +163,7 @@ _SCRIPT: Final = """
                         sock.connect(("127.0.0.1", w.port))
                     await asyncio.sleep(0)
             assert w.app.sessions < len(clients), "descriptors did not run out"
-            (listener,) = w.app._listeners.values()
+            (listener,) = w.app._listeners
             while listener._pause is None:
                 await asyncio.sleep(0.01)
             polls = w.app._engine.reactor.polls

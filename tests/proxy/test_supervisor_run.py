@@ -262,6 +262,24 @@ def test_the_number_of_workers_follows(manifest: Manifest, proxy: Proxy) -> None
         assert server_name(manifest.port) == "one"
 
 
+def test_fewer_workers_leave_no_queued_client_behind(manifest: Manifest, proxy: Proxy) -> None:
+    manifest.write(workers=3)
+    until(lambda: len(proxy.workers()) == 3, "three workers")
+    until(lambda: proxy.metric("mailproxy_workers ") == 3, "their readiness")
+    leaving = sorted(proxy.workers())[1:]
+    for pid in leaving:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        clients = [socket.create_connection(("127.0.0.1", manifest.port), PATIENCE) for _ in range(40)]
+        manifest.write(workers=1)
+        assert {client.recv(100)[:4] for client in clients} == {b"serv"}
+    finally:
+        for pid in leaving:
+            os.kill(pid, signal.SIGCONT)
+    for client in clients:
+        client.close()
+
+
 def test_many_reloads_leave_no_descriptors_behind(manifest: Manifest, proxy: Proxy) -> None:
     def descriptors() -> list[int]:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (proxy.process.pid, *sorted(proxy.workers()))]

@@ -55,7 +55,7 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
     found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
     found["timers"] = engine.timers.waiting()
     found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
-    waiting = {listener.fd for listener in app._listeners.values()}
+    waiting = {listener.fd for listener in app._listeners}
     for service in app._auth.values():
         found["questions"] = [*service._by_session, *service._waiting]
         waiting |= {exchange.fd for exchange in service._idle}

@@ -13,7 +13,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Counter, Meter
@@ -40,7 +41,7 @@ class StandIn:
     async def apply(
         self,
         config: ProxyConfig,
-        sockets: Mapping[str, socket.socket],
+        sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
         ticket_key: bytes,
@@ -52,15 +53,18 @@ class StandIn:
         self._meter.keep_servers(server.name for server in config.servers)
         self._accepted = self._meter.server(first.name, first.protocol).accepted
         self._greeting = f"server {first.name} {os.getpid()} {first.server_name}\r\n".encode()
-        self._servers = [await asyncio.start_server(self._serve, sock=sock) for sock in sockets.values()]
+        self._servers = [
+            await asyncio.start_server(self._serve, sock=sock)
+            for sock in chain.from_iterable(sockets.values())
+        ]
 
-    async def _misbehave(self, names: set[str], sockets: Mapping[str, socket.socket]) -> None:
+    async def _misbehave(self, names: set[str], sockets: Mapping[str, Sequence[socket.socket]]) -> None:
         if "crash" in names:
             os._exit(7)
         if "hang" in names:
             await asyncio.Event().wait()
         if "refused" in names:
-            for sock in sockets.values():
+            for sock in chain.from_iterable(sockets.values()):
                 sock.close()
             raise ConfigError([Problem("spec.servers[0]", "no worker wants this")])
 

@@ -223,7 +223,7 @@ async def world(
     server = build(where, ListenConfig(address="127.0.0.1", port=port))
     config = ProxyConfig(servers=(server,), worker_connections=limit)
     await app.apply(
-        config, {planned.key: sock for planned in plan(config, {})}, names={}, ticket_key=bytes(80)
+        config, {planned.key: [sock] for planned in plan(config, {})}, names={}, ticket_key=bytes(80)
     )
 
     def read_log() -> str:

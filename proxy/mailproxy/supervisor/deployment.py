@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mailproxy.supervisor.listeners import Sockets
@@ -28,7 +28,8 @@ class Deployment:
         names: What host names in the configuration resolved to.
         workers: How many workers there are to be.
         notices: What is accepted but worth telling.
-        sockets: What to listen on: for each key, one socket for each worker, or one for all.
+        sockets: What to listen on: for each key, one socket for each worker
+            and perhaps some for all of them, or just one for all.
         ticket_key: What all workers seal TLS session tickets with.
     """
 
@@ -55,10 +56,15 @@ class Deployment:
             loaded_at=self.loaded_at,
             hostname=self.hostname,
             names=self.names,
-            sockets=tuple(self.sockets.by_key),
+            sockets=tuple(key for key, sockets in self._shares(0) for _ in sockets),
             ticket_key=self.ticket_key,
         )
 
     def sockets_of(self, place: int) -> list[socket.socket]:
         """Give the listening sockets of the worker at a place (from 0), in the order of ``order``."""
-        return [sockets[place % len(sockets)] for sockets in self.sockets.by_key.values()]
+        return [sock for _, sockets in self._shares(place) for sock in sockets]
+
+    def _shares(self, place: int) -> Iterator[tuple[str, list[socket.socket]]]:
+        """Give a worker's sockets by key: its own, and those that there are beyond the number of workers."""
+        for key, sockets in self.sockets.by_key.items():
+            yield key, [sockets[place % min(len(sockets), self.workers)], *sockets[self.workers :]]

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from mailproxy.runtime.sockets import (
     CannotListen,
@@ -21,6 +22,9 @@ from mailproxy.runtime.sockets import (
     difference,
     open_sockets,
 )
+
+SURPLUS_AT_MOST: Final = 32
+"""Sockets of one address that are kept beyond the number of workers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +42,11 @@ class Sockets:
 
 
 class Listeners:
-    """What is open.  ``prepare`` opens more; after that comes ``commit`` or ``discard``."""
+    """What is open.  ``prepare`` opens more; after that comes ``commit`` or ``discard``.
+
+    A socket that a smaller number of workers leaves over stays open, and all
+    of them accept on it: the kernel would reset the clients that are queued there.
+    """
 
     def __init__(self) -> None:
         self._current = Sockets()
@@ -57,9 +65,9 @@ class Listeners:
         change = difference(self._current.plans, plans)
         try:
             for planned in change.stays:
-                by_key[planned.key] = open_sockets(
-                    planned, count, inherited=self._current.by_key[planned.key]
-                )
+                inherited = self._current.by_key[planned.key]
+                wanted = max(count, min(len(inherited), count + SURPLUS_AT_MOST))
+                by_key[planned.key] = open_sockets(planned, wanted, inherited=inherited)
             for planned in change.opens:
                 by_key[planned.key] = open_sockets(planned, count)
         except CannotListen:

@@ -29,7 +29,7 @@ class Configure:
         loaded_at: When it was loaded, as a Unix time.
         hostname: This machine's name, the default of ``server_name``.
         names: What the host names of ``listen`` lines were resolved to.
-        sockets: The keys of the sockets that come with this message.
+        sockets: For each socket that comes with this message, its key.
         ticket_key: What all workers encrypt TLS session tickets with.
     """
 
