@@ -98,6 +98,7 @@ class Children:
 
     Attributes:
         drifted: Kinds that had to be repaired.
+        lacking: Kinds that were wanted, and that the cluster does not have.
     """
 
     def __init__(self, cluster: Cluster, ledger: Ledger, key: Key, uid: str) -> None:
@@ -108,6 +109,7 @@ class Children:
         self._live: dict[_Name, Manifest] = {}
         self._wanted: set[_Name] = set()
         self.drifted: list[str] = []
+        self.lacking: set[str] = set()
 
     async def read(self, reader: Reader) -> None:
         """Read everything the MailProxy owns."""
@@ -181,6 +183,7 @@ class Children:
         try:
             applied = await self._cluster.apply(manifest)
         except KindMissing:
+            self.lacking.add(kind.name)
             return
         is_changed = live is None or _mark(live) != _mark(applied.manifest)
         if is_changed and self._ledger.wanted(self._key, (kind, name)) == digest:

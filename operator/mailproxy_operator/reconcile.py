@@ -68,6 +68,7 @@ class _Run:
     failed: Retryable | None = None
     paused: bool = False
     drifted: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
 
 
@@ -142,7 +143,7 @@ class Reconciler:
             run.refused = await children.apply(render(run.plan), hold=held)
         except Retryable as failure:
             run.failed = failure
-        run.drifted = tuple(children.drifted)
+        run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
 
     async def _trip(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
         """React to pods that nodes refused for a sysctl: render again without it, and remember."""
@@ -193,6 +194,7 @@ class Reconciler:
             refused=run.refused,
             failed=run.failed,
             warnings=self._ledger.warnings(run.key),
+            lacking=run.lacking,
         )
         written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
         if written != previous:

@@ -26,6 +26,7 @@ def facts(
     refused: Finding | None,
     failed: OperatorError | None,
     warnings: tuple[str, ...] = (),
+    lacking: tuple[str, ...] = (),
 ) -> Facts:
     """Collect what the conditions are made from.
 
@@ -36,6 +37,7 @@ def facts(
         refused: Why it cannot be carried out.
         failed: What has to be tried again.
         warnings: What the API server had to say about objects that it took.
+        lacking: Kinds that are wanted and that the cluster does not have.
     """
     spec = body.get("spec") or {}
     previous = body.get("status") or {}
@@ -49,7 +51,10 @@ def facts(
         has_references=bool(plan and plan.references),
         refused=refused,
         warnings=warnings,
-        notices=plan.notices if plan else (),
+        notices=(
+            *(plan.notices if plan else ()),
+            *(f"there is no {kind} until its definition is installed in the cluster" for kind in lacking),
+        ),
         retrying=Finding("Retrying", str(failed)) if failed else None,
         sysctl_refused=breaker.finding(plan.platform.refused_sysctls) if plan else None,
     )

@@ -375,8 +375,10 @@ async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> Non
 async def test_a_missing_kind_is_skipped(world: World) -> None:
     world.put(monitoring={"podMonitor": {"enabled": True}})
     world.cluster.failures["PodMonitor"] = KindMissing("monitoring.coreos.com/v1")
-    await world.settle()
+    outcome = await world.settle()
     assert world.cluster.condition("edge") == ("True", "Ready")
+    accepted = next(one for one in outcome.status["conditions"] if one["type"] == "Accepted")
+    assert "no PodMonitor until its definition is installed" in accepted["message"]
 
 
 async def test_a_deleted_resource_is_left_to_the_garbage_collector(world: World) -> None:
@@ -413,6 +415,9 @@ async def test_an_autoscaler_takes_over_the_number_of_pods(world: World) -> None
     await world.reconcile()
     handed_over = [call for call in world.writes() if call[1] == "Deployment"]
     assert handed_over == [(names.HANDOVER_MANAGER, "Deployment", "edge"), ("apply", "Deployment", "edge")]
+    accepted = world.cluster.found(MAIL_PROXY, "edge")["status"]["conditions"][1]
+    assert (accepted["type"], accepted["status"]) == ("Accepted", "True")
+    assert "spec.replicas is not used" in accepted["message"]
 
 
 _SPECS: tuple[dict[str, Any], ...] = (

@@ -63,6 +63,8 @@ class Plan:
             told.append(
                 f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
             )
+        if self.resource.deployment.autoscaling and self.resource.mode == "Deployment":
+            told.append("spec.replicas is not used: the autoscaler decides how many pods there are")
         return tuple(told)
 
     @property
