@@ -45,6 +45,7 @@ from mailproxy.observe.lines import Field
 from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
 from mailproxy.runtime.accounts import book_end
+from mailproxy.runtime.auth_exchange import Question
 from mailproxy.runtime.closing import close_now, close_politely, end_writing
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.engine import Engine
@@ -173,7 +174,16 @@ class Session(Conversation):
         self._deadline = 0.0  # with its credentials complete, a client has kept it
         self.engine.timers.disarm(self)
         server = self.server
-        server.auth.ask(self, server.template.render(request), credentials, server)
+        server.auth.ask(
+            Question(
+                self,
+                server.template.render(request),
+                credentials,
+                server.config.protocol,
+                self.numbers.auth_seconds,
+                self.engine.reactor.now,
+            )
+        )
         return PENDING
 
     def authorized(self, decision: Decision) -> None:
