@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from mailproxy_operator import meters as meters_module
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.errors import Finding, Retryable
 from mailproxy_operator.meters import Meters
@@ -77,6 +79,76 @@ def test_requests_are_counted() -> None:
     assert value(meters, "api_requests_total", verb="apply", code="2xx") == 1.0
     assert value(meters, "api_request_duration_seconds_count", verb="apply") == 1.0
     assert value(meters, "queue_depth") == 3.0
+
+
+CATALOGUE = {
+    "reconciles_total": ("counter", {"result": {"ok", "retry", "hopeless", "error"}}),
+    "reconcile_duration_seconds": ("histogram", {}),
+    "queue_depth": ("gauge", {}),
+    "last_success_timestamp_seconds": ("gauge", {}),
+    "resources": ("gauge", {"ready": {"true", "false", "unknown"}}),
+    "config_errors_total": (
+        "counter",
+        {
+            "reason": {
+                "invalid_spec",
+                "listener_conflict",
+                "name_conflict",
+                "invalid_pod_fields",
+                "forbidden",
+            }
+        },
+    ),
+    "drift_repairs_total": ("counter", {"kind": set()}),
+    "prunes_total": ("counter", {"kind": set()}),
+    "circuit_breakers_open": ("gauge", {"reason": {"sysctl_forbidden"}}),
+    "api_requests_total": ("counter", {"verb": set(), "code": set()}),
+    "api_request_duration_seconds": ("histogram", {"verb": set()}),
+    "watch_restarts_total": ("counter", {"reason": {"expired", "closed", "error", "inactive"}}),
+    "leader": ("gauge", {}),
+    "build_info": (
+        "gauge",
+        {"version": None, "revision": None, "python_version": None, "kopf_version": None},
+    ),
+    "sidecar_admissions_total": (
+        "counter",
+        {"result": {"injected", "present", "ignored", "refused", "error"}},
+    ),
+}
+"""Name, kind, and of each label what it may say: nothing before something happens, ``None`` for anything."""
+
+
+def test_the_catalogue_is_whole_from_the_start() -> None:
+    text, _ = Meters().exposition()
+    families = {family.name: family for family in text_string_to_metric_families(text.decode())}
+    told = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
+    assert {name for name in families if not name.endswith("_created")} == told
+    for name, (kind, labels) in CATALOGUE.items():
+        family = families[f"mailproxy_operator_{name.removesuffix('_total')}"]
+        assert family.type == kind, name
+        samples = [one for one in family.samples if not one.name.endswith(("_created", "_bucket"))]
+        for label, values in labels.items():
+            seen = {sample.labels[label] for sample in samples}
+            assert values is None or seen == values, (name, label)
+        assert all(sample.labels.keys() == labels.keys() for sample in samples), name
+
+
+@pytest.mark.parametrize(
+    ("known", "revision"), [("1.2.0+abc1234", "abc1234"), ("1.2.0", "unknown"), ("unknown", "unknown")]
+)
+def test_the_revision_is_the_local_part_of_the_version(
+    monkeypatch: pytest.MonkeyPatch, known: str, revision: str
+) -> None:
+    monkeypatch.setattr(meters_module, "version", lambda _: known)
+    text, _ = Meters().exposition()
+    assert f'revision="{revision}",version="{known}"' in text.decode()
+
+
+def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
+    meters = Meters()
+    meters.requested("watch", "2xx", 300.0)
+    assert value(meters, "api_requests_total", verb="watch", code="2xx") == 1.0
+    assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
 
 
 def test_the_exposition_names_no_resource() -> None:

@@ -82,6 +82,18 @@ def test_what_listeners_ask_for(
     assert found == (applied(decided(SEED)) if expected is None else expected)
 
 
+def test_each_tells_why() -> None:
+    found = sysctls([listen(143), SEED], Policy(), KubeVersion(1, 36), privileged_port=143)
+    assert {one.name.rpartition(".")[2]: one.reason for one in found} == {
+        "ip_unprivileged_port_start": "PrivilegedPort",
+        "tcp_keepalive_time": "SoKeepalive",
+        "tcp_keepalive_intvl": "SoKeepalive",
+        "tcp_keepalive_probes": "SoKeepalive",
+        "tcp_rmem": "ReceiveBuffer",
+        "tcp_wmem": "SendBuffer",
+    }
+
+
 def test_listeners_that_disagree_are_reported() -> None:
     found = decided(listen(143, so_keepalive=IDLE_30), listen(993, so_keepalive=IDLE_10))
     assert found[TIME] == Sysctl(
