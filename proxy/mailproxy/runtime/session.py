@@ -46,11 +46,12 @@ from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
 from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.auth_exchange import Question
+from mailproxy.runtime.carrying import End
 from mailproxy.runtime.closing import close_now, close_politely, end_writing
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ, hung_up
-from mailproxy.runtime.relay import End, Relay, start_relay
+from mailproxy.runtime.relay import Relay, start_relay
 from mailproxy.runtime.resolver import Cancel
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
