@@ -51,6 +51,10 @@ class Ledger:
         """Forget one resource."""
         self._entries.pop(key, None)
 
+    def knows(self, key: Key) -> bool:
+        """Tell whether anything was applied for a resource."""
+        return key in self._entries
+
     def keep_only(self, key: Key, wanted: Collection[_Name]) -> None:
         """Forget what is no longer wanted: when it is wanted again, nobody has tampered with it."""
         entries = self._entries.get(key, {})

@@ -104,13 +104,16 @@ class Reconciler:
             key: Which.
             reader: Where to look, if not at the cluster itself.
         """
-        reader = reader or self._cluster
+        is_at_hand, reader = reader is not None, reader or self._cluster
         body = await reader.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._ledger.forget(key)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
-        await children.read(reader)
+        # Nobody has worked on a resource without a status, so it owns nothing that would have to go; what
+        # is wanted is looked for by name in any case.  That saves a list of each kind for every new one.
+        if is_at_hand or body.get("status") or self._ledger.knows(key):
+            await children.read(reader)
         run = self._decided(key, body, children)
         await self._carry_out(run, children)
         observed, pods = await self._seen(run, children, reader)

@@ -113,6 +113,18 @@ async def test_a_second_reconcile_writes_nothing(world: World) -> None:
     assert {at: one["metadata"]["resourceVersion"] for at, one in world.cluster.objects.items()} == before
 
 
+async def test_a_first_look_that_was_broken_off_is_made_good(world: World) -> None:
+    """It left objects and no status; by then the user wants something else."""
+    world.put(networkPolicy={"enabled": True})
+    await world.reconcile()
+    del world.cluster.found(MAIL_PROXY, "edge")["status"]
+    world.put()
+    world.reconciler = Reconciler(world.cluster, PLATFORM)
+    await world.reconcile()
+    assert (await world.reconcile()).pruned == ("NetworkPolicy",)
+    assert world.cluster.find(NETWORK_POLICY, "edge") is None
+
+
 async def test_every_object_has_an_owner(world: World) -> None:
     world.put()
     await world.reconcile()

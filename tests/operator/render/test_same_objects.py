@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``render`` prints is what the operator applies: the very objects."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mailproxy_operator import names
+from mailproxy_operator.cluster import Applied, Key
+from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.render.text import rendered_text
+from mailproxy_operator.settings import KubeVersion, Platform
+from support.operator_cluster import MemoryCluster
+
+PLATFORM = Platform(kube_version=KubeVersion(1, 36))
+CASES = sorted((Path(__file__).parent / "golden").glob("*.in.yaml"), key=lambda path: path.name)
+
+
+class Recording(MemoryCluster):
+    """Remembers what it was asked to apply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Manifest] = []
+
+    async def apply(
+        self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER, force: bool = True
+    ) -> Applied:
+        self.asked.append(copy.deepcopy(manifest))
+        return await super().apply(manifest, manager=manager, force=force)
+
+
+@pytest.mark.parametrize("text", [path.read_text() for path in CASES], ids=[path.name for path in CASES])
+async def test_the_operator_applies_what_render_prints(text: str) -> None:
+    cluster = Recording()
+    stored = cluster.put(yaml.safe_load(text))
+    key = Key(stored["metadata"]["namespace"], stored["metadata"]["name"])
+    printed = rendered_text(yaml.safe_dump(stored), "stdin", PLATFORM)
+    await Reconciler(cluster, PLATFORM).reconcile(key)
+    assert cluster.asked == [one for one in yaml.safe_load_all(printed) if one]
