@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes what the chart has from elsewhere: pages from ``values.yaml`` and its comments, and the CRD.
 
-``python charts/values_page.py`` writes the chart's README, its copy of the CRD
-and ``docs/reference/values.md`` anew; a test says when that has been forgotten.
+``python charts/values_page.py`` writes the chart's README, its copy of the CRD,
+the part of ``values.schema.json`` that is about resources, and
+``docs/reference/values.md`` anew; a test says when that has been forgotten.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from resource_schema import with_resource
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts/mailproxy-operator"
@@ -112,9 +114,12 @@ def _default(value: object) -> str:
 def pages() -> dict[Path, str]:
     """Make every page, by where it belongs."""
     listed = table(values((CHART / "values.yaml").read_text(encoding="utf-8")))
+    crd, schema = (ROOT / "deploy/crd.yaml").read_text(encoding="utf-8"), CHART / "values.schema.json"
+    known = with_resource(json.loads(schema.read_text(encoding="utf-8")), yaml.safe_load(crd))
     return {
         CHART / "README.md": _README + listed,
-        CHART / "files/crd.yaml": (ROOT / "deploy/crd.yaml").read_text(encoding="utf-8"),
+        CHART / "files/crd.yaml": crd,
+        schema: json.dumps(known, indent=2) + "\n",
         ROOT / "docs/reference/values.md": _REFERENCE + listed,
     }
 

@@ -15,7 +15,9 @@ from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.helm import CHART, ROOT, Helm, Object, given
 
-UNSAFE: Object = {"spec": {"servers": [{"name": "imap"}], "sysctls": {"unsafe": "Allow"}}}
+UNSAFE: Object = {
+    "spec": {"servers": [{"name": "imap", "listen": [{"port": 143}]}], "sysctls": {"unsafe": "Allow"}}
+}
 
 
 def notes(helm: Helm, values: Object, *options: str) -> str:

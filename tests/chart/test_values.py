@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from support.helm import CHART, ROOT, Helm
+from support.helm import CHART, ROOT, Helm, documents, of_kind
 
 sys.path.insert(0, str(ROOT / "charts"))
 from values_page import pages, values  # type: ignore[import-not-found]
@@ -45,6 +46,14 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"watchNamespaces": ["a", "a"]}, "/watchNamespaces"),
         ({"proxies": {"edge": {}}}, "/proxies/edge"),
         ({"proxies": {"edge": {"spec": {"servers": []}}}}, "/proxies/edge/spec/servers"),
+        ({"proxies": {"edge": {"spec": {**SERVERS, "sevrice": {}}}}}, "sevrice"),
+        ({"proxies": {"edge": {"spec": {**SERVERS, "mail": {"autHttp": "http://a/"}}}}}, "autHttp"),
+        ({"proxies": {"edge": {"spec": {**SERVERS, "replicas": "2"}}}}, "/proxies/edge/spec/replicas"),
+        ({"proxies": {"edge": {"spec": {**SERVERS, "mode": "Daemon"}}}}, "/proxies/edge/spec/mode"),
+        (
+            {"proxies": {"edge": {"spec": {"servers": [{"name": "imap", "listen": [{"prot": 143}]}]}}}},
+            "/proxies/edge/spec/servers/0/listen/0",
+        ),
         # values that contradict each other
         ({"watchNamespaces": []}, "watchNamespaces"),
         (
@@ -70,6 +79,16 @@ def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -
     said = helm.refusal(given)
     # Helm 3 writes a path with dots.
     assert named in said or named.strip("/").replace("/", ".") in said
+
+
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_example_may_stand_in_the_values(helm: Helm, example: Path) -> None:
+    """What the API server takes, the schema of the values takes."""
+    [found] = [one for one in documents(example.read_text()) if one["kind"] == "MailProxy"]
+    [made] = of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
+    assert made["spec"] == found["spec"]
 
 
 def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
