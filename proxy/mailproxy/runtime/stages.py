@@ -9,19 +9,20 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from mailproxy.dialogue.values import TlsInfo
+from mailproxy.dialogue.values import Client, TlsInfo
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
+from mailproxy.observe.lines import Field
+from mailproxy.observe.record import SessionRecord
 from mailproxy.protocols import proxy_header, trust
-from mailproxy.runtime.reactor import READ, WRITE
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.reactor import READ, WRITE, Handler
+from mailproxy.runtime.server import Server
 from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy_config.model import LogLevel
-
-if TYPE_CHECKING:
-    from mailproxy.runtime.session import Session
 
 _LOOK: Final = 4096 + 16
 
@@ -32,13 +33,49 @@ class ProxyHeaderFailed(SessionError):
     reason = CloseReason.PROXY_PROTOCOL_FAILED
 
 
+class Staged(Handler, Protocol):
+    """A session, as far as what precedes its conversation deals with it."""
+
+    client: Client
+    engine: Engine
+    fd: int
+    record: SessionRecord
+    server: Server
+    sock: socket.SocketType
+    tls: TlsConnection | None
+
+    def watch(self, mask: int) -> None:
+        """Change what the socket is watched for."""
+        ...
+
+    def header_done(self, *, then_tls: bool) -> None:
+        """The PROXY header was read; go on with TLS or the greeting."""
+        ...
+
+    def client_changed(self) -> None:
+        """``set_real_ip_from`` replaced the client's address."""
+        ...
+
+    def stage_failed(self, error: SessionError) -> None:
+        """The stage did not work out; there is nobody to tell."""
+        ...
+
+    def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
+        """Log something about this session."""
+        ...
+
+    def cut(self) -> None:
+        """Leave at once."""
+        ...
+
+
 class HeaderStage:
     """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``)."""
 
     __slots__ = ("_seen", "_then_tls", "session", "timer")
 
-    def __init__(self, session: Session, *, then_tls: bool) -> None:
-        self.session: Session | None = session
+    def __init__(self, session: Staged, *, then_tls: bool) -> None:
+        self.session: Staged | None = session
         self.timer: Deadlines | None = None
         self._then_tls = then_tls
         self._seen = b""
@@ -111,7 +148,7 @@ class HeaderStage:
         if self.session is not None:
             self.session.cut()
 
-    def leave(self) -> Session | None:
+    def leave(self) -> Staged | None:
         """Give the descriptor back; ``None`` if that was done before."""
         session, self.session = self.session, None
         if session is not None:
@@ -124,8 +161,8 @@ class HandshakeStage:
 
     __slots__ = ("_mode", "_started", "_then", "session", "timer")
 
-    def __init__(self, session: Session, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
-        self.session: Session | None = session
+    def __init__(self, session: Staged, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
+        self.session: Staged | None = session
         self.timer: Deadlines | None = None
         self._mode = mode
         self._then = then
@@ -200,7 +237,7 @@ class HandshakeStage:
         if self.session is not None:
             self.session.cut()
 
-    def leave(self) -> Session | None:
+    def leave(self) -> Staged | None:
         """Give the descriptor back; ``None`` if that was done before."""
         session, self.session = self.session, None
         if session is not None:

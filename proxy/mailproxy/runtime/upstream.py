@@ -8,18 +8,18 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from mailproxy.dialogue import actions
 from mailproxy.dialogue.actions import Action, Dialogue
-from mailproxy.dialogue.values import Identified, LoggedIn
+from mailproxy.dialogue.values import Client, Identified, LoggedIn
 from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
+from mailproxy.observe.meter import ProtocolMeter
 from mailproxy.runtime.conversation import ASIDE, Conversation
+from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
-
-if TYPE_CHECKING:
-    from mailproxy.runtime.session import Session
+from mailproxy.runtime.server import Server
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
 _CONNECTING: Final = READ | WRITE
@@ -27,6 +27,23 @@ _CONNECTING: Final = READ | WRITE
 _IPV4, _IPV6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _TYPE: Final = int(socket.SOCK_STREAM) | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
+
+
+class Principal(Protocol):
+    """On whose behalf a login is made: told once how it went, but not where it cannot even begin."""
+
+    client: Client
+    engine: Engine
+    numbers: ProtocolMeter
+    server: Server
+
+    def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
+        """The upstream accepted; the connection is the principal's from here on."""
+        ...
+
+    def upstream_failed(self, error: Exception) -> None:
+        """The upstream refused, could not be reached, or spoke nonsense."""
+        ...
 
 
 class UpstreamLink(Conversation):
@@ -38,10 +55,10 @@ class UpstreamLink(Conversation):
 
     __slots__ = ("_connecting", "_session", "_started")
 
-    def __init__(self, session: Session, sock: socket.SocketType, dialogue: Dialogue[LoggedIn]) -> None:
+    def __init__(self, session: Principal, sock: socket.SocketType, dialogue: Dialogue[LoggedIn]) -> None:
         engine, seconds = session.engine, session.server.config.timeout
         super().__init__(engine, sock, sock.fileno(), seconds)
-        self._session: Session | None = session
+        self._session: Principal | None = session
         self._dialogue = dialogue
         self._connecting = True
         self._started = started = engine.reactor.now
@@ -51,7 +68,7 @@ class UpstreamLink(Conversation):
         session.server.patience.arm(self)
 
     @classmethod
-    def connect(cls, session: Session, identified: Identified) -> UpstreamLink:
+    def connect(cls, session: Principal, identified: Identified) -> UpstreamLink:
         """Begin to connect; the session is told how it went.
 
         Raises:

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's side of a session: PROXY header, TLS handshake, conversation, and the accounts of it all.
+
+What the conversation asks for is performed here: the authorization service,
+the resolver and the TLS handshake are asked, and what is told aside is booked.
+Where it leads, to an upstream or to its end, is the session's business.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final
+
+from mailproxy.dialogue import actions
+from mailproxy.dialogue.actions import Action
+from mailproxy.dialogue.values import (
+    TEMPUNAVAIL,
+    UNAVAILABLE,
+    AuthRequest,
+    Client,
+    Decision,
+    Denied,
+    Granted,
+    TlsInfo,
+)
+from mailproxy.errors import AuthTimedOut, AuthUnavailable, MalformedAnswer, PeerClosed, SessionError
+from mailproxy.events import ClientErred, LoginRefused, LoginResult, Method, TlsMode
+from mailproxy.observe.lines import Field
+from mailproxy.observe.meter import Gauge, ProtocolMeter
+from mailproxy.observe.record import SessionRecord
+from mailproxy.runtime.auth_exchange import Question
+from mailproxy.runtime.conversation import PENDING, Conversation
+from mailproxy.runtime.reactor import hung_up
+from mailproxy.runtime.resolver import Cancel
+from mailproxy.runtime.server import Server
+from mailproxy.runtime.stages import HandshakeStage, HeaderStage
+from mailproxy_config.model import LogLevel
+
+_SUCCESS: Final = LoginResult.SUCCESS
+_GIVE_UP: Final[Mapping[type[AuthUnavailable], LoginResult]] = {
+    AuthTimedOut: LoginResult.TIMEOUT,
+    MalformedAnswer: LoginResult.INVALID_RESPONSE,
+}
+
+
+class ClientSide(Conversation):
+    """The conversation with one client, and all that precedes it.
+
+    Who derives from this sets its attributes: an ``__init__`` here would cost
+    one more call per client.
+
+    Attributes:
+        client: Who it is.
+        numbers: What is counted for its protocol.
+        record: What the session's line in the log will tell.
+        server: The ``server`` block that it came to.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_cancel",
+        "_host",
+        "_login_seconds",
+        "_method",
+        "_stage",
+        "_state_gauge",
+        "client",
+        "numbers",
+        "record",
+        "server",
+    )
+
+    client: Client
+    numbers: ProtocolMeter
+    record: SessionRecord
+    server: Server
+    _asked: float
+    _cancel: Cancel | None
+    _host: bytes | None
+    _login_seconds: float
+    _method: Method | None
+    _stage: HeaderStage | HandshakeStage | None
+    _state_gauge: Gauge
+
+    @abstractmethod
+    def cut(self) -> None:
+        """Leave at once."""
+
+    # -- the way to the conversation
+
+    def start(self, *, proxy_header: bool, tls: bool) -> None:
+        """Begin with whatever the listener asks for first."""
+        if proxy_header or tls:
+            self._enter(self.numbers.starting)
+            self._begin_stage(proxy_header=proxy_header, tls=tls)
+        else:
+            self.begin(self.server.frontend.converse(self.client))
+
+    def _begin_stage(self, *, proxy_header: bool, tls: bool) -> None:
+        if proxy_header:
+            self._stage = HeaderStage(self, then_tls=tls)
+            self._stage.begin()
+        elif tls:
+            self._shake_hands()
+        else:
+            self._enter(self.numbers.preauth)
+            self.begin(self.server.frontend.converse(self.client))
+
+    def _shake_hands(self) -> None:
+        self._stage = stage = HandshakeStage(self, TlsMode.IMPLICIT, self._handshake_done)
+        stage.begin(self.server.config.timeout)
+
+    def header_done(self, *, then_tls: bool) -> None:
+        """The PROXY header was read; go on with TLS or the greeting."""
+        self._stage = None
+        self.engine.reactor.hand_over(self.fd, self)
+        self._begin_stage(proxy_header=False, tls=then_tls)
+
+    def client_changed(self) -> None:
+        """``set_real_ip_from`` replaced the client's address."""
+        self.record.client = self.client.address
+        self.record.client_port = self.client.port
+        self.record.proxied = True
+
+    def _handshake_done(self, info: TlsInfo) -> None:
+        self._stage = None
+        self.client.tls = info
+        self._begin_stage(proxy_header=False, tls=False)
+
+    def stage_failed(self, error: SessionError) -> None:
+        """What comes before the conversation did not work out; there is nobody to tell."""
+        self._stage = None
+        self._failed(error)
+
+    def watch(self, mask: int) -> None:
+        """Change what the socket is watched for."""
+        self._watch(mask)
+
+    # -- what the conversation asks for
+
+    def _authorize(self, action: actions.Authorize) -> object:
+        request: AuthRequest = action.request
+        credentials = request.credentials
+        record = self.record
+        if request.attempt == record.attempts and hung_up(self.fd, ended=True):
+            raise PeerClosed  # nobody waits any more for what was postponed
+        record.user = credentials.user
+        record.method = self._method = credentials.method
+        record.attempts = request.attempt
+        self._enter(self.numbers.auth)
+        self._asked = time.monotonic()
+        self._deadline = 0.0  # with its credentials complete, a client has kept it
+        self.engine.timers.disarm(self)
+        server = self.server
+        server.auth.ask(
+            Question(
+                self,
+                server.template.render(request),
+                credentials,
+                server.config.protocol,
+                self.numbers.auth_seconds,
+                self.engine.reactor.now,
+            )
+        )
+        return PENDING
+
+    def authorized(self, decision: Decision) -> None:
+        """The authorization service answered."""
+        self._spent_on_auth()
+        if decision.__class__ is not Granted:
+            if isinstance(decision, Denied):
+                code = decision.code
+                is_temporary = code is not None and code.startswith(b"4")
+                self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+            self._enter(self.numbers.preauth)
+        self.resume(decision)
+
+    def auth_failed(self, error: AuthUnavailable) -> None:
+        """The authorization service gave no usable answer."""
+        self._spent_on_auth()
+        self._count_login(_GIVE_UP.get(type(error), LoginResult.UNAVAILABLE))
+        self.throw(error)
+
+    def _spent_on_auth(self) -> None:
+        seconds = time.monotonic() - self._asked
+        self._login_seconds += seconds
+        self.record.auth_seconds = (self.record.auth_seconds or 0.0) + seconds
+
+    def _start_tls(self, _action: actions.StartTls) -> object:
+        self._stage = stage = HandshakeStage(self, TlsMode.STARTTLS, self._tls_started)
+        left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
+        self.engine.timers.disarm(self)
+        stage.begin(max(left, 0.0))
+        return PENDING
+
+    def _tls_started(self, info: TlsInfo) -> None:
+        self._stage = None
+        self._rearm()
+        self.resume(info)
+
+    def _resolve_client(self, _action: actions.ResolveClient) -> object:
+        resolver = self.server.resolver
+        if resolver is None:
+            return UNAVAILABLE
+        if self.client.address.startswith("unix:"):
+            return TEMPUNAVAIL
+        self._host = None
+        self._cancel = resolver.look_up(self.client.address, self._named)
+        if self._host is not None:
+            self._cancel = None
+            return self._host
+        return PENDING
+
+    def _named(self, host: bytes) -> None:
+        """The look-up is over; at once, where the resolver knew the answer already."""
+        if self._cancel is None:
+            self._host = host
+        else:
+            self._cancel = None
+            self.resume(host)
+
+    def _make_challenge(self, action: actions.MakeChallenge) -> object:
+        return self.engine.challenge(action.server_name)
+
+    def _note(self, action: actions.Note) -> object:
+        event = action.event
+        if isinstance(event, ClientErred):
+            self.record.errors += 1
+            self.numbers.errors[event.kind].value += 1
+        elif isinstance(event, LoginRefused):
+            self.record.method, self.record.result = event.method, event.result
+            self.numbers.logins[event.method, event.result].value += 1
+        else:
+            self.tell(LogLevel.INFO, event.event, text=event.text)
+        return None
+
+    # -- accounts
+
+    def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
+        """Log something about this session, at its server's ``error_log`` level."""
+        self.engine.log.event(
+            level,
+            event,
+            least=self.server.config.error_log,
+            session=self.record.session,
+            client=self.client.address,
+            **fields,
+        )
+
+    def _enter(self, gauge: Gauge) -> None:
+        self._state_gauge.value -= 1
+        gauge.value += 1
+        self._state_gauge = gauge
+
+    def _count_login(self, result: LoginResult) -> None:
+        method, self._method = self._method, None
+        if method is None:
+            return
+        numbers = self.numbers
+        numbers.logins[method, result].value += 1
+        numbers.login_seconds[result is _SUCCESS].observe(self._login_seconds)
+        self.record.result = result
+        self.record.login_seconds = self._login_seconds
+        self._login_seconds = 0.0
+
+    def _aborted(self) -> None:
+        """Count an attempt that nobody waits for any more."""
+        if self._method is not None:
+            self._count_login(LoginResult.ABORTED)
+
+    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
+        actions.Deadline: Conversation.set_deadline,
+        actions.Overhear: Conversation.overhear,
+        actions.Wait: Conversation.wait,
+        actions.Authorize: _authorize,
+        actions.StartTls: _start_tls,
+        actions.ResolveClient: _resolve_client,
+        actions.MakeChallenge: _make_challenge,
+        actions.Note: _note,
+    }
