@@ -16,7 +16,7 @@ class TaskFamily:
     """The tasks that were begun in ``with family.begun():``, and whatever they have begun themselves."""
 
     def __init__(self) -> None:
-        self._alive: set[asyncio.Task[Any]] = set()
+        self._alive: dict[asyncio.Task[Any], asyncio.Task[Any] | None] = {}
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -29,25 +29,28 @@ class TaskFamily:
             _current.reset(token)
 
     async def end(self, patience: float) -> None:
-        """Cancel them all, and wait for them and for whatever they begin in order to tidy up.
+        """Cancel them all, parents before their children: whoever tidies up needs its helpers for that.
 
         Args:
             patience: Seconds; whoever takes longer is left behind.
         """
-        for task in list(self._alive):
-            task.cancel()
+        asked: set[asyncio.Task[Any]] = set()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 while self._alive:
-                    await asyncio.wait(self._alive)
+                    orphans = {task for task, parent in self._alive.items() if parent not in self._alive}
+                    for task in orphans - asked:
+                        task.cancel()
+                    asked |= orphans
+                    await asyncio.wait(self._alive, return_when=asyncio.FIRST_COMPLETED)
 
-    def add(self, task: asyncio.Task[Any]) -> None:
+    def add(self, task: asyncio.Task[Any], parent: asyncio.Task[Any] | None) -> None:
         """Count a task until it ends; what became of it is for whoever waits for it."""
-        self._alive.add(task)
+        self._alive[task] = parent
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._alive.discard(task)
+        self._alive.pop(task, None)
         if not task.cancelled():
             task.exception()
 
@@ -60,7 +63,7 @@ def _make(
     task = asyncio.Task(coroutine, loop=loop, **more)
     family = _current.get()
     if family is not None:
-        family.add(task)
+        family.add(task, asyncio.current_task(loop) if loop.is_running() else None)
     return task
 
 
