@@ -9,11 +9,19 @@ from typing import Final
 
 from .directives import Directive
 from .errors import Problems
-from .files import CERTIFICATES, FILE, FILES
+from .files import CERTIFICATES, CONF_COMMANDS, FILE, FILES
 from .nginx_syntax import Files, Statement
 from .values import Raw
 
 _NOT_FILES: Final = frozenset({"data:", "engine:", "store:"})
+_TAKES_PATHS: Final = frozenset(
+    {
+        *("certificate", "privatekey", "serverinfofile", "dhparameters"),
+        *("chaincafile", "verifycafile", "requestcafile", "clientcafile"),
+        *("chaincapath", "verifycapath", "requestcapath", "clientcapath"),
+    }
+)
+"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a file or a directory."""
 
 
 @dataclass(slots=True)
@@ -74,6 +82,11 @@ def _with_paths(row: Directive, value: Raw, files: Files) -> Raw:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
         return [{_half(row): files.path(item["certificateFile"])} for item in value]
+    if row.type is CONF_COMMANDS:
+        return [
+            item | {"value": files.path(item["value"])} if item["name"].lower() in _TAKES_PATHS else item
+            for item in value
+        ]
     return value
 
 

@@ -39,6 +39,9 @@ def value_of(
         ("ssl_session_ticket_key k", [{"file": "/etc/nginx/k"}]),
         ("ssl_certificate c", [{"certificateFile": "/etc/nginx/c"}]),
         ("ssl_certificate_key k", [{"keyFile": "/etc/nginx/k"}]),
+        ("ssl_conf_command VerifyCAFile ca", [{"name": "VerifyCAFile", "value": "/etc/nginx/ca"}]),
+        ("ssl_conf_command dhparameters /d", [{"name": "dhparameters", "value": "/d"}]),
+        ("ssl_conf_command Options X", [{"name": "Options", "value": "X"}]),
     ],
 )
 def test_a_statement_s_value(line: str, value: object) -> None:

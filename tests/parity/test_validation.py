@@ -126,6 +126,12 @@ def test_nginx_takes_anything_where_we_say_so(judges: Judges) -> None:
     assert judges.theirs(refusals.SERVER % lines) == ""
 
 
+@pytest.mark.parametrize(("directive", "text"), refusals.HERE_ALONE)
+def test_what_is_refused_here_alone(directive: str, text: str, judges: Judges) -> None:
+    assert judges.theirs(text) == ""
+    assert directive in judges.ours(text)
+
+
 def test_the_command_says_the_same(judges: Judges, folder: Path) -> None:
     file = judges.write(refusals.SERVER % "timeout 1x;\nxclient yes;")
     told = subprocess.run(
