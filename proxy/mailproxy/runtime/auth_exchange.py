@@ -18,8 +18,8 @@ from mailproxy.dialogue.values import Credentials, Decision
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, MalformedAnswer
 from mailproxy.events import AuthErrorReason, AuthOutcome
 from mailproxy.observe.meter import Histogram
-from mailproxy.runtime.conversation import WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.nonblocking import WOULD_BLOCK
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
 from mailproxy.runtime.resolver import HostAddresses
 from mailproxy.runtime.timers import Deadlines, Lane

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from mailproxy.runtime.closing import end_writing
-from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE
 from mailproxy.runtime.side import Side, SinkBroken
 

@@ -12,8 +12,8 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.reactor import BROKEN, READ
 from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import TlsConnection

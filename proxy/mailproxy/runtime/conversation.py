@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,12 +19,11 @@ from mailproxy.dialogue import actions
 from mailproxy.dialogue.actions import Action, Dialogue, Receive, Send
 from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
 from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE, hung_up
 from mailproxy.runtime.timers import Deadlines
 from mailproxy.tls.session import TlsConnection
 
-WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
 HIGH_WATER: Final = 16 * 1024
 """Octets for the peer that may gather while it pipelines, before it has to take some."""
 

@@ -12,7 +12,7 @@ import os
 import socket
 
 from mailproxy.observe.meter import Counter
-from mailproxy.runtime.conversation import CLOSED_BY_TLS, WOULD_BLOCK
+from mailproxy.runtime.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.tls.session import TlsConnection
 

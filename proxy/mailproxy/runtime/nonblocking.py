@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a socket that does not block raises, with TLS or without, where nothing is broken."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""Not now: the poll tells when."""
+CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
+"""The peer says nothing more; what a plain socket tells by reading no octets."""
