@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,12 +22,14 @@ class Ledger:
         verdicts: Of those that were played.
         outcomes: How often which outcome was seen, generated dialogues included.
         differences: How often which declared difference was seen.
+        heard: The lines that clients heard from both, by protocol.
     """
 
     kit: Kit
     verdicts: dict[Dialogue, Verdict] = field(default_factory=dict)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     differences: Counter[str] = field(default_factory=Counter)
+    heard: defaultdict[str, set[bytes]] = field(default_factory=lambda: defaultdict(set))
 
     def verdict(self, dialogue: Dialogue) -> Verdict:
         """The verdict on a dialogue, which is played if it was not."""
@@ -51,6 +53,10 @@ class Ledger:
             judge(dialogue, theirs, ours, version)
             for dialogue, (theirs, ours) in zip(dialogues, pairs, strict=True)
         ]
+        for dialogue, (theirs, ours) in zip(dialogues, pairs, strict=True):
+            if theirs is not None:
+                both = set(theirs.client.splitlines()) & set(ours.client.splitlines())
+                self.heard[self.kit.blocks[dialogue.block].protocol] |= both
         for one in found:
             self.outcomes[one.outcome] += 1
             self.differences.update(one.differences)
