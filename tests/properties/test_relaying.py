@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The relay: whatever is said, in whatever pieces, with however little room, arrives once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mailproxy_config.model import Protocol, StartTls
+from support.siege import serving, shake, siege
+from support.tls_identities import Identities
+from support.world import GRANT, Peer, World, answer, run
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(Path(tmp_path_factory.mktemp("identities")))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side says and how much it reads at a time, and its room in the kernel."""
+
+    says: Sequence[int]
+    reads: int
+    is_cramped: bool
+
+
+SIZES = st.one_of(st.integers(1, 200), st.integers(16_000, 17_000), st.integers(1, 300_000))
+SIDES = st.builds(
+    Side, st.lists(SIZES, max_size=6), st.sampled_from([1_000, 16_384, 100_000]), is_cramped=st.booleans()
+)
+
+
+async def relayed(w: World, identities: Identities | None) -> tuple[Peer, Peer]:
+    client = await w.client()
+    await client.line()
+    if identities is not None:
+        await client.ask(b"STLS\r\n")
+        await shake(client, identities)
+    await client.say(b"USER u\r\nPASS p\r\n")
+    upstream = await w.upstream.next()
+    await upstream.ask(b"+OK\r\n")
+    await upstream.ask(b"+OK\r\n")
+    await upstream.say(b"+OK\r\n")
+    await client.lines(2)
+    return client, upstream
+
+
+def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:
+    """Leave the proxy so little room that it has to stop and go on at every turn."""
+    engine = w.app._engine
+    engine.buffer = bytearray(buffer)
+    (relay,) = engine.live
+    for end, side in ((relay.client, client), (relay.upstream, upstream)):  # type: ignore[attr-defined]
+        if side.is_cramped:
+            end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+
+
+async def say(peer: Peer, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        await peer.say(piece)
+        await asyncio.sleep(0)
+
+
+async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
+    heard = bytearray()
+    while len(heard) < count:
+        chunk = await peer.reader.read(at_a_time)
+        assert chunk, f"{count - len(heard)} octets are missing"
+        heard += chunk
+        await asyncio.sleep(0)
+    return bytes(heard)
+
+
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+@settings(max_examples=40)
+@given(client=SIDES, upstream=SIDES, buffer=st.sampled_from([500, 20_000, 262_144]))
+def test_all_that_is_said_arrives(
+    is_tls: bool, client: Side, upstream: Side, buffer: int, identities: Identities
+) -> None:
+    chance = random.Random(1)
+    up = [chance.randbytes(size) for size in client.says]
+    down = [chance.randbytes(size) for size in upstream.says]
+
+    async def play() -> None:
+        tls = identities if is_tls else None
+        build = serving(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
+        async with siege(build, answer(GRANT)) as w:
+            ours, theirs = await relayed(w, tls)
+            squeeze(w, client, upstream, buffer)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(say(ours, up))
+                group.create_task(say(theirs, down))
+                heard = group.create_task(hear(theirs, sum(client.says), upstream.reads))
+                told = group.create_task(hear(ours, sum(upstream.says), client.reads))
+            assert heard.result() == b"".join(up)
+            assert told.result() == b"".join(down)
+            await theirs.say(b"the last word")
+            theirs.close()
+            assert await ours.rest() == b"the last word"
+            ours.close()
+
+    run(play)
