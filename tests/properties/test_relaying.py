@@ -40,13 +40,13 @@ SIDES = st.builds(
 )
 
 
-async def relayed(w: World, identities: Identities | None) -> tuple[Peer, Peer]:
+async def relayed(w: World, identities: Identities | None, ahead: bytes) -> tuple[Peer, Peer]:
     client = await w.client()
     await client.line()
     if identities is not None:
         await client.ask(b"STLS\r\n")
         await shake(client, identities)
-    await client.say(b"USER u\r\nPASS p\r\n")
+    client.writer.write(b"USER u\r\nPASS p\r\n" + ahead)
     upstream = await w.upstream.next()
     await upstream.ask(b"+OK\r\n")
     await upstream.ask(b"+OK\r\n")
@@ -83,11 +83,17 @@ async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
 @settings(max_examples=40)
-@given(client=SIDES, upstream=SIDES, buffer=st.sampled_from([500, 20_000, 262_144]))
+@given(
+    client=SIDES,
+    upstream=SIDES,
+    ahead=st.one_of(st.just(0), SIZES),
+    buffer=st.sampled_from([500, 20_000, 262_144]),
+)
 def test_all_that_is_said_arrives(
-    is_tls: bool, client: Side, upstream: Side, buffer: int, identities: Identities
+    is_tls: bool, client: Side, upstream: Side, ahead: int, buffer: int, identities: Identities
 ) -> None:
     chance = random.Random(1)
+    early = chance.randbytes(ahead)
     up = [chance.randbytes(size) for size in client.says]
     down = [chance.randbytes(size) for size in upstream.says]
 
@@ -95,14 +101,14 @@ def test_all_that_is_said_arrives(
         tls = identities if is_tls else None
         build = serving(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
         async with siege(build, answer(GRANT)) as w:
-            ours, theirs = await relayed(w, tls)
+            ours, theirs = await relayed(w, tls, early)
             squeeze(w, client, upstream, buffer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(say(ours, up))
                 group.create_task(say(theirs, down))
-                heard = group.create_task(hear(theirs, sum(client.says), upstream.reads))
+                heard = group.create_task(hear(theirs, ahead + sum(client.says), upstream.reads))
                 told = group.create_task(hear(ours, sum(upstream.says), client.reads))
-            assert heard.result() == b"".join(up)
+            assert heard.result() == early + b"".join(up)
             assert told.result() == b"".join(down)
             await theirs.say(b"the last word")
             theirs.close()
