@@ -161,4 +161,21 @@ def _dialogues() -> Iterator[Dialogue]:
                     )
 
 
-DIALOGUES: Final = tuple(_dialogues())
+_OFFERS: Final = {
+    "imap": b"a CAPABILITY\r\n",
+    "pop3": b"CAPA\r\nAUTH\r\n",
+    "smtp": b"EHLO client.example\r\n",
+}
+
+
+def _offers() -> Iterator[Dialogue]:
+    for block in BLOCKS:
+        yield Dialogue(
+            name=f"what is offered ({block.name})",
+            block=block.name,
+            area=f"{block.protocol} logins",
+            steps=(_OFFERS[block.protocol],),
+        )
+
+
+DIALOGUES: Final = (*_dialogues(), *_offers())
