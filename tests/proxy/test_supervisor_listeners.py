@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.runtime.sockets import CannotListen, Route, SocketPlan
-from mailproxy.supervisor.listeners import SURPLUS_AT_MOST, Listeners, Sockets
+from mailproxy.supervisor.listeners import Listeners, Sockets
 from support.proxies import free_port
 
 
@@ -83,13 +83,16 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listener
     assert numbers(one) == numbers(three)  # clients may be queued at each
 
 
-def test_of_very_many_sockets_some_are_given_up(listeners: Listeners) -> None:
-    port = free_port()
-    many = listeners.prepare([tcp(port)], SURPLUS_AT_MOST + 3)
+def test_of_very_many_sockets_some_are_given_up(
+    listeners: Listeners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailproxy.supervisor.listeners.SURPLUS_AT_MOST", 5)
+    port, other = free_port(), free_port()
+    many = listeners.prepare([tcp(port), tcp(other)], 4)
     listeners.commit(many)
-    listeners.commit(listeners.prepare([tcp(port)], 1))
-    opened = [sock.fileno() > 0 for sock in many.by_key[f"127.0.0.1:{port}"]]
-    assert opened == [True] * (SURPLUS_AT_MOST + 1) + [False] * 2
+    listeners.commit(listeners.prepare([tcp(port), tcp(other)], 1))
+    opened = [[sock.fileno() > 0 for sock in group] for group in many.by_key.values()]
+    assert opened == [[True, True, True, False]] * 2
     assert is_open(port)
 
 

@@ -23,8 +23,8 @@ from mailproxy.runtime.sockets import (
     open_sockets,
 )
 
-SURPLUS_AT_MOST: Final = 32
-"""Sockets of one address that are kept beyond the number of workers."""
+SURPLUS_AT_MOST: Final = 512
+"""Sockets that are kept beyond the number of workers, of all addresses together; every worker gets them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +63,11 @@ class Listeners:
         """
         by_key: dict[str, Sequence[socket.socket]] = {}
         change = difference(self._current.plans, plans)
+        most = count + SURPLUS_AT_MOST // max(len(plans), 1)
         try:
             for planned in change.stays:
                 inherited = self._current.by_key[planned.key]
-                wanted = max(count, min(len(inherited), count + SURPLUS_AT_MOST))
+                wanted = max(count, min(len(inherited), most))
                 by_key[planned.key] = open_sockets(planned, wanted, inherited=inherited)
             for planned in change.opens:
                 by_key[planned.key] = open_sockets(planned, count)
