@@ -6,8 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.load import Loaded, load
@@ -297,50 +295,3 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_file_and_line(text: str, problems: list[str]) -> None:
     assert [problem.replace(str(Path.cwd()), "CWD") for problem in problems_of(text)] == problems
-
-
-_LINES = st.sampled_from(
-    [
-        line.strip()
-        for line in """
-        timeout 1m30s; | proxy_timeout '1h 30m'; | max_errors 0; | server_name mail.example.com;
-        xclient off;
-        server_name ""; | imap_client_buffer 16k; | smtp_greeting_delay 500ms; | resolver off; | proxy on;
-        resolver 127.0.0.1 [::1]:5353 valid=1M ipv6=off; | auth_http http://[::1]:9/x?y=z; | ssl_crl crl.pem;
-        auth_http unix:/run/a:/u; | auth_http_header X-Key "a: 'b' #1"; | smtp_auth none; | pop3_auth apop;
-        smtp_capabilities "SIZE 10485760" 8BITMIME; | imap_capabilities no 08 1e3 ~; | proxy_protocol v2;
-        starttls only; | ssl_protocols TLSv1 TLSv1.3; | ssl_session_cache builtin; | ssl_session_timeout 1d;
-        ssl_ciphers 'HIGH:!aNULL'; | ssl_session_ticket_key a.key;
-        ssl_verify_client on; | error_log stderr warn; | ssl_client_certificate ca.pem;
-        ssl_conf_command Options PrioritizeChaCha; | set_real_ip_from 10.1.2.3/8;
-        """.strip()
-        .replace("\n", "|")
-        .split("|")
-    ]
-)
-_ONCE = st.lists(_LINES, unique_by=lambda line: line.split()[0], max_size=8).map("\n".join)
-_LISTEN = st.sampled_from(
-    [
-        "143",
-        "*:993 ssl",
-        "[::]:143 ipv6only=off",
-        "127.0.0.1:2000-2003 backlog=9",
-        "unix:/run/x",
-        "localhost:25",
-        "110 proxy_protocol so_keepalive=30m::10 rcvbuf=4k",
-    ]
-)
-
-
-@given(_ONCE, _ONCE, _LISTEN, st.sampled_from(["smtp", "imap", "pop3"]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_converted_means_the_same(mail: str, own: str, listen: str, protocol: str) -> None:
-    tls = "ssl_certificate c.pem;\nssl_certificate_key k.pem;\nssl_trusted_certificate t.pem;"
-    text = (
-        f"worker_processes 3;\nmail {{\nauth_http first;\n{tls}\n{mail}\n"
-        f"server {{ protocol {protocol}; listen {listen};\n{own}\n}}\n}}"
-    )
-    direct = load(text.encode(), source="/etc/nginx/nginx.conf")
-    manifest = to_manifest_yaml(parse_nginx(text, source="/etc/nginx/nginx.conf"))
-    assert load(manifest.encode()).config == direct.config
-    assert load(manifest.encode()).hash == direct.hash
