@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accepting: one client an event, the door that its local address belongs to, who it is, the limit."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mailproxy.app import make_loop
+from mailproxy.auth.request import RequestTemplate
+from mailproxy.events import CloseReason
+from mailproxy.observe.log import Log, LogFormat
+from mailproxy.observe.meter import Meter
+from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.trust import TrustedPeers
+from mailproxy.runtime.auth_http import AuthService
+from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.listener import Door, Listener
+from mailproxy.runtime.reactor import READ
+from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.runtime.server import Server
+from mailproxy.runtime.session import Session
+from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
+from support import configs
+from support.world import listening_socket
+
+POP3, IMAP = b"+OK POP3 ready\r\n", b"* OK IMAP4 ready\r\n"
+
+
+class Scene:
+    """What a worker's listeners share, and whoever came to them; served when a test says so."""
+
+    def __init__(self, log: int) -> None:
+        loop = make_loop()
+        self.log = Log(log, LogFormat.TEXT)
+        self.engine = Engine(loop, loop.reactor, log=self.log, meter=Meter())
+        self.listeners: list[Listener] = []
+        self.clients: list[socket.socket] = []
+
+    def door(
+        self,
+        protocol: Protocol,
+        *,
+        listen: ListenConfig | None = None,
+        sends: SendProxyProtocol = SendProxyProtocol.DISABLED,
+    ) -> Door:
+        config = configs.server(protocol, proxy_protocol=sends)
+        engine, listen = self.engine, listen or config.listen[0]
+        server = Server(
+            config,
+            protocol=PROTOCOLS[protocol],
+            auth=AuthService(engine, HostAddresses(config.auth_http, meter=engine.meter), 60.0),
+            template=RequestTemplate(config, (), keep_alive=True),
+            resolver=None,
+            tls=None,
+            trusted=TrustedPeers(()),
+            meter=engine.meter.server(config.name, protocol),
+            numbers=engine.meter.protocol(protocol),
+            patience=engine.timers.lane(config.timeout),
+            idleness=engine.timers.lane(config.proxy_timeout),
+        )
+        return Door(server, listen)
+
+    def listen(self, sock: socket.socket, default: Door, doors: dict[str, Door] | None = None) -> Listener:
+        listener = Listener(self.engine, "key", sock, default, doors or {})
+        self.listeners.append(listener)
+        listener.open()
+        return listener
+
+    def knock(self, host: str, listener: Listener) -> socket.socket:
+        """Connect, and have what there is to do done once."""
+        client = socket.create_connection((host, listener.sock.getsockname()[1]), timeout=5)
+        self.clients.append(client)
+        self.engine.reactor.select(0)
+        return client
+
+    @property
+    def sessions(self) -> list[Session]:
+        return [session for session in self.engine.live if isinstance(session, Session)]
+
+    def close(self) -> None:
+        for one in [*self.engine.live]:
+            one.cut()
+        for one in [*self.engine.lingering]:
+            one.cut()
+        for listener in self.listeners:
+            listener.close()
+        for client in self.clients:
+            client.close()
+        self.log.close()
+        self.engine.loop.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    made = Scene(log)
+    yield made
+    made.close()
+    os.close(log)
+
+
+@pytest.mark.parametrize(
+    ("host", "greeting"),
+    [
+        ("127.0.0.1", POP3),
+        ("127.0.0.2", IMAP),
+        ("127.0.0.3", POP3),
+    ],
+)
+def test_the_local_address_leads_to_a_server(scene: Scene, host: str, greeting: bytes) -> None:
+    doors = {"127.0.0.2": scene.door(Protocol.IMAP)}
+    listener = scene.listen(listening_socket("0.0.0.0"), scene.door(Protocol.POP3), doors)
+    client = scene.knock(host, listener)
+    assert client.recv(100) == greeting
+    (session,) = scene.sessions
+    assert session.client.local_address == host
+    assert session.client.local_port == listener.sock.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("sends", "is_known"),
+    [
+        (SendProxyProtocol.DISABLED, False),  # a system call less for a client
+        (SendProxyProtocol.V1, True),
+        (SendProxyProtocol.V2, True),
+    ],
+)
+def test_the_local_address_is_looked_at_only_for_who_needs_it(
+    scene: Scene, sends: SendProxyProtocol, is_known: bool
+) -> None:
+    listener = scene.listen(listening_socket(), scene.door(Protocol.POP3, sends=sends))
+    scene.knock("127.0.0.1", listener)
+    (session,) = scene.sessions
+    assert (session.client.local_address == "127.0.0.1") is is_known
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_client_is_who_connected(scene: Scene, host: str) -> None:
+    listener = scene.listen(listening_socket(host), scene.door(Protocol.POP3))
+    name = scene.knock(host, listener).getsockname()
+    (session,) = scene.sessions
+    assert (session.client.address, session.client.port) == (host, name[1])
+    assert (session.record.client, session.record.client_port) == (host, name[1])
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_client_of_a_unix_socket_has_a_path_at_most(scene: Scene, tmp_path: Path, is_named: bool) -> None:
+    sock, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "ours"))
+    sock.listen()
+    sock.setblocking(False)
+    scene.listen(sock, scene.door(Protocol.POP3, sends=SendProxyProtocol.V1))
+    scene.clients.append(client)
+    if is_named:
+        client.bind(str(tmp_path / "theirs"))
+    client.connect(str(tmp_path / "ours"))
+    scene.engine.reactor.select(0)
+    (session,) = scene.sessions
+    assert session.client.address == (f"unix:{tmp_path}/theirs" if is_named else "unix:")
+    assert (session.client.port, session.client.local_address) == (0, "unix:")
+
+
+def test_an_event_brings_one_client_and_the_next_event_the_next(scene: Scene) -> None:
+    listener = scene.listen(listening_socket(), scene.door(Protocol.POP3))
+    address = listener.sock.getsockname()
+    scene.clients += [socket.create_connection(address, timeout=5) for _ in range(3)]
+    for count in (1, 2, 3):
+        listener.on_event(READ)
+        assert len(scene.sessions) == scene.engine.clients == count
+    listener.on_event(READ)  # another worker was faster
+    assert scene.engine.clients == 3
+    assert listener.default.server.meter.active.value == 3
+
+
+@pytest.mark.parametrize(
+    ("listen", "said"),
+    [
+        (ListenConfig(port=110), PROTOCOLS[Protocol.POP3].busy),
+        (ListenConfig(port=995, ssl=True), b""),  # it could not be read
+    ],
+)
+def test_above_the_limit_a_client_is_sent_away(
+    scene: Scene, tmp_path: Path, listen: ListenConfig, said: bytes
+) -> None:
+    door = scene.door(Protocol.POP3, listen=listen)
+    listener = scene.listen(listening_socket(), door)
+    scene.engine.limit = 0
+    refused = [scene.knock("127.0.0.1", listener) for _ in range(3)]
+    assert [client.recv(200) for client in refused] == [said] * 3
+    assert scene.sessions == []
+    meter = door.server.meter
+    assert (meter.accepted.value, meter.active.value, meter.closed[CloseReason.LIMIT].value) == (3, 0, 3)
+    assert meter.limit_rejections["conn_total"].value == 3
+    assert scene.engine.clients == 0
+    scene.log.flush()
+    assert (tmp_path / "log").read_text().count("worker_connections_not_enough") == 1
+
+
+def test_a_listener_that_is_closed_leaves_its_socket_to_other_processes(scene: Scene) -> None:
+    sock = listening_socket()
+    address, elsewhere = sock.getsockname(), sock.dup()
+    listener = scene.listen(sock, scene.door(Protocol.POP3))
+    listener.close()
+    client = socket.create_connection(address, timeout=5)
+    scene.clients.append(client)
+    assert scene.engine.reactor._epoll.poll(0) == []  # or it would be told again and again
+    accepted, _ = elsewhere.accept()
+    accepted.close()
+    elsewhere.close()

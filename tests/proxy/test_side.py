@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One side of a relay: what it does not take is kept, in its order, and whose fault a break is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from mailproxy.observe.meter import Counter
+from mailproxy.runtime.pipes import Pipe
+from mailproxy.runtime.reactor import READ
+from mailproxy.runtime.side import Side, SinkBroken
+
+Both = tuple[Side, socket.socket]
+OCTETS = bytes(range(256)) * 4096
+
+
+@pytest.fixture
+def both() -> Iterator[Both]:
+    """A side, and the peer that it is connected to."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+    yield Side(near, near.fileno(), READ, Counter()), far
+    near.close()
+    far.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    made.close()
+
+
+def heard(peer: socket.socket) -> bytes:
+    """All that has arrived."""
+    found = b""
+    with suppress(BlockingIOError):
+        while chunk := peer.recv(1 << 20):
+            found += chunk
+    return found
+
+
+def fill(pipe: Pipe, octets: bytes) -> int:
+    pipe.holds = os.write(pipe.write, octets)
+    return pipe.holds
+
+
+def test_what_fits_is_written_and_nothing_kept(both: Both) -> None:
+    side, far = both
+    side.write(b"little")
+    side.write_from(memoryview(b"more"))
+    assert heard(far) == b"littlemore"
+    assert (side.is_behind, side.pending) == (False, b"")
+
+
+@pytest.mark.parametrize("write", [Side.write, lambda side, octets: side.write_from(memoryview(octets))])
+def test_what_does_not_fit_waits_in_its_order(both: Both, write: Callable[[Side, bytes], None]) -> None:
+    side, far = both
+    write(side, OCTETS)
+    assert side.is_behind
+    assert 0 < len(side.pending) < len(OCTETS)
+    assert heard(far) + side.pending == OCTETS
+
+
+def test_what_waits_of_a_shared_buffer_is_a_copy(both: Both) -> None:
+    side, _ = both
+    buffer = bytearray(OCTETS)
+    side.write_from(memoryview(buffer))
+    kept = side.pending
+    buffer[:] = bytes(len(buffer))
+    assert side.pending == kept
+    assert OCTETS.endswith(kept)
+
+
+def test_a_pipe_is_emptied_as_far_as_there_is_room(both: Both, pipe: Pipe) -> None:
+    side, far = both
+    octets = OCTETS[: fill(pipe, OCTETS)]
+    assert not side.out_of(pipe)
+    assert 0 < pipe.holds < len(octets)
+    arrived = heard(far)
+    for _ in range(1000):
+        if side.out_of(pipe):
+            break
+        arrived += heard(far)
+    assert arrived + heard(far) == octets
+    assert pipe.holds == 0
+
+
+def test_octets_go_into_a_pipe(both: Both, pipe: Pipe) -> None:
+    side, far = both
+    assert side.into(pipe) == -1
+    far.sendall(b"octets")
+    assert side.into(pipe) == 6
+    assert os.read(pipe.read, 100) == b"octets"
+    far.shutdown(socket.SHUT_WR)
+    assert side.into(pipe) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "ends", "size", "filled"),
+    [
+        (b"", False, 8, (b"", False)),
+        (b"octets", False, 8, (b"octets", False)),
+        (b"octets", False, 4, (b"octe", False)),
+        (b"", True, 8, (b"", True)),
+        (b"octets", True, 8, (b"octets", False)),  # the end is read next time
+    ],
+)
+def test_a_buffer_is_filled_with_what_there_is(
+    both: Both, said: bytes, ends: bool, size: int, filled: tuple[bytes, bool]
+) -> None:
+    side, far = both
+    far.sendall(said)
+    if ends:
+        far.shutdown(socket.SHUT_WR)
+    buffer = bytearray(size)
+    count, has_ended = side.fill(memoryview(buffer))
+    assert (bytes(buffer[:count]), has_ended) == filled
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda side, pipe: side.write(b"x"),
+        lambda side, pipe: side.write_from(memoryview(b"x")),
+        lambda side, pipe: side.out_of(pipe),
+    ],
+    ids=["octets", "buffer", "pipe"],
+)
+def test_a_break_while_writing_is_the_sinks(
+    both: Both, pipe: Pipe, write: Callable[[Side, Pipe], None]
+) -> None:
+    side, far = both
+    fill(pipe, b"x")
+    far.close()
+    with pytest.raises(SinkBroken) as broken:
+        write(side, pipe)
+    assert broken.value.side is side
+    assert str(broken.value) == ""
