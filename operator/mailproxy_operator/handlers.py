@@ -59,4 +59,4 @@ def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> N
             case "ADDED" | "MODIFIED":
                 waker.owned_changed(kind, dict(event["object"]))
             case _:
-                pass  # a watch that begins lists what there is: the resync looks at that anyway
+                waker.owned_listed(kind, dict(event["object"]))

@@ -125,10 +125,10 @@ class Operator:
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""
-        running = self._queue.longest_running() if self._queue else 0.0
+        running = 0.0 if self._queue is None else self._queue.longest_running()
         if running > STUCK_SECONDS:
             return f"a reconcile has been running for {running:.0f} seconds"
-        return self._resync.trouble() if self._resync else ""
+        return "" if self._resync is None else self._resync.trouble()
 
     async def run(self, stop: asyncio.Event) -> int:
         """Wait for the Lease, work, give it back."""

@@ -84,6 +84,7 @@ class Resync:
         Returns:
             Seconds until the next time.
         """
+        self._waker.about_to_look()
         try:
             snapshot = await self._source.snapshot(self._namespaces, moved=self._moved)
         except OperatorError as failure:

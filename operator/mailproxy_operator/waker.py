@@ -36,6 +36,7 @@ class Waker:
         self._reconciler = reconciler
         self._seen: dict[Key, object] = {}
         self._views: dict[Key, Snapshot] = {}
+        self._touched: set[Key] = set()
 
     async def _work(self, key: Key) -> Outcome:
         return await self._reconciler.reconcile(key, self._views.pop(key, None))
@@ -48,7 +49,7 @@ class Waker:
         self._seen[key] = _state(metadata)
         if is_deleted:
             del self._seen[key]
-        self._views.pop(key, None)
+        self._touch(key)
         self.queue.wake(key, urgent=True)
 
     def owned_changed(self, kind: Kind, manifest: Manifest) -> None:
@@ -57,14 +58,22 @@ class Waker:
         key = Key(str(metadata["namespace"]), names.instance_of(metadata.get("labels") or {}))
         is_ours = kind not in _WITH_TELLING_STATUS and self._reconciler.is_as_left(key, kind, manifest)
         if key.name and not is_ours:
-            self._views.pop(key, None)
+            self._touch(key)
+            self.queue.wake(key, SETTLE_SECONDS)
+
+    def owned_listed(self, kind: Kind, manifest: Manifest) -> None:
+        """A watch that begins, or begins anew, lists what there is: it may have changed in the gap."""
+        metadata = manifest["metadata"]
+        key = Key(str(metadata["namespace"]), names.instance_of(metadata.get("labels") or {}))
+        if key.name and self._reconciler.differs(key, kind, manifest):
+            self._touch(key)
             self.queue.wake(key, SETTLE_SECONDS)
 
     def owned_deleted(self, metadata: Mapping[str, Any]) -> None:
         """Something that a MailProxy owned is gone."""
         key = Key(str(metadata["namespace"]), names.instance_of(metadata.get("labels") or {}))
         if key.name:
-            self._views.pop(key, None)
+            self._touch(key)
             self.queue.wake(key, SETTLE_SECONDS)
 
     def carrier_changed(self, metadata: Mapping[str, Any]) -> None:
@@ -72,6 +81,15 @@ class Waker:
         name = str((metadata.get("labels") or {}).get(names.INJECT, ""))
         if name:
             self.queue.wake(Key(str(metadata["namespace"]), name), SETTLE_SECONDS)
+
+    def _touch(self, key: Key) -> None:
+        """Something has happened that no snapshot may know of: whoever is woken looks for itself."""
+        self._views.pop(key, None)
+        self._touched.add(key)
+
+    def about_to_look(self) -> None:
+        """A snapshot is being taken: what happens from now on may be missing in it."""
+        self._touched.clear()
 
     def resync(self, snapshot: Snapshot, *, spread: float) -> None:
         """Have every resource looked at anew.
@@ -81,13 +99,14 @@ class Waker:
             spread: Seconds over which to distribute the work.
         """
         resources = snapshot.resources()
-        for key in self._seen.keys() - resources.keys():
+        for key in self._seen.keys() - resources.keys() - self._touched:
             # It vanished while no watch was there to see: what is remembered of it has to go.
             del self._seen[key]
             self.queue.wake(key)
         for key, body in resources.items():
-            self._seen[key] = _state(body["metadata"])
-            self._views[key] = snapshot
+            if key not in self._touched:
+                self._seen[key] = _state(body["metadata"])
+                self._views[key] = snapshot
             self.queue.wake(key, random.uniform(0, spread))  # noqa: S311  nobody is to guess at it
 
 

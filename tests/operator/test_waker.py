@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, OWNED, POD, SERVICE, Kind
 from mailproxy_operator.reconcile import Reconciler
@@ -81,6 +82,18 @@ async def test_what_we_wrote_ourselves_wakes_nobody(
     assert world.woken() is is_woken
 
 
+async def test_what_changed_in_a_gap_of_the_watch_wakes_the_owner(world: World) -> None:
+    for kind, name in ((CONFIG_MAP, "edge-config"), (DEPLOYMENT, "edge"), (SERVICE, "edge")):
+        world.waker.owned_listed(kind, world.cluster.found(kind, name))
+    assert not world.woken(), "all is as we left it"
+    edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
+    world.waker.owned_listed(CONFIG_MAP, edited)
+    assert world.woken()
+    stranger = {"metadata": {"name": "x", "namespace": "mail", "labels": names.labels("other")}}
+    world.waker.owned_listed(SERVICE, stranger)
+    assert not world.woken(), "the resync's business"
+
+
 async def test_what_others_did_wakes_the_owner(world: World) -> None:
     edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
     world.waker.owned_changed(CONFIG_MAP, edited)
@@ -105,6 +118,24 @@ async def test_a_resync_looks_at_the_snapshot_unless_something_happened_since(wo
     world.waker.owned_deleted(world.cluster.found(SERVICE, "edge")["metadata"])
     del world.cluster.objects[SERVICE, EDGE]
     assert (await world.waker._work(EDGE)).drifted == ("Service",)
+
+
+async def test_what_happens_while_a_snapshot_is_taken_is_not_lost(world: World) -> None:
+    world.waker.about_to_look()
+    stale = world.snapshot()
+    world.waker.owned_deleted(world.cluster.found(SERVICE, "edge")["metadata"])
+    del world.cluster.objects[SERVICE, EDGE]
+    world.waker.resync(stale, spread=0.0)
+    assert (await world.waker._work(EDGE)).drifted == ("Service",)
+
+
+async def test_a_resource_made_while_a_snapshot_is_taken_has_not_vanished(world: World) -> None:
+    world.waker.about_to_look()
+    stale = Snapshot({})
+    world.waker.resource_changed(world.cluster.found(MAIL_PROXY, "edge")["metadata"], is_deleted=False)
+    world.woken()
+    world.waker.resync(stale, spread=0.0)
+    assert not world.woken()
 
 
 async def test_a_settled_resource_costs_a_resync_no_requests(
