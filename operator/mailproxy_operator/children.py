@@ -93,13 +93,20 @@ class Ledger:
 
 
 def _mark(live: Manifest) -> str:
-    """What changes when somebody changes the object; a status does not count where that can be told.
+    """What changes when somebody changes the object; its status does not count.
 
-    A generation grows with the spec alone, so what else we write is looked at by itself.
+    A generation grows with the spec alone, so what else we write is looked at by itself.  Some kinds
+    have none: an autoscaler's status changes all the time, and its resource version with it.
     """
     metadata = live["metadata"]
     beside = _digest({name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences")})
-    return f"{uid_of(live)}/{metadata.get('generation') or metadata.get('resourceVersion', '')}/{beside}"
+    content = metadata.get("generation") or _digest(
+        {name: part for name, part in live.items() if name not in _NOT_CONTENT}
+    )
+    return f"{uid_of(live)}/{content}/{beside}"
+
+
+_NOT_CONTENT = frozenset({"apiVersion", "kind", "metadata", "status"})
 
 
 class Children:

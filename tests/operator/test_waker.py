@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, OWNED, POD, SERVICE, Kind
+from mailproxy_operator.kinds import AUTOSCALER, CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, OWNED, POD, SERVICE, Kind
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.snapshot import Snapshot
@@ -80,6 +80,18 @@ async def test_what_we_wrote_ourselves_wakes_nobody(
 ) -> None:
     world.waker.owned_changed(kind, world.cluster.found(kind, name))
     assert world.woken() is is_woken
+
+
+async def test_the_status_of_an_autoscaler_wakes_nobody(world: World) -> None:
+    world.cluster.put({**world.cluster.found(MAIL_PROXY, "edge"), **body(autoscaling={"maxReplicas": 3})})
+    await world.reconciler.reconcile(EDGE)
+    found = world.cluster.found(AUTOSCALER, "edge")
+    metadata = {**found["metadata"], "resourceVersion": "9999"}
+    measured = {**found, "metadata": metadata, "status": {"currentReplicas": 2}}
+    world.waker.owned_changed(AUTOSCALER, measured)
+    assert not world.woken()
+    world.waker.owned_changed(AUTOSCALER, {**measured, "spec": {**found["spec"], "maxReplicas": 9}})
+    assert world.woken()
 
 
 async def test_what_changed_in_a_gap_of_the_watch_wakes_the_owner(world: World) -> None:
