@@ -32,3 +32,11 @@ def test_the_pictures_show_every_panel(name: str) -> None:
     shown = set(re.findall(r"<g transform[^>]*><rect[^>]*/><text[^>]*>([^<]+)</text>", picture))
     assert shown == {panel.title for panel in DASHBOARDS[name].panels}
     assert "No data" not in picture
+
+
+def test_the_readmes_picture_shows_the_first_row() -> None:
+    picture = (DOCS / "pictures/glance.svg").read_text()
+    from mailproxy_monitoring.pages import DASHBOARDS
+
+    first, *_ = DASHBOARDS["proxies"].rows
+    assert all(f">{panel.title}</text>" in picture for panel in first.panels)

@@ -149,6 +149,43 @@ API: Final = Row(
             ),
             help="",
         ),
+        Panel(
+            title="Watches begun again, by reason",
+            stacked=True,
+            queries=(
+                (
+                    f"sum by (reason) (increase(mailproxy_operator_watch_restarts_total{{{WHO}}}"
+                    "[$__rate_interval]))",
+                    "{{reason}}",
+                ),
+            ),
+            help="expired and closed now and then are the API server's way. error: it refuses, or cannot be"
+            " reached. inactive: it was silent for too long; what was missed meanwhile, the next look finds.",
+        ),
+        Panel(
+            title="Sidecars asked for, by what became of it",
+            stacked=True,
+            queries=(
+                (
+                    f"sum by (result) (increase(mailproxy_operator_sidecar_admissions_total{{{WHO}}}"
+                    "[$__rate_interval]))",
+                    "{{result}}",
+                ),
+            ),
+            help="ignored: the pod runs without; an event says why. refused: by failurePolicy Fail. error: a"
+            " fault of the operator; its log has the traceback.",
+        ),
+        Panel(
+            title="Operators, by version",
+            stacked=True,
+            queries=(
+                (
+                    f"count by (version, revision) (mailproxy_operator_build_info{{{WHO}}})",
+                    "{{version}} {{revision}}",
+                ),
+            ),
+            help="Two for minutes: an upgrade is stuck.",
+        ),
     ),
 )
 

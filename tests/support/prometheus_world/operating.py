@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator with something to do all the time: changes, drift, mistakes, and what is no longer wanted."""
+"""An operator with something to do all the time: changes, drift, mistakes, lost watches."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ async def _agitate(kube: FakeKube, pause: Callable[[int], float]) -> None:
         wanted: dict[str, Any] = {"networkPolicy": {"enabled": count % 2 == 0}}
         kube.put(_named("edge", **wanted))
         kube.put(_named("mistaken", **(_WRONG if count % 2 else {})))
+        if count % 7 == 0:
+            kube.end_watches()
         await asyncio.sleep(pause(count))
         if kube.find(SERVICE, "steady"):
             kube.remove(SERVICE, "steady")

@@ -79,6 +79,8 @@ def draw(seconds: float, folder: Path) -> None:
             for name in ("proxies", "operator"):
                 dashboard = json.loads((DASHBOARDS / f"{name}.json").read_text())
                 (PICTURES / f"{name}.svg").write_text(_picture(watcher, dashboard, end, seconds))
+            glance = _first_row(json.loads((DASHBOARDS / "proxies.json").read_text()))
+            (PICTURES / "glance.svg").write_text(_picture(watcher, glance, end, seconds))
         finally:
             watcher.running.stop()
 
@@ -111,15 +113,24 @@ def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: f
     return page(dashboard, answers, note=note)
 
 
+def _first_row(dashboard: dict[str, Any]) -> dict[str, Any]:
+    """Give a dashboard with its first row only."""
+    _, second, *_ = (panel["gridPos"]["y"] for panel in dashboard["panels"] if panel["type"] == "row")
+    panels = [panel for panel in dashboard["panels"] if panel["gridPos"]["y"] < second]
+    return {**dashboard, "panels": panels}
+
+
 def _lines(series: Sequence[dict[str, Any]], legend: str) -> list[Line]:
+    """Give the series of one query; those that are nothing but zero only where all of them are."""
     found = []
     for one in series:
         labels = one["metric"]
         name = re.sub(r"{{(\w+)}}", lambda match, labels=labels: labels.get(match[1], ""), legend)  # type: ignore[misc]
         points = [(when, float(value)) for when, value in one["values"] if math.isfinite(float(value))]
-        if points and (any(value for _, value in points) or len(series) == 1 or "{{" not in legend):
+        if points:
             found.append(Line(name.strip(), points))
-    return sorted(found, key=lambda line: line.name)
+    moving = [line for line in found if any(value for _, value in line.points)]
+    return sorted(moving if moving and "{{" in legend else found, key=lambda line: line.name)
 
 
 if __name__ == "__main__":
