@@ -20,9 +20,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),
 ]
 
-EXAMPLES: Final = int(os.environ.get("PARITY_EXAMPLES", "12"))
+EXAMPLES: Final = int(os.environ.get("PARITY_EXAMPLES", "6"))
 """Batches for each protocol; more of them for a longer run."""
-BATCH: Final = 16
+BATCH: Final = 32
 
 bounded = settings(
     max_examples=EXAMPLES,

@@ -105,9 +105,9 @@ class Process:
             time.sleep(0.02)
 
     def ask_to_stop(self) -> None:
-        """Tell it to end; ``stop`` waits for that."""
+        """Tell it to end, which both do at once for SIGINT; ``stop`` waits for that."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(signal.SIGINT)
 
     def stop(self) -> None:
         """Wait for it to end, which it was asked to."""
