@@ -3,7 +3,7 @@
 
 nginx goes first: what it says in each step is awaited until it says no more.
 The proxy then has to say as much, however slow the machine is, and not more.
-What differs is played once more, with more patience, before it counts.
+What differs is played twice more, with ever more patience, before it counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ T = TypeVar("T")
 _AT_ONCE: Final = 96
 _SERVERS: Final = 30
 """How many servers one configuration gets; the proxy takes 32."""
-_TRIES: Final = 3
 _END_SECONDS: Final = 4.0
 
 
@@ -56,6 +55,8 @@ class Patience:
 
 _USUAL: Final = Patience()
 _MORE: Final = Patience(first=0.4, quiet=0.2, catch_up=8.0)
+_MOST: Final = Patience(first=1.5, quiet=0.8, catch_up=20.0)
+"""For a machine that has much else to do."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,8 @@ class Kit:
         async def one(dialogue: Dialogue) -> tuple[Record | None, Record]:
             is_alone = dialogue.alone or dialogue.via != "tcp"
             async with alone if is_alone else room:
-                for attempt in range(_TRIES):
-                    found = await self._play_both(dialogue, _MORE if attempt else _USUAL)
+                for patience in (_USUAL, _MORE, _MOST):
+                    found = await self._play_both(dialogue, patience)
                     if is_settled(dialogue, *found):
                         break
                 return found
@@ -326,7 +327,7 @@ class _Player:
             await self._take(wire, step)
         await settle(self._patience.first, self._patience.quiet)
         context = context_of(how, self._kit.certificates)
-        await wire.start_tls(replace(how, behind=b""), context, 5.0)
+        await wire.start_tls(replace(how, behind=b""), context, self._patience.catch_up)
         await settle(self._patience.first, self._patience.quiet)  # tickets come behind a handshake
         kept = wire.kept(context)
         wire.shut()
@@ -360,7 +361,7 @@ class _Player:
                 await wire.say_in_pieces(tuple(map(playing.filled, pieces)))
             case Tls():
                 context = self._kept or context_of(step, self._kit.certificates)
-                self._tls.append(await wire.start_tls(step, context, 5.0))
+                self._tls.append(await wire.start_tls(step, context, self._patience.catch_up))
             case Await(seconds):
                 return seconds
             case Leave(how, saying):
