@@ -206,7 +206,7 @@ def _each(counted: Counter[str], count: int) -> dict[str, float]:
 
 
 def _rest(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> None:
-    time.sleep(options.resync + 10)
+    time.sleep(min(options.resync, 60.0) + 10)
     asked, used = len(_asked(cluster)), usage(operator.pid)
     time.sleep(options.rest)
     later, then = _asked(cluster)[asked:], usage(operator.pid)

@@ -17,8 +17,8 @@ from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.task_family import TaskFamily
 from mailproxy_operator.watch_session import FAILED, INACTIVE, Connected, Told, WatchSession
 
-INACTIVE_SECONDS = 70.0
-"""A watch from which nothing came for so long is given up: the API server sends a bookmark every minute."""
+INACTIVE_SECONDS = 90.0
+"""A watch from which nothing came for so long is given up: an API server sends a bookmark every 60 to 75."""
 SILENT_SECONDS = 3 * INACTIVE_SECONDS
 """kopf itself is begun again when nothing at all was heard of a watch: not an attempt, not a refusal."""
 CHECK_SECONDS = 10.0

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.kubernetes
 
 COUNT: Final = 300
 PATIENCE: Final = 300.0
-MOST_REQUESTS: Final = 60
-"""For each resource, from nothing until it is ready; the first reconcile alone has 10 lists and 6 applies."""
+MOST_REQUESTS: Final = 40
+"""For each resource, from nothing until it is ready: first 6 gets and 6 applies, later 9 lists a look."""
 
 
 @pytest.fixture
