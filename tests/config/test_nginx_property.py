@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever an ``nginx.conf`` says: converted and loaded it means what it means when it is loaded directly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conformance page says what the tests show."""
 
 from __future__ import annotations

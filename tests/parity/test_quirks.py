@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is declared as a meant difference stands in docs/quirks.md, and the other way round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every line that a client may hear before its login is heard from both."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The conformance page, made of what the comparisons show: ``python -m support.parity.conformance``.
 
 It is kept in ``docs/conformance.md``; a test makes it again and compares.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the conformance page says beyond what dialogues show: each with what shows it instead."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers in the forms of authorization services that are in use."""
 
 from __future__ import annotations

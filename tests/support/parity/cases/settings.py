@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directives and parameters that a client cannot see: with them everything is as without."""
 
 from __future__ import annotations
