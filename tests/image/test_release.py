@@ -15,6 +15,10 @@ import yaml
 
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LICENCE: Final = f"SPDX-License-Identifier: {PROJECT['license']}"
+FOLDERS: Final = ("operator", "proxy", "tests", "benchmarks", "charts", "deploy")
+SOURCES: Final = {".py", ".ts", ".tpl"}
+TEMPLATES: Final = ROOT / "charts/mailproxy-operator/templates"
 VERSIONED: Final = (
     "pyproject.toml",
     "Dockerfile",
@@ -22,6 +26,25 @@ VERSIONED: Final = (
     "deploy/operator.yaml",
     "operator/mailproxy_operator/settings.py",
 )
+
+
+def _sources() -> list[Path]:
+    found = [path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.suffix in SOURCES]
+    return [
+        *found,
+        *(path for path in TEMPLATES.rglob("*") if path.is_file()),
+        ROOT / "Dockerfile",
+        ROOT / "Makefile",
+    ]
+
+
+def test_every_source_file_names_its_licence() -> None:
+    nameless = [
+        str(path.relative_to(ROOT))
+        for path in _sources()
+        if LICENCE not in "\n".join(path.read_text().splitlines()[:3])
+    ]
+    assert nameless == [], f"their first line has to say: # {LICENCE} (make fix writes it)"
 
 
 def test_the_licence_comes_with_everything() -> None:
