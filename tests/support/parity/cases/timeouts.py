@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from support.parity.blocks import Block
-from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, Await, Dialogue, Speech, Step, b64, deny
+from support.parity.dialogue import GRANT, IMAP_OK, POP3_OK, Await, Dialogue, Speech, Step, answer, b64, deny
 
 BLOCKS: Final = (
     *(Block(f"{protocol}-impatient", protocol, "timeout 1s;") for protocol in ("imap", "pop3", "smtp")),
+    Block("smtp-late", "smtp", "timeout 1s; smtp_greeting_delay 2s;"),
     *(Block(f"{protocol}-idle", protocol, "proxy_timeout 1s;") for protocol in ("imap", "pop3", "smtp")),
 )
 _NOOP: Final = {"imap": b"a NOOP\r\n", "pop3": b"NOOP\r\n", "smtp": b"NOOP\r\n"}
@@ -55,6 +56,33 @@ def _dialogues() -> Iterator[Dialogue]:
             auth=(GRANT,),
             upstream=_UPSTREAM[protocol],
         )
+        for name, speech in {
+            "a slow service is no silence of the client": ((2.0, GRANT),),
+            "a postponement is none": (answer("Auth-Status: WAIT", "Auth-Wait: 2"), GRANT),
+            "a wait after a denial is none": (deny("no", "Auth-Wait: 2"),),
+        }.items():
+            yield Dialogue(
+                name=f"{name} ({protocol})",
+                block=f"{protocol}-impatient",
+                area="time limits",
+                steps=(*_LOGIN[protocol], Await(4.0), noop),
+                auth=speech,
+                upstream=_UPSTREAM[protocol],
+            )
+        yield Dialogue(
+            name=f"a client that speaks now and then ({protocol})",
+            block=f"{protocol}-idle",
+            area="time limits",
+            steps=(*_LOGIN[protocol], *(noop, Await(0.6)) * 3, Await(4.0)),
+            auth=(GRANT,),
+            upstream=(*_UPSTREAM[protocol], b"* again\r\n", b"* and again\r\n"),
+        )
+    yield Dialogue(
+        name="a greeting that comes late",
+        block="smtp-late",
+        area="time limits",
+        steps=(Await(4.0), b"NOOP\r\n", Await(4.0)),
+    )
 
 
 DIALOGUES: Final = tuple(_dialogues())
