@@ -68,13 +68,19 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.3)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
     monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
     monkeypatch.setattr(work_queue_module, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(work_queue_module, "LONGEST_PAUSE", 0.2)
     monkeypatch.setattr(reconcile_module, "LOOK_AGAIN_SECONDS", 0.1)
+
+
+@pytest.fixture
+def given_up_soon(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no answer for less than usual, where none will come."""
+    if request.getfixturevalue("status") == HANGS:
+        monkeypatch.setattr(kube_module, "REQUEST_SECONDS", 0.5)
 
 
 def condition(kube: FakeKube, name: str, kind: str) -> dict[str, Any]:
@@ -100,6 +106,7 @@ def code(status: int) -> str:
     return CODES.get(status, "4xx")
 
 
+@pytest.mark.usefixtures("given_up_soon")
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("verb", VERBS)
 async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int) -> None:
@@ -112,6 +119,7 @@ async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int
         kube.faults.append(fault)
     async with watched(kube, resync_seconds=30.0) as operator:
         if verb in {"patch", "delete"}:
+            await until(lambda: kube.find(DEPLOYMENT, "edge"))
             await until(lambda: condition(kube, "edge", "Ready")["reason"] == "PodsNotReady")
             kube.faults.append(fault)
             await until(lambda: watches(kube))
@@ -137,6 +145,7 @@ async def test_it_is_counted_and_survived(kube: FakeKube, verb: str, status: int
 _NONE = {"spec": {"ports": [{"port": 0}]}}
 
 
+@pytest.mark.usefixtures("given_up_soon")
 @pytest.mark.parametrize(
     ("status", "kind", "reason", "says"),
     [
