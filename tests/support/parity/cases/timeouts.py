@@ -27,6 +27,11 @@ _UPSTREAM: Final[dict[str, tuple[Speech, ...]]] = {
     "pop3": POP3_OK,
     "smtp": (b"220 a\r\n", b"250 b\r\n", b"250 c\r\n", b"250 r\r\n"),
 }
+_NO_SILENCE: Final[dict[str, tuple[Speech, ...]]] = {
+    "a slow service is no silence of the client": ((2.0, GRANT),),
+    "a postponement is none": (answer("Auth-Status: WAIT", "Auth-Wait: 2"), GRANT),
+    "a wait after a denial is none": (deny("no", "Auth-Wait: 2"),),
+}
 
 
 def _dialogues() -> Iterator[Dialogue]:
@@ -56,11 +61,7 @@ def _dialogues() -> Iterator[Dialogue]:
             auth=(GRANT,),
             upstream=_UPSTREAM[protocol],
         )
-        for name, speech in {
-            "a slow service is no silence of the client": ((2.0, GRANT),),
-            "a postponement is none": (answer("Auth-Status: WAIT", "Auth-Wait: 2"), GRANT),
-            "a wait after a denial is none": (deny("no", "Auth-Wait: 2"),),
-        }.items():
+        for name, speech in _NO_SILENCE.items():
             yield Dialogue(
                 name=f"{name} ({protocol})",
                 block=f"{protocol}-impatient",
