@@ -13,7 +13,7 @@ from mailproxy.app import App
 from mailproxy.events import LoginResult
 from mailproxy.observe.meter import Meter
 
-_SETTLING: Final = 8.0
+_SETTLING: Final = 30.0
 """Seconds after which what should have ended never will; a lingering connection takes up to two."""
 _NOW: Final = (
     "mailproxy_connections_active",

@@ -43,7 +43,7 @@ from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
 from support.world import Peer, listening_socket
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 30.0
 _HURRY: Final = 0.02
 _SILENCE: Final = Seconds(0.3)
 _MARKS: Final = (b"to the upstream\r\n", b"to the client\r\n")

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from support.processes import PYTHONPATH
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 """Seconds that a test waits for something that must happen."""
 
 COMMAND: Final = ("-m", "mailproxy", "run", "--admin", "127.0.0.1:0", "-f")

@@ -21,7 +21,7 @@ from support.configs import server
 from support.tls_authority import Authority, Issued
 
 KEY: Final = bytes(range(TICKET_KEY_OCTETS))
-PATIENCE: Final = 10.0
+PATIENCE: Final = 40.0
 TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 
 

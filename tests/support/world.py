@@ -19,7 +19,7 @@ from mailproxy.runtime.sockets import plan
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 
 T = TypeVar("T")
-PATIENCE: Final = 10.0
+PATIENCE: Final = 40.0
 """Seconds after which a test is stuck."""
 
 GRANT: Final = "Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {port}\r\n"

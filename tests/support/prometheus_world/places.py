@@ -23,7 +23,7 @@ from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
 
 _CLIENT: Final = "1.0.0.127.in-addr.arpa"
-_PATIENCE: Final = 20.0
+_PATIENCE: Final = 60.0
 
 
 @dataclass

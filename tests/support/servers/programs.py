@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds after which something that a test waits for will not happen any more."""
 
 _PORTS: Final = range(12000, 32000)
