@@ -220,11 +220,15 @@ def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, b
 def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
     manifest: Manifest, proxy: Proxy
 ) -> None:
-    workers = set(proxy.workers())
+    before = set(proxy.workers())
+
+    def is_replaced() -> bool:
+        now = set(proxy.workers())
+        return len(now) == 2 and len(before & now) == 1
+
     manifest.write(name="crash")
     assert "ended while it applied this" in proxy.until_told("configuration_refused")["reason"]
-    until(lambda: len(proxy.workers()) == 2, "the replacement")
-    assert len(workers & set(proxy.workers())) == 1
+    until(is_replaced, "the replacement of one")
     assert server_name(manifest.port) == "one"
 
 
