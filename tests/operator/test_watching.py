@@ -101,15 +101,19 @@ async def test_a_list_that_is_refused(kube: FakeKube, status: int) -> None:
         await works(kube, "edge")
 
 
-async def test_a_server_that_asks_for_a_pause_gets_it(kube: FakeKube) -> None:
-    fault = Fault(is_watch, 429, {"Retry-After": "1"}, left=1)
+async def test_a_pause_that_the_server_asks_for_is_kept_within_bounds_by_watches(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching_module, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(watching_module, "SILENT_SECONDS", 0.5)
+    fault = Fault(
+        lambda one: is_watch(one) and one.path.endswith("/mailproxies"), 429, {"Retry-After": "3600"}, left=1
+    )
     kube.faults.append(fault)
-    clock = asyncio.get_running_loop().time
-    async with watched(kube):
+    async with watched(kube) as operator:
         await until(lambda: fault.met)
-        begun = clock()
-        await until(lambda: len(kube._watches) == 13)
-        assert clock() - begun >= 0.9
+        await operator.counts("watch_restarts_total", reason="inactive")
+        await works(kube, "edge")
 
 
 @pytest.mark.parametrize("before_the_answer", [True, False])
