@@ -89,11 +89,11 @@ async def siege(
         await invariants.settle(w.app, w.meter)
         invariants.check_accounts(w.meter, w.read_log())
         w.app._engine.log.close(0.0)
-    for _ in range(100):  # the DNS library lets go in a thread
-        if invariants.descriptors() == before:
+    for _ in range(500):  # the DNS library lets go in a thread, perhaps of what was there before
+        if invariants.descriptors() <= before:
             break
         await asyncio.sleep(0.02)
-    assert invariants.descriptors() == before
+    assert invariants.descriptors() <= before
 
 
 def _asking(build: Builder, port: int) -> Builder:
