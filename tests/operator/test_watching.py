@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator
 
@@ -35,10 +36,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def works(kube: FakeKube, name: str) -> None:
-    """See that a new resource is noticed, long before a resync would; this server replays nothing."""
-    await until(lambda: watches(kube))
-    kube.put({**body(), "metadata": {"name": name, "namespace": "mail"}})
-    await until(lambda: kube.find(DEPLOYMENT, name))
+    """See that a new resource is noticed, long before a resync would.
+
+    This server replays nothing to a watch that begins, so the resource is edited until it is seen.
+    """
+    async with asyncio.timeout(20):
+        for workers in itertools.count(1):
+            kube.put({**body(workers=workers), "metadata": {"name": name, "namespace": "mail"}})
+            await asyncio.sleep(0.2)
+            if kube.find(DEPLOYMENT, name):
+                return
 
 
 async def test_a_watch_that_the_server_ends(kube: FakeKube) -> None:
