@@ -162,7 +162,7 @@ async def test_a_reconcile_that_never_ends_is_told_by_the_liveness(
         await until(lambda: watches(kube))
         kube.faults.append(Fault(lambda one: one.method == "PATCH", HANGS))
         kube.put(body(workers=2))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await operator.get("/healthz"))[0] == 200:
                 await asyncio.sleep(0.05)
         status, text = await operator.get("/healthz")

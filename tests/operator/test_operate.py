@@ -164,7 +164,7 @@ async def test_a_lost_lease_ends_the_operator(kube: FakeKube, monkeypatch: pytes
         stolen = kube.found(LEASE, "mailproxy-operator")
         stolen["spec"]["holderIdentity"] = "thief"
         kube.put(stolen)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await operator == 1
 
 
@@ -184,7 +184,7 @@ async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatc
             assert (answer.status, await answer.text()) == (200, "ok\n")
         async with session.get(f"{base}/readyz") as answer:
             assert answer.status == 200
-        async with asyncio.timeout(20):  # the status is there before the reconcile has ended and is counted
+        async with asyncio.timeout(60):  # the status is there before the reconcile has ended and is counted
             text = ""
             while 'mailproxy_operator_resources{ready="false"} 1.0' not in text:
                 async with session.get(f"{base}/metrics") as answer:

@@ -54,7 +54,7 @@ async def running(work: Work, workers: int = 4) -> AsyncIterator[WorkQueue]:
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.005)
 

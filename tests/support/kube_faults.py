@@ -126,7 +126,7 @@ class Running:
 
     async def counts(self, name: str, **labels: str) -> None:
         """Wait until a metric is above zero."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await self.metric(name, **labels):
                 await asyncio.sleep(0.05)
 
@@ -139,7 +139,7 @@ async def watched(kube: FakeKube, **settings: Any) -> AsyncIterator[Running]:
         running(kube, admin_port=port, **settings) as task,
         aiohttp.ClientSession() as session,
     ):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await session.get(f"http://127.0.0.1:{port}/healthz")

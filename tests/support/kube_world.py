@@ -18,7 +18,7 @@ from support.servers.programs import eventually
 
 T = TypeVar("T")
 
-PATIENCE: Final = 40.0
+PATIENCE: Final = 90.0
 ADMIN_PORT: Final = 9113
 TEMPLATE_HASH: Final = "mailproxy.dev/template-hash"
 OWN_LABELS: Final = {

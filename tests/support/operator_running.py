@@ -33,12 +33,12 @@ async def running(kube: FakeKube, **settings: Any) -> AsyncIterator[asyncio.Task
             yield task
         finally:
             stop.set()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await asyncio.wait([task])
 
 
 async def until(what: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (found := what()):
             await asyncio.sleep(0.02)
     return found
