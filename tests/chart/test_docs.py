@@ -54,6 +54,13 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
+def test_the_index_names_every_page() -> None:
+    index = DOCS / "README.md"
+    named = set(re.findall(r"\]\(([^)#]+)", index.read_text()))
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.parent.name != "decisions"}
+    assert pages - named == {index.name}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     lost = []
