@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from glob import glob, has_magic
@@ -96,6 +97,9 @@ class Files:
         self._opened += 1
         if self._opened > _MOST_FILES:
             self.problems.add(where, f"more than {_MOST_FILES} files are included")
+            return ""
+        if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+            self.problems.add(where, f"cannot read {path}: it is a pipe, to which nobody may ever write")
             return ""
         try:
             with open(path, "rb") as file:

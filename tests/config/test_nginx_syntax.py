@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,15 @@ def test_what_cannot_be_included(tmp_path: Path) -> None:
         f"nginx.conf:1: {tmp_path}/huge: is larger than 3145728 bytes",
         f'{tmp_path}/broken:1: directive "a" is not terminated by ";"',
         f"nginx.conf:1: cannot read {tmp_path}: Is a directory",
+    ]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    found, problems = statements("include pipe; a;", tmp_path)
+    assert [statement.name for statement in found] == ["a"]
+    assert problems == [
+        f"nginx.conf:1: cannot read {tmp_path}/pipe: it is a pipe, to which nobody may ever write"
     ]
 
 
