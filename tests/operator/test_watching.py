@@ -40,7 +40,7 @@ async def works(kube: FakeKube, name: str) -> None:
 
     This server replays nothing to a watch that begins, so the resource is edited until it is seen.
     """
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for workers in itertools.count(1):
             kube.put({**body(workers=workers), "metadata": {"name": name, "namespace": "mail"}})
             await asyncio.sleep(0.2)

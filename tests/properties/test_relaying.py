@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, StartTls
-from support.siege import serving, shake, siege
+from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
 
@@ -38,21 +38,6 @@ SIZES = st.one_of(st.integers(1, 200), st.integers(16_000, 17_000), st.integers(
 SIDES = st.builds(
     Side, st.lists(SIZES, max_size=6), st.sampled_from([1_000, 16_384, 100_000]), is_cramped=st.booleans()
 )
-
-
-async def relayed(w: World, identities: Identities | None, ahead: bytes) -> tuple[Peer, Peer]:
-    client = await w.client()
-    await client.line()
-    if identities is not None:
-        await client.ask(b"STLS\r\n")
-        await shake(client, identities)
-    client.writer.write(b"USER u\r\nPASS p\r\n" + ahead)
-    upstream = await w.upstream.next()
-    await upstream.ask(b"+OK\r\n")
-    await upstream.ask(b"+OK\r\n")
-    await upstream.say(b"+OK\r\n")
-    await client.lines(2)
-    return client, upstream
 
 
 def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mailproxy.runtime.relay import Relay
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
+from support.siege import relayed
 from support.world import GRANT, Peer, World, answer, run, world
 
 GRANTED = answer(GRANT)
@@ -24,18 +25,6 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,), proxy_timeout=Seconds(0.3))
-
-
-async def relayed(w: World) -> tuple[Peer, Peer]:
-    client = await w.client()
-    await client.line()
-    await client.say(b"USER u\r\nPASS p\r\n")
-    upstream = await w.upstream.next()
-    await upstream.ask(b"+OK\r\n")
-    await upstream.ask(b"+OK\r\n")
-    await upstream.say(b"+OK\r\n")
-    await client.lines(2)
-    return client, upstream
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 300_000, 20_000_000])

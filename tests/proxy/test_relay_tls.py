@@ -13,7 +13,7 @@ import pytest
 
 from mailproxy.runtime.relay import Relay
 from mailproxy_config.model import Protocol, StartTls
-from support.siege import serving, shake, siege
+from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
 
@@ -21,20 +21,6 @@ from support.world import GRANT, Peer, World, answer, run
 @pytest.fixture(scope="module")
 def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
     return Identities(Path(tmp_path_factory.mktemp("identities")))
-
-
-async def relayed(w: World, identities: Identities) -> tuple[Peer, Peer]:
-    client = await w.client()
-    await client.line()
-    await client.ask(b"STLS\r\n")
-    await shake(client, identities)
-    await client.say(b"USER u\r\nPASS p\r\n")
-    upstream = await w.upstream.next()
-    await upstream.ask(b"+OK\r\n")
-    await upstream.ask(b"+OK\r\n")
-    await upstream.say(b"+OK\r\n")
-    await client.lines(2)
-    return client, upstream
 
 
 def cramp(w: World) -> None:

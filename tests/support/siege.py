@@ -131,6 +131,28 @@ async def log_in(w: World, protocol: Protocol) -> tuple[Peer, Peer]:
     return client, upstream
 
 
+async def relayed(w: World, identities: Identities | None = None, ahead: bytes = b"") -> tuple[Peer, Peer]:
+    """Log in by POP3, inside TLS where there are identities, and give both ends of the relay.
+
+    Args:
+        w: Its first server speaks POP3, and its authorization service grants everything.
+        identities: For STLS.
+        ahead: What the client says behind its login without waiting.
+    """
+    client = await w.client()
+    await client.line()
+    if identities is not None:
+        await client.ask(b"STLS\r\n")
+        await shake(client, identities)
+    client.writer.write(b"USER u\r\nPASS p\r\n" + ahead)
+    upstream = await w.upstream.next()
+    await upstream.ask(b"+OK\r\n")
+    await upstream.ask(b"+OK\r\n")
+    await upstream.say(b"+OK\r\n")
+    await client.lines(2)
+    return client, upstream
+
+
 @contextlib.asynccontextmanager
 async def serve(handler: Handler) -> AsyncIterator[int]:
     """Serve connections as somebody hostile would, and see every one of them closed; gives the port."""
