@@ -78,7 +78,7 @@ class WatchSession:
             trace_configs=[trace],
             response_class=self._response_class(),
         )
-        self._opened.append(session)
+        self._opened = [*(one for one in self._opened if not one.closed), session]
         return Connected(
             server=known.server,
             default_namespace=known.default_namespace,
