@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import gc
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from types import FunctionType
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -374,11 +380,59 @@ def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protoco
 # ---- what is remembered ----
 
 
-@pytest.mark.parametrize("name", [b"Auth-Pass", b"AUTH-PASS", b"auth-pass", b"X-Password"])
-def test_an_answer_that_holds_a_password_is_not_remembered(name: bytes) -> None:
+def remembered() -> list[object]:
+    """All that the cache of readings holds, keys and values, however deep."""
+    found: list[object] = []
+    unseen = gc.get_referents(response._read)
+    while unseen:
+        one = unseen.pop()
+        if not isinstance(one, type | FunctionType):
+            found.append(one)
+            unseen += gc.get_referents(one)
+    return found
+
+
+def holds(octets: bytes) -> bool:
+    return any(isinstance(one, bytes) and octets in one for one in remembered())
+
+
+@pytest.mark.parametrize("line", [b"Auth-Pass: %b\r\n", b"AUTH-PASS:%b \n", b"auth-pass: pass%bword\r\n"])
+def test_an_answer_is_remembered_without_its_password(line: bytes) -> None:
+    response._read.cache_clear()
+    for password in (b"secret-1", b"secret-2"):
+        assert decided(line % password + WHERE) == decided(WHERE + line % password)
+    info = response._read.cache_info()
+    assert (info.hits, info.currsize) == (3, 1)
+    assert holds(b"192.0.2.10")
+    assert not holds(b"secret")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"X-Password: secret\r\n",
+        b"X-Password: secret\r\nAuth-Pass: x\r\n",
+        b"Auth-Pass: secret\r\nAuth-Pass: secret\r\n",
+        b"Auth-Pass: secret\r\nX: pass\r\n",
+        b"Auth-Pass : secret\r\n",
+        b"Auth-Pass: a\tsecret\r\n",
+        b"Auth-Pass: a\rsecret\r\n",
+        b"Auth-Pass: a\r\n secret\r\n",
+        b"X: " + b"x" * 1024 + b"\r\nAuth-Pass: secret\r\n",
+    ],
+)
+def test_what_holds_a_password_elsewhere_is_not_remembered(headers: bytes) -> None:
     response._read.cache_clear()
     for _ in range(2):
-        answer(WHERE + name + b": secret\r\n")
+        with suppress(MalformedAnswer):
+            answer(headers + WHERE)
+    assert response._read.cache_info().currsize == 0
+    assert not holds(b"secret")
+
+
+def test_a_password_before_all_else_is_not_remembered() -> None:
+    response._read.cache_clear()
+    assert answer(b"Auth-Pass: secret\r\n" + WHERE, status=b"").decision == GRANTED
     assert response._read.cache_info().currsize == 0
 
 
@@ -392,3 +446,76 @@ def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> Non
     ]
     assert found == [Granted("192.0.2.10", 143, user, Secret(user)) for user in users]
     assert response._read.cache_info().hits == 1
+
+
+# ---- the quick way is the long way ----
+
+NAMES = st.sampled_from(
+    [b"Auth-Pass", b"auth-pass", b"AUTH-PASS", b"aUTH-pASS", b"Auth-Pass ", b" Auth-Pass", b"X-Pass",
+     b"Auth-Passw", b"Auth-Status", b"Auth-Server", b"Auth-Port", b"Auth-User", b"Auth-Wait",
+     b"Auth-Error-Code", b"Connection", b"Content-Length", b"Transfer-Encoding", b"Server", b"X_Y",
+     b"HTTP/1.1 200 OK", b""]
+)  # fmt: skip
+VALUES = st.sampled_from(
+    [b"OK", b"WAIT", b"no", b"192.0.2.1", b"::1", b"unix:/s", b"143", b"0", b"", b" ", b"a:b", b"pass",
+     b"a b ", b"Auth-Pass: x", b"x\ry", b"x\r", b"x\ty", b"x\0", b"\xff", b"close", b"chunked", b"x" * 1024]
+)  # fmt: skip
+FORMED = st.builds(
+    lambda *parts: b"".join(parts),
+    NAMES,
+    st.sampled_from([b": ", b":", b" : ", b"", b":   "]),
+    VALUES,
+    st.sampled_from([b"\r\n", b"\n", b"\r\r\n", b"\r\n ", b"\r"]),
+)
+USUAL = st.builds(
+    lambda status, lines: b"".join((status, *lines)),
+    st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200 OK\n", b""]),
+    st.permutations(
+        [b"Auth-Status: OK\r\n", b"Auth-Server: 192.0.2.1\r\n", b"Auth-Port: 143\r\n", b"Auth-Pass: s\r\n",
+         b"Content-Length: 0\r\n"]
+    ).flatmap(lambda lines: st.integers(0, 5).map(lambda count: lines[:count])),
+)  # fmt: skip
+WAYS = st.builds(
+    lambda usual, odd, end: usual + b"".join(odd) + end,
+    USUAL,
+    st.lists(FORMED, max_size=3),
+    st.sampled_from([b"\n", b"\r\n"]),
+)
+
+
+def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret | None) -> Answer:
+    """Read an answer as one would if nothing were ever remembered."""
+    said, framing, keep_alive, status, _ = response._read.__wrapped__(head)
+    sent = said.get(b"auth-pass")
+    decision = response._decision(said, sent, protocol, method, b"john", password)
+    return Answer(decision, framing, keep_alive, status)
+
+
+def outcome(read: Callable[[], Answer]) -> Answer | tuple[str, AuthErrorReason]:
+    try:
+        return read()
+    except MalformedAnswer as malformed:
+        return str(malformed), malformed.failure
+
+
+@given(WAYS, st.sampled_from(Protocol), st.sampled_from(Method), st.sampled_from([None, SECRET]))
+def test_the_quick_way_reads_what_the_long_way_does(
+    text: bytes, protocol: Protocol, method: Method, password: Secret | None
+) -> None:
+    end = head_end(text)
+    head = text if end < 0 else text[:end]
+    long = outcome(lambda: at_length(head, protocol, method, password))
+    for _ in range(2):  # the second time from memory
+        quick = outcome(
+            lambda: parse(head, protocol=protocol, method=method, user=b"john", password=password)
+        )
+        assert quick == long
+
+
+@given(st.binary(), st.integers(0, 3))
+def test_the_head_s_end_is_where_the_first_blank_line_ends(octets: bytes, start: int) -> None:
+    buffer = octets.translate(bytes(b"\n\r\nx"[octet % 4] for octet in range(256)))
+    whole = re.search(rb"\A\r?\n|\n\r?\n", buffer)
+    end = -1 if whole is None else whole.end()
+    if end < 0 or start < end:
+        assert head_end(buffer, start) == end

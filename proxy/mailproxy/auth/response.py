@@ -41,7 +41,9 @@ _AROUND_TEXT: Final = {
 MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _AROUND_TEXT[protocol] for protocol in Protocol}
 """Octets of ``Auth-Status`` that a client gets to see, so that its reply stays within the line length."""
 
+_LINE_ENDS: Final = (b"\r\n", b"\n")
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNORECASE)
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _CONTROLS: Final = bytes(range(0x20))
@@ -105,9 +107,11 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     Returns:
         The offset just after the blank line, or -1 while there is none.
     """
-    if start < 2 and buffer.startswith((b"\n", b"\r\n")):
-        return 1 if buffer.startswith(b"\n") else 2
-    found = _BLANK_LINE.search(buffer, max(start - 2, 0))
+    if start < 2:
+        if buffer.startswith(_LINE_ENDS):
+            return 1 if buffer.startswith(b"\n") else 2
+        start = 2
+    found = _BLANK_LINE.search(buffer, start - 2)
     return found.end() if found else -1
 
 
@@ -125,16 +129,50 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
     Raises:
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
-    read = _read if len(head) <= _WORTH_KEEPING and b"pass" not in head.lower() else _read.__wrapped__
-    said, framing, keep_alive, status = read(head)
-    return Answer(_decision(said, protocol, method, user, password), framing, keep_alive, status)
+    common, sent = _without_password(head)
+    if common is None:
+        said, framing, keep_alive, status, _ = _read.__wrapped__(head)
+        where, sent = None, said.get(b"auth-pass")
+    else:
+        said, framing, keep_alive, status, where = _read(common)
+    if where is None:
+        decision = _decision(said, sent, protocol, method, user, password)
+    else:
+        address, port = where
+        decision = Granted(address, port, user, _known_password(protocol, method, password, sent))
+    return Answer(decision, framing, keep_alive, status)
+
+
+def _without_password(head: bytes) -> tuple[bytes | None, bytes | None]:
+    """Take out of a head what must not be remembered.
+
+    Returns:
+        The head without its one ``Auth-Pass``, and what that says, if there is
+        one.  ``None`` twice where it is not as simple as that: the whole head
+        has to be read then, and no part of it may be kept.
+    """
+    if len(head) > _WORTH_KEEPING:
+        return None, None
+    if head.lower().find(b"pass") < 0:  # twice as fast as ``in``
+        return head, None
+    found = _PASSWORD_LINE.search(head)
+    if found is None:
+        return None, None
+    common = head.replace(found[0], b"\n", 1)
+    if common.lower().find(b"pass") >= 0:
+        return None, None
+    return common, found[1].strip(b" ")
 
 
 @lru_cache(maxsize=64)
-def _read(head: bytes) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | None]:
-    """Read the form of an answer: its headers, its body's end, whether more may be asked, and its status.
+def _read(
+    head: bytes,
+) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | None, tuple[str, int] | None]:
+    """Read the form of an answer, which services repeat again and again; what holds a password is never kept.
 
-    Services use the same words again and again.  What holds a password is never kept.
+    Returns:
+        Its headers, its body's end, whether more may be asked, its status; and
+        where to log in, if that is all that it says.
     """
     text = head.replace(b"\r\n", b"\n")
     if _CR in text:
@@ -146,7 +184,7 @@ def _read(head: bytes) -> tuple[Mapping[bytes, bytes], BodyFraming, bool, int | 
     if lines and lines[0][:5] == b"HTTP/":
         version, status = _status(lines.pop(0))
     said = _headers(lines)
-    return said, *_framing(version, status, said), status
+    return said, *_framing(version, status, said), status, _plain_grant(said)
 
 
 def _status(line: bytes) -> tuple[bytes | None, int | None]:
@@ -174,11 +212,26 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
     return said
 
 
+def _plain_grant(said: Mapping[bytes, bytes]) -> tuple[str, int] | None:
+    """Tell where the client may log in, if that needs no second look."""
+    if said.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in said:
+        return None
+    try:
+        return _where(said)
+    except MalformedAnswer:
+        return None  # whoever decides finds it out again, in its turn
+
+
 def _decision(
-    said: Mapping[bytes, bytes], protocol: Protocol, method: Method, user: bytes, password: Secret | None
+    said: Mapping[bytes, bytes],
+    new_password: bytes | None,
+    protocol: Protocol,
+    method: Method,
+    user: bytes,
+    password: Secret | None,
 ) -> Decision:
     """Decide as nginx does when the head is complete, failure first."""
-    new_user, new_password = said.get(b"auth-user"), said.get(b"auth-pass")
+    new_user = said.get(b"auth-user")
     if new_user is not None:
         user = _harmless(new_user)
     if new_password is not None:
