@@ -217,6 +217,17 @@ def test_a_unix_client_and_a_mapped_one_are_shown_as_they_are() -> None:
     assert b"\r\nClient-IP: ::ffff:192.0.2.1\r\n" in template().render(AuthRequest(plain(), 1, mapped))
 
 
+@pytest.mark.parametrize("text", ["%", "%b%d", "a%20b", "%%"])
+def test_what_is_configured_is_sent_literally(text: str) -> None:
+    octets = text.encode()
+    where = AuthHttp(host=text, uri=f"/{text}")
+    asked = RequestTemplate(server(Protocol.IMAP, auth_http=where), [(octets, octets)], keep_alive=True)
+    rendered = asked.render(AuthRequest(plain(b"%b%d", b"100 %"), 1, Client("192.0.2.1")))
+    assert rendered.startswith(b"GET /%b HTTP/1.1\r\nHost: %b\r\n" % (octets, octets))
+    assert rendered.endswith(b"\r\nClient-IP: 192.0.2.1\r\n%b: %b\r\n\r\n" % (octets, octets))
+    assert b"\r\nAuth-User: %25b%25d\r\nAuth-Pass: 100%20%25\r\n" in rendered
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -450,7 +450,7 @@ def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> Non
 
 # ---- the quick way is the long way ----
 
-NAMES = st.sampled_from(
+NAMES = st.sampled_from([b"Auth-Pass", b"auth-pass", b"Auth-User"]) | st.sampled_from(
     [b"Auth-Pass", b"auth-pass", b"AUTH-PASS", b"aUTH-pASS", b"Auth-Pass ", b" Auth-Pass", b"X-Pass",
      b"Auth-Passw", b"Auth-Status", b"Auth-Server", b"Auth-Port", b"Auth-User", b"Auth-Wait",
      b"Auth-Error-Code", b"Connection", b"Content-Length", b"Transfer-Encoding", b"Server", b"X_Y",
@@ -465,7 +465,7 @@ FORMED = st.builds(
     NAMES,
     st.sampled_from([b": ", b":", b" : ", b"", b":   "]),
     VALUES,
-    st.sampled_from([b"\r\n", b"\n", b"\r\r\n", b"\r\n ", b"\r"]),
+    st.sampled_from([b"\r\n", b"\n"]) | st.sampled_from([b"\r\r\n", b"\r\n ", b"\r"]),
 )
 USUAL = st.builds(
     lambda status, lines: b"".join((status, *lines)),

@@ -3,7 +3,7 @@
 
 Lines, order and escaping are those of nginx's ``auth_http``, so that services
 written for it work unchanged.  Everything that is the same for all requests of
-a server is put together once; a request is one join of a few pieces.
+a server is put together once; a request fills in the few pieces that differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from mailproxy.dialogue.values import (
     AuthRequest,
     Client,
     ClientCertificate,
-    Credentials,
     Envelope,
     ProxyAddresses,
     Secret,
@@ -56,7 +55,7 @@ class RequestTemplate:
             header's name is none.  The message does not show the value.
     """
 
-    __slots__ = ("_middle", "_pass_certificate", "_prefixes", "_shows_host", "_tail", "_verifies")
+    __slots__ = ("_pass_certificate", "_shows_host", "_texts", "_verifies")
 
     def __init__(
         self,
@@ -65,13 +64,16 @@ class RequestTemplate:
         *,
         keep_alive: bool,
     ) -> None:
-        start = _request_line(server, keep_alive=keep_alive)
-        self._prefixes = {
-            method: b"%bAuth-Method: %b\r\nAuth-User: " % (start, word)
+        start = _literally(_request_line(server, keep_alive=keep_alive))
+        tail = _literally(_configured_headers(header_values))
+        self._texts = {
+            method: (
+                b"%bAuth-Method: %b\r\nAuth-User: %%b\r\nAuth-Pass: %%b%%b\r\nAuth-Protocol: %b"
+                b"\r\nAuth-Login-Attempt: %%d\r\nClient-IP: %%b%%b%b"
+            )
+            % (start, word, server.protocol.encode(), tail)
             for method, word in _AUTH_METHOD.items()
         }
-        self._middle = b"\r\nAuth-Protocol: %b\r\nAuth-Login-Attempt: " % server.protocol.encode()
-        self._tail = _configured_headers(header_values)
         self._shows_host = server.protocol is Protocol.SMTP
         self._verifies = server.ssl_verify_client is not VerifyClient.DISABLED
         self._pass_certificate = server.auth_http_pass_client_cert
@@ -83,30 +85,33 @@ class RequestTemplate:
         """
         credentials = request.credentials
         client = request.client
-        password = credentials.password
-        pieces = [
-            self._prefixes[credentials.method],
-            _escaped(credentials.user),
-            b"\r\nAuth-Pass: ",
-            b"" if password is None else _escaped(password.reveal()),
-            self._middle if credentials.salt is None else _salt(credentials) + self._middle,
-            b"%d\r\nClient-IP: " % request.attempt,
-            client.address.encode("utf-8", "surrogateescape"),
-        ]
+        user, secret, salt = credentials.user, credentials.password, credentials.salt
+        password = b"" if secret is None else secret.reveal()
+        both = user + password
+        if len(both.translate(None, _SPECIAL)) != len(both):
+            user, password = _escaped(user), _escaped(password)
+        about = b""
         if self._shows_host or client.proxied is not None or client.tls is not None:
-            self._describe(pieces, client, request.envelope)
-        pieces.append(self._tail)
-        return b"".join(pieces)
+            about = self._about(client, request.envelope)
+        return self._texts[credentials.method] % (
+            user,
+            password,
+            b"" if salt is None else b"\r\nAuth-Salt: " + _one_line(salt),
+            request.attempt,
+            client.address.encode("utf-8", "surrogateescape"),
+            about,
+        )
 
-    def _describe(self, pieces: list[bytes], client: Client, envelope: Envelope | None) -> None:
-        if self._shows_host:
-            pieces += (b"\r\nClient-Host: ", _one_line(client.host))
+    def _about(self, client: Client, envelope: Envelope | None) -> bytes:
+        """The lines about the client that a plain login from nearby does without."""
+        lines = b"\r\nClient-Host: " + _one_line(client.host) if self._shows_host else b""
         if client.proxied is not None:
-            pieces.append(_proxied(client.proxied))
+            lines += _proxied(client.proxied)
         if envelope is not None:
-            pieces.append(_envelope(envelope))
+            lines += _envelope(envelope)
         if client.tls is not None:
-            pieces.append(self._tls(client.tls))
+            lines += self._tls(client.tls)
+        return lines
 
     def _tls(self, tls: TlsInfo) -> bytes:
         lines = b"\r\nAuth-SSL: on\r\nAuth-SSL-Protocol: %b\r\nAuth-SSL-Cipher: %b" % (
@@ -125,10 +130,13 @@ class RequestTemplate:
 
 
 def _escaped(octets: bytes) -> bytes:
-    """Escape as nginx does; nearly always there is nothing to escape."""
-    if len(octets.translate(None, _SPECIAL)) == len(octets):
-        return octets
+    """Escape as nginx does."""
     return _ESCAPED.sub(_percent, octets)
+
+
+def _literally(octets: bytes) -> bytes:
+    """Write octets so that ``%`` formatting leaves them as they are."""
+    return octets.replace(b"%", b"%%")
 
 
 def _percent(octet: re.Match[bytes]) -> bytes:
@@ -142,10 +150,6 @@ def _one_line(value: bytes) -> bytes:
     remains true should one of them be wrong.
     """
     return _LINE_BREAKING.sub(_percent, value)
-
-
-def _salt(credentials: Credentials) -> bytes:
-    return b"\r\nAuth-Salt: " + _one_line(credentials.salt or b"")
 
 
 def _proxied(addresses: ProxyAddresses) -> bytes:
