@@ -19,7 +19,7 @@ from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.trust import TrustedPeers
 from mailproxy.runtime.auth_http import AuthService
 from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.listener import Door, Listener
+from mailproxy.runtime.listener import AT_ONCE, Door, Listener
 from mailproxy.runtime.reactor import READ
 from mailproxy.runtime.resolver import HostAddresses
 from mailproxy.runtime.server import Server
@@ -169,12 +169,27 @@ def test_an_event_brings_one_client_and_the_next_event_the_next(scene: Scene) ->
     listener = scene.listen(listening_socket(), scene.door(Protocol.POP3))
     address = listener.sock.getsockname()
     scene.clients += [socket.create_connection(address, timeout=5) for _ in range(3)]
+    scene.engine.reactor.crowd = 1
     for count in (1, 2, 3):
         listener.on_event(READ)
         assert len(scene.sessions) == scene.engine.clients == count
     listener.on_event(READ)  # another worker was faster
     assert scene.engine.clients == 3
     assert listener.default.server.meter.active.value == 3
+
+
+@pytest.mark.parametrize(
+    ("crowd", "waiting", "accepted"),
+    [(2, 5, 2), (4, 3, 3), (AT_ONCE + 5, AT_ONCE + 1, AT_ONCE)],
+    ids=["as many as there are events", "no more than there are", "never more than are bearable"],
+)
+def test_a_busy_turn_brings_more_clients(scene: Scene, crowd: int, waiting: int, accepted: int) -> None:
+    listener = scene.listen(listening_socket(), scene.door(Protocol.POP3))
+    address = listener.sock.getsockname()
+    scene.clients += [socket.create_connection(address, timeout=5) for _ in range(waiting)]
+    scene.engine.reactor.crowd = crowd
+    listener.on_event(READ)
+    assert len(scene.sessions) == scene.engine.clients == accepted
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ class Heard:
         self.masks.append(mask)
         self._then()
 
+    def _crash(self) -> None:
+        raise ValueError("of its own")
+
 
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:
@@ -240,6 +243,77 @@ def test_a_descriptor_that_is_closed_already_can_be_unregistered(reactor: Reacto
     near.close()
     assert reactor.unregister(fd) is key
     far.close()
+
+
+def test_everybody_is_heard_before_anything_is_said(reactor: Reactor) -> None:
+    said: list[str] = []
+    pairs = [socket.socketpair() for _ in range(3)]
+
+    def hear(name: str) -> Callable[[], object]:
+        def heard() -> None:
+            said.append(f"heard {name}")
+            reactor.at_end(lambda: said.append(f"told {name}"))
+
+        return heard
+
+    for name, (near, far) in zip("abc", pairs, strict=True):
+        reactor.add(near.fileno(), Heard(hear(name)), READ)
+        far.send(b"x")
+    reactor.select(0)
+    assert [word.split()[0] for word in said] == ["heard"] * 3 + ["told"] * 3
+    assert [word[-1] for word in said[:3]] == [word[-1] for word in said[3:]]
+    assert reactor.crowd == 3
+    for near, far in pairs:
+        near.close()
+        far.close()
+
+
+def test_what_comes_up_while_a_turn_ends_still_belongs_to_it(reactor: Reactor, both: Both) -> None:
+    near, far = both
+    said: list[int] = []
+
+    def more() -> None:
+        said.append(len(said))
+        if len(said) < 4:
+            reactor.at_end(more)
+
+    reactor.add(near.fileno(), Heard(lambda: reactor.at_end(more)), READ)
+    far.send(b"x")
+    reactor.select(0)
+    assert said == [0, 1, 2, 3]
+
+
+def test_what_is_asked_for_outside_of_a_turn_is_done_before_the_next_poll(
+    reactor: Reactor, both: Both
+) -> None:
+    near, far = both
+    heard = Heard()
+    reactor.add(near.fileno(), heard, READ)
+    reactor.at_end(lambda: far.send(b"x"))
+    reactor.select(0)
+    assert heard.masks == [select.EPOLLIN]
+
+
+def test_a_crash_at_the_end_of_a_turn_is_told_with_whose_it_was(reactor: Reactor) -> None:
+    told: list[object] = []
+    reactor.on_crash = lambda culprit, crash: told.append((culprit, str(crash)))
+    heard = Heard(lambda: None)
+
+    def bad() -> None:
+        raise ValueError("bad")
+
+    reactor.at_end(bad)
+    reactor.at_end(heard._crash)
+    reactor.at_end(lambda: told.append("the rest"))
+    reactor.select(0)
+    assert told == [(bad, "bad"), (heard, "of its own"), "the rest"]
+
+
+def test_closing_ends_the_turn() -> None:
+    reactor, said = Reactor(), list[str]()
+    reactor.at_end(lambda: said.append("closed"))
+    reactor.close()
+    assert said == ["closed"]
 
 
 @pytest.mark.parametrize(

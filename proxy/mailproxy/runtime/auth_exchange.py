@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from mailproxy.auth.response import MAX_HEAD, Answer, head_end, parse
@@ -154,18 +155,24 @@ class Exchange:
         self.service.engine.reactor.add(self.fd, self, WRITE)
 
     def _fail_later(self, error: AuthUnavailable) -> None:
-        self.service.engine.loop.call_soon(self._fail, error)
+        self.service.engine.reactor.at_end(partial(self._fail, error))
 
     def carry(self, question: Question) -> None:
-        """Send a question on a connection that is open and idle."""
+        """Send a question on a connection that is open and idle, when the turn ends."""
         self.question = question
         self._head = b""
+        self.service.engine.reactor.at_end(self._ask)
+
+    def _ask(self) -> None:
+        question = self.question
+        if question is None:
+            return  # nobody waits for the answer any more
         try:
             sent = self.sock.send(question.request)
         except WOULD_BLOCK:
             sent = 0
         except OSError:
-            self.service.engine.loop.call_soon(self._lost)
+            self._lost()
             return
         if sent < len(question.request):
             self._unsent = question.request[sent:]

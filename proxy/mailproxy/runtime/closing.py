@@ -24,9 +24,13 @@ LINGERING_AT_MOST: Final = 256
 
 
 def close_now(engine: Engine, sock: socket.SocketType, fd: int) -> None:
-    """Close a connection that has nothing left to say."""
+    """Close a connection that has nothing left to say.
+
+    Its number stays taken until the turn ends, so that no event of this turn
+    can be meant for another that got the same.
+    """
     engine.reactor.forget(fd)
-    sock.close()
+    engine.reactor.at_end(sock.close)
 
 
 def close_politely(engine: Engine, sock: socket.SocketType, fd: int) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interpreter: performs a dialogue on a socket, resumed by readiness instead of by a task.
 
-What the peer is told is joined and leaves before anything is waited for; the
-peer is read only while the dialogue asks for octets; a failure is thrown in
-at the ``yield`` it belongs to.
+What the peer is told is joined and leaves before anything is waited for (at
+the end of the turn, where it is the peer's reply); the peer is read only while
+the dialogue asks for octets; a failure is thrown in at the ``yield`` it
+belongs to.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ ASIDE: Final = 0  # nothing is expected of the peer
 READING: Final = 1
 OVERHEARING: Final = 2
 FLUSHING: Final = 3
-OVER: Final = 4
+LEAVING: Final = 4  # as READING, once the turn has ended and what was told has left
+OVER: Final = 5
 
 
 class _Pending:
@@ -166,7 +168,7 @@ class Conversation(ABC):
 
     # -- performing
 
-    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901 - the interpreter's one loop: splitting it costs a call per action
+    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - the interpreter's one loop: splitting it costs a call per action
         dialogue = self._dialogue
         assert dialogue is not None  # noqa: S101 - whoever waits has one
         try:
@@ -182,14 +184,18 @@ class Conversation(ABC):
                             return self._hold(None)
                     action = dialogue.send(None)
                     continue
-                if self._outgoing and not self._flush():
-                    return self._hold(action)
                 if kind is Receive:
                     self._limit = action.limit  # type: ignore[union-attr]
+                    if self._outgoing:
+                        self._state = LEAVING
+                        self.engine.reactor.at_end(self._leave_and_listen)
+                        return None
                     self._state = READING
                     if self._mask != READ or self._doom is not None or self.tls is not None:
                         self._listen()
                     return None
+                if self._outgoing and not self._flush():
+                    return self._hold(action)
                 self._state = ASIDE
                 answer = self._PERFORM[kind](self, action)
                 if answer is PENDING:
@@ -205,6 +211,21 @@ class Conversation(ABC):
         except Exception as error:  # the outer edge: every failure gets its words there
             self.release()
             self._failed(error)
+        return None
+
+    def _leave_and_listen(self) -> None:
+        """The turn ends: the peer is told, and heard after that."""
+        if self._state != LEAVING:
+            return
+        try:
+            done = self._flush()
+        except OSError:
+            return self.throw(PeerReset())
+        if not done:
+            return self._hold(Receive(self._limit))
+        self._state = READING
+        if self._mask != READ or self._doom is not None or self.tls is not None:
+            self._listen()
         return None
 
     def _listen(self) -> None:

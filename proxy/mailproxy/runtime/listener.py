@@ -22,6 +22,8 @@ from mailproxy.runtime.session import Session
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+AT_ONCE: Final = 16
+"""Clients accepted at one event, so that a rush of them does not delay the others."""
 PAUSE_SECONDS: Final = 0.5
 """How long accepting rests when the process is out of descriptors."""
 _TELL_EVERY: Final = 10.0
@@ -68,19 +70,26 @@ class Listener:
         self.sock.close()
 
     def on_event(self, mask: int) -> None:
-        """Accept one client; the poll reports the next."""
+        """Accept a client; on a busy turn more of them, for each would wait for a turn of its own."""
         del mask
+        for _ in range(min(self.engine.reactor.crowd, AT_ONCE)):
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
+        """Accept one client; tell whether there may be another."""
         try:
             fd, address = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see _STREAM
         except BlockingIOError:
-            return  # another worker was faster
+            return False  # nobody is left, or another worker was faster
         except OSError as error:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 self._rest(error)
-            return
+            return False
         sock = socket.SocketType(self._family, _STREAM, 0, fd)
         sock.setblocking(False)
         self._welcome(sock, address)
+        return True
 
     def _welcome(self, sock: socket.SocketType, address: Any) -> None:  # noqa: ANN401 - as the family has it
         engine = self.engine

@@ -5,6 +5,12 @@ A mail connection is an object with ``on_event``; the reactor calls it straight
 from the poll, without a future, a handle or a callback in between.  The same
 poll serves the stock asyncio loop, which is handed whatever belongs to it
 (name look-ups, the supervisor's channel, cold timers).
+
+All that one poll brought is a turn.  First everybody is heard, then everything
+is said: what costs the kernel most (writing, connecting, closing) waits for
+the end of the turn.  So the interpreter and the kernel's network code do not
+drive each other out of the processor's caches at every event, and who is
+spoken to is woken once for all of it.
 """
 
 from __future__ import annotations
@@ -47,13 +53,14 @@ class Reactor(selectors.BaseSelector):
         now: Monotonic time of the newest poll, in seconds; good enough for
             idle times and cheaper than asking again.
         polls: How many polls brought something to do, or ran out of time.
+        crowd: How many events the newest poll brought.
         is_wanted: Whether asyncio was given something to do meanwhile; whoever
             does that says so here, and it gets its turn after this poll.
         on_crash: Told of an exception that a handler let escape; without it
             the exception ends the loop.
     """
 
-    def __init__(self, on_crash: Callable[[Handler, Exception], None] | None = None) -> None:
+    def __init__(self, on_crash: Callable[[object, Exception], None] | None = None) -> None:
         self._epoll = select.epoll()
         self._poll = self._epoll.poll
         self._handlers: dict[int, Handler] = {}
@@ -61,6 +68,8 @@ class Reactor(selectors.BaseSelector):
         self.on_crash = on_crash
         self.now = time.monotonic()
         self.polls = 0
+        self.crowd = 0
+        self._ending: list[Callable[[], object]] = []
         self.is_wanted = False
 
     # -- the hot side
@@ -86,6 +95,25 @@ class Reactor(selectors.BaseSelector):
         """Drop a descriptor that stays open, here or in another process."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def at_end(self, call: Callable[[], object]) -> None:
+        """Do something when this turn ends, in the order asked for; outside of one, before the next poll."""
+        self._ending.append(call)
+
+    def _end_turn(self) -> None:
+        ending = self._ending
+        for call in ending:  # grows while it goes on
+            try:
+                call()
+            except Exception as crash:  # the outer edge of a session
+                self._crashed(getattr(call, "__self__", call), crash)
+        ending.clear()
+
+    def _crashed(self, culprit: object, crash: Exception) -> None:
+        if self.on_crash is None:
+            self._ending.clear()
+            raise crash
+        self.on_crash(culprit, crash)
 
     # -- asyncio's side
 
@@ -129,7 +157,9 @@ class Reactor(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Serve hot descriptors until asyncio has something to do; return those of its own that are ready."""
         ready: list[tuple[selectors.SelectorKey, int]] = []
-        handlers, poll, monotonic = self._handlers, self._poll, time.monotonic
+        poll, monotonic = self._poll, time.monotonic
+        if self._ending:
+            self._end_turn()
         self.is_wanted = False
         ends_at = math.inf if timeout is None else self.now + timeout if timeout > 0 else 0.0
         left: float | None = timeout
@@ -140,21 +170,26 @@ class Reactor(selectors.BaseSelector):
                 return ready
             self.now = now = monotonic()
             self.polls += 1
-            for fd, mask in events:
-                try:
-                    handler = handlers[fd]
-                except KeyError:
-                    self._leave_to_asyncio(fd, mask, ready)
-                    continue
-                try:
-                    handler.on_event(mask)
-                except Exception as crash:  # the outer edge of a session
-                    if self.on_crash is None:
-                        raise
-                    self.on_crash(handler, crash)
+            self.crowd = len(events)
+            self._turn(events, ready)
             if ready or self.is_wanted or now >= ends_at:
                 return ready
             left = None if timeout is None else ends_at - now
+
+    def _turn(self, events: list[tuple[int, int]], ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        handlers = self._handlers
+        for fd, mask in events:
+            try:
+                handler = handlers[fd]
+            except KeyError:
+                self._leave_to_asyncio(fd, mask, ready)
+                continue
+            try:
+                handler.on_event(mask)
+            except Exception as crash:  # the outer edge of a session
+                self._crashed(handler, crash)
+        if self._ending:
+            self._end_turn()
 
     def _leave_to_asyncio(self, fd: int, mask: int, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         key = self._keys.get(fd)
@@ -162,7 +197,8 @@ class Reactor(selectors.BaseSelector):
             ready.append((key, _selector_mask(mask) & key.events))
 
     def close(self) -> None:
-        """Close the epoll descriptor; what it watched is the owners' to close."""
+        """End the turn, and close the epoll descriptor; what it watched is the owners' to close."""
+        self._end_turn()
         self._handlers.clear()
         self._keys.clear()
         self._epoll.close()

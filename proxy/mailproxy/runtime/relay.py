@@ -71,6 +71,30 @@ class Relay:
         engine.live.add(self)
         server.idleness.arm(self)
 
+    def open(self) -> None:
+        """Deliver what each side is owed, and serve both from now on."""
+        if self.is_closed:
+            return
+        client, upstream, reactor = self.client, self.upstream, self.engine.reactor
+        reactor.hand_over(client.fd, client)
+        reactor.hand_over(upstream.fd, upstream)
+        to_client, client.pending = client.pending, b""
+        to_upstream, upstream.pending = upstream.pending, b""
+        try:
+            if to_client:
+                client.write(to_client)
+            if to_upstream:
+                client.count(len(to_upstream))
+                upstream.write(to_upstream)
+        except SinkBroken as broken:
+            self.broke(broken.side)
+            return
+        if client.is_behind or upstream.is_behind or client.mask != upstream.mask:
+            client.watch()
+            upstream.watch()
+        if client.tls is not None and client.tls.pending() and not upstream.is_behind:
+            client.on_event(READ)
+
     def has_ended(self, end: End) -> bool:
         """One side has said everything; tell whether it is the first to."""
         if self._reason is not None:
@@ -151,7 +175,7 @@ class Relay:
 
 
 def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, to_upstream: bytes) -> None:
-    """Turn two connections into a relay, and deliver what each side is owed, once.
+    """Turn two connections into a relay, and deliver what each side is owed, once, when the turn ends.
 
     Args:
         relay: What the two ends will share.
@@ -165,20 +189,8 @@ def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, t
     client.account = upstream.account = relay
     relay.client, relay.upstream = client, upstream
     relay.spoke_last = upstream
+    client.pending, upstream.pending = to_client, to_upstream
     reactor = relay.engine.reactor
-    reactor.hand_over(client.fd, client)
-    reactor.hand_over(upstream.fd, upstream)
-    try:
-        if to_client:
-            client.write(to_client)
-        if to_upstream:
-            client.count(len(to_upstream))
-            upstream.write(to_upstream)
-    except SinkBroken as broken:
-        relay.broke(broken.side)
-        return
-    if client.is_behind or upstream.is_behind or client.mask != upstream.mask:
-        client.watch()
-        upstream.watch()
-    if client.tls is not None and client.tls.pending() and not upstream.is_behind:
-        client.on_event(READ)
+    reactor.forget(client.fd)  # until then: what comes in this turn must not overtake what is owed
+    reactor.forget(upstream.fd)
+    reactor.at_end(relay.open)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Protocol
@@ -16,12 +17,22 @@ from mailproxy.dialogue.values import Client, Identified, LoggedIn
 from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
 from mailproxy.observe.meter import ProtocolMeter
-from mailproxy.runtime.conversation import ASIDE, Conversation
+from mailproxy.runtime.closing import close_now
+from mailproxy.runtime.conversation import ASIDE, READING, Conversation
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
 from mailproxy.runtime.server import Server
+from mailproxy_config.model import SendProxyProtocol
+
+Target = str | tuple[str, int]
+"""The path of a UNIX socket, or an address and a port."""
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
+_STOOD: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
+"""What is wrong with a connection that stood, if anything."""
+_TOLD: Final = struct.Struct("=68x I 28x I")
+"""Of ``tcp_info``: the round trip in microseconds, and how much was sent again."""
+_DISABLED: Final = SendProxyProtocol.DISABLED
 _CONNECTING: Final = READ | WRITE
 # As plain numbers: a connection is made faster than an enumeration is asked.
 _IPV4, _IPV6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
@@ -50,29 +61,33 @@ class UpstreamLink(Conversation):
     """One login at an upstream, from the connect call to the last reply.
 
     One deadline, the directive ``timeout``, covers it all; progress does not
-    extend it.
+    extend it.  An upstream speaks first, in every protocol: so its greeting is
+    awaited at once, and tells that the connection stands.
     """
 
-    __slots__ = ("_connecting", "_session", "_started")
+    __slots__ = ("_is_connecting", "_session", "_started", "_target")
 
-    def __init__(self, session: Principal, sock: socket.SocketType, dialogue: Dialogue[LoggedIn]) -> None:
-        engine, seconds = session.engine, session.server.config.timeout
+    def __init__(
+        self, session: Principal, sock: socket.SocketType, target: Target, dialogue: Dialogue[LoggedIn]
+    ) -> None:
+        engine, server = session.engine, session.server
+        seconds = server.config.timeout
         super().__init__(engine, sock, sock.fileno(), seconds)
         self._session: Principal | None = session
         self._dialogue = dialogue
-        self._connecting = True
+        self._target = target
+        self._is_connecting = True
         self._started = started = engine.reactor.now
         self._deadline = started + seconds
-        self._mask = _CONNECTING
-        engine.reactor.add(self.fd, self, _CONNECTING)
-        session.server.patience.arm(self)
+        server.patience.arm(self)
+        engine.reactor.at_end(self._dial)
 
     @classmethod
     def connect(cls, session: Principal, identified: Identified) -> UpstreamLink:
-        """Begin to connect; the session is told how it went.
+        """Connect when the turn ends; the session is told how it went.
 
         Raises:
-            UpstreamError: There is no way even to begin (no route, no descriptors).
+            UpstreamError: There is no way even to begin (no descriptors, say).
         """
         address, port = identified.grant.address, identified.grant.port
         path = address.removeprefix("unix:") if port == 0 else ""
@@ -81,52 +96,92 @@ class UpstreamLink(Conversation):
             sock = socket.SocketType(family, _TYPE)
         except OSError as error:
             raise _failure(error.errno) from error
+        dialogue = session.server.upstream.log_in(session.client, identified)
+        return cls(session, sock, path or (address, port), dialogue)
+
+    def _dial(self) -> None:
+        """The turn ends: begin to connect."""
+        session = self._session
+        if session is None:
+            return  # the client has left meanwhile
+        code = self._call()
+        if code == 0:
+            self._stands(session, time.monotonic() - self._started)
+        elif code not in _UNDER_WAY:
+            self._refused(session, code)
+            return
+        if session.server.config.proxy_protocol is not _DISABLED:
+            self._mask = _CONNECTING  # here it is we who speak first
+        self.engine.reactor.add(self.fd, self, self._mask)
+
+    def _call(self) -> int | None:
+        """Call; give the error number, 0 for a connection, ``None`` for what cannot be called."""
+        target, sock = self._target, self.sock
         try:
-            if path:
-                code = sock.connect_ex(path)
-            else:
-                sock.setsockopt(_TCP, _NODELAY, 1)
-                code = sock.connect_ex((address, port))
+            if isinstance(target, str):
+                # One whose queue is full says EAGAIN, and nothing more when there is room again.
+                code = sock.connect_ex(target)
+                return errno.ECONNREFUSED if code == errno.EAGAIN else code
+            sock.setsockopt(_TCP, _NODELAY, 1)
+            return sock.connect_ex(target)
         except (OSError, OverflowError) as error:
-            sock.close()
-            raise _failure(getattr(error, "errno", None)) from error
-        # A UNIX socket whose queue is full says EAGAIN, and nothing more when there is room again.
-        if code and (path or code not in _UNDER_WAY):
-            sock.close()
-            raise _failure(code)
-        return cls(session, sock, session.server.upstream.log_in(session.client, identified))
+            return getattr(error, "errno", None)
 
     def _on_other_event(self, mask: int) -> None:
         """The connection stands, or failed; after that, as any conversation."""
-        if self._connecting:
+        if self._is_connecting:
             self._connected(mask)
         else:
             super()._on_other_event(mask)
 
     def _connected(self, mask: int) -> None:
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
-        self._connecting = False
         session = self._session
         if session is None:
             return
-        session.numbers.upstream_connect[code == 0].observe(self.engine.reactor.now - self._started)
-        if code:
-            self.release()
-            self._failed(_failure(code))
-        else:
-            self._watch(READ)
-            self._run(None)
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
+        if code not in _STOOD:
+            self._refused(session, code)
+            return
+        self._stands(session, self._seconds_connecting())
+        self._watch(READ)
+        if self._state == READING:
+            self.on_event(mask)
+
+    def _stands(self, session: Principal, seconds: float) -> None:
+        """The connection stands: book it, and begin the dialogue."""
+        self._is_connecting = False
+        session.numbers.upstream_connect[True].observe(seconds)
+        self._run(None)
+
+    def _refused(self, session: Principal, code: int | None) -> None:
+        self._is_connecting = False
+        session.numbers.upstream_connect[False].observe(time.monotonic() - self._started)
+        self.release()
+        self._failed(_failure(code))
+
+    def _seconds_connecting(self) -> float:
+        """How long it took to connect: one round trip, which the kernel has measured (tcp(7), ``TCP_INFO``).
+
+        Where it had to try again, or does not tell, the time until now.
+        """
+        try:
+            told = self.sock.getsockopt(_TCP, socket.TCP_INFO, _TOLD.size)
+            microseconds, repeated = _TOLD.unpack(told)
+        except (OSError, struct.error):
+            microseconds, repeated = 0, 0
+        if microseconds and not repeated:
+            return microseconds * 1e-6  # type: ignore[no-any-return]
+        return self.engine.reactor.now - self._started
 
     def on_timeout(self) -> None:
         """The upstream was too slow, whatever it was doing."""
-        if self._connecting:
-            self._connecting = False
-            session = self._session
-            if session is not None:
-                session.numbers.upstream_connect[False].observe(time.monotonic() - self._started)
-            self.release()
-            self._failed(UpstreamError("connecting timed out", stage=UpstreamStage.CONNECT))
-        elif self._state == ASIDE:
+        session = self._session
+        if self._is_connecting and session is not None:
+            if not _has_peer(self.sock):
+                self._refused(session, errno.ETIMEDOUT)
+                return
+            self._stands(session, self._seconds_connecting())
+        if self._state == ASIDE:
             self.release()
             self._failed(PeerTimedOut())
         else:
@@ -162,8 +217,7 @@ class UpstreamLink(Conversation):
     def drop(self) -> None:
         """Close the connection."""
         if self.fd >= 0:
-            self.engine.reactor.forget(self.fd)
-            self.sock.close()
+            close_now(self.engine, self.sock, self.fd)
             self.fd = -1
 
     def unsent(self) -> bytes:
@@ -174,6 +228,14 @@ class UpstreamLink(Conversation):
         actions.Deadline: Conversation.set_deadline,
         actions.Wait: Conversation.wait,
     }
+
+
+def _has_peer(sock: socket.SocketType) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _failure(code: int | None) -> UpstreamError:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connecting to an upstream: how long the network took for it, and how far a call came that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.model import (
+    AuthHttp,
+    ListenConfig,
+    Protocol,
+    Seconds,
+    SendProxyProtocol,
+    ServerConfig,
+)
+from support.configs import server
+from support.world import GRANT, Builder, World, answer, run, world
+
+FAMILY = "mailproxy_upstream_connect_duration_seconds"
+
+
+def imap(**directives: object) -> Builder:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.IMAP, **{"auth_http": auth, "listen": (listen,), **directives})
+
+    return build
+
+
+def grant(sock: socket.socket) -> bytes:
+    """Send every client to this listening socket."""
+    if sock.family == socket.AF_UNIX:
+        return answer(f"Auth-Status: OK\r\nAuth-Server: unix:{sock.getsockname()}\r\n")
+    host, port = sock.getsockname()
+    return answer(f"Auth-Status: OK\r\nAuth-Server: {host}\r\nAuth-Port: {port}\r\n")
+
+
+def connected(w: World, result: str) -> tuple[int, float]:
+    """How many connections ended so, and the seconds that took, all together."""
+    found = w.value(FAMILY, "imap", result)
+    return (sum(found[1:]), found[0] / 1e9) if found else (0, 0.0)
+
+
+def errors(w: World, stage: str) -> int:
+    found: int = w.value("mailproxy_upstream_errors_total", "imap", stage)
+    return found
+
+
+async def log_in(w: World) -> bytes:
+    """Log in as somebody, and give what comes of it."""
+    client = await w.client()
+    await client.line()
+    said = await client.ask(b"a LOGIN u p\r\n")
+    client.close()
+    await w.settled()
+    return said
+
+
+SORRY = b"* BAD internal server error\r\n"
+
+
+def test_the_time_to_connect_is_not_the_time_to_the_greeting() -> None:
+    async def play() -> None:
+        async with world(imap(), answer(GRANT)) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN alice secret\r\n")
+            upstream = await w.upstream.next()
+            await asyncio.sleep(0.5)
+            assert await upstream.ask(b"* OK at last\r\n") == b"a LOGIN {5}\r\n"
+            upstream.close()
+            assert await client.line() == SORRY
+            count, seconds = connected(w, "ok")
+            assert count == 1
+            assert 0.0 < seconds < 0.5
+
+    run(play)
+
+
+def test_who_never_greets_has_been_connected_to() -> None:
+    async def play() -> None:
+        async with world(imap(timeout=Seconds(0.2)), answer(GRANT)) as w:
+            assert await log_in(w) == SORRY
+            assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
+            assert (errors(w, "greeting"), errors(w, "connect")) == (1, 0)
+
+    run(play)
+
+
+@contextlib.contextmanager
+def full() -> Iterator[socket.socket]:
+    """A listening socket whose queue is full: who calls is left without an answer."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield listener
+
+
+def test_who_does_not_answer_the_call_is_given_up_within_timeout() -> None:
+    async def play() -> None:
+        with full() as listener:
+            async with world(imap(timeout=Seconds(0.2)), grant(listener)) as w:
+                assert await log_in(w) == SORRY
+                assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
+                assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
+
+    run(play)
+
+
+def test_who_hangs_up_at_once_has_been_connected_to() -> None:
+    async def play() -> None:
+        async with world(imap(), answer(GRANT)) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN alice secret\r\n")
+            (await w.upstream.next()).reset()
+            assert await client.line() == SORRY
+            client.close()
+            await w.settled()
+            assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
+            assert (errors(w, "greeting"), errors(w, "connect")) == (1, 0)
+
+    run(play)
+
+
+def _closed(path: Path) -> socket.socket:
+    del path
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))  # and does not listen
+    return sock
+
+
+def _unix(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path / "upstream"))  # likewise
+    return sock
+
+
+def _unix_full(path: Path) -> socket.socket:
+    sock = _unix(path)
+    sock.listen(0)
+    for _ in range(2):
+        caller = socket.socket(socket.AF_UNIX)
+        caller.setblocking(False)
+        caller.connect_ex(sock.getsockname())
+        _CALLERS.append(caller)
+    return sock
+
+
+_CALLERS: list[socket.socket] = []
+
+
+@pytest.mark.parametrize("make", [_closed, _unix, _unix_full])
+def test_who_refuses_the_call_is_told_apart(tmp_path: Path, make: Callable[[Path], socket.socket]) -> None:
+    async def play() -> None:
+        sock = make(tmp_path)
+        async with world(imap(), grant(sock)) as w:
+            assert await log_in(w) == SORRY
+            assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
+            assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
+        sock.close()
+        while _CALLERS:
+            _CALLERS.pop().close()
+
+    run(play)
+
+
+def test_a_unix_socket_is_connected_to_at_once(tmp_path: Path) -> None:
+    async def play() -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(tmp_path / "upstream"))
+            sock.listen()
+            sock.settimeout(20)
+            async with world(imap(), grant(sock)) as w:
+                client = await w.client()
+                await client.line()
+                await client.say(b"a LOGIN alice secret\r\n")
+                near, _ = await asyncio.to_thread(sock.accept)
+                with near:
+                    near.settimeout(20)
+                    await asyncio.to_thread(near.sendall, b"* OK ready\r\n")
+                    assert await asyncio.to_thread(near.recv, 100) == b"a LOGIN {5}\r\n"
+                assert await client.line() == SORRY
+                assert connected(w, "ok")[0] == 1
+
+    run(play)
+
+
+def test_the_proxy_header_does_not_wait_for_the_greeting() -> None:
+    async def play() -> None:
+        async with world(imap(proxy_protocol=SendProxyProtocol.V1), answer(GRANT)) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a LOGIN alice secret\r\n")
+            upstream = await w.upstream.next()
+            assert (await upstream.line()).startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
+            assert await upstream.ask(b"* OK ready\r\n") == b"a LOGIN {5}\r\n"
+            upstream.close()
+            assert await client.line() == SORRY
+            assert connected(w, "ok")[0] == 1
+
+    run(play)
