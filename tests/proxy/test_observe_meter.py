@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailproxy import events
 from mailproxy.observe.catalogue import BY_NAME, CATALOGUE, NANO, Merge
@@ -209,8 +211,35 @@ def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
 def test_buckets_include_their_upper_bound(seconds: float, bucket: int) -> None:
     histogram = Histogram((0.1, 1.0))
     histogram.observe(seconds)
+    histogram.settle()
     assert histogram.counts.index(1) == bucket
     assert histogram.sum == seconds
+
+
+@given(st.lists(st.floats(0, 5) | st.just(None)))
+def test_when_spans_are_settled_does_not_matter(steps: list[float | None]) -> None:
+    bounds = (0.1, 1.0)
+    histogram = Histogram(bounds)
+    for step in steps:
+        if step is None:
+            histogram.settle()
+        else:
+            histogram.observe(step)
+    histogram.settle()
+    spans = [step for step in steps if step is not None]
+    low, middle = (sum(span <= bound for span in spans) for bound in bounds)
+    assert histogram.counts == [low, middle - low, len(spans) - middle]
+    assert histogram.sum == pytest.approx(sum(spans))
+    assert (histogram.state() is None) == (not spans)
+
+
+def test_nothing_waits_once_a_meter_has_settled() -> None:
+    meter = busy()
+    cells = [cell(meter) for cell, _, _ in SPANS]
+    for cell in cells:
+        cell.observe(0.5)
+    meter.settle()
+    assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
 def test_what_alerts_look_at_is_there_from_the_start() -> None:
