@@ -86,6 +86,12 @@ def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None
     assert driven.result == LoggedIn(b"550-d\r\n550 e\r\nmore")
 
 
+def test_a_reply_may_come_in_any_number_of_pieces_and_its_first_line_counts() -> None:
+    driven = log_in(b"22", b"0-a\r\n5", b"54 b\n", b"250-c\r\n", b"25", b"0 d\r\n", b"220 e\n", helo=None)
+    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+    assert driven.said.count(b"\r\n") == 2
+
+
 @pytest.mark.parametrize(
     ("replies", "stage", "kind", "reply"),
     [
@@ -93,6 +99,11 @@ def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None
         ((b"250 no\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"250 no\r\n"),
         ((b"abc-def\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"abc-def\r\n"),
         ((b"\r\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"\r\n"),
+        ((b"421\r\n",), UpstreamStage.GREETING, None, b"421\r\n"),
+        ((b"4\r\n",), UpstreamStage.GREETING, None, b"4\r\n"),
+        ((b"55\nx",), UpstreamStage.GREETING, None, b"55\n"),
+        ((b"4x1 a\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"4x1 a\n"),
+        ((b"22\n",), UpstreamStage.GREETING, ProtocolErrorKind.UNEXPECTED_REPLY, b"22\n"),
         ((b"220 a\n", b"421 b\n"), UpstreamStage.HELLO, None, b"421 b\n"),
         ((b"220 a\n", b"250 b\n", b"550 c\n"), UpstreamStage.XCLIENT, None, b"550 c\n"),
         ((b"220 a\n", b"250 b\n", b"220 c\n", b"502 d\n"), UpstreamStage.HELLO, None, b"502 d\n"),

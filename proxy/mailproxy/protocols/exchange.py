@@ -3,6 +3,9 @@
 
 What it said since our last command is kept whole, within ``proxy_buffer``:
 the client may get to see it.  A line may end in LF alone.
+
+An upstream mostly says at once, and no more than, what is hoped for; a login
+looks for just that, and comes here with everything else.
 """
 
 from __future__ import annotations
@@ -10,86 +13,77 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue, Receive, Send, Telling, receive_at_most, send
-from mailproxy.dialogue.values import Client
-from mailproxy.errors import PeerGone, UpstreamError, UpstreamRefused
+from mailproxy.dialogue.actions import Dialogue, Receive
+from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.events import ProtocolErrorKind, UpstreamStage
-from mailproxy.protocols.proxy_header import outbound
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
-LINE: Final = re.compile(rb"([^\n]*)\n")
+LF: Final = 10
+"""A number: octets are searched for one faster than for octets."""
+LINE: Final = re.compile(rb"[^\n]*\n")
 """A reply of one line."""
-_LF: Final = 10
-_CR: Final = b"\r"
-_GREETING: Final = UpstreamStage.GREETING
-_DISABLED: Final = SendProxyProtocol.DISABLED
 
 
-class Exchange:
-    """Commands to an upstream and its replies, one after the other.
+class Logins:
+    """What all logins at one server's upstreams have in common, prepared once.
 
     Attributes:
-        stage: How far the login has come; what goes wrong is told with it.
+        limit: The octets of the longest reply (directive ``proxy_buffer``).
+        receive: Waits for a reply of which nothing is there yet.
+        introduces: Whether a PROXY header goes ahead of everything else (``proxy_protocol``).
+        server: The server block that the clients connect to.
     """
 
-    __slots__ = ("_buffer", "_limit", "_receive", "stage")
+    __slots__ = ("introduces", "limit", "receive", "server")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._receive = receive_at_most(limit)
-        self._buffer = b""
-        self.stage = _GREETING
+    def __init__(self, server: ServerConfig) -> None:
+        self.server = server
+        self.limit = server.proxy_buffer
+        self.receive = Receive(self.limit)
+        self.introduces = server.proxy_protocol is not SendProxyProtocol.DISABLED
 
-    def introduce(self, server: ServerConfig, client: Client) -> Telling | tuple[()]:
-        """Say who the client is where ``proxy_protocol`` wants it, ahead of everything else."""
-        if server.proxy_protocol is _DISABLED:
-            return ()
-        return send(outbound(server, client))
 
-    def say(self, command: bytes, stage: UpstreamStage) -> Telling:
-        """Say a command, line end included; what was said before it is forgotten."""
-        self.stage = stage
-        self._buffer = b""
-        return (Send(command),)
+def hear_out(heard: bytes, whole: re.Pattern[bytes], limit: int, stage: UpstreamStage) -> Dialogue[bytes]:
+    """Wait for the rest of a reply, and give everything the upstream said since our last command.
 
-    def reply(self, whole: re.Pattern[bytes] = LINE) -> Dialogue[bytes]:
-        """Take the reply to what was said last, and give the line of it that counts, without its line end.
+    Args:
+        heard: What it said so far; at least one octet.
+        whole: What a complete reply looks like, from its first octet on.  It
+            ends with a line feed.
+        limit: The octets of the longest reply.
+        stage: How far the login has come.
 
-        Args:
-            whole: What a complete reply looks like, from its first octet on;
-                its one group is the line that counts.  A reply ends with a line feed.
+    Raises:
+        UpstreamError: The reply is longer than that.
+        PeerGone: The upstream is gone.
+    """
+    fresh = heard
+    while LF not in fresh or whole.match(heard) is None:
+        if len(heard) >= limit:
+            raise failed("upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG)
+        fresh = yield Receive(limit - len(heard))
+        heard += fresh
+    return heard
 
-        Raises:
-            UpstreamError: The reply does not fit ``proxy_buffer``, or the upstream is gone.
-        """
-        buffer = self._buffer
-        while True:
-            held = len(buffer)
-            try:
-                chunk: bytes = yield Receive(self._limit - held) if held else self._receive
-            except PeerGone as gone:
-                silent = ProtocolErrorKind.NO_GREETING if self.stage is _GREETING else None
-                raise self.failed("upstream broke off", silent) from gone
-            self._buffer = buffer = buffer + chunk if held else chunk
-            if _LF in chunk and (found := whole.match(buffer)) is not None:
-                line: bytes = found[1]
-                return line[:-1] if line[-1:] == _CR else line
-            if len(buffer) >= self._limit:
-                raise self.failed("upstream sent too long reply", ProtocolErrorKind.REPLY_TOO_LONG)
 
-    def said(self) -> bytes:
-        """Everything the upstream said since our last command, unchanged."""
-        return self._buffer
+def failed(message: str, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> UpstreamError:
+    """Make the error for a login that cannot go on."""
+    return UpstreamError(message, stage=stage, kind=kind)
 
-    def failed(self, message: str, kind: ProtocolErrorKind | None = None) -> UpstreamError:
-        """Make the error for a login that cannot go on."""
-        return UpstreamError(message, stage=self.stage, kind=kind)
 
-    def refused(self, kind: ProtocolErrorKind | None = None) -> UpstreamRefused:
-        """Make the error for a complete reply that is not the one hoped for.
+def broke_off(stage: UpstreamStage) -> UpstreamError:
+    """Make the error for an upstream that is gone, which is worse before it has said anything."""
+    silent = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
+    return failed("upstream broke off", stage, silent)
 
-        Args:
-            kind: ``None`` for an honest refusal.
-        """
-        whole = self._buffer[: self._buffer.rfind(b"\n") + 1]
-        return UpstreamRefused(whole, stage=self.stage, kind=kind)
+
+def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool) -> UpstreamRefused:
+    """Make the error for a complete reply that is not the one hoped for.
+
+    Args:
+        heard: Everything the upstream said since our last command.
+        stage: How far the login has come.
+        is_honest: Whether it is a reply that its protocol has for this.
+    """
+    kind = None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY
+    return UpstreamRefused(heard[: heard.rfind(b"\n") + 1], stage=stage, kind=kind)

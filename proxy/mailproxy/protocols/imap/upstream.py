@@ -12,28 +12,31 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue, Send, Telling
+from mailproxy.dialogue.actions import Dialogue, Receive, Send
 from mailproxy.dialogue.values import Client, Identified, LoggedIn
-from mailproxy.events import ProtocolErrorKind, UpstreamStage
-from mailproxy.protocols.exchange import Exchange
-from mailproxy_config.model import ServerConfig
+from mailproxy.errors import PeerGone
+from mailproxy.events import UpstreamStage
+from mailproxy.protocols.exchange import LF, LINE, Logins, broke_off, hear_out, refused
+from mailproxy.protocols.proxy_header import outbound
 
-_GREETING: Final = b"* OK"
+_READY: Final = b"* OK"
 _BYE: Final = b"* BYE"
 _ANSWER: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
 """Untagged lines, which answer nothing but for BYE, and the line that counts."""
 _GO_ON: Final = b"+"
-_TAKES_LITERALS_AT_ONCE: Final = re.compile(rb"\* OK \[CAPABILITY [^\]]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
+_TAKES_LITERALS_AT_ONCE: Final = re.compile(
+    rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE
+)
+_GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN
+_Step = tuple[bytes, bytes]
+"""A command, and what the line that answers it is hoped to begin with."""
 
 
-class ImapUpstream:
+class ImapUpstream(Logins):
     """One server's side of the conversations with IMAP upstreams."""
 
-    __slots__ = ("_server",)
-
-    def __init__(self, server: ServerConfig) -> None:
-        self._server = server
+    __slots__ = ()
 
     def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
         """Log in; the client gets the tagged reply and all that came between the password and it.
@@ -43,42 +46,52 @@ class ImapUpstream:
                 everything it said in that step goes with it.
             UpstreamError: It broke off, or its lines do not fit ``proxy_buffer``.
         """
-        exchange = _ImapExchange(self._server.proxy_buffer)
-        yield from exchange.introduce(self._server, client)
-        greeting = yield from exchange.reply()
-        if greeting[:4] != _GREETING:
-            raise exchange.refused(None if greeting.startswith(_BYE) else ProtocolErrorKind.UNEXPECTED_REPLY)
-        grant, tag = identified.grant, identified.tag
-        user = grant.user
-        password = b"" if grant.password is None else grant.password.reveal()
-        if _TAKES_LITERALS_AT_ONCE.match(greeting):
-            login = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
-            yield from exchange.say(login, _LOGIN)
-        else:  # each when the upstream asks for it
-            yield from exchange.say(b"%b LOGIN {%d}\r\n" % (tag, len(user)), _LOGIN)
-            _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), _GO_ON)
-            yield from exchange.say(b"%b {%d}\r\n" % (user, len(password)), _LOGIN)
-            _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), _GO_ON)
-            yield from exchange.say(password + b"\r\n", _LOGIN)
-        _judge(exchange, tag, (yield from exchange.reply(_ANSWER)), tag + b" OK")
-        return LoggedIn(exchange.said())
+        receive, stage = self.receive, _GREETING
+        try:
+            if self.introduces:
+                yield Send(outbound(self.server, client))
+            heard: bytes = yield receive
+            if not (heard.startswith(_READY) and LF in heard):
+                heard = yield from self._hear_greeting_out(heard)
+            stage = _LOGIN
+            for command, hoped_for in _steps(heard, identified):
+                kept = b"" if heard[-1] == LF else heard[heard.rfind(b"\n") + 1 :]
+                yield Send(command)
+                # a line that was under way answers nothing, and still takes room
+                heard = kept + (yield Receive(self.limit - len(kept)) if kept else receive)
+                if not (heard.startswith(hoped_for) and LF in heard):
+                    heard = yield from self._hear_out(heard, hoped_for, identified.tag)
+        except PeerGone as gone:
+            raise broke_off(stage) from gone
+        return LoggedIn(heard)
+
+    def _hear_greeting_out(self, heard: bytes) -> Dialogue[bytes]:
+        heard = yield from hear_out(heard, LINE, self.limit, _GREETING)
+        if heard.startswith(_READY):
+            return heard
+        raise refused(heard, _GREETING, is_honest=heard.startswith(_BYE))
+
+    def _hear_out(self, heard: bytes, hoped_for: bytes, tag: bytes) -> Dialogue[bytes]:
+        """Insist on what was hoped for; only the beginning of the line that counts is looked at."""
+        heard = yield from hear_out(heard, _ANSWER, self.limit, _LOGIN)
+        answer = _ANSWER.match(heard)
+        line = b"" if answer is None else answer[1]
+        if line.startswith(hoped_for):
+            return heard
+        raise refused(heard, _LOGIN, is_honest=line.startswith((_BYE, tag + b" NO", tag + b" BAD")))
 
 
-class _ImapExchange(Exchange):
-    """An exchange in which a line may be under way that answers nothing."""
-
-    __slots__ = ()
-
-    def say(self, command: bytes, stage: UpstreamStage) -> Telling:
-        """Say a command; of what was said before it only an unfinished line is kept."""
-        buffer = self._buffer
-        self.stage = stage
-        self._buffer = b"" if buffer[-1:] == b"\n" else buffer[buffer.rfind(b"\n") + 1 :]
-        return (Send(command),)
-
-
-def _judge(exchange: Exchange, tag: bytes, line: bytes, hoped_for: bytes) -> None:
-    """Insist on what was hoped for; only the beginning of the line is looked at."""
-    if line[: len(hoped_for)] != hoped_for:
-        is_honest = line.startswith((_BYE, tag + b" NO", tag + b" BAD"))
-        raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)
+def _steps(greeting: bytes, identified: Identified) -> tuple[_Step, ...]:
+    """Word LOGIN: in one go, or each literal when the upstream asks for it."""
+    grant, tag = identified.grant, identified.tag
+    user = grant.user
+    password = b"" if grant.password is None else grant.password.reveal()
+    done = tag + b" OK"
+    if _TAKES_LITERALS_AT_ONCE.match(greeting):
+        login = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
+        return ((login, done),)
+    return (
+        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _GO_ON),
+        (b"%b {%d}\r\n" % (user, len(password)), _GO_ON),
+        (password + b"\r\n", done),
+    )

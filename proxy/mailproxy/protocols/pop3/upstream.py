@@ -5,23 +5,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue
-from mailproxy.dialogue.values import Client, Identified, LoggedIn
-from mailproxy.events import ProtocolErrorKind, UpstreamStage
-from mailproxy.protocols.exchange import Exchange
+from mailproxy.dialogue.actions import Dialogue, Send
+from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn
+from mailproxy.errors import PeerGone
+from mailproxy.events import UpstreamStage
+from mailproxy.protocols.exchange import LF, LINE, Logins, broke_off, failed, hear_out, refused
+from mailproxy.protocols.proxy_header import outbound
 from mailproxy.protocols.sasl import is_unsafe
-from mailproxy_config.model import ServerConfig
 
+_GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN
+_POSITIVE: Final = b"+OK"
 
 
-class Pop3Upstream:
+class Pop3Upstream(Logins):
     """One server's side of the conversation with POP3 upstreams."""
 
-    __slots__ = ("_server",)
-
-    def __init__(self, server: ServerConfig) -> None:
-        self._server = server
+    __slots__ = ()
 
     def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
         """Log in; the client gets the reply to PASS and what came with it.
@@ -31,25 +31,41 @@ class Pop3Upstream:
             UpstreamError: It broke off or said too much, or these credentials
                 cannot be said in a line.
         """
-        grant = identified.grant
-        exchange = Exchange(self._server.proxy_buffer)
-        yield from exchange.introduce(self._server, client)
-        _judge(exchange, (yield from exchange.reply()))
-        password = None if grant.password is None else grant.password.reveal()
-        exchange.stage = _LOGIN
-        if password is None:
-            raise exchange.failed("no password available")
-        if is_unsafe(grant.user + password):
-            raise exchange.failed("control characters in the credentials for the upstream")
-        yield from exchange.say(b"USER " + grant.user + b"\r\n", _LOGIN)
-        _judge(exchange, (yield from exchange.reply()))
-        yield from exchange.say(b"PASS " + password + b"\r\n", _LOGIN)
-        _judge(exchange, (yield from exchange.reply()))
-        return LoggedIn(exchange.said())
+        receive, stage = self.receive, _GREETING
+        try:
+            if self.introduces:
+                yield Send(outbound(self.server, client))
+            heard: bytes = yield receive
+            if not (heard.startswith(_POSITIVE) and LF in heard):
+                heard = yield from self._hear_out(heard, stage)
+            stage = _LOGIN
+            for command in _commands(identified.grant):
+                yield Send(command)
+                heard = yield receive
+                if not (heard.startswith(_POSITIVE) and LF in heard):
+                    heard = yield from self._hear_out(heard, stage)
+        except PeerGone as gone:
+            raise broke_off(stage) from gone
+        return LoggedIn(heard)
+
+    def _hear_out(self, heard: bytes, stage: UpstreamStage) -> Dialogue[bytes]:
+        """Insist on a positive reply; only its beginning is looked at."""
+        heard = yield from hear_out(heard, LINE, self.limit, stage)
+        if heard.startswith(_POSITIVE):
+            return heard
+        raise refused(heard, stage, is_honest=heard.startswith(b"-ERR"))
 
 
-def _judge(exchange: Exchange, line: bytes) -> None:
-    """Insist on a positive reply; only its beginning is looked at."""
-    if line[:3] != b"+OK":
-        is_honest = line.startswith(b"-ERR")
-        raise exchange.refused(None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY)
+def _commands(grant: Granted) -> tuple[bytes, bytes]:
+    """Word the login.
+
+    Raises:
+        UpstreamError: There is no password to log in with, or something that a line cannot hold.
+    """
+    user, password = grant.user, grant.password
+    if password is None:
+        raise failed("no password available", _LOGIN)
+    secret = password.reveal()
+    if is_unsafe(user + secret):
+        raise failed("control characters in the credentials for the upstream", _LOGIN)
+    return b"USER " + user + b"\r\n", b"PASS " + secret + b"\r\n"
