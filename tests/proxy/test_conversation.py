@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import pytest
 
-from mailproxy.dialogue.actions import Dialogue, MakeChallenge, StartTls, Wait, send
+from mailproxy.dialogue.actions import Authorize, Dialogue, MakeChallenge, Send, StartTls, Wait
 from mailproxy.dialogue.values import (
+    AuthRequest,
     Client,
     ClientCertificate,
     Credentials,
@@ -16,9 +17,10 @@ from mailproxy.dialogue.values import (
     Ended,
     Granted,
     Identified,
+    Postponed,
     TlsInfo,
 )
-from mailproxy.errors import AuthUnreachable, LineTooLong
+from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
 from mailproxy.events import (
     ClientErred,
     CloseReason,
@@ -31,6 +33,9 @@ from mailproxy.events import (
 from mailproxy.protocols.conversation import (
     CertificateFault,
     Conversation,
+    Outcome,
+    Prepared,
+    Turn,
     certificate_fault,
     has_controls,
     misread,
@@ -43,10 +48,11 @@ from support.driving import Driven, drive
 
 CERTIFICATE = ClientCertificate(b"CN=c", b"CN=ca", b"0A", b"0" * 40, b"PEM", b"c")
 GRANTED = Granted("192.0.2.10", 110, b"u")
+OK = Send(b"ok\r\n")
 
 
 class Small(Conversation):
-    """Understands AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
+    """Understands NOOP, AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=3)
     certificate_replies: ClassVar[dict[CertificateFault, bytes]] = {
@@ -56,18 +62,24 @@ class Small(Conversation):
 
     __slots__ = ()
 
-    def greet(self) -> Dialogue[Ended | None]:
-        yield from send(b"hello\r\n")
-        return None
-
     def invalid(self) -> bytes:
         return b"what?\r\n"
 
     def denial(self, denied: Denied) -> bytes:
         return b"no: " + denied.text + b"\r\n"
 
-    def turn(self) -> Dialogue[Identified | Ended | None]:
-        word, *arguments = (yield from self.reader.line()).split(b" ")
+    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+        return Identified(grant, request.credentials.method, self.reader.rest())
+
+    def turn(self, line: bytes) -> Turn:
+        if line == b"NOOP":
+            return OK
+        if line == b"ASK":
+            return self.attempt(Credentials(Method.NONE))
+        return self.at_length(line)
+
+    def at_length(self, line: bytes) -> Dialogue[Outcome]:
+        word, *arguments = line.split(b" ")
         if word == b"BYE":
             return Ended(CloseReason.CLIENT_QUIT)
         if word == b"STARTTLS":
@@ -77,14 +89,12 @@ class Small(Conversation):
             return None
         if word == b"AUTH":
             result = yield from self.exchange(arguments, frozenset({AuthMethod.CRAM_MD5}))
-            if not isinstance(result, Credentials):
-                return result
-        elif word == b"ASK":
-            result = Credentials(Method.NONE)
-        else:
-            return (yield from self.count(misread(word)))
-        grant = yield from self.admit(result)
-        return Identified(grant, result.method) if isinstance(grant, Granted) else grant
+            return self.attempt(result) if isinstance(result, Credentials) else result
+        return (yield from self.count(misread(word)))
+
+
+def small(config: ServerConfig, client: Client) -> Small:
+    return Small(Prepared(config, 64, Send(b"hello\r\n")), client)
 
 
 def server(**directives: object) -> ServerConfig:
@@ -92,7 +102,7 @@ def server(**directives: object) -> ServerConfig:
 
 
 def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> Driven:
-    return drive(Small(config, Client("192.0.2.1", tls=tls), 64).converse(), *answers)
+    return drive(small(config, Client("192.0.2.1", tls=tls)).converse(), *answers)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +190,7 @@ def test_a_long_line_within_an_exchange_ends_it_too() -> None:
 def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
     tls = TlsInfo("TLSv1.3", "c")
     client = Client("192.0.2.1")
-    dialogue = Small(server(starttls=Policy.ENABLED), client, 64).converse()
+    dialogue = small(server(starttls=Policy.ENABLED), client).converse()
     driven = drive(dialogue, b"STARTTLS\nBYE\n", tls, b"BYE\n")
     assert driven.result == Ended(CloseReason.CLIENT_QUIT)
     assert driven.said == b"hello\r\ngo ahead\r\n"
@@ -264,6 +274,31 @@ def test_a_refused_exchange_counts_only_where_its_line_was_malformed() -> None:
 
 def test_a_grant_ends_it() -> None:
     assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == Identified(GRANTED, Method.PLAIN)
+
+
+@pytest.mark.parametrize(
+    "cut", [(b"NOOP\nNOOP\nASK\nSTAT\n",), (b"NOOP\n", b"NO", b"OP\r\nASK\nST", b"AT\n")]
+)
+def test_turns_are_taken_however_the_lines_come(cut: tuple[bytes, ...]) -> None:
+    driven = talk(server(), *cut[:3], GRANTED)
+    assert driven.said == b"hello\r\nok\r\nok\r\n"
+    assert driven.result == Identified(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
+
+
+def test_what_was_postponed_is_granted_denied_or_given_up_like_anything_else() -> None:
+    later = Postponed(2, b"bob")
+    assert talk(server(), b"ASK\n", later, None, GRANTED).result == Identified(GRANTED, Method.NONE)
+    denied = talk(server(), b"ASK\n", later, None, Denied(b"no"))
+    assert (denied.said, denied.result) == (b"hello\r\nno: no\r\n", Ended(CloseReason.AUTH_REJECTED))
+    with pytest.raises(AuthUnavailable):
+        talk(server(), b"ASK\n", Postponed(86401))
+
+
+def test_attempts_are_counted_from_one_and_a_postponed_one_is_not_another() -> None:
+    denied = Denied(b"no", wait=1)
+    driven = talk(server(), b"ASK\nASK\n", denied, None, Postponed(1), None, denied, None)
+    questions = [action.request for action in driven.asked if isinstance(action, Authorize)]
+    assert [question.attempt for question in questions] == [1, 2, 2]
 
 
 def test_a_denial_closes_unless_it_says_how_long_to_wait() -> None:

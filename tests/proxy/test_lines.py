@@ -13,8 +13,7 @@ from mailproxy.dialogue.lines import LineReader
 from mailproxy.errors import LineTooLong, PeerClosed
 from support.driving import drive, limits
 
-
-@pytest.mark.parametrize(
+ONE_LINE = pytest.mark.parametrize(
     ("octets", "line"),
     [
         (b"NOOP\r\n", b"NOOP"),
@@ -26,8 +25,50 @@ from support.driving import drive, limits
         (b"\0\xff\n", b"\0\xff"),
     ],
 )
+
+
+@ONE_LINE
 def test_a_line_comes_without_its_line_end(octets: bytes, line: bytes) -> None:
     assert drive(LineReader(64).line(), octets).result == line
+
+
+@ONE_LINE
+def test_a_line_that_comes_alone_and_whole_is_taken_at_once(octets: bytes, line: bytes) -> None:
+    reader = LineReader(8)
+    assert reader.just_line(octets) == line
+    assert (reader.held, reader.consumed) == (b"", len(octets))
+
+
+@pytest.mark.parametrize("octets", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
+def test_anything_else_is_kept_for_line(octets: bytes) -> None:
+    reader, other = LineReader(16), LineReader(16)
+    assert reader.just_line(octets) is None
+    assert reader.held == octets
+    rest = () if b"\n" in octets else (b"x\n",)
+    assert drive(reader.line(), *rest).result == drive(other.line(), octets, *rest).result
+    assert (reader.rest(), reader.consumed) == (other.rest(), other.consumed)
+
+
+def test_a_line_that_fills_the_buffer_without_an_end_is_too_long_at_once() -> None:
+    reader = LineReader(4)
+    assert reader.just_line(b"abcd") is None
+    with pytest.raises(LineTooLong):
+        drive(reader.line())
+
+
+def test_what_continues_a_command_counts_with_it() -> None:
+    reader = LineReader(64)
+    reader.just_line(b"a {3}\r\n")
+    drive(reader.octets(3), b"abc {2}\r\nde\r\n")
+    assert reader.consumed == 7 + 3
+    drive(reader.line(54))
+    assert reader.consumed == 7 + 3 + 6
+    drive(reader.octets(2))
+    drive(reader.line(46))
+    assert reader.consumed == 7 + 3 + 6 + 2 + 2
+    assert reader.held == b""
+    drive(reader.line(), b"b\r\n")
+    assert reader.consumed == 3
 
 
 def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
@@ -37,7 +78,7 @@ def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
     assert drive(reader.line()).result == b"two"
     assert not reader.has_line()
     assert drive(reader.line(), b"ee\n").result == b"three"
-    assert reader.consumed == len(b"one\r\ntwo\nthree\n")
+    assert reader.consumed == len(b"three\n")
 
 
 def test_a_line_may_come_in_any_number_of_pieces() -> None:
@@ -100,7 +141,7 @@ def test_octets_are_taken_as_they_are() -> None:
     driven = drive(reader.octets(5), b"\n", b"\r\0tail\n")
     assert driven.result == b"ab\n\r\0"
     assert limits(driven) == [14, 13]
-    assert reader.consumed == 7
+    assert reader.consumed == len(b"x\nabxxx")
     assert drive(reader.line()).result == b"tail"
 
 
@@ -157,6 +198,5 @@ def test_cuts_do_not_matter(lines: list[bytes], data: st.DataObject) -> None:
                 assert 0 < room <= 8
                 answer, pieces[:1] = pieces[0][:room], filter(None, [pieces[0][room:]])
         except StopIteration as end:
-            read.append(end.value)
-    assert read == lines
-    assert reader.consumed == len(stream)
+            read.append((end.value, reader.consumed))
+    assert read == [(line, len(line) + 2) for line in lines]

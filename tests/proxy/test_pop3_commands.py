@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.events import ProtocolErrorKind
-from mailproxy.protocols.pop3.commands import Command, parse
+from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, parse
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,42 @@ WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 @given(st.sampled_from([b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS"]), st.lists(WORDS, max_size=3))
 def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
     assert parse(b" ".join([word, *arguments])) == Command(word, tuple(arguments))
+
+
+@pytest.mark.parametrize(
+    ("line", "argument"),
+    [
+        (b"USER alice", b"alice"),
+        (b"user  a b ", b"a b "),
+        (b"UsEr \xff\t", b"\xff\t"),
+        (b"USER", None),
+        (b"USER ", None),
+        (b"USER  ", None),
+        (b" USER a", None),
+        (b"USERS a", None),
+        (b"USER a\0", None),
+        (b"USER a\rb", None),
+        (b"USER \0", None),
+    ],
+)
+def test_user_and_pass_at_a_glance(line: bytes, argument: bytes | None) -> None:
+    for_pass = line.replace(b"USER", b"PASS").replace(b"user", b"pass").replace(b"UsEr", b"PaSs")
+    for found in (USER_LINE.fullmatch(line), PASS_LINE.fullmatch(for_pass)):
+        assert (found and found[1]) == argument
+
+
+@given(st.text("UuSsEeRrPpAa \0\rx", max_size=10).map(str.encode))
+def test_a_glance_reads_what_parse_reads(text: bytes) -> None:
+    for pattern, word in ((USER_LINE, b"USER"), (PASS_LINE, b"PASS")):
+        for line in (text, word + text, word + b" " + text):
+            found = pattern.fullmatch(line)
+            command = parse(line)
+            is_usual = (
+                isinstance(command, Command)
+                and command.word == word
+                and bool(command.arguments)
+                and b"\0" not in command.arguments[0]
+            )
+            assert (found is not None) == is_usual
+            if found is not None:
+                assert command == Command(word, (found[1],))

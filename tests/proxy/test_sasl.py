@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import Any
 
 import pytest
@@ -74,6 +74,13 @@ def test_base64_is_read_as_nginx_reads_it(text: bytes, octets: bytes | None) -> 
 def test_base64_round_trips_with_and_without_padding(octets: bytes) -> None:
     assert decoded(b64(octets)) == octets
     assert decoded(b64(octets).rstrip(b"=")) == octets
+
+
+@given(st.text("AQgw+/=b*-", max_size=9).map(str.encode))
+def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
+    digits, _, _ = text.partition(b"=")
+    is_base64 = not digits.strip(b"AQgw+/b") and len(digits) % 4 != 1
+    assert decoded(text) == (b64decode(digits + b"==") if is_base64 else None)
 
 
 @pytest.mark.parametrize(

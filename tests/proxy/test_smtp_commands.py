@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.events import ProtocolErrorKind
-from mailproxy.protocols.smtp.commands import Command, parse
+from mailproxy.protocols.conversation import has_controls
+from mailproxy.protocols.smtp.commands import USUAL, Command, parse
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,51 @@ WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
     line = b" ".join([word, *arguments])
     assert parse(line) == Command(word, tuple(arguments), line)
+
+
+@pytest.mark.parametrize(
+    ("line", "groups"),
+    [
+        (b"EHLO client.example.com", (b"client.example.com", None)),
+        (b"ehlo  [192.0.2.1]  ", (b"[192.0.2.1]", None)),
+        (b"EhLo \xc3\xa9", (b"\xc3\xa9", None)),
+        (b"AUTH PLAIN AHUAcA==", (None, b"AHUAcA==")),
+        (b"auth  pLaIn  =  ", (None, b"=")),
+        (b"AUTH PLAIN \0", (None, b"\0")),
+        (b"EHLO", None),
+        (b"EHLO ", None),
+        (b"EHLO a b", None),
+        (b"EHLO a\t", None),
+        (b"EHLO \x7f", None),
+        (b"EHLO a\r", None),
+        (b"HELO a", None),
+        (b" EHLO a", None),
+        (b"AUTH PLAIN", None),
+        (b"AUTH PLAIN ", None),
+        (b"AUTH PLAIN a b", None),
+        (b"AUTH PLAIN a\r", None),
+        (b"AUTH LOGIN a", None),
+    ],
+)
+def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
+    found = USUAL.fullmatch(line)
+    assert (found and found.groups()) == groups
+
+
+@given(
+    st.sampled_from([b"EHLO ", b"ehlo", b"AUTH PLAIN ", b"auth plain", b"AUTH "]),
+    st.text(" PLAINx\0\t\r\x7f\xff", max_size=7),
+)
+def test_a_glance_reads_what_parse_reads(start: bytes, rest: str) -> None:
+    line = start + rest.encode("latin-1")
+    found, command = USUAL.fullmatch(line), parse(line)
+    words: tuple[bytes, ...] = ()
+    if isinstance(command, Command):
+        is_plain = (
+            command.word == b"AUTH" and command.arguments[:1] and command.arguments[0].upper() == b"PLAIN"
+        )
+        if command.word == b"EHLO" and len(command.arguments) == 1 and not has_controls(command.text):
+            words = (command.arguments[0], b"")
+        elif is_plain and len(command.arguments) == 2:
+            words = (b"", command.arguments[1])
+    assert (found.groups(b"") if found else ()) == words

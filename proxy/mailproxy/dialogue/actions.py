@@ -3,9 +3,10 @@
 
 A conversation is a generator.  It yields an action and is resumed with the
 answer; failures (``errors.PeerGone``, ``ShuttingDown``, ``AuthUnavailable``)
-are thrown in at the ``yield``.  Protocols never write a bare ``yield``: the
-helpers below know which answer belongs to which action, so whatever calls
-them with ``yield from`` is fully typed.
+are thrown in at the ``yield``.  The helpers below know which answer belongs to
+which action, so whatever calls them with ``yield from`` is fully typed.  A
+bare ``yield`` stands only on the way of a usual login, where a helper costs
+more than what it does; its answer is given a type there.
 
 The rules an interpreter keeps:
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar, cast
 
 from mailproxy.dialogue.values import AuthRequest, TlsInfo
@@ -41,12 +41,6 @@ class Receive:
     """Wait for octets: at least one, at most ``limit``."""
 
     limit: int
-
-
-@cache
-def receive_at_most(limit: int) -> Receive:
-    """Give the action that waits for up to ``limit`` octets; for the few limits that are configured."""
-    return Receive(limit)
 
 
 @dataclass(slots=True)
@@ -139,12 +133,6 @@ def overhear(seconds: float, limit: int) -> Dialogue[bytes]:
         PeerGone: The peer closed or broke off meanwhile.
     """
     return cast("bytes", (yield Overhear(seconds, limit)))
-
-
-@cache
-def deadline(seconds: float) -> Telling:
-    """Give all further ``receive`` together this many seconds (directive ``timeout``)."""
-    return (Deadline(seconds),)
 
 
 def start_tls() -> Dialogue[TlsInfo]:

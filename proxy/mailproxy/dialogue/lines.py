@@ -11,10 +11,10 @@ What a line means is the protocols' business; nothing is parsed here.
 
 from __future__ import annotations
 
-from mailproxy.dialogue.actions import Dialogue, Receive, receive_at_most
+from mailproxy.dialogue.actions import Dialogue, Receive
 from mailproxy.errors import LineTooLong
 
-_LF, _CR = b"\n\r"
+_CR = 13
 
 
 class LineReader:
@@ -22,18 +22,35 @@ class LineReader:
 
     Attributes:
         limit: The octets that the buffer holds, and the longest line with its line end.
-        consumed: All octets handed out so far, line ends included.  A caller that
-            bounds a command of several pieces takes the difference.
+        held: What was received and is not done with; empty when nothing is left of it.
+        consumed: The octets of the command at hand so far, line ends included:
+            its first line, and the lines and literals that continue it.
     """
 
-    __slots__ = ("_buffer", "_receive", "_start", "consumed", "limit")
+    __slots__ = ("_start", "consumed", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._receive = receive_at_most(limit)
         self.consumed = 0
-        self._buffer = b""
+        self.held = b""
         self._start = 0
+
+    def just_line(self, octets: bytes) -> bytes | None:
+        """Take what was received while nothing was held: just one line, as nearly always.
+
+        Args:
+            octets: At least one, at most ``limit``.
+
+        Returns:
+            The line, as ``line`` would give it; or ``None`` where it is
+            anything else, which ``line`` then goes on with.
+        """
+        length = octets.find(b"\n") + 1
+        if length != len(octets):
+            self.held = octets
+            return None
+        self.consumed = length
+        return octets[:-2] if octets.endswith(b"\r\n") else octets[:-1]
 
     def line(self, limit: int | None = None) -> Dialogue[bytes]:
         """Give the next line without its LF, and without a CR directly before that.
@@ -42,8 +59,9 @@ class LineReader:
         take such a line for a syntax error.
 
         Args:
-            limit: For this line, less than the buffer's own limit (an IMAP
-                command's literals and lines share one limit).
+            limit: For a line that continues a command: what is left of the
+                limit that all of its lines and literals share (IMAP).  ``None``
+                for a line that begins one.
 
         Raises:
             LineTooLong: ``limit`` octets hold no line end.
@@ -52,27 +70,20 @@ class LineReader:
             ShuttingDown: The proxy drains.
         """
         most = self.limit if limit is None or limit > self.limit else limit
-        buffer, start = self._buffer, self._start
+        buffer, start = self.held, self._start
         end = buffer.find(b"\n", start, start + most) if buffer else -1
         while end < 0:
-            held = len(buffer) - start
-            if held >= most:
+            length = len(buffer) - start
+            if length >= most:
                 raise LineTooLong(buffer[start:], most)
-            if held:
-                buffer = buffer[start:] + (yield Receive(self.limit - held))
-            else:
-                chunk: bytes = yield self._receive
-                if chunk[-1] == _LF and len(chunk) <= most and _LF not in (line := chunk[:-1]):
-                    # just what was waited for, as nearly always
-                    self._buffer, self._start = b"", 0
-                    self.consumed += len(chunk)
-                    return line[:-1] if line and line[-1] == _CR else line
-                buffer = chunk
-            self._buffer, start, self._start = buffer, 0, 0
-            end = buffer.find(b"\n", held, most)
-        self.consumed += end + 1 - start
+            chunk: bytes = yield Receive(self.limit - length)
+            self.held = buffer = buffer[start:] + chunk
+            start = self._start = 0
+            end = buffer.find(b"\n", length, most)
+        length = end + 1 - start
+        self.consumed = length if limit is None else self.consumed + length
         if end + 1 == len(buffer):
-            self._buffer, self._start = b"", 0
+            self.held, self._start = b"", 0
         else:
             self._start = end + 1
         if end > start and buffer[end - 1] == _CR:
@@ -88,24 +99,31 @@ class LineReader:
             ShuttingDown: The proxy drains.
         """
         if count > self.limit:
-            raise LineTooLong(self._buffer[self._start :], self.limit)
-        buffer, start = self._buffer, self._start
+            raise LineTooLong(self.held[self._start :], self.limit)
+        buffer, start = self.held, self._start
         while (held := len(buffer) - start) < count:
             chunk: bytes = yield Receive(self.limit - held)
             buffer = buffer[start:] + chunk
-            self._buffer, start, self._start = buffer, 0, 0
+            self.held, start, self._start = buffer, 0, 0
         self.consumed += count
-        self._start = start + count
-        return buffer[start : start + count]
+        end = start + count
+        if end == len(buffer):
+            self.held, self._start = b"", 0
+        else:
+            self._start = end
+        return buffer[start:end]
 
     def has_line(self) -> bool:
         """Whether a whole line is at hand, so that nothing need be received for it."""
-        return self._buffer.find(b"\n", self._start) >= 0
+        return self.held.find(b"\n", self._start) >= 0
 
     def rest(self) -> bytes:
         """Hand over everything that is unread, and forget it: it has one owner at a time."""
-        unread = self._buffer[self._start :]
-        self._buffer, self._start = b"", 0
+        held = self.held
+        if not held:
+            return held
+        unread = held[self._start :]
+        self.held, self._start = b"", 0
         return unread
 
     def clear(self) -> bytes:

@@ -14,18 +14,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum, auto
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Generic, TypeVar
 
-from mailproxy.dialogue.actions import Dialogue, deadline, make_challenge, note, send, start_tls, wait
+from mailproxy.dialogue.actions import (
+    Authorize,
+    Deadline,
+    Dialogue,
+    Receive,
+    Send,
+    make_challenge,
+    note,
+    send,
+    start_tls,
+    wait,
+)
 from mailproxy.dialogue.lines import LineReader
 from mailproxy.dialogue.values import (
+    AuthRequest,
     Client,
     Credentials,
+    Decision,
     Denied,
     Ended,
     Envelope,
     Granted,
     Identified,
+    Postponed,
     TlsInfo,
 )
 from mailproxy.errors import LineTooLong
@@ -38,7 +52,7 @@ from mailproxy.events import (
     ProtocolErrorKind,
     Remark,
 )
-from mailproxy.protocols.login import Attempts, ask
+from mailproxy.protocols.login import ask_again
 from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
 
@@ -46,8 +60,13 @@ _TLS_HANDSHAKE: Final = b"\x16\x03"
 _HTTP_WORDS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
 )
-_ONLY: Final = StartTls.ONLY
 _CONTROLS: Final = bytes((*range(0x20), 0x7F))
+
+
+Outcome = AuthRequest | Ended | None
+"""What a command leads to: a question, the end, or another turn."""
+Turn = Send | AuthRequest | Dialogue[Outcome]
+"""What follows from a line: one reply and another turn, a question, or more words on either side."""
 
 
 class CertificateFault(Enum):
@@ -83,17 +102,50 @@ def misread(line: bytes) -> ProtocolErrorKind:
     return ProtocolErrorKind.UNKNOWN_COMMAND
 
 
-class Conversation(ABC):
-    """One client's conversation; a protocol says how to greet and what a turn is.
+class Prepared:
+    """What all conversations of one server have in common, prepared once.
 
-    A turn is one command and its reply.  It returns what ended the
-    conversation, or ``None`` for another turn.
+    Args:
+        server: The server block that the clients connect to.
+        limit: The octets of the longest command, its line end included.
+        greeting: What clients are told first.
+        greets_alike: Whether every client gets just this, and at once.
 
     Attributes:
-        server: The server block that the client connected to.
+        deadline: Gives a client the directive ``timeout``.
+        greets_alike: Also not, where a certificate may be found fault with (``ssl_verify_client``).
+        only_in_tls: Whether ``starttls only`` lets nobody log in before.
+        receive: Waits for as much as a reader takes that holds nothing.
+    """
+
+    __slots__ = ("deadline", "greeting", "greets_alike", "limit", "only_in_tls", "receive", "server")
+
+    def __init__(
+        self, server: ServerConfig, limit: int, greeting: Send, *, greets_alike: bool = True
+    ) -> None:
+        self.server = server
+        self.limit = limit
+        self.greeting = greeting
+        self.greets_alike = greets_alike and server.ssl_verify_client is VerifyClient.DISABLED
+        self.deadline = Deadline(server.timeout)
+        self.only_in_tls = server.starttls is StartTls.ONLY
+        self.receive = Receive(limit)
+
+
+P_co = TypeVar("P_co", bound=Prepared, covariant=True)
+
+
+class Conversation(ABC, Generic[P_co]):
+    """One client's conversation; a protocol says how to greet and what a turn is.
+
+    A turn is one command and its reply.  What most clients say is answered at
+    a glance, without a generator; any other command is a dialogue of its own.
+
+    Attributes:
+        prepared: What is the same for all clients of its server.
         client: Who it is; ``client.tls`` is set after STARTTLS.
         reader: The client's octets.
-        attempts: How often it tried to log in.
+        attempts: How often it tried to log in (``Auth-Login-Attempt``); never reset.
         errors: How many syntax errors count towards ``max_errors``; never reset.
     """
 
@@ -102,25 +154,35 @@ class Conversation(ABC):
     certificate_replies: ClassVar[dict[CertificateFault, bytes]]
     """What is said instead of the greeting, or after STARTTLS, about a certificate."""
 
-    __slots__ = ("_challenge", "attempts", "client", "errors", "reader", "server")
+    __slots__ = ("_challenge", "attempts", "client", "errors", "prepared", "reader")
 
-    def __init__(self, server: ServerConfig, client: Client, limit: int) -> None:
-        self.server = server
+    def __init__(self, prepared: P_co, client: Client) -> None:
+        self.prepared = prepared
         self.client = client
-        self.reader = LineReader(limit)
-        self.attempts = Attempts()
+        self.reader = LineReader(prepared.limit)
+        self.attempts = 0
         self.errors = 0
         self._challenge: bytes | None = None
 
+    @property
+    def server(self) -> ServerConfig:
+        """The server block that the client connected to."""
+        return self.prepared.server
+
     # ---- what a protocol provides ----
 
-    @abstractmethod
     def greet(self) -> Dialogue[Ended | None]:
         """Say the greeting; ``Ended`` for a client that does not get one."""
+        yield self.prepared.greeting
+        return None
 
     @abstractmethod
-    def turn(self) -> Dialogue[Identified | Ended | None]:
-        """Take one command, and answer it."""
+    def turn(self, line: bytes) -> Turn:
+        """Take a command's first line, and say what follows from it."""
+
+    @abstractmethod
+    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+        """Put together what is known of a client that may log in."""
 
     @abstractmethod
     def invalid(self) -> bytes:
@@ -130,23 +192,47 @@ class Conversation(ABC):
     def denial(self, denied: Denied) -> bytes:
         """Give the reply to a login that the authorization service denied."""
 
+    def line(self) -> Dialogue[bytes]:
+        """Read a command's first line, where it does not come alone and whole."""
+        return self.reader.line()
+
     # ---- the course of it ----
 
-    def converse(self) -> Dialogue[Identified | Ended]:
+    def converse(self) -> Dialogue[Identified | Ended]:  # noqa: C901 - each generator between a login and the interpreter costs at every step
         """Talk to the client from before the greeting until it is identified, or gone."""
-        ended = None if self.client.tls is None else (yield from self._check_certificate())
-        if ended is None:
-            ended = yield from self.greet()
-        if ended is not None:
+        prepared = self.prepared
+        if prepared.greets_alike:
+            yield prepared.greeting
+        elif (ended := (yield from self._open())) is not None:
             return ended
-        yield from deadline(self.server.timeout)
+        yield prepared.deadline
+        reader, receive = self.reader, prepared.receive
         try:
             while True:
-                outcome = yield from self.turn()
+                line = None if reader.held else reader.just_line((yield receive))
+                if line is None:
+                    line = yield from self.line()
+                step = self.turn(line)
+                if isinstance(step, Send):
+                    yield step
+                    continue
+                outcome: Outcome | Identified = step if isinstance(step, AuthRequest) else (yield from step)
+                if isinstance(outcome, AuthRequest):
+                    decision: Decision = yield Authorize(outcome)
+                    if isinstance(decision, Granted):
+                        return self.identified(outcome, decision)
+                    outcome = yield from self._not_at_once(outcome, decision)
                 if outcome is not None:
                     return outcome
-        except LineTooLong as line:
-            return (yield from self._overlong(line))
+        except LineTooLong as too_long:
+            return (yield from self._overlong(too_long))
+
+    def _open(self) -> Dialogue[Ended | None]:
+        """Greet the client, unless its certificate is a bad one."""
+        ended = yield from self._check_certificate()
+        if ended is not None:
+            return ended
+        return (yield from self.greet())
 
     def _overlong(self, line: LineTooLong) -> Dialogue[Ended]:
         """A command that does not fit the buffer: reply, and close.  Does not count as an error."""
@@ -191,7 +277,7 @@ class Conversation(ABC):
     @property
     def tls_is_missing(self) -> bool:
         """Whether ``starttls only`` holds the client back from logging in."""
-        return self.client.tls is None and self.server.starttls is _ONLY
+        return self.client.tls is None and self.prepared.only_in_tls
 
     @property
     def tls_is_offered(self) -> bool:
@@ -266,7 +352,7 @@ class Conversation(ABC):
             budget=budget,
         )
         if isinstance(result, Refusal):
-            return (yield from self._answer(result))
+            return (yield from self.answer(result))
         return result
 
     def _refuse_in_clear(self, method: Method | None) -> Dialogue[None]:
@@ -275,7 +361,8 @@ class Conversation(ABC):
         else:
             yield from self.refuse(method, LoginResult.TLS_REQUIRED)
 
-    def _answer(self, refusal: Refusal) -> Dialogue[Ended | None]:
+    def answer(self, refusal: Refusal) -> Dialogue[Ended | None]:
+        """Answer a SASL exchange that gave no credentials."""
         if refusal.method is not None and refusal.result is not None:
             yield from note(LoginRefused(refusal.method, refusal.result))
         if refusal.kind is None:
@@ -286,26 +373,33 @@ class Conversation(ABC):
         yield from self.reject(refusal.kind)
         return None
 
-    def admit(
-        self, credentials: Credentials, envelope: Envelope | None = None
-    ) -> Dialogue[Granted | Ended | None]:
-        """Ask the authorization service, and tell the client about a denial.
+    def attempt(self, credentials: Credentials, envelope: Envelope | None = None) -> AuthRequest:
+        """Make the question about another attempt to log in."""
+        self.attempts += 1
+        return AuthRequest(credentials, self.attempts, self.client, envelope)
+
+    def _not_at_once(
+        self, request: AuthRequest, decision: Denied | Postponed
+    ) -> Dialogue[Identified | Ended | None]:
+        """Ask again what was postponed, and tell the client about a denial.
 
         Returns:
-            The grant; ``Ended`` after a denial; or ``None`` after a denial
-            with ``Auth-Wait``: the pause is over, the client was told, and it
-            has a new ``timeout`` to try again.
+            Whom to let in after all; ``Ended`` after a denial; or ``None``
+            after a denial with ``Auth-Wait``: the pause is over, the client was
+            told, and it has a new ``timeout`` to try again.
 
         Raises:
             AuthUnavailable: There was no usable answer.
         """
-        decision = yield from ask(credentials, client=self.client, attempts=self.attempts, envelope=envelope)
-        if isinstance(decision, Granted):
-            return decision
+        if isinstance(decision, Postponed):
+            final = yield from ask_again(request, decision)
+            if isinstance(final, Granted):
+                return self.identified(request, final)
+            decision = final
         if decision.wait:
             yield from wait(decision.wait)
         yield from send(self.denial(decision))
         if not decision.wait:
             return Ended(CloseReason.AUTH_REJECTED)
-        yield from deadline(self.server.timeout)
+        yield self.prepared.deadline
         return None

@@ -22,6 +22,7 @@ from mailproxy_config.model import AuthMethod
 
 _NUL, _LF, _CR = b"\0\n\r"
 """Numbers: octets are searched for one at once; for ``b"\\r"`` only after a ``TypeError`` within."""
+_PLAIN: Final = Method.PLAIN
 _DIGEST_LENGTH: Final = 32
 _PADDING: Final = (b"", b"", b"==", b"=")
 _MECHANISMS: Final = {
@@ -92,6 +93,13 @@ def decoded(text: bytes) -> bytes | None:
     Everything from the first ``=`` on is ignored, padding is optional, and
     the empty string is the empty string.
     """
+    try:
+        return a2b_base64(text, strict_mode=True)
+    except NotBase64:
+        return _decoded_leniently(text)
+
+
+def _decoded_leniently(text: bytes) -> bytes | None:
     digits = text.partition(b"=")[0]
     try:
         return a2b_base64(digits + _PADDING[len(digits) & 3], strict_mode=True)
@@ -144,7 +152,7 @@ def authenticate(
 
 def _one_response(exchange: _Exchange, initial: bytes | None) -> Dialogue[Credentials | Refusal]:
     """PLAIN and EXTERNAL: the client says it all in one response."""
-    is_plain = exchange.method is Method.PLAIN
+    is_plain = exchange.method is _PLAIN
     prompt = exchange.framing.empty if is_plain else exchange.framing.user
     response = yield from _response(exchange, initial, prompt)
     if isinstance(response, Refusal):
@@ -179,13 +187,23 @@ def _cram_md5(
     return _checked(Credentials(Method.CRAM_MD5, user, Secret(digest), salt))
 
 
+def plain(response: bytes) -> Credentials | Refusal:
+    """Read the whole of PLAIN: the response as the client wrote it, in base64."""
+    message = decoded(response)
+    if message is None:
+        return _malformed(_PLAIN, ProtocolErrorKind.BASE64_INVALID)
+    return _plain(message)
+
+
 def _plain(message: bytes) -> Credentials | Refusal:
     """PLAIN (RFC 4616): ``authzid NUL authcid NUL passwd``; the authzid is ignored."""
-    _, _, identity = message.partition(b"\0")
-    user, separator, password = identity.partition(b"\0")
-    if not separator:
-        return _malformed(Method.PLAIN, ProtocolErrorKind.BAD_ARGUMENTS)
-    return _checked(Credentials(Method.PLAIN, user, Secret(password)))
+    parts = message.split(b"\0", 2)
+    if len(parts) < 3:
+        return _malformed(_PLAIN, ProtocolErrorKind.BAD_ARGUMENTS)
+    _, user, password = parts
+    if is_unsafe(user + password):
+        return _malformed(_PLAIN, ProtocolErrorKind.CONTROL_CHAR)
+    return Credentials(_PLAIN, user, Secret(password))
 
 
 def _response(exchange: _Exchange, initial: bytes | None, prompt: bytes) -> Dialogue[bytes | Refusal]:

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from mailproxy.dialogue.actions import Dialogue, send
-from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Identified, Secret
+from mailproxy.dialogue.actions import Dialogue, Send, send
+from mailproxy.dialogue.values import (
+    AuthRequest,
+    Client,
+    Credentials,
+    Denied,
+    Ended,
+    Granted,
+    Identified,
+    Secret,
+)
 from mailproxy.errors import LineTooLong
 from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.conversation import CertificateFault, Conversation, misread
+from mailproxy.protocols.conversation import CertificateFault, Conversation, Outcome, Prepared, Turn, misread
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
     MAX_ARGUMENTS,
-    NO_TAG,
     PLAIN_LOGIN,
     Command,
     Rejected,
@@ -30,7 +38,7 @@ from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy_config.model import ServerConfig, StartTls
 
 _FRAMING: Final = Framing(replies.CHALLENGE_PREFIX, words=MAX_ARGUMENTS)
-_GREET: Final = send(replies.GREETING)
+_GREET: Final = Send(replies.GREETING)
 _PASSWORD: Final = Method.PASSWORD
 _CERTIFICATE_REPLIES: Final = {
     CertificateFault.INVALID: replies.CERTIFICATE_INVALID,
@@ -38,38 +46,28 @@ _CERTIFICATE_REPLIES: Final = {
 }
 
 
-class ImapFrontend:
+class ImapFrontend(Prepared):
     """One server's side of the conversations with IMAP clients."""
 
-    __slots__ = ("_capabilities", "_server")
+    __slots__ = ("capabilities",)
 
     def __init__(self, server: ServerConfig) -> None:
-        self._server = server
-        self._capabilities = replies.capabilities(server)
+        super().__init__(server, server.imap_client_buffer, _GREET)
+        self.capabilities = replies.capabilities(server)
 
     def converse(self, client: Client) -> Dialogue[Identified | Ended]:
         """Talk to a client until it is identified, or gone."""
-        return ImapConversation(self._server, client, self._capabilities).converse()
+        return ImapConversation(self, client).converse()
 
 
-class ImapConversation(Conversation):
-    """One IMAP client's conversation."""
+class ImapConversation(Conversation[ImapFrontend]):
+    """One IMAP client's conversation; ``_tag`` is the latest command's, which every reply begins with."""
 
     framing: ClassVar[Framing] = _FRAMING
     certificate_replies: ClassVar[dict[CertificateFault, bytes]] = _CERTIFICATE_REPLIES
 
-    __slots__ = ("_capabilities", "_start", "_tag")
-
-    def __init__(self, server: ServerConfig, client: Client, capabilities: replies.Capabilities) -> None:
-        super().__init__(server, client, server.imap_client_buffer)
-        self._capabilities = capabilities
-        self._tag = NO_TAG
-        self._start = 0
-
-    def greet(self) -> Dialogue[Ended | None]:
-        """Say the greeting."""
-        yield from _GREET
-        return None
+    __slots__ = ("_tag",)
+    _tag: bytes
 
     def invalid(self) -> bytes:
         """Give the reply to an invalid command, with its tag if it has one."""
@@ -79,30 +77,39 @@ class ImapConversation(Conversation):
         """Give the reply to a login that the authorization service denied."""
         return replies.denied(self._tag, denied.text)
 
-    def turn(self) -> Dialogue[Identified | Ended | None]:
-        """Take one command, with its literals, and answer it."""
-        self._tag = NO_TAG
-        self._start = self.reader.consumed
+    def turn(self, line: bytes) -> Turn:
+        """Read a command: LOGIN with two atoms at a glance, any other at length."""
+        login = PLAIN_LOGIN.fullmatch(line)
+        if login is None or (self.prepared.only_in_tls and self.client.tls is None):
+            return self._at_length(line)
+        self._tag, user, password = login.groups()
+        return self.attempt(Credentials(_PASSWORD, user, Secret(password)))
+
+    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+        """Put together what is known of a client that may log in."""
+        return Identified(grant, request.credentials.method, self.reader.rest(), self._tag)
+
+    # ---- reading a command ----
+
+    def line(self) -> Dialogue[bytes]:
+        """Read a command's first line; one that is too long is answered with its tag."""
         try:
-            line = yield from self.reader.line()
+            return (yield from self.reader.line())
         except LineTooLong as too_long:
             self._tag = tag_of(too_long.seen)
             raise
-        login = PLAIN_LOGIN.fullmatch(line)
-        if login is not None:
-            self._tag, user, password = login.groups()
-            return (yield from self._login([user, password]))
+
+    def _at_length(self, line: bytes) -> Dialogue[Outcome]:
+        """Read a command with its literals, and answer it."""
         command = yield from self._whole(begin(line))
         self._tag = command.tag
         if isinstance(command, Rejected):
             return (yield from self._reject(command, line))
         return (yield from self._dispatch(command))
 
-    # ---- reading a command ----
-
     def _room(self) -> int:
         """How many octets the command may still take: all its lines and literals share one limit."""
-        return self.reader.limit - (self.reader.consumed - self._start)
+        return self.reader.limit - self.reader.consumed
 
     def _whole(self, command: Command | Unfinished | Rejected) -> Dialogue[Command | Rejected]:
         """Read on until the command is complete.
@@ -130,7 +137,7 @@ class ImapConversation(Conversation):
 
     # ---- commands ----
 
-    def _dispatch(self, command: Command) -> Dialogue[Identified | Ended | None]:
+    def _dispatch(self, command: Command) -> Dialogue[Outcome]:
         match command.word:
             case b"LOGIN":
                 return (yield from self._login(command.arguments))
@@ -149,12 +156,12 @@ class ImapConversation(Conversation):
 
     def _capability(self) -> bytes:
         if not self.tls_is_offered:
-            return self._capabilities.plain
+            return self.prepared.capabilities.plain
         if self.server.starttls is StartTls.ONLY:
-            return self._capabilities.only
-        return self._capabilities.starttls
+            return self.prepared.capabilities.only
+        return self.prepared.capabilities.starttls
 
-    def _login(self, arguments: list[bytes]) -> Dialogue[Identified | Ended | None]:
+    def _login(self, arguments: list[bytes]) -> Dialogue[Outcome]:
         """LOGIN (RFC 9051 section 6.2.3): a user name, which is not empty, and a password, which may be."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
@@ -167,17 +174,11 @@ class ImapConversation(Conversation):
             kind = ProtocolErrorKind.CONTROL_CHAR
             yield from self.refuse(Method.PASSWORD, LoginResult.BAD_CREDENTIALS_SYNTAX, kind)
             return None
-        return (yield from self._identify(Credentials(_PASSWORD, user, Secret(password))))
+        return self.attempt(Credentials(_PASSWORD, user, Secret(password)))
 
-    def _authenticate(self, arguments: list[bytes]) -> Dialogue[Identified | Ended | None]:
+    def _authenticate(self, arguments: list[bytes]) -> Dialogue[Outcome]:
         """AUTHENTICATE (RFC 9051 section 6.2.2); its response lines share the command's limit."""
         outcome = yield from self.exchange(arguments, self.server.imap_auth, self._room())
         if isinstance(outcome, Credentials):
-            return (yield from self._identify(outcome))
+            return self.attempt(outcome)
         return outcome
-
-    def _identify(self, credentials: Credentials) -> Dialogue[Identified | Ended | None]:
-        admitted = yield from self.admit(credentials)
-        if admitted is None or isinstance(admitted, Ended):
-            return admitted
-        return Identified(admitted, credentials.method, self.reader.rest(), self._tag)

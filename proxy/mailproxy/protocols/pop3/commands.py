@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from mailproxy.events import ProtocolErrorKind
@@ -25,6 +26,11 @@ STLS: Final = b"STLS"
 _WORDS: Final = {word: word for word in (USER, PASS, APOP, QUIT, CAPA, AUTH, NOOP, STLS)}
 _TO_THE_END: Final = frozenset((USER, PASS))
 """Their one argument may hold spaces, also at its end."""
+
+USER_LINE: Final = re.compile(rb"[Uu][Ss][Ee][Rr] +([^ \r\0][^\r\0]*+)")
+"""USER with a name, every one that may be repeated to an upstream.  Group: the name."""
+PASS_LINE: Final = re.compile(rb"[Pp][Aa][Ss][Ss] +([^ \r\0][^\r\0]*+)")
+"""PASS with a password, in the same way.  Group: the password."""
 
 
 class Command(NamedTuple):

@@ -5,30 +5,37 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from mailproxy.dialogue.actions import Dialogue, send
-from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Granted, Identified, Secret
+from mailproxy.dialogue.actions import Dialogue, Send, send
+from mailproxy.dialogue.values import (
+    AuthRequest,
+    Client,
+    Credentials,
+    Denied,
+    Ended,
+    Granted,
+    Identified,
+    Secret,
+)
 from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.conversation import CertificateFault, Conversation
+from mailproxy.protocols.conversation import CertificateFault, Conversation, Outcome, Prepared, Turn
 from mailproxy.protocols.pop3 import commands, replies
 from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
-_GREET: Final = send(replies.GREETING)
-_SAY_OK: Final = send(replies.OK)
+_GREET: Final = Send(replies.GREETING)
+_SAY_OK: Final = Send(replies.OK)
 _PASSWORD: Final = Method.PASSWORD
 _CHALLENGED: Final = frozenset((AuthMethod.APOP, AuthMethod.CRAM_MD5))
 
-Outcome = Identified | Ended | None
-"""What a turn leads to; ``None`` for another one."""
 
-
-class Pop3Frontend:
+class Pop3Frontend(Prepared):
     """One server's side of the conversation with POP3 clients, its lists prepared once."""
 
-    __slots__ = ("capabilities", "capabilities_in_clear", "mechanisms", "server")
+    __slots__ = ("capabilities", "capabilities_in_clear", "mechanisms")
 
     def __init__(self, server: ServerConfig) -> None:
-        self.server = server
+        greets_alike = server.pop3_auth.isdisjoint(_CHALLENGED)
+        super().__init__(server, commands.BUFFER, _GREET, greets_alike=greets_alike)
         self.mechanisms = replies.mechanisms(server)
         self.capabilities = replies.capabilities(server)
         in_clear = {
@@ -43,7 +50,7 @@ class Pop3Frontend:
         return Pop3Conversation(self, client).converse()
 
 
-class Pop3Conversation(Conversation):
+class Pop3Conversation(Conversation[Pop3Frontend]):
     """One client's conversation; ``user`` is what USER named, while PASS is awaited."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=commands.MAX_ARGUMENTS)
@@ -52,19 +59,17 @@ class Pop3Conversation(Conversation):
         CertificateFault.MISSING: replies.CERTIFICATE_MISSING,
     }
 
-    __slots__ = ("_frontend", "user")
+    __slots__ = ("user",)
 
-    def __init__(self, frontend: Pop3Frontend, client: Client) -> None:
-        super().__init__(frontend.server, client, commands.BUFFER)
-        self._frontend = frontend
+    def __init__(self, prepared: Pop3Frontend, client: Client) -> None:
+        super().__init__(prepared, client)
         self.user: bytes | None = None
 
     def greet(self) -> Dialogue[Ended | None]:
         """Say the greeting, with the challenge in it where a method needs one."""
         if self.server.pop3_auth.isdisjoint(_CHALLENGED):
-            yield from _GREET
-        else:
-            yield from send(replies.greeting((yield from self.challenge())))
+            return (yield from super().greet())
+        yield from send(replies.greeting((yield from self.challenge())))
         return None
 
     def invalid(self) -> bytes:
@@ -75,11 +80,27 @@ class Pop3Conversation(Conversation):
         """Give the reply to a denied login."""
         return replies.denial(denied)
 
-    def turn(self) -> Dialogue[Outcome]:
-        """Take one command; after USER nearly all of them make it forgotten."""
-        line = yield from self.reader.line()
-        command = commands.parse(line)
+    def turn(self, line: bytes) -> Turn:
+        """Read a command: USER and then PASS at a glance, any other at length."""
         user, self.user = self.user, None
+        if user is not None:
+            password = commands.PASS_LINE.fullmatch(line)
+            if password is not None:
+                return self.attempt(Credentials(_PASSWORD, user, Secret(password[1])))
+        elif not self.prepared.only_in_tls or self.client.tls is not None:
+            named = commands.USER_LINE.fullmatch(line)
+            if named is not None:
+                self.user = named[1]
+                return _SAY_OK
+        return self._at_length(line, user)
+
+    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+        """Put together what is known of a client that may log in."""
+        return Identified(grant, request.credentials.method, self.reader.rest())
+
+    def _at_length(self, line: bytes, user: bytes | None) -> Dialogue[Outcome]:
+        """Take any command; after USER nearly all of them make it forgotten."""
+        command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
             return (yield from self.count(command))
         word, arguments = command
@@ -91,12 +112,13 @@ class Pop3Conversation(Conversation):
         return (yield from self._START[word](self, arguments))
 
     def _after_user(self, user: bytes, word: bytes, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
-        """State "user": PASS, and what does not disturb it."""
+        """State "user": a PASS that could not be taken at a glance, and what does not disturb it."""
         if word == commands.PASS and arguments:
-            return (yield from self._password(_PASSWORD, user, arguments[0]))
+            yield from self._refuse_unsafe(_PASSWORD)
+            return None
         if word in {commands.CAPA, commands.NOOP}:
             self.user = user
-            yield from send(self._frontend.capabilities if word == commands.CAPA else replies.OK)
+            yield from send(self.prepared.capabilities if word == commands.CAPA else replies.OK)
         else:
             is_pass = word == commands.PASS
             yield from self.reject(
@@ -105,15 +127,13 @@ class Pop3Conversation(Conversation):
         return None
 
     def _user(self, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+        """USER without a name that could be taken, or before TLS."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
-        elif not arguments:
-            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
-        elif is_unsafe(arguments[0]):
-            yield from self.reject(ProtocolErrorKind.CONTROL_CHAR)
         else:
-            self.user = arguments[0]
-            yield from _SAY_OK
+            yield from self.reject(
+                ProtocolErrorKind.CONTROL_CHAR if arguments else ProtocolErrorKind.BAD_ARGUMENTS
+            )
         return None
 
     def _pass(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
@@ -121,7 +141,7 @@ class Pop3Conversation(Conversation):
         return None
 
     def _capa(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
-        frontend = self._frontend
+        frontend = self.prepared
         in_clear = self.client.tls is None
         yield from send(frontend.capabilities_in_clear if in_clear else frontend.capabilities)
         return None
@@ -142,31 +162,24 @@ class Pop3Conversation(Conversation):
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
         else:
             salt = yield from self.challenge()
-            return (yield from self._password(Method.APOP, *arguments, salt))
+            user, digest = arguments
+            if not is_unsafe(user + digest):
+                return self.attempt(Credentials(Method.APOP, user, Secret(digest), salt))
+            yield from self._refuse_unsafe(Method.APOP)
         return None
 
     def _auth(self, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
         if not arguments and not self.tls_is_missing:
-            yield from send(self._frontend.mechanisms)
+            yield from send(self.prepared.mechanisms)
             return None
         credentials = yield from self.exchange(arguments, self.server.pop3_auth)
         if isinstance(credentials, Credentials):
-            return (yield from self._log_in(credentials))
+            return self.attempt(credentials)
         return credentials
 
-    def _password(
-        self, method: Method, user: bytes, password: bytes, salt: bytes | None = None
-    ) -> Dialogue[Outcome]:
-        if is_unsafe(user + password):
-            yield from self.refuse(method, LoginResult.BAD_CREDENTIALS_SYNTAX, ProtocolErrorKind.CONTROL_CHAR)
-            return None
-        return (yield from self._log_in(Credentials(method, user, Secret(password), salt)))
-
-    def _log_in(self, credentials: Credentials) -> Dialogue[Outcome]:
-        grant = yield from self.admit(credentials)
-        if isinstance(grant, Granted):
-            return Identified(grant, credentials.method, self.reader.rest())
-        return grant
+    def _refuse_unsafe(self, method: Method) -> Dialogue[None]:
+        """Answer credentials that could end a line, or a field, elsewhere."""
+        return self.refuse(method, LoginResult.BAD_CREDENTIALS_SYNTAX, ProtocolErrorKind.CONTROL_CHAR)
 
     _START: ClassVar = {
         commands.USER: _user,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from mailproxy.events import ProtocolErrorKind
@@ -27,6 +28,14 @@ STARTTLS: Final = b"STARTTLS"
 _WORDS: Final = {
     word: word for word in (HELO, EHLO, AUTH, QUIT, NOOP, MAIL, RSET, RCPT, VRFY, EXPN, HELP, STARTTLS)
 }
+
+USUAL: Final = re.compile(
+    rb"(?:[Ee][Hh][Ll][Oo] +([^ \0-\x1f\x7f]+)|[Aa][Uu][Tt][Hh] +[Pp][Ll][Aa][Ii][Nn] +([^ \r]+)) *"
+)
+"""The two commands that nearly every login consists of: EHLO, and AUTH PLAIN with its response.
+
+Groups: the name of the client; the response.
+"""
 
 
 class Command(NamedTuple):

@@ -5,42 +5,56 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mailproxy.dialogue.actions import Dialogue, note, overhear, resolve_client, send
-from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Envelope, Granted, Identified
+from mailproxy.dialogue.actions import Dialogue, Send, note, overhear, resolve_client, send
+from mailproxy.dialogue.values import (
+    AuthRequest,
+    Client,
+    Credentials,
+    Denied,
+    Ended,
+    Envelope,
+    Granted,
+    Identified,
+)
 from mailproxy.events import ClientErred, CloseReason, Method, ProtocolErrorKind, Remark
-from mailproxy.protocols.conversation import CertificateFault, Conversation, has_controls
-from mailproxy.protocols.sasl import Framing
+from mailproxy.protocols.conversation import (
+    CertificateFault,
+    Conversation,
+    Outcome,
+    Prepared,
+    Turn,
+    has_controls,
+)
+from mailproxy.protocols.sasl import Framing, plain
 from mailproxy.protocols.smtp import commands, replies
 from mailproxy.protocols.smtp.commands import Command
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
-Outcome = Identified | Ended | None
-"""What a turn leads to; ``None`` for another one."""
 
-
-class SmtpFrontend:
+class SmtpFrontend(Prepared):
     """One server's side of the conversation with SMTP clients, its replies prepared once."""
 
-    __slots__ = ("capabilities", "capabilities_in_clear", "greeting", "hello", "server")
+    __slots__ = ("capabilities", "capabilities_in_clear", "hello")
 
     def __init__(self, server: ServerConfig) -> None:
-        self.server = server
-        self.greeting = replies.greeting(server)
-        self.hello = replies.hello(server)
-        self.capabilities = replies.capabilities(server)
+        greeting = Send(replies.greeting(server))
+        at_once = server.resolver is None and server.smtp_greeting_delay <= 0
+        super().__init__(server, server.smtp_client_buffer, greeting, greets_alike=at_once)
+        self.hello = Send(replies.hello(server))
+        self.capabilities = Send(replies.capabilities(server))
         in_clear = {
             StartTls.DISABLED: replies.capabilities,
             StartTls.ENABLED: replies.capabilities_with_starttls,
             StartTls.ONLY: replies.capabilities_before_tls,
         }
-        self.capabilities_in_clear = in_clear[server.starttls](server)
+        self.capabilities_in_clear = Send(in_clear[server.starttls](server))
 
     def converse(self, client: Client) -> Dialogue[Identified | Ended]:
         """Talk to a client from before the greeting until it is identified, or gone."""
         return SmtpConversation(self, client).converse()
 
 
-class SmtpConversation(Conversation):
+class SmtpConversation(Conversation[SmtpFrontend]):
     """One client's conversation.
 
     Attributes:
@@ -55,11 +69,10 @@ class SmtpConversation(Conversation):
         CertificateFault.MISSING: replies.CERTIFICATE_MISSING,
     }
 
-    __slots__ = ("_frontend", "esmtp", "helo", "mail")
+    __slots__ = ("esmtp", "helo", "mail")
 
-    def __init__(self, frontend: SmtpFrontend, client: Client) -> None:
-        super().__init__(frontend.server, client, frontend.server.smtp_client_buffer)
-        self._frontend = frontend
+    def __init__(self, prepared: SmtpFrontend, client: Client) -> None:
+        super().__init__(prepared, client)
         self.helo: bytes | None = None
         self.mail: bytes | None = None
         self.esmtp = False
@@ -76,8 +89,7 @@ class SmtpConversation(Conversation):
                 yield from note(ClientErred(ProtocolErrorKind.EARLY_TALKER))
                 yield from send(replies.EARLY_TALKER)
                 return Ended(CloseReason.PROTOCOL_ERROR)
-        yield from send(self._frontend.greeting)
-        return None
+        return (yield from super().greet())
 
     def invalid(self) -> bytes:
         """Give the reply to an invalid command."""
@@ -87,9 +99,37 @@ class SmtpConversation(Conversation):
         """Give the reply to a denied login, or to a denied RCPT."""
         return replies.denial(denied)
 
-    def turn(self) -> Dialogue[Outcome]:
-        """Take one command, and answer it."""
-        line = yield from self.reader.line()
+    def turn(self, line: bytes) -> Turn:
+        """Read a command: EHLO and AUTH PLAIN at a glance, any other at length."""
+        usual = commands.USUAL.fullmatch(line)
+        if usual is None:
+            return self._at_length(line)
+        helo, response = usual.groups()
+        if helo is not None:
+            return self._greeted(helo, extended=True)
+        if self.prepared.only_in_tls and self.client.tls is None:
+            return self._at_length(line)
+        credentials = plain(response)
+        if isinstance(credentials, Credentials):
+            return self.attempt(credentials)
+        return self.answer(credentials)
+
+    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+        """Put together what is known of a client that may log in."""
+        method, unread = request.credentials.method, self.reader.rest()
+        return Identified(grant, method, unread, b"", request.envelope, self.helo, self.esmtp)
+
+    def _greeted(self, helo: bytes, *, extended: bool) -> Send:
+        """HELO and EHLO: a transaction that was begun is forgotten (RFC 5321 section 4.1.4)."""
+        self.helo = helo
+        self.mail = None
+        if not extended:
+            return self.prepared.hello
+        self.esmtp = True
+        return self.prepared.capabilities_in_clear if self.client.tls is None else self.prepared.capabilities
+
+    def _at_length(self, line: bytes) -> Dialogue[Outcome]:
+        """Take any command, and answer it."""
         command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
             return (yield from self.count(command))
@@ -101,17 +141,8 @@ class SmtpConversation(Conversation):
         elif has_controls(command.text):
             yield from self.reject(ProtocolErrorKind.CONTROL_CHAR, replies.INVALID_ARGUMENT)
         else:
-            self.helo = command.arguments[0]
-            self.mail = None
-            yield from send(self._welcome(command.word))
+            yield self._greeted(command.arguments[0], extended=command.word == commands.EHLO)
         return None
-
-    def _welcome(self, word: bytes) -> bytes:
-        frontend = self._frontend
-        if word == commands.HELO:
-            return frontend.hello
-        self.esmtp = True
-        return frontend.capabilities_in_clear if self.client.tls is None else frontend.capabilities
 
     def _auth(self, command: Command) -> Dialogue[Outcome]:
         if not command.arguments and not self.tls_is_missing:
@@ -119,7 +150,7 @@ class SmtpConversation(Conversation):
             return None
         credentials = yield from self.exchange(command.arguments, self.server.smtp_auth)
         if isinstance(credentials, Credentials):
-            return (yield from self._log_in(credentials))
+            return self.attempt(credentials)
         return credentials
 
     def _mail(self, command: Command) -> Dialogue[Outcome]:
@@ -140,7 +171,7 @@ class SmtpConversation(Conversation):
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.BAD_SEQUENCE)
         elif (yield from self._has_address(command)):
             envelope = Envelope(self.helo or b"", self.mail, command.text)
-            return (yield from self._log_in(Credentials(Method.NONE), envelope))
+            return self.attempt(Credentials(Method.NONE), envelope)
         return None
 
     def _has_address(self, command: Command) -> Dialogue[bool]:
@@ -175,19 +206,6 @@ class SmtpConversation(Conversation):
         if self.tls_is_offered:
             self.helo = self.mail = None
         return (yield from self.upgrade(replies.START_TLS))
-
-    def _log_in(self, credentials: Credentials, envelope: Envelope | None = None) -> Dialogue[Outcome]:
-        grant = yield from self.admit(credentials, envelope)
-        if not isinstance(grant, Granted):
-            return grant
-        return Identified(
-            grant,
-            credentials.method,
-            self.reader.rest(),
-            envelope=envelope,
-            helo=self.helo,
-            esmtp=self.esmtp,
-        )
 
     _COMMANDS: ClassVar = {
         commands.HELO: _hello,
