@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailproxy.observe.sink import CAPACITY, PIECE, Sink
 
@@ -65,8 +67,9 @@ def sink(reader: Reader) -> Iterator[Sink]:
 
 
 def test_lines_wait_until_they_are_flushed(reader: Reader, sink: Sink) -> None:
-    sink.put("one\n")
-    sink.put("two\n")
+    sink.put(["one\n"])
+    sink.put([])
+    sink.put(["two\n"])
     assert (reader.read(), sink.size) == (b"", 8)
     assert sink.flush()
     assert (reader.read(), sink.size) == (b"one\ntwo\n", 0)
@@ -93,7 +96,7 @@ def fill(sink: Sink, lines: int) -> int:
     """Queue lines and flush now and then; returns how many flushes did not go through."""
     stuck = 0
     for number in range(lines):
-        sink.put(LINE)
+        sink.put([LINE])
         if number % 50 == 0:
             stuck += not sink.flush()
     return stuck
@@ -101,11 +104,11 @@ def fill(sink: Sink, lines: int) -> int:
 
 def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: Sink) -> None:
     reader.close()
-    sink.put(LINE)
-    sink.put(LINE)
+    sink.put([LINE])
+    sink.put([LINE])
     assert not sink.flush()
     assert (sink.dropped, sink.size) == (2, 0)
-    sink.put(LINE)
+    sink.put([LINE])
     assert not sink.flush()
     assert sink.dropped == 3
 
@@ -118,7 +121,7 @@ def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pyt
         if not may_open:
             monkeypatch.setattr(os, "open", refused)
         sink = Sink(shell.fileno())
-        sink.put(LINE)
+        sink.put([LINE])
         assert sink.flush()
         assert sees.read(len(LINE)) == LINE.encode()
         fill(sink, 2 * FULL)
@@ -131,7 +134,7 @@ def test_an_inherited_pipe_stays_as_blocking_as_it_was() -> None:
     out, into = os.pipe()
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
         sink = Sink(writes.fileno())
-        sink.put(LINE)
+        sink.put([LINE])
         sink.close(1)
         assert os.get_blocking(writes.fileno())
         assert reads.read(len(LINE)) == LINE.encode()
@@ -144,39 +147,86 @@ def test_closing_gives_a_slow_reader_so_much_time_and_no_more(reader: Reader, si
 
 
 def test_closing_writes_what_waits(reader: Reader, sink: Sink) -> None:
-    sink.put(LINE)
+    sink.put([LINE])
     sink.close(1)
     assert reader.read() == LINE.encode()
 
 
 def test_nothing_is_written_after_closing(reader: Reader, sink: Sink) -> None:
     sink.close(0)
-    sink.put(LINE)
+    sink.put([LINE])
     assert not sink.flush()
     assert (reader.read(), sink.dropped) == (b"", 1)
 
 
 def test_a_full_queue_counts_what_it_cannot_take(reader: Reader, sink: Sink) -> None:
     for _ in range(FULL + 5):
-        sink.put(LINE)
+        sink.put([LINE])
     assert (sink.dropped, sink.size) == (5, FULL * len(LINE))
+
+
+def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(reader: Reader, sink: Sink) -> None:
+    del reader
+    sink.put([LINE] * (FULL - 1))
+    room = CAPACITY - sink.size
+    longer, shorter = "x" * room + "\n", "x" * 9 + "\n"
+    sink.put([longer, shorter, longer, shorter])
+    assert (sink.dropped, sink.size) == (2, (FULL - 1) * len(LINE) + 2 * len(shorter))
+
+
+def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: Sink) -> None:
+    batches = 5 * [FULL // 10 * [LINE]]
+    for lines in batches:
+        sink.put(lines)
+        sink.flush()
+    sink.put([LINE])
+    total = sum(map(len, batches)) + 1
+    written = total * len(LINE) - sink.size
+    assert 0 < written < len(LINE) * FULL // 2
+    reader.close()
+    assert not sink.flush()
+    assert (sink.dropped, sink.size) == (total - written // len(LINE), 0)
+
+
+@given(st.lists(st.lists(st.integers(0, PIECE - 1), max_size=60), max_size=9))
+def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) -> None:
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+    with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
+        sink = Sink(writes.fileno())
+        put: list[str] = []
+        received = b""
+        for number, sizes in enumerate(batches):
+            lines = [f"{len(put) + at}".rjust(size, "x") + "\n" for at, size in enumerate(sizes)]
+            put += lines
+            sink.put(lines)
+            sink.flush()
+            received += drained(reads.fileno()) if number % 3 == 2 else b""
+        while not sink.flush():
+            received += drained(reads.fileno())
+        received += drained(reads.fileno())
+        sink.close(0)
+    arrived = received.decode().splitlines(keepends=True)
+    rest = iter(put)
+    assert all(line in rest for line in arrived)  # looks for each behind the one before
+    assert (len(put) - len(arrived), sink.size) == (sink.dropped, 0)
 
 
 def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one message per write
     with ours, theirs:
         sink = Sink(ours.fileno())
-        for size in (100, 4000, 90, 7, PIECE):
-            sink.put("x" * (size - 1) + "\n")
+        for size in (100, 4000, 90, 7, PIECE, PIECE + 1, 5):
+            sink.put(["x" * (size - 1) + "\n"])
         sink.close(1)
-        assert [len(theirs.recv(1 << 16)) for _ in range(4)] == [100, 4090, 7, PIECE]
+        assert [len(theirs.recv(1 << 16)) for _ in range(6)] == [100, 4090, 7, PIECE, PIECE + 1, 5]
 
 
 def test_a_file_is_written_like_any_other(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         sink = Sink(file.fileno())
         for _ in range(FULL):
-            sink.put(LINE)
+            sink.put([LINE])
         assert sink.flush()
         sink.close(0)
     assert (tmp_path / "log").read_text() == LINE * FULL

@@ -17,21 +17,22 @@ USER_LIMIT: Final = 256
 MARK: Final = "..."
 """Stands where something was cut off."""
 
-_quoted = encoder.encode_basestring_ascii
+whole: Final = encoder.encode_basestring_ascii
+"""Puts text between quotation marks, escaped as JSON has it; ``quoted`` without its limit."""
 
 
 def quoted(text: str, limit: int) -> str:
     """Put text between quotation marks, escaped as JSON has it, and cut after ``limit`` characters."""
     if len(text) <= limit:
-        return _quoted(text)
-    return _quoted(text[:limit] + MARK)
+        return whole(text)
+    return whole(text[:limit] + MARK)
 
 
 def quoted_octets(octets: bytes, limit: int) -> str:
     r"""Put octets between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
     if len(octets) <= limit:
-        return _quoted(octets.decode("utf-8", "backslashreplace"))
-    return _quoted(octets[:limit].decode("utf-8", "backslashreplace") + MARK)
+        return whole(octets.decode("utf-8", "backslashreplace"))
+    return whole(octets[:limit].decode("utf-8", "backslashreplace") + MARK)
 
 
 def is_plain(text: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from mailproxy.events import CloseReason, LoginResult, Method
-from mailproxy.observe.escape import USER_LIMIT, is_plain, quoted, quoted_octets
+from mailproxy.observe.escape import USER_LIMIT, is_plain, quoted, quoted_octets, whole
 from mailproxy.observe.record import SessionRecord
 
 Field = object
@@ -52,10 +52,8 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     """Write a session's line as JSON; every field is always there, ``null`` for what never was."""
     r = record
     server, client, upstream = r.server, r.client, r.upstream
-    # One look instead of three: these are nearly always as plain as they should be, and short.
-    joined = f"{server}{client}{upstream}"
-    if len(joined) <= _TEXT_LIMIT and is_plain(joined):
-        server, client, upstream = f'"{server}"', f'"{client}"', f'"{upstream}"'
+    if len(server) + len(client) + len(upstream) <= _TEXT_LIMIT:  # one look instead of three, nearly always
+        server, client, upstream = whole(server), whole(client), whole(upstream)
     else:
         server, client, upstream = _string(server), _string(client), _string(upstream)
     tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")

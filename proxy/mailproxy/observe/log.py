@@ -96,10 +96,10 @@ class Log:
                     self.flush()
 
     def _tell_sessions(self) -> None:
-        put, line, stamp = self._sink.put, self._session, self._stamp
-        for record, when in self._ended:
-            put(line(record, stamp(when)))
-        self._ended.clear()
+        if self._ended:
+            line, stamp = self._session, self._stamp
+            self._sink.put([line(record, stamp(when)) for record, when in self._ended])
+            self._ended.clear()
 
     def takes(self, level: LogLevel, least: LogLevel | None = None) -> bool:
         """Whether an event of this level would be written; for events that are costly to describe."""
@@ -120,7 +120,7 @@ class Log:
         if not self.takes(level, least):
             return
         self._tell_sessions()
-        self._sink.put(self._event(level, name, self._stamp(self._now()), fields))
+        self._sink.put([self._event(level, name, self._stamp(self._now()), fields)])
         if _RANKS[level] >= _URGENT or self._sink.size > _ENOUGH:
             self.flush()
 
@@ -130,7 +130,8 @@ class Log:
         if self._sink.flush() and self._sink.dropped:
             count, self._sink.dropped = self._sink.dropped, 0
             fields = {"count": count}
-            self._sink.put(self._event(LogLevel.ERROR, "log_lines_dropped", self._stamp(self._now()), fields))
+            line = self._event(LogLevel.ERROR, "log_lines_dropped", self._stamp(self._now()), fields)
+            self._sink.put([line])
             self._sink.flush()
 
     def close(self, seconds: float = 1.0) -> None:

@@ -14,8 +14,7 @@ import select
 import socket
 import stat
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 PIECE: Final = 4096
@@ -81,19 +80,26 @@ class Sink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._write, self._release = _writer(fd)
-        self._lines: deque[str] = deque()
+        self._lines: list[str] = []
+        self._waiting = b""
+        self._start = 0  # in it, of what is in no piece yet
         self._piece = b""
         self.size = 0
         self.dropped = 0
 
-    def put(self, line: str) -> None:
-        """Queue a line of ASCII with its line feed, or count it as dropped when the queue is full."""
-        size = self.size + len(line)
-        if size > CAPACITY:
-            self.dropped += 1
+    def put(self, lines: Sequence[str]) -> None:
+        """Queue lines of ASCII, each with its line feed; count as dropped what the queue has no room for."""
+        size = self.size + sum(map(len, lines))
+        if size <= CAPACITY:
+            self.size = size
+            self._lines += lines
             return
-        self.size = size
-        self._lines.append(line)
+        for line in lines:
+            if self.size + len(line) <= CAPACITY:
+                self.size += len(line)
+                self._lines.append(line)
+            else:
+                self.dropped += 1
 
     def flush(self) -> bool:
         """Write what can be written without waiting.
@@ -101,8 +107,7 @@ class Sink:
         Returns:
             Whether nothing waits any more and nothing was lost on the way.
         """
-        while self._lines or self._piece:
-            piece = self._piece or self._next_piece()
+        while piece := self._piece or self._next_piece():
             try:
                 sent = self._write(piece)
             except (BlockingIOError, InterruptedError):
@@ -126,15 +131,18 @@ class Sink:
         self._write, self._release = _closed, _nothing
 
     def _next_piece(self) -> bytes:
-        lines = [self._lines.popleft()]
-        room = PIECE - len(lines[0])
-        while self._lines and len(self._lines[0]) <= room:
-            room -= len(self._lines[0])
-            lines.append(self._lines.popleft())
-        return "".join(lines).encode("ascii")
+        """Take as many whole lines as a pipe takes at once; at least one, if there is any."""
+        if self._start == len(self._waiting):
+            self._waiting, self._start = "".join(self._lines).encode("ascii"), 0
+            self._lines.clear()
+        waiting, start = self._waiting, self._start
+        end = waiting.rfind(b"\n", start, start + PIECE) + 1 or waiting.find(b"\n", start) + 1
+        self._start = end
+        return waiting[start:end]
 
     def _lose(self, piece: bytes) -> None:
-        self.dropped += piece.count(b"\n") + len(self._lines)
+        self.dropped += piece.count(b"\n") + self._waiting.count(b"\n", self._start) + len(self._lines)
         self._lines.clear()
+        self._waiting, self._start = b"", 0
         self._piece = b""
         self.size = 0
