@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from mailproxy.dialogue.values import Client, TlsInfo
@@ -25,6 +26,16 @@ from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFail
 from mailproxy_config.model import LogLevel
 
 _LOOK: Final = 4096 + 16
+_TCP, _CORK = int(socket.IPPROTO_TCP), int(socket.TCP_CORK)
+
+
+def _cork(sock: socket.SocketType, value: int) -> bool:
+    """Hold back what does not fill a segment (1), or let it go (0); tell whether that worked."""
+    try:
+        sock.setsockopt(_TCP, _CORK, value)
+    except OSError:  # a UNIX socket, which has no segments; or one that is closed by now
+        return False
+    return True
 
 
 class ProxyHeaderFailed(SessionError):
@@ -157,13 +168,19 @@ class HeaderStage:
 
 
 class HandshakeStage:
-    """Takes a TLS connection through its handshake, within ``timeout``."""
+    """Takes a TLS connection through its handshake, within ``timeout``.
 
-    __slots__ = ("_mode", "_started", "_then", "session", "timer")
+    What the handshake's last step says, a ticket most of all, is held back
+    (tcp(7), ``TCP_CORK``) until the turn ends, to leave with the greeting.
+    """
+
+    __slots__ = ("_is_corked", "_is_halfway", "_mode", "_started", "_then", "session", "timer")
 
     def __init__(self, session: Staged, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
         self.session: Staged | None = session
         self.timer: Deadlines | None = None
+        self._is_corked = False
+        self._is_halfway = False
         self._mode = mode
         self._then = then
         self._started = time.monotonic()
@@ -187,15 +204,22 @@ class HandshakeStage:
             return
         sock = session.sock
         assert isinstance(sock, TlsConnection)  # noqa: S101 - begin() wrapped it
+        if self._is_halfway:
+            self._is_corked = _cork(sock, 1)
         try:
             step = sock.handshake()
         except TlsHandshakeFailed as error:
             self._failed(error.failure, error.detail)
-        else:
-            if step is HandshakeStep.DONE:
-                self._done(sock)
-            else:
-                session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
+            return
+        if step is HandshakeStep.DONE:
+            self._done(sock)
+            if self._is_corked:
+                session.engine.reactor.at_end(partial(_cork, sock, 0))
+            return
+        if self._is_corked:
+            _cork(sock, 0)  # it was not the last step
+        self._is_halfway = True
+        session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
 
     def _done(self, sock: TlsConnection) -> None:
         session = self.leave()
