@@ -301,6 +301,7 @@ class App:
         now = time.monotonic()
         engine = self._engine
         engine.meter.loop_lag.observe(max(now - due, 0.0))
+        engine.meter.settle()
         polls, self._polls = self._polls, engine.reactor.polls
         is_calm = self._polls - polls <= _CALM
         self._ticks += 1
