@@ -277,21 +277,19 @@ class Exchange:
 
     def _go_on(self, answer: Answer, rest: bytes) -> None:
         """Use the connection again if what follows the header is known and short."""
-        framing = answer.framing
-        length = framing.length
-        if framing.chunked and rest.endswith(_LAST_CHUNK):
-            length = len(rest)
-        is_usable = answer.keep_alive and length is not None and length >= len(rest)
-        if length is None or not is_usable or self._unsent or self.service.is_closed:
+        if not answer.keep_alive or self._unsent or self.service.is_closed:
             self.drop()
             return
-        self._body_left = length - len(rest)
-        if self._body_left == 0:
+        framing = answer.framing
+        length = len(rest) if framing.chunked and rest.endswith(_LAST_CHUNK) else framing.length
+        left = -1 if length is None else length - len(rest)
+        if left == 0:
             self.service.idle(self)
-        elif self._body_left > BODY_AT_MOST:
-            self.drop()
-        else:
+        elif 0 < left <= BODY_AT_MOST:
+            self._body_left = left
             self.service.patience.arm(self)
+        else:
+            self.drop()
 
     def _after_answer(self, octets: bytes) -> None:
         """The rest of a body, or the end of an idle connection."""

@@ -73,6 +73,11 @@ class Conversation(ABC):
     )
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
 
+    # set before they are looked at, so not at the start
+    _held: Action | None
+    _limit: int
+    _wake: asyncio.TimerHandle | None
+
     def __init__(self, engine: Engine, sock: socket.SocketType, fd: int, write_seconds: float) -> None:
         self.engine = engine
         self.sock = sock
@@ -84,10 +89,8 @@ class Conversation(ABC):
         self._outgoing = b""
         self._mask = READ
         self._state = ASIDE
-        self._limit = 0
         self._deadline = 0.0
-        self._held: Action | None = None
-        self._wake: asyncio.TimerHandle | None = None
+        self._wake = None
         self._write_seconds = write_seconds
 
     # -- what others call
@@ -112,37 +115,46 @@ class Conversation(ABC):
         """Whether the dialogue waits for the peer's octets."""
         return self._state in (READING, OVERHEARING)
 
-    def on_event(self, mask: int) -> None:
-        """Readiness: read, where the dialogue asks for octets."""
-        if not READING <= self._state <= OVERHEARING:
+    def on_event(self, mask: int) -> bool:
+        """Readiness: read, where the dialogue asks for octets; tell whether that came to anything."""
+        if self._state != READING:
             self._on_other_event(mask)
-            return
+            return True
         try:
             octets = self.sock.recv(self._limit)
         except WOULD_BLOCK:
-            return
+            return False
         except CLOSED_BY_TLS:
             octets = b""
         except OSError:
             self.throw(PeerReset())
-            return
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
+            return True
         if octets:
             self._run(octets)
         else:
             self.throw(PeerClosed())
+        return True
 
     def _on_other_event(self, mask: int) -> None:
         """Readiness: write, or put up with a peer that speaks before it is asked."""
-        if self._state == FLUSHING:
+        if self._state == OVERHEARING:
+            self._overheard(mask)
+        elif self._state == FLUSHING:
             if mask & (WRITE | BROKEN):
                 self._continue_flushing()
         elif mask & BROKEN and hung_up(self.fd):
             self._broken()
         elif self._mask != QUIET:
             self._watch(QUIET)
+
+    def _overheard(self, mask: int) -> None:
+        """Read what should not come, unless it turns out to be nothing yet."""
+        wake, self._wake = self._wake, None
+        self._state = READING
+        if not self.on_event(mask):
+            self._state, self._wake = OVERHEARING, wake
+        elif wake is not None:
+            wake.cancel()
 
     def on_timeout(self) -> None:
         """The deadline, or the time for a peer to take what it was told, is over."""
@@ -216,12 +228,16 @@ class Conversation(ABC):
     def _leave_and_listen(self) -> None:
         """The turn ends: the peer is told, and heard after that."""
         if self._state != LEAVING:
-            return
+            return None
+        octets = self._outgoing
         try:
-            done = self._flush()
+            sent = self.sock.send(octets)
+        except WOULD_BLOCK:
+            sent = 0
         except OSError:
             return self.throw(PeerReset())
-        if not done:
+        self._outgoing = octets[sent:]
+        if self._outgoing:
             return self._hold(Receive(self._limit))
         self._state = READING
         if self._mask != READ or self._doom is not None or self.tls is not None:

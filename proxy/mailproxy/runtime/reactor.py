@@ -41,7 +41,7 @@ _BATCH: Final = 256
 class Handler(Protocol):
     """Whatever owns a descriptor on the hot side."""
 
-    def on_event(self, mask: int) -> None:
+    def on_event(self, mask: int) -> object:
         """Deal with readiness.  May be called once too often, for a descriptor that was used again."""
         ...
 
@@ -54,6 +54,8 @@ class Reactor(selectors.BaseSelector):
             idle times and cheaper than asking again.
         polls: How many polls brought something to do, or ran out of time.
         crowd: How many events the newest poll brought.
+        at_end: ``at_end(call)`` does something when this turn ends, in the order
+            asked for; outside of one, before the next poll.
         is_wanted: Whether asyncio was given something to do meanwhile; whoever
             does that says so here, and it gets its turn after this poll.
         on_crash: Told of an exception that a handler let escape; without it
@@ -70,6 +72,7 @@ class Reactor(selectors.BaseSelector):
         self.polls = 0
         self.crowd = 0
         self._ending: list[Callable[[], object]] = []
+        self.at_end: Callable[[Callable[[], object]], None] = self._ending.append
         self.is_wanted = False
 
     # -- the hot side
@@ -95,10 +98,6 @@ class Reactor(selectors.BaseSelector):
         """Drop a descriptor that stays open, here or in another process."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
-
-    def at_end(self, call: Callable[[], object]) -> None:
-        """Do something when this turn ends, in the order asked for; outside of one, before the next poll."""
-        self._ending.append(call)
 
     def _end_turn(self) -> None:
         ending = self._ending
