@@ -19,6 +19,7 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import QUIET, READ
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.session import Session
+from mailproxy.tls.session import TlsConnection
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -42,7 +43,19 @@ class Door:
 class Listener:
     """One listening socket of a worker."""
 
-    __slots__ = ("_doors", "_family", "_looks", "_pause", "_told", "default", "engine", "fd", "key", "sock")
+    __slots__ = (
+        "_doors",
+        "_family",
+        "_is_tls",
+        "_looks",
+        "_pause",
+        "_told",
+        "default",
+        "engine",
+        "fd",
+        "key",
+        "sock",
+    )
 
     def __init__(
         self, engine: Engine, key: str, sock: socket.SocketType, default: Door, doors: Mapping[str, Door]
@@ -55,6 +68,8 @@ class Listener:
         self._doors = doors
         self._family = int(sock.family)
         self._looks = bool(doors) or default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
+        first = default.listen
+        self._is_tls = first.ssl and not first.proxy_protocol and not doors
         self._pause: asyncio.TimerHandle | None = None
         self._told = 0.0
 
@@ -86,6 +101,9 @@ class Listener:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 self._rest(error)
             return False
+        if self._is_tls:
+            self._welcome(TlsConnection.of(self._family, fd), address)
+            return True
         sock = socket.SocketType(self._family, _STREAM, 0, fd)
         sock.setblocking(False)
         self._welcome(sock, address)

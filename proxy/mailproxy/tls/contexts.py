@@ -45,13 +45,16 @@ class ServerTls:
     notices: tuple[Problem, ...]
 
     def accept(self, sock: socket.SocketType) -> TlsConnection:
-        """Take over a connected non-blocking socket, without a handshake yet.
+        """Put a connected non-blocking socket under TLS, without a handshake yet.
 
-        ``sock`` gives its descriptor away and is not to be used any more.
+        ``sock`` gives its descriptor away and is not to be used any more,
+        unless it was made for this (``TlsConnection.of``): then it is the result.
         What lies unread in it is taken for the beginning of a handshake, so
         whatever a client sent in clear makes the handshake fail.
         """
-        return TlsConnection.over(sock, self.terms)
+        taken = sock if isinstance(sock, TlsConnection) else TlsConnection.of(int(sock.family), sock.detach())
+        taken.begin(self.terms)
+        return taken
 
 
 def build(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _RECORD: Final = 16384
 """OpenSSL takes one record at a time."""
 _HOST_NAME: Final = 0
+_STREAM: Final = int(socket.SOCK_STREAM)
 
 _FAILURES: Final = {
     # OpenSSL's reason: what it means to us
@@ -140,19 +141,22 @@ class TlsConnection(ssl.SSLSocket):
     """OpenSSL's own object, where it can be reached; it lives as long as ``_sslobj``."""
 
     @classmethod
-    def over(cls, sock: socket.SocketType, terms: Terms) -> TlsConnection:
-        """Take a connected non-blocking socket over; see ``ServerTls.accept``."""
+    def of(cls, family: int, fd: int) -> TlsConnection:
+        """Make one of a connected stream socket's descriptor; until ``begin`` it can only be closed."""
         self = cls.__new__(cls)
-        self._sslobj, self._terms = None, terms
-        family, type_, proto = int(sock.family), int(sock.type), sock.proto
-        socket.socket.__init__(self, family, type_, proto, sock.detach())
+        self._sslobj = None
+        socket.socket.__init__(self, family, _STREAM, 0, fd)
         self.settimeout(0.0)
+        return self
+
+    def begin(self, terms: Terms) -> None:
+        """Put it under TLS, without a handshake yet."""
+        self._terms = terms
         self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
         if (native := terms.native) is not None:
             # some Pythons give every connection their own, so that the context's would not hold
             self._pointer = native.connection(self._sslobj)
             native.lib.SSL_set_session_id_context(self._pointer, terms.session_context, 32)
-        return self
 
     @property
     def _context(self) -> ssl.SSLContext:
@@ -223,9 +227,9 @@ class TlsConnection(ssl.SSLSocket):
 
         Reading goes on to work (RFC 8446 section 6.1).
         """
-        native = self._terms.native
         if self._sslobj is None:
             return self
+        native = self._terms.native
         if native is None:
             with suppress(OSError):
                 self._sslobj.shutdown()
@@ -240,8 +244,7 @@ class TlsConnection(ssl.SSLSocket):
         close_notify; nginx tells it likewise that all was said.  A session
         that failed it has forgotten by itself.
         """
-        native = self._terms.native
-        if native is not None and self._sslobj is not None:
+        if self._sslobj is not None and (native := self._terms.native) is not None:
             native.lib.SSL_set_shutdown(self._pointer, _ALL_SAID)
         super().close()
 
