@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measures import MEASURES, Pace, Row
+from benchmarks.measures import BOTH, CLIENTS, MEASURES, Pace, Row
 from benchmarks.processes import Missing, bench
 
 PAGE = Path(__file__).parent / "RESULTS.md"
@@ -23,7 +23,10 @@ Proxies run on processor 0; clients, upstreams and the authorization service on 
 proxy take turns in every round and run the same configuration; the proxy has its metrics and its session log
 on, nginx logs errors only. CPU is the worker's own, from `/proc/PID/task/*/schedstat`; memory is `Pss` from
 `/proc/PID/smaps_rollup`. A ratio is the proxy's figure over nginx's in the same round, figures are medians.
-Less is better, but for what is per second."""
+Less is better, but for what is per second. Where a table has *busy* columns, they say how much of its
+processor the proxy took, and how much of the other the load (clients, upstreams, authorization service) took
+meanwhile, both by the same books: where the load is at 100 % and the proxy is not, the load set the pace, and
+a proxy that waits now and then wakes up more often for the same work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in names:
                 print(f"\n{name}: {(MEASURES[name].__doc__ or '').strip()}", flush=True)
                 rows = []
-                for row in MEASURES[name](run, Pace(options.rounds, options.seconds)):
+                for row in MEASURES[name](run, Pace(options.rounds, options.seconds, options.clients)):
                     rows.append(row)
                     print(f"  {_line(row)}", flush=True)
                 found.append((name, rows))
@@ -57,6 +60,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *MEASURES], help=", ".join(MEASURES))
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count; each measures both proxies")
     parser.add_argument("--seconds", type=float, default=0.4, help="of one proxy's turn in a round")
+    parser.add_argument(
+        "--clients", type=int, default=CLIENTS, help="who log in over and over (logins, price)"
+    )
     parser.add_argument("--python", default=sys.executable, help="the interpreter that the proxy runs on")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name}")
     return parser.parse_args(argv)
@@ -66,7 +72,13 @@ def _line(row: Row) -> str:
     ratio = f"{row.ratio:.2f} ({min(row.ratios):.2f}-{max(row.ratios):.2f})" if row.ratios else "-"
     target = f"  target {row.target}" if row.target else ""
     figures = f"nginx {row.nginx:9.2f}  mailproxy {row.mailproxy:9.2f} {row.unit:12}"
-    return f"{row.work:58} {figures} ratio {ratio}{target}"
+    busy = "".join(f"  {name} {_busy(row, name)} busy" for name in row.busy)
+    return f"{row.work:58} {figures} ratio {ratio}{target}{busy}"
+
+
+def _busy(row: Row, name: str) -> str:
+    proxy, load = row.busy[name]
+    return f"{proxy:.0%} / {load:.0%}"
 
 
 def page(
@@ -78,14 +90,16 @@ def page(
     """Write the page of results."""
     lines = ["# Results", "", *_circumstances(options, load, minutes)]
     for name, rows in found:
+        is_busy = any(row.busy for row in rows)
         lines += [
             "",
             f"## {name}",
             "",
             (MEASURES[name].__doc__ or "").strip(),
             "",
-            "| work | unit | nginx | mailproxy | ratio: median | min | max | target |",
-            "|---|---|---|---|---|---|---|---|",
+            "| work | unit | nginx | mailproxy | ratio: median | min | max | target |"
+            + (" busy, nginx / load | busy, mailproxy / load |" if is_busy else ""),
+            "|---|---|---|---|---|---|---|---|" + ("---|---|" if is_busy else ""),
         ]
         for row in rows:
             ratios = (
@@ -94,7 +108,8 @@ def page(
                 else "- | - | -"
             )
             figures = f"{row.unit} | {row.nginx:.2f} | {row.mailproxy:.2f}"
-            lines.append(f"| {row.work} | {figures} | {ratios} | {row.target} |")
+            busy = "".join(f" {_busy(row, name)} |" for name in BOTH) if is_busy else ""
+            lines.append(f"| {row.work} | {figures} | {ratios} | {row.target} |{busy}")
     return "\n".join(lines) + "\n"
 
 
@@ -110,10 +125,11 @@ def _circumstances(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=PAGE.parent
     ).stdout.strip()
     names = "".join(f"{name} " for name in options.names)
+    pace = f"--rounds {options.rounds} --seconds {options.seconds:g} --clients {options.clients}"
     return [
         f"Taken {now:%Y-%m-%d %H:%M} UTC at commit {commit or 'unknown'}, in {minutes:.0f} minutes, by",
         "",
-        f"    python -m benchmarks {names}--rounds {options.rounds} --seconds {options.seconds:g}",
+        f"    python -m benchmarks {names}{pace}",
         "",
         "| | |",
         "|---|---|",

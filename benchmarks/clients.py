@@ -124,7 +124,11 @@ class Tls:
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What the next handshake may resume."""
+        """What later handshakes may resume.
+
+        All of them resume one: Python writes a session out and reads it in
+        again, certificate and all, whenever it is asked for.
+        """
         return self._object.session
 
 
@@ -212,9 +216,10 @@ class Client:
 
     def leave(self) -> None:
         """Close."""
-        if self.crowd.scene.resume and self.tls is not None:
-            self.crowd.session = self.tls.session
-        del self.crowd.clients[self.fd]
+        crowd = self.crowd
+        if crowd.scene.resume and crowd.session is None and self.tls is not None:
+            crowd.session = self.tls.session
+        del crowd.clients[self.fd]
         self.sock.close()
 
 

@@ -13,6 +13,8 @@ from benchmarks.processes import Bench, Proxy, more_descriptors
 
 BOTH: Final = ("nginx", "mailproxy")
 GIB: Final = 1 << 30
+CLIENTS: Final = 32
+"""Who log in over and over: enough that the proxy always has somebody to serve."""
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Row:
         unit: Of ``nginx`` and ``mailproxy``, which are medians.
         ratios: Proxy / nginx, one for each round.
         target: What the ratio should be at most (``>=`` for rates).
+        busy: By proxy, the share of its processor that it took, and that the load took of the other;
+            only of work that is done as fast as it can be.
     """
 
     work: str
@@ -31,6 +35,7 @@ class Row:
     mailproxy: float
     ratios: list[float] = field(default_factory=list)
     target: str = ""
+    busy: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -40,10 +45,15 @@ class Row:
 
 @dataclass
 class Pace:
-    """How long to measure: rounds, and seconds within each."""
+    """How long to measure: rounds, and seconds within each.
+
+    Attributes:
+        clients: With how many, where they log in over and over.
+    """
 
     rounds: int = 5
     seconds: float = 0.4
+    clients: int = CLIENTS
 
 
 Figures = dict[str, float]
@@ -79,9 +89,12 @@ def _start(run: Bench, workers: int = 1) -> None:
 
 def _logins(run: Bench, scene: str, conns: int, seconds: float, **how: object) -> Callable[[Proxy], Figures]:
     def measure(proxy: Proxy) -> Figures:
-        before = proxy.cpu()
-        report = run.crowds.do("saturate", run.scene(proxy, scene, **how), conns=conns, seconds=seconds)
-        return {"cpu": (proxy.cpu() - before) / max(report["done"], 1), **report}
+        where = run.scene(proxy, scene, **how)
+        before, load, started = proxy.cpu(), run.load_cpu(), time.monotonic()
+        report = run.crowds.do("saturate", where, conns=conns, seconds=seconds)
+        cpu, load, took = proxy.cpu() - before, run.load_cpu() - load, time.monotonic() - started
+        busy = {"proxy busy": cpu / took, "load busy": load / took}
+        return {"cpu": cpu / max(report["done"], 1), **busy, **report}
 
     return measure
 
@@ -103,11 +116,15 @@ SATURATED: Final[tuple[tuple[str, str, dict[str, object], str], ...]] = (
 
 
 def logins(run: Bench, pace: Pace) -> Iterator[Row]:
-    """CPU per login, with 32 clients that log in over and over."""
+    """CPU per login, with clients (``--clients``) that log in over and over, as fast as they are let."""
     _start(run)
     for work, scene, how, target in SATURATED:
-        found = _rounds(run, pace, _logins(run, scene, 32, pace.seconds, **how))
-        yield _row(found, "cpu", f"login, {work}", "µs", scale=1e6, target=target)
+        found = _rounds(run, pace, _logins(run, scene, pace.clients, pace.seconds, **how))
+        row = _row(found, "cpu", f"login, {work}", "µs", scale=1e6, target=target)
+        for name, figures in found.items():
+            proxy, load = (statistics.median(figures[key]) for key in ("proxy busy", "load busy"))
+            row.busy[name] = (proxy, load)
+        yield row
 
 
 def rates(run: Bench, pace: Pace) -> Iterator[Row]:
@@ -230,7 +247,7 @@ def _hold(run: Bench, proxy: Proxy, scene: str, pace: Pace) -> Figures:
 
     def login() -> float:
         before = proxy.cpu()
-        done = run.crowds.do("saturate", plain, conns=32, seconds=pace.seconds)["done"]
+        done = run.crowds.do("saturate", plain, conns=CLIENTS, seconds=pace.seconds)["done"]
         return (proxy.cpu() - before) / max(done, 1)
 
     login()
@@ -281,7 +298,7 @@ def price(run: Bench, pace: Pace) -> Iterator[Row]:
         for _ in range(pace.rounds):
             for name, how in (("off", without), ("on", {})):
                 proxy = run.restart("mailproxy", **how)
-                measure = _logins(run, "imap", 32, pace.seconds)
+                measure = _logins(run, "imap", pace.clients, pace.seconds)
                 measure(proxy)
                 found[name].append(measure(proxy)["cpu"])
         ratios = [on / off for off, on in zip(found["off"], found["on"], strict=True)]

@@ -155,12 +155,14 @@ class Bench:
     """Everything that a measurement needs, running.
 
     Attributes:
+        peers: The process identifier of the upstreams and the authorization service.
         proxies: ``nginx`` and ``mailproxy``, by name, in the order they are measured in.
     """
 
     folder: Path
     python: str
     crowds: Crowds
+    peers: int
     proxies: dict[str, Proxy] = field(default_factory=dict)
 
     def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = (), path: str = "") -> Proxy:
@@ -173,6 +175,10 @@ class Bench:
             proxy = start_mailproxy(self.folder, self.python, workers, options, path)
         self.proxies[name] = proxy
         return proxy
+
+    def load_cpu(self) -> float:
+        """Seconds of processor time that clients and peers have used, who share a processor."""
+        return cpu_of(self.crowds.process.pid) + cpu_of(self.peers)
 
     def scene(self, proxy: Proxy, name: str, **how: Any) -> Scene:  # noqa: ANN401 - as Scene has them
         """A scene at a proxy: ``imaps`` is IMAP with implicit TLS, and so on."""
@@ -193,7 +199,7 @@ def bench(python: str) -> Iterator[Bench]:
         _certificates(folder)
         peers = pinned(LOAD_CPU, python, "-m", "benchmarks.peers", *(str(PORTS.peer(peer)) for peer in PEERS))
         crowds = Crowds(python)
-        made = Bench(folder, python, crowds)
+        made = Bench(folder, python, crowds, peers.pid)
         try:
             _wait_for(PORTS.peer("smtp"))
             yield made
