@@ -161,10 +161,10 @@ class Reactor(selectors.BaseSelector):
             self._end_turn()
         self.is_wanted = False
         ends_at = math.inf if timeout is None else self.now + timeout if timeout > 0 else 0.0
-        left: float | None = timeout
+        left = None if timeout is None else max(timeout, 0.0)  # a negative one would mean for ever
         while True:
             try:
-                events = poll(_whole_milliseconds(left), _BATCH)
+                events = poll(left, _BATCH)
             except InterruptedError:
                 return ready
             self.now = now = monotonic()
@@ -173,7 +173,8 @@ class Reactor(selectors.BaseSelector):
             self._turn(events, ready)
             if ready or self.is_wanted or now >= ends_at:
                 return ready
-            left = None if timeout is None else ends_at - now
+            if left is not None:
+                left = ends_at - now
 
     def _turn(self, events: list[tuple[int, int]], ready: list[tuple[selectors.SelectorKey, int]]) -> None:
         handlers = self._handlers
@@ -235,11 +236,3 @@ def _selector_mask(mask: int) -> int:
     if mask & ~select.EPOLLOUT:
         events |= selectors.EVENT_READ
     return events
-
-
-def _whole_milliseconds(timeout: float | None) -> float:
-    if timeout is None:
-        return -1
-    if timeout <= 0:
-        return 0
-    return math.ceil(timeout * 1e3) * 1e-3  # epoll rounds down, and would wake before the time
