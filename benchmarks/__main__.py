@@ -77,6 +77,8 @@ def _line(row: Row) -> str:
 
 
 def _busy(row: Row, name: str) -> str:
+    if name not in row.busy:
+        return ""
     proxy, load = row.busy[name]
     return f"{proxy:.0%} / {load:.0%}"
 

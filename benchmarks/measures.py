@@ -82,6 +82,13 @@ def _row(
     return Row(work, unit, statistics.median(nginx) * scale, statistics.median(ours) * scale, ratios, target)
 
 
+def _busy(row: Row, found: dict[str, dict[str, list[float]]]) -> Row:
+    for name, figures in found.items():
+        proxy, load = (statistics.median(figures[key]) for key in ("proxy busy", "load busy"))
+        row.busy[name] = (proxy, load)
+    return row
+
+
 def _start(run: Bench, workers: int = 1) -> None:
     for name in BOTH:
         run.restart(name, workers=workers)
@@ -120,11 +127,7 @@ def logins(run: Bench, pace: Pace) -> Iterator[Row]:
     _start(run)
     for work, scene, how, target in SATURATED:
         found = _rounds(run, pace, _logins(run, scene, pace.clients, pace.seconds, **how))
-        row = _row(found, "cpu", f"login, {work}", "µs", scale=1e6, target=target)
-        for name, figures in found.items():
-            proxy, load = (statistics.median(figures[key]) for key in ("proxy busy", "load busy"))
-            row.busy[name] = (proxy, load)
-        yield row
+        yield _busy(_row(found, "cpu", f"login, {work}", "µs", scale=1e6, target=target), found)
 
 
 def rates(run: Bench, pace: Pace) -> Iterator[Row]:
@@ -138,7 +141,8 @@ def rates(run: Bench, pace: Pace) -> Iterator[Row]:
     ):
         found = _rounds(run, pace, _logins(run, scene, conns, pace.seconds))
         label = f"{scene.upper()}, {conns} clients"
-        yield _row(found, "per_second", f"logins per second, {label}", "/s", scale=1, target=target)
+        row = _row(found, "per_second", f"logins per second, {label}", "/s", scale=1, target=target)
+        yield _busy(row, found)
         yield _row(found, "p50", f"login p50, {label}", "ms", scale=1, target="")
         yield _row(found, "p99", f"login p99, {label}", "ms", scale=1, target="")
 
