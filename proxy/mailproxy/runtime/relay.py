@@ -14,7 +14,7 @@ from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
 from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.carrying import End
-from mailproxy.runtime.closing import close_now, end_writing
+from mailproxy.runtime.closing import close_now
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ
 from mailproxy.runtime.server import Server
@@ -162,16 +162,20 @@ class Relay:
         engine.timers.disarm(self)
         engine.live.discard(self)
         record.bytes_to_upstream, record.bytes_to_client = client.moved, upstream.moved
-        for end in (upstream, client):
-            if end.pipe is not None:
-                engine.pipes.discard(end.pipe)
-                end.pipe = None
+        if upstream.pipe is not None or client.pipe is not None:
+            self._give_up_pipes()
         close_now(engine, upstream.sock, upstream.fd)
         if client.tls is not None and self._reason is not _IDLE_TIMEOUT:
-            end_writing(client.sock)
+            client.tls.unwrap()
         close_now(engine, client.sock, client.fd)
         book_end(engine, self.server, record, self._gauge, self._reason or _CLIENT_CLOSED)
         del client.other, upstream.other, client.account, upstream.account
+
+    def _give_up_pipes(self) -> None:
+        for end in (self.upstream, self.client):
+            if end.pipe is not None:
+                self.engine.pipes.discard(end.pipe)
+                end.pipe = None
 
 
 def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, to_upstream: bytes) -> None:
