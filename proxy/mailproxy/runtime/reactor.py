@@ -34,8 +34,8 @@ BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 QUIET: Final = 0
 """Nothing is wanted; only ``BROKEN`` is reported."""
 
-_BATCH: Final = 256
-"""Events taken from the kernel at once; bounds how long the cold side waits."""
+_BATCH: Final = 64
+"""Events of a turn; bounds how long the cold side waits, and whoever was heard first in it for his answer."""
 
 
 class Handler(Protocol):
