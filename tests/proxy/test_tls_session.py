@@ -7,6 +7,8 @@ import gc
 import socket
 import ssl
 import struct
+import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from mailproxy.tls.contexts import ServerTls
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support.tls_authority import Authority
-from support.tls_peers import Pair, client_of, descriptors, shaken, tls_of
+from support.tls_peers import Pair, client_of, descriptors, shake_slowly, shaken, tls_of
 
 
 @pytest.fixture(scope="module")
@@ -392,3 +394,33 @@ def test_a_connection_has_no_dictionary_of_its_own_worth_mentioning(tls: ServerT
     assert vars(ours) == {}
     near.close()
     ours.close()
+
+
+def test_many_records_leave_in_full_segments(authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname(), timeout=20)
+        far, _ = listener.accept()
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    pair = Pair(tls_of(authority.issue()), client_of(authority), over=(near, far))
+    pair.client.settimeout(20)
+    steps = threading.Thread(target=pair.client.do_handshake)
+    steps.start()
+    shake_slowly(pair.ours)
+    steps.join(20)
+    before = _segments_out(pair.ours)
+    octets = bytes(range(256)) * 256  # four records
+    assert pair.ours.send(octets) == len(octets)
+    sent = _segments_out(pair.ours) - before
+    heard = b""
+    while len(heard) < len(octets):
+        heard += pair.client.recv(65536)
+    assert heard == octets
+    assert 1 <= sent < 4
+    assert pair.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+    pair.close()
+
+
+def _segments_out(sock: socket.socket) -> int:
+    """Segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
+    told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    return int.from_bytes(told[156:160], sys.byteorder)

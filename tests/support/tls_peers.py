@@ -57,8 +57,9 @@ class Pair:
         *,
         session: ssl.SSLSession | None = None,
         host: str | None = None,
+        over: tuple[socket.socket, socket.socket] | None = None,
     ) -> None:
-        near, far = socket.socketpair()
+        near, far = over or socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
         self.ours = tls.accept(far)

@@ -34,6 +34,9 @@ class Session(ClientSide):
 
     __slots__ = ("_identified", "_link", "_reason")
 
+    _identified: Identified
+    """Set before connecting."""
+
     def __init__(
         self, engine: Engine, server: Server, sock: socket.SocketType, client: Client, record: SessionRecord
     ) -> None:
@@ -42,12 +45,9 @@ class Session(ClientSide):
         self.numbers = numbers = server.numbers
         self.client = client
         self.record = record
-        self._asked = 0.0
         self._cancel = None
-        self._host = None
         self._login_seconds = 0.0
         self._method = None
-        self._identified: Identified | None = None
         self._link: UpstreamLink | None = None
         self._reason: CloseReason | None = None
         self._stage = None
@@ -73,7 +73,6 @@ class Session(ClientSide):
     def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
         """The upstream accepted: from here on octets are copied."""
         identified = self._identified
-        assert identified is not None  # noqa: S101 - set before connecting
         engine, numbers = self.engine, self.numbers
         self._spent_on_upstream()
         self._count_login(_SUCCESS)
@@ -81,7 +80,8 @@ class Session(ClientSide):
         engine.live.discard(self)
         if self.timer is not None:
             engine.timers.disarm(self)
-        self._link = self._identified = None
+        self._link = None
+        del self._identified
         start_relay(
             Relay(engine, self.server, self.record, self._state_gauge),
             client=End(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),

@@ -22,20 +22,10 @@ from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ, WRITE, Handler
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.timers import Deadlines
-from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed, cork
 from mailproxy_config.model import LogLevel
 
 _LOOK: Final = 4096 + 16
-_TCP, _CORK = int(socket.IPPROTO_TCP), int(socket.TCP_CORK)
-
-
-def _cork(sock: socket.SocketType, value: int) -> bool:
-    """Hold back what does not fill a segment (1), or let it go (0); tell whether that worked."""
-    try:
-        sock.setsockopt(_TCP, _CORK, value)
-    except OSError:  # a UNIX socket, which has no segments; or one that is closed by now
-        return False
-    return True
 
 
 class ProxyHeaderFailed(SessionError):
@@ -205,7 +195,7 @@ class HandshakeStage:
         sock = session.sock
         assert isinstance(sock, TlsConnection)  # noqa: S101 - begin() wrapped it
         if self._is_halfway:
-            self._is_corked = _cork(sock, 1)
+            self._is_corked = cork(sock, 1)
         try:
             step = sock.handshake()
         except TlsHandshakeFailed as error:
@@ -214,10 +204,10 @@ class HandshakeStage:
         if step is HandshakeStep.DONE:
             self._done(sock)
             if self._is_corked:
-                session.engine.reactor.at_end(partial(_cork, sock, 0))
+                session.engine.reactor.at_end(partial(cork, sock, 0))
             return
         if self._is_corked:
-            _cork(sock, 0)  # it was not the last step
+            cork(sock, 0)  # it was not the last step
         self._is_halfway = True
         session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
 

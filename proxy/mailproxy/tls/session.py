@@ -25,6 +25,7 @@ _RECORD: Final = 16384
 """OpenSSL takes one record at a time."""
 _HOST_NAME: Final = 0
 _STREAM: Final = int(socket.SOCK_STREAM)
+_TCP, _CORK = int(socket.IPPROTO_TCP), int(socket.TCP_CORK)
 
 _FAILURES: Final = {
     # OpenSSL's reason: what it means to us
@@ -65,6 +66,15 @@ _FAILURES: Final = {
 
 _ALL_SAID: Final = 3
 """``SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN``."""
+
+
+def cork(sock: socket.SocketType, value: int) -> bool:
+    """Hold back what does not fill a segment (1), or let it go (0); tell whether that worked (tcp(7))."""
+    try:
+        sock.setsockopt(_TCP, _CORK, value)
+    except OSError:  # a UNIX socket, which has no segments; or one that is closed by now
+        return False
+    return True
 
 
 class HandshakeStep(Enum):
@@ -198,15 +208,23 @@ class TlsConnection(ssl.SSLSocket):
         """Write as much as the socket takes, however many records that is.
 
         Returns:
-            How many octets were taken.  What was not must come first in the next call.
+            How many octets were taken, at least one.  What was not must come first in the next call.
         """
         del flags
-        taken: int = self._sslobj.write(data)
-        if taken == _RECORD:
-            rest = memoryview(data).cast("B")
-            with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                while taken < len(rest):
-                    taken += self._sslobj.write(rest[taken:])
+        if len(data) <= _RECORD:  # type: ignore[arg-type]  # what is sent has a length
+            return self._sslobj.write(data)  # type: ignore[no-any-return]
+        is_corked = cork(self, 1)  # records leave in full segments
+        try:
+            return self._send_records(memoryview(data).cast("B"))
+        finally:
+            if is_corked:
+                cork(self, 0)
+
+    def _send_records(self, view: memoryview) -> int:
+        taken: int = self._sslobj.write(view)
+        with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            while taken < len(view):
+                taken += self._sslobj.write(view[taken:])
         return taken
 
     def pending(self) -> int:
