@@ -12,7 +12,7 @@ import os
 import socket
 
 from mailproxy.observe.meter import Counter
-from mailproxy.runtime.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
+from mailproxy.runtime.nonblocking import WOULD_BLOCK
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.tls.session import TlsConnection
 
@@ -73,20 +73,13 @@ class Side:
 
     def fill(self, view: memoryview) -> tuple[int, bool]:
         """Read into a buffer what there is; tell how much, and whether this side has ended."""
-        filled, size, recv_into = 0, len(view), self.sock.recv_into
-        while filled < size:
-            try:
-                count = recv_into(view[filled:], size - filled)
-            except WOULD_BLOCK:
-                break
-            except CLOSED_BY_TLS:
-                count = 0
-            if not count:
-                return filled, True
-            filled += count
-            if self.tls is None and filled < size:
-                break
-        return filled, False
+        if self.tls is not None:
+            return self.tls.fill(view)
+        try:
+            filled = self.sock.recv_into(view)
+        except BlockingIOError:
+            return 0, False
+        return filled, not filled
 
     def into(self, pipe: Pipe) -> int:
         """Move octets from this side into a pipe; tell how many, 0 at the end, -1 for none now."""

@@ -204,6 +204,21 @@ class TlsConnection(ssl.SSLSocket):
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return 0
 
+    def fill(self, view: memoryview) -> tuple[int, bool]:
+        """Read what there is into a buffer, record by record; tell how much, and whether it was the last."""
+        filled, size, read = 0, len(view), self._sslobj.read
+        try:
+            while filled < size:
+                count = read(size - filled, view[filled:])
+                if not count:
+                    return filled, True
+                filled += count
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return filled, False
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return filled, True
+        return filled, False
+
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Write as much as the socket takes, however many records that is.
 
