@@ -264,7 +264,7 @@ def _hold(run: Bench, proxy: Proxy, scene: str, pace: Pace) -> Figures:
         time.sleep(0.3)
         found[f"per session, {count:,} idle"] = (proxy.rss() - before_them) / (count - 1000)
     found[f"login beside {many:,} idle"] = login()
-    time.sleep(0.3)
+    time.sleep(2)  # until that burst is in the log and in the numbers
     before = proxy.cpu()
     time.sleep(3)
     found[f"CPU of a worker with {many:,} idle"] = (proxy.cpu() - before) / 3

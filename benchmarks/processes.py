@@ -201,7 +201,7 @@ def bench(python: str) -> Iterator[Bench]:
         crowds = Crowds(python)
         made = Bench(folder, python, crowds, peers.pid)
         try:
-            _wait_for(PORTS.peer("smtp"))
+            _wait_for(PORTS.peer("smtp"), peers)
             yield made
         finally:
             for proxy in made.proxies.values():
@@ -216,7 +216,7 @@ def start_nginx(folder: Path, workers: int) -> Proxy:
     process = pinned(
         PROXY_CPU if workers == 1 else "", "nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")
     )
-    _wait_for(PORTS.proxy("nginx", "smtps"))
+    _wait_for(PORTS.proxy("nginx", "smtps"), process, folder / "nginx.error")
     return Proxy("nginx", process, _workers(process.pid, "worker process", workers))
 
 
@@ -232,7 +232,7 @@ def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str,
             "--workers", str(workers), "--admin", f"127.0.0.1:{PORTS.base + 60}", *options,
             stderr=log, env=environment,
         )  # fmt: skip
-    _wait_for(PORTS.proxy("mailproxy", "smtps"))
+    _wait_for(PORTS.proxy("mailproxy", "smtps"), process, folder / "mailproxy.log")
     found = _workers(process.pid, "mailproxy.worker", workers)
     time.sleep(0.5)
     return Proxy("mailproxy", process, found)
@@ -281,7 +281,8 @@ def _certificates(folder: Path) -> None:
         (folder / f"{kind}.key").chmod(0o644)
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
+    """Wait until a process listens; of one that ended, or never does, tell what it wrote last."""
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -289,4 +290,9 @@ def _wait_for(port: int) -> None:
             time.sleep(0.05)
         else:
             return
-    raise RuntimeError(f"nobody listens on {port}")
+        if process.poll() is not None:
+            break
+    said = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log and log.exists() else ""
+    code = process.poll()
+    end = "is still running" if code is None else f"ended with {code}"
+    raise RuntimeError(f"nobody listens on {port}: {process.args!r} {end}\n{said}".rstrip())
