@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import socket
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -79,5 +81,44 @@ def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: 
             assert await upstream.octets(len(octets)) == octets
             client.close()
             upstream.close()
+
+    run(play)
+
+
+class Sipping:
+    """A socket that takes one octet of the first it is to send."""
+
+    def __init__(self, sock: socket.SocketType) -> None:
+        self._sock = sock
+        self._most: int | None = 1
+
+    def send(self, octets: bytes) -> int:
+        most, self._most = self._most, None
+        return self._sock.send(octets[:most])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def test_a_broken_record_is_the_clients_even_if_found_when_the_upstream_has_room_again(
+    identities: Identities,
+) -> None:
+    octets = random.Random(2).randbytes(8 * 1024)
+    no_record = b"\x17\x03\x03\x00\x20" + bytes(32)
+
+    async def play() -> None:
+        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with siege(build, answer(GRANT)) as w:
+            client, upstream = await relayed(w, identities)
+            (relay,) = w.app._engine.live
+            assert isinstance(relay, Relay)
+            relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))
+            client.writer.write(octets)
+            os.write(client.writer.get_extra_info("socket").fileno(), no_record)  # in the same breath
+            assert await upstream.rest() == octets
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1
+            upstream.close()
+            client.close()
 
     run(play)

@@ -235,7 +235,7 @@ class End(Side):
             if other.is_over:
                 self.finish_writing()
             elif other.tls and other.tls.pending():
-                other.carry()
+                self.account.engine.loop.call_soon(self.account.go_on, other)  # its errors are its own
 
     # -- the end
 
