@@ -113,10 +113,6 @@ class LineReader:
             self._start = end
         return buffer[start:end]
 
-    def has_line(self) -> bool:
-        """Whether a whole line is at hand, so that nothing need be received for it."""
-        return self.held.find(b"\n", self._start) >= 0
-
     def rest(self) -> bytes:
         """Hand over everything that is unread, and forget it: it has one owner at a time."""
         held = self.held
