@@ -9,7 +9,7 @@ import os
 import random
 import socket
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import pytest
 
@@ -18,6 +18,9 @@ from mailproxy_config.model import Protocol, StartTls
 from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
+
+NO_RECORD: Final = b"\x17\x03\x03\x00\x20" + bytes(32)
+"""Looks like octets under TLS, and is not what anybody has sealed."""
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +107,6 @@ def test_a_broken_record_is_the_clients_even_if_found_when_the_upstream_has_room
     identities: Identities,
 ) -> None:
     octets = random.Random(2).randbytes(8 * 1024)
-    no_record = b"\x17\x03\x03\x00\x20" + bytes(32)
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
@@ -114,7 +116,25 @@ def test_a_broken_record_is_the_clients_even_if_found_when_the_upstream_has_room
             assert isinstance(relay, Relay)
             relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))
             client.writer.write(octets)
-            os.write(client.writer.get_extra_info("socket").fileno(), no_record)  # in the same breath
+            os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same breath
+            assert await upstream.rest() == octets
+            await w.settled()
+            assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1
+            upstream.close()
+            client.close()
+
+    run(play)
+
+
+def test_what_came_before_a_broken_record_is_delivered(identities: Identities) -> None:
+    octets = random.Random(3).randbytes(3 * 16 * 1024)
+
+    async def play() -> None:
+        build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
+        async with siege(build, answer(GRANT)) as w:
+            client, upstream = await relayed(w, identities)
+            client.writer.write(octets)
+            os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same breath
             assert await upstream.rest() == octets
             await w.settled()
             assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1

@@ -145,6 +145,8 @@ class TlsConnection(ssl.SSLSocket):
     _connected = True
     _session = None
 
+    _error: OSError | None = None
+    """What a read ran into that had octets to give first; the next one raises it."""
     _sslobj: Any
     _terms: Terms
     _pointer: int
@@ -205,7 +207,12 @@ class TlsConnection(ssl.SSLSocket):
             return 0
 
     def fill(self, view: memoryview) -> tuple[int, bool]:
-        """Read what there is into a buffer, record by record; tell how much, and whether it was the last."""
+        """Read what there is into a buffer, record by record; tell how much, and whether it was the last.
+
+        Where the connection breaks behind some octets, those are given first.
+        """
+        if self._error is not None:
+            raise self._error
         filled, size, read = 0, len(view), self._sslobj.read
         try:
             while filled < size:
@@ -217,6 +224,10 @@ class TlsConnection(ssl.SSLSocket):
             return filled, False
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return filled, True
+        except OSError as error:
+            if not filled:
+                raise
+            self._error = error.with_traceback(None)
         return filled, False
 
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
@@ -250,6 +261,8 @@ class TlsConnection(ssl.SSLSocket):
         """
         if self._sslobj is None:
             return 0
+        if self._error is not None:
+            return 1
         native = self._terms.native
         if native is None:
             return self._sslobj.pending()  # type: ignore[no-any-return]
