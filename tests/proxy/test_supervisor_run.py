@@ -411,6 +411,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it was closed while this one stood in its queue
+        return False
     return False
 
 
