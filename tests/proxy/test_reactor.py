@@ -294,6 +294,16 @@ def test_what_is_asked_for_outside_of_a_turn_is_done_before_the_next_poll(
     assert heard.masks == [select.EPOLLIN]
 
 
+def test_what_asyncio_is_given_before_a_poll_does_not_wait_for_it(reactor: Reactor, both: Both) -> None:
+    near, far = both
+    heard = Heard()  # and never done, so that there is always something to poll
+    reactor.add(near.fileno(), heard, READ)
+    far.send(b"x")
+    reactor.at_end(lambda: setattr(reactor, "is_wanted", True))
+    reactor.select(2)
+    assert reactor.polls == 1
+
+
 def test_a_crash_at_the_end_of_a_turn_is_told_with_whose_it_was(reactor: Reactor) -> None:
     told: list[object] = []
     reactor.on_crash = lambda culprit, crash: told.append((culprit, str(crash)))

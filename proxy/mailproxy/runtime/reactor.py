@@ -157,9 +157,11 @@ class Reactor(selectors.BaseSelector):
         """Serve hot descriptors until asyncio has something to do; return those of its own that are ready."""
         ready: list[tuple[selectors.SelectorKey, int]] = []
         poll, monotonic = self._poll, time.monotonic
+        self.is_wanted = False
         if self._ending:
             self._end_turn()
-        self.is_wanted = False
+            if self.is_wanted:
+                timeout = 0.0  # asyncio did not know of it when it said how long to wait
         ends_at = math.inf if timeout is None else self.now + timeout if timeout > 0 else 0.0
         left = None if timeout is None else max(timeout, 0.0)  # a negative one would mean for ever
         while True:
