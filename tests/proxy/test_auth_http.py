@@ -102,6 +102,23 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced_without_notice() -> 
     run(play)
 
 
+def test_a_service_that_ends_an_idle_connection_with_words_has_not_answered() -> None:
+    bored = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            assert await attempt(w) == b"-ERR no\r\n"
+            client = await w.client()
+            await client.line()
+            client.writer.write(b"USER u\r\nPASS p\r\n")
+            w.auth.writers[0].write(bored)  # in the same breath: there is a question, but it was not put yet
+            assert await client.rest() == b"+OK\r\n-ERR no\r\n"
+            assert (w.auth.connections, len(w.auth.requests)) == (2, 2)
+            client.close()
+
+    run(play)
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [

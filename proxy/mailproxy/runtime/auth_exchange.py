@@ -111,6 +111,7 @@ class Exchange:
         "_body_left",
         "_head",
         "_is_open",
+        "_is_put",
         "_shaking_hands",
         "_unsent",
         "_used",
@@ -128,6 +129,7 @@ class Exchange:
         self.timer: Deadlines | None = None
         self.question: Question | None = None
         self._is_open = False
+        self._is_put = False
         self._shaking_hands = False
         self._used = False
         self._head = b""
@@ -161,12 +163,14 @@ class Exchange:
         """Send a question on a connection that is open and idle, when the turn ends."""
         self.question = question
         self._head = b""
+        self._is_put = False
         self.service.engine.reactor.at_end(self._ask)
 
     def _ask(self) -> None:
         question = self.question
         if question is None:
             return  # nobody waits for the answer any more
+        self._is_put = True
         try:
             sent = self.sock.send(question.request)
         except WOULD_BLOCK:
@@ -245,7 +249,7 @@ class Exchange:
         if self.question is None:
             self._after_answer(octets)
             return
-        if not octets:
+        if not octets or not self._is_put:  # what nobody asked for is a goodbye, too
             self._lost()
             return
         seen = len(self._head)
