@@ -105,14 +105,14 @@ class UpstreamLink(Conversation):
         if session is None:
             return  # the client has left meanwhile
         code = self._call()
-        if code == 0:
-            self._stands(session, time.monotonic() - self._started)
-        elif code not in _UNDER_WAY:
+        if code != 0 and code not in _UNDER_WAY:
             self._refused(session, code)
             return
-        if session.server.config.proxy_protocol is not _DISABLED:
+        if code != 0 and session.server.config.proxy_protocol is not _DISABLED:
             self._mask = _CONNECTING  # here it is we who speak first
         self.engine.reactor.add(self.fd, self, self._mask)
+        if code == 0:
+            self._stands(session, time.monotonic() - self._started)
 
     def _call(self) -> int | None:
         """Call; give the error number, 0 for a connection, ``None`` for what cannot be called."""
