@@ -179,6 +179,7 @@ class App:
             numbers=meter.protocol(config.protocol),
             patience=self._engine.timers.lane(config.timeout),
             idleness=self._engine.timers.lane(config.proxy_timeout),
+            log=self._engine.log.of(config),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthService:

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end what has only begun to start
     for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
         signal.signal(signum, _leave)
     from mailproxy.observe.log import LogFormat  # noqa: PLC0415

@@ -62,6 +62,7 @@ class Scene:
             numbers=engine.meter.protocol(protocol),
             patience=engine.timers.lane(config.timeout),
             idleness=engine.timers.lane(config.proxy_timeout),
+            log=self.log,
         )
         return Door(server, listen)
 

@@ -58,7 +58,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         server, client, upstream = _string(server), _string(client), _string(upstream)
     tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")
     return (
-        f'{{"time":"{stamp}","level":"info","event":"session","session":"{r.session}","server":{server},'
+        f'{{"time":"{stamp}","level":"{"debug" if r.is_silent else "info"}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{"true" if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
@@ -82,7 +82,8 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     What never was is left out.
     """
     r = record
-    parts = [f"{stamp} info session {r.session} {r.protocol}", f"server={_word(r.server)}"]
+    level = "debug" if r.is_silent else "info"
+    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_word(r.server)}"]
     parts.append(f"client={_word(_endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
     if r.tls:
         parts.append(f"tls={_word(r.tls)} cipher={_word(r.cipher)}")

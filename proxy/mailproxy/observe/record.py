@@ -48,3 +48,5 @@ class SessionRecord:
     bytes_to_upstream: int = 0
     bytes_to_client: int = 0
     reason: CloseReason | None = None
+    is_silent: bool = False
+    """Whether the client closed the connection before it sent anything."""

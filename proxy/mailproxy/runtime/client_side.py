@@ -239,11 +239,10 @@ class ClientSide(Conversation):
     # -- accounts
 
     def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
-        """Log something about this session, at its server's ``error_log`` level."""
-        self.engine.log.event(
+        """Log something about this session, in its server's logs."""
+        self.server.log.event(
             level,
             event,
-            least=self.server.config.error_log,
             session=self.record.session,
             client=self.client.address,
             **fields,

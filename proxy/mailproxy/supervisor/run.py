@@ -22,7 +22,7 @@ from mailproxy.observe.log import Bridge, Log
 from mailproxy.supervisor import process
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.pool import CannotStart, Pool
-from mailproxy.supervisor.prepare import CannotListen, Preparation
+from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
 from mailproxy.supervisor.settings import Settings
 from mailproxy.supervisor.status import Status
 from mailproxy.watch import Watch
@@ -48,7 +48,8 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a drain, 1 for a configuration that does not
         load, 3 where something prevents the start.
     """
-    log = Log(2, settings.log_format, settings.log_level or LogLevel.NOTICE)
+    level = settings.log_level
+    log = Log(2, settings.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
     try:
         return asyncio.run(Supervisor(settings, log).run())
@@ -146,11 +147,17 @@ class Supervisor:
             deployment = await self._preparation.prepare()
         finally:
             self._watch.watch(self._preparation.files)
+        try:
+            await in_thread(functools.partial(self._log.open, deployment.config))
+        except ConfigError:
+            self._preparation.discard(deployment)
+            raise
         return deployment
 
     async def _look_at_files(self) -> None:
         while True:
             await asyncio.sleep(_RESTLESS_SECONDS if self._watch.is_restless else LOOK_SECONDS)
+            self._log.flush()
             for path in self._watch.changed():
                 self._tell(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_wanted.set()
@@ -181,7 +188,7 @@ class Supervisor:
     def _accepted(self, deployment: Deployment) -> None:
         self._preparation.commit(deployment)
         self._status.loaded(deployment)
-        self._log.level = self._settings.log_level or _at_least_notices(deployment.config.error_log)
+        self._log.adopt(deployment.config, notices=True)
         self._tell_about(deployment)
 
     def _refused(self, error: ConfigError | CannotListen) -> None:
@@ -195,8 +202,16 @@ class Supervisor:
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             loop.add_signal_handler(signum, self._end, signum)
+
+    def _reopen_logs(self) -> None:
+        """Open the log files anew, in every process."""
+        self._log.reopen()
+        if self._pool is not None:
+            self._pool.reopen_logs()
+        self._tell(LogLevel.NOTICE, "logs_reopened")
 
     def _end(self, signum: signal.Signals) -> None:
         """Drain at the first signal; leave at once at the second, or when nothing has begun yet."""
@@ -222,7 +237,7 @@ class Supervisor:
     # -- telling
 
     def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
-        self._log.event(level, name, **fields)  # type: ignore[arg-type]  # no field is called "least"
+        self._log.event(level, name, **fields)
         self._log.flush()
 
     def _tell_about(self, deployment: Deployment) -> None:
@@ -274,8 +289,3 @@ def raise_descriptor_limit() -> None:
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _at_least_notices(level: LogLevel) -> LogLevel:
-    levels = list(LogLevel)
-    return min(level, LogLevel.NOTICE, key=levels.index)
