@@ -185,7 +185,9 @@ class App:
     def _auth_service(self, config: ServerConfig) -> AuthService:
         key = (config.auth_http, config.auth_http_timeout)
         if key not in self._auth:
-            addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
+            addresses = HostAddresses(
+                config.auth_http, meter=self._engine.meter, failed=self._engine.look_up_failed
+            )
             tls = ClientTls(config.auth_http.host) if config.auth_http.tls else None
             self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout, tls)
         return self._auth[key]
@@ -196,7 +198,10 @@ class App:
         key = (config.resolver, config.resolver_timeout)
         if key not in self._resolvers:
             self._resolvers[key] = Resolver(
-                config.resolver, timeout=config.resolver_timeout, meter=self._engine.meter
+                config.resolver,
+                timeout=config.resolver_timeout,
+                meter=self._engine.meter,
+                failed=self._engine.look_up_failed,
             )
         return self._resolvers[key]
 

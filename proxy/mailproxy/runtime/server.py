@@ -36,6 +36,8 @@ class Server:
     """For deadlines of ``proxy_timeout``."""
     log: LogWriter
     """Where its sessions are logged."""
+    suspects_proxy_header: bool = False
+    """Whether a handshake failed because what came was no TLS; the next one is looked at."""
     frontend: Frontend = field(init=False)
     upstream: Upstream = field(init=False)
 

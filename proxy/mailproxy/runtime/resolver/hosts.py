@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from mailproxy.events import DnsPurpose, DnsResult
-from mailproxy.runtime.resolver.measures import Meter, count
+from mailproxy.runtime.resolver.measures import Failure, Meter, count, unreported
 from mailproxy.runtime.resolver.names import packed
 from mailproxy.runtime.resolver.tasks import Tasks
 from mailproxy_config.model import AuthHttp
@@ -49,6 +49,7 @@ class HostAddresses:
         meter: Where look-ups are counted, for the purpose ``auth``.
         ask: ``socket.getaddrinfo``, or what stands in for it.
         clock: Monotonic seconds.
+        failed: Called for each look-up without an address.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class HostAddresses:
         meter: Meter,
         ask: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
+        failed: Failure = unreported,
     ) -> None:
+        self._failed = failed
         self._host = where.host.strip("[]")
         self._port = where.port
         self._meter = meter
@@ -122,10 +125,13 @@ class HostAddresses:
         done, _ = await asyncio.wait((answer,), timeout=LIMIT)
         if not done:
             count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
+            self._failed(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._learn(answer)
         if done:
             count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
+            if result is not DnsResult.OK:
+                self._failed(DnsPurpose.AUTH, self._host, result)
 
     def _learn(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
         self._interval = REFRESH if self._targets else RETRY
