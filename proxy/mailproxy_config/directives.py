@@ -231,6 +231,16 @@ LEVEL_DIRECTIVES: Final = (
         meaning="What the reply to POP3's CAPA lists, one line each.",
     ),
     Directive(
+        name="pop3_client_buffer",
+        module=_POP3,
+        type=BUFFER,
+        default="512",
+        meaning=(
+            "The longest POP3 command (in nginx 128 bytes);"
+            " lines of a SASL exchange have room for 4096 bytes in any case."
+        ),
+    ),
+    Directive(
         name="smtp_auth",
         module=_SMTP,
         type=several(("plain", "login", "cram-md5", "external", "none"), AuthMethod),

@@ -85,9 +85,9 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
         # Not at the top: the proxy in a pod never needs crossplane.
         from .nginx_conf import read_nginx  # noqa: PLC0415
 
-        manifest, places = read_nginx(words, source=source)
-        loaded = _compiled(manifest, mounts, hostname, Kind.NGINX)
-        return replace(loaded, located=places.located)
+        found = read_nginx(words, source=source)
+        loaded = _compiled(found.manifest, mounts, hostname, Kind.NGINX, found.logs.applied)
+        return replace(loaded, located=found.places.located)
     return _compiled(manifest_of(words, source=source), mounts, hostname, Kind.MANIFEST)
 
 
@@ -130,8 +130,14 @@ def check_files(config: ProxyConfig) -> tuple[Problem, ...]:
     return tuple(dict.fromkeys(problems))
 
 
-def _compiled(manifest: MailProxyManifest, mounts: Mounts, hostname: str, kind: Kind) -> Loaded:
-    config = compile_proxy(manifest, mounts=mounts)
+def _compiled(
+    manifest: MailProxyManifest,
+    mounts: Mounts,
+    hostname: str,
+    kind: Kind,
+    logs: Callable[[ProxyConfig], ProxyConfig] = lambda config: config,
+) -> Loaded:
+    config = logs(compile_proxy(manifest, mounts=mounts))
     return Loaded(
         config=with_hostname(config, hostname),
         generation=manifest.metadata.generation,

@@ -221,6 +221,7 @@ class ServerConfig:
     imap_client_buffer: Octets
     pop3_auth: frozenset[AuthMethod]
     pop3_capabilities: tuple[str, ...]
+    pop3_client_buffer: Octets
     smtp_auth: frozenset[AuthMethod]
     smtp_capabilities: tuple[str, ...]
     smtp_client_buffer: Octets

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ from .directives import (
 from .errors import Problem, Problems
 from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
+from .model import LogLevel
+from .nginx_logs import NginxLogs
 from .nginx_places import Places
 from .nginx_syntax import Files, Statement
 from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
@@ -87,7 +89,9 @@ def parse_nginx(
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
     """
-    return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
+    return read_nginx(
+        text, source=source, name=name, namespace=namespace, only_to_print=only_to_print
+    ).manifest
 
 
 def read_nginx(
@@ -97,8 +101,8 @@ def read_nginx(
     name: str = "mailproxy",
     namespace: str = "default",
     only_to_print: bool = False,
-) -> tuple[MailProxyManifest, Places]:
-    """Like ``parse_nginx``, and where everything stands.
+) -> NginxConf:
+    """Like ``parse_nginx``, with what a manifest has no room for.
 
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
@@ -106,7 +110,8 @@ def read_nginx(
     problems = Problems()
     main = os.path.abspath(source) if source else ""
     base = os.path.dirname(main) or os.getcwd()
-    reader = _Reader(Files(base, problems, main), problems, name if only_to_print else "")
+    logs = NginxLogs(base, problems, is_carried_over=only_to_print)
+    reader = _Reader(Files(base, problems, main), problems, logs, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": reader.spec()}
@@ -117,15 +122,25 @@ def read_nginx(
     problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = (*problems.notices, *map(reader.located, found.notices))
-    return replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    return NginxConf(replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places(), logs)
+
+
+@dataclass(frozen=True, slots=True)
+class NginxConf:
+    """What was read from an ``nginx.conf``: the manifest, where everything stands, and where logs go."""
+
+    manifest: MailProxyManifest
+    places: Places
+    logs: NginxLogs
 
 
 class _Reader:
     """Walks over the statements and collects the fields of a manifest, and where each comes from."""
 
-    def __init__(self, files: Files, problems: Problems, secrets: str = "") -> None:
+    def __init__(self, files: Files, problems: Problems, logs: NginxLogs, secrets: str = "") -> None:
         self._files = files
         self._problems = problems
+        self._logs = logs
         self._secrets = secrets  # how the names of Secrets begin, where there may be some
         self._main: dict[str, Raw] = {}
         self._mail: Block | None = None
@@ -265,7 +280,7 @@ class _Reader:
         if value is None:
             return
         if row.name == "error_log":
-            value = self._level(statement, value, into.get(row.field))
+            value = self._level(statement, value, into.get(row.field), path)
         elif row.name == "ssl_session_cache":
             value = repeated_caches(into.get(row.field, ()), value)
         if not row.type.appends:
@@ -285,11 +300,12 @@ class _Reader:
             self._origins[f"{path}[{len(items)}]"] = origin
             items.append(item)
 
-    def _level(self, statement: Statement, value: Raw, before: Raw) -> Raw:
-        """One of several logs: there is one stream here, with the level that says most."""
-        target = statement.arguments[0]
-        if target != "stderr":
-            self._problems.notice(statement.where, f"logs go to standard error, not to {target[:200]}")
+    def _level(self, statement: Statement, value: Raw, before: Raw, path: str) -> Raw:
+        """One of several logs: a manifest has one, with the level that says most."""
+        try:
+            self._logs.add(path, statement, LogLevel(value["level"]))
+        except ValueError as error:
+            self._problems.add(statement.where, f'"error_log" directive: {error}')
         levels = [each["level"] for each in (value, before) if each]
         return {"level": min(levels, key=LEVELS.index)}
 

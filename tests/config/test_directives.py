@@ -42,15 +42,19 @@ NGINX = {
     "mail_smtp": "smtp_auth smtp_capabilities smtp_client_buffer smtp_greeting_delay",
 }
 
+OURS = {"pop3_client_buffer"}
+"""Directives that nginx has not."""
+
 
 @pytest.mark.parametrize("module", NGINX)
 def test_every_directive_of_a_module_has_a_row(module: str) -> None:
-    assert sorted(row.name for row in DIRECTIVES if row.module == module) == sorted(NGINX[module].split())
+    found = [row.name for row in DIRECTIVES if row.module == module and row.name not in OURS]
+    assert sorted(found) == sorted(NGINX[module].split())
 
 
 def test_a_server_has_a_value_for_every_directive() -> None:
     rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
-    assert {field.name for field in fields(ServerConfig)} - {"name"} == rows
+    assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs"} == rows
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)

@@ -92,6 +92,7 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
     "pop3_capabilities": _WORDS,
     "smtp_auth": _some("plain", "login", "cram-md5", "external", "none"),
     "smtp_capabilities": _WORDS,
+    "pop3_client_buffer": _BUFFER,
     "smtp_client_buffer": _BUFFER,
     "smtp_greeting_delay": _MSEC,
     "proxy": _FLAG,

@@ -62,6 +62,7 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
     "imapClientBuffer": ("8k", 4096),
     "pop3Auth": (["apop"], ["plain", "external"]),
     "pop3Capabilities": (["TOP"],),
+    "pop3ClientBuffer": ("1k", 600),
     "smtpAuth": (["none"], ["login", "plain", "cram-md5"]),
     "smtpCapabilities": (["SIZE 10485760", "8BITMIME"],),
     "smtpClientBuffer": ("128",),

@@ -38,6 +38,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "imap_client_buffer": Octets(4096),
     "pop3_auth": frozenset({AuthMethod.PLAIN}),
     "pop3_capabilities": ("TOP", "USER", "UIDL"),
+    "pop3_client_buffer": Octets(512),
     "smtp_auth": frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN}),
     "smtp_capabilities": (),
     "smtp_client_buffer": Octets(4096),

@@ -65,13 +65,18 @@ class Destinations:
         """Open logs, or give those that are open already.
 
         Args:
-            logs: What is wanted.
+            logs: What is wanted; of several that are the same, the one that takes most counts.
             level: What counts instead of each log's own level.
 
         Raises:
             ConfigError: A file cannot be written to.
         """
-        return tuple(Output(self._sink(log), RANKS[level or log.level]) for log in logs)
+        ranks: dict[int, tuple[LogSink, int]] = {}
+        for log in logs:
+            sink, rank = self._sink(log), RANKS[level or log.level]
+            _, known = ranks.get(id(sink), (sink, rank))
+            ranks[id(sink)] = sink, min(known, rank)
+        return tuple(Output(sink, rank) for sink, rank in ranks.values())
 
     def sinks(self) -> Iterable[LogSink]:
         """Every log that is open."""

@@ -105,7 +105,7 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
-        parts.append(f"errors={r.errors} error={r.error}")
+        parts.append(f"errors={r.errors}" + (f" error={r.error}" if r.error is not None else ""))
     parts.append(
         f"duration={r.duration:.3f}s to_client={r.bytes_to_client} to_upstream={r.bytes_to_upstream}"
     )

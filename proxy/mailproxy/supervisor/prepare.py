@@ -24,6 +24,7 @@ from mailproxy.supervisor import cpus
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.files import read, referenced
 from mailproxy.supervisor.listeners import Listeners
+from mailproxy.supervisor.log_servers import with_addresses
 from mailproxy.supervisor.settings import Settings
 from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError
@@ -86,6 +87,7 @@ class Preparation:
         if missing:
             raise ConfigError(missing)
         names = resolve_names(config)
+        config = with_addresses(config)
         workers = self._workers(config)
         return Deployment(
             serial=next(self._serials),
