@@ -135,7 +135,9 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         "error_log /var/log/nginx/error.log info;\nevents { use epoll; }"
     )
     mail = "proxy on; set_real_ip_from 10.0.0.1/8;\nserver { listen 143 ipv6only=on; error_log x.log; }"
-    assert list(map(str, parsed(mail, around).notices)) == [
+    text = f"{around}\nmail {{\nauth_http a;\n{mail}\n}}\n"
+    manifest = parse_nginx(text, source="/etc/nginx/nginx.conf", only_to_print=True)
+    assert list(map(str, manifest.notices)) == [
         '/etc/nginx/nginx.conf:4: "worker_shutdown_timeout" 0 (no limit) is not carried over',
         "/etc/nginx/nginx.conf:5: logs go to standard error, not to /var/log/nginx/error.log",
         "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",

@@ -17,8 +17,10 @@ from mailproxy_config.directives import (
     SERVER_DIRECTIVES,
     by_name,
 )
+from mailproxy_config.dump import config_hash
 from mailproxy_config.load import load
 from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+from support.configs import without_logs
 
 _MSEC: Final = st.builds(
     "".join,
@@ -220,5 +222,5 @@ def test_what_is_converted_means_the_same(folder: Path, files: dict[str, str]) -
     text = (folder / "nginx.conf").read_text("utf-8")
     direct = load(text.encode(), source=source)
     converted = load(to_manifest_yaml(parse_nginx(text, source=source, only_to_print=True)).encode())
-    assert converted.config == direct.config
-    assert converted.hash == direct.hash
+    assert converted.config == without_logs(direct.config)
+    assert converted.hash == config_hash(without_logs(direct.config))

@@ -97,11 +97,12 @@ def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
 
 
 def test_a_session_for_people() -> None:
-    assert text_session(success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG), STAMP) == (
+    record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
+    assert text_session(record, STAMP) == (
         f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
         'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
-        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long duration=61.500s "
-        "to_client=4000 to_upstream=20 reason=client_closed\n"
+        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long "
+        "duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +28,8 @@ class Conf:
     def write(self, main: str, server: str = "") -> Path:
         self.path.write_text(
             f"{main}\nworker_processes 2;\nevents {{}}\nworker_shutdown_timeout 1s;\n"
-            f"mail {{ auth_http 127.0.0.1:9/; server {{ listen 127.0.0.1:{self.port}; protocol imap; {server} }} }}\n"
+            f"mail {{ auth_http 127.0.0.1:9/;\n"
+            f"server {{ listen 127.0.0.1:{self.port}; protocol imap; {server} }} }}\n"
         )
         return self.path
 
@@ -70,18 +73,20 @@ def test_logs_are_written_where_the_file_says(conf: Conf, tmp_path: Path) -> Non
 
 
 def test_a_signal_opens_the_logs_anew_in_every_process(conf: Conf, tmp_path: Path) -> None:
-    log, moved = tmp_path / "error.log", tmp_path / "error.log.1"
+    log = tmp_path / "error.log"
     with running(conf.write(f"error_log {log} notice;")) as proxy:
         leave(conf)
         until(lambda: '"event":"session"' in text(log))
-        for process in ("supervisor", "workers"):
-            log.rename(moved)
+        for number in (1, 2):
+            log.rename(tmp_path / f"error.log.{number}")
             proxy.signal(signal.SIGUSR1)
-            until(lambda: '"event":"logs_reopened"' in text(log), process)
-            for _ in range(20):
+            until(lambda: '"event":"logs_reopened"' in text(log))
+
+            def workers() -> set[str]:
                 leave(conf)
-            until(lambda: text(log).count('"event":"session"') == 20)
-            assert '"event":"logs_reopened"' not in text(moved)
+                return set(re.findall(r'"session":"([0-9a-f]+)-', text(log)))
+
+            until(lambda: len(workers()) == 2, "both workers to write to the new file")
 
 
 def test_a_signal_without_log_files_changes_nothing(conf: Conf) -> None:
@@ -104,7 +109,10 @@ def test_a_log_that_cannot_be_written_prevents_the_start(conf: Conf, tmp_path: P
 def test_check_opens_no_log(conf: Conf, tmp_path: Path) -> None:
     file = conf.write(f"error_log {tmp_path}/missing/error.log; error_log {tmp_path}/error.log;")
     done = subprocess.run(
-        [*COMMAND[:-1], "check", "-f", str(file)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "mailproxy", "check", "-f", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, (tmp_path / "error.log").exists()) == (0, False)
     assert "standard error" not in done.stderr
@@ -132,15 +140,27 @@ def test_a_reload_may_name_another_log(conf: Conf, tmp_path: Path) -> None:
         assert '"event":"session"' not in text(one)
 
 
-def test_the_level_of_the_command_line_holds_for_sessions_and_files(conf: Conf, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("named", "forced", "is_logged"), [("debug", "crit", False), ("emerg", "info", True)]
+)
+def test_the_level_of_the_command_line_holds_for_sessions_and_files(
+    conf: Conf, tmp_path: Path, named: str, forced: str, is_logged: bool
+) -> None:
     log = tmp_path / "error.log"
-    file = conf.write(f"error_log {log} debug;", f"error_log {log} debug;")
-    with Proxy(file, command=COMMAND, options=["--log-level", "crit"]) as proxy:
-        until(lambda: proxy.get("/readyz")[0] == 200)
+    file = conf.write(f"error_log {log} {named};", f"error_log {log} {named};")
+    with Proxy(file, command=COMMAND, options=["--log-level", forced]) as proxy:
+        until(lambda: is_served(conf))
         leave(conf)
         proxy.signal(signal.SIGTERM)
         assert proxy.exit_code() == 0
-    assert text(log) == ""
+    assert ('"event":"session"' in text(log)) is is_logged
+
+
+def is_served(conf: Conf) -> bool:
+    with contextlib.suppress(OSError):
+        leave(conf)
+        return True
+    return False
 
 
 def test_a_syslog_server_is_sent_what_happens(conf: Conf) -> None:
@@ -151,10 +171,10 @@ def test_a_syslog_server_is_sent_what_happens(conf: Conf) -> None:
         file = conf.write(
             f"error_log syslog:server=localhost:{port},facility=mail,tag=edge,nohostname notice;"
         )
-        with running(file, "--log-format", "text"):
+        with running(file):
             leave(conf)
             received = b""
-            while b" session " not in received:
+            while b'"event":"session"' not in received:
                 received = server.recv(8192)
         assert received.startswith(b"<22>")  # mail, info
         assert b" edge: " in received

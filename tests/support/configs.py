@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from mailproxy_config.model import (
@@ -12,6 +13,7 @@ from mailproxy_config.model import (
     LogLevel,
     Octets,
     Protocol,
+    ProxyConfig,
     Seconds,
     SendProxyProtocol,
     ServerConfig,
@@ -82,3 +84,9 @@ def server(protocol: Protocol, **directives: Any) -> ServerConfig:
         **directives,
     }
     return ServerConfig(**values)
+
+
+def without_logs(config: ProxyConfig) -> ProxyConfig:
+    """The same configuration with standard error as its only log, as a manifest has it."""
+    servers = tuple(replace(server, error_logs=()) for server in config.servers)
+    return replace(config, error_logs=(), servers=servers)
