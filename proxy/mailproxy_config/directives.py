@@ -113,7 +113,10 @@ MAIN_DIRECTIVES: Final = (
         default={"level": "error"},
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
-        meaning="The least grave level of what is logged; logs go to standard error.",
+        meaning=(
+            "The least grave level of events; lines about sessions come up to error,"
+            " and the supervisor's notices always."
+        ),
     ),
 )
 """Directives of the manifest's ``spec`` itself."""
@@ -133,7 +136,10 @@ LEVEL_DIRECTIVES: Final = (
         name="error_log",
         module=_CORE,
         type=structures.ERROR_LOG,
-        meaning="The least grave level that is logged about sessions; otherwise spec.errorLog's.",
+        meaning=(
+            "The least grave level of events about sessions, whose own lines come up to error;"
+            " otherwise spec.errorLog's."
+        ),
     ),
     Directive(
         name="timeout",
@@ -246,7 +252,10 @@ LEVEL_DIRECTIVES: Final = (
         type=several(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
         default=["plain", "login"],
         inheritance=_LIST,
-        meaning="The ways to log in that SMTP clients are offered; none lets mail in without a login.",
+        meaning=(
+            "The ways to log in that SMTP clients are offered; PLAIN and LOGIN always work;"
+            " none lets mail in without a login."
+        ),
     ),
     Directive(
         name="smtp_capabilities",

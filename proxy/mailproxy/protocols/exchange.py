@@ -88,8 +88,8 @@ def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool, is_bye: bool
         heard: Everything the upstream said since our last command.
         stage: How far the login has come.
         is_honest: Whether it is a reply that its protocol has for this.
-        is_bye: Whether it is the one by which an upstream takes its leave
-            (``421``, ``* BYE``): no answer to a login.
+        is_bye: Whether it is the one with which an upstream closes the
+            session (``421``, ``* BYE``), which answers no login.
     """
     kind = None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY
     is_denial = stage in _CREDENTIALS and not is_bye
