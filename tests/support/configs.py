@@ -22,6 +22,8 @@ from mailproxy_config.model import (
     VerifyClient,
 )
 
+NOT_OF_NGINX: Final = frozenset({"pop3_client_buffer"})
+"""Directives that nginx has not."""
 PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
 
 _DEFAULTS: Final[dict[str, Any]] = {

@@ -20,7 +20,7 @@ _MODULE: Final = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"
 """Where nginx itself looks for sockets that another nginx left to it."""
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 120.0
 
 
 class CannotStart(Exception):
