@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -59,6 +60,7 @@ class Destinations:
         self.standard_error = Sink(standard_error)
         self._standard_error_fd = standard_error
         self._open: WeakValueDictionary[Target, LogSink] = WeakValueDictionary()
+        self._lock = threading.Lock()  # files are opened in a thread, while lines are flushed
         self._hostname = socket.gethostname()
 
     def outputs(self, logs: Sequence[ErrorLog], level: LogLevel | None = None) -> tuple[Output, ...]:
@@ -80,11 +82,13 @@ class Destinations:
 
     def sinks(self) -> Iterable[LogSink]:
         """Every log that is open."""
-        return {id(sink): sink for sink in (self.standard_error, *self._open.values())}.values()
+        with self._lock:
+            return {id(sink): sink for sink in (self.standard_error, *self._open.values())}.values()
 
     def files(self) -> Iterable[tuple[str, FileSink]]:
         """Every log file that is open, with its path."""
-        return [(str(key), sink) for key, sink in self._open.items() if isinstance(sink, FileSink)]
+        with self._lock:
+            return [(str(key), sink) for key, sink in self._open.items() if isinstance(sink, FileSink)]
 
     def _sink(self, log: ErrorLog) -> LogSink:
         if log.file is None and log.syslog is None:
@@ -94,7 +98,9 @@ class Destinations:
             return self.standard_error
         sink = self._open.get(target)
         if sink is None:
-            self._open[target] = sink = self._opened(target)
+            sink = self._opened(target)
+            with self._lock:
+                self._open[target] = sink
         return sink
 
     def _opened(self, target: Target) -> LogSink:

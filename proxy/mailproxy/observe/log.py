@@ -200,10 +200,11 @@ class Log(LogWriter):
             ConfigError: A file cannot be written to.
         """
         forced = self._level if self._is_fixed else None
-        self._next = {}
+        prepared: dict[Sequence[ErrorLog], LogWriter] = {}
         self._next_outputs = self._destinations.outputs(_logs(config), forced)
         for server in config.servers:
-            self._writer(self._next, _logs(server))
+            self._writer(prepared, _logs(server))
+        self._next = prepared
 
     def of(self, server: ServerConfig) -> LogWriter:
         """The logs of a server block."""

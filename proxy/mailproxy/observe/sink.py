@@ -182,7 +182,7 @@ class Sink:
         self._write, self._release, self._owns = _closed, _nothing, False
 
     def __del__(self) -> None:
-        if self.__dict__.get("_owns"):
+        if "_lines" in self.__dict__:  # it was opened
             self._end()
 
     def _next_piece(self) -> bytes:
