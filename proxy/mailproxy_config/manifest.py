@@ -9,9 +9,10 @@ wrong in itself, or two values do not go together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from . import kubernetes_ports
 from .consistency import SPEC_RULES, inconsistencies
 from .deployment import DeploymentSpec, deployment
 from .deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
@@ -179,12 +180,13 @@ def _examined(
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
     place = Place("spec", problems)
     main = _level(good, good, MAIN_DIRECTIVES, place)
-    workload = deployment(good, place)
+    workload = replace(deployment(good, place), host_ports=kubernetes_ports.host_ports(spec.get("servers")))
     written = spec.get("mail", {})
     sound = _sound_fields(MAIL, written, "spec.mail", problems)
     mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"))
     servers = _servers(spec.get("servers"), place.field("servers"))
     inconsistencies(good, mail, servers, problems)
+    kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
         main=main,

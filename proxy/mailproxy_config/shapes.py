@@ -38,8 +38,10 @@ class Rule:
     field_path: str = ""
 
     def schema(self) -> Schema:
-        """The entry as the API server takes it."""
-        entry = {"rule": self.expression, "message": self.message, "reason": self.reason}
+        """The entry as the API server takes it; its message names the field."""
+        name = self.field_path.lstrip(".")
+        message = self.message if name in self.message else f"{name}: {self.message}"
+        entry = {"rule": self.expression, "message": message, "reason": self.reason}
         return entry | ({"fieldPath": self.field_path} if self.field_path else {})
 
     def check(self, value: object, path: str, problems: Problems) -> None:

@@ -75,9 +75,20 @@ HEADERS: Final = ValueType(
                     hint="the name of a header, without spaces and colons",
                 ),
                 "value": Text(longest=1024, rules=(no_control_characters("a header value"),), secret=True),
-                "valueFrom": Record(fields={"secretKeyRef": KEY_REF}, required=("secretKeyRef",)),
+                "valueFrom": Record(
+                    fields={"secretKeyRef": KEY_REF},
+                    required=("secretKeyRef",),
+                    descriptions={
+                        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it."
+                    },
+                ),
             },
             required=("name",),
+            descriptions={
+                "name": "The name of the header.",
+                "value": "Its value, in clear.",
+                "valueFrom": "Where its value comes from, for values that are secret.",
+            },
             rules=(
                 Rule(
                     expression="has(self.value) != has(self.valueFrom)",
