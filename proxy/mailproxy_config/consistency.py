@@ -168,7 +168,7 @@ SPEC_RULES: Final = (
     _rule(
         f"self.servers.all(s, !({_TLS_IS_USED} && {_WANTS_A_CLIENT})"
         f" || {_either('sslClientCertificate')} || {_either('sslTrustedCertificate')})",
-        "sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
+        "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
         "FieldValueRequired",
     ),
     _rule(
