@@ -79,7 +79,7 @@ def _whole() -> Manifest:
             "type": "string",
         },
         "kind": {"description": f"The kind of the object: {names.KIND}.", "type": "string"},
-        "metadata": {"description": "The object's metadata, as every object has it.", "type": "object"},
+        "metadata": {"type": "object"},  # the API server allows no description here
         "spec": {"description": "What the proxy does, and how it runs.", **SPEC.schema()},
         "status": _status(),
     }
