@@ -14,7 +14,7 @@ from support.parity.certificates import make
 from support.parity.dialogue import Dialogue
 from support.parity.kit import Kit
 from support.parity.ledger import Ledger
-from support.parity.subjects import Nginx, find_nginx
+from support.parity.subjects import Nginx, require_nginx
 
 _LEDGER = pytest.StashKey[Ledger]()
 
@@ -22,10 +22,7 @@ _LEDGER = pytest.StashKey[Ledger]()
 @pytest.fixture(scope="session")
 def nginx() -> Nginx:
     """The nginx to compare with; the one reason for which these tests are left out."""
-    found = find_nginx()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return require_nginx()
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -21,19 +20,6 @@ PATIENCE: Final = 60.0
 """Seconds after which something that a test waits for will not happen any more."""
 
 _PORTS: Final = range(12000, 32000)
-_SEARCHED: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-
-
-class Needs(Protocol):
-    """The fixture ``needs``."""
-
-    def __call__(self, name: str, *, by_root: bool = False) -> str:
-        """Give a program's path, or leave the test out; ``by_root``: also where root does not run it."""
-
-
-def program(name: str) -> str | None:
-    """Find a program, also where only administrators look."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_SEARCHED]))
 
 
 class Ports:
