@@ -38,10 +38,10 @@ demo: $(DEMO_STAMP)  ## Run proxy, authentication service and mail servers on lo
 	$(BIN)/mailproxy-operator local -f deploy/examples/demo.yaml --demo $(ARGS)
 
 test: setup  ## Run the test-suite; tests against real peers run where those are installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 fuzz: setup  ## Run the generated tests alone, with many more examples (half an hour)
-	MAILPROXY_FUZZ=20 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m generated $(ARGS)
+	MAILPROXY_FUZZ=20 $(BIN)/python -m pytest -n $(JOBS) -m generated $(ARGS)
 
 check: lint types imports test  ## The whole gate
 

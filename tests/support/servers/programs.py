@@ -20,6 +20,8 @@ PATIENCE: Final = 60.0
 """Seconds after which something that a test waits for will not happen any more."""
 
 _PORTS: Final = range(12000, 32000)
+_WORKERS: Final = 32
+_SHARE: Final = _PORTS[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS]
 
 
 class Ports:
@@ -27,6 +29,7 @@ class Ports:
 
     They lie below the range from which the system takes those of outgoing
     connections, so that none is taken away before its server has started.
+    Each of several processes that run tests has its own share of the range.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,7 @@ class Ports:
     def take(self) -> int:
         """Give a port, never the same twice."""
         while True:
-            port = self._random.choice(_PORTS)
+            port = self._random.choice(_SHARE)
             if port not in self._given and _is_free(port):
                 self._given.add(port)
                 return port
