@@ -15,6 +15,7 @@ from mailproxy_config.levels import Metadata
 from mailproxy_config.manifest import MAIL, SERVER, SPEC, examine, parse_manifest
 from mailproxy_config.model import Protocol
 from support.config_bodies import bodies, body, server
+from support.fuzz import examples
 
 
 def problems_of(resource: dict[str, Any]) -> list[str]:
@@ -193,7 +194,7 @@ def test_every_directive_is_described_in_the_schema() -> None:
 
 
 @given(bodies())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_in_order_is_accepted(resource: dict[str, Any]) -> None:
     assert problems_of(resource) == []
 
@@ -206,7 +207,7 @@ _JUNK = st.recursive(
 
 
 @given(bodies(), st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> None:
     level = data.draw(
         st.sampled_from([resource["spec"], resource["spec"]["mail"], *resource["spec"]["servers"]])

@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.nginx_conf import parse_nginx
-from support.parity.subjects import Nginx, find_nginx
+from support.parity.subjects import Nginx, require_nginx
 
 pytestmark = pytest.mark.interop
 
@@ -70,10 +70,7 @@ def _server(listen: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def nginx() -> Nginx:
-    found = find_nginx()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return require_nginx()
 
 
 def nginx_takes(nginx: Nginx, mail: str, folder: Path) -> bool:
