@@ -204,10 +204,11 @@ class Webhook:
         """Where it answers."""
         return self._server.port
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the API server can call it."""
-        return self._server.is_listening and self._certificate.is_ready
+    def unready(self) -> str:
+        """Say why the API server cannot call it; nothing when it can."""
+        if not self._server.is_listening:
+            return "the webhook does not listen yet"
+        return "" if self._certificate.is_ready else "the webhook has no certificate yet"
 
     async def run(self) -> None:
         """Serve until cancelled."""
