@@ -43,6 +43,7 @@ class ApiServerContext(ssl.SSLContext):
     _newest: ssl.SSLContext
 
     def __new__(cls, make: Callable[[], ssl.SSLContext], mark: Callable[[], object]) -> Self:
+        """Make the context, and one from the files as they are now."""
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         made._make, made._mark = make, mark
         made._seen, made._newest = mark(), accept_any_profile(make())
