@@ -92,7 +92,12 @@ SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "False",
             "MountFailed",
         ),
-        (facts(STARTING, WAITING, mounts={"a": 'secrets "x" not found'}), "ResolvedRefs", "False", "SecretNotFound"),
+        (
+            facts(STARTING, WAITING, mounts={"a": 'secrets "x" not found'}),
+            "ResolvedRefs",
+            "False",
+            "SecretNotFound",
+        ),
         # whether clients are served
         (facts(mode="Sidecar"), "Available", "True", "SidecarMode"),
         (carried(), "Ready", "True", "Ready"),
