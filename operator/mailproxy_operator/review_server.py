@@ -93,7 +93,7 @@ class ReviewServer:
 
     async def _serving(self, runner: web.AppRunner) -> asyncio.Server:
         """Accept connections; aiohttp's own sites limit neither their number nor the handshakes' time."""
-        handler = cast(web.Server[web.Request], runner.server)  # there, once the runner is set up
+        handler = cast(web.Server, runner.server)  # there, once the runner is set up
 
         def accepted() -> asyncio.Protocol:
             return self._connections.admit(handler())
