@@ -15,6 +15,8 @@ from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
+_ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
+"""Why a resource is not ready that is being rolled out as it should be; anything else is worth a warning."""
 _CARRIED_OVER = ("configHash", "listeners", "sysctls")
 
 
@@ -157,7 +159,8 @@ def transition(
     if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
         return None
     metadata = body["metadata"]
-    is_good = after.get("status") == "True" or _is_reconciling(written)
+    is_on_the_way = after.get("reason") in _ON_THE_WAY and _is_reconciling(written)
+    is_good = after.get("status") == "True" or is_on_the_way
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
