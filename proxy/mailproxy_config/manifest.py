@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .capability_hints import capability_hints
 from .consistency import SPEC_RULES, inconsistencies
 from .deployment import DeploymentSpec, deployment
 from .deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
@@ -26,6 +27,7 @@ from .directives import (
 from .errors import Problem, Problems
 from .explain import explained
 from .levels import Level, Metadata, ServerBlock
+from .nginx_hints import advice_for_field
 from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
 from .values import BROKEN, Place
 
@@ -46,7 +48,9 @@ def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
     return {row.field: explained(row.name, row.meaning, row.default) for row in rows}
 
 
-MAIL: Final = Record(fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES))
+MAIL: Final = Record(
+    fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
+)
 """``spec.mail``: every directive that may stand in ``mail {}``."""
 
 SERVER_NAME: Final = Text(
@@ -74,6 +78,7 @@ SERVER: Final = Record(
     fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
     required=("name", "listen"),
     rules=(PROTOCOL_RULE,),
+    advice=advice_for_field,
     descriptions={
         "name": "The name of this server in metrics, logs and the status.",
         **_meanings(SERVER_DIRECTIVES),
@@ -255,9 +260,15 @@ def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], plac
         value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
         if len(place.problems) == before:
             values[row.name] = value
+            _note_capabilities(row, value, here)
         if field in IGNORED:
             place.problems.notice(here.path, IGNORED[field])
     return Level(values=values, given=frozenset(known[field].name for field in given))
+
+
+def _note_capabilities(row: Directive, value: Any, here: Place) -> None:  # noqa: ANN401 -- of any directive
+    for index, hint in capability_hints(row.name, value):
+        here.problems.notice(here.path if index is None else here.item(index).path, hint)
 
 
 def _read_sound_items(row: Directive, value: object, here: Place) -> None:
@@ -295,7 +306,7 @@ def _sound_fields(
         if name in apart:
             continue
         before = len(problems)
-        Record(fields=record.fields).check({name: inner}, path, problems)
+        Record(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
             good[name] = inner
     for name in record.required:

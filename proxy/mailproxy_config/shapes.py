@@ -238,12 +238,16 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An object with known fields; anything else in it is an error."""
+    """An object with known fields; anything else in it is an error.
+
+    ``advice`` says what to do about an unknown field, or nothing.
+    """
 
     fields: Mapping[str, Shape]
     required: Collection[str] = ()
     rules: tuple[Rule, ...] = ()
     default: Mapping[str, object] | None = None
+    advice: Callable[[str], str] | None = None
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self) -> Schema:
@@ -262,7 +266,7 @@ class Record:
         for name, inner in value.items():
             shape = self.fields.get(name)
             if shape is None:
-                problems.add(dotted(path, name), f"unknown field{_close(name, self.fields)}")
+                problems.add(dotted(path, name), f"unknown field{self._hint(name)}")
             else:
                 shape.check(inner, dotted(path, name), problems)
         for name in self.required:
@@ -270,6 +274,10 @@ class Record:
                 problems.add(dotted(path, name), "is required")
         if len(problems) == before:
             _check_rules(self.rules, value, path, problems)
+
+    def _hint(self, name: object) -> str:
+        advice = self.advice(str(name)) if self.advice is not None else ""
+        return f": {advice}" if advice else _close(name, self.fields)
 
     def _described(self, name: str, shape: Shape) -> Schema:
         """One property's schema, its description in front."""
@@ -368,6 +376,22 @@ def _shown(value: object) -> str:
 
 def _close(word: object, known: Collection[str]) -> str:
     """``; did you mean ...?`` where something known looks much alike."""
+    found = closest(str(word), known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def closest(word: str, known: Collection[str]) -> str:
+    """What a typing error may have made a word of; empty where nothing known looks much alike.
+
+    A timeout is never taken for another one, which would limit something else.
+    """
     lowered = {name.lower(): name for name in known}
-    found = get_close_matches(str(word)[:64].lower(), list(lowered), n=1, cutoff=0.75)
-    return f"; did you mean {lowered[found[0]]}?" if found else ""
+    found = get_close_matches(word[:64].lower(), list(lowered), n=1, cutoff=0.75)
+    if not found or ("timeout" in found[0] and _parts(lowered[found[0]]) != _parts(word)):
+        return ""
+    return lowered[found[0]]
+
+
+def _parts(name: str) -> int:
+    """How many words a name in lowerCamelCase or with underscores is made of."""
+    return sum(letter.isupper() or letter == "_" for letter in name)
