@@ -57,6 +57,7 @@ def _file_written(value: FileRef) -> Raw:
 
 _SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
 FILE_SHAPE: Final = Record(
+    example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": _PATH},
     rules=(
         Rule(
@@ -110,6 +111,7 @@ CERTIFICATES: Final = ValueType(
     shape=ListOf(
         most=8,
         items=Record(
+            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
             fields={"secretName": _NAME, "certificateFile": _PATH, "keyFile": _PATH},
             rules=(
                 Rule(

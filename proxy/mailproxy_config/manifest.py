@@ -28,7 +28,7 @@ from .errors import Problem, Problems
 from .explain import explained
 from .levels import Level, Metadata, ServerBlock
 from .nginx_hints import advice_for_field
-from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
+from .shapes import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
 from .values import BROKEN, Place
 
 GROUP: Final = "mailproxy.dev"
@@ -166,7 +166,10 @@ def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | 
     """
     for name in body:
         if name not in _ON_TOP:
-            problems.add(str(name)[:64], "unknown field")
+            meant = closest(str(name), _ON_TOP)
+            problems.add(
+                str(name)[:64], f"unknown field; did you mean {meant}?" if meant else "unknown field"
+            )
     for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         if body.get(name) != wanted:
             problems.add(name, f"must be {wanted}")
@@ -183,11 +186,11 @@ def _examined(
 ) -> MailProxyManifest:
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
     place = Place("spec", problems)
-    main = _level(good, good, MAIN_DIRECTIVES, place)
+    main = _level(good, good, MAIN_DIRECTIVES, place, SPEC)
     workload = deployment(good, place)
     written = spec.get("mail", {})
     sound = _sound_fields(MAIL, written, "spec.mail", problems)
-    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"))
+    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"), MAIL)
     servers = _servers(spec.get("servers"), place.field("servers"))
     inconsistencies(good, mail, servers, problems)
     return MailProxyManifest(
@@ -237,17 +240,19 @@ def _server(value: object, place: Place) -> ServerBlock | None:
     good = _sound_fields(SERVER, value, place.path, place.problems)
     if not isinstance(value, Mapping):
         return None
-    own = _level(good, value, SERVER_DIRECTIVES, place)
+    own = _level(good, value, SERVER_DIRECTIVES, place, SERVER)
     return ServerBlock(
         name=str(good.get("name", "")),
         path=place.path,
         own=own,
-        level=_level(good, value, LEVEL_DIRECTIVES, place),
+        level=_level(good, value, LEVEL_DIRECTIVES, place, SERVER),
     )
 
 
-def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place) -> Level:
-    """Read the directives of one level; ``raw`` also holds what is not ``good``."""
+def _level(
+    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place, record: Record
+) -> Level:
+    """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
     values: dict[str, object] = {}
     known = by_field(rows)
     written = raw if isinstance(raw, Mapping) else {}
@@ -263,7 +268,10 @@ def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], plac
             _note_capabilities(row, value, here)
         if field in IGNORED:
             place.problems.notice(here.path, IGNORED[field])
-    return Level(values=values, given=frozenset(known[field].name for field in given))
+    meant = record.meant(written).values()
+    return Level(
+        values=values, given=frozenset(known[field].name for field in (*given, *meant) if field in known)
+    )
 
 
 def _note_capabilities(row: Directive, value: Any, here: Place) -> None:  # noqa: ANN401 -- of any directive
@@ -309,8 +317,8 @@ def _sound_fields(
         Record(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
             good[name] = inner
-    for name in record.required:
-        if name not in value and name not in apart:
+    for name in record.missing(value):
+        if name not in apart:
             problems.add(dotted(path, name), "is required")
     return good
 

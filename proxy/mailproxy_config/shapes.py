@@ -21,6 +21,7 @@ from .errors import Problems
 
 Schema = dict[str, Any]
 LARGEST_INT32: Final = 2**31 - 1
+_MOST_UNKNOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Flag:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, bool):
-            problems.add(path, f"must be true or false, not {kind_of(value)}")
+            problems.add(path, f"must be true or false, not {kind_of(value)}{_flag_hint(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,7 @@ class Text:
     """Text within a length; perhaps one of a few words, perhaps matching an expression.
 
     ``hint`` says in words what ``pattern`` wants.  A ``secret`` is never quoted in a reason.
+    ``spellings`` gives the words for what nginx calls otherwise.
     """
 
     longest: int
@@ -112,6 +114,7 @@ class Text:
     rules: tuple[Rule, ...] = ()
     default: str | None = None
     secret: bool = False
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self) -> Schema:
         """See ``Shape``."""
@@ -127,9 +130,8 @@ class Text:
             problems.add(path, f"must be text, not {kind_of(value)}{self._quote_hint(value)}")
         elif self.words:
             if value not in self.words:
-                problems.add(
-                    path, f"{_shown(value)} is not one of {', '.join(self.words)}{_close(value, self.words)}"
-                )
+                hint = self._spelling(value.lower()) or _close(value, self.words)
+                problems.add(path, f"{_shown(value)} is not one of {', '.join(self.words)}{hint}")
         elif len(value) < self.shortest:
             problems.add(path, "must not be empty")
         elif len(value) > self.longest:
@@ -146,7 +148,12 @@ class Text:
         """YAML makes booleans of on, off, yes and no; say what to do about it."""
         if not isinstance(value, bool):
             return ""
-        return f" (one of {', '.join(self.words)})" if self.words else "; put it in quotes"
+        if not self.words:
+            return "; put it in quotes"
+        return f" (one of {', '.join(self.words)}){self._spelling('on' if value else 'off')}"
+
+    def _spelling(self, word: str) -> str:
+        return f"; write {self.spellings[word]}" if word in self.spellings else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +220,8 @@ class ListOf:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, Sequence) or isinstance(value, str):
-            problems.add(path, f"must be a list, not {kind_of(value)}")
+            hint = "" if value is None else "; put it into [ ]"
+            problems.add(path, f"must be a list, not {kind_of(value)}{hint}")
             return
         if not self.fewest <= len(value) <= self.most:
             problems.add(path, f"has {len(value)} items, which is out of range {self.fewest} to {self.most}")
@@ -240,7 +248,8 @@ class ListOf:
 class Record:
     """An object with known fields; anything else in it is an error.
 
-    ``advice`` says what to do about an unknown field, or nothing.
+    ``advice`` says what to do about an unknown field, or nothing; ``example`` is what
+    to write where something else than an object stands.
     """
 
     fields: Mapping[str, Shape]
@@ -248,6 +257,7 @@ class Record:
     rules: tuple[Rule, ...] = ()
     default: Mapping[str, object] | None = None
     advice: Callable[[str], str] | None = None
+    example: str = ""
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self) -> Schema:
@@ -260,7 +270,8 @@ class Record:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, Mapping):
-            problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+            hint = f"; write {self.example}" if self.example else ""
+            problems.add(path, f"must be an object with fields, not {kind_of(value)}{hint}")
             return
         before = len(problems)
         for name, inner in value.items():
@@ -269,11 +280,22 @@ class Record:
                 problems.add(dotted(path, name), f"unknown field{self._hint(name)}")
             else:
                 shape.check(inner, dotted(path, name), problems)
-        for name in self.required:
-            if name not in value:
-                problems.add(dotted(path, name), "is required")
+        for name in self.missing(value):
+            problems.add(dotted(path, name), "is required")
         if len(problems) == before:
             _check_rules(self.rules, value, path, problems)
+
+    def missing(self, value: Mapping[str, Any]) -> list[str]:
+        """Required fields that an object lacks, but for those that an unknown field was meant to be."""
+        lacking = [name for name in self.required if name not in value]
+        meant = self.meant(value) if lacking else {}
+        return [name for name in lacking if name not in meant.values()]
+
+    def meant(self, value: Mapping[str, Any]) -> dict[str, str]:
+        """The known fields that the unknown ones of an object were probably meant to be."""
+        unknown = [name for name in value if name not in self.fields][:_MOST_UNKNOWN]
+        found = {name: closest(str(name), self.fields) for name in unknown}
+        return {name: field for name, field in found.items() if field}
 
     def _hint(self, name: object) -> str:
         advice = self.advice(str(name)) if self.advice is not None else ""
@@ -353,6 +375,13 @@ def encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _flag_hint(value: object) -> str:
+    """What to write for a word of nginx that stands in quotes."""
+    meant = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
+    word = value.lower() if isinstance(value, str) else ""
+    return f"; write {meant[word]}, without quotes" if word in meant else ""
 
 
 def _check_rules(rules: tuple[Rule, ...], value: object, path: str, problems: Problems) -> None:
