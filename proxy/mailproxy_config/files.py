@@ -64,6 +64,7 @@ def _file_written(value: FileRef) -> Raw:
 
 _SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
 FILE_SHAPE: Final = Record(
+    example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": _PATH},
     descriptions={
         "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it.",
@@ -122,6 +123,7 @@ CERTIFICATES: Final = ValueType(
     shape=ListOf(
         most=8,
         items=Record(
+            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
             fields={"secretName": _NAME, "certificateFile": _PATH, "keyFile": _PATH},
             rules=(
                 Rule(

@@ -71,6 +71,7 @@ _SECONDS: Final = IntOrText(
 )
 _TIMED: Final = ("idle", "interval", "count")
 _KEEP_ALIVE: Final = Record(
+    example="{enabled: true}, {enabled: false} or {idle: 30m}",
     fields={
         "enabled": Flag(),
         "idle": _SECONDS,
@@ -212,6 +213,7 @@ def _address_is_bare(value: Mapping[str, Any]) -> bool:
 
 
 _LISTENER: Final = Record(
+    example="{port: 143}",
     fields={**{row.field: row.shape for row in LISTEN_PARAMETERS}, "hostPort": HOST_PORT},
     descriptions={
         **{row.field: explained(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
