@@ -13,9 +13,10 @@ from mailproxy_monitoring.pages import pages
 
 from mailproxy.observe.catalogue import CATALOGUE
 from support.helm_schemas import faults
+from support.needs import Needs
 from support.prometheus_world.places import Places
 from support.prometheus_world.watcher import watch
-from support.servers.programs import Needs, Ports, eventually, output_of
+from support.servers.programs import Ports, eventually, output_of
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 CRD = MONITORING.parent / "crd.yaml"

@@ -11,7 +11,8 @@ import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
 from mailproxy_operator.render.prometheus_rule import ALERTS
-from support.servers.programs import Needs, output_of
+from support.needs import Needs
+from support.servers.programs import output_of
 
 POD = 'namespace="mail", job="mail/edge", pod="edge-0", instance="a"'
 IMAP = 'namespace="mail", job="mail/edge", protocol="imap"'

@@ -134,10 +134,22 @@ class Operator(Running):
 
     Attributes:
         admin: Answers ``/metrics``, ``/healthz`` and ``/readyz`` on loopback.
+
+    Args:
+        modules: Folders that Python looks into before the product's.
     """
 
-    def __init__(self, cluster: Cluster, name: str, kubeconfig: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        kubeconfig: Path,
+        options: Sequence[str] = (),
+        *,
+        modules: Sequence[Path] = (),
+    ) -> None:
         port = _PORTS.take()
+        sources = os.pathsep.join([*map(str, modules), _SOURCES])
         self.admin = Asker(f"http://127.0.0.1:{port}")
         self._port = port
         super().__init__(
@@ -150,7 +162,7 @@ class Operator(Running):
                 *options,
             ],
             output=cluster.folder / f"{name}.log",
-            env={"KUBECONFIG": str(kubeconfig), "PYTHONPATH": _SOURCES, "POD_NAMESPACE": ""},
+            env={"KUBECONFIG": str(kubeconfig), "PYTHONPATH": sources, "POD_NAMESPACE": ""},
         )
 
     def started(self) -> Operator:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from mailproxy_operator.render import planned
 from mailproxy_operator.render.prometheus_rule import ALERTS, prometheus_rule
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
+from support.needs import Needs
 from support.operator_bodies import body
 
-PROMTOOL = shutil.which("promtool")
 JOB = 'job="mail/edge"'
 
 # alert -> series (name and labels, then values as promtool expands them) on which it fires after 80 minutes
@@ -88,9 +87,8 @@ def test_every_alert_is_about_this_resource_alone() -> None:
 
 
 @pytest.mark.interop
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_every_alert_fires_on_the_data_it_is_for(rules: Path, alert: Any) -> None:
+def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, alert: Any) -> None:
     series = [{"series": name, "values": values} for name, values in SERIES[alert.name]]
     expected = {"exp_alerts": [], "alertname": alert.name, "eval_time": "80m"}
     case = {
@@ -100,8 +98,8 @@ def test_every_alert_fires_on_the_data_it_is_for(rules: Path, alert: Any) -> Non
     }
     file = rules.with_name("test.yaml")
     file.write_text(yaml.safe_dump(case))
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    command = [needs("promtool"), "test", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     # Nothing is expected, so promtool tells what fires instead.
     assert done.returncode == 1, done.stdout + done.stderr
     assert f'alertname="{alert.name}"' in done.stdout + done.stderr, done.stdout + done.stderr
