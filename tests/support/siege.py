@@ -82,8 +82,8 @@ async def siege(
         if service is not None:
             port = await stack.enter_async_context(serve(service))
             build = _asking(build, port)
-        told = _telling_everything(build)
-        w = await stack.enter_async_context(world(told, *(answers or (DENIED,)), **options))
+        verbose = _logging_everything(build)
+        w = await stack.enter_async_context(world(verbose, *(answers or (DENIED,)), **options))
         _keep_log(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
@@ -98,7 +98,7 @@ async def siege(
     assert invariants.descriptors() <= before
 
 
-def _telling_everything(build: Builder) -> Builder:
+def _logging_everything(build: Builder) -> Builder:
     """Log also the sessions in which nothing was sent, so that all are in the log."""
     return lambda auth, listen: replace(build(auth, listen), error_log=LogLevel.DEBUG)
 
