@@ -144,8 +144,8 @@ def container(plan: Plan) -> Manifest:
         **_probes(),
         "volumeMounts": volume_mounts(plan),
     }
-    if deployment.image_pull_policy:
-        made["imagePullPolicy"] = deployment.image_pull_policy
+    if policy := deployment.image_pull_policy or plan.platform.image_pull_policy:
+        made["imagePullPolicy"] = policy
     if deployment.pod.extra_env:
         made["env"] = [dict(one) for one in deployment.pod.extra_env]
     if plan.pods_sleep_before_stop and deployment.drain.delay > 0:
