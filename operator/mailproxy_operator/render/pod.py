@@ -179,7 +179,15 @@ def _probes() -> Manifest:
         return {"httpGet": {"path": path, "port": names.ADMIN_PORT_NAME}}
 
     return {
-        "startupProbe": {**asking("/healthz"), "periodSeconds": 1, "failureThreshold": 60},
+        # Each failure is a warning event: the first probe comes after a start that goes well, which takes
+        # a second.  On a busy node, or with a small CPU limit, a start takes minutes and succeeds.
+        "startupProbe": {
+            **asking("/healthz"),
+            "initialDelaySeconds": 3,
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": 300,
+        },
         "livenessProbe": {
             **asking("/healthz"),
             "periodSeconds": 10,
