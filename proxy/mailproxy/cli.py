@@ -151,7 +151,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _octets(file: Path) -> bytes:
-    """Read the configuration, from standard input for ``-``.
+    """Read the configuration, from standard input for ``-``; a pipe will do, since it is read once.
 
     Raises:
         ConfigError: It cannot be read.
@@ -159,7 +159,9 @@ def _octets(file: Path) -> bytes:
     from mailproxy.supervisor.files import read  # noqa: PLC0415
     from mailproxy_config.yaml_text import LARGEST_DOCUMENT  # noqa: PLC0415
 
-    return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1) if str(file) == "-" else read(file)
+    if str(file) == "-":
+        return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)
+    return read(file, once=True)
 
 
 def _source(file: Path) -> str:

@@ -29,6 +29,8 @@ from .yaml_text import documents
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
 _MOUNTS: Final = Mounts()
+NOT_REGULAR: Final = "is not a regular file"
+"""How the reason begins that ``check_files`` gives for a pipe or a device."""
 
 
 class Kind(StrEnum):
@@ -254,4 +256,6 @@ def _unreadable(path: str) -> str:
         return "there is no such file"
     if os.path.isdir(path):
         return "is a directory"
+    if not os.path.isfile(path):
+        return f"{NOT_REGULAR}: reading it may never end"
     return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"

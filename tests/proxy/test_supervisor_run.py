@@ -223,6 +223,19 @@ def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, b
     assert proxy.metric("mailproxy_config_last_reload_successful") == 1
 
 
+def test_a_reload_with_many_problems_logs_some_of_them(manifest: Manifest, proxy: Proxy) -> None:
+    text = manifest.text()
+    manifest.path.write_text(text + "".join(f"  field{number}: 1\n" for number in range(300)))
+    assert proxy.until_told("configuration_kept")["problems"] == 300
+    assert len(proxy.told("configuration_refused")) == 100
+
+
+def test_a_large_file_is_refused_at_a_reload_without_being_read(manifest: Manifest, proxy: Proxy) -> None:
+    manifest.path.write_text("a:\n" + "".join(f"  k{number}: 1\n" for number in range(250_000)))
+    assert "is too large" in proxy.until_told("configuration_refused")["reason"]
+    assert proxy.get("/healthz")[0] == 200
+
+
 def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
     manifest: Manifest, proxy: Proxy
 ) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.load import Loaded, check_files, is_mounted, load
+from mailproxy_config.load import NOT_REGULAR, Loaded, check_files, is_mounted, load
 from mailproxy_config.model import ProxyConfig
 
 _LINE = re.compile(r"(.*):([0-9]+)")
@@ -105,9 +105,10 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     from mailproxy.tls.trial import tried  # noqa: PLC0415
 
     paths = [problem.reason.partition(": ")[0] for problem in missing]
+    endless = {problem.path.partition(".")[0] for problem in missing if NOT_REGULAR in problem.reason}
     found: tuple[list[Problem], list[Problem]] = ([], [])
     for index, server in enumerate(config.servers):
-        if server.tls_is_used:
+        if server.tls_is_used and f"servers[{index}]" not in endless:
             rename = _renamed(f"servers[{server.name}]", f"servers[{index}]")
             problems, notices = tried(server)
             found[0].extend(
