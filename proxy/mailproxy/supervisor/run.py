@@ -38,6 +38,12 @@ _MOST_DESCRIPTORS: Final = 1024 * 1024
 _SPARE_DESCRIPTORS: Final = 64
 _MOST_LINES: Final = 100
 """Log lines about the problems of one configuration, and about its notices."""
+_SWITCH_SECONDS: Final = 0.001
+"""How long the thread that loads a configuration may hold up the admin endpoint at a time.
+
+Loading is a second or two of Python code at most (see ``limits``), and runs in a
+thread: a process of its own would cost as much memory as a worker.
+"""
 _WRONG_INPUT: Final = 1
 _CANNOT_START: Final = 3
 
@@ -51,6 +57,7 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a drain, 1 for a configuration that does not
         load, 3 where something prevents the start.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     log = Log(2, settings.log_format, settings.log_level or LogLevel.NOTICE)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
     try:
