@@ -21,7 +21,7 @@ MOST_TOKENS: Final = 40_000
 """Tokens of YAML in all documents of a file together.
 
 Two to four make a value.  The largest ``MailProxy``, of 32 servers, has about
-20,000; scanning this many takes a second or two.
+25,000; scanning this many takes a second or two.
 """
 MOST_NGINX_TOKENS: Final = 250_000
 """Words, braces and semicolons of an ``nginx.conf``, with all files that it includes."""

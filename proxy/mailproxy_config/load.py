@@ -28,6 +28,7 @@ from .yaml_text import documents
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
+_NUMBERED: Final = re.compile(r"servers\[([0-9]{1,4})\]")
 _MOUNTS: Final = Mounts()
 NOT_REGULAR: Final = "is not a regular file"
 """How the reason begins that ``check_files`` gives for a pipe or a device."""
@@ -84,6 +85,7 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             hash=config_hash(config),
             notices=(),
             kind=Kind.RENDERED,
+            located=_by_name(config),
         )
     if _NGINX_BEGINS.match(words):
         # Not at the top: the proxy in a pod never needs crossplane.
@@ -144,6 +146,19 @@ def check_files(config: ProxyConfig, kind: Kind | None = None) -> tuple[Problem,
                 hint = _mount_hint(path, name, kind)
                 problems.add(f"servers[{index}].{name}", f"{path}: {reason}{hint}")
     return tuple(dict.fromkeys(problems))
+
+
+def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
+    """Servers of a rendered configuration by the names that they have in the manifest."""
+
+    def located(problem: Problem) -> Problem:
+        found = _NUMBERED.match(problem.path)
+        if found is None or int(found[1]) >= len(config.servers):
+            return problem
+        name = config.servers[int(found[1])].name
+        return Problem(f"servers[{name}]{problem.path[found.end() :]}", problem.reason)
+
+    return located
 
 
 def is_mounted(problem: Problem) -> bool:

@@ -280,7 +280,7 @@ def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> 
     manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
     verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
     assert [str(problem) for problem in verdict.absent] == [
-        "servers[0].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
+        "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
         "does the Secret auth have the key k?"
     ]
 
