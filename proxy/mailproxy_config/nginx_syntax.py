@@ -175,7 +175,7 @@ def _statements(
         arguments, end, lines = _arguments(tokens, name, line, word)
         if level == _MOST_LEVELS and end == "{":
             raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
-        if end == "{" and word in _NEVER_INSIDE.get(outer[0], ()):
+        if end == "{" and not unclosed and word in _NEVER_INSIDE.get(outer[0], ()):
             unclosed.append(
                 f'; does the "{outer[0]}" of line {outer[1]} lack a "}}" before the "{word}" of line {line}?'
             )
