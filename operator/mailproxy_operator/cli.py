@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mailproxy-operator", description="MailProxy resources become proxies."
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="the operator: serve the MailProxy resources of a cluster"))
     _add_render(commands.add_parser("render", help="print the Kubernetes objects for a manifest"))
@@ -89,6 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     crd.set_defaults(command=_crd)
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """``--version``, looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:
+            known = version("mailproxy")
+        except PackageNotFoundError:  # the sources run as they are
+            known = "unknown"
+        sys.stdout.write(f"mailproxy-operator {known}\n")
+        parser.exit()
 
 
 def _crd(options: argparse.Namespace) -> int:
@@ -122,7 +137,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resync", type=float, default=600.0, metavar="SECONDS", help="look at everything this often"
     )
-    parser.add_argument("--log-format", choices=("json", "text"), default="json")
+    parser.add_argument(
+        "--log-format",
+        choices=("json", "text"),
+        help="how log lines look (text on a terminal, json elsewhere)",
+    )
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     _add_webhook(
         parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
@@ -150,6 +169,8 @@ def _add_webhook(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.log_format is None:
+        options.log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     # The Kubernetes client wants a home as soon as it is imported; a user without a name may have none.
     os.environ.setdefault("HOME", "/")
     from mailproxy_operator.command import run_command  # noqa: PLC0415

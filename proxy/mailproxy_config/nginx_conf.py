@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from .addresses import WELL_KNOWN_PORTS
 from .directives import FOLDED_DIRECTIVES, Directive, by_name
@@ -42,6 +42,7 @@ from .nginx_terms import (
     server_names,
 )
 from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
+from .pod_notes import pod_notes
 from .shapes import closest
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
@@ -101,15 +102,23 @@ def read_nginx(
     reader = _Reader(Files(base, problems, main), problems, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
-    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": reader.spec()}
+    body: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": metadata,
+        "spec": reader.spec(),
+    }
     found = Problems()
     manifest = examine(body, found)
+    if only_to_print:
+        found.notices += pod_notes(body["spec"])
     problems.found += map(reader.located, filter(reader.is_news, found.found))
     problems.found.sort(key=_by_line)
-    problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
-    return replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    problems.raise_if_any(partial=result)
+    return result
 
 
 class _Reader:

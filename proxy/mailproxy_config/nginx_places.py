@@ -16,7 +16,7 @@ from .directives import DIRECTIVES, by_name
 from .errors import Problem
 from .nginx_values import Block
 
-_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?")
+_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?(\.[a-z_]+)?")
 _ROWS: Final = by_name(DIRECTIVES)
 
 
