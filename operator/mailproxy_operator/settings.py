@@ -10,6 +10,7 @@ from pathlib import Path
 from mailproxy_operator import names
 
 DEFAULT_IMAGE = "ghcr.io/mailproxy/mailproxy:0.1.0"
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -42,6 +43,7 @@ class Platform:
     Attributes:
         kube_version: The oldest version among the nodes that may run the pods.
         image: The proxy's image where a resource names none.
+        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
         config_dir: Where the configuration is mounted in the container.
         refs_dir: Below it, what the resource refers to is mounted.
         refused_sysctls: Names that nodes have refused for this generation.
@@ -49,6 +51,7 @@ class Platform:
 
     kube_version: KubeVersion = KubeVersion()
     image: str = DEFAULT_IMAGE
+    image_pull_policy: str | None = None
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
     refused_sysctls: frozenset[str] = frozenset()
@@ -79,6 +82,7 @@ class OperatorSettings:
     Attributes:
         namespaces: Which to serve; all of them when empty.
         image: The proxy's image where a resource names none.
+        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
         node_min_version: Of the oldest node, where that is older than the API server.
         admin_host: Where metrics and probes are answered.
         admin_port: Where metrics and probes are answered.
@@ -91,6 +95,7 @@ class OperatorSettings:
 
     namespaces: tuple[str, ...] = ()
     image: str = DEFAULT_IMAGE
+    image_pull_policy: str | None = None
     node_min_version: KubeVersion | None = None
     admin_host: str = "[::]"
     admin_port: int = 8080
@@ -99,3 +104,7 @@ class OperatorSettings:
     identity: str = ""
     resync_seconds: float = 600.0
     webhook: WebhookSettings | None = None
+
+    def platform(self, version: KubeVersion) -> Platform:
+        """What rendering has to know of a cluster of this version."""
+        return Platform(kube_version=version, image=self.image, image_pull_policy=self.image_pull_policy)

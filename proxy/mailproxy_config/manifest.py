@@ -155,7 +155,7 @@ def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
     """
     problems = Problems()
     manifest = examine(body, problems)
-    problems.raise_if_any()
+    problems.raise_if_any(partial=manifest)
     assert manifest is not None  # noqa: S101 -- or that would be a problem
     return manifest
 

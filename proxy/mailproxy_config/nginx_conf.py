@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 from .addresses import WELL_KNOWN_PORTS
 from .directives import FOLDED_DIRECTIVES, Directive, by_name
@@ -44,6 +44,7 @@ from .nginx_terms import (
     server_names,
 )
 from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
+from .pod_notes import pod_notes
 from .shapes import closest
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
@@ -81,9 +82,7 @@ def parse_nginx(
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
     """
-    return read_nginx(
-        text, source=source, name=name, namespace=namespace, only_to_print=only_to_print
-    ).manifest
+    return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
 
 
 def read_nginx(
@@ -93,8 +92,8 @@ def read_nginx(
     name: str = "mailproxy",
     namespace: str = "default",
     only_to_print: bool = False,
-) -> NginxConf:
-    """Like ``parse_nginx``, with what a manifest has no room for.
+) -> tuple[MailProxyManifest, Places]:
+    """Like ``parse_nginx``, and where everything stands.
 
     Raises:
         ConfigError: With everything that is wrong with it, by file and line.
@@ -106,24 +105,23 @@ def read_nginx(
     reader = _Reader(Files(base, problems, main), problems, logs, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
-    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": reader.spec()}
+    body: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": metadata,
+        "spec": reader.spec(),
+    }
     found = Problems()
     manifest = examine(body, found)
+    if only_to_print:
+        found.notices += pod_notes(body["spec"])
     problems.found += map(reader.located, filter(reader.is_news, found.found))
     problems.found.sort(key=_by_line)
-    problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
-    return NginxConf(replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places(), logs)
-
-
-@dataclass(frozen=True, slots=True)
-class NginxConf:
-    """What was read from an ``nginx.conf``: the manifest, where everything stands, and where logs go."""
-
-    manifest: MailProxyManifest
-    places: Places
-    logs: NginxLogs
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    problems.raise_if_any(partial=result)
+    return result
 
 
 class _Reader:
@@ -397,7 +395,7 @@ class _Reader:
         """Where everything stands, for what is found wrong later."""
         names = server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
-        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins)
+        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
 
     def located(self, problem: Problem) -> Problem:
         """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""

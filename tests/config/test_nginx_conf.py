@@ -182,6 +182,8 @@ def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> Non
     assert [str(notice).removeprefix("/etc/nginx/n:") for notice in found.notices] == [
         "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
         "which stands in their place",
+        '2: "ssl_certificate": /etc/nginx/a.pem and /etc/nginx/a.key are not in the pod; '
+        "put them into a Secret of type kubernetes.io/tls and write {secretName: NAME}",
         '3: "ssl_certificate" directive: data: cannot be carried over',
         '3: "ssl_certificate_key" directive: data: cannot be carried over',
         '4: "ssl_client_certificate" directive: data: cannot be carried over; '

@@ -150,3 +150,18 @@ def test_the_words_of_a_file_and_its_includes_are_counted(
         "is too large: it has more than 500000 words with all that it includes" in problem
         or "1000" in problem
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("mail {\nserver {\nlisten 143;\nserver {\nlisten 110; }\n}",
+         '; does the "server" of line 2 lack a "}" before the "server" of line 4?'),
+        ("events {\nmail {\nserver { listen 143; }\n}",
+         '; does the "events" of line 1 lack a "}" before the "mail" of line 2?'),
+        ("mail {\nserver { listen 143; }\n", ""),
+    ],
+)  # fmt: skip
+def test_a_missing_brace_is_looked_for_where_a_block_begins(text: str, hint: str) -> None:
+    (problem,) = problems_of(text)
+    assert problem.endswith(f'unexpected end of file, expecting "}}"{hint}')

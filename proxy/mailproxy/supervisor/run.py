@@ -14,7 +14,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy import admin
@@ -25,6 +25,7 @@ from mailproxy.supervisor.pool import CannotStart, Pool
 from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
 from mailproxy.supervisor.settings import Settings
 from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.verdict import in_order, printable
 from mailproxy.watch import Watch
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
@@ -35,6 +36,14 @@ LOOK_SECONDS: Final = 1.0
 _RESTLESS_SECONDS: Final = 0.2
 _MOST_DESCRIPTORS: Final = 1024 * 1024
 _SPARE_DESCRIPTORS: Final = 64
+_MOST_LINES: Final = 100
+"""Log lines about the problems of one configuration, and about its notices."""
+_SWITCH_SECONDS: Final = 0.001
+"""How long the thread that loads a configuration may hold up the admin endpoint at a time.
+
+Loading is a second or two of Python code at most (see ``limits``), and runs in a
+thread: a process of its own would cost as much memory as a worker.
+"""
 _WRONG_INPUT: Final = 1
 _CANNOT_START: Final = 3
 
@@ -48,6 +57,7 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a drain, 1 for a configuration that does not
         load, 3 where something prevents the start.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     level = settings.log_level
     log = Log(2, settings.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
@@ -69,6 +79,7 @@ class Supervisor:
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
         self._is_watched = False
+        self._listening: tuple[str, ...] = ()
         self._pool: Pool | None = None
         self._main: asyncio.Task[object] | None = None
 
@@ -92,7 +103,7 @@ class Supervisor:
         except ConfigError as error:
             return self._fail(_WRONG_INPUT, error.problems)
         except CannotListen as error:
-            return self._fail(_CANNOT_START, [Problem("", str(error))])
+            return self._fail(_CANNOT_START, [error.problem])
         self._preparation.commit(deployment)
         return await self._answer(deployment)
 
@@ -118,7 +129,7 @@ class Supervisor:
             await pool.start(deployment)
         except (ConfigError, CannotStart) as error:
             await pool.stopped()
-            return self._could_not_start(error)
+            return self._could_not_start(error, deployment)
         self._accepted(deployment)
         self._tell_where(deployment, endpoint)
         self._status.is_started = True
@@ -132,11 +143,11 @@ class Supervisor:
         await self._drain(pool)
         return 0
 
-    def _could_not_start(self, error: ConfigError | CannotStart) -> int:
+    def _could_not_start(self, error: ConfigError | CannotStart, deployment: Deployment) -> int:
         if self._ending.is_set():
             return 0
         if isinstance(error, ConfigError):
-            return self._fail(_WRONG_INPUT, error.problems)
+            return self._fail(_WRONG_INPUT, in_order(map(deployment.located, error.problems)))
         return self._fail(_CANNOT_START, [Problem("", str(error))])
 
     # -- configuration
@@ -168,11 +179,13 @@ class Supervisor:
             self._reload_wanted.clear()
             try:
                 deployment = await self._prepared()
-            except (ConfigError, CannotListen) as error:
-                self._refused(error)
+            except ConfigError as error:
+                self._refused(error.problems)
+            except CannotListen as error:
+                self._refused([error.problem])
             except Exception as error:  # an odd file may find a bug of ours, but must not end what runs
                 _logger.exception("cannot load the configuration")
-                self._refused(ConfigError([Problem("", f"internal error ({type(error).__name__})")]))
+                self._refused([Problem("", f"internal error ({type(error).__name__})")])
             else:
                 await self._change_to(pool, deployment)
 
@@ -181,30 +194,47 @@ class Supervisor:
             await pool.change_to(deployment)
         except ConfigError as error:
             self._preparation.discard(deployment)
-            self._refused(error)
+            self._refused(in_order(map(deployment.located, error.problems)))
         else:
             self._accepted(deployment)
 
     def _accepted(self, deployment: Deployment) -> None:
+        before = self._listening
+        self._listening = tuple(deployment.sockets.by_key)
         self._preparation.commit(deployment)
         self._status.loaded(deployment)
         self._log.adopt(deployment.config, notices=True)
         self._tell_about(deployment)
+        if before and set(before) != set(self._listening):
+            self._tell_change(before, self._listening)
 
-    def _refused(self, error: ConfigError | CannotListen) -> None:
-        problems = error.problems if isinstance(error, ConfigError) else (Problem("", str(error)),)
-        self._status.refused(problems)
-        for problem in problems:
+    def _refused(self, problems: Sequence[Problem]) -> None:
+        """Log why a reload was refused, and what runs on."""
+        self._status.refused(tuple(problems))
+        for problem in problems[:_MOST_LINES]:
             self._tell(LogLevel.ERROR, "configuration_refused", path=problem.path, reason=problem.reason)
+        kept = self._pool.wanted if self._pool is not None else None
+        self._tell(
+            LogLevel.ERROR,
+            "configuration_kept",
+            reason="the new configuration is refused, the one before stays in use",
+            problems=len(problems),
+            hash=kept.hash if kept else None,
+            generation=kept.generation if kept else None,
+        )
 
     # -- the end
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             loop.add_signal_handler(signum, self._end, signum)
+
+    def _reload(self) -> None:
+        self._tell(LogLevel.NOTICE, "reload_requested", signal="SIGHUP")
+        self._reload_wanted.set()
 
     def _reopen_logs(self) -> None:
         """Open the log files anew, in every process."""
@@ -248,7 +278,7 @@ class Supervisor:
             generation=deployment.generation,
             workers=deployment.workers,
         )
-        for notice in deployment.notices:
+        for notice in deployment.notices[:_MOST_LINES]:
             self._tell(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
         needed = 2 * deployment.config.worker_connections + _SPARE_DESCRIPTORS
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -267,9 +297,14 @@ class Supervisor:
             workers=deployment.workers,
         )
 
+    def _tell_change(self, before: Collection[str], now: Collection[str]) -> None:
+        opened = ", ".join(key for key in now if key not in before)
+        closed = ", ".join(key for key in before if key not in now)
+        self._tell(LogLevel.NOTICE, "listeners_changed", opened=opened or None, closed=closed or None)
+
     def _fail(self, code: int, problems: Iterable[Problem]) -> int:
         for problem in problems:
-            sys.stderr.write(f"mailproxy: {problem}\n")
+            sys.stderr.write(f"mailproxy: {printable(problem)}\n")
         return code
 
     def _worker_command(self) -> tuple[str, ...]:
