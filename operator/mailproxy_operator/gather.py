@@ -41,7 +41,7 @@ async def gather(
     if workload is None:
         return Observed(addresses=found), []
     labelled = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
-    pods = [pod for pod in labelled if _is_made_by_workload(pod, key.name)]
+    pods = [pod for pod in labelled if is_made_by_workload(pod, key.name)]
     wanted = _template_hash(workload["spec"]["template"])
     running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
@@ -51,7 +51,7 @@ async def gather(
     return observed, pods
 
 
-def _is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
+def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
     """Tell a pod of a workload of ours from one that only has its labels."""
     owners = pod["metadata"].get("ownerReferences") or []
     controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]

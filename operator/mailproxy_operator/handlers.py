@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import kopf
 
-from mailproxy_operator import names
+from mailproxy_operator import breaker, names
 from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD, Kind
 from mailproxy_operator.waker import Waker
 
@@ -53,6 +53,8 @@ def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> N
 
     @kopf.on.event(group, version, kind.plural, labels=names.MANAGED_BY_US, registry=registry, id=kind.plural)
     async def _owned_changed(event: kopf.RawEvent, **_: object) -> None:
+        if kind is POD and event["type"] != "DELETED" and breaker.refused_by(event["object"]):
+            await waker.pod_refused(dict(event["object"]))
         match event["type"]:
             case "DELETED":
                 waker.owned_deleted(event["object"]["metadata"])

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
 from typing import Any
 
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
+from mailproxy_operator.errors import OperatorError
 from mailproxy_operator.kinds import POD, SERVICE, WORKLOADS, Kind, Manifest
 from mailproxy_operator.reconcile import Outcome, Reconciler
 from mailproxy_operator.snapshot import Snapshot
@@ -16,6 +18,8 @@ from mailproxy_operator.work_queue import Told, WorkQueue
 
 SETTLE_SECONDS = 0.2
 """Changes of owned objects come in bursts; one reconcile is enough for all."""
+
+_log = logging.getLogger(__name__)
 
 _WITH_TELLING_STATUS = frozenset({*WORKLOADS, POD, SERVICE})
 
@@ -37,6 +41,7 @@ class Waker:
         self._seen: dict[Key, object] = {}
         self._views: dict[Key, Snapshot] = {}
         self._touched: set[Key] = set()
+        self._tripping: set[Key] = set()
 
     async def _work(self, key: Key) -> Outcome:
         return await self._reconciler.reconcile(key, self._views.pop(key, None))
@@ -60,6 +65,21 @@ class Waker:
         if key.name and not is_ours:
             self._touch(key)
             self.queue.wake(key, SETTLE_SECONDS)
+
+    async def pod_refused(self, pod: Manifest) -> None:
+        """A node has refused a pod for a sysctl: that cannot wait for a place in the queue."""
+        metadata = pod["metadata"]
+        key = Key(str(metadata["namespace"]), names.instance_of(metadata.get("labels") or {}))
+        if not key.name or key in self._tripping:
+            return
+        self._tripping.add(key)
+        try:
+            if await self._reconciler.trip(key, pod):
+                _log.warning("%s: nodes refuse a sysctl, it is left out: %s", key, pod["status"]["message"])
+        except OperatorError as failure:
+            _log.warning("%s: a refused sysctl could not be left out: %s", key, failure)
+        finally:
+            self._tripping.discard(key)
 
     def owned_listed(self, kind: Kind, manifest: Manifest) -> None:
         """A watch that begins, or begins anew, lists what there is: it may have changed in the gap."""

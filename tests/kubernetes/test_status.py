@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final
 
 import pytest
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.kubernetes
 only_real = pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
 """For what the emulated API server leaves out."""
 
+PACE: Final = 0.23
+"""Seconds between two pods that a ReplicaSet makes while a kubelet refuses them: 77 in 18 seconds."""
 AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
 TYPES: Final = ["Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled"]
 BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
@@ -281,19 +284,41 @@ def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> No
     world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "another try with a new generation")
 
 
-def test_a_refused_port_start_leaves_the_workload_alone(world: World) -> None:
+def test_a_refused_port_start_is_left_out_too(world: World) -> None:
     world.put()
     world.settle()
     world.put(servers=[server("imap", "imap", 143), server("smtp", "smtp", 25)])
     name = "net.ipv4.ip_unprivileged_port_start"
     world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "the roll-out")
-    before = world.found("Deployment")
-    world.make_pod("edge-bad", before)
+    world.make_pod("edge-bad", world.found("Deployment"))
     fail(world, "edge-bad", name)
     eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
     assert "HighPort" in world.message("Stalled")
-    assert world.found("Deployment")["spec"]["template"] == before["spec"]["template"]
+    assert template_sysctls(world) == []
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the failed pod to go")
+
+
+def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
+    """A ReplicaSet replaces a refused pod at once: four a second, 77 before anything was done about it."""
+    world.put(replicas=4)
+    world.settle()
+    world.put(**UNSAFE, replicas=4)
+    world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "the sysctl")
+    made = 0
+    while "net.core.somaxconn" in template_sysctls(world):
+        assert made <= 10, world.operator.said()[-4000:]  # type: ignore[union-attr]
+        bad = world.found("Deployment")
+        assert bad["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1
+        world.make_pod(f"edge-bad-{made}", bad)
+        fail(world, f"edge-bad-{made}", "net.core.somaxconn")
+        made += 1
+        time.sleep(PACE)
+    assert 1 <= made <= 10
+    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
+    world.until(
+        lambda: not any("bad" in one["metadata"]["name"] for one in world.pods()), "failed pods to go"
+    )
 
 
 def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:
