@@ -76,11 +76,6 @@ class Ledger:
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and entry.mark == _mark(live)
 
-    def differs(self, key: Key, name: _Name, live: Manifest) -> bool:
-        """Tell whether an object that we have applied is no longer as that made it."""
-        entry = self._entries.get(key, {}).get(name)
-        return entry is not None and entry.mark != _mark(live)
-
     def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Remember an apply and what came of it."""
         entry = _Entry(digest, _mark(applied.manifest), applied.warnings)

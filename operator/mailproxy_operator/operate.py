@@ -177,7 +177,9 @@ class Operator:
             waker.queue.run(),
             self._look(waker, self._resync),
             self._watching.keep(
-                lambda registry: handlers.register_carriers(registry, waker), partial(kopf_settings, CARRIERS)
+                lambda registry: handlers.register_carriers(registry, waker),
+                partial(kopf_settings, CARRIERS),
+                listed=waker.carriers_listed,
             ),
         )
 
@@ -194,7 +196,11 @@ class Operator:
         while True:
             kinds = await _answered(self._kinds)
             register = partial(handlers.register, waker=waker, kinds=kinds)
-            await _first(resync.run(), self._watching.keep(register), self._until_others_than(kinds))
+            await _first(
+                resync.run(),
+                self._watching.keep(register, listed=waker.listed),
+                self._until_others_than(kinds),
+            )
 
     async def _kinds(self) -> tuple[Kind, ...]:
         """Tell which of the watched kinds the cluster has."""

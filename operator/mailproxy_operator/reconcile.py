@@ -97,10 +97,6 @@ class Reconciler:
         """Tell whether an object is just as our last apply made it."""
         return self._ledger.is_last_seen(key, (kind, manifest["metadata"]["name"]), manifest)
 
-    def differs(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
-        """Tell whether an object that we have applied is no longer as that made it."""
-        return self._ledger.differs(key, (kind, manifest["metadata"]["name"]), manifest)
-
     async def reconcile(self, key: Key, reader: Reader | None = None) -> Outcome:
         """Bring one resource's objects and status up to date.
 
