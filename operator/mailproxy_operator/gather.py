@@ -61,12 +61,17 @@ def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
     )
 
 
+def can_be_asked(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod has an address, and is not on its way out."""
+    return bool((pod.get("status") or {}).get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+
+
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
     """Ask pods which configuration they run, a few at a time."""
     gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def ask(pod: Manifest) -> RunningConfig | None:
-        if not pod.get("status", {}).get("podIP") or "deletionTimestamp" in pod["metadata"]:
+        if not can_be_asked(pod):
             return None
         async with gate:
             return await cluster.running_config(pod)

@@ -164,7 +164,7 @@ class Operator:
         platform = self._settings.platform(version)
         reconciler = Reconciler(self._cluster, platform)
         await self._until_installed()
-        waker = Waker(reconciler, told=self._meters.reconciled)
+        waker = Waker(reconciler, told=self._meters.reconciled, ask=self._cluster.running_config)
         self._queue = waker.queue
         self._meters.watch_queue(lambda: len(waker.queue))
         self._resync = Resync(
@@ -175,6 +175,7 @@ class Operator:
         )
         await _first(
             waker.queue.run(),
+            waker.poll.run(),
             self._look(waker, self._resync),
             self._watching.keep(
                 lambda registry: handlers.register_carriers(registry, waker),

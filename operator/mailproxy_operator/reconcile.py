@@ -17,9 +17,9 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_operator import breaker, names, status
 from mailproxy_operator.carriers import gather_carriers
 from mailproxy_operator.children import Children, Ledger
-from mailproxy_operator.cluster import Cluster, Key, Reader
+from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
 from mailproxy_operator.errors import Finding, OperatorError, Retryable
-from mailproxy_operator.gather import gather, is_made_by_workload
+from mailproxy_operator.gather import can_be_asked, gather, is_made_by_workload
 from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
 from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan, planned, render
@@ -45,6 +45,7 @@ class Outcome:
         status: What was written, or would have been had it differed.
         drifted: The kinds that an apply changed although the rendering had not.
         pruned: The kinds of what was deleted as no longer wanted.
+        answers: The pods that can be asked which configuration they run, and what they answered.
     """
 
     is_gone: bool = False
@@ -54,6 +55,7 @@ class Outcome:
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
+    answers: tuple[tuple[Manifest, RunningConfig | None], ...] = ()
 
 
 @dataclass(slots=True)
@@ -120,7 +122,8 @@ class Reconciler:
         observed, pods = await self._seen(run, children, reader)
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
-        return await self._report(run, observed)
+        outcome = await self._report(run, observed)
+        return replace(outcome, answers=_answers(observed, pods))
 
     async def _seen(self, run: _Run, children: Children, reader: Reader) -> tuple[Observed, list[Manifest]]:
         if _mode(run) == SIDECAR:
@@ -265,6 +268,11 @@ def _noting(run: _Run) -> Iterator[None]:
         yield
     except OperatorError as failure:
         run.failed = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+
+
+def _answers(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
+    seen = zip(pods, observed.pods, strict=True)
+    return tuple((pod, one.running) for pod, one in seen if can_be_asked(pod))
 
 
 def _has_no_pods_yet(live: Manifest) -> bool:

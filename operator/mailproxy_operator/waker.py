@@ -10,6 +10,7 @@ from typing import Any
 
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
+from mailproxy_operator.config_poll import Ask, ConfigPoll
 from mailproxy_operator.errors import OperatorError
 from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD, SERVICE, WORKLOADS, Kind, Manifest
 from mailproxy_operator.listing import Listing, Page
@@ -31,13 +32,16 @@ class Waker:
     Args:
         reconciler: What is woken.
         told: Told about every reconcile.
+        ask: Asks a pod which configuration it runs.
 
     Attributes:
         queue: Who waits.
+        poll: Asks running pods regularly.
     """
 
-    def __init__(self, reconciler: Reconciler, *, told: Told) -> None:
+    def __init__(self, reconciler: Reconciler, *, told: Told, ask: Ask) -> None:
         self.queue = WorkQueue(self._work, told=told)
+        self.poll = ConfigPoll(ask, self.pods_answer_otherwise)
         self._reconciler = reconciler
         self._seen: dict[Key, object] = {}
         self._views: dict[Key, Snapshot] = {}
@@ -48,7 +52,13 @@ class Waker:
         self._carriers = Listing(_asked_for)
 
     async def _work(self, key: Key) -> Outcome:
-        return await self._reconciler.reconcile(key, self._views.pop(key, None))
+        outcome = await self._reconciler.reconcile(key, self._views.pop(key, None))
+        self.poll.note(key, outcome.answers)
+        return outcome
+
+    def pods_answer_otherwise(self, key: Key) -> None:
+        """A pod runs another configuration than before, or has refused one."""
+        self.queue.wake(key, SETTLE_SECONDS)
 
     def resource_changed(self, metadata: Mapping[str, Any], *, is_deleted: bool) -> None:
         """A MailProxy was made, edited or deleted; its status alone does not count."""

@@ -62,7 +62,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resync(source: Source, interval: float = 0.01) -> Resync:
-    waker = Waker(Reconciler(MemoryCluster(), Platform()), told=lambda *_: None)
+    cluster = MemoryCluster()
+    waker = Waker(Reconciler(cluster, Platform()), told=lambda *_: None, ask=cluster.running_config)
     return Resync(source, waker, namespaces=(), interval=interval)
 
 

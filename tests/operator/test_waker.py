@@ -25,7 +25,7 @@ class World:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
         self.reconciler = Reconciler(self.cluster, Platform())
-        self.waker = Waker(self.reconciler, told=lambda *_: None)
+        self.waker = Waker(self.reconciler, told=lambda *_: None, ask=self.cluster.running_config)
 
     def woken(self) -> bool:
         """Tell whether anybody was woken since the last time."""
