@@ -183,6 +183,7 @@ def test_scaled_to_zero(world: World) -> None:
             "references non-existent config key: a",
             "ConfigMapKeyNotFound",
         ),
+        ("failed to sync secret cache: timed out waiting for the condition", "MountFailed"),
     ],
 )
 def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str) -> None:
@@ -212,6 +213,46 @@ def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str
     ).good  # fmt: skip
     eventually_is(world, "ResolvedRefs", ("False", reason))
     assert message in world.message()
+    world.until(lambda: reason in [one["reason"] for one in world.events()], "the event")
+    assert {one["type"] for one in world.events() if one["reason"] == reason} == {"Warning"}
+
+
+def test_a_pod_that_no_node_takes_is_diagnosed(world: World) -> None:
+    world.put(replicas=1)
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    world.make_pod("edge-a", world.found("Deployment"))
+    message = "0/3 nodes are available: 3 Insufficient cpu."
+    pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    world.set_pod_status("edge-a", {"phase": "Pending", "conditions": [pending]})
+    eventually_is(world, "Available", ("False", "Unschedulable"))
+    assert world.message("Available") == f"pod edge-a: {message}"
+
+
+def test_a_daemon_set_without_nodes_is_not_ready(world: World) -> None:
+    world.put(mode="DaemonSet")
+    workload = world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
+    world.report(workload, 0)
+    eventually_is(world, "Ready", ("False", "NoNodes"))
+    assert "nodeSelector" in world.message()
+
+
+def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> None:
+    world.put(mode="Sidecar")
+    eventually_is(world, "Ready", ("True", "Ready"))
+    assert "no pod asks for it" in world.message()
+    bare = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "app", "namespace": world.namespace, "labels": {"mailproxy.dev/inject": "edge"}
+        },
+        "spec": {"containers": [{"name": "app", "image": "app"}]},
+    }  # fmt: skip
+    _ = world.api.create(bare).good
+    eventually_is(world, "Ready", ("False", "SidecarMissing"))
+    assert "app" in world.message()
+    world.api.delete("Pod", world.namespace, "app")
+    eventually_is(world, "Ready", ("True", "Ready"))
 
 
 def test_a_pod_that_does_not_start(world: World) -> None:
