@@ -70,10 +70,12 @@ class AuthUnavailable(SessionError):
 
     Attributes:
         failure: What was wrong, in the words that ``auth_errors_total`` counts by.
+        service: The host and port that ``auth_http`` names, once the failure is settled; for logs.
     """
 
     reason = CloseReason.AUTH_UNAVAILABLE
     failure: AuthErrorReason = AuthErrorReason.INVALID_RESPONSE
+    service: str = ""
 
     def __init__(self, message: str = "", failure: AuthErrorReason | None = None) -> None:
         super().__init__(message)
@@ -94,7 +96,13 @@ class AuthUnreachable(AuthUnavailable):
 
 
 class MalformedAnswer(AuthUnavailable):
-    """It answered something that is not an answer."""
+    """It answered something that is not an answer.
+
+    Attributes:
+        status: The HTTP status, where the answer has one.
+    """
+
+    status: int | None = None
 
 
 class UpstreamError(SessionError):

@@ -192,6 +192,21 @@ LEVEL_DIRECTIVES: Final = (
         meaning="Sends the client's TLS certificate to the authorization service.",
     ),
     Directive(
+        name="auth_http_keepalive",
+        module=_AUTH_HTTP,
+        type=FLAG,
+        default=True,
+        is_ours=True,
+        meaning="Uses connections to the authentication service again; off is nginx's HTTP/1.0, one each.",
+    ),
+    Directive(
+        name="auth_http_max_connections",
+        module=_AUTH_HTTP,
+        type=_CONNECTIONS,
+        is_ours=True,
+        meaning="How many connections to the authentication service a worker opens; otherwise worker_connections.",
+    ),
+    Directive(
         name="imap_auth",
         module=_IMAP,
         type=several(("plain", "login", "cram-md5", "external"), AuthMethod),

@@ -33,6 +33,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_timeout": Seconds(60.0),
     "auth_http_header": (),
     "auth_http_pass_client_cert": False,
+    "auth_http_keepalive": True,
+    "auth_http_max_connections": None,
     "imap_auth": frozenset({AuthMethod.PLAIN}),
     "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
     "imap_client_buffer": Octets(4096),
