@@ -204,7 +204,7 @@ LEVEL_DIRECTIVES: Final = (
         module=_AUTH_HTTP,
         type=_CONNECTIONS,
         is_ours=True,
-        meaning="How many connections to the authentication service a worker opens; otherwise worker_connections.",
+        meaning="How many connections a worker opens to the authentication service; else worker_connections.",
     ),
     Directive(
         name="imap_auth",
