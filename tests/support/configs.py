@@ -20,6 +20,8 @@ from mailproxy_config.model import (
     VerifyClient,
 )
 
+NOT_OF_NGINX: Final = frozenset({"auth_http_keepalive", "auth_http_max_connections"})
+"""Directives that nginx does not have."""
 PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
 
 _DEFAULTS: Final[dict[str, Any]] = {

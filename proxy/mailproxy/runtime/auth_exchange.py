@@ -24,7 +24,7 @@ from mailproxy.auth.body import BadBody, Body, body_of
 from mailproxy.auth.response import MAX_HEAD, Answer, InterimAnswer, head_end
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, MalformedAnswer
 from mailproxy.events import AuthErrorReason
-from mailproxy.runtime.auth_question import Asker, Question, hand_over
+from mailproxy.runtime.auth_question import Question, hand_over
 from mailproxy.runtime.closing import close_now
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.nonblocking import WOULD_BLOCK
@@ -79,12 +79,12 @@ class Owner(Protocol):
         """An address does not work."""
         ...
 
-    def answered(self, question: Question, answer: Answer) -> Asker | None:
-        """The answer is there; give who waits for it."""
+    def answered(self, question: Question, answer: Answer) -> None:
+        """The answer is there: book it."""
         ...
 
-    def failed(self, question: Question, error: AuthUnavailable) -> Asker | None:
-        """There will be no answer; give who waits for it."""
+    def failed(self, question: Question, error: AuthUnavailable) -> None:
+        """There will be no answer: book it."""
         ...
 
 
@@ -337,10 +337,16 @@ class Exchange:
             self._answered(question, answer, head[end:])
 
     def _answered(self, question: Question, answer: Answer, rest: bytes) -> None:
+        asker = question.asker
         self.question = None
         self._head = b""
-        asker = self.service.answered(question, answer)
-        self._go_on(answer, rest)
+        try:
+            self.service.answered(question, answer)
+            self._go_on(answer, rest)
+        except Exception as crash:  # an entry point: this is no longer known to carry a request
+            self.service.engine.crashed(asker, crash)
+            self.drop()
+            return
         if asker is not None:
             hand_over(self.service.engine, asker, answer.decision)
 
@@ -423,14 +429,30 @@ class Exchange:
 
     def _fail(self, error: AuthUnavailable) -> None:
         question, self.question = self.question, None
-        asker = self.service.failed(question, error) if question is not None else None
+        asker = None if question is None else question.asker
+        try:
+            if question is not None:
+                self.service.failed(question, error)
+        except Exception as crash:  # an entry point: this is no longer known to carry a request
+            self.service.engine.crashed(asker, crash)
+            asker = None
         self.drop()
         if asker is not None:
             hand_over(self.service.engine, asker, error)
 
-    def cut(self) -> None:
-        """An error of our own: this request gets no answer."""
+    def crashed(self) -> None:
+        """An exception of our own: whoever waits for an answer from here gets none."""
         self._fail(AuthUnavailable("internal error"))
+
+    def give_up(self) -> None:
+        """Close in whatever state it is."""
+        self.question = None
+        with suppress(Exception):
+            self.drop()
+
+    def cut(self) -> None:
+        """End at once."""
+        self.crashed()
 
     def _close(self) -> None:
         self.service.engine.timers.disarm(self)

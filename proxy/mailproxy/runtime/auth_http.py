@@ -148,29 +148,27 @@ class AuthService:
         now = time.monotonic()
         try:
             while self._by_session:
-                oldest = next(iter(self._by_session.values()))
+                asker, oldest = next(iter(self._by_session.items()))
                 if oldest.started + self.seconds > now:
                     break
-                self._give_up(oldest)
+                try:
+                    self._give_up(oldest)
+                except Exception as crash:  # an entry point: the others' time is over, too
+                    self.engine.crashed(asker, crash)
+                    self._by_session.pop(asker, None)
         finally:
             if self._by_session and self._wake is None:
                 self._watch(next(iter(self._by_session.values())))
 
     def _give_up(self, question: Question) -> None:
         """The time for an answer is over: ``auth_http_timeout`` has passed since the login began."""
-        exchange = question.exchange
-        error = AuthTimedOut("no answer within auth_http_timeout")
-        if exchange is None:
+        exchange, asker = question.exchange, question.asker
+        if exchange is None or exchange.target is None:
             error = AuthTimedOut("no connection was free within auth_http_timeout")
-        elif exchange.target is not None:
-            where = target_text(exchange.target)
-            error = AuthTimedOut(f"no answer from {where} within auth_http_timeout")
-            if not exchange.is_open:
-                error = AuthTimedOut(
-                    f"connecting to {where} timed out: auth_http_timeout", AuthErrorReason.CONNECT
-                )
+        else:
+            error = _timed_out(target_text(exchange.target), is_open=exchange.is_open)
             self.address_failed(exchange.target, error)
-        asker = self.failed(question, error)
+        self.failed(question, error)
         self._abandon(question)
         if asker is not None:
             hand_over(self.engine, asker, error)
@@ -199,7 +197,11 @@ class AuthService:
     def _connect(self, question: Question) -> None:
         exchange = Exchange(self)
         self._connections.add(exchange)
-        exchange.connect(question)
+        try:
+            exchange.connect(question)
+        except Exception:
+            exchange.give_up()
+            raise
 
     def _serve_waiting(self) -> None:
         """Give free connections to requests that wait."""
@@ -269,17 +271,16 @@ class AuthService:
 
     # -- answers
 
-    def answered(self, question: Question, answer: Answer) -> Asker | None:
-        """Book an answer; give who waits for it."""
-        return self._settled(question, _OUTCOMES[answer.decision.__class__])
+    def answered(self, question: Question, answer: Answer) -> None:
+        """Book an answer."""
+        self._settled(question, _OUTCOMES[answer.decision.__class__])
 
-    def failed(self, question: Question, error: AuthUnavailable) -> Asker | None:
-        """Book a failure; give who waits for an answer."""
+    def failed(self, question: Question, error: AuthUnavailable) -> None:
+        """Book a failure."""
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
-        asker = self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
+        self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
         self.engine.meter.auth_errors[error.failure].value += 1
-        return asker
 
     def _abandon(self, question: Question) -> None:
         """Stop whatever is done for a request that is settled."""
@@ -290,7 +291,8 @@ class AuthService:
         else:
             self._waiting.discard(question)
 
-    def _settled(self, question: Question, outcome: AuthOutcome | None = None) -> Asker | None:
+    def _settled(self, question: Question, outcome: AuthOutcome | None = None) -> None:
+        """Nobody waits for this request's answer any more; ``None`` is for one who left."""
         asker, question.asker = question.asker, None
         if asker is not None:
             del self._by_session[asker]
@@ -300,4 +302,9 @@ class AuthService:
             if self._waiting.holders:
                 self._waiting.release(question)
                 self._serve_waiting()
-        return asker
+
+
+def _timed_out(where: str, *, is_open: bool) -> AuthTimedOut:
+    if is_open:
+        return AuthTimedOut(f"no answer from {where} within auth_http_timeout")
+    return AuthTimedOut(f"connecting to {where} timed out after auth_http_timeout", AuthErrorReason.CONNECT)
