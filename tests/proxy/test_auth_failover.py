@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,5 +226,23 @@ def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
                 await w.settled()
                 assert not pool(w)._connections
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
+
+    run(play)
+
+
+def test_a_unix_socket_whose_queue_is_full_refuses(tmp_path: Path) -> None:
+    path = str(tmp_path / "auth")
+
+    def over_unix(_: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return build(AuthHttp(host="localhost", unix_path=path), listen)
+
+    async def play() -> None:
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
+            listening.bind(path)
+            listening.listen(0)
+            other.connect(path)
+            async with world(over_unix, DENIED) as w:
+                assert await attempt(w) == INTERNAL_ERROR
+                assert f"connecting to unix:{path} failed: Resource temporarily" in w.read_log()
 
     run(play)

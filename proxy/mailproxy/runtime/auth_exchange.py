@@ -10,6 +10,7 @@ where the end of the answer is certain, and nothing has arrived behind it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -43,6 +44,7 @@ UNACKNOWLEDGED_MS: Final = 3000
 _PROBE_AFTER: Final = 10
 _PROBE_EVERY: Final = 5
 """Seconds without traffic after which the kernel probes a kept connection, and between two probes."""
+_UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
 _NOTHING: Final = bytes(4)
 """What ``FIONREAD`` gives where no byte is unread."""
@@ -167,10 +169,12 @@ class Exchange:
         try:
             if family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(BlockingIOError):
-                sock.connect(address)
-        except OSError as error:
+            code = sock.connect_ex(address)
+        except OSError as error:  # not an address of this system
             self._try_next(_connecting(target, error.strerror or str(error)))
+            return
+        if code not in _UNDER_WAY:  # EAGAIN too: a UNIX socket whose queue is full
+            self._try_next(_connecting(target, os.strerror(code)))
             return
         self.service.engine.reactor.add(self.fd, self, WRITE)
         others = len(addresses.targets) - len(question.tried) - 1

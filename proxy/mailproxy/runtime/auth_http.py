@@ -299,8 +299,7 @@ class AuthService:
             self._in_flight.value -= 1
             if outcome is not None:
                 question.seconds[outcome].observe(time.monotonic() - question.started)
-            if self._waiting.holders:
-                self._waiting.release(question)
+            if self._waiting.holders and self._waiting.release(question):
                 self._serve_waiting()
 
 

@@ -115,11 +115,16 @@ class FairQueue:
         if source in self._ring:
             self._parked[source] = self._ring.pop(source)
 
-    def release(self, question: Question) -> None:
-        """Note that a request is over: if it had a reserved connection, its address may have another."""
+    def release(self, question: Question) -> bool:
+        """Note that a request is over: if it had a reserved connection, its address may have another.
+
+        Returns:
+            Whether it had one.
+        """
         source = self.holders.pop(question, None)
         if source is None:
-            return
+            return False
         self._holding.discard(source)
         if source in self._parked:
             self._ring[source] = self._parked.pop(source)
+        return True
