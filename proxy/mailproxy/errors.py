@@ -100,9 +100,11 @@ class MalformedAnswer(AuthUnavailable):
 
     Attributes:
         status: The HTTP status, where the answer has one.
+        value: What is wrong, where ``{}`` stands in the message; it may hold anything.
     """
 
     status: int | None = None
+    value: bytes | None = None
 
 
 class UpstreamError(SessionError):

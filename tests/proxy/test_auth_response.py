@@ -418,6 +418,17 @@ def test_an_error_names_the_header_and_its_value_and_how_to_fix_it(headers: byte
         answer(headers, status=b"HTTP/1.1 200 OK\r\n")
 
 
+@pytest.mark.parametrize("value", [b"secret", b"x-secret.example", b"sec", b"1234"])
+@pytest.mark.parametrize("header", [b"Auth-Server", b"Auth-Port"])
+def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, value: bytes) -> None:
+    headers = WHERE.replace(header + b": ", header + b": " + value + b"/") + b"Auth-Pass: 1234\r\n"
+    with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
+        answer(headers, status=b"HTTP/1.1 200 OK\r\n", password=SECRET)
+    shown = value.decode() in str(caught.value)
+    assert shown == (value == b"sec")
+    assert shown or '"***"' in str(caught.value)
+
+
 @pytest.mark.parametrize("header", [b"Auth-User", b"Auth-Pass"])
 def test_an_error_does_not_show_credentials(header: bytes) -> None:
     with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
@@ -560,6 +571,7 @@ def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret 
     try:
         decision = response._decision(said, sent, protocol, method, b"john", password)
     except MalformedAnswer as error:
+        error = response._with_value(error, password, sent)
         raise response._with_status(error, said, status) from None
     return Answer(decision, framing, keep_alive, status)
 

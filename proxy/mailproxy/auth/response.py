@@ -75,6 +75,8 @@ _MAX_SOCKET_PATH: Final = 107
 """Octets; what ``sockaddr_un`` holds (unix(7))."""
 _WORTH_KEEPING: Final = 1024
 """Octets of a head that is remembered; sixty-four of them are."""
+_TELLING: Final = 4
+"""Bytes of a password that are not in a host name by chance."""
 _QUOTED_AT_MOST: Final = 64
 """Bytes of a header's value that an error shows."""
 _DECIDING: Final = frozenset((b"auth-status", b"auth-server", b"auth-port", b"auth-wait"))
@@ -173,7 +175,7 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
             address, port = where
             decision = Granted(address, port, user, _known_password(protocol, method, password, sent))
     except MalformedAnswer as error:
-        raise _with_status(error, said, status) from None
+        raise _with_status(_with_value(error, password, sent), said, status) from None
     return Answer(decision, framing, keep_alive, status)
 
 
@@ -266,10 +268,31 @@ def _with_status(error: MalformedAnswer, said: Mapping[bytes, bytes], status: in
     return explained
 
 
-def _quoted(value: bytes) -> str:
-    """Write what the service sent for a log; the log escapes it."""
+def _wrong(header: str, value: bytes, why: str) -> MalformedAnswer:
+    error = MalformedAnswer(f"{header} {{}} {why}", AuthErrorReason.BAD_ADDRESS)
+    error.value = value
+    return error
+
+
+def _gives_away(value: bytes, secret: bytes) -> bool:
+    """Tell whether a value is a secret, or one holds the other."""
+    if min(len(value), len(secret)) < _TELLING:
+        return value == secret
+    return secret in value or value in secret
+
+
+def _with_value(error: MalformedAnswer, password: Secret | None, sent: bytes | None) -> MalformedAnswer:
+    """Show the value that is wrong, unless a service put a password there; the log escapes it."""
+    value = error.value
+    if value is None:
+        return error
+    secrets = [one for one in (password.reveal() if password else b"", sent or b"") if one]
     text = value[:_QUOTED_AT_MOST].decode("ascii", "backslashreplace")
-    return f'"{text}"' if len(value) <= _QUOTED_AT_MOST else f'"{text}..."'
+    if len(value) > _QUOTED_AT_MOST:
+        text += "..."
+    if any(_gives_away(value, one) for one in secrets):
+        text = "***"
+    return MalformedAnswer(str(error).replace("{}", f'"{text}"', 1), error.failure)
 
 
 def _plain_grant(said: Mapping[bytes, bytes]) -> tuple[str, int] | None:
@@ -385,11 +408,8 @@ def _socket(text: bytes) -> str:
             return text.decode()
         except UnicodeDecodeError:
             pass
-    raise MalformedAnswer(
-        f"Auth-Server {_quoted(text)} is not unix: and the absolute path of a socket,"
-        f" of at most {_MAX_SOCKET_PATH} bytes",
-        AuthErrorReason.BAD_ADDRESS,
-    )
+    why = f"is not unix: and the absolute path of a socket, of at most {_MAX_SOCKET_PATH} bytes"
+    raise _wrong("Auth-Server", text, why)
 
 
 def _address(text: bytes) -> str:
@@ -404,19 +424,15 @@ def _address(text: bytes) -> str:
             return address
     except ValueError:
         pass
-    raise MalformedAnswer(
-        f"Auth-Server {_quoted(text)} is not an IP address: the authentication service must resolve names,"
-        " and send an IPv4 or IPv6 address there and the port in Auth-Port",
-        AuthErrorReason.BAD_ADDRESS,
-    )
+    why = "is not an IP address: the authentication service must resolve names,"
+    why += " and send an IPv4 or IPv6 address there and the port in Auth-Port"
+    raise _wrong("Auth-Server", text, why)
 
 
 def _port(text: bytes) -> int:
     if text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) < 65536:
         return int(text)
-    raise MalformedAnswer(
-        f"Auth-Port {_quoted(text)} is not a port: send a number from 1 to 65535", AuthErrorReason.BAD_ADDRESS
-    )
+    raise _wrong("Auth-Port", text, "is not a port: the service must send a number from 1 to 65535")
 
 
 def _framing(
