@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import chain
@@ -19,7 +19,7 @@ from mailproxy.observe.meter import Meter
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.trust import TrustedPeers
 from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.engine import Engine
+from mailproxy.runtime.engine import Drained, Engine
 from mailproxy.runtime.listener import Door, Listener
 from mailproxy.runtime.reactor import Reactor
 from mailproxy.runtime.resolver import HostAddresses, Resolver
@@ -91,6 +91,7 @@ class App:
             raise TypeError(message)
         self._engine = Engine(loop, loop.reactor, log=log, meter=meter)
         loop.reactor.on_crash = self._engine.crashed
+        loop.set_exception_handler(self._engine.escaped)
         self._listeners: list[Listener] = []
         self._servers: dict[str, Server] = {}
         self._auth: dict[AuthKey, AuthService] = {}
@@ -272,8 +273,7 @@ class App:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for session in list(engine.live):
-            session.say_goodbye()
+        self._each(engine.live, lambda session: session.say_goodbye())
         ends_at = time.monotonic() + timeout
         while engine.live and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions tell nobody when they end
             await asyncio.sleep(_DRAIN_STEP)
@@ -287,11 +287,18 @@ class App:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for session in [*engine.live, *engine.lingering]:
-            session.cut()
+        self._each([*engine.live, *engine.lingering], lambda session: session.cut())
         for service in self._auth.values():
             service.close()
         engine.log.flush()
+
+    def _each(self, sessions: Iterable[Drained], do: Callable[[Drained], object]) -> None:
+        """Do something with each session; what one raises ends that one only."""
+        for session in list(sessions):
+            try:
+                do(session)
+            except Exception as crash:  # an entry point
+                self._engine.crashed(session, crash)
 
     async def close(self) -> None:
         """Let go of what looks up names, and of pipes in stock; after ``stop`` or ``drain``."""
@@ -309,15 +316,15 @@ class App:
     def _tick(self, due: float) -> None:
         now = time.monotonic()
         engine = self._engine
-        engine.meter.loop_lag.observe(max(now - due, 0.0))
-        engine.meter.settle()
         polls, self._polls = self._polls, engine.reactor.polls
         is_calm = self._polls - polls <= _CALM
+        next_due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
+        engine.loop.call_at(next_due, self._tick, next_due)  # first, so that it goes on whatever raises below
+        engine.meter.loop_lag.observe(max(now - due, 0.0))
+        engine.meter.settle()
         self._ticks += 1
         if is_calm or self._ticks % _FLUSH_EVERY == 0:
             engine.log.flush()
-        due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
-        engine.loop.call_at(due, self._tick, due)
 
 
 def _template(config: ServerConfig) -> RequestTemplate:

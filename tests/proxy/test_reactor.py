@@ -316,7 +316,7 @@ def test_a_crash_at_the_end_of_a_turn_is_told_with_whose_it_was(reactor: Reactor
     reactor.at_end(heard._crash)
     reactor.at_end(lambda: told.append("the rest"))
     reactor.select(0)
-    assert told == [(bad, "bad"), (heard, "of its own"), "the rest"]
+    assert told == [(bad, "bad"), (heard._crash, "of its own"), "the rest"]
 
 
 def test_closing_ends_the_turn() -> None:

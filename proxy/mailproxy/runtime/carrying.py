@@ -58,10 +58,6 @@ class Account(Protocol):
         """A connection broke: the end of both."""
         ...
 
-    def cut(self) -> None:
-        """Leave at once."""
-        ...
-
     def close(self) -> None:
         """Close both sides."""
         ...
@@ -141,9 +137,10 @@ class End(Side):
             self.mask = _PARKED
             self.account.engine.reactor.remove(self.fd)
 
-    def cut(self) -> None:
-        """End the session at once."""
-        self.account.cut()
+    @property
+    def owner(self) -> Account:
+        """What ends with an exception of our own."""
+        return self.account
 
     # -- from this side to the other
 

@@ -87,8 +87,8 @@ class ClientSide(Conversation):
     _state_gauge: Gauge
 
     @abstractmethod
-    def cut(self) -> None:
-        """Leave at once."""
+    def crashed(self) -> None:
+        """End with the protocol's internal error: an exception of our own belongs to this session."""
 
     # -- the way to the conversation
 
@@ -170,20 +170,26 @@ class ClientSide(Conversation):
 
     def authorized(self, decision: Decision) -> None:
         """The authorization service answered."""
-        self._spent_on_auth()
-        if decision.__class__ is not Granted:
-            if isinstance(decision, Denied):
-                code = decision.code
-                is_temporary = code is not None and code.startswith(b"4")
-                self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
-            self._enter(self.numbers.preauth)
-        self.resume(decision)
+        try:
+            self._spent_on_auth()
+            if decision.__class__ is not Granted:
+                if isinstance(decision, Denied):
+                    code = decision.code
+                    is_temporary = code is not None and code.startswith(b"4")
+                    self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+                self._enter(self.numbers.preauth)
+            self.resume(decision)
+        except Exception as crash:  # an entry point: the connection to the service goes on
+            self.engine.crashed(self, crash)
 
     def auth_failed(self, error: AuthUnavailable) -> None:
         """The authorization service gave no usable answer."""
-        self._spent_on_auth()
-        self._count_login(_GIVE_UP.get(type(error), LoginResult.UNAVAILABLE))
-        self.throw(error)
+        try:
+            self._spent_on_auth()
+            self._count_login(_GIVE_UP.get(type(error), LoginResult.UNAVAILABLE))
+            self.throw(error)
+        except Exception as crash:  # an entry point: the connection to the service goes on
+            self.engine.crashed(self, crash)
 
     def _spent_on_auth(self) -> None:
         seconds = time.monotonic() - self._asked

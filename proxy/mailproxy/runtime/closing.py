@@ -38,8 +38,12 @@ def close_politely(engine: Engine, sock: socket.SocketType, fd: int) -> None:
     end_writing(sock)
     if len(engine.lingering) >= LINGERING_AT_MOST:
         close_now(engine, sock, fd)
-    else:
-        Lingerer(engine, sock, fd).on_event(READ)
+        return
+    lingerer = Lingerer(engine, sock, fd)
+    try:
+        lingerer.on_event(READ)
+    except Exception as crash:  # an entry point: its session is over
+        engine.crashed(lingerer, crash)
 
 
 def end_writing(sock: socket.SocketType) -> None:
@@ -61,10 +65,10 @@ class Lingerer:
         self.fd = fd
         self.timer: Deadlines | None = None
         self._left = LINGER_OCTETS
-        engine.lingering.add(self)
-        engine.reactor.hand_over(fd, self)
         engine.reactor.want(fd, READ)
         engine.timers.arm(self, LINGER_SECONDS)
+        engine.reactor.hand_over(fd, self)
+        engine.lingering.add(self)
 
     def on_event(self, mask: int) -> None:
         """Read and forget; the end, an error or the limit closes."""
@@ -81,6 +85,19 @@ class Lingerer:
         self._left -= len(octets)
         if not octets or self._left <= 0:
             self.on_timeout()
+
+    def crashed(self) -> None:
+        """An exception of our own: close at once."""
+        self.on_timeout()
+
+    def give_up(self) -> None:
+        """Close in whatever state it is."""
+        engine, fd, self.fd = self.engine, self.fd, -1
+        with suppress(Exception):
+            engine.timers.disarm(self)
+        engine.lingering.discard(self)
+        if fd >= 0:
+            close_now(engine, self.sock, fd)
 
     def say_goodbye(self) -> None:
         """All is said."""

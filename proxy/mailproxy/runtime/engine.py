@@ -7,11 +7,13 @@ import asyncio
 import secrets
 import time
 import traceback
-from typing import Final, Protocol
+from contextlib import suppress
+from typing import Any, Final, Protocol
 
 from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Meter
+from mailproxy.runtime.containment import name_of, owner_of
 from mailproxy.runtime.pipes import Pipes
 from mailproxy.runtime.reactor import Reactor
 from mailproxy.runtime.timers import Timers
@@ -65,15 +67,44 @@ class Engine:
         """Log that a name server did not answer, or not usably; nginx logs this at ``error`` too."""
         self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
 
-    def crashed(self, handler: object, crash: Exception) -> None:
-        """A handler let an exception escape: report it, and end what it belongs to."""
-        self.report_crash(type(handler).__name__, crash)
-        cut = getattr(handler, "cut", None)
-        if cut is not None:
-            cut()
+    def crashed(self, culprit: object, crash: Exception) -> None:
+        """End what an exception belongs to, and log it; never raises.
 
-    def report_crash(self, where: str, crash: BaseException) -> None:
-        """Log an error of our own: its kind and place, never the values it met."""
+        Args:
+            culprit: The handler, callback or asyncio handle that raised.
+            crash: What it raised.
+        """
+        owner = owner_of(culprit)
+        self.report_crash(culprit if owner is None else owner, crash, name_of(culprit))
+        if owner is None:
+            return
+        try:
+            owner.crashed()
+        except Exception:  # the exception that counts is logged; this one ends here
+            owner.give_up()
+
+    def escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle what a callback or task of the event loop raised (its exception handler)."""
+        crash = context.get("exception")
+        if not isinstance(crash, Exception):
+            loop.default_exception_handler(context)
+            return
+        culprits = (context.get(key) for key in ("handle", "protocol", "task", "future"))
+        self.crashed(next((culprit for culprit in culprits if culprit is not None), None), crash)
+
+    def report_crash(self, owner: object, crash: BaseException, where: str) -> None:
+        """Log an error of our own: its kind and place, never the values it met; never raises.
+
+        Args:
+            owner: What ends with it; a session or relay is named.
+            crash: The error.
+            where: The entry point that raised it.
+        """
         frames = traceback.extract_tb(crash.__traceback__)
         place = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames[-6:]))
-        self.log.event(LogLevel.ERROR, "internal_error", where=where, kind=type(crash).__name__, place=place)
+        fields: dict[str, Any] = {"where": where, "kind": type(crash).__name__, "place": place}
+        record = getattr(owner, "record", None)
+        with suppress(Exception):
+            if record is not None:
+                fields |= {"session": record.session, "client": record.client}
+            self.log.event(LogLevel.ERROR, "internal_error", **fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -84,6 +85,15 @@ class Listener:
         self.engine.reactor.remove(self.fd)
         self.sock.close()
 
+    def crashed(self) -> None:
+        """Accepting raised: it rests, so that what raises again and again does not take the processor."""
+        self._pause_accepting()
+
+    def give_up(self) -> None:
+        """Stop accepting for good: even a rest cannot be arranged."""
+        with suppress(OSError):
+            self.engine.reactor.remove(self.fd)
+
     def on_event(self, mask: int) -> None:
         """Accept a client; on a busy turn more of them, for each would wait for a turn of its own."""
         del mask
@@ -101,13 +111,28 @@ class Listener:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 self._rest(error)
             return False
-        if self._is_tls:
-            self._welcome(TlsConnection.of(self._family, fd), address)
-            return True
-        sock = socket.SocketType(self._family, _STREAM, 0, fd)
-        sock.setblocking(False)
-        self._welcome(sock, address)
+        sock: socket.SocketType | None = None
+        try:
+            if self._is_tls:
+                sock = TlsConnection.of(self._family, fd)
+            else:
+                sock = plain = socket.SocketType(self._family, _STREAM, 0, fd)
+                plain.setblocking(False)
+            self._welcome(sock, address)
+        except Exception as crash:  # an entry point: this client has no session yet
+            self._lose(fd, sock, crash)
         return True
+
+    def _lose(self, fd: int, sock: socket.SocketType | None, crash: Exception) -> None:
+        """Close a client for whom no session could be made."""
+        meter = self.default.server.meter
+        meter.accepted.value += 1
+        meter.closed[CloseReason.INTERNAL_ERROR].value += 1
+        self.engine.report_crash(self, crash, "Listener")
+        if sock is None:
+            os.close(fd)
+        else:
+            sock.close()
 
     def _welcome(self, sock: socket.SocketType, address: Any) -> None:  # noqa: ANN401 - as the family has it
         engine = self.engine
@@ -117,13 +142,9 @@ class Listener:
             _look_at_local_end(client, sock)
             door = self._doors.get(client.local_address, door)
         server, listen = door.server, door.listen
-        meter = server.meter
-        meter.accepted.value += 1
         if engine.clients >= engine.limit:
             self._refuse(sock, door)
             return
-        engine.clients += 1
-        meter.active.value += 1
         config = server.config
         record = SessionRecord(
             engine.log.session_id(),
@@ -134,11 +155,19 @@ class Listener:
             time.monotonic(),
         )
         session = Session(engine, server, sock, client, record)
-        engine.reactor.add(session.fd, session, READ)
-        session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
+        meter = server.meter
+        meter.accepted.value += 1
+        meter.active.value += 1
+        engine.clients += 1
+        try:
+            engine.reactor.add(session.fd, session, READ)
+            session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
+        except Exception as crash:  # an entry point: the listener goes on
+            engine.crashed(session, crash)
 
     def _refuse(self, sock: socket.SocketType, door: Door) -> None:
         meter = door.server.meter
+        meter.accepted.value += 1
         meter.limit_rejections["conn_total"].value += 1
         meter.closed[CloseReason.LIMIT].value += 1
         if not door.listen.ssl:
@@ -151,9 +180,14 @@ class Listener:
             self.engine.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.engine.limit)
 
     def _rest(self, error: OSError) -> None:
-        self.engine.reactor.want(self.fd, QUIET)
-        self._pause = self.engine.loop.call_later(PAUSE_SECONDS, self._go_on)
+        self._pause_accepting()
         self.engine.log.event(LogLevel.CRIT, "cannot_accept", listener=self.key, reason=error.strerror or "")
+
+    def _pause_accepting(self) -> None:
+        self.engine.reactor.want(self.fd, QUIET)
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause = self.engine.loop.call_later(PAUSE_SECONDS, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None

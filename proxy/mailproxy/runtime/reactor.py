@@ -58,8 +58,8 @@ class Reactor(selectors.BaseSelector):
             asked for; outside of one, before the next poll.
         is_wanted: Whether asyncio was given something to do meanwhile; whoever
             does that says so here, and it gets its turn after this poll.
-        on_crash: Told of an exception that a handler let escape; without it
-            the exception ends the loop.
+        on_crash: Called with the handler or deferred call that raised, and the
+            exception; without it the exception ends the loop.
     """
 
     def __init__(self, on_crash: Callable[[object, Exception], None] | None = None) -> None:
@@ -105,10 +105,11 @@ class Reactor(selectors.BaseSelector):
             try:
                 call()
             except Exception as crash:  # the outer edge of a session
-                self._crashed(getattr(call, "__self__", call), crash)
+                self.crashed(call, crash)
         ending.clear()
 
-    def _crashed(self, culprit: object, crash: Exception) -> None:
+    def crashed(self, culprit: object, crash: Exception) -> None:
+        """Pass on an exception that an entry point raised; ``on_crash`` ends its owner."""
         if self.on_crash is None:
             self._ending.clear()
             raise crash
@@ -189,7 +190,7 @@ class Reactor(selectors.BaseSelector):
             try:
                 handler.on_event(mask)
             except Exception as crash:  # the outer edge of a session
-                self._crashed(handler, crash)
+                self.crashed(handler, crash)
         if self._ending:
             self._end_turn()
 

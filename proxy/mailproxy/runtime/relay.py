@@ -7,6 +7,7 @@ A relaying session is two ``End`` objects, which copy octets both ways, and the
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 from mailproxy.events import CloseReason, LoginResult, UpstreamStage
@@ -68,8 +69,6 @@ class Relay:
         self.client: End
         self.upstream: End
         self.spoke_last: End
-        engine.live.add(self)
-        server.idleness.arm(self)
 
     def open(self) -> None:
         """Deliver what each side is owed, and serve both from now on."""
@@ -153,6 +152,32 @@ class Relay:
         self._reason = self._reason or CloseReason.DRAIN
         self.close()
 
+    def crashed(self) -> None:
+        """An exception of our own: close both sides; there is no place for a reply in what is relayed."""
+        if self not in self.engine.live:
+            return
+        self._reason = CloseReason.INTERNAL_ERROR
+        if self.is_closed:  # it was being closed
+            self.give_up()
+        else:
+            self.close()
+
+    def give_up(self) -> None:
+        """Close both sides in whatever state they are."""
+        engine, record = self.engine, self.record
+        self.is_closed = True
+        with suppress(Exception):
+            engine.timers.disarm(self)
+        with suppress(Exception):
+            self._give_up_pipes()
+        for end in (self.upstream, self.client):
+            close_now(engine, end.sock, end.fd)  # once more, perhaps
+        if self in engine.live:
+            engine.live.discard(self)
+            if record.reason is None:
+                with suppress(Exception):
+                    book_end(engine, self.server, record, self._gauge, CloseReason.INTERNAL_ERROR)
+
     def close(self) -> None:
         """Close both sides and the books."""
         if self.is_closed:
@@ -160,7 +185,6 @@ class Relay:
         self.is_closed = True
         engine, client, upstream, record = self.engine, self.client, self.upstream, self.record
         engine.timers.disarm(self)
-        engine.live.discard(self)
         record.bytes_to_upstream, record.bytes_to_client = client.moved, upstream.moved
         if upstream.pipe is not None or client.pipe is not None:
             self._give_up_pipes()
@@ -169,6 +193,7 @@ class Relay:
             client.tls.unwrap()
         close_now(engine, client.sock, client.fd)
         book_end(engine, self.server, record, self._gauge, self._reason or _CLIENT_CLOSED)
+        engine.live.discard(self)
         del client.other, upstream.other, client.account, upstream.account
 
     def _give_up_pipes(self) -> None:
@@ -180,6 +205,9 @@ class Relay:
 
 def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, to_upstream: bytes) -> None:
     """Turn two connections into a relay, and deliver what each side is owed, once, when the turn ends.
+
+    From its return on both connections are the relay's; where it raises, they
+    are still the session's.
 
     Args:
         relay: What the two ends will share.
@@ -194,7 +222,10 @@ def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, t
     relay.client, relay.upstream = client, upstream
     relay.spoke_last = upstream
     client.pending, upstream.pending = to_client, to_upstream
-    reactor = relay.engine.reactor
+    engine = relay.engine
+    relay.server.idleness.arm(relay)
+    engine.live.add(relay)
+    reactor = engine.reactor
     reactor.forget(client.fd)  # until then: what comes in this turn must not overtake what is owed
     reactor.forget(upstream.fd)
     reactor.at_end(relay.open)

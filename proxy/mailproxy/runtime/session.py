@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import Final
 
 from mailproxy.dialogue.actions import Action
@@ -86,11 +87,8 @@ class Session(ClientSide):
         self._spent_on_upstream()
         self._count_login(_SUCCESS)
         self._enter(numbers.relay)
-        engine.live.discard(self)
         if self.timer is not None:
             engine.timers.disarm(self)
-        self._link = None
-        del self._identified
         start_relay(
             Relay(engine, self.server, self.record, self._state_gauge),
             client=End(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),
@@ -98,6 +96,10 @@ class Session(ClientSide):
             to_client=self._outgoing + result.reply,
             to_upstream=link.unsent() + identified.unread,
         )
+        engine.live.discard(self)
+        self.fd = link.fd = -1
+        self._link = None
+        del self._identified
 
     def upstream_failed(self, error: Exception) -> None:
         """The upstream refused, could not be reached, or spoke nonsense."""
@@ -105,7 +107,7 @@ class Session(ClientSide):
         self._spent_on_upstream()
         apology = self.server.protocol.internal_error
         if not isinstance(error, UpstreamError):
-            self.engine.report_crash("upstream", error)
+            self.engine.report_crash(self, error, "UpstreamLink")
             self._count_login(LoginResult.UPSTREAM_FAILED)
             self._say_and_leave(apology, CloseReason.INTERNAL_ERROR)
             return
@@ -161,7 +163,7 @@ class Session(ClientSide):
         if isinstance(error, ShuttingDown):
             self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
-            self.engine.report_crash("session", error)
+            self.engine.report_crash(self, error, "Session")
             self._say_and_leave(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
         elif error.reason is CloseReason.AUTH_UNAVAILABLE:
             self._say_and_leave(self.server.protocol.internal_error, error.reason)
@@ -207,34 +209,81 @@ class Session(ClientSide):
         else:
             super()._broken()
 
-    def _leave(self, reason: CloseReason) -> None:
+    def _leave(self, reason: CloseReason, *, at_once: bool = False) -> None:
         if self.fd < 0:
             return
         self._give_up_helpers()
         self.release()
-        fd, self.fd = self.fd, -1
-        self.engine.live.discard(self)
-        book_end(self.engine, self.server, self.record, self._state_gauge, reason)
-        if reason in _SAY_NOTHING:
-            close_now(self.engine, self.sock, fd)
+        engine = self.engine
+        if at_once or reason in _SAY_NOTHING:
+            close_now(engine, self.sock, self.fd)
         elif reason is CloseReason.CLIENT_QUIT:
             if self.client.tls is not None:
                 end_writing(self.sock)
-            close_now(self.engine, self.sock, fd)
+            close_now(engine, self.sock, self.fd)
         else:
-            close_politely(self.engine, self.sock, fd)
+            close_politely(engine, self.sock, self.fd)
+        self.fd = -1
+        book_end(engine, self.server, self.record, self._state_gauge, reason)
+        engine.live.discard(self)
 
     def _give_up_helpers(self) -> None:
+        self._give_up_stage()
+        self._give_up_link()
+        self._give_up_questions()
+
+    def _give_up_stage(self) -> None:
         if self._stage is not None:
             self._stage.leave()
             self._stage = None
+
+    def _give_up_link(self) -> None:
         if self._link is not None:
             self._link.abandon()
             self._link = None
+
+    def _give_up_questions(self) -> None:
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
         self.server.auth.forget(self)
+
+    # -- exceptions of our own
+
+    def crashed(self) -> None:
+        """End with the protocol's internal error where the client can still read one, else at once."""
+        if self not in self.engine.live:
+            return  # its connections are a relay's, or closed
+        if self.fd < 0:  # it was being closed
+            self.give_up()
+            return
+        can_reply = self._reason is None and (self._stage is None or self._stage.can_reply)
+        self._aborted()
+        self._give_up_helpers()
+        self.release()
+        if can_reply:
+            self.engine.reactor.hand_over(self.fd, self)
+            self._say_and_leave(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
+        else:
+            self._leave(CloseReason.INTERNAL_ERROR, at_once=True)
+
+    def give_up(self) -> None:
+        """Close everything in whatever state it is."""
+        engine = self.engine
+        for part in (self._give_up_stage, self._give_up_link, self._give_up_questions, self.release):
+            with suppress(Exception):
+                part()
+        if self._link is not None:
+            with suppress(Exception):
+                self._link.drop()
+        if self.fd >= 0:
+            close_now(engine, self.sock, self.fd)
+            self.fd = -1
+        if self in engine.live:
+            engine.live.discard(self)
+            if self.record.reason is None:
+                with suppress(Exception):
+                    book_end(engine, self.server, self.record, self._state_gauge, CloseReason.INTERNAL_ERROR)
 
     # -- draining
 

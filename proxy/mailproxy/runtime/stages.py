@@ -66,21 +66,28 @@ class Staged(Handler, Protocol):
         """Log something about this session."""
         ...
 
-    def cut(self) -> None:
-        """Leave at once."""
-        ...
-
 
 class HeaderStage:
-    """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``)."""
+    """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``).
 
-    __slots__ = ("_seen", "_then_tls", "session", "timer")
+    Attributes:
+        owner: The session that ends with an exception of our own, before and after ``leave``.
+        session: The same, until the descriptor is given back.
+    """
+
+    __slots__ = ("_seen", "_then_tls", "owner", "session", "timer")
 
     def __init__(self, session: Staged, *, then_tls: bool) -> None:
+        self.owner = session
         self.session: Staged | None = session
         self.timer: Deadlines | None = None
         self._then_tls = then_tls
         self._seen = b""
+
+    @property
+    def can_reply(self) -> bool:
+        """Whether the client understands a reply of its protocol: not where it begins with TLS."""
+        return not self._then_tls
 
     def begin(self) -> None:
         """Wait for the header, at most ``timeout``."""
@@ -153,11 +160,6 @@ class HeaderStage:
             session.record.is_silent = True
         session.stage_failed(ProxyHeaderFailed(result))
 
-    def cut(self) -> None:
-        """End the session at once."""
-        if self.session is not None:
-            self.session.cut()
-
     def leave(self) -> Staged | None:
         """Give the descriptor back; ``None`` if that was done before."""
         session, self.session = self.session, None
@@ -171,18 +173,40 @@ class HandshakeStage:
 
     What the handshake's last step says, a ticket most of all, is held back
     (tcp(7), ``TCP_CORK``) until the turn ends, to leave with the greeting.
+
+    Attributes:
+        is_done: Whether the handshake is complete: from then on the client can be sent a reply.
+        owner: The session that ends with an exception of our own, before and after ``leave``.
+        session: The same, until the descriptor is given back.
     """
 
-    __slots__ = ("_is_corked", "_is_halfway", "_mode", "_started", "_then", "session", "timer")
+    __slots__ = (
+        "_is_corked",
+        "_is_halfway",
+        "_mode",
+        "_started",
+        "_then",
+        "is_done",
+        "owner",
+        "session",
+        "timer",
+    )
 
     def __init__(self, session: Staged, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
+        self.owner = session
         self.session: Staged | None = session
+        self.is_done = False
         self.timer: Deadlines | None = None
         self._is_corked = False
         self._is_halfway = False
         self._mode = mode
         self._then = then
         self._started = time.monotonic()
+
+    @property
+    def can_reply(self) -> bool:
+        """Whether the client can read a reply: once the handshake is complete."""
+        return self.is_done
 
     def begin(self, seconds: float) -> None:
         """Wrap the session's socket and wait for the ClientHello."""
@@ -215,17 +239,21 @@ class HandshakeStage:
         if step is HandshakeStep.DONE:
             self._done(sock)
             if self._is_corked:
-                session.engine.reactor.at_end(partial(cork, sock, 0))
+                session.engine.reactor.at_end(partial(self._uncork, sock))
             return
         if self._is_corked:
             cork(sock, 0)  # it was not the last step
         self._is_halfway = True
         session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
 
+    def _uncork(self, sock: TlsConnection) -> None:
+        cork(sock, 0)
+
     def _done(self, sock: TlsConnection) -> None:
         session = self.leave()
         if session is None:
             return
+        self.is_done = True
         info = sock.info()
         meter = session.engine.meter
         meter.tls_handshakes[self._mode, info.version].value += 1
@@ -260,11 +288,6 @@ class HandshakeStage:
         else:
             session.tell(LogLevel.INFO, "tls_handshake_failed", reason=failure, detail=detail)
             session.stage_failed(TlsFailed(failure))
-
-    def cut(self) -> None:
-        """End the session at once."""
-        if self.session is not None:
-            self.session.cut()
 
     def leave(self) -> Staged | None:
         """Give the descriptor back; ``None`` if that was done before."""

@@ -64,7 +64,10 @@ class Lane:
             self._wake = self._loop.call_at(moment, self._fire)
 
     def _fire(self) -> None:
-        """Tell those whose time is over; come back when the next one's is."""
+        """Call those whose time is over, and return when the next deadline has come.
+
+        What one of them raises ends its owner, and no other waits for that.
+        """
         self._wake = None
         waiting = self.waiting
         now = time.monotonic()
@@ -75,7 +78,10 @@ class Lane:
                     break
                 del waiting[timed]
                 timed.timer = None
-                timed.on_timeout()
+                try:
+                    timed.on_timeout()
+                except Exception as crash:  # an entry point
+                    self._reactor.crashed(timed, crash)
         finally:
             if waiting and self._wake is None:
                 self._wake = self._loop.call_at(next(iter(waiting.values())), self._fire)

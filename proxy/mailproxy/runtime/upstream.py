@@ -63,9 +63,12 @@ class UpstreamLink(Conversation):
     One deadline, the directive ``timeout``, covers it all; progress does not
     extend it.  An upstream speaks first, in every protocol: so its greeting is
     awaited at once, and tells that the connection stands.
+
+    Attributes:
+        owner: The session that ends with an exception of our own, also when the login is over.
     """
 
-    __slots__ = ("_is_connecting", "_session", "_started", "_target")
+    __slots__ = ("_is_connecting", "_session", "_started", "_target", "owner")
 
     def __init__(
         self, session: Principal, sock: socket.SocketType, target: Target, dialogue: Dialogue[LoggedIn]
@@ -73,6 +76,7 @@ class UpstreamLink(Conversation):
         engine, server = session.engine, session.server
         seconds = server.config.timeout
         super().__init__(engine, sock, sock.fileno(), seconds)
+        self.owner = session
         self._session: Principal | None = session
         self._dialogue = dialogue
         self._target = target
@@ -92,11 +96,11 @@ class UpstreamLink(Conversation):
         address, port = identified.grant.address, identified.grant.port
         path = address.removeprefix("unix:") if port == 0 else ""
         family = _UNIX if path else _IPV6 if ":" in address else _IPV4
+        dialogue = session.server.upstream.log_in(session.client, identified)
         try:
             sock = socket.SocketType(family, _TYPE)
         except OSError as error:
             raise _failure(error.errno) from error
-        dialogue = session.server.upstream.log_in(session.client, identified)
         return cls(session, sock, path or (address, port), dialogue)
 
     def _dial(self) -> None:

@@ -16,12 +16,13 @@ _ANSWERED: Final = frozenset({DnsResult.OK, DnsResult.NXDOMAIN})
 
 
 class _Waiter(Generic[K, V]):
-    """Somebody who wants an answer."""
+    """Somebody who wants an answer; ``owner`` leads to what ends where giving it raises."""
 
-    __slots__ = ("_done", "_question")
+    __slots__ = ("_done", "_question", "owner")
 
     def __init__(self, question: _Question[K, V], done: Callable[[Answer[V]], None]) -> None:
         self._question = question
+        self.owner = done
         self._done: Callable[[Answer[V]], None] | None = done
 
     def tell(self, answer: Answer[V]) -> None:
@@ -44,13 +45,12 @@ class _Question(Generic[K, V]):
         self._pending = pending
         self.key = key
         self.task: asyncio.Task[None] | None = None
-        self.waiters: list[_Waiter[K, V]] = []
+        self.waiters: dict[_Waiter[K, V], None] = {}
         pending[key] = self
 
     def lose(self, waiter: _Waiter[K, V]) -> None:
         """Forget a waiter, and with the last one the question: without a limit it might be asked for ever."""
-        if waiter in self.waiters:
-            self.waiters.remove(waiter)
+        self.waiters.pop(waiter, None)
         if not self.waiters and self.task is not None:
             task = self.task
             self.end()
@@ -119,7 +119,7 @@ class LookUps(Generic[K, V]):
             question = _Question(self._pending, key)
             question.task = self._tasks.begin(self._run(question))
         waiter = _Waiter(question, done)
-        question.waiters.append(waiter)
+        question.waiters[waiter] = None
         return waiter.cancel
 
     async def close(self) -> None:

@@ -122,14 +122,17 @@ class Resolver:
 
 
 class _Confirmation:
-    """One client's way from an address to a name that leads back to it."""
+    """One client's way from an address to a name that leads back to it.
 
-    __slots__ = ("_address", "_done", "_name", "_resolver", "step")
+    ``owner`` leads to what ends where a step raises: whoever gets the name.
+    """
+
+    __slots__ = ("_address", "_done", "_name", "_resolver", "owner", "step")
 
     def __init__(self, resolver: Resolver, address: bytes, done: Callable[[bytes], None]) -> None:
         self._resolver = resolver
         self._address = address
-        self._done = done
+        self._done = self.owner = done
         self._name = b""
         self.step: Cancel = _nothing
 
