@@ -11,7 +11,7 @@ import pytest
 from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.observe.meter import Meter
 from mailproxy.runtime.resolver.cache import Cache
-from mailproxy.runtime.resolver.look_ups import LookUps
+from mailproxy.runtime.resolver.look_ups import LookUps, _Waiter
 from mailproxy.runtime.resolver.measures import Answer
 
 OK: Answer[str] = Answer(DnsResult.OK, "value", 60)
@@ -173,3 +173,23 @@ async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
     await settled()
     assert heard == [NO_ANSWER]
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
+
+
+async def test_losing_interest_does_not_search_among_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody behind one address asks the same, and may leave at the same time."""
+    compared = 0
+
+    def equal(self: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return self is other
+
+    monkeypatch.setattr(_Waiter, "__eq__", equal)
+    monkeypatch.setattr(_Waiter, "__hash__", object.__hash__)
+    table = Table()
+    cancels = [table.find("key") for _ in range(1_000)]
+    for cancel in reversed(cancels):
+        cancel()
+    assert compared < 1_000
+    assert table.heard == []
+    await table.look_ups.close()

@@ -183,3 +183,59 @@ def test_there_are_only_so_many_lanes(clock: Clock, timers: Timers) -> None:
         timers.arm(waiting, milliseconds / 1000)
     assert len(timers._lanes) < 450
     assert timers.waiting() == [waiting]
+
+
+class Walked(dict[Any, float]):
+    """A lane's dictionary that counts how often it is walked over from its beginning."""
+
+    walks = 0
+
+    def _count(self) -> None:
+        self.walks += 1
+
+    def items(self) -> Any:
+        self._count()
+        return super().items()
+
+    def values(self) -> Any:
+        self._count()
+        return super().values()
+
+    def __iter__(self) -> Any:
+        self._count()
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("moments", [1, 1_000, 10_000], ids=["at once", "in batches", "one by one"])
+def test_expiry_does_not_walk_over_what_was_deleted_for_every_deadline(
+    clock: Clock, timers: Timers, moments: int
+) -> None:
+    lane = timers.lane(60.0)
+    lane.waiting = walked = Walked()
+    everybody = [Waiting(clock) for _ in range(10_000)]
+    step = len(everybody) // moments
+    for number, one in enumerate(everybody):
+        clock.reactor.now = 1000.0 + number // step / 1000
+        lane.arm(one)
+    for moment in range(moments):
+        clock.moment = 1060.0 + moment / 1000
+        lane._fire()
+    assert all(one.over for one in everybody)
+    assert walked.walks < 100
+
+
+def test_who_was_set_anew_while_others_expire_keeps_the_new_deadline(clock: Clock, timers: Timers) -> None:
+    lane = timers.lane(10.0)
+    crowd = [Waiting(clock) for _ in range(300)]
+    for number, one in enumerate(crowd):
+        clock.reactor.now = 1000.0 + number / 1000
+        lane.arm(one)
+    clock.pass_to(10.0)  # the first are looked at
+    clock.reactor.now = 1010.0
+    lane.arm(crowd[5])
+    timers.disarm(crowd[6])
+    clock.pass_to(15.0)
+    assert [number for number, one in enumerate(crowd) if not one.over] == [5, 6]
+    clock.pass_to(20.0)
+    assert (crowd[5].over, crowd[6].over) == ([20.0], [])
+    assert lane._first == []

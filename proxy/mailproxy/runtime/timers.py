@@ -3,6 +3,9 @@
 
 A lane holds all deadlines of one length, in a dictionary, which keeps that
 order; only the first of them needs a look, and only when its time has come.
+A dictionary finds its first entry by walking over all that were deleted before
+it, so a lane takes many of the first at a time: the work is linear in the
+number of deadlines, and setting or forgetting one costs nothing for that.
 Lengths are those of a few directives.  Any other length is rounded up to one
 of a bounded number of lanes: late by a tenth of a second where it is one of
 seconds, by about one part in sixty where it is longer; never early.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from itertools import islice
 from typing import Final, Protocol
 
 from mailproxy.runtime.reactor import Reactor
@@ -20,6 +24,9 @@ from mailproxy.runtime.reactor import Reactor
 _STEPS: Final = ((12.8, 0.1), (102.4, 0.8), (819.2, 6.4))
 """Lengths up to so many seconds are rounded up to so many."""
 _COARSEST: Final = 102.4
+_SHARE: Final = 8
+"""The part of a lane that is taken at a time: its eighth, within the next two."""
+_FEWEST, _MOST = 64, 8192
 
 
 class Timed(Protocol):
@@ -45,7 +52,7 @@ class Lane:
         seconds: The length.
     """
 
-    __slots__ = ("_loop", "_reactor", "_wake", "seconds", "waiting")
+    __slots__ = ("_first", "_loop", "_reactor", "_wake", "seconds", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, seconds: float) -> None:
         self._loop = loop
@@ -53,6 +60,8 @@ class Lane:
         self._wake: asyncio.TimerHandle | None = None
         self.seconds = seconds
         self.waiting: Deadlines = {}
+        self._first: list[tuple[Timed, float]] = []
+        """The first of ``waiting``, in reverse; those forgotten or set anew since are passed over."""
 
     def arm(self, timed: Timed) -> None:
         """Set the one deadline of ``timed``; an earlier one is forgotten."""
@@ -69,13 +78,10 @@ class Lane:
         What one of them raises ends its owner, and no other waits for that.
         """
         self._wake = None
-        waiting = self.waiting
-        now = time.monotonic()
+        waiting, now = self.waiting, time.monotonic()
         try:
-            while waiting:
-                timed, moment = next(iter(waiting.items()))
-                if moment > now:
-                    break
+            while (first := self._next()) is not None and first[1] <= now:
+                timed, _ = self._first.pop()
                 del waiting[timed]
                 timed.timer = None
                 try:
@@ -83,8 +89,24 @@ class Lane:
                 except Exception as crash:  # an entry point
                     self._reactor.crashed(timed, crash)
         finally:
-            if waiting and self._wake is None:
-                self._wake = self._loop.call_at(next(iter(waiting.values())), self._fire)
+            first = self._next()
+            if first is not None and self._wake is None:
+                self._wake = self._loop.call_at(first[1], self._fire)
+
+    def _next(self) -> tuple[Timed, float] | None:
+        """Give whoever waits for the earliest deadline, and that; it is the last of ``_first``."""
+        waiting, first = self.waiting, self._first
+        while waiting:
+            while first:
+                timed, moment = entry = first[-1]
+                if waiting.get(timed) == moment:
+                    return entry
+                first.pop()
+            share = min(max(len(waiting) // _SHARE, _FEWEST), _MOST)
+            first.extend(islice(waiting.items(), share))
+            first.reverse()
+        first.clear()
+        return None
 
 
 class Timers:

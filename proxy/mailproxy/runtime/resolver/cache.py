@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
 from mailproxy.events import CacheResult, DnsResult
@@ -27,7 +28,8 @@ class Cache(Generic[K, V]):
     def __init__(self, valid: float | None, meter: Meter, *, size: int = MAX_ENTRIES) -> None:
         self._valid = valid
         self._size = size
-        self._entries: dict[K, tuple[float, Answer[V]]] = {}
+        # A plain dictionary finds its oldest entry by walking over all that were deleted before it.
+        self._entries: OrderedDict[K, tuple[float, Answer[V]]] = OrderedDict()
         # The cells themselves: hashing an enum's member costs more than the look-up.
         self._hits = meter.dns_cache[CacheResult.HIT]
         self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
