@@ -4,7 +4,8 @@
 Little goes by ``recv`` and ``send``; a read that fills its buffer makes that
 direction *bulk*: through a pipe inside the kernel where both sides are plain,
 through one large buffer of the worker's where TLS is in the way.  While one
-side has not taken what it was given, the other is not read.
+side has not taken what it was given, the other is not read: that is held in
+memory (at most ``HELD`` bytes per direction) or in the pipe.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from mailproxy.runtime.side import Side, SinkBroken
 SMALL: Final = 16 * 1024
 """Octets of an ordinary read; one that fills it makes the direction bulk."""
 ROUNDS: Final = 4
-"""Bulk transfers per event, so that a busy session does not delay the others."""
+"""Bulk transfers through a pipe per event, so that a busy session does not delay the others."""
+BUFFER_ROUNDS: Final = 16
+"""The same through the worker's buffer, which is as much smaller than a pipe."""
 _PARKED: Final = -1
 
 
@@ -172,7 +175,7 @@ class End(Side):
     def _carry_through_buffer(self) -> None:
         buffer = self.account.engine.buffer
         view = memoryview(buffer)
-        for _ in range(ROUNDS):
+        for _ in range(BUFFER_ROUNDS):
             filled, ended = self.fill(view)
             if filled:
                 self.count(filled)

@@ -19,8 +19,12 @@ from mailproxy.runtime.reactor import Reactor
 from mailproxy.runtime.timers import Timers
 from mailproxy_config.model import LogLevel
 
-CHUNK: Final = 256 * 1024
-"""Octets of the buffer that bulk transfers through TLS share."""
+HELD: Final = 64 * 1024
+"""Bytes that one direction of a relay holds at most while the side that they are for does not take them.
+
+Also the size of the buffer that all bulk transfers through TLS share: what is
+read into it and not taken at once is what has to be held.
+"""
 
 
 class Drained(Protocol):
@@ -56,7 +60,7 @@ class Engine:
         self.limit = 512
         self.draining = False
         self.lingering: set[Drained] = set()
-        self.buffer = bytearray(CHUNK)
+        self.buffer = bytearray(HELD)
         self.pipes = Pipes()
 
     def challenge(self, server_name: str) -> bytes:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a relay holds in memory while one of its sides does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from mailproxy.runtime import carrying
+from mailproxy.runtime.engine import HELD
+from mailproxy.runtime.pipes import Pipes
+from mailproxy.runtime.relay import Relay
+from mailproxy_config.model import Octets, Protocol, StartTls
+from support.siege import relayed, serving, siege
+from support.tls_identities import Identities
+from support.world import GRANT, Peer, World, answer, run
+
+PROXY = str(Path(carrying.__file__).parents[1])
+OBJECTS = 8 * 1024
+"""What the traced code allocates besides: objects, not bytes on their way."""
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(tmp_path_factory.mktemp("identities"))
+
+
+async def fill(w: World, *peers: Peer) -> None:
+    """Let everybody send without reading until nothing goes any more."""
+    for peer in peers:
+        transport = peer.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        peer.writer.write(b"x" * 20_000_000)
+    (relay,) = w.app._engine.live
+    assert isinstance(relay, Relay)
+    moved = -1
+    while moved != relay.client.moved + relay.upstream.moved:
+        moved = relay.client.moved + relay.upstream.moved
+        await asyncio.sleep(0.2)
+
+
+def traced() -> int:
+    """Memory that the proxy's own code has allocated, in bytes."""
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, f"{PROXY}/*")])
+    return sum(statistic.size for statistic in snapshot.statistics("filename"))
+
+
+@pytest.mark.parametrize("senders", ["client", "upstream", "both"])
+@pytest.mark.parametrize("is_tls", [True, False], ids=["TLS", "plain"])
+def test_a_stalled_direction_holds_no_more_than_its_limit(
+    is_tls: bool, senders: str, identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipes, "take", lambda _: None)  # plain: as if all pipes were in use
+
+    async def play() -> None:
+        tls = {"starttls": StartTls.ENABLED} if is_tls else {}
+        build = serving(Protocol.POP3, identities, proxy_buffer=Octets(4096), **tls)
+        async with siege(build, answer(GRANT)) as w:
+            client, upstream = await relayed(w, identities if is_tls else None)
+            (relay,) = w.app._engine.live
+            assert isinstance(relay, Relay)
+            tracemalloc.start()
+            try:
+                before = traced()
+                await fill(w, *{"client": [client], "upstream": [upstream]}.get(senders, [client, upstream]))
+                held = [len(end.pending) for end in (relay.client, relay.upstream)]
+                allocated = traced() - before
+            finally:
+                tracemalloc.stop()
+            assert max(held) > 0
+            assert max(held) <= HELD
+            assert allocated <= sum(held) + OBJECTS
+
+    run(play)
+
+
+def test_the_limit_is_what_the_pages_say() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert HELD == 64 * 1024
+    for page in ("limits.md", "reference/directives.md", "quirks.md"):
+        assert "64 KiB" in (docs / page).read_text(), page
