@@ -79,7 +79,7 @@ def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: 
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
         async with siege(build, answer(GRANT)) as w:
             client, upstream = await relayed(w, identities)
-            w.app._engine.buffer = bytearray(250)  # a turn carries sixteen of these at most
+            w.app._engine.buffer = bytearray(1_000)  # a turn carries four of these at most
             await client.say(octets)
             assert await upstream.octets(len(octets)) == octets
             client.close()

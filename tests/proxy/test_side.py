@@ -13,7 +13,7 @@ import pytest
 from mailproxy.observe.meter import Counter
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.runtime.reactor import READ
-from mailproxy.runtime.side import Side, SinkBroken
+from mailproxy.runtime.side import HELD, Side, SinkBroken
 
 Both = tuple[Side, socket.socket]
 OCTETS = bytes(range(256)) * 4096
@@ -60,13 +60,44 @@ def test_what_fits_is_written_and_nothing_kept(both: Both) -> None:
     assert (side.is_behind, side.pending) == (False, b"")
 
 
-@pytest.mark.parametrize("write", [Side.write, lambda side, octets: side.write_from(memoryview(octets))])
-def test_what_does_not_fit_waits_in_its_order(both: Both, write: Callable[[Side, bytes], None]) -> None:
+def test_what_does_not_fit_waits_in_its_order(both: Both) -> None:
     side, far = both
-    write(side, OCTETS)
+    side.write(OCTETS)
     assert side.is_behind
     assert 0 < len(side.pending) < len(OCTETS)
     assert heard(far) + side.pending == OCTETS
+
+
+def test_of_what_does_not_fit_from_a_shared_buffer_no_more_waits_than_may_be_held(both: Both) -> None:
+    side, far = both
+    taken = side.write_from(memoryview(OCTETS))
+    assert side.is_behind
+    assert 0 < len(side.pending) <= HELD
+    assert heard(far) + side.pending == OCTETS[:taken]
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_what_was_not_taken_is_read_again(family: socket.AddressFamily) -> None:
+    if family == socket.AF_UNIX:
+        near, far = socket.socketpair()
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            far = socket.create_connection(listener.getsockname())
+            near, _ = listener.accept()
+    near.setblocking(False)
+    side = Side(near, near.fileno(), READ, Counter())
+    assert side.most(1 << 20) == (HELD if family == socket.AF_UNIX else 1 << 20)
+    far.sendall(b"octets")
+    view = memoryview(bytearray(16))
+    while side.fill(view) != (6, False):
+        pass
+    side.took(view[:4])
+    assert side.fill(view) == (2, False)
+    assert bytes(view[:2]) == b"ts"
+    side.took(view[:2])
+    assert side.fill(view) == (0, False)
+    far.close()
+    near.close()
 
 
 def test_what_waits_of_a_shared_buffer_is_a_copy(both: Both) -> None:
@@ -76,7 +107,7 @@ def test_what_waits_of_a_shared_buffer_is_a_copy(both: Both) -> None:
     kept = side.pending
     buffer[:] = bytes(len(buffer))
     assert side.pending == kept
-    assert OCTETS.endswith(kept)
+    assert kept in OCTETS
 
 
 def test_a_pipe_is_emptied_as_far_as_there_is_room(both: Both, pipe: Pipe) -> None:

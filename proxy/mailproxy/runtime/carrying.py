@@ -21,9 +21,7 @@ from mailproxy.runtime.side import Side, SinkBroken
 SMALL: Final = 16 * 1024
 """Octets of an ordinary read; one that fills it makes the direction bulk."""
 ROUNDS: Final = 4
-"""Bulk transfers through a pipe per event, so that a busy session does not delay the others."""
-BUFFER_ROUNDS: Final = 16
-"""The same through the worker's buffer, which is as much smaller than a pipe."""
+"""Bulk transfers per event (1 MiB in all under TLS), so that a busy session does not delay the others."""
 _PARKED: Final = -1
 
 
@@ -174,16 +172,18 @@ class End(Side):
 
     def _carry_through_buffer(self) -> None:
         buffer = self.account.engine.buffer
-        view = memoryview(buffer)
-        for _ in range(BUFFER_ROUNDS):
+        most = self.most(len(buffer))
+        view = memoryview(buffer)[:most]
+        for _ in range(ROUNDS * len(buffer) // most):
             filled, ended = self.fill(view)
             if filled:
-                self.count(filled)
-                self.other.write_from(view[:filled])
+                taken = self.other.write_from(view[:filled])
+                self.took(view[:taken])
+                self.count(taken)
             if ended:
                 self._ended()
                 return
-            if self.other.is_behind or (filled < len(buffer) and not (self.tls and self.tls.pending())):
+            if self.other.is_behind or (filled < most and not (self.tls and self.tls.pending())):
                 return
         if self.tls is not None and self.tls.pending():
             relay = self.account

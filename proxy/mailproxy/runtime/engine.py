@@ -19,12 +19,8 @@ from mailproxy.runtime.reactor import Reactor
 from mailproxy.runtime.timers import Timers
 from mailproxy_config.model import LogLevel
 
-HELD: Final = 64 * 1024
-"""Bytes that one direction of a relay holds at most while the side that they are for does not take them.
-
-Also the size of the buffer that all bulk transfers through TLS share: what is
-read into it and not taken at once is what has to be held.
-"""
+CHUNK: Final = 256 * 1024
+"""Bytes of the buffer that all bulk transfers of a worker share where TLS is in the way."""
 
 
 class Drained(Protocol):
@@ -60,7 +56,7 @@ class Engine:
         self.limit = 512
         self.draining = False
         self.lingering: set[Drained] = set()
-        self.buffer = bytearray(HELD)
+        self.buffer = bytearray(CHUNK)
         self.pipes = Pipes()
 
     def challenge(self, server_name: str) -> bytes:

@@ -3,18 +3,26 @@
 
 A side knows neither the other one nor whom they belong to.  It reads and
 writes by the octet string, by a buffer that others use too, and by a pipe;
-what it does not take at once is the only thing kept.
+what it does not take at once is the only thing kept, at most ``HELD`` bytes.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from typing import Final
 
 from mailproxy.observe.meter import Counter
 from mailproxy.runtime.nonblocking import WOULD_BLOCK
 from mailproxy.runtime.pipes import Pipe
 from mailproxy.tls.session import TlsConnection
+
+HELD: Final = 64 * 1024
+"""Bytes that are kept at most for a side that does not take them.
+
+Not less than OpenSSL is given at once (``PIECE``), which it must be given again.
+"""
+_TCP: Final = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
 
 
 class SinkBroken(Exception):
@@ -71,15 +79,37 @@ class Side:
 
     # -- from this side
 
+    def most(self, size: int) -> int:
+        """Give how much of a buffer ``fill`` may use.
+
+        All of it where what the other side does not take can stay in the
+        kernel: on a TCP connection without TLS.
+        """
+        return size if self._can_peek else min(size, HELD)
+
+    @property
+    def _can_peek(self) -> bool:
+        return self.tls is None and self.sock.family in _TCP
+
     def fill(self, view: memoryview) -> tuple[int, bool]:
-        """Read into a buffer what there is; tell how much, and whether this side has ended."""
+        """Read into a buffer what there is; give how much, and whether this side has ended.
+
+        Without TLS it is still there to be read again, until ``took``.
+        """
         if self.tls is not None:
             return self.tls.fill(view)
         try:
-            filled = self.sock.recv_into(view)
+            filled = self.sock.recv_into(view, 0, socket.MSG_PEEK)
         except BlockingIOError:
             return 0, False
         return filled, not filled
+
+    def took(self, view: memoryview) -> None:
+        """Drop from this side what was filled into ``view`` and is written, or kept to be."""
+        if self.tls is None:
+            self.sock.recv_into(
+                view, 0, socket.MSG_TRUNC if self._can_peek else 0
+            )  # tcp(7): nothing is copied
 
     def into(self, pipe: Pipe) -> int:
         """Move octets from this side into a pipe; tell how many, 0 at the end, -1 for none now."""
@@ -101,16 +131,22 @@ class Side:
         if sent != len(octets):
             self.pending, self.is_behind = octets[sent:], True
 
-    def write_from(self, view: memoryview) -> None:
-        """Write what fits of a buffer that others use too; the rest is copied and waits."""
+    def write_from(self, view: memoryview) -> int:
+        """Write what fits of a buffer that others use too; ``HELD`` bytes of the rest are copied and wait.
+
+        Returns:
+            How many bytes were written, or wait.
+        """
         start = 0
         try:
             while start < len(view):
                 start += self.sock.send(view[start:])
         except WOULD_BLOCK:
-            self.pending, self.is_behind = bytes(view[start:]), True
+            self.pending, self.is_behind = bytes(view[start : start + HELD]), True
+            start += len(self.pending)
         except OSError as error:
             raise SinkBroken(self) from error
+        return start
 
     def out_of(self, pipe: Pipe) -> bool:
         """Write what a pipe holds to this side; tell whether all of it went."""

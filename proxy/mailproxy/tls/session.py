@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _RECORD: Final = 16384
 """OpenSSL takes one record at a time."""
+PIECE: Final = 64 * 1024
+"""Bytes that OpenSSL is given at once; after a write that has to wait, it must be given them again."""
 _HOST_NAME: Final = 0
 _STREAM: Final = int(socket.SOCK_STREAM)
 _TCP, _CORK = int(socket.IPPROTO_TCP), int(socket.TCP_CORK)
@@ -247,10 +249,10 @@ class TlsConnection(ssl.SSLSocket):
                 cork(self, 0)
 
     def _send_records(self, view: memoryview) -> int:
-        taken: int = self._sslobj.write(view)
+        taken: int = self._sslobj.write(view[:PIECE])
         with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
             while taken < len(view):
-                taken += self._sslobj.write(view[taken:])
+                taken += self._sslobj.write(view[taken : taken + PIECE])
         return taken
 
     def pending(self) -> int:
