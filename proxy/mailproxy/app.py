@@ -28,7 +28,7 @@ from mailproxy.runtime.sockets import plan
 from mailproxy.tls.contexts import ServerTls, build
 from mailproxy.tls.towards_services import ClientTls
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import AuthHttp, ProxyConfig, ResolverConfig, ServerConfig
+from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 
 _LAG_EVERY: Final = 0.1
 _CALM_LAG_EVERY: Final = 1.0
@@ -158,6 +158,10 @@ class App:
                 servers.append(self._server(server, names, ticket_key))
             except ConfigError as error:
                 problems += error.problems
+            except Exception as crash:  # a fault of our own must not end the worker and all its sessions
+                self._engine.report_crash(None, crash, "App")
+                reason = f"internal error ({type(crash).__name__}): see the log, and report it"
+                problems.append(Problem(f"servers[{server.name}]", reason))
         if problems:
             raise ConfigError(problems)
         return servers
@@ -211,9 +215,13 @@ class App:
 
     def _tell_expiries(self, servers: Sequence[Server]) -> None:
         for server in servers:
-            self._engine.meter.set_certificates(
-                server.config.name, server.tls.not_after if server.tls is not None else ()
-            )
+            name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
+            self._engine.meter.set_certificates(name, not_after)
+            for position, expiry in enumerate(not_after):
+                if expiry is None:
+                    self._engine.log.event(
+                        LogLevel.WARN, "certificate_date_malformed", server=name, certificate=position
+                    )
 
     # -- listening
 
@@ -266,7 +274,10 @@ class App:
     # -- leaving
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not a limit on this call: it is what relays get
-        """Stop accepting, say goodbye to who has not logged in, give relays ``timeout`` seconds, then cut."""
+        """Stop accepting, say goodbye to who has not logged in, give relays ``timeout`` seconds, then cut.
+
+        The time holds for the last replies of sessions that are over, too: who lingers is waited for.
+        """
         engine = self._engine
         engine.draining = True
         engine.meter.draining.value = 1
@@ -275,7 +286,7 @@ class App:
         self._listeners.clear()
         self._each(engine.live, lambda session: session.say_goodbye())
         ends_at = time.monotonic() + timeout
-        while engine.live and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions tell nobody when they end
+        while (engine.live or engine.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions tell nobody when they end
             await asyncio.sleep(_DRAIN_STEP)
         self.stop()
         await self.close()

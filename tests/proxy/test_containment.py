@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from mailproxy import app
 from mailproxy.app import App
 from mailproxy.observe.log import Log
 from mailproxy.protocols import proxy_header
@@ -37,7 +38,8 @@ from mailproxy.runtime.session import Session
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
 from mailproxy.runtime.upstream import UpstreamLink
 from mailproxy.tls.session import TlsConnection
-from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.model import Protocol, ProxyConfig, ResolverConfig, Seconds, StartTls
 from support import invariants
 from support.siege import APOLOGIES, GREETINGS, heard, relayed, serving, shake
 from support.tls_identities import Identities
@@ -588,5 +590,23 @@ def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.Mo
             await invariants.settle(w.app, w.meter)
             assert await descriptors(w.app, before) <= before
             assert HIDDEN not in w.read_log()
+
+    run(play)
+
+
+def test_a_configuration_whose_loading_raises_is_refused_and_the_old_one_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def play() -> None:
+        async with world(serving(Protocol.POP3), answer(GRANT)) as w:
+            config = ProxyConfig(servers=tuple(server.config for server in w.app._servers.values()))
+            breaking(monkeypatch, (app, "_template"))()
+            with pytest.raises(ConfigError, match=r"servers\[pop3\]: internal error \(Fault\)"):
+                await w.app.apply(config, {}, names={}, ticket_key=bytes(80))
+            peer = await w.client()
+            assert await peer.line() == GREETING
+            log = w.read_log()
+            assert log.count(" internal_error ") == 1
+            assert HIDDEN not in log
 
     run(play)

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from mailproxy.runtime import closing
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -383,6 +384,45 @@ def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
             for _ in range(400):
                 client.writer.write(b"a CAPABILITY\r\n" * 200)
             await w.settled()
+            client.reset()
+
+    run(play)
+
+
+def test_draining_waits_until_a_last_reply_has_arrived() -> None:
+    """A session that is over but for its last reply lingers; a drain lets it."""
+
+    async def play() -> None:
+        async with world(imap(imap_client_buffer=128), DENIED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"x" * 2000)
+            await w.settled()
+            assert len(w.app._engine.lingering) == 1
+            async with asyncio.TaskGroup() as group:
+                draining = group.create_task(w.app.drain(60.0))
+                await asyncio.sleep(0.2)
+                assert not draining.done()
+                assert (await client.rest()).startswith(b"* BAD")
+                client.close()
+            assert not w.app._engine.lingering
+
+    run(play)
+
+
+def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 3600.0)
+
+    async def play() -> None:
+        async with world(imap(imap_client_buffer=128), DENIED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"x" * 2000)
+            await w.settled()
+            await w.app.drain(0.1)
+            assert not w.app._engine.lingering
             client.reset()
 
     run(play)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -92,8 +93,43 @@ def test_the_fingerprint_and_the_pem_are_the_certificate_s(authority: Authority)
 
 
 @pytest.mark.parametrize(
-    "expires", [NOW + 30 * DAY, NOW - DAY, dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC)]
+    "expires",
+    [
+        NOW + 30 * DAY,
+        NOW - DAY,
+        dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
+        dt.datetime(9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC),  # RFC 5280 section 4.1.2.5: no end, nearly
+    ],
 )
 def test_our_certificates_say_when_they_expire(authority: Authority, expires: dt.datetime) -> None:
     tls = tls_of(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
     assert tls.not_after == (expires.timestamp(), (expires + DAY).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("written", "expires"),
+    [
+        (b"99991231235959Z", 253402300799.0),
+        (b"00010101000000Z", -62135596800.0),
+        (b"00000101000000Z", None),
+        (b"205113040506070", None),
+        (b"20511304050607Z", None),
+        (b"20510304256099Z", None),
+        (b"2051030405.007Z", None),
+        (b"xxxxxxxxxxxxxxZ", None),
+        (b"\x00" * 15, None),
+    ],
+)
+def test_a_certificate_with_an_odd_date_loads_and_has_an_expiry_or_none(
+    authority: Authority, written: bytes, expires: float | None
+) -> None:
+    issued = authority.issue(expires=dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC))
+    der = issued.certificate.public_bytes(Encoding.DER)
+    assert der.count(b"20510304050607Z") == 1
+    odd = der.replace(b"20510304050607Z", written)
+    Path(issued.files.certificate).write_text(ssl.DER_cert_to_PEM_cert(odd))
+    (found,) = tls_of(issued).not_after
+    if written.startswith(b"0000"):
+        assert found is None or found < -62135596800.0  # OpenSSL's business
+    else:
+        assert found == expires

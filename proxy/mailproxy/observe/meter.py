@@ -322,13 +322,14 @@ class Meter:
         for gone in [key for key in self.certificate_expiry if key[0] not in kept]:
             del self.certificate_expiry[gone]
 
-    def set_certificates(self, server: str, expiries: Sequence[float]) -> None:
-        """Say when the certificates that a server has loaded expire, as Unix times, in their order."""
+    def set_certificates(self, server: str, expiries: Sequence[float | None]) -> None:
+        """Set when a server's certificates expire, as Unix times, in their order; ``None`` has no series."""
         self._book.drop(c.CERTIFICATE_EXPIRY, server)
         for gone in [key for key in self.certificate_expiry if key[0] == server]:
             del self.certificate_expiry[gone]
         for position, expiry in enumerate(expiries):
-            self.certificate_expiry[server, position].value = expiry
+            if expiry is not None:
+                self.certificate_expiry[server, position].value = expiry
 
     def config_loaded(self, config_hash: str, generation: int, when: float) -> None:
         """Say which configuration runs from now on; ``when`` is a Unix time."""

@@ -14,6 +14,7 @@ from mailproxy.tls.openssl import OpenSsl
 _RFC2253: Final = 0x1110317
 """``XN_FLAG_RFC2253``."""
 _COMMON_NAME: Final = 13
+_DAY: Final = 86_400
 _KEY_TYPES: Final = {6: "RSA", 116: "DSA", 408: "EC"}
 
 
@@ -48,11 +49,24 @@ def own_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | No
     return signature, f"{kind}{lib.EVP_PKEY_get_bits(key)}".encode() if kind else None
 
 
-def expiry(native: OpenSsl, x509: int) -> float:
-    """Tell when a certificate expires, in seconds since 1970."""
+def expiry(native: OpenSsl, x509: int) -> float | None:
+    """Give when a certificate expires, in seconds since 1970; ``None`` where its date is malformed.
+
+    Any year from 0 to 9999 will do, whatever the system's ``time_t`` holds.
+    """
     lib = native.lib
-    printed = native.printed(lambda bio: lib.ASN1_TIME_print(bio, lib.X509_get0_notAfter(x509)))
-    return float(ssl.cert_time_to_seconds(printed.decode("ascii")))
+    days, seconds = ctypes.c_int(), ctypes.c_int()
+    epoch = lib.ASN1_TIME_set(None, 0)
+    try:
+        is_known = lib.ASN1_TIME_diff(
+            ctypes.byref(days), ctypes.byref(seconds), epoch, lib.X509_get0_notAfter(x509)
+        )
+    finally:
+        lib.ASN1_TIME_free(epoch)
+    if is_known != 1:
+        native.errors()
+        return None
+    return days.value * _DAY + float(seconds.value)
 
 
 def _name(native: OpenSsl, name: int) -> bytes:

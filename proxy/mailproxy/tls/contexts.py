@@ -34,13 +34,13 @@ class ServerTls:
 
     Attributes:
         not_after: When each loaded certificate expires, in seconds since 1970,
-            in the order of ``ssl_certificate``.
+            in the order of ``ssl_certificate``; ``None`` for a malformed date.
         fingerprint_of_inputs: Changes when a directive or a file does; see ``fingerprint``.
         notices: What is served otherwise than asked, for the log.
     """
 
     terms: Terms
-    not_after: tuple[float, ...]
+    not_after: tuple[float | None, ...]
     fingerprint_of_inputs: str
     notices: tuple[Problem, ...]
 
@@ -53,7 +53,11 @@ class ServerTls:
         whatever a client sent in clear makes the handshake fail.
         """
         taken = sock if isinstance(sock, TlsConnection) else TlsConnection.of(int(sock.family), sock.detach())
-        taken.begin(self.terms)
+        try:
+            taken.begin(self.terms)
+        except Exception:
+            taken.close()
+            raise
         return taken
 
 

@@ -15,12 +15,13 @@ _PEM = 1
 _LONGEST_PASSPHRASE = 1024
 
 
-def load(draft: Draft, native: OpenSsl | None) -> tuple[float, ...]:
+def load(draft: Draft, native: OpenSsl | None) -> tuple[float | None, ...]:
     """Load every certificate with its key; later ones of another key type stand beside the earlier.
 
     Returns:
         When each certificate expires, in seconds since 1970 and in the order
-        of the directive; nothing where OpenSSL cannot be asked.
+        of the directive, ``None`` for one whose date is malformed; nothing
+        where OpenSSL cannot be asked.
     """
     server = draft.server
     if not server.ssl_certificate:

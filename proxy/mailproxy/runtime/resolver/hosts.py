@@ -30,9 +30,10 @@ FAILED_SECONDS: Final = 10.0
 
 _ERRORS: Final = {
     socket.EAI_NONAME: DnsResult.NXDOMAIN,
-    socket.EAI_NODATA: DnsResult.NXDOMAIN,
     socket.EAI_AGAIN: DnsResult.SERVFAIL,
     socket.EAI_FAIL: DnsResult.REFUSED,
+    # An extension of the GNU C library, which musl lacks (RFC 3493 section 6.1).
+    getattr(socket, "EAI_NODATA", socket.EAI_NONAME): DnsResult.NXDOMAIN,
 }
 
 

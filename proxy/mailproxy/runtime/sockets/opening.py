@@ -21,6 +21,8 @@ from mailproxy.runtime.sockets.paths import remove_if_dead
 from mailproxy.runtime.sockets.plan import SocketPlan
 from mailproxy.runtime.sockets.reasons import CannotListen
 
+_MPTCP: Final = 262
+"""``IPPROTO_MPTCP`` of linux/in.h; C libraries before glibc 2.32 and musl 1.2.3 have no name for it."""
 ATTEMPTS: Final = 5
 """How often a taken address is tried, as nginx does."""
 PAUSE_SECONDS: Final = 0.5
@@ -107,7 +109,7 @@ def _bound(planned: SocketPlan, count: int) -> list[socket.socket]:
 
 def _made(planned: SocketPlan, *, is_shared: bool = True) -> socket.socket:
     """Make a socket with every option it must have before it is bound."""
-    protocol = socket.IPPROTO_MPTCP if planned.multipath else 0
+    protocol = _MPTCP if planned.multipath else 0
     sock = socket.socket(planned.family, socket.SOCK_STREAM, protocol)
     try:
         sock.setblocking(False)
