@@ -109,9 +109,7 @@ class AuthErrorReason(StrEnum):
 class UpstreamStage(StrEnum):
     """How far a login at the upstream had come."""
 
-    RESOLVE = "resolve"
     CONNECT = "connect"
-    TLS = "tls"
     GREETING = "greeting"
     HELLO = "hello"
     XCLIENT = "xclient"
@@ -151,7 +149,6 @@ class TlsFailure(StrEnum):
     BAD_CLIENT_CERT = "bad_client_cert"
     CLIENT_CERT_MISSING = "client_cert_missing"
     VERIFY_FAILED = "verify_failed"
-    HOSTNAME_MISMATCH = "hostname_mismatch"
     ALPN_MISMATCH = "alpn_mismatch"
     OTHER = "other"
 
@@ -162,7 +159,6 @@ class DnsPurpose(StrEnum):
     PTR = "ptr"
     FORWARD = "forward"
     AUTH = "auth"
-    UPSTREAM = "upstream"
 
 
 class DnsResult(StrEnum):

@@ -105,6 +105,23 @@ def test_the_status_does_not_matter(status: bytes) -> None:
     assert answer(WHERE, status=status).decision == GRANTED
 
 
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\n", AuthErrorReason.HTTP_5XX),
+        (b"HTTP/1.1 404 Not Found\r\n", AuthErrorReason.NO_SERVER),
+        (b"HTTP/1.1 200 OK\r\n", AuthErrorReason.NO_SERVER),
+        (b"", AuthErrorReason.NO_SERVER),
+    ],
+)
+def test_an_answer_that_says_nothing_is_counted_by_its_status(
+    status: bytes, failure: AuthErrorReason
+) -> None:
+    with pytest.raises(MalformedAnswer) as caught:
+        answer(b"", status=status)
+    assert caught.value.failure is failure
+
+
 def test_the_service_s_own_user_and_password_replace_the_client_s() -> None:
     headers = WHERE + b"Auth-User: a%20b  c\r\nAuth-Pass: first\r\nAuth-Pass: p w \r\n"
     assert decided(headers) == Granted("192.0.2.10", 143, b"a%20b  c", Secret(b"p w"))

@@ -144,7 +144,7 @@ SPANS: list[tuple[Callable[[Meter], Histogram], str, tuple[str, ...]]] = [
         ("smtp", "error"),
     ),
     (lambda m: m.tls_seconds[events.TlsMode.IMPLICIT], "tls_handshake_duration_seconds", ("implicit",)),
-    (lambda m: m.dns_seconds[events.DnsPurpose.UPSTREAM], "dns_query_duration_seconds", ("upstream",)),
+    (lambda m: m.dns_seconds[events.DnsPurpose.AUTH], "dns_query_duration_seconds", ("auth",)),
     (lambda m: m.loop_lag, "event_loop_lag_seconds", ()),
 ]
 

@@ -9,6 +9,7 @@ from typing import Final
 from mailproxy.events import CloseReason, LoginResult
 from mailproxy.observe.meter import Gauge
 from mailproxy.observe.record import SessionRecord
+from mailproxy.observe.words import Limit
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.server import Server
 
@@ -36,6 +37,6 @@ def book_end(
     meter.active.value -= 1
     meter.closed[reason].value += 1
     if reason is _MAX_ERRORS:
-        meter.limit_rejections["max_errors"].value += 1
+        meter.limit_rejections[Limit.MAX_ERRORS].value += 1
     server.numbers.session_seconds[record.result is _SUCCESS].observe(duration)
     server.log.session(record)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from mailproxy.dialogue.values import Client
 from mailproxy.events import CloseReason
 from mailproxy.observe.record import SessionRecord
+from mailproxy.observe.words import Limit
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import QUIET, READ
 from mailproxy.runtime.server import Server
@@ -168,7 +169,7 @@ class Listener:
     def _refuse(self, sock: socket.SocketType, door: Door) -> None:
         meter = door.server.meter
         meter.accepted.value += 1
-        meter.limit_rejections["conn_total"].value += 1
+        meter.limit_rejections[Limit.CONN_TOTAL].value += 1
         meter.closed[CloseReason.LIMIT].value += 1
         if not door.listen.ssl:
             with suppress(OSError):
