@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exception of our own in any entry point ends its session and nothing else.
+
+Each case makes one entry point raise once, for one client, beside another
+client that must not notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mailproxy.observe.log import Log
+from mailproxy.protocols import proxy_header
+from mailproxy.runtime import auth_exchange, closing, listener, relay, session
+from mailproxy.runtime.auth_exchange import Exchange
+from mailproxy.runtime.auth_http import AuthService
+from mailproxy.runtime.carrying import End
+from mailproxy.runtime.client_side import ClientSide
+from mailproxy.runtime.closing import Lingerer
+from mailproxy.runtime.conversation import Conversation
+from mailproxy.runtime.listener import Listener
+from mailproxy.runtime.relay import Relay
+from mailproxy.runtime.resolver.look_ups import _Waiter
+from mailproxy.runtime.resolver.resolver import _Confirmation
+from mailproxy.runtime.session import Session
+from mailproxy.runtime.stages import HandshakeStage, HeaderStage
+from mailproxy.runtime.upstream import UpstreamLink
+from mailproxy.tls.session import TlsConnection
+from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
+from support import invariants
+from support.faults import HIDDEN, Break, breaking, clear, descriptors, polls_per_second
+from support.siege import APOLOGIES, GREETINGS, heard, relayed, serving, shake
+from support.tls_identities import Identities
+from support.world import GRANT, Peer, World, answer, run, world
+
+APOLOGY = APOLOGIES[Protocol.POP3]
+GREETING = GREETINGS[Protocol.POP3]
+
+
+Play = Callable[["Stage"], Awaitable[None]]
+
+
+@dataclass
+class Stage:
+    """What a case plays on.
+
+    Attributes:
+        break_: Makes the entry point raise the next time it is called.
+    """
+
+    w: World
+    identities: Identities
+    break_: Break
+
+    async def client(self) -> Peer:
+        peer = await self.w.client()
+        assert await peer.line() == GREETING
+        return peer
+
+
+@dataclass
+class Case:
+    """One entry point.
+
+    Attributes:
+        where: The class or module that is patched, and the name of the function.
+        play: Leads a client to the entry point; what it asserts, the client saw.
+        directives: Of the server.
+        sessions: How many sessions the fault ends.
+    """
+
+    name: str
+    where: tuple[Any, str]
+    play: Play
+    directives: dict[str, Any]
+    sessions: int = 1
+
+
+# -- what clients do
+
+
+async def connects(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    assert await heard(peer) == b""
+
+
+async def connects_and_is_told(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    assert await heard(peer) == APOLOGY
+
+
+async def is_accepted_later(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    assert await peer.line() == GREETING
+    peer.writer.write(b"QUIT\r\n")
+    await heard(peer)
+
+
+def sends_header(expected: bytes) -> Play:
+    async def play(stage: Stage) -> None:
+        stage.break_()
+        peer = await stage.w.client()
+        await peer.say(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        assert await heard(peer) == expected
+
+    return play
+
+
+async def waits(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    assert (await heard(peer)).removeprefix(GREETING) in (b"", APOLOGY)
+
+
+async def shakes_hands(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    stage.w.writers.remove(peer.writer)  # asyncio waits for ever for one whose handshake failed
+    with contextlib.suppress(OSError):
+        await shake(peer, stage.identities)
+        assert (await heard(peer)).removeprefix(GREETING) in (b"", APOLOGY)
+    peer.writer.transport.abort()
+
+
+async def shakes_hands_and_is_told(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    await shake(peer, stage.identities)
+    assert await heard(peer) == APOLOGY
+
+
+async def starts_tls(stage: Stage) -> None:
+    peer = await stage.client()
+    await peer.ask(b"STLS\r\n")
+    stage.break_()
+    await shake(peer, stage.identities)
+    assert await heard(peer) == APOLOGY
+
+
+async def says_something(stage: Stage) -> None:
+    peer = await stage.client()
+    stage.break_()
+    await peer.say(b"NOOP\r\n")
+    assert (await heard(peer)).endswith(APOLOGY)
+
+
+async def quits(stage: Stage) -> None:
+    peer = await stage.client()
+    stage.break_()
+    await peer.say(b"QUIT\r\n")
+    await heard(peer)
+
+
+async def says_too_much(stage: Stage) -> None:
+    peer = await stage.client()
+    stage.break_()
+    await peer.say(b"x" * 3000 + b"\r\n")
+    await heard(peer)
+
+
+async def does_not_read(stage: Stage) -> None:
+    peer = await stage.client()
+    for live in stage.w.app._engine.live:
+        assert isinstance(live, Session)
+        live.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    stage.break_()
+    transport = peer.writer.transport
+    assert isinstance(transport, asyncio.Transport)
+    transport.pause_reading()
+    peer.writer.write(b"CAPA\r\n" * 60_000)
+    await asyncio.sleep(0.3)
+    transport.resume_reading()
+    assert (await heard(peer)).endswith(APOLOGY)
+
+
+async def logs_in(stage: Stage) -> None:
+    peer = await stage.client()
+    stage.break_()
+    await peer.say(b"USER u\r\nPASS p\r\n")
+    assert await heard(peer) == b"+OK\r\n" + APOLOGY
+
+
+def logs_in_at_an_upstream(expected: bytes) -> Play:
+    async def play(stage: Stage) -> None:
+        peer = await stage.client()
+        await peer.say(b"USER u\r\nPASS p\r\n")
+        upstream = await stage.w.upstream.next()
+        stage.break_()
+        with contextlib.suppress(ConnectionError):
+            for reply in (b"+OK\r\n", b"+OK\r\n", b"+OK in\r\n"):
+                await upstream.say(reply)
+                await upstream.line()
+        assert (await heard(peer)).endswith(expected)
+        assert await heard(upstream) == b""
+
+    return play
+
+
+async def leaves_at_an_upstream(stage: Stage) -> None:
+    peer = await stage.client()
+    await peer.say(b"USER u\r\nPASS p\r\n")
+    upstream = await stage.w.upstream.next()
+    stage.break_()
+    peer.reset()
+    assert await heard(upstream) == b""
+
+
+def relays(octets: int, *, tls: bool = False, from_client: bool = True) -> Play:
+    async def play(stage: Stage) -> None:
+        client, upstream = await relayed(stage.w, stage.identities if tls else None)
+        stage.break_()
+        sender, other = (client, upstream) if from_client else (upstream, client)
+        with contextlib.suppress(ConnectionError):
+            await sender.say(b"x" * octets)
+        await asyncio.gather(heard(other), heard(sender))
+
+    return play
+
+
+async def relay_ends(stage: Stage) -> None:
+    client, upstream = await relayed(stage.w)
+    stage.break_()
+    client.close()
+    assert await heard(upstream) == b""
+
+
+async def relay_is_idle(stage: Stage) -> None:
+    client, upstream = await relayed(stage.w)
+    stage.break_()
+    await asyncio.gather(heard(client), heard(upstream))
+
+
+async def is_looked_up(stage: Stage) -> None:
+    stage.break_()
+    peer = await stage.w.client()
+    await heard(peer)
+
+
+def case(name: str, where: tuple[Any, str], play: Play, sessions: int = 1, **directives: Any) -> Any:
+    return pytest.param(Case(name, where, play, directives, sessions), id=name)
+
+
+HEADER = {"listen_proxy_protocol": True, "set_real_ip_from": ("127.0.0.0/8",)}
+IMPLICIT = {"listen_ssl": True}
+STLS = {"starttls": StartTls.ENABLED}
+SOON = {"timeout": Seconds(0.3)}
+
+CASES = [
+    case("listener: accept", (listener, "_client"), connects),
+    case("listener: the session", (listener, "Session"), connects),
+    case("listener: the record", (listener, "SessionRecord"), connects),
+    case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
+    case("session: start", (ClientSide, "start"), connects_and_is_told),
+    case("PROXY header: parsing", (proxy_header, "read"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: reading", (HeaderStage, "_take"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: detached", (ClientSide, "client_changed"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: done", (ClientSide, "header_done"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: before TLS", (HeaderStage, "_take"), sends_header(b""), **HEADER, **IMPLICIT),
+    case("PROXY header: time", (HeaderStage, "on_timeout"), waits, **HEADER, **SOON),
+    case("handshake: begin", (HandshakeStage, "begin"), connects, **IMPLICIT),
+    case("handshake: wrapping", (TlsConnection, "begin"), connects, **IMPLICIT),
+    case("handshake: a step", (TlsConnection, "handshake"), shakes_hands, **IMPLICIT),
+    case("handshake: its facts", (TlsConnection, "info"), shakes_hands_and_is_told, **IMPLICIT),
+    case("handshake: done", (ClientSide, "_handshake_done"), shakes_hands_and_is_told, **IMPLICIT),
+    case("handshake: deferred", (HandshakeStage, "_uncork"), shakes_hands, **IMPLICIT),
+    case("handshake: time", (HandshakeStage, "on_timeout"), waits, **IMPLICIT, **SOON),
+    case("STARTTLS: its facts", (TlsConnection, "info"), starts_tls, **STLS),
+    case("STARTTLS: done", (ClientSide, "_tls_started"), starts_tls, **STLS),
+    case("driver: readiness", (Conversation, "on_event"), says_something),
+    case("driver: interpreter", (Conversation, "_run"), says_something),
+    case("driver: deferred", (Conversation, "_leave_and_listen"), says_something),
+    case("driver: the rest of a reply", (Conversation, "_continue_flushing"), does_not_read),
+    case("driver: time", (Session, "on_timeout"), waits, **SOON),
+    case("driver: pause", (Conversation, "_woken"), logs_in, service="wait"),
+    case("session: the end of the dialogue", (Session, "_finished"), quits),
+    case("session: an error", (Session, "_failed"), waits, **SOON),
+    case("session: the end", (Session, "_leave"), quits),
+    case("session: its books", (session, "book_end"), quits),
+    case("session: its line", (Log, "session"), quits, sessions=0),
+    case("session: helpers", (Session, "_give_up_helpers"), quits),
+    case("service: connecting", (Exchange, "connect"), logs_in),
+    case("service: connected", (Exchange, "_connected"), logs_in),
+    case("service: deferred", (Exchange, "_ask"), logs_in),
+    case("service: reading", (Exchange, "_receive"), logs_in),
+    case("service: parsing", (auth_exchange, "parse"), logs_in),
+    case("service: the answer", (AuthService, "answered"), logs_in),
+    case("service: a failure", (AuthService, "failed"), logs_in, service="nonsense"),
+    case("service: the session", (ClientSide, "_spent_on_auth"), logs_in),
+    case("service: the session goes on", (Session, "_connect"), logs_in),
+    case("service: time", (AuthService, "_give_up"), logs_in, service="none", auth_http_timeout=Seconds(0.3)),
+    case("upstream: connecting", (UpstreamLink, "connect"), logs_in),
+    case("upstream: deferred", (UpstreamLink, "_dial"), logs_in),
+    case("upstream: connected", (UpstreamLink, "_stands"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: readiness", (UpstreamLink, "on_event"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: time", (UpstreamLink, "on_timeout"), logs_in, **SOON),
+    case("upstream: failing", (UpstreamLink, "_failed"), logs_in, **SOON),
+    case("upstream: the end of the login", (UpstreamLink, "_finished"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: logged in", (Session, "logged_in"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: the relay", (session, "start_relay"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: an end of it", (session, "End"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: abandoned", (UpstreamLink, "abandon"), leaves_at_an_upstream),
+    case("relay: deferred", (Relay, "open"), logs_in_at_an_upstream(b"+OK\r\n")),
+    case("relay: readiness, plain", (End, "on_event"), relays(10)),
+    case("relay: plain", (End, "carry"), relays(10, from_client=False)),
+    case("relay: spliced", (End, "_carry_through_pipe"), relays(3_000_000)),
+    case("relay: from a pipe", (End, "out_of"), relays(3_000_000)),
+    case("relay: into a pipe", (End, "into"), relays(3_000_000, from_client=False)),
+    case("relay: TLS", (End, "_carry_through_buffer"), relays(3_000_000, tls=True), **STLS),
+    case("relay: to TLS", (End, "write_from"), relays(3_000_000, tls=True, from_client=False), **STLS),
+    case("relay: from TLS", (TlsConnection, "fill"), relays(3_000_000, tls=True), **STLS),
+    case("relay: settling", (End, "_settle"), relay_ends),
+    case("relay: the end", (Relay, "close"), relay_ends),
+    case("relay: its books", (relay, "book_end"), relay_ends),
+    case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),
+    case("lingering: begin", (session, "close_politely"), says_too_much),
+    case("lingering: goodbye", (closing, "end_writing"), says_too_much),
+    case("lingering: readiness", (Lingerer, "on_event"), says_too_much, sessions=0),
+    case("lingering: time", (Lingerer, "on_timeout"), says_too_much, sessions=0),
+    case("closing: deferred", (session, "close_now"), quits),
+    case("names: a callback", (_Waiter, "tell"), is_looked_up, service="names"),
+    case("names: a step", (_Confirmation, "named"), is_looked_up, service="names"),
+    case("names: the session", (ClientSide, "_named"), is_looked_up, service="names"),
+]
+
+
+SERVICES: dict[str, Any] = {
+    "grants": answer(GRANT),
+    "wait": answer("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
+    "none": lambda _: asyncio.sleep(20, b""),
+    "names": answer("Auth-Status: no\r\n"),
+    "nonsense": b"\r\n\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(tmp_path_factory.mktemp("tls"))
+
+
+@contextlib.asynccontextmanager
+async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterator[None]:
+    """Another client, which is served before and after; none where nobody may be quiet for long."""
+    if "timeout" in case.directives or case.directives.get("service") == "names":
+        yield
+        return
+    peer = await w.client()
+    if case.directives.get("listen_proxy_protocol"):
+        await peer.say(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+    if case.directives.get("listen_ssl"):
+        await shake(peer, identities)
+    assert await peer.line() == GREETING
+    yield
+    assert await peer.ask(b"NOOP\r\n") == b"+OK\r\n"
+    assert await peer.ask(b"QUIT\r\n") == b"+OK\r\n"
+    assert await heard(peer) == b""
+    peer.close()
+
+
+def build_for(case: Case, identities: Identities) -> tuple[Any, Any]:
+    directives = dict(case.directives)
+    service = directives.pop("service", "grants")
+    protocol = Protocol.POP3
+    if service == "names":
+        protocol = Protocol.SMTP
+        nobody = ResolverConfig(addresses=("127.0.0.1:1",))
+        directives |= {"resolver": nobody, "resolver_timeout": Seconds(0.2)}
+    return serving(protocol, identities, **directives), SERVICES[service]
+
+
+async def greeted(w: World) -> None:
+    peer = await w.client()
+    assert await peer.line() == GREETINGS[Protocol.SMTP]
+    peer.close()
+    await w.settled()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_raises_ends_its_own_session_and_leaves_nothing(
+    case: Case, identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        build, service = build_for(case, identities)
+        async with world(build, service, closes=True) as w:
+            if case.directives.get("service") == "names":
+                await greeted(w)  # the DNS library keeps its descriptors
+            before = invariants.descriptors()
+            async with bystander(w, case, identities):
+                break_ = breaking(monkeypatch, case.where)
+                async with asyncio.timeout(20):
+                    await case.play(Stage(w, identities, break_))
+            clear(w)
+            await invariants.settle(w.app, w.meter)
+            assert await descriptors(w.app, before) <= before
+            assert await polls_per_second(w.app) < 100
+            check(w, case)
+
+    run(play)
+
+
+def check(w: World, case: Case) -> None:
+    log = w.read_log()
+    assert log.count(" internal_error ") == 1, log
+    assert HIDDEN not in log
+    assert "Fault" in log
+    assert "library" not in log
+    closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
+    assert sum(count for labels, count in closed.items() if labels[2] == "internal_error") == case.sessions
+    accepted = sum(invariants.series(w.meter, "mailproxy_connections_accepted_total").values())
+    assert accepted == sum(closed.values())
