@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mailproxy.auth import response
-from mailproxy.observe.log import Log
+from mailproxy.observe.log import LogWriter
 from mailproxy.protocols import proxy_header
 from mailproxy.runtime import closing, listener, relay, session
 from mailproxy.runtime.auth_exchange import Exchange
@@ -287,7 +287,7 @@ CASES = [
     case("session: an error", (Session, "_failed"), waits, **SOON),
     case("session: the end", (Session, "_leave"), quits),
     case("session: its books", (session, "book_end"), quits),
-    case("session: its line", (Log, "session"), quits, sessions=0),
+    case("session: its line", (LogWriter, "session"), quits, sessions=0),
     case("session: helpers", (Session, "_give_up_helpers"), quits),
     case("service: connecting", (Exchange, "connect"), logs_in),
     case("service: connected", (Exchange, "_connected"), logs_in),
