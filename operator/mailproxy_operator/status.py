@@ -102,7 +102,7 @@ def _numbers(known: Facts) -> tuple[int, int, int]:
         return (
             len(staying),
             sum(pod.is_ready for pod in staying),
-            len(staying) + known.observed.asking_in_vain,
+            len(staying) + len(known.observed.without_sidecar),
         )
     workload = known.observed.workload
     return (workload.replicas, workload.ready, workload.desired) if workload else (0, 0, 0)

@@ -255,7 +255,8 @@ def test_an_operator_that_is_down_blocks_nothing(site: Site, place: World) -> No
     ready = "/readyz"
     eventually(lambda: site.operator.admin.ask("GET", ready).status == 200, "the webhook to be trusted again")
     assert sidecar_of(created(place, pod(place, "dovecot-1")).good) is not None
-    eventually(lambda: "running without: 1" in place.message("Available"), "the other one to be counted")
+    without = "1 pod asks for it and runs without"
+    eventually(lambda: without in place.message("Available"), "the other one to be counted")
 
 
 def test_the_rights_of_the_webhook_are_those_that_are_used(site: Site, place: World) -> None:

@@ -248,6 +248,8 @@ def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> Non
         },
         "spec": {"containers": [{"name": "app", "image": "app"}]},
     }  # fmt: skip
+    account = {"apiVersion": "v1", "kind": "ServiceAccount"}
+    world.api.create({**account, "metadata": {"name": "default", "namespace": world.namespace}})
     _ = world.api.create(bare).good
     eventually_is(world, "Ready", ("False", "SidecarMissing"))
     assert "app" in world.message()
