@@ -21,7 +21,7 @@ from support.processes import PYTHONPATH
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"
 """Where nginx itself looks for sockets that another nginx left to it."""
-_START_SECONDS: Final = 180.0
+_START_SECONDS: Final = 600.0
 
 
 class CannotStart(Exception):
