@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process: ``python -m mailproxy.worker --control-fd N``, which the supervisor starts.
+"""One worker process: the fork server runs ``preload`` in itself, and ``main`` in each worker.
 
 It does what the supervisor says on its channel: put a configuration to work,
 report metrics, drain, stop.  When the supervisor is gone it drains and exits:
@@ -14,14 +14,15 @@ import gc
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from mailproxy import app
 from mailproxy.observe.log import Bridge, Log, LogFormat
 from mailproxy.observe.meter import Meter
 from mailproxy.supervisor import messages
 from mailproxy.supervisor.channel import Channel, ChannelError, Message
+from mailproxy.tls.openssl import reach
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
@@ -197,10 +198,13 @@ class Service:
             return  # the supervisor is gone, and ``_closed`` has seen to the rest
 
 
+def preload() -> None:
+    """Look up, once for all workers, what each would look up at its start; the imports are done by now."""
+    reach()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker process."""
-    from mailproxy import app  # noqa: PLC0415 - `run` serves other applications too
-
     return run(argv, make_app=app.App, make_loop=app.make_loop)
 
 
@@ -253,7 +257,3 @@ def _config_of(order: messages.Configure, sockets: Sequence[socket.socket]) -> P
         for sock in sockets:
             sock.close()
         raise
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -392,6 +392,40 @@ def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, prox
         os.kill(pid, signal.SIGCONT)
 
 
+def test_a_worker_that_hangs_is_seen_replaced_and_its_queued_clients_are_served(manifest: Manifest) -> None:
+    with Proxy(manifest.path, options=["7", "10"]) as proxy:
+        proxy.until_told("listening")
+        hung = proxy.workers()[0]
+        os.kill(hung, signal.SIGSTOP)
+        clients = [socket.create_connection(("127.0.0.1", manifest.port), PATIENCE) for _ in range(20)]
+        until(lambda: proxy.get("/readyz")[0] == 503, "the worker to be missed")
+        assert f"not ready: worker {hung} has not reported for" in proxy.get("/readyz")[1]
+        assert proxy.until_told("worker_does_not_report")["pid"] == hung
+        greetings = {client.recv(100).split()[2].decode() for client in clients}
+        assert str(hung) not in greetings
+        assert proxy.until_told("worker_hangs")["pid"] == hung
+        until(
+            lambda: proxy.metric('mailproxy_worker_restarts_total{reason="unresponsive"}') == 1, "the restart"
+        )
+        until(lambda: proxy.get("/readyz")[0] == 200, "readiness")
+        assert [event["pid"] for event in proxy.told("worker_hangs")] == [hung]
+        for client in clients:
+            client.close()
+
+
+def test_a_fork_server_that_dies_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
+    (gone,) = proxy.fork_servers()
+    workers = set(proxy.workers())
+    os.kill(gone, signal.SIGKILL)
+    assert proxy.until_told("fork_server_exited")["pid"] == gone
+    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [gone], "another fork server")
+    assert set(proxy.workers()) == workers
+    killed = min(workers)
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: len(proxy.workers()) == 2 and killed not in proxy.workers(), "another worker")
+    assert proxy.until_told("worker_exited")["exit_code"] == -9
+
+
 def test_no_worker_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
     workers = proxy.workers()
     with Client(manifest.port) as relaying, Client(manifest.port) as waiting:

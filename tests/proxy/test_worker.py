@@ -14,10 +14,9 @@ import pytest
 
 from mailproxy.observe.meter import Snapshot
 from mailproxy.observe.words import RestartReason
-from mailproxy.supervisor import process
 from mailproxy.supervisor.process import Worker, WorkerGone
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, deployment, our_sources
+from support.processes import STAND_IN, deployment, launcher, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -31,9 +30,9 @@ class Bench:
         self.listener = listener
         self.snapshots = snapshots
 
-    async def configure(self, name: str = "imap", *, serial: int = 1) -> None:
+    async def configure(self, name: str = "imap", *, serial: int = 1, seconds: float | None = None) -> None:
         wanted = deployment([self.listener], name, serial=serial)
-        await self.worker.configure(wanted.order(), wanted.sockets_of(0))
+        await self.worker.configure(wanted.order(), wanted.sockets_of(0), seconds=seconds)
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.listener.getsockname())
@@ -48,13 +47,15 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     snapshots: list[Snapshot] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = process.start(STAND_IN, lambda _, snapshot: snapshots.append(snapshot))
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            starting = launcher(tasks)
+            worker = await starting.start(lambda _, snapshot: snapshots.append(snapshot))
             tasks.create_task(worker.watch())
             try:
                 yield Bench(worker, listener, snapshots)
             finally:
                 worker.kill()
+                starting.close()
 
 
 async def test_it_runs_what_it_is_told_and_reports(bench: Bench) -> None:
@@ -186,10 +187,9 @@ async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench)
         await bench.worker.report(1, 10)
 
 
-async def test_a_worker_that_does_not_answer_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "APPLY_SECONDS", 0.5)
+async def test_a_worker_that_does_not_answer_is_killed(bench: Bench) -> None:
     with pytest.raises(WorkerGone):
-        await bench.configure("hang")
+        await bench.configure("hang", seconds=0.5)
     await bench.worker.exited.wait()
     assert bench.worker.reason is RestartReason.KILLED
 
@@ -230,12 +230,14 @@ async def test_the_level_of_the_command_line_wins(
     options: tuple[str, ...], is_told: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = process.start((*STAND_IN, *options), lambda *_: None)
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            starting = launcher(tasks, (*STAND_IN, *options))
+            worker = await starting.start(lambda *_: None)
             tasks.create_task(worker.watch())
             bench = Bench(worker, listener, [])
             await bench.configure()
             _, writer = await bench.client()
             worker.stop()
+            starting.close()
         writer.close()
     assert (" info greeted" in capfd.readouterr().err) is is_told

@@ -34,6 +34,10 @@ class Workers(Protocol):
         """How many of them take new sessions."""
 
     @property
+    def late(self) -> Mapping[int, float]:
+        """Those that do not report: seconds of silence by process number."""
+
+    @property
     def is_settled(self) -> bool:
         """Whether all of them run what is wanted."""
 
@@ -118,10 +122,17 @@ class Status:
         )
         return self._totals.page(facts)
 
-    def ready(self) -> bool:
-        """Tell whether clients are accepted."""
-        serving = self.pool.serving if self.pool else 0
-        return self.is_started and not self.is_draining and serving > 0
+    def unready(self) -> str:
+        """Tell why clients are not accepted, or not by all workers; empty where they are."""
+        if self.is_draining:
+            return "draining"
+        if self.pool is None or not self.is_started:
+            return "starting"
+        if not self.pool.serving:
+            return "no worker is ready"
+        return "; ".join(
+            f"worker {pid} has not reported for {seconds:.0f} s" for pid, seconds in self.pool.late.items()
+        )
 
     def config(self) -> Mapping[str, object]:
         """Describe the configuration that all workers run; ``hash`` is ``None`` until there is one."""
