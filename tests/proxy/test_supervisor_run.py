@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import ssl
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -533,6 +535,51 @@ def test_the_real_application_greets_reloads_and_says_goodbye(manifest: Manifest
             until(lambda: proxy.metric("mailproxy_connections_active") == 1)
             proxy.signal(signal.SIGTERM)
             assert client.line().startswith("* BYE")
+        assert proxy.exit_code() == 0
+
+
+def test_a_reload_while_clients_hold_every_descriptor_ends_no_session(manifest: Manifest) -> None:
+    manifest.write(workers=1)
+    with Proxy(manifest.path, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        (worker,) = proxy.workers()
+        used = max(int(name) for name in os.listdir(f"/proc/{worker}/fd"))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 10, 1024))
+        with Client(manifest.port) as client:
+            others = [socket.create_connection(("127.0.0.1", manifest.port), PATIENCE) for _ in range(30)]
+            proxy.until_told("cannot_accept")
+            proxy.signal(signal.SIGHUP)
+            proxy.until_told("configuration_loaded", 2)
+            assert client.ask("a NOOP") == "a OK completed"
+            assert proxy.workers() == [worker]
+            for other in others:
+                other.close()
+
+
+def test_ticket_keys_rotate_in_all_workers(tmp_path: Path, manifest: Manifest) -> None:
+    issued = trustme.CA().issue_cert("mail.example.com")
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    key.write_bytes(issued.private_key_pem.bytes())
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    manifest.write(
+        listen=f"{{address: 127.0.0.1, port: {manifest.port}, ssl: true}}",
+        more=f", sslSessionTimeout: 1s, sslCertificate: [{{certificateFile: {certificate}, keyFile: {key}}}]",
+    )
+
+    def key_name() -> str:
+        """The first 16 bytes of a ticket name the key that it was encrypted with (RFC 5077)."""
+        command = ["openssl", "s_client", "-tls1_2", "-connect", f"127.0.0.1:{manifest.port}"]
+        shown = subprocess.run(
+            command, input="", capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        return shown.stdout.partition("TLS session ticket:")[2].split("-", 1)[1][:48]
+
+    with Proxy(manifest.path, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        names: set[str] = set()
+        until(lambda: names.add(key_name()) or len(names) == 4, "the fourth key")  # type: ignore[func-returns-value]
+        assert len(proxy.workers()) == 2
+        proxy.signal(signal.SIGTERM)
         assert proxy.exit_code() == 0
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -208,6 +210,62 @@ async def test_it_has_no_descriptors_but_its_own(bench: Bench) -> None:
         target for target in targets if target == f"socket:[{os.fstat(bench.listener.fileno()).st_ino}]"
     ]
     assert len(inodes) == 1
+
+
+def descriptors(pid: int) -> list[int]:
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+
+
+async def test_it_can_be_reloaded_while_clients_hold_every_descriptor(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    pid = bench.worker.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid)[-1] + 4, 1024))
+    more = [socket.create_connection(bench.listener.getsockname()) for _ in range(16)]
+    async with asyncio.timeout(20):
+        while descriptors(pid) != list(range(descriptors(pid)[-1] + 1)):
+            await asyncio.sleep(0.02)
+    for serial in (2, 3, 4):
+        await bench.configure("pop3", serial=serial)
+    assert bench.worker.running == 4
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    writer.close()
+    for sock in more:
+        sock.close()
+
+
+async def test_a_reload_without_room_for_the_sockets_is_refused_and_ends_no_session(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    resource.prlimit(bench.worker.pid, resource.RLIMIT_NOFILE, (3, 1024))
+    with pytest.raises(ConfigError, match=r"too many open files to take .* \(its limit is 3\)"):
+        await bench.configure("pop3", serial=2)
+    assert bench.worker.running == 1
+    resource.prlimit(bench.worker.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    await bench.configure("pop3", serial=3)
+    assert bench.worker.running == 3
+    writer.close()
+
+
+async def test_a_supervisor_out_of_descriptors_refuses_the_reload(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.configure()
+
+    def no_room(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", no_room)
+    with pytest.raises(
+        ConfigError, match="cannot pass the listening sockets to a worker: Too many open files"
+    ):
+        await bench.configure("pop3", serial=2)
+    monkeypatch.undo()
+    await bench.configure("pop3", serial=3)
+    assert bench.worker.running == 3
 
 
 async def test_reloading_many_times_leaves_no_descriptor_behind(bench: Bench) -> None:

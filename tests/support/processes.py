@@ -15,6 +15,7 @@ import pytest
 
 from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.key_rotation import KeyRotation
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.listeners import Sockets
 from mailproxy.supervisor.pool import Tell
@@ -68,5 +69,5 @@ def deployment(
         names={},
         workers=workers,
         sockets=Sockets(by_key={"one": list(listeners)}),
-        ticket_key=bytes(80),
+        ticket_keys=KeyRotation(),
     )

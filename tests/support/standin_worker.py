@@ -47,7 +47,7 @@ class StandIn:
         sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
-        ticket_key: bytes,
+        ticket_keys: Mapping[int, tuple[bytes, ...]],
     ) -> None:
         await self._misbehave({server.name for server in config.servers}, sockets)
         for server in self._servers:
@@ -87,6 +87,9 @@ class StandIn:
         finally:
             del self._greeted[writer]
             writer.close()
+
+    def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
+        pass
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109
         for server in self._servers:

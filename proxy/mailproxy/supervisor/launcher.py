@@ -87,7 +87,8 @@ class Launcher:
         """Replace the fork server whenever it ends; workers that it has forked go on."""
         while True:
             await self._child.over.wait()
-            self._control.close()
+            async with self._turn:  # who waits for a reply sees the end of the connection first
+                self._control.close()
             if self._is_closed:
                 return
             self._tell(
@@ -112,6 +113,9 @@ class Launcher:
             heartbeat = Heartbeat(child.pid)
             while not (await asyncio.wait({reply}, timeout=LOOK_SECONDS))[0]:
                 heartbeat.look()
+                if child.over.is_set():  # and somebody still holds its end of the connection
+                    reply.cancel()
+                    raise _ended()
                 if heartbeat.is_hung(is_loading=True):
                     self._tell(LogLevel.ALERT, "fork_server_hangs", pid=child.pid)
                     child.kill()

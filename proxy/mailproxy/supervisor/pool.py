@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import messages
 from mailproxy.supervisor.backoff import Backoff
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.heartbeat import LOOK_SECONDS
@@ -177,6 +178,11 @@ class Pool:
         """Have all workers open their log files anew."""
         for worker in self._alive:
             worker.reopen_logs()
+
+    def set_ticket_keys(self, message: messages.TicketKeys) -> None:
+        """Have all workers encrypt TLS session tickets with other keys."""
+        for worker in tuple(self._alive):
+            worker.set_ticket_keys(message)
 
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
         """Have all workers leave; returns when the last one is gone.

@@ -24,7 +24,7 @@ from mailproxy.supervisor import messages
 from mailproxy.supervisor.channel import Channel, ChannelError, Message
 from mailproxy.supervisor.child import Child
 from mailproxy.supervisor.heartbeat import Heartbeat
-from mailproxy_config.errors import ConfigError
+from mailproxy_config.errors import ConfigError, Problem
 
 RELOAD_SECONDS: Final = 600.0
 """What a worker gets at a reload for putting a configuration to work; a start takes as long as it takes."""
@@ -145,6 +145,10 @@ class Worker:
         except TimeoutError:
             raise WorkerGone from None
 
+    def set_ticket_keys(self, message: messages.TicketKeys) -> None:
+        """Have it encrypt TLS session tickets with other keys."""
+        self._send(message)
+
     def drain(self, delay: float, timeout: float) -> None:
         """Have it go on for ``delay`` seconds, then drain within ``timeout`` seconds, and exit."""
         self.is_draining = True
@@ -197,8 +201,8 @@ class Worker:
         """Send a message and wait for the answer with the same number, which is put into ``waiting``."""
         answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         waiting[number] = answer
-        self._send(message, sockets)
         try:
+            self._send(message, sockets)
             return await answer
         finally:
             del waiting[number]
@@ -206,8 +210,11 @@ class Worker:
     def _send(self, message: messages.ToWorker, sockets: Sequence[socket.socket] = ()) -> None:
         try:
             self._channel.send(messages.encode(message), [sock.fileno() for sock in sockets])
-        except (ChannelError, OSError) as error:
-            self._closed(ChannelError(str(error)))
+        except ChannelError as error:
+            self._closed(error)
+        except OSError as error:
+            reason = f"cannot pass the listening sockets to a worker: {error.strerror}"
+            raise ConfigError([Problem("", reason)]) from error
 
     def _received(self, data: Message, descriptors: list[int]) -> None:
         for descriptor in descriptors:

@@ -9,6 +9,7 @@ signal, a changed file, a dead worker, a question at the admin endpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import resource
@@ -19,7 +20,7 @@ from typing import Final
 
 from mailproxy import admin
 from mailproxy.observe.log import Bridge, Log
-from mailproxy.supervisor import fork_server
+from mailproxy.supervisor import fork_server, messages
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import Launcher
@@ -88,6 +89,7 @@ class Supervisor:
         self._preparation = Preparation(settings)
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
+        self._keys_changed = asyncio.Event()
         self._is_watched = False
         self._listening: tuple[str, ...] = ()
         self._pool: Pool | None = None
@@ -159,6 +161,7 @@ class Supervisor:
         waiting = [
             tasks.create_task(self._look_at_files()),
             tasks.create_task(self._reload_when_wanted(pool)),
+            tasks.create_task(self._rotate_ticket_keys(pool)),
         ]
         await self._ending.wait()
         for task in waiting:
@@ -225,11 +228,22 @@ class Supervisor:
         before = self._listening
         self._listening = tuple(deployment.sockets.by_key)
         self._preparation.commit(deployment)
+        self._keys_changed.set()
         self._status.loaded(deployment)
         self._log.adopt(deployment.config, notices=True)
         self._tell_about(deployment)
         if before and set(before) != set(self._listening):
             self._tell_change(before, self._listening)
+
+    async def _rotate_ticket_keys(self, pool: Pool) -> None:
+        keys = self._preparation.ticket_keys
+        while True:
+            self._keys_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(keys.wait()):
+                    await self._keys_changed.wait()
+            if keys.rotate():
+                pool.set_ticket_keys(messages.TicketKeys(keys.all()))
 
     def _refused(self, problems: Sequence[Problem]) -> None:
         """Log why a reload was refused, and what runs on."""
