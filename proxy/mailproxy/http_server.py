@@ -242,7 +242,8 @@ def parse(head: bytes) -> Request:
     lines = head.lstrip(b"\r\n").decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     if any(len(line) > LINE_BYTES for line in lines):
         raise BadRequest(f"a line is longer than {LINE_BYTES} bytes")
-    method, target, version = [*lines[0].split(" "), "", ""][:3]
+    words = lines[0].split(" ")
+    method, target, version = words if len(words) == 3 else ("", "", "")
     if not (method.isascii() and method.isupper() and target and version in {"HTTP/1.0", "HTTP/1.1"}):
         raise BadRequest("not an HTTP/1 request")
     headers: dict[str, str] = {}

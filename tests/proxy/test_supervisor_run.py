@@ -4,61 +4,20 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import ssl
-import subprocess
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import trustme
 
+from support.manifests import Manifest
 from support.proxies import COMMAND, PATIENCE, Client, Proxy, free_port, is_alive, until
 
 SERVERS: Final = ("imap", "imap-two", "imap-three")
-
-
-class Manifest:
-    """A configuration file that tests change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.port = free_port()
-        self.values: dict[str, Any] = {}
-        self.write()
-
-    def write(self, **values: Any) -> None:
-        """Write it, changed like this."""
-        self.values |= values
-        self.path.write_text(self.text())
-
-    def text(self) -> str:
-        """What it says now."""
-        chosen = {
-            "name": "imap",
-            "server_name": "one",
-            "workers": 2,
-            "listen": f"{{address: 127.0.0.1, port: {self.port}}}",
-            "timeout": "1s",
-            "more": "",
-            **self.values,
-        }
-        template = """\
-            apiVersion: mailproxy.dev/v1alpha1
-            kind: MailProxy
-            metadata: {{name: edge, generation: 7}}
-            spec:
-              workers: {workers}
-              drain: {{delay: 0s, timeout: {timeout}}}
-              mail: {{authHttp: "http://127.0.0.1:9/auth", serverName: {server_name}}}
-              servers:
-                - {{name: {name}, protocol: imap, listen: [{listen}]{more}}}
-            """
-        return textwrap.dedent(template).format(**chosen)
 
 
 @pytest.fixture
@@ -394,40 +353,6 @@ def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, prox
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_worker_that_hangs_is_seen_replaced_and_its_queued_clients_are_served(manifest: Manifest) -> None:
-    with Proxy(manifest.path, options=["7", "10"]) as proxy:
-        proxy.until_told("listening")
-        hung = proxy.workers()[0]
-        os.kill(hung, signal.SIGSTOP)
-        clients = [socket.create_connection(("127.0.0.1", manifest.port), PATIENCE) for _ in range(20)]
-        until(lambda: proxy.get("/readyz")[0] == 503, "the worker to be missed")
-        assert f"not ready: worker {hung} has not reported for" in proxy.get("/readyz")[1]
-        assert proxy.until_told("worker_does_not_report")["pid"] == hung
-        greetings = {client.recv(100).split()[2].decode() for client in clients}
-        assert str(hung) not in greetings
-        assert proxy.until_told("worker_hangs")["pid"] == hung
-        until(
-            lambda: proxy.metric('mailproxy_worker_restarts_total{reason="unresponsive"}') == 1, "the restart"
-        )
-        until(lambda: proxy.get("/readyz")[0] == 200, "readiness")
-        assert [event["pid"] for event in proxy.told("worker_hangs")] == [hung]
-        for client in clients:
-            client.close()
-
-
-def test_a_fork_server_that_dies_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
-    (gone,) = proxy.fork_servers()
-    workers = set(proxy.workers())
-    os.kill(gone, signal.SIGKILL)
-    assert proxy.until_told("fork_server_exited")["pid"] == gone
-    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [gone], "another fork server")
-    assert set(proxy.workers()) == workers
-    killed = min(workers)
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: len(proxy.workers()) == 2 and killed not in proxy.workers(), "another worker")
-    assert proxy.until_told("worker_exited")["exit_code"] == -9
-
-
 def test_no_worker_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
     workers = proxy.workers()
     with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
@@ -535,51 +460,6 @@ def test_the_real_application_greets_reloads_and_says_goodbye(manifest: Manifest
             until(lambda: proxy.metric("mailproxy_connections_active") == 1)
             proxy.signal(signal.SIGTERM)
             assert client.line().startswith("* BYE")
-        assert proxy.exit_code() == 0
-
-
-def test_a_reload_while_clients_hold_every_descriptor_ends_no_session(manifest: Manifest) -> None:
-    manifest.write(workers=1)
-    with Proxy(manifest.path, command=COMMAND) as proxy:
-        proxy.until_told("listening")
-        (worker,) = proxy.workers()
-        used = max(int(name) for name in os.listdir(f"/proc/{worker}/fd"))
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 10, 1024))
-        with Client(manifest.port) as client:
-            others = [socket.create_connection(("127.0.0.1", manifest.port), PATIENCE) for _ in range(30)]
-            proxy.until_told("cannot_accept")
-            proxy.signal(signal.SIGHUP)
-            proxy.until_told("configuration_loaded", 2)
-            assert client.ask("a NOOP") == "a OK completed"
-            assert proxy.workers() == [worker]
-            for other in others:
-                other.close()
-
-
-def test_ticket_keys_rotate_in_all_workers(tmp_path: Path, manifest: Manifest) -> None:
-    issued = trustme.CA().issue_cert("mail.example.com")
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    key.write_bytes(issued.private_key_pem.bytes())
-    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
-    manifest.write(
-        listen=f"{{address: 127.0.0.1, port: {manifest.port}, ssl: true}}",
-        more=f", sslSessionTimeout: 1s, sslCertificate: [{{certificateFile: {certificate}, keyFile: {key}}}]",
-    )
-
-    def key_name() -> str:
-        """The first 16 bytes of a ticket name the key that it was encrypted with (RFC 5077)."""
-        command = ["openssl", "s_client", "-tls1_2", "-connect", f"127.0.0.1:{manifest.port}"]
-        shown = subprocess.run(
-            command, input="", capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-        return shown.stdout.partition("TLS session ticket:")[2].split("-", 1)[1][:48]
-
-    with Proxy(manifest.path, command=COMMAND) as proxy:
-        proxy.until_told("listening")
-        names: set[str] = set()
-        until(lambda: names.add(key_name()) or len(names) == 4, "the fourth key")  # type: ignore[func-returns-value]
-        assert len(proxy.workers()) == 2
-        proxy.signal(signal.SIGTERM)
         assert proxy.exit_code() == 0
 
 
