@@ -3,7 +3,7 @@
 
 Lives in the supervisor and answers for all workers.  It decides nothing: a
 ``Source`` knows the facts.  The Prometheus library is imported when metrics
-are asked for, which takes longer than all the rest of the supervisor's start.
+are asked for: a start need not wait for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import json
 import socket
 from collections.abc import Mapping
@@ -112,11 +113,13 @@ class _Answers:
         return await path(request)
 
     async def _metrics(self, request: Request) -> Response:
-        from mailproxy.observe.metrics import expose  # noqa: PLC0415 - loads the Prometheus library
-
+        # The first scrape loads the Prometheus library, while probes are answered.
+        library = await asyncio.to_thread(importlib.import_module, "mailproxy.observe.metrics")
         await self._refresh()
         headers = request.headers
-        shown = expose(self._source.page(), headers.get("accept", ""), headers.get("accept-encoding", ""))
+        shown = library.expose(
+            self._source.page(), headers.get("accept", ""), headers.get("accept-encoding", "")
+        )
         encoding = {"Content-Encoding": shown.encoding} if shown.encoding else {}
         return Response(200, shown.body, shown.content_type, {"Vary": "Accept, Accept-Encoding", **encoding})
 

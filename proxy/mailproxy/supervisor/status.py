@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import ssl
 import time
@@ -67,12 +68,6 @@ class Status:
         self.is_started = False
         self.is_draining = False
         self._totals = Totals()
-        self._build = Build(
-            version=build.version(),
-            revision=build.revision(),
-            python_version=platform.python_version(),
-            openssl_version=ssl.OPENSSL_VERSION,
-        )
         self._since = time.time()
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
@@ -111,7 +106,7 @@ class Status:
     def page(self) -> Page:
         """Give the sums as they are known now."""
         facts = SupervisorFacts(
-            build=self._build,
+            build=_build(),
             workers=self.pool.alive if self.pool else 0,
             started=self._since,
             restarts=self.pool.restarts if self.pool else {},
@@ -145,3 +140,14 @@ class Status:
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
         }
+
+
+@functools.cache
+def _build() -> Build:
+    """Look up what is running; not at the start, which need not wait for it."""
+    return Build(
+        version=build.version(),
+        revision=build.revision(),
+        python_version=platform.python_version(),
+        openssl_version=ssl.OPENSSL_VERSION,
+    )
