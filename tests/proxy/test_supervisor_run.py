@@ -353,14 +353,14 @@ def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, prox
         os.kill(pid, signal.SIGCONT)
 
 
-def test_no_worker_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
-    workers = proxy.workers()
+def test_no_process_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
+    workers = [*proxy.workers(), *proxy.fork_servers()]
     with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
         assert relaying.ask("RELAY") == "RELAY"
         proxy.process.kill()
         assert waiting.line() == "BYE"
         assert relaying.line() == ""
-    until(lambda: not any(map(is_alive, workers)), "the workers to end")
+    until(lambda: not any(map(is_alive, workers)), "all of them to end")
     with pytest.raises(ConnectionRefusedError):
         Client(manifest.port)
 
