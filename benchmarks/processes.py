@@ -233,7 +233,7 @@ def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str,
             stderr=log, env=environment,
         )  # fmt: skip
     _wait_for(PORTS.proxy("mailproxy", "smtps"), process, folder / "mailproxy.log")
-    found = _workers(process.pid, "mailproxy.worker", workers)
+    found = _workers(process.pid, "mailproxy-work", workers)
     time.sleep(0.5)
     return Proxy("mailproxy", process, found)
 
@@ -248,7 +248,8 @@ def _workers(parent: int, word: str, count: int) -> tuple[int, ...]:
 
 
 def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    return name + " " + Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def nginx_conf(folder: Path, proxy: str, workers: int) -> str:

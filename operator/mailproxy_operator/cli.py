@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from mailproxy_config.errors import ConfigError
+from mailproxy_config.standard_streams import open_standard_streams
 from mailproxy_operator.settings import DEFAULT_IMAGE, PULL_POLICIES, KubeVersion, Platform
 
 CRD_NOTICE = (
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    open_standard_streams()
     options = _parser().parse_args(argv)
     try:
         code: int = options.command(options)

@@ -2,8 +2,8 @@
 """The admin endpoint: ``/metrics``, ``/healthz``, ``/readyz``, ``/config``.
 
 Lives in the supervisor and answers for all workers.  It decides nothing: a
-``Source`` knows the facts.  Off the mail path, so plain aiohttp will do; it and
-the Prometheus library are imported only where an endpoint is served.
+``Source`` knows the facts.  The Prometheus library is imported when metrics
+are asked for: a start need not wait for it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import json
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
-if TYPE_CHECKING:
-    from aiohttp import web
+from mailproxy.http_server import HttpServer, Request, Response
 
+if TYPE_CHECKING:
     from mailproxy.observe.merge import Page
 
 SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; who does not answer counts with its last snapshot."""
-FIRST_REQUEST_SECONDS: Final = 10.0
-"""How long a connection may take to ask its first question."""
-IDLE_SECONDS: Final = 75.0
-"""How long a connection may take for another one (Prometheus asks every 15 to 60 seconds)."""
-CONNECTIONS: Final = 64
-"""Connections at a time; more are closed at once."""
-HEADER_OCTETS: Final = 4096
-"""Longest request line, and longest header field."""
-CLOSE_SECONDS: Final = 1.0
 
 
 class Source(Protocol):
@@ -45,8 +37,8 @@ class Source(Protocol):
         """Give the sums as they are known now (``Totals.page``)."""
         ...
 
-    def ready(self) -> bool:
-        """Tell whether clients are accepted: not while starting or draining."""
+    def unready(self) -> str:
+        """Tell why clients are not accepted, or not by all workers; empty where they are."""
         ...
 
     def config(self) -> Mapping[str, object]:
@@ -65,18 +57,15 @@ class Running:
         port: Likewise; of interest when port 0 was asked for.
     """
 
-    def __init__(self, listener: asyncio.Server, server: web.Server) -> None:
-        self._listener = listener
+    def __init__(self, server: HttpServer, bound: socket.socket) -> None:
         self._server = server
         self.address: str
         self.port: int
-        self.address, self.port = listener.sockets[0].getsockname()[:2]
+        self.address, self.port = bound.getsockname()[:2]
 
     async def close(self) -> None:
         """Stop answering; an answer that is under way gets a second."""
-        self._listener.close()
-        self._server.pre_shutdown()
-        await self._server.shutdown(CLOSE_SECONDS)
+        await self._server.close()
 
 
 async def serve(address: str, port: int, source: Source) -> Running:
@@ -91,38 +80,20 @@ async def serve(address: str, port: int, source: Source) -> Running:
     Raises:
         OSError: It cannot be bound: in use, not permitted, not ours.
     """
-    from aiohttp import web  # noqa: PLC0415 - only who serves pays for it
-
-    from mailproxy.observe import metrics  # noqa: F401, PLC0415 - now, and not while a scrape waits
-
-    answers = _Answers(source)
-    server = web.Server(
-        answers.answer,
-        access_log=None,
-        keepalive_timeout=IDLE_SECONDS,
-        max_line_size=HEADER_OCTETS,
-        max_field_size=HEADER_OCTETS,
-        lingering_time=CLOSE_SECONDS,
-    )
+    server = HttpServer(_Answers(source).answer)
     bound = _bound_for(address.removeprefix("[").removesuffix("]"), port)
     try:
-        door = _Door(server, answers.silent)
-        listener = await asyncio.get_running_loop().create_server(door, sock=bound)
+        await server.listen(bound)
     except BaseException:
         bound.close()
         raise
-    return Running(listener, server)
+    return Running(server, bound)
 
 
 class _Answers:
-    """What is said to each question.
-
-    Attributes:
-        silent: Connections on which nothing has been asked yet.
-    """
+    """What is answered to each request."""
 
     def __init__(self, source: Source) -> None:
-        self.silent: set[asyncio.BaseProtocol] = set()
         self._source = source
         self._turn = asyncio.Lock()
         self._refreshed = float("-inf")
@@ -133,28 +104,24 @@ class _Answers:
             "/config": self._config,
         }
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        self.silent.discard(request.protocol)
+    async def answer(self, request: Request) -> Response:
         path = self._paths.get(request.path)
         if path is None:
             return _text(404, "There is nothing here. There is:\n" + "".join(f"{it}\n" for it in self._paths))
         if request.method not in {"GET", "HEAD"}:
-            response = _text(405, "Only GET and HEAD.\n")
-            response.headers["Allow"] = "GET, HEAD"
-            return response
+            return Response(405, b"Only GET and HEAD.\n", headers={"Allow": "GET, HEAD"})
         return await path(request)
 
-    async def _metrics(self, request: web.BaseRequest) -> web.Response:
-        from mailproxy.observe.metrics import expose  # noqa: PLC0415 - loads the Prometheus library
-
+    async def _metrics(self, request: Request) -> Response:
+        # The first scrape loads the Prometheus library, while probes are answered.
+        library = await asyncio.to_thread(importlib.import_module, "mailproxy.observe.metrics")
         await self._refresh()
         headers = request.headers
-        shown = expose(self._source.page(), headers.get("Accept", ""), headers.get("Accept-Encoding", ""))
-        response = _response(200, shown.body, shown.content_type)
-        response.headers["Vary"] = "Accept, Accept-Encoding"
-        if shown.encoding:
-            response.headers["Content-Encoding"] = shown.encoding
-        return response
+        shown = library.expose(
+            self._source.page(), headers.get("accept", ""), headers.get("accept-encoding", "")
+        )
+        encoding = {"Content-Encoding": shown.encoding} if shown.encoding else {}
+        return Response(200, shown.body, shown.content_type, {"Vary": "Accept, Accept-Encoding", **encoding})
 
     async def _refresh(self) -> None:
         """Have numbers that are not older than the question; who waits for the same ones shares them."""
@@ -168,55 +135,20 @@ class _Answers:
                 async with asyncio.timeout(SNAPSHOT_SECONDS):
                     await self._source.snapshots()
 
-    async def _health(self, _: web.BaseRequest) -> web.Response:
+    async def _health(self, _: Request) -> Response:
         return _text(200, "ok\n")
 
-    async def _readiness(self, _: web.BaseRequest) -> web.Response:
-        return _text(200, "ready\n") if self._source.ready() else _text(503, "not ready\n")
+    async def _readiness(self, _: Request) -> Response:
+        reason = self._source.unready()
+        return _text(503, f"not ready: {reason}\n") if reason else _text(200, "ready\n")
 
-    async def _config(self, _: web.BaseRequest) -> web.Response:
+    async def _config(self, _: Request) -> Response:
         body = json.dumps(dict(self._source.config()), indent=2) + "\n"
-        return _response(200, body.encode(), "application/json")
+        return Response(200, body.encode(), "application/json")
 
 
-def _text(status: int, text: str) -> web.Response:
-    return _response(status, text.encode(), "text/plain; charset=utf-8")
-
-
-def _response(status: int, body: bytes, content_type: str) -> web.Response:
-    from aiohttp import web  # noqa: PLC0415
-
-    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "Server": "mailproxy"}
-    return web.Response(status=status, body=body, headers=headers)
-
-
-class _Turned(asyncio.Protocol):
-    """Says nothing and closes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
-
-
-class _Door:
-    """Lets connections in: so many, and only those that ask something soon."""
-
-    def __init__(self, server: web.Server, silent: set[asyncio.BaseProtocol]) -> None:
-        self._server = server
-        self._silent = silent
-
-    def __call__(self) -> asyncio.Protocol:
-        if len(self._server.connections) >= CONNECTIONS:
-            return _Turned()
-        connection = self._server()
-        self._silent.add(connection)
-        asyncio.get_running_loop().call_later(FIRST_REQUEST_SECONDS, self._look_after, connection)
-        return connection
-
-    def _look_after(self, connection: web.RequestHandler) -> None:
-        if connection in self._silent:
-            self._silent.discard(connection)
-            if connection.transport is not None:
-                connection.transport.abort()
+def _text(status: int, text: str) -> Response:
+    return Response(status, text.encode())
 
 
 def _bound_for(address: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ from mailproxy.runtime.resolver import HostAddresses, Resolver
 from mailproxy.runtime.server import Server
 from mailproxy.runtime.sockets import plan
 from mailproxy.tls.contexts import ServerTls, build
+from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy.tls.towards_services import ClientTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
@@ -97,6 +98,7 @@ class App:
         self._auth: dict[AuthKey, AuthService] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._retired: list[Resolver] = []
+        self._ticket_keys: dict[int, TicketKeys] = {}
         self._ticks = 0
         self._polls = 0
         self._tick(time.monotonic())
@@ -112,7 +114,7 @@ class App:
         sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
-        ticket_key: bytes,
+        ticket_keys: Mapping[int, tuple[bytes, ...]],
     ) -> None:
         """Put a configuration to work: at the start, and at every reload.
 
@@ -123,13 +125,15 @@ class App:
             sockets: The listening sockets, one or more, by the key of their
                 plan; they belong to the application from here on.
             names: What host names in the configuration resolved to.
-            ticket_key: What TLS session tickets are sealed with, for all workers alike.
+            ticket_keys: What TLS session tickets are sealed with, for all workers alike; see
+                ``set_ticket_keys``.
 
         Raises:
             ConfigError: A file does not load.  What ran before goes on.
         """
         try:
-            servers = self._build(config, names, ticket_key)
+            self.set_ticket_keys(ticket_keys)
+            servers = self._build(config, names)
         except ConfigError:
             for sock in chain.from_iterable(sockets.values()):
                 sock.close()
@@ -146,16 +150,27 @@ class App:
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
+    def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
+        """Seal and open TLS session tickets with these keys from now on.
+
+        Args:
+            ticket_keys: Keys by the ``ssl_session_timeout`` of their servers,
+                in seconds: the first seals tickets, each opens them.
+        """
+        for seconds, keys in ticket_keys.items():
+            if seconds in self._ticket_keys:
+                self._ticket_keys[seconds].replace(keys)
+            else:
+                self._ticket_keys[seconds] = TicketKeys(keys)
+
     # -- building
 
-    def _build(
-        self, config: ProxyConfig, names: Mapping[str, tuple[str, ...]], ticket_key: bytes
-    ) -> Sequence[Server]:
+    def _build(self, config: ProxyConfig, names: Mapping[str, tuple[str, ...]]) -> Sequence[Server]:
         problems: list[Problem] = []
         servers: list[Server] = []
         for server in config.servers:
             try:
-                servers.append(self._server(server, names, ticket_key))
+                servers.append(self._server(server, names))
             except ConfigError as error:
                 problems += error.problems
             except Exception as crash:  # a fault of our own must not end the worker and all its sessions
@@ -166,13 +181,13 @@ class App:
             raise ConfigError(problems)
         return servers
 
-    def _server(
-        self, config: ServerConfig, names: Mapping[str, tuple[str, ...]], ticket_key: bytes
-    ) -> Server:
+    def _server(self, config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> Server:
         previous = self._servers.get(config.name)
         tls: ServerTls | None = None
         if config.tls_is_used:
-            tls = build(config, ticket_key=ticket_key, previous=previous.tls if previous else None)
+            seconds = int(config.ssl_session_timeout)
+            ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
+            tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
         meter = self._engine.meter
         return Server(
             config,
@@ -252,6 +267,8 @@ class App:
 
     def _retire(self, servers: Sequence[Server]) -> None:
         """Let go of what only the previous configuration needed."""
+        timeouts = {int(server.config.ssl_session_timeout) for server in servers}
+        self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}
         services = {id(server.auth) for server in servers}
         for auth_key in [key for key, service in self._auth.items() if id(service) not in services]:
             self._auth.pop(auth_key).close()  # sessions that still ask it open a connection for that

@@ -19,6 +19,7 @@ from typing import Literal, NoReturn
 
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import LogLevel
+from mailproxy_config.standard_streams import open_standard_streams
 
 _FORMATS = ("json", "text")
 _MOST_WORKERS = 1024
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    open_standard_streams()
     options = _parser().parse_args(argv)
     options.file = options.file or options.option
     try:

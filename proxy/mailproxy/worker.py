@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process: ``python -m mailproxy.worker --control-fd N``, which the supervisor starts.
+"""One worker process: the fork server runs ``preload`` in itself, and ``main`` in each worker.
 
 It does what the supervisor says on its channel: put a configuration to work,
 report metrics, drain, stop.  When the supervisor is gone it drains and exits:
@@ -12,17 +12,20 @@ import argparse
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+from mailproxy import app
 from mailproxy.observe.log import Bridge, Log, LogFormat
 from mailproxy.observe.meter import Meter
 from mailproxy.supervisor import messages
 from mailproxy.supervisor.channel import Channel, ChannelError, Message
-from mailproxy_config.errors import ConfigError
+from mailproxy.supervisor.reserve import Reserve
+from mailproxy.tls.openssl import reach
+from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
 
@@ -32,7 +35,7 @@ REPORT_SECONDS: Final = 5.0
 _LAST_WORDS_SECONDS: Final = 1.0
 
 
-_Order = tuple[messages.Configure, list[socket.socket]] | messages.Drain
+_Order = tuple[messages.Configure, list[socket.socket]] | messages.TicketKeys | messages.Drain
 
 
 class Application(Protocol):
@@ -48,9 +51,12 @@ class Application(Protocol):
         sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
-        ticket_key: bytes,
+        ticket_keys: Mapping[int, tuple[bytes, ...]],
     ) -> None:
         """Run a configuration; with ``ConfigError`` the one before goes on running."""
+
+    def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
+        """Seal and open TLS session tickets with these keys from now on."""
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what relays get, not this call
         """Accept no more, say goodbye, and return when the last session is over."""
@@ -76,6 +82,7 @@ class Service:
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._channel: Channel
         self._obeying: asyncio.Task[None]
+        self._reserve = Reserve()
         self._is_frozen = False
         self._is_leaving = False
 
@@ -86,7 +93,9 @@ class Service:
             control: Our end of the channel; it is closed at the end.
         """
         loop = asyncio.get_running_loop()
-        self._channel = Channel(control, received=self._received, closed=self._closed)
+        self._channel = Channel(
+            control, received=self._received, closed=self._closed, make_room=self._reserve.release
+        )
         self._channel.start(loop)
         for signum in (signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(signum, self._leave)
@@ -111,20 +120,26 @@ class Service:
                     await self._app.drain(timeout)
                     self._send(messages.Drained())
                     return
+                case messages.TicketKeys(keys):
+                    self._app.set_ticket_keys(keys)
                 case order, sockets:
                     await self._configure(order, sockets)
 
     async def _configure(self, order: messages.Configure, sockets: list[socket.socket]) -> None:
         try:
+            _require_all(order, sockets)
             config = _config_of(order, sockets)
             await self._open_logs(config, sockets)
             given: dict[str, list[socket.socket]] = {}
             for key, sock in zip(order.sockets, sockets, strict=True):
                 given.setdefault(key, []).append(sock)
-            await self._app.apply(config, given, names=order.names, ticket_key=order.ticket_key)
+            self._reserve.release()
+            await self._app.apply(config, given, names=order.names, ticket_keys=order.ticket_keys)
         except ConfigError as error:
+            self._reserve.fill()
             self._send(messages.Refused(order.serial, error.problems))
             return
+        self._reserve.keep(len(sockets))
         self._adopt(config)
         self._meter.config_loaded(order.hash, order.generation, order.loaded_at)
         self._send(messages.Ready(order.serial))
@@ -159,7 +174,7 @@ class Service:
         match order:
             case messages.Configure():
                 self._orders.put_nowait((order, sockets))
-            case messages.Drain():
+            case messages.Drain() | messages.TicketKeys():  # in turn: a configuration has keys as well
                 self._orders.put_nowait(order)
             case messages.Report(number):
                 self._report(number)
@@ -185,6 +200,7 @@ class Service:
     async def _report_regularly(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
+            self._reserve.fill()
             self._report()
 
     def _report(self, number: int = 0) -> None:
@@ -197,10 +213,13 @@ class Service:
             return  # the supervisor is gone, and ``_closed`` has seen to the rest
 
 
+def preload() -> None:
+    """Look up, once for all workers, what each would look up at its start; the imports are done by now."""
+    reach()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker process."""
-    from mailproxy import app  # noqa: PLC0415 - `run` serves other applications too
-
     return run(argv, make_app=app.App, make_loop=app.make_loop)
 
 
@@ -245,6 +264,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _require_all(order: messages.Configure, sockets: Sequence[socket.socket]) -> None:
+    """Refuse a configuration whose listening sockets this process had no room for; none came then."""
+    if len(sockets) != len(order.sockets):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        reason = f"a worker has too many open files to take the listening sockets (its limit is {limit})"
+        raise ConfigError([Problem("", reason)])
+
+
 def _config_of(order: messages.Configure, sockets: Sequence[socket.socket]) -> ProxyConfig:
     """Read the configuration; the sockets have no other owner yet, so they go with a refusal."""
     try:
@@ -253,7 +280,3 @@ def _config_of(order: messages.Configure, sockets: Sequence[socket.socket]) -> P
         for sock in sockets:
             sock.close()
         raise
-
-
-if __name__ == "__main__":
-    sys.exit(main())

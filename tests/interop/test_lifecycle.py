@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import pytest
 
+from mailproxy.supervisor.fork_server import WORKER_NAME
+from support.proxies import process_name
 from support.servers.auth_service import AuthService, Backend
 from support.servers.clients import Raw
 from support.servers.dovecot import Dovecot
@@ -260,7 +262,7 @@ def test_a_worker_that_is_killed_is_replaced(
         raw.say(LOGIN)
         raw.until(b"a OK")
         assert proxy.value(accepted) == 1
-        (worker,) = children(proxy.running.pid)
+        (worker,) = workers(proxy.running.pid)
         os.kill(worker, signal.SIGKILL)
         assert raw.rest() == b""
     eventually(lambda: proxy.value("mailproxy_worker_restarts_total") == 1, "a replacement")
@@ -271,7 +273,8 @@ def test_a_worker_that_is_killed_is_replaced(
     assert proxy.value(accepted) == 2
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+def workers(pid: int) -> list[int]:
+    """The worker processes of a supervisor."""
     with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
+        children = [int(child) for child in file.read().split()]
+    return [child for child in children if process_name(child) == WORKER_NAME]

@@ -13,6 +13,7 @@ from mailproxy.supervisor import messages as m
 from mailproxy.supervisor.channel import ChannelError
 from mailproxy_config.errors import Problem
 
+KEYS = {300: (bytes(range(80)), bytes(80)), 60: (bytes(range(1, 81)),)}
 CONFIGURE = m.Configure(
     serial=3,
     config='{"secret": "s3cret"}',
@@ -22,9 +23,9 @@ CONFIGURE = m.Configure(
     hostname="host.example.com",
     names={"mail.example.com": ("192.0.2.1", "2001:db8::1")},
     sockets=("0.0.0.0:143", "unix:/run/x"),
-    ticket_key=bytes(range(80)),
+    ticket_keys=KEYS,
 )
-TO_WORKER: list[m.ToWorker] = [CONFIGURE, m.Drain(2.5, 300.0), m.Report(9), m.Stop()]
+TO_WORKER: list[m.ToWorker] = [CONFIGURE, m.TicketKeys(KEYS), m.Drain(2.5, 300.0), m.Report(9), m.Stop()]
 TO_SUPERVISOR: list[m.ToSupervisor] = [
     m.Ready(3),
     m.Refused(3, (Problem("spec.servers[0]", "no"), Problem("", "nor that"))),
@@ -69,7 +70,7 @@ def test_a_snapshot_arrives_with_its_number() -> None:
         {"type": ["drain"]},
         {"type": "drain", "delay": 1},
         {"type": "configure"},
-        {**m.encode(CONFIGURE), "ticket_key": "not hexadecimal"},
+        {**m.encode(CONFIGURE), "ticket_keys": {"300": ["not hexadecimal"]}},
         {**m.encode(CONFIGURE), "names": 5, "sockets": 5},
         {"type": "ready"},
         {"type": "refused", "serial": 1, "problems": [["only a path"]]},
@@ -84,5 +85,7 @@ def test_anything_else_is_refused_on_both_sides(data: dict[str, object]) -> None
 
 def test_neither_configuration_nor_key_are_shown() -> None:
     assert "s3cret" not in repr(CONFIGURE)
-    assert CONFIGURE.ticket_key.hex() not in repr(CONFIGURE)
+    for message in (CONFIGURE, m.TicketKeys(KEYS)):
+        assert KEYS[300][0].hex() not in repr(message)
+        assert repr(KEYS[300][0]) not in repr(message)
     assert "x00" not in repr(CONFIGURE)

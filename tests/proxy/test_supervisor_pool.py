@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import socket
@@ -14,13 +13,13 @@ import pytest
 
 from mailproxy.observe.meter import Snapshot
 from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import backoff, heartbeat, process
 from mailproxy.supervisor import pool as module
-from mailproxy.supervisor import process
 from mailproxy.supervisor.pool import FUTILE_STARTS, CannotStart, Pool
 from mailproxy.supervisor.process import Worker
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, deployment, our_sources
+from support.processes import deployment, launcher, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -36,9 +35,10 @@ class Bench:
         self.snapshots: dict[int, Snapshot] = {}
         self.writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
+        self.launcher = launcher(tasks, tell=self.tell)
         self.pool = Pool(
             tasks,
-            functools.partial(process.start, STAND_IN),
+            self.launcher,
             reported=self.reported,
             gone=self.gone.append,
             tell=self.tell,
@@ -177,24 +177,58 @@ async def test_a_start_fails_when_workers_only_die(bench: Bench) -> None:
         await bench.pool.start(deployment(bench.listeners, "crash"))
 
 
+async def test_a_start_takes_as_long_as_it_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RELOAD_SECONDS", 0.1)
+    await bench.pool.start(deployment(bench.listeners, "slow", workers=2))
+    assert bench.told("worker_exited") == []
+    with pytest.raises(ConfigError, match="ended while it applied this"):
+        await bench.pool.change_to(deployment(bench.listeners, "slow", serial=2, workers=2))
+
+
+async def test_only_a_worker_that_exits_counts_as_a_failed_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (await bench.launcher.start(bench.reported)).kill()  # the fork server has imported everything by now
+    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 2.0)
+    monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
+    start, stopped = bench.launcher.start, []
+
+    async def stop_at_first(reported: process.Reporter) -> Worker:
+        worker = await start(reported)
+        if len(stopped) <= FUTILE_STARTS:
+            os.kill(worker.pid, signal.SIGSTOP)
+            stopped.append(worker.pid)
+        else:
+            monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 60.0)
+        return worker
+
+    monkeypatch.setattr(bench.launcher, "start", stop_at_first)
+    await bench.pool.start(deployment(bench.listeners))
+    assert [event["pid"] for event in bench.told("worker_hangs")] == stopped
+    assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == FUTILE_STARTS + 1
+
+
 async def test_a_start_can_be_given_up(bench: Bench) -> None:
     asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
     with pytest.raises(CannotStart, match="told to stop"):
         await bench.pool.start(deployment(bench.listeners, "hang"))
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again(bench: Bench) -> None:
-    real, failures = bench.pool._launch, [OSError(11, "Resource temporarily unavailable")]
+async def test_a_worker_that_cannot_be_started_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = bench.launcher.start, [OSError(11, "Resource temporarily unavailable")] * 6
 
-    def launch(reported: process.Reporter) -> Worker:
+    async def start(reported: process.Reporter) -> Worker:
         if failures:
             raise failures.pop()
-        return real(reported)
+        return await real(reported)
 
-    bench.pool._launch = launch
+    monkeypatch.setattr(bench.launcher, "start", start)
+    monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
     await bench.pool.start(deployment(bench.listeners))
-    assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}]
-    assert bench.pool.restarts[RestartReason.CRASH] == 1
+    assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}] * 6
+    assert bench.pool.restarts[RestartReason.CRASH] == 6
 
 
 async def test_a_report_comes_from_everybody_who_is_alive(bench: Bench) -> None:

@@ -7,56 +7,17 @@ import os
 import signal
 import socket
 import ssl
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import trustme
 
+from support.manifests import Manifest
 from support.proxies import COMMAND, PATIENCE, Client, Proxy, free_port, is_alive, until
 
 SERVERS: Final = ("imap", "imap-two", "imap-three")
-
-
-class Manifest:
-    """A configuration file that tests change."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.port = free_port()
-        self.values: dict[str, Any] = {}
-        self.write()
-
-    def write(self, **values: Any) -> None:
-        """Write it, changed like this."""
-        self.values |= values
-        self.path.write_text(self.text())
-
-    def text(self) -> str:
-        """What it says now."""
-        chosen = {
-            "name": "imap",
-            "server_name": "one",
-            "workers": 2,
-            "listen": f"{{address: 127.0.0.1, port: {self.port}}}",
-            "timeout": "1s",
-            "more": "",
-            **self.values,
-        }
-        template = """\
-            apiVersion: mailproxy.dev/v1alpha1
-            kind: MailProxy
-            metadata: {{name: edge, generation: 7}}
-            spec:
-              workers: {workers}
-              drain: {{delay: 0s, timeout: {timeout}}}
-              mail: {{authHttp: "http://127.0.0.1:9/auth", serverName: {server_name}}}
-              servers:
-                - {{name: {name}, protocol: imap, listen: [{listen}]{more}}}
-            """
-        return textwrap.dedent(template).format(**chosen)
 
 
 @pytest.fixture
@@ -392,14 +353,14 @@ def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, prox
         os.kill(pid, signal.SIGCONT)
 
 
-def test_no_worker_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
-    workers = proxy.workers()
+def test_no_process_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
+    workers = [*proxy.workers(), *proxy.fork_servers()]
     with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
         assert relaying.ask("RELAY") == "RELAY"
         proxy.process.kill()
         assert waiting.line() == "BYE"
         assert relaying.line() == ""
-    until(lambda: not any(map(is_alive, workers)), "the workers to end")
+    until(lambda: not any(map(is_alive, workers)), "all of them to end")
     with pytest.raises(ConnectionRefusedError):
         Client(manifest.port)
 

@@ -28,6 +28,7 @@ class StillWorkers:
     is_settled: bool = True
     wanted: Deployment = field(default_factory=lambda: deployment([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
+    late: dict[int, float] = field(default_factory=dict)
     asked: list[tuple[int, float]] = field(default_factory=list)
 
     async def report(self, number: int, seconds: float) -> None:
@@ -54,12 +55,20 @@ def test_it_is_ready_while_clients_are_taken(
 ) -> None:
     status.pool = StillWorkers(serving=serving)
     status.is_started, status.is_draining = is_started, is_draining
-    assert status.ready() is ready
+    assert (status.unready() == "") is ready
 
 
 def test_it_is_not_ready_without_workers(status: Status) -> None:
     status.is_started = True
-    assert not status.ready()
+    assert status.unready() == "starting"
+
+
+def test_it_is_not_ready_while_a_worker_does_not_report(status: Status) -> None:
+    status.pool = StillWorkers(late={4711: 12.0, 4712: 29.0})
+    status.is_started = True
+    assert status.unready() == (
+        "worker 4711 has not reported for 12 s; worker 4712 has not reported for 29 s"
+    )
 
 
 def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
@@ -111,7 +120,7 @@ def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
     status.is_draining = True
     page = status.page()
     assert page[c.WORKERS] == {(): 3}
-    assert page[c.WORKER_RESTARTS] == {("crash",): 2, ("killed",): 0, ("requested",): 0}
+    assert page[c.WORKER_RESTARTS] == {("crash",): 2, ("killed",): 0, ("requested",): 0, ("unresponsive",): 0}
     assert page[c.DRAINING] == {(): 1}
     ((labels, value),) = page[c.BUILD_INFO].items()
     assert value == 1

@@ -12,6 +12,7 @@ import pytest
 
 from mailproxy.tls.contexts import ServerTls, build, fingerprint
 from mailproxy.tls.openssl import Unreachable
+from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     Octets,
@@ -27,6 +28,8 @@ from support.tls_authority import Authority
 from support.tls_peers import KEY, TLS_PORT, Pair, client_of, shaken
 
 OUT_OF_REACH = Unreachable("the layout of its ssl objects is not known")
+
+KEYS = TicketKeys([KEY])
 
 
 @pytest.fixture
@@ -44,8 +47,8 @@ def changed(config: ServerConfig, **directives: Any) -> ServerConfig:
 
 
 def test_nothing_new_is_nothing_built(config: ServerConfig) -> None:
-    first = build(config, ticket_key=KEY)
-    again = build(changed(config, timeout=Seconds(1.0)), ticket_key=KEY, previous=first)
+    first = build(config, ticket_keys=KEYS)
+    again = build(changed(config, timeout=Seconds(1.0)), ticket_keys=KEYS, previous=first)
     assert again is first
 
 
@@ -59,20 +62,20 @@ def test_nothing_new_is_nothing_built(config: ServerConfig) -> None:
     ],
 )
 def test_another_directive_builds_anew(config: ServerConfig, directives: dict[str, Any]) -> None:
-    first = build(config, ticket_key=KEY)
-    again = build(changed(config, **directives), ticket_key=KEY, previous=first)
+    first = build(config, ticket_keys=KEYS)
+    again = build(changed(config, **directives), ticket_keys=KEYS, previous=first)
     assert again is not first
     assert again.fingerprint_of_inputs != first.fingerprint_of_inputs
 
 
 def test_another_file_builds_anew_and_is_served(config: ServerConfig, authority: Authority) -> None:
-    first = build(config, ticket_key=KEY)
+    first = build(config, ticket_keys=KEYS)
     renewed = authority.issue("CN=renewed").files
     (current,) = config.ssl_certificate
     Path(current.certificate).write_bytes(Path(renewed.certificate).read_bytes())
     Path(current.key).write_bytes(Path(renewed.key).read_bytes())
-    assert fingerprint(config, KEY) != first.fingerprint_of_inputs
-    again = build(config, ticket_key=KEY, previous=first)
+    assert fingerprint(config) != first.fingerprint_of_inputs
+    again = build(config, ticket_keys=KEYS, previous=first)
     context = client_of(authority)
     pair = Pair(again, context)
     pair.shake()
@@ -81,10 +84,10 @@ def test_another_file_builds_anew_and_is_served(config: ServerConfig, authority:
 
 
 def test_a_broken_file_leaves_the_previous_alone(config: ServerConfig) -> None:
-    first = build(config, ticket_key=KEY)
+    first = build(config, ticket_keys=KEYS)
     Path(config.ssl_certificate[0].key).write_bytes(b"")
     with pytest.raises(ConfigError):
-        build(config, ticket_key=KEY, previous=first)
+        build(config, ticket_keys=KEYS, previous=first)
     assert shaken(first, client_of())[0].version == "TLSv1.3"
 
 
@@ -92,7 +95,7 @@ def test_a_broken_file_leaves_the_previous_alone(config: ServerConfig) -> None:
 
 
 def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:
-    return build(changed(config, **directives), ticket_key=KEY, native=OUT_OF_REACH)
+    return build(changed(config, **directives), ticket_keys=KEYS, native=OUT_OF_REACH)
 
 
 def test_the_plain_things_are_served_and_what_is_missing_is_told(

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.tls.contexts import ServerTls
-from mailproxy.tls.resumption import TicketKey
+from mailproxy.tls.ticket_keys import TicketKey, TicketKeys
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.model import Octets, Protocol, Seconds, SessionCache
+from mailproxy_config.model import Octets, Protocol, ProxyConfig, Seconds, SessionCache
+from support.configs import server
 from support.tls_authority import Authority, Issued
 from support.tls_peers import KEY, TLS_PORT, Pair, client_of, serving, shaken, tls_of
 
@@ -228,10 +230,183 @@ def test_a_key_does_not_show_itself() -> None:
     assert repr(KEY[48:])[2:-1] not in printed
 
 
-@pytest.mark.parametrize("octets", [0, 48, 79, 81])
-def test_the_shared_key_has_80_octets(ours: Issued, octets: int) -> None:
-    with pytest.raises(ValueError, match="80 needed"):
-        tls_of(ours, key=bytes(octets))
+@pytest.mark.parametrize("length", [0, 47, 49, 79, 81])
+def test_a_key_of_another_length_is_refused_and_the_keys_stay(length: int) -> None:
+    keys = TicketKeys([KEY])
+    with pytest.raises(ValueError, match=f"{length} bytes, where a ticket key has 48 or 80"):
+        keys.replace([bytes(length)])
+    with pytest.raises(ValueError, match="no ticket key"):
+        keys.replace([])
+    assert [key.name for key in keys.keys] == [KEY[:16]]
+
+
+# -- rotation
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Workers:
+    """Two workers whose ticket keys the supervisor rotates; each receives them when the test says so."""
+
+    def __init__(self, ours: Issued, timeout: int) -> None:
+        self.clock = Clock()
+        self.rotation = KeyRotation(self.clock)
+        self.timeout = timeout
+        keys = self.rotation.of({timeout})[timeout]
+        self.keys = TicketKeys(keys), TicketKeys(keys)
+        self.tls = tuple(tls_of(ours, key=keys, ssl_session_timeout=Seconds(timeout)) for keys in self.keys)
+
+    def after(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.rotation.rotate()
+
+    def receives(self, *workers: int) -> None:
+        for worker in workers:
+            self.keys[worker].replace(self.rotation.all()[self.timeout])
+
+    def sealed_by(self, worker: int) -> bytes:
+        return self.keys[worker].keys[0].name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_ticket_is_opened_for_a_session_timeout_and_no_longer(
+    ours: Issued, version: ssl.TLSVersion
+) -> None:
+    workers = Workers(ours, 300)
+    context = client(version)
+    first = workers.sealed_by(0)
+    _, session = shaken(workers.tls[0], context)
+    workers.after(299.0)
+    workers.receives(0, 1)
+    assert workers.sealed_by(0) == first
+    workers.after(1.0)
+    workers.receives(0, 1)
+    assert workers.sealed_by(0) == workers.sealed_by(1) != first
+    assert all(shaken(tls, context, session=session)[0].resumed for tls in workers.tls)
+    workers.after(300.0)
+    workers.receives(0, 1)
+    assert first not in {key.name for key in workers.keys[0].keys}
+    assert not any(shaken(tls, context, session=session)[0].resumed for tls in workers.tls)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("informed", [0, 1])
+def test_workers_open_each_others_tickets_while_keys_change(
+    ours: Issued, version: ssl.TLSVersion, informed: int
+) -> None:
+    workers = Workers(ours, 300)
+    for _ in range(3):
+        workers.after(300.0)
+        workers.receives(informed)
+        assert workers.sealed_by(0) != workers.sealed_by(1)
+        context = client(version)
+        for sealing, opening in ((0, 1), (1, 0)):
+            _, session = shaken(workers.tls[sealing], context)
+            assert shaken(workers.tls[opening], context, session=session)[0].resumed
+        workers.receives(0, 1)
+
+
+def test_a_ticket_of_the_previous_key_is_renewed(ours: Issued) -> None:
+    workers = Workers(ours, 300)
+    context = client(ssl.TLSVersion.TLSv1_2)
+    _, session = shaken(workers.tls[0], context)
+    workers.after(300.0)
+    workers.receives(0)
+    info, renewed = shaken(workers.tls[0], context, session=session)
+    assert info.resumed
+    workers.after(300.0)
+    workers.receives(0)
+    assert shaken(workers.tls[0], context, session=renewed)[0].resumed
+
+
+def test_every_key_is_random_and_none_comes_back() -> None:
+    clock = Clock()
+    rotation = KeyRotation(clock)
+    seen: list[bytes] = []
+    for _ in range(50):
+        keys = rotation.of({60, 300})
+        assert all(len(key) == 80 and len(set(key)) > 20 for ring in keys.values() for key in ring)
+        seen += [key for ring in keys.values() for key in ring if key not in seen]
+        clock.now += rotation.wait()
+        assert rotation.rotate()
+    assert len({key[:16] for key in seen}) == len(seen) > 50
+
+
+def test_each_session_timeout_has_its_own_pace() -> None:
+    clock = Clock()
+    rotation = KeyRotation(clock)
+    before = rotation.of({60, 300})
+    clock.now += 60.0
+    assert rotation.rotate()
+    after = rotation.of({60, 300})
+    assert after[60] == (before[60][1], after[60][1], before[60][0])
+    assert after[300] == before[300]
+    assert not rotation.rotate()
+    assert rotation.wait() == 60.0
+    rotation.keep({300})
+    assert rotation.all() == {300: before[300]}
+    assert rotation.wait() == 240.0
+    assert rotation.of({60})[60][0] not in after[60]
+
+
+def test_a_reload_keeps_the_keys_and_their_age() -> None:
+    clock = Clock()
+    rotation = KeyRotation(clock)
+    before = rotation.of({300})
+    clock.now += 200.0
+    assert rotation.of({300}) == before
+    rotation.keep({300})
+    assert rotation.wait() == 100.0
+
+
+def test_only_keys_that_are_not_from_files_rotate(ours: Issued, tmp_path: Path) -> None:
+    tls: dict[str, Any] = {"listen": TLS_PORT, "ssl_certificate": (ours.files,)}
+    servers = (
+        server(Protocol.IMAP, name="a", ssl_session_timeout=Seconds(60), **tls),
+        server(Protocol.IMAP, name="b", ssl_session_timeout=Seconds(61), ssl_session_tickets=False, **tls),
+        server(
+            Protocol.IMAP, name="c", ssl_session_timeout=Seconds(62), ssl_session_ticket_key=("k",), **tls
+        ),
+        server(Protocol.IMAP, name="d", ssl_session_timeout=Seconds(63)),
+    )
+    assert rotated_timeouts(ProxyConfig(servers=servers)) == {60}
+
+
+def test_keys_from_files_are_used_whatever_rotates(ours: Issued, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(KEY)
+    keys = TicketKeys.random()
+    tls = tls_of(ours, key=keys, ssl_session_ticket_key=(str(path),))
+    context = client(ssl.TLSVersion.TLSv1_3)
+    _, session = shaken(tls, context)
+    keys.replace([os.urandom(80)])
+    assert shaken(tls, context, session=session)[0].resumed
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_openssl_resumes_after_a_rotation_with_another_worker(
+    ours: Issued, tmp_path: Path, version: str
+) -> None:
+    workers = Workers(ours, 300)
+    session = str(tmp_path / "session")
+    with serving(workers.tls[0]) as port:
+        assert "resumed=False" in s_client(port, version, "-sess_out", session)
+    workers.after(300.0)
+    workers.receives(0, 1)
+    with serving(workers.tls[1]) as port:
+        assert "resumed=True" in s_client(port, version, "-sess_in", session)
+    workers.after(300.0)
+    workers.receives(0, 1)
+    with serving(workers.tls[1]) as port:
+        assert "resumed=False" in s_client(port, version, "-sess_in", session)
 
 
 # -- other processes, other makes of client
@@ -241,14 +416,13 @@ def serve_once(paths: tuple[str, str], pipe: Any) -> None:
     """A worker of its own: says where it listens, serves until told to stop."""
     from mailproxy.tls.contexts import build
     from mailproxy_config.model import CertificateFiles
-    from support.configs import server
 
     config = server(
         Protocol.IMAP,
         listen=TLS_PORT,
         ssl_certificate=(CertificateFiles(certificate=paths[0], key=paths[1]),),
     )
-    with serving(build(config, ticket_key=KEY)) as port:
+    with serving(build(config, ticket_keys=TicketKeys([KEY]))) as port:
         pipe.send(port)
         pipe.recv()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -14,10 +16,9 @@ import pytest
 
 from mailproxy.observe.meter import Snapshot
 from mailproxy.observe.words import RestartReason
-from mailproxy.supervisor import process
 from mailproxy.supervisor.process import Worker, WorkerGone
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, deployment, our_sources
+from support.processes import STAND_IN, deployment, launcher, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -31,9 +32,9 @@ class Bench:
         self.listener = listener
         self.snapshots = snapshots
 
-    async def configure(self, name: str = "imap", *, serial: int = 1) -> None:
+    async def configure(self, name: str = "imap", *, serial: int = 1, seconds: float | None = None) -> None:
         wanted = deployment([self.listener], name, serial=serial)
-        await self.worker.configure(wanted.order(), wanted.sockets_of(0))
+        await self.worker.configure(wanted.order(), wanted.sockets_of(0), seconds=seconds)
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.listener.getsockname())
@@ -48,13 +49,15 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     snapshots: list[Snapshot] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = process.start(STAND_IN, lambda _, snapshot: snapshots.append(snapshot))
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            starting = launcher(tasks)
+            worker = await starting.start(lambda _, snapshot: snapshots.append(snapshot))
             tasks.create_task(worker.watch())
             try:
                 yield Bench(worker, listener, snapshots)
             finally:
                 worker.kill()
+                starting.close()
 
 
 async def test_it_runs_what_it_is_told_and_reports(bench: Bench) -> None:
@@ -186,10 +189,9 @@ async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench)
         await bench.worker.report(1, 10)
 
 
-async def test_a_worker_that_does_not_answer_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "APPLY_SECONDS", 0.5)
+async def test_a_worker_that_does_not_answer_is_killed(bench: Bench) -> None:
     with pytest.raises(WorkerGone):
-        await bench.configure("hang")
+        await bench.configure("hang", seconds=0.5)
     await bench.worker.exited.wait()
     assert bench.worker.reason is RestartReason.KILLED
 
@@ -208,6 +210,62 @@ async def test_it_has_no_descriptors_but_its_own(bench: Bench) -> None:
         target for target in targets if target == f"socket:[{os.fstat(bench.listener.fileno()).st_ino}]"
     ]
     assert len(inodes) == 1
+
+
+def descriptors(pid: int) -> list[int]:
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+
+
+async def test_it_can_be_reloaded_while_clients_hold_every_descriptor(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    pid = bench.worker.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (descriptors(pid)[-1] + 4, 1024))
+    more = [socket.create_connection(bench.listener.getsockname()) for _ in range(16)]
+    async with asyncio.timeout(20):
+        while descriptors(pid) != list(range(descriptors(pid)[-1] + 1)):
+            await asyncio.sleep(0.02)
+    for serial in (2, 3, 4):
+        await bench.configure("pop3", serial=serial)
+    assert bench.worker.running == 4
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    writer.close()
+    for sock in more:
+        sock.close()
+
+
+async def test_a_reload_without_room_for_the_sockets_is_refused_and_ends_no_session(bench: Bench) -> None:
+    await bench.configure()
+    reader, writer = await bench.client()
+    resource.prlimit(bench.worker.pid, resource.RLIMIT_NOFILE, (3, 1024))
+    with pytest.raises(ConfigError, match=r"too many open files to take .* \(its limit is 3\)"):
+        await bench.configure("pop3", serial=2)
+    assert bench.worker.running == 1
+    resource.prlimit(bench.worker.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    writer.write(b"still here\r\n")
+    assert await reader.readline() == b"still here\r\n"
+    await bench.configure("pop3", serial=3)
+    assert bench.worker.running == 3
+    writer.close()
+
+
+async def test_a_supervisor_out_of_descriptors_refuses_the_reload(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.configure()
+
+    def no_room(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", no_room)
+    with pytest.raises(
+        ConfigError, match="cannot pass the listening sockets to a worker: Too many open files"
+    ):
+        await bench.configure("pop3", serial=2)
+    monkeypatch.undo()
+    await bench.configure("pop3", serial=3)
+    assert bench.worker.running == 3
 
 
 async def test_reloading_many_times_leaves_no_descriptor_behind(bench: Bench) -> None:
@@ -230,12 +288,14 @@ async def test_the_level_of_the_command_line_wins(
     options: tuple[str, ...], is_told: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        worker = process.start((*STAND_IN, *options), lambda *_: None)
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            starting = launcher(tasks, (*STAND_IN, *options))
+            worker = await starting.start(lambda *_: None)
             tasks.create_task(worker.watch())
             bench = Bench(worker, listener, [])
             await bench.configure()
             _, writer = await bench.client()
             worker.stop()
+            starting.close()
         writer.close()
     assert (" info greeted" in capfd.readouterr().err) is is_told

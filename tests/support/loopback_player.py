@@ -180,7 +180,7 @@ class _Player:
         if self._is_unix:
             self.sock = _unix_socket(f"{self.folder}/listener")
         self.port = 0 if self._is_unix else self.sock.getsockname()[1]
-        await self.app.apply(config, {planned.key: [self.sock]}, names={}, ticket_key=bytes(80))
+        await self.app.apply(config, {planned.key: [self.sock]}, names={}, ticket_keys={})
 
     async def _connect(self) -> Peer:
         if self._is_unix:

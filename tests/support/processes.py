@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -11,15 +13,30 @@ from typing import Final
 
 import pytest
 
+from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.key_rotation import KeyRotation
+from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.listeners import Sockets
+from mailproxy.supervisor.pool import Tell
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from support.configs import server
 
 ROOT: Final = Path(__file__).parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "tests")])
-STAND_IN: Final = (str(ROOT / "tests/support/standin_worker.py"), "--log-format", "text")
+WORKER: Final = "support.standin_worker"
+STAND_IN: Final = ("--log-format", "text")
+"""The command line of a stand-in's worker."""
+
+
+def launcher(
+    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: Tell | None = None
+) -> Launcher:
+    """Start workers of the stand-in from a fork server of their own; a test process has threads."""
+    fork_server.become_subreaper()
+    another = functools.partial(fork_server.execute, WORKER)
+    return Launcher(tasks, another(), arguments, another=another, tell=tell or (lambda *_, **__: None))
 
 
 @pytest.fixture
@@ -52,5 +69,5 @@ def deployment(
         names={},
         workers=workers,
         sockets=Sockets(by_key={"one": list(listeners)}),
-        ticket_key=bytes(80),
+        ticket_keys=KeyRotation(),
     )

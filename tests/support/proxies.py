@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
+from mailproxy.supervisor import fork_server
 from support.processes import PYTHONPATH
 
 PATIENCE: Final = 60.0
@@ -49,6 +50,13 @@ def is_alive(pid: int) -> bool:
     with suppress(OSError):
         return " Z " not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]
     return False
+
+
+def process_name(pid: int) -> str:
+    """The name of a process, empty where there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 class Proxy:
@@ -131,7 +139,14 @@ class Proxy:
     # -- what it is
 
     def workers(self) -> list[int]:
-        """The process numbers of its children."""
+        """The process numbers of its workers."""
+        return [pid for pid in self._children() if process_name(pid) == fork_server.WORKER_NAME]
+
+    def fork_servers(self) -> list[int]:
+        """The process numbers of its fork servers; one, but while it is replaced."""
+        return [pid for pid in self._children() if process_name(pid) == fork_server.NAME]
+
+    def _children(self) -> list[int]:
         pid = self.process.pid
         with suppress(OSError):
             return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy run``, with the stand-in application in its workers: ``FILE [--workers N]``."""
+"""``mailproxy run``, with the stand-in application in its workers: ``FILE [LATE HUNG]``.
+
+A worker is late or hung after so many silent seconds, the real number where none is given.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ import sys
 from pathlib import Path
 
 from mailproxy.observe.log import LogFormat
+from mailproxy.supervisor import heartbeat
 from mailproxy.supervisor.run import run
 from mailproxy.supervisor.settings import Settings
-from support.processes import ROOT
+from support.processes import WORKER
 
 if __name__ == "__main__":
+    if sys.argv[2:]:
+        heartbeat.LATE_SECONDS, heartbeat.HUNG_SECONDS = map(float, sys.argv[2:])  # type: ignore[misc]
     sys.exit(
         run(
             Settings(
                 file=Path(sys.argv[1]),
                 admin_port=0,
                 log_format=LogFormat.JSON,
-                worker_command=(str(ROOT / "tests/support/standin_worker.py"),),
+                worker_module=WORKER,
             )
         )
     )

@@ -4,15 +4,18 @@
 Every client is greeted with ``server NAME PID SERVER_NAME``, after the first server.  Until it says
 ``RELAY`` it is told ``BYE`` when the proxy drains; after that it is echoed.  A
 server named ``refused`` makes the application refuse its configuration, one
-named ``crash`` ends the process, one named ``hang`` never gets ready.
+named ``crash`` ends the process, one named ``hang`` never gets ready,
+one named ``slow`` takes a second.  A
+server named ``random`` greets with a random number in place of its name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
@@ -20,7 +23,7 @@ from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Counter, Meter
 from mailproxy.worker import run
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.model import LogLevel, ProxyConfig
+from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
 
 
 class StandIn:
@@ -44,7 +47,7 @@ class StandIn:
         sockets: Mapping[str, Sequence[socket.socket]],
         *,
         names: Mapping[str, tuple[str, ...]],
-        ticket_key: bytes,
+        ticket_keys: Mapping[int, tuple[bytes, ...]],
     ) -> None:
         await self._misbehave({server.name for server in config.servers}, sockets)
         for server in self._servers:
@@ -52,7 +55,7 @@ class StandIn:
         first = config.servers[0]
         self._meter.keep_servers(server.name for server in config.servers)
         self._accepted = self._meter.server(first.name, first.protocol).accepted
-        self._greeting = f"server {first.name} {os.getpid()} {first.server_name}\r\n".encode()
+        self._greeting = f"server {first.name} {os.getpid()} {_shown(first)}\r\n".encode()
         self._servers = [
             await asyncio.start_server(self._serve, sock=sock)
             for sock in chain.from_iterable(sockets.values())
@@ -61,6 +64,8 @@ class StandIn:
     async def _misbehave(self, names: set[str], sockets: Mapping[str, Sequence[socket.socket]]) -> None:
         if "crash" in names:
             os._exit(7)
+        if "slow" in names:
+            time.sleep(1.0)  # noqa: ASYNC251 - a worker that loads does not come to its event loop
         if "hang" in names:
             await asyncio.Event().wait()
         if "refused" in names:
@@ -83,6 +88,9 @@ class StandIn:
             del self._greeted[writer]
             writer.close()
 
+    def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
+        pass
+
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109
         for server in self._servers:
             server.close()
@@ -102,5 +110,14 @@ class StandIn:
             writer.transport.abort()
 
 
-if __name__ == "__main__":
-    sys.exit(run(None, make_app=StandIn, make_loop=asyncio.SelectorEventLoop))
+def _shown(server: ServerConfig) -> str:
+    return str(random.getrandbits(64)) if server.name == "random" else server.server_name
+
+
+def preload() -> None:
+    """Nothing to do beforehand."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a worker process."""
+    return run(argv, make_app=StandIn, make_loop=asyncio.SelectorEventLoop)

@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from mailproxy.dialogue.values import TlsInfo
-from mailproxy.tls.contexts import TICKET_KEY_OCTETS, ServerTls, build
+from mailproxy.tls.contexts import ServerTls, build
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.tls.ticket_keys import KEY_BYTES, TicketKeys
 from mailproxy_config.model import ListenConfig, Protocol
 from support.configs import server
 from support.tls_authority import Authority, Issued
 
-KEY: Final = bytes(range(TICKET_KEY_OCTETS))
+KEY: Final = bytes(range(KEY_BYTES))
 PATIENCE: Final = 40.0
 TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 
 
 def tls_of(
-    *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes = KEY, **directives: Any
+    *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes | TicketKeys = KEY, **directives: Any
 ) -> ServerTls:
     """TLS of a server with these certificates and directives."""
     chosen = tuple(each.files for each in issued)
     config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
-    return build(config, ticket_key=key)
+    return build(config, ticket_keys=TicketKeys([key]) if isinstance(key, bytes) else key)
 
 
 def client_of(authority: Authority | None = None, *, certificate: Issued | None = None) -> ssl.SSLContext:

@@ -222,9 +222,7 @@ async def world(
     where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
     server = build(where, ListenConfig(address="127.0.0.1", port=port))
     config = ProxyConfig(servers=(server,), worker_connections=limit)
-    await app.apply(
-        config, {planned.key: [sock] for planned in plan(config, {})}, names={}, ticket_key=bytes(80)
-    )
+    await app.apply(config, {planned.key: [sock] for planned in plan(config, {})}, names={}, ticket_keys={})
 
     def read_log() -> str:
         log.flush()

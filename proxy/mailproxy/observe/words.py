@@ -49,6 +49,7 @@ class RestartReason(StrEnum):
     CRASH = "crash"
     KILLED = "killed"
     REQUESTED = "requested"
+    UNRESPONSIVE = "unresponsive"
 
 
 class LoginOutcome(StrEnum):

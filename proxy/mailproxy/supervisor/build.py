@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 
 def version() -> str:
     """Give the installed distribution's version; ``unknown`` where the sources run as they are."""
+    from importlib import metadata  # noqa: PLC0415 - a start need not wait for it
+
     try:
         return metadata.version("mailproxy")
     except metadata.PackageNotFoundError:

@@ -4,9 +4,11 @@
 A message is one JSON object.  On the wire it is eight octets (the length of
 the JSON and the number of descriptors, both big-endian), then the JSON.  The
 descriptors travel as ``SCM_RIGHTS``, each batch with an octet of its own at
-the beginning of the message, since the kernel takes only some 250 of them with
-one call.  Both ends are our own processes; the limits are there so that a
-damaged peer costs a connection and not the memory.
+the beginning of the JSON, since the kernel takes only some 250 of them with
+one call.  The receiver reads the first eight octets alone, so it can make room
+for the descriptors before the kernel hands them over: those that it has no
+room for are lost (``MSG_CTRUNC``).  Both ends are our own processes; the
+limits are there so that a damaged peer costs a connection and not the memory.
 
 The same class serves both ends and any asyncio loop that has ``add_reader``.
 Nothing here blocks or waits: what does not fit the socket is kept and sent
@@ -52,10 +54,12 @@ class Channel:
     Args:
         sock: The connected end; the channel owns it from now on.
         received: Called with each message and its descriptors, which the
-            callee owns.  Whatever it raises reaches the loop's exception
-            handler.
+            callee owns; with none of them where some were lost because too
+            many files are open.  Whatever it raises reaches the loop's
+            exception handler.
         closed: Called once when the peer is gone, with ``None`` after an
             orderly end and the reason otherwise.  Not called after ``close``.
+        make_room: Called with the number of descriptors that are about to come.
     """
 
     def __init__(
@@ -64,13 +68,16 @@ class Channel:
         *,
         received: Callable[[Message, list[int]], None],
         closed: Callable[[ChannelError | None], None],
+        make_room: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._sock = sock
         self._received = received
         self._closed = closed
+        self._make_room = make_room
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in = bytearray()
-        self._in_descriptors: deque[int] = deque()
+        self._in_descriptors: list[int] = []
+        self._is_lossy = False
         self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._out_octets = 0
         self._is_open = True
@@ -97,6 +104,7 @@ class Channel:
         Raises:
             ChannelError: The channel is closed, the message is larger than
                 the limits, or the peer has stopped reading.
+            OSError: There is no room for the duplicates; nothing was sent.
         """
         if not self._is_open:
             raise ChannelError("the channel is closed")
@@ -105,7 +113,9 @@ class Channel:
         if self._out_octets + len(text) > MAX_BACKLOG:
             raise ChannelError("the peer does not read")
         was_idle = not self._out
-        self._enqueue(_HEADER.pack(len(text), len(descriptors)) + text, descriptors)
+        kept = _duplicates(descriptors)
+        self._out.append((memoryview(_HEADER.pack(len(text), len(descriptors))), ()))
+        self._enqueue(text, kept)
         if was_idle:
             self._write()
 
@@ -132,9 +142,8 @@ class Channel:
         while self._out and self._write_first():
             pass
 
-    def _enqueue(self, frame: bytes, descriptors: Sequence[int]) -> None:
-        kept = [os.dup(descriptor) for descriptor in descriptors]
-        rest = memoryview(frame)
+    def _enqueue(self, text: bytes, kept: Sequence[int]) -> None:
+        rest = memoryview(text)
         for start in range(0, len(kept), _BATCH):
             is_last = start + _BATCH >= len(kept)
             head = rest if is_last else rest[:1]
@@ -142,7 +151,7 @@ class Channel:
             rest = rest[len(head) :]
         if rest:
             self._out.append((rest, ()))
-        self._out_octets += len(frame)
+        self._out_octets += _HEADER.size + len(text)
 
     def _write(self) -> None:
         while self._out:
@@ -174,38 +183,63 @@ class Channel:
         return True
 
     def _read(self) -> None:
-        try:
-            data, ancillary, flags, _ = self._sock.recvmsg(_READ, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._give_up(ChannelError(f"cannot receive: {error.strerror or error}"))
-            return
-        self._in_descriptors.extend(_descriptors(ancillary))
-        if flags & socket.MSG_CTRUNC:
-            self._give_up(ChannelError("descriptors were lost: too many open files"))
-        elif not data:
-            self._give_up(ChannelError("the peer left in the middle of a message") if self._in else None)
-        else:
-            self._in += data
-            self._deliver()
-
-    def _deliver(self) -> None:
-        while self._is_open and len(self._in) >= _HEADER.size:
-            length, count = _HEADER.unpack_from(self._in)
-            end = _HEADER.size + length
+        """Read one message, as far as it is there."""
+        while self._is_open:
             try:
-                _require_within_limits(length, count)
-                if len(self._in) < end:
-                    return
-                message = _parsed(bytes(self._in[_HEADER.size : end]))
-                if len(self._in_descriptors) < count:
-                    raise ChannelError("descriptors are missing")
+                missing = self._missing()
             except ChannelError as error:
                 self._give_up(error)
                 return
-            del self._in[:end]
-            self._received(message, [self._in_descriptors.popleft() for _ in range(count)])
+            if not missing:
+                self._deliver()
+                return
+            if not self._receive(min(missing, _READ)):
+                return
+
+    def _missing(self) -> int:
+        """Tell how many octets belong to the head of a message, or to what it announces, and are not read."""
+        if len(self._in) < _HEADER.size:
+            return _HEADER.size - len(self._in)
+        length, count = _HEADER.unpack_from(self._in)
+        if len(self._in) == _HEADER.size:
+            _require_within_limits(length, count)
+            self._make_room(count)
+        return int(_HEADER.size + length - len(self._in))
+
+    def _receive(self, size: int) -> bool:
+        """Receive at most so many octets; tell whether to go on."""
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._give_up(ChannelError(f"cannot receive: {error.strerror or error}"))
+            return False
+        self._in_descriptors.extend(_descriptors(ancillary))
+        self._is_lossy = self._is_lossy or bool(flags & socket.MSG_CTRUNC)
+        self._in += data
+        if not data:
+            self._give_up(ChannelError("the peer left in the middle of a message") if self._in else None)
+        return bool(data)
+
+    def _deliver(self) -> None:
+        """Hand over the message that is complete."""
+        _, count = _HEADER.unpack_from(self._in)
+        descriptors, self._in_descriptors = self._in_descriptors, []
+        is_lossy, self._is_lossy = self._is_lossy, False
+        text, self._in = bytes(self._in[_HEADER.size :]), bytearray()
+        if is_lossy:
+            _close_all(descriptors)
+            descriptors = []
+        try:
+            message = _parsed(text)
+            if len(descriptors) != count and not is_lossy:
+                raise ChannelError("descriptors are missing")
+        except ChannelError as error:
+            _close_all(descriptors)
+            self._give_up(error)
+            return
+        self._received(message, descriptors)
 
     def _give_up(self, error: ChannelError | None) -> None:
         if self._is_open:
@@ -235,6 +269,17 @@ def _parsed(text: bytes) -> Message:
     return message
 
 
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    kept: list[int] = []
+    try:
+        for descriptor in descriptors:
+            kept.append(os.dup(descriptor))  # noqa: PERF401 - whatever was duplicated is closed again
+    except OSError:
+        _close_all(kept)
+        raise
+    return kept
+
+
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     found = array.array("i")
     for level, kind, data in ancillary:
@@ -243,6 +288,6 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found.tolist()
 
 
-def _close_all(descriptors: Sequence[int] | deque[int]) -> None:
+def _close_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.supervisor.listeners import Sockets
 from mailproxy.supervisor.messages import Configure
 from mailproxy_config.errors import Problem
@@ -31,7 +32,7 @@ class Deployment:
         located: Gives a worker's problem the place in the file that it comes from.
         sockets: What to listen on: for each key, one socket for each worker
             and perhaps some for all of them, or just one for all.
-        ticket_key: What all workers seal TLS session tickets with.
+        ticket_keys: The keys that all workers seal TLS session tickets with.
     """
 
     serial: int
@@ -46,10 +47,10 @@ class Deployment:
     notices: tuple[Problem, ...] = ()
     located: Callable[[Problem], Problem] = field(default=lambda problem: problem)
     sockets: Sockets
-    ticket_key: bytes = field(repr=False)
+    ticket_keys: KeyRotation
 
     def order(self) -> Configure:
-        """Say what a worker is told."""
+        """Say what a worker is told, with the ticket keys of now."""
         return Configure(
             serial=self.serial,
             config=self.text,
@@ -59,7 +60,7 @@ class Deployment:
             hostname=self.hostname,
             names=self.names,
             sockets=tuple(key for key, sockets in self._shares(0) for _ in sockets),
-            ticket_key=self.ticket_key,
+            ticket_keys=self.ticket_keys.of(rotated_timeouts(self.config)),
         )
 
     def sockets_of(self, place: int) -> list[socket.socket]:

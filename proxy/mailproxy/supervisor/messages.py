@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from mailproxy.observe.meter import Snapshot
 from mailproxy.supervisor.channel import ChannelError
+from mailproxy.supervisor.key_rotation import Keys
 from mailproxy_config.errors import Problem
 
 
@@ -30,7 +31,7 @@ class Configure:
         hostname: This machine's name, the default of ``server_name``.
         names: What the host names of ``listen`` lines were resolved to.
         sockets: For each socket that comes with this message, its key.
-        ticket_key: What all workers encrypt TLS session tickets with.
+        ticket_keys: What all workers encrypt TLS session tickets with; see ``TicketKeys``.
     """
 
     serial: int
@@ -41,7 +42,7 @@ class Configure:
     hostname: str
     names: Mapping[str, tuple[str, ...]]
     sockets: tuple[str, ...]
-    ticket_key: bytes = field(repr=False)
+    ticket_keys: Keys = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,13 @@ class Drain:
 
     delay: float
     timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class TicketKeys:
+    """Encrypt and decrypt TLS session tickets with these keys from now on."""
+
+    keys: Keys = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +110,13 @@ class Drained:
     """No session is left; the worker exits."""
 
 
-ToWorker = Configure | Drain | Report | Reopen | Stop
+ToWorker = Configure | TicketKeys | Drain | Report | Reopen | Stop
 ToSupervisor = Ready | Refused | Reported | Leaving | Drained
 
 
 _NAMES: Final[Mapping[type, str]] = {
     Configure: "configure",
+    TicketKeys: "ticket_keys",
     Drain: "drain",
     Report: "snapshot",
     Reopen: "reopen",
@@ -126,6 +135,8 @@ def encode(message: ToWorker | ToSupervisor) -> dict[str, object]:
     match message:
         case Configure():
             fields = _encode_configure(message)
+        case TicketKeys(keys):
+            fields = {"keys": _encode_keys(keys)}
         case Drain(delay, timeout):
             fields = {"delay": delay, "timeout": timeout}
         case Report(number):
@@ -150,6 +161,8 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
         match data["type"]:
             case "configure":
                 return _decode_configure(data)
+            case "ticket_keys":
+                return TicketKeys(_decode_keys(data["keys"]))
             case "drain":
                 return Drain(cast(float, data["delay"]), cast(float, data["timeout"]))
             case "snapshot":
@@ -158,7 +171,7 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
                 return Reopen()
             case "stop":
                 return Stop()
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ChannelError("a message from the supervisor is damaged") from error
     raise ChannelError("an unknown message from the supervisor")
 
@@ -197,7 +210,7 @@ def _encode_configure(message: Configure) -> dict[str, object]:
         "hostname": message.hostname,
         "names": {name: list(addresses) for name, addresses in message.names.items()},
         "sockets": list(message.sockets),
-        "ticket_key": message.ticket_key.hex(),
+        "ticket_keys": _encode_keys(message.ticket_keys),
     }
 
 
@@ -212,5 +225,14 @@ def _decode_configure(data: Mapping[str, object]) -> Configure:
         hostname=cast(str, data["hostname"]),
         names={name: tuple(addresses) for name, addresses in dict(names).items()},
         sockets=tuple(cast(list[str], data["sockets"])),
-        ticket_key=bytes.fromhex(cast(str, data["ticket_key"])),
+        ticket_keys=_decode_keys(data["ticket_keys"]),
     )
+
+
+def _encode_keys(keys: Keys) -> dict[str, list[str]]:
+    return {str(seconds): [key.hex() for key in ring] for seconds, ring in keys.items()}
+
+
+def _decode_keys(data: object) -> Keys:
+    rings = cast(dict[str, list[str]], data)
+    return {int(seconds): tuple(map(bytes.fromhex, ring)) for seconds, ring in dict(rings).items()}

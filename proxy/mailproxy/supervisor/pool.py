@@ -11,19 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mailproxy.observe.words import RestartReason
+from mailproxy.supervisor import messages
 from mailproxy.supervisor.backoff import Backoff
 from mailproxy.supervisor.deployment import Deployment
-from mailproxy.supervisor.process import Reporter, Worker, WorkerGone
+from mailproxy.supervisor.heartbeat import LOOK_SECONDS
+from mailproxy.supervisor.process import RELOAD_SECONDS, Reporter, Worker, WorkerGone
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
 FUTILE_STARTS: Final = 5
-"""So many workers may end before the first start is complete; then it has failed."""
+"""So many workers may exit before the first start is complete; then it has failed."""
 
 FORCE_SECONDS: Final = 2.0
 """What a worker gets to end at once, before it is made to."""
@@ -42,6 +44,16 @@ class Tell(Protocol):
         """Write that something happened."""
 
 
+class Launch(Protocol):
+    """What starts workers; ``Launcher`` is one."""
+
+    async def start(self, reported: Reporter) -> Worker:
+        """Start a worker process; raises ``OSError`` where there can be none."""
+
+    def close(self) -> None:
+        """Start no more; a ``start`` that waits raises ``OSError``."""
+
+
 @dataclass(eq=False, slots=True)
 class Place:
     """A worker's place: what is kept when the worker is replaced."""
@@ -56,7 +68,7 @@ class Pool:
 
     Args:
         tasks: Owns what runs as long as there are workers.
-        launch: Starts a worker process.
+        launcher: Starts worker processes.
         reported: Called with every snapshot of a worker's metrics.
         gone: Called with the key of a worker that has ended, after its last snapshot.
         tell: Where to log.
@@ -69,7 +81,7 @@ class Pool:
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        launch: Callable[[Reporter], Worker],
+        launcher: Launch,
         *,
         reported: Reporter,
         gone: Callable[[int], None],
@@ -77,7 +89,7 @@ class Pool:
     ) -> None:
         self.restarts = dict.fromkeys(RestartReason, 0)
         self._tasks = tasks
-        self._launch = launch
+        self._launcher = launcher
         self._reported = reported
         self._gone = gone
         self._tell = tell
@@ -88,6 +100,8 @@ class Pool:
         self._ending = asyncio.Event()
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futile = 0
+        self._late: set[Worker] = set()
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> int:
@@ -100,6 +114,12 @@ class Pool:
         return sum(
             1 for place in self._places if place.worker is not None and place.worker.running is not None
         )
+
+    @property
+    def late(self) -> Mapping[int, float]:
+        """Workers that should take new sessions but do not report: seconds of silence by process number."""
+        places = [place.worker for place in self._places]
+        return {worker.pid: worker.heartbeat.silence for worker in self._late if worker in places}
 
     @property
     def is_settled(self) -> bool:
@@ -116,6 +136,7 @@ class Pool:
             CannotStart: Workers end before they are ready.
         """
         self.wanted = deployment
+        self._looking = self._tasks.create_task(self._look_at_heartbeats())
         self._resize()
         try:
             await self._started
@@ -137,7 +158,7 @@ class Pool:
         if kept:
             await self._try_out(kept[0], deployment)
         tried = await asyncio.gather(
-            *(self._apply(place, deployment) for place in kept[1:]), return_exceptions=True
+            *(self._apply(place, deployment, RELOAD_SECONDS) for place in kept[1:]), return_exceptions=True
         )
         for failure in tried:
             if isinstance(failure, BaseException) and not isinstance(failure, WorkerGone):
@@ -158,6 +179,11 @@ class Pool:
         for worker in self._alive:
             worker.reopen_logs()
 
+    def set_ticket_keys(self, message: messages.TicketKeys) -> None:
+        """Have all workers encrypt TLS session tickets with other keys."""
+        for worker in tuple(self._alive):
+            worker.set_ticket_keys(message)
+
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
         """Have all workers leave; returns when the last one is gone.
 
@@ -177,6 +203,7 @@ class Pool:
             self._started.set_exception(CannotStart("told to stop"))
         for worker in self._alive:
             worker.stop()
+        self._launcher.close()
         asyncio.get_running_loop().call_later(FORCE_SECONDS, self._kill)
 
     async def stopped(self) -> None:
@@ -195,6 +222,8 @@ class Pool:
                     await next(iter(self._alive)).exited.wait()
                     await asyncio.sleep(0)
         self._kill()
+        if self._looking is not None:
+            self._looking.cancel()
 
     # -- one configuration for all
 
@@ -206,14 +235,15 @@ class Pool:
     async def _try_out(self, place: Place, deployment: Deployment) -> None:
         """Have one worker run it, before the others are asked."""
         try:
-            await self._apply(place, deployment)
+            await self._apply(place, deployment, RELOAD_SECONDS)
         except WorkerGone:
             raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
 
-    async def _apply(self, place: Place, deployment: Deployment) -> None:
+    async def _apply(self, place: Place, deployment: Deployment, seconds: float | None = None) -> None:
         if place.worker is None:
             raise WorkerGone
-        await place.worker.configure(deployment.order(), deployment.sockets_of(place.number))
+        sockets = deployment.sockets_of(place.number)
+        await place.worker.configure(deployment.order(), sockets, seconds=seconds)
 
     async def _align(self) -> None:
         """Have those workers that run something else run what is wanted, or be replaced."""
@@ -222,7 +252,7 @@ class Pool:
             if worker is None or worker.running == self.wanted.serial:
                 continue
             try:
-                await self._apply(place, self.wanted)
+                await self._apply(place, self.wanted, RELOAD_SECONDS)
             except ConfigError as error:
                 self._tell_refusal(error)
                 worker.kill()
@@ -248,8 +278,6 @@ class Pool:
             reason = await self._run_once(place)
             if not self._wants(place):
                 return
-            if not self._started.done():
-                self._count_futile()
             pause = self._backoff.pause(time.monotonic())
             self._tell(LogLevel.NOTICE, "worker_replaced", reason=str(reason), pause_seconds=pause)
             self.restarts[reason] += 1
@@ -263,7 +291,7 @@ class Pool:
     async def _run_once(self, place: Place) -> RestartReason:
         """Start a worker, and wait until it takes no new sessions any more."""
         try:
-            worker = self._launch(self._reported)
+            worker = await self._launcher.start(self._reported)
         except OSError as error:
             self._tell(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
             return RestartReason.CRASH
@@ -277,7 +305,10 @@ class Pool:
             worker.stop()
             await worker.exited.wait()
         place.worker = None
-        return worker.reason if is_up or worker.exit_code else RestartReason.CRASH
+        reason = worker.reason if is_up or worker.exit_code else RestartReason.CRASH
+        if reason is not RestartReason.UNRESPONSIVE:  # that one was slow to death, and others may do better
+            self._count_futile()
+        return reason
 
     async def _bring_up(self, place: Place, worker: Worker) -> bool:
         """Configure a new worker; another configuration may become wanted meanwhile."""
@@ -304,7 +335,7 @@ class Pool:
 
     def _count_futile(self) -> None:
         self._futile += 1
-        if self._futile == FUTILE_STARTS:
+        if self._futile == FUTILE_STARTS and not self._started.done():
             self._started.set_exception(CannotStart(f"{FUTILE_STARTS} workers ended before they were ready"))
 
     def _tell_refusal(self, error: ConfigError) -> None:
@@ -313,9 +344,33 @@ class Pool:
                 LogLevel.ERROR, "worker_refused_configuration", path=problem.path, reason=problem.reason
             )
 
+    # -- signs of life
+
+    async def _look_at_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for worker in tuple(self._alive):
+                self._look_at(worker)
+
+    def _look_at(self, worker: Worker) -> None:
+        """Log that a worker does not report, and end one that hangs: its place gets another."""
+        heartbeat = worker.heartbeat
+        heartbeat.look()
+        fields = {"pid": worker.pid, "silent_seconds": heartbeat.silence}
+        if heartbeat.is_hung(is_loading=worker.is_loading):
+            self._tell(LogLevel.ALERT, "worker_hangs", **fields)
+            worker.kill_hung()
+        elif heartbeat.is_late and worker not in self._late:
+            self._late.add(worker)
+            self._tell(LogLevel.WARN, "worker_does_not_report", **fields)
+        elif not heartbeat.is_late and worker in self._late:
+            self._late.discard(worker)
+            self._tell(LogLevel.NOTICE, "worker_reports_again", pid=worker.pid)
+
     async def _watch(self, worker: Worker) -> None:
         await worker.watch()
         self._alive.discard(worker)
+        self._late.discard(worker)
         self._gone(worker.key)
         expected = worker.is_draining or worker.exit_code == 0
         level = LogLevel.INFO if expected else LogLevel.ALERT

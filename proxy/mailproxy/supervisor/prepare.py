@@ -9,7 +9,6 @@ deployment that was prepared is either committed or discarded.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
 import time
@@ -17,12 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from mailproxy.runtime.sockets import CannotListen, plan, resolve_names
 from mailproxy.supervisor import cpus
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.files import read, referenced
+from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.supervisor.listeners import Listeners
 from mailproxy.supervisor.log_servers import with_addresses
 from mailproxy.supervisor.settings import Settings
@@ -34,8 +34,6 @@ from mailproxy_config.model import ProxyConfig
 
 __all__ = ["CannotListen", "Preparation", "in_thread"]
 
-TICKET_KEY_OCTETS: Final = 80
-
 ResultT = TypeVar("ResultT")
 
 
@@ -45,6 +43,7 @@ class Preparation:
     Attributes:
         files: What to watch: the file, and all that the running configuration
             and the one that was last tried refer to.
+        ticket_keys: What TLS session tickets are sealed with.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -54,7 +53,7 @@ class Preparation:
         self._listeners = Listeners()
         self._serials = count(1)
         self._hostname = socket.gethostname()
-        self._ticket_key = os.urandom(TICKET_KEY_OCTETS)
+        self.ticket_keys = KeyRotation()
 
     async def prepare(self) -> Deployment:
         """Read the file and get ready for what it says.
@@ -68,6 +67,7 @@ class Preparation:
     def commit(self, deployment: Deployment) -> None:
         """Close whatever this deployment does not need; it runs."""
         self._listeners.commit(deployment.sockets)
+        self.ticket_keys.keep(rotated_timeouts(deployment.config))
         self._running_files = referenced(deployment.config)
         self.files = self._running_files | {self._settings.file}
 
@@ -111,7 +111,7 @@ class Preparation:
             notices=notices,
             located=loaded.located,
             sockets=self._listeners.prepare(plan(config, names), workers),
-            ticket_key=self._ticket_key,
+            ticket_keys=self.ticket_keys,
         )
 
     def _workers(self, config: ProxyConfig) -> int:

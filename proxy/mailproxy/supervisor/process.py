@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process, as the supervisor sees it: start it, talk to it, see it go.
+"""One worker process, as the supervisor sees it: messages to and from it, its signs of life, its end.
 
-A worker is a fresh interpreter, never a fork of the running one, so that it
+A worker is forked from the fork server, never from this process, so that it
 shares neither a loop nor a thread nor a lock with us.  It inherits standard
 output and error and one end of a ``Channel``; everything else comes through
 that.
@@ -14,9 +14,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -24,11 +21,13 @@ from typing import Any, Final, TypeVar
 from mailproxy.observe.meter import Snapshot
 from mailproxy.observe.words import RestartReason
 from mailproxy.supervisor import messages
-from mailproxy.supervisor.channel import Channel, ChannelError, Message, pair
-from mailproxy_config.errors import ConfigError
+from mailproxy.supervisor.channel import Channel, ChannelError, Message
+from mailproxy.supervisor.child import Child
+from mailproxy.supervisor.heartbeat import Heartbeat
+from mailproxy_config.errors import ConfigError, Problem
 
-APPLY_SECONDS: Final = 30.0
-"""What a worker gets for putting a configuration to work."""
+RELOAD_SECONDS: Final = 600.0
+"""What a worker gets at a reload for putting a configuration to work; a start takes as long as it takes."""
 
 _LAST_WORDS_SECONDS: Final = 1.0
 _EXIT_SECONDS: Final = 5.0
@@ -51,7 +50,7 @@ class Worker:
     """One worker process.
 
     Args:
-        process: The process, just started.
+        pid: The process, a child of ours.
         sock: Our end of its channel.
         reported: Called with every snapshot of its metrics.
 
@@ -61,41 +60,42 @@ class Worker:
         left: Set as soon as it takes no new sessions: it leaves, or is gone.
         exited: Set when the process has ended and its last snapshot was read.
         is_draining: Whether we told it to leave.
+        heartbeat: Its signs of life: each of its messages is one.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket, reported: Reporter) -> None:
+    def __init__(self, pid: int, sock: socket.socket, reported: Reporter) -> None:
         self.key = next(_keys)
         self.running: int | None = None
         self.left = asyncio.Event()
         self.exited = asyncio.Event()
         self.is_draining = False
-        self._process = process
+        self.heartbeat = Heartbeat(pid)
+        self._child = Child(pid)
+        self._was_hung = False
         self._reported = reported
         self._is_silent = asyncio.Event()
-        self._is_over = asyncio.Event()
         self._last_resort: asyncio.TimerHandle | None = None
         self._applied: dict[int, asyncio.Future[messages.Ready | messages.Refused]] = {}
         self._reports: dict[int, asyncio.Future[None]] = {}
         self._channel = Channel(sock, received=self._received, closed=self._closed)
-        loop = asyncio.get_running_loop()
-        self._channel.start(loop)
-        # asyncio's own subprocesses lose the exit code of one that is killed at the wrong moment.
-        threading.Thread(target=self._wait, args=(loop,), name=f"worker-{process.pid}", daemon=True).start()
+        self._channel.start(asyncio.get_running_loop())
 
     @property
     def pid(self) -> int:
         """The process's number."""
-        return self._process.pid
+        return self._child.pid
 
     @property
-    def is_ready(self) -> bool:
-        """Whether it has a configuration."""
-        return self.running is not None
+    def is_loading(self) -> bool:
+        """Whether it has been given a configuration and has not answered yet."""
+        return bool(self._applied)
 
     @property
     def reason(self) -> RestartReason:
         """Why it ended, once it has."""
-        code = self._process.returncode
+        if self._was_hung:
+            return RestartReason.UNRESPONSIVE
+        code = self._child.exit_code
         if code is None or code == 0:
             return RestartReason.REQUESTED
         return RestartReason.KILLED if -code in _SENT else RestartReason.CRASH
@@ -103,17 +103,28 @@ class Worker:
     @property
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal, ``None`` while it lives."""
-        return self._process.returncode
+        return self._child.exit_code
 
-    async def configure(self, message: messages.Configure, sockets: Sequence[socket.socket]) -> None:
+    async def configure(
+        self,
+        message: messages.Configure,
+        sockets: Sequence[socket.socket],
+        *,
+        seconds: float | None = None,
+    ) -> None:
         """Have it run a configuration, with these listening sockets.
+
+        Args:
+            message: The configuration.
+            sockets: The sockets that ``message`` names.
+            seconds: What it gets for that; ``None`` for as long as it takes.
 
         Raises:
             ConfigError: It refuses, and runs what it ran before.
             WorkerGone: It ended, or has not answered in time and was killed.
         """
         try:
-            async with asyncio.timeout(APPLY_SECONDS):
+            async with asyncio.timeout(seconds):
                 answer = await self._ask(self._applied, message.serial, message, sockets)
         except TimeoutError:
             self.kill()
@@ -134,6 +145,10 @@ class Worker:
         except TimeoutError:
             raise WorkerGone from None
 
+    def set_ticket_keys(self, message: messages.TicketKeys) -> None:
+        """Have it encrypt TLS session tickets with other keys."""
+        self._send(message)
+
     def drain(self, delay: float, timeout: float) -> None:
         """Have it go on for ``delay`` seconds, then drain within ``timeout`` seconds, and exit."""
         self.is_draining = True
@@ -151,7 +166,12 @@ class Worker:
 
     def kill(self) -> None:
         """End it by force."""
-        self._process.kill()
+        self._child.kill()
+
+    def kill_hung(self) -> None:
+        """End it by force because it hangs; ``reason`` says so."""
+        self._was_hung = True
+        self.kill()
 
     async def watch(self) -> None:
         """Wait for its end; the owner of the worker keeps this running from its start."""
@@ -165,13 +185,8 @@ class Worker:
             self.left.set()
             self.exited.set()
 
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
-            loop.call_soon_threadsafe(self._is_over.set)
-
     async def _end(self) -> None:
-        await self._is_over.wait()
+        await self._child.over.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_SECONDS):
                 await self._is_silent.wait()
@@ -186,8 +201,8 @@ class Worker:
         """Send a message and wait for the answer with the same number, which is put into ``waiting``."""
         answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
         waiting[number] = answer
-        self._send(message, sockets)
         try:
+            self._send(message, sockets)
             return await answer
         finally:
             del waiting[number]
@@ -195,12 +210,16 @@ class Worker:
     def _send(self, message: messages.ToWorker, sockets: Sequence[socket.socket] = ()) -> None:
         try:
             self._channel.send(messages.encode(message), [sock.fileno() for sock in sockets])
-        except (ChannelError, OSError) as error:
-            self._closed(ChannelError(str(error)))
+        except ChannelError as error:
+            self._closed(error)
+        except OSError as error:
+            reason = f"cannot pass the listening sockets to a worker: {error.strerror}"
+            raise ConfigError([Problem("", reason)]) from error
 
     def _received(self, data: Message, descriptors: list[int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
+        self.heartbeat.beat()
         try:
             message = messages.decode_for_supervisor(data)
         except ChannelError as error:
@@ -239,34 +258,3 @@ class Worker:
 def _answer(future: asyncio.Future[AnswerT] | None, answer: AnswerT) -> None:
     if future is not None and not future.done():
         future.set_result(answer)
-
-
-def _interpreter_flags() -> list[str]:
-    """Tell how this interpreter was started, so that a worker's is started likewise."""
-    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public one
-    return flags
-
-
-def start(command: Sequence[str], reported: Reporter) -> Worker:
-    """Start a worker process.
-
-    Args:
-        command: Arguments for the interpreter; ``--control-fd`` and its number are added.
-        reported: Called with every snapshot of its metrics.
-
-    Raises:
-        OSError: The system gives us no process or no sockets.
-    """
-    ours, theirs = pair()
-    try:
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [sys.executable, *_interpreter_flags(), *command, "--control-fd", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a terminal's Ctrl-C is for the supervisor alone
-            )
-    except BaseException:
-        ours.close()
-        raise
-    return Worker(process, ours, reported)

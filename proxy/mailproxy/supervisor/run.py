@@ -9,6 +9,7 @@ signal, a changed file, a dead worker, a question at the admin endpoint.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import resource
@@ -19,8 +20,10 @@ from typing import Final
 
 from mailproxy import admin
 from mailproxy.observe.log import Bridge, Log
-from mailproxy.supervisor import process
+from mailproxy.supervisor import fork_server, messages
 from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.fork_server import ForkServer
+from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.pool import CannotStart, Pool
 from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
 from mailproxy.supervisor.settings import Settings
@@ -57,12 +60,19 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a drain, 1 for a configuration that does not
         load, 3 where something prevents the start.
     """
+    raise_descriptor_limit()
+    try:
+        fork_server.become_subreaper()
+        server = fork_server.fork(settings.worker_module)  # while there is neither a thread nor a loop
+    except OSError as error:
+        sys.stderr.write(f"mailproxy: cannot start a process for workers: {error.strerror or error}\n")
+        return _CANNOT_START
     sys.setswitchinterval(_SWITCH_SECONDS)
     level = settings.log_level
     log = Log(2, settings.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
     try:
-        return asyncio.run(Supervisor(settings, log).run())
+        return asyncio.run(Supervisor(settings, log, server).run())
     finally:
         log.close()
 
@@ -70,14 +80,16 @@ def run(settings: Settings) -> int:
 class Supervisor:
     """The one process that starts, feeds, replaces and ends the others."""
 
-    def __init__(self, settings: Settings, log: Log) -> None:
+    def __init__(self, settings: Settings, log: Log, server: ForkServer) -> None:
         self._settings = settings
         self._log = log
+        self._server = server
         self._status = Status()
         self._watch = Watch([settings.file])
         self._preparation = Preparation(settings)
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
+        self._keys_changed = asyncio.Event()
         self._is_watched = False
         self._listening: tuple[str, ...] = ()
         self._pool: Pool | None = None
@@ -87,7 +99,6 @@ class Supervisor:
         """Do all of it; returns the exit code."""
         self._main = asyncio.current_task()
         self._handle_signals()
-        raise_descriptor_limit()
         try:
             return await self._begin()
         except asyncio.CancelledError:
@@ -122,8 +133,22 @@ class Supervisor:
             await endpoint.close()
 
     async def _live(self, tasks: asyncio.TaskGroup, deployment: Deployment, endpoint: admin.Running) -> int:
-        launch = functools.partial(process.start, self._worker_command())
-        pool = Pool(tasks, launch, reported=self._status.reported, gone=self._status.gone, tell=self._tell)
+        launcher = Launcher(
+            tasks,
+            self._server,
+            self._worker_arguments(),
+            another=functools.partial(fork_server.execute, self._settings.worker_module),
+            tell=self._tell,
+        )
+        try:
+            return await self._serve(tasks, launcher, deployment, endpoint)
+        finally:
+            launcher.close()
+
+    async def _serve(
+        self, tasks: asyncio.TaskGroup, launcher: Launcher, deployment: Deployment, endpoint: admin.Running
+    ) -> int:
+        pool = Pool(tasks, launcher, reported=self._status.reported, gone=self._status.gone, tell=self._tell)
         self._pool = self._status.pool = pool
         try:
             await pool.start(deployment)
@@ -136,6 +161,7 @@ class Supervisor:
         waiting = [
             tasks.create_task(self._look_at_files()),
             tasks.create_task(self._reload_when_wanted(pool)),
+            tasks.create_task(self._rotate_ticket_keys(pool)),
         ]
         await self._ending.wait()
         for task in waiting:
@@ -202,11 +228,22 @@ class Supervisor:
         before = self._listening
         self._listening = tuple(deployment.sockets.by_key)
         self._preparation.commit(deployment)
+        self._keys_changed.set()
         self._status.loaded(deployment)
         self._log.adopt(deployment.config, notices=True)
         self._tell_about(deployment)
         if before and set(before) != set(self._listening):
             self._tell_change(before, self._listening)
+
+    async def _rotate_ticket_keys(self, pool: Pool) -> None:
+        keys = self._preparation.ticket_keys
+        while True:
+            self._keys_changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(keys.wait()):
+                    await self._keys_changed.wait()
+            if keys.rotate():
+                pool.set_ticket_keys(messages.TicketKeys(keys.all()))
 
     def _refused(self, problems: Sequence[Problem]) -> None:
         """Log why a reload was refused, and what runs on."""
@@ -307,10 +344,10 @@ class Supervisor:
             sys.stderr.write(f"mailproxy: {printable(problem)}\n")
         return code
 
-    def _worker_command(self) -> tuple[str, ...]:
+    def _worker_arguments(self) -> tuple[str, ...]:
         settings = self._settings
         level = ("--log-level", settings.log_level) if settings.log_level else ()
-        return (*settings.worker_command, "--log-format", settings.log_format, *level)
+        return ("--log-format", settings.log_format, *level)
 
 
 def endpoint_text(address: str, port: int) -> str:

@@ -24,7 +24,7 @@ class Settings:
         log_level: The least severe level that is logged; ``None`` leaves it to
             the configuration's ``error_log``, except that the supervisor's own
             notices are always told.
-        worker_command: What the interpreter runs for a worker process.
+        worker_module: The name of the module that a worker process runs; see ``fork_server.WorkerModule``.
     """
 
     file: Path
@@ -33,4 +33,4 @@ class Settings:
     admin_port: int = 9113
     log_format: LogFormat = LogFormat.JSON
     log_level: LogLevel | None = None
-    worker_command: tuple[str, ...] = ("-m", "mailproxy.worker")
+    worker_module: str = "mailproxy.worker"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import ssl
 import time
@@ -34,6 +35,10 @@ class Workers(Protocol):
         """How many of them take new sessions."""
 
     @property
+    def late(self) -> Mapping[int, float]:
+        """Those that do not report: seconds of silence by process number."""
+
+    @property
     def is_settled(self) -> bool:
         """Whether all of them run what is wanted."""
 
@@ -63,12 +68,6 @@ class Status:
         self.is_started = False
         self.is_draining = False
         self._totals = Totals()
-        self._build = Build(
-            version=build.version(),
-            revision=build.revision(),
-            python_version=platform.python_version(),
-            openssl_version=ssl.OPENSSL_VERSION,
-        )
         self._since = time.time()
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
@@ -107,7 +106,7 @@ class Status:
     def page(self) -> Page:
         """Give the sums as they are known now."""
         facts = SupervisorFacts(
-            build=self._build,
+            build=_build(),
             workers=self.pool.alive if self.pool else 0,
             started=self._since,
             restarts=self.pool.restarts if self.pool else {},
@@ -118,10 +117,17 @@ class Status:
         )
         return self._totals.page(facts)
 
-    def ready(self) -> bool:
-        """Tell whether clients are accepted."""
-        serving = self.pool.serving if self.pool else 0
-        return self.is_started and not self.is_draining and serving > 0
+    def unready(self) -> str:
+        """Tell why clients are not accepted, or not by all workers; empty where they are."""
+        if self.is_draining:
+            return "draining"
+        if self.pool is None or not self.is_started:
+            return "starting"
+        if not self.pool.serving:
+            return "no worker is ready"
+        return "; ".join(
+            f"worker {pid} has not reported for {seconds:.0f} s" for pid, seconds in self.pool.late.items()
+        )
 
     def config(self) -> Mapping[str, object]:
         """Describe the configuration that all workers run; ``hash`` is ``None`` until there is one."""
@@ -134,3 +140,14 @@ class Status:
             "loaded_at": datetime.fromtimestamp(shown.loaded_at, UTC).isoformat() if shown else None,
             "last_error": self._last_error,
         }
+
+
+@functools.cache
+def _build() -> Build:
+    """Look up what is running; not at the start, which need not wait for it."""
+    return Build(
+        version=build.version(),
+        revision=build.revision(),
+        python_version=platform.python_version(),
+        openssl_version=ssl.OPENSSL_VERSION,
+    )

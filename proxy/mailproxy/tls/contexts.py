@@ -11,20 +11,19 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeGuard
 
 from mailproxy.tls import credentials, resumption, settings, verification
 from mailproxy.tls.draft import Draft
 from mailproxy.tls.openssl import OpenSsl, Unreachable, reach
 from mailproxy.tls.session import Terms, TlsConnection
 from mailproxy.tls.sources import files, fingerprint, session_context
+from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
 
-__all__ = ["TICKET_KEY_OCTETS", "ServerTls", "build", "files", "fingerprint"]
+__all__ = ["ServerTls", "build", "files", "fingerprint"]
 
-TICKET_KEY_OCTETS: Final = resumption.KEY_OCTETS
-"""Length of the random ``ticket_key`` that all workers share."""
 _NGINX_SESSION_TIMEOUT: Final = 300.0
 
 
@@ -36,12 +35,14 @@ class ServerTls:
         not_after: When each loaded certificate expires, in seconds since 1970,
             in the order of ``ssl_certificate``; ``None`` for a malformed date.
         fingerprint_of_inputs: Changes when a directive or a file does; see ``fingerprint``.
+        ticket_keys: What its tickets are sealed with, unless ``ssl_session_ticket_key`` names files.
         notices: What is served otherwise than asked, for the log.
     """
 
     terms: Terms
     not_after: tuple[float | None, ...]
     fingerprint_of_inputs: str
+    ticket_keys: TicketKeys
     notices: tuple[Problem, ...]
 
     def accept(self, sock: socket.SocketType) -> TlsConnection:
@@ -64,7 +65,7 @@ class ServerTls:
 def build(
     server: ServerConfig,
     *,
-    ticket_key: bytes,
+    ticket_keys: TicketKeys,
     previous: ServerTls | None = None,
     native: OpenSsl | Unreachable | None = None,
 ) -> ServerTls:
@@ -72,21 +73,16 @@ def build(
 
     Args:
         server: A server for which ``tls_is_used`` holds.
-        ticket_key: 80 random octets, the same in all workers and for as long
-            as sessions should be resumable; unused where
+        ticket_keys: The same keys in all workers; unused where
             ``ssl_session_ticket_key`` names files.
         previous: What served it before; returned when nothing has changed.
         native: The library; the one of this process where none is given.
 
     Raises:
         ConfigError: With everything that is wrong.
-        ValueError: ``ticket_key`` does not have 80 octets.
     """
-    if len(ticket_key) != TICKET_KEY_OCTETS:
-        msg = f"ticket key of {len(ticket_key)} octets, {TICKET_KEY_OCTETS} needed"
-        raise ValueError(msg)
-    inputs = fingerprint(server, ticket_key)
-    if previous is not None and previous.fingerprint_of_inputs == inputs:
+    inputs = fingerprint(server)
+    if _serves_the_same(previous, inputs, ticket_keys):
         return previous
     found = native or reach()
     library = found if isinstance(found, OpenSsl) else None
@@ -96,13 +92,23 @@ def build(
     if isinstance(found, OpenSsl):
         settings.apply_native(draft, found)
         verification.apply(draft, found)
-        resumption.apply(draft, found, ticket_key)
+        resumption.apply(draft, found, ticket_keys)
         settings.compress(draft, found)
         settings.commands(draft, found)
     else:
         _make_do(draft, found)
     draft.problems.raise_if_any()
-    return ServerTls(_terms(draft, library), not_after, inputs, tuple(draft.problems.notices))
+    return ServerTls(_terms(draft, library), not_after, inputs, ticket_keys, tuple(draft.problems.notices))
+
+
+def _serves_the_same(
+    previous: ServerTls | None, inputs: str, ticket_keys: TicketKeys
+) -> TypeGuard[ServerTls]:
+    return (
+        previous is not None
+        and previous.fingerprint_of_inputs == inputs
+        and previous.ticket_keys is ticket_keys
+    )
 
 
 def _terms(draft: Draft, library: OpenSsl | None) -> Terms:

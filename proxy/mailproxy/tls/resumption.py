@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session resumption: ``ssl_session_cache``, ``_timeout``, ``_tickets``, ``_ticket_key``.
 
-Tickets are what works across workers: all seal them with the same key.  A
-cache, ``shared`` or not, belongs to one worker.
+Tickets are what works across workers: all seal them with the same key, which
+the supervisor rotates.  A cache, ``shared`` or not, belongs to one worker.
 """
 
 from __future__ import annotations
@@ -10,52 +10,25 @@ from __future__ import annotations
 import ctypes
 import os
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final
 
 from mailproxy.tls.draft import Draft
 from mailproxy.tls.openssl import TICKET_CALLBACK, OpenSsl
+from mailproxy.tls.ticket_keys import KEY_BYTES, SHORT_KEY_BYTES, TicketKey, TicketKeys
 from mailproxy_config.model import SessionCache
 
-KEY_OCTETS: Final = 80
-"""A ticket key as OpenSSL and nginx lay it out: name 16, HMAC 32, AES 32."""
-SHORT_KEY_OCTETS: Final = 48
-"""nginx's older form: name 16, AES 16, HMAC 16."""
 DEFAULT_ENTRIES: Final = 20480
 OCTETS_PER_SESSION: Final = 1024
 """What a session of a ``shared`` cache is reckoned at."""
 
 _SET_CACHE_SIZE: Final = 42
 _SET_CACHE_MODE: Final = 44
-_SET_TICKET_KEYS: Final = 59
 _CACHE_SERVER: Final = 0x2
 _NO_AUTO_CLEAR: Final = 0x80
 _NO_INTERNAL_STORE: Final = 0x200
 _TLS_1_3: Final = 0x0304
 _ASK_NO_MORE, _ASK_AGAIN, _UNKNOWN, _BROKEN = 1, 2, 0, -1
-
-
-@dataclass(frozen=True, slots=True)
-class TicketKey:
-    """One key that seals and opens session tickets.  A secret."""
-
-    name: bytes
-    aes: bytes = field(repr=False)
-    hmac: bytes = field(repr=False)
-
-    @classmethod
-    def parse(cls, octets: bytes) -> TicketKey:
-        """Read what an ``ssl_session_ticket_key`` file holds.
-
-        Raises:
-            ValueError: It has neither 48 nor 80 octets.
-        """
-        if len(octets) == KEY_OCTETS:
-            return cls(octets[:16], octets[48:], octets[16:48])
-        if len(octets) == SHORT_KEY_OCTETS:
-            return cls(octets[:16], octets[16:32], octets[32:])
-        msg = f"{len(octets)} octets, where a ticket key has 48 or 80"
-        raise ValueError(msg)
 
 
 class _Parameter(ctypes.Structure):
@@ -70,7 +43,7 @@ class _Parameter(ctypes.Structure):
     )
 
 
-def apply(draft: Draft, native: OpenSsl, ticket_key: bytes) -> None:
+def apply(draft: Draft, native: OpenSsl, ticket_keys: TicketKeys) -> None:
     """Say which sessions may be resumed, for how long, and with which keys."""
     server, lib, context = draft.server, native.lib, native.context(draft.context)
     lib.SSL_CTX_set_timeout(context, int(server.ssl_session_timeout))
@@ -81,7 +54,7 @@ def apply(draft: Draft, native: OpenSsl, ticket_key: bytes) -> None:
     if not server.ssl_session_tickets:
         draft.context.options |= ssl.OP_NO_TICKET
         draft.context.num_tickets = 1 if entries else 0
-    _set_ticket_keys(draft, native, context, ticket_key)
+    _set_ticket_keys(draft, native, context, ticket_keys)
 
 
 def _entries(cache: SessionCache) -> int:
@@ -98,32 +71,37 @@ def _mode(cache: SessionCache, entries: int) -> int:
     return _CACHE_SERVER if entries else _CACHE_SERVER | _NO_AUTO_CLEAR | _NO_INTERNAL_STORE
 
 
-def _set_ticket_keys(draft: Draft, native: OpenSsl, context: int, ticket_key: bytes) -> None:
+def _set_ticket_keys(draft: Draft, native: OpenSsl, context: int, ticket_keys: TicketKeys) -> None:
     files = draft.server.ssl_session_ticket_key
-    if not files:
-        native.lib.SSL_CTX_ctrl(context, _SET_TICKET_KEYS, KEY_OCTETS, ticket_key)
-        return
-    keys = []
+    if files:
+        ticket_keys = _from_files(draft, files) or ticket_keys
+    callback = _sealer(native, ticket_keys)
+    draft.kept.append(callback)
+    native.lib.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, callback)
+
+
+def _from_files(draft: Draft, files: Sequence[str]) -> TicketKeys | None:
+    """Read the keys; ``None``, with the problems noted, where one cannot be read."""
+    keys: list[bytes] = []
     for position, path in enumerate(files):
         place = f"ssl_session_ticket_key[{position}]"
         contents = draft.contents(place, path)
-        try:
-            keys += [] if contents is None else [TicketKey.parse(contents)]
-        except ValueError:
+        if contents is None:
+            continue
+        if len(contents) in {KEY_BYTES, SHORT_KEY_BYTES}:
+            keys.append(contents)
+        else:
             draft.refuse(place, f'"{path}" must be 48 or 80 bytes')
-    if len(keys) == len(files):
-        callback = _sealer(native, tuple(keys))
-        draft.kept.append(callback)
-        native.lib.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, callback)
+    return TicketKeys(keys) if len(keys) == len(files) else None
 
 
-def _sealer(native: OpenSsl, keys: tuple[TicketKey, ...]) -> object:
+def _sealer(native: OpenSsl, ticket_keys: TicketKeys) -> object:
     """Make the callback that gives OpenSSL a ticket's keys: the first to seal, any to open (RFC 5077)."""
     lib = native.lib
     sha256 = (_Parameter * 2)(_Parameter(b"digest", 4, b"SHA256", 6, 0), _Parameter())
 
     def seal(name: int, vector: int, cipher: int, mac: int) -> int:
-        key, fresh = keys[0], os.urandom(16)
+        key, fresh = ticket_keys.keys[0], os.urandom(16)
         ctypes.memmove(name, key.name, 16)
         ctypes.memmove(vector, fresh, 16)
         kind = lib.EVP_aes_128_cbc() if len(key.aes) == 16 else lib.EVP_aes_256_cbc()
@@ -139,7 +117,7 @@ def _sealer(native: OpenSsl, keys: tuple[TicketKey, ...]) -> object:
         if sealing:
             return seal(name, vector, cipher, mac)
         wanted = ctypes.string_at(name, 16)
-        for position, key in enumerate(keys):
+        for position, key in enumerate(ticket_keys.keys):
             if key.name == wanted:
                 if not open_(key, vector, cipher, mac):
                     return _BROKEN

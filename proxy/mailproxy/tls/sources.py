@@ -28,15 +28,15 @@ def files(server: ServerConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in named if path is not None))
 
 
-def fingerprint(server: ServerConfig, ticket_key: bytes) -> str:
-    """Digest all that ``build`` depends on: the directives, what the files hold, the shared ticket key."""
+def fingerprint(server: ServerConfig) -> str:
+    """Digest all that ``build`` depends on: the directives, and what the files hold."""
     directives = (
         f"{field.name}={_ordered(getattr(server, field.name))!r}"
         for field in fields(server)
         if field.name.startswith("ssl_") or field.name in {"name", "protocol", "proxy_protocol"}
     )
     contents = map(_digest, files(server))
-    return _digest_of(("mailproxy", hashlib.sha256(ticket_key).hexdigest(), *directives, *contents)).hex()
+    return _digest_of(("mailproxy", *directives, *contents)).hex()
 
 
 def session_context(server: ServerConfig) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mailproxy.tls.contexts import TICKET_KEY_OCTETS, build
+from mailproxy.tls.contexts import build
+from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ServerConfig
 
@@ -19,7 +20,7 @@ def tried(server: ServerConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...
         What is wrong, and what is served otherwise than asked.
     """
     try:
-        return (), build(server, ticket_key=bytes(TICKET_KEY_OCTETS)).notices
+        return (), build(server, ticket_keys=TicketKeys.random()).notices
     except ConfigError as error:
         return tuple(filter(_is_news, error.problems)), error.notices
 

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fork server: a process with one thread that has imported all a worker needs, and forks workers.
+
+Most of what a worker's start costs is the import of its modules.  The fork
+server imports them once; a worker is a copy of it, and shares its memory as
+long as neither writes there.
+
+It has no event loop, no thread, no log, no listening socket and no
+configuration, so a worker inherits none of these: configuration, sockets and
+secrets reach a worker through its own ``Channel``.  Descriptors other than 0
+to 2, the supervisor's socket and the worker's end of its channel are closed.
+
+A worker is forked twice over.  The process in between ends at once, and the
+supervisor, a subreaper (prctl(2)), becomes the worker's parent: it gets the
+exit status itself, also after the death of the fork server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, NoReturn, Protocol, cast
+
+NAME: Final = "mailproxy-fork"
+"""The process's name (``/proc/PID/comm``)."""
+WORKER_NAME: Final = "mailproxy-work"
+"""The name of the workers' processes."""
+LARGEST_MESSAGE: Final = 4096
+"""The longest request and reply, in bytes."""
+
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_SIGNALS: Final = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+_RESULT: Final = struct.Struct("i")
+
+
+class WorkerModule(Protocol):
+    """What a worker runs; the module ``mailproxy.worker`` is one."""
+
+    def preload(self) -> None:
+        """Import and look up, once, what all workers need."""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Be a worker process; returns the exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServer:
+    """A fork server that runs: our child, and our end of its socket."""
+
+    pid: int
+    control: socket.socket
+
+
+def become_subreaper() -> None:
+    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``).
+
+    Raises:
+        OSError: The system does not let us.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def fork(module: str) -> ForkServer:
+    """Fork a fork server from this process, which must have one thread and no event loop.
+
+    Args:
+        module: The name of a ``WorkerModule``.
+
+    Raises:
+        OSError: The system gives us no process or no sockets.
+    """
+    ours, theirs = _sockets()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _be(lambda: _run(module, theirs))
+    theirs.close()
+    return ForkServer(pid, ours)
+
+
+def execute(module: str) -> ForkServer:
+    """Start a fork server as a fresh interpreter, from a process that may have threads.
+
+    Args:
+        module: The name of a ``WorkerModule``.
+
+    Raises:
+        OSError: The system gives us no process or no sockets.
+    """
+    ours, theirs = _sockets()
+    command = [sys.executable, *_interpreter_flags(), "-m", __name__, module]
+    try:
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [*command, "--control-fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+    except BaseException:
+        ours.close()
+        raise
+    process.returncode = 0  # whoever gets the ForkServer waits for it
+    return ForkServer(process.pid, ours)
+
+
+def encode_request(arguments: Sequence[str]) -> bytes:
+    """Write a request for a worker with these arguments; its end of the channel goes with it."""
+    return json.dumps(list(arguments)).encode()
+
+
+def decode_reply(reply: bytes) -> int:
+    """Read the reply to a request: the worker's process number.
+
+    Raises:
+        OSError: There is no worker.
+    """
+    if len(reply) != _RESULT.size:
+        raise ConnectionResetError(errno.ECONNRESET, "the fork server has ended")
+    result: int = _RESULT.unpack(reply)[0]
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a fork server."""
+    parser = argparse.ArgumentParser(prog=__name__, description="Started by mailproxy run.")
+    parser.add_argument("module")
+    parser.add_argument("--control-fd", type=int, required=True)
+    options = parser.parse_args(argv)
+    return _run(options.module, socket.socket(fileno=options.control_fd))
+
+
+def _sockets() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _interpreter_flags() -> list[str]:
+    """Return the options that this interpreter was started with."""
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public one
+    return flags
+
+
+def _run(module: str, control: socket.socket) -> int:
+    """Import the module, and fork a worker for each request until the supervisor closes its end."""
+    os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    _keep_only(control.fileno())
+    _set_name(NAME)
+    worker = cast(WorkerModule, importlib.import_module(module))
+    worker.preload()
+    gc.collect()
+    gc.freeze()  # a collection would write to every object, and each worker would get its own copy of them
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        if not request:
+            return 0
+        if not descriptors:  # lost on the way, for want of room for them here
+            control.send(_RESULT.pack(-errno.EMFILE))
+            continue
+        with socket.socket(fileno=descriptors[0]) as end:
+            result = _fork_worker(control, end, lambda fd: worker.main([*json.loads(request), *_told(fd)]))  # noqa: B023 - called before the next request
+        control.send(_RESULT.pack(result))
+
+
+def _told(descriptor: int) -> tuple[str, str]:
+    return "--control-fd", str(descriptor)
+
+
+def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+    """Fork a worker whose parent is the supervisor; returns its number, or a negative error number."""
+    try:
+        ours, theirs = os.pipe()
+    except OSError as error:
+        return -(error.errno or errno.EMFILE)
+    try:
+        between = os.fork()
+        if between == 0:
+            _be(lambda: _fork_once_more(theirs, control, end, work))
+        os.waitpid(between, 0)
+        os.set_blocking(ours, False)
+        answer = os.read(ours, _RESULT.size)
+        return int(_RESULT.unpack(answer)[0])
+    except (BlockingIOError, struct.error):  # the process in between was killed
+        return -errno.EAGAIN
+    except OSError as error:
+        return -(error.errno or errno.EAGAIN)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def _fork_once_more(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.write(pipe, _RESULT.pack(-(error.errno or errno.EAGAIN)))
+        return 1
+    if pid == 0:
+        _be(lambda: _work(pipe, control, end, work))
+    os.write(pipe, _RESULT.pack(pid))
+    return 0
+
+
+def _work(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+    """Be a worker, with nothing of the fork server's but its memory."""
+    os.setsid()
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+    control.close()
+    os.close(pipe)
+    _set_name(WORKER_NAME)
+    return work(end.detach())
+
+
+def _be(run: Callable[[], int]) -> NoReturn:
+    """Run the rest of a forked process: it never returns into the code that its parent was in."""
+    code = 1
+    try:
+        code = run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _keep_only(descriptor: int) -> None:
+    """Close all descriptors but the standard ones and this, and read from ``/dev/null``."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != descriptor:  # one of them is the listing's own, closed by now
+            with suppress(OSError):
+                os.close(int(name))
+
+
+def _set_name(name: str) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

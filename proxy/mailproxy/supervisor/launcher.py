@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts workers through the fork server, and replaces the fork server when it ends or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from mailproxy.supervisor import fork_server
+from mailproxy.supervisor.backoff import Backoff
+from mailproxy.supervisor.channel import pair
+from mailproxy.supervisor.child import Child
+from mailproxy.supervisor.fork_server import ForkServer
+from mailproxy.supervisor.heartbeat import LOOK_SECONDS, Heartbeat
+from mailproxy.supervisor.pool import Tell
+from mailproxy.supervisor.process import Reporter, Worker
+from mailproxy_config.model import LogLevel
+
+
+class Launcher:
+    """The fork server as the supervisor sees it.
+
+    Args:
+        tasks: Owns what runs until ``close``.
+        server: The fork server.
+        arguments: The command line of each worker.
+        another: Starts another fork server.
+        tell: Where to log.
+    """
+
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        server: ForkServer,
+        arguments: Sequence[str],
+        *,
+        another: Callable[[], ForkServer],
+        tell: Tell,
+    ) -> None:
+        self._tasks = tasks
+        self._arguments = arguments
+        self._another = another
+        self._tell = tell
+        self._turn = asyncio.Lock()
+        self._is_closed = False
+        self._backoff = Backoff()
+        self._adopt(server)
+        tasks.create_task(self._keep())
+
+    @property
+    def pid(self) -> int:
+        """The fork server's process number."""
+        return self._child.pid
+
+    async def start(self, reported: Reporter) -> Worker:
+        """Start a worker process.
+
+        Args:
+            reported: Called with every snapshot of its metrics.
+
+        Raises:
+            OSError: The system gives us no process or no sockets, or the fork server has ended.
+        """
+        ours, theirs = pair()
+        try:
+            with theirs:
+                pid = await self._fork(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        return Worker(pid, ours, reported)
+
+    def close(self) -> None:
+        """End the fork server; a worker that is being started is not."""
+        self._is_closed = True
+        self._child.kill()
+
+    def _adopt(self, server: ForkServer) -> None:
+        server.control.setblocking(False)
+        self._control: socket.socket = server.control
+        self._child = Child(server.pid)
+
+    async def _keep(self) -> None:
+        """Replace the fork server whenever it ends; workers that it has forked go on."""
+        while True:
+            await self._child.over.wait()
+            async with self._turn:  # who waits for a reply sees the end of the connection first
+                self._control.close()
+            if self._is_closed:
+                return
+            self._tell(
+                LogLevel.ALERT, "fork_server_exited", pid=self._child.pid, exit_code=self._child.exit_code
+            )
+            await asyncio.sleep(self._backoff.pause(time.monotonic()))
+            if self._is_closed:
+                return
+            try:
+                self._adopt(self._another())
+            except OSError as error:
+                self._tell(LogLevel.ERROR, "fork_server_not_started", reason=error.strerror or "")
+
+    async def _fork(self, descriptor: int) -> int:
+        async with self._turn:
+            control, child = self._control, self._child
+            try:
+                socket.send_fds(control, [fork_server.encode_request(self._arguments)], [descriptor])
+            except OSError as error:
+                raise _ended() from error
+            reply = self._tasks.create_task(self._reply(control))
+            heartbeat = Heartbeat(child.pid)
+            while not (await asyncio.wait({reply}, timeout=LOOK_SECONDS))[0]:
+                heartbeat.look()
+                if child.over.is_set():  # and somebody still holds its end of the connection
+                    reply.cancel()
+                    raise _ended()
+                if heartbeat.is_hung(is_loading=True):
+                    self._tell(LogLevel.ALERT, "fork_server_hangs", pid=child.pid)
+                    child.kill()
+            return fork_server.decode_reply(reply.result())
+
+    async def _reply(self, control: socket.socket) -> bytes:
+        try:
+            return await asyncio.get_running_loop().sock_recv(control, fork_server.LARGEST_MESSAGE)
+        except OSError:
+            return b""
+
+
+def _ended() -> OSError:
+    return ConnectionResetError(errno.ECONNRESET, "the fork server has ended")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers are forked from a process that has one thread, and nothing that is not meant for them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from mailproxy.supervisor import fork_server, heartbeat
+from mailproxy.supervisor.launcher import Launcher
+from mailproxy.supervisor.process import Worker
+from mailproxy_config.model import LogLevel
+from support.processes import STAND_IN, deployment, launcher, our_sources
+from support.proxies import process_name
+
+__all__ = ["our_sources"]
+pytestmark = pytest.mark.usefixtures("our_sources")
+
+
+class Bench:
+    """A launcher, what it logs, and the workers that it started."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.tasks = tasks
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self.workers: list[Worker] = []
+        self.launcher: Launcher = launcher(tasks, STAND_IN, self._tell)
+
+    def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+        self.events.append((name, fields))
+
+    async def start(self) -> Worker:
+        worker = await self.launcher.start(lambda *_: None)
+        self.workers.append(worker)
+        self.tasks.create_task(worker.watch())
+        return worker
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with asyncio.timeout(90), asyncio.TaskGroup() as tasks:
+        bench = Bench(tasks)
+        try:
+            yield bench
+        finally:
+            bench.launcher.close()
+            for worker in bench.workers:
+                worker.kill()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def ignored_signals(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+
+
+async def test_a_worker_is_our_child_and_shares_no_session_with_us(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.report(1, 60)
+    assert parent(worker.pid) == os.getpid()
+    assert os.getsid(worker.pid) == worker.pid
+    assert process_name(worker.pid) == fork_server.WORKER_NAME
+    assert process_name(bench.launcher.pid) == fork_server.NAME
+
+
+async def test_the_fork_server_has_one_thread_and_four_descriptors(bench: Bench) -> None:
+    strange = os.open("/dev/zero", os.O_RDONLY)
+    os.set_inheritable(strange, True)
+    try:
+        await bench.start()
+    finally:
+        os.close(strange)
+    assert len(os.listdir(f"/proc/{bench.launcher.pid}/task")) == 1
+    folder = f"/proc/{bench.launcher.pid}/fd"
+    assert len(os.listdir(folder)) == 4
+    assert os.readlink(f"{folder}/0") == "/dev/null"
+
+
+async def test_no_worker_holds_another_ones_channel(bench: Bench) -> None:
+    first, second = await bench.start(), await bench.start()
+    await asyncio.gather(first.report(1, 60), second.report(1, 60))  # both have their event loop by now
+    sockets = [
+        {
+            target
+            for name in os.listdir(f"/proc/{pid}/fd")
+            if (target := os.readlink(f"/proc/{pid}/fd/{name}")).startswith("socket:")
+        }
+        for pid in (first.pid, second.pid, bench.launcher.pid)
+    ]
+    assert not sockets[0] & sockets[1]
+    assert not sockets[2] & (sockets[0] | sockets[1])
+
+
+async def test_a_worker_handles_signals_as_a_fresh_process_does(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.report(1, 60)
+    for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR2):
+        bit = 1 << (signum - 1)
+        assert ignored_signals(bench.launcher.pid) & bit
+        assert not ignored_signals(worker.pid) & bit
+
+
+async def test_workers_do_not_draw_the_same_random_numbers(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = set()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(2):
+            worker = await bench.start()
+            wanted = deployment([listener], "random")
+            await worker.configure(wanted.order(), wanted.sockets_of(0))
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            keys.add((await reader.readline()).split()[3])
+            writer.close()
+            worker.kill()
+            await worker.exited.wait()
+    assert len(keys) == 2
+
+
+async def test_a_fork_server_that_dies_is_replaced_and_its_workers_go_on(bench: Bench) -> None:
+    first = await bench.start()
+    gone = bench.launcher.pid
+    os.kill(gone, signal.SIGKILL)
+    await bench.until(lambda: bench.launcher.pid != gone)
+    assert bench.events == [("fork_server_exited", {"pid": gone, "exit_code": -9})]
+    await first.report(1, 60)
+    assert parent(first.pid) == os.getpid()
+    second = await bench.start()
+    await second.report(1, 60)
+
+
+async def test_the_exit_code_is_known_also_after_the_fork_servers_death(bench: Bench) -> None:
+    worker = await bench.start()
+    os.kill(bench.launcher.pid, signal.SIGKILL)
+    await bench.until(lambda: bench.events)
+    os.kill(worker.pid, signal.SIGABRT)
+    await worker.exited.wait()
+    assert worker.exit_code == -signal.SIGABRT
+
+
+async def test_who_waits_for_a_worker_learns_of_the_fork_servers_death(bench: Bench) -> None:
+    await bench.start()
+    os.kill(bench.launcher.pid, signal.SIGSTOP)
+    asyncio.get_running_loop().call_later(0.1, os.kill, bench.launcher.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match="the fork server has ended"):
+        await bench.start()
+
+
+async def test_a_fork_server_that_hangs_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start()
+    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 2.0)
+    hung = bench.launcher.pid
+    os.kill(hung, signal.SIGSTOP)
+    with pytest.raises(OSError, match="the fork server has ended"):
+        await bench.start()
+    assert bench.events[0] == ("fork_server_hangs", {"pid": hung})
+    await bench.until(lambda: bench.launcher.pid != hung)
+    await bench.start()
+
+
+async def test_a_worker_that_cannot_be_forked_is_an_error_with_its_reason(bench: Bench) -> None:
+    await bench.start()
+    # Root is not held to RLIMIT_NPROC, so the fork server runs out of descriptors instead.
+    pid = bench.launcher.pid
+    for limit in (4, 5):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, 64))
+        with pytest.raises(OSError, match="Too many open files"):
+            await bench.start()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+    await bench.start()
+    assert bench.launcher.pid == pid
+
+
+async def test_a_start_that_is_given_up_leaves_no_worker(bench: Bench) -> None:
+    bench.launcher.close()
+    with pytest.raises(OSError, match="the fork server has ended"):
+        await bench.launcher.start(lambda *_: None)

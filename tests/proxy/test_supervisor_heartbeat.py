@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which silent process hangs, and which is only slow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mailproxy.supervisor import heartbeat as module
+from mailproxy.supervisor.heartbeat import (
+    HUNG_AT_ANY_RATE_SECONDS,
+    HUNG_SECONDS,
+    LATE_SECONDS,
+    LOOK_SECONDS,
+    SPIN_SECONDS,
+    Heartbeat,
+    cpu_seconds,
+)
+
+ITSELF = 4711
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], Heartbeat]:
+    """Make the heartbeat of a process that was silent for a while and used so much CPU time meanwhile."""
+
+    def make(seconds: float, ran: float | None) -> Heartbeat:
+        heartbeat = Heartbeat(ITSELF)
+        heartbeat.beat()
+        used: list[float | None] = [None if ran is None else 5.0]
+        monkeypatch.setattr(module, "cpu_seconds", lambda _: used[0])
+        for _ in range(int(seconds)):
+            heartbeat.look()
+        used[0] = None if ran is None else 5.0 + ran
+        return heartbeat
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("silence", "ran", "serving_hangs", "loading_hangs"),
+    [
+        # silent for               CPU time used meanwhile
+        (HUNG_SECONDS - 1, 0.0, False, False),
+        (HUNG_SECONDS, 0.0, True, True),  # stopped, or waiting for what does not come
+        (HUNG_SECONDS, 0.015 * HUNG_SECONDS, False, False),  # a limit of 15 thousandths of a processor
+        (HUNG_SECONDS, SPIN_SECONDS, True, True),  # runs and runs
+        (HUNG_AT_ANY_RATE_SECONDS - 1, 5.0, False, False),
+        (HUNG_AT_ANY_RATE_SECONDS, 5.0, True, False),
+        (10 * HUNG_AT_ANY_RATE_SECONDS, 20.0, True, False),  # a slow start goes on
+        (HUNG_SECONDS, None, False, False),  # the time it used is not known
+        (HUNG_AT_ANY_RATE_SECONDS, None, True, True),
+    ],
+)
+def test_who_is_silent_hangs_if_it_does_not_run_or_only_runs(
+    silent: Callable[[float, float | None], Heartbeat],
+    silence: float,
+    ran: float | None,
+    serving_hangs: bool,
+    loading_hangs: bool,
+) -> None:
+    heartbeat = silent(silence, ran)
+    assert heartbeat.is_hung(is_loading=False) is serving_hangs
+    assert heartbeat.is_hung(is_loading=True) is loading_hangs
+
+
+def test_a_worker_is_late_before_it_hangs_and_not_after_a_sign_of_life() -> None:
+    heartbeat = Heartbeat(os.getpid())
+    while not heartbeat.is_late:
+        heartbeat.look()
+    assert heartbeat.silence == LATE_SECONDS < HUNG_SECONDS
+    heartbeat.beat()
+    assert not heartbeat.is_late
+
+
+def test_a_gap_in_which_the_observer_was_stopped_counts_as_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    heartbeat = Heartbeat(os.getpid())
+    heartbeat.look()
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)
+    heartbeat.look()
+    assert heartbeat.silence == 2 * LOOK_SECONDS
+    assert not heartbeat.is_late
+
+
+def test_cpu_time_of_another_process_is_read() -> None:
+    spin = "import time\nwhile time.process_time() < 0.2: pass\nprint('done', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", spin], stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"done\n"
+        first = cpu_seconds(process.pid)
+        assert first is not None
+        assert first >= 0.2
+        process.communicate(b"\n")
+    assert cpu_seconds(process.pid) is None
