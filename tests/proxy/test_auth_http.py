@@ -14,9 +14,6 @@ from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, Se
 from support.configs import server
 from support.needs import Needs
 from support.private_authority import openssl_authority, verify_strictly_by_default
-from support.world import GRANT, Answer, World, answer, run, world
-
-
 from support.world import GRANT, Answer, Builder, World, answer, run, world
 
 DENIED = answer("Auth-Status: no\r\n")
