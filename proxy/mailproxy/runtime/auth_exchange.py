@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from mailproxy.auth.body import BadBody, Body, body_of
-from mailproxy.auth.response import MAX_HEAD, Answer, InterimAnswer, head_end
+from mailproxy.auth.response import MAX_HEAD, Answer, InterimAnswer, head_end, parse
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, MalformedAnswer
 from mailproxy.events import AuthErrorReason
 from mailproxy.runtime.auth_question import Question, hand_over
@@ -329,7 +329,14 @@ class Exchange:
         question = self.question
         assert question is not None  # noqa: S101 - asked before
         try:
-            answer = question.read(head[:end])
+            credentials = question.credentials
+            answer = parse(
+                head[:end],
+                protocol=question.protocol,
+                method=credentials.method,
+                user=credentials.user,
+                password=credentials.password,
+            )
         except MalformedAnswer as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_repeat(question):
                 raise
@@ -351,8 +358,11 @@ class Exchange:
             self.service.engine.crashed(asker, crash)
             self.drop()
             return
-        if asker is not None:
-            hand_over(self.service.engine, asker, answer.decision)
+        try:
+            if asker is not None:
+                asker.authorized(answer.decision)
+        except Exception as crash:  # the outer edge of a session: this may carry another request by now
+            self.service.engine.crashed(asker, crash)
 
     # -- between requests
 

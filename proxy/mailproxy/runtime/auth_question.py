@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from mailproxy.auth.response import Answer, parse
 from mailproxy.dialogue.values import Client, Credentials, Decision
 from mailproxy.errors import AuthUnavailable
 from mailproxy.events import AuthOutcome
@@ -96,29 +95,10 @@ class Question:
         self.is_repeated = False
         self.tried: tuple[Target, ...] = ()
 
-    def read(self, head: bytes) -> Answer:
-        """Read an answer's head as the answer to this request.
 
-        Raises:
-            InterimAnswer: Another head follows.
-            MalformedAnswer: This is not an answer.
-        """
-        credentials = self.credentials
-        return parse(
-            head,
-            protocol=self.protocol,
-            method=credentials.method,
-            user=credentials.user,
-            password=credentials.password,
-        )
-
-
-def hand_over(engine: Engine, asker: Asker, result: Decision | AuthUnavailable) -> None:
-    """Give the asker what it waits for; what it does with that must not end the connection or a timer."""
+def hand_over(engine: Engine, asker: Asker, error: AuthUnavailable) -> None:
+    """Give the asker the failure; what it does with that must not end the connection or a timer."""
     try:
-        if isinstance(result, AuthUnavailable):
-            asker.auth_failed(result)
-        else:
-            asker.authorized(result)
+        asker.auth_failed(error)
     except Exception as crash:  # the outer edge of a session
         engine.crashed(asker, crash)
