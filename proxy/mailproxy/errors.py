@@ -80,10 +80,12 @@ class AuthUnavailable(SessionError):
 
     Attributes:
         failure: What was wrong, in the words that ``auth_errors_total`` counts by.
+        service: The host and port that ``auth_http`` names, once the failure is settled; for logs.
     """
 
     reason = CloseReason.AUTH_UNAVAILABLE
     failure: AuthErrorReason = AuthErrorReason.INVALID_RESPONSE
+    service: str = ""
 
     def __init__(self, message: str = "", failure: AuthErrorReason | None = None) -> None:
         super().__init__(message)
@@ -104,7 +106,15 @@ class AuthUnreachable(AuthUnavailable):
 
 
 class MalformedAnswer(AuthUnavailable):
-    """It answered something that is not an answer."""
+    """It answered something that is not an answer.
+
+    Attributes:
+        status: The HTTP status, where the answer has one.
+        value: What is wrong, where ``{}`` stands in the message; it may hold anything.
+    """
+
+    status: int | None = None
+    value: bytes | None = None
 
 
 class UpstreamError(SessionError):

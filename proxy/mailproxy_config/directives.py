@@ -198,6 +198,21 @@ LEVEL_DIRECTIVES: Final = (
         meaning="Sends the client's TLS certificate to the authorization service.",
     ),
     Directive(
+        name="auth_http_keepalive",
+        module=_AUTH_HTTP,
+        type=FLAG,
+        default=True,
+        is_ours=True,
+        meaning="Uses connections to the authentication service again; off is nginx's HTTP/1.0, one each.",
+    ),
+    Directive(
+        name="auth_http_max_connections",
+        module=_AUTH_HTTP,
+        type=_CONNECTIONS,
+        is_ours=True,
+        meaning="How many connections a worker opens to the authentication service; else worker_connections.",
+    ),
+    Directive(
         name="imap_auth",
         module=_IMAP,
         type=several(("plain", "login", "cram-md5", "external"), AuthMethod),
@@ -245,6 +260,7 @@ LEVEL_DIRECTIVES: Final = (
             "The longest POP3 command (in nginx 128 bytes);"
             " lines of a SASL exchange have room for 4096 bytes in any case."
         ),
+        is_ours=True,
     ),
     Directive(
         name="smtp_auth",

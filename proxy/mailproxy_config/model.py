@@ -215,6 +215,8 @@ class ServerConfig:
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
+    auth_http_keepalive: bool
+    auth_http_max_connections: int | None
 
     imap_auth: frozenset[AuthMethod]
     imap_capabilities: tuple[str, ...]

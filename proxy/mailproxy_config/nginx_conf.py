@@ -183,13 +183,19 @@ class _Reader:
             self._problems.notice(first, f"not about mail, ignored: {names}")
         if not self._servers and not self._problems:
             lacking = "mail block" if self._mail is None else "server in its mail block"
-            self._problems.add(source, f"there is no {lacking}")
+            self._problems.add(source, f"there is no {lacking}{self._misplaced_mail()}")
         if self._mail is not None:
             servers = self._servers[:MOST_SERVERS]
             session_caches(self._mail, servers)
             for path in pair_certificates(self._mail, servers, self._problems):
                 self._losses.add(path, "ssl_certificate")
         self._look_for_services()
+
+    def _misplaced_mail(self) -> str:
+        """Where ``mail {}`` stands, if that is inside of ``http {}``, which is not read."""
+        inner = (each for block in self._http for each in block.block or () if each.name == "mail")
+        found = next(inner, None)
+        return f": the one in {found.where} stands inside of http {{}}, move it out" if found else ""
 
     def _look_for_services(self) -> None:
         """Note authentication services that only nginx itself would run."""
@@ -423,7 +429,8 @@ class _Reader:
         """Whether something is missing only because of an error that is noted already."""
         if name == "ssl_verify_client":
             return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
-        return path not in self._origins and self._losses.has(level, name)
+        is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
+        return not is_written and self._losses.has(level, name)
 
     def _where(self, path: re.Match[str]) -> str:
         """The place behind a path in a reason."""

@@ -171,7 +171,8 @@ def _statements(
         if word == "}" and not quoted and level:
             return
         if word in {"{", "}", ";"} and not quoted:
-            raise SyntaxProblem(where, f'unexpected "{word}"')
+            hint = '; none stands behind a "}"' if word == ";" else ""
+            raise SyntaxProblem(where, f'unexpected "{word}"{hint}')
         arguments, end, lines = _arguments(tokens, name, line, word)
         if level == _MOST_LEVELS and end == "{":
             raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")

@@ -50,6 +50,11 @@ def test_every_directive_of_a_module_has_a_row(module: str) -> None:
     assert sorted(found) == sorted(NGINX[module].split())
 
 
+def test_a_directive_that_nginx_lacks_is_marked_and_has_a_name_of_its_own() -> None:
+    assert {row.name for row in DIRECTIVES if row.is_ours} == NOT_OF_NGINX
+    assert NOT_OF_NGINX.isdisjoint(name for names in NGINX.values() for name in names.split())
+
+
 def test_a_server_has_a_value_for_every_directive() -> None:
     rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
     assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs"} == rows

@@ -88,6 +88,8 @@ VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
         ["X-Key secret", "X-Key ''", "X \"a: 'b' #1\"", "Client-Port $remote_port", "Y ${z}"]
     ),
     "auth_http_pass_client_cert": _FLAG,
+    "auth_http_keepalive": _FLAG,
+    "auth_http_max_connections": st.sampled_from(["1", "512"]),
     "imap_auth": _some("plain", "login", "cram-md5", "external"),
     "imap_capabilities": _WORDS,
     "imap_client_buffer": _BUFFER,

@@ -91,6 +91,8 @@ def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
         ("mail { auth_http a;\nserver { listen 993 ssl; ssl_certificate c; ssl_certificate_key k;\n"
          "ssl_verify_client on;\nssl_client_certificat x;\n}\n}",
          ['n.conf:4: unknown directive "ssl_client_certificat"; did you mean ssl_client_certificate?']),
+        ("mail { auth_http a;\nserver { listen 993 ssl;\nssl_certificate c; }\n}",
+         ['n.conf:2: no "ssl_certificate_key" is defined for certificate "CWD/c"']),
         ("mail {\ninclude nowhere;\n" + SERVERS + "}",
          ["n.conf:2: cannot read CWD/nowhere: No such file or directory"]),
         ("mail { auth_http a;\nserver {\ninclude nowhere;\n}\n}",

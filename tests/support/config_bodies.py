@@ -57,6 +57,8 @@ LEVEL_VALUES: Final[Mapping[str, tuple[Any, ...]]] = {
         [{"name": "X-Auth-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "key"}}}],
     ),
     "authHttpPassClientCert": (True, False),
+    "authHttpKeepalive": (False, True),
+    "authHttpMaxConnections": (1, 4096),
     "imapAuth": (["plain", "login"], ["cram-md5", "external"]),
     "imapCapabilities": ([], ["IMAP4rev1", "QUOTA"]),
     "imapClientBuffer": ("8k", 4096),

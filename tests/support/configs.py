@@ -22,8 +22,8 @@ from mailproxy_config.model import (
     VerifyClient,
 )
 
-NOT_OF_NGINX: Final = frozenset({"pop3_client_buffer"})
-"""Directives that nginx has not."""
+NOT_OF_NGINX: Final = frozenset({"auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"})
+"""Directives that nginx does not have."""
 PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -37,6 +37,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_timeout": Seconds(60.0),
     "auth_http_header": (),
     "auth_http_pass_client_cert": False,
+    "auth_http_keepalive": True,
+    "auth_http_max_connections": None,
     "imap_auth": frozenset({AuthMethod.PLAIN}),
     "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
     "imap_client_buffer": Octets(4096),

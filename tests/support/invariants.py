@@ -57,7 +57,7 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
     found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
     waiting = {listener.fd for listener in app._listeners}
     for service in app._auth.values():
-        found["questions"] = [*service._by_session, *service._waiting]
+        found["questions"] = [*service._by_session, *service._waiting.requests, *service._waiting.holders]
         waiting |= {exchange.fd for exchange in service._idle}
     found["handlers"] = engine.reactor._handlers.keys() - waiting
     found |= {family: series(meter, family) for family in _NOW}

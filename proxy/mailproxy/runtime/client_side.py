@@ -30,7 +30,7 @@ from mailproxy.events import ClientErred, LoginDenied, LoginRefused, LoginResult
 from mailproxy.observe.lines import Field
 from mailproxy.observe.meter import Gauge, ProtocolMeter
 from mailproxy.observe.record import SessionRecord
-from mailproxy.runtime.auth_exchange import Question
+from mailproxy.runtime.auth_question import Question
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.reactor import hung_up
 from mailproxy.runtime.resolver import Cancel

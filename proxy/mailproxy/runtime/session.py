@@ -156,7 +156,8 @@ class Session(ClientSide):
         else:
             self._count_login(LoginResult.UNAVAILABLE)
             self.record.stage = AUTH_STAGE
-            self.tell(LogLevel.ERROR, "authorization_failed", reason=str(error) or error.failure)
+            reason = str(error) or error.failure
+            self.tell(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
         if isinstance(error, ShuttingDown):
             self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):

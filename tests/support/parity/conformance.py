@@ -22,7 +22,6 @@ from mailproxy_config.directives import (
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.nginx_conf import parse_nginx
 from support import pages
-from support.configs import NOT_OF_NGINX
 from support.parity import refusals
 from support.parity.cases import BLOCKS, DIALOGUES, services
 from support.parity.certificates import make
@@ -170,8 +169,7 @@ def _services() -> Iterator[str]:
 
 def _directives() -> Iterator[str]:
     rows = (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
-    theirs = ((row.name, row.module) for row in rows if row.name not in NOT_OF_NGINX)
-    named = dict.fromkeys([*_BLOCKS, *theirs])
+    named = dict.fromkeys([*_BLOCKS, *((row.name, row.module) for row in rows if not row.is_ours)])
     refused = Counter([name for name, _, _ in refusals.generated()])
     refused += Counter(name for name, _, _ in refusals.TLS) + Counter(name for name, _ in refusals.WHOLE)
     refused["listen"] += len(refusals.LISTENERS)

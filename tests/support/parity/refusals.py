@@ -17,7 +17,6 @@ from mailproxy_config.directives import (
     SERVER_DIRECTIVES,
     Directive,
 )
-from support.configs import NOT_OF_NGINX
 
 SERVER: Final = "mail { auth_http 127.0.0.1:9; server { listen 127.0.0.1:10143; protocol imap;\n%s\n} }"
 MAIL: Final = "mail { auth_http 127.0.0.1:9; %s server { listen 127.0.0.1:10143; protocol imap; } }"
@@ -29,9 +28,9 @@ _VERIFY: Final = f"{_TLS} ssl_verify_client on;"
 ROWS: Final[dict[str, Directive]] = {
     row.name: row
     for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
-    if row.name not in NOT_OF_NGINX
+    if not row.is_ours
 }
-"""Every directive that both have."""
+"""Every directive of nginx."""
 
 # Values that are taken, for every directive.
 GOOD: Final = {
