@@ -69,7 +69,7 @@ class HostAddresses:
         clock: Callable[[], float] = time.monotonic,
         failed: Failure = unreported,
     ) -> None:
-        self._failed = failed
+        self._report = failed
         self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
         self._host = where.host.strip("[]")
         self._port = where.port
@@ -174,13 +174,13 @@ class HostAddresses:
         done, _ = await asyncio.wait((answer,), timeout=LIMIT)
         if not done:
             count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
-            self._failed(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
+            self._report(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._learn(answer)
         if done:
             count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
             if result is not DnsResult.OK:
-                self._failed(DnsPurpose.AUTH, self._host, result)
+                self._report(DnsPurpose.AUTH, self._host, result)
 
     def _learn(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
         self._interval = REFRESH if self._targets else RETRY
