@@ -35,7 +35,9 @@ def test_the_example_is_what_convert_writes() -> None:
 def test_nothing_of_nginx_s_example_is_lost_but_the_name_of_the_log() -> None:
     manifest = parse_nginx(NGINX.read_text(), source="nginx.conf", only_to_print=True)
     assert list(map(str, manifest.notices)) == [
-        "nginx.conf:3: logs go to standard error, not to /var/log/nginx/error.log"
+        "nginx.conf:3: logs go to standard error, not to /var/log/nginx/error.log",
+        'nginx.conf:11: "auth_http": localhost is the pod itself on Kubernetes; '
+        "name a Service, such as http://auth.mail.svc:9000/cgi-bin/nginxauth.cgi",
     ]
 
 
