@@ -130,7 +130,9 @@ class Children:
     async def read(self, reader: Reader) -> None:
         """Read everything the MailProxy owns."""
         for kind in OWNED:
-            for found in await reader.list_labelled(kind, self._key.namespace, names.labels(self._key.name)):
+            for found in await reader.list_labelled(
+                kind, self._key.namespace, names.owned_labels(self._key.name)
+            ):
                 if is_controlled_by(found, self._uid):
                     self._live[kind, found["metadata"]["name"]] = found
 

@@ -96,7 +96,7 @@ def test_a_merge_patch_holds_what_an_empty_pod_would_get(kind: str) -> None:
     assert isinstance(whole, Injected)
     part = template(kind, patch)
     assert part["spec"] == {key: value for key, value in whole.pod["spec"].items() if key != "containers"}
-    assert part["metadata"]["labels"] == {"mailproxy.dev/inject": "edge"}
+    assert part["metadata"]["labels"] == {"mailproxy.dev/inject": "edge", "mailproxy.dev/proxy": "edge"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
