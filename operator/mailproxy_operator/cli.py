@@ -143,6 +143,10 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", default=DEFAULT_IMAGE, help="the proxy's image where the manifest names none"
     )
+    parser.add_argument(
+        "--operator-namespace", default="", metavar="NS", help="let the operator of this namespace through "
+        "NetworkPolicies (default: of any)",
+    )  # fmt: skip
     _add_sidecar(parser.add_argument_group("sidecars", "for a MailProxy with mode Sidecar"))
     parser.set_defaults(command=_render)
 
@@ -166,7 +170,9 @@ def _add_sidecar(group: argparse._ArgumentGroup) -> None:
 def _render(options: argparse.Namespace) -> int:
     from mailproxy_operator.render.text import rendered_text  # noqa: PLC0415
 
-    platform = Platform(kube_version=options.kube_version, image=options.image)
+    platform = Platform(
+        kube_version=options.kube_version, image=options.image, operator_namespace=options.operator_namespace
+    )
     if options.sidecar:
         return _render_sidecar(options, platform)
     if options.target or options.into or options.json_patch:

@@ -53,6 +53,7 @@ def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -
         admin_host=host,
         admin_port=port,
         lease_namespace=environment.get(NAMESPACE_VARIABLE, "") if lease is None else lease,
+        pod_namespace=environment.get(NAMESPACE_VARIABLE, ""),
         identity=f"{socket.gethostname()}_{os.getpid()}",
         resync_seconds=options.resync,
         webhook=_webhook(options),

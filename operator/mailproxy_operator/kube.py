@@ -214,7 +214,7 @@ class KubeCluster:
     async def annotate(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
-        """Set annotations and labels by a merge patch: an apply would try to create an object that has vanished."""
+        """Set both by a merge patch: an apply would try to create an object that has vanished."""
         metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
         answer = await self._ask(
             "patch", "PATCH", kind.path(key.namespace, key.name),

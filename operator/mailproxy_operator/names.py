@@ -38,6 +38,11 @@ It is in no selector of a workload: those cannot change, and older releases did 
 INJECT = f"{GROUP}/inject"
 """Label of somebody else's pod: the MailProxy that it carries as a sidecar."""
 
+OPERATOR_LABELS = {f"{GROUP}/component": "operator"}
+"""Labels of the operator's pods: NetworkPolicies of proxies let it in by them."""
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+"""The name of a namespace, as a label that Kubernetes itself puts on it."""
+
 _NAME = "app.kubernetes.io/name"
 _INSTANCE = "app.kubernetes.io/instance"
 _MANAGED_BY = "app.kubernetes.io/managed-by"

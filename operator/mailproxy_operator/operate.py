@@ -23,7 +23,7 @@ from mailproxy_operator.lease import Leadership
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.resync import Resync
-from mailproxy_operator.settings import OperatorSettings, Platform
+from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.waker import Waker
 from mailproxy_operator.watching import CARRIERS, Login, Watching, from_environment, kopf_settings
 from mailproxy_operator.webhook import Webhook
@@ -153,8 +153,7 @@ class Operator:
         """Reconcile whatever kopf or the resync wakes."""
         self._is_at_work = True
         version = await _answered(self._cluster.version)
-        platform = Platform(kube_version=version, image=self._settings.image)
-        reconciler = Reconciler(self._cluster, platform)
+        reconciler = Reconciler(self._cluster, self._settings.platform(version))
         await self._until_installed()
         waker = Waker(reconciler, told=self._meters.reconciled)
         self._queue = waker.queue

@@ -45,6 +45,7 @@ class Platform:
         config_dir: Where the configuration is mounted in the container.
         refs_dir: Below it, what the resource refers to is mounted.
         refused_sysctls: Names that nodes have refused for this generation.
+        operator_namespace: Where the operator's pods are, for NetworkPolicies; any namespace when empty.
     """
 
     kube_version: KubeVersion = KubeVersion()
@@ -52,6 +53,7 @@ class Platform:
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
     refused_sysctls: frozenset[str] = frozenset()
+    operator_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class OperatorSettings:
         admin_port: Where metrics and probes are answered.
         lease_namespace: Where the Lease lives; without one, this must be the only operator.
         lease_name: Its name.
+        pod_namespace: Where this process's own pod is; empty outside of a cluster.
         identity: Who holds it.
         resync_seconds: How often everything is looked at anew.
         webhook: The webhook for sidecars; there is none unless asked for.
@@ -96,6 +99,15 @@ class OperatorSettings:
     admin_port: int = 8080
     lease_namespace: str = ""
     lease_name: str = "mailproxy-operator"
+    pod_namespace: str = ""
     identity: str = ""
     resync_seconds: float = 600.0
     webhook: WebhookSettings | None = None
+
+    def platform(self, version: KubeVersion) -> Platform:
+        """Tell what rendering has to know.
+
+        Args:
+            version: The oldest one among the nodes.
+        """
+        return Platform(kube_version=version, image=self.image, operator_namespace=self.pod_namespace)

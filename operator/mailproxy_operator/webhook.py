@@ -226,5 +226,5 @@ class Webhook:
     async def _known_platform(self) -> Platform:
         if self._platform is None:
             version = await self._cluster.version()
-            self._platform = Platform(kube_version=version, image=self._settings.image)
+            self._platform = self._settings.platform(version)
         return self._platform

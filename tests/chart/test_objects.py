@@ -243,7 +243,8 @@ def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
 def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> None:
     deployment = named(helm.objects(), "Deployment")
     labels = {"app.kubernetes.io/name": "mailproxy-operator", "app.kubernetes.io/instance": "mp"}
-    assert deployment["spec"]["template"]["metadata"]["labels"] == labels
+    by_policies = {"mailproxy.dev/component": "operator"}
+    assert deployment["spec"]["template"]["metadata"]["labels"] == {**labels, **by_policies}
     assert deployment["spec"]["selector"]["matchLabels"] == labels
 
 

@@ -69,6 +69,7 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"webhook": {"enabled": True, "port": 8080}}, "webhook.port and metrics.port"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
         ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels"),
+        ({"podLabels": {"mailproxy.dev/component": "x"}}, "podLabels"),
         ({"extraEnv": [{"name": "POD_NAMESPACE", "value": "x"}]}, "extraEnv"),
         ({"proxies": {"Edge": {"spec": SERVERS}}}, "proxies.Edge"),
         ({"proxies": {"e" * 51: {"spec": SERVERS}}}, "proxies.eee"),

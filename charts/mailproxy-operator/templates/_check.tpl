@@ -39,7 +39,7 @@ SPDX-License-Identifier: Apache-2.0
 {{- end -}}
 
 {{- define "mailproxy-operator.checkPods" -}}
-{{- $fixed := keys (fromYaml (include "mailproxy-operator.selectorLabels" .)) -}}
+{{- $fixed := append (keys (fromYaml (include "mailproxy-operator.selectorLabels" .))) "mailproxy.dev/component" -}}
 {{- range $key := keys .Values.podLabels -}}
 {{- if has $key $fixed -}}
 {{- fail (printf "podLabels: %s is one of the labels by which the operator's pods are found; it cannot be set" $key) -}}

@@ -129,7 +129,7 @@ class LocalCluster:
     async def annotate(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
-        """Set annotations on an object or a pod, and labels on an object: pods have those of their template."""
+        """Set annotations on an object or a pod; a pod has the labels of its template."""
         for owner, container in self._containers.items():
             if kind is POD and key == Key(owner.namespace, container.name):
                 container.annotations.update(annotations)

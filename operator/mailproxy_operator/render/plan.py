@@ -63,6 +63,8 @@ class Plan:
             told.append(
                 f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
             )
+        if not self.has_workload and "podDisruptionBudget" in self.resource.manifest.raw["spec"]:
+            told.append("spec.podDisruptionBudget is not used with mode Sidecar: the pods are yours")
         if self.resource.deployment.autoscaling and self.resource.mode == "Deployment":
             told.append("spec.replicas is not used: the autoscaler decides how many pods there are")
         return tuple(told)
