@@ -9,6 +9,7 @@ neither kopf nor the Kubernetes client.
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
 from collections.abc import Sequence
@@ -114,7 +115,15 @@ def _add_webhook(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--webhook-configuration", default="mailproxy-operator", metavar="NAME", help="the "
-        "MutatingWebhookConfiguration in which the operator then keeps the caBundle",
+        "MutatingWebhookConfiguration in which the operator keeps the caBundle",
+    )  # fmt: skip
+    group.add_argument(
+        "--webhook-ca-bundle", type=_certificates, metavar="BASE64", help="with "
+        "--webhook-certificates: their authority, which is written into the caBundle; not written without it",
+    )  # fmt: skip
+    group.add_argument(
+        "--webhook-timeout", type=float, default=5.0, metavar="SECONDS", help="timeoutSeconds of the "
+        "configuration: answer in a shorter time",
     )  # fmt: skip
 
 
@@ -131,6 +140,16 @@ def _address(text: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not ADDRESS:PORT")
     return host, int(port)
+
+
+def _certificates(text: str) -> str:
+    try:
+        pem = base64.b64decode(text, validate=True).decode()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("is not base64 of a PEM text") from error
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise argparse.ArgumentTypeError("holds no certificate: base64 of a PEM text is wanted")
+    return pem
 
 
 def _add_render(parser: argparse.ArgumentParser) -> None:

@@ -69,6 +69,8 @@ def _webhook(options: argparse.Namespace) -> WebhookSettings | None:
         port=port,
         configuration=options.webhook_configuration,
         certificates=options.webhook_certificates,
+        authorities=(options.webhook_certificates and options.webhook_ca_bundle) or "",
+        timeout_seconds=options.webhook_timeout,
     )
 
 

@@ -63,15 +63,19 @@ class WebhookSettings:
     Attributes:
         host: Where to listen.
         port: Where to listen.
-        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps,
-            where it makes its certificate itself.
-        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else does.
+        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps.
+        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else makes them.
+        authorities: Whom the API server has to trust for those, as PEM; when empty, somebody
+            else keeps the ``caBundle``.
+        timeout_seconds: How long the API server waits for an answer.
     """
 
     host: str = "[::]"
     port: int = 9443
     configuration: str = "mailproxy-operator"
     certificates: Path | None = None
+    authorities: str = ""
+    timeout_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import tomllib
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.command import settings_from
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.resource import Resource
@@ -193,7 +195,7 @@ def test_the_webhook_is_that_of_the_plain_manifests(helm: Helm) -> None:
     name = named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
     assert rule == {**plain_rule, "resourceNames": [name]}
     arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert arguments[-2:] == ["--webhook=[::]:9443", f"--webhook-configuration={name}"]
+    assert {"--webhook=[::]:9443", f"--webhook-configuration={name}"} <= {*arguments}
 
 
 def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
@@ -202,10 +204,60 @@ def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
         one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
     ] == []
     spec = named(objects, "Deployment")["spec"]["template"]["spec"]
-    assert spec["containers"][0]["args"][-1] == "--webhook-certificates=/etc/webhook"
+    assert "--webhook-certificates=/etc/webhook" in spec["containers"][0]["args"]
     assert {"webhook": "webhook-tls"}.items() <= {
         one["name"]: one.get("secret", {}).get("secretName") for one in spec["volumes"]
     }.items()
+
+
+CA_BUNDLE = base64.b64encode(b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n").decode()
+GIVEN: Object = {"webhook": {"enabled": True, "certificateSecret": "webhook-tls", "caBundle": CA_BUNDLE}}
+
+
+@pytest.mark.parametrize("case", ["webhook", "webhook with a Secret", "given"])
+def test_helm_never_writes_the_ca_bundle(helm: Helm, case: str) -> None:
+    """What two write is a conflict with server-side apply, which Helm 4 does."""
+    objects = helm.objects({**MATRIX, "given": GIVEN}[case])
+    for webhook in named(objects, "MutatingWebhookConfiguration")["webhooks"]:
+        assert "caBundle" not in webhook["clientConfig"]
+
+
+def test_the_operator_writes_the_authority_that_it_is_given(helm: Helm) -> None:
+    objects = helm.objects(GIVEN)
+    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
+    assert settings is not None
+    assert settings.authorities.encode() == base64.b64decode(CA_BUNDLE)
+    assert settings.configuration == named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
+    [rule] = named(objects, "ClusterRole", "-webhook")["rules"]
+    assert rule["resourceNames"] == [settings.configuration]
+    assert rule["verbs"] == ["get", "patch"]
+
+
+def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
+    objects = helm.objects({"webhook": {"enabled": True, "failurePolicy": "Fail", "timeoutSeconds": 12}})
+    [webhook] = named(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Fail", 12)
+    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
+    assert settings is not None
+    assert settings.timeout_seconds == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "replicas"),
+    [
+        ({}, 1),
+        ({"webhook": {"enabled": True}}, 2),
+        ({"webhook": {"enabled": True}, "replicas": 1}, 1),
+        ({"replicas": 3}, 3),
+    ],
+)
+def test_there_are_two_replicas_with_a_webhook(helm: Helm, values: Object, replicas: int) -> None:
+    """Pods are created without their sidecar, or not at all, while none answers."""
+    objects = helm.objects(values)
+    assert named(objects, "Deployment")["spec"]["replicas"] == replicas
+    assert bool(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
 
 
 def test_the_operator_understands_every_argument(helm: Helm) -> None:

@@ -66,6 +66,8 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ),
         ({"webhook": {"enabled": True, "certificateSecret": "a"}}, "webhook.certificateSecret needs"),
         ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle without"),
+        ({"webhook": {"failurePolicy": "Maybe"}}, "/webhook/failurePolicy"),
+        ({"webhook": {"timeoutSeconds": 31}}, "/webhook/timeoutSeconds"),
         ({"webhook": {"enabled": True, "port": 8080}}, "webhook.port and metrics.port"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
         ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels"),
