@@ -89,6 +89,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--namespace", action="append", default=[], help="serve this namespace only; repeatable"
     )
     parser.add_argument("--image", default=None, help="the proxy's image where a resource names none")
+    _add_pull_secret(parser)
     parser.add_argument(
         "--node-min-version", type=_version, help="of the oldest node, if older than the API server"
     )
@@ -96,6 +97,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lease-namespace", default=None, help="where the Lease is kept; needed for more than one replica"
     )
+    parser.add_argument(
+        "--lease-name", default="mailproxy-operator", metavar="NAME", help="of the Lease; another one for "
+        "each operator of a namespace",
+    )  # fmt: skip
     parser.add_argument(
         "--resync", type=float, default=600.0, metavar="SECONDS", help="look at everything this often"
     )
@@ -105,6 +110,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
     )
     parser.set_defaults(command=_run)
+
+
+def _add_pull_secret(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-pull-secret", action="append", default=[], metavar="NAME", help="a Secret of the "
+        "resource's namespace with which the proxy's image is pulled where a resource names none; repeatable",
+    )  # fmt: skip
 
 
 def _add_webhook(group: argparse._ArgumentGroup) -> None:
@@ -162,6 +174,7 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", default=DEFAULT_IMAGE, help="the proxy's image where the manifest names none"
     )
+    _add_pull_secret(parser)
     parser.add_argument(
         "--operator-namespace", default="", metavar="NS", help="let the operator of this namespace through "
         "NetworkPolicies (default: of any)",
@@ -190,7 +203,10 @@ def _render(options: argparse.Namespace) -> int:
     from mailproxy_operator.render.text import rendered_text  # noqa: PLC0415
 
     platform = Platform(
-        kube_version=options.kube_version, image=options.image, operator_namespace=options.operator_namespace
+        kube_version=options.kube_version,
+        image=options.image,
+        image_pull_secrets=tuple(options.image_pull_secret),
+        operator_namespace=options.operator_namespace,
     )
     if options.sidecar:
         return _render_sidecar(options, platform)

@@ -137,7 +137,7 @@ class Operator:
             await _first(stop.wait(), self._work())
             return 0
         key = Key(settings.lease_namespace, settings.lease_name)
-        leadership = Leadership(self._cluster, key, settings.identity)
+        leadership = Leadership(self._cluster, key, settings.identity, owner=settings.lease_owner())
         await _first(stop.wait(), leadership.acquire())
         if stop.is_set():
             return 0

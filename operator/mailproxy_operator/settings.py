@@ -42,6 +42,7 @@ class Platform:
     Attributes:
         kube_version: The oldest version among the nodes that may run the pods.
         image: The proxy's image where a resource names none.
+        image_pull_secrets: Names of Secrets with which it is pulled where a resource names none.
         config_dir: Where the configuration is mounted in the container.
         refs_dir: Below it, what the resource refers to is mounted.
         refused_sysctls: Names that nodes have refused for this generation.
@@ -50,6 +51,7 @@ class Platform:
 
     kube_version: KubeVersion = KubeVersion()
     image: str = DEFAULT_IMAGE
+    image_pull_secrets: tuple[str, ...] = ()
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
     refused_sysctls: frozenset[str] = frozenset()
@@ -91,6 +93,9 @@ class OperatorSettings:
         lease_namespace: Where the Lease lives; without one, this must be the only operator.
         lease_name: Its name.
         pod_namespace: Where this process's own pod is; empty outside of a cluster.
+        pod_name: That pod's name, where it is known.
+        pod_uid: That pod's uid, where it is known.
+        image_pull_secrets: Names of Secrets with which proxies are pulled where a resource names none.
         identity: Who holds it.
         resync_seconds: How often everything is looked at anew.
         webhook: The webhook for sidecars; there is none unless asked for.
@@ -104,6 +109,9 @@ class OperatorSettings:
     lease_namespace: str = ""
     lease_name: str = "mailproxy-operator"
     pod_namespace: str = ""
+    pod_name: str = ""
+    pod_uid: str = ""
+    image_pull_secrets: tuple[str, ...] = ()
     identity: str = ""
     resync_seconds: float = 600.0
     webhook: WebhookSettings | None = None
@@ -114,4 +122,19 @@ class OperatorSettings:
         Args:
             version: The oldest one among the nodes.
         """
-        return Platform(kube_version=version, image=self.image, operator_namespace=self.pod_namespace)
+        return Platform(
+            kube_version=version,
+            image=self.image,
+            image_pull_secrets=self.image_pull_secrets,
+            operator_namespace=self.pod_namespace,
+        )
+
+    def lease_owner(self) -> dict[str, object] | None:
+        """Refer to this process's own pod, if it is known and in the namespace of the Lease.
+
+        An owner in another namespace does not count: Kubernetes would delete the Lease at once.
+        """
+        is_beside = bool(self.pod_namespace) and self.lease_namespace == self.pod_namespace
+        if not (is_beside and self.pod_name and self.pod_uid):
+            return None
+        return {"apiVersion": "v1", "kind": "Pod", "name": self.pod_name, "uid": self.pod_uid}

@@ -76,6 +76,11 @@ class Plan:
         return names.selector_labels(name) if self.has_workload else names.carrier_labels(name)
 
     @property
+    def pull_secrets(self) -> tuple[str, ...]:
+        """Names of Secrets with which the image is pulled."""
+        return self.resource.deployment.image_pull_secrets or self.platform.image_pull_secrets
+
+    @property
     def pods_sleep_before_stop(self) -> bool:
         """Whether the kubelet waits before it tells a pod to stop; if not, the proxy itself does."""
         return self.platform.kube_version >= SLEEP_ACTION_SINCE
