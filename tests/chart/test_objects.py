@@ -156,14 +156,6 @@ def _rules(role: Object) -> list[tuple[Any, ...]]:
     )
 
 
-def test_the_rights_are_those_of_the_plain_manifests(helm: Helm) -> None:
-    plain = list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()))
-    rendered = helm.objects()
-    for suffix in ("operator", "edit", "view"):
-        ours, theirs = named(rendered, "ClusterRole", suffix), named(plain, "ClusterRole", suffix)
-        assert _rules(ours) == _rules(theirs)
-
-
 def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
     wanted = _rules(named(helm.objects(), "ClusterRole", "operator"))
     objects = helm.objects({"watchNamespaces": ["a", "b"]})
@@ -171,40 +163,6 @@ def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
              if one["metadata"]["name"].endswith("operator")}  # fmt: skip
     assert roles == {"a": wanted, "b": wanted}
     assert of_kind(objects, "ClusterRoleBinding") == []
-
-
-def test_the_rights_on_the_lease_are_those_of_the_plain_manifests(helm: Helm) -> None:
-    plain = named(list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text())), "Role", "lease")
-    ours = named(helm.objects(), "Role", "lease")
-    # Only creating cannot be bound to a name.
-    assert [rule.get("resourceNames") for rule in plain["rules"]] == [None, ["mailproxy-operator"]]
-    assert [rule.get("resourceNames") for rule in ours["rules"]] == [None, ["mp-mailproxy-operator"]]
-    assert [rule["verbs"] for rule in ours["rules"]] == [rule["verbs"] for rule in plain["rules"]]
-
-
-def test_the_webhook_is_that_of_the_plain_manifests(helm: Helm) -> None:
-    objects = helm.objects(MATRIX["webhook"])
-    plain = [
-        one for name in ("webhook", "rbac")
-        for one in yaml.safe_load_all((ROOT / f"deploy/webhook/{name}.yaml").read_text())
-    ]  # fmt: skip
-    ours, theirs = (named(some, "MutatingWebhookConfiguration")["webhooks"][0] for some in (objects, plain))
-    assert ours.pop("clientConfig")["service"] == {
-        "name": "mp-mailproxy-operator-webhook",
-        "namespace": "mail",
-        "port": 443,
-        "path": theirs.pop("clientConfig")["service"]["path"],
-    }
-    [mine] = ours.pop("namespaceSelector")["matchExpressions"]
-    theirs.pop("namespaceSelector")
-    assert mine["values"] == ["kube-system", "mail"]
-    assert ours == theirs
-    [rule] = named(objects, "ClusterRole", "webhook")["rules"]
-    [plain_rule] = named(plain, "ClusterRole", "webhook")["rules"]
-    name = named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
-    assert rule == {**plain_rule, "resourceNames": [name]}
-    arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert {"--webhook=[::]:9443", f"--webhook-configuration={name}"} <= {*arguments}
 
 
 def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:

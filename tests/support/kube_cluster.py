@@ -136,7 +136,14 @@ class Operator(Running):
         admin: Answers ``/metrics``, ``/healthz`` and ``/readyz`` on loopback.
     """
 
-    def __init__(self, cluster: Cluster, name: str, kubeconfig: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        name: str,
+        kubeconfig: Path,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         port = _PORTS.take()
         self.admin = Asker(f"http://127.0.0.1:{port}")
         self._port = port
@@ -150,7 +157,12 @@ class Operator(Running):
                 *options,
             ],
             output=cluster.folder / f"{name}.log",
-            env={"KUBECONFIG": str(kubeconfig), "PYTHONPATH": _SOURCES, "POD_NAMESPACE": ""},
+            env={
+                "KUBECONFIG": str(kubeconfig),
+                "PYTHONPATH": _SOURCES,
+                "POD_NAMESPACE": "",
+                **(environment or {}),
+            },
         )
 
     def started(self) -> Operator:

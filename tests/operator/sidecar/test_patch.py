@@ -230,7 +230,8 @@ def test_the_webhook_is_a_component_beside_the_operator(tmp_path: Path) -> None:
     found = kustomized(folder, "resources: [../deploy]\ncomponents: [../deploy/webhook]\n")
     [operator] = [one for one in found if one["kind"] == "Deployment"]
     [container] = operator["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["run", "--webhook=[::]:9443"]
+    assert "--webhook=[::]:9443" in container["args"]
+    assert "--webhook-configuration=mailproxy-operator" in container["args"]
     assert {"name": "webhook", "containerPort": 9443, "protocol": "TCP"} in container["ports"]
     [configuration] = [one for one in found if one["kind"] == "MutatingWebhookConfiguration"]
     [webhook] = configuration["webhooks"]
