@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
+JOBS   ?= auto
+# An environment whose interpreter has gone, or was replaced by another version, is made anew.
+STALE  := $(if $(wildcard $(STAMP) $(DEMO_STAMP)),$(shell $(BIN)/python -c 'import mailproxy_config' 2>/dev/null || echo stale))
 BUILD  ?= docker buildx build
 REVISION = $(shell git rev-parse --short HEAD)
 DIST   ?= dist
@@ -12,23 +16,32 @@ VERSIONED := pyproject.toml Dockerfile charts/mailproxy-operator/Chart.yaml depl
              operator/mailproxy_operator/settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint types imports fix interop generate locks pictures images sbom version chart bench clean
+.PHONY: help setup demo test fuzz check lint types imports fix interop generate locks pictures images sbom version chart bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[proxy,operator,dev]'
+$(STAMP): pyproject.toml .ci/venv $(STALE)
+	@.ci/venv '$(PYTHON)' '$(VENV)' operator,demo,dev 'make $(firstword $(MAKECMDGOALS) setup)'
+	@touch $@ $(DEMO_STAMP)
+
+$(DEMO_STAMP): pyproject.toml .ci/venv $(STALE)
+	@.ci/venv '$(PYTHON)' '$(VENV)' demo 'make $(firstword $(MAKECMDGOALS) demo)'
 	@touch $@
+
+.PHONY: stale
+stale:
 
 setup: $(STAMP)  ## Make a virtual environment with everything in it
 
-demo: setup  ## Run proxy, authentication service and mail servers on loopback, and log in through all three protocols
+demo: $(DEMO_STAMP)  ## Run proxy, authentication service and mail servers on loopback, and log in through all three protocols
 	$(BIN)/mailproxy-operator local -f deploy/examples/demo.yaml --demo $(ARGS)
 
 test: setup  ## Run the test-suite; tests against real peers run where those are installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+fuzz: setup  ## Run the generated tests alone, with many more examples (half an hour)
+	MAILPROXY_FUZZ=20 $(BIN)/python -m pytest -n $(JOBS) -m generated $(ARGS)
 
 check: lint types imports test  ## The whole gate
 
@@ -65,8 +78,7 @@ generate: setup  ## Write the generated pages and manifests anew
 
 locks: setup  ## Pin the images' packages anew, by their hashes
 	$(BIN)/python -m pip install --quiet uv
-	for i in proxy operator; do $(BIN)/uv pip compile pyproject.toml --extra $$i --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
-	echo hatchling | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-build.txt
+	for i in proxy operator build; do $(BIN)/python deploy/images/wanted.py $$i | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
 
 pictures: setup  ## Draw the dashboards under traffic (ten minutes)
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
@@ -87,4 +99,4 @@ chart: setup  ## Check the chart
 	$(BIN)/python -m pytest tests/chart
 
 clean:  ## Remove what can be made again
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

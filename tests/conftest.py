@@ -1,9 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: none of them times anything, whatever else the machine is doing."""
+"""What holds for every test: how it is shared out among processes, how much is generated, what it needs."""
 
 from __future__ import annotations
 
-from hypothesis import settings
+from typing import TYPE_CHECKING, Any
 
-settings.register_profile("steady", deadline=None)
-settings.load_profile("steady")
+import pytest
+
+from support.fuzz import load_profile
+from support.needs import Needs, require
+from support.parity.summary import SUMMARY
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+load_profile()
+
+
+@pytest.fixture(scope="session")
+def needs() -> Needs:
+    """Return the path of a program that a test starts, or skip the test and name its Debian package."""
+    return require
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is generated, which ``make fuzz`` runs alone."""
+    for item in items:
+        if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
+            item.add_marker("generated")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Share tests out among processes: by module, so that each starts its servers once."""
+    from support.sharing import Sharing  # the library may be missing
+
+    return Sharing(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what another process has compared."""
+    lines = getattr(node, "workeroutput", {}).get("parity")
+    if lines:
+        node.config.stash[SUMMARY] = lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many dialogues were compared."""
+    lines = config.stash.get(SUMMARY, None)
+    if lines:
+        terminalreporter.section("parity with nginx")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -19,7 +19,7 @@ class AdminEndpoint:
         port: Where to listen; 0 for a free one.
         meters: What ``/metrics`` shows.
         trouble: Tells why the operator is stuck; nothing when it is not.
-        is_ready: Whether it works, or stands by for the one that does.
+        unready: Says why it is not ready; nothing when it works, or stands by for the one that does.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class AdminEndpoint:
         *,
         meters: Meters,
         trouble: Callable[[], str],
-        is_ready: Callable[[], bool],
+        unready: Callable[[], str],
     ) -> None:
         self._host = host
         self.port = port
         self._meters = meters
         self._trouble = trouble
-        self._is_ready = is_ready
+        self._unready = unready
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
@@ -64,5 +64,6 @@ class AdminEndpoint:
         return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        is_ready = self._is_ready()
-        return web.Response(status=200 if is_ready else 503, text="ready\n" if is_ready else "starting\n")
+        reason = self._unready()
+        text = f"not ready: {reason}\n" if reason else "ready\n"
+        return web.Response(status=503 if reason else 200, text=text)

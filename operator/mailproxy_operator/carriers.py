@@ -9,7 +9,7 @@ from typing import Any
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.gather import addresses, running_configs
+from mailproxy_operator.gather import addresses, running_configs, unscheduled
 from mailproxy_operator.kinds import POD, Manifest
 from mailproxy_operator.observed import Observed, Pod
 from mailproxy_operator.render import Plan
@@ -45,9 +45,14 @@ async def gather_carriers(
         pods=seen,
         addresses=addresses(service) if service else (),
         mount_failures=failures,
-        asking_in_vain=len(alive) - len(pods),
+        without_sidecar=tuple(sorted(pod["metadata"]["name"] for pod in alive if _lacks(pod))),
     )
     return observed, pods
+
+
+def _lacks(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod that asks runs without; one that is being deleted is about to be replaced."""
+    return not carries(pod) and "deletionTimestamp" not in pod["metadata"]
 
 
 def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> Pod:
@@ -66,5 +71,6 @@ def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> 
         is_terminating="deletionTimestamp" in metadata,
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
         waiting=Finding(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        unscheduled=unscheduled(status),
         running=running,
     )

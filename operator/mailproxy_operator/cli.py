@@ -50,10 +50,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return Exit.WRONG_INPUT
+    except ModuleNotFoundError as error:
+        return _without_extra(options, error)
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.WRONG_INPUT
     return code
+
+
+def _without_extra(options: argparse.Namespace, error: ModuleNotFoundError) -> int:
+    """Name the extra that installs a missing library; a missing module of ours is a fault, and raised.
+
+    Raises:
+        ModuleNotFoundError: The module is part of this distribution, or no extra installs it.
+    """
+    library = (error.name or "").partition(".")[0]
+    extra = getattr(options, "extra", None)
+    if extra is None or not library or library.startswith("mailproxy"):
+        raise error
+    sys.stderr.write(
+        f"mailproxy-operator: this command needs the library {library}, which the extra {extra!r} "
+        f"installs: pip install 'mailproxy[{extra}]'\n"
+    )
+    return Exit.CANNOT_START
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,7 +128,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_webhook(
         parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
     )
-    parser.set_defaults(command=_run)
+    parser.set_defaults(command=_run, extra="operator")
 
 
 def _add_pull_secret(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +267,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--once", action="store_true", help="end as soon as the proxy serves (and the demo is done)"
     )
-    parser.set_defaults(command=_local)
+    parser.set_defaults(command=_local, extra="demo")
 
 
 def _local(options: argparse.Namespace) -> int:

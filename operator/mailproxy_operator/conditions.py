@@ -14,6 +14,8 @@ HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "Invali
 """Reasons of ``Accepted=False``; waiting helps with none of them."""
 
 _TRUE, _FALSE, _UNKNOWN = "True", "False", "Unknown"
+_NAMED = 5
+"""So many pods are named in a message."""
 _IMAGE_TROUBLE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 
 
@@ -47,7 +49,7 @@ class Facts:
     def needs_pods(self) -> bool:
         """Whether pods are expected at all; a sidecar has those that carry it."""
         if self.mode == "Sidecar":
-            return bool(self.observed.pods)
+            return any(not pod.is_terminating for pod in self.observed.pods)
         workload = self.observed.workload
         return not (workload is not None and workload.desired == 0)
 
@@ -76,7 +78,7 @@ def judged(facts: Facts) -> dict[str, Judgement]:
         "Stalled": _stalled(facts),
     }
     found["Reconciling"] = _reconciling(facts, found)
-    found["Ready"] = _ready(found)
+    found["Ready"] = _ready(facts, found)
     return found
 
 
@@ -143,15 +145,17 @@ def _resolved_refs(facts: Facts) -> Judgement:
     )
     if broken and broken.running:
         return Judgement(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
-    if facts.has_references and facts.needs_pods and not any(pod.has_started for pod in current):
+    if not facts.needs_pods:
+        return Judgement(_TRUE, "ResolvedRefs", "there are no pods that would mount anything")
+    if facts.has_references and not any(pod.has_started for pod in current):
         return Judgement(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
     return Judgement(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
 
 
 _MOUNT_REASONS = (
-    (re.compile(r'secret "[^"]*" not found', re.IGNORECASE), "SecretNotFound"),
+    (re.compile(r'secrets? "[^"]*" not found', re.IGNORECASE), "SecretNotFound"),
     (re.compile(r"non-existent secret key", re.IGNORECASE), "SecretKeyNotFound"),
-    (re.compile(r'configmap "[^"]*" not found', re.IGNORECASE), "ConfigMapNotFound"),
+    (re.compile(r'configmaps? "[^"]*" not found', re.IGNORECASE), "ConfigMapNotFound"),
     (
         re.compile(r"non-existent config ?map key|non-existent config key", re.IGNORECASE),
         "ConfigMapKeyNotFound",
@@ -160,7 +164,7 @@ _MOUNT_REASONS = (
 
 
 def _mount_reason(message: str) -> str:
-    return next((reason for pattern, reason in _MOUNT_REASONS if pattern.search(message)), "SecretNotFound")
+    return next((reason for pattern, reason in _MOUNT_REASONS if pattern.search(message)), "MountFailed")
 
 
 def _names_certificate(error: str) -> bool:
@@ -170,9 +174,11 @@ def _names_certificate(error: str) -> bool:
 def _available(facts: Facts) -> Judgement:
     workload = facts.observed.workload
     if facts.mode == "Sidecar":
-        return Judgement(_TRUE, "SidecarMode", _carriers(facts.observed))
+        return _carried(facts)
     if workload is None:
         return Judgement(_FALSE, "PodsNotReady", "there is no workload yet")
+    if workload.desired == 0 and workload.is_per_node:
+        return Judgement(_FALSE, "NoNodes", _NO_NODES)
     if workload.desired == 0:
         return Judgement(_TRUE, "ScaledToZero", "no pods are wanted")
     numbers = f"{workload.available} of {workload.desired} pods are available"
@@ -182,32 +188,67 @@ def _available(facts: Facts) -> Judgement:
     return Judgement(_FALSE, cause.reason, cause.message)
 
 
-def _carriers(observed: Observed) -> str:
-    staying = [pod for pod in observed.pods if not pod.is_terminating]
+_NO_NODES = (
+    "no node takes a pod: none fits spec.pod.nodeSelector and spec.pod.affinity, "
+    "or all have taints that spec.pod.tolerations does not tolerate"
+)
+
+
+def _carried(facts: Facts) -> Judgement:
+    """Judge a sidecar: its pods are others', and get it only when they are created."""
+    without = facts.observed.without_sidecar
+    staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
+    numbers = _carriers(staying)
+    if without:
+        return Judgement(_FALSE, "SidecarMissing", f"{_missing(without)}; {numbers}")
+    if not staying:
+        return Judgement(_TRUE, "SidecarMode", "no pod asks for it so far")
+    if not any(pod.is_ready for pod in staying):
+        cause = _trouble_of_pods(staying) or Finding("PodsNotReady", numbers)
+        return Judgement(_FALSE, cause.reason, cause.message)
+    return Judgement(_TRUE, "SidecarMode", numbers)
+
+
+def _carriers(staying: Sequence[Pod]) -> str:
     told = [f"pods that carry it: {len(staying)}, ready: {sum(pod.is_ready for pod in staying)}"]
     older = sum(not pod.is_of_template for pod in staying)
     if older:
         told.append(f"made before its last change, to be made anew: {older}")
-    if observed.asking_in_vain:
-        told.append(f"asking for it and running without: {observed.asking_in_vain}")
     return "; ".join(told)
+
+
+def _missing(without: Sequence[str]) -> str:
+    more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
+    named = ", ".join(without[:_NAMED]) + more
+    asking = "1 pod asks for it and runs" if len(without) == 1 else f"{len(without)} pods ask for it and run"
+    advice = "a pod gets it only when it is created: see its events, then delete them to have them made anew"
+    return f"{asking} without: {named}; {advice}"
 
 
 def _cause_of_unavailability(facts: Facts) -> Finding | None:
     failures = facts.observed.workload.failures if facts.observed.workload else {}
     if "ReplicaFailure" in failures:
         return Finding("PodsRefused", failures["ReplicaFailure"].message)
-    for pod in facts.observed.pods:
-        if pod.waiting and pod.waiting.reason in _IMAGE_TROUBLE:
-            return Finding("ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
-    if "Progressing" in failures:
+    cause = _trouble_of_pods([pod for pod in facts.observed.pods if not pod.is_terminating])
+    if "Progressing" in failures and (cause is None or cause.reason == "PodsNotReady"):
         return Finding("ProgressDeadlineExceeded", failures["Progressing"].message)
-    for pod in facts.observed.pods:
-        if pod.waiting and not pod.is_terminating:
-            return Finding(
-                "PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
-            )
-    return None
+    return cause
+
+
+def _trouble_of_pods(pods: Sequence[Pod]) -> Finding | None:
+    """Say why pods do not start: the first cause that is known, what only people can mend before others."""
+    causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
+    return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
+
+
+def _trouble_of_pod(pod: Pod) -> Finding | None:
+    if pod.unscheduled:
+        return Finding("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
+    if pod.waiting is None:
+        return None
+    if pod.waiting.reason in _IMAGE_TROUBLE:
+        return Finding("ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
+    return Finding("PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip())
 
 
 def _config_synced(facts: Facts) -> Judgement:
@@ -279,10 +320,13 @@ def _progress(facts: Facts) -> str:
     workload = facts.observed.workload
     if workload is None:
         return "the workload is being made"
-    return f"{workload.updated} of {workload.desired} pods are of the newest template"
+    numbers = f"{workload.updated} of {workload.desired} pods are of the newest template"
+    newest = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
+    cause = _trouble_of_pods(newest)
+    return f"{numbers}; {cause.message}" if cause else numbers
 
 
-def _ready(found: Mapping[str, Judgement]) -> Judgement:
+def _ready(facts: Facts, found: Mapping[str, Judgement]) -> Judgement:
     stalled = found["Stalled"]
     for name in ("Accepted", "Stalled", "ResolvedRefs", "Available", "ConfigSynced"):
         one = found[name]
@@ -290,4 +334,6 @@ def _ready(found: Mapping[str, Judgement]) -> Judgement:
             return Judgement(_FALSE, stalled.reason, stalled.message)
         if name != "Stalled" and not one.holds:
             return Judgement(one.status, one.reason, one.message)
+    if not facts.needs_pods:
+        return Judgement(_TRUE, "Ready", found["Available"].message)
     return Judgement(_TRUE, "Ready", "clients are served with the wanted configuration")

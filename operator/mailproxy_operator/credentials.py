@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from typing import TypeAlias
 
 from kubernetes.aio import client, config
 
-RENEW_SECONDS = 5.0
-"""Credentials that are refused are not read again more often than this."""
+from mailproxy_operator.api_tls import RENEW_SECONDS, ApiServerContext, files_mark
 
 Configuration: TypeAlias = client.Configuration
 CannotConfigure = config.ConfigException
@@ -46,14 +46,46 @@ class Credentials:
         return self.configuration
 
     async def renew(self) -> bool:
-        """Read them again after they were refused: the tokens of kubeconfigs and of their plug-ins expire.
+        """Read them again after they were refused, or the API server's certificate was not accepted.
+
+        The tokens of kubeconfigs and of their plug-ins expire, and clusters get other authorities.
 
         Returns:
             Whether there are others now.
         """
         if self._is_given or asyncio.get_running_loop().time() - self._read_at < RENEW_SECONDS:
             return False
-        before = dict(self.configuration.api_key)
+        before = self._known()
         with suppress(config.ConfigException, OSError):
             await self.read()
-        return bool(self.configuration.api_key != before)
+        return self._known() != before
+
+    def _known(self) -> tuple[object, ...]:
+        known = self.configuration
+        files = known.ssl_ca_cert, known.cert_file, known.key_file
+        return dict(known.api_key), known.host, *files
+
+
+def client_context(configuration: Configuration) -> ApiServerContext:
+    """Make the context of the Kubernetes client.
+
+    Args:
+        configuration: Read again for each connection.
+    """
+
+    def make() -> ssl.SSLContext:
+        context = ssl.create_default_context(
+            cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data
+        )
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+        if not configuration.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def mark() -> object:
+        files = configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file
+        return files_mark(*files), configuration.ca_cert_data, configuration.verify_ssl
+
+    return ApiServerContext(make, mark)

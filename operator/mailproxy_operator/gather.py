@@ -74,6 +74,15 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
     return list(await asyncio.gather(*(ask(pod) for pod in pods)))
 
 
+def unscheduled(status: Mapping[str, Any]) -> Finding | None:
+    """Say why the scheduler has found no node for a pod, from the pod's status."""
+    for one in status.get("conditions") or []:
+        if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
+            reason = str(one.get("reason") or "Unschedulable")
+            return Finding(reason, str(one.get("message") or reason))
+    return None
+
+
 def addresses(service: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Tell where clients reach a Service: type and value, what is outside first."""
     ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress") or []
@@ -113,6 +122,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
         ready=int(status.get("numberReady", 0)),
         available=int(status.get("numberAvailable", 0)),
         may_be_unavailable=1,
+        is_per_node=True,
         is_current=is_current,
         failures=_failures(status),
     )
@@ -147,6 +157,7 @@ def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | 
         is_terminating="deletionTimestamp" in pod["metadata"],
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
         waiting=Finding(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        unscheduled=unscheduled(status),
         failed=Finding(status.get("reason", ""), status.get("message", "")) if failed else None,
         running=running,
     )

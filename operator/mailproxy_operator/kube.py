@@ -12,6 +12,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,8 +21,9 @@ from kubernetes.aio import client
 
 from mailproxy_operator import names
 from mailproxy_operator.answers import Answer, code_class, failure, is_port_drift, warnings
+from mailproxy_operator.api_tls import described
 from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.credentials import Configuration, Credentials
+from mailproxy_operator.credentials import Configuration, Credentials, client_context
 from mailproxy_operator.errors import Gone, OperatorError, Retryable
 from mailproxy_operator.kinds import (
     EVENT,
@@ -58,6 +60,7 @@ Meter = Callable[[str, str, float], None]
 async def api_client(configuration: Configuration) -> AsyncIterator[client.ApiClient]:
     """Open a client with these credentials."""
     async with client.ApiClient(configuration) as opened:
+        opened.rest_client.ssl_context = client_context(configuration)
         yield opened
 
 
@@ -73,6 +76,7 @@ class KubeCluster:
 
     Attributes:
         is_let_in: Whether the API server has accepted the credentials, and still does.
+        trouble: Why the last request got no answer, or was not let in; empty when it was answered.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class KubeCluster:
         credentials: Credentials | None = None,
     ) -> None:
         self.is_let_in = False
+        self.trouble = ""
         self._credentials = credentials
         self._api = api
         self._pods = pods
@@ -340,18 +345,37 @@ class KubeCluster:
         """
         clock = asyncio.get_running_loop().time
         begun, code = clock(), "error"
+        exchange = partial(self._exchange, method, path, query, body, content_type)
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
-                answer = await self._exchange(method, path, query, body, content_type)
-                if answer.status == 401 and self._credentials and await self._credentials.renew():
-                    answer = await self._exchange(method, path, query, body, content_type)
-            self.is_let_in = answer.is_good or (self.is_let_in and answer.status != 401)
+                answer = await self._renewing(exchange)
             code = code_class(answer.status)
-            return answer
         except (aiohttp.ClientError, OSError) as error:
-            raise Retryable(f"{method} {path}: {type(error).__name__}") from error
+            self._note_failure(error)
+            raise Retryable(f"{method} {path}: {self.trouble}") from error
         finally:
             self._meter(verb, code, clock() - begun)
+        self.is_let_in = answer.is_good or (self.is_let_in and answer.status != 401)
+        self.trouble = "" if self.is_let_in else answer.message
+        return answer
+
+    async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Send a request; once more with what stands in the files now, where that is something else."""
+        try:
+            answer = await exchange()
+        except aiohttp.ClientConnectorCertificateError:
+            if not await self._renew():
+                raise
+            return await exchange()
+        return await exchange() if answer.status == 401 and await self._renew() else answer
+
+    async def _renew(self) -> bool:
+        return self._credentials is not None and await self._credentials.renew()
+
+    def _note_failure(self, error: Exception) -> None:
+        self.trouble = described(error)
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            self.is_let_in = False
 
     async def _exchange(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator's metrics: the only module of the operator that knows Prometheus.
 
-Labels take their values from closed sets; no resource is ever named in one.
+Labels take their values from closed sets, but for one metric: the conditions name their
+resource, and there are series of so many resources only.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from mailproxy_operator.cluster import Key
@@ -24,6 +26,56 @@ _REASONS = {
     "Forbidden": "forbidden",
 }
 _READY = {"True": "true", "False": "false"}
+MAX_RESOURCES = 200
+"""So many resources have their conditions shown: at most 4200 series."""
+
+
+class Conditions:
+    """The conditions of resources as series, in the way of kube-state-metrics: 1 for the one that holds.
+
+    Where there are more resources than may be shown, those that are not ready come first.
+    """
+
+    LABELS = ("namespace", "name", "type", "status")
+    STATUSES = ("True", "False", "Unknown")
+
+    def __init__(self) -> None:
+        self._known: dict[Key, dict[str, str]] = {}
+
+    def note(self, key: Key, found: Mapping[str, Mapping[str, str]]) -> None:
+        """Remember the conditions of a resource."""
+        self._known[key] = {name: str(one.get("status", "")) for name, one in found.items()}
+
+    def forget(self, key: Key) -> None:
+        """Forget a resource."""
+        self._known.pop(key, None)
+
+    def describe(self) -> Sequence[Metric]:
+        """Name the metrics, for whoever registers this."""
+        return self._families()
+
+    def collect(self) -> Iterator[Metric]:
+        """Write the series."""
+        shown, omitted = self._families()
+        keys = sorted(self._known, key=lambda key: (self._known[key].get("Ready") == "True", key))
+        for key in keys[:MAX_RESOURCES]:
+            for name, holds in self._known[key].items():
+                for status in self.STATUSES:
+                    shown.add_metric((key.namespace, key.name, name, status), float(status == holds))
+        omitted.add_metric((), float(max(0, len(keys) - MAX_RESOURCES)))
+        yield from (shown, omitted)
+
+    def _families(self) -> list[GaugeMetricFamily]:
+        limit = f"of at most {MAX_RESOURCES} resources, those first that are not ready"
+        return [
+            GaugeMetricFamily(
+                "mailproxy_operator_condition", f"Conditions {limit}.", labels=list(self.LABELS)
+            ),
+            GaugeMetricFamily(
+                "mailproxy_operator_condition_resources_omitted",
+                "Resources whose conditions are left out for that limit.",
+            ),
+        ]
 
 
 class Meters:
@@ -34,6 +86,7 @@ class Meters:
         self._ready: dict[Key, str] = {}
         self._tripped: set[Key] = set()
         self._refused: dict[Key, str] = {}
+        self._conditions = Conditions()
         registry, prefix = self.registry, "mailproxy_operator"
         self._reconciles = Counter(f"{prefix}_reconciles", "Reconciles.", ["result"], registry=registry)
         self._duration = Histogram(
@@ -41,7 +94,9 @@ class Meters:
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60),
         )  # fmt: skip
         self._last_success = Gauge(
-            f"{prefix}_last_success_timestamp_seconds", "When a reconcile last ended well.", registry=registry
+            f"{prefix}_last_success_timestamp_seconds",
+            "When a reconcile was last finished: the resource was carried out, or refused as invalid.",
+            registry=registry,
         )
         self._resources = Gauge(
             f"{prefix}_resources",
@@ -86,6 +141,7 @@ class Meters:
         )
         self.leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
         self._name_build()
+        registry.register(self._conditions)
         self._begin_at_zero()
 
     def _name_build(self) -> None:
@@ -136,7 +192,8 @@ class Meters:
         self._duration.observe(seconds)
         if outcome is None:
             return
-        if _result(outcome) == "ok":
+        # A resource that is refused is somebody's mistake; the operator has done what it should.
+        if outcome.failed is None:
             self._last_success.set_to_current_time()
         for kind in outcome.drifted:
             self._drift.labels(kind).inc()
@@ -158,7 +215,9 @@ class Meters:
         conditions = {one["type"]: one for one in outcome.status.get("conditions", [])}
         if outcome.is_gone:
             self._ready.pop(key, None)
+            self._conditions.forget(key)
         elif conditions:
+            self._conditions.note(key, conditions)
             self._ready[key] = _READY.get(conditions["Ready"]["status"], "unknown")
         tripped = conditions.get("Stalled", {}).get("reason") == "SysctlForbidden"
         (self._tripped.add if tripped else self._tripped.discard)(key)

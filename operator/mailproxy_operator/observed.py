@@ -15,6 +15,7 @@ class Workload:
     """A Deployment or DaemonSet.
 
     Attributes:
+        is_per_node: It runs a pod on each node that takes one (a DaemonSet).
         is_current: Its controller has seen the newest template.
         failures: Conditions that tell of trouble: ``ReplicaFailure``, ``Progressing``.
     """
@@ -25,6 +26,7 @@ class Workload:
     ready: int = 0
     available: int = 0
     may_be_unavailable: int = 0
+    is_per_node: bool = False
     is_current: bool = True
     failures: Mapping[str, Finding] = field(default_factory=dict)
 
@@ -48,6 +50,7 @@ class Pod:
         is_of_template: It was made from the newest template.
         has_started: Its container runs or ran, so everything was mounted.
         waiting: Why its container does not start.
+        unscheduled: Why no node takes it.
         failed: Why the pod as a whole was given up (``SysctlForbidden``).
         running: Its configuration; ``None`` when it did not say.
     """
@@ -58,6 +61,7 @@ class Pod:
     is_terminating: bool = False
     has_started: bool = False
     waiting: Finding | None = None
+    unscheduled: Finding | None = None
     failed: Finding | None = None
     running: RunningConfig | None = None
 
@@ -69,11 +73,11 @@ class Observed:
     Attributes:
         addresses: Of the Service: (type, value).
         mount_failures: What could not be mounted, by pod.
-        asking_in_vain: How many pods ask for a sidecar and run without.
+        without_sidecar: The pods that ask for a sidecar and run without.
     """
 
     workload: Workload | None = None
     pods: tuple[Pod, ...] = ()
     addresses: tuple[tuple[str, str], ...] = ()
     mount_failures: Mapping[str, str] = field(default_factory=dict)
-    asking_in_vain: int = 0
+    without_sidecar: tuple[str, ...] = ()

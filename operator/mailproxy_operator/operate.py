@@ -34,6 +34,8 @@ RETRY_SECONDS = 5.0
 KINDS_SECONDS = 60.0
 """Kinds of other products come and go; the operator does not have to be started again for that."""
 
+NO_DEFINITION = "the custom resource definition is not installed: apply deploy/crd.yaml"
+
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ async def operate(
             settings.admin_port,
             meters=meters,
             trouble=operator.trouble,
-            is_ready=lambda: operator.is_ready and (webhook is None or webhook.is_ready),
+            unready=lambda: operator.unready() or ("" if webhook is None else webhook.unready()),
         )
         await stack.enter_async_context(endpoint)
         if webhook is None:
@@ -107,6 +109,7 @@ class Operator:
             api, pods, meter=meters.requested, node_version=settings.node_min_version, credentials=credentials
         )
         self._is_at_work = False
+        self._waiting = ""
         self._queue: WorkQueue | None = None
         self._resync: Resync | None = None
 
@@ -116,12 +119,17 @@ class Operator:
             return None
         return Webhook(self._settings, self._cluster, watching=self._watching, told=self._meters.admitted)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the API server lets it in, and it either stands by or has seen everything once."""
+    def unready(self) -> str:
+        """Say why it is not ready; nothing when it works, or stands by for the one that does."""
+        trouble = self._cluster.trouble or self._watching.trouble
+        if not self._cluster.is_let_in:
+            return trouble or "no answer from the API server yet"
+        if self._watching.trouble:
+            return self._watching.trouble
         is_synced = self._resync is not None and self._resync.is_synced
-        is_let_in = self._cluster.is_let_in and self._watching.is_let_in
-        return is_let_in and (is_synced or not self._is_at_work)
+        if self._is_at_work and not is_synced:
+            return self._waiting or trouble or "the resources have not all been read yet"
+        return ""
 
     def trouble(self) -> str:
         """Tell why the operator is stuck; nothing when it is not."""
@@ -175,8 +183,10 @@ class Operator:
     async def _until_installed(self) -> None:
         """Wait for the custom resource definition: kopf would not notice if it came later."""
         while not await _answered(lambda: self._cluster.has(MAIL_PROXY)):
-            _log.warning("the custom resource definition is not installed: apply deploy/crd.yaml")
+            self._waiting = NO_DEFINITION
+            _log.warning(NO_DEFINITION)
             await asyncio.sleep(RETRY_SECONDS)
+        self._waiting = ""
 
     async def _look(self, waker: Waker, resync: Resync) -> None:
         """Watch and resync, and begin anew when the cluster gets another kind or loses one."""

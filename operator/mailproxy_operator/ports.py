@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mailproxy_config.model import ListenConfig, ProxyConfig
@@ -21,12 +21,14 @@ class Listener:
         protocol: Its mail protocol.
         listen: The listener; its port is the one the resource names.
         container_port: The port opened in the pod; ``None`` for a UNIX socket.
+        host_port: The port of the node that leads to it, where there is one.
     """
 
     server: str
     protocol: str
     listen: ListenConfig
     container_port: int | None
+    host_port: int | None = None
 
     @property
     def port(self) -> int | None:
@@ -42,18 +44,27 @@ class Port:
     container_port: int
     name: str
     protocol: str
+    host_port: int | None = None
 
 
-def listeners(config: ProxyConfig, *, offset: int = 0) -> tuple[Listener, ...]:
+def listeners(
+    config: ProxyConfig, *, offset: int = 0, host_ports: Mapping[int, int] | None = None
+) -> tuple[Listener, ...]:
     """List the listeners of a configuration in the resource's order.
 
     Args:
         config: The configuration with the ports that clients use.
         offset: What the container adds to them (``portStrategy: HighPort``).
+        host_ports: Ports of the node by the ports that clients use (``listen[].hostPort``).
     """
+    on_host = host_ports or {}
     return tuple(
         Listener(
-            server.name, server.protocol.value, listen, None if listen.port is None else listen.port + offset
+            server.name,
+            server.protocol.value,
+            listen,
+            None if listen.port is None else listen.port + offset,
+            None if listen.port is None else on_host.get(listen.port),
         )
         for server in config.servers
         for listen in server.listen
@@ -71,7 +82,7 @@ def ports(found: Sequence[Listener]) -> tuple[Port, ...]:
     for listener in found:
         if listener.port is not None and listener.container_port is not None:
             name = f"{listener.protocol}-{listener.port}"
-            port = Port(listener.port, listener.container_port, name, listener.protocol)
+            port = Port(listener.port, listener.container_port, name, listener.protocol, listener.host_port)
             by_number.setdefault(listener.port, port)
     return tuple(by_number[number] for number in sorted(by_number))
 

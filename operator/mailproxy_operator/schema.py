@@ -63,11 +63,10 @@ def _columns() -> list[Manifest]:
     ready = '.status.conditions[?(@.type=="Ready")]'
     return [
         {"name": "Mode", "type": "string", "jsonPath": ".spec.mode"},
-        {"name": "Desired", "type": "integer", "jsonPath": ".status.replicas"},
-        {"name": "Pods", "type": "integer", "jsonPath": ".status.readyReplicas"},
+        {"name": "Ready", "type": "string", "jsonPath": ".status.ready"},
         {"name": "Synced", "type": "integer", "jsonPath": ".status.podsSynced"},
-        {"name": "Ready", "type": "string", "jsonPath": f"{ready}.status"},
-        {"name": "Reason", "type": "string", "jsonPath": f"{ready}.reason", "priority": 1},
+        {"name": "Reason", "type": "string", "jsonPath": f"{ready}.reason"},
+        {"name": "Message", "type": "string", "jsonPath": f"{ready}.message", "priority": 1},
         {"name": "Address", "type": "string", "jsonPath": ".status.addresses[0].value", "priority": 1},
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]
@@ -75,9 +74,12 @@ def _columns() -> list[Manifest]:
 
 def _whole() -> Manifest:
     described = {
-        "apiVersion": {"type": "string"},
-        "kind": {"type": "string"},
-        "metadata": {"type": "object"},
+        "apiVersion": {
+            "description": f"The version of the schema that the object is written in: {names.API_VERSION}.",
+            "type": "string",
+        },
+        "kind": {"description": f"The kind of the object: {names.KIND}.", "type": "string"},
+        "metadata": {"type": "object"},  # the API server allows no description here
         "spec": {"description": "What the proxy does, and how it runs.", **SPEC.schema()},
         "status": _status(),
     }
@@ -116,22 +118,29 @@ def _status() -> Manifest:
             "observedGeneration": {"description": "The generation that this status is about.", **_INT64},
             "replicas": {"description": "How many pods there are.", **_INT32},
             "readyReplicas": {"description": "How many of them serve.", **_INT32},
+            "ready": _text(24, "Pods that serve, of the pods that are wanted, such as 2/2."),
             "selector": _text(1024, "Selects the pods; for the scale subresource."),
             "configHash": _text(64, "Of the rendered configuration."),
             "podsSynced": {"description": "How many pods report running that configuration.", **_INT32},
             "addresses": _list(
-                16, {"type": _text(16), "value": _text(253)}, "Where clients reach the Service."
+                16,
+                {
+                    "type": _text(16, "IPAddress or Hostname."),
+                    "value": _text(253, "The address or the host name."),
+                },
+                "Where clients reach the Service.",
             ),
             "listeners": _list(
                 1024,
                 {
-                    "server": _text(63),
-                    "protocol": _text(8),
-                    "address": _text(128),
-                    "port": port,
-                    "containerPort": port,
-                    "servicePort": port,
-                    "tls": {"type": "boolean"},
+                    "server": _text(63, "The name of the server."),
+                    "protocol": _text(8, "imap, pop3 or smtp."),
+                    "address": _text(128, "The address that it listens on."),
+                    "port": {"description": "The port that the resource names.", **port},
+                    "containerPort": {"description": "The port that is open in the pod.", **port},
+                    "servicePort": {"description": "The port of the Service.", **port},
+                    "hostPort": {"description": "The port of the node that leads to it.", **port},
+                    "tls": {"description": "Whether connections begin with TLS.", "type": "boolean"},
                 },
                 "What listens where.",
             ),
@@ -145,11 +154,12 @@ def _sysctls() -> Manifest:
     return _list(
         64,
         {
-            "name": _text(253),
-            "value": _text(128, "Absent where listeners ask for different ones."),
+            "name": _text(253, "The name of the kernel setting."),
+            "value": _text(128, "Absent where listeners set different ones."),
             "safe": {"description": "Whether every kubelet takes it.", "type": "boolean"},
             "applied": {"description": "Whether the pods get it.", "type": "boolean"},
-            "reason": _text(64),
+            "reason": _text(64, "What asks for it, or why it is not applied, in one word."),
+            "message": _text(2048, "Why it is not applied, and what to do."),
         },
         "Kernel settings that the listeners or the resource ask for, and what became of them.",
         required=["name"],
@@ -161,12 +171,25 @@ def _conditions() -> Manifest:
     return _list(
         16,
         {
-            "type": _text(316, pattern="^[A-Za-z]+$"),
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-            "observedGeneration": dict(_INT64),
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
-            "reason": _text(1024, minLength=1, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"),
-            "message": _text(32768),
+            "type": _text(316, "The name of the condition.", pattern="^[A-Za-z]+$"),
+            "status": {
+                "description": "Whether it holds.",
+                "type": "string",
+                "enum": ["True", "False", "Unknown"],
+            },
+            "observedGeneration": {"description": "The generation that it is about.", **_INT64},
+            "lastTransitionTime": {
+                "description": "When its status last changed.",
+                "type": "string",
+                "format": "date-time",
+            },
+            "reason": _text(
+                1024,
+                "Why, in one word.",
+                minLength=1,
+                pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            ),
+            "message": _text(32768, "Why, and what to do."),
         },
         "Accepted ResolvedRefs Available ConfigSynced Ready: True is good. Reconciling Stalled: False is.",
         required=["type", "status", "lastTransitionTime", "reason", "message"],

@@ -15,6 +15,8 @@ from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
+_ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
+"""Why a resource is not ready that is being rolled out as it should be; anything else is worth a warning."""
 _CARRIED_OVER = ("configHash", "listeners", "sysctls")
 
 
@@ -69,11 +71,12 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
         previous: The status as it is.
         now: The time, as RFC 3339 text.
     """
-    replicas, ready = _numbers(known)
+    replicas, ready, wanted = _numbers(known)
     written: Manifest = {
         "observedGeneration": known.generation,
         "replicas": replicas,
         "readyReplicas": ready,
+        "ready": f"{ready}/{wanted}",
         "podsSynced": synced(known.observed.pods, known.config_hash),
     }
     if plan is not None and known.refused is None:
@@ -92,13 +95,17 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
     return written
 
 
-def _numbers(known: Facts) -> tuple[int, int]:
-    """Count the pods, and those that serve."""
+def _numbers(known: Facts) -> tuple[int, int, int]:
+    """Count the pods, those that serve, and those that are wanted."""
     if known.mode == SIDECAR:
         staying = [pod for pod in known.observed.pods if not pod.is_terminating]
-        return len(staying), sum(pod.is_ready for pod in staying)
+        return (
+            len(staying),
+            sum(pod.is_ready for pod in staying),
+            len(staying) + len(known.observed.without_sidecar),
+        )
     workload = known.observed.workload
-    return (workload.replicas, workload.ready) if workload else (0, 0)
+    return (workload.replicas, workload.ready, workload.desired) if workload else (0, 0, 0)
 
 
 def _listeners(plan: Plan) -> list[Manifest]:
@@ -116,6 +123,8 @@ def _listeners(plan: Plan) -> list[Manifest]:
                 "containerPort": listener.container_port,
                 "servicePort": listener.port,
             }
+        if listener.host_port is not None:
+            entry["hostPort"] = listener.host_port
         found.append(entry)
     return found
 
@@ -128,6 +137,7 @@ def _sysctls(plan: Plan) -> list[Manifest]:
             "safe": one.safe,
             "applied": one.applied,
             "reason": one.reason,
+            **({"message": one.message} if one.message else {}),
         }
         for one in plan.sysctls
     ]
@@ -149,7 +159,8 @@ def transition(
     if (before.get("status"), before.get("reason")) == (after.get("status"), after.get("reason")):
         return None
     metadata = body["metadata"]
-    is_good = after.get("status") == "True" or _is_reconciling(written)
+    is_on_the_way = after.get("reason") in _ON_THE_WAY and _is_reconciling(written)
+    is_good = after.get("status") == "True" or is_on_the_way
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",

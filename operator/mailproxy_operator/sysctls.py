@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which sysctls a pod gets, and why not the others: one pure function.
 
-What ``listen`` asks for is always established on the socket by the proxy.
-Sysctls only add to it for the whole pod, so they are set only where that
-changes nothing for any listener that did not ask.
+What ``listen`` sets is always set on the socket by the proxy.  Sysctls only
+add to it for the whole pod: they are set where all listeners that set a value
+agree.  A listener with a keep-alive of another length keeps its own, since its
+socket option wins over the sysctl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mailproxy_config.model import KeepAlive, ListenConfig
@@ -49,8 +50,9 @@ class Sysctl:
     """One decision: what ``status.sysctls`` shows, and, where applied, what the pod gets.
 
     Attributes:
-        value: ``None`` where listeners ask for different ones.
+        value: ``None`` where listeners set different ones.
         safe: Whether every kubelet of this version takes it.
+        message: Why it is not applied, and what to do; empty where it is.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Sysctl:
     safe: bool
     applied: bool
     reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +124,34 @@ def _triple(octets: int, largest: int) -> str:
 
 
 def _keepalive(listens: Sequence[ListenConfig]) -> Iterable[Sysctl]:
-    switched_on = [
-        listen.so_keepalive for listen in listens if listen.so_keepalive and listen.so_keepalive.enabled
-    ]
     for name, value_of in _KEEPALIVE_VALUES:
-        values = {value_of(keepalive) for keepalive in switched_on}
-        if values <= {None}:
-            continue
-        if len(values) == 1:
-            yield _wanted(name, str(values.pop()), "SoKeepalive")
-        else:
-            yield Sysctl(name=name, value=None, safe=True, applied=False, reason="ConflictingListeners")
+        listeners_by_value: dict[int, list[str]] = {}
+        for listen in listens:
+            value = value_of(listen.so_keepalive) if listen.so_keepalive else None
+            if value is not None:
+                listeners_by_value.setdefault(value, []).append(f"{listen.address}:{listen.port}")
+        if len(listeners_by_value) == 1:
+            yield _wanted(name, str(next(iter(listeners_by_value))), "SoKeepalive")
+        elif listeners_by_value:
+            yield Sysctl(
+                name=name,
+                value=None,
+                safe=True,
+                applied=False,
+                reason="ConflictingListeners",
+                message=_conflict(listeners_by_value),
+            )
+
+
+def _conflict(listeners_by_value: Mapping[int, Sequence[str]]) -> str:
+    parts = [
+        f"{' '.join(sorted(listeners))} {'set' if len(listeners) > 1 else 'sets'} {value}"
+        for value, listeners in sorted(listeners_by_value.items())
+    ]
+    return (
+        f"not set, because listeners disagree: {', '.join(parts)}; "
+        "the sockets themselves have what each listener sets"
+    )
 
 
 _KEEPALIVE_VALUES: tuple[tuple[str, Callable[[KeepAlive], int | None]], ...] = (
@@ -152,7 +172,26 @@ def _judged(one: Sysctl, policy: Policy, version: KubeVersion) -> Sysctl:
     if not one.applied:
         return one
     reason = _obstacle(one, policy, is_known_safe=since is not None)
-    return replace(one, applied=False, reason=reason) if reason else one
+    if reason is None:
+        return one
+    return replace(one, applied=False, reason=reason, message=_explanation(reason, since, version))
+
+
+def _explanation(reason: str, since: KubeVersion | None, version: KubeVersion) -> str:
+    if reason == "NodeTooOld" and since is not None:
+        return f"nodes take it from Kubernetes {since} on, the oldest here is {version}"
+    return _EXPLANATIONS[reason]
+
+
+_EXPLANATIONS = {
+    "HostNetwork": "a pod with pod.hostNetwork cannot set net.* sysctls: set it on the node",
+    "ModeNone": "sysctls.mode is None: set Auto to have it",
+    "SysctlForbidden": (
+        "a node refused a pod with it: allow it on the nodes (kubelet --allowed-unsafe-sysctls) "
+        "and change the resource, or remove it from sysctls.extra"
+    ),
+    "UnsafeNotAllowed": "not in the kubelet's safe set: needs sysctls.unsafe: Allow and nodes that allow it",
+}
 
 
 def _obstacle(one: Sysctl, policy: Policy, *, is_known_safe: bool) -> str | None:

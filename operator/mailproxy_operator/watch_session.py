@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import kopf
 from yarl import URL
 
 from mailproxy_operator.answers import code_class
+from mailproxy_operator.api_tls import RENEW_SECONDS, ApiServerContext, described, files_mark
 from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD
 
 EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
@@ -23,6 +26,9 @@ UNAUTHORIZED = 401
 
 _PLURALS = frozenset(kind.plural for kind in (*OWNED, MAIL_PROXY, POD))
 _ERROR = re.compile(rb'(?:^|\n)\{"type": ?"ERROR".*?(?:"code": ?(\d+)[^\n]*)?(?:\n|$)')
+
+
+_log = logging.getLogger(__name__)
 
 
 class Told(Protocol):
@@ -52,14 +58,23 @@ class WatchSession:
     Args:
         told: Who is told about requests and watches.
         patience: Seconds without a sign of life after which kopf gives a watch up.
-        let_in: Told whether the API server accepts the credentials, whenever that can be seen.
+        let_in: Told why the API server is not reached or does not accept the credentials, and with
+            an empty text when it does.
+        again: Reads address and credentials again.
     """
 
     def __init__(
-        self, told: Told, *, patience: float, let_in: Callable[[bool], None] = lambda _: None
+        self,
+        told: Told,
+        *,
+        patience: float,
+        let_in: Callable[[str], None] = lambda _: None,
+        again: Callable[[], kopf.ConnectionInfo | None] = lambda: None,
     ) -> None:
         self._told = told
         self._let_in = let_in
+        self._again = again
+        self._read_at = -RENEW_SECONDS
         self._patience = patience
         self._opened: list[aiohttp.ClientSession] = []
         self._signs: dict[str, float] = {}
@@ -70,8 +85,10 @@ class WatchSession:
         trace.on_request_start.append(self._started)
         trace.on_request_end.append(self._answered)
         trace.on_request_exception.append(self._unanswered)
+        self._known = known
+        context = ApiServerContext(self._new_context, lambda: _tls_mark(self._known))
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=known.as_ssl_context()),
+            connector=aiohttp.TCPConnector(limit=0, ssl=context),
             headers=known.as_http_headers(),
             proxy=known.proxy_url,
             trust_env=known.trust_env,
@@ -86,6 +103,9 @@ class WatchSession:
             aiohttp_session=session,
             known=known,
         )
+
+    def _new_context(self) -> ssl.SSLContext:
+        return self._known.as_ssl_context()
 
     async def close(self) -> None:
         """Close whatever kopf has not."""
@@ -109,17 +129,32 @@ class WatchSession:
         self._told.requested(context.verb, code_class(status), self._since(context.begun))
         self._sign(request.url)
         if status < 400 or status == UNAUTHORIZED:
-            self._let_in(status < 400)
+            self._let_in("" if status < 400 else "the API server does not accept our credentials")
         if context.verb == "watch" and status >= 400:
             self._told.watch_restarted(EXPIRED if status == GONE else FAILED)
 
     async def _unanswered(self, _: object, context: SimpleNamespace, request: Any) -> None:  # noqa: ANN401  aiohttp's own
         waited = self._since(context.begun)
         reason = _why(request.exception, waited, self._patience)
+        if isinstance(request.exception, aiohttp.ClientConnectorCertificateError):
+            self._not_accepted(described(request.exception))
         if reason:
             self._told.requested(context.verb, "error", waited)
         if reason and context.verb == "watch":
             self._told.watch_restarted(reason)
+
+    def _not_accepted(self, trouble: str) -> None:
+        """Say why, and see whether the kubeconfig names another authority by now."""
+        self._let_in(trouble)
+        now = asyncio.get_running_loop().time()
+        if now - self._read_at < RENEW_SECONDS:
+            return
+        self._read_at = now
+        _log.warning("watching: %s", trouble)
+        try:
+            self._known = self._again() or self._known
+        except Exception as error:  # whatever the login raises: this one goes on with what it has
+            _log.warning("watching: no other credentials: %s", type(error).__name__)
 
     def _since(self, begun: float) -> float:
         return asyncio.get_running_loop().time() - begun
@@ -210,6 +245,11 @@ class _Chunks:
             raise
         self._stream.heard(chunk)
         return chunk
+
+
+def _tls_mark(known: kopf.ConnectionInfo) -> object:
+    files = files_mark(known.ca_path, known.certificate_path, known.private_key_path)
+    return files, known.ca_data, known.certificate_data, known.private_key_data, known.insecure
 
 
 def _verb(url: URL) -> str:

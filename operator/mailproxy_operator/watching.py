@@ -8,11 +8,13 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import kopf
 
 from mailproxy_operator import names
+from mailproxy_operator.api_tls import described
 from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.task_family import TaskFamily
 from mailproxy_operator.watch_session import FAILED, INACTIVE, Connected, Told, WatchSession
@@ -81,7 +83,7 @@ class Watching:
         stop: Set when the process is told to end.
 
     Attributes:
-        is_let_in: Whether the API server accepts the credentials, as far as is known.
+        trouble: Why the API server does not let us watch, as far as is known; empty when it does.
     """
 
     def __init__(self, settings: OperatorSettings, *, login: Login, told: Told, stop: asyncio.Event) -> None:
@@ -89,7 +91,7 @@ class Watching:
         self._login = login
         self._told = told
         self._stop = stop
-        self.is_let_in = True
+        self.trouble = ""
 
     async def keep(
         self, register: Register, settings: Callable[[], kopf.OperatorSettings] = kopf_settings
@@ -113,12 +115,17 @@ class Watching:
                     "watching: the API server does not accept our credentials; they may have expired"
                 )
             except Exception as error:  # kopf hands up whatever it meets
-                _log.warning("watching: begun again in %.0f s: %s", PAUSE_SECONDS, _said(error))
+                _log.warning("watching: begun again in %.0f s: %s", PAUSE_SECONDS, described(error))
             self._told.watch_restarted(reason)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _run(self, register: Register, settings: kopf.OperatorSettings) -> None:
-        session = WatchSession(self._told, patience=INACTIVE_SECONDS, let_in=self._let_in)
+        session = WatchSession(
+            self._told,
+            patience=INACTIVE_SECONDS,
+            let_in=self._let_in,
+            again=partial(self._login, logger=_log, settings=settings),
+        )
         registry = kopf.OperatorRegistry()
         register(registry)
         self._register_login(registry, session)
@@ -147,8 +154,8 @@ class Watching:
             if task.done() and not task.cancelled():
                 task.result()
 
-    def _let_in(self, is_let_in: bool) -> None:
-        self.is_let_in = is_let_in
+    def _let_in(self, trouble: str) -> None:
+        self.trouble = trouble
 
     def _register_login(self, registry: kopf.OperatorRegistry, session: WatchSession) -> None:
         @kopf.on.login(registry=registry)
@@ -169,8 +176,3 @@ class Watching:
                 return
             if session.silent_for() > SILENT_SECONDS:
                 raise Silent(f"nothing was heard of a watch for {session.silent_for():.0f} seconds")
-
-
-def _said(error: Exception) -> str:
-    """Say what happened, in a line."""
-    return f"{type(error).__name__}: {str(error)[:300]}"

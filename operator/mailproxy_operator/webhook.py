@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
-import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import kopf
-from aiohttp import web
 
 from mailproxy_operator import names
 from mailproxy_operator.kinds import POD, Manifest
 from mailproxy_operator.kube import KubeCluster
+from mailproxy_operator.review_server import ReviewServer
 from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSettings
 from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
 from mailproxy_operator.sidecar.certificate import server_context
@@ -33,94 +31,12 @@ REVIEW_SECONDS = 3.0
 """Less than the webhook's own timeout, so that the API server gets an answer in any case."""
 REVIEW_SHARE = 0.6
 """The same for another timeout than the usual one, as a share of it."""
-READ_SECONDS = 3.0
-MAX_REVIEW_OCTETS = 3 * 1024 * 1024
-MAX_AT_ONCE = 16
 FORBIDDEN = 403
 
 _log = logging.getLogger(__name__)
 
 Told = Callable[[str], None]
 """Told what became of a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
-
-
-class ReviewServer:
-    """Answers AdmissionReviews over TLS, in the way that kopf wants its servers.
-
-    Args:
-        host: Where to listen.
-        port: Where to listen; 0 for a free one.
-        context: Whose certificate may be replaced meanwhile.
-
-    Attributes:
-        port: Where it listens.
-        is_listening: Whether it answers.
-
-    Raises:
-        OSError: It cannot listen there.
-    """
-
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        self._host = host.strip("[]")
-        self._socket = _listening(self._host, port)
-        self.port = int(self._socket.getsockname()[1])
-        self._context = context
-        self._gate = asyncio.Semaphore(MAX_AT_ONCE)
-        self.is_listening = False
-
-    async def __call__(self, reviewed: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
-        """Serve for as long as it is iterated over.
-
-        Args:
-            reviewed: Makes an answer of a review.
-        """
-
-        async def answer(request: web.Request) -> web.Response:
-            return await self._answer(request, reviewed)
-
-        if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
-            self._socket = _listening(self._host, self.port)
-        app = web.Application(client_max_size=MAX_REVIEW_OCTETS)
-        app.router.add_post("/{id}", answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        try:
-            await web.SockSite(runner, self._socket, ssl_context=self._context).start()
-            self.is_listening = True
-            yield {"url": f"https://localhost:{self.port}"}
-            await asyncio.Event().wait()
-        finally:
-            self.is_listening = False
-            await runner.cleanup()
-
-    async def _answer(self, request: web.Request, reviewed: kopf.WebhookFn) -> web.Response:
-        try:
-            async with self._gate:
-                async with asyncio.timeout(READ_SECONDS):
-                    review = _located(json.loads(await request.read()))
-                return web.json_response(await reviewed(review, webhook=request.match_info["id"]))
-        except web.HTTPException:
-            raise
-        except Exception as error:  # whoever can connect may send anything; kopf fails in many ways at that
-            _log.warning("a request that is not an AdmissionReview for us: %s", type(error).__name__)
-            return web.Response(status=400, text="not an AdmissionReview for this webhook\n")
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    if host != "::":
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("0.0.0.0", port))  # noqa: S104  all there is, where there is no IPv6
-
-
-def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
-    """Let the object say in which namespace it will be: kopf hands on the object only."""
-    asked = review["request"]
-    if asked.get("object"):
-        asked["object"]["metadata"].setdefault("namespace", asked.get("namespace", ""))
-    return review
 
 
 def register(
@@ -213,10 +129,11 @@ class Webhook:
         """Where it answers."""
         return self._server.port
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether the API server can call it."""
-        return self._server.is_listening and self._certificate.is_ready
+    def unready(self) -> str:
+        """Say why the API server cannot call it; nothing when it can."""
+        if not self._server.is_listening:
+            return "the webhook does not listen yet"
+        return "" if self._certificate.is_ready else "the webhook has no certificate yet"
 
     async def run(self) -> None:
         """Serve until cancelled."""

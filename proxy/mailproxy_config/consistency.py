@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from .addresses import WELL_KNOWN_PORTS, canonical_listener
 from .errors import Problems
+from .kubernetes_ports import HIGH_PORT_OFFSET
+from .kubernetes_ports import RULES as PORT_RULES
 from .levels import Level, ServerBlock
 from .model import ListenConfig, Protocol, StartTls, VerifyClient
 from .shapes import Rule
 
 ADMIN_PORT: Final = 9113
-HIGH_PORT_OFFSET: Final = 10000
 _HIGHEST_PORT: Final = 65535
 _PRIVILEGED: Final = 1024
 
@@ -171,36 +172,37 @@ SPEC_RULES: Final = (
     _rule(
         f"self.servers.all(s, !({_TLS_IS_USED} && {_WANTS_A_CLIENT})"
         f" || {_either('sslClientCertificate')} || {_either('sslTrustedCertificate')})",
-        "sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
+        "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
         "FieldValueRequired",
     ),
     _rule(
         "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "
         f"!{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, t.listen.exists(b, has(b.port) && "
         f"b.port == a.port && {_EVERY_IPV4.format('b')}))))",
-        "two servers listen on the same port of all IPv4 addresses",
+        "servers[].listen: two servers listen on the same port of all IPv4 addresses",
     ),
     _rule(
         "self.portStrategy == 'HighPort' || "
         f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port != {ADMIN_PORT}))",
-        f"port {ADMIN_PORT} is the admin port",
+        f"servers[].listen[].port: {ADMIN_PORT} is the admin port",
         "FieldValueForbidden",
     ),
     _rule(
         "self.portStrategy != 'HighPort' || "
         f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port <= {_HIGHEST_PORT - HIGH_PORT_OFFSET}))",
-        "with portStrategy HighPort a listen port is at most 55535",
+        "servers[].listen[].port: with portStrategy HighPort a port is at most 55535",
     ),
     _rule(
         f"!({_ON_HOST}) || self.portStrategy == 'HighPort' || "
         f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port >= {_PRIVILEGED}))",
-        "with pod.hostNetwork a process without root cannot open ports below 1024; use portStrategy HighPort",
+        "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
+        "use portStrategy HighPort",
         "FieldValueForbidden",
     ),
     _rule(
         f"!({_ON_HOST}) || !has(self.sysctls.extra) || "
         "!self.sysctls.extra.exists(x, x.name.startsWith('net.'))",
-        "with pod.hostNetwork no net.* sysctl can be set",
+        "sysctls.extra: with pod.hostNetwork no net.* sysctl can be set",
         "FieldValueForbidden",
     ),
     _rule(
@@ -214,5 +216,6 @@ SPEC_RULES: Final = (
         "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
         "FieldValueForbidden",
     ),
+    *PORT_RULES,
 )
 """Rules of ``spec`` as a whole."""

@@ -80,6 +80,7 @@ class ServiceSpec:
     ip_families: tuple[str, ...] = ()
     load_balancer_class: str | None = None
     load_balancer_source_ranges: tuple[str, ...] = ()
+    node_ports: tuple[Mapping[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,12 @@ class MonitoringSpec:
 
     pod_monitor: PodMonitorSpec = PodMonitorSpec()
     prometheus_rule: PrometheusRuleSpec = PrometheusRuleSpec()
-    scrape_annotations: bool = True
+    scrape_annotations: bool | None = None
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether pods carry the prometheus.io annotations; with a PodMonitor they would be scraped twice."""
+        return not self.pod_monitor.enabled if self.scrape_annotations is None else self.scrape_annotations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +158,7 @@ class PodSpec:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     affinity: Mapping[str, Any] = field(default_factory=dict)
-    topology_spread_constraints: tuple[Mapping[str, Any], ...] = ()
+    topology_spread_constraints: tuple[Mapping[str, Any], ...] | None = None
     priority_class_name: str | None = None
     runtime_class_name: str | None = None
     service_account_name: str | None = None
@@ -221,7 +227,12 @@ class SidecarSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSpec:
-    """The Kubernetes part of a ``MailProxy``.  An empty ``image`` is the operator's own setting."""
+    """The Kubernetes part of a ``MailProxy``.
+
+    Attributes:
+        image: Empty for the operator's own setting.
+        host_ports: ``listen[].hostPort`` by listen port.
+    """
 
     mode: Mode = Mode.DEPLOYMENT
     replicas: int = 2
@@ -240,6 +251,7 @@ class DeploymentSpec:
     pod: PodSpec = PodSpec()
     sidecar: SidecarSpec = SidecarSpec()
     paused: bool = False
+    host_ports: Mapping[int, int] = field(default_factory=dict)
 
 
 _SPECIAL: Final = {
@@ -335,5 +347,5 @@ def _monitoring(value: Mapping[str, Any]) -> MonitoringSpec:
     return MonitoringSpec(
         pod_monitor=_of(PodMonitorSpec, value.get("podMonitor", {})),
         prometheus_rule=_of(PrometheusRuleSpec, value.get("prometheusRule", {})),
-        scrape_annotations=value.get("scrapeAnnotations", True),
+        scrape_annotations=value.get("scrapeAnnotations"),
     )

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .kubernetes_ports import NODE_PORTS, NODE_PORTS_MEANING, SERVICE_RULE
 from .shapes import Anything, Flag, Integer, IntOrText, Labels, ListOf, Record, Rule, Shape, Text
 from .sidecar_shapes import SIDECAR
 from .values import MSEC_SHAPE
@@ -86,7 +87,7 @@ _EXTRA_RULES: Final = (
             "!(self.name in ['net.ipv4.tcp_keepalive_time', 'net.ipv4.tcp_keepalive_intvl']) || "
             "(self.value.matches('^[0-9]{1,5}$') && int(self.value) >= 1 && int(self.value) <= 32767)"
         ),
-        message="takes 1 to 32767 seconds",
+        message="net.ipv4.tcp_keepalive_time and _intvl take 1 to 32767 seconds",
         holds=lambda value: _number_between(
             ("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive_intvl"), 1, 32767, value
         ),
@@ -109,7 +110,7 @@ _EXTRA_RULES: Final = (
             "int(self.value.split(' ')[1]) <= int(self.value.split(' ')[2]) && "
             "int(self.value.split(' ')[2]) <= 2147483647)"
         ),
-        message="takes three sizes in ascending order: min default max",
+        message="net.ipv4.tcp_rmem and tcp_wmem take three sizes in ascending order: min default max",
         holds=_ascending,
         field_path=".value",
     ),
@@ -146,6 +147,10 @@ _SYSCTLS: Final = Record(
                 },
                 required=("name", "value"),
                 rules=_EXTRA_RULES,
+                descriptions={
+                    "name": "The name of the kernel setting, with dots.",
+                    "value": "Its value, in quotes.",
+                },
             ),
         ),
     },
@@ -190,7 +195,7 @@ _AUTOSCALING: Final = Record(
         ),
     ),
     descriptions={
-        "minReplicas": "The fewest pods.",
+        "minReplicas": "The fewest pods; replicas unless given.",
         "maxReplicas": "The most pods.",
         "targetCPUUtilizationPercentage": "The average CPU use to aim at, in percent of the request.",
         "targetConnectionsPerPod": "The average number of connections to aim at; needs a metrics adapter.",
@@ -212,8 +217,24 @@ _SERVICE: Final = Record(
         "ipFamilies": ListOf(items=Text(longest=8, words=("IPv4", "IPv6")), most=2),
         "loadBalancerClass": _name(),
         "loadBalancerSourceRanges": ListOf(items=_name(64), most=64),
+        "nodePorts": NODE_PORTS,
+    },
+    descriptions={
+        "type": "ClusterIP, NodePort or LoadBalancer.",
+        "annotations": "Annotations of the Service, such as those that cloud load balancers read.",
+        "labels": "Labels of the Service beside the operator's own.",
+        "externalTrafficPolicy": (
+            "Local, the default here, keeps the client's address; Cluster uses all nodes and hides it."
+        ),
+        "internalTrafficPolicy": "Local sends traffic from inside the cluster to pods of the same node only.",
+        "ipFamilyPolicy": "Whether the Service has addresses of IPv4, IPv6 or both.",
+        "ipFamilies": "The families in the order of preference.",
+        "loadBalancerClass": "Which implementation makes the load balancer; type LoadBalancer only.",
+        "loadBalancerSourceRanges": "Networks that the load balancer admits; type LoadBalancer only.",
+        "nodePorts": NODE_PORTS_MEANING,
     },
     rules=(
+        SERVICE_RULE,
         Rule(
             expression="self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)",
             message="externalTrafficPolicy needs type LoadBalancer or NodePort",
@@ -226,14 +247,30 @@ _SERVICE: Final = Record(
 )
 _MONITORING: Final = Record(
     fields={
-        "podMonitor": Record(fields={"enabled": Flag(), "interval": _name(16), "labels": _LABELS}),
-        "prometheusRule": Record(fields={"enabled": Flag(), "labels": _LABELS}),
+        "podMonitor": Record(
+            fields={"enabled": Flag(), "interval": _name(16), "labels": _LABELS},
+            descriptions={
+                "enabled": "Whether there is one.",
+                "interval": "How often the pods are scraped, such as 30s.",
+                "labels": "Labels by which the Prometheus resource selects it.",
+            },
+        ),
+        "prometheusRule": Record(
+            fields={"enabled": Flag(), "labels": _LABELS},
+            descriptions={
+                "enabled": "Whether there is one.",
+                "labels": "Labels by which the Prometheus resource selects it.",
+            },
+        ),
         "scrapeAnnotations": Flag(),
     },
     descriptions={
         "podMonitor": "A PodMonitor, where the cluster knows that kind.",
         "prometheusRule": "A PrometheusRule with alerts, where the cluster knows that kind.",
-        "scrapeAnnotations": "Whether pods carry the prometheus.io annotations (they do unless false).",
+        "scrapeAnnotations": (
+            "Whether pods carry the prometheus.io annotations; true unless podMonitor is enabled, which would"
+            " have them scraped twice."
+        ),
     },
 )
 _BUDGET: Final = Record(
@@ -245,6 +282,10 @@ _BUDGET: Final = Record(
             holds=lambda value: len(value) <= 1,
         ),
     ),
+    descriptions={
+        "minAvailable": "How many pods must stay, as a number or a percentage.",
+        "maxUnavailable": "How many pods may be missing, as a number or a percentage.",
+    },
 )
 _NETWORK_POLICY: Final = Record(
     fields={
@@ -282,7 +323,31 @@ _POD: Final = Record(
         "extraVolumeMounts": _passed_on(32),
         "extraEnv": _passed_on(64),
         "extraContainers": _passed_on(8),
-    }
+    },
+    descriptions={
+        "labels": "Labels of the pods beside the operator's own, which win.",
+        "annotations": "Annotations of the pods.",
+        "nodeSelector": "Labels that a node must have.",
+        "tolerations": "Taints of nodes that the pods tolerate.",
+        "affinity": "Which nodes and which other pods the pods prefer or avoid.",
+        "topologySpreadConstraints": (
+            "How the pods spread; unless given, a Deployment spreads over nodes and zones as far as possible."
+            " An empty list leaves it to the scheduler."
+        ),
+        "priorityClassName": "The priority class of the pods.",
+        "runtimeClassName": "The runtime class of the pods.",
+        "serviceAccountName": "An existing service account; unless given, one without any rights is made.",
+        "hostNetwork": "Whether the pods use the network of their node; no net.* sysctl can be set then.",
+        "hostUsers": "Whether the pods share the user namespace of their node; false gives each its own.",
+        "dnsPolicy": "How names are resolved in the pods.",
+        "dnsConfig": "Name servers and search domains of the pods.",
+        "hostAliases": "Further lines of /etc/hosts.",
+        "securityContext": "Fields of the pod's security context; they win over the operator's own.",
+        "extraVolumes": "Further volumes of the pods.",
+        "extraVolumeMounts": "Where the proxy's container mounts them.",
+        "extraEnv": "Environment variables of the proxy's container.",
+        "extraContainers": "Further containers beside the proxy's.",
+    },
 )
 
 DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
@@ -292,7 +357,12 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "image": _name(512),
     "imagePullPolicy": Text(longest=16, words=("Always", "IfNotPresent", "Never")),
     "imagePullSecrets": ListOf(
-        most=16, items=Record(fields={"name": Text(longest=253, shortest=1)}, required=("name",))
+        most=16,
+        items=Record(
+            fields={"name": Text(longest=253, shortest=1)},
+            required=("name",),
+            descriptions={"name": "The name of a Secret of type kubernetes.io/dockerconfigjson."},
+        ),
     ),
     "service": _SERVICE,
     "portStrategy": Text(longest=16, words=("Direct", "HighPort"), default="Direct"),
@@ -311,7 +381,13 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "monitoring": _MONITORING,
     "podDisruptionBudget": _BUDGET,
     "networkPolicy": _NETWORK_POLICY,
-    "resources": Record(fields={"requests": _QUANTITIES, "limits": _QUANTITIES}),
+    "resources": Record(
+        fields={"requests": _QUANTITIES, "limits": _QUANTITIES},
+        descriptions={
+            "requests": "What the scheduler reserves for a pod.",
+            "limits": "What a pod may use at most.",
+        },
+    ),
     "pod": _POD,
     "sidecar": SIDECAR,
     "paused": Flag(default=False),

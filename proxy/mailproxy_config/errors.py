@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
+
+MOST_PROBLEMS: Final = 1000
+"""After so many problems a file is not read any further: nobody mends more at once, and each costs time."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,8 +54,15 @@ class Problems:
     notices: list[Problem] = field(default_factory=list)
 
     def add(self, path: str, reason: str) -> None:
-        """Note something that is wrong at ``path``."""
+        """Note something that is wrong at ``path``.
+
+        Raises:
+            ConfigError: It is problem number ``MOST_PROBLEMS``.
+        """
         self.found.append(Problem(path, reason))
+        if len(self.found) >= MOST_PROBLEMS:
+            stopped = Problem("", f"reading stopped after {MOST_PROBLEMS} problems")
+            raise ConfigError([*dict.fromkeys(self.found), stopped])
 
     def notice(self, path: str, reason: str) -> None:
         """Note something that is not wrong but that the reader should know."""

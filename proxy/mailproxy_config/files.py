@@ -25,7 +25,14 @@ _KEY: Final = Text(
     hint="a key: letters, digits, hyphens, underscores and dots, not beginning with two dots",
 )
 _PATH: Final = Text(longest=1024, pattern="^/", hint="an absolute path")
-KEY_REF: Final = Record(fields={"name": _NAME, "key": _KEY}, required=("name", "key"))
+KEY_REF: Final = Record(
+    fields={"name": _NAME, "key": _KEY},
+    required=("name", "key"),
+    descriptions={
+        "name": "The name of the Secret or ConfigMap, in the namespace of the resource.",
+        "key": "The key in its data.",
+    },
+)
 """One key of a Secret or a ConfigMap."""
 
 
@@ -57,7 +64,13 @@ def _file_written(value: FileRef) -> Raw:
 
 _SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
 FILE_SHAPE: Final = Record(
+    example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": _PATH},
+    descriptions={
+        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it.",
+        "configMapKeyRef": "A key of a ConfigMap.",
+        "file": "The path of a file; without a cluster, or in a volume of pod.extraVolumes.",
+    },
     rules=(
         Rule(
             expression=(
@@ -110,6 +123,7 @@ CERTIFICATES: Final = ValueType(
     shape=ListOf(
         most=8,
         items=Record(
+            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
             fields={"secretName": _NAME, "certificateFile": _PATH, "keyFile": _PATH},
             rules=(
                 Rule(
@@ -188,6 +202,7 @@ CONF_COMMANDS: Final = ValueType(
         items=Record(
             fields={"name": Text(longest=128, shortest=1), "value": Text(longest=1024)},
             required=("name", "value"),
+            descriptions={"name": "The command, such as Options.", "value": "Its value."},
         ),
     ),
     read=lambda value, _: tuple((item["name"], item["value"]) for item in value),

@@ -23,7 +23,8 @@ class Metadata:
 class Level:
     """The directives of one level, by nginx's names.
 
-    ``given`` also names those whose value was no good, so that nobody calls them missing.
+    ``given`` also names those whose value was no good, and those that a mistyped
+    field was meant to be, so that nobody calls them missing.
     """
 
     values: Mapping[str, object]

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from . import addresses, units
 from .explain import explained
+from .kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
 from .model import KeepAlive, ListenConfig, Octets
 from .shapes import Flag, Integer, IntOrText, ListOf, Record, Rule, Shape, Text, matches
 from .values import SIZE_SHAPE, Place, Raw, ValueType, each
@@ -70,6 +71,7 @@ _SECONDS: Final = IntOrText(
 )
 _TIMED: Final = ("idle", "interval", "count")
 _KEEP_ALIVE: Final = Record(
+    example="{enabled: true}, {enabled: false} or {idle: 30m}",
     fields={
         "enabled": Flag(),
         "idle": _SECONDS,
@@ -211,8 +213,12 @@ def _address_is_bare(value: Mapping[str, Any]) -> bool:
 
 
 _LISTENER: Final = Record(
-    fields={row.field: row.shape for row in LISTEN_PARAMETERS},
-    descriptions={row.field: explained(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
+    example="{port: 143}",
+    fields={**{row.field: row.shape for row in LISTEN_PARAMETERS}, "hostPort": HOST_PORT},
+    descriptions={
+        **{row.field: explained(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
+        "hostPort": HOST_PORT_MEANING,
+    },
     rules=(
         Rule(
             expression="has(self.port) != (has(self.address) && self.address.startsWith('unix:'))",

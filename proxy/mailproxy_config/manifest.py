@@ -9,9 +9,11 @@ wrong in itself, or two values do not go together.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from . import kubernetes_ports
+from .capability_hints import capability_hints
 from .consistency import SPEC_RULES, inconsistencies
 from .deployment import DeploymentSpec, deployment
 from .deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
@@ -26,7 +28,8 @@ from .directives import (
 from .errors import Problem, Problems
 from .explain import explained
 from .levels import Level, Metadata, ServerBlock
-from .shapes import ListOf, Record, Rule, Shape, Text, dotted, kind_of, matches
+from .nginx_hints import advice_for_field
+from .shapes import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
 from .values import BROKEN, Place
 
 GROUP: Final = "mailproxy.dev"
@@ -46,7 +49,9 @@ def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
     return {row.field: explained(row.name, row.meaning, row.default) for row in rows}
 
 
-MAIL: Final = Record(fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES))
+MAIL: Final = Record(
+    fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
+)
 """``spec.mail``: every directive that may stand in ``mail {}``."""
 
 SERVER_NAME: Final = Text(
@@ -74,6 +79,7 @@ SERVER: Final = Record(
     fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
     required=("name", "listen"),
     rules=(PROTOCOL_RULE,),
+    advice=advice_for_field,
     descriptions={
         "name": "The name of this server in metrics, logs and the status.",
         **_meanings(SERVER_DIRECTIVES),
@@ -161,7 +167,10 @@ def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | 
     """
     for name in body:
         if name not in _ON_TOP:
-            problems.add(str(name)[:64], "unknown field")
+            meant = closest(str(name), _ON_TOP)
+            problems.add(
+                str(name)[:64], f"unknown field; did you mean {meant}?" if meant else "unknown field"
+            )
     for name, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
         if body.get(name) != wanted:
             problems.add(name, f"must be {wanted}")
@@ -178,13 +187,14 @@ def _examined(
 ) -> MailProxyManifest:
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
     place = Place("spec", problems)
-    main = _level(good, good, MAIN_DIRECTIVES, place)
-    workload = deployment(good, place)
+    main = _level(good, good, MAIN_DIRECTIVES, place, SPEC)
+    workload = replace(deployment(good, place), host_ports=kubernetes_ports.host_ports(spec.get("servers")))
     written = spec.get("mail", {})
     sound = _sound_fields(MAIL, written, "spec.mail", problems)
-    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"))
+    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"), MAIL)
     servers = _servers(spec.get("servers"), place.field("servers"))
     inconsistencies(good, mail, servers, problems)
+    kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
         main=main,
@@ -232,17 +242,19 @@ def _server(value: object, place: Place) -> ServerBlock | None:
     good = _sound_fields(SERVER, value, place.path, place.problems)
     if not isinstance(value, Mapping):
         return None
-    own = _level(good, value, SERVER_DIRECTIVES, place)
+    own = _level(good, value, SERVER_DIRECTIVES, place, SERVER)
     return ServerBlock(
         name=str(good.get("name", "")),
         path=place.path,
         own=own,
-        level=_level(good, value, LEVEL_DIRECTIVES, place),
+        level=_level(good, value, LEVEL_DIRECTIVES, place, SERVER),
     )
 
 
-def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place) -> Level:
-    """Read the directives of one level; ``raw`` also holds what is not ``good``."""
+def _level(
+    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place, record: Record
+) -> Level:
+    """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
     values: dict[str, object] = {}
     known = by_field(rows)
     written = raw if isinstance(raw, Mapping) else {}
@@ -255,9 +267,18 @@ def _level(good: Mapping[str, Any], raw: object, rows: Sequence[Directive], plac
         value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
         if len(place.problems) == before:
             values[row.name] = value
+            _note_capabilities(row, value, here)
         if field in IGNORED:
             place.problems.notice(here.path, IGNORED[field])
-    return Level(values=values, given=frozenset(known[field].name for field in given))
+    meant = record.meant(written).values()
+    return Level(
+        values=values, given=frozenset(known[field].name for field in (*given, *meant) if field in known)
+    )
+
+
+def _note_capabilities(row: Directive, value: Any, here: Place) -> None:  # noqa: ANN401 -- of any directive
+    for index, hint in capability_hints(row.name, value):
+        here.problems.notice(here.path if index is None else here.item(index).path, hint)
 
 
 def _read_sound_items(row: Directive, value: object, here: Place) -> None:
@@ -295,11 +316,11 @@ def _sound_fields(
         if name in apart:
             continue
         before = len(problems)
-        Record(fields=record.fields).check({name: inner}, path, problems)
+        Record(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
             good[name] = inner
-    for name in record.required:
-        if name not in value and name not in apart:
+    for name in record.missing(value):
+        if name not in apart:
             problems.add(dotted(path, name), "is required")
     return good
 

@@ -11,57 +11,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import Any, Final
+from typing import Final
 
 from .addresses import WELL_KNOWN_PORTS
-from .directives import (
-    DIRECTIVES,
-    FOLDED_DIRECTIVES,
-    LEVEL_DIRECTIVES,
-    MAIN_DIRECTIVES,
-    SERVER_DIRECTIVES,
-    Directive,
-    by_field,
-    by_name,
-)
+from .directives import FOLDED_DIRECTIVES, Directive, by_name
 from .errors import Problem, Problems
 from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
+from .nginx_hints import SSL, advice_for_directive
+from .nginx_http import http_servers
 from .nginx_places import Places
+from .nginx_recovery import Losses, separated, separator_hint, swallowed
 from .nginx_syntax import Files, Statement
+from .nginx_terms import (
+    ELSEWHERE,
+    EVENTS_PLUMBING,
+    FIELDS,
+    KEY,
+    LEVEL,
+    MAIN,
+    OTHER_BLOCKS,
+    PLUMBING,
+    REMARKS,
+    SERVER,
+    in_nginx_words,
+    leading,
+    place_of,
+    server_names,
+)
 from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
+from .shapes import closest
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
 
 __all__ = ["parse_nginx", "read_nginx", "to_manifest_yaml"]
 
-_MAIN: Final = by_name(MAIN_DIRECTIVES)
-_LEVEL: Final = by_name(LEVEL_DIRECTIVES)
-_SERVER: Final = by_name(SERVER_DIRECTIVES)
-_FIELDS: Final = by_field(DIRECTIVES)
-_PATH: Final = re.compile(r"spec\.[][.A-Za-z0-9]+")
-_MAY_REPEAT: Final = frozenset({"auth_http", "protocol", "error_log", "ssl_session_cache"})
 _FOLDED: Final = by_name(FOLDED_DIRECTIVES)
+_PATH: Final = re.compile(r"spec\.[][.A-Za-z0-9]+")
+_MOST_LISTENERS: Final = 16
+_MAY_REPEAT: Final = frozenset({"auth_http", "protocol", "error_log", "ssl_session_cache"})
 _SHUTDOWN: Final = Directive(
     name="worker_shutdown_timeout", module="core", type=MSEC_TIME, meaning="Becomes drain.timeout."
-)
-_KEY: Final = "ssl_certificate_key"
-_ELSEWHERE: Final = frozenset({"mail", "server", "events", "include", *_MAIN, *_LEVEL, *_SERVER, _KEY})
-
-_OTHER_BLOCKS: Final = frozenset({"http", "stream", "google_perftools_profiles", "rtmp", "mgmt"})
-_PLUMBING: Final = frozenset(
-    {
-        *("daemon", "master_process", "pid", "user", "env", "load_module", "lock_file", "working_directory"),
-        *("worker_rlimit_nofile", "worker_rlimit_core", "worker_priority", "worker_cpu_affinity"),
-        *("worker_aio_requests", "timer_resolution", "debug_points", "pcre_jit", "ssl_engine"),
-        *("thread_pool", "ssl_object_cache_inheritable"),
-    }
-)
-_EVENTS_PLUMBING: Final = frozenset(
-    {"multi_accept", "accept_mutex", "accept_mutex_delay", "use", "debug_connection", "worker_aio_requests"}
 )
 
 
@@ -116,7 +108,7 @@ def read_nginx(
     problems.found.sort(key=_by_line)
     problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
-    notices = (*problems.notices, *map(reader.located, found.notices))
+    notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
     return replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
 
 
@@ -132,13 +124,17 @@ class _Reader:
         self._servers: list[Block] = []
         self._origins: dict[str, tuple[str, str]] = {}
         self._ignored: dict[str, str] = {}
+        self._http: list[Statement] = []
+        self._services: list[tuple[str, str]] = []
+        self._losses = Losses()
         self._has_events = False
+        self._broken = 0
 
     # --- the contexts ---
 
     def read_main(self, text: str, name: str) -> None:
         """Read the main context."""
-        for statement in self._files.with_includes(self._files.statements(text, name)):
+        for statement in self._each(self._files.statements(text, name), "spec"):
             match statement.name:
                 case "mail":
                     self._read_mail(statement)
@@ -148,13 +144,24 @@ class _Reader:
                     self._read_shutdown(statement)
                 case "worker_connections":
                     self._not_here(statement)
-                case word if word in _MAIN:
+                case word if word in MAIN:
                     self._read_around(statement)
-                case word if word in _OTHER_BLOCKS | _PLUMBING:
-                    self._ignored.setdefault(word, statement.where)
+                case word if word in OTHER_BLOCKS | PLUMBING:
+                    self._read_ignored(statement)
                 case _:
-                    self._unknown(statement, (*_MAIN, "mail", "events", "worker_shutdown_timeout"))
+                    known = (*MAIN, "mail", "events", "worker_shutdown_timeout")
+                    self._unknown(statement, known, "spec")
         self._finish(name)
+
+    def _read_ignored(self, statement: Statement) -> None:
+        """What concerns http, or how a process runs."""
+        name = statement.name
+        if name == "http":
+            self._http.append(statement)
+        if name not in REMARKS:
+            self._ignored.setdefault(name, statement.where)
+        elif name != "daemon" or statement.arguments == ("on",):
+            self._problems.notice(statement.where, f'"{name}" is ignored: {REMARKS[name]}')
 
     def _finish(self, source: str) -> None:
         if self._ignored:
@@ -165,8 +172,25 @@ class _Reader:
             lacking = "mail block" if self._mail is None else "server in its mail block"
             self._problems.add(source, f"there is no {lacking}")
         if self._mail is not None:
-            session_caches(self._mail, self._servers)
-            pair_certificates(self._mail, self._servers, self._problems)
+            servers = self._servers[:MOST_SERVERS]
+            session_caches(self._mail, servers)
+            for path in pair_certificates(self._mail, servers, self._problems):
+                self._losses.add(path, "ssl_certificate")
+        self._look_for_services()
+
+    def _look_for_services(self) -> None:
+        """Note authentication services that only nginx itself would run."""
+        if not self._http or not self._services:
+            return
+        servers = http_servers(self._http, self._files.base, self._files.main)
+        for where, url in self._services:
+            served = next((server.where for server in servers if server.serves(url)), None)
+            if served is not None:
+                self._problems.notice(
+                    where,
+                    f'"auth_http" {url[:200]} is served by http {{}} of this configuration ({served}), which '
+                    "the proxy does not run: keep an nginx for it, or move the service elsewhere",
+                )
 
     def _read_mail(self, statement: Statement) -> None:
         if self._mail is not None:
@@ -174,11 +198,11 @@ class _Reader:
             return
         self._mail = mail = Block("spec.mail", statement.where, self._secret("mail"))
         self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.where, "mail")
-        for inner in self._inside(statement):
+        for inner in self._inside(statement, mail.path):
             if inner.name == "server":
                 self._read_server(inner)
             else:
-                self._read_level(inner, mail, _LEVEL)
+                self._read_level(inner, mail, LEVEL)
 
     def _read_server(self, statement: Statement) -> None:
         number = len(self._servers)
@@ -186,24 +210,32 @@ class _Reader:
         server = Block(f"spec.servers[{number}]", statement.where, secret)
         self._servers.append(server)
         self._origins[server.path] = (statement.where, "server")
-        for inner in self._inside(statement):
+        if number >= MOST_SERVERS:
+            return  # the number alone is the problem
+        for inner in self._inside(statement, server.path):
             if inner.name == "listen":
                 self._read_listen(inner, server)
             else:
-                self._read_level(inner, server, _LEVEL | _SERVER)
+                self._read_level(inner, server, LEVEL | SERVER)
+        self._see_to_protocol(statement, server)
+
+    def _see_to_protocol(self, statement: Statement, server: Block) -> None:
+        """The protocol of a server that does not name it."""
         if "listen" not in server.seen:
-            self._problems.add(statement.where, 'no "listen" is defined for server')
+            if not self._losses.has(server.path, "listen"):
+                self._problems.add(statement.where, 'no "listen" is defined for server')
         elif "protocol" not in server.seen and server.fields["listen"]:
             ports = (listener.get("port") for listener in server.fields.get("listen", ()))
             known = (WELL_KNOWN_PORTS.get(port) for port in ports)
             protocol = next((str(each) for each in known if each), None)
-            if protocol is None:
-                self._problems.add(statement.where, "unknown mail protocol for server")
+            if protocol is None and not self._losses.has(server.path, "protocol", "listen"):
+                reason = "unknown mail protocol for server: add a line such as protocol imap;"
+                self._problems.add(statement.where, reason)
             server.fields["protocol"] = protocol or "imap"
 
     def _read_around(self, statement: Statement) -> None:
         """One directive around the mail block; all but ``error_log`` stand there once."""
-        row = _MAIN[statement.name]
+        row = MAIN[statement.name]
         if row.field in self._main and row.name != "error_log":
             self._duplicate(statement)
         else:
@@ -213,13 +245,13 @@ class _Reader:
         if self._has_events:
             self._duplicate(statement)
         self._has_events = True
-        for inner in self._inside(statement):
+        for inner in self._inside(statement, "spec"):
             if inner.name == "worker_connections":
                 self._read_around(inner)
-            elif inner.name in _EVENTS_PLUMBING:
+            elif inner.name in EVENTS_PLUMBING:
                 self._ignored.setdefault(inner.name, inner.where)
             else:
-                self._unknown(inner, ("worker_connections",))
+                self._unknown(inner, ("worker_connections",), "spec")
 
     def _read_shutdown(self, statement: Statement) -> None:
         """``worker_shutdown_timeout`` is how long relays may go on when a proxy leaves."""
@@ -239,12 +271,12 @@ class _Reader:
 
     def _read_level(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
         """One directive of ``mail {}`` or ``server {}``."""
-        if statement.name == _KEY:
+        if statement.name == KEY:
             self._read_key(statement, block)
             return
         row = known.get(statement.name)
         if row is None:
-            self._unknown(statement, (*known, _KEY))
+            self._read_other(statement, block, known)
             return
         if statement.name in block.seen and not (row.type.appends or row.name in _MAY_REPEAT):
             self._duplicate(statement)
@@ -255,15 +287,27 @@ class _Reader:
             last = block.fields.get(row.field, ())[-1:]
             block.places |= {pair["certificateFile"]: statement.where for pair in last}
 
+    def _read_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
+        """A directive that the mail modules do not have, or not here."""
+        if statement.name == "ssl" and statement.arguments == ("off",):
+            reason = '"ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
+            self._problems.notice(statement.where, reason)
+        elif statement.name == "ssl":
+            self._problems.add(statement.where, f'unknown directive "ssl": {SSL}')
+        else:
+            self._unknown(statement, (*known, KEY), block.path)
+
     def _secret(self, level: str) -> str:
         return f"{self._secrets}-{level}" if self._secrets else ""
 
     def _read_directive(
         self, row: Directive, statement: Statement, into: dict[str, Raw], path: str, secret: str = ""
     ) -> None:
-        value = manifest_value(row, statement, self._files, secret)
+        value = self._value(row, statement, path, secret)
         if value is None:
             return
+        if row.name == "auth_http":
+            self._services.append((statement.where, value))
         if row.name == "error_log":
             value = self._level(statement, value, into.get(row.field))
         elif row.name == "ssl_session_cache":
@@ -276,6 +320,18 @@ class _Reader:
         if row.type.unordered:
             value = [word for word in value if word not in items]
         self._append(items, value, f"{path}.{row.field}", statement)
+
+    def _value(self, row: Directive, statement: Statement, level: str, secret: str = "") -> Raw:
+        """The manifest's value of a statement; why it is no good is noted, and that it is lost."""
+        before = len(self._problems)
+        value = manifest_value(row, statement, self._files, secret)
+        if value is None:
+            self._losses.add(level, row.name, *swallowed(statement))
+            hint = separator_hint(statement)
+            for index in range(before, len(self._problems) if hint else before):
+                problem = self._problems.found[index]
+                self._problems.found[index] = replace(problem, reason=problem.reason + hint)
+        return value
 
     def _append(self, items: list[Raw], more: Sequence[Raw], path: str, statement: Statement) -> None:
         """Add items to a list, and remember where each comes from."""
@@ -295,17 +351,19 @@ class _Reader:
 
     def _read_listen(self, statement: Statement, server: Block) -> None:
         server.seen.add("listen")
-        listeners = manifest_value(_SERVER["listen"], statement, self._files)
+        found = server.fields.setdefault("listen", [])
+        if len(found) > _MOST_LISTENERS:
+            return  # the number alone is a problem, and is noted
+        listeners = self._value(SERVER["listen"], statement, server.path)
         for listener in listeners or ():
             if "ipv6only" in listener and not str(listener.get("address", "")).startswith("["):
                 del listener["ipv6only"]
                 self._problems.notice(statement.where, "ipv6only has no meaning here and is dropped")
-        found = server.fields.setdefault("listen", [])
         self._append(found, listeners or (), f"{server.path}.listen", statement)
 
     def _read_key(self, statement: Statement, block: Block) -> None:
         """Keys stand apart from their certificates until everything is read."""
-        for pair in manifest_value(_FOLDED[_KEY], statement, self._files, block.secret) or ():
+        for pair in self._value(_FOLDED[KEY], statement, block.path, block.secret) or ():
             block.keys.append(pair["keyFile"])
             block.places[pair["keyFile"]] = statement.where
 
@@ -314,14 +372,14 @@ class _Reader:
     def spec(self) -> dict[str, Raw]:
         """The ``spec`` of a manifest that says the same."""
         fields = [server.fields for server in self._servers]
-        named = zip(_names(fields), fields, strict=True)
-        servers = [{"name": name, **_leading(each)} for name, each in named]
+        named = zip(server_names(fields), fields, strict=True)
+        servers = [{"name": name, **leading(each)} for name, each in named]
         mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
         return {**self._main, **mail, "servers": servers}
 
     def places(self) -> Places:
         """Where everything stands, for what is found wrong later."""
-        names = _names([server.fields for server in self._servers])
+        names = server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
         return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins)
 
@@ -334,15 +392,24 @@ class _Reader:
         if not where:
             return problem
         rest = problem.path[len(path) :].lstrip(".")
-        what = f'"{_FIELDS[rest].name}" ' if rest in _FIELDS else f"{rest} " if rest else ""
-        reason = problem.reason.replace("spec.mail", "mail {}")
+        what = f'"{FIELDS[rest].name}" ' if rest in FIELDS else f"{rest} " if rest else ""
+        reason = in_nginx_words(problem.reason.replace("spec.mail", "mail {}"))
         return Problem(where, f'"{name}": {what}{_PATH.sub(self._where, reason)}')
 
     def is_news(self, problem: Problem) -> bool:
         """Whether a manifest's problem has not been told in nginx's words already."""
         if problem.path == "spec.servers":
             return len(self._servers) > MOST_SERVERS
+        level, _, field = problem.path.rpartition(".")
+        if field in FIELDS and self._follows(problem.path, level, FIELDS[field].name):
+            return False
         return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
+
+    def _follows(self, path: str, level: str, name: str) -> bool:
+        """Whether something is missing only because of an error that is noted already."""
+        if name == "ssl_verify_client":
+            return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
+        return path not in self._origins and self._losses.has(level, name)
 
     def _where(self, path: re.Match[str]) -> str:
         """The place behind a path in a reason."""
@@ -350,13 +417,26 @@ class _Reader:
 
     # --- what is wrong ---
 
-    def _inside(self, statement: Statement) -> Iterable[Statement]:
+    def _inside(self, statement: Statement, level: str) -> Iterable[Statement]:
         if statement.block is None:
             self._problems.add(statement.where, f'directive "{statement.name}" has no opening "{{"')
+            self._losses.add(level)
             return ()
         if statement.arguments:
             self._wrong_arity(statement)
-        return self._files.with_includes(statement.block)
+        return self._each(statement.block, level)
+
+    def _each(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
+        """The statements of a block; what a file that cannot be read would have said counts as lost."""
+        for statement in self._files.with_includes(block):
+            self._note_broken(level)
+            yield from separated(statement, self._problems)
+        self._note_broken(level)
+
+    def _note_broken(self, level: str) -> None:
+        if self._files.broken > self._broken:
+            self._losses.add(level)
+            self._broken = self._files.broken
 
     def _duplicate(self, statement: Statement) -> None:
         self._problems.add(statement.where, f'"{statement.name}" directive is duplicate')
@@ -365,34 +445,27 @@ class _Reader:
         self._problems.add(statement.where, f'invalid number of arguments in "{statement.name}" directive')
 
     def _not_here(self, statement: Statement) -> None:
-        self._problems.add(statement.where, f'"{statement.name}" directive is not allowed here')
+        reason = f'"{statement.name}" directive is not allowed here: it stands {place_of(statement.name)}'
+        self._problems.add(statement.where, reason)
 
-    def _unknown(self, statement: Statement, known: Sequence[str]) -> None:
-        if statement.name in _ELSEWHERE | _PLUMBING | _EVENTS_PLUMBING | _OTHER_BLOCKS:
+    def _unknown(self, statement: Statement, known: Sequence[str], level: str) -> None:
+        name = statement.name
+        self._losses.add(level, name, *swallowed(statement))
+        if name in ELSEWHERE | PLUMBING | EVENTS_PLUMBING | OTHER_BLOCKS:
+            if statement.block is not None:
+                self._losses.add(level)  # a brace may be missing, and who knows what is inside
             self._not_here(statement)
             return
-        close = get_close_matches(statement.name[:64], known, n=1, cutoff=0.75)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        self._problems.add(statement.where, f'unknown directive "{statement.name[:64]}"{hint}')
+        shown = f'unknown directive "{name[:64]}"'
+        advice = advice_for_directive(name)
+        meant = "" if advice else closest(name, known)
+        if meant:
+            self._losses.add(level, meant)
+        hint = f": {advice}" if advice else f"; did you mean {meant}?" if meant else ""
+        self._problems.add(statement.where, shown + hint)
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:
     """File, then line."""
     file, _, line = problem.path.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (problem.path, 0)
-
-
-def _leading(fields: dict[str, Raw]) -> dict[str, Raw]:
-    """The same fields, those first that say what a server is."""
-    return {name: fields[name] for name in ("protocol", "listen") if name in fields} | fields
-
-
-def _names(servers: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each server: its protocol, with its first port where that alone would not do."""
-    protocols = [str(server.get("protocol", "server")) for server in servers]
-    names: list[str] = []
-    for index, (server, protocol) in enumerate(zip(servers, protocols, strict=True)):
-        port = next((listener["port"] for listener in server.get("listen", ()) if "port" in listener), "unix")
-        name = protocol if protocols.count(protocol) == 1 else f"{protocol}-{port}"
-        names.append(name if name not in names else f"{name}-{index}")
-    return names

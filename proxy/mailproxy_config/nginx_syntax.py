@@ -17,9 +17,11 @@ from glob import glob, has_magic
 from typing import Final
 
 from .errors import ConfigError, Problems
+from .limits import MOST_NGINX_TOKENS
 from .plain_text import LARGEST_FILE, plain_text
 
 _MOST_FILES: Final = 256
+_MOST_INCLUDED: Final = 4 * LARGEST_FILE
 _MOST_LEVELS: Final = 64
 _ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
 _ESCAPED: Final = {"t": "\t", "r": "\r", "n": "\n"}
@@ -29,12 +31,17 @@ _Token = tuple[str, int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A directive with its arguments; ``block`` is ``None`` where it ends in a semicolon."""
+    """A directive with its arguments; ``block`` is ``None`` where it ends in a semicolon.
+
+    ``lines`` gives, for each argument that begins a line and has no quotes, its
+    index, its file and line, and those of the word before it: a semicolon may be missing there.
+    """
 
     name: str
     arguments: tuple[str, ...]
     block: tuple[Statement, ...] | None
     where: str
+    lines: tuple[tuple[int, str, str], ...] = ()
 
 
 class SyntaxProblem(Exception):
@@ -50,21 +57,39 @@ class Files:
     """The main file and what it includes.
 
     ``base`` is the directory of the main file, to which every path in it is relative;
-    ``main`` is its absolute path, empty where it has none.
+    ``main`` is its absolute path, empty where it has none; ``broken`` counts files that
+    could not be read, or not to their end.
     """
 
     base: str
     problems: Problems
     main: str = ""
+    broken: int = field(default=0, init=False)
     _opened: int = field(default=0, init=False)
+    _octets: int = field(default=0, init=False)
+    _tokens: int = field(default=0, init=False)
 
     def statements(self, text: str, name: str) -> tuple[Statement, ...]:
         """Read the main file's text; what is wrong with it is noted."""
         try:
-            return tuple(_statements(_tokens(text, name), name))
+            return tuple(_statements(self._counted(_tokens(text, name), name), name))
         except SyntaxProblem as problem:
-            self.problems.add(problem.where, str(problem))
+            self._broken(problem.where, str(problem))
             return ()
+
+    def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
+        """The tokens, until there are too many in all files together."""
+        for token in tokens:
+            self._tokens += 1
+            if self._tokens > MOST_NGINX_TOKENS:
+                reason = f"is too large: it has more than {MOST_NGINX_TOKENS} words with all that it includes"
+                raise SyntaxProblem(f"{name}:{token[1]}", reason)
+            yield token
+
+    def _broken(self, where: str, reason: str) -> None:
+        """Note that a file cannot be read; what it would have said is not missing."""
+        self.broken += 1
+        self.problems.add(where, reason)
 
     def with_includes(
         self, block: tuple[Statement, ...], inside: tuple[str, ...] = ()
@@ -82,12 +107,12 @@ class Files:
 
     def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
         if len(statement.arguments) != 1:
-            self.problems.add(statement.where, 'invalid number of arguments in "include" directive')
+            self._broken(statement.where, 'invalid number of arguments in "include" directive')
             return
         pattern = self.path(statement.arguments[0])
         for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
             if path in (self.main, *inside):
-                self.problems.add(statement.where, f"{path} includes itself")
+                self._broken(statement.where, f"{path} includes itself")
                 continue
             text = self._text(path, statement.where)
             yield from self.with_includes(self.statements(text, path), (*inside, path))
@@ -96,22 +121,24 @@ class Files:
         """The text of an included file; empty if it cannot be had, which is noted."""
         self._opened += 1
         if self._opened > _MOST_FILES:
-            self.problems.add(where, f"more than {_MOST_FILES} files are included")
+            self._broken(where, f"more than {_MOST_FILES} files are included")
             return ""
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-            self.problems.add(where, f"cannot read {path}: it is a pipe, to which nobody may ever write")
+            self._broken(where, f"cannot read {path}: it is a pipe, to which nobody may ever write")
             return ""
         try:
             with open(path, "rb") as file:
                 content = file.read(LARGEST_FILE + 1)
-        except OSError as error:
-            self.problems.add(where, f"cannot read {path}: {error.strerror}")
-            return ""
-        try:
+            self._octets += len(content)
+            if self._octets > _MOST_INCLUDED:
+                self._broken(where, f"the included files have more than {_MOST_INCLUDED} bytes together")
+                return ""
             return plain_text(content, path)
+        except OSError as error:
+            self._broken(where, f"cannot read {path}: {error.strerror}")
         except ConfigError as error:
-            self.problems.add(where, str(error))
-            return ""
+            self._broken(where, str(error))
+        return ""
 
 
 def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator[Statement]:
@@ -124,26 +151,32 @@ def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator
             return
         if word in {"{", "}", ";"} and not quoted:
             raise SyntaxProblem(where, f'unexpected "{word}"')
-        arguments, end = _arguments(tokens, where, word)
+        arguments, end, lines = _arguments(tokens, name, line, word)
         if level == _MOST_LEVELS and end == "{":
             raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
         block = tuple(_statements(tokens, name, level + 1)) if end == "{" else None
-        yield Statement(_unescaped(word), arguments, block, where)
+        yield Statement(_unescaped(word), arguments, block, where, lines)
 
 
-def _arguments(tokens: Iterator[_Token], where: str, directive: str) -> tuple[tuple[str, ...], str]:
-    """The arguments of a directive, and what ends them: a semicolon or a brace."""
+def _arguments(
+    tokens: Iterator[_Token], name: str, line: int, directive: str
+) -> tuple[tuple[str, ...], str, tuple[tuple[int, str, str], ...]]:
+    """The arguments of a directive, what ends them (a semicolon or a brace), and those that begin a line."""
     found: list[str] = []
-    for word, _line, quoted in tokens:
-        if quoted:
-            found.append(_unescaped(word))
-        elif word in {";", "{"}:
-            return tuple(found), word
-        elif word == "}":
+    begins: list[tuple[int, str, str]] = []
+    last = line
+    for word, here, quoted in tokens:
+        if not quoted and word in {";", "{"}:
+            return tuple(found), word, tuple(begins)
+        if not quoted and word == "}":
             break
-        elif not word.startswith("#"):
-            found.append(_unescaped(word))
-    raise SyntaxProblem(where, f'directive "{directive[:64]}" is not terminated by ";"')
+        if not quoted and word.startswith("#"):
+            continue
+        if here > last and not quoted:
+            begins.append((len(found), f"{name}:{here}", f"{name}:{last}"))
+        found.append(_unescaped(word))
+        last = here
+    raise SyntaxProblem(f"{name}:{line}", f'directive "{directive[:64]}" is not terminated by ";"')
 
 
 def _tokens(text: str, name: str) -> Iterator[_Token]:

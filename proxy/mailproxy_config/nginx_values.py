@@ -115,11 +115,15 @@ def _in_no_file(row: Directive, statement: Statement, files: Files, secret: str,
     return [reference] if row.type is FILES else reference
 
 
-def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> None:
+def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
     """Make pairs of certificates and keys, which nginx inherits apart and pairs by position.
 
     A half that is in no pair is told, and so is a pair that a Secret stands for.
+
+    Returns:
+        The paths of servers that lack a key, which is noted.
     """
+    lacking: list[str] = []
     chains = list(mail.fields.pop("sslCertificate", ()))
     used: set[str] = set()
     for server in servers:
@@ -130,6 +134,7 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
             missing = wanted[len(pairs)]["certificateFile"]
             reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
             problems.add(server.where, reason)
+            lacking.append(server.path)
         if pairs and (own or server.keys):
             server.fields["sslCertificate"] = _named(pairs, server, problems)
         used |= _halves(pairs)
@@ -138,6 +143,7 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
     if pairs:
         mail.fields["sslCertificate"] = _named(pairs, mail, problems)
     _tell_the_rest(mail, chains, used | _halves(pairs), problems)
+    return lacking
 
 
 def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[str, Raw]]:

@@ -8,7 +8,7 @@ manifest's are: whoever edits the file by hand gets the same answers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hi
 
 from .dump import FORMAT, FORMAT_VERSION
 from .errors import ConfigError, Problem, Problems
+from .limits import check_json_text, check_levels, too_deep
 from .model import ProxyConfig
 from .shapes import dotted, encodable, kind_of
 from .soundness import note_unsound
@@ -34,16 +35,19 @@ def parse_json(text: str, source: str = "") -> object:
     """Read JSON in which no name stands twice.
 
     Raises:
-        ConfigError: It is no such JSON.
+        ConfigError: It is no such JSON, or larger or deeper than ``limits`` allows.
     """
+    check_json_text(text, source)
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        document = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise ConfigError([Problem(source, f"not valid JSON: {error.msg} in line {error.lineno}")]) from None
     except RecursionError:
-        raise ConfigError([Problem(source, "not valid JSON: nested too deeply")]) from None
+        raise too_deep(source) from None
     except ValueError as error:
         raise ConfigError([Problem(source, f"not valid JSON: {error}")]) from None
+    check_levels(document, source)
+    return document
 
 
 def parse_rendered(document: object) -> tuple[ProxyConfig, int]:
@@ -89,10 +93,19 @@ def _read_config(value: object, problems: Problems) -> ProxyConfig | None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = _repeated(name for name, _ in pairs)
         raise ValueError(f"{twice[:64]!r} stands twice in one object")
     return found
+
+
+def _repeated(names: Iterable[str]) -> str:
+    """The first name that stands there a second time; one of them must."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    raise AssertionError(names)
 
 
 def _constant(name: str) -> float:

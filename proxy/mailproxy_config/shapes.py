@@ -21,6 +21,7 @@ from .errors import Problems
 
 Schema = dict[str, Any]
 LARGEST_INT32: Final = 2**31 - 1
+_MOST_UNKNOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,10 @@ class Rule:
     field_path: str = ""
 
     def schema(self) -> Schema:
-        """The entry as the API server takes it."""
-        entry = {"rule": self.expression, "message": self.message, "reason": self.reason}
+        """The entry as the API server takes it; its message names the field."""
+        name = self.field_path.lstrip(".")
+        message = self.message if name in self.message else f"{name}: {self.message}"
+        entry = {"rule": self.expression, "message": message, "reason": self.reason}
         return entry | ({"fieldPath": self.field_path} if self.field_path else {})
 
     def check(self, value: object, path: str, problems: Problems) -> None:
@@ -73,7 +76,7 @@ class Flag:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, bool):
-            problems.add(path, f"must be true or false, not {kind_of(value)}")
+            problems.add(path, f"must be true or false, not {kind_of(value)}{_flag_hint(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,7 @@ class Text:
     """Text within a length; perhaps one of a few words, perhaps matching an expression.
 
     ``hint`` says in words what ``pattern`` wants.  A ``secret`` is never quoted in a reason.
+    ``spellings`` gives the words for what nginx calls otherwise.
     """
 
     longest: int
@@ -112,6 +116,7 @@ class Text:
     rules: tuple[Rule, ...] = ()
     default: str | None = None
     secret: bool = False
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self) -> Schema:
         """See ``Shape``."""
@@ -127,9 +132,8 @@ class Text:
             problems.add(path, f"must be text, not {kind_of(value)}{self._quote_hint(value)}")
         elif self.words:
             if value not in self.words:
-                problems.add(
-                    path, f"{_shown(value)} is not one of {', '.join(self.words)}{_close(value, self.words)}"
-                )
+                hint = self._spelling(value.lower()) or _close(value, self.words)
+                problems.add(path, f"{_shown(value)} is not one of {', '.join(self.words)}{hint}")
         elif len(value) < self.shortest:
             problems.add(path, "must not be empty")
         elif len(value) > self.longest:
@@ -146,7 +150,12 @@ class Text:
         """YAML makes booleans of on, off, yes and no; say what to do about it."""
         if not isinstance(value, bool):
             return ""
-        return f" (one of {', '.join(self.words)})" if self.words else "; put it in quotes"
+        if not self.words:
+            return "; put it in quotes"
+        return f" (one of {', '.join(self.words)}){self._spelling('on' if value else 'off')}"
+
+    def _spelling(self, word: str) -> str:
+        return f"; write {self.spellings[word]}" if word in self.spellings else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +222,8 @@ class ListOf:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, Sequence) or isinstance(value, str):
-            problems.add(path, f"must be a list, not {kind_of(value)}")
+            hint = "" if value is None else "; put it into [ ]"
+            problems.add(path, f"must be a list, not {kind_of(value)}{hint}")
             return
         if not self.fewest <= len(value) <= self.most:
             problems.add(path, f"has {len(value)} items, which is out of range {self.fewest} to {self.most}")
@@ -238,12 +248,18 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """An object with known fields; anything else in it is an error."""
+    """An object with known fields; anything else in it is an error.
+
+    ``advice`` says what to do about an unknown field, or nothing; ``example`` is what
+    to write where something else than an object stands.
+    """
 
     fields: Mapping[str, Shape]
     required: Collection[str] = ()
     rules: tuple[Rule, ...] = ()
     default: Mapping[str, object] | None = None
+    advice: Callable[[str], str] | None = None
+    example: str = ""
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
     def schema(self) -> Schema:
@@ -256,20 +272,36 @@ class Record:
     def check(self, value: object, path: str, problems: Problems) -> None:
         """See ``Shape``."""
         if not isinstance(value, Mapping):
-            problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+            hint = f"; write {self.example}" if self.example else ""
+            problems.add(path, f"must be an object with fields, not {kind_of(value)}{hint}")
             return
         before = len(problems)
         for name, inner in value.items():
             shape = self.fields.get(name)
             if shape is None:
-                problems.add(dotted(path, name), f"unknown field{_close(name, self.fields)}")
+                problems.add(dotted(path, name), f"unknown field{self._hint(name)}")
             else:
                 shape.check(inner, dotted(path, name), problems)
-        for name in self.required:
-            if name not in value:
-                problems.add(dotted(path, name), "is required")
+        for name in self.missing(value):
+            problems.add(dotted(path, name), "is required")
         if len(problems) == before:
             _check_rules(self.rules, value, path, problems)
+
+    def missing(self, value: Mapping[str, Any]) -> list[str]:
+        """Required fields that an object lacks, but for those that an unknown field was meant to be."""
+        lacking = [name for name in self.required if name not in value]
+        meant = self.meant(value) if lacking else {}
+        return [name for name in lacking if name not in meant.values()]
+
+    def meant(self, value: Mapping[str, Any]) -> dict[str, str]:
+        """The known fields that the unknown ones of an object were probably meant to be."""
+        unknown = [name for name in value if name not in self.fields][:_MOST_UNKNOWN]
+        found = {name: closest(str(name), self.fields) for name in unknown}
+        return {name: field for name, field in found.items() if field}
+
+    def _hint(self, name: object) -> str:
+        advice = self.advice(str(name)) if self.advice is not None else ""
+        return f": {advice}" if advice else _close(name, self.fields)
 
     def _described(self, name: str, shape: Shape) -> Schema:
         """One property's schema, its description in front."""
@@ -347,6 +379,13 @@ def encodable(text: str) -> bool:
     return True
 
 
+def _flag_hint(value: object) -> str:
+    """What to write for a word of nginx that stands in quotes."""
+    meant = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
+    word = value.lower() if isinstance(value, str) else ""
+    return f"; write {meant[word]}, without quotes" if word in meant else ""
+
+
 def _check_rules(rules: tuple[Rule, ...], value: object, path: str, problems: Problems) -> None:
     for rule in rules:
         rule.check(value, path, problems)
@@ -368,6 +407,22 @@ def _shown(value: object) -> str:
 
 def _close(word: object, known: Collection[str]) -> str:
     """``; did you mean ...?`` where something known looks much alike."""
+    found = closest(str(word), known)
+    return f"; did you mean {found}?" if found else ""
+
+
+def closest(word: str, known: Collection[str]) -> str:
+    """What a typing error may have made a word of; empty where nothing known looks much alike.
+
+    A timeout is never taken for another one, which would limit something else.
+    """
     lowered = {name.lower(): name for name in known}
-    found = get_close_matches(str(word)[:64].lower(), list(lowered), n=1, cutoff=0.75)
-    return f"; did you mean {lowered[found[0]]}?" if found else ""
+    found = get_close_matches(word[:64].lower(), list(lowered), n=1, cutoff=0.75)
+    if not found or ("timeout" in found[0] and _parts(lowered[found[0]]) != _parts(word)):
+        return ""
+    return lowered[found[0]]
+
+
+def _parts(name: str) -> int:
+    """How many words a name in lowerCamelCase or with underscores is made of."""
+    return sum(letter.isupper() or letter == "_" for letter in name)

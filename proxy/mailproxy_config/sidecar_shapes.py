@@ -28,6 +28,11 @@ _SELECTOR: Final = Record(
                     "values": ListOf(items=Text(longest=63), most=64),
                 },
                 required=("key", "operator"),
+                descriptions={
+                    "key": "The label.",
+                    "operator": "In, NotIn, Exists or DoesNotExist.",
+                    "values": "The values that In and NotIn compare with.",
+                },
                 rules=(
                     Rule(
                         expression=(

@@ -67,6 +67,7 @@ HEADERS: Final = ValueType(
     shape=ListOf(
         most=32,
         items=Record(
+            example="{name: NAME, value: VALUE}",
             fields={
                 "name": Text(
                     longest=127,
@@ -75,9 +76,20 @@ HEADERS: Final = ValueType(
                     hint="the name of a header, without spaces and colons",
                 ),
                 "value": Text(longest=1024, rules=(no_control_characters("a header value"),), secret=True),
-                "valueFrom": Record(fields={"secretKeyRef": KEY_REF}, required=("secretKeyRef",)),
+                "valueFrom": Record(
+                    fields={"secretKeyRef": KEY_REF},
+                    required=("secretKeyRef",),
+                    descriptions={
+                        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it."
+                    },
+                ),
             },
             required=("name",),
+            descriptions={
+                "name": "The name of the header.",
+                "value": "Its value, in clear.",
+                "valueFrom": "Where its value comes from, for values that are secret.",
+            },
             rules=(
                 Rule(
                     expression="has(self.value) != has(self.valueFrom)",
@@ -148,8 +160,9 @@ def _resolver_from_nginx(words: Sequence[str]) -> Raw:
 RESOLVER: Final = ValueType(
     syntax="{addresses, valid, ipv4, ipv6, statusZone} or {mode: Disabled | System}",
     shape=Record(
+        example="{mode: Disabled}, {mode: System} or {addresses: [ADDRESS]}",
         fields={
-            "mode": Text(longest=16, words=("Disabled", "Off", "System")),
+            "mode": Text(longest=16, words=("Disabled", "Off", "System"), spellings={"off": "Disabled"}),
             "addresses": ListOf(items=Text(longest=261, shortest=1), most=8, fewest=1),
             "valid": SEC_SHAPE,
             "ipv4": Flag(),
@@ -200,6 +213,7 @@ def _level_from_nginx(words: Sequence[str]) -> Raw:
 ERROR_LOG: Final = ValueType(
     syntax="{level: " + " | ".join(LEVELS) + "}",
     shape=Record(
+        example="{level: info}",
         fields={"level": Text(longest=16, words=LEVELS)},
         descriptions={"level": "The least grave level that is written; debug says most, emerg least."},
     ),

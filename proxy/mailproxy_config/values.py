@@ -202,7 +202,7 @@ def choice(
     allowed = (*words.values(), *also)
     return ValueType(
         syntax=" | ".join(allowed),
-        shape=Text(longest=64, words=allowed),
+        shape=Text(longest=64, words=allowed, spellings=words),
         read=lambda value, _: kind(value),
         write=str,
         nginx=nginx,

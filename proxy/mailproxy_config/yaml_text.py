@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Final
 import yaml
 
 from .errors import ConfigError, Problem, Problems
+from .limits import MOST_LEVELS, MOST_TOKENS, MOST_VALUES, too_deep, too_large, too_many_tokens
 from .shapes import dotted
 
 LARGEST_DOCUMENT: Final = 3 * 1024 * 1024
-_MOST_NODES: Final = 50_000
 _MOST_DIGITS: Final = 40
 _EXACT_INTEGER: Final = 2**53
 _TRUE: Final = frozenset({"y", "yes", "on", "true"})
@@ -35,10 +35,43 @@ _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 
 
 class _ManifestLoader(yaml.SafeLoader):
-    """Resolves plain words as ``kubectl`` does, and no other tags than these."""
+    """Resolves plain words as ``kubectl`` does, and no other tags than these.
+
+    Counts tokens while it scans, in all documents of a text: a directive is no
+    event, and a limit on nodes would hold only after a whole document was read.
+    """
 
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class's, whatever PyYAML's stubs say
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
+
+    def __init__(self, text: str, source: str) -> None:
+        self._source = source
+        self._tokens = self._levels = 0
+        super().__init__(text)
+
+    def fetch_more_tokens(self) -> None:
+        """Scan the next token.
+
+        Raises:
+            ConfigError: It is one too many.
+        """
+        self._tokens += 1
+        if self._tokens > MOST_TOKENS:
+            raise too_many_tokens(self._source, self.line + 1)
+        super().fetch_more_tokens()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Read one value with all that stands inside it.
+
+        Raises:
+            ConfigError: It stands too deep.
+        """
+        self._levels += 1
+        if self._levels > MOST_LEVELS:
+            raise too_deep(self._source)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
 
 
 def documents(text: str, *, source: str = "") -> list[Any]:
@@ -49,7 +82,7 @@ def documents(text: str, *, source: str = "") -> list[Any]:
         source: What the text is called in problems.
 
     Raises:
-        ConfigError: It is no YAML, a key stands twice, or it is unreasonably large.
+        ConfigError: It is no YAML, a key stands twice, or it is larger or deeper than ``limits`` allows.
     """
     if len(text) > LARGEST_DOCUMENT:
         raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
@@ -66,39 +99,56 @@ def documents(text: str, *, source: str = "") -> list[Any]:
     except yaml.reader.ReaderError as error:
         reason = f"not valid YAML: character U+{error.character:04X} is not allowed"
         raise ConfigError([Problem(source, reason)]) from None
-    except RecursionError:
-        raise ConfigError([Problem(source, "is nested too deeply")]) from None
 
 
 def _documents(text: str, source: str) -> Iterator[Any]:
-    loader = _ManifestLoader(text)
+    loader = _ManifestLoader(text, source)
+    seen = 0
     try:
         while loader.check_node():
             node = loader.get_node()
             assert node is not None  # noqa: S101 -- it has just been asked for
             problems = Problems()
-            _look_over(node, source, problems)
+            seen = _look_over(node, source, problems, seen)
             problems.raise_if_any()
             yield loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _look_over(root: yaml.Node, source: str, problems: Problems) -> None:
-    """Note keys that stand twice, and documents that anchors blow up beyond all reason."""
-    waiting: list[tuple[yaml.Node, str]] = [(root, "")]
-    seen = 0
+def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> int:
+    """Note keys that stand twice.
+
+    Args:
+        root: A document.
+        source: What its file is called.
+        problems: Where to note them.
+        seen: How many values the documents before it have; aliases count as often as they stand.
+
+    Returns:
+        The same with this document.
+
+    Raises:
+        ConfigError: Aliases make it too large, or nest it too deeply.
+    """
+    waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 1)]
     while waiting:
-        node, path = waiting.pop()
+        node, path, level = waiting.pop()
         seen += 1
-        if seen > _MOST_NODES:
-            problems.add(source, "is too large once its anchors are expanded")
-            return
+        if seen > MOST_VALUES:
+            raise too_large(source)
+        if level > MOST_LEVELS:
+            raise too_deep(source)
         if isinstance(node, yaml.MappingNode):
             _note_duplicates(node, path, problems)
-            waiting += ((value, dotted(path, _key(key))) for key, value in node.value)
+            # A key that is no scalar is written as JSON, which repeats what its aliases stand for.
+            waiting += (
+                (key, path, level + 1) for key, _ in node.value if not isinstance(key, yaml.ScalarNode)
+            )
+            waiting += ((value, dotted(path, _key(key)), level + 1) for key, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
-            waiting += ((item, f"{path}[{index}]") for index, item in enumerate(node.value))
+            waiting += ((item, f"{path}[{index}]", level + 1) for index, item in enumerate(node.value))
+    return seen
 
 
 def _note_duplicates(node: yaml.MappingNode, path: str, problems: Problems) -> None:

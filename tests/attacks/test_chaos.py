@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
+from support.fuzz import examples
 from support.loopback_player import HurriedLoop
 from support.siege import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, heard, serving, siege
 from support.tls_identities import Identities
@@ -206,7 +207,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
 @settings(
-    max_examples=25,
+    max_examples=examples(25),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

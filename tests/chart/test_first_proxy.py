@@ -17,10 +17,11 @@ import yaml
 
 from support.helm import ROOT
 from support.helm_schemas import VERSIONS, faults, violations
+from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import proxy as proxies
 from support.servers.dovecot import Dovecot
-from support.servers.programs import Ports, Running, program
+from support.servers.programs import Ports, Running
 from support.servers.proxy import Proxy
 
 EXAMPLE: Final[list[dict[str, Any]]] = list(
@@ -57,11 +58,9 @@ def ports() -> Ports:
 
 
 @pytest.fixture(scope="module")
-def dovecot(ports: Ports) -> Iterator[Dovecot]:
+def dovecot(needs: Needs, ports: Ports) -> Iterator[Dovecot]:
     """A mail server; it changes to other users, so its folder is one that everybody may enter."""
-    path = program("dovecot")
-    if path is None:
-        pytest.skip("needs dovecot")
+    path = needs("dovecot")
     folder = Path(tempfile.mkdtemp(prefix="mailproxy-first-"))
     folder.chmod(0o755)
     running = dovecots.start(path, folder, ports, dict([USER]), ports.take())

@@ -40,7 +40,7 @@ def test_the_defaults() -> None:
     assert found.pod_disruption_budget == PodDisruptionBudgetSpec(max_unavailable=1)
     assert found.resources.requests == {"cpu": "100m", "memory": "64Mi"}
     assert (found.service.type, found.service.ip_family_policy) == ("ClusterIP", "PreferDualStack")
-    assert found.monitoring.scrape_annotations
+    assert found.monitoring.is_annotated
     assert not found.monitoring.pod_monitor.enabled
 
 

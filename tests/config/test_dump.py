@@ -15,6 +15,7 @@ from mailproxy_config.load import load
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import ProxyConfig
 from support.config_bodies import bodies, body, server
+from support.fuzz import examples
 
 
 def config(**spec: object) -> ProxyConfig:
@@ -54,7 +55,7 @@ def test_the_hash_is_of_the_configuration_alone() -> None:
 
 
 @given(bodies())
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_dumped_loads_as_the_same(resource: dict[str, Any]) -> None:
     compiled = compile_proxy(parse_manifest(resource))
     loaded = load(dump(compiled, generation=7))

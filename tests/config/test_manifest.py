@@ -15,6 +15,7 @@ from mailproxy_config.levels import Metadata
 from mailproxy_config.manifest import MAIL, SERVER, SPEC, examine, parse_manifest
 from mailproxy_config.model import Protocol
 from support.config_bodies import bodies, body, server
+from support.fuzz import examples
 
 
 def problems_of(resource: dict[str, Any]) -> list[str]:
@@ -61,7 +62,7 @@ def test_what_is_accepted_and_ignored_is_told() -> None:
             "metadata.name: is required, as text", "spec: is required",
         ]),
         (body() | {"spec": []}, ["spec: must be an object, not a list"]),
-        (body() | {"sepc": {}, "status": {}}, ["sepc: unknown field"]),
+        (body() | {"sepc": {}, "status": {}}, ["sepc: unknown field; did you mean spec?"]),
         (body() | {"metadata": {"name": "E" * 51}}, [
             "metadata.name: must be no longer than 50 characters",
             "metadata.name: must start with a letter and contain only lower-case letters, "
@@ -104,7 +105,7 @@ def test_everything_is_told_in_one_go() -> None:
     assert problems_of(resource) == [
         "spec.wrokers: unknown field; did you mean workers?",
         "spec.drain.delay: must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds",
-        "spec.mail.starttls: must be text, not a boolean (one of Disabled, Enabled, Only)",
+        "spec.mail.starttls: must be text, not a boolean (one of Disabled, Enabled, Only); write Enabled",
         "spec.mail.timeout: must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds",
         "spec.mail.imapClientBuffer: 10 is too small: a buffer has at least 128 bytes",
         "spec.servers[0].listen[0].port: 0 is out of range 1 to 65535",
@@ -193,7 +194,7 @@ def test_every_directive_is_described_in_the_schema() -> None:
 
 
 @given(bodies())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_is_in_order_is_accepted(resource: dict[str, Any]) -> None:
     assert problems_of(resource) == []
 
@@ -206,7 +207,7 @@ _JUNK = st.recursive(
 
 
 @given(bodies(), st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
 def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> None:
     level = data.draw(
         st.sampled_from([resource["spec"], resource["spec"]["mail"], *resource["spec"]["servers"]])
@@ -215,3 +216,59 @@ def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> 
     level[data.draw(st.sampled_from(known))] = data.draw(_JUNK)
     for problem in problems_of(resource):
         assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        # YAML makes true and false of on and off
+        ({"starttls": True},
+         "starttls: must be text, not a boolean (one of Disabled, Enabled, Only); write Enabled"),
+        ({"starttls": False},
+         "starttls: must be text, not a boolean (one of Disabled, Enabled, Only); write Disabled"),
+        ({"starttls": "on"}, "starttls: 'on' is not one of Disabled, Enabled, Only; write Enabled"),
+        ({"starttls": "only"}, "starttls: 'only' is not one of Disabled, Enabled, Only; write Only"),
+        ({"proxyProtocol": True},
+         "proxyProtocol: must be text, not a boolean (one of Disabled, V1, V2); write V1"),
+        ({"proxyProtocol": "v2"}, "proxyProtocol: 'v2' is not one of Disabled, V1, V2; write V2"),
+        ({"sslVerifyClient": True}, "sslVerifyClient: must be text, not a boolean "
+         "(one of Disabled, Required, Optional, OptionalNoCA); write Required"),
+        ({"xclient": "off"}, "xclient: must be true or false, not text; write false, without quotes"),
+        # what nginx writes as one word
+        ({"resolver": False}, "resolver: must be an object with fields, not a boolean; "
+         "write {mode: Disabled}, {mode: System} or {addresses: [ADDRESS]}"),
+        ({"errorLog": "info"}, "errorLog: must be an object with fields, not text; write {level: info}"),
+        ({"sslDhparam": "/x"}, "sslDhparam: must be an object with fields, not text; "
+         "write {file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}"),
+        ({"sslCertificate": ["/x"]}, "sslCertificate[0]: must be an object with fields, not text; "
+         "write {secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}"),
+        ({"imapAuth": "plain"}, "imapAuth: must be a list, not text; put it into [ ]"),
+        ({"listen": [143]}, "listen[0]: must be an object with fields, not a number; write {port: 143}"),
+        ({"listen": [{"port": 143, "soKeepalive": True}]},
+         "listen[0].soKeepalive: must be an object with fields, not a boolean; "
+         "write {enabled: true}, {enabled: false} or {idle: 30m}"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_a_value_written_as_in_nginx_gets_what_to_write(fields: dict[str, object], problem: str) -> None:
+    resource = body({**server(), **fields}, mail={"authHttp": "a"})
+    assert problems_of(resource) == [f"spec.servers[0].{problem}"]
+
+
+@pytest.mark.parametrize(
+    ("mail", "block", "problem"),
+    [
+        ({"authHtp": "a"}, {}, "spec.mail.authHtp: unknown field; did you mean authHttp?"),
+        ({"authHttp": "a"}, {"lisen": [{"port": 143}]},
+         "spec.servers[0].lisen: unknown field; did you mean listen?"),
+        ({"authHttp": "a"}, {"listen": [{"port": 5}], "protocl": "imap"},
+         "spec.servers[0].protocl: unknown field; did you mean protocol?"),
+        ({"authHttp": "a", "sslCertificates": []}, {"listen": [{"port": 993, "ssl": True}]},
+         "spec.mail.sslCertificates: unknown field; did you mean sslCertificate?"),
+    ],
+)  # fmt: skip
+def test_what_only_follows_from_an_unknown_field_is_not_reported(
+    mail: dict[str, object], block: dict[str, object], problem: str
+) -> None:
+    one = {"name": "one", **(block or {"listen": [{"port": 143}]})}
+    assert problems_of(body(one, mail=mail)) == [problem]

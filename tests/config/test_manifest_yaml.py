@@ -13,6 +13,7 @@ from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.manifest_yaml import to_manifest_yaml
 from mailproxy_config.yaml_text import documents
 from support.config_bodies import bodies, body, server
+from support.fuzz import examples
 
 EXPECTED = """\
 apiVersion: mailproxy.dev/v1alpha1
@@ -50,7 +51,7 @@ def test_a_long_list_has_a_line_for_each_item() -> None:
 
 
 @given(bodies())
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(50), suppress_health_check=[HealthCheck.too_slow])
 def test_it_reads_as_the_same_manifest(resource: dict[str, Any]) -> None:
     manifest = parse_manifest(resource)
     assert documents(to_manifest_yaml(manifest)) == [manifest.raw]

@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.nginx_conf import parse_nginx
-from support.parity.subjects import Nginx, find_nginx
+from support.parity.subjects import Nginx, require_nginx
 
 pytestmark = pytest.mark.interop
 
@@ -70,10 +70,7 @@ def _server(listen: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def nginx() -> Nginx:
-    found = find_nginx()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return require_nginx()
 
 
 def nginx_takes(nginx: Nginx, mail: str, folder: Path) -> bool:
@@ -122,3 +119,10 @@ def test_where_nginx_listens_alone(nginx: Nginx, listen: str, tmp_path: Path) ->
 @pytest.mark.parametrize("line", _cells(OURS_ALONE))
 def test_what_we_take_alone(nginx: Nginx, line: str, tmp_path: Path) -> None:
     assert _both(nginx, f"{line}\n{_server('unix:/NOWHERE', tmp_path)}", tmp_path) == (False, True)
+
+
+def test_nginx_takes_a_directive_behind_a_missing_semicolon_for_capabilities(
+    nginx: Nginx, tmp_path: Path
+) -> None:
+    lines = f"imap_capabilities IMAP4rev1\nmax_errors 3;\n{_server('unix:/NOWHERE', tmp_path)}"
+    assert _both(nginx, lines, tmp_path) == (True, False)

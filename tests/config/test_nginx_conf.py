@@ -136,14 +136,16 @@ def test_what_could_not_be_carried_over_is_named() -> None:
     )
     mail = "proxy on; set_real_ip_from 10.0.0.1/8;\nserver { listen 143 ipv6only=on; error_log x.log; }"
     assert list(map(str, parsed(mail, around).notices)) == [
+        '/etc/nginx/nginx.conf:1: "user" is ignored: '
+        "the proxy runs as the user that starts it, and does not change users",
+        "/etc/nginx/nginx.conf:2: not about mail, ignored: http (/etc/nginx/nginx.conf:2), "
+        "stream (/etc/nginx/nginx.conf:3), use (/etc/nginx/nginx.conf:6)",
         '/etc/nginx/nginx.conf:4: "worker_shutdown_timeout" 0 (no limit) is not carried over',
         "/etc/nginx/nginx.conf:5: logs go to standard error, not to /var/log/nginx/error.log",
-        "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",
-        "/etc/nginx/nginx.conf:10: logs go to standard error, not to x.log",
-        "/etc/nginx/nginx.conf:1: not about mail, ignored: user (/etc/nginx/nginx.conf:1), "
-        "http (/etc/nginx/nginx.conf:2), stream (/etc/nginx/nginx.conf:3), use (/etc/nginx/nginx.conf:6)",
         '/etc/nginx/nginx.conf:9: "proxy": has no effect, as in nginx',
         '/etc/nginx/nginx.conf:9: "set_real_ip_from": low address bits of 10.0.0.1/8 are meaningless',
+        "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",
+        "/etc/nginx/nginx.conf:10: logs go to standard error, not to x.log",
     ]
 
 
@@ -176,17 +178,17 @@ def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> Non
     assert "HIDDEN" not in printed
     assert len(load(printed.encode()).config.servers) == 2
     assert [str(notice).removeprefix("/etc/nginx/n:") for notice in found.notices] == [
+        "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
+        "which stands in their place",
         '3: "ssl_certificate" directive: data: cannot be carried over',
         '3: "ssl_certificate_key" directive: data: cannot be carried over',
         '4: "ssl_client_certificate" directive: data: cannot be carried over; '
         "put it into ssl_client_certificate of the Secret edge-mail",
         '6: "ssl_certificate_key" directive: engine: cannot be carried over',
-        '7: "ssl_session_ticket_key" directive: store: cannot be carried over; '
-        "put it into ssl_session_ticket_key of the Secret edge-server-2",
         "6: make a Secret edge-server-2-1 of the certificate (/etc/nginx/b.pem) and its key (engine:), "
         "which stands in their place",
-        "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
-        "which stands in their place",
+        '7: "ssl_session_ticket_key" directive: store: cannot be carried over; '
+        "put it into ssl_session_ticket_key of the Secret edge-server-2",
     ]
 
 
@@ -231,8 +233,10 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
         ("mail;", ['n.conf:1: directive "mail" has no opening "{"']),
         ("mail x {}", ['n.conf:1: invalid number of arguments in "mail" directive']),
         ("mail {} mail {}", ['n.conf:1: "mail" directive is duplicate']),
-        ("listen 5;", ['n.conf:1: "listen" directive is not allowed here']),
-        ("worker_connections 5;", ['n.conf:1: "worker_connections" directive is not allowed here']),
+        ("listen 5;", ['n.conf:1: "listen" directive is not allowed here: it stands in server {}']),
+        ("worker_connections 5;", [
+            'n.conf:1: "worker_connections" directive is not allowed here: it stands in events {}',
+        ]),
         ("wroker_processes 1;", [
             'n.conf:1: unknown directive "wroker_processes"; did you mean worker_processes?',
         ]),
@@ -246,10 +250,11 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
         ("worker_processes 0; mail { auth_http a; server { listen 143; } }", [
             'n.conf:1: "worker_processes": 0 is out of range 1 to 256',
         ]),
-        ("events { mail {} }", ['n.conf:1: "mail" directive is not allowed here']),
+        ("events { mail {} }", [
+            'n.conf:1: "mail" directive is not allowed here: it stands outside of every block',
+        ]),
         ("mail { server { server {} } }", [
-            'n.conf:1: "server" directive is not allowed here', 'n.conf:1: no "listen" is defined for server',
-            'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',
+            'n.conf:1: "server" directive is not allowed here: it stands in mail {}',
         ]),
         ("mail { server {\nlisten 143; } }", [
             'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',
@@ -263,7 +268,9 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
             'n.conf:2: "worker_processes" directive is duplicate',
             'n.conf:4: "worker_shutdown_timeout" directive is duplicate',
         ]),
-        ("mail { auth_http a; server {\n listen 1;\n} }", ["n.conf:1: unknown mail protocol for server"]),
+        ("mail { auth_http a; server {\n listen 1;\n} }", [
+            "n.conf:1: unknown mail protocol for server: add a line such as protocol imap;",
+        ]),
         ("mail { auth_http a;\nserver {\nlisten 127.0.0.1;\n} }", [
             "n.conf:3: \"listen\" directive: no port in '127.0.0.1': a listener needs one",
         ]),
@@ -281,7 +288,6 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
         ]),
         ("mail {\nauth_http a;\nssl_certificate c;\nserver {\nlisten 993 ssl; } }", [
             'n.conf:4: no "ssl_certificate_key" is defined for certificate "CWD/c"',
-            'n.conf:4: "server": "ssl_certificate" is required for listen ssl: set it here or in mail {}',
         ]),
         ("mail {\nauth_http a; ssl_certificate_key data:x;\nserver { listen 143; } }", [
             'n.conf:2: "ssl_certificate_key" directive: data: cannot be carried over; put it into a file',

@@ -19,6 +19,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.load import load
 from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+from support.fuzz import examples
 
 _MSEC: Final = st.builds(
     "".join,
@@ -211,7 +212,7 @@ def test_every_directive_is_among_them() -> None:
 
 
 @given(files=_files())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_is_converted_means_the_same(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / name).write_bytes(text.encode())

@@ -105,7 +105,9 @@ def test_no_object() -> None:
         ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' stands twice in one object"),
         ('{"a": NaN}', "f.json: not valid JSON: NaN is no number"),
         ('{"a": ' + "9" * 5000 + "}", "f.json: not valid JSON: Exceeds the limit"),
-        ('{"a": ' * 100_000, "f.json: not valid JSON: nested too deeply"),
+        ('{"a": ' * 20_000, "f.json: is nested too deeply"),
+        ('{"a": ' * 100_000, "f.json: is too large: it has more than 50000 values"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "f.json: is nested too deeply"),
     ],
     ids=lambda value: value[:20],
 )

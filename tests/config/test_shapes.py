@@ -66,7 +66,9 @@ def test_what_has_the_shape(shape: Shape, value: object) -> None:
 @pytest.mark.parametrize(
     ("shape", "value", "reasons"),
     [
-        (Flag(), "yes", ["x: must be true or false, not text"]),
+        (Flag(), "yes", ["x: must be true or false, not text; write true, without quotes"]),
+        (Flag(), "OFF", ["x: must be true or false, not text; write false, without quotes"]),
+        (Flag(), "maybe", ["x: must be true or false, not text"]),
         (Integer(), True, ["x: must be a whole number, not a boolean"]),
         (Integer(), 1.5, ["x: must be a whole number, not a number"]),
         (Integer(minimum=1, maximum=65535), 99999, ["x: 99999 is out of range 1 to 65535"]),
@@ -87,7 +89,7 @@ def test_what_has_the_shape(shape: Shape, value: object) -> None:
         (IntOrText(longest=2), "abc", ["x: is longer than 2 characters"]),
         (IntOrText(pattern="^auto$", hint="auto"), "all", ["x: 'all' is not valid: must be auto"]),
         (IntOrText(rules=(_EVEN,)), 3, ["x: must be even"]),
-        (ListOf(items=Flag(), most=2), "ab", ["x: must be a list, not text"]),
+        (ListOf(items=Flag(), most=2), "ab", ["x: must be a list, not text; put it into [ ]"]),
         (ListOf(items=Flag(), most=1), [True, 1], ["x: has 2 items, which is out of range 0 to 1"]),
         (ListOf(items=Flag(), most=2), [1, 2], [
             "x[0]: must be true or false, not a number", "x[1]: must be true or false, not a number",

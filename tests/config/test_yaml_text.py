@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain, pairwise
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,10 +65,18 @@ def test_documents_without_content_are_left_out() -> None:
         ("a: !!seq {}", "f.yaml:1: not valid YAML: unknown tag"),
         ("a: !!str []", "f.yaml:1: not valid YAML: unknown tag"),
         ("[" * 5000, "f.yaml: is nested too deeply"),
-        ("a: &a [*a]", "f.yaml: is too large once its anchors are expanded"),
+        ("[" * 101 + "]" * 101, "f.yaml: is nested too deeply"),
+        ("a: &a [*a]", "f.yaml: is nested too deeply"),
         (
             "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "\n".join(map(_ten_times, "abcdef", "bcdefg")),
-            "f.yaml: is too large once its anchors are expanded",
+            "f.yaml: is too large: it has more than 50000 values",
+        ),
+        (
+            "? &a [1,1,1,1,1,1,1,1,1,1]\n: 1\n"
+            + "".join(
+                f"? {_ten_times(name, more).partition(' ')[2]}\n: 1\n" for name, more in pairwise("abcdefgh")
+            ),
+            "f.yaml: is too large: it has more than 50000 values",
         ),
         (" " * (LARGEST_DOCUMENT + 1), "f.yaml: is larger than 3145728 bytes"),
     ],
@@ -76,6 +86,55 @@ def test_what_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         documents(text, source="f.yaml")
     assert str(raised.value).startswith(reason)
+
+
+LARGE = {
+    "keys": "a:\n" + "".join(f"  k{number}: 1\n" for number in range(120_000)),
+    "documents": "---\na: 1\n" * 60_000,
+    "documents of nothing": "---\n" * 300_000,
+    "flow style": "{" + "a,\n" * 200_000 + "}",
+    "directives": "%A\n" * 300_000 + "--- 1",
+    "aliases": "a: &a 1\nb:\n" + "- *a\n" * 300_000,
+}
+
+
+@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
+def test_scanning_stops_at_the_limit_over_all_documents(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    scanned = 0
+    scan = yaml.scanner.Scanner.fetch_more_tokens
+
+    def counted(scanner: yaml.scanner.Scanner) -> None:
+        nonlocal scanned
+        scanned += 1
+        scan(scanner)
+
+    monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", counted)
+    monkeypatch.setattr("mailproxy_config.yaml_text.MOST_TOKENS", 5_000)  # for the speed of the test
+    with pytest.raises(ConfigError, match="is too large: it has more than"):
+        documents(text, source="f.yaml")
+    assert 0 < scanned <= 5_000
+
+
+def test_the_limit_of_tokens_leaves_room_for_every_manifest_and_names_the_line() -> None:
+    assert documents("- 1\n" * 49_000) == [[1] * 49_000]
+    with pytest.raises(
+        ConfigError, match=r"^f\.yaml: is too large: it has more than 100000 tokens"
+    ) as raised:
+        documents("- 1\n" * 60_000, source="f.yaml")
+    assert "up to line 50001; put other resources into files of their own" in str(raised.value)
+
+
+def test_values_are_counted_over_all_documents() -> None:
+    one = f"a: &a [{','.join(['1'] * 100)}]\nb: [{','.join(['*a'] * 200)}]\n"
+    assert len(documents(f"{one}---\n{one}")) == 2
+    with pytest.raises(ConfigError, match="is too large: it has more than 50000 values"):
+        documents(f"{one}---\n{one}---\n{one}")
+
+
+def test_a_chain_of_aliases_is_nested_too() -> None:
+    chained = chain(["- &n0 [1]"], (f"- &n{number} [*n{number - 1}]" for number in range(1, 120)))
+    with pytest.raises(ConfigError, match="is nested too deeply"):
+        documents("\n".join(chained))
 
 
 def test_without_a_name_the_line_is_told_in_words() -> None:

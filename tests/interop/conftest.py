@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -13,6 +12,8 @@ from typing import Final
 
 import pytest
 
+from support.needs import Needs
+from support.parity.subjects import require_nginx
 from support.servers import dovecot as dovecots
 from support.servers import nginx as nginxes
 from support.servers import postfix as postfixes
@@ -24,25 +25,12 @@ from support.servers.dovecot import Dovecot
 from support.servers.front import Front, Plan, planned
 from support.servers.nginx import Nginx
 from support.servers.postfix import Neighbours, Postfix
-from support.servers.programs import Needs, Ports, program
+from support.servers.programs import Ports
 
 PASSWORDS: Final = {"alice": "wonder land%21", "bob": 'buil"der\\', "carol": "christmas", "dave": "davy"}
 """With a space, a percent sign, a quote and a backslash, all of which somebody must escape."""
 
 _BOUND_SECONDS: Final = 60
-
-
-@pytest.fixture(scope="session")
-def needs() -> Needs:
-    """Find a program that a test cannot do without; the one reason for which a test is left out."""
-
-    def path_of(name: str, *, by_root: bool = False) -> str:
-        found = program(name)
-        if found is None or (by_root and os.geteuid() != 0):
-            pytest.skip(f"needs {name}{', run by root' if by_root else ''}")
-        return found
-
-    return path_of
 
 
 @pytest.fixture(autouse=True)
@@ -163,14 +151,13 @@ def front(
 
 @pytest.fixture(scope="session")
 def nginx(
-    needs: Needs,
     service: AuthService,
     tls: Certificates,
     ports: Ports,
     new_folder: Callable[[str], Path],
 ) -> Iterator[Nginx]:
     """nginx with servers of the same names."""
-    running = nginxes.start_mail(needs("nginx"), new_folder("nginx"), service, tls, ports)
+    running = nginxes.start_mail(require_nginx(), new_folder("nginx"), service, tls, ports)
     yield running
     running.running.stop()
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from support.servers.programs import Needs
+from support.parity.subjects import require_nginx
 
 ROOT: Final = Path(__file__).parents[2]
 _FIGURES: Final = re.compile(r"nginx +([0-9.]+)  mailproxy +([0-9.]+) .* ratio ([0-9.]+) \(")
@@ -51,15 +51,15 @@ def _measured(name: str, *words: str) -> list[str]:
     return lines
 
 
-def test_every_way_to_log_in_is_measured_beside_nginx(needs: Needs) -> None:
-    needs("nginx")
+def test_every_way_to_log_in_is_measured_beside_nginx() -> None:
+    require_nginx()
     lines = _measured("logins", "--clients", "4")
     assert [line[:60].strip().removeprefix("login, ") for line in lines] == _LOGINS
     assert all(_BUSY.search(line) for line in lines)
 
 
-def test_small_exchanges_are_measured_beside_nginx(needs: Needs) -> None:
-    needs("nginx")
+def test_small_exchanges_are_measured_beside_nginx() -> None:
+    require_nginx()
     assert [line[:60].strip() for line in _measured("exchanges")] == [
         "NOOP exchange, IMAP",
         "NOOP exchange, IMAPS",

@@ -8,12 +8,13 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import CertificateFiles
+from support.needs import Needs
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.dovecot import Dovecot
 from support.servers.front import Front
 from support.servers.postfix import Postfix
-from support.servers.programs import Needs, output_of
+from support.servers.programs import output_of
 
 pytestmark = pytest.mark.interop
 

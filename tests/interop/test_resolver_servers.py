@@ -16,7 +16,7 @@ from mailproxy.observe.meter import Meter
 from mailproxy.runtime.resolver import Resolver
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import free_port
-from support.servers.programs import Needs
+from support.needs import Needs
 
 pytestmark = pytest.mark.interop
 

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 import pytest
 
+from support.needs import Needs
 from support.servers import nginx as nginxes
 from support.servers.auth_service import AuthService, Backend, auth_service
 from support.servers.clients import Raw
 from support.servers.dovecot import Dovecot
 from support.servers.front import Plan
 from support.servers.nginx import Nginx
-from support.servers.programs import Needs, Ports
+from support.servers.programs import Ports
 from support.servers.proxy import Proxy, manifest
 
 pytestmark = pytest.mark.interop

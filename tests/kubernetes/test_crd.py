@@ -137,17 +137,19 @@ def test_kubectl_shows_the_columns(place: World, kubectl: Kubectl) -> None:
     status = {
         "replicas": 3,
         "readyReplicas": 2,
+        "ready": "2/2",
         "podsSynced": 1,
         "conditions": [READY],
         "addresses": [{"type": "IPAddress", "value": "192.0.2.9"}],
     }
     _ = place.api.patch_status("MailProxy", place.namespace, "edge", status).good
     heading, line = kubectl("-n", place.namespace, "get", "mailp").splitlines()
-    assert heading.split() == ["NAME", "MODE", "DESIRED", "PODS", "SYNCED", "READY", "AGE"]
-    assert line.split()[:6] == ["edge", "Deployment", "3", "2", "1", "True"]
+    assert heading.split() == ["NAME", "MODE", "READY", "SYNCED", "REASON", "AGE"]
+    assert line.split()[:5] == ["edge", "Deployment", "2/2", "1", "Ready"]
     heading, line = kubectl("-n", place.namespace, "get", "mail", "-o", "wide").splitlines()
-    assert heading.split()[6:] == ["REASON", "ADDRESS", "AGE"]
-    assert line.split()[6:8] == ["Ready", "192.0.2.9"]
+    assert heading.split()[4:] == ["REASON", "MESSAGE", "ADDRESS", "AGE"]
+    assert line.split()[4] == "Ready"
+    assert line.split()[-2] == "192.0.2.9"
 
 
 def test_kubectl_selects_by_mode_and_waits_for_conditions(place: World, kubectl: Kubectl) -> None:

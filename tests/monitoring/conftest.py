@@ -9,27 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from support.needs import Needs
 from support.prometheus_world.places import Places, places
 from support.prometheus_world.traffic import traffic
 from support.prometheus_world.watcher import Watcher, as_pods, watch
-from support.servers.programs import Needs, Ports, program
+from support.servers.programs import Ports
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy/monitoring"
 sys.path.insert(0, str(MONITORING))
-
-
-@pytest.fixture(scope="session")
-def needs() -> Needs:
-    """Find a program that a test cannot do without; the one reason for which a test is left out."""
-
-    def path_of(name: str) -> str:
-        found = program(name)
-        if found is None:
-            pytest.skip(f"needs {name}")
-        return found
-
-    return path_of
 
 
 @pytest.fixture(scope="module")

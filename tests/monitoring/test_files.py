@@ -19,10 +19,11 @@ from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.helm_schemas import faults
+from support.needs import Needs
 from support.operator_bodies import body
 from support.prometheus_world.places import Places
 from support.prometheus_world.watcher import watch
-from support.servers.programs import Needs, Ports, eventually, output_of
+from support.servers.programs import Ports, eventually, output_of
 from support.sidecars import pod
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"

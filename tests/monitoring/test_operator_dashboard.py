@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from mailproxy_monitoring.operator import OPERATOR
 
+from support.needs import Needs
 from support.prometheus_world.operating import operating
 from support.prometheus_world.watcher import Watcher, as_pods, substituted, watch
-from support.servers.programs import Needs, Ports, output_of
+from support.servers.programs import Ports, output_of
 
 QUERIES = [(panel.title, *query) for panel in OPERATOR.panels for query in panel.queries]
 SECONDS = 30

@@ -13,7 +13,8 @@ from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, pl
 
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
-from support.servers.programs import Needs, output_of
+from support.needs import Needs
+from support.servers.programs import output_of
 
 ALERTS_PAGE = Path(__file__).parents[2] / "docs/alerts.md"
 POD = 'namespace="mail", job="mail/edge", pod="edge-0", instance="a"'

@@ -36,6 +36,14 @@ def failing(kind: str, message: str, **more: Any) -> Workload:
     return Workload(**{"desired": 1, "failures": {kind: Finding("Because", message)}, **more})
 
 
+def carried(*pods: Pod, without: tuple[str, ...] = ()) -> Facts:
+    """A sidecar, with the pods that carry it and those that ask and run without."""
+    return facts(mode="Sidecar", observed=Observed(pods=pods, without_sidecar=without))
+
+
+NO_NODES = Workload(desired=0, is_per_node=True)
+PENDING = Finding("Unschedulable", "0/3 nodes are available: 3 Insufficient cpu.")
+UNSCHEDULABLE = pod("b", is_ready=False, has_started=False, running=None, unscheduled=PENDING)
 WAITING = pod(is_ready=False, has_started=False, running=None)
 LEAVING = pod("b", is_terminating=True, running=None)
 NO_SECRET, NO_MAP = 'secret "x" not found', 'configmap "x" not found'
@@ -78,8 +86,29 @@ SYSCTL = Finding("SysctlForbidden", "nodes refuse net.core.somaxconn")
             "False",
             "InvalidCertificate",
         ),
+        (
+            facts(STARTING, WAITING, mounts={"a": "failed to sync secret cache: timed out"}),
+            "ResolvedRefs",
+            "False",
+            "MountFailed",
+        ),
+        (
+            facts(STARTING, WAITING, mounts={"a": 'secrets "x" not found'}),
+            "ResolvedRefs",
+            "False",
+            "SecretNotFound",
+        ),
         # whether clients are served
         (facts(mode="Sidecar"), "Available", "True", "SidecarMode"),
+        (carried(), "Ready", "True", "Ready"),
+        (carried(pod(), without=("b",)), "Available", "False", "SidecarMissing"),
+        (carried(without=("b",)), "Ready", "False", "SidecarMissing"),
+        (carried(WAITING), "Available", "False", "PodsNotReady"),
+        (carried(pod(is_ready=False), pod("b")), "Available", "True", "SidecarMode"),
+        (carried(LEAVING), "Ready", "True", "Ready"),
+        (facts(NO_NODES), "Available", "False", "NoNodes"),
+        (facts(NO_NODES), "Ready", "False", "NoNodes"),
+        (facts(STARTING, UNSCHEDULABLE), "Available", "False", "Unschedulable"),
         (facts(EMPTY), "Available", "True", "ScaledToZero"),
         (facts(None), "Available", "False", "PodsNotReady"),
         (facts(STARTING, WAITING), "Available", "False", "PodsNotReady"),
@@ -166,3 +195,25 @@ def test_what_is_worth_telling_stands_with_the_acceptance() -> None:
     found = judged(facts(warnings=("would violate PodSecurity",), notices=("low bits lost",)))["Accepted"]
     assert found.status == "True"
     assert found.message.endswith("; note: low bits lost; the API server warns: would violate PodSecurity")
+
+
+def test_ready_does_not_claim_that_clients_are_served_where_no_pod_is_wanted() -> None:
+    assert judged(facts(EMPTY))["Ready"].message == "no pods are wanted"
+    assert "no pod asks for it" in judged(carried())["Ready"].message
+    assert "clients are served" in judged(facts())["Ready"].message
+
+
+def test_pods_without_their_sidecar_are_named_with_what_helps() -> None:
+    names = tuple(f"app-{number}" for number in range(8))
+    message = judged(carried(without=names))["Available"].message
+    assert message.startswith(
+        "8 pods ask for it and run without: app-0, app-1, app-2, app-3, app-4 and 3 more"
+    )
+    assert "delete them" in message
+
+
+def test_a_pod_that_no_node_takes_is_named_while_the_old_ones_serve() -> None:
+    found = judged(facts(ROLLING, pod(), UNSCHEDULABLE))
+    assert found["Available"].status == "True"
+    assert found["Reconciling"].reason == "RollingOut"
+    assert "pod b: 0/3 nodes are available: 3 Insufficient cpu." in found["Reconciling"].message

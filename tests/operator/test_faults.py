@@ -158,7 +158,7 @@ _NONE = {"spec": {"ports": [{"port": 0}]}}
         (422, "Accepted", "InvalidSpec", "said by the fault"),
         (429, "Reconciling", "Retrying", "said by the fault"),
         (500, "Reconciling", "Retrying", "said by the fault"),
-        (HANGS, "Reconciling", "Retrying", "TimeoutError"),
+        (HANGS, "Reconciling", "Retrying", "no answer in time"),
     ],
 )
 async def test_what_was_refused_stands_in_the_status(

@@ -55,11 +55,11 @@ def deployment(status: dict[str, Any], replicas: int = 2) -> dict[str, Any]:
                 "spec": {"template": TEMPLATE},
                 "status": {"observedGeneration": 1, "desiredNumberScheduled": 3, "numberAvailable": 2},
             },
-            Workload(desired=3, available=2, may_be_unavailable=1),
+            Workload(desired=3, available=2, may_be_unavailable=1, is_per_node=True),
         ),
         (
             {"kind": "DaemonSet", "metadata": {"generation": 1}, "spec": {"template": TEMPLATE}},
-            Workload(desired=1, may_be_unavailable=1, is_current=False),
+            Workload(desired=1, may_be_unavailable=1, is_per_node=True, is_current=False),
         ),
     ],
 )
@@ -97,6 +97,16 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
         (
             pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}),
             Pod(name="a", waiting=Finding("ImagePullBackOff", "no such image"), running=RunningConfig("h")),
+        ),
+        (
+            pod(
+                {},
+                phase="Pending",
+                conditions=[
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
+                ],
+            ),
+            Pod(name="a", unscheduled=Finding("Unschedulable", "0/3"), running=RunningConfig("h")),
         ),
         (
             pod({}, phase="Failed", reason="SysctlForbidden", message="m", podIP=""),

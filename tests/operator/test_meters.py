@@ -17,7 +17,7 @@ from mailproxy_operator.reconcile import Outcome
 EDGE = Key("mail", "edge")
 
 
-def value(meters: Meters, name: str, **labels: str) -> float | None:
+def value(meters: Meters, name: str, /, **labels: str) -> float | None:
     return meters.registry.get_sample_value(f"mailproxy_operator_{name}", labels)
 
 
@@ -40,7 +40,7 @@ def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
     for one in ("ok", "retry", "hopeless", "error"):
         assert value(meters, "reconciles_total", result=one) == (1.0 if one == result else 0.0)
     assert value(meters, "reconcile_duration_seconds_count") == 1.0
-    assert bool(value(meters, "last_success_timestamp_seconds")) is (result == "ok")
+    assert bool(value(meters, "last_success_timestamp_seconds")) is (result in {"ok", "hopeless"})
 
 
 def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> None:
@@ -106,6 +106,8 @@ CATALOGUE = {
     "api_request_duration_seconds": ("histogram", {"verb": set()}),
     "watch_restarts_total": ("counter", {"reason": {"expired", "closed", "error", "inactive"}}),
     "leader": ("gauge", {}),
+    "condition": ("gauge", {"namespace": set(), "name": set(), "type": set(), "status": set()}),
+    "condition_resources_omitted": ("gauge", {}),
     "build_info": (
         "gauge",
         {"version": None, "revision": None, "python_version": None, "kopf_version": None},
@@ -151,10 +153,36 @@ def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
     assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
 
 
-def test_the_exposition_names_no_resource() -> None:
+def test_conditions_name_their_resource() -> None:
     meters = Meters()
-    meters.reconciled(EDGE, Outcome(status=status("True")), 0.1)
-    text, content_type = meters.exposition()
-    assert content_type.startswith("text/plain")
-    assert b"mailproxy_operator_build_info" in text
-    assert b"edge" not in text
+    where = {"namespace": "mail", "name": "edge"}
+    for ready in ("True", "False"):
+        meters.reconciled(EDGE, Outcome(status=status(ready)), 0.1)
+        for one in ("True", "False", "Unknown"):
+            found = value(meters, "condition", **where, type="Ready", status=one)
+            assert found == (1.0 if one == ready else 0.0)
+    meters.reconciled(EDGE, Outcome(is_gone=True), 0.1)
+    assert value(meters, "condition", **where, type="Ready", status="False") is None
+    assert b"edge" not in meters.exposition()[0]
+
+
+def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_come_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meters_module, "MAX_RESOURCES", 3)
+    meters = Meters()
+    for number in range(5):
+        meters.reconciled(Key("mail", f"good-{number}"), Outcome(status=status("True")), 0.1)
+    meters.reconciled(Key("mail", "sick"), Outcome(status=status("False")), 0.1)
+    families = {one.name: one for one in meters.registry.collect()}
+    samples = families["mailproxy_operator_condition"].samples
+    assert {one.labels["name"] for one in samples} == {"sick", "good-0", "good-1"}
+    assert value(meters, "condition_resources_omitted") == 3.0
+
+
+def test_an_invalid_resource_is_no_fault_of_the_operator() -> None:
+    meters = Meters()
+    meters.reconciled(EDGE, Outcome(refused=Finding("InvalidSpec", "no"), status=status("False")), 0.1)
+    assert value(meters, "reconciles_total", result="error") == 0.0
+    assert value(meters, "last_success_timestamp_seconds")
+    assert value(meters, "condition", namespace="mail", name="edge", type="Ready", status="False") == 1.0

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from mailproxy_operator import operate as operate_module
 from mailproxy_operator.admin import AdminEndpoint
-from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, MAIL_PROXY, POD_MONITOR, SERVICE
 from support.operator_bodies import body, server
 from support.operator_fakekube import FakeKube
@@ -190,4 +189,7 @@ async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatc
                 async with session.get(f"{base}/metrics") as answer:
                     text = await answer.text()
         assert 'mailproxy_operator_reconciles_total{result="ok"}' in text
-        assert Key("mail", "edge").name not in text
+        assert (
+            'mailproxy_operator_condition{name="edge",namespace="mail",status="False",type="Ready"} 1.0'
+            in text
+        )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def test_what_the_status_says_has_a_field() -> None:
         "observedGeneration",
         "replicas",
         "readyReplicas",
+        "ready",
         "selector",
         "configHash",
         "podsSynced",
@@ -85,3 +87,30 @@ def test_what_the_status_says_has_a_field() -> None:
         "sysctls",
         "conditions",
     }
+
+
+def test_every_field_has_a_description() -> None:
+    missing = [
+        f"{path}.{name}"
+        for path, schema in nodes(SCHEMA)
+        for name, inner in schema.get("properties", {}).items()
+        if not inner.get("description")
+        and (path, name) != ("", "metadata")  # the API server allows none there
+    ]
+    assert missing == []
+
+
+def test_message_of_every_rule_names_a_field() -> None:
+    """Clients show the message; the path before it is that of the object that holds the rule."""
+    unnamed = [
+        (path, rule["message"])
+        for path, schema in nodes(SCHEMA)
+        for rule in schema.get("x-kubernetes-validations", [])
+        if "properties" in schema and not _names_a_field(rule["message"], schema)
+    ]
+    assert unnamed == []
+
+
+def _names_a_field(message: str, schema: dict[str, Any]) -> bool:
+    words = set(re.findall(r"[A-Za-z0-9]+", message))
+    return bool(words & schema["properties"].keys())

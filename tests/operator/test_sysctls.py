@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,7 +68,11 @@ SOMAXCONN, RMEM, WMEM = "net.core.somaxconn", "net.ipv4.tcp_rmem", "net.ipv4.tcp
             None,
             {"net.ipv4.tcp_keepalive_probes": "10"},
         ),
-        ([listen(143, so_keepalive=KeepAlive(idle=1800)), listen(993, so_keepalive=KeepAlive())], None, {}),
+        (
+            [listen(143, so_keepalive=KeepAlive(idle=1800)), listen(993, so_keepalive=KeepAlive())],
+            None,
+            {TIME: "1800"},
+        ),
         ([listen(143, so_keepalive=KeepAlive(enabled=False)), SEED], None, None),
         ([listen(25, backlog=16384)], None, {}),
         ([listen(143, rcvbuf=Octets(4096))], None, {}),  # would lower the default of every other socket
@@ -94,9 +99,55 @@ def test_each_tells_why() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        listen(143),
+        listen(143, so_keepalive=KeepAlive(enabled=True)),
+        listen(143, so_keepalive=KeepAlive(enabled=False)),
+        listen(143, so_keepalive=KeepAlive(interval=75)),
+        listen(None),
+    ],
+    ids=["absent", "enabled", "disabled", "another time", "unix"],
+)
+def test_keepalive_sysctl_stays_where_all_listeners_that_set_it_agree(other: ListenConfig) -> None:
+    found = decided(SEED, other)[TIME]
+    assert (found.value, found.applied, found.reason) == ("1800", True, "SoKeepalive")
+
+
+def test_message_of_a_conflict_names_each_value_and_its_listeners() -> None:
+    found = decided(
+        listen(993, so_keepalive=IDLE_30),
+        listen(995, so_keepalive=IDLE_30),
+        listen(143, so_keepalive=IDLE_10),
+    )
+    assert found[TIME].message == (
+        "not set, because listeners disagree: *:143 sets 600, *:993 *:995 set 1800; "
+        "the sockets themselves have what each listener sets"
+    )
+    assert found["net.ipv4.tcp_keepalive_probes"].message == ""
+
+
+@pytest.mark.parametrize(
+    ("policy", "version", "reason", "words"),
+    [
+        ({"host_network": True}, NEW, "HostNetwork", "pod.hostNetwork"),
+        ({"automatic": False}, NEW, "ModeNone", "sysctls.mode is None"),
+        ({"refused": frozenset({TIME})}, NEW, "SysctlForbidden", "a node refused a pod with it"),
+        ({}, KubeVersion(1, 28), "NodeTooOld", "Kubernetes 1.29"),
+    ],
+)
+def test_message_explains_why_a_sysctl_was_left_out(
+    policy: dict[str, Any], version: KubeVersion, reason: str, words: str
+) -> None:
+    found = decided(SEED, version=version, **policy)[TIME]
+    assert (found.applied, found.reason) == (False, reason)
+    assert words in found.message
+
+
 def test_listeners_that_disagree_are_reported() -> None:
     found = decided(listen(143, so_keepalive=IDLE_30), listen(993, so_keepalive=IDLE_10))
-    assert found[TIME] == Sysctl(
+    assert replace(found[TIME], message="") == Sysctl(
         name=TIME, value=None, safe=True, applied=False, reason="ConflictingListeners"
     )
 
@@ -113,7 +164,9 @@ def test_listeners_that_disagree_are_reported() -> None:
 )
 def test_a_large_backlog(policy: dict[str, Any], is_applied: bool, reason: str) -> None:
     found = decided(listen(25, backlog=16384), **policy)[SOMAXCONN]
-    assert found == Sysctl(name=SOMAXCONN, value="16384", safe=False, applied=is_applied, reason=reason)
+    assert replace(found, message="") == Sysctl(
+        name=SOMAXCONN, value="16384", safe=False, applied=is_applied, reason=reason
+    )
 
 
 def test_extra_overrides_what_listeners_ask_for() -> None:

@@ -14,7 +14,8 @@ from support.parity.certificates import make
 from support.parity.dialogue import Dialogue
 from support.parity.kit import Kit
 from support.parity.ledger import Ledger
-from support.parity.subjects import Nginx, find_nginx
+from support.parity.subjects import Nginx, require_nginx
+from support.parity.summary import SUMMARY
 
 _LEDGER = pytest.StashKey[Ledger]()
 
@@ -22,10 +23,7 @@ _LEDGER = pytest.StashKey[Ledger]()
 @pytest.fixture(scope="session")
 def nginx() -> Nginx:
     """The nginx to compare with; the one reason for which these tests are left out."""
-    found = find_nginx()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    return require_nginx()
 
 
 @pytest.fixture(scope="session")
@@ -57,11 +55,15 @@ def _wanted(items: list[pytest.Item]) -> Iterator[Dialogue]:
             yield found
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how many dialogues were compared."""
-    ledger = config.stash.get(_LEDGER, None)
-    if ledger is not None:
-        terminalreporter.section("parity with nginx")
-        terminalreporter.write_line(ledger.summary)
-        seen = ", ".join(f"{name} {count}" for name, count in sorted(ledger.differences.items()))
-        terminalreporter.write_line(f"meant differences seen: {seen}")
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep what was compared; a process of several sends it to the one that prints the summary."""
+    ledger = session.config.stash.get(_LEDGER, None)
+    if ledger is None:
+        return
+    seen = ", ".join(f"{name} {count}" for name, count in sorted(ledger.differences.items()))
+    lines = [ledger.summary, f"meant differences seen: {seen}"]
+    output = getattr(session.config, "workeroutput", None)
+    if output is None:
+        session.config.stash[SUMMARY] = lines
+    else:
+        output["parity"] = lines

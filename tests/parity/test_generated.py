@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from support.fuzz import examples
 from support.parity.dialogue import Dialogue
 from support.parity.grammar import dialogues
 from support.parity.ledger import Ledger
@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning"),
 ]
 
-EXAMPLES: Final = int(os.environ.get("PARITY_EXAMPLES", "6"))
-"""Batches for each protocol; more of them for a longer run."""
+EXAMPLES: Final = examples(6)
+"""Batches for each protocol; ``make fuzz`` plays more of them."""
 BATCH: Final = 32
 
 bounded = settings(

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, StartTls
+from support.fuzz import examples
 from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
@@ -67,7 +68,7 @@ async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     client=SIDES,
     upstream=SIDES,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from mailproxy import admin
 from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
 from mailproxy.observe.meter import Meter
 from mailproxy_config.model import Protocol
+from support.needs import Needs
 
 BUILD = Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
 
@@ -306,9 +306,8 @@ async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) 
 
 
 @pytest.mark.interop
-async def test_promtool_likes_what_is_served(ask: Ask) -> None:
-    promtool = shutil.which("promtool")
-    assert promtool, "install prometheus to run the interop tests"
+async def test_promtool_likes_what_is_served(needs: Needs, ask: Ask) -> None:
+    promtool = needs("promtool")
     _, _, text = await ask("/metrics")
     run = await asyncio.create_subprocess_exec(
         promtool, "check", "metrics", stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -12,6 +12,8 @@ import trustme
 
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
+from support.needs import Needs
+from support.private_authority import openssl_authority, verify_strictly_by_default
 from support.world import GRANT, Answer, World, answer, run, world
 
 DENIED = answer("Auth-Status: no\r\n")
@@ -225,5 +227,22 @@ def test_a_service_behind_https_is_asked_only_if_it_can_be_trusted(
                 assert await attempt(w) == b"-ERR internal server error\r\n"
                 assert w.auth.requests == []
                 assert w.value("mailproxy_auth_errors_total", "tls") == 1
+
+    run(play)
+
+
+def test_a_service_with_a_private_authority_made_by_openssl_is_asked(
+    needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 asks for extensions that such certificates do not have; nginx and OpenSSL do not."""
+    authority = openssl_authority(needs("openssl"), tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    verify_strictly_by_default(monkeypatch)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.certificate, authority.key)
+
+    async def play() -> None:
+        async with world(build, DENIED, auth_tls=context) as w:
+            assert await attempt(w) == b"-ERR no\r\n"
 
     run(play)

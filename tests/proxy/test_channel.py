@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mailproxy.supervisor import channel as module
 from mailproxy.supervisor.channel import MAX_DESCRIPTORS, MAX_MESSAGE, Channel, ChannelError, Message, pair
+from support.fuzz import examples
 
 
 @dataclass
@@ -233,7 +234,9 @@ async def test_nothing_stays_open_after_close() -> None:
     assert open_descriptors() == before
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     messages=st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=50), max_size=3), max_size=8),
     cut=st.integers(1, 40),

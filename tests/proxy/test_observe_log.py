@@ -20,6 +20,7 @@ from mailproxy.observe.log import Bridge, Log, LogFormat
 from mailproxy.observe.record import SessionRecord
 from mailproxy.observe.sink import CAPACITY
 from mailproxy_config.model import LogLevel
+from support.fuzz import examples
 
 NOW = 1795407407.5
 STAMP = "2026-11-23T04:16:47.500Z"
@@ -199,7 +200,7 @@ def test_whatever_carries_a_password_prints_without_it(page: Page, format: LogFo
     assert "***" in page.lines()[0]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50))
 @given(password=st.binary(min_size=1).map(lambda octets: MARKED + octets))
 def test_no_password_gets_through_whatever_its_octets(tmp_path: Path, password: bytes) -> None:
     page = Page(tmp_path / "log")

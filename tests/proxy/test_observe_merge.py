@@ -16,6 +16,7 @@ from mailproxy.observe.merge import Build, Distribution, Page, SupervisorFacts, 
 from mailproxy.observe.meter import Meter, Snapshot, Value
 from mailproxy.observe.words import ReloadResult, RestartReason
 from mailproxy_config.model import Protocol
+from support.fuzz import examples
 
 BUILD = Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
 OWN = SupervisorFacts(build=BUILD, workers=2, started=1000.0)
@@ -274,7 +275,7 @@ def has_not_fallen(before: float | Distribution, now: float | Distribution) -> b
     return now >= before
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(STEP, max_size=40))
 def test_nothing_that_counts_ever_falls(steps: list[tuple[str, int, float | None]]) -> None:
     world = World()
@@ -283,7 +284,7 @@ def test_nothing_that_counts_ever_falls(steps: list[tuple[str, int, float | None
         world.look()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.floats(0, 1e9, allow_nan=False), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import subprocess
 
 import pytest
@@ -19,6 +18,7 @@ from mailproxy.observe.meter import Meter
 from mailproxy.observe.metrics import PageCollector, expose
 from mailproxy.observe.process import process_figures
 from mailproxy_config.model import Protocol
+from support.needs import Needs
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
@@ -146,9 +146,8 @@ def test_the_number_of_series_is_bounded(servers: int, bound: int) -> None:
 
 
 @pytest.mark.interop
-def test_promtool_finds_nothing_to_complain_about(text: str) -> None:
-    promtool = shutil.which("promtool")
-    assert promtool, "install prometheus to run the interop tests"
+def test_promtool_finds_nothing_to_complain_about(needs: Needs, text: str) -> None:
+    promtool = needs("promtool")
     run = subprocess.run(
         [promtool, "check", "metrics"], input=text, text=True, capture_output=True, timeout=30, check=False
     )

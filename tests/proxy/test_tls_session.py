@@ -21,6 +21,7 @@ from mailproxy.events import TlsFailure
 from mailproxy.tls.contexts import ServerTls
 from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
+from support.fuzz import examples
 from support.tls_authority import Authority
 from support.tls_peers import Pair, client_of, descriptors, shake_slowly, shaken, tls_of
 
@@ -150,7 +151,9 @@ def test_octets_in_clear_before_the_handshake_break_it_and_are_never_read(
     ours.close()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(said=st.binary(max_size=600))
 def test_whatever_is_said_the_handshake_waits_or_fails(tls: ServerTls, said: bytes) -> None:
     near, ours = stranger(tls, said)

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import yaml
 
-from support.servers.programs import program
+from support.needs import find_program
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts/mailproxy-operator"
@@ -42,7 +42,7 @@ def find(name: str, folder: Path) -> str | None:
     Returns:
         Its path, or ``None`` where it is nowhere.
     """
-    return os.environ.get(name.upper()) or program(name) or _unpacked(name, folder)
+    return os.environ.get(name.upper()) or find_program(name) or _unpacked(name, folder)
 
 
 def _unpacked(name: str, folder: Path) -> str | None:

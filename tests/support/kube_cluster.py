@@ -134,6 +134,9 @@ class Operator(Running):
 
     Attributes:
         admin: Answers ``/metrics``, ``/healthz`` and ``/readyz`` on loopback.
+
+    Args:
+        modules: Folders that Python looks into before the product's.
     """
 
     def __init__(
@@ -143,8 +146,11 @@ class Operator(Running):
         kubeconfig: Path,
         options: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        *,
+        modules: Sequence[Path] = (),
     ) -> None:
         port = _PORTS.take()
+        sources = os.pathsep.join([*map(str, modules), _SOURCES])
         self.admin = Asker(f"http://127.0.0.1:{port}")
         self._port = port
         super().__init__(
@@ -159,7 +165,7 @@ class Operator(Running):
             output=cluster.folder / f"{name}.log",
             env={
                 "KUBECONFIG": str(kubeconfig),
-                "PYTHONPATH": _SOURCES,
+                "PYTHONPATH": sources,
                 "POD_NAMESPACE": "",
                 **(environment or {}),
             },

@@ -19,11 +19,11 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
-import trustme
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from support.kube_api import Api, Asker
+from support.kube_authority import PlainAuthority
 from support.servers.programs import Ports, Running, eventually
 
 ASSETS: Final = "KUBEBUILDER_ASSETS"
@@ -240,12 +240,11 @@ def _apiserver(program: Path, folder: Path, etcd: str, port: int) -> list[str]:
 
 def _identity(folder: Path) -> rsa.RSAPrivateKey:
     """Write its certificate, the key it signs tokens with, its users and its audit policy."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
-    issued = authority.issue_cert("127.0.0.1", "localhost")
-    issued.private_key_pem.write_to_path(str(folder / "server.key"))
-    for number, blob in enumerate(issued.cert_chain_pems):
-        blob.write_to_path(str(folder / "server.crt"), append=number > 0)
+    authority = PlainAuthority()  # as of many clusters: no key usage, no key identifiers
+    certificate, private_key = authority.issue()
+    (folder / "ca.crt").write_bytes(authority.certificate)
+    (folder / "server.crt").write_bytes(certificate)
+    (folder / "server.key").write_bytes(private_key)
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
         serialization.Encoding.PEM,

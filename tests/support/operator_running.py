@@ -13,19 +13,26 @@ import kopf
 from mailproxy_operator.credentials import Configuration
 from mailproxy_operator.operate import operate
 from mailproxy_operator.settings import OperatorSettings
+from mailproxy_operator.watching import Login
 from support.operator_fakekube import FakeKube
 
 
 @asynccontextmanager
-async def running(kube: FakeKube, **settings: Any) -> AsyncIterator[asyncio.Task[int]]:
+async def running(
+    kube: FakeKube,
+    *,
+    configuration: Configuration | None = None,
+    login: Login | None = None,
+    **settings: Any,
+) -> AsyncIterator[asyncio.Task[int]]:
     """An operator at work; ended at the end."""
     stop = asyncio.Event()
     made = OperatorSettings(**{"admin_host": "127.0.0.1", "admin_port": 0, **settings})
     operating = operate(
         made,
         stop,
-        configuration=Configuration(host=kube.url),
-        login=lambda **_: kopf.ConnectionInfo(server=kube.url),
+        configuration=configuration or Configuration(host=kube.url),
+        login=login or (lambda **_: kopf.ConnectionInfo(server=kube.url)),
     )
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(operating)

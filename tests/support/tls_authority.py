@@ -62,11 +62,15 @@ class Authority:
         self.key = private_key()
         self.name = name(subject)
         issuer, key = (signer.name, signer.key) if signer is not None else (self.name, self.key)
-        self.certificate = (
+        builder = (
             _builder(self.name, self.key, issuer, expires=NOW + 365 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
+            .add_extension(_CA_USAGE, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
         )
+        if signer is not None:
+            builder = _identify(builder, signer.key)
+        self.certificate = builder.sign(key, hashes.SHA256())
         self._count = 0
         self.file = self.write("ca", self.certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -82,7 +86,7 @@ class Authority:
     ) -> Issued:
         """Issue a certificate; ``passphrase`` encrypts its key."""
         own = private_key(key)
-        builder = _builder(name(subject), own, self.name, expires=expires, serial=serial)
+        builder = _identify(_builder(name(subject), own, self.name, expires=expires, serial=serial), self.key)
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
         )
@@ -104,6 +108,10 @@ class Authority:
         for issued in revoked:
             entry = x509.RevokedCertificateBuilder(issued.certificate.serial_number, NOW - DAY)
             builder = builder.add_revoked_certificate(entry.build())
+        # Strictly verified, a list of revoked certificates names the key that signed it, and has a number.
+        builder = builder.add_extension(x509.CRLNumber(1), critical=False).add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+        )
         listed = builder.sign(self.key, hashes.SHA256())
         return self.write("crl", listed.public_bytes(serialization.Encoding.PEM))
 
@@ -123,6 +131,25 @@ class Authority:
 
 
 SERVER_ONLY: Final = ExtendedKeyUsageOID.SERVER_AUTH
+
+
+_CA_USAGE: Final = x509.KeyUsage(
+    digital_signature=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def _identify(builder: x509.CertificateBuilder, signer: PrivateKey) -> x509.CertificateBuilder:
+    """Name the key that signs, without which strict clients (Python 3.13, Go) refuse a certificate."""
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    return builder.add_extension(identifier, critical=False)
 
 
 def _builder(

@@ -46,6 +46,7 @@ def offer_a_sample(host: str, port: str, namespace: str) -> None:
         },
     )
     trust = ssl.create_default_context(cafile=f"{ACCOUNT}/ca.crt")
+    trust.verify_flags &= ~ssl.VERIFY_X509_STRICT  # authorities of clusters often lack key usage
     with urllib.request.urlopen(request, timeout=10, context=trust) as answer:  # noqa: S310  as above
         sys.stdout.write(f"a sample MailProxy, as a dry run: {answer.status}\n")
 

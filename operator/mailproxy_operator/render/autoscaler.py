@@ -6,6 +6,7 @@ Sessions last long and do not move, so by default pods leave slowly.
 
 from __future__ import annotations
 
+from mailproxy_config.deployment import Autoscaling
 from mailproxy_operator.kinds import AUTOSCALER, DEPLOYMENT, Manifest
 from mailproxy_operator.render.plan import Plan
 
@@ -31,12 +32,19 @@ def autoscaler(plan: Plan) -> Manifest | None:
         "metadata": plan.resource.metadata(plan.resource.name),
         "spec": {
             "scaleTargetRef": target,
-            "minReplicas": 1 if asked.min_replicas is None else asked.min_replicas,
+            "minReplicas": _min_replicas(asked, plan.resource.deployment.replicas),
             "maxReplicas": asked.max_replicas,
             "metrics": _metrics(asked.target_cpu_utilization_percentage, asked.target_connections_per_pod),
             "behavior": {**_LEAVE_SLOWLY, **asked.behavior},
         },
     }
+
+
+def _min_replicas(asked: Autoscaling, replicas: int) -> int:
+    """Never fewer pods than the resource had without an autoscaler, unless it sets so."""
+    if asked.min_replicas is not None:
+        return asked.min_replicas
+    return max(1, min(replicas, asked.max_replicas))
 
 
 def _metrics(cpu_percent: int | None, connections: int | None) -> list[Manifest]:

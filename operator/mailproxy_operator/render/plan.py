@@ -67,7 +67,25 @@ class Plan:
             told.append("spec.podDisruptionBudget is not used with mode Sidecar: the pods are yours")
         if self.resource.deployment.autoscaling and self.resource.mode == "Deployment":
             told.append("spec.replicas is not used: the autoscaler decides how many pods there are")
+        if self.takes_node_ports:
+            told.append(
+                "pods take ports of their nodes: a namespace that enforces the Pod Security Standard "
+                "baseline or restricted refuses them"
+            )
+        monitoring = self.resource.deployment.monitoring
+        if monitoring.pod_monitor.enabled and monitoring.is_annotated:
+            told.append(
+                "monitoring.scrapeAnnotations is true beside podMonitor: a Prometheus that follows both "
+                "scrapes every pod twice"
+            )
         return tuple(told)
+
+    @property
+    def takes_node_ports(self) -> bool:
+        """Whether two pods cannot run on one node, because each takes the same ports of it."""
+        return self.has_workload and (
+            self.resource.deployment.pod.host_network or bool(self.resource.deployment.host_ports)
+        )
 
     @property
     def pod_labels(self) -> dict[str, str]:
@@ -98,7 +116,7 @@ def planned(resource: Resource, platform: Platform) -> Plan:
     config = asked if offset == 0 else compile_proxy(resource.manifest, mounts=mounts, port_offset=offset)
     if platform.kube_version >= SLEEP_ACTION_SINCE:
         config = replace(config, drain=DrainConfig(delay=Seconds(0.0), timeout=config.drain.timeout))
-    listeners = ports.listeners(asked, offset=offset)
+    listeners = ports.listeners(asked, offset=offset, host_ports=resource.deployment.host_ports)
     open_ports = ports.ports(listeners)
     return Plan(
         resource=resource,

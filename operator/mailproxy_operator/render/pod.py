@@ -8,7 +8,7 @@ import json
 import math
 
 from mailproxy_operator import names
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.kinds import DEPLOYMENT, Manifest
 from mailproxy_operator.render.plan import Plan
 from mailproxy_operator.render.volumes import volume_mounts, volumes
 
@@ -35,7 +35,7 @@ def _annotations(plan: Plan) -> dict[str, str]:
 
 def scraping(plan: Plan) -> dict[str, str]:
     """Render the annotations by which Prometheus finds pods, unless the resource wants none."""
-    if not plan.resource.deployment.monitoring.scrape_annotations:
+    if not plan.resource.deployment.monitoring.is_annotated:
         return {}
     return {
         "prometheus.io/scrape": "true",
@@ -88,7 +88,7 @@ def _passed_through(plan: Plan) -> Manifest:
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [dict(one) for one in pod.tolerations],
         "affinity": dict(pod.affinity),
-        "topologySpreadConstraints": [dict(one) for one in pod.topology_spread_constraints],
+        "topologySpreadConstraints": _spread(plan),
         "priorityClassName": pod.priority_class_name,
         "runtimeClassName": pod.runtime_class_name,
         "hostNetwork": pod.host_network,
@@ -98,6 +98,26 @@ def _passed_through(plan: Plan) -> Manifest:
     }
     given = {name: value for name, value in fields.items() if value}
     return given if pod.host_users is None else {**given, "hostUsers": pod.host_users}
+
+
+def _spread(plan: Plan) -> list[Manifest]:
+    """Spread a Deployment over nodes and zones as far as possible, unless the resource differs."""
+    given = plan.resource.deployment.pod.topology_spread_constraints
+    if given is not None:
+        return [dict(one) for one in given]
+    if plan.resource.mode != DEPLOYMENT.name:
+        return []
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": names.selector_labels(plan.resource.name)},
+            # Pods of the template before do not count: they are about to leave.
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+    ]
 
 
 def container(plan: Plan) -> Manifest:
@@ -136,7 +156,13 @@ def container(plan: Plan) -> Manifest:
 
 def _ports(plan: Plan) -> list[Manifest]:
     mail = [
-        {"name": port.name, "containerPort": port.container_port, "protocol": "TCP"} for port in plan.ports
+        {
+            "name": port.name,
+            "containerPort": port.container_port,
+            "protocol": "TCP",
+            **({"hostPort": port.host_port} if port.host_port else {}),
+        }
+        for port in plan.ports
     ]
     admin = {"name": names.ADMIN_PORT_NAME, "containerPort": names.ADMIN_PORT, "protocol": "TCP"}
     return sorted([*mail, admin], key=lambda port: int(str(port["containerPort"])))

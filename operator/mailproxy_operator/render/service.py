@@ -28,12 +28,19 @@ def service(plan: Plan) -> Manifest | None:
 
 def _spec(plan: Plan) -> Manifest:
     asked = plan.resource.deployment.service
+    node_ports = {one["port"]: one["nodePort"] for one in asked.node_ports}
     spec: Manifest = {
         "type": asked.type,
         "selector": plan.pod_labels,
         "ipFamilyPolicy": asked.ip_family_policy,
         "ports": [
-            {"name": port.name, "port": port.number, "protocol": "TCP", "targetPort": _target(plan, port)}
+            {
+                "name": port.name,
+                "port": port.number,
+                "protocol": "TCP",
+                "targetPort": _target(plan, port),
+                **({"nodePort": node_ports[port.number]} if port.number in node_ports else {}),
+            }
             for port in plan.ports
         ],
     }

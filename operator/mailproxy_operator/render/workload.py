@@ -10,6 +10,8 @@ from mailproxy_operator.render.pod import pod_template
 
 MIN_READY_SECONDS = 5
 REVISIONS_KEPT = 5
+_ONE_POD_PER_NODE: Manifest = {"maxUnavailable": 1, "maxSurge": 0}
+"""Two pods of one node could not both have its ports: the old one goes first."""
 
 
 def workload(plan: Plan) -> Manifest | None:
@@ -34,14 +36,13 @@ def workload(plan: Plan) -> Manifest | None:
 
 def _deployment_part(plan: Plan) -> Manifest:
     deployment = plan.resource.deployment
-    part: Manifest = {
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
-    }
+    rolling: Manifest = {"maxUnavailable": 0, "maxSurge": "25%"}
+    if plan.takes_node_ports:
+        rolling = dict(_ONE_POD_PER_NODE)
+    part: Manifest = {"strategy": {"type": "RollingUpdate", "rollingUpdate": rolling}}
     # With an autoscaler the number of pods is its business: naming one would take it back.
     return part if deployment.autoscaling else {"replicas": deployment.replicas, **part}
 
 
 def _daemon_set_part() -> Manifest:
-    # Two pods of one node could not both have its ports.
-    rolling = {"maxUnavailable": 1, "maxSurge": 0}
-    return {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}}
+    return {"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": dict(_ONE_POD_PER_NODE)}}

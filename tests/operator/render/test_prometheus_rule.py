@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from mailproxy_operator.render.prometheus_rule import ALERTS, prometheus_rule
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.alerts import SERIES
+from support.needs import Needs
 from support.operator_bodies import body
-
-PROMTOOL = shutil.which("promtool")
 
 
 @pytest.fixture
@@ -46,9 +44,8 @@ def test_every_alert_names_its_resource_and_has_a_runbook(rules: Path) -> None:
 
 
 @pytest.mark.interop
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_every_alert_fires_on_the_data_it_is_for(rules: Path, alert: Any) -> None:
+def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, alert: Any) -> None:
     series = [{"series": name, "values": values} for name, values in SERIES[alert.name]]
     expected = {"exp_alerts": [], "alertname": alert.name, "eval_time": "80m"}
     case = {
@@ -58,8 +55,8 @@ def test_every_alert_fires_on_the_data_it_is_for(rules: Path, alert: Any) -> Non
     }
     file = rules.with_name("test.yaml")
     file.write_text(yaml.safe_dump(case))
-    assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    command = [needs("promtool"), "test", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     # Nothing is expected, so promtool tells what fires instead.
     assert done.returncode == 1, done.stdout + done.stderr
     said = done.stdout + done.stderr

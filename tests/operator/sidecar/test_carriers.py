@@ -107,7 +107,22 @@ async def test_who_asks_in_vain_and_who_is_older_is_told() -> None:
     assert await world.numbers() == (2, 2, 2)
     told = world.condition("Available")[2]
     assert "made before its last change, to be made anew: 1" in told
-    assert "asking for it and running without: 1" in told
+    assert "1 pod asks for it and runs without: bare" in told
+    assert world.condition("Ready")[:2] == ("False", "SidecarMissing")
+    bare["metadata"]["deletionTimestamp"] = "2026-07-01T12:00:00Z"
+    world.cluster.put(bare)
+    await world.status()
+    assert world.condition("Available")[:2] == ("True", "SidecarMode"), "what is being deleted does not count"
+
+
+async def test_a_pod_that_no_node_takes_is_named() -> None:
+    world = World()
+    message = "0/1 nodes are available: 1 Too many pods."
+    pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    waits = {"phase": "Pending", "initContainerStatuses": [], "conditions": [pending]}
+    world.pod("a", **waits)
+    await world.status()
+    assert world.condition("Available") == ("False", "Unschedulable", f"pod a: {message}")
 
 
 async def test_pods_that_are_over_or_going_do_not_count() -> None:

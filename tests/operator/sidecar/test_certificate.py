@@ -80,8 +80,15 @@ async def test_it_answers_with_what_it_was_given_last() -> None:
         await connect(port, second)
 
 
+def strict_context(authority: str) -> ssl.SSLContext:
+    """What verifies as Python 3.13 and Go do."""
+    context = ssl.create_default_context(cadata=authority)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
 async def connect(port: int, identity: Identity) -> None:
-    trusting = ssl.create_default_context(cadata=identity.authority)
+    trusting = strict_context(identity.authority)
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
     writer.close()
     await writer.wait_closed()

@@ -28,6 +28,7 @@ from mailproxy_operator.sidecar.patch import (
     strategic_merge,
 )
 from mailproxy_operator.webhook import HANDLER, REVIEW_SECONDS
+from support.kubectl import find_kubectl
 from support.sidecars import INJECT, made
 
 HERE = Path(__file__).parent / "golden"
@@ -201,7 +202,7 @@ def test_only_a_sidecar_has_a_patch(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def kustomized(folder: Path, kustomization: str) -> list[Manifest]:
-    program = os.environ.get("KUBECTL") or shutil.which("kubectl")
+    program = find_kubectl(folder.parent)
     if program is None:
         pytest.skip("needs kubectl")
     (folder / "kustomization.yaml").write_text(kustomization)

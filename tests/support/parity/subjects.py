@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pytest
+
+from support.needs import MAIL_MODULE, find_program, reason
 from support.processes import PYTHONPATH
 
-_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_mail_module.so")
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"
 """Where nginx itself looks for sockets that another nginx left to it."""
@@ -49,21 +50,32 @@ class Nginx:
 
 def find_nginx() -> Nginx | str:
     """Find nginx: the program that ``NGINX`` names, else the installed one; or say why there is none."""
-    path = os.environ.get("NGINX") or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if path is None or not os.path.exists(path):
-        return f"needs nginx with its mail module{': ' + path if path else ''}"
+    path = os.environ.get("NGINX") or find_program("nginx")
+    if path is None:
+        return reason(["nginx", MAIL_MODULE])
+    if not os.path.exists(path):
+        return f"needs nginx, and $NGINX names {path}, which does not exist"
     told = subprocess.run([path, "-V"], capture_output=True, text=True, check=False).stderr
     version = _VERSION.search(told)
     if version is None:
         return f"needs nginx: {path} does not say its version"
     load = ""
     if "--with-mail=dynamic" in told:
-        if not _MODULE.exists():
-            return f"needs nginx's mail module, {_MODULE}"
-        load = f"load_module {_MODULE};\n"
+        module = find_program(MAIL_MODULE)
+        if module is None:
+            return reason([MAIL_MODULE])
+        load = f"load_module {module};\n"
     elif "--with-mail" not in told:
         return f"needs nginx with its mail module, which {path} does not have"
     return Nginx(path, tuple(map(int, version[1].split("."))), load)
+
+
+def require_nginx() -> Nginx:
+    """Find nginx with its mail module, or skip the test."""
+    found = find_nginx()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
 
 
 class Process:

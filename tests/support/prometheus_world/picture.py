@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from support.needs import find_program, reason
 from support.prometheus_world.operating import operating
 from support.prometheus_world.places import Places, places
 from support.prometheus_world.svg import Line, page
@@ -31,7 +32,7 @@ from support.prometheus_world.traffic import (
     traffic,
 )
 from support.prometheus_world.watcher import VARIABLES, Watcher, as_pods, substituted, watch
-from support.servers.programs import Ports, program
+from support.servers.programs import Ports
 
 ROOT: Final = Path(__file__).parents[3]
 DASHBOARDS: Final = ROOT / "deploy/monitoring/dashboards"
@@ -61,8 +62,8 @@ def rhythm(visit: Visit, elapsed: float) -> float:
 
 def draw(seconds: float, folder: Path) -> None:
     """Let it all happen, and draw it."""
-    path = program("prometheus")
-    assert path is not None, "needs prometheus"
+    path = find_program("prometheus")
+    assert path is not None, reason(["prometheus"])
     taken = Ports()
     operator_port = taken.take()
     with places(folder) as found:

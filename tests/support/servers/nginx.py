@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from support.parity.subjects import Nginx as Program
 from support.servers.auth_service import AuthService
 from support.servers.certificates import Certificates
 from support.servers.programs import Ports, Running
-
-_MODULES: Final = (
-    "/usr/lib/nginx/modules", "/usr/lib64/nginx/modules", "/usr/share/nginx/modules", "/etc/nginx/modules",
-)  # fmt: skip
 
 _CONFIGURATION: Final = """
 {load_module}
@@ -59,12 +55,12 @@ class Nginx:
 
 
 def start_mail(
-    path: str, folder: Path, service: AuthService, certificates: Certificates, ports: Ports
+    program: Program, folder: Path, service: AuthService, certificates: Certificates, ports: Ports
 ) -> Nginx:
     """Start it as a mail proxy.
 
     Args:
-        path: The program.
+        program: nginx with its mail module.
         folder: An empty folder.
         service: Whom it asks.
         certificates: For its servers with TLS.
@@ -80,7 +76,7 @@ def start_mail(
         where = f"auth_http {service.url(f'/{name}')};"
         blocks.append(f"server {{ protocol {protocol}; {' '.join(listen)} {where} {directives} }}")
     block = "mail {\n" + "\n".join(blocks) + "\n}"
-    return _start(path, folder, block, taken, _load_module())
+    return _start(program.path, folder, block, taken, program.load)
 
 
 def start_http(path: str, folder: Path, server: str, ports: Ports) -> Nginx:
@@ -116,14 +112,6 @@ def _start(path: str, folder: Path, block: str, taken: dict[str, int], load_modu
 def _listen(taken: dict[str, int], listener: str, ports: Ports, parameter: str = "") -> str:
     taken[listener] = ports.take()
     return f"listen 127.0.0.1:{taken[listener]}{parameter};"
-
-
-def _load_module() -> str:
-    """Nothing, where the mail module is part of the program."""
-    for folder in _MODULES:
-        if os.path.exists(f"{folder}/ngx_mail_module.so"):
-            return f"load_module {folder}/ngx_mail_module.so;"
-    return ""
 
 
 def _has_nogroup() -> bool:

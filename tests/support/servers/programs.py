@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
@@ -21,19 +20,8 @@ PATIENCE: Final = 60.0
 """Seconds after which something that a test waits for will not happen any more."""
 
 _PORTS: Final = range(12000, 32000)
-_SEARCHED: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-
-
-class Needs(Protocol):
-    """The fixture ``needs``."""
-
-    def __call__(self, name: str, *, by_root: bool = False) -> str:
-        """Give a program's path, or leave the test out; ``by_root``: also where root does not run it."""
-
-
-def program(name: str) -> str | None:
-    """Find a program, also where only administrators look."""
-    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_SEARCHED]))
+_WORKERS: Final = 32
+_SHARE: Final = _PORTS[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS]
 
 
 class Ports:
@@ -41,6 +29,7 @@ class Ports:
 
     They lie below the range from which the system takes those of outgoing
     connections, so that none is taken away before its server has started.
+    Each of several processes that run tests has its own share of the range.
     """
 
     def __init__(self) -> None:
@@ -50,7 +39,7 @@ class Ports:
     def take(self) -> int:
         """Give a port, never the same twice."""
         while True:
-            port = self._random.choice(_PORTS)
+            port = self._random.choice(_SHARE)
             if port not in self._given and _is_free(port):
                 self._given.add(port)
                 return port

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -164,3 +165,20 @@ def test_the_invitation_names_everything_one_needs() -> None:
 
 def test_a_step_that_went_well() -> None:
     assert told([Step("SMTP", "sent", 12.4)]) == "  ok     SMTP     sent (12 ms)"
+
+
+async def test_the_demos_certificate_is_good_for_strict_clients(tmp_path: Path) -> None:
+    """Python 3.13 verifies with ``VERIFY_X509_STRICT``."""
+    certificate, key = self_signed()
+    (tmp_path / "both.pem").write_bytes(certificate + key)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(tmp_path / "both.pem")
+    trusting = ssl.create_default_context(cadata=certificate.decode())
+    trusting.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=serving)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        for host in ("localhost", "127.0.0.1"):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname=host)
+            writer.close()
+            await writer.wait_closed()

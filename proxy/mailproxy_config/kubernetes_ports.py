@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports that Kubernetes opens for listeners: ``listen[].hostPort`` and ``service.nodePorts``.
+
+They belong to the resource and not to the proxy's configuration: the proxy
+listens on the same container port with and without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from .errors import Problems
+from .shapes import Integer, ListOf, Record, Rule
+
+PORT: Final = Integer(minimum=1, maximum=65535)
+HIGH_PORT_OFFSET: Final = 10000
+
+HOST_PORT: Final = PORT
+HOST_PORT_MEANING: Final = (
+    "The port of the node that leads to this listener (the container's hostPort); needs mode Deployment or "
+    "DaemonSet, and a node for each pod."
+)
+
+NODE_PORTS: Final = ListOf(
+    most=64,
+    keys=("port",),
+    items=Record(
+        fields={"port": PORT, "nodePort": PORT},
+        required=("port", "nodePort"),
+        descriptions={
+            "port": "The listen port.",
+            "nodePort": "The port of every node that leads to it; most clusters allow 30000 to 32767.",
+        },
+    ),
+)
+NODE_PORTS_MEANING: Final = (
+    "Fixed node ports, with type NodePort or LoadBalancer; a port that is not listed gets a free one."
+)
+
+_HOST_NETWORK: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
+RULES: Final = (
+    Rule(
+        expression="self.mode != 'Sidecar' || self.servers.all(s, s.listen.all(l, !has(l.hostPort)))",
+        message="listen[].hostPort of servers needs mode Deployment or DaemonSet",
+        reason="FieldValueForbidden",
+        holds=None,
+    ),
+    Rule(
+        expression=(
+            "self.servers.all(s, s.listen.all(l, !has(l.hostPort) || has(l.port))) && "
+            f"(!({_HOST_NETWORK}) || self.servers.all(s, s.listen.all(l, !has(l.hostPort) || "
+            f"l.hostPort == l.port + (self.portStrategy == 'HighPort' ? {HIGH_PORT_OFFSET} : 0))))"
+        ),
+        message=("listen[].hostPort of servers needs a port; with pod.hostNetwork it is the container port"),
+        reason="FieldValueInvalid",
+        holds=None,
+    ),
+)
+"""Rules of ``spec`` about host ports, for the API server; ``check`` has the same with exact paths."""
+
+SERVICE_RULE: Final = Rule(
+    expression="self.type != 'ClusterIP' || !has(self.nodePorts) || self.nodePorts.size() == 0",
+    message="nodePorts needs type NodePort or LoadBalancer",
+    reason="FieldValueForbidden",
+    holds=lambda value: value.get("type", "ClusterIP") != "ClusterIP" or not value.get("nodePorts"),
+    field_path=".nodePorts",
+)
+
+
+def host_ports(servers: object) -> dict[int, int]:
+    """Map listen ports to host ports.
+
+    Args:
+        servers: ``spec.servers`` as it was written; what has the wrong shape is left out.
+    """
+    return {port: host for _, port, host in _given(servers) if host is not None}
+
+
+def check(spec: Mapping[str, Any], problems: Problems) -> None:
+    """Note every host port and node port that cannot be.
+
+    Args:
+        spec: The whole ``spec`` as it was written.
+        problems: Where to note it, with the path in the resource.
+    """
+    given = list(_given(spec.get("servers")))
+    _check_mode(spec, given, problems)
+    _check_agreement(given, problems)
+    _check_node_ports(spec.get("service"), {port for _, port, _ in given}, problems)
+
+
+_Listener = tuple[str, int, int | None]
+"""The path of a listener, its port, and its host port."""
+
+
+def _given(servers: object) -> Iterator[_Listener]:
+    for index, server in enumerate(_items(servers)):
+        listeners = server.get("listen") if isinstance(server, Mapping) else None
+        for number, one in enumerate(_items(listeners)):
+            if isinstance(one, Mapping) and _is_number(one.get("port")):
+                host = one.get("hostPort")
+                path = f"spec.servers[{index}].listen[{number}].hostPort"
+                yield path, one["port"], host if _is_number(host) else None
+
+
+def _items(value: object) -> Sequence[Any]:
+    """The items of a list, none of what is not a list."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_mode(spec: Mapping[str, Any], given: Sequence[_Listener], problems: Problems) -> None:
+    pod = spec.get("pod")
+    on_host = isinstance(pod, Mapping) and pod.get("hostNetwork") is True
+    offset = HIGH_PORT_OFFSET if spec.get("portStrategy") == "HighPort" else 0
+    for path, port, host in given:
+        if host is None:
+            continue
+        if spec.get("mode") == "Sidecar":
+            problems.add(
+                path, "needs mode Deployment or DaemonSet: the pods of a sidecar belong to somebody else"
+            )
+        elif on_host and host != port + offset:
+            reason = (
+                f"{host} is not the container port {port + offset}; with pod.hostNetwork it can be no other"
+            )
+            problems.add(path, f"{reason}: leave it out")
+
+
+def _check_agreement(given: Sequence[_Listener], problems: Problems) -> None:
+    """There is one container port for each number, and one host port for each of them."""
+    by_port: dict[int, tuple[str, int | None]] = {}
+    by_host: dict[int, tuple[str, int]] = {}
+    for path, port, host in given:
+        first_path, first_host = by_port.setdefault(port, (path, host))
+        if host != first_host:
+            shown = "none" if first_host is None else first_host
+            problems.add(path, f"differs from {first_path} ({shown}): listeners of port {port} share one")
+        if host is None:
+            continue
+        other_path, other_port = by_host.setdefault(host, (path, port))
+        if other_port != port:
+            problems.add(path, f"{host} is also the host port of port {other_port} ({other_path})")
+
+
+def _check_node_ports(service: object, ports: set[int], problems: Problems) -> None:
+    given = service.get("nodePorts") if isinstance(service, Mapping) else None
+    seen: dict[int, int] = {}
+    for index, one in enumerate(_items(given)):
+        if (
+            not isinstance(one, Mapping)
+            or not _is_number(one.get("port"))
+            or not _is_number(one.get("nodePort"))
+        ):
+            continue
+        path = f"spec.service.nodePorts[{index}]"
+        if one["port"] not in ports:
+            listened = ", ".join(map(str, sorted(ports))) or "none"
+            problems.add(f"{path}.port", f"no listener has port {one['port']}; there are {listened}")
+        if seen.setdefault(one["nodePort"], one["port"]) != one["port"]:
+            problems.add(
+                f"{path}.nodePort", f"{one['nodePort']} is also the one of port {seen[one['nodePort']]}"
+            )

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The webhook's server under clients that send slowly, or nothing at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from mailproxy_operator import review_server
+from mailproxy_operator.review_server import ReviewServer
+from mailproxy_operator.sidecar import certificate
+from support.operator_running import until
+
+REVIEW = json.dumps({"request": {"object": {"metadata": {}}, "namespace": "mail"}}).encode()
+HEAD = b"POST /inject HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No deadline ends what these tests look at."""
+    monkeypatch.setattr(review_server, "READ_SECONDS", 3600.0)
+
+
+class Site:
+    """A server at work, and its clients."""
+
+    def __init__(self, server: ReviewServer, authority: str) -> None:
+        self.server = server
+        self.decided: list[str] = []
+        self.held = asyncio.Event()
+        self.held.set()
+        self._context = ssl.create_default_context(cadata=authority)
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def reviewed(self, review: Any, **_: Any) -> Any:
+        await self.held.wait()
+        self.decided.append(review["request"]["object"]["metadata"]["namespace"])
+        return {"response": {"allowed": True}}
+
+    async def connect(self, *sent: bytes) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.server.port, ssl=self._context, server_hostname="localhost"
+        )
+        self._writers.append(writer)
+        writer.write(b"".join(sent))
+        return reader
+
+    async def review(self) -> bytes:
+        reader = await self.connect(HEAD % len(REVIEW), REVIEW)
+        async with asyncio.timeout(60):
+            return await reader.readline()
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    identity = certificate.issue(["localhost"], "operator", datetime.now(UTC))
+    context = certificate.server_context()
+    certificate.use(context, identity.certificate, identity.key)
+    made = Site(ReviewServer("127.0.0.1", 0, context), identity.authority)
+    async with aclosing(made.server(made.reviewed)) as serving:  # type: ignore[arg-type,type-var]
+        await anext(serving)
+        yield made
+        await made.close()
+
+
+async def test_slow_bodies_do_not_delay_a_review(site: Site) -> None:
+    """The old gate was held while a body was read: sixteen such clients kept everybody waiting."""
+    slow = [await site.connect(HEAD % 1000, b"{") for _ in range(review_server.MAX_READ_AT_ONCE)]
+    await until(lambda: len(site.server._reading) == review_server.MAX_READ_AT_ONCE)
+    assert await site.review() == b"HTTP/1.1 200 OK\r\n"
+    assert site.decided == ["mail"]
+    async with asyncio.timeout(60):
+        assert await slow[0].readline() == b"HTTP/1.1 408 Request Timeout\r\n", "the slowest made room"
+    assert not any(reader.at_eof() for reader in slow[1:])
+
+
+async def test_a_slow_body_has_a_deadline(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_server, "READ_SECONDS", 0.05)
+    reader = await site.connect(HEAD % 1000, b"{")
+    async with asyncio.timeout(60):
+        assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+        assert b"Connection: close" in await reader.read()
+
+
+async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
+    size = review_server.MAX_REVIEW_OCTETS + 1
+    reader = await site.connect(HEAD % size, b" " * size)
+    async with asyncio.timeout(60):
+        assert await reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+
+
+async def test_idle_connections_make_room_for_a_review(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_server, "MAX_CONNECTIONS", 8)
+    site.held.clear()
+    async with asyncio.TaskGroup() as tasks:
+        deciding = tasks.create_task(site.review())
+        await until(lambda: site.server._waiting == 1)
+        await crowd(site)
+        site.held.set()
+    assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
+    assert await site.review() == b"HTTP/1.1 200 OK\r\n"
+    assert len(site.server._connections) <= 8
+
+
+async def crowd(site: Site) -> None:
+    idle = [await site.connect() for _ in range(20)]
+    async with asyncio.timeout(60):
+        for reader in idle[:12]:
+            assert await reader.read() == b"", "the ones that were idle longest are closed"
+
+
+async def test_reviews_that_wait_for_a_decision_are_limited(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(review_server, "MAX_WAITING", 2)
+    site.held.clear()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(site.review()) for _ in range(2)]
+        await until(lambda: site.server._waiting == 2)
+        assert await site.review() == b"HTTP/1.1 503 Service Unavailable\r\n"
+        site.held.set()
+    assert [one.result() for one in waiting] == [b"HTTP/1.1 200 OK\r\n"] * 2

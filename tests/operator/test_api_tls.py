@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS to the API server: authorities that Python 3.13 refuses, authorities that are renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import kopf
+import pytest
+
+from mailproxy_operator import operate as operate_module
+from mailproxy_operator import watching as watching_module
+from mailproxy_operator.api_tls import ApiServerContext
+from mailproxy_operator.credentials import Configuration, client_context
+from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY
+from support.kube_authority import PlainAuthority
+from support.kube_faults import Running, watched, watches
+from support.operator_bodies import body
+from support.operator_fakekube import FakeKube
+from support.operator_running import until
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify as Python 3.13 does, on every Python."""
+    plain = ssl.create_default_context
+
+    def create_default_context(*arguments: Any, **more: Any) -> ssl.SSLContext:
+        context = plain(*arguments, **more)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", create_default_context)
+    monkeypatch.setattr(operate_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
+
+
+@pytest.fixture
+def authority() -> PlainAuthority:
+    return PlainAuthority()
+
+
+@pytest.fixture
+def serving(authority: PlainAuthority, tmp_path: Path) -> ssl.SSLContext:
+    return authority.serving(tmp_path)
+
+
+@pytest.fixture
+async def kube(serving: ssl.SSLContext) -> AsyncIterator[FakeKube]:
+    async with FakeKube(serving) as fake:
+        fake.put(body())
+        yield fake
+
+
+@pytest.fixture
+def ca(authority: PlainAuthority, tmp_path: Path) -> Path:
+    path = tmp_path / "ca.crt"
+    path.write_bytes(authority.certificate)
+    return path
+
+
+def operator(kube: FakeKube, ca: Path) -> AbstractAsyncContextManager[Running]:
+    return watched(
+        kube,
+        configuration=Configuration(host=kube.url, ssl_ca_cert=str(ca)),
+        login=lambda **_: kopf.ConnectionInfo(server=kube.url, ca_path=str(ca)),
+    )
+
+
+def renew(ca: Path, authority: PlainAuthority) -> None:
+    """Replace the file as the kubelet does: another one takes its place."""
+    other = ca.with_suffix(".new")
+    other.write_bytes(authority.certificate)
+    other.replace(ca)
+
+
+async def ready(running: Running) -> None:
+    async with asyncio.timeout(60):
+        while (await running.get("/readyz"))[0] != 200:
+            await asyncio.sleep(0.05)
+
+
+async def why_not(running: Running, text: str) -> None:
+    async with asyncio.timeout(60):
+        while text not in (await running.get("/readyz"))[1]:
+            await asyncio.sleep(0.05)
+    assert (await running.get("/readyz"))[0] == 503
+
+
+async def test_an_authority_without_key_usage_and_key_identifiers_is_accepted(
+    kube: FakeKube, ca: Path
+) -> None:
+    async with operator(kube, ca) as running:
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        await until(lambda: watches(kube))
+        await ready(running)
+
+
+async def test_a_certificate_of_another_authority_is_not(
+    kube: FakeKube, ca: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew(ca, PlainAuthority())
+    async with operator(kube, ca) as running:
+        await why_not(running, "certificate is not accepted: 127.0.0.1:")
+        assert "certificate signature failure" in caplog.text or "unable to get" in caplog.text
+        assert (await running.get("/healthz"))[0] == 200, "another start would not help"
+        assert watches(kube) == 0
+
+
+async def test_a_renewed_authority_is_used_without_a_restart(
+    kube: FakeKube, ca: Path, serving: ssl.SSLContext, tmp_path: Path
+) -> None:
+    async with operator(kube, ca) as running:
+        await until(lambda: watches(kube))
+        await ready(running)
+        renewed = PlainAuthority("renewed")
+        renewed.load(serving, tmp_path)
+        kube.end_watches()
+        await why_not(running, "certificate is not accepted")
+        renew(ca, renewed)
+        await ready(running)
+        await until(lambda: watches(kube))
+        kube.put({**body(), "metadata": {"name": "second", "namespace": "mail"}})
+        await until(lambda: kube.find(DEPLOYMENT, "second"))
+
+
+async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
+    kube: FakeKube, authority: PlainAuthority, serving: ssl.SSLContext, tmp_path: Path, ca: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """There is no file to look at: the kubeconfig is read again when a certificate is not accepted."""
+    monkeypatch.setattr("mailproxy_operator.watch_session.RENEW_SECONDS", 0.0)
+    known = {"ca": authority.certificate}
+    login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731
+    configuration = Configuration(host=kube.url, ssl_ca_cert=str(ca))
+    async with watched(kube, configuration=configuration, login=login) as running:
+        await until(lambda: watches(kube))
+        renewed = PlainAuthority("renewed")
+        renewed.load(serving, tmp_path)
+        known["ca"] = renewed.certificate
+        renew(ca, renewed)
+        kube.end_watches()
+        await until(lambda: not watches(kube))
+        await until(lambda: watches(kube))
+        await ready(running)
+
+
+async def test_a_server_that_refuses_connections_is_named(kube: FakeKube, ca: Path) -> None:
+    url = "https://127.0.0.1:1"
+    given = Configuration(host=url, ssl_ca_cert=str(ca))
+    login = lambda **_: kopf.ConnectionInfo(server=url, ca_path=str(ca))  # noqa: E731
+    async with watched(kube, configuration=given, login=login) as running:
+        await why_not(running, "not ready: 127.0.0.1:1: Connection refused")
+
+
+def test_files_that_cannot_be_used_change_nothing(ca: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = client_context(Configuration(host="https://x", ssl_ca_cert=str(ca)))
+    assert isinstance(context, ApiServerContext)
+    before = context.current()
+    assert not before.verify_flags & ssl.VERIFY_X509_STRICT
+    assert before.verify_mode == ssl.CERT_REQUIRED
+    ca.with_suffix(".new").write_text("half a certificate")
+    ca.with_suffix(".new").replace(ca)
+    assert context.current() is before
+    assert "renewed certificates" in caplog.text
+    renew(ca, PlainAuthority())
+    assert context.current() is not before
+
+
+async def test_it_is_said_what_is_waited_for(kube: FakeKube, ca: Path) -> None:
+    kube.missing.add(MAIL_PROXY)
+    async with operator(kube, ca) as running:
+        await why_not(running, "the custom resource definition is not installed")
+        kube.missing.clear()
+        await ready(running)
