@@ -3,7 +3,7 @@
 
 ``python charts/plain_manifests.py`` renders the chart with Helm and writes
 ``deploy/rbac.yaml``, ``deploy/operator.yaml`` and the kustomize component
-``deploy/webhook`` anew; a test says when that has been forgotten.  ``$HELM``
+``deploy/webhook`` anew; a test fails where that has been forgotten.  ``$HELM``
 names the program; without it, it is looked for where the tests look.
 """
 
@@ -46,7 +46,7 @@ _HEADS = {
 # What the operator may do, and no more: a test compares these rules with the requests that it really makes.
 # It has no right on Secrets; the kubelet mounts them.
 """,
-    "operator.yaml": "# The operator: two pods, one of which works (a Lease says which).\n",
+    "operator.yaml": "# The operator: two pods, one of which works (the one that holds the Lease).\n",
     "webhook/rbac.yaml": """\
 # What the webhook needs beyond the operator's own rights: to write the caBundle of its one configuration.
 # Its keys stay in memory, so there is no right on Secrets.

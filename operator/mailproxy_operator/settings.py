@@ -67,7 +67,7 @@ class WebhookSettings:
         port: Where to listen.
         configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps.
         certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else makes them.
-        authorities: Whom the API server has to trust for those, as PEM; when empty, somebody
+        authorities: What the API server has to trust for those, as PEM; when empty, somebody
             else keeps the ``caBundle``.
         timeout_seconds: How long the API server waits for an answer.
     """
@@ -117,7 +117,7 @@ class OperatorSettings:
     webhook: WebhookSettings | None = None
 
     def platform(self, version: KubeVersion) -> Platform:
-        """Tell what rendering has to know.
+        """Give the settings that rendering needs.
 
         Args:
             version: The oldest one among the nodes.

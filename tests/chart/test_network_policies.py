@@ -25,7 +25,7 @@ RESTRICTED: Object = {"networkPolicy": {"enabled": True}}
 
 
 def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
-    """The operator's pod, and what it renders with, as its arguments and variables tell it."""
+    """The operator's pod, and what it renders with, by its arguments and variables."""
     deployment = named(objects, "Deployment")
     namespace = deployment["metadata"]["namespace"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
+from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy_operator.meters import Meters
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
 from support.needs import Needs
@@ -183,7 +185,7 @@ def test_what_is_recorded(needs: Needs, tmp_path: Path, record: str) -> None:
 def _firing(
     needs: Needs, folder: Path, rules: dict[str, Any], series: Series, alert: str, minute: int
 ) -> str:
-    """Tell which alerts of a name fire: promtool shows what it did not expect."""
+    """Return which alerts of a name fire: promtool shows what it did not expect."""
     folder.mkdir()
     firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
     asked = {"expr": firing, "eval_time": f"{minute}m", "exp_samples": []}
@@ -338,3 +340,17 @@ def test_a_plain_alert_names_the_instance(needs: Needs, tmp_path: Path) -> None:
     failed = (f"mailproxy_config_last_reload_successful{{{labels}}}", "0x20")
     test = {"input_series": _series([failed]), "alert_rule_test": [fired]}
     assert PASSED in _judged(needs, tmp_path, plain_rules(), test)
+
+
+def test_rules_ask_only_for_metrics_that_there_are() -> None:
+    exposed = Meters().exposition()[0].decode()
+    known = {family.name for family in CATALOGUE} | set(re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE))
+    asked = {
+        name
+        for groups in (plain_rules(), chart_rules())
+        for group in groups["groups"]
+        for rule in group["rules"]
+        for name in re.findall(r"(?<![\w:])mailproxy_\w+", rule["expr"])
+    }
+    assert "mailproxy_operator_condition" in asked
+    assert {name for name in asked if re.sub("_(bucket|count)$", "", name) not in known} == set()

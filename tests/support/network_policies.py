@@ -38,7 +38,7 @@ class Peer:
 
 
 def lets_through(policies: Sequence[Policy], source: Peer, target: Peer, port: int) -> bool:
-    """Tell whether a connection to a TCP port of a pod is let through, on both sides."""
+    """Return whether a connection to a TCP port of a pod is let through, on both sides."""
     leaves = [one for one in policies if _is_about(one, source, "Egress")]
     enters = [one for one in policies if _is_about(one, target, "Ingress")]
     return (

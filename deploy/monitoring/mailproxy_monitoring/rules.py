@@ -82,7 +82,7 @@ OPERATOR_ALERTS: Final = (
         "15m",
         "warning",
         "MailProxy {{ $labels.namespace }}/{{ $labels.mailproxy }} is not Ready",
-        "Its conditions say why: kubectl describe mailp {{ $labels.mailproxy }} -n {{ $labels.namespace }}",
+        "The reason: kubectl describe mailp {{ $labels.mailproxy }} -n {{ $labels.namespace }}",
     ),
     Alert(
         "MailProxyStalled",
@@ -91,7 +91,7 @@ OPERATOR_ALERTS: Final = (
         "warning",
         "MailProxy {{ $labels.namespace }}/{{ $labels.mailproxy }} needs somebody to change something",
         "Waiting does not help: the resource, what it refers to, or the cluster has to be changed."
-        " The condition Stalled says what.",
+        " The condition Stalled names it.",
     ),
     Alert(
         "MailProxySysctlForbidden",

@@ -2,8 +2,8 @@
 """The PrometheusRule: alerts about one MailProxy, selected by the job that its PodMonitor makes.
 
 The same alerts are written out for a Prometheus without its operator, there for
-every MailProxy at once (``deploy/monitoring``).  So each one groups by what tells
-two MailProxies apart, and each says which one it is about.
+every MailProxy at once (``deploy/monitoring``).  So each one groups by the labels that
+distinguish MailProxies, and names the one it is about.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mailproxy_operator.render.plan import Plan
 RUNBOOKS = "https://github.com/mailproxy/mailproxy/blob/main/docs/alerts.md"
 """The page that has a section for each alert."""
 PROXY_LABELS = "namespace, mailproxy, job"
-"""Labels that tell MailProxies apart; ``job`` is NAMESPACE/NAME with our scrape configurations."""
+"""Labels that distinguish MailProxies; ``job`` is NAMESPACE/NAME with our scrape configurations."""
 _EVERYBODY = '{{ with $labels.namespace }}{{ . }}/{{ end }}{{ or $labels.mailproxy $labels.job "mailproxy" }}'
 _WHERE = "{{ or $labels.pod $labels.instance }}"
 
@@ -26,10 +26,10 @@ class Alert:
     """One alert.
 
     Attributes:
-        expression: PromQL; ``JOB`` stands for the matcher of the job, ``PROXY`` for the labels that
-            tell MailProxies apart.
+        expression: PromQL; ``JOB`` is replaced by the matcher of the job, ``PROXY`` for the labels that
+            distinguish MailProxies.
         after: How long it has to hold; empty for at once.
-        summary: What has happened, in a line; ``WHO`` stands for the MailProxy.
+        summary: What has happened, in a line; ``WHO`` is replaced by the MailProxy.
         description: What that means for users, and where to look first.
         for_all: The expression where it is about every MailProxy at once, if it is not the same.
     """
@@ -105,7 +105,7 @@ ALERTS = (
         "5m",
         "critical",
         "WHO: the authentication service gives no usable answer ({{ $labels.reason }})",
-        "Logins fail. The reason says whether the service is not reached, is too slow, or answers wrongly.",
+        "Logins fail. By the label reason, the service is not reached, is too slow, or answers wrongly.",
     ),
     Alert(
         "MailProxyDnsTimeouts",
@@ -125,7 +125,7 @@ ALERTS = (
         "critical",
         "WHO: more than one in twenty {{ $labels.protocol }} sessions fails at the mail server"
         " ({{ $labels.stage }})",
-        "Users whose password was right do not get to their mailbox. The stage says how far it gets:"
+        "Users whose password was right do not get to their mailbox. The stage shows how far it gets:"
         " connect, greeting, or login.",
     ),
     Alert(

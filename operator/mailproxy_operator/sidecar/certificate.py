@@ -157,13 +157,13 @@ def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "")
 
 
 def trusts(bundle: bytes, authorities: str) -> bool:
-    """Tell whether authorities, at least one, are in a bundle."""
+    """Return whether authorities, at least one, are in a bundle."""
     wanted, trusted = _read(authorities.encode()), _read(bundle)
     return bool(wanted) and all(one in trusted for one in wanted)
 
 
 def _is_ours(one: x509.Certificate) -> bool:
-    """Tell whether an operator has made a certificate for itself: others' authorities last longer."""
+    """Return whether an operator has made a certificate for itself: others' authorities last longer."""
     return one.not_valid_after_utc - one.not_valid_before_utc <= LIFETIME + _CLOCKS_DIFFER
 
 

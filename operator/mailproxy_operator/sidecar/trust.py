@@ -171,7 +171,7 @@ class GivenAuthority:
         store: Where the webhook's configuration is kept.
         configuration: Its name.
         authorities: What to trust, as PEM.
-        now: Tells the time.
+        now: Returns the time.
     """
 
     store: WebhookStore
@@ -201,7 +201,7 @@ class MountedCertificate:
     Args:
         folder: Where.
         context: What answers with it.
-        authority: Whom the API server has to trust for it; somebody else sees to that without it.
+        authority: What the API server has to trust for it; without it, somebody else writes the ``caBundle``.
 
     """
 
