@@ -3,8 +3,8 @@
 #
 # Two images from one file, each with what its program needs and nothing else:
 #
-#   docker buildx build --target proxy    --platform linux/amd64,linux/arm64 -t mailproxy .
-#   docker buildx build --target operator --platform linux/amd64,linux/arm64 -t mailproxy-operator .
+#   docker buildx build --target proxy    -t ghcr.io/mailproxy/mailproxy:0.1.0 .
+#   docker buildx build --target operator -t ghcr.io/mailproxy/mailproxy-operator:0.1.0 .
 #
 # Packages are installed from lists that name the hash of every file (`make locks` writes them anew), and only as
 # wheels: there is no compiler here. Tests replay these steps without a container engine.

@@ -9,6 +9,7 @@ JOBS   ?= auto
 # An environment whose interpreter has gone, or was replaced by another version, is made anew.
 STALE  := $(if $(wildcard $(STAMP) $(DEMO_STAMP)),$(shell $(BIN)/python -c 'import mailproxy_config' 2>/dev/null || echo stale))
 BUILD  ?= docker buildx build
+REGISTRY ?= ghcr.io/mailproxy
 REVISION = $(shell git rev-parse --short HEAD)
 DIST   ?= dist
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
@@ -83,9 +84,9 @@ locks: setup  ## Pin the images' packages anew, by their hashes
 pictures: setup  ## Draw the dashboards under traffic (ten minutes)
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
-images:  ## Build both images; with another tool: make images BUILD='buildah bud --format docker'
-	$(BUILD) --target proxy -t mailproxy --build-arg REVISION=$(REVISION) .
-	$(BUILD) --target operator -t mailproxy-operator --build-arg REVISION=$(REVISION) .
+images:  ## Build both images, tagged as the chart wants them; with another tool: make images BUILD='buildah bud --format docker'
+	$(BUILD) --target proxy -t $(REGISTRY)/mailproxy:$(VERSION) --build-arg REVISION=$(REVISION) .
+	$(BUILD) --target operator -t $(REGISTRY)/mailproxy-operator:$(VERSION) --build-arg REVISION=$(REVISION) .
 
 sbom:  ## Write the bills of materials of both images, as CycloneDX JSON, into dist/
 	mkdir -p $(DIST)

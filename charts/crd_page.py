@@ -17,6 +17,9 @@ from typing import Any
 
 import yaml
 
+from mailproxy_operator.schema import custom_resource_definition
+from mailproxy_operator.settings import KubeVersion
+
 ROOT = Path(__file__).resolve().parents[1]
 CRD = ROOT / "deploy/crd.yaml"
 PAGE = ROOT / "docs/reference/crd.md"
@@ -153,14 +156,16 @@ def _names(spec: Schema, version: Schema) -> str:
     names = spec["names"]
     short = ", ".join(f"`{one}`" for one in (names["plural"], names["singular"], *names["shortNames"]))
     api = f"`{spec['group']}/{version['name']}`"
-    selectors = ", ".join(f"`{one['jsonPath'].lstrip('.')}`" for one in version.get("selectableFields", []))
+    # The file has none, because Kubernetes knows them from 1.31 on.
+    newest = custom_resource_definition(KubeVersion(1, 31))["spec"]["versions"][0]
+    selectors = ", ".join(f"`{one['jsonPath'].lstrip('.')}`" for one in newest["selectableFields"])
     return (
         "| | |\n|---|---|\n"
         f"| `apiVersion`, `kind` | {api}, `{names['kind']}` |\n"
         f"| kubectl knows it as | {short}; among others by the category `{names['categories'][0]}` |\n"
         f"| Scope | {spec['scope']} |\n"
         f"| Subresources | {', '.join(f'`{name}`' for name in version['subresources'])} |\n"
-        f"| `--field-selector` | {selectors} |\n"
+        f"| `--field-selector` | {selectors}, from Kubernetes 1.31 on |\n"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Self
 
 from aiohttp import web
 
+from mailproxy_operator.http_log import LOGGER
 from mailproxy_operator.meters import Meters
 
 
@@ -43,7 +44,7 @@ class AdminEndpoint:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        self._runner = web.AppRunner(app, access_log=None, logger=LOGGER, shutdown_timeout=1)
         await self._runner.setup()
         host = self._host.strip("[]")
         # asyncio makes "::" IPv6 alone, and a kubelet may ask over IPv4; without a host it takes both.

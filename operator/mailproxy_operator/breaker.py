@@ -2,14 +2,17 @@
 """The circuit breaker: what nodes refuse is left out instead of being asked for again and again.
 
 A ReplicaSet replaces a pod that the kubelet refused for its sysctl at once and
-without a pause.  Leaving the sysctl out gives the previous template back, so
-pods that run stay as they are.
+without a pause, four a second.  So the first such pod is acted upon before anything
+else is done, and while an unsafe sysctl is asked for, a Deployment makes one pod at
+a time.  Leaving the sysctl out gives the previous template back, so pods that run
+stay as they are.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mailproxy_operator import breaker_note
 from mailproxy_operator.errors import Finding
@@ -37,15 +40,17 @@ def refused_names(observed: Observed) -> frozenset[str]:
     )
 
 
+def refused_by(pod: Mapping[str, Any]) -> frozenset[str]:
+    """Name the sysctls that a pod was refused for; none where it was not."""
+    status = pod.get("status") or {}
+    refused = (status.get("phase"), status.get("reason")) == ("Failed", REFUSAL)
+    return frozenset(_QUOTED.findall(str(status.get("message")))) if refused else frozenset()
+
+
 def refused_pods(pods: Sequence[Manifest]) -> list[Manifest]:
     """Choose the pods to delete: they stay as they are for ever otherwise."""
     refused = [pod for pod in pods if (pod.get("status") or {}).get("reason") == REFUSAL]
     return [pod for pod in refused if "deletionTimestamp" not in pod["metadata"]][:MAX_DELETED]
-
-
-def holds_workload(refused: Iterable[str]) -> bool:
-    """Tell whether leaving the sysctl out would give pods that cannot listen: then nothing is touched."""
-    return PORT_START in refused
 
 
 def finding(refused: frozenset[str]) -> Finding | None:
@@ -54,6 +59,7 @@ def finding(refused: frozenset[str]) -> Finding | None:
         return None
     listed = ", ".join(sorted(refused))
     advice = "add it to the kubelet's allowedUnsafeSysctls on nodes that the pods are bound to"
-    if holds_workload(refused):
+    if PORT_START in refused:
+        # Pods that cannot listen are started again with the kubelet's pauses; nobody replaces them.
         advice = "use portStrategy: HighPort, which needs no sysctl"
     return Finding(REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}")

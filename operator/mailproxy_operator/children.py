@@ -76,11 +76,6 @@ class Ledger:
         entry = self._entries.get(key, {}).get(name)
         return entry is not None and entry.mark == _mark(live)
 
-    def differs(self, key: Key, name: _Name, live: Manifest) -> bool:
-        """Tell whether an object that we have applied is no longer as that made it."""
-        entry = self._entries.get(key, {}).get(name)
-        return entry is not None and entry.mark != _mark(live)
-
     def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Remember an apply and what came of it."""
         entry = _Entry(digest, _mark(applied.manifest), applied.warnings)
@@ -127,12 +122,11 @@ class Children:
         self.drifted: list[str] = []
         self.lacking: set[str] = set()
 
-    async def read(self, reader: Reader) -> None:
-        """Read everything the MailProxy owns."""
-        for kind in OWNED:
-            for found in await reader.list_labelled(
-                kind, self._key.namespace, names.owned_labels(self._key.name)
-            ):
+    async def read(self, reader: Reader, kinds: Sequence[Kind] = OWNED) -> None:
+        """Read everything the MailProxy owns, or what is of some kinds."""
+        labels = names.owned_labels(self._key.name)
+        for kind in kinds:
+            for found in await reader.list_labelled(kind, self._key.namespace, labels):
                 if is_controlled_by(found, self._uid):
                     self._live[kind, found["metadata"]["name"]] = found
 
@@ -149,12 +143,19 @@ class Children:
         """The mail Service, if it exists."""
         return self._live.get((SERVICE, self._key.name))
 
-    async def apply(self, manifests: Sequence[Manifest], *, hold: Sequence[Kind] = ()) -> Finding | None:
+    async def apply_one(self, manifest: Manifest) -> None:
+        """Apply one object that exists, whatever else is wanted.
+
+        Raises:
+            OperatorError: It could not be applied.
+        """
+        await self._apply(manifest)
+
+    async def apply(self, manifests: Sequence[Manifest]) -> Finding | None:
         """Apply what is not as it should be.
 
         Args:
             manifests: Everything that is wanted.
-            hold: Kinds to leave as they are for now.
 
         Returns:
             Why not, where waiting will not help.
@@ -169,8 +170,7 @@ class Children:
             return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
         try:
             for manifest in manifests:
-                if kind_of(manifest) not in hold:
-                    await self._apply(manifest)
+                await self._apply(manifest)
         except Hopeless as refusal:
             return Finding(refusal.reason, str(refusal))
         except Gone as vanished:

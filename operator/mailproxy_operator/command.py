@@ -49,6 +49,7 @@ def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -
     return OperatorSettings(
         namespaces=tuple(options.namespace),
         image=options.image or environment.get(IMAGE_VARIABLE) or DEFAULT_IMAGE,
+        image_pull_policy=options.image_pull_policy,
         node_min_version=options.node_min_version,
         admin_host=host,
         admin_port=port,

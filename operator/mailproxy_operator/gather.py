@@ -41,7 +41,7 @@ async def gather(
     if workload is None:
         return Observed(addresses=found), []
     labelled = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
-    pods = [pod for pod in labelled if _is_made_by_workload(pod, key.name)]
+    pods = [pod for pod in labelled if is_made_by_workload(pod, key.name)]
     wanted = _template_hash(workload["spec"]["template"])
     running = await running_configs(cluster, pods)
     seen = tuple(_pod(pod, wanted, config) for pod, config in zip(pods, running, strict=True))
@@ -51,7 +51,7 @@ async def gather(
     return observed, pods
 
 
-def _is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
+def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
     """Tell a pod of a workload of ours from one that only has its labels."""
     owners = pod["metadata"].get("ownerReferences") or []
     controllers = [(owner["kind"], owner["name"]) for owner in owners if owner.get("controller")]
@@ -61,12 +61,17 @@ def _is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
     )
 
 
+def can_be_asked(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod has an address, and is not on its way out."""
+    return bool((pod.get("status") or {}).get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+
+
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
     """Ask pods which configuration they run, a few at a time."""
     gate = asyncio.Semaphore(MAX_ASKED_AT_ONCE)
 
     async def ask(pod: Manifest) -> RunningConfig | None:
-        if not pod.get("status", {}).get("podIP") or "deletionTimestamp" in pod["metadata"]:
+        if not can_be_asked(pod):
             return None
         async with gate:
             return await cluster.running_config(pod)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import kopf
 
-from mailproxy_operator import names
+from mailproxy_operator import breaker, names
 from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD, Kind
 from mailproxy_operator.waker import Waker
 
@@ -44,8 +44,8 @@ def register_carriers(registry: kopf.OperatorRegistry, waker: Waker) -> None:
 
     @kopf.on.event("", POD.api_version, POD.plural, labels={names.INJECT: kopf.PRESENT}, registry=registry)
     async def _carrier_changed(event: kopf.RawEvent, **_: object) -> None:
-        if event["type"] is not None:  # a watch that begins lists what there is
-            waker.carrier_changed(event["object"]["metadata"])
+        if event["type"] is not None:  # what a watch lists comes to the waker as a whole
+            waker.carrier_changed(dict(event["object"]), is_deleted=event["type"] == "DELETED")
 
 
 def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> None:
@@ -53,10 +53,10 @@ def _watch_owned(registry: kopf.OperatorRegistry, waker: Waker, kind: Kind) -> N
 
     @kopf.on.event(group, version, kind.plural, labels=names.MANAGED_BY_US, registry=registry, id=kind.plural)
     async def _owned_changed(event: kopf.RawEvent, **_: object) -> None:
-        match event["type"]:
+        if kind is POD and event["type"] != "DELETED" and breaker.refused_by(event["object"]):
+            await waker.pod_refused(dict(event["object"]))
+        match event["type"]:  # none, where a watch lists: that comes to the waker as a whole
             case "DELETED":
-                waker.owned_deleted(event["object"]["metadata"])
+                waker.owned_deleted(kind, dict(event["object"]))
             case "ADDED" | "MODIFIED":
                 waker.owned_changed(kind, dict(event["object"]))
-            case _:
-                waker.owned_listed(kind, dict(event["object"]))

@@ -163,7 +163,7 @@ class Operator:
         version = await _answered(self._cluster.version)
         reconciler = Reconciler(self._cluster, self._settings.platform(version))
         await self._until_installed()
-        waker = Waker(reconciler, told=self._meters.reconciled)
+        waker = Waker(reconciler, told=self._meters.reconciled, ask=self._cluster.running_config)
         self._queue = waker.queue
         self._meters.watch_queue(lambda: len(waker.queue))
         self._resync = Resync(
@@ -174,9 +174,12 @@ class Operator:
         )
         await _first(
             waker.queue.run(),
+            waker.poll.run(),
             self._look(waker, self._resync),
             self._watching.keep(
-                lambda registry: handlers.register_carriers(registry, waker), partial(kopf_settings, CARRIERS)
+                lambda registry: handlers.register_carriers(registry, waker),
+                partial(kopf_settings, CARRIERS),
+                listed=waker.carriers_listed,
             ),
         )
 
@@ -193,7 +196,11 @@ class Operator:
         while True:
             kinds = await _answered(self._kinds)
             register = partial(handlers.register, waker=waker, kinds=kinds)
-            await _first(resync.run(), self._watching.keep(register), self._until_others_than(kinds))
+            await _first(
+                resync.run(),
+                self._watching.keep(register, listed=waker.listed),
+                self._until_others_than(kinds),
+            )
 
     async def _kinds(self) -> tuple[Kind, ...]:
         """Tell which of the watched kinds the cluster has."""

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator import breaker, breaker_note, names, status
+from mailproxy_operator import breaker, names, status
 from mailproxy_operator.carriers import gather_carriers
 from mailproxy_operator.children import Children, Ledger
-from mailproxy_operator.cluster import Cluster, Key, Reader
+from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
 from mailproxy_operator.errors import Finding, OperatorError, Retryable
-from mailproxy_operator.gather import gather
-from mailproxy_operator.kinds import MAIL_PROXY, POD, WORKLOADS, Kind, Manifest
+from mailproxy_operator.gather import can_be_asked, gather, is_made_by_workload
+from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
 from mailproxy_operator.observed import Observed
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
@@ -45,6 +45,7 @@ class Outcome:
         status: What was written, or would have been had it differed.
         drifted: The kinds that an apply changed although the rendering had not.
         pruned: The kinds of what was deleted as no longer wanted.
+        answers: The pods that can be asked which configuration they run, and what they answered.
     """
 
     is_gone: bool = False
@@ -54,6 +55,7 @@ class Outcome:
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
+    answers: tuple[tuple[Manifest, RunningConfig | None], ...] = ()
 
 
 @dataclass(slots=True)
@@ -97,10 +99,6 @@ class Reconciler:
         """Tell whether an object is just as our last apply made it."""
         return self._ledger.is_last_seen(key, (kind, manifest["metadata"]["name"]), manifest)
 
-    def differs(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
-        """Tell whether an object that we have applied is no longer as that made it."""
-        return self._ledger.differs(key, (kind, manifest["metadata"]["name"]), manifest)
-
     async def reconcile(self, key: Key, reader: Reader | None = None) -> Outcome:
         """Bring one resource's objects and status up to date.
 
@@ -119,11 +117,13 @@ class Reconciler:
         if is_at_hand or body.get("status") or self._ledger.knows(key):
             await children.read(reader)
         run = self._decided(key, body, children)
+        await self._try_with_one_pod(run, children)
         await self._carry_out(run, children)
         observed, pods = await self._seen(run, children, reader)
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
-        return await self._report(run, observed)
+        outcome = await self._report(run, observed)
+        return replace(outcome, answers=_answers(observed, pods))
 
     async def _seen(self, run: _Run, children: Children, reader: Reader) -> tuple[Observed, list[Manifest]]:
         if _mode(run) == SIDECAR:
@@ -142,15 +142,58 @@ class Reconciler:
             run.refused = _refusal(error)
         return run
 
+    async def _try_with_one_pod(self, run: _Run, children: Children) -> None:
+        """Begin with one pod where nodes may refuse it: each that is refused is replaced at once."""
+        plan = run.plan
+        if plan is None or run.paused or not plan.asks_for_unsafe:
+            return
+        if not plan.has_workload or plan.workload_kind is not DEPLOYMENT:
+            return
+        with _noting(run):
+            live = children.workload(plan.resource.mode) or await self._cluster.get(DEPLOYMENT, run.key)
+            run.plan = replace(plan, is_trial=live is None or _has_no_pods_yet(live))
+
     async def _carry_out(self, run: _Run, children: Children) -> None:
         if run.plan is None or run.refused or run.paused:
             return
         try:
-            held = WORKLOADS if breaker.holds_workload(run.plan.platform.refused_sysctls) else ()
-            run.refused = await children.apply(render(run.plan), hold=held)
+            run.refused = await children.apply(render(run.plan))
         except Retryable as failure:
             run.failed = failure
         run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
+
+    async def trip(self, key: Key, pod: Manifest) -> bool:
+        """Leave out at once what a node has refused a pod for; a reconcile does the rest.
+
+        Args:
+            key: Whose pod.
+            pod: The pod, as the watch has it.
+
+        Returns:
+            Whether the workload was changed.
+
+        Raises:
+            OperatorError: It could not be; the next reconcile tries it again.
+        """
+        body = await self._cluster.get(MAIL_PROXY, key)
+        refused = breaker.refused_by(pod)
+        if not refused or body is None or "deletionTimestamp" in body["metadata"]:
+            return False
+        children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        run = self._decided(key, body, children)
+        if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
+            return False
+        await children.read(self._cluster, (run.plan.workload_kind,))
+        live = children.workload(run.plan.resource.mode)
+        is_ours = is_made_by_workload(pod, key.name)
+        if live is None or not is_ours or not _is_of_template(pod, live):
+            return False
+        known = breaker.remembered([live], run.resource.generation)
+        plan = planned(run.resource, replace(self._platform, refused_sysctls=known | refused))
+        for manifest in render(plan):
+            if kind_of(manifest) is plan.workload_kind:
+                await children.apply_one(manifest)
+        return True
 
     async def _trip(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
         """React to pods that nodes refused for a sysctl: render again without it, and remember."""
@@ -158,20 +201,16 @@ class Reconciler:
             return
         if not run.plan.has_workload:
             return  # the pods are others'
+        known = run.plan.platform.refused_sysctls
+        newly = breaker.refused_names(observed) - known
+        if newly:
+            platform = replace(self._platform, refused_sysctls=known | newly)
+            run.plan = planned(run.resource, platform)
+            await self._carry_out(run, children)
+        # Last: until the workload is another, each of them is replaced at once.
         with _noting(run):
             for pod in breaker.refused_pods(pods):
                 await self._cluster.delete(pod)
-        known = run.plan.platform.refused_sysctls
-        newly = breaker.refused_names(observed) - known
-        if not newly:
-            return
-        platform = replace(self._platform, refused_sysctls=known | newly)
-        run.plan = planned(run.resource, platform)
-        if breaker.holds_workload(newly):
-            note = breaker_note.written(platform.refused_sysctls, run.resource.generation)
-            with _noting(run):
-                await self._cluster.annotate(run.plan.workload_kind, run.key, note)
-        await self._carry_out(run, children)
 
     async def _finish(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
         """Prune, and tell the pods which configuration they should run."""
@@ -233,6 +272,22 @@ def _noting(run: _Run) -> Iterator[None]:
         yield
     except OperatorError as failure:
         run.failed = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+
+
+def _answers(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
+    seen = zip(pods, observed.pods, strict=True)
+    return tuple((pod, one.running) for pod, one in seen if can_be_asked(pod))
+
+
+def _has_no_pods_yet(live: Manifest) -> bool:
+    ready = (live.get("status") or {}).get("readyReplicas")
+    return int(live["spec"].get("replicas", 1)) <= 1 and not ready
+
+
+def _is_of_template(pod: Manifest, workload: Manifest) -> bool:
+    holders = pod["metadata"], workload["spec"]["template"]["metadata"]
+    made, newest = ((one.get("annotations") or {}).get(names.TEMPLATE_HASH) for one in holders)
+    return bool(made == newest)
 
 
 def _again_after(run: _Run, written: Manifest) -> float | None:

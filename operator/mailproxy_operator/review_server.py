@@ -19,6 +19,8 @@ from typing import Any, cast
 import kopf
 from aiohttp import web
 
+from mailproxy_operator.http_log import LOGGER
+
 READ_SECONDS = 3.0
 """For a whole body; an API server sends it with its request."""
 HANDSHAKE_SECONDS = 3.0
@@ -77,7 +79,9 @@ class ReviewServer:
             self._socket = _listening(self._host, self.port)
         app = web.Application(client_max_size=MAX_REVIEW_OCTETS)
         app.router.add_post("/{id}", answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1, lingering_time=LINGER_SECONDS)
+        runner = web.AppRunner(
+            app, access_log=None, logger=LOGGER, shutdown_timeout=1, lingering_time=LINGER_SECONDS
+        )
         await runner.setup()
         try:
             server = await self._serving(runner)

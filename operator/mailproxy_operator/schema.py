@@ -12,14 +12,23 @@ from typing import Any, Final
 from mailproxy_config.manifest import NAME_RULES, SPEC
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.settings import KubeVersion
 
 _INT32: Final = {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31 - 1}
 # Without a maximum: one at the end of 64 bits does not survive JSON, and then no object is accepted.
 _INT64: Final = {"type": "integer", "format": "int64", "minimum": 0}
 
 
-def custom_resource_definition() -> Manifest:
-    """Build the CRD."""
+_SELECTABLE_SINCE: Final = KubeVersion(1, 31)
+
+
+def custom_resource_definition(version: KubeVersion | None = None) -> Manifest:
+    """Build the CRD.
+
+    Args:
+        version: The oldest API server that gets it.  By default it is valid on all that are supported;
+            from 1.31 on, resources can also be selected by ``spec.mode``.
+    """
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -35,12 +44,13 @@ def custom_resource_definition() -> Manifest:
                 "shortNames": ["mailp"],
                 "categories": ["mail"],
             },
-            "versions": [_version()],
+            "versions": [_version(version or KubeVersion())],
         },
     }
 
 
-def _version() -> Manifest:
+def _version(version: KubeVersion) -> Manifest:
+    selectable = {"selectableFields": [{"jsonPath": ".spec.mode"}]} if version >= _SELECTABLE_SINCE else {}
     return {
         "name": names.VERSION,
         "served": True,
@@ -53,7 +63,7 @@ def _version() -> Manifest:
                 "labelSelectorPath": ".status.selector",
             },
         },
-        "selectableFields": [{"jsonPath": ".spec.mode"}],
+        **selectable,
         "additionalPrinterColumns": _columns(),
         "schema": {"openAPIV3Schema": _whole()},
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from mailproxy_operator import names
 
 DEFAULT_IMAGE = "ghcr.io/mailproxy/mailproxy:0.1.0"
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -42,6 +43,7 @@ class Platform:
     Attributes:
         kube_version: The oldest version among the nodes that may run the pods.
         image: The proxy's image where a resource names none.
+        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
         image_pull_secrets: Names of Secrets with which it is pulled where a resource names none.
         config_dir: Where the configuration is mounted in the container.
         refs_dir: Below it, what the resource refers to is mounted.
@@ -51,6 +53,7 @@ class Platform:
 
     kube_version: KubeVersion = KubeVersion()
     image: str = DEFAULT_IMAGE
+    image_pull_policy: str | None = None
     image_pull_secrets: tuple[str, ...] = ()
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
@@ -87,6 +90,7 @@ class OperatorSettings:
     Attributes:
         namespaces: Which to serve; all of them when empty.
         image: The proxy's image where a resource names none.
+        image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
         node_min_version: Of the oldest node, where that is older than the API server.
         admin_host: Where metrics and probes are answered.
         admin_port: Where metrics and probes are answered.
@@ -103,6 +107,7 @@ class OperatorSettings:
 
     namespaces: tuple[str, ...] = ()
     image: str = DEFAULT_IMAGE
+    image_pull_policy: str | None = None
     node_min_version: KubeVersion | None = None
     admin_host: str = "[::]"
     admin_port: int = 8080
@@ -125,6 +130,7 @@ class OperatorSettings:
         return Platform(
             kube_version=version,
             image=self.image,
+            image_pull_policy=self.image_pull_policy,
             image_pull_secrets=self.image_pull_secrets,
             operator_namespace=self.pod_namespace,
         )

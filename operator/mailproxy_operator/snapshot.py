@@ -34,6 +34,10 @@ class Snapshot:
         """Every MailProxy."""
         return {key: one for (kind, key), one in self._named.items() if kind is MAIL_PROXY}
 
+    def of(self, kind: Kind) -> list[Manifest]:
+        """Every object of a kind."""
+        return [one for (its, _), one in self._named.items() if its is kind]
+
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object."""
         return self._named.get((kind, key))

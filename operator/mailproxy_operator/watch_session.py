@@ -18,7 +18,8 @@ from yarl import URL
 
 from mailproxy_operator.answers import code_class
 from mailproxy_operator.api_tls import RENEW_SECONDS, ApiServerContext, described, files_mark
-from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD
+from mailproxy_operator.kinds import MAIL_PROXY, OWNED, POD, Kind
+from mailproxy_operator.listing import Page
 
 EXPIRED, CLOSED, FAILED, INACTIVE = "expired", "closed", "error", "inactive"
 GONE = 410
@@ -41,6 +42,10 @@ class Told(Protocol):
         """A watch has to begin anew: ``expired``, ``closed``, ``error`` or ``inactive``."""
 
 
+Listed = Callable[[Page], None]
+"""Given what a watch lists."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Connected(kopf.AiohttpSession):
     """A session that is the same as another one if its credentials are.
@@ -61,6 +66,7 @@ class WatchSession:
         let_in: Told why the API server is not reached or does not accept the credentials, and with
             an empty text when it does.
         again: Reads address and credentials again.
+        listed: Given what a watch lists when it begins, or begins anew: page by page.
     """
 
     def __init__(
@@ -70,10 +76,12 @@ class WatchSession:
         patience: float,
         let_in: Callable[[str], None] = lambda _: None,
         again: Callable[[], kopf.ConnectionInfo | None] = lambda: None,
+        listed: Listed | None = None,
     ) -> None:
         self._told = told
         self._let_in = let_in
         self._again = again
+        self._listed = listed
         self._read_at = -RENEW_SECONDS
         self._patience = patience
         self._opened: list[aiohttp.ClientSession] = []
@@ -175,7 +183,27 @@ class WatchSession:
                     self.content = cast(Any, _Content(self.content, owner.stream(self.url)))
                 return self
 
+            async def json(self, **more: Any) -> Any:  # noqa: ANN401  aiohttp's own
+                body = await super().json(**more)
+                if _verb(self.url) == "list" and self.status < 400 and isinstance(body, dict):
+                    owner.page(self.url, body)
+                return body
+
         return Response
+
+    def page(self, url: URL, body: dict[str, Any]) -> None:
+        """Hand on what is listed: whatever changed while nobody watched is found in it."""
+        kind, namespace = _listed_kind(url)
+        if self._listed is not None and kind is not None:
+            self._listed(
+                Page(
+                    kind,
+                    namespace,
+                    list(body.get("items") or []),
+                    is_first="continue" not in url.query,
+                    is_last=not (body.get("metadata") or {}).get("continue"),
+                )
+            )
 
     def stream(self, url: URL) -> _Stream:
         """Begin to look at a watch."""
@@ -250,6 +278,14 @@ class _Chunks:
 def _tls_mark(known: kopf.ConnectionInfo) -> object:
     files = files_mark(known.ca_path, known.certificate_path, known.private_key_path)
     return files, known.ca_data, known.certificate_data, known.private_key_data, known.insecure
+
+
+def _listed_kind(url: URL) -> tuple[Kind | None, str]:
+    """Name what a list is of, and the namespace; none where it is of all of them."""
+    _, _, rest = url.path.partition("/namespaces/")
+    namespace = rest.partition("/")[0]
+    found = (kind for kind in (*OWNED, MAIL_PROXY, POD) if kind.path(namespace or None) == url.path)
+    return next(found, None), namespace
 
 
 def _verb(url: URL) -> str:

@@ -17,7 +17,7 @@ from mailproxy_operator import names
 from mailproxy_operator.api_tls import described
 from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.task_family import TaskFamily
-from mailproxy_operator.watch_session import FAILED, INACTIVE, Connected, Told, WatchSession
+from mailproxy_operator.watch_session import FAILED, INACTIVE, Connected, Listed, Told, WatchSession
 
 INACTIVE_SECONDS = 90.0
 """A watch from which nothing came for so long is given up: an API server sends a bookmark every 60 to 75."""
@@ -94,18 +94,23 @@ class Watching:
         self.trouble = ""
 
     async def keep(
-        self, register: Register, settings: Callable[[], kopf.OperatorSettings] = kopf_settings
+        self,
+        register: Register,
+        settings: Callable[[], kopf.OperatorSettings] = kopf_settings,
+        *,
+        listed: Listed | None = None,
     ) -> None:
         """Run kopf until cancelled.
 
         Args:
             register: Attaches handlers.
             settings: Makes kopf's settings.
+            listed: Given what watches list when they begin, or begin anew.
         """
         while True:
             reason = FAILED
             try:
-                await self._run(register, settings())
+                await self._run(register, settings(), listed)
             except Silent as silence:
                 reason = INACTIVE
                 _log.warning("watching: begun again: %s", silence)
@@ -119,12 +124,13 @@ class Watching:
             self._told.watch_restarted(reason)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _run(self, register: Register, settings: kopf.OperatorSettings) -> None:
+    async def _run(self, register: Register, settings: kopf.OperatorSettings, listed: Listed | None) -> None:
         session = WatchSession(
             self._told,
             patience=INACTIVE_SECONDS,
             let_in=self._let_in,
             again=partial(self._login, logger=_log, settings=settings),
+            listed=listed,
         )
         registry = kopf.OperatorRegistry()
         register(registry)

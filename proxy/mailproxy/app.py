@@ -41,7 +41,7 @@ _FLUSH_EVERY: Final = 10
 _DRAIN_STEP: Final = 0.05
 
 Arguments = TypeVarTuple("Arguments")
-AuthKey = tuple[AuthHttp, float]
+AuthKey = tuple[AuthHttp, float, bool, int | None]
 ResolverKey = tuple[ResolverConfig, float]
 
 
@@ -136,6 +136,8 @@ class App:
         await self._close_retired()
         await self._find_services()
         self._engine.limit = config.worker_connections
+        for service in self._auth.values():
+            service.resize(config.worker_connections)
         self._engine.meter.connections_limit.value = config.worker_connections
         self._engine.meter.keep_servers(server.name for server in config.servers)
         self._tell_expiries(servers)
@@ -179,14 +181,18 @@ class App:
             numbers=meter.protocol(config.protocol),
             patience=self._engine.timers.lane(config.timeout),
             idleness=self._engine.timers.lane(config.proxy_timeout),
+            log=self._engine.log.of(config),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthService:
-        key = (config.auth_http, config.auth_http_timeout)
+        where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
+        key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self._auth:
-            addresses = HostAddresses(config.auth_http, meter=self._engine.meter)
-            tls = ClientTls(config.auth_http.host) if config.auth_http.tls else None
-            self._auth[key] = AuthService(self._engine, addresses, config.auth_http_timeout, tls)
+            addresses = HostAddresses(where, meter=self._engine.meter, failed=self._engine.look_up_failed)
+            tls = ClientTls(where.host) if where.tls else None
+            self._auth[key] = AuthService(
+                self._engine, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+            )
         return self._auth[key]
 
     def _resolver(self, config: ServerConfig) -> Resolver | None:
@@ -195,7 +201,10 @@ class App:
         key = (config.resolver, config.resolver_timeout)
         if key not in self._resolvers:
             self._resolvers[key] = Resolver(
-                config.resolver, timeout=config.resolver_timeout, meter=self._engine.meter
+                config.resolver,
+                timeout=config.resolver_timeout,
+                meter=self._engine.meter,
+                failed=self._engine.look_up_failed,
             )
         return self._resolvers[key]
 
@@ -313,7 +322,7 @@ class App:
 
 def _template(config: ServerConfig) -> RequestTemplate:
     try:
-        return RequestTemplate(config, header_values(config), keep_alive=True)
+        return RequestTemplate(config, header_values(config), keep_alive=config.auth_http_keepalive)
     except ValueError as error:
         raise ConfigError([Problem(f"servers[{config.name}].auth_http", str(error))]) from error
 

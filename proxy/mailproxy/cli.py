@@ -12,13 +12,13 @@ import argparse
 import signal
 import socket
 import sys
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from mailproxy_config.errors import Problem
-from mailproxy_config.model import LogLevel, ProxyConfig
+from mailproxy_config.model import LogLevel
 
 _FORMATS = ("json", "text")
 _MOST_WORKERS = 1024
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(argv)
+    options.file = options.file or options.option
     try:
         code: int = options.command(options)
         sys.stdout.flush()
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end what has only begun to start
     for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
         signal.signal(signum, _leave)
     from mailproxy.observe.log import LogFormat  # noqa: PLC0415
@@ -66,10 +68,15 @@ def _run(options: argparse.Namespace) -> int:
         workers=options.workers,
         admin_address=address,
         admin_port=port,
-        log_format=LogFormat(options.log_format),
+        log_format=LogFormat(options.log_format or default_log_format()),
         log_level=LogLevel(options.log_level) if options.log_level else None,
     )
     return run(settings)
+
+
+def default_log_format() -> str:
+    """How log lines look unless somebody says so: text on a terminal, JSON for programs."""
+    return "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def _leave(*_: object) -> NoReturn:
@@ -106,39 +113,23 @@ def admin(text: str) -> tuple[str, int]:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from mailproxy.supervisor.verdict import described, judge  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
-    from mailproxy_config.load import check_files, load  # noqa: PLC0415
-    from mailproxy_config.references import Mounts  # noqa: PLC0415
 
+    source = _source(options.file)
     try:
-        loaded = load(_octets(options.file), source=_source(options.file), hostname=socket.gethostname())
+        verdict = judge(_octets(options.file), source=source, hostname=socket.gethostname())
     except ConfigError as error:
         _complain(error.problems)
         return Exit.WRONG_INPUT
-    _complain(f"note: {notice}" for notice in loaded.notices)
-    missing = check_files(loaded.config)
+    _complain(verdict.notices, "note: ")
     # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
-    mounted = [problem for problem in missing if problem.reason.startswith(f"{Mounts().root}/")]
-    _complain(f"note: {problem}" for problem in mounted)
-    problems = [problem for problem in missing if problem not in mounted]
-    lacking = {problem.path.partition(".")[0] for problem in missing}
-    problems += _tls_problems(loaded.config, lacking)
-    _complain(dict.fromkeys(map(loaded.located, problems)))
-    return Exit.WRONG_INPUT if problems else Exit.FINE
-
-
-def _tls_problems(config: ProxyConfig, lacking: Container[str]) -> Sequence[Problem]:
-    """What OpenSSL says against servers, but for those that lack files."""
-    whole = [
-        server
-        for index, server in enumerate(config.servers)
-        if server.tls_is_used and f"servers[{index}]" not in lacking
-    ]
-    if not whole:
-        return ()
-    from mailproxy.tls.trial import tls_problems  # noqa: PLC0415
-
-    return tls_problems(whole)
+    _complain(verdict.absent, "note: ")
+    _complain(verdict.problems)
+    if verdict.problems:
+        return Exit.WRONG_INPUT
+    sys.stdout.write(described(verdict, source or "standard input") + "\n")
+    return Exit.FINE
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -161,7 +152,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _octets(file: Path) -> bytes:
-    """Read the configuration, from standard input for ``-``.
+    """Read the configuration, from standard input for ``-``; a pipe will do, since it is read once.
 
     Raises:
         ConfigError: It cannot be read.
@@ -169,18 +160,20 @@ def _octets(file: Path) -> bytes:
     from mailproxy.supervisor.files import read  # noqa: PLC0415
     from mailproxy_config.yaml_text import LARGEST_DOCUMENT  # noqa: PLC0415
 
-    return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1) if str(file) == "-" else read(file)
+    if str(file) == "-":
+        return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)
+    return read(file, once=True)
 
 
 def _source(file: Path) -> str:
     return "" if str(file) == "-" else str(file)
 
 
-def _complain(lines: Iterable[object]) -> None:
-    for line in lines:
-        # A terminal obeys control characters, and a file may hold any.
-        shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(line))
-        sys.stderr.write(f"{shown}\n")
+def _complain(problems: Iterable[Problem], prefix: str = "") -> None:
+    from mailproxy.supervisor.verdict import printable  # noqa: PLC0415
+
+    for problem in problems:
+        sys.stderr.write(f"{prefix}{printable(problem)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -193,6 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands.add_parser("check", help="say everything that is wrong with a configuration"))
     _add_convert(commands.add_parser("convert", help="print an nginx.conf as a MailProxy manifest"))
     return parser
+
+
+def _add_file(parser: argparse.ArgumentParser, kinds: str, read: Callable[[str], Path] = Path) -> None:
+    """The configuration, as an argument or with ``-f``."""
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("file", nargs="?", type=read, metavar="FILE", help=kinds)
+    one.add_argument("-f", "--file", dest="option", type=read, metavar="FILE", help="the same")
 
 
 class _Version(argparse.Action):
@@ -211,7 +211,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "Runs the proxy until SIGTERM or SIGINT, which drain it; a second one ends it at once. "
         "SIGHUP, or a change of FILE or of a file that it refers to, loads the configuration again."
     )
-    parser.add_argument("-f", "--file", type=_regular_path, required=True, help=_FILE_HELP)
+    _add_file(parser, _FILE_HELP, _regular_path)
     parser.add_argument(
         "--workers",
         type=workers,
@@ -225,7 +225,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS:PORT",
         help="where /metrics, /healthz, /readyz and /config answer (127.0.0.1:9113; port 0: any)",
     )
-    parser.add_argument("--log-format", choices=_FORMATS, default="json", help="how log lines look (json)")
+    parser.add_argument(
+        "--log-format", choices=_FORMATS, help="how log lines look (text on a terminal, json elsewhere)"
+    )
     parser.add_argument(
         "--log-level",
         choices=[str(level) for level in LogLevel],
@@ -235,8 +237,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_check)
-    parser.description = "Prints every problem on standard error; exits 0 if there is none, else 1."
-    parser.add_argument("-f", "--file", type=Path, required=True, help=f"{_FILE_HELP}; - for standard input")
+    parser.description = (
+        "Prints every problem on standard error and exits with 1; "
+        "where there is none, it prints one line and exits with 0."
+    )
+    _add_file(parser, f"{_FILE_HELP}; - for standard input")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -245,7 +250,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "Prints an equivalent MailProxy manifest on standard output, and on standard error "
         "what could not be carried over, with its line."
     )
-    parser.add_argument("file", type=Path, metavar="nginx.conf", help="the file; - for standard input")
+    _add_file(parser, "an nginx.conf; - for standard input")
     parser.add_argument("--name", default="mailproxy", help="name of the resource (mailproxy)")
     parser.add_argument("--namespace", default="default", help="its namespace (default)")
 

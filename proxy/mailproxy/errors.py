@@ -18,9 +18,19 @@ class SessionError(Exception):
 
 
 class PeerGone(SessionError):
-    """The peer of this conversation will say no more."""
+    """The peer of this conversation will say no more.
+
+    Attributes:
+        sent_nothing: Whether not one byte ever came from it.
+    """
 
     reason = CloseReason.CLIENT_CLOSED
+    sent_nothing = False
+
+    @property
+    def is_silent_end(self) -> bool:
+        """Whether the peer connected and left, as balancers and probes do; a timeout is something else."""
+        return self.sent_nothing and self.reason is not CloseReason.PREAUTH_TIMEOUT
 
 
 class PeerClosed(PeerGone):
@@ -70,10 +80,12 @@ class AuthUnavailable(SessionError):
 
     Attributes:
         failure: What was wrong, in the words that ``auth_errors_total`` counts by.
+        service: The host and port that ``auth_http`` names, once the failure is settled; for logs.
     """
 
     reason = CloseReason.AUTH_UNAVAILABLE
     failure: AuthErrorReason = AuthErrorReason.INVALID_RESPONSE
+    service: str = ""
 
     def __init__(self, message: str = "", failure: AuthErrorReason | None = None) -> None:
         super().__init__(message)
@@ -94,7 +106,15 @@ class AuthUnreachable(AuthUnavailable):
 
 
 class MalformedAnswer(AuthUnavailable):
-    """It answered something that is not an answer."""
+    """It answered something that is not an answer.
+
+    Attributes:
+        status: The HTTP status, where the answer has one.
+        value: What is wrong, where ``{}`` stands in the message; it may hold anything.
+    """
+
+    status: int | None = None
+    value: bytes | None = None
 
 
 class UpstreamError(SessionError):
@@ -103,24 +123,42 @@ class UpstreamError(SessionError):
     Attributes:
         stage: How far we had come.
         kind: The upstream's violation, where it is one.
+        reply: Everything it sent since our last command, unchanged.
     """
 
     reason = CloseReason.UPSTREAM_ERROR
 
-    def __init__(self, message: str, *, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: UpstreamStage,
+        kind: ProtocolErrorKind | None = None,
+        reply: bytes = b"",
+    ) -> None:
         super().__init__(message)
         self.stage = stage
         self.kind = kind
+        self.reply = reply
 
 
 class UpstreamRefused(UpstreamError):
     """The upstream answered, but not what was hoped for.
 
+    The client gets ``reply`` where ``proxy_pass_error_message`` is on.
+
     Attributes:
-        reply: Everything it said, unchanged; the client gets it where
-            ``proxy_pass_error_message`` is on.
+        is_denial: Whether it was the login that was refused, with an upstream
+            that goes on: a wrong password, or a sender that it does not want.
     """
 
-    def __init__(self, reply: bytes, *, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> None:
-        super().__init__(f"upstream refused at {stage}", stage=stage, kind=kind)
-        self.reply = reply
+    def __init__(
+        self,
+        reply: bytes,
+        *,
+        stage: UpstreamStage,
+        kind: ProtocolErrorKind | None = None,
+        is_denial: bool = False,
+    ) -> None:
+        super().__init__(f"upstream refused at {stage}", stage=stage, kind=kind, reply=reply)
+        self.is_denial = is_denial

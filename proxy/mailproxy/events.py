@@ -33,6 +33,7 @@ class LoginResult(StrEnum):
     UNAVAILABLE = "unavailable"
     INVALID_RESPONSE = "invalid_response"
     UPSTREAM_DENIED = "upstream_denied"
+    UPSTREAM_REFUSED = "upstream_refused"
     UPSTREAM_FAILED = "upstream_failed"
     ABORTED = "aborted"
     TLS_REQUIRED = "tls_required"
@@ -54,6 +55,7 @@ class ProtocolErrorKind(StrEnum):
     PLAINTEXT_BEFORE_TLS = "plaintext_before_tls"
     ALPN_MISMATCH = "alpn_mismatch"
     FOREIGN_PROTOCOL = "foreign_protocol"
+    PROXY_HEADER = "proxy_header"
     NO_GREETING = "no_greeting"
     UNEXPECTED_REPLY = "unexpected_reply"
     REPLY_TOO_LONG = "reply_too_long"
@@ -209,14 +211,24 @@ class LoginRefused:
 
 
 @dataclass(slots=True)
+class LoginDenied:
+    """The authentication service denied a login; ``text`` is its answer, fit for a log."""
+
+    text: bytes
+    code: bytes | None = None
+
+
+@dataclass(slots=True)
 class Remark:
     """Something for the log at ``info``: a fixed sentence, and octets that the log will escape.
 
-    ``text`` never holds a password.
+    ``text`` never holds a password.  ``is_ours`` is for what an administrator
+    has to mend: it is logged at ``error``.
     """
 
     event: str
     text: bytes = b""
+    is_ours: bool = False
 
 
-Note = ClientErred | LoginRefused | Remark
+Note = ClientErred | LoginRefused | LoginDenied | Remark

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -84,7 +85,11 @@ def _signature(path: Path) -> _Signature:
 
 def _digest(path: Path) -> _Digest:
     try:
-        with path.open("rb") as file:
+        # A pipe, or a device, would keep whoever looks waiting for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
             return hashlib.blake2b(file.read(LIMIT)).digest()
     except (OSError, ValueError):
         return None

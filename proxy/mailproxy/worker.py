@@ -66,15 +66,12 @@ class Service:
         app: What it works with.
         meter: The numbers that ``app`` counts in.
         log: Where ``app`` logs.
-        level: The level of ``--log-level``, which wins over the
-            configuration's ``error_log``, or ``None``.
     """
 
-    def __init__(self, app: Application, *, meter: Meter, log: Log, level: LogLevel | None) -> None:
+    def __init__(self, app: Application, *, meter: Meter, log: Log) -> None:
         self._app = app
         self._meter = meter
         self._log = log
-        self._level = level
         self._drain = DrainConfig()
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._channel: Channel
@@ -120,6 +117,7 @@ class Service:
     async def _configure(self, order: messages.Configure, sockets: list[socket.socket]) -> None:
         try:
             config = _config_of(order, sockets)
+            await self._open_logs(config, sockets)
             given: dict[str, list[socket.socket]] = {}
             for key, sock in zip(order.sockets, sockets, strict=True):
                 given.setdefault(key, []).append(sock)
@@ -131,9 +129,21 @@ class Service:
         self._meter.config_loaded(order.hash, order.generation, order.loaded_at)
         self._send(messages.Ready(order.serial))
 
+    async def _open_logs(self, config: ProxyConfig, sockets: Sequence[socket.socket]) -> None:
+        """Open the configuration's logs, in a thread where a disk may be slow; sockets go with a refusal."""
+        try:
+            if config.error_logs:
+                await asyncio.to_thread(self._log.open, config)
+            else:
+                self._log.open(config)
+        except ConfigError:
+            for sock in sockets:
+                sock.close()
+            raise
+
     def _adopt(self, config: ProxyConfig) -> None:
         self._drain = config.drain
-        self._log.level = self._level or config.error_log
+        self._log.adopt(config)
         if not self._is_frozen:
             gc.collect()
             gc.freeze()
@@ -153,6 +163,8 @@ class Service:
                 self._orders.put_nowait(order)
             case messages.Report(number):
                 self._report(number)
+            case messages.Reopen():
+                self._log.reopen()
             case messages.Stop():
                 self._app.stop()
                 self._obeying.cancel()
@@ -206,15 +218,15 @@ def run(
         make_loop: Makes the event loop.
     """
     options = _options(argv)
-    for signum in (signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     level = LogLevel(options.log_level) if options.log_level else None
-    log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE)
+    log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
     meter = Meter()
 
     async def serve() -> None:
-        service = Service(make_app(log=log, meter=meter), meter=meter, log=log, level=level)
+        service = Service(make_app(log=log, meter=meter), meter=meter, log=log)
         await service.run(socket.socket(fileno=options.control_fd))
 
     try:

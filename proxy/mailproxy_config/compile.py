@@ -10,9 +10,17 @@ from typing import Any, Final
 from .consistency import derived_protocol
 from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES
 from .errors import ConfigError, Problem
-from .levels import ServerBlock
+from .levels import Level, ServerBlock
 from .manifest import MailProxyManifest
-from .model import AuthHttpHeader, CertificateFiles, ListenConfig, ProxyConfig, ServerConfig, StartTls
+from .model import (
+    AuthHttpHeader,
+    CertificateFiles,
+    ListenConfig,
+    Protocol,
+    ProxyConfig,
+    ServerConfig,
+    StartTls,
+)
 from .references import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
@@ -23,7 +31,12 @@ _HIGHEST_PORT: Final = 65535
 
 
 def compile_proxy(
-    manifest: MailProxyManifest, *, mounts: Mounts = _MOUNTS, port_offset: int = 0, hostname: str = ""
+    manifest: MailProxyManifest,
+    *,
+    mounts: Mounts = _MOUNTS,
+    port_offset: int = 0,
+    hostname: str = "",
+    is_partial: bool = False,
 ) -> ProxyConfig:
     """Apply inheritance and defaults.
 
@@ -33,13 +46,21 @@ def compile_proxy(
         port_offset: What to add to every port; protocols are derived from the original ones.
         hostname: The ``server_name`` where none is set.  Left empty it stays empty, so that
             the configuration is the same for every pod.
+        is_partial: The manifest has errors.  The result is for looking at, not for running:
+            what is no good has its default, and a server without a protocol any.
 
     Raises:
         ConfigError: A port with its offset is out of range.
     """
     main: dict[str, Any] = _MAIN_BUILT_IN | _known(manifest.main.values)
     servers = tuple(
-        _server(_effective(manifest, server), server, mounts, port_offset, hostname)
+        _server(
+            _effective(manifest, server),
+            replace(server, own=_with_protocol(server)) if is_partial else server,
+            mounts,
+            port_offset,
+            hostname,
+        )
         for server in manifest.servers
     )
     return ProxyConfig(
@@ -49,6 +70,12 @@ def compile_proxy(
         error_log=main["error_log"],
         drain=manifest.deployment.drain,
     )
+
+
+def _with_protocol(server: ServerBlock) -> Level:
+    """What a server says about itself, with a protocol in any case."""
+    stand_in = derived_protocol(server.listen) or Protocol.IMAP
+    return replace(server.own, values={"protocol": stand_in, **server.own.values})
 
 
 def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:

@@ -44,6 +44,7 @@ class Directive:
         inheritance: What a server does with the mail level's value.
         part_of: The directive whose field carries this one's value, where it has none of its own.
         field: The manifest's name for it.
+        is_ours: Whether nginx does not have it; it may stand in an ``nginx.conf`` all the same.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Directive:
     inheritance: Inheritance = Inheritance.VALUE
     part_of: str = ""
     field: str = ""
+    is_ours: bool = False
 
     def __post_init__(self) -> None:
         if not self.field:

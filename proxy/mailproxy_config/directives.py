@@ -113,7 +113,10 @@ MAIN_DIRECTIVES: Final = (
         default={"level": "error"},
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
-        meaning="The least grave level of what is logged; logs go to standard error.",
+        meaning=(
+            "The least grave level of events; lines about sessions come up to error,"
+            " and the supervisor's notices always."
+        ),
     ),
 )
 """Directives of the manifest's ``spec`` itself."""
@@ -133,7 +136,10 @@ LEVEL_DIRECTIVES: Final = (
         name="error_log",
         module=_CORE,
         type=structures.ERROR_LOG,
-        meaning="The least grave level that is logged about sessions; otherwise spec.errorLog's.",
+        meaning=(
+            "The least grave level of events about sessions, whose own lines come up to error;"
+            " otherwise spec.errorLog's."
+        ),
     ),
     Directive(
         name="timeout",
@@ -192,6 +198,21 @@ LEVEL_DIRECTIVES: Final = (
         meaning="Sends the client's TLS certificate to the authorization service.",
     ),
     Directive(
+        name="auth_http_keepalive",
+        module=_AUTH_HTTP,
+        type=FLAG,
+        default=True,
+        is_ours=True,
+        meaning="Uses connections to the authentication service again; off is nginx's HTTP/1.0, one each.",
+    ),
+    Directive(
+        name="auth_http_max_connections",
+        module=_AUTH_HTTP,
+        type=_CONNECTIONS,
+        is_ours=True,
+        meaning="How many connections a worker opens to the authentication service; else worker_connections.",
+    ),
+    Directive(
         name="imap_auth",
         module=_IMAP,
         type=several(("plain", "login", "cram-md5", "external"), AuthMethod),
@@ -231,12 +252,26 @@ LEVEL_DIRECTIVES: Final = (
         meaning="What the reply to POP3's CAPA lists, one line each.",
     ),
     Directive(
+        name="pop3_client_buffer",
+        module=_POP3,
+        type=BUFFER,
+        default="512",
+        meaning=(
+            "The longest POP3 command (in nginx 128 bytes);"
+            " lines of a SASL exchange have room for 4096 bytes in any case."
+        ),
+        is_ours=True,
+    ),
+    Directive(
         name="smtp_auth",
         module=_SMTP,
         type=several(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
         default=["plain", "login"],
         inheritance=_LIST,
-        meaning="The ways to log in that SMTP clients are offered; none lets mail in without a login.",
+        meaning=(
+            "The ways to log in that SMTP clients are offered; PLAIN and LOGIN always work;"
+            " none lets mail in without a login."
+        ),
     ),
     Directive(
         name="smtp_capabilities",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 MOST_PROBLEMS: Final = 1000
 """After so many problems a file is not read any further: nobody mends more at once, and each costs time."""
@@ -36,10 +36,21 @@ class ConfigError(Exception):
 
     Attributes:
         problems: Everything that is wrong with it, in the order of the file; never empty.
+        notices: What is worth telling beside that.
+        partial: What could be read in spite of it, for whoever looks for more problems: of the
+            type that the function which raises this would have returned, or ``None``.
     """
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        *,
+        notices: Iterable[Problem] = (),
+        partial: Any = None,  # noqa: ANN401 -- of many types
+    ) -> None:
         self.problems = tuple(problems)
+        self.notices = tuple(notices)
+        self.partial = partial
         super().__init__(self.problems)
 
     def __str__(self) -> str:
@@ -68,14 +79,17 @@ class Problems:
         """Note something that is not wrong but that the reader should know."""
         self.notices.append(Problem(path, reason))
 
-    def raise_if_any(self) -> None:
+    def raise_if_any(self, partial: Any = None) -> None:  # noqa: ANN401 -- see ConfigError
         """Give up if anything is wrong.
+
+        Args:
+            partial: What could be read in spite of it; see ``ConfigError``.
 
         Raises:
             ConfigError: With every problem found so far, each once.
         """
         if self.found:
-            raise ConfigError(dict.fromkeys(self.found))
+            raise ConfigError(dict.fromkeys(self.found), notices=dict.fromkeys(self.notices), partial=partial)
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.found)

@@ -8,16 +8,18 @@ import json
 from .values import Raw
 
 
-def explained(name: str, meaning: str, default: Raw) -> str:
+def explained(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
     """Write what ``kubectl explain`` shows of a directive or a parameter.
 
     Args:
         name: nginx's name for it.
         meaning: One sentence.
         default: The built-in default; it cannot stand in the schema, where it would defeat inheritance.
+        is_ours: Whether nginx does not have it.
     """
     unless_set = shown_default(default)
-    return f"{meaning} In nginx: {name}." + (f" Default: {unless_set}." if unless_set else "")
+    where = f"Not in nginx; in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
+    return f"{meaning} {where}." + (f" Default: {unless_set}." if unless_set else "")
 
 
 def shown_default(value: Raw) -> str:

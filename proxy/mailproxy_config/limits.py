@@ -17,9 +17,13 @@ MOST_VALUES: Final = 50_000
 """Values in all documents of a file together, those that YAML aliases repeat included."""
 MOST_LEVELS: Final = 100
 """Lists and objects inside each other.  The deepest part of a pod template has about 12."""
-MOST_TOKENS: Final = 100_000
-"""Tokens of YAML in all documents of a file together; about two make a value."""
-MOST_NGINX_TOKENS: Final = 500_000
+MOST_TOKENS: Final = 40_000
+"""Tokens of YAML in all documents of a file together.
+
+Two to four make a value.  The largest ``MailProxy``, of 32 servers, has about
+25,000; scanning this many takes a second or two.
+"""
+MOST_NGINX_TOKENS: Final = 250_000
 """Words, braces and semicolons of an ``nginx.conf``, with all files that it includes."""
 
 _REMEDY: Final = "put other resources into files of their own"

@@ -12,7 +12,7 @@ from . import addresses, units
 from .explain import explained
 from .kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
 from .model import KeepAlive, ListenConfig, Octets
-from .shapes import Flag, Integer, IntOrText, ListOf, Record, Rule, Shape, Text, matches
+from .shapes import Flag, Integer, IntOrText, ListOf, Record, Rule, Shape, Text, closest, matches
 from .values import SIZE_SHAPE, Place, Raw, ValueType, each
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
@@ -68,6 +68,12 @@ _SECONDS: Final = IntOrText(
             holds=_in_keep_alive_range,
         ),
     ),
+)
+_OF_HTTP: Final = frozenset(
+    {
+        *("default", "default_server", "reuseport", "deferred", "fastopen", "setfib", "accept_filter"),
+        *("http2", "spdy", "quic", "udp"),
+    }
 )
 _TIMED: Final = ("idle", "interval", "count")
 _KEEP_ALIVE: Final = Record(
@@ -323,7 +329,10 @@ def _keep_alive_from_nginx(text: str) -> Raw:
         if part and field == "count":
             found[field] = int(part) if re.fullmatch("[0-9]{1,9}", part, re.ASCII) else part
         elif part:
-            found[field] = int(units.sec_time(part))
+            try:
+                found[field] = int(units.sec_time(part))
+            except ValueError as error:
+                raise ValueError(f'invalid so_keepalive value: "{text}": {error}') from None
     found = {field: value for field, value in found.items() if value != 0}
     if not found or len(fields) > len(_TIMED) or isinstance(found.get("count"), str):
         raise ValueError(f'invalid so_keepalive value: "{text}"')
@@ -337,7 +346,7 @@ def _parameter_from_nginx(word: str) -> dict[str, Raw]:
     if name in _BARE and not equals:
         return {field: True}
     if name not in _WITH_A_VALUE or not equals:
-        raise ValueError(f'invalid parameter "{word}"')
+        raise ValueError(f'invalid parameter "{word}"{_parameter_hint(name)}')
     match name:
         case "ipv6only" if value in {"on", "off"}:
             return {field: value == "on"}
@@ -348,6 +357,18 @@ def _parameter_from_nginx(word: str) -> dict[str, Raw]:
         case "so_keepalive":
             return {field: _keep_alive_from_nginx(value)}
     raise ValueError(f'invalid {name} "{word}"')
+
+
+def _parameter_hint(name: str) -> str:
+    """What to do about a parameter that listeners of mail do not have."""
+    if name in _OF_HTTP:
+        return ": it belongs to http {} and stream {}, leave it out"
+    if name in _BARE:
+        return f": write {name} without a value"
+    if name in _WITH_A_VALUE:
+        return f": it takes a value, {name}=VALUE"
+    meant = closest(name, {*_BARE, *_WITH_A_VALUE})
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def listen_from_nginx(words: Sequence[str]) -> list[dict[str, Raw]]:

@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from .compile import compile_proxy, with_hostname
 from .dump import FORMAT, config_hash
 from .errors import ConfigError, Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
+from .manifest_places import ManifestPlaces
 from .model import ProxyConfig, ServerConfig, VerifyClient
 from .plain_text import plain_text
 from .references import Mounts
@@ -27,7 +28,10 @@ from .yaml_text import documents
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
+_NUMBERED: Final = re.compile(r"servers\[([0-9]{1,4})\]")
 _MOUNTS: Final = Mounts()
+NOT_REGULAR: Final = "is not a regular file"
+"""How the reason begins that ``check_files`` gives for a pipe or a device."""
 
 
 class Kind(StrEnum):
@@ -69,7 +73,8 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
         hostname: The machine's name, for servers without a ``server_name``.
 
     Raises:
-        ConfigError: With everything that is wrong with it.
+        ConfigError: With everything that is wrong with it.  Its ``partial`` is what a manifest or an
+            ``nginx.conf`` says in spite of that.
     """
     words = _decoded(text, source)
     if words.lstrip().startswith("{") and f'"{FORMAT}"' in words:
@@ -80,15 +85,23 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             hash=config_hash(config),
             notices=(),
             kind=Kind.RENDERED,
+            located=_by_name(config),
         )
     if _NGINX_BEGINS.match(words):
         # Not at the top: the proxy in a pod never needs crossplane.
         from .nginx_conf import read_nginx  # noqa: PLC0415
 
-        manifest, places = read_nginx(words, source=source)
-        loaded = _compiled(manifest, mounts, hostname, Kind.NGINX)
-        return replace(loaded, located=places.located)
-    return _compiled(manifest_of(words, source=source), mounts, hostname, Kind.MANIFEST)
+        return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, Kind.NGINX)
+
+    def read() -> tuple[MailProxyManifest, ManifestPlaces]:
+        try:
+            manifest = manifest_of(words, source=source)
+        except ConfigError as error:
+            places = ManifestPlaces(error.partial) if error.partial is not None else None
+            raise ConfigError(error.problems, partial=places and (error.partial, places)) from None
+        return manifest, ManifestPlaces(manifest)
+
+    return _loaded(read, mounts, hostname, Kind.MANIFEST)
 
 
 def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
@@ -115,8 +128,12 @@ def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
     return replace(manifest, notices=(*manifest.notices, *ignored))
 
 
-def check_files(config: ProxyConfig) -> tuple[Problem, ...]:
+def check_files(config: ProxyConfig, kind: Kind | None = None) -> tuple[Problem, ...]:
     """Tell which of the files that a configuration refers to cannot be read.
+
+    Args:
+        config: The configuration.
+        kind: The kind of file it comes from: it makes a difference to who can mend it.
 
     TLS files of a server that uses no TLS do not matter, since nobody opens them,
     nor do those for clients' certificates where nobody asks for any.
@@ -126,18 +143,82 @@ def check_files(config: ProxyConfig) -> tuple[Problem, ...]:
         for name, path in _files(server):
             reason = _unreadable(path)
             if reason:
-                problems.add(f"servers[{index}].{name}", f"{path}: {reason}")
+                hint = _mount_hint(path, name, kind)
+                problems.add(f"servers[{index}].{name}", f"{path}: {reason}{hint}")
     return tuple(dict.fromkeys(problems))
 
 
-def _compiled(manifest: MailProxyManifest, mounts: Mounts, hostname: str, kind: Kind) -> Loaded:
-    config = compile_proxy(manifest, mounts=mounts)
-    return Loaded(
-        config=with_hostname(config, hostname),
-        generation=manifest.metadata.generation,
-        hash=config_hash(config),
-        notices=manifest.notices,
-        kind=kind,
+def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
+    """Servers of a rendered configuration by the names that they have in the manifest."""
+
+    def located(problem: Problem) -> Problem:
+        found = _NUMBERED.match(problem.path)
+        if found is None or int(found[1]) >= len(config.servers):
+            return problem
+        name = config.servers[int(found[1])].name
+        return Problem(f"servers[{name}]{problem.path[found.end() :]}", problem.reason)
+
+    return located
+
+
+def is_mounted(problem: Problem) -> bool:
+    """Whether what ``check_files`` found is about a Secret or a ConfigMap, which only a pod has as files."""
+    return f"{_MOUNTS.root}/" in problem.reason.partition(": ")[0]
+
+
+class _Places(Protocol):
+    """Where a configuration says what."""
+
+    def located(self, problem: Problem) -> Problem:
+        """A problem of ``servers[NAME].directive`` at its place in the file."""
+        ...
+
+    def completed(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration with what the file says and a manifest has no room for."""
+        ...
+
+
+def _loaded(
+    read: Callable[[], tuple[MailProxyManifest, _Places]], mounts: Mounts, hostname: str, kind: Kind
+) -> Loaded:
+    """What ``read`` gives, compiled; where it fails, what it could read is compiled for the error."""
+
+    def compiled(manifest: MailProxyManifest, places: _Places, *, is_partial: bool) -> Loaded:
+        config = places.completed(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
+        return Loaded(
+            config=with_hostname(config, hostname),
+            generation=manifest.metadata.generation,
+            hash="" if is_partial else config_hash(config),
+            notices=manifest.notices,
+            kind=kind,
+            located=places.located,
+        )
+
+    try:
+        manifest, places = read()
+    except ConfigError as error:
+        partial = error.partial and compiled(*error.partial, is_partial=True)
+        raise ConfigError(error.problems, partial=partial) from None
+    return compiled(manifest, places, is_partial=False)
+
+
+def _mount_hint(path: str, directive: str, kind: Kind | None) -> str:
+    """What to do about a file that comes from a Secret or a ConfigMap."""
+    root, _, rest = path.partition(f"{_MOUNTS.root}/")
+    parts = rest.split("/")
+    if root or len(parts) != 3 or kind is None:
+        return ""
+    what = f"{'Secret' if parts[0] == 'secrets' else 'ConfigMap'} {parts[1]}"
+    if kind is Kind.RENDERED:
+        return f"; does the {what} have the key {parts[2]}?"
+    written = {
+        "auth_http_header": "value",
+        "ssl_certificate": "certificateFile and keyFile",
+        "ssl_certificate_key": "certificateFile and keyFile",
+    }.get(directive, "file")
+    return (
+        f"; the {what} is a file in a pod only: elsewhere write {written} instead, "
+        "or use mailproxy-operator local --secrets DIR"
     )
 
 
@@ -194,4 +275,6 @@ def _unreadable(path: str) -> str:
         return "there is no such file"
     if os.path.isdir(path):
         return "is a directory"
+    if not os.path.isfile(path):
+        return f"{NOT_REGULAR}: reading it may never end"
     return "" if os.access(path, os.R_OK) else "cannot be read: permission denied"

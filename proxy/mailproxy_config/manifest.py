@@ -46,7 +46,7 @@ def _rows(rows: Sequence[Directive]) -> dict[str, Shape]:
 
 
 def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
-    return {row.field: explained(row.name, row.meaning, row.default) for row in rows}
+    return {row.field: explained(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
 
 
 MAIL: Final = Record(
@@ -155,7 +155,7 @@ def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
     """
     problems = Problems()
     manifest = examine(body, problems)
-    problems.raise_if_any()
+    problems.raise_if_any(partial=manifest)
     assert manifest is not None  # noqa: S101 -- or that would be a problem
     return manifest
 

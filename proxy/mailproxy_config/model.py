@@ -74,6 +74,32 @@ class LogLevel(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyslogServer:
+    """The parameters of ``error_log syslog:``.
+
+    ``address`` is an IP address without brackets or a host name; ``unix_path``
+    is set instead of it for ``server=unix:``.  ``facility`` is nginx's name.
+    """
+
+    address: str = ""
+    port: int = 514
+    unix_path: str | None = None
+    facility: str = "local7"
+    tag: str = "mailproxy"
+    has_hostname: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorLog:
+    """One ``error_log`` of an ``nginx.conf``: a file, a syslog server, or else standard error."""
+
+    level: LogLevel = LogLevel.ERROR
+    file: str | None = None
+    """An absolute path."""
+    syslog: SyslogServer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeepAlive:
     """``so_keepalive``: ``None`` in a field leaves the system's own value.
 
@@ -189,12 +215,15 @@ class ServerConfig:
     auth_http_timeout: Seconds
     auth_http_header: tuple[AuthHttpHeader, ...]
     auth_http_pass_client_cert: bool
+    auth_http_keepalive: bool
+    auth_http_max_connections: int | None
 
     imap_auth: frozenset[AuthMethod]
     imap_capabilities: tuple[str, ...]
     imap_client_buffer: Octets
     pop3_auth: frozenset[AuthMethod]
     pop3_capabilities: tuple[str, ...]
+    pop3_client_buffer: Octets
     smtp_auth: frozenset[AuthMethod]
     smtp_capabilities: tuple[str, ...]
     smtp_client_buffer: Octets
@@ -228,6 +257,9 @@ class ServerConfig:
     ssl_crl: str | None
     ssl_conf_command: tuple[tuple[str, str], ...]
 
+    error_logs: tuple[ErrorLog, ...] = ()
+    """Where an ``nginx.conf`` logs sessions to; empty is standard error, at the level ``error_log``."""
+
     @property
     def tls_is_used(self) -> bool:
         """Whether this server needs certificates: an ``ssl`` listener, or ``starttls``."""
@@ -250,4 +282,6 @@ class ProxyConfig:
     workers: int | None = 1
     worker_connections: int = 512
     error_log: LogLevel = LogLevel.ERROR
+    error_logs: tuple[ErrorLog, ...] = ()
+    """As a server's, for what belongs to no session."""
     drain: DrainConfig = DrainConfig()

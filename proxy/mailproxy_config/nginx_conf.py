@@ -13,15 +13,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from .addresses import WELL_KNOWN_PORTS
 from .directives import FOLDED_DIRECTIVES, Directive, by_name
 from .errors import Problem, Problems
 from .manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from .manifest_yaml import to_manifest_yaml
+from .model import LogLevel
 from .nginx_hints import SSL, advice_for_directive
 from .nginx_http import http_servers
+from .nginx_logs import NginxLogs
 from .nginx_places import Places
 from .nginx_recovery import Losses, separated, separator_hint, swallowed
 from .nginx_syntax import Files, Statement
@@ -42,6 +44,7 @@ from .nginx_terms import (
     server_names,
 )
 from .nginx_values import Block, manifest_value, pair_certificates, repeated_caches, session_caches
+from .pod_notes import pod_notes
 from .shapes import closest
 from .structures import LEVELS
 from .values import MSEC_TIME, Raw
@@ -98,26 +101,36 @@ def read_nginx(
     problems = Problems()
     main = os.path.abspath(source) if source else ""
     base = os.path.dirname(main) or os.getcwd()
-    reader = _Reader(Files(base, problems, main), problems, name if only_to_print else "")
+    logs = NginxLogs(base, problems, is_carried_over=only_to_print)
+    reader = _Reader(Files(base, problems, main), problems, logs, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
-    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": reader.spec()}
+    body: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": metadata,
+        "spec": reader.spec(),
+    }
     found = Problems()
     manifest = examine(body, found)
+    if only_to_print:
+        found.notices += pod_notes(body["spec"])
     problems.found += map(reader.located, filter(reader.is_news, found.found))
     problems.found.sort(key=_by_line)
-    problems.raise_if_any()
     assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
     notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
-    return replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    problems.raise_if_any(partial=result)
+    return result
 
 
 class _Reader:
     """Walks over the statements and collects the fields of a manifest, and where each comes from."""
 
-    def __init__(self, files: Files, problems: Problems, secrets: str = "") -> None:
+    def __init__(self, files: Files, problems: Problems, logs: NginxLogs, secrets: str = "") -> None:
         self._files = files
         self._problems = problems
+        self._logs = logs
         self._secrets = secrets  # how the names of Secrets begin, where there may be some
         self._main: dict[str, Raw] = {}
         self._mail: Block | None = None
@@ -170,13 +183,19 @@ class _Reader:
             self._problems.notice(first, f"not about mail, ignored: {names}")
         if not self._servers and not self._problems:
             lacking = "mail block" if self._mail is None else "server in its mail block"
-            self._problems.add(source, f"there is no {lacking}")
+            self._problems.add(source, f"there is no {lacking}{self._misplaced_mail()}")
         if self._mail is not None:
             servers = self._servers[:MOST_SERVERS]
             session_caches(self._mail, servers)
             for path in pair_certificates(self._mail, servers, self._problems):
                 self._losses.add(path, "ssl_certificate")
         self._look_for_services()
+
+    def _misplaced_mail(self) -> str:
+        """Where ``mail {}`` stands, if that is inside of ``http {}``, which is not read."""
+        inner = (each for block in self._http for each in block.block or () if each.name == "mail")
+        found = next(inner, None)
+        return f": the one in {found.where} stands inside of http {{}}, move it out" if found else ""
 
     def _look_for_services(self) -> None:
         """Note authentication services that only nginx itself would run."""
@@ -309,7 +328,7 @@ class _Reader:
         if row.name == "auth_http":
             self._services.append((statement.where, value))
         if row.name == "error_log":
-            value = self._level(statement, value, into.get(row.field))
+            value = self._level(statement, value, into.get(row.field), path)
         elif row.name == "ssl_session_cache":
             value = repeated_caches(into.get(row.field, ()), value)
         if not row.type.appends:
@@ -341,11 +360,12 @@ class _Reader:
             self._origins[f"{path}[{len(items)}]"] = origin
             items.append(item)
 
-    def _level(self, statement: Statement, value: Raw, before: Raw) -> Raw:
-        """One of several logs: there is one stream here, with the level that says most."""
-        target = statement.arguments[0]
-        if target != "stderr":
-            self._problems.notice(statement.where, f"logs go to standard error, not to {target[:200]}")
+    def _level(self, statement: Statement, value: Raw, before: Raw, path: str) -> Raw:
+        """One of several logs: a manifest has one, with the level that says most."""
+        try:
+            self._logs.add(path, statement, LogLevel(value["level"]))
+        except ValueError as error:
+            self._problems.add(statement.where, f'"error_log" directive: {error}')
         levels = [each["level"] for each in (value, before) if each]
         return {"level": min(levels, key=LEVELS.index)}
 
@@ -381,7 +401,7 @@ class _Reader:
         """Where everything stands, for what is found wrong later."""
         names = server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
-        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins)
+        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
 
     def located(self, problem: Problem) -> Problem:
         """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""
@@ -409,7 +429,8 @@ class _Reader:
         """Whether something is missing only because of an error that is noted already."""
         if name == "ssl_verify_client":
             return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
-        return path not in self._origins and self._losses.has(level, name)
+        is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
+        return not is_written and self._losses.has(level, name)
 
     def _where(self, path: re.Match[str]) -> str:
         """The place behind a path in a reason."""

@@ -32,7 +32,9 @@ _REAL_IP: Final = 'the address comes from the PROXY header: "listen … proxy_pr
 _AUTH: Final = "the authentication service decides who may log in, see <auth_http>"
 _SCRIPTS: Final = "mail {} runs no scripts; the authentication service decides, see <auth_http>"
 _ELSEWHERE: Final = "it belongs to http {} and stream {}, not to mail {}"
-_ZIMBRA: Final = "Zimbra's nginx has it; here <auth_http> names the service that decides"
+_ZIMBRA: Final = (
+    "Zimbra's nginx has it, and no other: leave it out; <auth_http> names the service that decides on logins"
+)
 
 SSL: Final = 'nginx removed it in 1.25.1: write "listen … ssl", such as "listen 993 ssl;"'
 """What to do about ``ssl on``."""

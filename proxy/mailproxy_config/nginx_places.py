@@ -14,9 +14,11 @@ from typing import Final
 
 from .directives import DIRECTIVES, by_name
 from .errors import Problem
+from .model import ProxyConfig
+from .nginx_logs import NginxLogs
 from .nginx_values import Block
 
-_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?")
+_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?(\.[a-z_]+)?")
 _ROWS: Final = by_name(DIRECTIVES)
 
 
@@ -28,11 +30,17 @@ class Places:
         servers: Its servers, by their names.
         mail: The level around them.
         origins: File and line, and directive, by the path of a manifest's field.
+        logs: What it says about ``error_log``.
     """
 
     servers: Mapping[str, Block]
     mail: Block
     origins: Mapping[str, tuple[str, str]]
+    logs: NginxLogs | None = None
+
+    def completed(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration with the logs that the file names."""
+        return config if self.logs is None else self.logs.applied(config)
 
     def located(self, problem: Problem) -> Problem:
         """A problem of ``servers[NAME].directive`` or one of its items, by file and line.

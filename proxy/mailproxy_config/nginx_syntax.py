@@ -23,6 +23,15 @@ from .plain_text import LARGEST_FILE, plain_text
 _MOST_FILES: Final = 256
 _MOST_INCLUDED: Final = 4 * LARGEST_FILE
 _MOST_LEVELS: Final = 64
+_END_OF_FILE: Final = "unexpected end of file"
+_NEVER_INSIDE: Final = {
+    "server": ("server", "mail", "http", "stream", "events"),
+    "mail": ("mail", "http", "stream", "events"),
+    "http": ("mail", "http", "stream", "events"),
+    "stream": ("mail", "http", "stream", "events"),
+    "events": ("mail", "http", "stream", "events", "server"),
+}
+"""Blocks that cannot stand in a block: where one does, the end of the outer one is missing."""
 _ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
 _ESCAPED: Final = {"t": "\t", "r": "\r", "n": "\n"}
 
@@ -71,10 +80,12 @@ class Files:
 
     def statements(self, text: str, name: str) -> tuple[Statement, ...]:
         """Read the main file's text; what is wrong with it is noted."""
+        unclosed: list[str] = []
         try:
-            return tuple(_statements(self._counted(_tokens(text, name), name), name))
+            return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
         except SyntaxProblem as problem:
-            self._broken(problem.where, str(problem))
+            hint = unclosed[0] if unclosed and str(problem).startswith(_END_OF_FILE) else ""
+            self._broken(problem.where, f"{problem}{hint}")
             return ()
 
     def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
@@ -141,8 +152,18 @@ class Files:
         return ""
 
 
-def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator[Statement]:
-    """The statements up to the end of the block, or of the text."""
+def _statements(
+    tokens: Iterator[_Token], name: str, unclosed: list[str], level: int = 0, outer: tuple[str, int] = ("", 0)
+) -> Iterator[Statement]:
+    """The statements up to the end of the block, or of the text.
+
+    Args:
+        tokens: What is left of the text.
+        name: What the text is called.
+        unclosed: Takes hints about blocks whose end seems to be missing.
+        level: How many blocks there are around these statements.
+        outer: The innermost of them: its directive and line.
+    """
     for word, line, quoted in tokens:
         where = f"{name}:{line}"
         if word.startswith("#") and not quoted:
@@ -150,11 +171,17 @@ def _statements(tokens: Iterator[_Token], name: str, level: int = 0) -> Iterator
         if word == "}" and not quoted and level:
             return
         if word in {"{", "}", ";"} and not quoted:
-            raise SyntaxProblem(where, f'unexpected "{word}"')
+            hint = '; none stands behind a "}"' if word == ";" else ""
+            raise SyntaxProblem(where, f'unexpected "{word}"{hint}')
         arguments, end, lines = _arguments(tokens, name, line, word)
         if level == _MOST_LEVELS and end == "{":
             raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
-        block = tuple(_statements(tokens, name, level + 1)) if end == "{" else None
+        if end == "{" and not unclosed and word in _NEVER_INSIDE.get(outer[0], ()):
+            unclosed.append(
+                f'; does the "{outer[0]}" of line {outer[1]} lack a "}}" before the "{word}" of line {line}?'
+            )
+        inner = _statements(tokens, name, unclosed, level + 1, (word, line))
+        block = tuple(inner) if end == "{" else None
         yield Statement(_unescaped(word), arguments, block, where, lines)
 
 

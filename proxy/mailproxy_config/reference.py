@@ -82,8 +82,9 @@ def _table(rows: Iterable[Directive]) -> Iterator[str]:
         where = ", ".join(map(str, row.contexts))
         field = f"`{row.field}`" if not row.part_of else "in `sslCertificate`"
         replaced = " Replaced as a whole." if row.inheritance is Inheritance.LIST and not row.part_of else ""
+        ours = " Not in nginx." if row.is_ours else ""
         cells = (f"`{row.name}`", field, where, _escaped(row.type.syntax), _default(row.default))
-        yield f"| {' | '.join(cells)} | {_escaped(row.meaning)}{replaced} |"
+        yield f"| {' | '.join(cells)} | {_escaped(row.meaning)}{replaced}{ours} |"
 
 
 def _listen_table() -> Iterator[str]:

@@ -202,12 +202,24 @@ RESOLVER: Final = ValueType(
 LEVELS: Final = tuple(map(str, LogLevel))
 
 
+_DEBUG_LEVELS: Final = frozenset(
+    f"debug_{part}" for part in ("core", "alloc", "mutex", "event", "http", "mail", "stream")
+)
+"""Parts of nginx's debugging log, of which several may be named."""
+
+
 def _level_from_nginx(words: Sequence[str]) -> Raw:
-    level = words[1] if len(words) > 1 else "error"
-    level = "debug" if level.startswith("debug_") else level
-    if level not in LEVELS:
-        raise ValueError(f'invalid log level "{level}"')
-    return {"level": level}
+    found = ""
+    for word in words[1:]:
+        if word in LEVELS:
+            if found:
+                raise ValueError(f'duplicate log level "{word}"')
+            found = word
+        elif word not in _DEBUG_LEVELS or found not in {"", *_DEBUG_LEVELS}:
+            raise ValueError(f'invalid log level "{word[:64]}"')
+        else:
+            found = word
+    return {"level": "debug" if found in _DEBUG_LEVELS else found or "error"}
 
 
 ERROR_LOG: Final = ValueType(

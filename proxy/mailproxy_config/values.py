@@ -25,7 +25,7 @@ BROKEN: Final = object()
 
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
 SMALLEST_BUFFER: Final = 128
-"""nginx takes any size and breaks with small ones; this is its own fixed buffer for POP3."""
+"""nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -345,11 +345,10 @@ def test_a_client_that_leaves_while_it_is_asked_for_is_not_asked_for_again(proto
 
 
 def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.runtime.auth_http.CONNECTIONS_AT_MOST", 3)
     monkeypatch.setattr("mailproxy.runtime.auth_http.IDLE_AT_MOST", 2)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), _after(0.02, DENIED)) as w:
+        async with siege(serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)) as w:
             said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(20)))
             assert set(said) == {b"-ERR no\r\n"}
             assert len(w.auth.requests) == 20
@@ -360,11 +359,11 @@ def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.Monke
     run(play)
 
 
-def test_a_question_that_waits_for_a_connection_has_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.runtime.auth_http.CONNECTIONS_AT_MOST", 1)
+def test_a_question_that_waits_for_a_connection_has_its_time_too() -> None:
+    build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_max_connections=1)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3, auth_http_timeout=Seconds(0.3)), _after(5.0, DENIED)) as w:
+        async with siege(build, _after(5.0, DENIED)) as w:
             said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(5)))
             assert set(said) == {APOLOGIES[Protocol.POP3]}
 

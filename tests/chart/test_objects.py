@@ -18,6 +18,7 @@ from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
+from mailproxy_operator.schema import custom_resource_definition
 from mailproxy_operator.settings import KubeVersion, Platform
 from support.helm import CHART, MONITORING, ROOT, Helm, Object, documents, given, named, of_kind
 from support.helm_schemas import VERSIONS, faults, pod_specs, violations
@@ -99,12 +100,15 @@ MATRIX: dict[str, Object] = {
         },
     },
 }
-_OF_ITS_OWN_KIND = {"CustomResourceDefinition", "MailProxy"}
+EXTREMES = (VERSIONS[0], VERSIONS[-1])
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [*((MONITORING, version) for version in VERSIONS), *(((), version) for version in EXTREMES)],
+    ids=[*(f"monitoring-{version}" for version in VERSIONS), *(f"bare-{version}" for version in EXTREMES)],
+)
 @pytest.mark.parametrize("case", MATRIX)
-@pytest.mark.parametrize("options", [(), MONITORING], ids=["bare", "monitoring"])
 def test_every_object_is_valid_and_every_pod_restricted(
     helm: Helm, case: str, version: str, options: tuple[str, ...]
 ) -> None:
@@ -112,7 +116,7 @@ def test_every_object_is_valid_and_every_pod_restricted(
         assert "needs Kubernetes 1.30" in helm.refusal(MATRIX[case], "--kube-version", version)
         return
     objects = helm.objects(MATRIX[case], "--kube-version", version, *options)
-    known = [one for one in objects if one["kind"] not in _OF_ITS_OWN_KIND]
+    known = [one for one in objects if one["kind"] != "MailProxy"]
     assert [fault for one in known for fault in faults(one, version)] == []
     assert [violation for spec in pod_specs(objects) for violation in violations(spec)] == []
     names = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
@@ -138,10 +142,11 @@ def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, versi
 def test_the_crd_is_the_generated_one_and_nothing_else(helm: Helm) -> None:
     shipped = (ROOT / "deploy/crd.yaml").read_text()
     assert (CHART / "files/crd.yaml").read_text() == shipped
-    rendered = named(helm.objects(), "CustomResourceDefinition")
-    assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    rendered["metadata"].pop("labels")
-    assert rendered == yaml.safe_load(shipped)
+    for version in EXTREMES:
+        rendered = named(helm.objects(None, "--kube-version", version), "CustomResourceDefinition")
+        assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        rendered["metadata"].pop("labels")
+        assert rendered == custom_resource_definition(KubeVersion.parse(version))
 
 
 def test_the_crd_is_kept_or_not_and_may_be_left_out(helm: Helm) -> None:
@@ -249,6 +254,7 @@ def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
         "run",
         "--admin=:8080",
         "--image=ghcr.io/mailproxy/mailproxy:2.0.0",
+        "--image-pull-policy=IfNotPresent",
         "--image-pull-secret=proxies",
         "--image-pull-secret=proxies-too",
         "--lease-name=mail-operator",
@@ -381,3 +387,23 @@ def test_there_is_one_version_number() -> None:
 @pytest.mark.parametrize("case", MATRIX)
 def test_helm_finds_nothing_to_complain_about(helm: Helm, case: str) -> None:
     helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", *given(MATRIX[case]))
+
+
+@pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
+def test_the_pull_policy_of_the_proxies_reaches_their_pods(helm: Helm, policy: str) -> None:
+    """A cluster whose nodes have the image, and no registry to pull ``latest`` from."""
+    values: Object = {"proxyImage": {"tag": "latest", "pullPolicy": policy}}
+    [container] = named(helm.objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {})
+    body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "metadata": {"name": "edge"}, **EDGE}
+    for own, expected in ((None, policy), ("Never", "Never")):
+        spec = {**EDGE["spec"], **({"imagePullPolicy": own} if own else {})}
+        resource = Resource.read(read_resource(yaml.safe_dump({**body, "spec": spec}), "values"))
+        rendered = render(planned(resource, settings.platform(KubeVersion(1, 36))))
+        [workload] = [one for one in rendered if one["kind"] == "Deployment"]
+        [proxy] = workload["spec"]["template"]["spec"]["containers"]
+        assert (proxy["image"], proxy["imagePullPolicy"]) == ("ghcr.io/mailproxy/mailproxy:latest", expected)
+
+
+def test_another_pull_policy_is_refused(helm: Helm) -> None:
+    assert "pullPolicy" in helm.refusal({"proxyImage": {"pullPolicy": "Sometimes"}})

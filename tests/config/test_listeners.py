@@ -140,11 +140,14 @@ def test_nginx_s_listen(line: str, listeners: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("1 reuseport", 'invalid parameter "reuseport"'),
-        ("1 ssl=on", 'invalid parameter "ssl=on"'),
-        ("1 backlog", 'invalid parameter "backlog"'),
+        (
+            "1 reuseport",
+            'invalid parameter "reuseport": it belongs to http {} and stream {}, leave it out',
+        ),
+        ("1 ssl=on", 'invalid parameter "ssl=on": write ssl without a value'),
+        ("1 backlog", 'invalid parameter "backlog": it takes a value, backlog=VALUE'),
         ("1 address=x", 'invalid parameter "address=x"'),
-        ("1 ipv6only", 'invalid parameter "ipv6only"'),
+        ("1 ipv6only", 'invalid parameter "ipv6only": it takes a value, ipv6only=VALUE'),
         ("1 ipv6only=ON", 'invalid ipv6only "ipv6only=ON"'),
         ("1 backlog=-1", 'invalid backlog "backlog=-1"'),
         ("1 so_keepalive=::", 'invalid so_keepalive value: "::"'),

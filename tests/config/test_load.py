@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(file)),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
         f"{file}: cannot be read: permission denied"
+    ]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
+    assert [problem.reason for problem in check_files(loaded.config)] == [
+        f"{tmp_path}/pipe: is not a regular file: reading it may never end"
     ]
 
 

@@ -135,7 +135,9 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         "error_log /var/log/nginx/error.log info;\nevents { use epoll; }"
     )
     mail = "proxy on; set_real_ip_from 10.0.0.1/8;\nserver { listen 143 ipv6only=on; error_log x.log; }"
-    assert list(map(str, parsed(mail, around).notices)) == [
+    text = f"{around}\nmail {{\nauth_http a;\n{mail}\n}}\n"
+    manifest = parse_nginx(text, source="/etc/nginx/nginx.conf", only_to_print=True)
+    assert list(map(str, manifest.notices)) == [
         '/etc/nginx/nginx.conf:1: "user" is ignored: '
         "the proxy runs as the user that starts it, and does not change users",
         "/etc/nginx/nginx.conf:2: not about mail, ignored: http (/etc/nginx/nginx.conf:2), "
@@ -180,6 +182,8 @@ def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> Non
     assert [str(notice).removeprefix("/etc/nginx/n:") for notice in found.notices] == [
         "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
         "which stands in their place",
+        '2: "ssl_certificate": /etc/nginx/a.pem and /etc/nginx/a.key are not in the pod; '
+        "put them into a Secret of type kubernetes.io/tls and write {secretName: NAME}",
         '3: "ssl_certificate" directive: data: cannot be carried over',
         '3: "ssl_certificate_key" directive: data: cannot be carried over',
         '4: "ssl_client_certificate" directive: data: cannot be carried over; '

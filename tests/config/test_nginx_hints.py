@@ -152,3 +152,27 @@ def test_a_field_of_a_manifest_gets_the_same_advice(field: str, advice: str) -> 
         assert problem.reason.startswith("unknown field: ")
         assert advice in problem.reason
         assert "did you mean" not in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ("reuseport", 'invalid parameter "reuseport": it belongs to http {} and stream {}, leave it out'),
+        ("default_server",
+         'invalid parameter "default_server": it belongs to http {} and stream {}, leave it out'),
+        ("proxy_protcol", 'invalid parameter "proxy_protcol"; did you mean proxy_protocol?'),
+        ("backlg=5", 'invalid parameter "backlg=5"; did you mean backlog?'),
+        ("nonsense", 'invalid parameter "nonsense"'),
+        ("so_keepalive=maybe", 'invalid so_keepalive value: "maybe": must be a time such as 30s, 5m or 1d, '
+         "without milliseconds; a bare number is seconds"),
+    ],
+)  # fmt: skip
+def test_a_parameter_of_listen_that_is_no_good_gets_a_hint(parameters: str, reason: str) -> None:
+    assert problems_of("", f"listen 143 {parameters};") == [f'n.conf:4: "listen" directive: {reason}']
+
+
+def test_a_mail_block_inside_of_http_is_named() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_nginx("http {\nmail { auth_http a; server { listen 143; } }\n}", source="n.conf")
+    told = "there is no mail block: the one in n.conf:2 stands inside of http {}, move it out"
+    assert str(raised.value) == f"n.conf: {told}"

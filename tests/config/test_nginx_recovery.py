@@ -91,6 +91,8 @@ def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
         ("mail { auth_http a;\nserver { listen 993 ssl; ssl_certificate c; ssl_certificate_key k;\n"
          "ssl_verify_client on;\nssl_client_certificat x;\n}\n}",
          ['n.conf:4: unknown directive "ssl_client_certificat"; did you mean ssl_client_certificate?']),
+        ("mail { auth_http a;\nserver { listen 993 ssl;\nssl_certificate c; }\n}",
+         ['n.conf:2: no "ssl_certificate_key" is defined for certificate "CWD/c"']),
         ("mail {\ninclude nowhere;\n" + SERVERS + "}",
          ["n.conf:2: cannot read CWD/nowhere: No such file or directory"]),
         ("mail { auth_http a;\nserver {\ninclude nowhere;\n}\n}",
@@ -150,3 +152,18 @@ def test_the_words_of_a_file_and_its_includes_are_counted(
         "is too large: it has more than 500000 words with all that it includes" in problem
         or "1000" in problem
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("mail {\nserver {\nlisten 143;\nserver {\nlisten 110; }\n}",
+         '; does the "server" of line 2 lack a "}" before the "server" of line 4?'),
+        ("events {\nmail {\nserver { listen 143; }\n}",
+         '; does the "events" of line 1 lack a "}" before the "mail" of line 2?'),
+        ("mail {\nserver { listen 143; }\n", ""),
+    ],
+)  # fmt: skip
+def test_a_missing_brace_is_looked_for_where_a_block_begins(text: str, hint: str) -> None:
+    (problem,) = problems_of(text)
+    assert problem.endswith(f'unexpected end of file, expecting "}}"{hint}')

@@ -71,7 +71,7 @@ def test_blocks_and_lines() -> None:
         ("a { b;\n", 'nginx.conf:1: unexpected end of file, expecting "}"'),
         ("a 'b;", 'nginx.conf:1: directive "a" is not terminated by ";"'),
         ("}", 'nginx.conf:1: unexpected "}"'),
-        (";", 'nginx.conf:1: unexpected ";"'),
+        (";", 'nginx.conf:1: unexpected ";"; none stands behind a "}"'),
         ("a;\n{}", 'nginx.conf:2: unexpected "{"'),
         ("a;\n\0;", "nginx.conf:2: is not text: it has a NUL in it"),
         ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 blocks stand inside each other"),

@@ -13,6 +13,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from mailproxy_operator.settings import DEFAULT_IMAGE
+
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LICENCE: Final = f"SPDX-License-Identifier: {PROJECT['license']}"
@@ -87,3 +89,22 @@ def test_make_writes_the_bills_of_materials(image: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert PROJECT["version"] in (tmp_path / f"sbom-{image}.cdx.json").read_text()
+
+
+def test_make_tags_the_images_as_the_chart_and_the_manifests_want_them() -> None:
+    """So that a node that has them needs no registry."""
+    printed = subprocess.run(
+        ["make", "-n", "images"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    made = set(re.findall(r" -t (\S+)", printed.stdout))
+    values = yaml.safe_load((ROOT / "charts/mailproxy-operator/values.yaml").read_text())
+    assert made == {f"{values[name]['repository']}:{PROJECT['version']}" for name in ("image", "proxyImage")}
+    assert DEFAULT_IMAGE in made
+    operator = (ROOT / "deploy/operator.yaml").read_text()
+    assert made == set(re.findall(r"ghcr\.io/[a-z/-]+:[\w.]+", operator))
+
+
+def test_the_images_get_another_registry_by_a_variable() -> None:
+    command = ["make", "-n", "images", "REGISTRY=registry.example:5000/mail"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert f"-t registry.example:5000/mail/mailproxy:{PROJECT['version']}" in printed.stdout

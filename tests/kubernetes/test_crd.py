@@ -8,6 +8,8 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.directives import LEVEL_DIRECTIVES
+from mailproxy_operator.schema import custom_resource_definition
+from mailproxy_operator.settings import KubeVersion
 from support.kube_api import Object
 from support.kube_cluster import Cluster, manifests
 from support.kube_world import Addresses, World
@@ -153,6 +155,8 @@ def test_kubectl_shows_the_columns(place: World, kubectl: Kubectl) -> None:
 
 
 def test_kubectl_selects_by_mode_and_waits_for_conditions(place: World, kubectl: Kubectl) -> None:
+    newer = custom_resource_definition(KubeVersion(1, 31))
+    assert place.api.apply(newer, fieldValidation="Strict").good
     place.put()
     place.put("other", mode="DaemonSet")
     options = ("-n", place.namespace, "get", "mailp", "-o", "name", "--field-selector")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, Final
 
 import pytest
@@ -18,6 +19,8 @@ pytestmark = pytest.mark.kubernetes
 only_real = pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
 """For what the emulated API server leaves out."""
 
+PACE: Final = 0.23
+"""Seconds between two pods that a ReplicaSet makes while a kubelet refuses them: 77 in 18 seconds."""
 AUTH: Final = {"authHttp": "http://auth.mail.svc:9000/auth"}
 TYPES: Final = ["Ready", "Accepted", "ResolvedRefs", "Available", "ConfigSynced", "Reconciling", "Stalled"]
 BACKLOG: Final = {"name": "imap", "protocol": "imap", "listen": [{"port": 143, "backlog": 16384}]}
@@ -180,6 +183,7 @@ def test_scaled_to_zero(world: World) -> None:
             "references non-existent config key: a",
             "ConfigMapKeyNotFound",
         ),
+        ("failed to sync secret cache: timed out waiting for the condition", "MountFailed"),
     ],
 )
 def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str) -> None:
@@ -209,6 +213,46 @@ def test_what_cannot_be_mounted_is_named(world: World, trouble: str, reason: str
     ).good  # fmt: skip
     eventually_is(world, "ResolvedRefs", ("False", reason))
     assert message in world.message()
+    world.until(lambda: reason in [one["reason"] for one in world.events()], "the event")
+    assert {one["type"] for one in world.events() if one["reason"] == reason} == {"Warning"}
+
+
+def test_a_pod_that_no_node_takes_is_diagnosed(world: World) -> None:
+    world.put(replicas=1)
+    world.until(lambda: world.find("Deployment"), "the Deployment")
+    world.make_pod("edge-a", world.found("Deployment"))
+    message = "0/3 nodes are available: 3 Insufficient cpu."
+    pending = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    world.set_pod_status("edge-a", {"phase": "Pending", "conditions": [pending]})
+    eventually_is(world, "Available", ("False", "Unschedulable"))
+    assert world.message("Available") == f"pod edge-a: {message}"
+
+
+def test_a_daemon_set_without_nodes_is_not_ready(world: World) -> None:
+    world.put(mode="DaemonSet")
+    workload = world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
+    world.report(workload, 0)
+    eventually_is(world, "Ready", ("False", "NoNodes"))
+    assert "nodeSelector" in world.message()
+
+
+def test_a_sidecar_that_a_pod_asks_for_in_vain_is_not_ready(world: World) -> None:
+    world.put(mode="Sidecar")
+    eventually_is(world, "Ready", ("True", "Ready"))
+    assert "no pod asks for it" in world.message()
+    bare = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "app", "namespace": world.namespace, "labels": {"mailproxy.dev/inject": "edge"}
+        },
+        "spec": {"containers": [{"name": "app", "image": "app"}]},
+    }  # fmt: skip
+    _ = world.api.create(bare).good
+    eventually_is(world, "Ready", ("False", "SidecarMissing"))
+    assert "app" in world.message()
+    world.api.delete("Pod", world.namespace, "app")
+    eventually_is(world, "Ready", ("True", "Ready"))
 
 
 def test_a_pod_that_does_not_start(world: World) -> None:
@@ -281,19 +325,41 @@ def test_a_refused_sysctl_is_left_out_and_pods_that_run_stay(world: World) -> No
     world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "another try with a new generation")
 
 
-def test_a_refused_port_start_leaves_the_workload_alone(world: World) -> None:
+def test_a_refused_port_start_is_left_out_too(world: World) -> None:
     world.put()
     world.settle()
     world.put(servers=[server("imap", "imap", 143), server("smtp", "smtp", 25)])
     name = "net.ipv4.ip_unprivileged_port_start"
     world.until(lambda: world.condition("Reconciling") == ("True", "RollingOut"), "the roll-out")
-    before = world.found("Deployment")
-    world.make_pod("edge-bad", before)
+    world.make_pod("edge-bad", world.found("Deployment"))
     fail(world, "edge-bad", name)
     eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
     assert "HighPort" in world.message("Stalled")
-    assert world.found("Deployment")["spec"]["template"] == before["spec"]["template"]
+    assert template_sysctls(world) == []
     world.until(lambda: world.find("Pod", "edge-bad") is None, "the failed pod to go")
+
+
+def test_a_refused_sysctl_makes_few_pods(world: World) -> None:
+    """A ReplicaSet replaces a refused pod at once: four a second, 77 before anything was done about it."""
+    world.put(replicas=4)
+    world.settle()
+    world.put(**UNSAFE, replicas=4)
+    world.until(lambda: "net.core.somaxconn" in template_sysctls(world), "the sysctl")
+    made = 0
+    while "net.core.somaxconn" in template_sysctls(world):
+        assert made <= 10, world.operator.said()[-4000:]  # type: ignore[union-attr]
+        bad = world.found("Deployment")
+        assert bad["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 1
+        world.make_pod(f"edge-bad-{made}", bad)
+        fail(world, f"edge-bad-{made}", "net.core.somaxconn")
+        made += 1
+        time.sleep(PACE)
+    assert 1 <= made <= 10
+    eventually_is(world, "Stalled", ("True", "SysctlForbidden"))
+    assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
+    world.until(
+        lambda: not any("bad" in one["metadata"]["name"] for one in world.pods()), "failed pods to go"
+    )
 
 
 def test_somebody_elses_pod_with_our_labels_is_left_alone(world: World) -> None:

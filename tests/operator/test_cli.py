@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from pathlib import Path
@@ -98,3 +99,31 @@ def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", source], env=environment, check=False).returncode == 0
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("mailproxy-operator ")
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "arguments", "wanted"),
+    [(True, [], "text"), (False, [], "json"), (True, ["--log-format", "json"], "json")],
+)
+def test_logs_are_text_on_a_terminal_and_json_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, arguments: list[str], wanted: str
+) -> None:
+    found: list[str] = []
+
+    def run(options: argparse.Namespace) -> int:
+        found.append(options.log_format)
+        return 0
+
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("mailproxy_operator.command.run_command", run)
+    assert main(["run", *arguments]) == 0
+    assert found == [wanted]

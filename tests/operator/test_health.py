@@ -62,7 +62,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resync(source: Source, interval: float = 0.01) -> Resync:
-    waker = Waker(Reconciler(MemoryCluster(), Platform()), told=lambda *_: None)
+    cluster = MemoryCluster()
+    waker = Waker(Reconciler(cluster, Platform()), told=lambda *_: None, ask=cluster.running_config)
     return Resync(source, waker, namespaces=(), interval=interval)
 
 
@@ -132,6 +133,23 @@ async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> N
     async with watched(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
         assert (await operator.get("/readyz"))[0] == 200
+
+
+async def test_malformed_requests_write_no_tracebacks(
+    kube: FakeKube, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with watched(kube) as operator:
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        caplog.clear()
+        for malformed in (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01", b"GET / HTTP/9.x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", operator.port)
+            writer.write(malformed)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        assert (await operator.get("/healthz"))[0] == 200
+        assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_without_the_definition_it_is_not_ready(kube: FakeKube) -> None:

@@ -50,8 +50,9 @@ class World:
 
     async def settle(self) -> Outcome:
         """Reconcile, let the controllers and the pods do their part, and reconcile again."""
-        await self.reconcile()
-        self.cluster.roll_out("edge")
+        for _ in range(2):  # an unsafe sysctl is tried with one pod first
+            await self.reconcile()
+            self.cluster.roll_out("edge")
         outcome = await self.reconcile()
         self.cluster.answer(outcome.status["configHash"])
         return await self.reconcile()
@@ -345,17 +346,78 @@ async def test_a_refused_sysctl_trips_the_breaker(world: World) -> None:
     assert retried[0]["name"] == "net.core.somaxconn"
 
 
-async def test_a_refused_port_start_leaves_the_workload_alone(world: World) -> None:
+async def test_a_refused_port_start_is_left_out_too(world: World) -> None:
+    """Pods that cannot listen are started again with pauses; pods that nodes refuse are replaced at once."""
     world.put()
     await world.settle()
     before = world.cluster.found(DEPLOYMENT, "edge")["spec"]
     _refuse_pod(world.cluster, before["template"], "net.ipv4.ip_unprivileged_port_start")
     outcome = await world.reconcile()
-    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == before
+    left = world.cluster.found(DEPLOYMENT, "edge")["spec"]
+    assert "sysctls" not in left["template"]["spec"]["securityContext"]
     stalled = next(one for one in outcome.status["conditions"] if one["type"] == "Stalled")
     assert "portStrategy: HighPort" in stalled["message"]
     await world.reconcile()
-    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == before
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left
+
+
+async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    world.cluster.calls.clear()
+    refused = world.cluster.found(POD, "edge-refused")
+    assert await world.reconciler.trip(EDGE, refused)
+    assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no pod is asked"
+    left = world.cluster.found(DEPLOYMENT, "edge")
+    assert [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]] == [
+        "net.ipv4.ip_unprivileged_port_start"
+    ]
+    world.cluster.calls.clear()
+    assert not await world.reconciler.trip(EDGE, refused), "it is not of the newest template any more"
+    assert world.cluster.calls == []
+    await world.reconcile()
+    assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"] == left["spec"]
+
+
+async def test_the_workload_is_changed_before_refused_pods_are_deleted(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    world.cluster.calls.clear()
+    await world.reconcile()
+    calls = [call for call in world.cluster.calls if call[0] in {"apply", "delete"}]
+    assert calls == [("apply", "Deployment", "edge"), ("delete", "Pod", "edge-refused")]
+
+
+@pytest.mark.parametrize("owner", [[], [{"kind": "ReplicaSet", "name": "other-1", "controller": True}]])
+async def test_a_refused_pod_of_somebody_else_changes_nothing(
+    world: World, owner: list[dict[str, Any]]
+) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()])
+    await world.settle()
+    template = world.cluster.found(DEPLOYMENT, "edge")["spec"]["template"]
+    _refuse_pod(world.cluster, template, "net.core.somaxconn")
+    refused = world.cluster.found(POD, "edge-refused")
+    refused["metadata"]["ownerReferences"] = owner
+    assert not await world.reconciler.trip(EDGE, refused)
+
+
+async def test_an_unsafe_sysctl_is_tried_with_one_pod_first(world: World) -> None:
+    world.put(sysctls={"unsafe": "Allow"}, servers=[_deep_backlog()], replicas=20)
+    await world.reconcile()
+    spec = world.cluster.found(DEPLOYMENT, "edge")["spec"]
+    assert (spec["replicas"], spec["strategy"]["rollingUpdate"]["maxSurge"]) == (1, 1)
+    world.cluster.roll_out("edge")
+    await world.reconcile()
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["replicas"] == 20
+    await world.settle()
+    world.cluster.found(DEPLOYMENT, "edge")["status"]["readyReplicas"] = 0
+    await Reconciler(world.cluster, PLATFORM).reconcile(EDGE)
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["replicas"] == 20, "an outage is no trial"
 
 
 def _deep_backlog() -> dict[str, Any]:

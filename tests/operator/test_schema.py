@@ -14,6 +14,8 @@ import yaml
 from mailproxy_config.directives import LEVEL_DIRECTIVES
 from mailproxy_operator.cli import main
 from mailproxy_operator.schema import custom_resource_definition
+from mailproxy_operator.settings import KubeVersion
+from support.helm_schemas import VERSIONS, faults
 
 ROOT = Path(__file__).parents[2]
 CRD = custom_resource_definition()
@@ -37,6 +39,24 @@ def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
         "run: mailproxy-operator crd > deploy/crd.yaml"
     )
     assert yaml.safe_load(printed) == CRD
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_definition_is_valid_on_every_supported_version(version: str) -> None:
+    """Strictly, as ``kubectl apply`` has it: a field that a version does not know is an error."""
+    assert faults(custom_resource_definition(KubeVersion.parse(version)), version) == []
+    shipped = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
+    assert faults(shipped, version) == [], "deploy/crd.yaml is for all of them"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_mode_is_selectable_where_kubernetes_can_select(
+    version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["crd", "--kube-version", version]) == 0
+    [printed] = yaml.safe_load(capsys.readouterr().out)["spec"]["versions"]
+    has_them = KubeVersion.parse(version) >= KubeVersion(1, 31)
+    assert printed.get("selectableFields", []) == ([{"jsonPath": ".spec.mode"}] if has_them else [])
 
 
 @pytest.mark.parametrize("level", [SPEC["mail"], SPEC["servers"]["items"]])

@@ -10,6 +10,7 @@ import pytest
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import AUTOSCALER, CONFIG_MAP, DEPLOYMENT, MAIL_PROXY, OWNED, POD, SERVICE, Kind
+from mailproxy_operator.listing import Page
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.snapshot import Snapshot
@@ -24,7 +25,7 @@ class World:
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
         self.reconciler = Reconciler(self.cluster, Platform())
-        self.waker = Waker(self.reconciler, told=lambda *_: None)
+        self.waker = Waker(self.reconciler, told=lambda *_: None, ask=self.cluster.running_config)
 
     def woken(self) -> bool:
         """Tell whether anybody was woken since the last time."""
@@ -94,25 +95,101 @@ async def test_the_status_of_an_autoscaler_wakes_nobody(world: World) -> None:
     assert world.woken()
 
 
-async def test_what_changed_in_a_gap_of_the_watch_wakes_the_owner(world: World) -> None:
-    for kind, name in ((CONFIG_MAP, "edge-config"), (DEPLOYMENT, "edge"), (SERVICE, "edge")):
-        world.waker.owned_listed(kind, world.cluster.found(kind, name))
-    assert not world.woken(), "all is as we left it"
-    edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
-    world.waker.owned_listed(CONFIG_MAP, edited)
+def page(kind: Kind, *items: dict[str, Any], **more: Any) -> Page:
+    return Page(kind, "", items, **more)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(DEPLOYMENT, "edge"), (SERVICE, "edge"), (CONFIG_MAP, "edge-config")]
+)
+async def test_what_changed_or_went_in_a_gap_of_the_watch_wakes_the_owner(
+    world: World, kind: Kind, name: str
+) -> None:
+    before = world.cluster.found(kind, name)
+    world.waker.listed(page(kind, before))
+    assert not world.woken(), "the resync has looked at everything"
+    world.waker.listed(page(kind, before))
+    assert not world.woken(), "nothing has changed"
+    after = {**before, "metadata": {**before["metadata"], "resourceVersion": "9999", "generation": 99}}
+    after["data"] = {"mailproxy.json": "by hand"}
+    world.waker.listed(page(kind, after))
+    assert world.woken(), "it has changed"
+    world.waker.listed(page(kind))
+    assert world.woken(), "it is gone"
+    world.waker.listed(page(kind, after))
+    assert world.woken(), "it has come back"
+
+
+async def test_a_status_that_changed_before_the_first_watch_began_wakes_the_owner(world: World) -> None:
+    world.waker.resync(world.snapshot(), spread=0.0)
+    world.woken()
+    before = world.cluster.found(DEPLOYMENT, "edge")
+    world.waker.listed(
+        page(DEPLOYMENT, {**before, "metadata": {**before["metadata"], "resourceVersion": "7"}})
+    )
     assert world.woken()
-    stranger = {"metadata": {"name": "x", "namespace": "mail", "labels": names.labels("other")}}
-    world.waker.owned_listed(SERVICE, stranger)
-    assert not world.woken(), "the resync's business"
+    world.waker.listed(page(SERVICE))
+    assert world.woken()
+
+
+async def test_what_a_watch_has_told_is_not_new_in_a_list(world: World) -> None:
+    before = world.cluster.found(DEPLOYMENT, "edge")
+    world.waker.listed(page(DEPLOYMENT, before))
+    after = {**before, "metadata": {**before["metadata"], "resourceVersion": "9999"}}
+    world.waker.owned_changed(DEPLOYMENT, after)
+    assert world.woken()
+    world.waker.listed(page(DEPLOYMENT, after))
+    assert not world.woken()
+    world.waker.owned_deleted(DEPLOYMENT, after)
+    assert world.woken()
+    world.waker.listed(page(DEPLOYMENT))
+    assert not world.woken()
+
+
+async def test_a_list_of_several_pages_is_compared_as_a_whole(world: World) -> None:
+    one = world.cluster.found(DEPLOYMENT, "edge")
+    other = {**one, "metadata": {**one["metadata"], "name": "second"}}
+    first, last = page(DEPLOYMENT, one, is_last=False), page(DEPLOYMENT, other, is_first=False)
+    for _ in range(2):
+        world.waker.listed(first)
+        world.waker.listed(last)
+        assert not world.woken()
+    world.waker.listed(first)  # its end is never reached: it has expired
+    world.waker.listed(first)
+    world.waker.listed(page(DEPLOYMENT, is_first=False))
+    assert world.woken(), "the second one is gone"
+
+
+async def test_a_resource_that_was_deleted_in_a_gap_is_forgotten(world: World) -> None:
+    world.waker.resource_changed(metadata(), is_deleted=False)
+    world.woken()
+    world.waker.listed(page(MAIL_PROXY, {"metadata": metadata()}))
+    assert not world.woken()
+    world.waker.listed(Page(MAIL_PROXY, "other", ()))
+    assert not world.woken(), "another namespace"
+    world.waker.listed(page(MAIL_PROXY))
+    assert world.woken()
+
+
+async def test_pods_that_ask_for_a_sidecar_are_found_in_a_list_too(world: World) -> None:
+    asking = {"metadata": {"name": "a", "namespace": "mail", "labels": {names.INJECT: "edge"}}}
+    world.waker.carriers_listed(page(POD, asking))
+    assert not world.woken()
+    world.waker.carriers_listed(page(POD))
+    assert world.woken()
+    world.waker.carrier_changed(asking, is_deleted=False)
+    assert world.woken()
+    world.waker.carriers_listed(page(POD, asking))
+    assert not world.woken()
 
 
 async def test_what_others_did_wakes_the_owner(world: World) -> None:
     edited = world.cluster.put({**world.cluster.found(CONFIG_MAP, "edge-config"), "data": {}})
     world.waker.owned_changed(CONFIG_MAP, edited)
     assert world.woken()
-    world.waker.owned_deleted(edited["metadata"])
+    world.waker.owned_deleted(CONFIG_MAP, edited)
     assert world.woken()
-    world.waker.owned_deleted({"name": "x", "namespace": "mail"})
+    world.waker.owned_deleted(CONFIG_MAP, {"metadata": {"name": "x", "namespace": "mail"}})
     world.waker.owned_changed(POD, {"metadata": {"name": "x", "namespace": "mail"}})
     assert not world.woken()
 
@@ -127,7 +204,7 @@ async def test_a_resync_looks_at_the_snapshot_unless_something_happened_since(wo
     world.waker.resync(world.snapshot(), spread=0.0)
     assert (await world.waker._work(EDGE)).drifted == ("Service",)
     world.waker.resync(world.snapshot(), spread=0.0)
-    world.waker.owned_deleted(world.cluster.found(SERVICE, "edge")["metadata"])
+    world.waker.owned_deleted(SERVICE, world.cluster.found(SERVICE, "edge"))
     del world.cluster.objects[SERVICE, EDGE]
     assert (await world.waker._work(EDGE)).drifted == ("Service",)
 
@@ -135,7 +212,7 @@ async def test_a_resync_looks_at_the_snapshot_unless_something_happened_since(wo
 async def test_what_happens_while_a_snapshot_is_taken_is_not_lost(world: World) -> None:
     world.waker.about_to_look()
     stale = world.snapshot()
-    world.waker.owned_deleted(world.cluster.found(SERVICE, "edge")["metadata"])
+    world.waker.owned_deleted(SERVICE, world.cluster.found(SERVICE, "edge"))
     del world.cluster.objects[SERVICE, EDGE]
     world.waker.resync(stale, spread=0.0)
     assert (await world.waker._work(EDGE)).drifted == ("Service",)

@@ -13,7 +13,7 @@ import pytest
 
 from mailproxy_operator import operate as operate_module
 from mailproxy_operator import watching as watching_module
-from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE
+from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE, SERVICE
 from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.watch_session import Connected, WatchSession
 from mailproxy_operator.watching import Watching
@@ -67,6 +67,35 @@ async def test_a_watch_that_is_told_of_an_error(kube: FakeKube, code: int, reaso
         await operator.counts("watch_restarts_total", reason=reason)
         await until(lambda: watches(kube))
         await works(kube, "edge")
+
+
+async def test_what_changes_while_a_watch_is_listed_anew_is_noticed(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A status has no part in what we compare objects by: the list's versions tell."""
+    monkeypatch.setattr("mailproxy_operator.reconcile.LOOK_AGAIN_SECONDS", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.work_queue.LONGEST_LOOK", 3600.0)
+    kube.put(body())
+    async with watched(kube, resync_seconds=3600.0) as operator:
+        await until(lambda: watches(kube))
+        await until(lambda: kube.find(DEPLOYMENT, "edge"))
+        await until(lambda: kube.found(MAIL_PROXY, "edge").get("status"))
+        await works(kube, "second")  # the watches are at work
+        listed, kube._watches = list(kube._watches), []  # nothing is told of what follows
+        live = kube.found(DEPLOYMENT, "edge")
+        status = {"observedGeneration": live["metadata"]["generation"], "replicas": 1, "availableReplicas": 7}
+        kube.put({**live, "status": status})
+        kube.remove(SERVICE, "second")
+        kube._watches = listed
+        tell_watches(kube, 410)
+        await operator.counts("watch_restarts_total", reason="expired")
+        await until(lambda: "7 of 2 pods are available" in available(kube, "edge"))
+        await until(lambda: kube.find(SERVICE, "second"))
+
+
+def available(kube: FakeKube, name: str) -> str:
+    found = kube.found(MAIL_PROXY, name)["status"]["conditions"]
+    return next(str(one["message"]) for one in found if one["type"] == "Available")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, Se
 from support.configs import server
 from support.needs import Needs
 from support.private_authority import openssl_authority, verify_strictly_by_default
-from support.world import GRANT, Answer, World, answer, run, world
+from support.world import GRANT, Answer, Builder, World, answer, run, world
 
 DENIED = answer("Auth-Status: no\r\n")
 
@@ -244,5 +244,98 @@ def test_a_service_with_a_private_authority_made_by_openssl_is_asked(
     async def play() -> None:
         async with world(build, DENIED, auth_tls=context) as w:
             assert await attempt(w) == b"-ERR no\r\n"
+
+
+def test_without_keepalive_each_request_is_nginxs_and_has_a_connection_of_its_own() -> None:
+    def off(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_keepalive=False)
+
+    async def play() -> None:
+        async with world(off, DENIED) as w:  # its answers offer to stay
+            for _ in range(3):
+                assert await attempt(w) == b"-ERR no\r\n"
+            assert w.auth.connections == 3
+            assert all(request.startswith(b"GET / HTTP/1.0\r\nHost: ") for request in w.auth.requests)
+            assert not any(b"Connection:" in request for request in w.auth.requests)
+
+    run(play)
+
+
+# What an administrator reads.
+
+
+async def logged(build: Builder, *answers: Answer) -> str:
+    """The line about a login that the service did not decide."""
+    async with world(build, *answers) as w:
+        assert await attempt(w) == b"-ERR internal server error\r\n"
+        (line,) = [line for line in w.read_log().splitlines() if " authorization_failed " in line]
+        return line
+
+
+def test_the_log_names_a_service_that_refuses_connections() -> None:
+    def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.POP3, auth_http=AuthHttp(host="127.0.0.1", port=1), listen=(listen,))
+
+    line = run(lambda: logged(nowhere, DENIED))
+    assert 'reason="connecting to 127.0.0.1:1 failed: Connection refused"' in line
+    assert "service=127.0.0.1:1" in line
+
+
+def test_the_log_names_a_service_whose_name_does_not_resolve() -> None:
+    def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(Protocol.POP3, auth_http=AuthHttp(host="auth.invalid", port=80), listen=(listen,))
+
+    line = run(lambda: logged(nowhere, DENIED))
+    assert "does not resolve" in line
+    assert "service=auth.invalid:80" in line
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("502 Bad Gateway", "HTTP status 502: the authentication service, or a gateway before it, failed"),
+        (
+            "404 Not Found",
+            "HTTP status 404: the service does not know this path; check the path in auth_http",
+        ),
+        ("401 Unauthorized", "HTTP status 401: the service wants credentials of the proxy"),
+        ("301 Moved Permanently", "HTTP status 301: redirects are not followed; set auth_http to the URL"),
+    ],
+)
+def test_the_log_names_the_status_of_an_answer_from_somebody_else(status: str, words: str) -> None:
+    page = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>".encode()
+    assert words in run(lambda: logged(build, page))
+
+
+def test_the_log_names_an_upstream_that_is_no_address() -> None:
+    named = answer("Auth-Status: OK\r\nAuth-Server: dovecot.mail.svc\r\nAuth-Port: 143\r\n")
+    line = run(lambda: logged(build, named))
+    assert "dovecot.mail.svc" in line
+    assert "the authentication service must resolve names" in line
+
+
+def test_the_log_names_a_connection_that_was_lost() -> None:
+    async def play() -> None:
+        async with world(build, b"HTTP/1.1 200 OK\r\n", closes=True) as w:
+            await attempt(w)
+            where = f"127.0.0.1:{w.auth.port}"
+            assert (
+                f'reason="the connection to {where} was lost: closed before the header ended"' in w.read_log()
+            )
+
+    run(play)
+
+
+def test_a_crash_of_ours_in_a_connection_ends_its_login_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError
+
+    async def play() -> None:
+        async with world(build, DENIED) as w:
+            with monkeypatch.context() as patch:
+                patch.setattr("mailproxy.runtime.auth_exchange.Exchange._receive", crash)
+                assert await attempt(w) == b"-ERR internal server error\r\n"
+            assert await attempt(w) == b"-ERR no\r\n"
+            assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)

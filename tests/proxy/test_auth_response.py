@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, head_end, parse, response
+from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, InterimAnswer, head_end, parse, response
 from mailproxy.auth.response import MAX_CODE, MAX_TEXT
 from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
 from mailproxy.errors import MalformedAnswer
@@ -338,13 +338,23 @@ CHUNKED = BodyFraming(chunked=True)
         (OK_1_1, b"Content-Length: -7\r\n", CLOSE, False, 200),
         (OK_1_1, b"Content-Length: " + b"9" * 30 + b"\r\n", CLOSE, False, 200),
         (OK_1_1, b"Transfer-Encoding: Chunked\r\n", CHUNKED, True, 200),
-        (OK_1_1, b"Transfer-Encoding: chunked\r\nContent-Length: 7\r\n", CHUNKED, False, 200),
+        (OK_1_1, b"Transfer-Encoding: chunked\r\nContent-Length: 7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Transfer-Encoding: chunked, chunked\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Transfer-Encoding:\r\nContent-Length: 7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Transfer-Encoding:\tchunked\r\n", CLOSE, False, 200),
+        (OK_1_0, b"Transfer-Encoding: chunked\r\nConnection: Keep-Alive\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length: 7, 7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length:\t7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length: +7\r\n", CLOSE, False, 200),
+        (OK_1_1, b"Content-Length:\r\n", CLOSE, False, 200),
         (OK_1_1, b"Transfer-Encoding: gzip, chunked\r\n", CLOSE, False, 200),
-        (b"HTTP/1.1 204 No\r\n", b"", NONE, True, 204),
-        (b"HTTP/1.1 304 No\r\n", b"Connection: close\r\n", NONE, False, 304),
-        (b"HTTP/1.1 103 Early\r\n", b"", NONE, False, 103),
-        (b"HTTP/1.1\r\n", b"Content-Length: 7\r\n", SEVEN, True, None),
-        (b"HTTP/1.1 2000\r\n", b"Content-Length: 7\r\n", SEVEN, True, None),
+        (b"HTTP/1.1 204 No\r\n", b"", CLOSE, False, 204),
+        (b"HTTP/1.1 204 No\r\n", b"Content-Length: 0\r\n", CLOSE, False, 204),
+        (b"HTTP/1.1 304 No\r\n", b"Content-Length: 0\r\n", CLOSE, False, 304),
+        (b"HTTP/1.1 099 What\r\n", b"Content-Length: 0\r\n", CLOSE, False, 99),
+        (b"HTTP/1.1\r\n", b"Content-Length: 7\r\n", CLOSE, False, None),
+        (b"HTTP/1.1 2000\r\n", b"Content-Length: 7\r\n", CLOSE, False, None),
         (b"HTTP/2 200 OK\r\n", b"Content-Length: 7\r\n", SEVEN, False, 200),
     ],
 )  # fmt: skip
@@ -353,6 +363,77 @@ def test_a_connection_is_kept_only_where_the_body_s_end_is_known(
 ) -> None:
     read = answer(headers + WHERE, status=status)
     assert (read.framing, read.keep_alive, read.status) == (framing, keep_alive, number)
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_an_interim_answer_is_not_the_answer(status: int) -> None:
+    for headers in (b"", WHERE, b"Link: </x>\r\n"):
+        with pytest.raises(InterimAnswer):
+            answer(headers, status=b"HTTP/1.1 %d Wait\r\n" % status)
+
+
+def test_a_switch_of_protocols_is_no_answer() -> None:
+    with pytest.raises(MalformedAnswer, match="101"):
+        answer(b"Upgrade: h2c\r\n", status=b"HTTP/1.1 101 Switching Protocols\r\n")
+
+
+# ---- what an error explains ----
+
+
+@pytest.mark.parametrize(
+    ("status", "failure", "words"),
+    [
+        (b"301 Moved", AuthErrorReason.NO_SERVER, "HTTP status 301: redirects are not followed"),
+        (b"401 Unauthorized", AuthErrorReason.NO_SERVER, "HTTP status 401: .*auth_http_header"),
+        (b"404 Not Found", AuthErrorReason.NO_SERVER, "HTTP status 404: .*check the path in auth_http"),
+        (b"418 Teapot", AuthErrorReason.NO_SERVER, "HTTP status 418: .*is auth_http the right URL"),
+        (b"502 Bad Gateway", AuthErrorReason.HTTP_5XX, "HTTP status 502: .*gateway"),
+        (b"200 OK", AuthErrorReason.NO_SERVER, "no Auth-Server and Auth-Port; is auth_http the right URL"),
+    ],
+)
+def test_an_error_names_the_status_of_an_answer_from_somebody_else(
+    status: bytes, failure: AuthErrorReason, words: str
+) -> None:
+    with pytest.raises(MalformedAnswer, match=words) as caught:
+        answer(b"Content-Type: text/html\r\n", status=b"HTTP/1.1 %b\r\n" % status)
+    assert caught.value.failure is failure
+    assert caught.value.status == int(status[:3])
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        (b"Auth-Server: dovecot.mail.svc\r\nAuth-Port: 143\r\n", '"dovecot.mail.svc".*must resolve names'),
+        (b"Auth-Server: 10.0.0.1:143\r\nAuth-Port: 143\r\n", '"10.0.0.1:143".*port in Auth-Port'),
+        (b"Auth-Server: " + b"x" * 200 + b"\r\nAuth-Port: 1\r\n", '"' + "x" * 64 + r'\.\.\."'),
+        (b"Auth-Server: 10.0.0.1\r\nAuth-Port: imap\r\n", '"imap".*1 to 65535'),
+        (b"Auth-Server: 10.0.0.1\r\nAuth-Status: OK\r\n", "no Auth-Port$"),
+        (b"Auth-Port: 1\r\nAuth-Status: OK\r\n", "no Auth-Server$"),
+        (b"Auth-Server: unix:run/x\r\n", '"unix:run/x".*absolute path'),
+        (b"Auth-Status: no \x01\r\n", "Auth-Status holds a control character"),
+    ],
+)
+def test_an_error_names_the_header_and_its_value_and_how_to_fix_it(headers: bytes, words: str) -> None:
+    with pytest.raises(MalformedAnswer, match=words):
+        answer(headers, status=b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("value", [b"secret", b"x-secret.example", b"sec", b"1234"])
+@pytest.mark.parametrize("header", [b"Auth-Server", b"Auth-Port"])
+def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, value: bytes) -> None:
+    headers = WHERE.replace(header + b": ", header + b": " + value + b"/") + b"Auth-Pass: 1234\r\n"
+    with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
+        answer(headers, status=b"HTTP/1.1 200 OK\r\n", password=SECRET)
+    shown = value.decode() in str(caught.value)
+    assert shown == (value == b"sec")
+    assert shown or '"***"' in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [b"Auth-User", b"Auth-Pass"])
+def test_an_error_does_not_show_credentials(header: bytes) -> None:
+    with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
+        answer(WHERE + header + b": secret\x01word\r\n", status=b"HTTP/1.1 200 OK\r\n")
+    assert "secret" not in str(caught.value)
 
 
 # ---- properties ----
@@ -487,7 +568,11 @@ def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret 
     """Read an answer as one would if nothing were ever remembered."""
     said, framing, keep_alive, status, _ = response._read.__wrapped__(head)
     sent = said.get(b"auth-pass")
-    decision = response._decision(said, sent, protocol, method, b"john", password)
+    try:
+        decision = response._decision(said, sent, protocol, method, b"john", password)
+    except MalformedAnswer as error:
+        error = response._with_value(error, password, sent)
+        raise response._with_status(error, said, status) from None
     return Answer(decision, framing, keep_alive, status)
 
 

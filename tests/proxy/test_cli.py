@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Final
 
 import pytest
 
-from mailproxy.cli import admin, main, workers
+from mailproxy.cli import admin, default_log_format, main, workers
+from mailproxy.supervisor.verdict import judge
+from mailproxy.tls.openssl import Unreachable
+from mailproxy_config.compile import compile_proxy
+from mailproxy_config.dump import dump
+from mailproxy_config.errors import ConfigError
+from mailproxy_config.manifest import parse_manifest
+from support.config_bodies import body
 from support.processes import PYTHONPATH
 from support.tls_authority import Authority
 
@@ -43,12 +51,19 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", [GOOD, NGINX])
-def test_check_has_nothing_to_say_about_a_good_file(
+def test_check_prints_one_line_about_a_good_file(
     file: Path, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(text)
     assert main(["check", "-f", str(file)]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (f"{file}: ok, 1 server, 1 listener\n", "")
+
+
+def test_check_counts_servers_and_listeners(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = "server { listen 127.0.0.1:10110-10112; listen [::1]:10110; protocol pop3; }\n}"
+    file.write_text(NGINX.strip().removesuffix("}") + more)
+    assert main(["check", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: ok, 2 servers, 5 listeners\n"
 
 
 def test_check_names_every_problem_with_its_path(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +87,45 @@ def test_check_reads_standard_input(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(BAD.encode())))
     assert main(["check", "-f", "-"]) == 1
     assert "port" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(GOOD.encode())))
+    assert main(["check", "-"]) == 0
+    assert capsys.readouterr().out == "standard input: ok, 1 server, 1 listener\n"
+
+
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_the_file_is_an_argument_or_an_option(
+    file: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(NGINX)
+    told = []
+    for arguments in ([str(file)], ["-f", str(file)], ["--file", str(file)]):
+        assert main([command, *arguments]) == 0
+        told.append(capsys.readouterr())
+    assert told[0] == told[1] == told[2]
+    assert told[0].out
+
+
+@pytest.mark.parametrize("arguments", [["FILE"], ["-f", "FILE"]])
+def test_run_takes_the_file_either_way(
+    file: Path, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    file.write_text(NGINX.replace("auth_http", "auth_htp"))
+    assert main(["run", *[word.replace("FILE", str(file)) for word in arguments]]) == 1
+    assert f"mailproxy: {file}:4: unknown directive" in capsys.readouterr().err
+
+
+def test_logs_are_text_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert default_log_format() == "text"
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert default_log_format() == "json"
+    monkeypatch.setattr("sys.stderr", None)
+    assert default_log_format() == "json"
 
 
 def test_check_without_a_file_says_why(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,8 +137,12 @@ def test_check_without_a_file_says_why(file: Path, capsys: pytest.CaptureFixture
     ("certificate", "code", "begins"),
     [
         # a file that should be here is a problem, one that a pod will have is not
-        ("{certificateFile: /nowhere/tls.crt, keyFile: /nowhere/tls.key}", 1, "servers[0].ssl_certificate: "),
-        ("{secretName: mail-tls}", 0, "note: servers[0].ssl_certificate: "),
+        (
+            "{certificateFile: /nowhere/tls.crt, keyFile: /nowhere/tls.key}",
+            1,
+            "spec.servers[0].sslCertificate: ",
+        ),
+        ("{secretName: mail-tls}", 0, "note: spec.servers[0].sslCertificate: "),
     ],
 )
 def test_check_tells_which_files_are_missing(
@@ -134,7 +192,97 @@ def test_check_does_not_mind_files_that_nobody_opens(
 ) -> None:
     file.write_text(_with_tls(file, directives))
     assert main(["check", "-f", str(file)]) == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (f"{file}: ok, 1 server, 1 listener\n", "")
+
+
+def test_check_names_a_missing_certificate_beside_every_other_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(
+        "mail {\nauth_http a;\nssl_certificate /nowhere/c;\nssl_certificate_key /nowhere/k;\n"
+        "ssl_ciphers nonsense;\ntimeot 5s;\nserver { listen 127.0.0.1:993 ssl; }\nserver { lisen 143; }\n}\n"
+    )
+    assert main(["check", str(file)]) == 1
+    told = [line.removeprefix(f"{file}:") for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        '3: "ssl_certificate": /nowhere/c: there is no such file',
+        '4: "ssl_certificate_key": /nowhere/k: there is no such file',
+        '5: "ssl_ciphers": SSL_CTX_set_cipher_list("nonsense") failed: no cipher can be selected.',
+        '6: unknown directive "timeot"; did you mean timeout?',
+        '8: unknown directive "lisen"; did you mean listen?',
+    ]
+
+
+def test_check_names_a_missing_certificate_of_a_manifest_beside_every_other_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = "sslCertificate: [{certificateFile: /nowhere/c, keyFile: /nowhere/k}], timeot: 5s"
+    listen = "listen: [{address: 127.0.0.1, port: 10143, ssl: true}]"
+    file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", f"{listen}, {tls}"))
+    assert main(["check", str(file)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "spec.servers[0].timeot: unknown field; did you mean timeout?",
+        "spec.servers[0].sslCertificate: /nowhere/c: there is no such file",
+        "spec.servers[0].sslCertificate: /nowhere/k: there is no such file",
+    ]
+
+
+def test_check_shows_what_openssl_serves_otherwise_than_asked(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(_with_tls(file, "ssl_protocols SSLv2 TLSv1.3;"))
+    assert main(["check", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(": ok, 1 server, 1 listener\n")
+    assert err == f'note: {file}:8: "ssl_protocols": {ssl.OPENSSL_VERSION} has no SSLv2: ignored\n'
+
+
+def test_check_shows_once_that_openssl_cannot_be_reached(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailproxy.tls.contexts.reach", lambda: Unreachable("it is hidden"))
+    text = _with_tls(file, "")
+    inside = text[text.index("server {") : text.rindex("}")]
+    file.write_text(text.replace(inside, inside + inside.replace(":10143", ":10144")))
+    assert main(["check", str(file)]) == 0
+    err = capsys.readouterr().err
+    assert err.count("it is hidden: sessions are resumed within one worker only") == 1
+    assert err.startswith(f"note: {file}:6: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "instead"),
+    [
+        ("sslCertificate: [{secretName: tls}], listen: [{port: 10143, ssl: true}]",
+         "certificateFile and keyFile"),
+        ("authHttpHeader: [{name: X, valueFrom: {secretKeyRef: {name: tls, key: k}}}], "
+         "listen: [{port: 10143}]",
+         "value"),
+    ],
+)  # fmt: skip
+def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
+    file: Path, capsys: pytest.CaptureFixture[str], field: str, instead: str
+) -> None:
+    file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
+    told = (
+        f"the Secret tls is a file in a pod only: elsewhere write {instead} instead, "
+        "or use mailproxy-operator local --secrets DIR"
+    )
+    assert main(["check", str(file)]) == 0
+    assert f"there is no such file; {told}" in capsys.readouterr().err
+    with pytest.raises(ConfigError) as raised:
+        judge(file.read_bytes(), source=str(file), hostname="h").runnable()
+    assert all(told in problem.reason for problem in raised.value.problems)
+
+
+def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> None:
+    header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "k"}}}
+    manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
+    verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
+    assert [str(problem) for problem in verdict.absent] == [
+        "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
+        "does the Secret auth have the key k?"
+    ]
 
 
 def test_convert_prints_a_manifest_and_what_it_left_out(
@@ -144,7 +292,7 @@ def test_convert_prints_a_manifest_and_what_it_left_out(
     assert main(["convert", str(file), "--name", "edge", "--namespace", "mail"]) == 0
     out, err = capsys.readouterr()
     assert "metadata: {name: edge, namespace: mail}" in out
-    assert err.startswith(f"{file}:7: ")
+    assert f"{file}:7: not about mail, ignored: http ({file}:7)" in err
     file.write_text(out)
     assert main(["check", "-f", str(file)]) == 0
 
@@ -252,6 +400,9 @@ def test_convert_does_not_mind_how_editors_write(
         ["check"],
         ["convert"],
         ["run", "-f", "-"],
+        ["run", "-"],
+        ["check", "x", "-f", "x"],
+        ["convert", "x", "-f", "x"],
         ["run", "-f", "x", "--workers", "0"],
         ["run", "-f", "x", "--workers", "many"],
         ["run", "-f", "x", "--workers", "100000"],
@@ -336,4 +487,5 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(file: Path) -> None:
     )
     os.close(write)
     assert found.returncode == 1
-    assert found.stderr == ""
+    assert "Traceback" not in found.stderr
+    assert "Broken pipe" not in found.stderr

@@ -62,6 +62,7 @@ class Scene:
             numbers=engine.meter.protocol(protocol),
             patience=engine.timers.lane(config.timeout),
             idleness=engine.timers.lane(config.proxy_timeout),
+            log=self.log,
         )
         return Door(server, listen)
 
@@ -148,20 +149,23 @@ def test_a_client_is_who_connected(scene: Scene, host: str) -> None:
     assert (session.record.client, session.record.client_port) == (host, name[1])
 
 
-@pytest.mark.parametrize("is_named", [False, True])
-def test_a_client_of_a_unix_socket_has_a_path_at_most(scene: Scene, tmp_path: Path, is_named: bool) -> None:
+@pytest.mark.parametrize("name", ["", "theirs", "x\r\nAuth-User: root", "x\r\nQUIT\r\n"])
+def test_a_client_of_a_unix_socket_is_called_unix_whatever_its_path(
+    scene: Scene, tmp_path: Path, name: str
+) -> None:
     sock, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     sock.bind(str(tmp_path / "ours"))
     sock.listen()
     sock.setblocking(False)
     scene.listen(sock, scene.door(Protocol.POP3, sends=SendProxyProtocol.V1))
     scene.clients.append(client)
-    if is_named:
-        client.bind(str(tmp_path / "theirs"))
+    if name:
+        client.bind(str(tmp_path / name))
     client.connect(str(tmp_path / "ours"))
     scene.engine.reactor.select(0)
     (session,) = scene.sessions
-    assert session.client.address == (f"unix:{tmp_path}/theirs" if is_named else "unix:")
+    assert session.client.address == "unix:"
+    assert session.record.client == "unix:"
     assert (session.client.port, session.client.local_address) == (0, "unix:")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.dialogue.values import Credentials, Secret
-from mailproxy.events import CloseReason, LoginResult, Method
+from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.observe.lines import LINE_LIMIT, json_event, json_session, text_event, text_session
 from mailproxy.observe.record import SessionRecord
 
@@ -63,8 +63,11 @@ def test_a_session_as_json() -> None:
         "result": "success",
         "attempts": 1,
         "errors": 0,
+        "error": None,
         "upstream": "10.0.0.3",
         "upstream_port": 143,
+        "stage": None,
+        "reply": None,
         "auth_seconds": 0.0012,
         "upstream_seconds": 0.002,
         "login_seconds": 0.0034,
@@ -83,6 +86,9 @@ def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
         "cipher",
         "method",
         "result",
+        "error",
+        "stage",
+        "reply",
         "auth_seconds",
         "upstream_seconds",
         "login_seconds",
@@ -91,11 +97,12 @@ def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
 
 
 def test_a_session_for_people() -> None:
-    assert text_session(success(proxied=True, errors=2), STAMP) == (
+    record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
+    assert text_session(record, STAMP) == (
         f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
         'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
-        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 duration=61.500s "
-        "to_client=4000 to_upstream=20 reason=client_closed\n"
+        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long "
+        "duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
     )
 
 
@@ -124,6 +131,10 @@ RECORDS = st.builds(
     user=st.binary(max_size=5000),
     method=st.none() | st.sampled_from(Method),
     result=st.none() | st.sampled_from(LoginResult),
+    error=st.none() | st.sampled_from(ProtocolErrorKind),
+    stage=st.none() | st.sampled_from(["auth", "login"]),
+    reply=st.none() | st.binary(max_size=5000),
+    is_silent=st.booleans(),
     upstream=st.text(max_size=300),
     upstream_port=st.integers(0, 65535),
     auth_seconds=st.none() | st.floats(0, 1e6),

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from mailproxy.dialogue.values import AuthRequest, Client, Credentials, Granted, Secret
 from mailproxy.events import Method
-from mailproxy.observe.log import Bridge, Log, LogFormat
+from mailproxy.observe.log import Bridge, Log, LogFormat, LogWriter
 from mailproxy.observe.record import SessionRecord
 from mailproxy.observe.sink import CAPACITY
-from mailproxy_config.model import LogLevel
+from mailproxy_config.model import LogLevel, Protocol, ProxyConfig
+from support.configs import server
 from support.fuzz import examples
 
 NOW = 1795407407.5
@@ -93,12 +94,62 @@ def test_a_reload_may_change_the_level(page: Page) -> None:
     assert [event["event"] for event in page.events()] == ["yes", "session"]
 
 
+def configured(level: LogLevel, *servers: LogLevel, **changes: Any) -> ProxyConfig:
+    """A configuration with a level, and servers with levels of their own."""
+    each = tuple(server(Protocol.IMAP, error_log=own) for own in servers)
+    return ProxyConfig(servers=each, error_log=level, **changes)
+
+
+def run_with(log: Log, config: ProxyConfig) -> list[LogWriter]:
+    """Put a configuration to work; gives the logs of its servers."""
+    log.open(config)
+    writers = [log.of(each) for each in config.servers]
+    log.adopt(config)
+    return writers
+
+
 def test_a_server_may_have_a_level_of_its_own(page: Page) -> None:
-    log = page.log(level=LogLevel.ERROR)
-    log.event(LogLevel.INFO, "heard", least=LogLevel.DEBUG)
-    log.event(LogLevel.ERROR, "unheard", least=LogLevel.CRIT)
+    log = page.log()
+    verbose, terse = run_with(log, configured(LogLevel.ERROR, LogLevel.DEBUG, LogLevel.CRIT))
+    verbose.event(LogLevel.INFO, "heard")
+    terse.event(LogLevel.ERROR, "unheard")
+    terse.session(SessionRecord())
+    log.event(LogLevel.INFO, "unheard")
     log.flush()
     assert [event["event"] for event in page.events()] == ["heard"]
+
+
+@pytest.mark.parametrize(
+    ("own", "forced", "expected"),
+    [
+        (LogLevel.CRIT, LogLevel.INFO, ["info", "error", "session"]),
+        (LogLevel.DEBUG, LogLevel.ERROR, ["error", "session"]),
+        (LogLevel.DEBUG, LogLevel.CRIT, []),
+    ],
+)
+def test_the_command_lines_level_holds_for_sessions_too(
+    page: Page, own: LogLevel, forced: LogLevel, expected: list[str]
+) -> None:
+    log = page.log(level=forced, is_fixed=True)
+    (writer,) = run_with(log, configured(own, own))
+    writer.event(LogLevel.INFO, "info")
+    writer.event(LogLevel.ERROR, "error")
+    writer.session(SessionRecord())
+    log.flush()
+    assert [event["event"] for event in page.events()] == expected
+    assert log.takes(forced)
+
+
+@pytest.mark.parametrize("level", LogLevel)
+def test_a_session_in_which_nothing_was_sent_is_logged_at_debug_alone(page: Page, level: LogLevel) -> None:
+    log = page.log(level=level)
+    log.session(SessionRecord(session="s-1", is_silent=True))
+    log.session(SessionRecord(session="s-2"))
+    log.flush()
+    found = [(event["session"], event["level"]) for event in page.events()]
+    silences = {LogLevel.CRIT, LogLevel.ALERT, LogLevel.EMERG}
+    spoken = [] if level in silences else [("s-2", "info")]
+    assert found == [("s-1", "debug")] * (level is LogLevel.DEBUG) + spoken
 
 
 @pytest.mark.parametrize(
@@ -109,7 +160,7 @@ def test_a_server_may_have_a_level_of_its_own(page: Page) -> None:
     ],
 )
 def test_both_formats_tell_the_same(page: Page, format: LogFormat, line: str) -> None:
-    page.log(format=format).event(LogLevel.WARN, "reload_refused", least=LogLevel.DEBUG, path="a b")
+    page.log(format=format, level=LogLevel.WARN).event(LogLevel.WARN, "reload_refused", path="a b")
     assert page.lines() == [line]
 
 

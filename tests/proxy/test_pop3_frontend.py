@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
+
 import pytest
 
 from mailproxy.dialogue.actions import Authorize
@@ -18,6 +20,10 @@ GRANTED = Granted("192.0.2.10", 110, b"alice")
 CHALLENGE = b"<1.2@mail.example.com>"
 DENIED = Denied(b"no", wait=1)
 APOP = frozenset({AuthMethod.APOP})
+
+
+def b64encode(octets: bytes) -> bytes:
+    return b2a_base64(octets, newline=False)
 
 
 def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
@@ -39,8 +45,39 @@ def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
-def test_a_command_has_128_octets() -> None:
-    assert limits(talk()) == [128]
+def test_a_command_has_512_bytes() -> None:
+    assert limits(talk()) == [512]
+
+
+def test_a_command_has_the_bytes_of_the_directive() -> None:
+    assert limits(talk(pop3_client_buffer=128)) == [128]
+
+
+def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
+    password = b"p" * 90
+    plain = b64encode(b"\0alice@mail.example.com\0" + password)
+    for lines in (
+        b"USER alice@mail.example.com\r\nPASS " + password + b"\r\n",
+        b"AUTH PLAIN " + plain + b"\r\n",
+        b"AUTH PLAIN\r\n" + plain + b"\r\n",
+    ):
+        driven = talk(*lines.splitlines(keepends=True), GRANTED)
+        assert driven.result == Identified(GRANTED, driven.result.method)
+
+
+def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
+    password = b"p" * 2000
+    plain = b64encode(b"\0alice\0" + password)
+    driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
+    asked = [action for action in driven.asked if isinstance(action, Authorize)]
+    assert [one.request.credentials.password for one in asked] == [Secret(password)]
+    assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
+    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
+
+
+def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
+    driven = talk(b"AUTH PLAIN\r\n", b"A" * 4096)
+    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
 
 
 @pytest.mark.parametrize(

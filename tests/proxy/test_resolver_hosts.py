@@ -12,7 +12,7 @@ import pytest
 
 from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.runtime.resolver import HostAddresses, target_text
 from mailproxy.runtime.resolver import hosts as module
 from mailproxy_config.model import AuthHttp
 
@@ -75,7 +75,7 @@ async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, A
 
     hosts = HostAddresses(where, meter=Meter(), ask=never)
     assert await hosts.start()
-    hosts.failed()
+    hosts.failed(target)
     assert [hosts.take(), hosts.take()] == [target, target]
     await hosts.close()
 
@@ -91,6 +91,60 @@ async def test_addresses_are_taken_in_turn() -> None:
         (_V4, ("192.0.2.1", 9000)),
     ]
     assert test.results() == {DnsResult.OK: 1}
+
+
+async def test_an_address_that_failed_comes_last_for_ten_seconds() -> None:
+    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    assert await test.hosts.start()
+    first, second, third = test.hosts.targets
+    assert test.hosts.failed(second)
+    assert not test.hosts.failed(second)  # no news
+    assert [test.hosts.take() for _ in range(4)] == [first, third, first, third]
+    assert test.hosts.take((first, third)) == second
+    assert test.hosts.take((first, second, third)) is None
+    test.now += module.FAILED_SECONDS
+    assert {test.hosts.take() for _ in range(3)} == {first, second, third}
+    assert test.hosts.failed(second)
+    test.hosts.works(second)
+    assert {test.hosts.take() for _ in range(3)} == {first, second, third}
+    await test.hosts.close()
+
+
+async def test_where_all_failed_the_oldest_failure_is_tried_first() -> None:
+    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    assert await test.hosts.start()
+    first, second, third = test.hosts.targets
+    for target in (second, third, first):
+        test.now += 0.1
+        test.hosts.failed(target)
+    assert [test.hosts.take(), test.hosts.take((second,))] == [second, third]
+    await test.hosts.close()
+
+
+async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
+    test = Hosts(System("192.0.2.1", "192.0.2.2"))
+    assert await test.hosts.start()
+    for target in test.hosts.targets:
+        test.hosts.failed(target)
+    test.system.answer = ("192.0.2.2", "192.0.2.7")
+    test.now += 1
+    test.hosts.take()
+    await test.settled()
+    assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
+    assert test.hosts._failed.keys() == {(_V4, ("192.0.2.2", 9000))}
+    await test.hosts.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ((_V4, ("192.0.2.1", 80)), "192.0.2.1:80"),
+        ((_V6, ("2001:db8::1", 80, 0, 0)), "[2001:db8::1]:80"),
+        ((socket.AF_UNIX, "/run/auth"), "unix:/run/auth"),
+    ],
+)
+def test_an_address_as_a_log_has_it(target: tuple[int, Any], text: str) -> None:
+    assert target_text(target) == text
 
 
 async def test_no_more_than_sixteen_are_kept() -> None:
@@ -118,7 +172,7 @@ async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
 async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
     test = Hosts(System("192.0.2.1"))
     await test.hosts.start()
-    test.hosts.failed()
+    test.hosts.failed((_V4, ("192.0.2.1", 9000)))
     test.hosts.take()
     assert test.system.asked == 1  # not within a second
     test.now += 1

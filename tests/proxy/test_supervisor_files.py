@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,14 @@ def test_certificates_keys_and_header_values_matter() -> None:
         )
     )
     assert referenced(config) == set(map(Path, ("/1.crt", "/1.key", "/ca.crt", "/ticket", "/header")))
+
+
+def test_a_pipe_can_be_checked_but_not_run(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ConfigError, match="is not a regular file: run reads it again at every reload"):
+        read(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 10,))
+    writer.start()
+    assert read(pipe, once=True) == b"x" * 10
+    writer.join()

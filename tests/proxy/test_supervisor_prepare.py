@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
 import pytest
 
+from mailproxy import admin
+from mailproxy.runtime.sockets import SocketPlan
 from mailproxy.supervisor import cpus
 from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
 from mailproxy.supervisor.settings import Settings
+from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.verdict import Verdict, judge
 from mailproxy_config.errors import ConfigError
 from support.proxies import free_port
+from support.tls_authority import Authority
 
 MANIFEST: Final = """\
 apiVersion: mailproxy.dev/v1alpha1
@@ -106,9 +113,9 @@ async def test_missing_files_are_told_and_watched_for(setting: Setting, tmp_path
     setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}]")
     with pytest.raises(ConfigError) as caught:
         await setting.preparation.prepare()
-    assert [problem.path for problem in caught.value.problems] == [
-        "servers[0].ssl_certificate",
-        "servers[0].ssl_certificate_key",
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"spec.servers[0].sslCertificate: {certificate}: there is no such file",
+        f"spec.servers[0].sslCertificate: {key}: there is no such file",
     ]
     assert setting.preparation.files == {setting.file, certificate, key}
 
@@ -141,6 +148,105 @@ async def test_what_cannot_be_listened_on_is_told(
     setting.write(address=address)
     with pytest.raises(error, match=reason):
         await setting.preparation.prepare()
+
+
+async def test_problems_of_a_start_name_the_line_that_check_names(setting: Setting, tmp_path: Path) -> None:
+    cases = {
+        "listen no-such-host.invalid:143;": f'{setting.file}:2: "listen": host not found',
+        "listen 192.0.2.77:10143;": f'{setting.file}:2: "listen": cannot listen on 192.0.2.77:10143: ',
+        "listen 127.0.0.1:10143 ssl; ssl_certificate /nowhere; ssl_certificate_key /nowhere;": (
+            f'{setting.file}:2: "ssl_certificate": /nowhere: there is no such file'
+        ),
+    }
+    for line, begins in cases.items():
+        setting.file.write_text(f"mail {{ auth_http a; server {{ protocol imap;\n{line}\n}} }}")
+        with pytest.raises((ConfigError, CannotListen)) as caught:
+            await setting.preparation.prepare()
+        error = caught.value
+        problems = error.problems if isinstance(error, ConfigError) else [error.problem]
+        assert str(problems[0]).startswith(begins)
+
+
+async def test_one_error_of_the_mail_block_is_one_problem_for_all_servers(
+    setting: Setting, tmp_path: Path
+) -> None:
+    pair = Authority(tmp_path).issue().files
+    servers = "".join(
+        f"server {{ listen 127.0.0.1:{port} ssl; protocol imap; }}\n" for port in (10143, 10144)
+    )
+    setting.file.write_text(
+        f"mail {{ auth_http a; ssl_certificate '{pair.certificate}'; ssl_certificate_key '{pair.key}';\n"
+        f"ssl_ciphers nonsense;\n{servers}}}"
+    )
+    with pytest.raises(ConfigError) as caught:
+        await setting.preparation.prepare()
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f'{setting.file}:2: "ssl_ciphers": ')
+
+
+async def test_notices_from_tls_come_along(setting: Setting, tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue().files
+    files = f"{{certificateFile: {pair.certificate}, keyFile: {pair.key}}}"
+    setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}], sslProtocols: [SSLv2, TLSv1.3]")
+    deployment = await setting.preparation.prepare()
+    setting.preparation.discard(deployment)
+    assert [str(notice) for notice in deployment.notices] == [
+        f"spec.servers[0].sslProtocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_manifest"),
+    [
+        (MANIFEST.format(workers="", address="127.0.0.1", port=25, ssl="", more=""), True),
+        ("mail { auth_http a;\nserver { protocol imap; listen 127.0.0.1:25; } }", False),
+    ],
+)
+async def test_a_privileged_port_names_the_capability_and_the_sysctl(
+    setting: Setting, text: str, is_manifest: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(plans: Sequence[SocketPlan], _count: int) -> NoReturn:
+        raise CannotListen(plans[0], PermissionError(errno.EACCES, "Permission denied"))
+
+    monkeypatch.setattr(setting.preparation._listeners, "prepare", refuse)
+    setting.file.write_text(text)
+    with pytest.raises(CannotListen) as caught:
+        await setting.preparation.prepare()
+    told = str(caught.value.problem)
+    assert "CAP_NET_BIND_SERVICE" in told
+    assert "net.ipv4.ip_unprivileged_port_start to 25 or less" in told
+    assert ("portStrategy" in told) is is_manifest
+    assert told.startswith("spec.servers[0].listen[0]: " if is_manifest else f'{setting.file}:2: "listen": ')
+
+
+async def test_healthz_answers_while_a_configuration_is_loaded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load computes in Python all the time, as a scanner of YAML does."""
+    started, release = threading.Event(), threading.Event()
+
+    def compute(*arguments: Any, **options: Any) -> Verdict:
+        started.set()
+        while not release.is_set():
+            pass
+        return judge(*arguments, **options)
+
+    monkeypatch.setattr("mailproxy.supervisor.prepare.judge", compute)
+    endpoint = await admin.serve("127.0.0.1", 0, Status())
+    async with asyncio.TaskGroup() as tasks:
+        loading = tasks.create_task(setting.preparation.prepare())
+        try:
+            while not started.is_set():
+                await asyncio.sleep(0)
+            reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert not loading.done()
+            writer.close()
+        finally:
+            release.set()
+    setting.preparation.discard(loading.result())
+    await endpoint.close()
 
 
 async def test_a_thread_gives_its_result_or_its_error() -> None:

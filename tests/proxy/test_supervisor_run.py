@@ -169,6 +169,9 @@ def test_a_hangup_loads_it_again_and_leaves_sessions_alone(manifest: Manifest, p
         proxy.until_told("configuration_loaded", 2)
         assert server_name(manifest.port) == "two"
         assert client.ask("still here") == "still here"
+    assert proxy.told("reload_requested")[0]["signal"] == "SIGHUP"
+    assert [event["generation"] for event in proxy.told("configuration_loaded")] == [7, 7]
+    assert not proxy.told("listeners_changed")
     assert sorted(proxy.workers()) == workers
     assert proxy.config()["hash"] == proxy.told("configuration_loaded")[1]["hash"]
     assert proxy.metric('mailproxy_config_reloads_total{result="success"}') == 2
@@ -204,6 +207,9 @@ def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, b
     with Client(manifest.port) as client:
         manifest.write(**bad)
         reason = proxy.until_told("configuration_refused")
+        kept = proxy.until_told("configuration_kept")
+        assert (kept["level"], kept["hash"], kept["generation"]) == ("error", before, 7)
+        assert kept["reason"] == "the new configuration is refused, the one before stays in use"
         assert client.ask("still here") == "still here"
     until(lambda: proxy.config()["hash"] == before, "the old hash")
     assert str(reason["reason"]) in proxy.config()["last_error"]
@@ -215,6 +221,19 @@ def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, b
     proxy.until_told("configuration_loaded", 2)
     assert proxy.config()["last_error"] is None
     assert proxy.metric("mailproxy_config_last_reload_successful") == 1
+
+
+def test_a_reload_with_many_problems_logs_some_of_them(manifest: Manifest, proxy: Proxy) -> None:
+    text = manifest.text()
+    manifest.path.write_text(text + "".join(f"  field{number}: 1\n" for number in range(300)))
+    assert proxy.until_told("configuration_kept")["problems"] == 300
+    assert len(proxy.told("configuration_refused")) == 100
+
+
+def test_a_large_file_is_refused_at_a_reload_without_being_read(manifest: Manifest, proxy: Proxy) -> None:
+    manifest.path.write_text("a:\n" + "".join(f"  k{number}: 1\n" for number in range(250_000)))
+    assert "is too large" in proxy.until_told("configuration_refused")["reason"]
+    assert proxy.get("/healthz")[0] == 200
 
 
 def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
@@ -238,9 +257,12 @@ def test_a_listener_is_added_while_the_other_one_stays(manifest: Manifest, proxy
         both = ", ".join(f"{{address: 127.0.0.1, port: {port}}}" for port in (manifest.port, other))
         manifest.write(listen=both)
         proxy.until_told("configuration_loaded", 2)
+        opened = proxy.until_told("listeners_changed")
+        assert (opened["opened"], opened.get("closed")) == (f"127.0.0.1:{other}", None)
         assert server_name(other) == server_name(manifest.port) == "one"
         manifest.write(listen=f"{{address: 127.0.0.1, port: {other}}}")
-        proxy.until_told("configuration_loaded", 3)
+        closed = proxy.until_told("listeners_changed", 2)
+        assert (closed.get("opened"), closed["closed"]) == (None, f"127.0.0.1:{manifest.port}")
         assert server_name(other) == "one"
         with pytest.raises(ConnectionRefusedError):
             Client(manifest.port)

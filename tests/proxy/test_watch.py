@@ -125,3 +125,12 @@ def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Pat
 def test_what_cannot_be_read_is_watched_all_the_same(path: Path) -> None:
     watch = Watch([path])
     assert settle(watch) == []
+
+
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(file: Path) -> None:
+    file.write_text("a")
+    watch = Watch([file])
+    file.unlink()
+    os.mkfifo(file)
+    assert watch.changed() == ()
+    assert watch.changed() == (file,)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from mailproxy_config.model import (
@@ -12,6 +13,7 @@ from mailproxy_config.model import (
     LogLevel,
     Octets,
     Protocol,
+    ProxyConfig,
     Seconds,
     SendProxyProtocol,
     ServerConfig,
@@ -20,6 +22,8 @@ from mailproxy_config.model import (
     VerifyClient,
 )
 
+NOT_OF_NGINX: Final = frozenset({"auth_http_keepalive", "auth_http_max_connections", "pop3_client_buffer"})
+"""Directives that nginx does not have."""
 PORTS: Final = {Protocol.IMAP: 143, Protocol.POP3: 110, Protocol.SMTP: 25}
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -33,11 +37,14 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "auth_http_timeout": Seconds(60.0),
     "auth_http_header": (),
     "auth_http_pass_client_cert": False,
+    "auth_http_keepalive": True,
+    "auth_http_max_connections": None,
     "imap_auth": frozenset({AuthMethod.PLAIN}),
     "imap_capabilities": ("IMAP4", "IMAP4rev1", "UIDPLUS"),
     "imap_client_buffer": Octets(4096),
     "pop3_auth": frozenset({AuthMethod.PLAIN}),
     "pop3_capabilities": ("TOP", "USER", "UIDL"),
+    "pop3_client_buffer": Octets(512),
     "smtp_auth": frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN}),
     "smtp_capabilities": (),
     "smtp_client_buffer": Octets(4096),
@@ -81,3 +88,9 @@ def server(protocol: Protocol, **directives: Any) -> ServerConfig:
         **directives,
     }
     return ServerConfig(**values)
+
+
+def without_logs(config: ProxyConfig) -> ProxyConfig:
+    """The same configuration with standard error as its only log, as a manifest has it."""
+    servers = tuple(replace(server, error_logs=()) for server in config.servers)
+    return replace(config, error_logs=(), servers=servers)

@@ -51,7 +51,7 @@ from mailproxy.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from mailproxy.events import ClientErred, LoginRefused, Method, Remark
+from mailproxy.events import ClientErred, LoginDenied, LoginRefused, Method, Remark
 from mailproxy.protocols.record import MailProtocol
 from support.transcripts import Step, Transcript, escaped, unescaped
 
@@ -143,7 +143,7 @@ class Player:
                 f"trouble {failure.stage}" + (f" {failure.kind}" if failure.kind else "")
             )
             is_shown = isinstance(failure, UpstreamRefused) and server.proxy_pass_error_message
-            self._close(failure.reply if is_shown else self.protocol.internal_error, failure)  # type: ignore[attr-defined]
+            self._close(failure.reply if is_shown else self.protocol.internal_error, failure)
             return
         self._settle("P")
         self._said = logged_in.reply
@@ -178,7 +178,7 @@ class Player:
             case actions.Send(octets):
                 self._said += octets
             case actions.Note(event):
-                self._asides["note"].append(_note_text(event))
+                self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
             case actions.Deadline(seconds):
                 self._asides["deadline"].append(f"deadline {seconds:g}s")
             case actions.MakeChallenge(name):

@@ -102,10 +102,12 @@ class Running:
 
     Attributes:
         task: Ends with its exit code.
+        port: Of its admin endpoint, on loopback.
     """
 
     def __init__(self, port: int, task: asyncio.Task[int], session: aiohttp.ClientSession) -> None:
         self.task = task
+        self.port = port
         self._base = f"http://127.0.0.1:{port}"
         self._session = session
 

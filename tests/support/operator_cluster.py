@@ -55,6 +55,11 @@ class MemoryCluster:
         assert manifest is not None, f"no {kind.name} {name}"
         return manifest
 
+    def found_status(self, name: str) -> Manifest:
+        """The status of a MailProxy; empty before it has one."""
+        status: Manifest = self.found(MAIL_PROXY, name).get("status") or {}
+        return status
+
     def condition(self, name: str, kind: str = "Ready") -> tuple[str, str]:
         status = self.found(MAIL_PROXY, name)["status"]
         one = next(one for one in status["conditions"] if one["type"] == kind)

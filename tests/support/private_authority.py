@@ -37,12 +37,13 @@ def openssl_authority(openssl: str, folder: Path) -> PrivateAuthority:
     names, request, ca_key = folder / "names", folder / "request.pem", folder / "ca.key"
     names.write_text("subjectAltName = IP:127.0.0.1\n")
     new = ["-newkey", "rsa:2048", "-nodes"]
-    for words in (
+    commands: tuple[list[str | Path], ...] = (
         ["req", "-x509", *new, "-keyout", ca_key, "-out", made.file, "-days", "9", "-subj", "/CN=Private CA"],
         ["req", *new, "-keyout", made.key, "-out", request, "-subj", "/CN=auth"],
-        ["x509", "-req", "-in", request, "-CA", made.file, "-CAkey", ca_key, "-CAcreateserial", "-days", "30",
+        ["x509", "-req", "-in", request, "-CA", made.file, "-CAkey", ca_key, "-CAcreateserial", "-days", "9",
          "-extfile", names, "-out", made.certificate],
-    ):  # fmt: skip
+    )  # fmt: skip
+    for words in commands:
         subprocess.run([openssl, *words], capture_output=True, check=True)
     return made
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
-from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
+from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, Protocol, ServerConfig
 from support import invariants
 from support.configs import server
 from support.tls_identities import Identities
@@ -81,7 +82,8 @@ async def siege(
         if service is not None:
             port = await stack.enter_async_context(serve(service))
             build = _asking(build, port)
-        w = await stack.enter_async_context(world(build, *(answers or (DENIED,)), **options))
+        verbose = _logging_everything(build)
+        w = await stack.enter_async_context(world(verbose, *(answers or (DENIED,)), **options))
         _keep_log(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
@@ -94,6 +96,11 @@ async def siege(
             break
         await asyncio.sleep(0.02)
     assert invariants.descriptors() <= before
+
+
+def _logging_everything(build: Builder) -> Builder:
+    """Log also the sessions in which nothing was sent, so that all are in the log."""
+    return lambda auth, listen: replace(build(auth, listen), error_log=LogLevel.DEBUG)
 
 
 def _asking(build: Builder, port: int) -> Builder:

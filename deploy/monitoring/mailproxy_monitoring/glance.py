@@ -91,7 +91,7 @@ GLANCE: Final = Row(
             ),
             steps=((None, "orange"),),
             help="denied, upstream_denied: passwords. unavailable, timeout, invalid_response:"
-            " the authentication service. upstream_failed: the mail servers.",
+            " the authentication service. upstream_failed, upstream_refused: the mail servers.",
         ),
         Panel(
             title="Where it broke: authentication service",

@@ -31,6 +31,7 @@ class Plan:
         ports: One per number, sorted.
         sysctls: Decisions, sorted by name.
         references: Secrets and ConfigMaps to mount.
+        is_trial: Whether one pod is to show first that nodes take it.
     """
 
     resource: Resource
@@ -42,6 +43,7 @@ class Plan:
     ports: tuple[ports.Port, ...]
     sysctls: tuple[sysctls.Sysctl, ...]
     references: tuple[Reference, ...]
+    is_trial: bool = False
 
     @property
     def workload_kind(self) -> Kind:
@@ -86,6 +88,11 @@ class Plan:
         return self.has_workload and (
             self.resource.deployment.pod.host_network or bool(self.resource.deployment.host_ports)
         )
+
+    @property
+    def asks_for_unsafe(self) -> bool:
+        """Whether the pods get a sysctl that a node may refuse."""
+        return any(one.applied and not one.safe for one in self.sysctls)
 
     @property
     def pod_labels(self) -> dict[str, str]:

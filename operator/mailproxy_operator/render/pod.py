@@ -144,8 +144,8 @@ def container(plan: Plan) -> Manifest:
         **_probes(),
         "volumeMounts": volume_mounts(plan),
     }
-    if deployment.image_pull_policy:
-        made["imagePullPolicy"] = deployment.image_pull_policy
+    if policy := deployment.image_pull_policy or plan.platform.image_pull_policy:
+        made["imagePullPolicy"] = policy
     if deployment.pod.extra_env:
         made["env"] = [dict(one) for one in deployment.pod.extra_env]
     if plan.pods_sleep_before_stop and deployment.drain.delay > 0:
@@ -179,7 +179,15 @@ def _probes() -> Manifest:
         return {"httpGet": {"path": path, "port": names.ADMIN_PORT_NAME}}
 
     return {
-        "startupProbe": {**asking("/healthz"), "periodSeconds": 1, "failureThreshold": 60},
+        # Each failure is a warning event: the first probe comes after a start that goes well, which takes
+        # a second.  On a busy node, or with a small CPU limit, a start takes minutes and succeeds.
+        "startupProbe": {
+            **asking("/healthz"),
+            "initialDelaySeconds": 3,
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": 300,
+        },
         "livenessProbe": {
             **asking("/healthz"),
             "periodSeconds": 10,

@@ -67,7 +67,7 @@ ALERTS = (
     Alert(
         "MailProxyLoginFailures",
         "sum by (PROXY, protocol) (rate(mailproxy_logins_total"
-        '{JOB, result=~"timeout|unavailable|invalid_response|upstream_failed"}[10m]))\n'
+        '{JOB, result=~"timeout|unavailable|invalid_response|upstream_failed|upstream_refused"}[10m]))\n'
         "  / sum by (PROXY, protocol) (rate(mailproxy_logins_total"
         '{JOB, result!~"aborted|bad_credentials_syntax"}[10m])) > 0.05\n'
         "and on (PROXY, protocol) sum by (PROXY, protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.1",

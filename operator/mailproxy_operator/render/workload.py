@@ -36,12 +36,16 @@ def workload(plan: Plan) -> Manifest | None:
 
 def _deployment_part(plan: Plan) -> Manifest:
     deployment = plan.resource.deployment
-    rolling: Manifest = {"maxUnavailable": 0, "maxSurge": "25%"}
+    # A sysctl that a node may refuse is tried with one pod: whatever is refused is replaced at once.
+    surge: int | str = 1 if plan.asks_for_unsafe else "25%"
+    rolling: Manifest = {"maxUnavailable": 0, "maxSurge": surge}
     if plan.takes_node_ports:
         rolling = dict(_ONE_POD_PER_NODE)
     part: Manifest = {"strategy": {"type": "RollingUpdate", "rollingUpdate": rolling}}
     # With an autoscaler the number of pods is its business: naming one would take it back.
-    return part if deployment.autoscaling else {"replicas": deployment.replicas, **part}
+    if deployment.autoscaling:
+        return part
+    return {"replicas": min(deployment.replicas, 1) if plan.is_trial else deployment.replicas, **part}
 
 
 def _daemon_set_part() -> Manifest:

@@ -8,6 +8,15 @@ answers.  Both are pure: connections, pools and deadlines are the runtime's.
 from __future__ import annotations
 
 from mailproxy.auth.request import RequestTemplate
-from mailproxy.auth.response import MAX_HEAD, MAX_WAIT, Answer, BodyFraming, head_end, parse
+from mailproxy.auth.response import MAX_HEAD, MAX_WAIT, Answer, BodyFraming, InterimAnswer, head_end, parse
 
-__all__ = ["MAX_HEAD", "MAX_WAIT", "Answer", "BodyFraming", "RequestTemplate", "head_end", "parse"]
+__all__ = [
+    "MAX_HEAD",
+    "MAX_WAIT",
+    "Answer",
+    "BodyFraming",
+    "InterimAnswer",
+    "RequestTemplate",
+    "head_end",
+    "parse",
+]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -65,22 +65,54 @@ _MEANT: Final = frozenset(
 )
 _USUAL: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """What services say beside that; well-formed, and of no meaning here."""
+LAST_CHUNK: Final = b"0\r\n\r\n"
+"""A chunked body without data and trailers."""
+_NO_CONTENT: Final = frozenset({204, 304})
+_SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
 _UNIX: Final = b"unix:"
 _MAX_SOCKET_PATH: Final = 107
 """Octets; what ``sockaddr_un`` holds (unix(7))."""
 _WORTH_KEEPING: Final = 1024
 """Octets of a head that is remembered; sixty-four of them are."""
+_TELLING: Final = 4
+"""Bytes of a password that are not in a host name by chance."""
+_QUOTED_AT_MOST: Final = 64
+"""Bytes of a header's value that an error shows."""
+_DECIDING: Final = frozenset((b"auth-status", b"auth-server", b"auth-port", b"auth-wait"))
+_SERVER_ERROR: Final = "the authentication service, or a gateway before it, failed"
+_REDIRECT: Final = "redirects are not followed; set auth_http to the URL that the service redirects to"
+_OTHER_STATUS: Final = "the answer has no Auth-Status, Auth-Server and Auth-Port; is auth_http the right URL?"
+_HINTS: Final = {
+    401: "the service wants credentials of the proxy; send them with auth_http_header",
+    403: "the service refuses the proxy; check auth_http_header and its access rules",
+    404: "the service does not know this path; check the path in auth_http",
+    407: "a proxy before the service wants credentials; auth_http must lead to the service itself",
+    408: "the service did not wait for the request",
+    429: "the service limits the rate of requests",
+}
 _MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
+
+
+class InterimAnswer(Exception):
+    """This is not the answer yet: another head follows one with a 1xx status (RFC 9110 section 15.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFraming:
-    """Where the body ends that follows the head: after ``length`` octets, its chunks, or the connection."""
+    """Where the body ends that follows the head: after ``length`` bytes, its chunks, or the connection.
+
+    ``empty`` is what a body without data looks like.
+    """
 
     length: int | None = None
     chunked: bool = False
     until_close: bool = False
+    empty: bytes | None = field(default=None, compare=False, repr=False)
+
+
+_UNTIL_CLOSE: Final = BodyFraming(until_close=True)
+_CHUNKED: Final = BodyFraming(chunked=True, empty=LAST_CHUNK)
 
 
 @dataclass(slots=True)
@@ -127,6 +159,7 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
             where the client gave a digest or nothing.
 
     Raises:
+        InterimAnswer: The head is that of an interim answer.
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
     common, sent = _without_password(head)
@@ -135,11 +168,14 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
         where, sent = None, said.get(b"auth-pass")
     else:
         said, framing, keep_alive, status, where = _read(common)
-    if where is None:
-        decision = _decision(said, sent, protocol, method, user, password)
-    else:
-        address, port = where
-        decision = Granted(address, port, user, _known_password(protocol, method, password, sent))
+    try:
+        if where is None:
+            decision = _decision(said, sent, protocol, method, user, password)
+        else:
+            address, port = where
+            decision = Granted(address, port, user, _known_password(protocol, method, password, sent))
+    except MalformedAnswer as error:
+        raise _with_status(_with_value(error, password, sent), said, status) from None
     return Answer(decision, framing, keep_alive, status)
 
 
@@ -183,6 +219,10 @@ def _read(
     status: int | None = None
     if lines and lines[0][:5] == b"HTTP/":
         version, status = _status(lines.pop(0))
+    if status is not None and 100 <= status < 200:
+        if status == _SWITCHING_PROTOCOLS:
+            raise MalformedAnswer("HTTP status 101: a change of protocols that was not asked for")
+        raise InterimAnswer
     said = _headers(lines)
     return said, *_framing(version, status, said), status, _plain_grant(said)
 
@@ -212,6 +252,49 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
     return said
 
 
+def _with_status(error: MalformedAnswer, said: Mapping[bytes, bytes], status: int | None) -> MalformedAnswer:
+    """Name the HTTP status, which decides nothing, but mostly is the cause where the headers are missing."""
+    error.status = status
+    if status is None or 200 <= status < 300:
+        return error
+    if not said.keys().isdisjoint(_DECIDING):
+        explained = MalformedAnswer(f"{error} (HTTP status {status})", error.failure)
+    elif status >= 500:
+        explained = MalformedAnswer(f"HTTP status {status}: {_SERVER_ERROR}", AuthErrorReason.HTTP_5XX)
+    else:
+        hint = _HINTS.get(status) or (_REDIRECT if status < 400 else _OTHER_STATUS)
+        explained = MalformedAnswer(f"HTTP status {status}: {hint}", error.failure)
+    explained.status = status
+    return explained
+
+
+def _wrong(header: str, value: bytes, why: str) -> MalformedAnswer:
+    error = MalformedAnswer(f"{header} {{}} {why}", AuthErrorReason.BAD_ADDRESS)
+    error.value = value
+    return error
+
+
+def _gives_away(value: bytes, secret: bytes) -> bool:
+    """Tell whether a value is a secret, or one holds the other."""
+    if min(len(value), len(secret)) < _TELLING:
+        return value == secret
+    return secret in value or value in secret
+
+
+def _with_value(error: MalformedAnswer, password: Secret | None, sent: bytes | None) -> MalformedAnswer:
+    """Show the value that is wrong, unless a service put a password there; the log escapes it."""
+    value = error.value
+    if value is None:
+        return error
+    secrets = [one for one in (password.reveal() if password else b"", sent or b"") if one]
+    text = value[:_QUOTED_AT_MOST].decode("ascii", "backslashreplace")
+    if len(value) > _QUOTED_AT_MOST:
+        text += "..."
+    if any(_gives_away(value, one) for one in secrets):
+        text = "***"
+    return MalformedAnswer(str(error).replace("{}", f'"{text}"', 1), error.failure)
+
+
 def _plain_grant(said: Mapping[bytes, bytes]) -> tuple[str, int] | None:
     """Tell where the client may log in, if that needs no second look."""
     if said.get(b"auth-status", b"OK") != b"OK" or b"auth-user" in said:
@@ -233,9 +316,9 @@ def _decision(
     """Decide as nginx does when the head is complete, failure first."""
     new_user = said.get(b"auth-user")
     if new_user is not None:
-        user = _harmless(new_user)
+        user = _harmless("Auth-User", new_user)
     if new_password is not None:
-        _harmless(new_password)
+        _harmless("Auth-Pass", new_password)
     verdict = said.get(b"auth-status", b"OK")
     if verdict != b"OK":
         failure, waits = _judged(verdict.split(b"\n"), protocol)
@@ -270,17 +353,18 @@ def _has_controls(value: bytes) -> bool:
     return len(value.translate(None, _CONTROLS)) != len(value)
 
 
-def _harmless(value: bytes) -> bytes:
+def _harmless(header: str, value: bytes) -> bytes:
     if _has_controls(value):
-        raise MalformedAnswer("control character in a value to be passed on")
+        raise MalformedAnswer(f"{header} holds a control character")
     return value
 
 
 def _denied(said: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
     code = said.get(b"auth-error-code") if protocol is _SMTP else None
-    if code is not None and len(_harmless(code)) > MAX_CODE:
+    if code is not None and len(_harmless("Auth-Error-Code", code)) > MAX_CODE:
         raise MalformedAnswer(f"Auth-Error-Code of {len(code)} octets, at most {MAX_CODE} accepted")
-    return Denied(_harmless(text)[: MAX_TEXT[protocol]], wait, code or None, said.get(b"auth-user"))
+    shown = _harmless("Auth-Status", text)[: MAX_TEXT[protocol]]
+    return Denied(shown, wait, code or None, said.get(b"auth-user"))
 
 
 def _known_password(
@@ -293,7 +377,7 @@ def _known_password(
         return given
     if protocol is _SMTP:
         return None
-    raise MalformedAnswer(f"no Auth-Pass, which {method} needs")
+    raise MalformedAnswer(f"the answer has no Auth-Pass, which a login by {method} needs")
 
 
 def _where(said: Mapping[bytes, bytes]) -> tuple[str, int]:
@@ -302,7 +386,11 @@ def _where(said: Mapping[bytes, bytes]) -> tuple[str, int]:
         return _socket(server), 0
     port = said.get(b"auth-port")
     if not server or not port:
-        raise MalformedAnswer("no Auth-Server or no Auth-Port", AuthErrorReason.NO_SERVER)
+        missing = " and ".join(
+            name for name, value in (("Auth-Server", server), ("Auth-Port", port)) if not value
+        )
+        hint = "" if b"auth-status" in said or server or port else "; is auth_http the right URL?"
+        raise MalformedAnswer(f"the answer has no {missing}{hint}", AuthErrorReason.NO_SERVER)
     return _endpoint(server, port)
 
 
@@ -320,7 +408,8 @@ def _socket(text: bytes) -> str:
             return text.decode()
         except UnicodeDecodeError:
             pass
-    raise MalformedAnswer("Auth-Server is not the path of a UNIX socket", AuthErrorReason.BAD_ADDRESS)
+    why = f"is not unix: and the absolute path of a socket, of at most {_MAX_SOCKET_PATH} bytes"
+    raise _wrong("Auth-Server", text, why)
 
 
 def _address(text: bytes) -> str:
@@ -335,13 +424,15 @@ def _address(text: bytes) -> str:
             return address
     except ValueError:
         pass
-    raise MalformedAnswer("Auth-Server is not an IP address", AuthErrorReason.BAD_ADDRESS)
+    why = "is not an IP address: the authentication service must resolve names,"
+    why += " and send an IPv4 or IPv6 address there and the port in Auth-Port"
+    raise _wrong("Auth-Server", text, why)
 
 
 def _port(text: bytes) -> int:
     if text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) < 65536:
         return int(text)
-    raise MalformedAnswer("Auth-Port is not a port", AuthErrorReason.BAD_ADDRESS)
+    raise _wrong("Auth-Port", text, "is not a port: the service must send a number from 1 to 65535")
 
 
 def _framing(
@@ -349,21 +440,20 @@ def _framing(
 ) -> tuple[BodyFraming, bool]:
     """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
     if version is None:
-        return BodyFraming(until_close=True), False
+        return _UNTIL_CLOSE, False
     options = said.get(b"connection")
     persists = version == b"1.1" if options is None else _persists(version, options.lower())
-    if status is not None and (status < 200 or status in {204, 304}):
-        # An interim status announces another head, which nobody waits for.
-        return BodyFraming(length=0), persists and status >= 200
+    if status is None or status < 200 or status in _NO_CONTENT:
+        # Whether a body follows depends on the status; some services send one where none may be.
+        return _UNTIL_CLOSE, False
     coding = said.get(b"transfer-encoding")
     if coding is not None:
-        if coding.lower() != b"chunked":
-            return BodyFraming(until_close=True), False
-        return BodyFraming(chunked=True), persists and b"content-length" not in said
+        is_certain = version == b"1.1" and coding.lower() == b"chunked" and b"content-length" not in said
+        return (_CHUNKED, persists) if is_certain else (_UNTIL_CLOSE, False)
     length = said.get(b"content-length", b"")
     if length.isdigit() and len(length) <= _MAX_DIGITS:
-        return BodyFraming(int(length)), persists
-    return BodyFraming(until_close=True), False
+        return BodyFraming(int(length), empty=b"" if int(length) == 0 else None), persists
+    return _UNTIL_CLOSE, False
 
 
 def _persists(version: bytes, connection: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from mailproxy.events import CloseReason, LoginResult, Method
+from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.observe.escape import USER_LIMIT, is_plain, quoted, quoted_octets, whole
 from mailproxy.observe.record import SessionRecord
 
@@ -24,6 +24,10 @@ _VALUE_LIMITS: Final = (2048, 256, 32)
 
 _METHODS: Final[dict[Method | None, str]] = {None: "null"} | {word: f'"{word}"' for word in Method}
 _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{word}"' for word in LoginResult}
+_ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
+    word: f'"{word}"' for word in ProtocolErrorKind
+}
+_FINE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
 
@@ -57,20 +61,31 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     else:
         server, client, upstream = _string(server), _string(client), _string(upstream)
     tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")
+    level = "debug" if r.is_silent else "info"
     return (
-        f'{{"time":"{stamp}","level":"info","event":"session","session":"{r.session}","server":{server},'
+        f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{"true" if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
         f'"user":{quoted_octets(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
-        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},"errors":{r.errors},'
+        f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
+        f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
+        f"{_FINE if r.stage is None else _failure(r)},"
         f'{_spans(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
 
 
-def _endpoint(address: str, port: int) -> str:
+def _failure(r: SessionRecord) -> str:
+    if r.result is LoginResult.SUCCESS:
+        return _FINE  # an earlier attempt failed
+    reply = "null" if r.reply is None else quoted_octets(r.reply, _TEXT_LIMIT)
+    return f'"stage":"{r.stage}","reply":{reply}'
+
+
+def endpoint(address: str, port: int) -> str:
+    """Write an address with its port; a UNIX socket has none."""
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -82,14 +97,15 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     What never was is left out.
     """
     r = record
-    parts = [f"{stamp} info session {r.session} {r.protocol}", f"server={_word(r.server)}"]
-    parts.append(f"client={_word(_endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
+    level = "debug" if r.is_silent else "info"
+    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_word(r.server)}"]
+    parts.append(f"client={_word(endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
     if r.tls:
         parts.append(f"tls={_word(r.tls)} cipher={_word(r.cipher)}")
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
-        parts.append(f"errors={r.errors}")
+        parts.append(f"errors={r.errors}" + (f" error={r.error}" if r.error is not None else ""))
     parts.append(
         f"duration={r.duration:.3f}s to_client={r.bytes_to_client} to_upstream={r.bytes_to_upstream}"
     )
@@ -102,8 +118,13 @@ def _login_parts(r: SessionRecord) -> list[str]:
     parts = [f"user={quoted_octets(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
     if r.result is not None:
         parts.append(f"result={r.result}")
+    is_failure = r.result is not LoginResult.SUCCESS
+    if r.stage is not None and is_failure:
+        parts.append(f"stage={r.stage}")
+    if r.reply is not None and is_failure:
+        parts.append(f"reply={quoted_octets(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_word(_endpoint(r.upstream, r.upstream_port))}")
+        parts.append(f"upstream={_word(endpoint(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
             parts.append(f"{name}={span:.4f}s")

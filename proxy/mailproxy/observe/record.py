@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mailproxy.events import CloseReason, LoginResult, Method
+from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +36,14 @@ class SessionRecord:
     """How the last attempt to log in ended."""
     attempts: int = 0
     errors: int = 0
+    error: ProtocolErrorKind | None = None
+    """The last of them."""
     upstream: str = ""
     upstream_port: int = 0
+    stage: str | None = None
+    """Where the last login failed: ``auth``, or how far it had come at the upstream."""
+    reply: bytes | None = None
+    """What whoever refused it replied, fit for a log (``protocols.redaction``)."""
     auth_seconds: float | None = None
     """Time the authentication service took, all attempts together."""
     upstream_seconds: float | None = None
@@ -48,3 +54,5 @@ class SessionRecord:
     bytes_to_upstream: int = 0
     bytes_to_client: int = 0
     reason: CloseReason | None = None
+    is_silent: bool = False
+    """Whether the client closed the connection before it sent anything."""

@@ -15,7 +15,9 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
+
+from mailproxy_config.model import LogLevel
 
 PIECE: Final = 4096
 """Octets per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
@@ -69,6 +71,41 @@ def _shared(fd: int, mode: int) -> Writer:
     return write
 
 
+class LogSink(Protocol):
+    """Where finished lines go; nothing here waits.
+
+    Attributes:
+        dropped: Lines lost since they were last reported.
+    """
+
+    dropped: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        ...
+
+    def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
+        """Queue lines of ASCII, each with its line feed, all of one level."""
+        ...
+
+    def flush(self) -> bool:
+        """Write what can be written without waiting; returns whether all of it was."""
+        ...
+
+    def reopen(self) -> None:
+        """Open a file anew."""
+        ...
+
+    def failure(self) -> str | None:
+        """Why it could not be opened anew, once."""
+        ...
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for at most so many seconds; nothing is written after that."""
+        ...
+
+
 class Sink:
     """A bounded queue of lines in front of a descriptor.
 
@@ -77,8 +114,9 @@ class Sink:
         dropped: Lines lost since the last time anybody was told.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, owns: bool = False) -> None:
         self._fd = fd
+        self._owns = owns
         self._write, self._release = _writer(fd)
         self._lines: list[str] = []
         self._waiting = b""
@@ -87,8 +125,9 @@ class Sink:
         self.size = 0
         self.dropped = 0
 
-    def put(self, lines: Sequence[str]) -> None:
+    def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
         """Queue lines of ASCII, each with its line feed; count as dropped what the queue has no room for."""
+        del level
         size = self.size + sum(map(len, lines))
         if size <= CAPACITY:
             self.size = size
@@ -127,8 +166,24 @@ class Sink:
         room.register(self._fd, select.POLLOUT)
         while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
             room.poll(min(left, 0.05) * 1000)
+        self._end()
+
+    def reopen(self) -> None:
+        """Nothing to open anew: whoever started the process opened this."""
+
+    def failure(self) -> str | None:
+        """Why it could not be opened anew: there is nothing to fail."""
+        return None
+
+    def _end(self) -> None:
         self._release()
-        self._write, self._release = _closed, _nothing
+        if self._owns:
+            os.close(self._fd)
+        self._write, self._release, self._owns = _closed, _nothing, False
+
+    def __del__(self) -> None:
+        if "_lines" in self.__dict__:  # it was opened
+            self._end()
 
     def _next_piece(self) -> bytes:
         """Take as many whole lines as a pipe takes at once; at least one, if there is any."""

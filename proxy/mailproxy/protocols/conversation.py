@@ -11,6 +11,7 @@ nothing is told nothing, and the goodbye at shutdown is the runtime's.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum, auto
@@ -42,10 +43,11 @@ from mailproxy.dialogue.values import (
     Postponed,
     TlsInfo,
 )
-from mailproxy.errors import LineTooLong
+from mailproxy.errors import LineTooLong, PeerGone
 from mailproxy.events import (
     ClientErred,
     CloseReason,
+    LoginDenied,
     LoginRefused,
     LoginResult,
     Method,
@@ -53,15 +55,20 @@ from mailproxy.events import (
     Remark,
 )
 from mailproxy.protocols.login import ask_again
+from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
 
 _TLS_HANDSHAKE: Final = b"\x16\x03"
+_PROXY_HEADER: Final = re.compile(rb"PROXY (?:TCP4|TCP6|UNKNOWN)(?: |\Z)|\0\Z")
+"""A line of a PROXY header: version 1, or the third line of version 2's signature."""
 _HTTP_WORDS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
 )
 _CONTROLS: Final = bytes((*range(0x20), 0x7F))
 
+
+UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 
 Outcome = AuthRequest | Ended | None
 """What a command leads to: a question, the end, or another turn."""
@@ -95,6 +102,8 @@ def has_controls(octets: bytes) -> bool:
 
 def misread(line: bytes) -> ProtocolErrorKind:
     """Tell what a line that is no command looks like: another protocol, noise, or a command unknown to us."""
+    if _PROXY_HEADER.match(line):
+        return ProtocolErrorKind.PROXY_HEADER
     if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_WORDS):
         return ProtocolErrorKind.FOREIGN_PROTOCOL
     if has_controls(line):
@@ -201,13 +210,13 @@ class Conversation(ABC, Generic[P_co]):
     def converse(self) -> Dialogue[Identified | Ended]:  # noqa: C901 - each generator between a login and the interpreter costs at every step
         """Talk to the client from before the greeting until it is identified, or gone."""
         prepared = self.prepared
-        if prepared.greets_alike:
-            yield prepared.greeting
-        elif (ended := (yield from self._open())) is not None:
-            return ended
-        yield prepared.deadline
         reader, receive = self.reader, prepared.receive
         try:
+            if prepared.greets_alike:
+                yield prepared.greeting
+            elif (ended := (yield from self._open())) is not None:
+                return ended
+            yield prepared.deadline
             while True:
                 line = None if reader.held else reader.just_line((yield receive))
                 if line is None:
@@ -226,6 +235,9 @@ class Conversation(ABC, Generic[P_co]):
                     return outcome
         except LineTooLong as too_long:
             return (yield from self._overlong(too_long))
+        except PeerGone as gone:
+            gone.sent_nothing = not (reader.consumed or reader.held)
+            raise
 
     def _open(self) -> Dialogue[Ended | None]:
         """Greet the client, unless its certificate is a bad one."""
@@ -252,6 +264,8 @@ class Conversation(ABC, Generic[P_co]):
             reply: What to say, if not the invalid-command reply.
         """
         yield from note(ClientErred(kind))
+        if kind is ProtocolErrorKind.PROXY_HEADER:
+            yield from note(Remark(UNEXPECTED_PROXY_HEADER, is_ours=True))
         yield from send(self.invalid() if reply is None else reply)
 
     def count(self, kind: ProtocolErrorKind) -> Dialogue[Ended | None]:
@@ -396,6 +410,9 @@ class Conversation(ABC, Generic[P_co]):
             if isinstance(final, Granted):
                 return self.identified(request, final)
             decision = final
+        credentials = request.credentials
+        text = reply_for_log(decision.text, credentials.user, credentials.password)
+        yield from note(LoginDenied(text, decision.code))
         if decision.wait:
             yield from wait(decision.wait)
         yield from send(self.denial(decision))

@@ -20,6 +20,8 @@ from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
 LF: Final = 10
 """A number: octets are searched for one faster than for octets."""
+_CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
+"""The stages at which a refusal is about this client."""
 LINE: Final = re.compile(rb"[^\n]*\n")
 """A reply of one line."""
 
@@ -60,15 +62,17 @@ def hear_out(heard: bytes, whole: re.Pattern[bytes], limit: int, stage: Upstream
     fresh = heard
     while LF not in fresh or whole.match(heard) is None:
         if len(heard) >= limit:
-            raise failed("upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG)
+            raise failed("upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG, heard)
         fresh = yield Receive(limit - len(heard))
         heard += fresh
     return heard
 
 
-def failed(message: str, stage: UpstreamStage, kind: ProtocolErrorKind | None = None) -> UpstreamError:
+def failed(
+    message: str, stage: UpstreamStage, kind: ProtocolErrorKind | None = None, heard: bytes = b""
+) -> UpstreamError:
     """Make the error for a login that cannot go on."""
-    return UpstreamError(message, stage=stage, kind=kind)
+    return UpstreamError(message, stage=stage, kind=kind, reply=heard)
 
 
 def broke_off(stage: UpstreamStage) -> UpstreamError:
@@ -77,13 +81,16 @@ def broke_off(stage: UpstreamStage) -> UpstreamError:
     return failed("upstream broke off", stage, silent)
 
 
-def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool) -> UpstreamRefused:
+def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool, is_bye: bool = False) -> UpstreamRefused:
     """Make the error for a complete reply that is not the one hoped for.
 
     Args:
         heard: Everything the upstream said since our last command.
         stage: How far the login has come.
         is_honest: Whether it is a reply that its protocol has for this.
+        is_bye: Whether it is the one with which an upstream closes the
+            session (``421``, ``* BYE``), which answers no login.
     """
     kind = None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY
-    return UpstreamRefused(heard[: heard.rfind(b"\n") + 1], stage=stage, kind=kind)
+    is_denial = stage in _CREDENTIALS and not is_bye
+    return UpstreamRefused(heard[: heard.rfind(b"\n") + 1], stage=stage, kind=kind, is_denial=is_denial)

@@ -24,6 +24,7 @@ MAX_V2: Final = 16 + 4096
 """Octets of the longest version 2 header that is accepted; what nginx looks at."""
 
 _KEYWORD: Final = b"PROXY "
+_EXCERPT: Final = 16
 _V1: Final = re.compile(
     rb"PROXY (?:UNKNOWN(?: .*)?|(TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5}))",
     re.DOTALL,
@@ -95,6 +96,25 @@ def read(buffer: bytes) -> Header | None:
     if SIGNATURE.startswith(buffer) or _KEYWORD.startswith(buffer):
         return None
     raise BadHeader(ProxyHeaderResult.MISSING)
+
+
+def begins(buffer: bytes) -> bool:
+    """Whether these first bytes of a connection are those of a header."""
+    return buffer.startswith((_KEYWORD, SIGNATURE))
+
+
+def excerpt(buffer: bytes) -> bytes:
+    """What a log may show of a connection that did not begin with a good header.
+
+    Of what is no header at all, no more than a word: a client that was not
+    expected here may have sent its password.
+    """
+    if buffer.startswith(SIGNATURE):
+        return buffer[: 16 + max(_STREAM_ADDRESSES.values())]
+    if buffer.startswith(_KEYWORD):
+        end = _LINE_END.search(buffer, 0, MAX_V1)
+        return buffer[: end.start() if end else MAX_V1]
+    return (buffer.split(None, 1) or [buffer])[0][:_EXCERPT]
 
 
 def _read_v1(buffer: bytes) -> Header | None:

@@ -38,4 +38,4 @@ def book_end(
     if reason is _MAX_ERRORS:
         meter.limit_rejections["max_errors"].value += 1
     server.numbers.session_seconds[record.result is _SUCCESS].observe(duration)
-    engine.log.session(record)
+    server.log.session(record)

@@ -1,77 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to an authorization service: connect, ask, read the answer, be used again.
+"""One connection to an authentication service: connect, ask, read the answer, be used again.
 
 One request is in flight per connection.  What becomes of an answer, and of a
 connection that is free again, its owner decides.
+
+An answer must not be taken for another's.  So a connection is used again only
+where the end of the answer is certain, and nothing has arrived behind it.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import socket
 import ssl
-from collections.abc import Mapping
+import termios
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
-from mailproxy.auth.response import MAX_HEAD, Answer, head_end, parse
-from mailproxy.dialogue.values import Credentials, Decision
+from mailproxy.auth.body import BadBody, Body, body_of
+from mailproxy.auth.response import MAX_HEAD, Answer, InterimAnswer, head_end
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, MalformedAnswer
-from mailproxy.events import AuthErrorReason, AuthOutcome
-from mailproxy.observe.meter import Histogram
+from mailproxy.events import AuthErrorReason
+from mailproxy.runtime.auth_question import Question, hand_over
+from mailproxy.runtime.closing import close_now
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.nonblocking import WOULD_BLOCK
 from mailproxy.runtime.reactor import BROKEN, READ, WRITE
-from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.runtime.resolver import HostAddresses, Target, target_text
 from mailproxy.runtime.timers import Deadlines, Lane
 from mailproxy.tls.towards_services import ClientTls, tls_words
-from mailproxy_config import model
 
-BODY_AT_MOST: Final = 64 * 1024
-"""Octets of a body that are read past to use a connection again; a longer one closes it."""
+CONNECT_SECONDS: Final = 4.0
+"""The most that one address may take to be connected to, TLS included, while there are others to try.
+
+The kernel repeats an unanswered connection request after 1 and 3 s (tcp(7), ``tcp_syn_retries``).
+"""
+UNACKNOWLEDGED_MS: Final = 3000
+"""Milliseconds after which bytes that the service's host does not acknowledge end a kept connection."""
+_PROBE_AFTER: Final = 10
+_PROBE_EVERY: Final = 5
+"""Seconds without traffic after which the kernel probes a kept connection, and between two probes."""
+_UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
-_LAST_CHUNK: Final = b"\r\n0\r\n\r\n"
-
-
-class Asker(Protocol):
-    """Whoever waits for an answer: told once, later, and never while it asks."""
-
-    def authorized(self, decision: Decision) -> None:
-        """The service answered."""
-        ...
-
-    def auth_failed(self, error: AuthUnavailable) -> None:
-        """The service gave no usable answer."""
-        ...
-
-
-class Question:
-    """One request, and who asked.
-
-    Attributes:
-        asker: Who waits for the answer; ``None`` when nobody does any more.
-        protocol: What the client speaks: an answer's words depend on it.
-        seconds: Where the time until the answer is counted, by what it is.
-        started: When it was asked, by the reactor's clock.
-    """
-
-    __slots__ = ("asker", "credentials", "protocol", "request", "seconds", "started")
-
-    def __init__(
-        self,
-        asker: Asker,
-        request: bytes,
-        credentials: Credentials,
-        protocol: model.Protocol,
-        seconds: Mapping[AuthOutcome, Histogram],
-        started: float,
-    ) -> None:
-        self.asker: Asker | None = asker
-        self.request = request
-        self.credentials = credentials
-        self.protocol = protocol
-        self.seconds = seconds
-        self.started = started
+_NOTHING: Final = bytes(4)
+"""What ``FIONREAD`` gives where no byte is unread."""
+_REQUEST_TIMEOUT: Final = 408
 
 
 class Owner(Protocol):
@@ -79,8 +56,9 @@ class Owner(Protocol):
 
     addresses: HostAddresses
     engine: Engine
-    is_closed: bool
     patience: Lane
+    reuses: bool
+    seconds: float
     tls: ClientTls | None
 
     def idle(self, exchange: Exchange) -> None:
@@ -91,78 +69,183 @@ class Owner(Protocol):
         """A connection is closed."""
         ...
 
-    def again(self, question: Question) -> None:
-        """A connection that had been used before was closed before any octet of an answer came."""
+    def again(self, lost: Exchange, question: Question) -> None:
+        """A connection that had been used before was lost before any byte of an answer came."""
+        ...
+
+    def distrust(self) -> None:
+        """A connection died silently."""
+        ...
+
+    def address_failed(self, target: Target, error: AuthUnavailable) -> None:
+        """An address does not work."""
         ...
 
     def answered(self, question: Question, answer: Answer) -> None:
-        """The answer is there."""
+        """The answer is there: book it."""
         ...
 
     def failed(self, question: Question, error: AuthUnavailable) -> None:
-        """There will be no answer."""
+        """There will be no answer: book it."""
         ...
 
 
 class Exchange:
-    """One connection to the service, and the question it carries."""
+    """One connection to the service, and the request that it carries.
+
+    Attributes:
+        idle_since: When it became free, by the reactor's clock.
+        is_open: Whether a request can be sent; false while it connects.
+        target: The address that it is connected to, or tries.
+    """
 
     __slots__ = (
-        "_body_left",
+        "_body",
+        "_error",
         "_head",
-        "_is_open",
         "_is_put",
         "_shaking_hands",
+        "_skipped",
         "_unsent",
         "_used",
         "fd",
+        "idle_since",
+        "is_open",
         "question",
         "service",
         "sock",
+        "target",
         "timer",
     )
+
+    idle_since: float
+    """Set when it becomes free."""
 
     def __init__(self, service: Owner) -> None:
         self.service = service
         self.sock: Any = None
         self.fd = -1
+        self.target: Target | None = None
         self.timer: Deadlines | None = None
         self.question: Question | None = None
-        self._is_open = False
+        self.is_open = False
         self._is_put = False
         self._shaking_hands = False
         self._used = False
         self._head = b""
+        self._skipped = 0
         self._unsent = b""
-        self._body_left = 0
+        self._body: Body | None = None
+        self._error: AuthUnreachable | None = None
+
+    # -- connecting
 
     def connect(self, question: Question) -> None:
-        """Open the connection; the question follows when it stands."""
+        """Open the connection; the request follows when it is established."""
         self.question = question
-        target = self.service.addresses.take()
+        question.exchange = self
+        self._connect()
+
+    def _connect(self) -> None:
+        """Connect to the next address that this request has not tried, at once or when the turn ends."""
+        question = self.question
+        if question is None:
+            return  # nobody waits for the answer any more
+        addresses = self.service.addresses
+        self.target = target = addresses.take(question.tried)
         if target is None:
-            self._fail_later(AuthUnreachable("its name does not resolve", AuthErrorReason.DNS))
+            error = self._error or AuthUnreachable("its name does not resolve", AuthErrorReason.DNS)
+            self._at_end(partial(self._fail, error))
             return
         family, address = target
         try:
-            self.sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            self.sock = sock = socket.socket(
+                family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            )
+        except OSError as error:  # no descriptors: no address would be better
+            self._at_end(partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}")))
+            return
+        self.fd = sock.fileno()
+        try:
             if family != socket.AF_UNIX:
-                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.fd = self.sock.fileno()
-            with suppress(BlockingIOError):
-                self.sock.connect(address)
-        except OSError as error:
-            self._fail_later(AuthUnreachable(f"connecting failed: {error.strerror}"))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = sock.connect_ex(address)
+        except OSError as error:  # not an address of this system
+            self._try_next(_connecting(target, error.strerror or str(error)))
+            return
+        if code not in _UNDER_WAY:  # EAGAIN too: a UNIX socket whose queue is full
+            self._try_next(_connecting(target, os.strerror(code)))
             return
         self.service.engine.reactor.add(self.fd, self, WRITE)
+        others = len(addresses.targets) - len(question.tried) - 1
+        if others > 0:
+            self._limit_connecting(question, others)
 
-    def _fail_later(self, error: AuthUnavailable) -> None:
-        self.service.engine.reactor.at_end(partial(self._fail, error))
+    def _limit_connecting(self, question: Question, others: int) -> None:
+        """Give this address its share of the time, so that the others have theirs."""
+        engine = self.service.engine
+        left = question.started + self.service.seconds - engine.reactor.now
+        engine.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
+
+    def _try_next(self, error: AuthUnreachable) -> None:
+        """This address does not work: go on with the next when the turn ends."""
+        self._close()
+        target, question = self.target, self.question
+        if target is not None:
+            self.service.address_failed(target, error)
+            if question is not None:
+                question.tried += (target,)
+        self._error = error
+        self._at_end(self._connect)
+
+    def _at_end(self, call: Callable[[], object]) -> None:
+        self.service.engine.reactor.at_end(call)
+
+    def _connected(self, mask: int) -> None:
+        if self.sock is None:
+            return  # an event of the connection that was tried before
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
+        if code:
+            self._try_next(_connecting(self.target, os.strerror(code)))
+        elif self.service.tls is not None:
+            self.sock = self.service.tls.over(self.sock)
+            self._shaking_hands = True
+            self._shake_hands()
+        else:
+            self._ready()
+
+    def _shake_hands(self) -> None:
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self.service.engine.reactor.want(self.fd, READ)
+        except ssl.SSLWantWriteError:
+            self.service.engine.reactor.want(self.fd, WRITE)
+        except OSError as error:
+            where = _where(self.target)
+            self._try_next(AuthUnreachable(f"TLS with {where}: {tls_words(error)}", AuthErrorReason.TLS))
+        else:
+            self._shaking_hands = False
+            self._ready()
+
+    def _ready(self) -> None:
+        self.is_open = True
+        if self.timer is not None:
+            self.service.engine.timers.disarm(self)
+        if self.target is not None:
+            self.service.addresses.works(self.target)
+        self.service.engine.reactor.want(self.fd, READ)
+        if self.question is not None:
+            self.carry(self.question)
+
+    # -- asking
 
     def carry(self, question: Question) -> None:
-        """Send a question on a connection that is open and idle, when the turn ends."""
+        """Send a request on a connection that is open and idle, when the turn ends."""
         self.question = question
+        question.exchange = self
         self._head = b""
+        self._skipped = 0
         self._is_put = False
         self.service.engine.reactor.at_end(self._ask)
 
@@ -170,13 +253,16 @@ class Exchange:
         question = self.question
         if question is None:
             return  # nobody waits for the answer any more
+        if self._used and fcntl.ioctl(self.fd, termios.FIONREAD, _NOTHING) != _NOTHING:
+            self._lost()  # what is there already cannot be the answer
+            return
         self._is_put = True
         try:
             sent = self.sock.send(question.request)
         except WOULD_BLOCK:
             sent = 0
-        except OSError:
-            self._lost()
+        except OSError as error:
+            self._lost(error)
             return
         if sent < len(question.request):
             self._unsent = question.request[sent:]
@@ -185,9 +271,9 @@ class Exchange:
     # -- readiness
 
     def on_event(self, mask: int) -> None:
-        """Connect, write what is left of the question, read the answer."""
+        """Connect, write what is left of the request, read the answer."""
         try:
-            if self._is_open:
+            if self.is_open:
                 if mask & WRITE and self._unsent:
                     self._send_rest()
                 elif mask & (READ | BROKEN):
@@ -203,38 +289,6 @@ class Exchange:
         except OSError as error:
             self._lost(error)
 
-    def _connected(self, mask: int) -> None:
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
-        if code:
-            self.service.addresses.failed()
-            raise AuthUnreachable(f"connecting failed: {OSError(code, '').errno}")
-        if self.service.tls is not None:
-            self.sock = self.service.tls.over(self.sock)
-            self._shaking_hands = True
-            self._shake_hands()
-        else:
-            self._ready()
-
-    def _shake_hands(self) -> None:
-        try:
-            self.sock.do_handshake()
-        except ssl.SSLWantReadError:
-            self.service.engine.reactor.want(self.fd, READ)
-        except ssl.SSLWantWriteError:
-            self.service.engine.reactor.want(self.fd, WRITE)
-        except OSError as error:
-            self.service.addresses.failed()
-            raise AuthUnreachable(f"TLS: {tls_words(error)}", AuthErrorReason.TLS) from error
-        else:
-            self._shaking_hands = False
-            self._ready()
-
-    def _ready(self) -> None:
-        self._is_open = True
-        self.service.engine.reactor.want(self.fd, READ)
-        if self.question is not None:
-            self.carry(self.question)
-
     def _send_rest(self) -> None:
         sent = self.sock.send(self._unsent)
         self._unsent = self._unsent[sent:]
@@ -242,98 +296,184 @@ class Exchange:
             self.service.engine.reactor.want(self.fd, READ)
 
     def _receive(self) -> None:
-        octets = self.sock.recv(_READ)
+        data = self.sock.recv(_READ)
         if self.service.tls is not None:
             while self.sock.pending():
-                octets += self.sock.recv(_READ)
+                data += self.sock.recv(_READ)
         if self.question is None:
-            self._after_answer(octets)
-            return
-        if not octets or not self._is_put:  # what nobody asked for is a goodbye, too
+            self._after_answer(data) if data else self.drop()
+        elif not data or not self._is_put:  # what arrives before the request is not its answer
             self._lost()
-            return
-        seen = len(self._head)
-        self._head = head = self._head + octets if seen else octets
-        end = head_end(head, seen)
-        if (len(head) if end < 0 else end) > MAX_HEAD:
-            raise MalformedAnswer(f"a header of more than {MAX_HEAD} octets")
-        if end >= 0:
-            self._answered(head, end)
+        else:
+            seen = len(self._head)
+            self._read_head(self._head + data if seen else data, seen)
 
-    def _answered(self, head: bytes, end: int) -> None:
+    def _read_head(self, head: bytes, seen: int) -> None:
+        """Read the answer's head once it is complete, and pass over interim answers before it."""
+        while True:
+            end = head_end(head, seen)
+            if self._skipped + (len(head) if end < 0 else end) > MAX_HEAD:
+                raise MalformedAnswer(f"a header of more than {MAX_HEAD} bytes")
+            if end < 0:
+                self._head = head
+                return
+            try:
+                self._read_answer(head, end)
+            except InterimAnswer:
+                self._skipped += end
+                head, seen = head[end:], 0
+            else:
+                return
+
+    def _read_answer(self, head: bytes, end: int) -> None:
         question = self.question
         assert question is not None  # noqa: S101 - asked before
-        credentials = question.credentials
-        answer = parse(
-            head[:end],
-            protocol=question.protocol,
-            method=credentials.method,
-            user=credentials.user,
-            password=credentials.password,
-        )
+        try:
+            answer = question.read(head[:end])
+        except MalformedAnswer as error:
+            if error.status != _REQUEST_TIMEOUT or not self._may_repeat(question):
+                raise
+            self._repeat(question)
+            return
+        if answer.status == _REQUEST_TIMEOUT and self._may_repeat(question):
+            self._repeat(question)  # the service closes a connection that was idle for too long
+        else:
+            self._answered(question, answer, head[end:])
+
+    def _answered(self, question: Question, answer: Answer, rest: bytes) -> None:
+        asker = question.asker
         self.question = None
         self._head = b""
-        self._used = True
-        self._go_on(answer, head[end:])
-        self.service.answered(question, answer)
+        try:
+            self.service.answered(question, answer)
+            self._go_on(answer, rest)
+        except Exception as crash:  # an entry point: this is no longer known to carry a request
+            self.service.engine.crashed(asker, crash)
+            self.drop()
+            return
+        if asker is not None:
+            hand_over(self.service.engine, asker, answer.decision)
 
-    # -- between questions
+    # -- between requests
 
     def _go_on(self, answer: Answer, rest: bytes) -> None:
         """Use the connection again if what follows the header is known and short."""
-        if not answer.keep_alive or self._unsent or self.service.is_closed:
+        if not answer.keep_alive or self._unsent or not self.service.reuses:
             self.drop()
             return
-        framing = answer.framing
-        length = len(rest) if framing.chunked and rest.endswith(_LAST_CHUNK) else framing.length
-        left = -1 if length is None else length - len(rest)
-        if left == 0:
+        if not self._used:
+            self._used = True
+            self._keep()
+        if rest == answer.framing.empty:
             self.service.idle(self)
-        elif 0 < left <= BODY_AT_MOST:
-            self._body_left = left
-            self.service.patience.arm(self)
-        else:
-            self.drop()
+            return
+        self._body = body_of(answer.framing)
+        self._after_answer(rest)
 
-    def _after_answer(self, octets: bytes) -> None:
-        """The rest of a body, or the end of an idle connection."""
-        if not octets or len(octets) > self._body_left:
+    def _keep(self) -> None:
+        """Let the kernel find out when a connection that is kept is dead."""
+        if self.target is None or self.target[0] == socket.AF_UNIX:
+            return
+        option = self.sock.setsockopt
+        with suppress(OSError):
+            option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
+            option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY)
+            option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+
+    def _after_answer(self, data: bytes) -> None:
+        """The rest of a body, whose connection is free where it ends; anything else ends the connection."""
+        body = self._body
+        try:
+            if body is None or body.feed(data) < len(data):
+                raise BadBody("more than the body")
+        except BadBody:
             self.drop()
             return
-        self._body_left -= len(octets)
-        if self._body_left == 0:
+        if body.is_complete:
+            self._body = None
             self.service.engine.timers.disarm(self)
             self.service.idle(self)
+        elif self.timer is None:
+            self.service.patience.arm(self)
 
     def on_timeout(self) -> None:
-        """A body took too long to come."""
-        self.drop()
+        """An address took too long to be connected to, or a body to come."""
+        if self.is_open:
+            self.drop()
+        else:
+            self._try_next(_connecting(self.target, "timed out"))
 
     # -- the end
 
+    def _may_repeat(self, question: Question) -> bool:
+        return self._used and not self._skipped and not question.is_repeated
+
+    def _repeat(self, question: Question) -> None:
+        question.is_repeated = True
+        self.question = None
+        self.service.again(self, question)
+
     def _lost(self, error: OSError | None = None) -> None:
+        """The connection is over; a request that was sent may be sent once more, one that was not must be."""
         question = self.question
-        if question is not None and self._used and not self._head:
-            self.question = None
+        if isinstance(error, TimeoutError):
+            self.service.distrust()
+        if question is None:
             self.drop()
-            self.service.again(question)
+        elif self._used and not self._is_put:
+            self.question = None
+            self.service.again(self, question)
+        elif not self._head and self._may_repeat(question):
+            self._repeat(question)
         else:
-            reason = type(error).__name__ if error else "closed before the header ended"
-            self._fail(AuthUnreachable(f"the connection broke off: {reason}"))
+            reason = (error.strerror or str(error)) if error else "closed before the header ended"
+            where = _where(self.target)
+            self._fail(AuthUnreachable(f"the connection to {where} was lost: {reason}"))
 
     def _fail(self, error: AuthUnavailable) -> None:
         question, self.question = self.question, None
+        asker = None if question is None else question.asker
+        try:
+            if question is not None:
+                self.service.failed(question, error)
+        except Exception as crash:  # an entry point: this is no longer known to carry a request
+            self.service.engine.crashed(asker, crash)
+            asker = None
         self.drop()
-        if question is not None:
-            self.service.failed(question, error)
+        if asker is not None:
+            hand_over(self.service.engine, asker, error)
+
+    def crashed(self) -> None:
+        """An exception of our own: whoever waits for an answer from here gets none."""
+        self._fail(AuthUnavailable("internal error"))
+
+    def give_up(self) -> None:
+        """Close in whatever state it is."""
+        self.question = None
+        with suppress(Exception):
+            self.drop()
+
+    def cut(self) -> None:
+        """End at once."""
+        self.crashed()
+
+    def _close(self) -> None:
+        self.service.engine.timers.disarm(self)
+        self._shaking_hands = self.is_open = False
+        if self.sock is not None:
+            close_now(self.service.engine, self.sock, self.fd)
+            self.sock, self.fd = None, -1
 
     def drop(self) -> None:
         """Close the connection."""
-        self.service.engine.timers.disarm(self)
-        if self.fd >= 0:
-            self.service.engine.reactor.forget(self.fd)
-            self.fd = -1
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
+        self._close()
         self.service.gone(self)
+
+
+def _where(target: Target | None) -> str:
+    return "?" if target is None else target_text(target)
+
+
+def _connecting(target: Target | None, reason: str) -> AuthUnreachable:
+    return AuthUnreachable(f"connecting to {_where(target)} failed: {reason}")

@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the authorization service: one lean HTTP exchange per attempt, on connections that are used again.
+"""Asking the authentication service: one lean HTTP exchange per login, on connections that are used again.
 
-A request is repeated once, and only when a connection that had been used
-before turns out to be closed before any octet of an answer came.
+A request is sent a second time only when a connection that had been used
+before is lost before any byte of an answer came, and never a third time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from contextlib import suppress
+from collections import OrderedDict
 from typing import Final
 
 from mailproxy.auth.response import Answer
 from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
-from mailproxy.events import AuthOutcome
-from mailproxy.runtime.auth_exchange import Asker, Exchange, Question
+from mailproxy.events import AuthErrorReason, AuthOutcome
+from mailproxy.runtime.auth_exchange import Exchange
+from mailproxy.runtime.auth_question import Asker, Question, hand_over
+from mailproxy.runtime.auth_queue import FairQueue, source_of
 from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.runtime.resolver import HostAddresses, Target, target_text
 from mailproxy.runtime.timers import Lane
 from mailproxy.tls.towards_services import ClientTls
+from mailproxy_config.model import LogLevel
 
-CONNECTIONS_AT_MOST: Final = 256
-"""Connections to one authorization service; further questions wait for one, within their deadline."""
 IDLE_AT_MOST: Final = 32
-"""Connections kept open between questions."""
+"""Connections kept open between requests."""
+IDLE_SECONDS: Final = 30.0
+"""How long a connection is kept without a request; balancers forget connections after 60 s and more."""
 DRAIN_SECONDS: Final = 5.0
 """Time that the rest of a body has to come, before its connection is closed instead of used again."""
+_RESERVED_PART: Final = 4
+"""One connection of so many is reserved for client addresses that hold few."""
 _OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
     Granted: AuthOutcome.OK,
     Denied: AuthOutcome.DENIED,
@@ -37,159 +41,269 @@ _OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
 
 
 class AuthService:
-    """One ``auth_http`` address: its connections, and the questions that wait for one.
+    """One ``auth_http`` address: its connections, and the requests that wait for one.
 
     Args:
         engine: The worker's shared parts.
         addresses: Where to connect.
         seconds: ``auth_http_timeout``.
-        tls: How to make sure of the service, where its address is ``https``.
+        tls: How to verify the service, where its address is ``https``.
+        keeps: ``auth_http_keepalive``: whether connections are used again.
+        maximum: ``auth_http_max_connections``; ``None`` is ``worker_connections``.
 
     Attributes:
         patience: For the rest of a body (``DRAIN_SECONDS``).
+        reuses: Whether a connection may carry another request.
     """
 
     __slots__ = (
         "_by_session",
         "_connections",
+        "_expiry",
         "_idle",
         "_in_flight",
-        "_seconds",
+        "_limit",
+        "_maximum",
+        "_shared",
         "_waiting",
         "_wake",
         "addresses",
         "engine",
-        "is_closed",
         "patience",
+        "reuses",
+        "seconds",
         "tls",
     )
 
     def __init__(
-        self, engine: Engine, addresses: HostAddresses, seconds: float, tls: ClientTls | None = None
+        self,
+        engine: Engine,
+        addresses: HostAddresses,
+        seconds: float,
+        tls: ClientTls | None = None,
+        *,
+        keeps: bool = True,
+        maximum: int | None = None,
     ) -> None:
         self.engine = engine
         self.tls = tls
         self.addresses = addresses
-        self.is_closed = False
+        self.reuses = keeps
         self.patience: Lane = engine.timers.lane(DRAIN_SECONDS)
-        self._seconds = seconds
+        self.seconds = seconds
         self._in_flight = engine.meter.auth_in_flight
         self._wake: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._idle: list[Exchange] = []
         self._connections: set[Exchange] = set()
-        self._waiting: deque[Question] = deque()
-        self._by_session: dict[object, Question] = {}
+        self._waiting = FairQueue()
+        self._by_session: OrderedDict[Asker, Question] = OrderedDict()
+        self._maximum = maximum
+        self._limit = self._shared = 1
+        self.resize(engine.limit)
+
+    def resize(self, worker_connections: int) -> None:
+        """Set the number of connections; a part is reserved where clients may have to wait for one."""
+        self._limit = limit = self._maximum or worker_connections
+        self._shared = limit if limit >= worker_connections else limit - limit // _RESERVED_PART
+        self._serve_waiting()
 
     def ask(self, question: Question) -> None:
-        """Put a question; its asker's ``authorized`` or ``auth_failed`` is called later, never at once."""
-        self._by_session[question.asker] = question
+        """Send a request; its asker's ``authorized`` or ``auth_failed`` is called later, never at once."""
+        asker = question.asker
+        assert asker is not None  # noqa: S101 - it has one until it is settled
+        self._by_session[asker] = question
         self._in_flight.value += 1
         if self._wake is None:
             self._watch(question)
-        if self._idle:
+        if self._idle and len(self._by_session) <= self._shared:
             self._idle.pop().carry(question)
         else:
             self._dispatch(question)
 
+    def forget(self, asker: Asker) -> None:
+        """The asker is gone: nobody waits for its answer."""
+        question = self._by_session.get(asker)
+        if question is not None:
+            self._settled(question)
+            self._abandon(question)
+
+    def close(self) -> None:
+        """Close what carries no request; what does is closed with its answer."""
+        self.reuses = False
+        for exchange in [exchange for exchange in self._connections if exchange.question is None]:
+            exchange.drop()
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    # -- deadlines
+
     def _watch(self, oldest: Question) -> None:
-        """Come back when a question may be too old; all have the same time, so the oldest is the first."""
-        self._wake = self.engine.loop.call_at(oldest.started + self._seconds, self._look_at_oldest)
+        """Come back when a request may be too old; all have the same time, so the oldest is the first."""
+        self._wake = self.engine.loop.call_at(oldest.started + self.seconds, self._look_at_oldest)
 
     def _look_at_oldest(self) -> None:
         self._wake = None
         now = time.monotonic()
-        while self._by_session:
-            oldest = next(iter(self._by_session.values()))
-            if oldest.started + self._seconds > now:
-                self._watch(oldest)
-                return
-            self._give_up(oldest)
-
-    def forget(self, asker: Asker) -> None:
-        """The asker is gone: nobody waits for its answer."""
-        question = self._by_session.pop(asker, None)
-        if question is not None:
-            question.asker = None
-            self._in_flight.value -= 1
-            with suppress(ValueError):
-                self._waiting.remove(question)
-            for exchange in self._connections:
-                if exchange.question is question:
-                    exchange.question = None
-                    exchange.drop()
+        try:
+            while self._by_session:
+                asker, oldest = next(iter(self._by_session.items()))
+                if oldest.started + self.seconds > now:
                     break
+                try:
+                    self._give_up(oldest)
+                except Exception as crash:  # an entry point: the others' time is over, too
+                    self.engine.crashed(asker, crash)
+                    self._by_session.pop(asker, None)
+        finally:
+            if self._by_session and self._wake is None:
+                self._watch(next(iter(self._by_session.values())))
 
-    def close(self) -> None:
-        """Close what carries no question; what does is closed with its answer."""
-        self.is_closed = True
-        for exchange in [exchange for exchange in self._connections if exchange.question is None]:
-            exchange.drop()
+    def _give_up(self, question: Question) -> None:
+        """The time for an answer is over: ``auth_http_timeout`` has passed since the login began."""
+        exchange, asker = question.exchange, question.asker
+        if exchange is None or exchange.target is None:
+            error = AuthTimedOut("no connection was free within auth_http_timeout")
+        else:
+            error = _timed_out(target_text(exchange.target), is_open=exchange.is_open)
+            self.address_failed(exchange.target, error)
+        self.failed(question, error)
+        self._abandon(question)
+        if asker is not None:
+            hand_over(self.engine, asker, error)
 
     # -- connections
 
-    def _dispatch(self, question: Question, *, fresh: bool = False) -> None:
-        if self._idle and not fresh:
-            self._idle.pop().carry(question)
-        elif len(self._connections) >= CONNECTIONS_AT_MOST:
-            self._waiting.append(question)
+    def _dispatch(self, question: Question) -> None:
+        """Send a request on a connection that its address may have, or let it wait for one."""
+        busy = len(self._connections) - len(self._idle)
+        if busy < self._shared:
+            self._carry(question)
+            return
+        source = source_of(question.asker.client.address) if question.asker is not None else b""
+        if busy < self._limit and self._waiting.may_hold(source):
+            self._waiting.hold(question, source)
+            self._carry(question)
         else:
-            exchange = Exchange(self)
-            self._connections.add(exchange)
+            self._waiting.add(question, source)
+
+    def _carry(self, question: Question) -> None:
+        if self._idle:
+            self._idle.pop().carry(question)
+        else:
+            self._connect(question)
+
+    def _connect(self, question: Question) -> None:
+        exchange = Exchange(self)
+        self._connections.add(exchange)
+        try:
             exchange.connect(question)
+        except Exception:
+            exchange.give_up()
+            raise
+
+    def _serve_waiting(self) -> None:
+        """Give free connections to requests that wait."""
+        while self._waiting.requests:
+            busy = len(self._connections) - len(self._idle)
+            if busy >= self._limit:
+                return
+            question = self._waiting.take(reserved=busy >= self._shared)
+            if question is None:
+                return
+            self._carry(question)
 
     def idle(self, exchange: Exchange) -> None:
         """A connection is free again."""
-        if self._waiting:
-            exchange.carry(self._waiting.popleft())
-        elif len(self._idle) < IDLE_AT_MOST:
-            self._idle.append(exchange)
-        else:
+        if self._waiting.requests:
+            busy = len(self._connections) - len(self._idle) - 1
+            question = self._waiting.take(reserved=busy >= self._shared) if busy < self._limit else None
+            if question is not None:
+                exchange.carry(question)
+                return
+        if len(self._idle) >= IDLE_AT_MOST:
             exchange.drop()
+            return
+        exchange.idle_since = now = self.engine.reactor.now
+        self._idle.append(exchange)
+        if self._expiry is None:
+            self._expiry = self.engine.loop.call_at(now + IDLE_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        """Close what has been idle for too long; the last that became idle is used first."""
+        self._expiry = None
+        before = time.monotonic() - IDLE_SECONDS
+        for exchange in [exchange for exchange in self._idle if exchange.idle_since <= before]:
+            exchange.drop()
+        if self._idle:
+            self._expiry = self.engine.loop.call_at(self._idle[0].idle_since + IDLE_SECONDS, self._expire)
 
     def gone(self, exchange: Exchange) -> None:
         """A connection is closed."""
-        self._connections.discard(exchange)
-        with suppress(ValueError):
-            self._idle.remove(exchange)
-        if self._waiting:
-            self._dispatch(self._waiting.popleft())
+        if exchange in self._connections:
+            self._connections.remove(exchange)
+            if self._idle and exchange in self._idle:
+                self._idle.remove(exchange)
+            self._serve_waiting()
+
+    def distrust(self) -> None:
+        """A connection died silently: those that were idle as long may have died with it."""
+        for exchange in list(self._idle):
+            exchange.drop()
+
+    def again(self, lost: Exchange, question: Question) -> None:
+        """Send a request on a new connection, which takes the place of the one that it lost."""
+        self._connections.discard(lost)
+        lost.drop()
+        self._connect(question)
+
+    def address_failed(self, target: Target, error: AuthUnavailable) -> None:
+        """An address does not work: others are tried before it for a while."""
+        if self.addresses.failed(target) and len(self.addresses.targets) > 1:
+            self.engine.log.event(
+                LogLevel.ERROR,
+                "auth_http_address_failed",
+                service=self.addresses.name,
+                address=target_text(target),
+                reason=str(error),
+            )
 
     # -- answers
 
-    def again(self, question: Question) -> None:
-        """The connection had been closed meanwhile; ask on a new one."""
-        self._dispatch(question, fresh=True)
-
     def answered(self, question: Question, answer: Answer) -> None:
-        """Book an answer and hand it over."""
-        decision = answer.decision
-        asker = self._settled(question, _OUTCOMES[decision.__class__])
-        if asker is not None:
-            asker.authorized(decision)
+        """Book an answer."""
+        self._settled(question, _OUTCOMES[answer.decision.__class__])
 
     def failed(self, question: Question, error: AuthUnavailable) -> None:
-        """Book a failure and hand it over."""
+        """Book a failure."""
+        error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
-        asker = self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
+        self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
         self.engine.meter.auth_errors[error.failure].value += 1
-        if asker is not None:
-            asker.auth_failed(error)
 
-    def _give_up(self, question: Question) -> None:
-        """The time for an answer is over: ``auth_http_timeout`` has passed since the question was asked."""
-        with suppress(ValueError):
-            self._waiting.remove(question)
-        for exchange in self._connections:
-            if exchange.question is question:
-                exchange.question = None
-                exchange.drop()
-                break
-        self.failed(question, AuthTimedOut("no answer within auth_http_timeout"))
+    def _abandon(self, question: Question) -> None:
+        """Stop whatever is done for a request that is settled."""
+        exchange = question.exchange
+        if exchange is not None and exchange.question is question:
+            exchange.question = None
+            exchange.drop()
+        else:
+            self._waiting.discard(question)
 
-    def _settled(self, question: Question, outcome: AuthOutcome) -> Asker | None:
+    def _settled(self, question: Question, outcome: AuthOutcome | None = None) -> None:
+        """Nobody waits for this request's answer any more; ``None`` is for one who left."""
         asker, question.asker = question.asker, None
         if asker is not None:
             del self._by_session[asker]
             self._in_flight.value -= 1
-            question.seconds[outcome].observe(time.monotonic() - question.started)
-        return asker
+            if outcome is not None:
+                question.seconds[outcome].observe(time.monotonic() - question.started)
+            if self._waiting.holders and self._waiting.release(question):
+                self._serve_waiting()
+
+
+def _timed_out(where: str, *, is_open: bool) -> AuthTimedOut:
+    if is_open:
+        return AuthTimedOut(f"no answer from {where} within auth_http_timeout")
+    return AuthTimedOut(f"connecting to {where} timed out after auth_http_timeout", AuthErrorReason.CONNECT)

@@ -26,11 +26,11 @@ from mailproxy.dialogue.values import (
     TlsInfo,
 )
 from mailproxy.errors import AuthTimedOut, AuthUnavailable, MalformedAnswer, PeerClosed, SessionError
-from mailproxy.events import ClientErred, LoginRefused, LoginResult, Method, TlsMode
+from mailproxy.events import ClientErred, LoginDenied, LoginRefused, LoginResult, Method, TlsMode
 from mailproxy.observe.lines import Field
 from mailproxy.observe.meter import Gauge, ProtocolMeter
 from mailproxy.observe.record import SessionRecord
-from mailproxy.runtime.auth_exchange import Question
+from mailproxy.runtime.auth_question import Question
 from mailproxy.runtime.conversation import PENDING, Conversation
 from mailproxy.runtime.reactor import hung_up
 from mailproxy.runtime.resolver import Cancel
@@ -38,6 +38,8 @@ from mailproxy.runtime.server import Server
 from mailproxy.runtime.stages import HandshakeStage, HeaderStage
 from mailproxy_config.model import LogLevel
 
+AUTH_STAGE: Final = "auth"
+"""Where a login failed that never got to an upstream."""
 _SUCCESS: Final = LoginResult.SUCCESS
 _GIVE_UP: Final[Mapping[type[AuthUnavailable], LoginResult]] = {
     AuthTimedOut: LoginResult.TIMEOUT,
@@ -228,22 +230,25 @@ class ClientSide(Conversation):
         event = action.event
         if isinstance(event, ClientErred):
             self.record.errors += 1
+            self.record.error = event.kind
             self.numbers.errors[event.kind].value += 1
         elif isinstance(event, LoginRefused):
             self.record.method, self.record.result = event.method, event.result
             self.numbers.logins[event.method, event.result].value += 1
+        elif isinstance(event, LoginDenied):
+            self.record.stage, self.record.reply = AUTH_STAGE, event.text
+            self.tell(LogLevel.INFO, "login_denied", user=self.record.user, reply=event.text, code=event.code)
         else:
-            self.tell(LogLevel.INFO, event.event, text=event.text)
+            self.tell(LogLevel.ERROR if event.is_ours else LogLevel.INFO, event.event, text=event.text)
         return None
 
     # -- accounts
 
     def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
-        """Log something about this session, at its server's ``error_log`` level."""
-        self.engine.log.event(
+        """Log something about this session, in its server's logs."""
+        self.server.log.event(
             level,
             event,
-            least=self.server.config.error_log,
             session=self.record.session,
             client=self.client.address,
             **fields,

@@ -9,6 +9,7 @@ import time
 import traceback
 from typing import Final, Protocol
 
+from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.observe.log import Log
 from mailproxy.observe.meter import Meter
 from mailproxy.runtime.pipes import Pipes
@@ -59,6 +60,10 @@ class Engine:
     def challenge(self, server_name: str) -> bytes:
         """Make a ``<R.T@NAME>`` challenge: 31 random bits, the current time, the server's name."""
         return b"<%d.%d@%b>" % (secrets.randbits(31), int(time.time()), server_name.encode())
+
+    def look_up_failed(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
+        """Log that a name server did not answer, or not usably; nginx logs this at ``error`` too."""
+        self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
 
     def crashed(self, handler: object, crash: Exception) -> None:
         """A handler let an exception escape: report it, and end what it belongs to."""

@@ -162,8 +162,7 @@ class Listener:
 
 def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the family has it
     if family == _UNIX:
-        path = address if isinstance(address, str) else ""
-        return Client(f"unix:{path}", 0, "unix:")
+        return Client("unix:", 0, "unix:")  # without the path, which the client chooses: it may hold CR LF
     host = address[0]
     return Client(host.partition("%")[0] if "%" in host else host, address[1])
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mailproxy.auth.request import RequestTemplate
+from mailproxy.observe.log import LogWriter
 from mailproxy.observe.meter import ProtocolMeter, ServerMeter
 from mailproxy.protocols.record import Frontend, MailProtocol, Upstream
 from mailproxy.protocols.trust import TrustedPeers
@@ -33,6 +34,10 @@ class Server:
     """For deadlines of ``timeout``."""
     idleness: Lane
     """For deadlines of ``proxy_timeout``."""
+    log: LogWriter
+    """Where its sessions are logged."""
+    suspects_proxy_header: bool = False
+    """Whether a handshake failed because what came was no TLS; the next one is looked at."""
     frontend: Frontend = field(init=False)
     upstream: Upstream = field(init=False)
 

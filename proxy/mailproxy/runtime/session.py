@@ -9,12 +9,21 @@ from typing import Final
 
 from mailproxy.dialogue.actions import Action
 from mailproxy.dialogue.values import Client, Ended, Identified, LoggedIn
-from mailproxy.errors import AuthUnavailable, SessionError, ShuttingDown, UpstreamError, UpstreamRefused
+from mailproxy.errors import (
+    AuthUnavailable,
+    PeerGone,
+    SessionError,
+    ShuttingDown,
+    UpstreamError,
+    UpstreamRefused,
+)
 from mailproxy.events import CloseReason, LoginResult
+from mailproxy.observe.lines import Field, endpoint
 from mailproxy.observe.record import SessionRecord
+from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.runtime.accounts import book_end
 from mailproxy.runtime.carrying import End
-from mailproxy.runtime.client_side import ClientSide
+from mailproxy.runtime.client_side import AUTH_STAGE, ClientSide
 from mailproxy.runtime.closing import close_now, close_politely, end_writing
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ
@@ -94,24 +103,39 @@ class Session(ClientSide):
         """The upstream refused, could not be reached, or spoke nonsense."""
         self._link = None
         self._spent_on_upstream()
-        numbers = self.numbers
-        reply = self.server.protocol.internal_error
-        if isinstance(error, UpstreamError):
-            numbers.upstream_errors[error.stage].value += 1
-            if error.kind is not None:
-                numbers.errors[error.kind].value += 1
-        else:
+        apology = self.server.protocol.internal_error
+        if not isinstance(error, UpstreamError):
             self.engine.report_crash("upstream", error)
-        if isinstance(error, UpstreamRefused):
-            self._count_login(LoginResult.UPSTREAM_DENIED)
-            if self.server.config.proxy_pass_error_message:
-                reply = error.reply
-        else:
             self._count_login(LoginResult.UPSTREAM_FAILED)
-        if not isinstance(error, UpstreamRefused):
-            self.tell(LogLevel.ERROR, "upstream_failed", upstream=self.record.upstream, reason=str(error))
-        known = isinstance(error, UpstreamError)
-        self._say_and_leave(reply, CloseReason.UPSTREAM_ERROR if known else CloseReason.INTERNAL_ERROR)
+            self._say_and_leave(apology, CloseReason.INTERNAL_ERROR)
+            return
+        numbers = self.numbers
+        numbers.upstream_errors[error.stage].value += 1
+        if error.kind is not None:
+            numbers.errors[error.kind].value += 1
+        is_shown = isinstance(error, UpstreamRefused) and self.server.config.proxy_pass_error_message
+        self._count_login(_result(error))
+        self._log_upstream_failure(error, is_shown=is_shown)
+        self._say_and_leave(error.reply if is_shown else apology, CloseReason.UPSTREAM_ERROR)
+
+    def _log_upstream_failure(self, error: UpstreamError, *, is_shown: bool) -> None:
+        """Log where a login failed, and what the upstream replied.
+
+        A denial that the client gets to see is logged at ``info``, as in nginx.
+        """
+        record, grant = self.record, self._identified.grant
+        record.stage = error.stage
+        fields: dict[str, Field] = {"stage": error.stage, "reason": str(error)}
+        if error.kind is not None:
+            fields["kind"] = error.kind
+        if error.reply:
+            record.reply = reply_for_log(error.reply, grant.user, grant.password)
+            fields["reply"] = record.reply
+        is_denial = isinstance(error, UpstreamRefused) and error.is_denial
+        level = LogLevel.INFO if is_denial and is_shown else LogLevel.ERROR
+        self.tell(
+            level, "upstream_failed", upstream=endpoint(record.upstream, record.upstream_port), **fields
+        )
 
     def _spent_on_upstream(self) -> None:
         seconds = time.monotonic() - self._asked
@@ -131,7 +155,9 @@ class Session(ClientSide):
             self._aborted()
         else:
             self._count_login(LoginResult.UNAVAILABLE)
-            self.tell(LogLevel.ERROR, "authorization_failed", reason=str(error) or error.failure)
+            self.record.stage = AUTH_STAGE
+            reason = str(error) or error.failure
+            self.tell(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
         if isinstance(error, ShuttingDown):
             self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
@@ -140,6 +166,8 @@ class Session(ClientSide):
         elif error.reason is CloseReason.AUTH_UNAVAILABLE:
             self._say_and_leave(self.server.protocol.internal_error, error.reason)
         else:
+            if isinstance(error, PeerGone) and error.is_silent_end:
+                self.record.is_silent = True
             self._leave(error.reason)
 
     def _say_and_leave(self, octets: bytes, reason: CloseReason) -> None:
@@ -225,3 +253,10 @@ class Session(ClientSide):
             self.release()
             self._aborted()
             self._leave(CloseReason.DRAIN)
+
+
+def _result(error: UpstreamError) -> LoginResult:
+    """What a login came to: denied is about this client, refused is about all of them."""
+    if not isinstance(error, UpstreamRefused):
+        return LoginResult.UPSTREAM_FAILED
+    return LoginResult.UPSTREAM_DENIED if error.is_denial else LoginResult.UPSTREAM_REFUSED

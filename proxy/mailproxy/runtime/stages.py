@@ -18,6 +18,7 @@ from mailproxy.events import CloseReason, ProtocolErrorKind, ProxyHeaderResult, 
 from mailproxy.observe.lines import Field
 from mailproxy.observe.record import SessionRecord
 from mailproxy.protocols import proxy_header, trust
+from mailproxy.protocols.conversation import UNEXPECTED_PROXY_HEADER
 from mailproxy.runtime.engine import Engine
 from mailproxy.runtime.reactor import READ, WRITE, Handler
 from mailproxy.runtime.server import Server
@@ -140,9 +141,17 @@ class HeaderStage:
 
     def _failed(self, result: ProxyHeaderResult) -> None:
         session = self.leave()
-        if session is not None:
-            session.server.meter.proxy_headers[result].value += 1
-            session.stage_failed(ProxyHeaderFailed(result))
+        if session is None:
+            return
+        session.server.meter.proxy_headers[result].value += 1
+        came = self._seen + _peek(session.sock)
+        if came or result is ProxyHeaderResult.TIMEOUT:
+            level = LogLevel.INFO if result is ProxyHeaderResult.TIMEOUT else LogLevel.ERROR
+            received = proxy_header.excerpt(came)
+            session.tell(level, "proxy_protocol_failed", result=result, received=received)
+        else:
+            session.record.is_silent = True
+        session.stage_failed(ProxyHeaderFailed(result))
 
     def cut(self) -> None:
         """End the session at once."""
@@ -196,6 +205,8 @@ class HandshakeStage:
         assert isinstance(sock, TlsConnection)  # noqa: S101 - begin() wrapped it
         if self._is_halfway:
             self._is_corked = cork(sock, 1)
+        elif session.server.suspects_proxy_header:
+            _look_for_header(session)
         try:
             step = sock.handshake()
         except TlsHandshakeFailed as error:
@@ -236,6 +247,10 @@ class HandshakeStage:
         if session is None:
             return
         session.engine.meter.tls_failures[self._mode, failure].value += 1
+        if failure is TlsFailure.NOT_TLS:
+            session.server.suspects_proxy_header = True
+        elif failure is TlsFailure.EOF and not self._is_halfway and self._mode is TlsMode.IMPLICIT:
+            session.record.is_silent = True
         if failure is TlsFailure.ALPN_MISMATCH:
             session.server.numbers.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
         if failure is TlsFailure.TIMEOUT:
@@ -257,3 +272,25 @@ class HandshakeStage:
         if session is not None:
             session.engine.timers.disarm(self)
         return session
+
+
+def _peek(sock: socket.SocketType) -> bytes:
+    """The first bytes that are there, left where they are; a TLS connection's as they came."""
+    try:
+        return socket.SocketType.recv(sock, _LOOK, socket.MSG_PEEK)
+    except OSError:
+        return b""
+
+
+def _look_for_header(session: Staged) -> None:
+    """Name the likely reason why handshakes fail here: a balancer sends a PROXY header that nobody expects.
+
+    OpenSSL does not give back what was no TLS, so a connection before this one has to have failed.
+    """
+    if not proxy_header.begins(_peek(session.sock)):
+        session.server.suspects_proxy_header = False
+        return
+    session.server.numbers.errors[ProtocolErrorKind.PROXY_HEADER].value += 1
+    session.record.error = ProtocolErrorKind.PROXY_HEADER
+    session.record.errors += 1
+    session.tell(LogLevel.ERROR, UNEXPECTED_PROXY_HEADER)

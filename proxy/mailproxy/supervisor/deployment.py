@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mailproxy.supervisor.listeners import Sockets
@@ -28,6 +28,7 @@ class Deployment:
         names: What host names in the configuration resolved to.
         workers: How many workers there are to be.
         notices: What is accepted but worth telling.
+        located: Gives a worker's problem the place in the file that it comes from.
         sockets: What to listen on: for each key, one socket for each worker
             and perhaps some for all of them, or just one for all.
         ticket_key: What all workers seal TLS session tickets with.
@@ -43,6 +44,7 @@ class Deployment:
     names: Mapping[str, tuple[str, ...]]
     workers: int
     notices: tuple[Problem, ...] = ()
+    located: Callable[[Problem], Problem] = field(default=lambda problem: problem)
     sockets: Sockets
     ticket_key: bytes = field(repr=False)
 

@@ -11,12 +11,19 @@ from mailproxy_config.model import ProxyConfig
 from mailproxy_config.yaml_text import LARGEST_DOCUMENT
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, *, once: bool = False) -> bytes:
     """Read a configuration file, as far as a configuration may be long and one octet more.
 
+    Args:
+        path: The file.
+        once: It is never read again, so that it may be a pipe.
+
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: It cannot be read, or is a pipe or a device, which a reload could not read again.
     """
+    if not once and path.exists() and not path.is_file() and not path.is_dir():
+        reason = "is not a regular file: run reads it again at every reload"
+        raise ConfigError([Problem(str(path), reason)])
     try:
         with path.open("rb") as file:
             return file.read(LARGEST_DOCUMENT + 1)

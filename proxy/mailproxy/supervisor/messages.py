@@ -60,6 +60,11 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopen:
+    """Open your log files anew."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave at once."""
 
@@ -97,7 +102,7 @@ class Drained:
     """No session is left; the worker exits."""
 
 
-ToWorker = Configure | Drain | Report | Stop
+ToWorker = Configure | Drain | Report | Reopen | Stop
 ToSupervisor = Ready | Refused | Reported | Leaving | Drained
 
 
@@ -105,6 +110,7 @@ _NAMES: Final[Mapping[type, str]] = {
     Configure: "configure",
     Drain: "drain",
     Report: "snapshot",
+    Reopen: "reopen",
     Stop: "stop",
     Ready: "ready",
     Refused: "refused",
@@ -148,6 +154,8 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
                 return Drain(cast(float, data["delay"]), cast(float, data["timeout"]))
             case "snapshot":
                 return Report(cast(int, data["number"]))
+            case "reopen":
+                return Reopen()
             case "stop":
                 return Stop()
     except (KeyError, TypeError, ValueError) as error:

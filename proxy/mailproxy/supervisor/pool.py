@@ -153,6 +153,11 @@ class Pool:
             *(worker.report(number, seconds) for worker in self._alive), return_exceptions=True
         )
 
+    def reopen_logs(self) -> None:
+        """Have all workers open their log files anew."""
+        for worker in self._alive:
+            worker.reopen_logs()
+
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
         """Have all workers leave; returns when the last one is gone.
 

@@ -24,10 +24,12 @@ from mailproxy.supervisor import cpus
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.files import read, referenced
 from mailproxy.supervisor.listeners import Listeners
+from mailproxy.supervisor.log_servers import with_addresses
 from mailproxy.supervisor.settings import Settings
+from mailproxy.supervisor.verdict import in_order, judge
 from mailproxy_config.dump import dump
-from mailproxy_config.errors import ConfigError
-from mailproxy_config.load import check_files, load
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.load import Loaded
 from mailproxy_config.model import ProxyConfig
 
 __all__ = ["CannotListen", "Preparation", "in_thread"]
@@ -79,13 +81,22 @@ class Preparation:
 
     def _prepare(self) -> Deployment:
         path = self._settings.file
-        loaded = load(read(path), source=str(path), hostname=self._hostname)
+        verdict = judge(read(path), source=str(path), hostname=self._hostname)
+        if verdict.loaded is not None:
+            self.files = self._running_files | referenced(verdict.loaded.config) | {path}
+        loaded = verdict.runnable()
+        try:
+            return self._deployment(loaded, verdict.notices)
+        except ConfigError as error:
+            raise ConfigError(in_order(map(loaded.located, error.problems))) from None
+        except CannotListen as error:
+            error.locate(loaded)
+            raise
+
+    def _deployment(self, loaded: Loaded, notices: tuple[Problem, ...]) -> Deployment:
         config = loaded.config
-        self.files = self._running_files | referenced(config) | {path}
-        missing = check_files(config)
-        if missing:
-            raise ConfigError(missing)
         names = resolve_names(config)
+        config = with_addresses(config)
         workers = self._workers(config)
         return Deployment(
             serial=next(self._serials),
@@ -97,7 +108,8 @@ class Preparation:
             hostname=self._hostname,
             names=names,
             workers=workers,
-            notices=loaded.notices,
+            notices=notices,
+            located=loaded.located,
             sockets=self._listeners.prepare(plan(config, names), workers),
             ticket_key=self._ticket_key,
         )

@@ -140,6 +140,10 @@ class Worker:
         self._send(messages.Drain(delay, timeout))
         self._kill_after(delay + timeout + _EXIT_SECONDS)
 
+    def reopen_logs(self) -> None:
+        """Have it open its log files anew."""
+        self._send(messages.Reopen())
+
     def stop(self) -> None:
         """Have it end at once, without goodbyes."""
         self.is_draining = True

@@ -14,7 +14,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy import admin
@@ -22,9 +22,10 @@ from mailproxy.observe.log import Bridge, Log
 from mailproxy.supervisor import process
 from mailproxy.supervisor.deployment import Deployment
 from mailproxy.supervisor.pool import CannotStart, Pool
-from mailproxy.supervisor.prepare import CannotListen, Preparation
+from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
 from mailproxy.supervisor.settings import Settings
 from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.verdict import in_order, printable
 from mailproxy.watch import Watch
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
@@ -35,6 +36,14 @@ LOOK_SECONDS: Final = 1.0
 _RESTLESS_SECONDS: Final = 0.2
 _MOST_DESCRIPTORS: Final = 1024 * 1024
 _SPARE_DESCRIPTORS: Final = 64
+_MOST_LINES: Final = 100
+"""Log lines about the problems of one configuration, and about its notices."""
+_SWITCH_SECONDS: Final = 0.001
+"""How long the thread that loads a configuration may hold up the admin endpoint at a time.
+
+Loading is a second or two of Python code at most (see ``limits``), and runs in a
+thread: a process of its own would cost as much memory as a worker.
+"""
 _WRONG_INPUT: Final = 1
 _CANNOT_START: Final = 3
 
@@ -48,7 +57,9 @@ def run(settings: Settings) -> int:
         The exit code: 0 after a drain, 1 for a configuration that does not
         load, 3 where something prevents the start.
     """
-    log = Log(2, settings.log_format, settings.log_level or LogLevel.NOTICE)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    level = settings.log_level
+    log = Log(2, settings.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
     try:
         return asyncio.run(Supervisor(settings, log).run())
@@ -68,6 +79,7 @@ class Supervisor:
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
         self._is_watched = False
+        self._listening: tuple[str, ...] = ()
         self._pool: Pool | None = None
         self._main: asyncio.Task[object] | None = None
 
@@ -91,7 +103,7 @@ class Supervisor:
         except ConfigError as error:
             return self._fail(_WRONG_INPUT, error.problems)
         except CannotListen as error:
-            return self._fail(_CANNOT_START, [Problem("", str(error))])
+            return self._fail(_CANNOT_START, [error.problem])
         self._preparation.commit(deployment)
         return await self._answer(deployment)
 
@@ -117,7 +129,7 @@ class Supervisor:
             await pool.start(deployment)
         except (ConfigError, CannotStart) as error:
             await pool.stopped()
-            return self._could_not_start(error)
+            return self._could_not_start(error, deployment)
         self._accepted(deployment)
         self._tell_where(deployment, endpoint)
         self._status.is_started = True
@@ -131,11 +143,11 @@ class Supervisor:
         await self._drain(pool)
         return 0
 
-    def _could_not_start(self, error: ConfigError | CannotStart) -> int:
+    def _could_not_start(self, error: ConfigError | CannotStart, deployment: Deployment) -> int:
         if self._ending.is_set():
             return 0
         if isinstance(error, ConfigError):
-            return self._fail(_WRONG_INPUT, error.problems)
+            return self._fail(_WRONG_INPUT, in_order(map(deployment.located, error.problems)))
         return self._fail(_CANNOT_START, [Problem("", str(error))])
 
     # -- configuration
@@ -146,11 +158,17 @@ class Supervisor:
             deployment = await self._preparation.prepare()
         finally:
             self._watch.watch(self._preparation.files)
+        try:
+            await in_thread(functools.partial(self._log.open, deployment.config))
+        except ConfigError:
+            self._preparation.discard(deployment)
+            raise
         return deployment
 
     async def _look_at_files(self) -> None:
         while True:
             await asyncio.sleep(_RESTLESS_SECONDS if self._watch.is_restless else LOOK_SECONDS)
+            self._log.flush()
             for path in self._watch.changed():
                 self._tell(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_wanted.set()
@@ -161,11 +179,13 @@ class Supervisor:
             self._reload_wanted.clear()
             try:
                 deployment = await self._prepared()
-            except (ConfigError, CannotListen) as error:
-                self._refused(error)
+            except ConfigError as error:
+                self._refused(error.problems)
+            except CannotListen as error:
+                self._refused([error.problem])
             except Exception as error:  # an odd file may find a bug of ours, but must not end what runs
                 _logger.exception("cannot load the configuration")
-                self._refused(ConfigError([Problem("", f"internal error ({type(error).__name__})")]))
+                self._refused([Problem("", f"internal error ({type(error).__name__})")])
             else:
                 await self._change_to(pool, deployment)
 
@@ -174,29 +194,54 @@ class Supervisor:
             await pool.change_to(deployment)
         except ConfigError as error:
             self._preparation.discard(deployment)
-            self._refused(error)
+            self._refused(in_order(map(deployment.located, error.problems)))
         else:
             self._accepted(deployment)
 
     def _accepted(self, deployment: Deployment) -> None:
+        before = self._listening
+        self._listening = tuple(deployment.sockets.by_key)
         self._preparation.commit(deployment)
         self._status.loaded(deployment)
-        self._log.level = self._settings.log_level or _at_least_notices(deployment.config.error_log)
+        self._log.adopt(deployment.config, notices=True)
         self._tell_about(deployment)
+        if before and set(before) != set(self._listening):
+            self._tell_change(before, self._listening)
 
-    def _refused(self, error: ConfigError | CannotListen) -> None:
-        problems = error.problems if isinstance(error, ConfigError) else (Problem("", str(error)),)
-        self._status.refused(problems)
-        for problem in problems:
+    def _refused(self, problems: Sequence[Problem]) -> None:
+        """Log why a reload was refused, and what runs on."""
+        self._status.refused(tuple(problems))
+        for problem in problems[:_MOST_LINES]:
             self._tell(LogLevel.ERROR, "configuration_refused", path=problem.path, reason=problem.reason)
+        kept = self._pool.wanted if self._pool is not None else None
+        self._tell(
+            LogLevel.ERROR,
+            "configuration_kept",
+            reason="the new configuration is refused, the one before stays in use",
+            problems=len(problems),
+            hash=kept.hash if kept else None,
+            generation=kept.generation if kept else None,
+        )
 
     # -- the end
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         for signum in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             loop.add_signal_handler(signum, self._end, signum)
+
+    def _reload(self) -> None:
+        self._tell(LogLevel.NOTICE, "reload_requested", signal="SIGHUP")
+        self._reload_wanted.set()
+
+    def _reopen_logs(self) -> None:
+        """Open the log files anew, in every process."""
+        self._log.reopen()
+        if self._pool is not None:
+            self._pool.reopen_logs()
+        self._tell(LogLevel.NOTICE, "logs_reopened")
 
     def _end(self, signum: signal.Signals) -> None:
         """Drain at the first signal; leave at once at the second, or when nothing has begun yet."""
@@ -222,7 +267,7 @@ class Supervisor:
     # -- telling
 
     def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
-        self._log.event(level, name, **fields)  # type: ignore[arg-type]  # no field is called "least"
+        self._log.event(level, name, **fields)
         self._log.flush()
 
     def _tell_about(self, deployment: Deployment) -> None:
@@ -233,7 +278,7 @@ class Supervisor:
             generation=deployment.generation,
             workers=deployment.workers,
         )
-        for notice in deployment.notices:
+        for notice in deployment.notices[:_MOST_LINES]:
             self._tell(LogLevel.NOTICE, "configuration_notice", path=notice.path, reason=notice.reason)
         needed = 2 * deployment.config.worker_connections + _SPARE_DESCRIPTORS
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -252,9 +297,14 @@ class Supervisor:
             workers=deployment.workers,
         )
 
+    def _tell_change(self, before: Collection[str], now: Collection[str]) -> None:
+        opened = ", ".join(key for key in now if key not in before)
+        closed = ", ".join(key for key in before if key not in now)
+        self._tell(LogLevel.NOTICE, "listeners_changed", opened=opened or None, closed=closed or None)
+
     def _fail(self, code: int, problems: Iterable[Problem]) -> int:
         for problem in problems:
-            sys.stderr.write(f"mailproxy: {problem}\n")
+            sys.stderr.write(f"mailproxy: {printable(problem)}\n")
         return code
 
     def _worker_command(self) -> tuple[str, ...]:
@@ -274,8 +324,3 @@ def raise_descriptor_limit() -> None:
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _at_least_notices(level: LogLevel) -> LogLevel:
-    levels = list(LogLevel)
-    return min(level, LogLevel.NOTICE, key=levels.index)

@@ -169,7 +169,7 @@ def _services() -> Iterator[str]:
 
 def _directives() -> Iterator[str]:
     rows = (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
-    named = dict.fromkeys([*_BLOCKS, *((row.name, row.module) for row in rows)])
+    named = dict.fromkeys([*_BLOCKS, *((row.name, row.module) for row in rows if not row.is_ours)])
     refused = Counter([name for name, _, _ in refusals.generated()])
     refused += Counter(name for name, _, _ in refusals.TLS) + Counter(name for name, _ in refusals.WHOLE)
     refused["listen"] += len(refusals.LISTENERS)

@@ -140,6 +140,13 @@ _TABLE: Final[tuple[Difference, ...]] = (
         level=_whatever_was_asked,
     ),
     Difference(
+        "pop3-lines",
+        "refuses a POP3 line of more than 128 octets and closes, so that a password of 90 characters cannot log in",
+        "takes commands up to `pop3_client_buffer`, 512, and SASL responses up to 4096",
+        "RFC 2449 section 4 wants 255 where CAPA is served; RFC 5034 section 4 exempts SASL responses",
+        kind="better",
+    ),
+    Difference(
         "Q-01",
         "rejects a batch of commands that is longer than its buffer, though each command fits",
         "executes them all; the limit holds for each command",

@@ -119,7 +119,7 @@ _POP3: Final = st.one_of(
     _line(st.just(b"AUTH "), _MECHANISMS, st.just(b" "), _RESPONSES, _ENDS),
     _line(_RESPONSES, _ENDS),
     _line(_JUNK, _ENDS),
-    st.sampled_from([b"APOP u " + _DIGEST.encode() + b"\r\n", b"QUIT\r\n", b"\r\n", b"x" * 200 + b"\r\n"]),
+    st.sampled_from([b"APOP u " + _DIGEST.encode() + b"\r\n", b"QUIT\r\n", b"\r\n", b"x" * 600 + b"\r\n"]),
 )
 _SMTP_WORDS: Final = [b"HELO", b"EHLO", b"AUTH", b"NOOP", b"RSET", b"MAIL", b"RCPT", b"VRFY", b"STARTTLS"]
 _SMTP: Final = st.one_of(

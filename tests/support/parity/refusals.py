@@ -26,9 +26,11 @@ _TLS: Final = f"starttls on; {_PAIR}"
 _VERIFY: Final = f"{_TLS} ssl_verify_client on;"
 
 ROWS: Final[dict[str, Directive]] = {
-    row.name: row for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
+    row.name: row
+    for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
+    if not row.is_ours
 }
-"""Every directive."""
+"""Every directive of nginx."""
 
 # Values that are taken, for every directive.
 GOOD: Final = {

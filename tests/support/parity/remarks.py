@@ -57,8 +57,8 @@ REMARKS: Final = {
     ),
     "error_log": Remark(
         OTHERWISE,
-        "levels as in nginx; lines go to standard error, whatever the target, which is told",
-        ("test_nothing_of_nginx_s_example_is_lost_but_the_name_of_the_log", "Q-09"),
+        "targets and levels as in nginx; lines are our own; a manifest has standard error alone",
+        ("test_logs_are_written_where_the_file_says", "test_each_log_takes_what_its_level_says", "Q-09"),
     ),
     "listen": Remark(
         BETTER,
@@ -207,9 +207,9 @@ UNSUPPORTED: Final = (
         _SERVERS % "ssl_certificate_key engine:x:y; ssl_certificate_key store:z;",
     ),
     (
-        "targets of `error_log`",
-        "a container logs to standard error",
-        f"error_log /var/log/nginx/error.log; {_SERVERS % ''}",
+        "`error_log memory:`",
+        "only a debugging nginx has it",
+        f"error_log memory:32m debug; {_SERVERS % ''}",
     ),
     (
         "no limit to a drain",

@@ -21,7 +21,7 @@ from support.processes import PYTHONPATH
 _VERSION: Final = re.compile(r"nginx version: \S*/([0-9.]+)")
 _SOCKETS: Final = "NGINX"
 """Where nginx itself looks for sockets that another nginx left to it."""
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 180.0
 
 
 class CannotStart(Exception):
@@ -107,13 +107,15 @@ class Process:
         """Wait until a file says that it is ready.
 
         Raises:
-            CannotStart: It ended instead.
+            CannotStart: It ended instead, or takes longer than any machine needs.
         """
         path, sign = self._ready
         deadline = time.monotonic() + _START_SECONDS
         while not (path.exists() and sign in path.read_text(errors="replace")):
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None:
                 raise CannotStart(self._words.read_text(errors="replace"))
+            if time.monotonic() > deadline:
+                raise CannotStart(f"not ready within {_START_SECONDS:.0f} s")
             time.sleep(0.02)
 
     def ask_to_stop(self) -> None:

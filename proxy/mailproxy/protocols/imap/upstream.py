@@ -78,7 +78,9 @@ class ImapUpstream(Logins):
         line = b"" if answer is None else answer[1]
         if line.startswith(hoped_for):
             return heard
-        raise refused(heard, _LOGIN, is_honest=line.startswith((_BYE, tag + b" NO", tag + b" BAD")))
+        is_bye = line.startswith(_BYE)
+        is_honest = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
+        raise refused(heard, _LOGIN, is_honest=is_honest, is_bye=is_bye)
 
 
 def _steps(greeting: bytes, identified: Identified) -> tuple[_Step, ...]:

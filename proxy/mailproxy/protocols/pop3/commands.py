@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from mailproxy.events import ProtocolErrorKind
 from mailproxy.protocols.conversation import misread
 
-BUFFER: Final = 128
-"""Octets of the longest command, its line end included; nginx has no directive for it either."""
+SASL_LINE: Final = 4096
+"""Bytes of the longest line of a SASL exchange; the limit of commands is not for it (RFC 5034 section 4)."""
 MAX_ARGUMENTS: Final = 3
 _CR: Final = 13
 

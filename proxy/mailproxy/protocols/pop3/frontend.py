@@ -35,7 +35,7 @@ class Pop3Frontend(Prepared):
 
     def __init__(self, server: ServerConfig) -> None:
         greets_alike = server.pop3_auth.isdisjoint(_CHALLENGED)
-        super().__init__(server, commands.BUFFER, _GREET, greets_alike=greets_alike)
+        super().__init__(server, server.pop3_client_buffer, _GREET, greets_alike=greets_alike)
         self.mechanisms = replies.mechanisms(server)
         self.capabilities = replies.capabilities(server)
         in_clear = {
@@ -172,7 +172,10 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
         if not arguments and not self.tls_is_missing:
             yield from send(self.prepared.mechanisms)
             return None
+        reader, limit = self.reader, self.prepared.limit
+        reader.limit = max(limit, commands.SASL_LINE)
         credentials = yield from self.exchange(arguments, self.server.pop3_auth)
+        reader.limit = limit
         if isinstance(credentials, Credentials):
             return self.attempt(credentials)
         return credentials

@@ -83,7 +83,8 @@ class SmtpUpstream(Logins):
         heard = yield from hear_out(heard, _WHOLE, self.limit, stage)
         if hoped_for.match(heard):
             return heard
-        raise refused(heard, stage, is_honest=_HONEST.match(heard) is not None)
+        is_bye = heard.startswith(b"421")  # RFC 5321 section 3.8
+        raise refused(heard, stage, is_honest=_HONEST.match(heard) is not None, is_bye=is_bye)
 
     def _steps(self, client: Client, identified: Identified) -> Iterator[_Step]:
         """Say who we are, who the client is, and what it called itself; then log in, or begin its message.

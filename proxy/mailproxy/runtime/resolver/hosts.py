@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from functools import partial
 from typing import Any, Final
 
 from mailproxy.events import DnsPurpose, DnsResult
-from mailproxy.runtime.resolver.measures import Meter, count
-from mailproxy.runtime.resolver.names import packed
+from mailproxy.runtime.resolver.measures import Failure, Meter, count, unreported
+from mailproxy.runtime.resolver.names import packed, with_port
 from mailproxy.runtime.resolver.tasks import Tasks
 from mailproxy_config.model import AuthHttp
 
@@ -24,6 +25,8 @@ LIMIT: Final = 30.0
 """Seconds after which a look-up counts as timed out."""
 MAX_ADDRESSES: Final = 16
 """Addresses of one host that are used; more are ignored."""
+FAILED_SECONDS: Final = 10.0
+"""How long an address that failed comes after the others; nginx's ``fail_timeout`` has the same default."""
 
 _ERRORS: Final = {
     socket.EAI_NONAME: DnsResult.NXDOMAIN,
@@ -40,6 +43,8 @@ Target = tuple[int, Any]
 class HostAddresses:
     """The addresses behind one ``auth_http``, taken in turn (nginx uses the first for ever).
 
+    An address that failed comes after the others for ``FAILED_SECONDS``.
+
     The system's resolver is asked, in a thread: at the start, then whenever an
     address is taken and the last look-up is 30 seconds old, or a connection
     failed.  A failed look-up leaves the last good addresses in place.
@@ -49,6 +54,10 @@ class HostAddresses:
         meter: Where look-ups are counted, for the purpose ``auth``.
         ask: ``socket.getaddrinfo``, or what stands in for it.
         clock: Monotonic seconds.
+        failed: Called for each look-up without an address.
+
+    Attributes:
+        name: The host and port as configured, or ``unix:`` and a path; for logs.
     """
 
     def __init__(
@@ -58,7 +67,10 @@ class HostAddresses:
         meter: Meter,
         ask: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
+        failed: Failure = unreported,
     ) -> None:
+        self._failed = failed
+        self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
         self._host = where.host.strip("[]")
         self._port = where.port
         self._meter = meter
@@ -69,6 +81,7 @@ class HostAddresses:
         self._looked_at = clock()
         self._interval = 0.0
         self._next = 0
+        self._failed: dict[Target, float] = {}  # and until when it comes last
         self._targets = _known(where)
         self._is_fixed = bool(self._targets)
 
@@ -87,22 +100,61 @@ class HostAddresses:
             await asyncio.wait((self._look(),), timeout=LIMIT)
         return bool(self._targets)
 
-    def take(self) -> Target | None:
-        """Give the next address, at once; ``None`` when none was ever found.
+    def take(self, tried: Sequence[Target] = ()) -> Target | None:
+        """Give the next address, at once; one that failed only if there is no other.
 
         Begins a look-up in the background when it is time for one.
+
+        Args:
+            tried: Addresses that are not wanted, because this request tried them.
+
+        Returns:
+            ``None`` when no address was ever found, or all were tried.
         """
         if not self._is_fixed and self._clock() - self._looked_at >= self._interval:
             self._look()
         targets = self._targets
         if not targets:
             return None
+        if self._failed or tried:
+            return self._take_working(tried)
         self._next = (self._next + 1) % len(targets)
         return targets[self._next - 1]
 
-    def failed(self) -> None:
-        """Tell that a connection to one of the addresses failed: the next ``take`` may look again."""
+    def _take_working(self, tried: Sequence[Target]) -> Target | None:
+        """Give the next address that did not fail; without one, that whose failure is oldest."""
+        targets, now = self._targets, self._clock()
+        count, first = len(targets), self._next
+        best, oldest = -1, math.inf
+        for index in (*range(first, count), *range(min(first, count))):
+            if targets[index] in tried:
+                continue
+            until = self._failed.get(targets[index], 0.0)
+            if until <= now:
+                best = index
+                break
+            if until < oldest:
+                best, oldest = index, until
+        if best < 0:
+            return None
+        self._next = (best + 1) % count
+        return targets[best]
+
+    def failed(self, target: Target) -> bool:
+        """Note that an address does not work: it comes last for a while; the next ``take`` may look up again.
+
+        Returns:
+            Whether that is news.
+        """
+        now = self._clock()
+        is_news = self._failed.get(target, 0.0) <= now
+        self._failed[target] = now + FAILED_SECONDS
         self._interval = RETRY
+        return is_news
+
+    def works(self, target: Target) -> None:
+        """Note that an address can be connected to: it takes its turn again."""
+        self._failed.pop(target, None)
 
     async def close(self) -> None:
         """Stop looking."""
@@ -122,10 +174,13 @@ class HostAddresses:
         done, _ = await asyncio.wait((answer,), timeout=LIMIT)
         if not done:
             count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
+            self._failed(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._learn(answer)
         if done:
             count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
+            if result is not DnsResult.OK:
+                self._failed(DnsPurpose.AUTH, self._host, result)
 
     def _learn(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
         self._interval = REFRESH if self._targets else RETRY
@@ -135,7 +190,8 @@ class HostAddresses:
             return _ERRORS.get(error.errno or 0, DnsResult.INVALID)
         except (OSError, UnicodeError):
             return DnsResult.INVALID
-        self._targets = tuple(found)[:MAX_ADDRESSES]
+        self._targets = targets = tuple(found)[:MAX_ADDRESSES]
+        self._failed = {target: until for target, until in self._failed.items() if target in targets}
         self._interval = REFRESH
         return DnsResult.OK
 
@@ -148,3 +204,11 @@ def _known(where: AuthHttp) -> tuple[Target, ...]:
     if packed(host) is None:
         return ()
     return ((socket.AF_INET6 if ":" in host else socket.AF_INET, (host, where.port)),)
+
+
+def target_text(target: Target) -> str:
+    """Write an address for a log: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``unix:/path``."""
+    family, address = target
+    if family == socket.AF_UNIX:
+        return f"unix:{address}"
+    return with_port(address[0], address[1])

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic
+from typing import Final, Generic
 
 from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.runtime.resolver.cache import Cache, K
 from mailproxy.runtime.resolver.measures import MAX_LOOK_UPS, Answer, Cancel, Meter, V, count
 from mailproxy.runtime.resolver.tasks import Tasks
+
+_ANSWERED: Final = frozenset({DnsResult.OK, DnsResult.NXDOMAIN})
 
 
 class _Waiter(Generic[K, V]):
@@ -79,6 +81,7 @@ class LookUps(Generic[K, V]):
         cache: Where answers are kept.
         meter: Counts questions and durations.
         limit: How many may be under way.
+        failed: Called for each that fails or times out; that there is no such name is no failure.
     """
 
     def __init__(
@@ -90,7 +93,9 @@ class LookUps(Generic[K, V]):
         cache: Cache[K, V],
         meter: Meter,
         limit: int = MAX_LOOK_UPS,
+        failed: Callable[[K, DnsResult], None] | None = None,
     ) -> None:
+        self._failed = failed
         self._purpose = purpose
         self._ask = ask
         self._timeout = timeout or None
@@ -132,6 +137,8 @@ class LookUps(Generic[K, V]):
             answer = await self._answer(question.key)
             count(self._meter, self._purpose, answer.result, loop.time() - began)
             self._cache.put(question.key, answer)
+            if self._failed is not None and answer.result not in _ANSWERED:
+                self._failed(question.key, answer.result)
         finally:
             question.tell(answer)
 

@@ -73,6 +73,14 @@ class Meter(Protocol):
         ...
 
 
+Failure = Callable[[DnsPurpose, str, DnsResult], None]
+"""Called with what was looked up in vain: an address or a name."""
+
+
+def unreported(_purpose: DnsPurpose, _name: str, _result: DnsResult) -> None:
+    """Report nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[V]):
     """How a look-up ended.

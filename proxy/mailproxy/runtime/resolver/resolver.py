@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from mailproxy.dialogue.values import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy.events import DnsPurpose, DnsResult
 from mailproxy.runtime.resolver.cache import Cache
 from mailproxy.runtime.resolver.look_ups import LookUps
-from mailproxy.runtime.resolver.measures import Answer, Cancel, Meter
+from mailproxy.runtime.resolver.measures import Answer, Cancel, Failure, Meter, unreported
 from mailproxy.runtime.resolver.names import packed
 from mailproxy_config.model import ResolverConfig
 
@@ -36,6 +37,7 @@ class Resolver:
         timeout: ``resolver_timeout`` in seconds: the limit of each of the two look-ups; 0 is no limit.
         meter: Where look-ups are counted.
         servers: Who is asked; the directive's own where none is given.
+        failed: Called for each look-up that fails or times out.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Resolver:
         timeout: float,
         meter: Meter,
         servers: NameServers | None = None,
+        failed: Failure = unreported,
     ) -> None:
         # Only who has a resolver pays for the DNS library.
         from mailproxy.runtime.resolver.questions import Questions  # noqa: PLC0415
@@ -56,6 +59,7 @@ class Resolver:
             timeout=timeout,
             cache=Cache(config.valid, meter),
             meter=meter,
+            failed=lambda address, result: failed(DnsPurpose.PTR, str(ip_address(address)), result),
         )
         self.addresses: LookUps[bytes, Addresses] = LookUps(
             DnsPurpose.FORWARD,
@@ -63,6 +67,7 @@ class Resolver:
             timeout=timeout,
             cache=Cache(config.valid, meter),
             meter=meter,
+            failed=lambda name, result: failed(DnsPurpose.FORWARD, name.decode("ascii", "replace"), result),
         )
 
     def look_up(self, address: str, done: Callable[[bytes], None]) -> Cancel:

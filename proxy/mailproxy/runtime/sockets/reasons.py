@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from mailproxy.runtime.sockets.plan import SocketPlan
+from mailproxy_config.errors import Problem
+from mailproxy_config.load import Kind, Loaded
 
 _PORT_START: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
+_DENIED: Final = (errno.EACCES, errno.EPERM)
+_IN_A_MANIFEST: Final = "; on Kubernetes portStrategy Direct sets that sysctl, and HighPort needs neither"
 _HINTS: Final = {
     errno.EADDRINUSE: "another process listens there; stop it, or choose another address or port",
     errno.EADDRNOTAVAIL: "no interface of this machine has this address",
@@ -32,6 +36,7 @@ class CannotListen(Exception):
         key: The address, as in ``SocketPlan``.
         reason: The operating system's words.
         hint: What can be done about it; may be empty.
+        problem: All of it, with its place in the configuration once ``locate`` was called.
     """
 
     def __init__(self, planned: SocketPlan, error: OSError) -> None:
@@ -41,18 +46,28 @@ class CannotListen(Exception):
         super().__init__(
             f"cannot listen on {self.key}: {self.reason}" + (f" ({self.hint})" if self.hint else "")
         )
+        self.problem = Problem("", str(self))
+        self._route = planned.default
+        self._is_privileged = not planned.is_unix and error.errno in _DENIED
+
+    def locate(self, loaded: Loaded) -> None:
+        """Give the problem its place, and say what a manifest can do about it that an nginx.conf cannot."""
+        path = f"servers[{self._route.server}].listen[{self._route.listen}]"
+        more = _IN_A_MANIFEST if self._is_privileged and loaded.kind is not Kind.NGINX else ""
+        self.problem = loaded.located(Problem(path, f"{self}{more}"))
 
 
 def hint(planned: SocketPlan, error: OSError, *, port_start: Path = _PORT_START) -> str:
     """Say what can be done about a failure to listen."""
-    if error.errno not in (errno.EACCES, errno.EPERM):
+    if error.errno not in _DENIED:
         return _HINTS.get(error.errno or 0, "")
     if planned.is_unix:
         return "the folder of the socket cannot be written to"
     first = _first_free_port(port_start)
     return (
-        f"ports below {first} are privileged here: set the sysctl net.ipv4.ip_unprivileged_port_start"
-        f" to {planned.port} or less (portStrategy Direct does), or use portStrategy HighPort"
+        f"ports below {first} are privileged here: give the process the capability CAP_NET_BIND_SERVICE "
+        "(systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE), or set the sysctl "
+        f"net.ipv4.ip_unprivileged_port_start to {planned.port} or less"
     )
 
 

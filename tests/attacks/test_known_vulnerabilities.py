@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vulnerabilities of nginx that docs/security.md goes through, tried here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import ssl
+
+import pytest
+
+from mailproxy_config.model import AuthMethod, Protocol, VerifyClient
+from support.siege import serving, siege
+from support.tls_authority import Authority
+from support.tls_peers import client_of, shaken, tls_of
+from support.world import Peer, answer, run
+
+WAIT = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})
+
+
+def test_a_transaction_that_may_be_tried_again_shows_the_service_no_more_than_the_client_sent() -> None:
+    """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to the service."""
+
+    async def play() -> None:
+        build = serving(Protocol.SMTP, smtp_auth=frozenset({AuthMethod.NONE}))
+        async with siege(build, WAIT) as w:
+            client = await w.client()
+            await client.line()
+            await client.ask(b"HELO x\r\n")
+            for number in range(3):
+                await client.ask(b"MAIL FROM:<a%d@x>\r\n" % number)
+                await client.ask(b"RCPT TO:<b%d@x>\r\n" % number)
+                await client.ask(b"RSET\r\n")
+            assert len(w.auth.requests) == 3
+            for number, request in enumerate(w.auth.requests):
+                fields = dict(line.split(b": ", 1) for line in request.split(b"\r\n")[1:-2])
+                assert fields[b"Auth-User"] == fields[b"Auth-Pass"] == b""
+                assert fields[b"Auth-SMTP-Helo"] == b"x"
+                assert fields[b"Auth-SMTP-From"] == b"MAIL FROM:<a%d@x>" % number
+                assert fields[b"Auth-SMTP-To"] == b"RCPT TO:<b%d@x>" % number
+
+    run(play)
+
+
+async def cram_md5(protocol: Protocol, client: Peer) -> bytes:
+    """One CRAM-MD5 login; gives the reply to it."""
+    command = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
+    challenge = (await client.ask(command + b" CRAM-MD5\r\n")).split()[1]
+    digest = hmac.new(b"secret", base64.b64decode(challenge), hashlib.md5).hexdigest()
+    return await client.ask(base64.b64encode(b"alice " + digest.encode()) + b"\r\n")
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_cram_md5_may_be_tried_again_after_a_wait(protocol: Protocol) -> None:
+    """CVE-2026-27651: the second attempt with CRAM-MD5 ended the worker of nginx."""
+
+    async def play() -> None:
+        methods = CHALLENGED if protocol is Protocol.POP3 else CHALLENGED - {AuthMethod.APOP}
+        build = serving(protocol, **{f"{protocol}_auth": methods})
+        async with siege(build, WAIT, WAIT, answer("Auth-Status: OK\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            for attempt in (1, 2, 3):
+                assert await cram_md5(protocol, client)
+                request = w.auth.requests[-1]
+                assert re.search(rb"\r\nAuth-Pass: [0-9a-f]{32}\r\n", request)
+                assert b"Auth-Login-Attempt: %d\r\n" % attempt in request
+
+    run(play)
+
+
+def test_apop_may_be_tried_again_after_a_wait() -> None:
+    """CVE-2026-27651, the other way in."""
+
+    async def play() -> None:
+        async with siege(serving(Protocol.POP3, pop3_auth=CHALLENGED), WAIT) as w:
+            client = await w.client()
+            await client.line()
+            for _ in range(2):
+                assert await client.ask(b"APOP alice " + b"0" * 32 + b"\r\n") == b"-ERR no\r\n"
+                assert await cram_md5(Protocol.POP3, client) == b"-ERR no\r\n"
+            for request in w.auth.requests:
+                assert re.search(rb"\r\nAuth-Pass: [0-9a-f]{32}\r\n", request)
+
+    run(play)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_of_a_server_without_client_certificates_is_not_resumed_at_one_with_them(
+    tmp_path_factory: pytest.TempPathFactory, version: ssl.TLSVersion
+) -> None:
+    """CVE-2025-23419: a session of one server block was good at another that asks for certificates."""
+    authority = Authority(tmp_path_factory.mktemp("ca"))
+    ours = authority.issue()
+    asking = {"ssl_verify_client": VerifyClient.REQUIRED, "ssl_client_certificate": authority.file}
+    lax, strict = tls_of(ours), tls_of(ours, **asking)
+    context = client_of()
+    context.minimum_version = context.maximum_version = version
+    for first, second in ((lax, strict), (strict, lax)):
+        _, session = shaken(first, context)
+        info, _ = shaken(second, context, session=session)
+        assert not info.resumed
+        assert info.certificate is None

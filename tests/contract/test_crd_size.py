@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/install.md says that plain ``kubectl apply`` takes the CRD: the copy of it fits into an annotation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+LARGEST_ANNOTATIONS = 256 * 1024
+"""Bytes of all annotations of an object together (``TotalAnnotationSizeLimitB`` of Kubernetes)."""
+
+
+def test_kubectl_apply_can_keep_a_copy_of_the_crd() -> None:
+    crd = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
+    copy = json.dumps(crd, separators=(",", ":"))
+    assert len(copy.encode()) < LARGEST_ANNOTATIONS / 2
+    assert "kubectl apply -k deploy" in (ROOT / "docs" / "install.md").read_text()

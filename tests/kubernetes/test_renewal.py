@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only running pods know reaches the status without an event and long before a resync."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import pytest
+
+from support.kube_cluster import Operator
+from support.kube_world import World
+
+pytestmark = pytest.mark.kubernetes
+
+A_MINUTE: Final = 60.0
+BROKEN: Final = "certificate /etc/mailproxy-refs/secret/mail-tls/tls.crt does not load"
+
+
+def test_a_renewed_certificate_that_does_not_load_is_reported_within_a_minute(
+    idle_world: World, new_operator: Callable[..., Operator]
+) -> None:
+    world = idle_world
+    world.operator = new_operator(f"renewal-{world.namespace}", "--resync=3600")
+    world.put()
+    made = world.settle()
+    digest = made["status"]["configHash"]
+    world.answer(digest, BROKEN)
+    is_broken = ("False", "ConfigRejected")
+    world.until(lambda: world.condition("ConfigSynced") == is_broken, "the report", patience=A_MINUTE)
+    assert world.condition("ResolvedRefs") == ("False", "InvalidCertificate")
+    assert BROKEN in world.message("Ready")
+    warnings = [one["type"] for one in world.events() if one["reason"] == "ConfigRejected"]
+    assert warnings in ([], ["Warning"])
+    world.answer(digest)
+    world.until(lambda: world.condition() == ("True", "Ready"), "the next report", patience=A_MINUTE)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probes of a pod: a start that goes well leaves no warning, and a slow one is waited for."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from mailproxy_operator.render import planned
+from mailproxy_operator.render.pod import container
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import Platform
+from support.operator_bodies import body
+from support.servers import proxy as proxies
+from support.servers.programs import Ports
+
+ROOT: Final = Path(__file__).parents[3]
+SLOW_START_SECONDS: Final = 600
+"""A start on a node that is busy, or with a small CPU limit, takes minutes and succeeds."""
+
+
+def startup_probe() -> dict[str, Any]:
+    found = container(planned(Resource.read(body()), Platform()))["startupProbe"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_first_probe_comes_after_a_start_that_goes_well(tmp_path: Path) -> None:
+    """Each probe that fails is a warning event of the pod. Measured is processor time, whatever else runs."""
+    listen = [{"address": "127.0.0.1", "port": Ports().take()}]
+    server = {"name": "imap", "protocol": "imap", "listen": listen}
+    started = proxies.start(
+        tmp_path / "proxy", proxies.manifest([server], {"authHttp": "http://127.0.0.1:9/"})
+    )
+    try:
+        with urllib.request.urlopen(f"http://{started.admin}{startup_probe()['httpGet']['path']}") as answer:
+            assert answer.status == 200
+        spent = Path(f"/proc/{started.running.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        seconds = sum(map(int, spent)) / os.sysconf("SC_CLK_TCK")
+    finally:
+        started.stop()
+    assert seconds < startup_probe()["initialDelaySeconds"]
+
+
+def test_a_slow_start_is_waited_for() -> None:
+    probe = startup_probe()
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= SLOW_START_SECONDS
+    assert probe["timeoutSeconds"] >= 5, "whoever starts has little time to answer"
+
+
+@pytest.mark.parametrize(
+    "file", ["deploy/operator.yaml", "charts/mailproxy-operator/templates/deployment.yaml"]
+)
+def test_the_operator_has_time_to_start_as_well(file: str) -> None:
+    """It imports two clients of Kubernetes before it can answer."""
+    text = (ROOT / file).read_text()
+    probe = yaml.safe_load(text[text.index("startupProbe:") : text.index("livenessProbe:")])["startupProbe"]
+    assert probe["initialDelaySeconds"] >= 5
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 120

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several addresses of one authentication service: a login needs one of them that works."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mailproxy.runtime.auth_http import AuthService
+from mailproxy.runtime.resolver import HostAddresses
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.configs import server
+from support.dead_peers import stop_acknowledging
+from support.world import World, answer, run, world
+
+DENIED = answer("Auth-Status: no\r\n")
+REFUSED = b"-ERR no\r\n"
+INTERNAL_ERROR = b"-ERR internal server error\r\n"
+V4 = int(socket.AF_INET)
+
+
+def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,))
+
+
+def quick(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+    return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_timeout=Seconds(2.0))
+
+
+def pool(w: World) -> AuthService:
+    (service,) = w.app._auth.values()
+    return service
+
+
+def use(w: World, *addresses: tuple[str, int]) -> None:
+    """Make these the addresses of the service's name, in this order."""
+    pool(w).addresses._targets = tuple((V4, address) for address in addresses)
+
+
+async def attempt(w: World) -> bytes:
+    client = await w.client()
+    await client.line()
+    await client.say(b"USER u\r\nPASS p\r\n")
+    said = await client.rest()
+    client.close()
+    return said.removeprefix(b"+OK\r\n")
+
+
+@contextmanager
+def closed_port() -> Iterator[int]:
+    """A port of loopback that refuses connections, because it is bound and nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@contextmanager
+def dropping_port() -> Iterator[int]:
+    """A port of loopback that neither accepts nor refuses."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        stop_acknowledging(sock)
+        yield sock.getsockname()[1]
+
+
+def test_an_address_that_refuses_costs_no_login() -> None:
+    async def play() -> None:
+        with closed_port() as refusing:
+            async with world(build, DENIED, closes=True) as w:
+                use(w, ("127.0.0.1", refusing), ("127.0.0.1", w.auth.port))
+                assert [await attempt(w) for _ in range(10)] == [REFUSED] * 10
+                assert len(w.auth.requests) == 10
+
+    run(play)
+
+
+def test_an_address_that_cannot_be_reached_at_all_costs_no_login() -> None:
+    """``connect`` fails at once, as for an IPv6 address where there is no IPv6."""
+
+    async def play() -> None:
+        async with world(build, DENIED, closes=True) as w:
+            service = pool(w)
+            service.addresses._targets = (
+                (V4, ("255.255.255.255", 9)),
+                (V4, ("255.255.255.255", 10)),
+                (V4, ("127.0.0.1", w.auth.port)),
+            )
+            assert [await attempt(w) for _ in range(4)] == [REFUSED] * 4
+
+    run(play)
+
+
+def test_an_address_that_does_not_answer_a_connection_costs_its_share_of_the_time() -> None:
+    async def play() -> None:
+        with dropping_port() as silent:
+            async with world(quick, DENIED, closes=True) as w:
+                use(w, ("127.0.0.1", silent), ("127.0.0.1", w.auth.port))
+                assert [await attempt(w) for _ in range(4)] == [REFUSED] * 4
+                assert w.value("mailproxy_auth_errors_total", "timeout") == 0
+
+    run(play)
+
+
+def test_an_address_that_failed_comes_last_for_a_while() -> None:
+    connected: list[int] = []
+
+    async def play() -> None:
+        with closed_port() as refusing:
+            async with world(build, DENIED, closes=True) as w:
+                use(w, ("127.0.0.1", refusing), ("127.0.0.1", w.auth.port))
+                addresses = pool(w).addresses
+                take = addresses.take
+
+                def noted(tried: tuple[object, ...] = ()) -> object:
+                    found = take(tried)
+                    assert found is not None
+                    connected.append(found[1][1])
+                    return found
+
+                addresses.take = noted  # type: ignore[method-assign,assignment]
+                for _ in range(6):
+                    await attempt(w)
+                assert connected.count(refusing) == 1
+
+    run(play)
+
+
+@pytest.mark.parametrize("how", ["refuses", "drops"])
+def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
+    async def play() -> None:
+        port = closed_port if how == "refuses" else dropping_port
+        with port() as first, port() as second:
+            async with world(quick, DENIED) as w:
+                use(w, ("127.0.0.1", first), ("127.0.0.1", second))
+                assert await attempt(w) == INTERNAL_ERROR
+                assert w.value("mailproxy_auth_errors_total", "connect") == 1
+                assert w.value("mailproxy_auth_requests_in_flight") == 0
+                assert not pool(w)._connections
+                failed = pool(w).addresses._failed
+                assert {target[1][1] for target in failed} == {first, second}
+
+    run(play)
+
+
+def test_addresses_that_failed_are_used_when_there_is_no_other() -> None:
+    async def play() -> None:
+        async with world(build, DENIED, closes=True) as w:
+            target = (V4, ("127.0.0.1", w.auth.port))
+            pool(w).addresses.failed(target)
+            assert await attempt(w) == REFUSED
+
+    run(play)
+
+
+def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        assert host == "localhost"
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "ask", look_up)
+
+    def by_name(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return build(AuthHttp(host="localhost", port=auth.port), listen)
+
+    async def play() -> None:
+        async with world(by_name, DENIED, closes=True) as w:
+            assert len(pool(w).addresses.targets) == 2
+            assert [await attempt(w) for _ in range(10)] == [REFUSED] * 10
+
+    run(play)
+
+
+def test_a_service_that_stops_answering_at_one_address_is_asked_at_another() -> None:
+    """A process that hangs: the kernel still accepts, and no answer comes."""
+
+    async def play() -> None:
+        with socket.socket() as hanging:
+            hanging.bind(("127.0.0.1", 0))
+            hanging.listen()
+            async with world(quick, DENIED, closes=True) as w:
+                use(w, hanging.getsockname(), ("127.0.0.1", w.auth.port))
+                said = [await attempt(w) for _ in range(4)]
+                assert said == [INTERNAL_ERROR, REFUSED, REFUSED, REFUSED]
+                assert w.value("mailproxy_auth_errors_total", "timeout") == 1
+
+    run(play)
+
+
+def test_the_log_names_an_address_that_failed_once() -> None:
+    async def play() -> None:
+        with closed_port() as refusing:
+            async with world(build, DENIED, closes=True) as w:
+                use(w, ("127.0.0.1", refusing), ("127.0.0.1", w.auth.port))
+                for _ in range(6):
+                    await attempt(w)
+                lines = [line for line in w.read_log().splitlines() if "auth_http_address_failed" in line]
+                assert len(lines) == 1
+                assert f"127.0.0.1:{refusing}" in lines[0]
+                assert "Connection refused" in lines[0]
+
+    run(play)
+
+
+def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
+    async def play() -> None:
+        with dropping_port() as first, dropping_port() as second:
+            async with world(build, DENIED) as w:
+                use(w, ("127.0.0.1", first), ("127.0.0.1", second))
+                client = await w.client()
+                await client.line()
+                await client.ask(b"USER u\r\n")
+                await client.say(b"PASS p\r\n")
+                while not pool(w)._connections:
+                    await asyncio.sleep(0.01)
+                client.reset()
+                await w.settled()
+                assert not pool(w)._connections
+                assert w.value("mailproxy_auth_requests_in_flight") == 0
+
+    run(play)
+
+
+def test_a_unix_socket_whose_queue_is_full_refuses(tmp_path: Path) -> None:
+    path = str(tmp_path / "auth")
+
+    def over_unix(_: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return build(AuthHttp(host="localhost", unix_path=path), listen)
+
+    async def play() -> None:
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as other:
+            listening.bind(path)
+            listening.listen(0)
+            other.connect(path)
+            async with world(over_unix, DENIED) as w:
+                assert await attempt(w) == INTERNAL_ERROR
+                assert f"connecting to unix:{path} failed: Resource temporarily" in w.read_log()
+
+    run(play)

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting for a connection to the authentication service: addresses take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from mailproxy.dialogue.values import Client, Credentials, Decision
+from mailproxy.errors import AuthUnavailable
+from mailproxy.events import Method
+from mailproxy.runtime.auth_http import AuthService
+from mailproxy.runtime.auth_question import Question
+from mailproxy.runtime.auth_queue import FairQueue, source_of
+from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.configs import server
+from support.siege import serve, siege
+from support.world import Builder, World, answer, run, world
+
+DENIED = answer("Auth-Status: no\r\n")
+A, B, C = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"
+
+
+class Waiting:
+    """Somebody who waits for an answer."""
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        self.client = Client(address)
+        self.failed: list[AuthUnavailable] = []
+        self.decided: list[Decision] = []
+
+    def authorized(self, decision: Decision) -> None:
+        self.decided.append(decision)
+
+    def auth_failed(self, error: AuthUnavailable) -> None:
+        self.failed.append(error)
+
+
+def question(asker: Any = None, seconds: Any = None) -> Question:
+    credentials = Credentials(Method.PASSWORD, b"u")
+    return Question(
+        asker or Waiting(),
+        b"GET",
+        credentials,
+        Protocol.POP3,
+        {} if seconds is None else seconds,
+        time.monotonic(),
+    )
+
+
+def filled(*sources: bytes) -> tuple[FairQueue, list[Question]]:
+    queue, questions = FairQueue(), [question() for _ in sources]
+    for one, source in zip(questions, sources, strict=True):
+        queue.add(one, source)
+    return queue, questions
+
+
+def taken(queue: FairQueue) -> list[Question | None]:
+    return [queue.take(reserved=False) for _ in range(len(queue))]
+
+
+def test_addresses_take_turns() -> None:
+    queue, (a1, a2, a3, b1, c1, c2) = filled(A, A, A, B, C, C)
+    assert taken(queue) == [a1, b1, c1, a2, c2, a3]
+    assert queue.take(reserved=False) is None
+
+
+def test_an_address_that_comes_later_waits_for_one_turn_at_most() -> None:
+    queue, attackers = filled(*[A] * 100)
+    late = question()
+    queue.add(late, B)
+    assert queue.take(reserved=False) is attackers[0]
+    assert queue.take(reserved=False) is late
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_a_request_that_is_discarded_is_not_served(reserved: bool) -> None:
+    queue, (a1, a2, b1) = filled(A, A, B)
+    if reserved:
+        queue.hold(question(), A)
+    for one in (a1, b1, b1):
+        queue.discard(one)
+    assert len(queue) == 1
+    assert taken(queue) == [a2]
+    assert not queue._ring
+    assert not queue._parked
+
+
+def test_an_address_holds_one_reserved_connection_at_a_time() -> None:
+    queue, (a1, a2, a3, b1) = filled(A, A, A, B)
+    assert queue.take(reserved=True) is a1
+    assert queue.take(reserved=True) is b1
+    assert queue.take(reserved=True) is None
+    assert not queue.may_hold(A)
+    assert queue.take(reserved=False) is a2  # of the other connections it may have more
+    queue.release(b1)
+    assert queue.take(reserved=True) is None
+    queue.release(a1)
+    assert queue.take(reserved=True) is a3
+    queue.release(a3)
+    assert queue.may_hold(A)
+    assert not queue.holders
+
+
+def test_addresses_without_a_reserved_connection_go_first() -> None:
+    queue, (a1, a2, b1) = filled(A, A, B)
+    assert queue.take(reserved=True) is a1
+    queue.add(c1 := question(), C)
+    assert taken(queue) == [b1, c1, a2]
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.1", b"192.0.2.1"),
+        ("::ffff:192.0.2.1", b"192.0.2.1"),
+        ("2001:db8:1:2::3", bytes.fromhex("20010db800010002")),
+        ("2001:db8:1:2:ffff::", bytes.fromhex("20010db800010002")),
+        ("2001:db8:1:3::3", bytes.fromhex("20010db800010003")),
+        ("unix:", b"unix:"),
+    ],
+)
+def test_what_counts_as_one_client(address: str, source: bytes) -> None:
+    assert source_of(address) == source
+
+
+@pytest.mark.parametrize(
+    ("maximum", "shared", "limit"), [(None, 512, 512), (512, 512, 512), (100, 75, 100), (1, 1, 1)]
+)
+def test_a_part_is_reserved_only_where_clients_may_have_to_wait(
+    maximum: int | None, shared: int, limit: int
+) -> None:
+    async def play() -> None:
+        async with world(limited(maximum), DENIED) as w:
+            service = pool(w)
+            assert (service._shared, service._limit) == (shared, limit)
+
+    run(play)
+
+
+def limited(maximum: int | None, port: int | None = None) -> Builder:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        return server(
+            Protocol.POP3,
+            timeout=Seconds(300.0),
+            auth_http=auth if port is None else AuthHttp(host="127.0.0.1", port=port),
+            listen=(ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True),),
+            auth_http_max_connections=maximum,
+            set_real_ip_from=("127.0.0.0/8",),
+        )
+
+    return build
+
+
+def pool(w: World) -> AuthService:
+    (service,) = w.app._auth.values()
+    return service
+
+
+async def log_in(w: World, source: str, user: str) -> bytes:
+    """Log in from an address of our choice."""
+    client = await w.client()
+    family = "TCP6" if ":" in source else "TCP4"
+    local = "2001:db8::1" if ":" in source else "192.0.2.254"
+    await client.say(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
+    await client.line()
+    await client.say(f"USER {user}\r\nPASS p\r\n".encode())
+    said = await client.rest()
+    client.close()
+    return said.removeprefix(b"+OK\r\n")
+
+
+class Tarpit:
+    """A service that answers bad logins only when it is let, and counts how many it holds."""
+
+    def __init__(self) -> None:
+        self.let = asyncio.Event()
+        self.held = 0
+        self.most = 0
+        self.order: list[str] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            request = (await reader.readuntil(b"\r\n\r\n")).decode()
+            user = request.split("Auth-User: ")[1].split("\r\n")[0]
+            self.order.append(user)
+            if user.startswith("bad"):
+                self.held += 1
+                self.most = max(self.most, self.held)
+                await self.let.wait()
+                self.held -= 1
+            writer.write(DENIED)
+
+
+BAD = 2000
+
+
+def test_bad_logins_do_not_keep_a_good_one_waiting() -> None:
+    """Two thousand logins from one address are held back by the service; one from another is answered."""
+
+    async def play() -> None:
+        tarpit = Tarpit()
+        async with serve(tarpit) as port, world(limited(256, port), DENIED, limit=BAD + 10) as w:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(log_in(w, "198.51.100.1", f"bad{n}")) for n in range(BAD)]
+                while len(pool(w)._by_session) < BAD:
+                    await asyncio.sleep(0.01)
+                while tarpit.held < 192 + 1:
+                    await asyncio.sleep(0.01)
+                for source in ("203.0.113.1", "2001:db8::5"):
+                    assert await log_in(w, source, "good") == b"-ERR no\r\n"
+                assert tarpit.held == tarpit.most == 192 + 1  # three in four, and one that was reserved
+                assert tarpit.order.count("good") == 2
+                tarpit.let.set()
+            assert {task.result() for task in tasks} == {b"-ERR no\r\n"}
+            assert len(tarpit.order) == BAD + 2
+            assert not pool(w)._waiting.holders
+
+    run(play)
+
+
+def test_the_limit_follows_worker_connections() -> None:
+    """By default nobody waits for a connection, as with nginx."""
+
+    async def play() -> None:
+        tarpit = Tarpit()
+        async with siege(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
+            for number in range(500):
+                group.create_task(log_in(w, "198.51.100.1", f"bad{number}"))
+            while tarpit.held < 500:
+                await asyncio.sleep(0.01)
+            assert await log_in(w, "198.51.100.1", "good") == b"-ERR no\r\n"
+            tarpit.let.set()
+
+    run(play)
+
+
+def test_many_bad_addresses_do_not_starve_a_good_one() -> None:
+    """Each attacking address has one turn before the good one, however many logins it sends."""
+
+    async def play() -> None:
+        tarpit = Tarpit()
+        async with siege(limited(1), service=tarpit) as w:
+            async with asyncio.TaskGroup() as group:
+                for number in range(60):
+                    group.create_task(log_in(w, f"198.51.100.{number % 3}", f"bad{number}"))
+                while len(pool(w)._waiting) < 59:
+                    await asyncio.sleep(0.01)
+                group.create_task(log_in(w, "203.0.113.1", "good"))
+                while len(pool(w)._waiting) < 60:
+                    await asyncio.sleep(0.01)
+                tarpit.let.set()
+            assert "good" in tarpit.order[:5]
+
+    run(play)
+
+
+def test_a_client_that_leaves_the_queue_costs_no_connection() -> None:
+    async def play() -> None:
+        tarpit = Tarpit()
+        async with siege(limited(1), service=tarpit) as w:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(log_in(w, "198.51.100.1", "bad"))
+                while not tarpit.held:
+                    await asyncio.sleep(0.01)
+                client = await w.client()
+                await client.say(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
+                await client.line()
+                await client.say(b"USER gone\r\nPASS p\r\n")
+                while not len(pool(w)._waiting):
+                    await asyncio.sleep(0.01)
+                client.reset()
+                while len(pool(w)._waiting):
+                    await asyncio.sleep(0.01)
+                tarpit.let.set()
+            assert tarpit.order == ["bad"]
+
+    run(play)
+
+
+class Counted(dict[Any, Any]):
+    def __missing__(self, key: object) -> Any:
+        class Nothing:
+            def observe(self, seconds: float) -> None: ...
+
+        return Nothing()
+
+
+@pytest.mark.parametrize("count", [1_000, 8_000])
+def test_requests_expire_and_leave_in_linear_time(count: int) -> None:
+    """Counted, not timed: neither expiry nor leaving looks at the requests that are gone already."""
+
+    async def play() -> None:
+        async with world(limited(1), DENIED) as w:
+            service = pool(w)
+            looks = 0
+            real = FairQueue.discard
+
+            def discard(self: FairQueue, one: Question) -> None:
+                nonlocal looks
+                looks += 1
+                real(self, one)
+
+            askers = [Waiting() for _ in range(count)]
+            for asker in askers:
+                one = question(asker, Counted())
+                service._by_session[asker] = one
+                service._waiting.add(one, A)
+                service._in_flight.value += 1
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(FairQueue, "discard", discard)
+                for asker in askers[::2]:
+                    service.forget(asker)
+                service.seconds = 0.0
+                service._look_at_oldest()
+            assert looks == count
+            assert not service._by_session
+            assert not len(service._waiting)
+            assert not service._waiting._ring
+            assert [len(asker.failed) for asker in askers] == [0, 1] * (count // 2)
+            assert service._in_flight.value == 0
+
+    run(play)
+
+
+def test_one_asker_that_fails_does_not_keep_others_from_expiring() -> None:
+    class Broken(Waiting):
+        def auth_failed(self, error: AuthUnavailable) -> None:
+            raise RuntimeError
+
+    async def play() -> None:
+        async with world(limited(1), DENIED) as w:
+            service = pool(w)
+            askers = [Broken(), Waiting()]
+            for asker in askers:
+                one = question(asker, Counted())
+                service._by_session[asker] = one
+                service._waiting.add(one, A)
+                service._in_flight.value += 1
+            service.seconds = 0.0
+            service._look_at_oldest()
+            assert len(askers[1].failed) == 1
+            assert "internal_error" in w.read_log()
+
+    run(play)

@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the log says about a session that did not go well: who refused it, where, and in which words."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+from pathlib import Path
+
+import pytest
+
+from mailproxy_config.model import (
+    AuthHttp,
+    ListenConfig,
+    LogLevel,
+    Protocol,
+    ResolverConfig,
+    Seconds,
+    ServerConfig,
+)
+from support.configs import server
+from support.tls_identities import Identities
+from support.world import GRANT, Builder, World, answer, run, world
+
+GRANTED = answer(GRANT)
+DENIED = answer("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
+PLAIN = base64.b64encode(b"\0alice\0s3cr3t-word")
+
+
+def built(
+    protocol: Protocol, *, proxy_header: bool = False, ssl: bool = False, **directives: object
+) -> Builder:
+    def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+        listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=proxy_header, ssl=ssl)
+        known = {"error_log": LogLevel.INFO, "auth_http": auth, "listen": (listen,)}
+        return server(protocol, **(known | directives))
+
+    return build
+
+
+imap = built(Protocol.IMAP)
+pop3 = built(Protocol.POP3)
+smtp = built(Protocol.SMTP, xclient=False)
+LOGINS = {
+    imap: b"a LOGIN alice s3cr3t-word\r\n",
+    pop3: b"USER alice\r\nPASS s3cr3t-word\r\n",
+    smtp: b"AUTH PLAIN " + PLAIN + b"\r\n",
+}
+
+
+async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
+    """Log in at an upstream that replies this; gives the log."""
+    client = await w.client()
+    await client.line()
+    await client.say(login)
+    upstream = await w.upstream.next()
+    for number, reply in enumerate(replies):
+        if number:
+            await upstream.line()
+        await upstream.say(reply)
+    await client.rest()
+    client.close()
+    upstream.close()
+    await w.settled()
+    return w.read_log()
+
+
+def line(log: str, event: str) -> str:
+    """The one line of an event."""
+    (found,) = [line for line in log.splitlines() if f" {event} " in line]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("build", "replies", "stage", "result"),
+    [
+        (imap, [b"* BYE full, come back later\r\n"], "greeting", "upstream_refused"),
+        (imap, [b"* NO not now\r\n"], "greeting", "upstream_refused"),
+        (pop3, [b"-ERR [SYS/TEMP] try later\r\n"], "greeting", "upstream_refused"),
+        (smtp, [b"421 4.3.2 too busy\r\n"], "greeting", "upstream_refused"),
+        (smtp, [b"220 up\r\n", b"502 5.5.2 no HELO here\r\n"], "hello", "upstream_refused"),
+        (imap, [b"* OK up\r\n", b"* BYE shutting down\r\n"], "login", "upstream_refused"),
+        (imap, [b"* OK up\r\n", b"a NO [ALERT] pay your bill\r\n"], "login", "upstream_denied"),
+        (pop3, [b"+OK\r\n", b"+OK\r\n", b"-ERR [AUTH] no\r\n"], "login", "upstream_denied"),
+    ],
+)
+def test_a_refusal_by_an_upstream_is_logged_with_reply_and_stage(
+    build: Builder, replies: list[bytes], stage: str, result: str
+) -> None:
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            log = await refused_by_upstream(w, LOGINS[build], *replies)
+            reply = f'reply="{replies[-1].decode().strip()}"'
+            for event in ("upstream_failed", "session"):
+                assert f"stage={stage} " in line(log, event)
+                assert reply in line(log, event)
+            assert f"result={result} " in line(log, "session")
+            assert f"upstream=127.0.0.1:{w.upstream.port} " in line(log, "upstream_failed")
+            assert " error upstream_failed " in log
+
+    run(play)
+
+
+def test_a_refused_xclient_is_logged_and_is_no_wrong_password() -> None:
+    async def play() -> None:
+        async with world(built(Protocol.SMTP), GRANTED) as w:
+            replies = [b"220 up\r\n", b"250 up\r\n", b"550 5.7.0 you may not\r\n"]
+            log = await refused_by_upstream(w, LOGINS[smtp], *replies)
+            assert 'stage=xclient reply="550 5.7.0 you may not"' in line(log, "session")
+            assert w.value("mailproxy_logins_total", "smtp", "plain", "upstream_refused") == 1
+            assert w.value("mailproxy_upstream_errors_total", "smtp", "xclient") == 1
+
+    run(play)
+
+
+def test_a_refusal_that_the_client_is_shown_is_logged_at_info() -> None:
+    async def play() -> None:
+        async with world(built(Protocol.POP3, proxy_pass_error_message=True), GRANTED) as w:
+            log = await refused_by_upstream(w, LOGINS[pop3], b"+OK\r\n", b"+OK\r\n", b"-ERR no\r\n")
+            assert " info upstream_failed " in log
+
+    run(play)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"a BAD unknown command s3cr3t-word\r\n",
+        b"a BAD UNKNOWN COMMAND S3CR3T-WORD\r\n",
+        b'a NO bad password "s3cr3t-w\r\n',
+        b"s3cr3t-word BAD unknown command\r\n",
+        b"a NO " + PLAIN + b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_reply_that_repeats_the_password_is_not_logged(reply: bytes, is_shown: bool) -> None:
+    async def play() -> None:
+        async with world(built(Protocol.IMAP, proxy_pass_error_message=is_shown), GRANTED) as w:
+            steps = [b"* OK up\r\n", b"+\r\n", b"+\r\n", reply]
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[imap])
+            upstream = await w.upstream.next()
+            for step in steps[:-1]:
+                await upstream.ask(step)
+            await upstream.say(reply)
+            await client.rest()
+            client.close()
+            upstream.close()
+            await w.settled()
+            log = w.read_log()
+            assert 'reply="***"' in line(log, "session")
+            for secret in ("s3cr3t", "S3CR3T", PLAIN.decode()):
+                assert secret not in log
+
+    run(play)
+
+
+def test_a_reply_is_escaped_and_cut() -> None:
+    async def play() -> None:
+        async with world(pop3, GRANTED) as w:
+            log = await refused_by_upstream(w, LOGINS[pop3], b"-ERR \x1b[31m\xff" + b"x" * 300 + b"\r\n")
+            assert r'reply="-ERR \u001b[31m\\xffxxx' in line(log, "session")
+            assert 'xxx..."' in line(log, "session")
+            assert "x" * 200 not in log
+
+    run(play)
+
+
+def test_an_upstream_that_cannot_be_connected_to_is_named_with_its_port() -> None:
+    async def play() -> None:
+        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        async with world(imap, gone) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[imap])
+            await client.rest()
+            client.close()
+            await w.settled()
+            failed = line(w.read_log(), "upstream_failed")
+            assert "upstream=127.0.0.1:1 stage=connect " in failed
+            assert "Connection refused" in failed
+
+    run(play)
+
+
+def test_a_denial_is_logged_with_the_services_words() -> None:
+    async def play() -> None:
+        async with world(smtp, DENIED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[smtp])
+            await client.rest()
+            client.close()
+            await w.settled()
+            log = w.read_log()
+            assert 'stage=auth reply="Invalid login or password"' in line(log, "session")
+            denied = line(log, "login_denied")
+            assert 'user="alice" reply="Invalid login or password" code="535 5.7.8"' in denied
+
+    run(play)
+
+
+def test_a_login_that_succeeds_after_a_denial_has_no_refusal_in_its_line() -> None:
+    async def play() -> None:
+        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        async with world(pop3, wait, GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[pop3] + LOGINS[pop3])
+            upstream = await w.upstream.next()
+            await upstream.ask(b"+OK\r\n")
+            await upstream.ask(b"+OK\r\n")
+            await upstream.say(b"+OK in\r\n")
+            await client.lines(4)
+            client.close()
+            await upstream.rest()
+            upstream.close()
+            await w.settled()
+            session = line(w.read_log(), "session")
+            assert "result=success" in session
+            assert "reply=" not in session
+            assert "stage=" not in session
+
+    run(play)
+
+
+def test_a_denial_that_repeats_the_password_is_not_logged() -> None:
+    async def play() -> None:
+        async with world(pop3, answer("Auth-Status: no account with s3cr3t-word\r\n")) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(LOGINS[pop3])
+            await client.rest()
+            client.close()
+            await w.settled()
+            log = w.read_log()
+            assert "s3cr3t" not in log
+            assert 'reply="***"' in line(log, "login_denied")
+
+    run(play)
+
+
+def test_a_protocol_error_is_logged_with_its_kind() -> None:
+    async def play() -> None:
+        async with world(imap, GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a" * 5000)
+            await client.rest()
+            client.close()
+            await w.settled()
+            session = line(w.read_log(), "session")
+            assert "errors=1 error=line_too_long " in session
+            assert "reason=protocol_error" in session
+
+    run(play)
+
+
+# -- PROXY headers
+
+
+@pytest.mark.parametrize(
+    ("sent", "fields"),
+    [
+        (b"a LOGIN alice s3cr3t-word\r\n", 'result=missing received="a"'),
+        (b"PROXY TCP4 nonsense\r\na LOGIN alice s3cr3t-word\r\n", 'received="PROXY TCP4 nonsense"'),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 s3cr3t-word", r'received="\u0016\u0003'),
+    ],
+)
+def test_a_failed_proxy_header_is_logged_with_what_came(sent: bytes, fields: str) -> None:
+    async def play() -> None:
+        async with world(built(Protocol.IMAP, proxy_header=True), GRANTED) as w:
+            client = await w.client()
+            await client.say(sent)
+            await client.rest()
+            client.close()
+            await w.settled()
+            log = w.read_log()
+            assert " error proxy_protocol_failed " in log
+            assert fields in line(log, "proxy_protocol_failed")
+            assert "s3cr3t" not in log
+
+    run(play)
+
+
+V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12)
+
+
+@pytest.mark.parametrize("build", [imap, pop3, smtp])
+@pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 143\r\n", b"PROXY UNKNOWN\r\n", V2])
+def test_a_proxy_header_that_no_listener_expects_is_named(build: Builder, header: bytes) -> None:
+    async def play() -> None:
+        async with world(build, GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(header)
+            client.writer.write_eof()
+            await client.rest()
+            client.close()
+            await w.settled()
+            log = w.read_log()
+            assert " error client sent a PROXY header to a listener without proxy_protocol " in log
+            assert w.value("mailproxy_protocol_errors_total", str(_protocol(build)), "proxy_header") == 1
+
+    run(play)
+
+
+def _protocol(build: Builder) -> Protocol:
+    return build(AuthHttp(host="a"), ListenConfig(port=1)).protocol
+
+
+@pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 993\r\n", V2])
+def test_a_proxy_header_before_tls_is_named_from_the_second_on(tmp_path: Path, header: bytes) -> None:
+    async def play() -> None:
+        async with world(tls(tmp_path), GRANTED) as w:
+            for _ in range(2):
+                client = await w.client()
+                await client.say(header + bytes(200))
+                await client.rest()
+                client.close()
+                await w.settled()
+            log = w.read_log()
+            assert log.count(" tls_handshake_failed ") == 2
+            assert log.count("client sent a PROXY header to a listener without proxy_protocol") == 1
+            assert log.count("error=proxy_header ") == 1
+
+    run(play)
+
+
+def tls(folder: Path, **directives: object) -> Builder:
+    return built(Protocol.IMAP, ssl=True, ssl_certificate=(Identities(folder).server,), **directives)
+
+
+# -- connections in which nothing is sent
+
+
+@pytest.mark.parametrize("level", [LogLevel.ERROR, LogLevel.INFO, LogLevel.DEBUG])
+@pytest.mark.parametrize("kind", ["plain", "tls", "header expected", "header alone", "reset", "smtp"])
+def test_connections_that_send_nothing_are_logged_at_debug_alone(
+    tmp_path: Path, level: LogLevel, kind: str
+) -> None:
+    async def play() -> None:
+        build = {
+            "tls": lambda: tls(tmp_path, error_log=level),
+            "header expected": lambda: built(Protocol.IMAP, proxy_header=True, error_log=level),
+            "header alone": lambda: built(Protocol.IMAP, proxy_header=True, error_log=level),
+            "smtp": lambda: built(Protocol.SMTP, smtp_greeting_delay=Seconds(5), error_log=level),
+        }.get(kind, lambda: built(Protocol.IMAP, error_log=level))()
+        async with world(build, GRANTED) as w:
+            client = await w.client()
+            if kind in {"plain", "reset"}:
+                await client.line()
+            if kind == "header alone":
+                await client.say(b"PROXY UNKNOWN\r\n")
+                await client.line()
+            if kind == "reset":
+                client.reset()
+            else:
+                client.close()
+            await closed(w)
+            log = w.read_log()
+            assert (" debug session " in log) == (level is LogLevel.DEBUG)
+            assert " info session " not in log
+            assert " error " not in log
+
+    run(play)
+
+
+async def closed(w: World) -> None:
+    """Wait until one connection was counted as closed."""
+    while not any(
+        count for labels, count in w.meter.snapshot()["series"].get("mailproxy_connections_closed_total", [])
+    ):
+        await asyncio.sleep(0.005)
+
+
+def test_a_connection_that_sends_a_command_and_leaves_is_logged() -> None:
+    async def play() -> None:
+        async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.ask(b"a NOOP\r\n")
+            client.close()
+            await closed(w)
+            assert " info session " in w.read_log()
+
+    run(play)
+
+
+def test_half_a_command_is_not_nothing() -> None:
+    async def play() -> None:
+        async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
+            client = await w.client()
+            await client.line()
+            await client.say(b"a NO")
+            client.close()
+            await closed(w)
+            assert " info session " in w.read_log()
+
+    run(play)
+
+
+# -- names
+
+
+def test_a_name_server_that_does_not_answer_is_logged() -> None:
+    async def play() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            resolver = ResolverConfig(addresses=(f"127.0.0.1:{silent.getsockname()[1]}",))
+            build = built(Protocol.SMTP, resolver=resolver, resolver_timeout=Seconds(0.1))
+            async with world(build, GRANTED) as w:
+                client = await w.client()
+                await client.line()
+                client.close()
+                await closed(w)
+                log = w.read_log()
+                assert "error name_lookup_failed purpose=ptr name=127.0.0.1 result=timeout" in log
+
+    run(play)
+
+
+def test_an_authentication_service_whose_name_is_unknown_is_logged() -> None:
+    async def play() -> None:
+        def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
+            del auth
+            return server(Protocol.IMAP, auth_http=AuthHttp(host="no.such.invalid"), listen=(listen,))
+
+        async with world(build, GRANTED) as w:
+            log = w.read_log()
+            assert "name_lookup_failed purpose=auth name=no.such.invalid" in log
+
+    run(play)
