@@ -74,6 +74,7 @@ generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
 	$(BIN)/python charts/values_page.py
 	$(BIN)/python charts/crd_page.py
+	$(BIN)/python charts/plain_manifests.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
 
 locks: setup  ## Pin the images' packages anew, by their hashes

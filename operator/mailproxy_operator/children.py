@@ -124,8 +124,9 @@ class Children:
 
     async def read(self, reader: Reader, kinds: Sequence[Kind] = OWNED) -> None:
         """Read everything the MailProxy owns, or what is of some kinds."""
+        labels = names.owned_labels(self._key.name)
         for kind in kinds:
-            for found in await reader.list_labelled(kind, self._key.namespace, names.labels(self._key.name)):
+            for found in await reader.list_labelled(kind, self._key.namespace, labels):
                 if is_controlled_by(found, self._uid):
                     self._live[kind, found["metadata"]["name"]] = found
 

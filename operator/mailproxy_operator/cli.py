@@ -9,6 +9,7 @@ neither kopf nor the Kubernetes client.
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import sys
 from collections.abc import Sequence
@@ -129,6 +130,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", default=None, help="the proxy's image where a resource names none")
     _add_pull_policy(parser, "resource")
+    _add_pull_secret(parser)
     parser.add_argument(
         "--node-min-version", type=_version, help="of the oldest node, if older than the API server"
     )
@@ -136,6 +138,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lease-namespace", default=None, help="where the Lease is kept; needed for more than one replica"
     )
+    parser.add_argument(
+        "--lease-name", default="mailproxy-operator", metavar="NAME", help="of the Lease; another one for "
+        "each operator of a namespace",
+    )  # fmt: skip
     parser.add_argument(
         "--resync", type=float, default=600.0, metavar="SECONDS", help="look at everything this often"
     )
@@ -149,6 +155,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
     )
     parser.set_defaults(command=_run, extra="operator")
+
+
+def _add_pull_secret(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-pull-secret", action="append", default=[], metavar="NAME", help="a Secret of the "
+        "resource's namespace with which the proxy's image is pulled where a resource names none; repeatable",
+    )  # fmt: skip
 
 
 def _add_pull_policy(parser: argparse.ArgumentParser, what: str) -> None:
@@ -166,7 +179,15 @@ def _add_webhook(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--webhook-configuration", default="mailproxy-operator", metavar="NAME", help="the "
-        "MutatingWebhookConfiguration in which the operator then keeps the caBundle",
+        "MutatingWebhookConfiguration in which the operator keeps the caBundle",
+    )  # fmt: skip
+    group.add_argument(
+        "--webhook-ca-bundle", type=_certificates, metavar="BASE64", help="with "
+        "--webhook-certificates: their authority, which is written into the caBundle; not written without it",
+    )  # fmt: skip
+    group.add_argument(
+        "--webhook-timeout", type=float, default=5.0, metavar="SECONDS", help="timeoutSeconds of the "
+        "configuration: answer in a shorter time",
     )  # fmt: skip
 
 
@@ -187,6 +208,16 @@ def _address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _certificates(text: str) -> str:
+    try:
+        pem = base64.b64decode(text, validate=True).decode()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("is not base64 of a PEM text") from error
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise argparse.ArgumentTypeError("holds no certificate: base64 of a PEM text is wanted")
+    return pem
+
+
 def _add_render(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--file", type=Path, required=True, help="a MailProxy manifest; - reads standard input"
@@ -198,6 +229,11 @@ def _add_render(parser: argparse.ArgumentParser) -> None:
         "--image", default=DEFAULT_IMAGE, help="the proxy's image where the manifest names none"
     )
     _add_pull_policy(parser, "manifest")
+    _add_pull_secret(parser)
+    parser.add_argument(
+        "--operator-namespace", default="", metavar="NS", help="let the operator of this namespace through "
+        "NetworkPolicies (default: of any)",
+    )  # fmt: skip
     _add_sidecar(parser.add_argument_group("sidecars", "for a MailProxy with mode Sidecar"))
     parser.set_defaults(command=_render)
 
@@ -225,6 +261,8 @@ def _render(options: argparse.Namespace) -> int:
         kube_version=options.kube_version,
         image=options.image,
         image_pull_policy=options.image_pull_policy,
+        image_pull_secrets=tuple(options.image_pull_secret),
+        operator_namespace=options.operator_namespace,
     )
     if options.sidecar:
         return _render_sidecar(options, platform)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Kind, Manifest
 from mailproxy_operator.settings import KubeVersion
+
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -88,8 +91,10 @@ class Cluster(Reader, Protocol):
             manifest: Its identity and its whole status.
         """
 
-    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
-        """Set annotations on an object, if it is still there."""
+    async def annotate(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
+        """Set annotations, and labels, on an object, if it is still there."""
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Ask a pod which configuration it runs; ``None`` when it does not answer."""

@@ -54,6 +54,11 @@ def settings_from(options: argparse.Namespace, environment: Mapping[str, str]) -
         admin_host=host,
         admin_port=port,
         lease_namespace=environment.get(NAMESPACE_VARIABLE, "") if lease is None else lease,
+        lease_name=options.lease_name,
+        pod_namespace=environment.get(NAMESPACE_VARIABLE, ""),
+        pod_name=environment.get("POD_NAME", ""),
+        pod_uid=environment.get("POD_UID", ""),
+        image_pull_secrets=tuple(options.image_pull_secret),
         identity=f"{socket.gethostname()}_{os.getpid()}",
         resync_seconds=options.resync,
         webhook=_webhook(options),
@@ -69,6 +74,8 @@ def _webhook(options: argparse.Namespace) -> WebhookSettings | None:
         port=port,
         configuration=options.webhook_configuration,
         certificates=options.webhook_certificates,
+        authorities=(options.webhook_certificates and options.webhook_ca_bundle) or "",
+        timeout_seconds=options.webhook_timeout,
     )
 
 

@@ -22,7 +22,7 @@ from kubernetes.aio import client
 from mailproxy_operator import names
 from mailproxy_operator.answers import Answer, code_class, failure, is_port_drift, warnings
 from mailproxy_operator.api_tls import described
-from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.credentials import Configuration, Credentials, client_context
 from mailproxy_operator.errors import Gone, OperatorError, Retryable
 from mailproxy_operator.kinds import (
@@ -216,12 +216,15 @@ class KubeCluster:
         if answer.status not in {404, 409}:
             self._good(answer, kind, f"{kind.name} {key}")
 
-    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
-        """Set annotations by a merge patch: an apply would try to create an object that has vanished."""
+    async def annotate(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
+        """Set both by a merge patch: an apply would try to create an object that has vanished."""
+        metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
         answer = await self._ask(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER},
-            body={"metadata": {"annotations": dict(annotations)}}, content_type=_MERGE,
+            body={"metadata": metadata}, content_type=_MERGE,
         )  # fmt: skip
         if answer.status not in {404, 409}:
             self._good(answer, kind, f"{kind.name} {key}")

@@ -43,6 +43,8 @@ class Leadership:
         store: Where the Lease lives.
         key: Which.
         identity: Who we are.
+        owner: A reference to our own pod, in the Lease's namespace: the Lease is collected when the pod
+            of its last holder is gone, for instance after an uninstallation.
         now: Tells the time, for the record only.
     """
 
@@ -52,11 +54,13 @@ class Leadership:
         key: Key,
         identity: str,
         *,
+        owner: Manifest | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._key = key
         self._identity = identity
+        self._owner = owner
         self._now = now
         self._record: object = None
         self._seen_at = 0.0
@@ -130,8 +134,11 @@ class Leadership:
     def _lease(self, before: Manifest | None, transitions: int) -> Manifest:
         now = self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         blank: Manifest = {"metadata": {"name": self._key.name, "namespace": self._key.namespace}}
+        written = _written(before or blank)
+        if self._owner is not None:
+            written["metadata"]["ownerReferences"] = [dict(self._owner)]
         return {
-            **_written(before or blank),
+            **written,
             "spec": {
                 "holderIdentity": self._identity,
                 "leaseDurationSeconds": int(DURATION_SECONDS),

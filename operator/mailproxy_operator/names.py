@@ -30,8 +30,18 @@ TEMPLATE_HASH = f"{GROUP}/template-hash"
 """On the pod template: everything that needs new pods."""
 REFUSED_SYSCTLS = f"{GROUP}/refused-sysctls"
 """On the workload: what nodes have refused, and for which generation."""
+PROXY = f"{GROUP}/proxy"
+"""Label of everything that belongs to a MailProxy, every pod that runs it included: its name.
+
+It is in no selector of a workload: those cannot change, and older releases did not know it.
+"""
 INJECT = f"{GROUP}/inject"
 """Label of somebody else's pod: the MailProxy that it carries as a sidecar."""
+
+OPERATOR_LABELS = {f"{GROUP}/component": "operator"}
+"""Labels of the operator's pods: NetworkPolicies of proxies let it in by them."""
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+"""The name of a namespace, as a label that Kubernetes itself puts on it."""
 
 _NAME = "app.kubernetes.io/name"
 _INSTANCE = "app.kubernetes.io/instance"
@@ -58,9 +68,19 @@ def carrier_labels(name: str) -> dict[str, str]:
     return {INJECT: name}
 
 
+def proxy_labels(name: str) -> dict[str, str]:
+    """Label by which every pod of a MailProxy is found, a sidecar's included."""
+    return {PROXY: name}
+
+
+def owned_labels(name: str) -> dict[str, str]:
+    """Labels by which what a MailProxy owns is found, also what an older release has made."""
+    return {**selector_labels(name), _MANAGED_BY: FIELD_MANAGER}
+
+
 def labels(name: str) -> dict[str, str]:
     """Labels that everything owned by a MailProxy carries."""
-    return {**selector_labels(name), _MANAGED_BY: FIELD_MANAGER}
+    return {**owned_labels(name), **proxy_labels(name)}
 
 
 def label_selector(labels: Mapping[str, str]) -> str:

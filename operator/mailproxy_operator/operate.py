@@ -145,7 +145,7 @@ class Operator:
             await _first(stop.wait(), self._work())
             return 0
         key = Key(settings.lease_namespace, settings.lease_name)
-        leadership = Leadership(self._cluster, key, settings.identity)
+        leadership = Leadership(self._cluster, key, settings.identity, owner=settings.lease_owner())
         await _first(stop.wait(), leadership.acquire())
         if stop.is_set():
             return 0
@@ -161,8 +161,7 @@ class Operator:
         """Reconcile whatever kopf or the resync wakes."""
         self._is_at_work = True
         version = await _answered(self._cluster.version)
-        platform = self._settings.platform(version)
-        reconciler = Reconciler(self._cluster, platform)
+        reconciler = Reconciler(self._cluster, self._settings.platform(version))
         await self._until_installed()
         waker = Waker(reconciler, told=self._meters.reconciled, ask=self._cluster.running_config)
         self._queue = waker.queue

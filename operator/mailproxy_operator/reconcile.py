@@ -224,11 +224,15 @@ class Reconciler:
                 await self._tell(run.plan, pod)
 
     async def _tell(self, plan: Plan, pod: Manifest) -> None:
-        # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
         metadata = pod["metadata"]
-        if (metadata.get("annotations") or {}).get(names.CONFIG_HASH) != plan.config_hash:
-            key = Key(metadata["namespace"], metadata["name"])
-            await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash})
+        key = Key(metadata["namespace"], metadata["name"])
+        # Pods that an older release has made lack the label by which they are scraped and may be reached.
+        lacks_label = names.PROXY not in (metadata.get("labels") or {})
+        labels = names.proxy_labels(plan.resource.name) if lacks_label else {}
+        # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
+        is_told = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
+        if labels or not is_told:
+            await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels)
 
     async def _report(self, run: _Run, observed: Observed) -> Outcome:
         now = self._now()

@@ -44,17 +44,21 @@ class Platform:
         kube_version: The oldest version among the nodes that may run the pods.
         image: The proxy's image where a resource names none.
         image_pull_policy: When it is pulled where a resource does not say; ``None``: as Kubernetes does.
+        image_pull_secrets: Names of Secrets with which it is pulled where a resource names none.
         config_dir: Where the configuration is mounted in the container.
         refs_dir: Below it, what the resource refers to is mounted.
         refused_sysctls: Names that nodes have refused for this generation.
+        operator_namespace: Where the operator's pods are, for NetworkPolicies; any namespace when empty.
     """
 
     kube_version: KubeVersion = KubeVersion()
     image: str = DEFAULT_IMAGE
     image_pull_policy: str | None = None
+    image_pull_secrets: tuple[str, ...] = ()
     config_dir: str = names.CONFIG_DIR
     refs_dir: str = "/etc/mailproxy-refs"
     refused_sysctls: frozenset[str] = frozenset()
+    operator_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,15 +68,19 @@ class WebhookSettings:
     Attributes:
         host: Where to listen.
         port: Where to listen.
-        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps,
-            where it makes its certificate itself.
-        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else does.
+        configuration: The MutatingWebhookConfiguration whose ``caBundle`` the operator keeps.
+        certificates: A folder with ``tls.crt`` and ``tls.key``, where somebody else makes them.
+        authorities: What the API server has to trust for those, as PEM; when empty, somebody
+            else keeps the ``caBundle``.
+        timeout_seconds: How long the API server waits for an answer.
     """
 
     host: str = "[::]"
     port: int = 9443
     configuration: str = "mailproxy-operator"
     certificates: Path | None = None
+    authorities: str = ""
+    timeout_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +96,10 @@ class OperatorSettings:
         admin_port: Where metrics and probes are answered.
         lease_namespace: Where the Lease lives; without one, this must be the only operator.
         lease_name: Its name.
+        pod_namespace: Where this process's own pod is; empty outside of a cluster.
+        pod_name: That pod's name, where it is known.
+        pod_uid: That pod's uid, where it is known.
+        image_pull_secrets: Names of Secrets with which proxies are pulled where a resource names none.
         identity: Who holds it.
         resync_seconds: How often everything is looked at anew.
         webhook: The webhook for sidecars; there is none unless asked for.
@@ -101,10 +113,34 @@ class OperatorSettings:
     admin_port: int = 8080
     lease_namespace: str = ""
     lease_name: str = "mailproxy-operator"
+    pod_namespace: str = ""
+    pod_name: str = ""
+    pod_uid: str = ""
+    image_pull_secrets: tuple[str, ...] = ()
     identity: str = ""
     resync_seconds: float = 600.0
     webhook: WebhookSettings | None = None
 
     def platform(self, version: KubeVersion) -> Platform:
-        """What rendering has to know of a cluster of this version."""
-        return Platform(kube_version=version, image=self.image, image_pull_policy=self.image_pull_policy)
+        """Give the settings that rendering needs.
+
+        Args:
+            version: The oldest one among the nodes.
+        """
+        return Platform(
+            kube_version=version,
+            image=self.image,
+            image_pull_policy=self.image_pull_policy,
+            image_pull_secrets=self.image_pull_secrets,
+            operator_namespace=self.pod_namespace,
+        )
+
+    def lease_owner(self) -> dict[str, object] | None:
+        """Refer to this process's own pod, if it is known and in the namespace of the Lease.
+
+        An owner in another namespace does not count: Kubernetes would delete the Lease at once.
+        """
+        is_beside = bool(self.pod_namespace) and self.lease_namespace == self.pod_namespace
+        if not (is_beside and self.pod_name and self.pod_uid):
+            return None
+        return {"apiVersion": "v1", "kind": "Pod", "name": self.pod_name, "uid": self.pod_uid}

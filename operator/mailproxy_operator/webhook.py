@@ -22,13 +22,15 @@ from mailproxy_operator.review_server import ReviewServer
 from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSettings
 from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
 from mailproxy_operator.sidecar.certificate import server_context
-from mailproxy_operator.sidecar.trust import MountedCertificate, OwnCertificate
+from mailproxy_operator.sidecar.trust import GivenAuthority, MountedCertificate, OwnCertificate
 from mailproxy_operator.watching import Watching, kopf_settings
 
 HANDLER = "inject"
 """The path under which it is called."""
 REVIEW_SECONDS = 3.0
 """Less than the webhook's own timeout, so that the API server gets an answer in any case."""
+REVIEW_SHARE = 0.6
+"""The same for another timeout than the usual one, as a share of it."""
 FORBIDDEN = 403
 
 _log = logging.getLogger(__name__)
@@ -37,13 +39,16 @@ Told = Callable[[str], None]
 """Told what became of a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
 
 
-def register(registry: kopf.OperatorRegistry, admission: Admission, *, told: Told) -> None:
+def register(
+    registry: kopf.OperatorRegistry, admission: Admission, *, told: Told, seconds: float = REVIEW_SECONDS
+) -> None:
     """Attach the handler.
 
     Args:
         registry: Where to.
         admission: Who decides.
         told: Told what became of each pod.
+        seconds: How long a decision may take.
     """
 
     @kopf.on.mutate(
@@ -55,7 +60,7 @@ def register(registry: kopf.OperatorRegistry, admission: Admission, *, told: Tol
     ) -> None:
         pod = _plain(body)
         asked = Asked.read(pod, str(pod["metadata"].get("namespace", "")), is_trial=dryrun)
-        verdict = await _decided(admission, asked)
+        verdict = await _decided(admission, asked, seconds)
         told(verdict.result)
         if verdict.refusal:
             raise kopf.AdmissionError(verdict.refusal, code=FORBIDDEN)
@@ -64,10 +69,10 @@ def register(registry: kopf.OperatorRegistry, admission: Admission, *, told: Tol
             patch.fns.append(_replacing(verdict.pod))
 
 
-async def _decided(admission: Admission, asked: Asked) -> Verdict:
+async def _decided(admission: Admission, asked: Asked, seconds: float) -> Verdict:
     """Decide; whatever fails on our side must not keep a pod from running."""
     try:
-        async with asyncio.timeout(REVIEW_SECONDS):
+        async with asyncio.timeout(seconds):
             return await admission.review(asked)
     except Exception as failure:
         _log.exception("a pod that asks for %s gets no sidecar", asked.key)
@@ -85,6 +90,10 @@ def _replacing(pod: Manifest) -> Callable[[Any], None]:
         body["metadata"], body["spec"] = pod["metadata"], pod["spec"]
 
     return replace
+
+
+def _given(asked: WebhookSettings, cluster: KubeCluster) -> GivenAuthority | None:
+    return GivenAuthority(cluster, asked.configuration, asked.authorities) if asked.authorities else None
 
 
 class Webhook:
@@ -109,7 +118,7 @@ class Webhook:
         self._platform: Platform | None = None
         self._server = ReviewServer(asked.host, asked.port, context)
         self._certificate: OwnCertificate | MountedCertificate = (
-            MountedCertificate(asked.certificates, context)
+            MountedCertificate(asked.certificates, context, _given(asked, cluster))
             if asked.certificates
             else OwnCertificate(cluster, asked.configuration, context, holder=settings.identity)
         )
@@ -133,7 +142,8 @@ class Webhook:
             tasks.create_task(self._watching.keep(self._register, self._kopf_settings))
 
     def _register(self, registry: kopf.OperatorRegistry) -> None:
-        register(registry, self._admission, told=self._told)
+        seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
+        register(registry, self._admission, told=self._told, seconds=seconds)
 
     def _kopf_settings(self) -> kopf.OperatorSettings:
         settings = kopf_settings()

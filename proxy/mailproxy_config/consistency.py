@@ -125,6 +125,10 @@ def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> Non
 def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
     if "autoscaling" in spec and spec.get("mode", "Deployment") != "Deployment":
         problems.add("spec.autoscaling", "needs mode Deployment")
+    if spec.get("mode") == "Sidecar" and spec.get("networkPolicy", {}).get("enabled") is True:
+        reason = "with mode Sidecar the pods are yours, and so are their NetworkPolicies"
+        way_out = "remove networkPolicy, or write enabled: false"
+        problems.add("spec.networkPolicy.enabled", f"{reason}; {way_out}")
     if spec.get("pod", {}).get("hostNetwork") is not True:
         return
     for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):
@@ -204,6 +208,12 @@ SPEC_RULES: Final = (
     _rule(
         "self.mode == 'Deployment' || !has(self.autoscaling)",
         "autoscaling needs mode Deployment",
+        "FieldValueForbidden",
+    ),
+    _rule(
+        "self.mode != 'Sidecar' || !has(self.networkPolicy) || !has(self.networkPolicy.enabled) || "
+        "!self.networkPolicy.enabled",
+        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
         "FieldValueForbidden",
     ),
     *PORT_RULES,

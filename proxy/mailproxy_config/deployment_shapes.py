@@ -295,10 +295,11 @@ _NETWORK_POLICY: Final = Record(
         "egress": _passed_on(32),
     },
     descriptions={
-        "enabled": "Whether there is a NetworkPolicy; outgoing traffic must then be listed in egress.",
-        "metricsFrom": "Peers that may read the metrics.",
+        "enabled": "Whether there is a NetworkPolicy; outgoing traffic must then be listed in egress. "
+        "Not with mode Sidecar.",
+        "metricsFrom": "Peers that may read the metrics, beside the operator, which is always let in.",
         "clientsFrom": "Peers that may connect to the mail ports; everybody unless given.",
-        "egress": "Rules for outgoing traffic, beside DNS and the authorization service.",
+        "egress": "Rules for outgoing traffic, beside name servers and the authentication service.",
     },
 )
 _POD: Final = Record(

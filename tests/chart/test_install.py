@@ -119,12 +119,15 @@ def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
 
 
 def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> None:
-    """An operator with nothing but the chart's service account makes a proxy; then ``helm test``."""
+    """An operator with the Deployment's arguments and account makes a proxy; then ``helm test``."""
     _helm(empty, "install", RELEASE, str(CHART))
+    [container] = empty.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"]["containers"]
+    options = [one for one in container["args"][1:] if not one.startswith("--admin")]
+    pod = {"POD_NAMESPACE": NAMESPACE, "POD_NAME": "op-0", "POD_UID": "uid-0"}
     body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "spec": SPEC}
     token = empty.server.token(NAMESPACE, OPERATOR)
     kubeconfig = empty.cluster.kubeconfig("chart", token)
-    operator = Operator(empty.cluster, "chart", kubeconfig, ["--lease-namespace", NAMESPACE]).started()
+    operator = Operator(empty.cluster, "chart", kubeconfig, options, pod).started()
     try:
         made = {**body, "metadata": {"name": "edge", "namespace": NAMESPACE}}
         eventually(lambda: empty.api.create(made).status == 201, "the kind to be served")
@@ -137,6 +140,8 @@ def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> No
     finally:
         operator.stop()
     assert [one["metadata"]["name"] for one in empty.api.list("MailProxy", NAMESPACE)] == ["edge"]
+    [owner] = empty.api.found("Lease", NAMESPACE, OPERATOR)["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("Pod", "uid-0")
 
 
 @pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}, {"webhook": {"enabled": True}}])

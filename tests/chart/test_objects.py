@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import base64
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +16,13 @@ from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.command import settings_from
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
+from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.schema import custom_resource_definition
 from mailproxy_operator.settings import KubeVersion, Platform
-from support.helm import CHART, MONITORING, ROOT, Helm, Object, given, named, of_kind
+from support.helm import CHART, MONITORING, ROOT, Helm, Object, documents, given, named, of_kind
 from support.helm_schemas import VERSIONS, faults, pod_specs, violations
+from support.operator_bodies import body
 
 EDGE: Object = {
     "spec": {
@@ -33,8 +38,12 @@ EVERYTHING: Object = {
     "fullnameOverride": "mail-operator",
     "commonLabels": {"team": "mail"},
     "image": {"digest": "sha256:" + "a" * 64},
-    "proxyImage": {"tag": "2.0.0"},
-    "imagePullSecrets": ["pull"],
+    "proxyImage": {"tag": "2.0.0", "pullSecrets": ["proxies", {"name": "proxies-too"}]},
+    "imagePullSecrets": ["pull", {"name": "pull-too"}],
+    "extraArgs": ["--resync=60"],
+    "extraEnvFrom": [{"secretRef": {"name": "proxy-settings"}}],
+    "extraVolumes": [{"name": "ca", "configMap": {"name": "company-ca"}}],
+    "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/company"}],
     "replicas": 2,
     "nodeMinVersion": "1.31",
     "log": {"level": "debug", "format": "text"},
@@ -152,14 +161,6 @@ def _rules(role: Object) -> list[tuple[Any, ...]]:
     )
 
 
-def test_the_rights_are_those_of_the_plain_manifests(helm: Helm) -> None:
-    plain = list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text()))
-    rendered = helm.objects()
-    for suffix in ("operator", "edit", "view"):
-        ours, theirs = named(rendered, "ClusterRole", suffix), named(plain, "ClusterRole", suffix)
-        assert _rules(ours) == _rules(theirs)
-
-
 def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
     wanted = _rules(named(helm.objects(), "ClusterRole", "operator"))
     objects = helm.objects({"watchNamespaces": ["a", "b"]})
@@ -169,49 +170,66 @@ def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
     assert of_kind(objects, "ClusterRoleBinding") == []
 
 
-def test_the_rights_on_the_lease_are_those_of_the_plain_manifests(helm: Helm) -> None:
-    plain = named(list(yaml.safe_load_all((ROOT / "deploy/rbac.yaml").read_text())), "Role", "lease")
-    ours = named(helm.objects(), "Role", "lease")
-    # The chart asks for less: only creating cannot be bound to a name.
-    assert {verb for rule in ours["rules"] for verb in rule["verbs"]} == {*plain["rules"][0]["verbs"]}
-    assert [rule.get("resourceNames") for rule in ours["rules"]] == [None, ["mailproxy-operator"]]
-
-
-def test_the_webhook_is_that_of_the_plain_manifests(helm: Helm) -> None:
-    objects = helm.objects(MATRIX["webhook"])
-    plain = [
-        one for name in ("webhook", "rbac")
-        for one in yaml.safe_load_all((ROOT / f"deploy/webhook/{name}.yaml").read_text())
-    ]  # fmt: skip
-    ours, theirs = (named(some, "MutatingWebhookConfiguration")["webhooks"][0] for some in (objects, plain))
-    assert ours.pop("clientConfig")["service"] == {
-        "name": "mp-mailproxy-operator-webhook",
-        "namespace": "mail",
-        "port": 443,
-        "path": theirs.pop("clientConfig")["service"]["path"],
-    }
-    [mine] = ours.pop("namespaceSelector")["matchExpressions"]
-    theirs.pop("namespaceSelector")
-    assert mine["values"] == ["kube-system", "mail"]
-    assert ours == theirs
-    [rule] = named(objects, "ClusterRole", "webhook")["rules"]
-    [plain_rule] = named(plain, "ClusterRole", "webhook")["rules"]
-    name = named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
-    assert rule == {**plain_rule, "resourceNames": [name]}
-    arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert arguments[-2:] == ["--webhook=[::]:9443", f"--webhook-configuration={name}"]
-
-
 def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
     objects = helm.objects(MATRIX["webhook with a Secret"])
     assert [
         one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
     ] == []
     spec = named(objects, "Deployment")["spec"]["template"]["spec"]
-    assert spec["containers"][0]["args"][-1] == "--webhook-certificates=/etc/webhook"
+    assert "--webhook-certificates=/etc/webhook" in spec["containers"][0]["args"]
     assert {"webhook": "webhook-tls"}.items() <= {
         one["name"]: one.get("secret", {}).get("secretName") for one in spec["volumes"]
     }.items()
+
+
+CA_BUNDLE = base64.b64encode(b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n").decode()
+GIVEN: Object = {"webhook": {"enabled": True, "certificateSecret": "webhook-tls", "caBundle": CA_BUNDLE}}
+
+
+@pytest.mark.parametrize("case", ["webhook", "webhook with a Secret", "given"])
+def test_helm_never_writes_the_ca_bundle(helm: Helm, case: str) -> None:
+    """What two write is a conflict with server-side apply, which Helm 4 does."""
+    objects = helm.objects({**MATRIX, "given": GIVEN}[case])
+    for webhook in named(objects, "MutatingWebhookConfiguration")["webhooks"]:
+        assert "caBundle" not in webhook["clientConfig"]
+
+
+def test_the_operator_writes_the_authority_that_it_is_given(helm: Helm) -> None:
+    objects = helm.objects(GIVEN)
+    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
+    assert settings is not None
+    assert settings.authorities.encode() == base64.b64decode(CA_BUNDLE)
+    assert settings.configuration == named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
+    [rule] = named(objects, "ClusterRole", "-webhook")["rules"]
+    assert rule["resourceNames"] == [settings.configuration]
+    assert rule["verbs"] == ["get", "patch"]
+
+
+def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
+    objects = helm.objects({"webhook": {"enabled": True, "failurePolicy": "Fail", "timeoutSeconds": 12}})
+    [webhook] = named(objects, "MutatingWebhookConfiguration")["webhooks"]
+    assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Fail", 12)
+    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
+    assert settings is not None
+    assert settings.timeout_seconds == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "replicas"),
+    [
+        ({}, 1),
+        ({"webhook": {"enabled": True}}, 2),
+        ({"webhook": {"enabled": True}, "replicas": 1}, 1),
+        ({"replicas": 3}, 3),
+    ],
+)
+def test_there_are_two_replicas_with_a_webhook(helm: Helm, values: Object, replicas: int) -> None:
+    """Pods are created without their sidecar, or not at all, while none answers."""
+    objects = helm.objects(values)
+    assert named(objects, "Deployment")["spec"]["replicas"] == replicas
+    assert bool(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
 
 
 def test_the_operator_understands_every_argument(helm: Helm) -> None:
@@ -237,20 +255,118 @@ def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
         "--admin=:8080",
         "--image=ghcr.io/mailproxy/mailproxy:2.0.0",
         "--image-pull-policy=IfNotPresent",
+        "--image-pull-secret=proxies",
+        "--image-pull-secret=proxies-too",
+        "--lease-name=mail-operator",
         "--node-min-version=1.31",
         "--resync=600",
         "--log-level=debug",
         "--log-format=text",
+        "--resync=60",
     ]
     two = named(helm.objects({"watchNamespaces": ["a", "b"]}), "Deployment")
     arguments = two["spec"]["template"]["spec"]["containers"][0]["args"]
     assert [one for one in arguments if "namespace" in one] == ["--namespace=a", "--namespace=b"]
 
 
+def _pod(helm: Helm, values: Object, *options: str) -> Object:
+    spec: Object = named(helm.objects(values, *options), "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def test_two_releases_in_one_namespace_have_two_leases(helm: Helm) -> None:
+    names = set()
+    for release in ("first", "second"):
+        text = helm.good("template", release, str(CHART), "--namespace", "mail")
+        objects = documents(text)
+        container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        settings = settings_from(operator_arguments().parse_args(container["args"]), {})
+        role = named(objects, "Role", "-lease")
+        assert [settings.lease_name] in [rule.get("resourceNames") for rule in role["rules"]]
+        names.add(settings.lease_name)
+    assert len(names) == 2
+
+
+def test_the_lease_belongs_to_the_pod_that_holds_it(helm: Helm) -> None:
+    """So it is collected with the pods of a release that is uninstalled."""
+    [container] = _pod(helm, {})["containers"]
+    paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"]}
+    pod = {"metadata.namespace": "mail", "metadata.name": "op-0", "metadata.uid": "u"}
+    settings = settings_from(
+        operator_arguments().parse_args(container["args"]),
+        {name: pod[path] for name, path in paths.items()},
+    )
+    assert settings.lease_owner() == {"apiVersion": "v1", "kind": "Pod", "name": "op-0", "uid": "u"}
+
+
+def test_what_is_extra_is_there(helm: Helm) -> None:
+    spec = _pod(helm, EVERYTHING)
+    [container] = spec["containers"]
+    assert spec["imagePullSecrets"] == [{"name": "pull"}, {"name": "pull-too"}]
+    assert container["envFrom"] == EVERYTHING["extraEnvFrom"]
+    assert EVERYTHING["extraVolumes"][0] in spec["volumes"]
+    assert EVERYTHING["extraVolumeMounts"][0] in container["volumeMounts"]
+    job = named(helm.objects(EVERYTHING), "Job", "-test")["spec"]["template"]["spec"]
+    assert job["imagePullSecrets"] == spec["imagePullSecrets"]
+    assert job["priorityClassName"] == spec["priorityClassName"] == "system-cluster-critical"
+
+
+def test_security_contexts_can_be_changed_and_thinned_out(helm: Helm) -> None:
+    """OpenShift chooses the user itself, and refuses a pod that names another one."""
+    values = {
+        "podSecurityContext": {
+            "runAsUser": None,
+            "runAsGroup": None,
+            "fsGroup": None,
+            "supplementalGroups": [7],
+        },
+        "securityContext": {"capabilities": {"drop": ["NET_RAW"]}},
+    }
+    spec = _pod(helm, values)
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "supplementalGroups": [7],
+    }
+    assert spec["containers"][0]["securityContext"]["capabilities"] == {"drop": ["NET_RAW"]}
+    assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_proxies_are_pulled_with_the_secrets_of_the_values(helm: Helm) -> None:
+    [container] = _pod(helm, EVERYTHING)["containers"]
+    settings = settings_from(operator_arguments().parse_args(container["args"]), {})
+    platform = settings.platform(KubeVersion(1, 36))
+    [workload] = of_kind(list(render(planned(Resource.read(body()), platform))), "Deployment")
+    pull = workload["spec"]["template"]["spec"]["imagePullSecrets"]
+    assert pull == [{"name": "proxies"}, {"name": "proxies-too"}]
+    own = body(imagePullSecrets=[{"name": "own"}])
+    [workload] = of_kind(list(render(planned(Resource.read(own), platform))), "Deployment")
+    assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "own"}]
+    assert sidecar(planned(Resource.read(body(mode="Sidecar")), platform)).pull_secrets == (
+        "proxies",
+        "proxies-too",
+    )
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_chart_that_contains_this_one_decides_whether_it_does(
+    helm: Helm, tmp_path: Path, enabled: bool
+) -> None:
+    shutil.copytree(CHART, tmp_path / "charts/mailproxy-operator")
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    dependency = {"name": "mailproxy-operator", "version": version, "condition": "mailproxy-operator.enabled"}
+    chart = {"apiVersion": "v2", "name": "mail", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    value = f"mailproxy-operator.enabled={str(enabled).lower()}"
+    objects = documents(helm.good("template", "mp", str(tmp_path), "--set", value))
+    assert bool(of_kind(objects, "Deployment")) == enabled
+
+
 def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> None:
     deployment = named(helm.objects(), "Deployment")
     labels = {"app.kubernetes.io/name": "mailproxy-operator", "app.kubernetes.io/instance": "mp"}
-    assert deployment["spec"]["template"]["metadata"]["labels"] == labels
+    by_policies = {"mailproxy.dev/component": "operator"}
+    assert deployment["spec"]["template"]["metadata"]["labels"] == {**labels, **by_policies}
     assert deployment["spec"]["selector"]["matchLabels"] == labels
 
 

@@ -66,10 +66,20 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ),
         ({"webhook": {"enabled": True, "certificateSecret": "a"}}, "webhook.certificateSecret needs"),
         ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle without"),
+        ({"webhook": {"failurePolicy": "Maybe"}}, "/webhook/failurePolicy"),
+        ({"webhook": {"timeoutSeconds": 31}}, "/webhook/timeoutSeconds"),
         ({"webhook": {"enabled": True, "port": 8080}}, "webhook.port and metrics.port"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
         ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels"),
+        ({"podLabels": {"mailproxy.dev/component": "x"}}, "podLabels"),
         ({"extraEnv": [{"name": "POD_NAMESPACE", "value": "x"}]}, "extraEnv"),
+        ({"enabled": False}, "enabled is false"),
+        ({"enabled": "no"}, "/enabled"),
+        ({"imagePullSecrets": [{"nam": "a"}]}, "/imagePullSecrets/0"),
+        ({"proxyImage": {"pullSecrets": [1]}}, "/proxyImage/pullSecrets/0"),
+        ({"extraEnv": [{"name": "POD_UID", "value": "x"}]}, "extraEnv: POD_UID"),
+        ({"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}, "extraVolumes: tmp"),
+        ({"extraArgs": [""]}, "/extraArgs/0"),
         ({"proxies": {"Edge": {"spec": SERVERS}}}, "proxies.Edge"),
         ({"proxies": {"e" * 51: {"spec": SERVERS}}}, "proxies.eee"),
         ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
@@ -99,8 +109,9 @@ def test_the_schema_knows_exactly_the_values_there_are() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     assert _undeclared(schema, defaults) == []
-    # Helm itself adds "global" to the values of a chart that another one contains.
-    assert schema["properties"].keys() - defaults.keys() == {"global"}
+    # Helm itself adds "global" to the values of a chart that another one contains, and hands on "enabled",
+    # by which that one decides whether it does.
+    assert schema["properties"].keys() - defaults.keys() == {"global", "enabled"}
 
 
 def _undeclared(schema: dict[str, Any], tree: dict[str, Any], path: str = "") -> list[str]:

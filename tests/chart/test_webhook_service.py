@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,14 @@ from typing import Any
 import pytest
 
 from support.helm import CHART, Helm, Object, given
-from support.helm_cluster import NAMESPACE, RELEASE, ChartCluster, chart_cluster, serving_endpoints
+from support.helm_cluster import (
+    NAMESPACE,
+    RELEASE,
+    ChartCluster,
+    chart_cluster,
+    own_address,
+    serving_endpoints,
+)
 from support.kube_api import Answer
 from support.kube_cluster import Operator
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
@@ -37,24 +43,13 @@ class Site:
     operator: Operator
 
 
-def _own_address() -> str:
-    """An address of this machine that an endpoint may have; the API server takes none of loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # asks for the route and sends nothing
-        except OSError:
-            pytest.skip("needs an address beside that of loopback")
-        address: str = probe.getsockname()[0]
-        return address
-
-
 @pytest.fixture(scope="module")
 def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The chart, installed; its operator, ready; and what controllers would do for its Service."""
     found = programs()
     if found is None:
         pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
-    address, port = _own_address(), Ports().take()
+    address, port = own_address(), Ports().take()
     with chart_cluster(found, tmp_path_factory.mktemp("webhook"), helm, reaches_services=True) as cluster:
         values = given({"webhook": {"enabled": True, "port": port}})
         helm.good("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)

@@ -99,6 +99,9 @@ def test_what_goes_together(resource: dict[str, Any]) -> None:
               sysctls={"extra": [{"name": "net.ipv4.tcp_fin_timeout", "value": "1"}]}),
          "spec.sysctls.extra[0]", "with pod.hostNetwork no net.* sysctl can be set"),
         (body(mode="DaemonSet", autoscaling={"maxReplicas": 3}), "spec.autoscaling", "needs mode Deployment"),
+        (body(mode="Sidecar", networkPolicy={"enabled": True}), "spec.networkPolicy.enabled",
+         "with mode Sidecar the pods are yours, and so are their NetworkPolicies; "
+         "remove networkPolicy, or write enabled: false"),
     ],
 )  # fmt: skip
 def test_what_does_not(resource: dict[str, Any], path: str, reason: str) -> None:
@@ -114,7 +117,7 @@ def test_what_is_wrong_in_itself_is_not_called_missing() -> None:
 
 
 def test_a_rule_of_the_api_server_reads_only_what_there_is() -> None:
-    assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 11
+    assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 12
     assert {rule.reason for rule in SPEC_RULES} == {
         "FieldValueRequired",
         "FieldValueInvalid",

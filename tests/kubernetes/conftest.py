@@ -81,9 +81,12 @@ def new_operator(cluster: Cluster) -> Iterator[NewOperator]:
     """Starts operators of a test's own: a name, and options."""
     started: list[Operator] = []
 
-    def new(name: str, *options: str, token: str | None = None) -> Operator:
+    def new(
+        name: str, *options: str, token: str | None = None, environment: dict[str, str] | None = None
+    ) -> Operator:
         wanted = cluster.operator_token() if token is None else token
-        started.append(Operator(cluster, name, cluster.kubeconfig(name, wanted), options))
+        kubeconfig = cluster.kubeconfig(name, wanted)
+        started.append(Operator(cluster, name, kubeconfig, options, environment))
         return started[-1]
 
     yield new

@@ -97,6 +97,20 @@ def test_one_that_loses_the_lease_stops(idle_world: World, start: Callable[[str]
     assert holder(world) == "thief", "what is another's is not given back"
 
 
+def test_the_lease_belongs_to_the_pod_of_its_holder(idle_world: World, new_operator: NewOperator) -> None:
+    """With the rights that are granted: OpenShift's admission asks for one to change an owner."""
+    world = idle_world
+    world.api.delete("Lease", SYSTEM, LEASE)
+    for number in (0, 1):
+        pod = {"POD_NAMESPACE": SYSTEM, "POD_NAME": f"op-{number}", "POD_UID": f"uid-{number}"}
+        options = (f"--namespace={world.namespace}", "--resync=30")
+        one = new_operator(f"owner-{number}", *options, environment=pod).started()
+        world.until(lambda one=one: holds(world, one), "the Lease")  # type: ignore[misc]
+        [owner] = world.api.found("Lease", SYSTEM, LEASE)["metadata"]["ownerReferences"]
+        assert owner == {"apiVersion": "v1", "kind": "Pod", "name": f"op-{number}", "uid": f"uid-{number}"}
+        one.stop()
+
+
 @pytest.mark.parametrize("cluster", [REAL], indirect=True, scope="session")
 def test_one_that_may_not_have_the_lease_says_so(idle_world: World, new_operator: NewOperator) -> None:
     options = ("--lease-namespace=kube-system", f"--namespace={idle_world.namespace}")

@@ -118,6 +118,11 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
     ),
     ({"mode": "DaemonSet", "autoscaling": {"maxReplicas": 2}}, "spec", "autoscaling needs mode Deployment"),
     (
+        {"mode": "Sidecar", "networkPolicy": {"enabled": True}},
+        "spec",
+        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
+    ),
+    (
         mail(serverName="a\r\nb"),
         "spec.mail.serverName",
         "serverName must not contain control characters such as CR or LF",

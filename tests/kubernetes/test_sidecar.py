@@ -117,6 +117,7 @@ def test_a_labelled_pod_comes_back_with_the_sidecar(place: World) -> None:
     made = answer.good
     container = sidecar_of(made)
     assert container is not None
+    assert made["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
     assert container["restartPolicy"] == "Always"
     assert container["args"][:2] == ["run", "-f"]
     assert [port["containerPort"] for port in container["ports"]] == [993, 9113]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,18 @@ import yaml
 from mailproxy_monitoring.pages import pages
 
 from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy_operator.render import planned, render
+from mailproxy_operator.render.sidecar import sidecar
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import Platform
+from mailproxy_operator.sidecar.inject import Injected, inject
 from support.helm_schemas import faults
 from support.needs import Needs
+from support.operator_bodies import body
 from support.prometheus_world.places import Places
 from support.prometheus_world.watcher import watch
 from support.servers.programs import Ports, eventually, output_of
+from support.sidecars import pod
 
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 CRD = MONITORING.parent / "crd.yaml"
@@ -26,9 +34,10 @@ POD = {
     "__meta_kubernetes_namespace": "mail",
     "__meta_kubernetes_pod_name": "edge-0",
     "__meta_kubernetes_pod_container_port_name": "admin",
-    "__meta_kubernetes_pod_label_app_kubernetes_io_instance": "edge",
+    "__meta_kubernetes_pod_label_mailproxy_dev_proxy": "edge",
     "__meta_kubernetes_pod_annotation_prometheus_io_scrape": "true",
-    "__meta_kubernetes_pod_annotation_prometheus_io_path": "/metrics",
+    # A sidecar's pod may have the path of its application here.
+    "__meta_kubernetes_pod_annotation_prometheus_io_path": "/elsewhere",
 }
 
 
@@ -93,6 +102,7 @@ def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_pat
             "__name__": "",
             "instance": admin,
             "job": "mail/edge",
+            "mailproxy": "edge",
             "namespace": "mail",
             "pod": "edge-0",
         }
@@ -103,16 +113,42 @@ def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_pat
 def test_the_pod_monitor_for_all_proxies_makes_the_same_job() -> None:
     monitor = _read("scrape/podmonitor.yaml")
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-    [relabeling] = endpoint.pop("relabelings")
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
-    [job] = [one for one in scrape["relabel_configs"] if one.get("target_label") == "job"]
-    assert relabeling == {
-        "sourceLabels": job["source_labels"],
-        "separator": job["separator"],
-        "targetLabel": "job",
-    }
+    wanted = [one for one in scrape["relabel_configs"] if one.get("target_label") in {"job", "mailproxy"}]
+    assert [_snake(one) for one in endpoint.pop("relabelings")] == wanted
     monitor["spec"].pop("namespaceSelector")
     assert faults(monitor, "1.36") == []
+
+
+def _snake(relabeling: dict[str, Any]) -> dict[str, Any]:
+    """Write a relabeling of a PodMonitor as Prometheus itself has it."""
+    return {re.sub("[A-Z]", lambda one: f"_{one[0].lower()}", key): it for key, it in relabeling.items()}
+
+
+def test_every_pod_of_a_proxy_has_the_label_that_scrape_files_select() -> None:
+    """A sidecar's pod as well as those of a workload."""
+    [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
+    [selector] = scrape["kubernetes_sd_configs"][0]["selectors"]
+    [expression] = _read("scrape/podmonitor.yaml")["spec"]["selector"]["matchExpressions"]
+    assert expression == {"key": selector["label"], "operator": "Exists"}
+    monitoring = {"podMonitor": {"enabled": True}}
+    for mode in ("Deployment", "DaemonSet", "Sidecar"):
+        resource = body(mode=mode, monitoring=monitoring)
+        objects = render(planned(Resource.read(resource), Platform()))
+        [monitor] = [one for one in objects if one["kind"] == "PodMonitor"]
+        labels = _pod_labels(resource, objects)
+        assert selector["label"] in labels
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
+    workloads = [one for one in objects if one["kind"] in {"Deployment", "DaemonSet"}]
+    if workloads:
+        found: dict[str, str] = workloads[0]["spec"]["template"]["metadata"]["labels"]
+        return found
+    injected = inject(sidecar(planned(Resource.read(resource), Platform())), pod())
+    assert isinstance(injected, Injected)
+    return dict(injected.pod["metadata"]["labels"])
 
 
 @pytest.mark.interop

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
+from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy_operator.meters import Meters
 from mailproxy_operator.render.prometheus_rule import ALERTS
+from support.alerts import SERIES
 from support.needs import Needs
 from support.servers.programs import output_of
 
+ALERTS_PAGE = Path(__file__).parents[2] / "docs/alerts.md"
 POD = 'namespace="mail", job="mail/edge", pod="edge-0", instance="a"'
 IMAP = 'namespace="mail", job="mail/edge", protocol="imap"'
 PASSED = "SUCCESS"
@@ -78,37 +83,77 @@ RECORDED: dict[str, tuple[Series, str, float]] = {
     ),
 }
 
-# alert -> data on which it fires after 90 minutes, data on which it does not
-OPERATOR: dict[str, tuple[Series, Series]] = {
+OPERATOR_POD = 'namespace="system", job="op", pod="op-0"'
+# As Prometheus has it without honorLabels: the pod's namespace is that of the operator.
+CONDITION = f'mailproxy_operator_condition{{{OPERATOR_POD}, exported_namespace="mail", name="edge"'
+RESOURCES = f'mailproxy_operator_resources{{{OPERATOR_POD}, ready="true"}}'
+RECONCILES = f"mailproxy_operator_reconciles_total{{{OPERATOR_POD}"
+LEADER = f"mailproxy_operator_leader{{{OPERATOR_POD}}}"
+STANDBY = LEADER.replace("op-0", "op-1")
+
+# alert -> data on which it fires after 90 minutes, several cases in which it does not
+OPERATOR: dict[str, tuple[Series, list[Series]]] = {
     "MailProxyOperatorNotReconciling": (
-        [("mailproxy_operator_last_success_timestamp_seconds", "60x100")],
-        [("mailproxy_operator_last_success_timestamp_seconds", "0+60x100")],
+        [(RESOURCES, "3x100"), (f'{RECONCILES}, result="ok"}}', "5x100")],
+        [
+            # a fresh installation without resources
+            [(RESOURCES, "0x100"), (f'{RECONCILES}, result="ok"}}', "0x100")],
+            # one that has begun a quarter of an hour ago, with its first resource
+            [(RESOURCES, "_x75 1x100"), (f'{RECONCILES}, result="ok"}}', "_x75 1x100")],
+            # a resync every ten minutes, which finds a resource that its user has to mend
+            [
+                (RESOURCES, "1x100"),
+                (f'{RECONCILES}, result="hopeless"}}', " ".join(f"{n}x9" for n in range(12))),
+                (f'{RECONCILES}, result="ok"}}', "0x100"),
+            ],
+        ],
     ),
     "MailProxyOperatorErrors": (
         [
-            ('mailproxy_operator_reconciles_total{result="ok"}', "0+60x100"),
-            ('mailproxy_operator_reconciles_total{result="hopeless"}', "0+60x100"),
+            (f'{RECONCILES}, result="ok"}}', "0+60x100"),
+            (f'{RECONCILES}, result="error"}}', "0+60x100"),
         ],
         [
-            ('mailproxy_operator_reconciles_total{result="ok"}', "0+60x100"),
-            ('mailproxy_operator_reconciles_total{result="retry"}', "0+60x100"),
-            ('mailproxy_operator_reconciles_total{result="error"}', "0+6x100"),
+            [
+                (f'{RECONCILES}, result="ok"}}', "0+60x100"),
+                (f'{RECONCILES}, result="retry"}}', "0+60x100"),
+                (f'{RECONCILES}, result="error"}}', "0+6x100"),
+            ],
+            # resources that their users have to mend
+            [
+                (f'{RECONCILES}, result="ok"}}', "0+6x100"),
+                (f'{RECONCILES}, result="hopeless"}}', "0+60x100"),
+                (f'{RECONCILES}, result="error"}}', "0x100"),
+            ],
         ],
     ),
     "MailProxyOperatorDown": (
-        [('mailproxy_operator_leader{pod="a"}', "0x100"), ('mailproxy_operator_leader{pod="b"}', "0x100")],
-        [('mailproxy_operator_leader{pod="a"}', "0x100"), ('mailproxy_operator_leader{pod="b"}', "1x100")],
+        [(LEADER, "0x100"), (STANDBY, "0x100")],
+        [[(LEADER, "0x100"), (STANDBY, "1x100")], [(LEADER, "1x60 0x40"), (STANDBY, "0x60 1x40")]],
     ),
     "MailProxyNotReady": (
-        [('mailproxy_operator_resources{ready="unknown"}', "2x100")],
+        [(f'{CONDITION}, type="Ready", status="Unknown"}}', "1x100")],
         [
-            ('mailproxy_operator_resources{ready="unknown"}', "0x100"),
-            ('mailproxy_operator_resources{ready="true"}', "5x100"),
+            [(f'{CONDITION}, type="Ready", status="True"}}', "1x100")],
+            [(f'{CONDITION}, type="Reconciling", status="False"}}', "1x100")],
+            # gone, and back
+            [(f'{CONDITION}, type="Ready", status="False"}}', "1x85 0x20")],
         ],
     ),
+    "MailProxyStalled": (
+        [(f'{CONDITION}, type="Stalled", status="True"}}', "1x100")],
+        [[(f'{CONDITION}, type="Stalled", status="False"}}', "1x100")]],
+    ),
     "MailProxySysctlForbidden": (
-        [('mailproxy_operator_circuit_breakers_open{reason="sysctl_forbidden"}', "1x100")],
-        [('mailproxy_operator_circuit_breakers_open{reason="sysctl_forbidden"}', "0x100")],
+        [(f'mailproxy_operator_circuit_breakers_open{{{OPERATOR_POD}, reason="sysctl_forbidden"}}', "1x100")],
+        [
+            [
+                (
+                    f'mailproxy_operator_circuit_breakers_open{{{OPERATOR_POD}, reason="sysctl_forbidden"}}',
+                    "0x100",
+                )
+            ]
+        ],
     ),
 }
 
@@ -137,19 +182,121 @@ def test_what_is_recorded(needs: Needs, tmp_path: Path, record: str) -> None:
     assert PASSED in _judged(needs, tmp_path, chart_rules(), test)
 
 
+def _firing(
+    needs: Needs, folder: Path, rules: dict[str, Any], series: Series, alert: str, minute: int
+) -> str:
+    """Return which alerts of a name fire: promtool shows what it did not expect."""
+    folder.mkdir()
+    firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
+    asked = {"expr": firing, "eval_time": f"{minute}m", "exp_samples": []}
+    return _judged(needs, folder, rules, {"input_series": _series(series), "promql_expr_test": [asked]})
+
+
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", OPERATOR)
 def test_the_operators_alerts_fire_and_are_silent(needs: Needs, tmp_path: Path, alert: str) -> None:
-    [rule] = [one for one in OPERATOR_ALERTS if one.name == alert]
-    for number, series in enumerate(OPERATOR[alert]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        firing = f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)'
-        expected = {"labels": "{}", "value": 1 - number}
-        counted = {"expr": firing, "eval_time": "90m", "exp_samples": [expected]}
-        test = {"input_series": _series(series), "promql_expr_test": [counted]}
-        said = _judged(needs, folder, chart_rules(), test)
-        assert PASSED in said, f"{rule}\n{said}"
+    fires, silent = OPERATOR[alert]
+    said = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
+    about_a_resource = alert in {"MailProxyNotReady", "MailProxyStalled"}
+    assert f'namespace="{"mail" if about_a_resource else "system"}"' in said, said
+    assert ('mailproxy="edge"' in said) == about_a_resource, said
+    for number, series in enumerate(silent):
+        said = _firing(needs, tmp_path / str(number), chart_rules(), series, alert, 90)
+        assert PASSED in said, said
+
+
+@pytest.mark.interop
+def test_an_alert_about_a_resource_honours_the_labels_of_the_metric(needs: Needs, tmp_path: Path) -> None:
+    """With honorLabels, as the chart's monitors have it."""
+    series = 'mailproxy_operator_condition{namespace="mail", name="edge", type="Ready", status="False"}'
+    said = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
+    assert 'mailproxy="edge"' in said
+    assert 'namespace="mail"' in said
+
+
+@pytest.mark.interop
+def test_an_operator_that_is_gone_is_down(needs: Needs, tmp_path: Path) -> None:
+    rules, alert = chart_rules(), "MailProxyOperatorDown"
+    vanished = [(LEADER, "1x30"), (LEADER.replace("system", "other"), "1x100")]
+    assert 'namespace="system"' in _firing(needs, tmp_path / "one", rules, vanished, alert, 60)
+    assert alert in _firing(needs, tmp_path / "never", rules, [("up", "1x100")], alert, 90)
+
+
+# --- every MailProxy at once, for a Prometheus without its operator ------------
+
+
+def _of(name: str, series: Series) -> Series:
+    """The data on which an alert fires, as that of another MailProxy."""
+    job = f'namespace="{name}", mailproxy="edge", job="{name}/edge"'
+    return [(one.replace('job="mail/edge"', job), values) for one, values in series]
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("alert", SERIES)
+def test_alerts_of_two_proxies_are_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
+    series = [*_of("a", SERIES[alert]), *_of("b", SERIES[alert])]
+    # What makes a hash or a certificate of one proxy strange must not come from the other one.
+    said = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
+    for namespace in ("a", "b"):
+        assert f'mailproxy="edge", namespace="{namespace}"' in said, said
+
+
+@pytest.mark.interop
+def test_proxies_with_different_configurations_do_not_disagree(needs: Needs, tmp_path: Path) -> None:
+    series: Series = [
+        (
+            f'mailproxy_config_info{{namespace="{name}", mailproxy="x", job="{name}/x", hash="{name}"}}',
+            "1x90",
+        )
+        for name in ("a", "b")
+    ]
+    assert PASSED in _firing(needs, tmp_path / "a", plain_rules(), series, "MailProxyConfigSkew", 80)
+
+
+def _rollout(old_minutes: int, drain_minutes: int) -> Series:
+    """From minute 20 on a pod of the next configuration; the old one goes on, then drains."""
+    old, new = (f'{POD.replace("edge-0", name)}, mailproxy="edge"' for name in ("old", "new"))
+    return [
+        (f'mailproxy_config_info{{{old}, hash="a"}}', f"1x{20 + old_minutes + drain_minutes}"),
+        (f"mailproxy_draining{{{old}}}", f"0x{19 + old_minutes} 1x{drain_minutes}"),
+        (f'mailproxy_config_info{{{new}, hash="b"}}', "_x20 1x200"),
+        (f"mailproxy_draining{{{new}}}", "_x20 0x200"),
+    ]
+
+
+@pytest.mark.interop
+def test_ordinary_rollout_is_no_skew(needs: Needs, tmp_path: Path) -> None:
+    """Pods of both configurations run for ten minutes, and the old ones drain for an hour."""
+    rules, alert = plain_rules(), "MailProxyConfigSkew"
+    for minute in (29, 35, 60, 90):
+        said = _firing(needs, tmp_path / str(minute), rules, _rollout(10, 60), alert, minute)
+        assert PASSED in said, said
+    assert alert in _firing(needs, tmp_path / "skew", rules, _rollout(40, 5), alert, 50)
+
+
+@pytest.mark.interop
+def test_proxies_with_jobs_of_their_own_are_not_down(needs: Needs, tmp_path: Path) -> None:
+    """Those that are found by their annotations have NAMESPACE/NAME as their job, not one for all."""
+    job = 'namespace="mail", mailproxy="edge", job="mail/edge"'
+    rules, alert = plain_rules(), "MailProxyDown"
+    one_of_two: Series = [(f'up{{{job}, pod="a"}}', "1x90"), (f'up{{{job}, pod="b"}}', "0x90")]
+    assert PASSED in _firing(needs, tmp_path / "up", rules, one_of_two, alert, 80)
+    # A MailProxy that was deleted has no targets any more.
+    assert PASSED in _firing(needs, tmp_path / "gone", rules, [(f"up{{{job}}}", "1x30")], alert, 80)
+    others: Series = [('up{job="node"}', "0x90")]
+    assert PASSED in _firing(needs, tmp_path / "others", rules, others, alert, 80)
+
+
+def test_every_alert_has_a_description_and_a_runbook_that_exists() -> None:
+    page = ALERTS_PAGE.read_text()
+    sections = re.findall(r"^## (\w+)$", page, re.MULTILINE)
+    assert sections == [alert.name for alert in (*ALERTS, *OPERATOR_ALERTS)]
+    for groups in (plain_rules(), chart_rules()):
+        for rule in (rule for group in groups["groups"] for rule in group["rules"] if "alert" in rule):
+            assert rule["annotations"]["description"].endswith((".", "}}"))
+            where, _, anchor = rule["annotations"]["runbook_url"].rpartition("#")
+            assert where.endswith(f"/blob/main/docs/{ALERTS_PAGE.name}")
+            assert anchor in {name.lower() for name in sections}
 
 
 def test_every_rule_has_its_test() -> None:
@@ -157,30 +304,53 @@ def test_every_rule_has_its_test() -> None:
     assert OPERATOR.keys() == {one.name for one in OPERATOR_ALERTS}
 
 
-def test_the_plain_rules_are_the_operators_alerts_for_one_job() -> None:
+def test_the_plain_rules_are_the_operators_alerts_for_every_proxy() -> None:
     groups = {group["name"]: group["rules"] for group in plain_rules()["groups"]}
     assert [rule["alert"] for rule in groups["mailproxy"]] == [alert.name for alert in ALERTS]
     for rule in groups["mailproxy"]:
-        assert 'job="mailproxy"' in rule["expr"]
-        # There are no pods where nobody finds targets through Kubernetes.
-        assert "pod" not in rule["expr"].replace("mailproxy", "")
+        assert "namespace, mailproxy, job" in rule["expr"]
         assert "JOB" not in rule["expr"]
+        assert "PROXY" not in rule["expr"]
+        assert "WHO" not in rule["annotations"]["summary"]
 
 
 @pytest.mark.interop
 def test_a_plain_alert_names_the_instance(needs: Needs, tmp_path: Path) -> None:
+    [_, group] = plain_rules()["groups"]
+    [rule] = [one for one in group["rules"] if one["alert"] == "MailProxyReloadFailed"]
     fired = {
         "alertname": "MailProxyReloadFailed",
         "eval_time": "10m",
         "exp_alerts": [
             {
-                "exp_labels": {"severity": "warning", "instance": "mail1:9113"},
+                "exp_labels": {
+                    "severity": "warning",
+                    "instance": "mail1:9113",
+                    "job": "mailproxy",
+                    "mailproxy": "edge",
+                },
                 "exp_annotations": {
-                    "summary": "mail1:9113 could not use its new configuration and goes on with the old one"
+                    **rule["annotations"],
+                    "summary": "edge: mail1:9113 could not load its new configuration and keeps the old one",
                 },
             }
         ],
     }
-    failed = ('mailproxy_config_last_reload_successful{job="mailproxy", instance="mail1:9113"}', "0x20")
+    labels = 'job="mailproxy", mailproxy="edge", instance="mail1:9113"'
+    failed = (f"mailproxy_config_last_reload_successful{{{labels}}}", "0x20")
     test = {"input_series": _series([failed]), "alert_rule_test": [fired]}
     assert PASSED in _judged(needs, tmp_path, plain_rules(), test)
+
+
+def test_rules_ask_only_for_metrics_that_there_are() -> None:
+    exposed = Meters().exposition()[0].decode()
+    known = {family.name for family in CATALOGUE} | set(re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE))
+    asked = {
+        name
+        for groups in (plain_rules(), chart_rules())
+        for group in groups["groups"]
+        for rule in group["rules"]
+        for name in re.findall(r"(?<![\w:])mailproxy_\w+", rule["expr"])
+    }
+    assert "mailproxy_operator_condition" in asked
+    assert {name for name in asked if re.sub("_(bucket|count)$", "", name) not in known} == set()

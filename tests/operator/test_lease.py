@@ -132,3 +132,28 @@ async def test_a_server_that_is_down_for_too_long_costs_the_lease() -> None:
     async with asyncio.timeout(60):
         await holder.hold()
     await holder.release()
+
+
+OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "op-0", "uid": "u-0"}
+
+
+async def test_lease_belongs_to_the_pod_of_its_holder() -> None:
+    """Kubernetes deletes what belongs to a pod that is gone, so a Lease does not outlive its operators."""
+    store = Store()
+    first = Leadership(store, KEY, "a", owner=OWNER)
+    await first.acquire()
+    assert store.lease is not None
+    assert store.lease["metadata"]["ownerReferences"] == [OWNER]
+    await first.release()
+    other = {**OWNER, "name": "op-1", "uid": "u-1"}
+    await Leadership(store, KEY, "b", owner=other).acquire()
+    assert store.lease["metadata"]["ownerReferences"] == [other]
+
+
+async def test_lease_that_vanishes_with_its_last_holder_is_made_anew() -> None:
+    store = Store()
+    first = Leadership(store, KEY, "a", owner=OWNER)
+    await first.acquire()
+    store.lease = None
+    await Leadership(store, KEY, "b").acquire()
+    assert store.spec["holderIdentity"] == "b"

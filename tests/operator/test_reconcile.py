@@ -256,6 +256,43 @@ async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: W
     assert world.cluster.find(DISRUPTION_BUDGET, "edge") is None
 
 
+PROXY = "mailproxy.dev/proxy"
+
+
+def _as_before_the_label(world: World) -> None:
+    """Leave everything as an operator that did not know the label has made it."""
+    for (kind, _), one in world.cluster.objects.items():
+        if kind is not MAIL_PROXY:
+            one["metadata"].get("labels", {}).pop(PROXY, None)
+    deployment = world.cluster.found(DEPLOYMENT, "edge")
+    deployment["spec"]["template"]["metadata"]["labels"].pop(PROXY)
+    world.reconciler = Reconciler(world.cluster, PLATFORM)
+
+
+async def test_upgrade_labels_every_object_and_every_running_pod(world: World) -> None:
+    world.put(networkPolicy={"enabled": True})
+    await world.settle()
+    selector = world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"]
+    _as_before_the_label(world)
+    await world.reconcile()
+    for (kind, key), one in world.cluster.objects.items():
+        if kind is not MAIL_PROXY:
+            assert one["metadata"]["labels"][PROXY] == "edge", key
+    # The selector of a workload cannot be changed.
+    assert world.cluster.found(DEPLOYMENT, "edge")["spec"]["selector"] == selector
+    assert PROXY not in selector["matchLabels"]
+
+
+async def test_objects_without_the_label_are_still_pruned(world: World) -> None:
+    """Between the two releases the user no longer wants one of them."""
+    world.put(networkPolicy={"enabled": True})
+    await world.settle()
+    _as_before_the_label(world)
+    world.put()
+    await world.settle()
+    assert world.cluster.find(NETWORK_POLICY, "edge") is None
+
+
 @pytest.mark.parametrize("kind", [SERVICE, CONFIG_MAP])
 async def test_what_belongs_to_somebody_else_is_never_touched(world: World, kind: Any) -> None:
     name = "edge-config" if kind is CONFIG_MAP else "edge"

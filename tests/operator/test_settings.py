@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.settings import KubeVersion, OperatorSettings
 
 
 @pytest.mark.parametrize("text", ["1.30", "v1.30.4", "1.30+", "v1.30.2-gke.100"])
@@ -19,3 +19,22 @@ def test_versions(text: str) -> None:
 def test_what_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="write it as"):
         KubeVersion.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("lease_namespace", "pod", "is_owned"),
+    [
+        ("system", ("system", "op-0", "u"), True),
+        ("elsewhere", ("system", "op-0", "u"), False),  # Kubernetes would delete the Lease at once
+        ("system", ("system", "", ""), False),
+        ("", ("", "op-0", "u"), False),
+    ],
+)
+def test_a_lease_has_an_owner_in_its_own_namespace_only(
+    lease_namespace: str, pod: tuple[str, str, str], is_owned: bool
+) -> None:
+    namespace, name, uid = pod
+    settings = OperatorSettings(
+        lease_namespace=lease_namespace, pod_namespace=namespace, pod_name=name, pod_uid=uid
+    )
+    assert (settings.lease_owner() is not None) == is_owned

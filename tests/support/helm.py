@@ -118,6 +118,12 @@ class Helm:
         return documents(self.good(*_template(values, options)))
 
 
+def release_objects(helm: Helm, release: str, namespace: str, values: Object) -> list[Object]:
+    """Render the chart as a release of some name: what is installed, without hooks."""
+    command = ["template", release, str(CHART), "--namespace", namespace, "--no-hooks", *given(values)]
+    return documents(helm.good(*command))
+
+
 def _template(values: Object | None, options: Sequence[str]) -> list[str]:
     return ["template", "mp", str(CHART), "--namespace", "mail", *given(values), *options]
 

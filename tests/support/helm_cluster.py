@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import pytest
 
 from support.helm import Helm, Object
 from support.kube_api import Answer
@@ -142,6 +145,17 @@ def serving_endpoints(cluster: ChartCluster, service: str, deployment: str, addr
             "subsets": [{"addresses": [{"ip": address}], "ports": ports}],
         },
     ]
+
+
+def own_address() -> str:
+    """An address of this machine that an endpoint may have; the API server takes none of loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # asks for the route and sends nothing
+        except OSError:
+            pytest.skip("needs an address beside that of loopback")
+        address: str = probe.getsockname()[0]
+        return address
 
 
 @contextmanager

@@ -45,12 +45,25 @@ def _closed(required: list[str], **properties: Any) -> Object:
     }
 
 
-_SELECTOR: Final = _closed(["matchLabels"], matchLabels=_LABELS)
+_EXPRESSION: Final = _closed(["key", "operator"], key=_TEXT, operator={"enum": ["Exists", "DoesNotExist"]})
+_SELECTOR: Final = _closed([], matchLabels=_LABELS, matchExpressions={"type": "array", "items": _EXPRESSION})
+_RELABELING: Final = _closed(
+    ["targetLabel"],
+    sourceLabels={"type": "array", "items": _TEXT},
+    separator=_TEXT,
+    targetLabel=_TEXT,
+    replacement=_TEXT,
+)
 _ENDPOINTS: Final = {
     "type": "array",
     "minItems": 1,
     "items": _closed(
-        ["port", "path", "interval"], port=_TEXT, path=_TEXT, interval={"pattern": "^[0-9]+(ms|s|m|h)$"}
+        ["port", "path", "interval"],
+        port=_TEXT,
+        path=_TEXT,
+        interval={"pattern": "^[0-9]+(ms|s|m|h)$"},
+        honorLabels={"type": "boolean"},
+        relabelings={"type": "array", "items": _RELABELING},
     ),
 }
 _RULE: Final = _closed(

@@ -145,6 +145,7 @@ class Operator(Running):
         name: str,
         kubeconfig: Path,
         options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         *,
         modules: Sequence[Path] = (),
     ) -> None:
@@ -162,7 +163,12 @@ class Operator(Running):
                 *options,
             ],
             output=cluster.folder / f"{name}.log",
-            env={"KUBECONFIG": str(kubeconfig), "PYTHONPATH": sources, "POD_NAMESPACE": ""},
+            env={
+                "KUBECONFIG": str(kubeconfig),
+                "PYTHONPATH": sources,
+                "POD_NAMESPACE": "",
+                **(environment or {}),
+            },
         )
 
     def started(self) -> Operator:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, MAIL_PROXY, POD, Kind, Manifest, kind_of, uid_of
 from mailproxy_operator.settings import KubeVersion
 
@@ -141,13 +141,16 @@ class MemoryCluster:
         self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))
         self.objects[MAIL_PROXY, key_of(manifest)]["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
+    async def annotate(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
         self.calls.append(("annotate", kind.name, key.name))
         if "annotate" in self.failures:
             raise self.failures["annotate"]
         found = self.objects.get((kind, key))
         if found is not None:
             found["metadata"].setdefault("annotations", {}).update(annotations)
+            found["metadata"].setdefault("labels", {}).update(labels)
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         return self.running.get(pod["metadata"]["name"])

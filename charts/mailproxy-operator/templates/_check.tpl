@@ -4,6 +4,9 @@ SPDX-License-Identifier: Apache-2.0
 {{/* What the schema of the values cannot say: values that contradict each other. */}}
 
 {{- define "mailproxy-operator.check" -}}
+{{- if and (hasKey .Values "enabled") (not .Values.enabled) -}}
+{{- fail "enabled is false: that is for a chart that has this one among its dependencies, with `condition`; here it would change nothing. To remove the release: helm uninstall" -}}
+{{- end -}}
 {{- $metrics := .Values.metrics -}}
 {{- if and $metrics.podMonitor.enabled $metrics.serviceMonitor.enabled -}}
 {{- fail "metrics.podMonitor.enabled and metrics.serviceMonitor.enabled are both true: the operator would be scraped twice; choose one" -}}
@@ -39,15 +42,20 @@ SPDX-License-Identifier: Apache-2.0
 {{- end -}}
 
 {{- define "mailproxy-operator.checkPods" -}}
-{{- $fixed := keys (fromYaml (include "mailproxy-operator.selectorLabels" .)) -}}
+{{- $fixed := append (keys (fromYaml (include "mailproxy-operator.selectorLabels" .))) "mailproxy.dev/component" -}}
 {{- range $key := keys .Values.podLabels -}}
 {{- if has $key $fixed -}}
 {{- fail (printf "podLabels: %s is one of the labels by which the operator's pods are found; it cannot be set" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
-{{- if eq .name "POD_NAMESPACE" -}}
-{{- fail "extraEnv: POD_NAMESPACE is set by the chart" -}}
+{{- if has .name (list "POD_NAMESPACE" "POD_NAME" "POD_UID") -}}
+{{- fail (printf "extraEnv: %s is set by the chart" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name (list "tmp" "webhook") -}}
+{{- fail (printf "extraVolumes: %s is a volume of the chart; choose another name" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -30,14 +30,17 @@ spec:
       serviceAccountName: {{ .account }}
       automountServiceAccountToken: true
       enableServiceLinks: false
+      {{- with $root.Values.priorityClassName }}
+      priorityClassName: {{ . }}
+      {{- end }}
       {{- with $root.Values.imagePullSecrets }}
       imagePullSecrets:
-        {{- range . }}
-        - name: {{ . }}
-        {{- end }}
+        {{- include "mailproxy-operator.pullSecrets" . | trim | nindent 8 }}
       {{- end }}
+      {{- with $root.Values.podSecurityContext }}
       securityContext:
-        {{- include "mailproxy-operator.podSecurity" $root | nindent 8 }}
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
       containers:
         - name: script
           image: {{ include "mailproxy-operator.image" (list $root $root.Values.image) }}
@@ -52,10 +55,16 @@ spec:
           resources:
             requests: {cpu: 10m, memory: 32Mi}
             limits: {memory: 128Mi}
+          {{- with $root.Values.securityContext }}
           securityContext:
-            {{- include "mailproxy-operator.containerSecurity" $root | nindent 12 }}
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
       {{- with $root.Values.nodeSelector }}
       nodeSelector:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with $root.Values.affinity }}
+      affinity:
         {{- toYaml . | nindent 8 }}
       {{- end }}
       {{- with $root.Values.tolerations }}

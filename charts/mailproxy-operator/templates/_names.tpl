@@ -46,24 +46,22 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
+{{- define "mailproxy-operator.replicas" -}}
+{{- if kindIs "invalid" .Values.replicas -}}
+{{- ternary 2 1 .Values.webhook.enabled -}}
+{{- else -}}
+{{- .Values.replicas -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Nothing unless the cluster has the kinds of the Prometheus operator. */}}
 {{- define "mailproxy-operator.hasMonitoring" -}}
 {{- if .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}yes{{- end -}}
 {{- end -}}
 
-{{/* What every container of ours is allowed: nothing. */}}
-{{- define "mailproxy-operator.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- end -}}
-
-{{- define "mailproxy-operator.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+{{/* Secrets with which images are pulled, each a name or {name: ...}: takes a list. */}}
+{{- define "mailproxy-operator.pullSecrets" -}}
+{{- range . }}
+- name: {{ kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") . }}
+{{- end }}
 {{- end -}}

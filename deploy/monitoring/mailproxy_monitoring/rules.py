@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of Prometheus: what is worth recording, and what the operator should wake somebody for.
+"""Rules of Prometheus: what is recorded, and the alerts about the operator and what it does.
 
 The alerts of a proxy are the operator's to render (``monitoring.prometheusRule``
 of a MailProxy); for those who run Prometheus without its operator they are
-written out here for one job.
+written out here, about every MailProxy at once.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
-from mailproxy_operator.render.prometheus_rule import ALERTS, Alert
+from mailproxy_operator.render.prometheus_rule import ALERTS, Alert, rule_for_all
 
 Json = dict[str, Any]
-
-PLAIN_JOB: Final = "mailproxy"
-"""The job of ``scrape/static.yaml``."""
 
 _BY: Final = "namespace, job, protocol"
 _POD: Final = "namespace, job, pod, instance"
@@ -43,42 +39,67 @@ RECORDS: Final = {
 }
 """What dashboards of several clusters, autoscalers and long ranges ask for, by its name."""
 
+# Prometheus renames a label of a metric that its target has as well, unless honorLabels is set.
+_CONDITION: Final = (
+    "max by (namespace, mailproxy) (label_replace(label_replace(mailproxy_operator_condition{{{0}}},"
+    ' "namespace", "$1", "exported_namespace", "(.+)"), "mailproxy", "$1", "name", "(.+)")) == 1'
+)
+_HAS_RESOURCES: Final = "and on (namespace) sum by (namespace) (mailproxy_operator_resources) > 0"
+
 OPERATOR_ALERTS: Final = (
     Alert(
         "MailProxyOperatorNotReconciling",
-        "time() - max(mailproxy_operator_last_success_timestamp_seconds) > 1800",
-        "5m",
+        "sum by (namespace)"
+        ' (increase(mailproxy_operator_reconciles_total{result!~"error|retry"}[20m])) == 0\n'
+        f"{_HAS_RESOURCES}",
+        "20m",
         "warning",
-        "the operator has finished nothing well for {{ $value | humanizeDuration }}",
+        "the operator in {{ $labels.namespace }} has finished no reconcile for more than half an hour",
+        "Changes of MailProxy resources have no effect. The proxies go on as they are.",
     ),
     Alert(
         "MailProxyOperatorErrors",
-        'sum(rate(mailproxy_operator_reconciles_total{result=~"error|hopeless"}[15m]))\n'
-        "  / sum(rate(mailproxy_operator_reconciles_total[15m])) > 0.2",
+        'sum by (namespace) (rate(mailproxy_operator_reconciles_total{result="error"}[15m]))\n'
+        "  / sum by (namespace) (rate(mailproxy_operator_reconciles_total[15m])) > 0.2",
         "15m",
         "warning",
-        "{{ $value | humanizePercentage }} of what the operator does fails",
+        "{{ $value | humanizePercentage }} of the reconciles of the operator in {{ $labels.namespace }} fail",
+        "A fault of the operator, not of a resource: its log has a traceback. Report it.",
     ),
     Alert(
         "MailProxyOperatorDown",
-        "absent(mailproxy_operator_leader == 1)",
+        "(group by (namespace) (max_over_time(mailproxy_operator_leader[1h]))\n"
+        "  unless group by (namespace) (mailproxy_operator_leader == 1))\n"
+        "or absent_over_time(mailproxy_operator_leader[1h])",
         "5m",
         "warning",
-        "no operator holds the Lease; the proxies go on as they are",
+        "no operator holds the Lease {{ with $labels.namespace }}in {{ . }}{{ end }}",
+        "Changes of MailProxy resources have no effect. The proxies go on as they are.",
     ),
     Alert(
         "MailProxyNotReady",
-        'max(mailproxy_operator_resources{ready!="true"}) > 0',
+        _CONDITION.format('type="Ready", status!="True"'),
         "15m",
         "warning",
-        "{{ $value }} MailProxy resources are not Ready; kubectl get mailp -A -o wide names them",
+        "MailProxy {{ $labels.namespace }}/{{ $labels.mailproxy }} is not Ready",
+        "The reason: kubectl describe mailp {{ $labels.mailproxy }} -n {{ $labels.namespace }}",
+    ),
+    Alert(
+        "MailProxyStalled",
+        _CONDITION.format('type="Stalled", status="True"'),
+        "5m",
+        "warning",
+        "MailProxy {{ $labels.namespace }}/{{ $labels.mailproxy }} needs somebody to change something",
+        "Waiting does not help: the resource, what it refers to, or the cluster has to be changed."
+        " The condition Stalled names it.",
     ),
     Alert(
         "MailProxySysctlForbidden",
-        'max(mailproxy_operator_circuit_breakers_open{reason="sysctl_forbidden"}) > 0',
+        'max by (namespace) (mailproxy_operator_circuit_breakers_open{reason="sysctl_forbidden"}) > 0',
         "",
         "warning",
-        "nodes refuse a sysctl that a MailProxy asks for; its status names it",
+        "nodes refuse a sysctl that {{ $value }} MailProxies ask for",
+        "Their pods run without it; MailProxyStalled names them.",
     ),
 )
 
@@ -88,28 +109,16 @@ def chart_rules() -> Json:
     return {
         "groups": [
             _records(),
-            {"name": "mailproxy-operator", "rules": [_alert(one) for one in OPERATOR_ALERTS]},
+            {"name": "mailproxy-operator", "rules": list(map(rule_for_all, OPERATOR_ALERTS))},
         ]
     }
 
 
 def plain_rules() -> Json:
-    """Give a rule file for a Prometheus without its operator."""
-    alerts = [_alert(one) for one in ALERTS]
-    return {"groups": [_records(), {"name": "mailproxy", "rules": alerts}]}
+    """Give a rule file for a Prometheus without its operator: about every MailProxy that it scrapes."""
+    return {"groups": [_records(), {"name": "mailproxy", "rules": list(map(rule_for_all, ALERTS))}]}
 
 
 def _records() -> Json:
     rules = [{"record": name, "expr": expression} for name, expression in RECORDS.items()]
     return {"name": "mailproxy.records", "rules": rules}
-
-
-def _alert(alert: Alert) -> Json:
-    expression = alert.expression.replace("JOB", f'job="{PLAIN_JOB}"')
-    # Where there are no pods, a target is known by its address.
-    expression = re.sub(r"\bpod\b", "instance", expression)
-    summary = alert.summary.replace("$labels.pod", "$labels.instance")
-    rule: Json = {"alert": alert.name, "expr": expression}
-    if alert.after:
-        rule["for"] = alert.after
-    return rule | {"labels": {"severity": alert.severity}, "annotations": {"summary": summary}}

@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Applied, Key, RunningConfig
+from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.kinds import CONFIG_MAP, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
 from mailproxy_operator.local.container import Container, pod_of, workload_status
 from mailproxy_operator.local.process import LocalProcess, proxy_command
@@ -126,14 +126,17 @@ class LocalCluster:
         if found is not None:
             found["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(self, kind: Kind, key: Key, annotations: Mapping[str, str]) -> None:
-        """Set annotations on an object or a pod."""
+    async def annotate(
+        self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
+    ) -> None:
+        """Set annotations on an object or a pod; a pod has the labels of its template."""
         for owner, container in self._containers.items():
             if kind is POD and key == Key(owner.namespace, container.name):
                 container.annotations.update(annotations)
         found = self._objects.get((kind, key))
         if found is not None:
             found["metadata"].setdefault("annotations", {}).update(annotations)
+            found["metadata"].setdefault("labels", {}).update(labels)
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Ask the process which configuration it runs."""

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NetworkPolicy: who may reach the pods, and whom they may reach.
 
-It is off unless asked for: where backends are is known to the authorization
-service only, so what leaves the pods has to be listed in the resource.
+It is off unless asked for: where mail servers are is known to the authentication
+service only, so what leaves the pods has to be listed in the resource.  The
+operator is always let in at the admin port: it reads there what the pods run.
 """
 
 from __future__ import annotations
 
+from mailproxy_config.addresses import host_port
 from mailproxy_operator import names
 from mailproxy_operator.kinds import NETWORK_POLICY, Manifest
 from mailproxy_operator.render.plan import Plan
+from mailproxy_operator.settings import Platform
+
+DNS_PORT = 53
 
 
 def network_policy(plan: Plan) -> Manifest | None:
@@ -34,19 +39,34 @@ def _ingress(plan: Plan) -> list[Manifest]:
     mail: Manifest = {"ports": [_tcp(port.container_port) for port in plan.ports]}
     if asked.clients_from:
         mail["from"] = [dict(peer) for peer in asked.clients_from]
-    rules = [mail] if plan.ports else []
-    if asked.metrics_from:
-        peers = [dict(peer) for peer in asked.metrics_from]
-        rules.append({"from": peers, "ports": [_tcp(names.ADMIN_PORT)]})
-    return rules
+    peers = [_operator(plan.platform), *(dict(peer) for peer in asked.metrics_from)]
+    admin: Manifest = {"from": peers, "ports": [_tcp(names.ADMIN_PORT)]}
+    return [mail, admin] if plan.ports else [admin]
+
+
+def _operator(platform: Platform) -> Manifest:
+    """Select the operator's pods by their namespace and labels."""
+    namespace = platform.operator_namespace
+    selector: Manifest = {"matchLabels": {names.NAMESPACE_LABEL: namespace}} if namespace else {}
+    return {"namespaceSelector": selector, "podSelector": {"matchLabels": dict(names.OPERATOR_LABELS)}}
 
 
 def _egress(plan: Plan) -> list[Manifest]:
     services = {server.auth_http.port for server in plan.config.servers if server.auth_http.unix_path is None}
-    rules: list[Manifest] = [{"ports": [{"port": 53, "protocol": "UDP"}, _tcp(53)]}]
+    name_servers = sorted(_name_server_ports(plan))
+    rules: list[Manifest] = [
+        {"ports": [{"port": port, "protocol": kind} for port in name_servers for kind in ("UDP", "TCP")]}
+    ]
     if services:
         rules.append({"ports": [_tcp(port) for port in sorted(services)]})
     return rules + [dict(rule) for rule in plan.resource.deployment.network_policy.egress]
+
+
+def _name_server_ports(plan: Plan) -> set[int]:
+    """Ports of every ``resolver``, and that of the cluster's own name servers."""
+    resolvers = [server.resolver for server in plan.config.servers if server.resolver]
+    ports = {host_port(address).port for resolver in resolvers for address in resolver.addresses}
+    return {DNS_PORT, *(port for port in ports if port)}
 
 
 def _tcp(port: int) -> Manifest:

@@ -65,6 +65,8 @@ class Plan:
             told.append(
                 f"only nodes that allow {unsafe} take the pods: bind them there with pod.nodeSelector"
             )
+        if not self.has_workload and "podDisruptionBudget" in self.resource.manifest.raw["spec"]:
+            told.append("spec.podDisruptionBudget is not used with mode Sidecar: the pods are yours")
         if self.resource.deployment.autoscaling and self.resource.mode == "Deployment":
             told.append("spec.replicas is not used: the autoscaler decides how many pods there are")
         if self.takes_node_ports:
@@ -97,6 +99,11 @@ class Plan:
         """Labels by which the pods that run the proxy are found."""
         name = self.resource.name
         return names.selector_labels(name) if self.has_workload else names.carrier_labels(name)
+
+    @property
+    def pull_secrets(self) -> tuple[str, ...]:
+        """Names of Secrets with which the image is pulled."""
+        return self.resource.deployment.image_pull_secrets or self.platform.image_pull_secrets
 
     @property
     def pods_sleep_before_stop(self) -> bool:

@@ -82,9 +82,9 @@ def _security_context(plan: Plan) -> Manifest:
 
 def _passed_through(plan: Plan) -> Manifest:
     """What the resource says about pods and we hand on, as far as it says anything."""
-    deployment, pod = plan.resource.deployment, plan.resource.deployment.pod
+    pod = plan.resource.deployment.pod
     fields: Manifest = {
-        "imagePullSecrets": [{"name": name} for name in deployment.image_pull_secrets],
+        "imagePullSecrets": [{"name": name} for name in plan.pull_secrets],
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [dict(one) for one in pod.tolerations],
         "affinity": dict(pod.affinity),

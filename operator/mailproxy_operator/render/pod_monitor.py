@@ -20,9 +20,15 @@ def pod_monitor(plan: Plan) -> Manifest | None:
         "kind": POD_MONITOR.name,
         "metadata": metadata,
         "spec": {
-            "selector": {"matchLabels": plan.pod_labels},
+            "selector": {"matchLabels": names.proxy_labels(plan.resource.name)},
             "podMetricsEndpoints": [
-                {"port": names.ADMIN_PORT_NAME, "path": "/metrics", "interval": asked.interval or "30s"}
+                {
+                    "port": names.ADMIN_PORT_NAME,
+                    "path": "/metrics",
+                    "interval": asked.interval or "30s",
+                    # Beside job, which is NAMESPACE/NAME: alerts and dashboards of all proxies group by it.
+                    "relabelings": [{"targetLabel": "mailproxy", "replacement": plan.resource.name}],
+                }
             ],
         },
     }

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PrometheusRule: alerts about one MailProxy, selected by the job that its PodMonitor makes."""
+"""The PrometheusRule: alerts about one MailProxy, selected by the job that its PodMonitor makes.
+
+The same alerts are written out for a Prometheus without its operator, there for
+every MailProxy at once (``deploy/monitoring``).  So each one groups by the labels that
+distinguish MailProxies, and names the one it is about.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,25 @@ from dataclasses import dataclass
 from mailproxy_operator.kinds import PROMETHEUS_RULE, Manifest
 from mailproxy_operator.render.plan import Plan
 
+RUNBOOKS = "https://github.com/mailproxy/mailproxy/blob/main/docs/alerts.md"
+"""The page that has a section for each alert."""
+PROXY_LABELS = "namespace, mailproxy, job"
+"""Labels that distinguish MailProxies; ``job`` is NAMESPACE/NAME with our scrape configurations."""
+_EVERYBODY = '{{ with $labels.namespace }}{{ . }}/{{ end }}{{ or $labels.mailproxy $labels.job "mailproxy" }}'
+_WHERE = "{{ or $labels.pod $labels.instance }}"
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:
     """One alert.
 
     Attributes:
-        expression: PromQL; ``JOB`` stands for the matcher of the job.
+        expression: PromQL; ``JOB`` is replaced by the matcher of the job, ``PROXY`` for the labels that
+            distinguish MailProxies.
         after: How long it has to hold; empty for at once.
-        summary: What it means, for whoever is woken by it.
+        summary: What has happened, in a line; ``WHO`` is replaced by the MailProxy.
+        description: What that means for users, and where to look first.
+        for_all: The expression where it is about every MailProxy at once, if it is not the same.
     """
 
     name: str
@@ -24,118 +39,167 @@ class Alert:
     after: str
     severity: str
     summary: str
+    description: str
+    for_all: str = ""
+
+    def rule(self, expression: str, who: str, labels: dict[str, str]) -> Manifest:
+        """Write it as a rule of Prometheus.
+
+        Args:
+            expression: PromQL without any place-holder.
+            who: Names the MailProxy in a text.
+            labels: More labels.
+        """
+        rule: Manifest = {"alert": self.name, "expr": expression}
+        if self.after:
+            rule["for"] = self.after
+        return rule | {
+            "labels": {"severity": self.severity, **labels},
+            "annotations": {
+                "summary": self.summary.replace("WHO", who),
+                "description": self.description,
+                "runbook_url": f"{RUNBOOKS}#{self.name.lower()}",
+            },
+        }
 
 
 ALERTS = (
     Alert(
         "MailProxyLoginFailures",
-        "sum by (protocol) (rate(mailproxy_logins_total"
+        "sum by (PROXY, protocol) (rate(mailproxy_logins_total"
         '{JOB, result=~"timeout|unavailable|invalid_response|upstream_failed|upstream_refused"}[10m]))\n'
-        "  / sum by (protocol) (rate(mailproxy_logins_total"
+        "  / sum by (PROXY, protocol) (rate(mailproxy_logins_total"
         '{JOB, result!~"aborted|bad_credentials_syntax"}[10m])) > 0.05\n'
-        "and on (protocol) sum by (protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.1",
+        "and on (PROXY, protocol) sum by (PROXY, protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.1",
         "10m",
         "critical",
-        "{{ $value | humanizePercentage }} of {{ $labels.protocol }} logins fail, not for a wrong password",
+        "WHO: {{ $value | humanizePercentage }} of {{ $labels.protocol }} logins fail,"
+        " not for a wrong password",
+        "Users with the right password cannot log in. Compare the errors of the authentication service"
+        " and of the mail servers: one of the two fails.",
     ),
     Alert(
         "MailProxyLoginsDenied",
-        'sum by (protocol) (rate(mailproxy_logins_total{JOB, result="denied"}[10m]))\n'
-        "  / sum by (protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.8\n"
-        "and on (protocol) sum by (protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 1",
+        'sum by (PROXY, protocol) (rate(mailproxy_logins_total{JOB, result="denied"}[10m]))\n'
+        "  / sum by (PROXY, protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 0.8\n"
+        "and on (PROXY, protocol) sum by (PROXY, protocol) (rate(mailproxy_logins_total{JOB}[10m])) > 1",
         "15m",
         "warning",
-        "{{ $value | humanizePercentage }} of {{ $labels.protocol }} logins are turned away:"
-        " passwords are being guessed, or the authentication service lets nobody in",
+        "WHO: {{ $value | humanizePercentage }} of {{ $labels.protocol }} logins are denied",
+        "Either somebody guesses passwords, or the authentication service denies everybody.",
     ),
     Alert(
         "MailProxyAuthSlow",
-        "histogram_quantile(0.99, sum by (le, protocol)"
+        "histogram_quantile(0.99, sum by (PROXY, le, protocol)"
         " (rate(mailproxy_auth_request_duration_seconds_bucket{JOB}[5m]))) > 2",
         "10m",
         "warning",
-        "one in a hundred {{ $labels.protocol }} logins waits {{ $value | humanizeDuration }}"
+        "WHO: one in a hundred {{ $labels.protocol }} logins waits {{ $value | humanizeDuration }}"
         " or more for the authentication service",
+        "Logins are slow, and fail when authHttpTimeout is reached. The authentication service,"
+        " its database or the way to it is slow.",
     ),
     Alert(
         "MailProxyAuthErrors",
-        "sum by (reason) (rate(mailproxy_auth_errors_total{JOB}[5m])) > 0.1",
+        "sum by (PROXY, reason) (rate(mailproxy_auth_errors_total{JOB}[5m])) > 0.1",
         "5m",
         "critical",
-        "the authentication service gives no usable answer ({{ $labels.reason }})",
+        "WHO: the authentication service gives no usable answer ({{ $labels.reason }})",
+        "Logins fail. By the label reason, the service is not reached, is too slow, or answers wrongly.",
     ),
     Alert(
         "MailProxyDnsTimeouts",
-        "sum by (purpose) (rate(mailproxy_dns_timeouts_total{JOB}[10m])) > 0.1",
+        "sum by (PROXY, purpose) (rate(mailproxy_dns_timeouts_total{JOB}[10m])) > 0.1",
         "10m",
         "warning",
-        "look-ups for {{ $labels.purpose }} get no answer in time",
+        "WHO: look-ups for {{ $labels.purpose }} get no answer in time",
+        "The name servers of resolver do not answer: SMTP greetings are late, or the names of services"
+        " and mail servers are not found.",
     ),
     Alert(
         "MailProxyUpstreamErrors",
-        'sum by (protocol, stage) (rate(mailproxy_upstream_errors_total{JOB, stage!="relay"}[5m]))\n'
-        "  / on (protocol) group_left sum by (protocol)"
+        'sum by (PROXY, protocol, stage) (rate(mailproxy_upstream_errors_total{JOB, stage!="relay"}[5m]))\n'
+        "  / on (PROXY, protocol) group_left sum by (PROXY, protocol)"
         " (rate(mailproxy_upstream_connect_duration_seconds_count{JOB}[5m])) > 0.05",
         "10m",
         "critical",
-        "more than one in twenty {{ $labels.protocol }} sessions fails at the upstream ({{ $labels.stage }})",
+        "WHO: more than one in twenty {{ $labels.protocol }} sessions fails at the mail server"
+        " ({{ $labels.stage }})",
+        "Users whose password was right do not get to their mailbox. The stage shows how far it gets:"
+        " connect, greeting, or login.",
     ),
     Alert(
         "MailProxyCertificateExpires",
-        "min by (server) (mailproxy_tls_certificate_expiry_timestamp_seconds{JOB}) - time() < 14 * 86400",
+        "min by (PROXY, server) (mailproxy_tls_certificate_expiry_timestamp_seconds{JOB}) - time()"
+        " < 14 * 86400",
         "1h",
         "warning",
-        "server {{ $labels.server }} has a certificate that ends in {{ $value | humanizeDuration }}",
+        "WHO: the certificate of server {{ $labels.server }} expires in {{ $value | humanizeDuration }}",
+        "It was not renewed in time. A renewed Secret is loaded without a restart.",
     ),
     Alert(
         "MailProxyReloadFailed",
-        "min by (pod) (mailproxy_config_last_reload_successful{JOB}) == 0",
+        "min by (PROXY, pod, instance) (mailproxy_config_last_reload_successful{JOB}) == 0",
         "5m",
         "warning",
-        "{{ $labels.pod }} could not use its new configuration and goes on with the old one",
+        f"WHO: {_WHERE} could not load its new configuration and keeps the old one",
+        "The last change is not in effect there. The message is in the pod's log, at /config, and in"
+        " the condition ConfigSynced.",
     ),
     Alert(
         "MailProxyConfigSkew",
-        "count(count by (hash) (mailproxy_config_info{JOB})) > 1",
-        "5m",
+        "count by (PROXY) (count by (PROXY, hash) (mailproxy_config_info{JOB}"
+        " unless on (PROXY, pod, instance) mailproxy_draining{JOB} == 1)) > 1",
+        "15m",
         "warning",
-        "{{ $value }} different configurations are in use",
+        "WHO: {{ $value }} different configurations are in use",
+        "Pods that are not draining have run different configurations for longer than a rollout takes:"
+        " clients get different treatment by chance.",
     ),
     Alert(
         "MailProxyConnectionsNearLimit",
-        "sum by (pod) (mailproxy_connections_active{JOB}) / on (pod) mailproxy_connections_limit{JOB} > 0.8",
+        "sum by (PROXY, pod, instance) (mailproxy_connections_active{JOB})"
+        " / on (PROXY, pod, instance) mailproxy_connections_limit{JOB} > 0.8",
         "5m",
         "warning",
-        "{{ $labels.pod }} has {{ $value | humanizePercentage }} of the connections it may have",
+        f"WHO: {_WHERE} has {{{{ $value | humanizePercentage }}}} of the connections that it accepts",
+        "Above the limit, new clients are refused. Raise workerConnections, or the number of pods.",
     ),
     Alert(
         "MailProxyEventLoopSlow",
-        "histogram_quantile(0.99, sum by (le, pod)"
+        "histogram_quantile(0.99, sum by (PROXY, le, pod, instance)"
         " (rate(mailproxy_event_loop_lag_seconds_bucket{JOB}[5m]))) > 0.1",
         "10m",
         "warning",
-        "{{ $labels.pod }} gets too little CPU: it is late by {{ $value | humanizeDuration }}",
+        f"WHO: {_WHERE} gets too little CPU: it is late by {{{{ $value | humanizeDuration }}}}",
+        "Everything there is slow. Raise resources.limits.cpu or the number of pods.",
     ),
     Alert(
         "MailProxyWorkerCrashes",
-        'sum by (pod) (increase(mailproxy_worker_restarts_total{JOB, reason="crash"}[15m])) > 0',
+        "sum by (PROXY, pod, instance)"
+        ' (increase(mailproxy_worker_restarts_total{JOB, reason="crash"}[15m])) > 0',
         "",
         "warning",
-        "a worker process of {{ $labels.pod }} ended unexpectedly and was replaced",
+        f"WHO: a worker process of {_WHERE} ended unexpectedly and was replaced",
+        "Its sessions were cut off. A crash is a fault of the proxy or of memory limits.",
     ),
     Alert(
         "MailProxyInternalErrors",
-        'sum by (pod) (increase(mailproxy_connections_closed_total{JOB, reason="internal_error"}[15m])) > 0',
+        "sum by (PROXY, pod, instance)"
+        ' (increase(mailproxy_connections_closed_total{JOB, reason="internal_error"}[15m])) > 0',
         "",
         "warning",
-        "{{ $labels.pod }} closed connections because of a fault of its own; see its log",
+        f"WHO: {_WHERE} closed connections because of a fault of the proxy",
+        "Its log has a traceback. Report it.",
     ),
     Alert(
         "MailProxyDown",
         "absent(up{JOB} == 1)",
         "5m",
         "critical",
-        "Prometheus reaches no pod of this mail proxy",
+        "WHO: Prometheus reaches no pod",
+        "No pod runs, or none is scraped under this job. Clients may be served all the same.",
+        for_all='sum by (PROXY) (up{mailproxy!=""}) == 0',
     ),
 )
 
@@ -148,7 +212,8 @@ def prometheus_rule(plan: Plan) -> Manifest | None:
     metadata = plan.resource.metadata(plan.resource.name)
     metadata["labels"] = {**asked.labels, **metadata["labels"]}
     key = plan.resource.key
-    rules = [_rule(alert, f"{key.namespace}/{key.name}") for alert in ALERTS]
+    labels = {"namespace": key.namespace, "mailproxy": key.name}
+    rules = [alert.rule(_expression(alert, str(key)), str(key), labels) for alert in ALERTS]
     return {
         "apiVersion": PROMETHEUS_RULE.api_version,
         "kind": PROMETHEUS_RULE.name,
@@ -157,8 +222,13 @@ def prometheus_rule(plan: Plan) -> Manifest | None:
     }
 
 
-def _rule(alert: Alert, job: str) -> Manifest:
-    rule: Manifest = {"alert": alert.name, "expr": alert.expression.replace("JOB", f'job="{job}"')}
-    if alert.after:
-        rule["for"] = alert.after
-    return rule | {"labels": {"severity": alert.severity}, "annotations": {"summary": alert.summary}}
+def _expression(alert: Alert, job: str) -> str:
+    return alert.expression.replace("JOB", f'job="{job}"').replace("PROXY", PROXY_LABELS)
+
+
+def rule_for_all(alert: Alert) -> Manifest:
+    """Write an alert about every MailProxy that Prometheus knows, each by itself."""
+    expression = alert.for_all or alert.expression
+    for found, written in (("{JOB}", ""), ("JOB, ", ""), ("PROXY", PROXY_LABELS)):
+        expression = expression.replace(found, written)
+    return alert.rule(expression, _EVERYBODY, {})

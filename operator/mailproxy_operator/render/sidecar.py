@@ -76,14 +76,14 @@ def sidecar(plan: Plan) -> Sidecar:
     shared = (*sockets, *(dict(volume) for volume in deployment.pod.extra_volumes))
     made = _container(plan)
     safe = {one.name: str(one.value) for one in plan.sysctls if one.applied and one.safe}
-    content = [made, ours, shared, safe, deployment.image_pull_secrets]
+    content = [made, ours, shared, safe, plan.pull_secrets]
     return Sidecar(
         name=plan.resource.name,
         container=made,
         volumes=tuple(ours),
         shared=shared,
         sysctls=safe,
-        pull_secrets=deployment.image_pull_secrets,
+        pull_secrets=plan.pull_secrets,
         scraping=scraping(plan),
         lowest_port=privileged(plan.ports),
         grace_seconds=math.ceil(deployment.drain.delay)

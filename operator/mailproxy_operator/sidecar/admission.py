@@ -23,7 +23,7 @@ from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
-from mailproxy_operator.sidecar.inject import Injected, carries, inject
+from mailproxy_operator.sidecar.inject import Injected, carries, inject, labelled
 
 MAX_EVENTS = 60
 """In a minute."""
@@ -97,7 +97,8 @@ class Admission:
             OperatorError: The API server did not say what there is.
         """
         if carries(asked.pod):
-            return Verdict(result="present")
+            pod = labelled(asked.pod, asked.key.name)
+            return Verdict(result="present", pod=pod if pod != asked.pod else None)
         if self._namespaces and asked.key.namespace not in self._namespaces:
             return Verdict(
                 result="ignored",

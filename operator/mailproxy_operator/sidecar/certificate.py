@@ -129,26 +129,42 @@ def _usage(*, is_authority: bool) -> x509.KeyUsage:
 # --- the bundle ----------------------------------------------------------------
 
 
-def bundled(bundle: bytes, authority: str, now: datetime, *, in_use: str = "") -> bytes:
-    """Add an authority to those that are trusted already.
+def bundled(bundle: bytes, authorities: str, now: datetime, *, in_use: str = "") -> bytes:
+    """Add authorities to those that are trusted already.
 
-    Those that have expired go, and those of the same holder, except for the one that it
-    still uses.  What cannot be read is dropped: the API server could not read it either.
+    Those that have expired go, and those of the same holder, except for the ones that it still uses.
+    What cannot be read is dropped: the API server could not read it either.  Authorities that no operator
+    has made stay while the holder has just begun, because a rollout that replaces them may be under way.
+
+    Args:
+        bundle: What is trusted, as PEM.
+        authorities: What is to be trusted too, as PEM.
+        now: The time.
+        in_use: What the holder has had trusted before, and still uses.
     """
-    added = x509.load_pem_x509_certificate(authority.encode())
-    used = _read(in_use.encode())
+    added, used = _read(authorities.encode()), _read(in_use.encode())
+    subjects = {one.subject for one in added}
     kept = [
         one
         for one in _read(bundle)
-        if one.not_valid_after_utc > now and (one in used or one.subject != added.subject)
+        if one.not_valid_after_utc > now
+        and one not in added
+        and (one in used or (one.subject not in subjects and (_is_ours(one) or not used)))
     ]
     kept.sort(key=lambda one: one.not_valid_before_utc)
-    return _written([*kept[-(MAX_AUTHORITIES - 1) :], added])
+    room = max(MAX_AUTHORITIES - len(added), 0)
+    return _written([*kept[max(len(kept) - room, 0) :], *added])
 
 
-def trusts(bundle: bytes, authority: str) -> bool:
-    """Tell whether an authority is in a bundle."""
-    return x509.load_pem_x509_certificate(authority.encode()) in _read(bundle)
+def trusts(bundle: bytes, authorities: str) -> bool:
+    """Return whether authorities, at least one, are in a bundle."""
+    wanted, trusted = _read(authorities.encode()), _read(bundle)
+    return bool(wanted) and all(one in trusted for one in wanted)
+
+
+def _is_ours(one: x509.Certificate) -> bool:
+    """Return whether an operator has made a certificate for itself: others' authorities last longer."""
+    return one.not_valid_after_utc - one.not_valid_before_utc <= LIFETIME + _CLOCKS_DIFFER
 
 
 def _read(bundle: bytes) -> list[x509.Certificate]:

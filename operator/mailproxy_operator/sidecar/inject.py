@@ -52,7 +52,10 @@ def inject(sidecar: Sidecar, pod: Manifest) -> Injected | Finding:
         The pod with the proxy, or why it cannot have it.
     """
     if carries(pod):
-        return Injected(pod)
+        return Injected(labelled(pod, sidecar.name))
+    conflict = _label_conflict(sidecar, pod)
+    if conflict is not None:
+        return conflict
     for check in (_wrong_system, _name_conflict, _volume_conflict, _port_conflict, _closed_port):
         finding = check(sidecar, pod["spec"])
         if finding is not None:
@@ -63,7 +66,35 @@ def inject(sidecar: Sidecar, pod: Manifest) -> Injected | Finding:
     return Injected(made, tuple(_warnings(sidecar, pod["spec"])))
 
 
+def labelled(pod: Manifest, name: str) -> Manifest:
+    """Label a pod that carries a MailProxy as one of its pods; a label that is there stays.
+
+    Args:
+        pod: The pod or template; it is not changed.
+        name: The MailProxy.
+    """
+    metadata = pod.get("metadata") or {}
+    labels = metadata.get("labels") or {}
+    if not name or names.PROXY in labels:
+        return pod
+    return {**pod, "metadata": {**metadata, "labels": {**labels, **names.proxy_labels(name)}}}
+
+
 # --- why not -------------------------------------------------------------------
+
+
+def _label_conflict(sidecar: Sidecar, pod: Mapping[str, Any]) -> Finding | None:
+    """Look for a label that names another MailProxy.
+
+    It is not replaced: where a workload's selector has it, the workload would not know its pod any more,
+    and make another one, without end.
+    """
+    own = (pod.get("metadata") or {}).get("labels") or {}
+    for name in (names.INJECT, names.PROXY):
+        if own.get(name, sidecar.name) != sidecar.name:
+            what = f"the pod's label {name}={own[name]} names another MailProxy than {sidecar.name}"
+            return Finding("LabelConflict", f"{what}; remove it from the pod template")
+    return None
 
 
 def _wrong_system(_: Sidecar, spec: Mapping[str, Any]) -> Finding | None:
@@ -149,9 +180,13 @@ def _grace(spec: Mapping[str, Any]) -> int:
 # --- putting it in -------------------------------------------------------------
 
 
+def _labels(name: str) -> dict[str, str]:
+    return {**names.carrier_labels(name), **names.proxy_labels(name)}
+
+
 def _mark(sidecar: Sidecar, pod: Manifest) -> None:
     metadata = pod.setdefault("metadata", {})
-    metadata["labels"] = {**(metadata.get("labels") or {}), **names.carrier_labels(sidecar.name)}
+    metadata["labels"] = {**(metadata.get("labels") or {}), **_labels(sidecar.name)}
     own = metadata.get("annotations") or {}
     is_scraped = any(key.startswith("prometheus.io/") for key in own)
     metadata["annotations"] = {**own, **({} if is_scraped else sidecar.scraping), **sidecar.annotations}

@@ -14,60 +14,9 @@ from mailproxy_operator.render import planned
 from mailproxy_operator.render.prometheus_rule import ALERTS, prometheus_rule
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
+from support.alerts import SERIES
 from support.needs import Needs
 from support.operator_bodies import body
-
-JOB = 'job="mail/edge"'
-
-# alert -> series (name and labels, then values as promtool expands them) on which it fires after 80 minutes
-SERIES: dict[str, list[tuple[str, str]]] = {
-    "MailProxyLoginFailures": [
-        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="timeout"}}', "0+60x90"),
-        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
-    ],
-    "MailProxyLoginsDenied": [
-        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="denied"}}', "0+600x90"),
-        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+6x90"),
-    ],
-    "MailProxyAuthSlow": [
-        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="1"}}', "0+1x90"),
-        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="5"}}', "0+60x90"),
-        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="+Inf"}}', "0+60x90"),
-    ],
-    "MailProxyAuthErrors": [(f'mailproxy_auth_errors_total{{{JOB}, reason="connect"}}', "0+60x90")],
-    "MailProxyDnsTimeouts": [(f'mailproxy_dns_timeouts_total{{{JOB}, purpose="ptr"}}', "0+60x90")],
-    "MailProxyUpstreamErrors": [
-        (f'mailproxy_upstream_errors_total{{{JOB}, protocol="imap", stage="login"}}', "0+60x90"),
-        (
-            f'mailproxy_upstream_connect_duration_seconds_count{{{JOB}, protocol="imap", result="ok"}}',
-            "0+60x90",
-        ),
-    ],
-    "MailProxyCertificateExpires": [
-        (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
-    ],
-    "MailProxyReloadFailed": [(f'mailproxy_config_last_reload_successful{{{JOB}, pod="a"}}', "0x90")],
-    "MailProxyConfigSkew": [
-        (f'mailproxy_config_info{{{JOB}, hash="a"}}', "1x90"),
-        (f'mailproxy_config_info{{{JOB}, hash="b"}}', "1x90"),
-    ],
-    "MailProxyConnectionsNearLimit": [
-        (f'mailproxy_connections_active{{{JOB}, pod="a", server="imap"}}', "90x90"),
-        (f'mailproxy_connections_limit{{{JOB}, pod="a"}}', "100x90"),
-    ],
-    "MailProxyEventLoopSlow": [
-        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="0.1"}}', "0+1x90"),
-        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="1"}}', "0+60x90"),
-        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="+Inf"}}', "0+60x90"),
-    ],
-    "MailProxyWorkerCrashes": [
-        (f'mailproxy_worker_restarts_total{{{JOB}, pod="a", reason="crash"}}', "0+1x90")
-    ],
-    "MailProxyInternalErrors": [
-        (f'mailproxy_connections_closed_total{{{JOB}, pod="a", reason="internal_error"}}', "0+1x90")
-    ],
-    "MailProxyDown": [(f'up{{{JOB}, pod="a"}}', "0x90")],
-}
 
 
 @pytest.fixture
@@ -83,7 +32,15 @@ def rules(tmp_path: Path) -> Path:
 
 def test_every_alert_is_about_this_resource_alone() -> None:
     assert {alert.name for alert in ALERTS} == SERIES.keys()
-    assert all("JOB" in alert.expression and alert.summary for alert in ALERTS)
+    assert all("JOB" in alert.expression for alert in ALERTS)
+
+
+def test_every_alert_names_its_resource_and_has_a_runbook(rules: Path) -> None:
+    for rule in yaml.safe_load(rules.read_text())["groups"][0]["rules"]:
+        assert {"namespace": "mail", "mailproxy": "edge"}.items() <= rule["labels"].items()
+        assert rule["annotations"]["summary"].startswith("mail/edge: ")
+        assert rule["annotations"]["description"]
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/alerts.md#{rule['alert'].lower()}")
 
 
 @pytest.mark.interop
@@ -102,4 +59,7 @@ def test_every_alert_fires_on_the_data_it_is_for(needs: Needs, rules: Path, aler
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     # Nothing is expected, so promtool tells what fires instead.
     assert done.returncode == 1, done.stdout + done.stderr
-    assert f'alertname="{alert.name}"' in done.stdout + done.stderr, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert f'alertname="{alert.name}"' in said, said
+    assert 'namespace="mail"' in said
+    assert 'mailproxy="edge"' in said

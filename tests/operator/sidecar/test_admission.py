@@ -59,6 +59,17 @@ async def test_who_has_it_is_left_alone_and_nothing_is_looked_up() -> None:
     assert await decide(Broken(), verdict.pod) == Verdict(result="present")
 
 
+async def test_pod_that_carries_it_without_the_label_is_labelled() -> None:
+    verdict = await decide(cluster_with(), pod())
+    assert verdict.pod is not None
+    del verdict.pod["metadata"]["labels"]["mailproxy.dev/proxy"]
+    again = await decide(MemoryCluster(), verdict.pod)
+    assert again.result == "present"
+    assert again.pod is not None
+    assert again.pod["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
+    assert again.pod["spec"] == verdict.pod["spec"]
+
+
 @pytest.mark.parametrize(
     ("spec", "reason", "told"),
     [

@@ -180,3 +180,25 @@ async def test_from_a_deployment_to_a_sidecar_the_workload_goes() -> None:
     world.cluster.put(sidecar_body())
     await world.status()
     assert {kind.name for kind, _ in world.cluster.objects} == {"MailProxy", "ConfigMap"}
+
+
+async def test_running_pods_get_the_label_of_their_proxy() -> None:
+    """Pods that an older operator has injected lack it; a pod is labelled without being made anew."""
+    world = World()
+    older = world.pod("a", made().config_hash)
+    del older["metadata"]["labels"]["mailproxy.dev/proxy"]
+    world.cluster.put(older)
+    await world.status()
+    assert world.cluster.found(POD, "a")["metadata"]["labels"]["mailproxy.dev/proxy"] == "edge"
+    world.cluster.calls.clear()
+    await world.status()
+    assert world.cluster.calls == []
+
+
+async def test_label_that_names_another_proxy_stays() -> None:
+    world = World()
+    one = world.pod("a", made().config_hash)
+    one["metadata"]["labels"]["mailproxy.dev/proxy"] = "other"
+    world.cluster.put(one)
+    await world.status()
+    assert world.cluster.found(POD, "a")["metadata"]["labels"]["mailproxy.dev/proxy"] == "other"

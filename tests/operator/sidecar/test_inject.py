@@ -16,6 +16,7 @@ from mailproxy_operator.settings import KubeVersion, Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject
 from support.sidecars import INJECT, made, pod
 
+PROXY = "mailproxy.dev/proxy"
 PORT_START = "net.ipv4.ip_unprivileged_port_start"
 
 
@@ -91,6 +92,32 @@ def test_doing_it_twice_is_doing_it_once() -> None:
     once = put(inject(made(), pod()))
     assert carries(once)
     assert inject(made(workers=4), once) == Injected(once)
+
+
+def test_pod_gets_the_label_of_its_proxy() -> None:
+    assert put(inject(made(), pod()))["metadata"]["labels"][PROXY] == "edge"
+
+
+def test_pod_that_carries_the_sidecar_without_the_label_gets_it() -> None:
+    """As one that an older release, or `render --sidecar` of one, has made."""
+    older = put(inject(made(), pod()))
+    del older["metadata"]["labels"][PROXY]
+    before = copy.deepcopy(older)
+    again = put(inject(made(), older))
+    assert again["metadata"]["labels"][PROXY] == "edge"
+    assert again["spec"] == before["spec"]
+    assert older == before
+
+
+@pytest.mark.parametrize("label", ["mailproxy.dev/proxy", "mailproxy.dev/inject"])
+def test_pod_with_the_label_of_another_proxy_is_not_injected(label: str) -> None:
+    """A changed label could be one that the workload's selector finds its pods by."""
+    asking = pod()
+    asking["metadata"]["labels"][label] = "other"
+    reason, message = why_not(inject(made(), asking))
+    assert reason == "LabelConflict"
+    assert f"{label}=other" in message
+    assert "edge" in message
 
 
 @given(st.sets(st.sampled_from(["volumes", "initContainers", "securityContext", "labels", "annotations"])))

@@ -97,7 +97,7 @@ def test_a_merge_patch_holds_what_an_empty_pod_would_get(kind: str) -> None:
     assert isinstance(whole, Injected)
     part = template(kind, patch)
     assert part["spec"] == {key: value for key, value in whole.pod["spec"].items() if key != "containers"}
-    assert part["metadata"]["labels"] == {"mailproxy.dev/inject": "edge"}
+    assert part["metadata"]["labels"] == {"mailproxy.dev/inject": "edge", "mailproxy.dev/proxy": "edge"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,7 +231,8 @@ def test_the_webhook_is_a_component_beside_the_operator(tmp_path: Path) -> None:
     found = kustomized(folder, "resources: [../deploy]\ncomponents: [../deploy/webhook]\n")
     [operator] = [one for one in found if one["kind"] == "Deployment"]
     [container] = operator["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["run", "--webhook=[::]:9443"]
+    assert "--webhook=[::]:9443" in container["args"]
+    assert "--webhook-configuration=mailproxy-operator" in container["args"]
     assert {"name": "webhook", "containerPort": 9443, "protocol": "TCP"} in container["ports"]
     [configuration] = [one for one in found if one["kind"] == "MutatingWebhookConfiguration"]
     [webhook] = configuration["webhooks"]

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.errors import Retryable
 from mailproxy_operator.kinds import MUTATING_WEBHOOK, Kind, Manifest
 from mailproxy_operator.sidecar import trust
 from mailproxy_operator.sidecar.certificate import LIFETIME, issue, server_context, trusts
-from mailproxy_operator.sidecar.trust import MountedCertificate, OwnCertificate, called_as
+from mailproxy_operator.sidecar.trust import GivenAuthority, MountedCertificate, OwnCertificate, called_as
 
 SERVICE = {"service": {"name": "hook", "namespace": "system", "path": "/inject"}}
 
@@ -39,7 +40,8 @@ class Store:
             raise Retryable("not now")
         if not self.webhooks:
             return None
-        found = {"metadata": {"resourceVersion": str(self.version)}, "webhooks": copy.deepcopy(self.webhooks)}
+        metadata = {"name": key.name, "resourceVersion": str(self.version)}
+        found = {"metadata": metadata, "webhooks": copy.deepcopy(self.webhooks)}
         if self.others:
             self.version += 1
             self.webhooks[0]["clientConfig"]["caBundle"] = self.others.pop()
@@ -221,3 +223,97 @@ def test_a_broken_successor_changes_nothing(tmp_path: Path, caplog: pytest.LogCa
     one.refresh()
     assert one.is_ready
     assert "SSLError" in caplog.text
+
+
+def lasting_authority(name: str = "company") -> str:
+    """A certificate of an authority as companies have it, for ten years."""
+    ca = trustme.CA(organization_name=name)
+    return ca.cert_pem.bytes().decode()
+
+
+def given(store: Store, authorities: str, folder: Path) -> MountedCertificate:
+    return MountedCertificate(
+        folder, server_context(), GivenAuthority(store, "mailproxy-operator", authorities)
+    )
+
+
+async def refreshed(one: MountedCertificate) -> bool:
+    one.refresh()
+    return await one._trusted()
+
+
+async def test_a_mounted_certificate_is_ready_when_its_authority_is_trusted(tmp_path: Path) -> None:
+    store, authority = Store(SERVICE, SERVICE), lasting_authority()
+    write(tmp_path, "a")
+    one = given(store, authority, tmp_path)
+    one.refresh()
+    assert not one.is_ready
+    assert await refreshed(one)
+    assert one.is_ready
+    assert trusts(store.bundle(0), authority)
+    assert trusts(store.bundle(1), authority)
+    assert await refreshed(one)
+    assert store.patches == 1
+
+
+async def test_another_certificate_is_switched_to_while_both_are_trusted(tmp_path: Path) -> None:
+    """A rollout: operators with their own certificate answer until those with the Secret's are ready."""
+    store, authority = Store(SERVICE), lasting_authority()
+    own = keeper(store)
+    await own.refresh()
+    write(tmp_path, "a")
+    assert await refreshed(given(store, authority, tmp_path))
+    assert trusts(store.bundle(), current(own))
+    assert trusts(store.bundle(), authority)
+    # and back
+    again = keeper(store, "pod-2")
+    await again.refresh()
+    assert trusts(store.bundle(), authority)
+    assert trusts(store.bundle(), current(again))
+
+
+async def test_an_authority_that_was_switched_from_goes_with_the_next_renewal() -> None:
+    store, clock, authority = Store(SERVICE), Clock(), lasting_authority()
+    store.webhooks[0]["clientConfig"]["caBundle"] = base64.b64encode(authority.encode()).decode()
+    one = keeper(store, clock=clock)
+    await one.refresh()
+    assert trusts(store.bundle(), authority)
+    clock.now += LIFETIME - timedelta(days=1)
+    await one.refresh()
+    assert not trusts(store.bundle(), authority)
+    assert trusts(store.bundle(), current(one))
+
+
+async def test_several_given_authorities_are_trusted_together(tmp_path: Path) -> None:
+    """As while an authority is renewed."""
+    store, both = Store(SERVICE), lasting_authority() + lasting_authority("next")
+    write(tmp_path, "a")
+    assert await refreshed(given(store, both, tmp_path))
+    assert trusts(store.bundle(), both)
+
+
+async def test_who_is_trusted_goes_on_answering_while_the_api_server_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(SERVICE)
+    write(tmp_path, "a")
+    one = given(store, lasting_authority(), tmp_path)
+    store.fails = True
+    assert not await refreshed(one)
+    assert not one.is_ready
+    store.fails = False
+    assert await refreshed(one)
+    store.fails = True
+    assert not await refreshed(one)
+    assert one.is_ready
+    assert "not now" in caplog.text
+
+
+async def test_an_authority_without_a_configuration_is_not_ready(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, "a")
+    one = given(Store(), lasting_authority(), tmp_path)
+    assert not await refreshed(one)
+    assert not one.is_ready
+    assert "no MutatingWebhookConfiguration" in caplog.text

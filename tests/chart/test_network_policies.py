@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chart's and the operator's NetworkPolicies together: our own parts reach each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.command import settings_from
+from mailproxy_operator.render import planned, render
+from mailproxy_operator.render.sidecar import sidecar
+from mailproxy_operator.resource import Resource
+from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.sidecar.inject import Injected, inject
+from support.helm import ROOT, Helm, Object, named, of_kind
+from support.network_policies import Peer, lets_through
+from support.operator_bodies import body
+from support.sidecars import pod
+
+ADMIN = 9113
+RESTRICTED: Object = {"networkPolicy": {"enabled": True}}
+
+
+def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
+    """The operator's pod, and what it renders with, by its arguments and variables."""
+    deployment = named(objects, "Deployment")
+    namespace = deployment["metadata"]["namespace"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    options = operator_arguments().parse_args(container["args"])
+    given = {one["name"]: one.get("value", namespace) for one in container["env"]}
+    platform = settings_from(options, given).platform(KubeVersion(1, 36))
+    return Peer.of(namespace, deployment["spec"]["template"]), platform
+
+
+def _proxy(platform: Platform, **spec: Any) -> tuple[Peer, list[Object]]:
+    """A proxy's pod in the namespace mail, and the policies that its operator makes."""
+    objects = list(render(planned(Resource.read(body(**spec)), platform)))
+    [workload] = of_kind(objects, "Deployment") + of_kind(objects, "DaemonSet")
+    return Peer.of("mail", workload["spec"]["template"]), of_kind(objects, "NetworkPolicy")
+
+
+@pytest.mark.parametrize("mode", ["Deployment", "DaemonSet"])
+@pytest.mark.parametrize("metrics_from", [[], [{"namespaceSelector": {}, "podSelector": {}}]])
+def test_operator_reads_the_configuration_of_pods_with_a_network_policy(
+    helm: Helm, mode: str, metrics_from: list[Any]
+) -> None:
+    objects = helm.objects({**RESTRICTED, "nameOverride": "post"})
+    operator, platform = _operator(objects)
+    asked = {"enabled": True, "metricsFrom": metrics_from}
+    target, policies = _proxy(platform, mode=mode, networkPolicy=asked)
+    everything = [*policies, *of_kind(objects, "NetworkPolicy")]
+    assert lets_through(everything, operator, target, ADMIN)
+    # And nobody else: not from elsewhere with the operator's labels, nor from beside it without them.
+    for stranger in (Peer("elsewhere", operator.labels, {}), Peer(operator.namespace, {"app": "x"}, {})):
+        assert lets_through(everything, stranger, target, ADMIN) == bool(metrics_from)
+
+
+def test_operator_of_the_plain_manifests_is_admitted_too() -> None:
+    objects = [one for one in yaml.safe_load_all((ROOT / "deploy/operator.yaml").read_text()) if one]
+    operator, platform = _operator(objects)
+    target, policies = _proxy(platform, networkPolicy={"enabled": True})
+    assert lets_through(policies, operator, target, ADMIN)
+
+
+def test_operator_reaches_sidecars(helm: Helm) -> None:
+    objects = helm.objects(RESTRICTED)
+    operator, platform = _operator(objects)
+    made = inject(sidecar(planned(Resource.read(body(mode="Sidecar")), platform)), pod())
+    assert isinstance(made, Injected)
+    target = Peer.of("mail", made.pod)
+    assert lets_through(of_kind(objects, "NetworkPolicy"), operator, target, ADMIN)
+    stranger = Peer("mail", {"app": "x"}, {})
+    assert not lets_through(of_kind(objects, "NetworkPolicy"), operator, stranger, ADMIN)
+
+
+def test_helm_test_reaches_the_operator_where_its_metrics_are_restricted(helm: Helm) -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    objects = helm.objects({"networkPolicy": {"enabled": True, "metricsFrom": [prometheus]}})
+    operator, _ = _operator(objects)
+    job = named(objects, "Job", "-test")
+    tester = Peer.of(job["metadata"]["namespace"], job["spec"]["template"])
+    policies = of_kind(objects, "NetworkPolicy")
+    assert lets_through(policies, tester, operator, 8080)
+    assert lets_through(policies, Peer("monitoring", {"app": "prometheus"}, {}), operator, 8080)
+    assert not lets_through(policies, Peer("mail", {"app": "x"}, {}), operator, 8080)
+
+
+def test_api_server_reaches_the_webhook(helm: Helm) -> None:
+    objects = helm.objects({**RESTRICTED, "webhook": {"enabled": True}})
+    operator, _ = _operator(objects)
+    assert lets_through(of_kind(objects, "NetworkPolicy"), Peer("kube-system", {}, {}), operator, 9443)
+
+
+def test_without_a_known_namespace_the_operator_is_known_by_its_labels_alone() -> None:
+    """As `render` prints it, and as an operator outside of the cluster applies it."""
+    target, policies = _proxy(Platform(), networkPolicy={"enabled": True})
+    labels = {"mailproxy.dev/component": "operator"}
+    assert lets_through(policies, Peer("anywhere", labels, {}), target, ADMIN)
+    assert not lets_through(policies, Peer("anywhere", {}, {}), target, ADMIN)
+
+
+def test_proxy_reaches_the_name_servers_of_its_resolver() -> None:
+    """Also those that answer on another port than 53."""
+    resolver = {"addresses": ["10.0.0.1:5353", "[fd00::1]:5300", "10.0.0.2"]}
+    mail = {"authHttp": "http://auth.mail.svc:9000/auth", "resolver": resolver}
+    source, policies = _proxy(Platform(), networkPolicy={"enabled": True}, mail=mail)
+    [policy] = policies
+    udp = {
+        port["port"]
+        for rule in policy["spec"]["egress"]
+        for port in rule["ports"]
+        if port["protocol"] == "UDP"
+    }
+    assert udp == {53, 5300, 5353}
+    for port in (53, 5300, 5353, 9000):
+        assert lets_through(policies, source, Peer("dns", {}, {}), port)
+    assert not lets_through(policies, source, Peer("dns", {}, {}), 25)

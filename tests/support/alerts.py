@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data on which each alert about a MailProxy fires."""
+
+from __future__ import annotations
+
+from typing import Final
+
+JOB: Final = 'job="mail/edge"'
+
+# alert -> series (name and labels, then values as promtool expands them) on which it fires after 80 minutes
+SERIES: Final[dict[str, list[tuple[str, str]]]] = {
+    "MailProxyLoginFailures": [
+        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="timeout"}}', "0+60x90"),
+        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+60x90"),
+    ],
+    "MailProxyLoginsDenied": [
+        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="denied"}}', "0+600x90"),
+        (f'mailproxy_logins_total{{{JOB}, protocol="imap", result="success"}}', "0+6x90"),
+    ],
+    "MailProxyAuthSlow": [
+        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="1"}}', "0+1x90"),
+        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="5"}}', "0+60x90"),
+        (f'mailproxy_auth_request_duration_seconds_bucket{{{JOB}, protocol="imap", le="+Inf"}}', "0+60x90"),
+    ],
+    "MailProxyAuthErrors": [(f'mailproxy_auth_errors_total{{{JOB}, reason="connect"}}', "0+60x90")],
+    "MailProxyDnsTimeouts": [(f'mailproxy_dns_timeouts_total{{{JOB}, purpose="ptr"}}', "0+60x90")],
+    "MailProxyUpstreamErrors": [
+        (f'mailproxy_upstream_errors_total{{{JOB}, protocol="imap", stage="login"}}', "0+60x90"),
+        (
+            f'mailproxy_upstream_connect_duration_seconds_count{{{JOB}, protocol="imap", result="ok"}}',
+            "0+60x90",
+        ),
+    ],
+    "MailProxyCertificateExpires": [
+        (f'mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}, server="imap"}}', "86400x90")
+    ],
+    "MailProxyReloadFailed": [(f'mailproxy_config_last_reload_successful{{{JOB}, pod="a"}}', "0x90")],
+    "MailProxyConfigSkew": [
+        (f'mailproxy_config_info{{{JOB}, hash="a"}}', "1x90"),
+        (f'mailproxy_config_info{{{JOB}, hash="b"}}', "1x90"),
+    ],
+    "MailProxyConnectionsNearLimit": [
+        (f'mailproxy_connections_active{{{JOB}, pod="a", server="imap"}}', "90x90"),
+        (f'mailproxy_connections_limit{{{JOB}, pod="a"}}', "100x90"),
+    ],
+    "MailProxyEventLoopSlow": [
+        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="0.1"}}', "0+1x90"),
+        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="1"}}', "0+60x90"),
+        (f'mailproxy_event_loop_lag_seconds_bucket{{{JOB}, pod="a", le="+Inf"}}', "0+60x90"),
+    ],
+    "MailProxyWorkerCrashes": [
+        (f'mailproxy_worker_restarts_total{{{JOB}, pod="a", reason="crash"}}', "0+1x90")
+    ],
+    "MailProxyInternalErrors": [
+        (f'mailproxy_connections_closed_total{{{JOB}, pod="a", reason="internal_error"}}', "0+1x90")
+    ],
+    "MailProxyDown": [(f'up{{{JOB}, pod="a"}}', "0x90")],
+}

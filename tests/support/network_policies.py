@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What NetworkPolicies let through, worked out as Kubernetes documents it.
+
+Kubernetes calls a namespace by its label ``kubernetes.io/metadata.name``; ports by name are those of the
+pod's containers.  Blocks of addresses are not looked at: pods are selected here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"
+
+Policy = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A pod: its namespace, its labels, and the ports that its containers name."""
+
+    namespace: str
+    labels: Mapping[str, str]
+    ports: Mapping[str, int]
+
+    @classmethod
+    def of(cls, namespace: str, template: Mapping[str, Any]) -> Peer:
+        """Take a pod, or the template of one."""
+        spec = template["spec"]
+        listed = [
+            port
+            for one in (*spec.get("initContainers", []), *spec["containers"])
+            for port in one.get("ports", [])
+        ]
+        ports = {port["name"]: port["containerPort"] for port in listed if "name" in port}
+        return cls(namespace, template["metadata"]["labels"], ports)
+
+
+def lets_through(policies: Sequence[Policy], source: Peer, target: Peer, port: int) -> bool:
+    """Return whether a connection to a TCP port of a pod is let through, on both sides."""
+    leaves = [one for one in policies if _is_about(one, source, "Egress")]
+    enters = [one for one in policies if _is_about(one, target, "Ingress")]
+    return (
+        not leaves or any(_takes(rule, "to", target, target, port) for rule in _rules(leaves, "egress"))
+    ) and (
+        not enters or any(_takes(rule, "from", source, target, port) for rule in _rules(enters, "ingress"))
+    )
+
+
+def _is_about(policy: Policy, pod: Peer, direction: str) -> bool:
+    return (
+        policy["metadata"]["namespace"] == pod.namespace
+        and direction in policy["spec"]["policyTypes"]
+        and _selects(policy["spec"]["podSelector"], pod.labels)
+    )
+
+
+def _rules(policies: Sequence[Policy], name: str) -> Iterator[Mapping[str, Any]]:
+    for policy in policies:
+        for rule in policy["spec"].get(name, []):
+            yield {**rule, "namespace": policy["metadata"]["namespace"]}
+
+
+def _takes(rule: Mapping[str, Any], side: str, other: Peer, target: Peer, port: int) -> bool:
+    numbers = [target.ports.get(one["port"], one["port"]) for one in rule.get("ports", [])]
+    if numbers and port not in numbers:
+        return False
+    return side not in rule or any(_is_peer(one, other, rule["namespace"]) for one in rule[side])
+
+
+def _is_peer(described: Mapping[str, Any], pod: Peer, namespace: str) -> bool:
+    if "ipBlock" in described:
+        return False
+    if "namespaceSelector" in described:
+        if not _selects(described["namespaceSelector"], {NAMESPACE_LABEL: pod.namespace}):
+            return False
+    elif pod.namespace != namespace:
+        return False
+    return _selects(described.get("podSelector", {}), pod.labels)
+
+
+def _selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    wanted: Mapping[str, str] = selector.get("matchLabels", {})
+    for one in selector.get("matchExpressions", []):
+        assert one["operator"] in {"Exists", "In", "NotIn"}
+        is_there = one["key"] in labels
+        is_listed = labels.get(one["key"]) in one.get("values", [])
+        if not {"Exists": is_there, "In": is_listed, "NotIn": not is_listed}[one["operator"]]:
+            return False
+    return wanted.items() <= labels.items()
