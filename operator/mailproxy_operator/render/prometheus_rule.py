@@ -177,11 +177,12 @@ ALERTS = (
     Alert(
         "MailProxyWorkerCrashes",
         "sum by (PROXY, pod, instance)"
-        ' (increase(mailproxy_worker_restarts_total{JOB, reason="crash"}[15m])) > 0',
+        ' (increase(mailproxy_worker_restarts_total{JOB, reason=~"crash|unresponsive"}[15m])) > 0',
         "",
         "warning",
-        f"WHO: a worker process of {_WHERE} ended unexpectedly and was replaced",
-        "Its sessions were cut off. A crash is a fault of the proxy or of memory limits.",
+        f"WHO: a worker process of {_WHERE} ended unexpectedly or hung, and was replaced",
+        "Its sessions were cut off. A crash is a fault of the proxy or of memory limits; an unresponsive worker "
+        "was stopped, blocked or in a loop: its log line worker_hangs has more.",
     ),
     Alert(
         "MailProxyInternalErrors",
