@@ -106,6 +106,14 @@ async def test_no_worker_holds_another_ones_channel(bench: Bench) -> None:
     assert not sockets[2] & (sockets[0] | sockets[1])
 
 
+async def test_a_worker_inherits_no_pipe(bench: Bench) -> None:
+    worker = await bench.start()
+    await worker.report(1, 60)
+    folder = f"/proc/{worker.pid}/fd"
+    found = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder) if int(name) > 2]
+    assert not [target for target in found if target.startswith("pipe:")]
+
+
 async def test_a_worker_handles_signals_as_a_fresh_process_does(bench: Bench) -> None:
     worker = await bench.start()
     await worker.report(1, 60)

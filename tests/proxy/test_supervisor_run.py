@@ -332,6 +332,22 @@ def test_a_killed_worker_is_replaced_and_no_counter_falls(manifest: Manifest, pr
     assert accepted(proxy) == 40
 
 
+def test_it_runs_where_whoever_started_it_ignores_sigchld(manifest: Manifest) -> None:
+    """An ignored signal stays ignored in a program that is executed (execve(2)); the kernel would then reap workers."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        proxy = Proxy(manifest.path)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    with proxy:
+        proxy.until_told("listening")
+        first = proxy.workers()
+        os.kill(first[0], signal.SIGKILL)
+        assert proxy.until_told("worker_exited")["exit_code"] == -signal.SIGKILL
+        proxy.signal(signal.SIGTERM)
+        assert proxy.exit_code() == 0
+
+
 def test_a_worker_that_is_asked_to_leave_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
     server_name(manifest.port)
     asked = proxy.workers()[0]

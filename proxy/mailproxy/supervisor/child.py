@@ -8,6 +8,10 @@ import contextlib
 import os
 import signal
 import threading
+from typing import Final
+
+UNKNOWN: Final = 255
+"""Stands for an exit code that somebody else took."""
 
 
 class Child:
@@ -46,5 +50,8 @@ class Child:
             loop.call_soon_threadsafe(self._reap)
 
     def _reap(self) -> None:
-        self.exit_code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        try:
+            self.exit_code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:
+            self.exit_code = UNKNOWN
         self.over.set()

@@ -74,11 +74,12 @@ class ForkServer:
 
 
 def become_subreaper() -> None:
-    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``).
+    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``), and get their exit codes.
 
     Raises:
         OSError: The system does not let us.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may ignore it: no exit code comes then
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -201,6 +202,7 @@ def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int
     try:
         between = os.fork()
         if between == 0:
+            os.close(ours)
             _be(lambda: _fork_once_more(theirs, control, end, work))
         os.waitpid(between, 0)
         os.set_blocking(ours, False)
