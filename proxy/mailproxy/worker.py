@@ -129,11 +129,12 @@ class Service:
         try:
             _require_all(order, sockets)
             config = _config_of(order, sockets)
+            self._reserve.release()
             await self._open_logs(config, sockets)
             given: dict[str, list[socket.socket]] = {}
             for key, sock in zip(order.sockets, sockets, strict=True):
                 given.setdefault(key, []).append(sock)
-            self._reserve.release()
+            self._reserve.release()  # what was taken back meanwhile
             await self._app.apply(config, given, names=order.names, ticket_keys=order.ticket_keys)
         except ConfigError as error:
             self._reserve.fill()

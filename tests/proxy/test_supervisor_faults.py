@@ -120,6 +120,33 @@ def test_a_reload_while_clients_hold_every_descriptor_ends_no_session(manifest: 
                 other.close()
 
 
+def test_a_reload_opens_a_new_log_while_clients_hold_every_descriptor(tmp_path: Path) -> None:
+    port = free_port()
+    file = tmp_path / "nginx.conf"
+
+    def write(log: str) -> None:
+        listening = f"server {{ listen 127.0.0.1:{port}; protocol imap; }}"
+        logs = f"error_log {tmp_path}/{log} info;\nerror_log stderr info;\nworker_processes 1;\n"
+        file.write_text(f"{logs}mail {{ server_name a; auth_http 127.0.0.1:9/; {listening} }}\n")
+
+    write("first.log")
+    with Proxy(file, command=COMMAND) as proxy:
+        proxy.until_told("listening")
+        (worker,) = proxy.workers()
+        used = max(int(name) for name in os.listdir(f"/proc/{worker}/fd"))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (used + 10, 1024))
+        with Client(port) as client:
+            others = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(30)]
+            proxy.until_told("cannot_accept")
+            write("second.log")
+            proxy.signal(signal.SIGHUP)
+            until(lambda: proxy.told("configuration_kept") or len(proxy.told("configuration_loaded")) == 2)
+            assert not proxy.told("configuration_refused")
+            assert client.ask("a NOOP") == "a OK completed"
+            for other in others:
+                other.close()
+
+
 def test_ticket_keys_rotate_in_all_workers(tmp_path: Path, manifest: Manifest) -> None:
     issued = trustme.CA().issue_cert("mail.example.com")
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"

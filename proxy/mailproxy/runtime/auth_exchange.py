@@ -464,10 +464,6 @@ class Exchange:
         with suppress(Exception):
             self.drop()
 
-    def cut(self) -> None:
-        """End at once."""
-        self.crashed()
-
     def _close(self) -> None:
         self.service.engine.timers.disarm(self)
         self._shaking_hands = self.is_open = False

@@ -41,7 +41,8 @@ class Child:
     def kill(self) -> None:
         """End it by force."""
         if self.exit_code is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # somebody else took its exit code
+                os.kill(self.pid, signal.SIGKILL)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(ChildProcessError):

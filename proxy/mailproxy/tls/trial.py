@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mailproxy.tls.contexts import build
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError, Problem
@@ -23,13 +21,6 @@ def tried(server: ServerConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...
         return (), build(server, ticket_keys=TicketKeys.random()).notices
     except ConfigError as error:
         return tuple(filter(_is_news, error.problems)), error.notices
-
-
-def tls_problems(servers: Iterable[ServerConfig]) -> tuple[Problem, ...]:
-    """Tell what is wrong with the TLS of servers, each thing once."""
-    return tuple(
-        dict.fromkeys(problem for server in servers if server.tls_is_used for problem in tried(server)[0])
-    )
 
 
 def _is_news(problem: Problem) -> bool:
