@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Final
 
 from mailproxy.dialogue.values import Secret
@@ -15,6 +15,8 @@ WITHHELD: Final = b"***"
 """Stands for a reply that repeats a password, or a part of one."""
 _PART: Final = 8
 """Bytes of a password in a row that are too many for a log."""
+_SEARCHED: Final = LOGGED_REPLY + 64
+"""Bytes of a reply that are searched: those that are logged, and the rest of a password that begins there."""
 _WORD: Final = 4
 """A shorter password counts only where it stands as a word: every reply has an ``a`` somewhere."""
 
@@ -31,13 +33,14 @@ def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:
         password: What must not be logged, in clear or as base64 of ``AUTH PLAIN``.
     """
     text = reply.strip(b"\r\n")
-    if password is not None and _repeats(text.lower(), user, password.reveal()):
+    if password is not None and _repeats(text[:_SEARCHED].lower(), user, password.reveal()):
         return WITHHELD
     return text[:LOGGED_REPLY] + (b"..." if len(text) > LOGGED_REPLY else b"")
 
 
 def _repeats(text: bytes, user: bytes, password: bytes) -> bool:
-    return any(_holds(text, secret.lower()) for secret in _spellings(user, password))
+    words = _words(text)
+    return any(_holds(text, words, secret.lower()) for secret in _spellings(user, password))
 
 
 def _spellings(user: bytes, password: bytes) -> Iterator[bytes]:
@@ -45,18 +48,22 @@ def _spellings(user: bytes, password: bytes) -> Iterator[bytes]:
     if not password:
         return
     yield password
-    yield from password.split()
+    yield from {*password.split()} - {password}
     for message in (password, b"\0" + user + b"\0" + password):
         yield b2a_base64(message, newline=False).rstrip(b"=")
 
 
-def _holds(text: bytes, secret: bytes) -> bool:
+def _holds(text: bytes, words: Set[bytes], secret: bytes) -> bool:
     if len(secret) < _WORD:
-        return secret in _words(text)
+        return secret in words
     part = min(_PART, len(secret))
-    return any(secret[start : start + part] in text for start in range(len(secret) - part + 1))
+    short, long = (
+        (secret, text) if len(secret) < len(text) else (text, secret)
+    )  # clients choose how long one is
+    return any(short[start : start + part] in long for start in range(len(short) - part + 1))
 
 
-def _words(text: bytes) -> list[bytes]:
-    """The words of a text, without the signs around them."""
-    return [word.strip(b"\"'`<>()[]{}.,:;!?") for word in text.split()] + text.split()
+def _words(text: bytes) -> Set[bytes]:
+    """The words of a text, with and without the signs around them."""
+    words = text.split()
+    return {*words, *(word.strip(b"\"'`<>()[]{}.,:;!?") for word in words)}
