@@ -38,7 +38,7 @@ class Source(Protocol):
         ...
 
     def unready(self) -> str:
-        """Tell why clients are not accepted, or not by all workers; empty where they are."""
+        """Return why clients are not accepted, or not by all workers; empty where they are."""
         ...
 
     def config(self) -> Mapping[str, object]:

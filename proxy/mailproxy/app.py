@@ -303,7 +303,7 @@ class App:
         self._listeners.clear()
         self._each(engine.live, lambda session: session.say_goodbye())
         ends_at = time.monotonic() + timeout
-        while (engine.live or engine.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions tell nobody when they end
+        while (engine.live or engine.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions report their end to nobody
             await asyncio.sleep(_DRAIN_STEP)
         self.stop()
         await self.close()

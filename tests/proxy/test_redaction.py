@@ -9,6 +9,7 @@ from binascii import b2a_base64
 import pytest
 
 from mailproxy.dialogue.values import Secret
+from mailproxy.protocols import redaction
 from mailproxy.protocols.redaction import LOGGED_REPLY, WITHHELD, reply_for_log
 
 
@@ -40,8 +41,6 @@ def test_a_long_password_makes_no_more_work_than_a_reply_is_long(password: bytes
 
 
 def test_words_of_a_reply_are_found_once_however_many_a_password_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mailproxy.protocols import redaction  # noqa: PLC0415
-
     found = redaction._words
     calls = []
     monkeypatch.setattr(redaction, "_words", lambda text: calls.append(text) or found(text))

@@ -333,7 +333,7 @@ def test_a_killed_worker_is_replaced_and_no_counter_falls(manifest: Manifest, pr
 
 
 def test_it_runs_where_whoever_started_it_ignores_sigchld(manifest: Manifest) -> None:
-    """An ignored signal stays ignored in a program that is executed (execve(2)); the kernel would then reap workers."""
+    """execve(2) keeps an ignored signal ignored, and the kernel then keeps no exit codes (sigaction(2))."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         proxy = Proxy(manifest.path)

@@ -52,7 +52,7 @@ _REQUEST_TIMEOUT: Final = 408
 
 
 class Owner(Protocol):
-    """Whose connection it is: what it knows of the service, and what it is told."""
+    """The owner of connections: what it knows of the service, and what it is called for."""
 
     addresses: HostAddresses
     engine: Engine
@@ -147,7 +147,7 @@ class Exchange:
         self._connect()
 
     def _connect(self) -> None:
-        """Connect to the next address that this request has not tried, at once or when the turn ends."""
+        """Connect to the next address that this request has not tried."""
         question = self.question
         if question is None:
             return  # nobody waits for the answer any more
@@ -188,7 +188,7 @@ class Exchange:
         engine.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
 
     def _try_next(self, error: AuthUnreachable) -> None:
-        """This address does not work: go on with the next when the turn ends."""
+        """This address does not work: go on with the next at the end of this event loop iteration."""
         self._close()
         target, question = self.target, self.question
         if target is not None:
@@ -241,7 +241,7 @@ class Exchange:
     # -- asking
 
     def carry(self, question: Question) -> None:
-        """Send a request on a connection that is open and idle, when the turn ends."""
+        """Send a request on an idle connection at the end of this event loop iteration."""
         self.question = question
         question.exchange = self
         self._head = b""

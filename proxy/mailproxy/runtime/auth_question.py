@@ -58,7 +58,7 @@ class Question:
         asker: Who waits for the answer; ``None`` when nobody does any more.
         exchange: The connection that carries it; ``None`` while it waits for one.
         is_repeated: Whether it was sent twice.
-        protocol: What the client speaks: an answer's words depend on it.
+        protocol: Of the client: the rules for an answer depend on it.
         seconds: Where the time until the answer is counted, by what it is.
         started: When it was asked, by the reactor's clock.
         tried: Addresses of the service that did not work for it.

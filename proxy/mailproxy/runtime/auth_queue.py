@@ -84,7 +84,7 @@ class FairQueue:
             del turns[source]
 
     def take(self, *, reserved: bool) -> Question | None:
-        """Remove and give the request whose turn it is.
+        """Remove and return the next request.
 
         Args:
             reserved: It gets a reserved connection, so its address must hold none.
@@ -105,7 +105,7 @@ class FairQueue:
         return question
 
     def may_hold(self, source: bytes) -> bool:
-        """Tell whether an address may have a reserved connection."""
+        """Return whether an address may have a reserved connection."""
         return source not in self._holding
 
     def hold(self, question: Question, source: bytes) -> None:

@@ -5,7 +5,7 @@ A message is one JSON object.  On the wire it is eight octets (the length of
 the JSON and the number of descriptors, both big-endian), then the JSON.  The
 descriptors travel as ``SCM_RIGHTS``, each batch with an octet of its own at
 the beginning of the JSON, since the kernel takes only some 250 of them with
-one call.  The receiver reads the first eight octets alone, so it can make room
+one call.  The receiver reads the first eight bytes alone, so it can make room
 for the descriptors before the kernel hands them over: those that it has no
 room for are lost (``MSG_CTRUNC``).  Both ends are our own processes; the
 limits are there so that a damaged peer costs a connection and not the memory.
@@ -197,7 +197,7 @@ class Channel:
                 return
 
     def _missing(self) -> int:
-        """Tell how many octets belong to the head of a message, or to what it announces, and are not read."""
+        """Return how many bytes of a message's head, or of what it announces, are not read."""
         if len(self._in) < _HEADER.size:
             return _HEADER.size - len(self._in)
         length, count = _HEADER.unpack_from(self._in)
@@ -207,7 +207,7 @@ class Channel:
         return int(_HEADER.size + length - len(self._in))
 
     def _receive(self, size: int) -> bool:
-        """Receive at most so many octets; tell whether to go on."""
+        """Receive at most so many bytes; returns whether to go on."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):

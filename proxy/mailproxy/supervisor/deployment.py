@@ -50,7 +50,7 @@ class Deployment:
     ticket_keys: KeyRotation
 
     def order(self) -> Configure:
-        """Say what a worker is told, with the ticket keys of now."""
+        """Make the message for a worker, with the current ticket keys."""
         return Configure(
             serial=self.serial,
             config=self.text,

@@ -74,7 +74,9 @@ class ForkServer:
 
 
 def become_subreaper() -> None:
-    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``), and get their exit codes.
+    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``).
+
+    Their exit codes come to this process.
 
     Raises:
         OSError: The system does not let us.

@@ -67,7 +67,7 @@ class Heartbeat:
         return self.silence >= LATE_SECONDS
 
     def is_hung(self, *, is_loading: bool) -> bool:
-        """Tell whether the process will not come back by itself.
+        """Return whether the process will not come back by itself.
 
         Args:
             is_loading: Whether it has been given a configuration and has not

@@ -306,7 +306,7 @@ class Pool:
             await worker.exited.wait()
         place.worker = None
         reason = worker.reason if is_up or worker.exit_code else RestartReason.CRASH
-        if reason is not RestartReason.UNRESPONSIVE:  # that one was slow to death, and others may do better
+        if reason is not RestartReason.UNRESPONSIVE:  # a hung worker does not show that starts fail
             self._count_futile()
         return reason
 

@@ -118,7 +118,7 @@ class Status:
         return self._totals.page(facts)
 
     def unready(self) -> str:
-        """Tell why clients are not accepted, or not by all workers; empty where they are."""
+        """Return why clients are not accepted, or not by all workers; empty where they are."""
         if self.is_draining:
             return "draining"
         if self.pool is None or not self.is_started:
