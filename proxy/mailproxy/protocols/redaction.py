@@ -57,9 +57,8 @@ def _holds(text: bytes, words: Set[bytes], secret: bytes) -> bool:
     if len(secret) < _WORD:
         return secret in words
     part = min(_PART, len(secret))
-    short, long = (
-        (secret, text) if len(secret) < len(text) else (text, secret)
-    )  # clients choose how long one is
+    # A client chooses the length of the one, so the shorter of both is walked over.
+    short, long = (secret, text) if len(secret) < len(text) else (text, secret)
     return any(short[start : start + part] in long for start in range(len(short) - part + 1))
 
 
