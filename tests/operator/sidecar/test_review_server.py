@@ -101,8 +101,8 @@ async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
         assert await reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
 
 
-async def test_idle_connections_make_room_for_a_review(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(review_server, "MAX_CONNECTIONS", 8)
+async def test_idle_connections_make_room_for_a_review(site: Site) -> None:
+    site.server._connections.maximum = 8
     site.held.clear()
     async with asyncio.TaskGroup() as tasks:
         deciding = tasks.create_task(site.review())
