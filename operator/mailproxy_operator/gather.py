@@ -114,6 +114,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
             updated=int(status.get("updatedReplicas", 0)),
             ready=int(status.get("readyReplicas", 0)),
             available=int(status.get("availableReplicas", 0)),
+            may_be_unavailable=_may_be_unavailable(live["spec"]),
             is_current=is_current,
             failures=_failures(status),
         )
@@ -131,6 +132,13 @@ def _workload(live: Mapping[str, Any]) -> Workload:
         is_current=is_current,
         failures=_failures(status),
     )
+
+
+def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
+    """Read how many pods of a Deployment may be missing while it rolls; the operator sets a number."""
+    rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
+    allowed = rolling.get("maxUnavailable", 0)
+    return allowed if isinstance(allowed, int) else 0
 
 
 def _failures(status: Mapping[str, Any]) -> dict[str, Finding]:

@@ -68,6 +68,19 @@ async def test_workloads(live: dict[str, Any], expected: Workload) -> None:
     assert observed.workload == expected
 
 
+async def test_a_deployment_whose_pods_take_node_ports_may_lack_one_while_it_rolls() -> None:
+    """As a DaemonSet: the old pod goes first, so a rollout is no outage."""
+    live = deployment({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1})
+    live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    assert observed.workload is not None
+    assert observed.workload.is_available
+    live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
+    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    assert observed.workload is not None
+    assert not observed.workload.is_available
+
+
 def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
