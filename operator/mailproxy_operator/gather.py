@@ -62,8 +62,11 @@ def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
 
 
 def can_be_asked(pod: Mapping[str, Any]) -> bool:
-    """Tell whether a pod has an address, and is not on its way out."""
-    return bool((pod.get("status") or {}).get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+    """Whether a pod has an address, and neither is being deleted nor has ended."""
+    status = pod.get("status") or {}
+    # A pod that has ended keeps its address in its status, and another pod may have it by now.
+    has_ended = status.get("phase") in {"Failed", "Succeeded"}
+    return bool(status.get("podIP")) and not has_ended and "deletionTimestamp" not in pod["metadata"]
 
 
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:

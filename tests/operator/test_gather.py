@@ -145,6 +145,16 @@ async def test_pods_that_leave_are_not_asked() -> None:
     assert observed.pods[0].running is None
 
 
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
+async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
+    """An evicted pod keeps its address in its status, and another pod may have it by now."""
+    cluster = MemoryCluster()
+    cluster.put(pod({}, phase=phase, reason="Evicted", message="m"))
+    cluster.running["a"] = RunningConfig("h", "another pod's error about a certificate")
+    observed, _ = await gather(cluster, EDGE, deployment({}), None)
+    assert observed.pods[0].running is None
+
+
 async def test_volumes_are_asked_about_only_while_a_pod_does_not_start() -> None:
     cluster = MemoryCluster()
     cluster.mounts = {"a": 'secret "x" not found'}

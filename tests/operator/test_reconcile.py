@@ -263,7 +263,10 @@ async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(
     world.put(mode="DaemonSet", pod={"nodeSelector": {"mail": "edge"}})
     await world.reconcile()
     made = world.cluster.found(DAEMON_SET, "edge")
-    made["status"] = {"observedGeneration": made["metadata"].get("generation", 1), "desiredNumberScheduled": 0}
+    made["status"] = {
+        "observedGeneration": made["metadata"].get("generation", 1),
+        "desiredNumberScheduled": 0,
+    }
     outcome = await world.reconcile()
     assert world.cluster.condition("edge") == ("False", "NoNodes")
     assert outcome.pruned == ()
