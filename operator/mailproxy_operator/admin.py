@@ -27,7 +27,7 @@ class AdminEndpoint:
         port: Where to listen; 0 for a free one.
         meters: What ``/metrics`` shows.
         trouble: Tells why the operator is stuck; nothing when it is not.
-        unready: Says why it is not ready; nothing when it works, or stands by for the one that does.
+        unready: Returns why it is not ready; nothing when it works, or stands by for the one that does.
 
     Attributes:
         connections: Those that are open.

@@ -83,7 +83,7 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
 
 
 def unscheduled(status: Mapping[str, Any]) -> Finding | None:
-    """Say why the scheduler has found no node for a pod, from the pod's status."""
+    """Find out why the scheduler has found no node for a pod, from the pod's status."""
     for one in status.get("conditions") or []:
         if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
             reason = str(one.get("reason") or "Unschedulable")

@@ -2,7 +2,7 @@
 """The HTTPS server of the webhook: whoever reaches its port can connect, so everything has a limit.
 
 A body is read first, under limits of its own; only the decision takes one of
-the few places at the gate.  So a client that sends slowly keeps nobody waiting.
+the few places at the gate.  So a client that sends slowly delays nobody else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mailproxy_operator.http_log import LOGGER
 
 READ_SECONDS = 3.0
 """For a whole body; an API server sends it with its request."""
-MAX_REVIEW_OCTETS = 3 * 1024 * 1024
+MAX_REVIEW_BYTES = 3 * 1024 * 1024
 MAX_READ_AT_ONCE = 32
 """Bodies; one more ends the one that has been read longest."""
 MAX_CONNECTIONS = 256
@@ -75,7 +75,7 @@ class ReviewServer:
 
         if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
             self._socket = listening_socket(self._host, self.port)
-        app = web.Application(client_max_size=MAX_REVIEW_OCTETS)
+        app = web.Application(client_max_size=MAX_REVIEW_BYTES)
         app.router.add_post("/{id}", answer)
         runner = web.AppRunner(
             app, access_log=None, logger=LOGGER, shutdown_timeout=1, lingering_time=LINGER_SECONDS
@@ -153,7 +153,7 @@ def _closing(status: int, text: str) -> web.Response:
 
 
 def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
-    """Let the object say in which namespace it will be: kopf hands on the object only."""
+    """Write into the object in which namespace it will be: kopf hands on the object only."""
     asked = review["request"]
     if asked.get("object"):
         asked["object"]["metadata"].setdefault("namespace", asked.get("namespace", ""))

@@ -81,7 +81,7 @@ class Waker:
             self.queue.wake(key, SETTLE_SECONDS)
 
     def _is_ours(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
-        """Tell whether a change is nothing but what we have applied."""
+        """Whether a change is nothing but what we have applied."""
         return kind not in _WITH_TELLING_STATUS and self._reconciler.is_as_left(key, kind, manifest)
 
     async def pod_refused(self, pod: Manifest) -> None:

@@ -95,7 +95,7 @@ async def test_a_slow_body_has_a_deadline(site: Site, monkeypatch: pytest.Monkey
 
 
 async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
-    size = review_server.MAX_REVIEW_OCTETS + 1
+    size = review_server.MAX_REVIEW_BYTES + 1
     reader = await site.connect(HEAD % size, b" " * size)
     async with asyncio.timeout(60):
         assert await reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
@@ -107,14 +107,14 @@ async def test_idle_connections_make_room_for_a_review(site: Site) -> None:
     async with asyncio.TaskGroup() as tasks:
         deciding = tasks.create_task(site.review())
         await until(lambda: site.server._waiting == 1)
-        await crowd(site)
+        await open_idle_connections(site)
         site.held.set()
     assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
     assert len(site.server._connections) <= 8
 
 
-async def crowd(site: Site) -> None:
+async def open_idle_connections(site: Site) -> None:
     idle = [await site.connect() for _ in range(20)]
     async with asyncio.timeout(60):
         for reader in idle[:12]:
