@@ -60,7 +60,7 @@ class AdminEndpoint:
         await self._runner.setup()
         handler = cast(web.Server, self._runner.server)  # there, once the runner is set up
         # A kubelet may ask over either family: "::" takes both here, unlike in asyncio.
-        opened = listening_socket(self._host.strip("[]"), self.port)
+        opened = listening_socket(self._host.strip("[]"), self.port, self.connections)
         self.port = int(opened.getsockname()[1])
         self._server = await asyncio.get_running_loop().create_server(
             lambda: self.connections.admit(handler()), sock=opened

@@ -54,13 +54,13 @@ class ReviewServer:
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
         self._host = host.strip("[]")
-        self._socket = listening_socket(self._host, port)
+        self._connections = Connections(MAX_CONNECTIONS)
+        self._socket = listening_socket(self._host, port, self._connections)
         self.port = int(self._socket.getsockname()[1])
         self._context = context
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
         self._waiting = 0
         self._reading: dict[asyncio.Timeout, None] = {}
-        self._connections = Connections(MAX_CONNECTIONS)
         self.is_listening = False
 
     async def __call__(self, reviewed: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
@@ -74,7 +74,7 @@ class ReviewServer:
             return await self._answer(request, reviewed)
 
         if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
-            self._socket = listening_socket(self._host, self.port)
+            self._socket = listening_socket(self._host, self.port, self._connections)
         app = web.Application(client_max_size=MAX_REVIEW_BYTES)
         app.router.add_post("/{id}", answer)
         runner = web.AppRunner(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import review_server
+from mailproxy_operator import http_connections, review_server
 from mailproxy_operator.review_server import ReviewServer
 from mailproxy_operator.sidecar import certificate
 from support.operator_running import until
@@ -119,6 +119,24 @@ async def open_idle_connections(site: Site) -> None:
     async with asyncio.timeout(60):
         for reader in idle[:12]:
             assert await reader.read() == b"", "the ones that were idle longest are closed"
+
+
+async def test_connections_that_do_not_finish_their_handshake_are_limited(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no transport that could be closed, so the next ones are refused for some seconds."""
+    site.server._connections.maximum = 2
+    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 3600.0)
+    waiting = [await asyncio.open_connection("127.0.0.1", site.server.port) for _ in range(40)]
+    async with asyncio.timeout(60):
+        for reader, _ in waiting[8:]:
+            assert await reader.read() == b""
+    assert len(site.server._connections) == 8
+    assert not any(reader.at_eof() for reader, _ in waiting[:8])
+    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 0.0)
+    assert await site.review() == b"HTTP/1.1 200 OK\r\n", "after their deadline there is room again"
+    for _, writer in waiting:
+        writer.transport.abort()
 
 
 async def test_reviews_that_wait_for_a_decision_are_limited(
