@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Self
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Self, cast
 
 from aiohttp import web
 
+from mailproxy_operator.http_connections import Connections, listening_socket
 from mailproxy_operator.http_log import LOGGER
 from mailproxy_operator.meters import Meters
+
+MAX_CONNECTIONS = 64
+"""One more closes the one that has been idle longest: probes must be answered, whoever else connects."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class AdminEndpoint:
@@ -20,7 +27,10 @@ class AdminEndpoint:
         port: Where to listen; 0 for a free one.
         meters: What ``/metrics`` shows.
         trouble: Tells why the operator is stuck; nothing when it is not.
-        unready: Says why it is not ready; nothing when it works, or stands by for the one that does.
+        unready: Returns why it is not ready; nothing when it works, or stands by for the one that does.
+
+    Attributes:
+        connections: Those that are open.
     """
 
     def __init__(
@@ -37,24 +47,36 @@ class AdminEndpoint:
         self._meters = meters
         self._trouble = trouble
         self._unready = unready
+        self.connections = Connections(MAX_CONNECTIONS)
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application()
+        app = web.Application(middlewares=[self._noting_use])
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         self._runner = web.AppRunner(app, access_log=None, logger=LOGGER, shutdown_timeout=1)
         await self._runner.setup()
-        host = self._host.strip("[]")
-        # asyncio makes "::" IPv6 alone, and a kubelet may ask over IPv4; without a host it takes both.
-        await web.TCPSite(self._runner, None if host in ("", "::") else host, self.port).start()
-        self.port = self._runner.addresses[0][1]
+        handler = cast(web.Server, self._runner.server)  # there, once the runner is set up
+        # A kubelet may ask over either family: "::" takes both here, unlike in asyncio.
+        opened = listening_socket(self._host.strip("[]"), self.port, self.connections)
+        self.port = int(opened.getsockname()[1])
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: self.connections.admit(handler()), sock=opened
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _noting_use(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        with self.connections.busy(request.protocol):
+            return await handler(request)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         text, content_type = self._meters.exposition()

@@ -88,12 +88,12 @@ def _file_mark(path: str) -> object:
 
 
 def described(error: BaseException) -> str:
-    """Say in a line why there is no connection, in the words of OpenSSL or of the system."""
+    """Describe in a line why there is no connection, with the text of OpenSSL or of the system."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"the API server's certificate is not accepted: {_certificate_trouble(error)}"
+        return f"the API server's certificate is not accepted: {_certificate_error(error)}"
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        # asyncio writes what it tried into the text; the number is what the system said.
+        # asyncio writes what it tried into the text; the number is the error of the system.
         number = cause.errno or 0
         text = os.strerror(number) if number > 0 else cause.strerror or str(cause)
         return f"{error.host}:{error.port}: {text}"[:300]
@@ -102,7 +102,7 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300].rstrip(": ")
 
 
-def _certificate_trouble(error: aiohttp.ClientConnectorCertificateError) -> str:
+def _certificate_error(error: aiohttp.ClientConnectorCertificateError) -> str:
     cause = error.certificate_error
     where = f"{error.host}:{error.port}"
     return f"{where}: {getattr(cause, 'verify_message', '') or cause}"[:300]

@@ -51,7 +51,7 @@ async def gather_carriers(
 
 
 def _lacks(pod: Mapping[str, Any]) -> bool:
-    """Tell whether a pod that asks runs without; one that is being deleted is about to be replaced."""
+    """Whether a pod that asks runs without; one that is being deleted is about to be replaced."""
     return not carries(pod) and "deletionTimestamp" not in pod["metadata"]
 
 

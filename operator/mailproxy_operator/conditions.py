@@ -236,7 +236,7 @@ def _cause_of_unavailability(facts: Facts) -> Finding | None:
 
 
 def _trouble_of_pods(pods: Sequence[Pod]) -> Finding | None:
-    """Say why pods do not start: the first cause that is known, what only people can mend before others."""
+    """Find out why pods do not start: of the known causes, first what only people can mend."""
     causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
     return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
 

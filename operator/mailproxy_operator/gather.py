@@ -62,8 +62,11 @@ def is_made_by_workload(pod: Mapping[str, Any], name: str) -> bool:
 
 
 def can_be_asked(pod: Mapping[str, Any]) -> bool:
-    """Tell whether a pod has an address, and is not on its way out."""
-    return bool((pod.get("status") or {}).get("podIP")) and "deletionTimestamp" not in pod["metadata"]
+    """Whether a pod has an address, and neither is being deleted nor has ended."""
+    status = pod.get("status") or {}
+    # A pod that has ended keeps its address in its status, and another pod may have it by now.
+    has_ended = status.get("phase") in {"Failed", "Succeeded"}
+    return bool(status.get("podIP")) and not has_ended and "deletionTimestamp" not in pod["metadata"]
 
 
 async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[RunningConfig | None]:
@@ -80,7 +83,7 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
 
 
 def unscheduled(status: Mapping[str, Any]) -> Finding | None:
-    """Say why the scheduler has found no node for a pod, from the pod's status."""
+    """Find out why the scheduler has found no node for a pod, from the pod's status."""
     for one in status.get("conditions") or []:
         if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
             reason = str(one.get("reason") or "Unschedulable")
@@ -114,6 +117,7 @@ def _workload(live: Mapping[str, Any]) -> Workload:
             updated=int(status.get("updatedReplicas", 0)),
             ready=int(status.get("readyReplicas", 0)),
             available=int(status.get("availableReplicas", 0)),
+            may_be_unavailable=_may_be_unavailable(live["spec"]),
             is_current=is_current,
             failures=_failures(status),
         )
@@ -131,6 +135,13 @@ def _workload(live: Mapping[str, Any]) -> Workload:
         is_current=is_current,
         failures=_failures(status),
     )
+
+
+def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
+    """Read how many pods of a Deployment may be missing while it rolls; the operator sets a number."""
+    rolling = (spec.get("strategy") or {}).get("rollingUpdate") or {}
+    allowed = rolling.get("maxUnavailable", 0)
+    return allowed if isinstance(allowed, int) else 0
 
 
 def _failures(status: Mapping[str, Any]) -> dict[str, Finding]:

@@ -11,7 +11,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Tell whether a record is about more than a malformed request, which was answered with 400."""
+    """Whether a record is about more than a malformed request, which was answered with 400."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError)
 

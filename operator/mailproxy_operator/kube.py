@@ -360,7 +360,7 @@ class KubeCluster:
         return answer
 
     async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Send a request; once more with what stands in the files now, where that is something else."""
+        """Send a request; once more with what is in the files now, where that is something else."""
         try:
             answer = await exchange()
         except aiohttp.ClientConnectorCertificateError:

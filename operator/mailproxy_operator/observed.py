@@ -36,6 +36,11 @@ class Workload:
         return self.available >= max(1, self.desired - self.may_be_unavailable)
 
     @property
+    def is_scaled_to_zero(self) -> bool:
+        """Whether no pods are wanted; where no node takes a pod of a DaemonSet, they are."""
+        return self.desired == 0 and not self.is_per_node
+
+    @property
     def is_rolled_out(self) -> bool:
         """Whether every pod is of the newest template, and there are no others."""
         settled = self.updated >= self.desired and self.replicas <= self.updated

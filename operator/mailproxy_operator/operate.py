@@ -120,7 +120,7 @@ class Operator:
         return Webhook(self._settings, self._cluster, watching=self._watching, told=self._meters.admitted)
 
     def unready(self) -> str:
-        """Say why it is not ready; nothing when it works, or stands by for the one that does."""
+        """Return why it is not ready; nothing when it works, or stands by for the one that does."""
         trouble = self._cluster.trouble or self._watching.trouble
         if not self._cluster.is_let_in:
             return trouble or "no answer from the API server yet"

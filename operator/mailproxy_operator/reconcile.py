@@ -217,7 +217,7 @@ class Reconciler:
         if run.plan is None or run.refused or run.failed or run.paused:
             return
         workload = observed.workload
-        old_may_go = workload is None or workload.is_available or workload.desired == 0
+        old_may_go = workload is None or workload.is_available or workload.is_scaled_to_zero
         with _noting(run):
             run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
             for pod in pods:

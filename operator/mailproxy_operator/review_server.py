@@ -2,7 +2,7 @@
 """The HTTPS server of the webhook: whoever reaches its port can connect, so everything has a limit.
 
 A body is read first, under limits of its own; only the decision takes one of
-the few places at the gate.  So a client that sends slowly keeps nobody waiting.
+the few places at the gate.  So a client that sends slowly delays nobody else.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import kopf
 from aiohttp import web
 
+from mailproxy_operator.http_connections import HANDSHAKE_SECONDS, Connections, listening_socket
 from mailproxy_operator.http_log import LOGGER
 
 READ_SECONDS = 3.0
 """For a whole body; an API server sends it with its request."""
-HANDSHAKE_SECONDS = 3.0
-MAX_REVIEW_OCTETS = 3 * 1024 * 1024
+MAX_REVIEW_BYTES = 3 * 1024 * 1024
 MAX_READ_AT_ONCE = 32
 """Bodies; one more ends the one that has been read longest."""
 MAX_CONNECTIONS = 256
@@ -56,13 +54,13 @@ class ReviewServer:
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
         self._host = host.strip("[]")
-        self._socket = _listening(self._host, port)
+        self._connections = Connections(MAX_CONNECTIONS)
+        self._socket = listening_socket(self._host, port, self._connections)
         self.port = int(self._socket.getsockname()[1])
         self._context = context
         self._gate = asyncio.Semaphore(MAX_AT_ONCE)
         self._waiting = 0
         self._reading: dict[asyncio.Timeout, None] = {}
-        self._connections = Connections()
         self.is_listening = False
 
     async def __call__(self, reviewed: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
@@ -76,8 +74,8 @@ class ReviewServer:
             return await self._answer(request, reviewed)
 
         if self._socket.fileno() < 0:  # it was closed when kopf ended, and kopf has begun again
-            self._socket = _listening(self._host, self.port)
-        app = web.Application(client_max_size=MAX_REVIEW_OCTETS)
+            self._socket = listening_socket(self._host, self.port, self._connections)
+        app = web.Application(client_max_size=MAX_REVIEW_BYTES)
         app.router.add_post("/{id}", answer)
         runner = web.AppRunner(
             app, access_log=None, logger=LOGGER, shutdown_timeout=1, lingering_time=LINGER_SECONDS
@@ -148,64 +146,14 @@ class ReviewServer:
             self._waiting -= 1
 
 
-class Connections:
-    """The connections of a server: when there are too many, the one that has been idle longest is closed."""
-
-    def __init__(self) -> None:
-        self._idle_since: dict[web.RequestHandler, float] = {}
-        self._busy: set[web.RequestHandler] = set()
-
-    def __len__(self) -> int:
-        return len(self._idle_since)
-
-    def admit(self, connection: web.RequestHandler) -> web.RequestHandler:
-        """Count one that was just accepted, and make room for it."""
-        now = asyncio.get_running_loop().time()
-        for one, since in list(self._idle_since.items()):
-            if one.transport is None and now - since > HANDSHAKE_SECONDS:
-                del self._idle_since[one]
-        if len(self._idle_since) >= MAX_CONNECTIONS:
-            self._close_idlest()
-        self._idle_since[connection] = now
-        return connection
-
-    @contextmanager
-    def busy(self, connection: web.RequestHandler) -> Iterator[None]:
-        """Spare a connection while its review is decided."""
-        self._busy.add(connection)
-        try:
-            yield
-        finally:
-            self._busy.discard(connection)
-            if self._idle_since.pop(connection, None) is not None:
-                self._idle_since[connection] = asyncio.get_running_loop().time()
-
-    def _close_idlest(self) -> None:
-        for one in self._idle_since:
-            # Without a transport it is in its handshake, which has a deadline, or closed already.
-            if one.transport is not None and one not in self._busy:
-                del self._idle_since[one]
-                one.force_close()
-                return
-
-
 def _closing(status: int, text: str) -> web.Response:
     answer = web.Response(status=status, text=text)
     answer.force_close()
     return answer
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    if host != "::":
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
-    if socket.has_dualstack_ipv6():
-        return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("0.0.0.0", port))  # noqa: S104  all there is, where there is no IPv6
-
-
 def _located(review: Any) -> Any:  # noqa: ANN401  JSON from anybody
-    """Let the object say in which namespace it will be: kopf hands on the object only."""
+    """Write into the object in which namespace it will be: kopf hands on the object only."""
     asked = review["request"]
     if asked.get("object"):
         asked["object"]["metadata"].setdefault("namespace", asked.get("namespace", ""))

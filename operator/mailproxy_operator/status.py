@@ -17,6 +17,8 @@ from mailproxy_operator.render.plan import SIDECAR
 
 _ON_THE_WAY = frozenset({"PodsNotReady", "NotYetMounted", "ConfigPropagating"})
 """Why a resource is not ready that is being rolled out as it should be; anything else is worth a warning."""
+_UNTIL_AN_EVENT = frozenset({"NoNodes", "SidecarMissing"})
+"""Why a resource is not ready that stays so until a watch reports something."""
 _CARRIED_OVER = ("configHash", "listeners", "sysctls")
 
 
@@ -148,7 +150,11 @@ def is_on_its_way(written: Mapping[str, Any]) -> bool:
     found = {one["type"]: one for one in written.get("conditions", [])}
     stalled = found.get("Stalled", {}).get("status") == "True"
     paused = found.get("Reconciling", {}).get("reason") == "Paused"
-    return not stalled and not paused and found.get("Ready", {}).get("status") != "True"
+    ready = found.get("Ready", {})
+    is_settled = ready.get("status") == "True" or (
+        ready.get("reason") in _UNTIL_AN_EVENT and not _is_reconciling(written)
+    )
+    return not stalled and not paused and not is_settled
 
 
 def transition(

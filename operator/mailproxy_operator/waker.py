@@ -47,7 +47,7 @@ class Waker:
         self._views: dict[Key, Snapshot] = {}
         self._touched: set[Key] = set()
         self._tripping: set[Key] = set()
-        self._found: set[Key] = set()
+        self._found: dict[str, set[Key]] = {}
         self._owned = Listing(_owner)
         self._carriers = Listing(_asked_for)
 
@@ -81,7 +81,7 @@ class Waker:
             self.queue.wake(key, SETTLE_SECONDS)
 
     def _is_ours(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
-        """Tell whether a change is nothing but what we have applied."""
+        """Whether a change is nothing but what we have applied."""
         return kind not in _WITH_TELLING_STATUS and self._reconciler.is_as_left(key, kind, manifest)
 
     async def pod_refused(self, pod: Manifest) -> None:
@@ -116,12 +116,13 @@ class Waker:
 
     def _resources_listed(self, page: Page) -> None:
         """Find resources that were deleted; kopf hands on those that are there."""
-        if page.is_first:
-            self._found = set()
-        self._found |= {Key(one["metadata"]["namespace"], one["metadata"]["name"]) for one in page.items}
+        found = set() if page.is_first else self._found.get(page.namespace, set())
+        found |= {Key(one["metadata"]["namespace"], one["metadata"]["name"]) for one in page.items}
+        self._found[page.namespace] = found
         if page.is_last:
+            del self._found[page.namespace]
             known = [key for key in self._seen if page.namespace in ("", key.namespace)]
-            for key in set(known) - self._found:
+            for key in set(known) - found:
                 self.resource_changed({"namespace": key.namespace, "name": key.name}, is_deleted=True)
 
     def owned_deleted(self, kind: Kind, manifest: Manifest) -> None:

@@ -63,7 +63,7 @@ class WatchSession:
     Args:
         told: Who is told about requests and watches.
         patience: Seconds without a sign of life after which kopf gives a watch up.
-        let_in: Told why the API server is not reached or does not accept the credentials, and with
+        let_in: Called with why the API server is not reached or does not accept the credentials, and with
             an empty text when it does.
         again: Reads address and credentials again.
         listed: Given what a watch lists when it begins, or begins anew: page by page.
@@ -152,7 +152,7 @@ class WatchSession:
             self._told.watch_restarted(reason)
 
     def _not_accepted(self, trouble: str) -> None:
-        """Say why, and see whether the kubeconfig names another authority by now."""
+        """Report why, and see whether the kubeconfig names another authority by now."""
         self._let_in(trouble)
         now = asyncio.get_running_loop().time()
         if now - self._read_at < RENEW_SECONDS:

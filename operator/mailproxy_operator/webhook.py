@@ -130,7 +130,7 @@ class Webhook:
         return self._server.port
 
     def unready(self) -> str:
-        """Say why the API server cannot call it; nothing when it can."""
+        """Return why the API server cannot call it; nothing when it can."""
         if not self._server.is_listening:
             return "the webhook does not listen yet"
         return "" if self._certificate.is_ready else "the webhook has no certificate yet"

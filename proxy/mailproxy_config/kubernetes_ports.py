@@ -85,6 +85,7 @@ def check(spec: Mapping[str, Any], problems: Problems) -> None:
         problems: Where to note it, with the path in the resource.
     """
     given = list(_given(spec.get("servers")))
+    _check_sockets(spec.get("servers"), problems)
     _check_mode(spec, given, problems)
     _check_agreement(given, problems)
     _check_node_ports(spec.get("service"), {port for _, port, _ in given}, problems)
@@ -95,13 +96,26 @@ _Listener = tuple[str, int, int | None]
 
 
 def _given(servers: object) -> Iterator[_Listener]:
+    for path, one in _listeners(servers):
+        if _is_number(one.get("port")):
+            host = one.get("hostPort")
+            yield path, one["port"], host if _is_number(host) else None
+
+
+def _listeners(servers: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every listener, with the path of its host port."""
     for index, server in enumerate(_items(servers)):
         listeners = server.get("listen") if isinstance(server, Mapping) else None
         for number, one in enumerate(_items(listeners)):
-            if isinstance(one, Mapping) and _is_number(one.get("port")):
-                host = one.get("hostPort")
-                path = f"spec.servers[{index}].listen[{number}].hostPort"
-                yield path, one["port"], host if _is_number(host) else None
+            if isinstance(one, Mapping):
+                yield f"spec.servers[{index}].listen[{number}].hostPort", one
+
+
+def _check_sockets(servers: object, problems: Problems) -> None:
+    """A listener without a port is a UNIX socket, to which no port of a node can lead."""
+    for path, one in _listeners(servers):
+        if "hostPort" in one and "port" not in one:
+            problems.add(path, "needs port: no port of a node can lead to a UNIX socket; remove hostPort")
 
 
 def _items(value: object) -> Sequence[Any]:

@@ -54,8 +54,8 @@ def test_operator_reads_the_configuration_of_pods_with_a_network_policy(
     everything = [*policies, *of_kind(objects, "NetworkPolicy")]
     assert lets_through(everything, operator, target, ADMIN)
     # And nobody else: not from elsewhere with the operator's labels, nor from beside it without them.
-    for stranger in (Peer("elsewhere", operator.labels, {}), Peer(operator.namespace, {"app": "x"}, {})):
-        assert lets_through(everything, stranger, target, ADMIN) == bool(metrics_from)
+    for other in (Peer("elsewhere", operator.labels, {}), Peer(operator.namespace, {"app": "x"}, {})):
+        assert lets_through(everything, other, target, ADMIN) == bool(metrics_from)
 
 
 def test_operator_of_the_plain_manifests_is_admitted_too() -> None:
@@ -72,8 +72,8 @@ def test_operator_reaches_sidecars(helm: Helm) -> None:
     assert isinstance(made, Injected)
     target = Peer.of("mail", made.pod)
     assert lets_through(of_kind(objects, "NetworkPolicy"), operator, target, ADMIN)
-    stranger = Peer("mail", {"app": "x"}, {})
-    assert not lets_through(of_kind(objects, "NetworkPolicy"), operator, stranger, ADMIN)
+    other = Peer("mail", {"app": "x"}, {})
+    assert not lets_through(of_kind(objects, "NetworkPolicy"), operator, other, ADMIN)
 
 
 def test_helm_test_reaches_the_operator_where_its_metrics_are_restricted(helm: Helm) -> None:

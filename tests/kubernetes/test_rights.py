@@ -108,7 +108,7 @@ def _with_everything(world: World) -> None:
     _meet_pods(world)
     world.put(mode="DaemonSet", pod={"serviceAccountName": "their-own"})
     world.until(lambda: world.find("DaemonSet"), "the DaemonSet")
-    world.settle(kind="DaemonSet", count=0)
+    world.report(world.found("DaemonSet"), 1)
     world.until(lambda: not any(world.find(kind) for kind in ("Deployment", *kinds)), "the pruning")
     world.put(mode="Sidecar")
     world.until(lambda: world.find("DaemonSet") is None and world.find("Service") is None, "the pruning")

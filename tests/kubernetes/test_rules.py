@@ -30,7 +30,7 @@ PORTS: Final = (
 )
 TWICE: Final = "two listeners of one server have the same address and port"
 EITHER: Final = "a listener has either a port or a unix: address"
-UNIX: Final = "unix: takes an absolute path of at most 107 bytes"
+UNIX: Final = "address: unix: takes an absolute path of at most 107 bytes"
 BRACKETS: Final = "an IPv6 address stands in brackets, and the port in its own field"
 IPV6ONLY: Final = "ipv6only needs an IPv6 address in brackets"
 KEEPALIVE: Final = "must lie between 1s and 32767s, which is what the socket option takes"
@@ -38,18 +38,24 @@ URL: Final = "authHttp must be [http://]host[:port][/path] or an https:// URL"
 CERTIFICATE: Final = "set either secretName, or certificateFile together with keyFile"
 ONE_FILE: Final = "exactly one of secretKeyRef, configMapKeyRef and file must be set"
 NEEDS_TLS: Final = "a server with an ssl listener or starttls needs sslCertificate, its own or in spec.mail"
-NEEDS_CA: Final = "sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
-SAME_PORT: Final = "two servers listen on the same port of all IPv4 addresses"
+NEEDS_CA: Final = (
+    "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate"
+)
+SAME_PORT: Final = "servers[].listen: two servers listen on the same port of all IPv4 addresses"
 ON_HOST: Final = (
-    "with pod.hostNetwork a process without root cannot open ports below 1024; use portStrategy HighPort"
+    "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
+    "use portStrategy HighPort"
 )
 UNSAFE: Final = (
     "extra names a sysctl outside the kubelet's safe set; that needs unsafe: Allow and a node that allows it"
 )
 PORT_START: Final = (
-    "net.ipv4.ip_unprivileged_port_start takes 0 to 32768 (the low end of net.ipv4.ip_local_port_range)"
+    "value: net.ipv4.ip_unprivileged_port_start takes 0 to 32768 "
+    "(the low end of net.ipv4.ip_local_port_range)"
 )
-BUFFERS: Final = "takes three sizes in ascending order: min default max"
+KEEPALIVE_SYSCTL: Final = "value: net.ipv4.tcp_keepalive_time and _intvl take 1 to 32767 seconds"
+BUFFERS: Final = "value: net.ipv4.tcp_rmem and tcp_wmem take three sizes in ascending order: min default max"
+HOST_PORT: Final = "listen[].hostPort of servers needs a port; with pod.hostNetwork it is the container port"
 NAME: Final = (
     "metadata.name must start with a letter and contain only lower-case letters, digits and hyphens: "
     "a Service is named after it"
@@ -100,11 +106,11 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
         "spec",
         SAME_PORT,
     ),
-    (listen(port=9113), "spec", "port 9113 is the admin port"),
+    (listen(port=9113), "spec", "servers[].listen[].port: 9113 is the admin port"),
     (
         {"portStrategy": "HighPort", **listen(port=55536)},
         "spec",
-        "with portStrategy HighPort a listen port is at most 55535",
+        "servers[].listen[].port: with portStrategy HighPort a port is at most 55535",
     ),
     ({"pod": {"hostNetwork": True}}, "spec", ON_HOST),
     (
@@ -114,7 +120,23 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
             **extra("net.ipv4.tcp_fin_timeout", "15"),
         },
         "spec",
-        "with pod.hostNetwork no net.* sysctl can be set",
+        "sysctls.extra: with pod.hostNetwork no net.* sysctl can be set",
+    ),
+    (
+        {"mode": "Sidecar", **listen(hostPort=143)},
+        "spec",
+        "listen[].hostPort of servers needs mode Deployment or DaemonSet",
+    ),
+    (servers(imap({"port": 143}, {"address": "unix:/a", "hostPort": 143})), "spec", HOST_PORT),
+    ({"pod": {"hostNetwork": True}, **listen(port=1143, hostPort=143)}, "spec", HOST_PORT),
+    (
+        {
+            "pod": {"hostNetwork": True},
+            "portStrategy": "HighPort",
+            **listen(hostPort=143),
+        },
+        "spec",
+        HOST_PORT,
     ),
     ({"mode": "DaemonSet", "autoscaling": {"maxReplicas": 2}}, "spec", "autoscaling needs mode Deployment"),
     (
@@ -224,14 +246,19 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
         "spec.service",
         "externalTrafficPolicy needs type LoadBalancer or NodePort",
     ),
+    (
+        {"service": {"nodePorts": [{"port": 143, "nodePort": 30143}]}, **listen()},
+        "spec.service.nodePorts",
+        "nodePorts needs type NodePort or LoadBalancer",
+    ),
     (extra("net.core.somaxconn", "9000"), "spec.sysctls", UNSAFE),
     (extra("net.ipv4.ip_unprivileged_port_start", "32769"), "spec.sysctls.extra[0].value", PORT_START),
-    (extra("net.ipv4.tcp_keepalive_time", "0"), "spec.sysctls.extra[0].value", "takes 1 to 32767 seconds"),
-    (extra("net.ipv4.tcp_keepalive_intvl", "1 2"), "spec.sysctls.extra[0].value", "takes 1 to 32767 seconds"),
+    (extra("net.ipv4.tcp_keepalive_time", "0"), "spec.sysctls.extra[0].value", KEEPALIVE_SYSCTL),
+    (extra("net.ipv4.tcp_keepalive_intvl", "1 2"), "spec.sysctls.extra[0].value", KEEPALIVE_SYSCTL),
     (
         extra("net.ipv4.tcp_keepalive_probes", "128"),
         "spec.sysctls.extra[0].value",
-        "net.ipv4.tcp_keepalive_probes takes 1 to 127",
+        "value: net.ipv4.tcp_keepalive_probes takes 1 to 127",
     ),
     (extra("net.ipv4.tcp_rmem", "4096 131072"), "spec.sysctls.extra[0].value", BUFFERS),
     (extra("net.ipv4.tcp_wmem", "3 2 1"), "spec.sysctls.extra[0].value", BUFFERS),
@@ -299,6 +326,11 @@ TAKEN: Final[list[Object]] = [
     {"portStrategy": "HighPort", **listen(port=9113)},
     {"portStrategy": "HighPort", "pod": {"hostNetwork": True}},
     {"pod": {"hostNetwork": True}, **listen(port=1143)},
+    listen(hostPort=143),
+    {"mode": "DaemonSet", **listen(hostPort=10143)},
+    {"pod": {"hostNetwork": True}, **listen(port=1143, hostPort=1143)},
+    {"pod": {"hostNetwork": True}, "portStrategy": "HighPort", **listen(hostPort=10143)},
+    {"service": {"type": "NodePort", "nodePorts": [{"port": 143, "nodePort": 30143}]}, **listen()},
     {"workers": "auto"},
     {"workers": 4, "workerConnections": 10},
     extra("net.core.somaxconn", "9000", unsafe="Allow"),

@@ -68,6 +68,19 @@ async def test_workloads(live: dict[str, Any], expected: Workload) -> None:
     assert observed.workload == expected
 
 
+async def test_a_deployment_whose_pods_take_node_ports_may_lack_one_while_it_rolls() -> None:
+    """As a DaemonSet: the old pod goes first, so a rollout is no outage."""
+    live = deployment({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1})
+    live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    assert observed.workload is not None
+    assert observed.workload.is_available
+    live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
+    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    assert observed.workload is not None
+    assert not observed.workload.is_available
+
+
 def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
@@ -129,6 +142,16 @@ async def test_pods_that_leave_are_not_asked() -> None:
     cluster.running["a"] = RunningConfig("h")
     observed, _ = await gather(cluster, EDGE, deployment({}), None)
     assert observed.pods[0].is_terminating
+    assert observed.pods[0].running is None
+
+
+@pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
+async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
+    """An evicted pod keeps its address in its status, and another pod may have it by now."""
+    cluster = MemoryCluster()
+    cluster.put(pod({}, phase=phase, reason="Evicted", message="m"))
+    cluster.running["a"] = RunningConfig("h", "another pod's error about a certificate")
+    observed, _ = await gather(cluster, EDGE, deployment({}), None)
     assert observed.pods[0].running is None
 
 

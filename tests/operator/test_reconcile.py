@@ -256,6 +256,23 @@ async def test_another_mode_keeps_the_old_pods_until_the_new_ones_serve(world: W
     assert world.cluster.find(DISRUPTION_BUDGET, "edge") is None
 
 
+async def test_another_mode_keeps_the_old_pods_while_no_node_takes_the_new_ones(world: World) -> None:
+    """A node selector that no node has must not end the proxy that serves."""
+    world.put()
+    await world.settle()
+    world.put(mode="DaemonSet", pod={"nodeSelector": {"mail": "edge"}})
+    await world.reconcile()
+    made = world.cluster.found(DAEMON_SET, "edge")
+    made["status"] = {
+        "observedGeneration": made["metadata"].get("generation", 1),
+        "desiredNumberScheduled": 0,
+    }
+    outcome = await world.reconcile()
+    assert world.cluster.condition("edge") == ("False", "NoNodes")
+    assert outcome.pruned == ()
+    assert world.cluster.find(DEPLOYMENT, "edge")
+
+
 PROXY = "mailproxy.dev/proxy"
 
 

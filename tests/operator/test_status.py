@@ -122,6 +122,9 @@ def test_two_transitions_within_a_second_are_two_events() -> None:
     [
         (conditions("True", "Ready"), False),
         (conditions("False", "PodsNotReady"), True),
+        # The watches report a node that takes a pod, and pods that are made anew.
+        (conditions("False", "NoNodes"), False),
+        (conditions("False", "SidecarMissing"), False),
         ({"conditions": [{"type": "Stalled", "status": "True"}]}, False),
         ({"conditions": [{"type": "Reconciling", "status": "False", "reason": "Paused"}]}, False),
     ],

@@ -251,3 +251,13 @@ async def test_a_resource_that_vanished_unseen_is_found_by_the_resync(world: Wor
     assert (await world.waker._work(EDGE)).is_gone
     world.waker.resync(world.snapshot(), spread=0.0)
     assert not world.woken(), "once is enough"
+
+
+async def test_pages_of_two_namespaces_are_not_mixed_up(world: World) -> None:
+    """Each namespace is listed by itself, and their pages come as they come."""
+    world.waker.resync(world.snapshot(), spread=0.0)
+    world.woken()
+    world.waker.listed(Page(MAIL_PROXY, "mail", [world.cluster.found(MAIL_PROXY, "edge")], is_last=False))
+    world.waker.listed(Page(MAIL_PROXY, "other", []))
+    world.waker.listed(Page(MAIL_PROXY, "mail", [], is_first=False))
+    assert not world.woken(), "it was on the first page"

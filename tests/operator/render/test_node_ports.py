@@ -89,6 +89,10 @@ def listeners(*listen: dict[str, Any]) -> list[dict[str, Any]]:
             "spec.servers[0].listen[1].hostPort: 1143 is also the host port of port 143",
         ),
         (
+            {"servers": listeners({"port": 143}, {"address": "unix:/run/a", "hostPort": 143})},
+            "spec.servers[0].listen[1].hostPort: needs port",
+        ),
+        (
             {"service": {"type": "NodePort", "nodePorts": [{"port": 993, "nodePort": 30993}]}},
             "spec.service.nodePorts[0].port: no listener has port 993; there are 143",
         ),

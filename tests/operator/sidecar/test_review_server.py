@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import review_server
+from mailproxy_operator import http_connections, review_server
 from mailproxy_operator.review_server import ReviewServer
 from mailproxy_operator.sidecar import certificate
 from support.operator_running import until
@@ -95,30 +95,48 @@ async def test_a_slow_body_has_a_deadline(site: Site, monkeypatch: pytest.Monkey
 
 
 async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
-    size = review_server.MAX_REVIEW_OCTETS + 1
+    size = review_server.MAX_REVIEW_BYTES + 1
     reader = await site.connect(HEAD % size, b" " * size)
     async with asyncio.timeout(60):
         assert await reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
 
 
-async def test_idle_connections_make_room_for_a_review(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(review_server, "MAX_CONNECTIONS", 8)
+async def test_idle_connections_make_room_for_a_review(site: Site) -> None:
+    site.server._connections.maximum = 8
     site.held.clear()
     async with asyncio.TaskGroup() as tasks:
         deciding = tasks.create_task(site.review())
         await until(lambda: site.server._waiting == 1)
-        await crowd(site)
+        await open_idle_connections(site)
         site.held.set()
     assert deciding.result() == b"HTTP/1.1 200 OK\r\n", "a review that is being decided is spared"
     assert await site.review() == b"HTTP/1.1 200 OK\r\n"
     assert len(site.server._connections) <= 8
 
 
-async def crowd(site: Site) -> None:
+async def open_idle_connections(site: Site) -> None:
     idle = [await site.connect() for _ in range(20)]
     async with asyncio.timeout(60):
         for reader in idle[:12]:
             assert await reader.read() == b"", "the ones that were idle longest are closed"
+
+
+async def test_connections_that_do_not_finish_their_handshake_are_limited(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no transport that could be closed, so the next ones are refused for some seconds."""
+    site.server._connections.maximum = 2
+    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 3600.0)
+    waiting = [await asyncio.open_connection("127.0.0.1", site.server.port) for _ in range(40)]
+    async with asyncio.timeout(60):
+        for reader, _ in waiting[8:]:
+            assert await reader.read() == b""
+    assert len(site.server._connections) == 8
+    assert not any(reader.at_eof() for reader, _ in waiting[:8])
+    monkeypatch.setattr(http_connections, "HANDSHAKE_SECONDS", 0.0)
+    assert await site.review() == b"HTTP/1.1 200 OK\r\n", "after their deadline there is room again"
+    for _, writer in waiting:
+        writer.transport.abort()
 
 
 async def test_reviews_that_wait_for_a_decision_are_limited(

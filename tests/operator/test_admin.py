@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's admin endpoint under clients that send nothing, or read nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from mailproxy_operator import admin
+from mailproxy_operator.admin import AdminEndpoint
+from mailproxy_operator.meters import Meters
+from support.operator_running import until
+
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: operator\r\n\r\n"
+SECONDS = 60
+
+
+class Site:
+    """An endpoint at work, and its clients."""
+
+    def __init__(self, endpoint: AdminEndpoint) -> None:
+        self.endpoint = endpoint
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self, *sent: bytes) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.endpoint.port)
+        self.writers.append(writer)
+        writer.write(b"".join(sent))
+        return reader
+
+    async def probe(self) -> bytes:
+        reader = await self.connect(PROBE)
+        return await self.line(reader)
+
+    async def line(self, reader: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(SECONDS):
+            return await reader.readline()
+
+    async def close(self) -> None:
+        for writer in self.writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self.writers), return_exceptions=True)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    meters = Meters()
+    async with AdminEndpoint(
+        "127.0.0.1", 0, meters=meters, trouble=lambda: "", unready=lambda: ""
+    ) as endpoint:
+        made = Site(endpoint)
+        yield made
+        await made.close()
+
+
+async def closed(reader: asyncio.StreamReader) -> None:
+    async with asyncio.timeout(SECONDS):
+        try:
+            while await reader.read(65536):
+                pass
+        except ConnectionError:
+            pass
+
+
+async def test_quiet_connections_do_not_pile_up(site: Site) -> None:
+    """They make room for a probe: the one that has been idle longest is closed."""
+    quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS + 8)]
+    for reader in quiet[:8]:
+        await closed(reader)
+    assert await site.probe() == b"HTTP/1.1 200 OK\r\n"
+    assert len(site.endpoint.connections) <= admin.MAX_CONNECTIONS
+    assert not any(reader.at_eof() for reader in quiet[9:])
+
+
+async def test_a_connection_that_was_used_lately_stays(site: Site) -> None:
+    """Prometheus keeps its connection from one scrape to the next."""
+    kept = await site.connect(PROBE)
+    assert await site.line(kept) == b"HTTP/1.1 200 OK\r\n"
+    quiet = [await site.connect() for _ in range(admin.MAX_CONNECTIONS - 1)]
+    site.writers[0].write(PROBE)
+    while await site.line(kept) != b"HTTP/1.1 200 OK\r\n":
+        pass
+    quiet += [await site.connect() for _ in range(8)]
+    for reader in quiet[:8]:
+        await closed(reader)
+    assert not kept.at_eof()
+
+
+async def test_a_client_that_reads_nothing_is_closed_with_what_it_was_to_get(site: Site) -> None:
+    """Closing would wait for it to read: sockets and what they are to get would pile up all the same."""
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", site.endpoint.port))
+        transport = await opened(site)
+        transport.write(b"x" * 16_000_000)  # more than the kernel takes
+        assert transport.get_write_buffer_size() > 0
+        for _ in range(admin.MAX_CONNECTIONS):
+            await site.connect()
+        await until(lambda: transport.get_write_buffer_size() == 0)
+
+
+async def opened(site: Site) -> asyncio.WriteTransport:
+    await until(lambda: any(one.transport is not None for one in site.endpoint.connections))
+    [transport] = [one.transport for one in site.endpoint.connections]
+    assert isinstance(transport, asyncio.WriteTransport)
+    return transport
