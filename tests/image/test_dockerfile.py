@@ -54,8 +54,20 @@ def test_the_lists_have_what_the_project_asks_for(image: str) -> None:
 
 
 def test_each_image_is_free_of_what_the_other_needs() -> None:
-    assert not {"kopf", "kubernetes"} & _pinned("proxy").keys()
+    assert not {"aiohttp", "kopf", "kubernetes"} & _pinned("proxy").keys()
     assert not {"aiodns", "crossplane"} & _pinned("operator").keys()
+
+
+def test_the_proxy_imports_every_library_that_it_depends_on() -> None:
+    """A library that is no longer imported costs every image its size and its security notices."""
+    imported = {
+        name.partition(".")[0]
+        for file in (ROOT / "proxy").rglob("*.py")
+        for name in re.findall(r"^\s*(?:import|from) ([\w.]+)", file.read_text(), re.MULTILINE)
+    }
+    names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in PROJECT["dependencies"]}
+    modules = {{"pyyaml": "yaml"}.get(name, name.replace("-", "_")): name for name in names}
+    assert not modules.keys() - imported
 
 
 def test_the_base_is_pinned_by_its_digest(dockerfile: Dockerfile) -> None:
