@@ -119,6 +119,8 @@ def _simple(line: str) -> Iterator[list[str]]:
     command: list[str] = []
     for token in tokens:
         if set(token) <= set("|&;()<>"):
+            if token[0] in "<>" and command and command[-1].isdecimal():
+                command.pop()  # the descriptor that is redirected, as in 2>&1
             yield command
             command = []
         else:
