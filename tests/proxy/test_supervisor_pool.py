@@ -208,6 +208,18 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == FUTILE_STARTS + 1
 
 
+async def test_a_hung_worker_that_the_kernel_does_not_end_is_logged_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.pool.start(deployment(bench.listeners, workers=1))
+    worker = next(iter(bench.pool._alive))
+    monkeypatch.setattr(worker.heartbeat, "is_hung", lambda **_: True)
+    monkeypatch.setattr(worker, "kill", lambda: None)
+    for _ in range(3):
+        bench.pool._look_at(worker)
+    assert len(bench.told("worker_hangs")) == 1
+
+
 async def test_a_start_can_be_given_up(bench: Bench) -> None:
     asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
     with pytest.raises(CannotStart, match="stopped during the start"):

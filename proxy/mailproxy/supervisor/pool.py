@@ -358,7 +358,8 @@ class Pool:
         heartbeat.look()
         fields = {"pid": worker.pid, "silent_seconds": heartbeat.silence}
         if heartbeat.is_hung(is_loading=worker.is_loading):
-            self._tell(LogLevel.ALERT, "worker_hangs", **fields)
+            if not worker.was_hung:  # one that the kernel does not end yet is killed again, and logged once
+                self._tell(LogLevel.ALERT, "worker_hangs", **fields)
             worker.kill_hung()
         elif heartbeat.is_late and worker not in self._late:
             self._late.add(worker)

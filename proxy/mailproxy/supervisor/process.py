@@ -168,6 +168,11 @@ class Worker:
         """End it by force."""
         self._child.kill()
 
+    @property
+    def was_hung(self) -> bool:
+        """Whether it was ended by force because it hangs."""
+        return self._was_hung
+
     def kill_hung(self) -> None:
         """End it by force because it hangs; ``reason`` says so."""
         self._was_hung = True
