@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,18 @@ class Restarts:
         begun = self.new("anew", f"--namespace={self.world.namespace}").started()
         self.world.operator = begun
         return begun
+
+    def at_rest(self) -> dict[tuple[str, str], str]:
+        """The versions of all objects, when the operator has not changed any for two seconds."""
+
+        def unchanged() -> dict[tuple[str, str], str] | None:
+            before = self.world.versions()
+            time.sleep(2.0)
+            return before if self.world.versions() == before else None
+
+        found = self.world.until(unchanged, "the operator to come to rest")
+        assert found is not None
+        return found
 
     def after_a_look(self) -> None:
         """Begin anew, and wait for the first reconcile of every resource."""
@@ -102,7 +115,8 @@ def test_what_was_refused_is_remembered(restarts: Restarts) -> None:
     message = 'Pod was rejected: forbidden sysctl: "net.core.somaxconn" not allowlisted'
     world.set_pod_status("edge-bad", {"phase": "Failed", "reason": "SysctlForbidden", "message": message})
     world.until(lambda: world.condition("Stalled") == ("True", "SysctlForbidden"), "the breaker")
-    before = world.versions()
+    world.until(lambda: world.find("Pod", "edge-bad") is None, "the refused pod to go")
+    before = restarts.at_rest()
     restarts.after_a_look()
     assert world.versions() == before
 
