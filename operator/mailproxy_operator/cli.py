@@ -17,7 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.standard_streams import open_standard_streams
+from mailproxy_config.standard_streams import OutputError, open_standard_streams, write_output
 from mailproxy_operator.settings import DEFAULT_IMAGE, PULL_POLICIES, KubeVersion, Platform
 
 CRD_NOTICE = (
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     options = _parser().parse_args(argv)
+    if "option" in options:
+        options.file = options.file or options.option
     try:
         code: int = options.command(options)
         sys.stdout.flush()
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.WRONG_INPUT
     except ModuleNotFoundError as error:
         return _without_extra(options, error)
+    except OutputError as error:
+        sys.stderr.write(f"mailproxy-operator: {error}\n")
+        return Exit.WRONG_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         return Exit.WRONG_INPUT
@@ -79,7 +84,7 @@ def _without_extra(options: argparse.Namespace, error: ModuleNotFoundError) -> i
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="mailproxy-operator", description="MailProxy resources become proxies."
+        prog="mailproxy-operator", description="Makes proxies from MailProxy resources."
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -105,7 +110,7 @@ class _ShowVersion(argparse.Action):
             known = version("mailproxy")
         except PackageNotFoundError:  # the sources run as they are
             known = "unknown"
-        sys.stdout.write(f"mailproxy-operator {known}\n")
+        write_output(f"mailproxy-operator {known}\n")
         parser.exit()
 
 
@@ -113,7 +118,7 @@ def _crd(options: argparse.Namespace) -> int:
     from mailproxy_operator.render.text import as_yaml  # noqa: PLC0415
     from mailproxy_operator.schema import custom_resource_definition  # noqa: PLC0415
 
-    sys.stdout.write(CRD_NOTICE + as_yaml(custom_resource_definition(options.kube_version)))
+    write_output(CRD_NOTICE + as_yaml(custom_resource_definition(options.kube_version)))
     return Exit.FINE
 
 
@@ -126,31 +131,44 @@ def _version(text: str) -> KubeVersion:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--namespace", action="append", default=[], help="serve this namespace only; repeatable"
+        "--namespace", action="append", default=[], metavar="NS", help="serve this namespace only; repeatable"
     )
     parser.add_argument("--image", default=None, help="the proxy's image where a resource names none")
     _add_pull_policy(parser, "resource")
     _add_pull_secret(parser)
     parser.add_argument(
-        "--node-min-version", type=_version, help="of the oldest node, if older than the API server"
+        "--node-min-version",
+        type=_version,
+        metavar="VERSION",
+        help="Kubernetes version of the oldest node, such as 1.30 (default: that of the API server)",
     )
-    parser.add_argument("--admin", type=_address, default=("[::]", 8080), metavar="ADDRESS:PORT")
+    parser.add_argument(
+        "--admin", type=_address, default=("[::]", 8080), metavar="ADDRESS:PORT", help="where /metrics, "
+        "/healthz and /readyz answer ([::]:8080)",
+    )  # fmt: skip
     parser.add_argument(
         "--lease-namespace", default=None, help="where the Lease is kept; needed for more than one replica"
     )
     parser.add_argument(
-        "--lease-name", default="mailproxy-operator", metavar="NAME", help="of the Lease; another one for "
-        "each operator of a namespace",
+        "--lease-name", default="mailproxy-operator", metavar="NAME", help="name of the Lease "
+        "(mailproxy-operator); a different one for each operator of a namespace",
     )  # fmt: skip
     parser.add_argument(
-        "--resync", type=float, default=600.0, metavar="SECONDS", help="look at everything this often"
+        "--resync",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="reconcile every resource this often (600)",
     )
     parser.add_argument(
         "--log-format",
         choices=("json", "text"),
         help="how log lines look (text on a terminal, json elsewhere)",
     )
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info",
+        help="the least severe level that is logged (info)",
+    )  # fmt: skip
     _add_webhook(
         parser.add_argument_group("sidecars", "the webhook that puts them into pods; off unless asked for")
     )
@@ -218,10 +236,15 @@ def _certificates(text: str) -> str:
     return pem
 
 
+def _add_file(parser: argparse.ArgumentParser, kinds: str, *, is_required: bool) -> None:
+    """The manifest, as an argument or with ``-f``."""
+    one = parser.add_mutually_exclusive_group(required=is_required)
+    one.add_argument("file", nargs="?", type=Path, metavar="FILE", help=kinds)
+    one.add_argument("-f", "--file", dest="option", type=Path, metavar="FILE", help="the same")
+
+
 def _add_render(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-f", "--file", type=Path, required=True, help="a MailProxy manifest; - reads standard input"
-    )
+    _add_file(parser, "a MailProxy manifest; - for standard input", is_required=True)
     parser.add_argument(
         "--kube-version", type=_version, default=KubeVersion(1, 36), help="of the oldest node"
     )
@@ -269,7 +292,7 @@ def _render(options: argparse.Namespace) -> int:
     if options.target or options.into or options.json_patch:
         sys.stderr.write("--target, --into and --json-patch need --sidecar\n")
         return Exit.USAGE
-    sys.stdout.write(rendered_text(_text(options.file), str(options.file), platform))
+    write_output(rendered_text(_text(options.file), str(options.file), platform))
     return Exit.FINE
 
 
@@ -282,23 +305,22 @@ def _render_sidecar(options: argparse.Namespace, platform: Platform) -> int:
     request = Request(target=options.target, into=read_into(options.into), as_json_patch=options.json_patch)
     text, warnings = sidecar_text(_text(options.file), str(options.file), platform, request)
     sys.stderr.write("".join(f"warning: {warning}\n" for warning in warnings))
-    sys.stdout.write(text)
+    write_output(text)
     return Exit.FINE
 
 
 def _text(path: Path) -> str:
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except OSError as error:
-        from mailproxy_config.errors import Problem  # noqa: PLC0415
+    from mailproxy_config.errors import Problem  # noqa: PLC0415
+    from mailproxy_config.plain_text import plain_text  # noqa: PLC0415
 
+    try:
+        return plain_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))
+    except OSError as error:
         raise ConfigError([Problem(str(path), error.strerror or "cannot be read")]) from error
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-f", "--file", type=Path, help="a MailProxy manifest; with --demo there is a built-in one"
-    )
+    _add_file(parser, "a MailProxy manifest; with --demo there is a built-in one", is_required=False)
     parser.add_argument("--secrets", type=Path, metavar="DIR", help="Secrets and ConfigMaps, as DIR/NAME/KEY")
     parser.add_argument("--demo", action="store_true", help="add mail servers and try them once")
     parser.add_argument(
@@ -311,6 +333,6 @@ def _local(options: argparse.Namespace) -> int:
     from mailproxy_operator.local.command import local_command  # noqa: PLC0415
 
     if options.file is None and not options.demo:
-        sys.stderr.write("local needs -f FILE, or --demo\n")
+        sys.stderr.write("local needs FILE, or --demo\n")
         return Exit.USAGE
     return local_command(options.file, secrets=options.secrets, demo=options.demo, once=options.once)

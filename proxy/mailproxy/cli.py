@@ -19,7 +19,7 @@ from typing import Literal, NoReturn
 
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import LogLevel
-from mailproxy_config.standard_streams import open_standard_streams
+from mailproxy_config.standard_streams import OutputError, open_standard_streams, write_output
 
 _FORMATS = ("json", "text")
 _MOST_WORKERS = 1024
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
+        return Exit.WRONG_INPUT
+    except OutputError as error:
+        sys.stderr.write(f"mailproxy: {error}\n")
         return Exit.WRONG_INPUT
     return code
 
@@ -130,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
     _complain(verdict.problems)
     if verdict.problems:
         return Exit.WRONG_INPUT
-    sys.stdout.write(described(verdict, source or "standard input") + "\n")
+    write_output(described(verdict, source or "standard input") + "\n")
     return Exit.FINE
 
 
@@ -149,7 +152,7 @@ def _convert(options: argparse.Namespace) -> int:
         _complain(error.problems)
         return Exit.WRONG_INPUT
     _complain(manifest.notices)
-    sys.stdout.write(to_manifest_yaml(manifest))
+    write_output(to_manifest_yaml(manifest))
     return Exit.FINE
 
 
@@ -185,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run the proxy in the foreground"))
-    _add_check(commands.add_parser("check", help="say everything that is wrong with a configuration"))
+    _add_check(commands.add_parser("check", help="report every problem of a configuration"))
     _add_convert(commands.add_parser("convert", help="print an nginx.conf as a MailProxy manifest"))
     return parser
 
@@ -203,7 +206,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from mailproxy.supervisor.build import version  # noqa: PLC0415
 
-        sys.stdout.write(f"mailproxy {version()}\n")
+        write_output(f"mailproxy {version()}\n")
         parser.exit()
 
 
@@ -211,7 +214,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_run)
     parser.description = (
         "Runs the proxy until SIGTERM or SIGINT, which drain it; a second one ends it at once. "
-        "SIGHUP, or a change of FILE or of a file that it refers to, loads the configuration again."
+        "SIGHUP, or a change of FILE or of a file that it refers to, loads the configuration again. "
+        "SIGUSR1 opens the log files of an nginx.conf again."
     )
     _add_file(parser, _FILE_HELP, _regular_path)
     parser.add_argument(

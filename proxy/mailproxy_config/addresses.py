@@ -50,6 +50,12 @@ class ListenAddress(NamedTuple):
     ports: range
 
 
+_NO_CREDENTIALS: Final = (
+    "user and password are not accepted in the URL: send them in a header, "
+    "with auth_http_header (in a manifest authHttpHeader) and the name Authorization"
+)
+
+
 def port_number(text: str | int) -> int:
     """Read a port.
 
@@ -132,7 +138,7 @@ def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]
 
 
 def auth_http(text: str) -> AuthHttp:
-    """Read the URL of the authorization service.
+    """Read the URL of the authentication service.
 
     ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and as an
     extension ``https://host[:port][/uri]`` (port 443 unless given).
@@ -149,7 +155,12 @@ def auth_http(text: str) -> AuthHttp:
     if rest[:5].lower() == _UNIX:
         return _auth_http_over_unix(rest[5:], tls=tls)
     end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
-    where = host_port(rest[:end])
+    try:
+        where = host_port(rest[:end])
+    except ValueError:
+        if "@" in rest:  # what is before it may be a password, which no message may repeat
+            raise ValueError(_NO_CREDENTIALS) from None
+        raise
     return AuthHttp(host=where.host, port=where.port or (443 if tls else 80), uri=_uri(rest[end:]), tls=tls)
 
 

@@ -24,6 +24,12 @@ _MOST_FILES: Final = 256
 _MOST_INCLUDED: Final = 4 * LARGEST_FILE
 _MOST_LEVELS: Final = 64
 _END_OF_FILE: Final = "unexpected end of file"
+_NO_SEMICOLON: Final = 'is not terminated by ";"'
+_WORDS: Final = re.compile(
+    r"""\s+|\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|["']|[;{}]|(?:\\.|[^\s;{}\\])+|\\""",
+    re.DOTALL,
+)
+"""All that a text is made of; a quotation mark alone is one that is not closed."""
 _NEVER_INSIDE: Final = {
     "server": ("server", "mail", "http", "stream", "events"),
     "mail": ("mail", "http", "stream", "events"),
@@ -84,8 +90,7 @@ class Files:
         try:
             return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
         except SyntaxProblem as problem:
-            hint = unclosed[0] if unclosed and str(problem).startswith(_END_OF_FILE) else ""
-            self._broken(problem.where, f"{problem}{hint}")
+            self._broken(problem.where, f"{problem}{_hint_about_end(str(problem), text, unclosed)}")
             return ()
 
     def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
@@ -152,6 +157,16 @@ class Files:
         return ""
 
 
+def _hint_about_end(problem: str, text: str, unclosed: list[str]) -> str:
+    """What may be missing where a text ends too early: a quotation mark, or a brace of ``unclosed``."""
+    if problem.endswith(_NO_SEMICOLON) or problem.startswith(_END_OF_FILE):
+        for word in _WORDS.finditer(text):
+            if word[0] in {'"', "'"}:
+                line = text.count("\n", 0, word.start()) + 1
+                return f"; the quotation mark ({word[0]}) in line {line} is not closed"
+    return unclosed[0] if unclosed and problem.startswith(_END_OF_FILE) else ""
+
+
 def _statements(
     tokens: Iterator[_Token], name: str, unclosed: list[str], level: int = 0, outer: tuple[str, int] = ("", 0)
 ) -> Iterator[Statement]:
@@ -203,7 +218,7 @@ def _arguments(
             begins.append((len(found), f"{name}:{here}", f"{name}:{last}"))
         found.append(_unescaped(word))
         last = here
-    raise SyntaxProblem(f"{name}:{line}", f'directive "{directive[:64]}" is not terminated by ";"')
+    raise SyntaxProblem(f"{name}:{line}", f'directive "{directive[:64]}" {_NO_SEMICOLON}')
 
 
 def _tokens(text: str, name: str) -> Iterator[_Token]:

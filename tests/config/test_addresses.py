@@ -114,7 +114,7 @@ def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
         (":80", "no host"),
         ("auth:0", "out of range"),
         ("auth:x/", "invalid port"),
-        ("user@auth/", "invalid host"),
+        ("user@auth/", "not accepted in the URL"),
         ("auth/a b", "without spaces"),
         ("auth/\r\nX: y", "printable ASCII"),
         ("auth/é", "printable ASCII"),
@@ -125,6 +125,16 @@ def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
 def test_what_auth_http_refuses(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         addresses.auth_http(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://user:s3cret@h/auth", "https://user:s3cret@h:9/", "u:s3cret@h", "s3cret@h"],
+)
+def test_credentials_in_auth_http_are_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match="auth_http_header") as caught:
+        addresses.auth_http(text)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

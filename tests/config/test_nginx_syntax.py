@@ -61,6 +61,10 @@ def test_blocks_and_lines() -> None:
     assert problems == []
 
 
+END_OF_FILE = 'unexpected end of file, expecting "}"'
+UNCLOSED = "; the quotation mark ({}) in line {} is not closed"
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -69,7 +73,10 @@ def test_blocks_and_lines() -> None:
         ("x;\na { b }", 'nginx.conf:2: directive "b" is not terminated by ";"'),
         ("a {", 'nginx.conf:1: unexpected end of file, expecting "}"'),
         ("a { b;\n", 'nginx.conf:1: unexpected end of file, expecting "}"'),
-        ("a 'b;", 'nginx.conf:1: directive "a" is not terminated by ";"'),
+        ("a 'b;", f'nginx.conf:1: directive "a" is not terminated by ";"{UNCLOSED.format(chr(39), 1)}'),
+        ("a {\n b \"c;\n d; # it's\n}\n", f"nginx.conf:2: {END_OF_FILE}{UNCLOSED.format(chr(34), 2)}"),
+        ("a {\n b it's; # \"\n", 'nginx.conf:2: unexpected end of file, expecting "}"'),
+        ('a {\n b "\\"";\n', 'nginx.conf:2: unexpected end of file, expecting "}"'),
         ("}", 'nginx.conf:1: unexpected "}"'),
         (";", 'nginx.conf:1: unexpected ";"; none stands behind a "}"'),
         ("a;\n{}", 'nginx.conf:2: unexpected "{"'),

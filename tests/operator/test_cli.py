@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def test_render_prints_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
 def test_render_reads_standard_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(DEMO.read_text()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(DEMO.read_bytes())))
     assert main(["render", "-f", "-"]) == 0
     assert "kind: Deployment" in capsys.readouterr().out
 
@@ -94,9 +96,6 @@ def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
         "mailproxy_operator.local.demo.demo, mailproxy_operator.render.text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
-    import os
-    import subprocess
-
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", source], env=environment, check=False).returncode == 0
 
@@ -127,3 +126,40 @@ def test_logs_are_text_on_a_terminal_and_json_elsewhere(
     monkeypatch.setattr("mailproxy_operator.command.run_command", run)
     assert main(["run", *arguments]) == 0
     assert found == [wanted]
+
+
+@pytest.mark.parametrize("arguments", [["crd"], ["render", "-f", str(DEMO)]])
+def test_a_full_disk_is_no_traceback(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "mailproxy_operator", *arguments],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert found.returncode == 1
+    assert found.stderr == "mailproxy-operator: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["render", "local"])
+def test_a_file_that_is_not_text_is_no_traceback(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "binary"
+    file.write_bytes(b"\xff\xfe\x00spec")
+    assert main([command, "-f", str(file)]) == 1
+    assert str(file) in capsys.readouterr().err
+
+
+def test_render_takes_the_file_as_an_argument_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "-f", str(DEMO)]) == 0
+    with_option = capsys.readouterr().out
+    assert main(["render", str(DEMO)]) == 0
+    assert capsys.readouterr().out == with_option
+    for wrong in (["render"], ["render", str(DEMO), "-f", str(DEMO)]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2

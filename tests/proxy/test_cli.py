@@ -472,6 +472,24 @@ def test_the_module_is_the_command_and_check_loads_nothing_heavy(file: Path) -> 
     assert not modules & {"asyncio", "aiohttp", "aiodns", "prometheus_client", "cryptography"}
 
 
+@pytest.mark.parametrize("command", ["check", "convert"])
+def test_a_full_disk_is_no_traceback(file: Path, command: str) -> None:
+    file.write_text(NGINX)
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "mailproxy", command, str(file)],
+            env={**os.environ, "PYTHONPATH": PYTHONPATH},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1] == "mailproxy: standard output: No space left on device"
+    assert "Traceback" not in found.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_traceback(file: Path) -> None:
     file.write_text(NGINX)
     read, write = os.pipe()

@@ -74,6 +74,7 @@ def run(settings: Settings) -> int:
     try:
         return asyncio.run(Supervisor(settings, log, server).run())
     finally:
+        server.control.close()  # a start that is refused has given it to no launcher
         log.close()
 
 
