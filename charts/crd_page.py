@@ -29,8 +29,8 @@ _HEAD = """\
 
 Generated from `deploy/crd.yaml` by `python charts/crd_page.py`; do not edit.
 
-`kubectl explain mailproxy.spec --recursive` says the same of the version that a cluster has. Fields of
-`spec.mail` are nginx's directives, told of with their nginx names in [directives.md](directives.md); each may
+`kubectl explain mailproxy.spec --recursive` shows the same for the version that a cluster has. Fields of
+`spec.mail` are nginx's directives, described with their nginx names in [directives.md](directives.md); each may
 also stand in a server, where it wins. What stands under *Rules* is judged by the API server when a resource
 is written.
 
@@ -203,7 +203,7 @@ def _rules(spec: Schema) -> str:
             continue  # as in spec.mail
         found.setdefault(path, []).append(message.replace("|", "\\|"))
     rows = "".join(f"| `{path}` | {'; '.join(dict.fromkeys(said))} |\n" for path, said in found.items())
-    return f"## Rules\n\n| Where | What the API server says otherwise |\n|---|---|\n{rows}"
+    return f"## Rules\n\n| Where | Error of the API server |\n|---|---|\n{rows}"
 
 
 if __name__ == "__main__":

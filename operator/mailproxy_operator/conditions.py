@@ -253,7 +253,7 @@ def _trouble_of_pod(pod: Pod) -> Finding | None:
 
 def _config_synced(facts: Facts) -> Judgement:
     if not facts.needs_pods:
-        return Judgement(_TRUE, "AllPodsSynced", "there are no pods to tell")
+        return Judgement(_TRUE, "AllPodsSynced", "no pods are wanted")
     ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
     refusing = _refusing(ready)
     if refusing:

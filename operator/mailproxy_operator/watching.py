@@ -181,4 +181,4 @@ class Watching:
             if done:
                 return
             if session.silent_for() > SILENT_SECONDS:
-                raise Silent(f"nothing was heard of a watch for {session.silent_for():.0f} seconds")
+                raise Silent(f"a watch has brought nothing for {session.silent_for():.0f} seconds")

@@ -222,7 +222,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=workers,
         metavar="N|auto",
-        help="worker processes, in place of what FILE says; auto: as many as there are processors to use",
+        help="worker processes, in place of those of FILE; auto: as many as there are processors to use",
     )
     parser.add_argument(
         "--admin",

@@ -71,7 +71,7 @@ class LineTooLong(SessionError):
     reason = CloseReason.PROTOCOL_ERROR
 
     def __init__(self, seen: bytes, limit: int) -> None:
-        super().__init__(f"line of more than {limit} octets")
+        super().__init__(f"line of more than {limit} bytes")
         self.seen = seen
 
 

@@ -104,7 +104,7 @@ MAIN_DIRECTIVES: Final = (
         default=512,
         contexts=(Context.EVENTS,),
         inheritance=Inheritance.NONE,
-        meaning="How many connections a worker takes; above it new clients are told to come back later.",
+        meaning="How many connections a worker takes; above it new clients get the busy reply of their protocol.",
     ),
     Directive(
         name="error_log",
@@ -114,7 +114,7 @@ MAIN_DIRECTIVES: Final = (
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
         meaning=(
-            "The least grave level of events; lines about sessions come up to error,"
+            "The least severe level of events; lines about sessions come up to error,"
             " and the supervisor's notices always."
         ),
     ),
@@ -137,7 +137,7 @@ LEVEL_DIRECTIVES: Final = (
         module=_CORE,
         type=structures.ERROR_LOG,
         meaning=(
-            "The least grave level of events about sessions, whose own lines come up to error;"
+            "The least severe level of events about sessions, whose own lines come up to error;"
             " otherwise spec.errorLog's."
         ),
     ),

@@ -99,7 +99,7 @@ SPEC: Final = Record(
     rules=SPEC_RULES,
     descriptions={
         **_meanings(MAIN_DIRECTIVES),
-        "mail": "What holds for every server that does not say otherwise: nginx's mail {} block.",
+        "mail": "What holds for every server that has no value of its own: nginx's mail {} block.",
         "servers": "What listens where: nginx's server {} blocks.",
         **DEPLOYMENT_MEANINGS,
     },

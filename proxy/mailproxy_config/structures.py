@@ -184,7 +184,7 @@ RESOLVER: Final = ValueType(
         descriptions={
             "mode": "Disabled looks nothing up, System asks the name servers of the pod. Off means Disabled.",
             "addresses": "Name servers: an address or a name, each with an optional port (53).",
-            "valid": "How long answers are kept, instead of what they say themselves.",
+            "valid": "How long answers are kept, instead of their own time to live.",
             "ipv4": "Whether IPv4 addresses are looked up (on unless false).",
             "ipv6": "Whether IPv6 addresses are looked up (on unless false).",
             "statusZone": "The name under which look-ups are counted.",
@@ -227,7 +227,7 @@ ERROR_LOG: Final = ValueType(
     shape=Record(
         example="{level: info}",
         fields={"level": Text(longest=16, words=LEVELS)},
-        descriptions={"level": "The least grave level that is written; debug says most, emerg least."},
+        descriptions={"level": "The least severe level that is written, from debug (everything) to emerg."},
     ),
     read=lambda value, _: LogLevel(value["level"]) if "level" in value else None,
     write=lambda value: {"level": str(value)},

@@ -132,13 +132,13 @@ TLS_DIRECTIVES: Final = (
         name="ssl_client_certificate",
         module=_SSL,
         type=files.FILE,
-        meaning="Authorities trusted for client certificates, whose names clients are told (PEM).",
+        meaning="Authorities trusted for client certificates, whose names are sent to clients (PEM).",
     ),
     Directive(
         name="ssl_trusted_certificate",
         module=_SSL,
         type=files.FILE,
-        meaning="Authorities trusted for client certificates, whose names clients are not told (PEM).",
+        meaning="Authorities trusted for client certificates, whose names are not sent to clients (PEM).",
     ),
     Directive(
         name="ssl_crl",

@@ -210,7 +210,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
 
 async def test_a_start_can_be_given_up(bench: Bench) -> None:
     asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
-    with pytest.raises(CannotStart, match="told to stop"):
+    with pytest.raises(CannotStart, match="stopped during the start"):
         await bench.pool.start(deployment(bench.listeners, "hang"))
 
 

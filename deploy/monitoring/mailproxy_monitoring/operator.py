@@ -136,7 +136,7 @@ API: Final = Row(
             stacked=True,
             unit="reqps",
             queries=((rate("mailproxy_operator_api_requests_total", "code", WHO), "{{code}}"),),
-            help="429: the API server asks for patience. 4xx: rights or quota; a resource's status says.",
+            help="429: the API server limits our requests. 4xx: rights or quota; see a resource's status.",
         ),
         Panel(
             title="Time, 99th percentile",
@@ -172,7 +172,7 @@ API: Final = Row(
                     "{{result}}",
                 ),
             ),
-            help="ignored: the pod runs without; an event says why. refused: by failurePolicy Fail. error: a"
+            help="ignored: the pod runs without; an event gives the reason. refused: by failurePolicy Fail. error: a"
             " fault of the operator; its log has the traceback.",
         ),
         Panel(

@@ -28,7 +28,7 @@ _OPEN: Final = {
     "type": "`Ready` `Accepted` `ResolvedRefs` `Available` `ConfigSynced` `Reconciling` `Stalled`",
     "status": "`True` `False` `Unknown`: 1 for the one that holds, 0 for the others",
     "version": "of the package",
-    "revision": "of the source; `unknown` where the build was not told",
+    "revision": "of the source; `unknown` where the build did not get it",
     "python_version": "of Python",
     "kopf_version": "of kopf",
 }

@@ -362,7 +362,7 @@ def _harmless(header: str, value: bytes) -> bytes:
 def _denied(said: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
     code = said.get(b"auth-error-code") if protocol is _SMTP else None
     if code is not None and len(_harmless("Auth-Error-Code", code)) > MAX_CODE:
-        raise MalformedAnswer(f"Auth-Error-Code of {len(code)} octets, at most {MAX_CODE} accepted")
+        raise MalformedAnswer(f"Auth-Error-Code of {len(code)} bytes, at most {MAX_CODE} accepted")
     shown = _harmless("Auth-Status", text)[: MAX_TEXT[protocol]]
     return Denied(shown, wait, code or None, said.get(b"auth-user"))
 

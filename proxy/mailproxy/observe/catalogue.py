@@ -307,7 +307,7 @@ BUILD_INFO: Final = Family(
     kind=Kind.GAUGE,
     labels=(Label("version"), Label("revision"), Label("python_version"), Label("openssl_version")),
     merge=Merge.OWN,
-    help="1; the labels say what is running.",
+    help="1; the labels are the version that is running.",
     from_start=True,
 )
 WORKERS: Final = Family(

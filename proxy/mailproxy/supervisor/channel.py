@@ -254,7 +254,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def _require_within_limits(length: int, count: int) -> None:
     if length > MAX_MESSAGE:
-        raise ChannelError(f"message of {length} octets, at most {MAX_MESSAGE} accepted")
+        raise ChannelError(f"message of {length} bytes, at most {MAX_MESSAGE} accepted")
     if count > MAX_DESCRIPTORS:
         raise ChannelError(f"{count} descriptors in one message, at most {MAX_DESCRIPTORS} accepted")
 

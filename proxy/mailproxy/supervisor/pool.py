@@ -200,7 +200,7 @@ class Pool:
         """Have all workers end at once; who waits in ``start`` or ``drain`` need not wait much longer."""
         self._ending.set()
         if not self._started.done():
-            self._started.set_exception(CannotStart("told to stop"))
+            self._started.set_exception(CannotStart("stopped during the start"))
         for worker in self._alive:
             worker.stop()
         self._launcher.close()

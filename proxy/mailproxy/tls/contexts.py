@@ -151,5 +151,5 @@ def _make_do(draft: Draft, why: Unreachable) -> None:
         "ssl_certificate",
         f"{why.reason}: sessions are resumed within one worker only, a client that offers other "
         "application protocols is let in, certificates' dates are not watched, and PROXY version 2 "
-        "tells less of TLS",
+        "carries less about TLS",
     )

@@ -46,7 +46,7 @@ def _passphrases(draft: Draft) -> list[Secret]:
     contents = draft.contents("ssl_password_file", draft.server.ssl_password_file) or b""
     lines = [line.removesuffix(b"\r") for line in contents.split(b"\n")]
     if any(len(line) > _LONGEST_PASSPHRASE for line in lines):
-        draft.refuse("ssl_password_file", f"a passphrase has more than {_LONGEST_PASSPHRASE} octets")
+        draft.refuse("ssl_password_file", f"a passphrase has more than {_LONGEST_PASSPHRASE} bytes")
         return []
     return [Secret(line) for line in lines if line]
 

@@ -103,7 +103,7 @@ class Visitor:
         client.logout()
         if self._subject.encode() not in content:
             raise LookupError("the message that was fetched is another one")
-        return f"logged in and fetched that message, {len(content)} octets"
+        return f"logged in and fetched that message, {len(content)} bytes"
 
     def _retrieve(self) -> str:
         place = self._places["pop3"]
@@ -117,7 +117,7 @@ class Visitor:
         client.quit()
         if f"Subject: {self._subject}".encode() not in lines:
             raise LookupError("the message that was retrieved is another one")
-        return f"logged in and retrieved it, {size} octets"
+        return f"logged in and retrieved it, {size} bytes"
 
     def _count(self) -> str:
         with urlopen(f"{self._admin}/metrics", timeout=TIMEOUT) as answer:  # noqa: S310  an URL of our own
