@@ -104,7 +104,7 @@ MAIN_DIRECTIVES: Final = (
         default=512,
         contexts=(Context.EVENTS,),
         inheritance=Inheritance.NONE,
-        meaning="How many connections a worker takes; above it new clients get the busy reply of their protocol.",
+        meaning="How many connections a worker takes; above it new clients get the protocol's busy reply.",
     ),
     Directive(
         name="error_log",
