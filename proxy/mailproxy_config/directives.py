@@ -307,8 +307,8 @@ LEVEL_DIRECTIVES: Final = (
         module=_PROXY,
         type=BUFFER,
         default="4k",
-        meaning="The longest reply of an upstream during login. What a relay holds for a side that does not "
-        "read has its own limit, 64 KiB for each direction.",
+        meaning="The longest reply of an upstream during login; after it, a relay holds 64 KiB for each "
+        "direction, whatever this is.",
     ),
     Directive(
         name="proxy_timeout",

@@ -115,9 +115,8 @@ def test_a_log_that_cannot_be_written_prevents_the_start(conf: Conf, tmp_path: P
 )
 def test_a_log_that_cannot_be_used_is_named_with_its_line(conf: Conf, log: str, reason: str) -> None:
     file = conf.write(f"error_log stderr;\nerror_log {log};")
-    found = subprocess.run(
-        [*COMMAND, "run", str(file)], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "mailproxy", "run", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 1
     assert found.stderr.startswith(f'mailproxy: {file}:2: "error_log": {reason}')
 
