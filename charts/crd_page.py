@@ -30,8 +30,8 @@ _HEAD = """\
 Generated from `deploy/crd.yaml` by `python charts/crd_page.py`; do not edit.
 
 `kubectl explain mailproxy.spec --recursive` shows the same for the version that a cluster has. Fields of
-`spec.mail` are nginx's directives, described with their nginx names in [directives.md](directives.md); each may
-also stand in a server, where it wins. What stands under *Rules* is judged by the API server when a resource
+`spec.mail` are nginx's directives, described with their nginx names in [directives.md](directives.md); each
+may also be given in a server, where it wins. The API server checks what is under *Rules* when a resource
 is written.
 
 """

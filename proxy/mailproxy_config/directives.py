@@ -104,7 +104,7 @@ MAIN_DIRECTIVES: Final = (
         default=512,
         contexts=(Context.EVENTS,),
         inheritance=Inheritance.NONE,
-        meaning="How many connections a worker takes; above it new clients get the busy reply of their protocol.",
+        meaning="How many connections a worker takes; above it new clients get the protocol's busy reply.",
     ),
     Directive(
         name="error_log",
@@ -307,8 +307,8 @@ LEVEL_DIRECTIVES: Final = (
         module=_PROXY,
         type=BUFFER,
         default="4k",
-        meaning="The longest reply of an upstream during login. What a relay holds for a side that does not "
-        "read has its own limit, 64 KiB for each direction.",
+        meaning="The longest reply of an upstream during login; after it, a relay holds 64 KiB for each "
+        "direction, whatever this is.",
     ),
     Directive(
         name="proxy_timeout",

@@ -40,6 +40,7 @@ class NginxLogs:
         self._problems = problems
         self._is_carried_over = is_carried_over
         self._levels: dict[str, list[ErrorLog]] = {}
+        self._places: dict[str, str] = {}
 
     def add(self, path: str, statement: Statement, level: LogLevel) -> None:
         """Take one ``error_log`` of the level at a manifest's path.
@@ -59,6 +60,8 @@ class NginxLogs:
         elif target == "off":
             self._problems.notice(statement.where, f'"off" is the name of a file: logs go to {log.file}')
         self._levels.setdefault(path, []).append(log)
+        name = log.syslog.address if log.syslog is not None else log.file
+        self._places.setdefault(f'"{name}"', statement.where)
 
     def _read(self, target: str, level: LogLevel) -> ErrorLog:
         if target in {"", "stderr"}:
@@ -66,6 +69,10 @@ class NginxLogs:
         if target.startswith(_SYSLOG):
             return ErrorLog(level=level, syslog=syslog_server(target.removeprefix(_SYSLOG)))
         return ErrorLog(level=level, file=os.path.normpath(os.path.join(self._prefix, target)))
+
+    def place(self, reason: str) -> str | None:
+        """File and line of the log whose target a reason names in quotation marks; ``None`` for no log."""
+        return next((where for name, where in self._places.items() if name in reason), None)
 
     def applied(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration with its logs: each level's own, else those of the level around it."""

@@ -43,10 +43,12 @@ class Places:
         return config if self.logs is None else self.logs.applied(config)
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive`` or one of its items, by file and line.
+        """A problem of ``servers[NAME].directive``, one of its items, or a log, by file and line.
 
         A number may stand for the name.
         """
+        if problem.path == "error_log" and self.logs is not None:
+            return Problem(self.logs.place(problem.reason) or problem.path, f'"error_log": {problem.reason}')
         found = _OF_SERVER.fullmatch(problem.path)
         server = self._server(found[1]) if found else None
         if found is None or server is None:

@@ -326,7 +326,7 @@ def test_a_text_is_cut_so_that_the_reply_is_a_line(protocol: Protocol, around: b
 
 
 def test_a_code_that_is_too_long_for_a_reply_is_refused() -> None:
-    with pytest.raises(MalformedAnswer, match="33 octets"):
+    with pytest.raises(MalformedAnswer, match="33 bytes"):
         decided(b"Auth-Status: no\r\nAuth-Error-Code: " + b"5" * 33 + b"\r\n", protocol=SMTP)
 
 

@@ -106,6 +106,21 @@ def test_a_log_that_cannot_be_written_prevents_the_start(conf: Conf, tmp_path: P
         until(lambda: 'missing/error.log": No such file or directory' in "".join(proxy.lines))
 
 
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("nowhere/x.log", "cannot open "),
+        ("syslog:server=nothing.invalid", 'host not found in syslog server "nothing.invalid"'),
+    ],
+)
+def test_a_log_that_cannot_be_used_is_named_with_its_line(conf: Conf, log: str, reason: str) -> None:
+    file = conf.write(f"error_log stderr;\nerror_log {log};")
+    command = [sys.executable, "-m", "mailproxy", "run", str(file)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith(f'mailproxy: {file}:2: "error_log": {reason}')
+
+
 def test_check_opens_no_log(conf: Conf, tmp_path: Path) -> None:
     file = conf.write(f"error_log {tmp_path}/missing/error.log; error_log {tmp_path}/error.log;")
     done = subprocess.run(

@@ -78,7 +78,7 @@ def test_a_key_that_no_passphrase_opens(authority: Authority) -> None:
 def test_a_passphrase_longer_than_openssl_takes(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
     said = refusal((ours.files.certificate, ours.files.key), ssl_password_file=path)
-    assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 octets"
+    assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
 def test_everything_that_is_wrong_is_told_at_once(authority: Authority, ours: Issued, tmp_path: Path) -> None:

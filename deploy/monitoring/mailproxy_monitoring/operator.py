@@ -172,8 +172,8 @@ API: Final = Row(
                     "{{result}}",
                 ),
             ),
-            help="ignored: the pod runs without; an event gives the reason. refused: by failurePolicy Fail. error: a"
-            " fault of the operator; its log has the traceback.",
+            help="ignored: the pod runs without; an event gives the reason. refused: by failurePolicy Fail."
+            " error: a fault of the operator; its log has the traceback.",
         ),
         Panel(
             title="Operators, by version",

@@ -181,8 +181,8 @@ ALERTS = (
         "",
         "warning",
         f"WHO: a worker process of {_WHERE} ended unexpectedly or hung, and was replaced",
-        "Its sessions were cut off. A crash is a fault of the proxy or of memory limits; an unresponsive"
-        " worker was stopped, blocked or in a loop: its log line worker_hangs has more.",
+        "Its sessions were cut off. A crash is a fault of the proxy or of memory limits; an unresponsive "
+        "worker was stopped, blocked or in a loop: its log line worker_hangs has more.",
     ),
     Alert(
         "MailProxyInternalErrors",

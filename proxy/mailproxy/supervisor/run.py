@@ -187,9 +187,9 @@ class Supervisor:
             self._watch.watch(self._preparation.files)
         try:
             await in_thread(functools.partial(self._log.open, deployment.config))
-        except ConfigError:
+        except ConfigError as error:
             self._preparation.discard(deployment)
-            raise
+            raise ConfigError(in_order(map(deployment.located, error.problems))) from error
         return deployment
 
     async def _look_at_files(self) -> None:
