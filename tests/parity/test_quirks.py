@@ -18,7 +18,7 @@ from support.parity.ledger import Ledger
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "quirks.md"
 ROWS: Final = pages.rows(PAGE)
-_NAME: Final = re.compile(r"\*\*([a-z-]+)\*\* ")
+_NAME: Final = re.compile(r"\*\*([a-z0-9-]+)\*\* ")
 NAMED: Final = [found[1] for row in ROWS if (found := _NAME.match(row[0]))]
 NUMBERED: Final = {row[0]: row[1] for row in ROWS if row[0].startswith("Q-")}
 
