@@ -90,7 +90,7 @@ def test_the_limit_includes_the_line_end() -> None:
     with pytest.raises(LineTooLong) as caught:
         drive(LineReader(4).line(), b"abc\r")
     assert caught.value.seen == b"abc\r"
-    assert "4 octets" in str(caught.value)
+    assert "4 bytes" in str(caught.value)
     assert "abc" not in str(caught.value)
 
 

@@ -104,7 +104,7 @@ def test_the_supervisor_says_what_it_alone_knows() -> None:
         c.CONFIG_RELOADS: {("success",): 5, ("failure",): 0},
         c.BUILD_INFO: {("1", "abc", "3.11", "3.0"): 1},
         c.WORKERS: {(): 3},
-        c.WORKER_RESTARTS: {("crash",): 2, ("killed",): 0, ("requested",): 0},
+        c.WORKER_RESTARTS: {("crash",): 2, ("killed",): 0, ("requested",): 0, ("unresponsive",): 0},
         c.DRAINING: {(): 1},
         c.PROCESS_MEMORY: {(): 1500},
         c.PROCESS_MAX_FDS: {(): 100},
