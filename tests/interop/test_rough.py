@@ -149,7 +149,7 @@ def test_many_at_once_under_tls(dovecot: Dovecot, front: Front, tls: Certificate
     ("protocol", "says", "answer"),
     [
         ("imap", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"BAD"),
-        ("pop3", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300), b"-ERR"),
+        ("pop3", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600), b"-ERR"),
         ("smtp", b"\xff\xf4\xff\xfd\x06" * 2000, b"5"),
         ("imap", b"a LOGIN {99999999999+}\r\n" + bytes(50_000), b"BAD"),
         ("smtp", b"EHLO " + b"x" * 50_000, b"5"),

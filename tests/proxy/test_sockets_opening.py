@@ -250,7 +250,7 @@ def test_a_privileged_port_is_refused_with_a_way_out() -> None:
         open_sockets(planned, 1, sleep=never)
     assert refused.value.reason == "Permission denied"
     assert "ip_unprivileged_port_start to 143 or less" in refused.value.hint
-    assert "HighPort" in refused.value.hint
+    assert "CAP_NET_BIND_SERVICE" in refused.value.hint
 
 
 def kernel_has_multipath() -> bool:
