@@ -63,7 +63,7 @@ def provoke(ports: dict[str, int]) -> None:
         raw.say(b"USER alice\r\nPASS wrong\r\n")
         assert raw.rest().endswith(b"-ERR Invalid login or password\r\n")
     with Raw(ports["watched-pop3"]) as raw:
-        raw.say(b"USER " + b"x" * 200 + b"\r\n")
+        raw.say(b"USER " + b"x" * 600 + b"\r\n")
         assert raw.rest()
     with Raw(ports["watched-smtp"]) as raw:
         assert raw.line().startswith(b"220 ")

@@ -150,7 +150,7 @@ def test_a_configuration_whose_loading_raises_is_refused_and_the_old_one_serves(
             config = ProxyConfig(servers=tuple(server.config for server in w.app._servers.values()))
             breaking(monkeypatch, (app, "_template"))()
             with pytest.raises(ConfigError, match=r"servers\[pop3\]: internal error \(Fault\)"):
-                await w.app.apply(config, {}, names={}, ticket_key=bytes(80))
+                await w.app.apply(config, {}, names={}, ticket_keys={})
             peer = await w.client()
             assert await peer.line() == GREETING
             log = w.read_log()

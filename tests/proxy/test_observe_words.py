@@ -18,7 +18,7 @@ from mailproxy.observe import words
         (words.Direction, ["to_upstream", "to_client"]),
         (words.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
         (words.ReloadResult, ["success", "failure"]),
-        (words.RestartReason, ["crash", "killed", "requested"]),
+        (words.RestartReason, ["crash", "killed", "requested", "unresponsive"]),
         (words.LoginOutcome, ["success", "failure"]),
         (words.ConnectResult, ["ok", "error"]),
         (words.Authenticated, ["true", "false"]),

@@ -117,7 +117,7 @@ def break_the_protocol(_: Places, ports: Ports) -> None:
     """Nonsense, too long lines, a web browser, and credentials that are none."""
     for name, words in (
         ("imap", b"a EAT\r\n" * 7),
-        ("pop3", b"USER " + b"x" * 300 + b"\r\n"),
+        ("pop3", b"USER " + b"x" * 600 + b"\r\n"),
         ("smtp", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("imap", b"a AUTHENTICATE PLAIN !!!!\r\n"),
         ("smtp", b"EHLO x\r\nAUTH PLAIN " + b64encode(b"alice") + b"\r\n"),
