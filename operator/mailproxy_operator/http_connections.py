@@ -106,7 +106,7 @@ class ListeningSocket(socket.socket):
 
 
 def listening_socket(host: str, port: int, connections: Connections) -> socket.socket:
-    """Listen at an address; ``::`` takes IPv4 as well.
+    """Listen at an address; ``::`` and the empty one take both families.
 
     Args:
         host: An address without brackets.
@@ -123,7 +123,7 @@ def listening_socket(host: str, port: int, connections: Connections) -> socket.s
 
 
 def _opened(host: str, port: int) -> socket.socket:
-    if host != "::":
+    if host not in ("", "::"):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     if socket.has_dualstack_ipv6():

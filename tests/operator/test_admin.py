@@ -56,6 +56,15 @@ async def site() -> AsyncIterator[Site]:
         await made.close()
 
 
+@pytest.mark.parametrize("host", ["", "::"])
+async def test_an_address_that_stands_for_all_takes_both_families(host: str) -> None:
+    async with AdminEndpoint(host, 0, meters=Meters(), trouble=lambda: "", unready=lambda: "") as endpoint:
+        for address in ("127.0.0.1", "::1"):
+            _, writer = await asyncio.open_connection(address, endpoint.port)
+            writer.close()
+            await writer.wait_closed()
+
+
 async def closed(reader: asyncio.StreamReader) -> None:
     async with asyncio.timeout(SECONDS):
         try:

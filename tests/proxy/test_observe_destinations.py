@@ -180,7 +180,11 @@ def test_a_file_that_is_standard_error_is_standard_error(
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("missing/error.log", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null (byte|character)")],
+    [
+        ("missing/error.log", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a\0b", "null (byte|character)"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_an_error(
     tmp_path: Path, standard_error: int, path: str, reason: str
