@@ -19,7 +19,7 @@ from typing import Literal, NoReturn
 
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import LogLevel
-from mailproxy_config.standard_streams import OutputError, open_standard_streams, write_output
+from mailproxy_config.standard_streams import OutputError, discard_output, open_standard_streams, write_output
 
 _FORMATS = ("json", "text")
 _MOST_WORKERS = 1024
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
+        discard_output()
         return Exit.WRONG_INPUT
     except OutputError as error:
         sys.stderr.write(f"mailproxy: {error}\n")

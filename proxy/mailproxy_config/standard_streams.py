@@ -42,6 +42,10 @@ def write_output(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What is buffered would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         raise OutputError(f"standard output: {error.strerror}") from error
+
+
+def discard_output() -> None:
+    """Send what standard output still buffers to ``/dev/null``; it would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,6 +17,7 @@ from mailproxy_config.model import Protocol, Seconds, StartTls
 from support.fuzz import examples
 from support.loopback_player import HurriedLoop
 from support.siege import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, heard, serving, siege
+from support.streams import abort
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer
 
@@ -102,7 +103,7 @@ async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identi
         _leave(client, visitor.end)
         async with asyncio.timeout(0.3):
             await heard(client)
-    client.writer.transport.abort()
+    abort(client.writer)
 
 
 async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities: Identities) -> None:

@@ -38,6 +38,7 @@ from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
 from support.faults import HIDDEN, Break, breaking, clear, descriptors, polls_per_second
 from support.siege import APOLOGIES, GREETINGS, heard, relayed, serving, shake
+from support.streams import abort
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run, world
 
@@ -130,7 +131,7 @@ async def shakes_hands(stage: Stage) -> None:
     with contextlib.suppress(OSError):
         await shake(peer, stage.identities)
         assert (await heard(peer)).removeprefix(GREETING) in (b"", APOLOGY)
-    peer.writer.transport.abort()
+    abort(peer.writer)
 
 
 async def shakes_hands_and_is_told(stage: Stage) -> None:

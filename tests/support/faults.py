@@ -11,6 +11,7 @@ import pytest
 
 from mailproxy.app import App
 from support import invariants
+from support.streams import abort
 from support.world import World
 
 HIDDEN: Final = "what-nobody-may-read-in-a-log"
@@ -40,7 +41,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Break:
 def clear(w: World) -> None:
     """Close what the test itself has opened."""
     for writer in (*w.writers, *w.upstream.writers, *w.auth.writers):
-        writer.transport.abort()
+        abort(writer)
 
 
 async def descriptors(app: App, expected: int) -> int:

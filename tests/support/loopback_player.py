@@ -39,6 +39,7 @@ from support import invariants
 from support.dialogue_player import Differs
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, host, ptr
 from support.http_words import answer, request
+from support.streams import abort
 from support.tls_identities import Identities
 from support.transcripts import Step, Transcript
 from support.world import Peer, listening_socket
@@ -133,7 +134,7 @@ class _Player:
         stack.push_async_callback(self.app.drain, 0.0)
         await self._listen(server)
         self.client = await self._connect()
-        stack.callback(self.client.writer.transport.abort)
+        stack.callback(abort, self.client.writer)
 
     def _server(self, auth: AuthHttp) -> ServerConfig:
         """The transcript's server, with real places and files in it; time for silence is made short."""
@@ -310,7 +311,7 @@ class _Player:
                 self._compare(last, await self.client.rest(), b"")
             self.client.close()
             for writer in (*self.service.writers, *self.upstreams.writers):
-                writer.transport.abort()
+                abort(writer)
 
     def _compare_accounts(self, log: str) -> None:
         """Compare what was counted and logged with the asides, of sorts that the transcript has."""
@@ -379,7 +380,7 @@ async def _serving(arrivals: _Arrivals) -> AsyncIterator[int]:
     finally:
         server.close()
         for writer in arrivals.writers:
-            writer.transport.abort()
+            abort(writer)
         await asyncio.sleep(0)
 
 

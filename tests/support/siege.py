@@ -12,6 +12,7 @@ from typing import Any, Final
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, Protocol, ServerConfig
 from support import invariants
 from support.configs import server
+from support.streams import abort
 from support.tls_identities import Identities
 from support.world import Answer, Builder, Peer, World, answer, world
 
@@ -87,7 +88,7 @@ async def siege(
         _keep_log(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
-            writer.transport.abort()
+            abort(writer)
         await invariants.settle(w.app, w.meter)
         invariants.check_accounts(w.meter, w.read_log())
         w.app._engine.log.close(0.0)
@@ -181,7 +182,7 @@ async def serve(handler: Handler) -> AsyncIterator[int]:
         for task in tasks:
             task.cancel()
         for writer in writers:
-            writer.transport.abort()
+            abort(writer)
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
 

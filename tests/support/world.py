@@ -17,6 +17,7 @@ from mailproxy.observe.log import Log, LogFormat
 from mailproxy.observe.meter import Meter
 from mailproxy.runtime.sockets import plan
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
+from support.streams import abort
 
 T = TypeVar("T")
 PATIENCE: Final = 40.0
@@ -77,7 +78,7 @@ class Peer:
         """Break the connection with a reset."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        self.writer.transport.abort()
+        abort(self.writer)
 
 
 Answer = bytes | tuple[bytes, bytes] | Callable[[bytes], bytes | Awaitable[bytes]]
@@ -238,7 +239,7 @@ async def world(
         for one in servers:
             one.close()
         for writer in (*made.writers, *upstream.writers, *auth.writers):
-            writer.transport.abort()
+            abort(writer)
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         os.close(write)

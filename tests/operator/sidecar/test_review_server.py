@@ -98,7 +98,7 @@ async def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
     size = review_server.MAX_REVIEW_BYTES + 1
     reader = await site.connect(HEAD % size, b" " * size)
     async with asyncio.timeout(60):
-        assert await reader.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")  # its phrase is Python's
 
 
 async def test_idle_connections_make_room_for_a_review(site: Site) -> None:

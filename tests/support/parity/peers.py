@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from support.parity.dialogue import Part, Special, Speech
+from support.streams import abort
 
 _CLIENT: Final = re.compile(rb"\r\nClient-IP: ([^\r]*)\r\n")
 _V2: Final = b"\r\n\r\n\0\r\nQUIT\n"
@@ -203,7 +204,7 @@ async def _say(playing: Playing, speech: Speech, writer: asyncio.StreamWriter) -
                 raise ConnectionAbortedError
             else:
                 _linger_no_more(writer)
-                writer.transport.abort()
+                abort(writer)
                 raise ConnectionAbortedError
     finally:
         playing.activity.busy -= 1
