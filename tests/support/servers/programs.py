@@ -19,10 +19,12 @@ T = TypeVar("T")
 PATIENCE: Final = 60.0
 """Seconds after which something that a test waits for will not happen any more."""
 
-_PORTS: Final = (*range(12000, 24000), *range(24100, 32000))
+_PORTS: Final[tuple[int, ...]] = (*range(12000, 24000), *range(24100, 32000))
 """All but those that the benchmarks use, which a test runs, and that are always the same."""
 _WORKERS: Final = 32
-_SHARE: Final = _PORTS[int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS]
+_SHARE: Final[tuple[int, ...]] = _PORTS[
+    int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS
+]
 
 
 class Ports:
