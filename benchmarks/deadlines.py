@@ -19,8 +19,8 @@ from typing import Final
 from unittest import mock
 
 from mailproxy.app import WorkerLoop
-from mailproxy.runtime import timers as timers_module
-from mailproxy.runtime.timers import Deadlines, Lane, Timers
+from mailproxy.loop import timeouts as timers_module
+from mailproxy.loop.timeouts import Deadlines, Lane, Timers
 
 SIZES: Final = (10_000, 40_000, 160_000)
 _LENGTH: Final = 60.0

@@ -5,7 +5,7 @@ Counters and gauges are numbers that the session adds to in place: there is
 nothing to switch off.  A measurement needs the comparison; nobody else does.
 """
 
-from mailproxy.observe.meter import Histogram
+from mailproxy.telemetry.metrics import Histogram
 
 _make = Histogram.__init__
 

@@ -307,8 +307,8 @@ def _render_sidecar(options: argparse.Namespace, platform: Platform) -> int:
 
 
 def _text(path: Path) -> str:
+    from mailproxy_config.decode import plain_text  # noqa: PLC0415
     from mailproxy_config.errors import Problem  # noqa: PLC0415
-    from mailproxy_config.plain_text import plain_text  # noqa: PLC0415
 
     try:
         return plain_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mailproxy_config.deployment import DeploymentSpec
+from mailproxy_config.kubernetes import DeploymentSpec
 from mailproxy_config.manifest import MailProxyManifest, parse_manifest
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from mailproxy.http_server import HttpServer, Request, Response
 
 if TYPE_CHECKING:
-    from mailproxy.observe.merge import Page
+    from mailproxy.telemetry.aggregate import Page
 
 SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; who does not answer counts with its last snapshot."""
@@ -114,7 +114,7 @@ class _Answers:
 
     async def _metrics(self, request: Request) -> Response:
         # The first scrape loads the Prometheus library, while probes are answered.
-        library = await asyncio.to_thread(importlib.import_module, "mailproxy.observe.metrics")
+        library = await asyncio.to_thread(importlib.import_module, "mailproxy.telemetry.prometheus")
         await self._refresh()
         headers = request.headers
         shown = library.expose(

@@ -12,22 +12,22 @@ from contextvars import Context
 from itertools import chain
 from typing import Final, TypeVarTuple
 
-from mailproxy.auth.request import RequestTemplate
-from mailproxy.dialogue.values import Secret
-from mailproxy.observe.log import Log
-from mailproxy.observe.meter import Meter
+from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.context import Drained, Engine
+from mailproxy.dns import HostAddresses, Resolver
+from mailproxy.loop.epoll import Reactor
+from mailproxy.net import plan
 from mailproxy.protocols import PROTOCOLS
-from mailproxy.protocols.trust import TrustedPeers
-from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.engine import Drained, Engine
-from mailproxy.runtime.listener import Door, Listener
-from mailproxy.runtime.reactor import Reactor
-from mailproxy.runtime.resolver import HostAddresses, Resolver
-from mailproxy.runtime.server import Server
-from mailproxy.runtime.sockets import plan
-from mailproxy.tls.contexts import ServerTls, build
+from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.types import Secret
+from mailproxy.session.accept import Door, Listener
+from mailproxy.session.virtual_server import Server
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.metrics import Meter
+from mailproxy.tls.client import ClientTls
+from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.ticket_keys import TicketKeys
-from mailproxy.tls.towards_services import ClientTls
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 

@@ -63,9 +63,9 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end what has only begun to start
     for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
         signal.signal(signum, _leave)
-    from mailproxy.observe.log import LogFormat  # noqa: PLC0415
-    from mailproxy.supervisor.run import run  # noqa: PLC0415
-    from mailproxy.supervisor.settings import Settings  # noqa: PLC0415
+    from mailproxy.supervisor.options import Settings  # noqa: PLC0415
+    from mailproxy.supervisor.supervisor import run  # noqa: PLC0415
+    from mailproxy.telemetry.log import LogFormat  # noqa: PLC0415
 
     address, port = options.admin
     settings = Settings(
@@ -138,10 +138,10 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from mailproxy_config.decode import plain_text  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
     from mailproxy_config.manifest_yaml import to_manifest_yaml  # noqa: PLC0415
-    from mailproxy_config.nginx_conf import parse_nginx  # noqa: PLC0415
-    from mailproxy_config.plain_text import plain_text  # noqa: PLC0415
+    from mailproxy_config.nginx.convert import parse_nginx  # noqa: PLC0415
 
     source = _source(options.file)
     names = {"name": options.name, "namespace": options.namespace}
@@ -162,8 +162,8 @@ def _octets(file: Path) -> bytes:
     Raises:
         ConfigError: It cannot be read.
     """
-    from mailproxy.supervisor.files import read  # noqa: PLC0415
-    from mailproxy_config.yaml_text import LARGEST_DOCUMENT  # noqa: PLC0415
+    from mailproxy.supervisor.config_files import read  # noqa: PLC0415
+    from mailproxy_config.yaml_reader import LARGEST_DOCUMENT  # noqa: PLC0415
 
     if str(file) == "-":
         return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)
@@ -204,7 +204,7 @@ class _Version(argparse.Action):
     """``--version``, looked up only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from mailproxy.supervisor.build import version  # noqa: PLC0415
+        from mailproxy.supervisor.version import version  # noqa: PLC0415
 
         write_output(f"mailproxy {version()}\n")
         parser.exit()

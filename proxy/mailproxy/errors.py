@@ -8,7 +8,7 @@ protocol's ``replies``.
 
 from __future__ import annotations
 
-from mailproxy.events import AuthErrorReason, CloseReason, ProtocolErrorKind, UpstreamStage
+from mailproxy.enums import AuthErrorReason, CloseReason, ProtocolErrorKind, UpstreamStage
 
 
 class SessionError(Exception):

@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from mailproxy import app
-from mailproxy.observe.log import Bridge, Log, LogFormat
-from mailproxy.observe.meter import Meter
-from mailproxy.supervisor import messages
-from mailproxy.supervisor.channel import Channel, ChannelError, Message
+from mailproxy.supervisor import ipc_messages
+from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.supervisor.reserve import Reserve
+from mailproxy.telemetry.log import Bridge, Log, LogFormat
+from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.openssl import reach
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
@@ -35,7 +35,7 @@ REPORT_SECONDS: Final = 5.0
 _LAST_WORDS_SECONDS: Final = 1.0
 
 
-_Order = tuple[messages.Configure, list[socket.socket]] | messages.TicketKeys | messages.Drain
+_Order = tuple[ipc_messages.Configure, list[socket.socket]] | ipc_messages.TicketKeys | ipc_messages.Drain
 
 
 class Application(Protocol):
@@ -114,18 +114,18 @@ class Service:
         """Carry out orders one after the other; the last one is to drain."""
         while True:
             match await self._orders.get():
-                case messages.Drain(delay, timeout):
+                case ipc_messages.Drain(delay, timeout):
                     await asyncio.sleep(delay)
                     self._log.event(LogLevel.INFO, "worker_draining", sessions=self._app.sessions)
                     await self._app.drain(timeout)
-                    self._send(messages.Drained())
+                    self._send(ipc_messages.Drained())
                     return
-                case messages.TicketKeys(keys):
+                case ipc_messages.TicketKeys(keys):
                     self._app.set_ticket_keys(keys)
                 case order, sockets:
                     await self._configure(order, sockets)
 
-    async def _configure(self, order: messages.Configure, sockets: list[socket.socket]) -> None:
+    async def _configure(self, order: ipc_messages.Configure, sockets: list[socket.socket]) -> None:
         try:
             _require_all(order, sockets)
             config = _config_of(order, sockets)
@@ -138,12 +138,12 @@ class Service:
             await self._app.apply(config, given, names=order.names, ticket_keys=order.ticket_keys)
         except ConfigError as error:
             self._reserve.fill()
-            self._send(messages.Refused(order.serial, error.problems))
+            self._send(ipc_messages.Refused(order.serial, error.problems))
             return
         self._reserve.keep(len(sockets))
         self._adopt(config)
         self._meter.config_loaded(order.hash, order.generation, order.loaded_at)
-        self._send(messages.Ready(order.serial))
+        self._send(ipc_messages.Ready(order.serial))
 
     async def _open_logs(self, config: ProxyConfig, sockets: Sequence[socket.socket]) -> None:
         """Open the configuration's logs, in a thread where a disk may be slow; sockets go with a refusal."""
@@ -168,35 +168,37 @@ class Service:
     def _received(self, data: Message, descriptors: list[int]) -> None:
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         try:
-            order = messages.decode_for_worker(data)
+            order = ipc_messages.decode_for_worker(data)
         except ChannelError as error:
             self._closed(error)
             return
         match order:
-            case messages.Configure():
+            case ipc_messages.Configure():
                 self._orders.put_nowait((order, sockets))
-            case messages.Drain() | messages.TicketKeys():  # in turn: a configuration has keys as well
+            case (
+                ipc_messages.Drain() | ipc_messages.TicketKeys()
+            ):  # in turn: a configuration has keys as well
                 self._orders.put_nowait(order)
-            case messages.Report(number):
+            case ipc_messages.Report(number):
                 self._report(number)
-            case messages.Reopen():
+            case ipc_messages.Reopen():
                 self._log.reopen()
-            case messages.Stop():
+            case ipc_messages.Stop():
                 self._app.stop()
                 self._obeying.cancel()
 
     def _closed(self, error: ChannelError | None) -> None:
         """Nobody is there any more who could tell us to leave."""
         self._log.event(LogLevel.WARN, "supervisor_gone", reason=str(error) if error else None)
-        self._orders.put_nowait(messages.Drain(0.0, self._drain.timeout))
+        self._orders.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
 
     def _leave(self) -> None:
         """Somebody wants this one worker to end (``SIGTERM``, ``SIGQUIT``); it is replaced as it drains."""
         if self._is_leaving:
             return
         self._is_leaving = True
-        self._send(messages.Leaving())
-        self._orders.put_nowait(messages.Drain(0.0, self._drain.timeout))
+        self._send(ipc_messages.Leaving())
+        self._orders.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
 
     async def _report_regularly(self) -> None:
         while True:
@@ -205,11 +207,11 @@ class Service:
             self._report()
 
     def _report(self, number: int = 0) -> None:
-        self._send(messages.Reported(number, self._meter.snapshot()))
+        self._send(ipc_messages.Reported(number, self._meter.snapshot()))
 
-    def _send(self, message: messages.ToSupervisor) -> None:
+    def _send(self, message: ipc_messages.ToSupervisor) -> None:
         try:
-            self._channel.send(messages.encode(message))
+            self._channel.send(ipc_messages.encode(message))
         except ChannelError:
             return  # the supervisor is gone, and ``_closed`` has seen to the rest
 
@@ -265,7 +267,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _require_all(order: messages.Configure, sockets: Sequence[socket.socket]) -> None:
+def _require_all(order: ipc_messages.Configure, sockets: Sequence[socket.socket]) -> None:
     """Refuse a configuration whose listening sockets this process had no room for; none came then."""
     if len(sockets) != len(order.sockets):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -273,7 +275,7 @@ def _require_all(order: messages.Configure, sockets: Sequence[socket.socket]) ->
         raise ConfigError([Problem("", reason)])
 
 
-def _config_of(order: messages.Configure, sockets: Sequence[socket.socket]) -> ProxyConfig:
+def _config_of(order: ipc_messages.Configure, sockets: Sequence[socket.socket]) -> ProxyConfig:
     """Read the configuration; the sockets have no other owner yet, so they go with a refusal."""
     try:
         return load(order.config.encode(), source="configuration", hostname=order.hostname).config

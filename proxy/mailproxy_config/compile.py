@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from .consistency import derived_protocol
+from mailproxy_config.cross_checks import derived_protocol
+from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
+
 from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES
 from .errors import ConfigError, Problem
 from .levels import Level, ServerBlock
@@ -21,7 +23,6 @@ from .model import (
     ServerConfig,
     StartTls,
 )
-from .references import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
 _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}

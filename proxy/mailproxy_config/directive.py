@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mailproxy_config.value_types import Place, Raw, ValueType
+
 from .errors import Problems
-from .values import Place, Raw, ValueType
 
 
 class Context(StrEnum):

@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from . import structures
-from .directive import Context, Directive, Inheritance, lower_camel_case
-from .listeners import LISTEN
-from .model import AuthMethod, Protocol, SendProxyProtocol
-from .shapes import Integer, IntOrText
-from .tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
-from .values import (
+from mailproxy_config import structured_values
+from mailproxy_config.listen_directive import LISTEN
+from mailproxy_config.schema import Integer, IntOrText
+from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
     FLAG,
@@ -33,6 +30,10 @@ from .values import (
     several,
     text,
 )
+
+from .directive import Context, Directive, Inheritance, lower_camel_case
+from .model import AuthMethod, Protocol, SendProxyProtocol
+from .tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 
 __all__ = [
     "DIRECTIVES",
@@ -109,7 +110,7 @@ MAIN_DIRECTIVES: Final = (
     Directive(
         name="error_log",
         module="core",
-        type=structures.ERROR_LOG,
+        type=structured_values.ERROR_LOG,
         default={"level": "error"},
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
@@ -135,7 +136,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="error_log",
         module=_CORE,
-        type=structures.ERROR_LOG,
+        type=structured_values.ERROR_LOG,
         meaning=(
             "The least severe level of events about sessions, whose own lines come up to error;"
             " otherwise spec.errorLog's."
@@ -158,7 +159,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="resolver",
         module=_CORE,
-        type=structures.RESOLVER,
+        type=structured_values.RESOLVER,
         default={"mode": "Disabled"},
         meaning="Name servers for finding the host names of SMTP clients.",
     ),
@@ -172,7 +173,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="auth_http",
         module=_AUTH_HTTP,
-        type=structures.AUTH_HTTP,
+        type=structured_values.AUTH_HTTP,
         meaning="The URL of the HTTP service that authorizes logins and names the upstream; required.",
     ),
     Directive(
@@ -185,7 +186,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="auth_http_header",
         module=_AUTH_HTTP,
-        type=structures.HEADERS,
+        type=structured_values.HEADERS,
         default=[],
         inheritance=_LIST,
         meaning="Headers of every request to the authorization service, for example a shared secret.",
@@ -348,7 +349,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="set_real_ip_from",
         module=_REALIP,
-        type=structures.PEERS,
+        type=structured_values.PEERS,
         default=[],
         inheritance=_LIST,
         meaning="Peers that are believed when their PROXY header names another client address.",

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from mailproxy_config.schema import Integer, ListOf, Record, Rule
+
 from .errors import Problems
-from .shapes import Integer, ListOf, Record, Rule
 
 PORT: Final = Integer(minimum=1, maximum=65535)
 HIGH_PORT_OFFSET: Final = 10000

@@ -15,16 +15,17 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
+from mailproxy_config.decode import plain_text
+from mailproxy_config.secret_refs import Mounts
+from mailproxy_config.yaml_reader import documents
+
 from .compile import compile_proxy, with_hostname
 from .dump import FORMAT, config_hash
 from .errors import ConfigError, Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
 from .manifest_places import ManifestPlaces
 from .model import ProxyConfig, ServerConfig, VerifyClient
-from .plain_text import plain_text
-from .references import Mounts
 from .rendered import parse_json, parse_rendered
-from .yaml_text import documents
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
@@ -89,7 +90,7 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
         )
     if _NGINX_BEGINS.match(words):
         # Not at the top: the proxy in a pod never needs crossplane.
-        from .nginx_conf import read_nginx  # noqa: PLC0415
+        from mailproxy_config.nginx.convert import read_nginx  # noqa: PLC0415
 
         return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, Kind.NGINX)
 

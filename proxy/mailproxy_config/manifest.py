@@ -12,11 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from mailproxy_config.cross_checks import SPEC_RULES, inconsistencies
+from mailproxy_config.describe import explained
+from mailproxy_config.kubernetes import DeploymentSpec, deployment
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
+from mailproxy_config.nginx.hints import advice_for_field
+from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
+from mailproxy_config.value_types import BROKEN, Place
+
 from . import kubernetes_ports
 from .capability_hints import capability_hints
-from .consistency import SPEC_RULES, inconsistencies
-from .deployment import DeploymentSpec, deployment
-from .deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from .directives import (
     IGNORED,
     LEVEL_DIRECTIVES,
@@ -26,11 +31,7 @@ from .directives import (
     by_field,
 )
 from .errors import Problem, Problems
-from .explain import explained
 from .levels import Level, Metadata, ServerBlock
-from .nginx_hints import advice_for_field
-from .shapes import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
-from .values import BROKEN, Place
 
 GROUP: Final = "mailproxy.dev"
 VERSION: Final = "v1alpha1"

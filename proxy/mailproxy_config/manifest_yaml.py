@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import yaml
 
+from mailproxy_config.yaml_reader import IMPLICIT
+
 from .manifest import MailProxyManifest
-from .yaml_text import IMPLICIT
 
 _WIDTH: Final = 110
 _SHORT: Final = 72

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from mailproxy_config.nginx.http_block import is_loopback
+
 from .addresses import auth_http, host_port
 from .errors import Problem
-from .nginx_http import is_loopback
 
 _WILDCARDS: Final = frozenset({"*", "0.0.0.0", "[::]"})  # noqa: S104 -- what a pod can listen on
 _FILES: Final = (

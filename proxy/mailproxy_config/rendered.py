@@ -14,12 +14,13 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mailproxy_config.schema import dotted, encodable, kind_of
+from mailproxy_config.validate_rendered import note_unsound
+
 from .dump import FORMAT, FORMAT_VERSION
 from .errors import ConfigError, Problem, Problems
 from .limits import check_json_text, check_levels, too_deep
 from .model import ProxyConfig
-from .shapes import dotted, encodable, kind_of
-from .soundness import note_unsound
 
 T = TypeVar("T")
 _LARGEST: Final = 1e15

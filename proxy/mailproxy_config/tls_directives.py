@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import files
+from mailproxy_config import file_values
+from mailproxy_config.value_types import FLAG, NUMBER, SEC_TIME, choice, several, text
+
 from .directive import Directive, Inheritance
 from .model import StartTls, VerifyClient
-from .values import FLAG, NUMBER, SEC_TIME, choice, several, text
 
 _LIST: Final = Inheritance.LIST
 _SSL: Final = "mail_ssl"
@@ -31,7 +32,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate",
         module=_SSL,
-        type=files.CERTIFICATES,
+        type=file_values.CERTIFICATES,
         default=[],
         inheritance=_LIST,
         meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
@@ -75,19 +76,19 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_dhparam",
         module=_SSL,
-        type=files.FILE,
+        type=file_values.FILE,
         meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
     ),
     Directive(
         name="ssl_password_file",
         module=_SSL,
-        type=files.FILE,
+        type=file_values.FILE,
         meaning="Pass phrases of private keys, one a line.",
     ),
     Directive(
         name="ssl_session_cache",
         module=_SSL,
-        type=files.SESSION_CACHE,
+        type=file_values.SESSION_CACHE,
         default=["None"],
         inheritance=_LIST,
         meaning="Where TLS sessions are kept for resumption.",
@@ -109,7 +110,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_session_ticket_key",
         module=_SSL,
-        type=files.FILES,
+        type=file_values.FILES,
         default=[],
         inheritance=_LIST,
         meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
@@ -131,25 +132,25 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_client_certificate",
         module=_SSL,
-        type=files.FILE,
+        type=file_values.FILE,
         meaning="Authorities trusted for client certificates, whose names are sent to clients (PEM).",
     ),
     Directive(
         name="ssl_trusted_certificate",
         module=_SSL,
-        type=files.FILE,
+        type=file_values.FILE,
         meaning="Authorities trusted for client certificates, whose names are not sent to clients (PEM).",
     ),
     Directive(
         name="ssl_crl",
         module=_SSL,
-        type=files.FILE,
+        type=file_values.FILE,
         meaning="Revoked client certificates (PEM); checked for the whole chain.",
     ),
     Directive(
         name="ssl_conf_command",
         module=_SSL,
-        type=files.CONF_COMMANDS,
+        type=file_values.CONF_COMMANDS,
         default=[],
         inheritance=_LIST,
         meaning="OpenSSL configuration commands, applied last.",
@@ -161,7 +162,7 @@ FOLDED_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate_key",
         module=_SSL,
-        type=files.CERTIFICATES,
+        type=file_values.CERTIFICATES,
         inheritance=_LIST,
         part_of="ssl_certificate",
         meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",

@@ -171,7 +171,7 @@ def test_a_body_without_an_end_costs_a_connection_and_nothing_else(framing: str)
 
 
 def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.runtime.auth_http.DRAIN_SECONDS", 0.3)
+    monkeypatch.setattr("mailproxy.auth_http.client.DRAIN_SECONDS", 0.3)
 
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -345,7 +345,7 @@ def test_a_client_that_leaves_while_it_is_asked_for_is_not_asked_for_again(proto
 
 
 def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.runtime.auth_http.IDLE_AT_MOST", 2)
+    monkeypatch.setattr("mailproxy.auth_http.client.IDLE_AT_MOST", 2)
 
     async def play() -> None:
         async with siege(serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)) as w:

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth.request import RequestTemplate
-from mailproxy.dialogue.actions import Send
-from mailproxy.dialogue.values import (
+from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.enums import Method
+from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.sansio import Send
+from mailproxy.protocols.smtp.upstream import SmtpUpstream
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     ClientCertificate,
@@ -27,10 +30,7 @@ from mailproxy.dialogue.values import (
     Secret,
     TlsInfo,
 )
-from mailproxy.events import Method
-from mailproxy.protocols.proxy_header import outbound
-from mailproxy.protocols.smtp.upstream import SmtpUpstream
-from mailproxy.runtime.listener import Listener
+from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support import configs
 from support.siege import LOGINS, heard, serving, siege

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from mailproxy.runtime.reactor import BROKEN
+from mailproxy.loop.epoll import BROKEN
 from mailproxy_config.model import Protocol, Seconds, StartTls
 from support.siege import (
     ACCEPTANCES,
@@ -184,7 +184,7 @@ def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, h
 def test_a_service_that_postpones_its_answer_for_ever_gives_none(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy.protocols.login.POSTPONED_AT_MOST", 1)
+    monkeypatch.setattr("mailproxy.protocols.auth_retry.POSTPONED_AT_MOST", 1)
 
     async def play() -> None:
         async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:
@@ -314,7 +314,7 @@ def test_a_relay_over_tls(
     identities: Identities,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mailproxy.runtime.relay.HALF_CLOSED_SECONDS", 0.2)
+    monkeypatch.setattr("mailproxy.session.relay.HALF_CLOSED_SECONDS", 0.2)
 
     async def play() -> None:
         async with siege(serving(protocol, identities, starttls=StartTls.ENABLED), GRANTED) as w:
@@ -342,7 +342,7 @@ def test_a_relay_over_tls(
 def test_an_upstream_that_breaks_does_not_wait_for_a_client_that_does_not_read(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy.runtime.relay.HALF_CLOSED_SECONDS", 0.2)
+    monkeypatch.setattr("mailproxy.session.relay.HALF_CLOSED_SECONDS", 0.2)
 
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:

@@ -151,7 +151,7 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
 
 @each
 def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.runtime.pipes.PIPES_AT_MOST", 0)
+    monkeypatch.setattr("mailproxy.net.pipes.PIPES_AT_MOST", 0)
     octets = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 from support.config_bodies import body, server
 
 

@@ -23,7 +23,7 @@ from mailproxy_config.model import (
     SessionCache,
     StartTls,
 )
-from mailproxy_config.references import Mounts, Reference, ReferenceKind
+from mailproxy_config.secret_refs import Mounts, Reference, ReferenceKind
 from support.config_bodies import SECRET_KEY, body, server
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.consistency import SPEC_RULES, derived_protocol
+from mailproxy_config.cross_checks import SPEC_RULES, derived_protocol
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.manifest import examine
 from mailproxy_config.model import ListenConfig, Protocol

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.deployment import (
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.kubernetes import (
     Autoscaling,
     DeploymentSpec,
     Mode,
@@ -20,9 +21,8 @@ from mailproxy_config.deployment import (
     deployment,
     snake_case,
 )
-from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import DrainConfig, Seconds
-from mailproxy_config.values import Place
+from mailproxy_config.value_types import Place
 
 
 def read(**spec: object) -> DeploymentSpec:

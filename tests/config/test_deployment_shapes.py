@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.deployment import DeploymentSpec, snake_case
-from mailproxy_config.deployment_shapes import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.kubernetes import DeploymentSpec, snake_case
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 
 
 def problems_of(field: str, value: object) -> list[Problem]:

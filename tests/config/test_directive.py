@@ -7,7 +7,7 @@ import pytest
 
 from mailproxy_config.directive import Directive, lower_camel_case
 from mailproxy_config.model import AuthMethod
-from mailproxy_config.values import BUFFER, MSEC_TIME, several
+from mailproxy_config.value_types import BUFFER, MSEC_TIME, several
 
 
 @pytest.mark.parametrize(

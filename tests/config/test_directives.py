@@ -20,7 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import ServerConfig
-from mailproxy_config.values import Place
+from mailproxy_config.value_types import Place
 from support.config_bodies import LEVEL_VALUES
 from support.configs import NOT_OF_NGINX
 

@@ -9,8 +9,8 @@ import pytest
 
 from mailproxy_config.dump import config_hash
 from mailproxy_config.load import Kind, load
-from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
-from mailproxy_config.yaml_text import documents
+from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
+from mailproxy_config.yaml_reader import documents
 from support.configs import without_logs
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config import files
+from mailproxy_config import file_values
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import Octets, SessionCache
-from mailproxy_config.references import CertificateRef, KeyRef, ReferenceKind
-from mailproxy_config.values import Place, ValueType
+from mailproxy_config.secret_refs import CertificateRef, KeyRef, ReferenceKind
+from mailproxy_config.value_types import Place, ValueType
 
 _SECRET = KeyRef(ReferenceKind.SECRET, "tls", "ca.crt")
 
@@ -27,16 +27,16 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (files.FILE, {"file": "/a.pem"}, "/a.pem"),
-        (files.FILE, {"secretKeyRef": {"name": "tls", "key": "ca.crt"}}, _SECRET),
+        (file_values.FILE, {"file": "/a.pem"}, "/a.pem"),
+        (file_values.FILE, {"secretKeyRef": {"name": "tls", "key": "ca.crt"}}, _SECRET),
         (
-            files.FILE,
+            file_values.FILE,
             {"configMapKeyRef": {"name": "c", "key": ".k"}},
             KeyRef(ReferenceKind.CONFIG_MAP, "c", ".k"),
         ),
-        (files.FILES, [{"file": "/a"}], ("/a",)),
+        (file_values.FILES, [{"file": "/a"}], ("/a",)),
         (
-            files.CERTIFICATES,
+            file_values.CERTIFICATES,
             [{"secretName": "tls"}],
             (
                 CertificateRef(
@@ -45,16 +45,20 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
                 ),
             ),
         ),
-        (files.CERTIFICATES, [{"certificateFile": "/c", "keyFile": "/k"}], (CertificateRef("/c", "/k"),)),
-        (files.SESSION_CACHE, ["Disabled"], SessionCache(off=True)),
-        (files.SESSION_CACHE, ["None"], SessionCache()),
-        (files.SESSION_CACHE, ["builtin:5"], SessionCache(builtin=5)),
         (
-            files.SESSION_CACHE,
+            file_values.CERTIFICATES,
+            [{"certificateFile": "/c", "keyFile": "/k"}],
+            (CertificateRef("/c", "/k"),),
+        ),
+        (file_values.SESSION_CACHE, ["Disabled"], SessionCache(off=True)),
+        (file_values.SESSION_CACHE, ["None"], SessionCache()),
+        (file_values.SESSION_CACHE, ["builtin:5"], SessionCache(builtin=5)),
+        (
+            file_values.SESSION_CACHE,
             ["builtin:20480", "shared:SSL:10m"],
             SessionCache(builtin=20480, shared_name="SSL", shared_size=Octets(10_485_760)),
         ),
-        (files.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
+        (file_values.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
     ],
 )
 def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
@@ -63,7 +67,7 @@ def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> N
 
 
 def test_a_built_in_cache_has_nginx_s_size() -> None:
-    assert read(files.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
+    assert read(file_values.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
 
 
 _KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginning with two dots"
@@ -72,25 +76,25 @@ _KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginnin
 @pytest.mark.parametrize(
     ("kind", "raw", "path", "reason"),
     [
-        (files.FILE, {}, "x", "exactly one of secretKeyRef, configMapKeyRef and file must be set"),
-        (files.FILE, {"file": "a.pem"}, "x.file", "'a.pem' is not valid: must be an absolute path"),
-        (files.FILE, {"secretKeyRef": {"name": "a"}}, "x.secretKeyRef.key", "is required"),
-        (files.FILE, {"secretKeyRef": {"name": "../a", "key": "k"}}, "x.secretKeyRef.name",
+        (file_values.FILE, {}, "x", "exactly one of secretKeyRef, configMapKeyRef and file must be set"),
+        (file_values.FILE, {"file": "a.pem"}, "x.file", "'a.pem' is not valid: must be an absolute path"),
+        (file_values.FILE, {"secretKeyRef": {"name": "a"}}, "x.secretKeyRef.key", "is required"),
+        (file_values.FILE, {"secretKeyRef": {"name": "../a", "key": "k"}}, "x.secretKeyRef.name",
          "'../a' is not valid: must be the name of an object: lower-case letters, digits, hyphens and dots"),
-        (files.FILE, {"secretKeyRef": {"name": "a", "key": "..k"}}, "x.secretKeyRef.key",
+        (file_values.FILE, {"secretKeyRef": {"name": "a", "key": "..k"}}, "x.secretKeyRef.key",
          f"'..k' is not valid: must be {_KEY_HINT}"),
-        (files.CERTIFICATES, [{"secretName": "a", "keyFile": "/k"}], "x[0]",
+        (file_values.CERTIFICATES, [{"secretName": "a", "keyFile": "/k"}], "x[0]",
          "set either secretName, or certificateFile together with keyFile"),
-        (files.CERTIFICATES, [{"certificateFile": "/c"}], "x[0]",
+        (file_values.CERTIFICATES, [{"certificateFile": "/c"}], "x[0]",
          "set either secretName, or certificateFile together with keyFile"),
-        (files.SESSION_CACHE, ["None", "builtin"], "x",
+        (file_values.SESSION_CACHE, ["None", "builtin"], "x",
          "takes Disabled, None, or one builtin and one shared cache at most"),
-        (files.SESSION_CACHE, ["builtin", "builtin:1"], "x",
+        (file_values.SESSION_CACHE, ["builtin", "builtin:1"], "x",
          "takes Disabled, None, or one builtin and one shared cache at most"),
-        (files.SESSION_CACHE, ["shared:a:16k"], "x", "session cache 'a' is too small: at least 32k"),
-        (files.SESSION_CACHE, ["shared:a"], "x[0]",
+        (file_values.SESSION_CACHE, ["shared:a:16k"], "x", "session cache 'a' is too small: at least 32k"),
+        (file_values.SESSION_CACHE, ["shared:a"], "x[0]",
          "'shared:a' is not valid: must be Disabled, None, builtin[:N] or shared:NAME:SIZE"),
-        (files.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
+        (file_values.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
     ],
 )  # fmt: skip
 def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> None:
@@ -100,13 +104,13 @@ def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> Non
 @pytest.mark.parametrize(
     ("kind", "words", "raw"),
     [
-        (files.FILE, ["a.pem"], {"file": "a.pem"}),
-        (files.FILES, ["a"], [{"file": "a"}]),
-        (files.CERTIFICATES, ["a"], [{"certificateFile": "a"}]),
-        (files.SESSION_CACHE, ["off"], ["Disabled"]),
-        (files.SESSION_CACHE, ["none"], ["None"]),
-        (files.SESSION_CACHE, ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
-        (files.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
+        (file_values.FILE, ["a.pem"], {"file": "a.pem"}),
+        (file_values.FILES, ["a"], [{"file": "a"}]),
+        (file_values.CERTIFICATES, ["a"], [{"certificateFile": "a"}]),
+        (file_values.SESSION_CACHE, ["off"], ["Disabled"]),
+        (file_values.SESSION_CACHE, ["none"], ["None"]),
+        (file_values.SESSION_CACHE, ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
+        (file_values.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
     ],
 )
 def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:

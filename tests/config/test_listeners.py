@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.listeners import LISTEN, LISTEN_PARAMETERS, listen_from_nginx
+from mailproxy_config.listen_directive import LISTEN, LISTEN_PARAMETERS, listen_from_nginx
 from mailproxy_config.model import KeepAlive, ListenConfig
-from mailproxy_config.values import Place
+from mailproxy_config.value_types import Place
 from support.config_bodies import LISTENERS
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mailproxy_config.deployment import PortStrategy
 from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.kubernetes import PortStrategy
 from mailproxy_config.levels import Metadata
 from mailproxy_config.manifest import MAIL, SERVER, SPEC, examine, parse_manifest
 from mailproxy_config.model import Protocol

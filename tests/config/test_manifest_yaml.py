@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.manifest_yaml import to_manifest_yaml
-from mailproxy_config.yaml_text import documents
+from mailproxy_config.yaml_reader import documents
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 from support.parity.subjects import Nginx, require_nginx
 
 pytestmark = pytest.mark.interop

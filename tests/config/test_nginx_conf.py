@@ -11,7 +11,7 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_config.load import Loaded, load
 from mailproxy_config.manifest import MailProxyManifest
 from mailproxy_config.model import LogLevel, Protocol, Seconds, SessionCache
-from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
 
 
 def parsed(mail: str, around: str = "events {}") -> MailProxyManifest:

@@ -7,7 +7,7 @@ import pytest
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 from support.config_bodies import body, server
 
 CONNECTING = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 
 
 def notices_of(http: str, service: str, source: str = "n.conf") -> list[str]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.errors import Problem
-from mailproxy_config.nginx_places import Places
-from mailproxy_config.nginx_values import Block
+from mailproxy_config.nginx.source_map import Places
+from mailproxy_config.nginx.values import Block
 
 _MAIL = Block("spec.mail", "n:1", places={"/a.pem": "n:2", "/a.key": "n:3"})
 _IMAP = Block("spec.servers[0]", "n:10", places={"/b.pem": "n:11"})

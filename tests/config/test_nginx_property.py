@@ -19,7 +19,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.dump import config_hash
 from mailproxy_config.load import load
-from mailproxy_config.nginx_conf import parse_nginx, to_manifest_yaml
+from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
 from support.configs import without_logs
 from support.fuzz import examples
 

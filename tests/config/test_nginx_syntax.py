@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy_config.decode import LARGEST_FILE
 from mailproxy_config.errors import Problems
-from mailproxy_config.nginx_syntax import Files, Statement
-from mailproxy_config.plain_text import LARGEST_FILE
+from mailproxy_config.nginx.syntax import Files, Statement
 
 
 def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:

@@ -9,8 +9,8 @@ import pytest
 
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.nginx_syntax import Files, Statement
-from mailproxy_config.nginx_values import (
+from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.values import (
     Block,
     manifest_value,
     pair_certificates,

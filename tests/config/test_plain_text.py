@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from mailproxy_config.decode import LARGEST_FILE, plain_text
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.plain_text import LARGEST_FILE, plain_text
 
 
 @pytest.mark.parametrize(

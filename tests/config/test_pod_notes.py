@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 
 
 def notices_of(mail: str, *, only_to_print: bool = True, listen: str = "143") -> list[str]:

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.deployment_shapes import DEPLOYMENT_MEANINGS
 from mailproxy_config.directives import DIRECTIVES, Directive
-from mailproxy_config.listeners import LISTEN_PARAMETERS
-from mailproxy_config.reference import reference
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_MEANINGS
+from mailproxy_config.listen_directive import LISTEN_PARAMETERS
+from mailproxy_config.reference_page import reference
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_in_the_repository_is_fresh() -> None:
     page = (ROOT / "docs" / "reference" / "directives.md").read_text()
-    assert page == reference(), "run: python -m mailproxy_config.reference > docs/reference/directives.md"
+    assert page == reference(), (
+        "run: python -m mailproxy_config.reference_page > docs/reference/directives.md"
+    )
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
@@ -40,6 +42,6 @@ def test_every_row_has_as_many_cells_as_its_head() -> None:
 
 
 def test_it_is_printed() -> None:
-    command = [sys.executable, "-m", "mailproxy_config.reference"]
+    command = [sys.executable, "-m", "mailproxy_config.reference_page"]
     printed = subprocess.run(command, cwd=ROOT / "proxy", capture_output=True, text=True, check=True)
     assert printed.stdout == reference()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mailproxy_config.references import KeyRef, Mounts, ReferenceKind
+from mailproxy_config.secret_refs import KeyRef, Mounts, ReferenceKind
 
 
 def test_the_paths_of_keys() -> None:

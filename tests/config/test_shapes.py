@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mailproxy_config.errors import Problems
-from mailproxy_config.shapes import (
+from mailproxy_config.schema import (
     Anything,
     Flag,
     Integer,

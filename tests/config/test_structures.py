@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config import structures
+from mailproxy_config import structured_values
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import AuthHttp, AuthHttpHeader, LogLevel, ResolverConfig, Seconds
-from mailproxy_config.references import HeaderRef, KeyRef, ReferenceKind
-from mailproxy_config.values import Place, ValueType
+from mailproxy_config.secret_refs import HeaderRef, KeyRef, ReferenceKind
+from mailproxy_config.value_types import Place, ValueType
 
 _SECRET = {"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "key"}}}
 
@@ -28,20 +28,32 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (structures.AUTH_HTTP, "http://auth:9000/x", AuthHttp(host="auth", port=9000, uri="/x")),
-        (structures.AUTH_HTTP, "https://auth:443/", AuthHttp(host="auth", port=443, tls=True)),
-        (structures.AUTH_HTTP, "http://unix:/a:/u", AuthHttp(host="localhost", unix_path="/a", uri="/u")),
-        (structures.HEADERS, [{"name": "X", "value": ""}], (AuthHttpHeader(name="X", value=""),)),
-        (structures.HEADERS, [_SECRET], (HeaderRef("X-Key", KeyRef(ReferenceKind.SECRET, "auth", "key")),)),
-        (structures.RESOLVER, {"mode": "Disabled"}, None),
-        (structures.RESOLVER, {"mode": "System", "ipv4": False}, ResolverConfig(system=True, ipv4=False)),
+        (structured_values.AUTH_HTTP, "http://auth:9000/x", AuthHttp(host="auth", port=9000, uri="/x")),
+        (structured_values.AUTH_HTTP, "https://auth:443/", AuthHttp(host="auth", port=443, tls=True)),
         (
-            structures.RESOLVER,
+            structured_values.AUTH_HTTP,
+            "http://unix:/a:/u",
+            AuthHttp(host="localhost", unix_path="/a", uri="/u"),
+        ),
+        (structured_values.HEADERS, [{"name": "X", "value": ""}], (AuthHttpHeader(name="X", value=""),)),
+        (
+            structured_values.HEADERS,
+            [_SECRET],
+            (HeaderRef("X-Key", KeyRef(ReferenceKind.SECRET, "auth", "key")),),
+        ),
+        (structured_values.RESOLVER, {"mode": "Disabled"}, None),
+        (
+            structured_values.RESOLVER,
+            {"mode": "System", "ipv4": False},
+            ResolverConfig(system=True, ipv4=False),
+        ),
+        (
+            structured_values.RESOLVER,
             {"addresses": ["ns:53"], "valid": "30s", "ipv6": False, "statusZone": "z"},
             ResolverConfig(addresses=("ns:53",), valid=Seconds(30.0), ipv6=False, status_zone="z"),
         ),
-        (structures.ERROR_LOG, {"level": "warn"}, LogLevel.WARN),
-        (structures.PEERS, ["10.0.0.0/8", "unix:"], ("10.0.0.0/8", "unix:")),
+        (structured_values.ERROR_LOG, {"level": "warn"}, LogLevel.WARN),
+        (structured_values.PEERS, ["10.0.0.0/8", "unix:"], ("10.0.0.0/8", "unix:")),
     ],
 )
 def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
@@ -50,33 +62,34 @@ def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> N
 
 
 def test_off_is_another_word_for_disabled_and_an_empty_log_says_nothing() -> None:
-    assert read(structures.RESOLVER, {"mode": "Off"}) == (None, [])
-    assert read(structures.ERROR_LOG, {}) == (None, [])
+    assert read(structured_values.RESOLVER, {"mode": "Off"}) == (None, [])
+    assert read(structured_values.ERROR_LOG, {}) == (None, [])
 
 
 @pytest.mark.parametrize(
     ("kind", "raw", "path", "reason"),
     [
-        (structures.AUTH_HTTP, "ftp://x", "x",
+        (structured_values.AUTH_HTTP, "ftp://x", "x",
          "authHttp must be [http://]host[:port][/path] or an https:// URL"),
-        (structures.AUTH_HTTP, "a\r\nb", "x",
+        (structured_values.AUTH_HTTP, "a\r\nb", "x",
          "authHttp must not contain control characters such as CR or LF"),
-        (structures.AUTH_HTTP, "a:b", "x", "invalid port 'b'"),
-        (structures.HEADERS, [{"name": "X"}], "x[0]", "exactly one of value and valueFrom must be set"),
-        (structures.HEADERS, [{"name": "A B", "value": ""}], "x[0].name",
+        (structured_values.AUTH_HTTP, "a:b", "x", "invalid port 'b'"),
+        (structured_values.HEADERS, [{"name": "X"}], "x[0]",
+         "exactly one of value and valueFrom must be set"),
+        (structured_values.HEADERS, [{"name": "A B", "value": ""}], "x[0].name",
          "'A B' is not valid: must be the name of a header, without spaces and colons"),
-        (structures.HEADERS, [{"name": "X", "value": "hush\r\n"}], "x[0].value",
+        (structured_values.HEADERS, [{"name": "X", "value": "hush\r\n"}], "x[0].value",
          "a header value must not contain control characters such as CR or LF"),
-        (structures.HEADERS, [{"name": "X", "value": 5}], "x[0].value", "must be text, not a number"),
-        (structures.RESOLVER, {}, "x", "resolver takes either addresses or mode (Disabled, System)"),
-        (structures.RESOLVER, {"mode": "System", "ipv4": False, "ipv6": False}, "x",
+        (structured_values.HEADERS, [{"name": "X", "value": 5}], "x[0].value", "must be text, not a number"),
+        (structured_values.RESOLVER, {}, "x", "resolver takes either addresses or mode (Disabled, System)"),
+        (structured_values.RESOLVER, {"mode": "System", "ipv4": False, "ipv6": False}, "x",
          "resolver: ipv4 and ipv6 cannot both be false"),
-        (structures.RESOLVER, {"addresses": ["a", "::1"]}, "x.addresses[1]", "no host"),
-        (structures.RESOLVER, {"mode": "System", "valid": "99999y"}, "x.valid",
+        (structured_values.RESOLVER, {"addresses": ["a", "::1"]}, "x.addresses[1]", "no host"),
+        (structured_values.RESOLVER, {"mode": "System", "valid": "99999y"}, "x.valid",
          "99999y is more than 2147483647 seconds"),
-        (structures.ERROR_LOG, {"level": "all"}, "x.level",
+        (structured_values.ERROR_LOG, {"level": "all"}, "x.level",
          "'all' is not one of debug, info, notice, warn, error, crit, alert, emerg"),
-        (structures.PEERS, ["10.0.0.0/33"], "x[0]",
+        (structured_values.PEERS, ["10.0.0.0/33"], "x[0]",
          "'10.0.0.0/33' is neither an address, a CIDR range, unix: nor a host name"),
     ],
 )  # fmt: skip
@@ -86,17 +99,17 @@ def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> Non
 
 def test_bits_behind_the_prefix_are_told() -> None:
     problems = Problems()
-    assert structures.PEERS.read(["10.1.2.3/8"], Place("x", problems)) == ("10.0.0.0/8",)
+    assert structured_values.PEERS.read(["10.1.2.3/8"], Place("x", problems)) == ("10.0.0.0/8",)
     assert problems.notices == [Problem("x[0]", "low address bits of 10.1.2.3/8 are meaningless")]
 
 
 @pytest.mark.parametrize(
     ("kind", "words", "raw"),
     [
-        (structures.HEADERS, ["X", "a b"], [{"name": "X", "value": "a b"}]),
-        (structures.RESOLVER, ["off", "nonsense"], {"mode": "Disabled"}),
+        (structured_values.HEADERS, ["X", "a b"], [{"name": "X", "value": "a b"}]),
+        (structured_values.RESOLVER, ["off", "nonsense"], {"mode": "Disabled"}),
         (
-            structures.RESOLVER,
+            structured_values.RESOLVER,
             ["127.0.0.1", "[::1]:5353", "valid=30s", "ipv6=off", "ipv4=on", "status_zone=z"],
             {
                 "addresses": ["127.0.0.1", "[::1]:5353"],
@@ -106,10 +119,10 @@ def test_bits_behind_the_prefix_are_told() -> None:
                 "statusZone": "z",
             },
         ),
-        (structures.ERROR_LOG, ["/var/log/x"], {"level": "error"}),
-        (structures.ERROR_LOG, ["/var/log/x", "info"], {"level": "info"}),
-        (structures.ERROR_LOG, ["stderr", "debug_mail"], {"level": "debug"}),
-        (structures.PEERS, ["10.0.0.0/8"], ["10.0.0.0/8"]),
+        (structured_values.ERROR_LOG, ["/var/log/x"], {"level": "error"}),
+        (structured_values.ERROR_LOG, ["/var/log/x", "info"], {"level": "info"}),
+        (structured_values.ERROR_LOG, ["stderr", "debug_mail"], {"level": "debug"}),
+        (structured_values.PEERS, ["10.0.0.0/8"], ["10.0.0.0/8"]),
     ],
 )
 def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
@@ -119,9 +132,9 @@ def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None
 @pytest.mark.parametrize(
     ("kind", "words", "reason"),
     [
-        (structures.RESOLVER, ["valid=30s"], "no name servers defined"),
-        (structures.RESOLVER, ["a", "ipv6=maybe"], "invalid parameter: ipv6=maybe"),
-        (structures.ERROR_LOG, ["stderr", "loud"], 'invalid log level "loud"'),
+        (structured_values.RESOLVER, ["valid=30s"], "no name servers defined"),
+        (structured_values.RESOLVER, ["a", "ipv6=maybe"], "invalid parameter: ipv6=maybe"),
+        (structured_values.ERROR_LOG, ["stderr", "loud"], 'invalid log level "loud"'),
     ],
 )
 def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str) -> None:

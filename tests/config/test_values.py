@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config import values
+from mailproxy_config import value_types
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.values import BROKEN, Place, ValueType
+from mailproxy_config.value_types import BROKEN, Place, ValueType
 
-_COLOURS = values.choice({"off": "None", "on": "Red"}, str.lower, also=("Green",))
-_LETTERS = values.several(("A", "b"), str)
+_COLOURS = value_types.choice({"off": "None", "on": "Red"}, str.lower, also=("Green",))
+_LETTERS = value_types.several(("A", "b"), str)
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
@@ -23,15 +23,15 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (values.FLAG, True, True),
-        (values.NUMBER, 5, 5),
-        (values.MSEC_TIME, "1s500ms", 1.5),
-        (values.SEC_TIME, "5m", 300.0),
-        (values.BUFFER, "4k", 4096),
-        (values.CAPABILITIES, ["SIZE 1", "DSN"], ("SIZE 1", "DSN")),
+        (value_types.FLAG, True, True),
+        (value_types.NUMBER, 5, 5),
+        (value_types.MSEC_TIME, "1s500ms", 1.5),
+        (value_types.SEC_TIME, "5m", 300.0),
+        (value_types.BUFFER, "4k", 4096),
+        (value_types.CAPABILITIES, ["SIZE 1", "DSN"], ("SIZE 1", "DSN")),
         (_COLOURS, "Red", "red"),
         (_LETTERS, ["b", "A"], frozenset({"A", "b"})),
-        (values.text(longest=5), "abc", "abc"),
+        (value_types.text(longest=5), "abc", "abc"),
     ],
 )
 def test_a_value_is_read(kind: ValueType, raw: object, value: object) -> None:
@@ -41,9 +41,9 @@ def test_a_value_is_read(kind: ValueType, raw: object, value: object) -> None:
 @pytest.mark.parametrize(
     ("kind", "raw", "problem"),
     [
-        (values.BUFFER, "127", Problem("x", "127 is too small: a buffer has at least 128 bytes")),
-        (values.MSEC_TIME, "9999999999", Problem("x", "9999999999 is more than 2147483647 seconds")),
-        (values.CAPABILITIES, ["DSN", "é"], Problem("x[1]", "a capability must be ASCII")),
+        (value_types.BUFFER, "127", Problem("x", "127 is too small: a buffer has at least 128 bytes")),
+        (value_types.MSEC_TIME, "9999999999", Problem("x", "9999999999 is more than 2147483647 seconds")),
+        (value_types.CAPABILITIES, ["DSN", "é"], Problem("x[1]", "a capability must be ASCII")),
     ],
 )
 def test_a_value_of_the_right_shape_may_still_be_wrong(
@@ -53,20 +53,20 @@ def test_a_value_of_the_right_shape_may_still_be_wrong(
 
 
 def test_broken_items_keep_their_places() -> None:
-    assert read(values.CAPABILITIES, [BROKEN, "A"]) == (("A",), [])
-    assert read(values.CAPABILITIES, [BROKEN, "é"])[1] == [Problem("x[1]", "a capability must be ASCII")]
+    assert read(value_types.CAPABILITIES, [BROKEN, "A"]) == (("A",), [])
+    assert read(value_types.CAPABILITIES, [BROKEN, "é"])[1] == [Problem("x[1]", "a capability must be ASCII")]
 
 
 @pytest.mark.parametrize(
     ("kind", "words", "raw"),
     [
-        (values.FLAG, ["ON"], True),
-        (values.FLAG, ["off"], False),
-        (values.NUMBER, ["007"], 7),
-        (values.MSEC_TIME, ["1h 30m"], "1h 30m"),
+        (value_types.FLAG, ["ON"], True),
+        (value_types.FLAG, ["off"], False),
+        (value_types.NUMBER, ["007"], 7),
+        (value_types.MSEC_TIME, ["1h 30m"], "1h 30m"),
         (_COLOURS, ["ON"], "Red"),
         (_LETTERS, ["B", "a", "b"], ["b", "A"]),
-        (values.CAPABILITIES, ["A", "A"], ["A", "A"]),
+        (value_types.CAPABILITIES, ["A", "A"], ["A", "A"]),
     ],
 )
 def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
@@ -76,9 +76,9 @@ def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None
 @pytest.mark.parametrize(
     ("kind", "words", "reason"),
     [
-        (values.FLAG, ["yes"], 'invalid value "yes", it must be "on" or "off"'),
-        (values.NUMBER, ["-1"], 'invalid number "-1"'),
-        (values.NUMBER, ["9" * 19], 'invalid number "9999999999999999999"'),
+        (value_types.FLAG, ["yes"], 'invalid value "yes", it must be "on" or "off"'),
+        (value_types.NUMBER, ["-1"], 'invalid number "-1"'),
+        (value_types.NUMBER, ["9" * 19], 'invalid number "9999999999999999999"'),
         (_COLOURS, ["blue"], 'invalid value "blue", it must be one of off, on'),
         (_LETTERS, ["A", "c"], 'invalid value "c", the words are A, b'),
     ],

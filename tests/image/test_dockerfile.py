@@ -138,7 +138,7 @@ def _fits(path: str, pattern: str) -> bool:
     [
         ("pyproject.toml", True),
         ("operator/mailproxy_operator/cli.py", True),
-        ("proxy/mailproxy/runtime/session.py", True),
+        ("proxy/mailproxy/session/session.py", True),
         ("deploy/images/requirements-proxy.txt", True),
         ("deploy/crd.yaml", False),
         ("proxy/mailproxy/__pycache__/cli.cpython-313.pyc", False),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.dialogue.values import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver import Resolver
+from mailproxy.dns import Resolver
+from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import free_port
 from support.needs import Needs

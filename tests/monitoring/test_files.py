@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mailproxy_monitoring.pages import pages
 
-from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy.telemetry.definitions import CATALOGUE
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource

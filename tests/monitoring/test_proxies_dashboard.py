@@ -13,7 +13,7 @@ from mailproxy_monitoring.pages import DASHBOARDS
 from mailproxy_monitoring.proxies import PROXIES
 from mailproxy_monitoring.rules import RECORDS
 
-from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy.telemetry.definitions import CATALOGUE
 from support.prometheus_world.watcher import Watcher, substituted
 from support.servers.programs import eventually
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
-from mailproxy.observe.catalogue import CATALOGUE
+from mailproxy.telemetry.definitions import CATALOGUE
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES

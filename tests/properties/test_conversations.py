@@ -11,9 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Dialogue
-from mailproxy.dialogue.values import (
+from mailproxy.enums import Method
+from mailproxy.errors import PeerClosed, SessionError, UpstreamError
+from mailproxy.protocols import PROTOCOLS, sansio
+from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.types import (
     Client,
     Decision,
     Denied,
@@ -26,9 +28,6 @@ from mailproxy.dialogue.values import (
     Secret,
     TlsInfo,
 )
-from mailproxy.errors import PeerClosed, SessionError, UpstreamError
-from mailproxy.events import Method
-from mailproxy.protocols import PROTOCOLS
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls
 from support import configs
 
@@ -104,24 +103,24 @@ def converse(  # noqa: C901 - one case per action
             action = dialogue.throw(answer) if gone else dialogue.send(answer)
             answer = None
             match action:
-                case actions.Send(octets):
+                case sansio.Send(octets):
                     heard.sends.append(octets)
                     if heard.course and isinstance(heard.course[-1], bytes):
                         heard.course[-1] += octets
                     else:
                         heard.course.append(octets)
-                case actions.Receive(limit):
+                case sansio.Receive(limit):
                     assert limit > 0
                     answer = incoming[0][:limit] if incoming else PeerClosed()
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
-                case actions.Note(event):
+                case sansio.Note(event):
                     heard.notes.append(event)
-                case actions.Authorize(request):
+                case sansio.Authorize(request):
                     heard.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, Denied(b"enough"))
-                case actions.MakeChallenge(name):
+                case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
-                case actions.StartTls():
+                case sansio.StartTls():
                     heard.course.append("tls")
                     answer = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
                 case _:

@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 
 from mailproxy import admin, http_server
-from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
-from mailproxy.observe.meter import Meter
+from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import Protocol
 from support.needs import Needs
 

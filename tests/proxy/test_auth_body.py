@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth.body import (
+from mailproxy.auth_http.body import (
     MAX_BODY,
     MAX_CHUNK_LINE,
     MAX_TRAILER,
@@ -16,7 +16,7 @@ from mailproxy.auth.body import (
     SizedBody,
     body_of,
 )
-from mailproxy.auth.response import LAST_CHUNK, BodyFraming
+from mailproxy.auth_http.response import LAST_CHUNK, BodyFraming
 
 WHOLE = [
     LAST_CHUNK,

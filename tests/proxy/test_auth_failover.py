@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.resolver import HostAddresses
+from mailproxy.auth_http.client import AuthService
+from mailproxy.dns import HostAddresses
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from mailproxy.runtime import auth_exchange, auth_http
-from mailproxy.runtime.auth_http import AuthService
+from mailproxy.auth_http import client, connection
+from mailproxy.auth_http.client import AuthService
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging
@@ -79,15 +79,15 @@ def test_a_kept_connection_is_watched_by_the_kernel() -> None:
             (kept,) = pool(w)._idle
             get = kept.sock.getsockopt
             assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < auth_http.IDLE_SECONDS
+            assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < client.IDLE_SECONDS
             assert 0 < get(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 5000
 
     run(play)
 
 
 def test_idle_connections_expire_before_balancers_forget_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert auth_http.IDLE_SECONDS < 60
-    monkeypatch.setattr(auth_http, "IDLE_SECONDS", 0.05)
+    assert client.IDLE_SECONDS < 60
+    monkeypatch.setattr(client, "IDLE_SECONDS", 0.05)
 
     async def play() -> None:
         async with world(build, DENIED) as w:
@@ -277,16 +277,16 @@ def test_unread_bytes_are_looked_for_before_a_request_is_sent() -> None:
         async with world(build, DENIED) as w:
             assert await attempt(w) == REFUSED
             (kept,) = pool(w)._idle
-            real = auth_exchange.Exchange._ask
+            real = connection.Exchange._ask
 
-            def asked(self: auth_exchange.Exchange) -> None:
+            def asked(self: connection.Exchange) -> None:
                 if self is kept:
                     peer = w.auth.writers[0].get_extra_info("socket")
                     peer._sock.send(answer("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(auth_exchange.Exchange, "_ask", asked)
+                patch.setattr(connection.Exchange, "_ask", asked)
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mailproxy.dialogue.values import Client, Credentials, Decision
+from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.fair_queue import FairQueue, source_of
+from mailproxy.auth_http.pending_request import Question
+from mailproxy.enums import Method
 from mailproxy.errors import AuthUnavailable
-from mailproxy.events import Method
-from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.auth_question import Question
-from mailproxy.runtime.auth_queue import FairQueue, source_of
+from mailproxy.protocols.types import Client, Credentials, Decision
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.siege import serve, siege

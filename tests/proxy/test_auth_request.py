@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth import RequestTemplate
-from mailproxy.dialogue.values import (
+from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.enums import Method
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     ClientCertificate,
@@ -20,7 +21,6 @@ from mailproxy.dialogue.values import (
     Secret,
     TlsInfo,
 )
-from mailproxy.events import Method
 from mailproxy_config.model import AuthHttp, Protocol, VerifyClient
 from support.configs import server
 

@@ -13,11 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth import MAX_WAIT, Answer, BodyFraming, InterimAnswer, head_end, parse, response
-from mailproxy.auth.response import MAX_CODE, MAX_TEXT
-from mailproxy.dialogue.values import Decision, Denied, Granted, Postponed, Secret
+from mailproxy.auth_http import response
+from mailproxy.auth_http.response import (
+    MAX_CODE,
+    MAX_TEXT,
+    MAX_WAIT,
+    Answer,
+    BodyFraming,
+    InterimAnswer,
+    head_end,
+    parse,
+)
+from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import MalformedAnswer
-from mailproxy.events import AuthErrorReason, Method
+from mailproxy.protocols.types import Decision, Denied, Granted, Postponed, Secret
 from mailproxy_config.model import Protocol
 
 IMAP, POP3, SMTP = Protocol.IMAP, Protocol.POP3, Protocol.SMTP

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mailproxy.supervisor import channel as module
-from mailproxy.supervisor.channel import MAX_DESCRIPTORS, MAX_MESSAGE, Channel, ChannelError, Message, pair
+from mailproxy.supervisor import ipc as module
+from mailproxy.supervisor.ipc import MAX_DESCRIPTORS, MAX_MESSAGE, Channel, ChannelError, Message, pair
 from support.fuzz import examples
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy import lingering_close
 from mailproxy.app import make_loop
-from mailproxy.observe.log import Log
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime import closing
-from mailproxy.runtime.closing import LINGER_OCTETS, Lingerer, close_now, close_politely, end_writing
-from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.reactor import READ
+from mailproxy.context import Engine
+from mailproxy.lingering_close import LINGER_OCTETS, Lingerer, close_now, close_politely, end_writing
+from mailproxy.loop.epoll import READ
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.metrics import Meter
 from support.tls_authority import Authority
 from support.tls_peers import Pair, client_of, tls_of
 
@@ -150,7 +150,7 @@ def test_a_goodbye_is_no_reason_to_stop_lingering(engine: Engine, both: Both) ->
 
 
 def test_only_so_many_linger(engine: Engine, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "LINGERING_AT_MOST", 0)
+    monkeypatch.setattr(lingering_close, "LINGERING_AT_MOST", 0)
     near, far = both
     near.send(b"bye")
     close_politely(engine, near, near.fileno())

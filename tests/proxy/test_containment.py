@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from mailproxy import app
-from mailproxy.runtime import session
-from mailproxy.runtime.containment import name_of, owner_of
-from mailproxy.runtime.relay import Relay
-from mailproxy.runtime.session import Session
+from mailproxy.containment import name_of, owner_of
+from mailproxy.session import session
+from mailproxy.session.relay import Relay
+from mailproxy.session.session import Session
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import Protocol, ProxyConfig
 from support import invariants

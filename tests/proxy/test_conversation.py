@@ -7,8 +7,29 @@ from typing import ClassVar
 
 import pytest
 
-from mailproxy.dialogue.actions import Authorize, Dialogue, MakeChallenge, Send, StartTls, Wait
-from mailproxy.dialogue.values import (
+from mailproxy.enums import (
+    ClientErred,
+    CloseReason,
+    LoginRefused,
+    LoginResult,
+    Method,
+    ProtocolErrorKind,
+    Remark,
+)
+from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
+from mailproxy.protocols.frontend import (
+    CertificateFault,
+    Conversation,
+    Outcome,
+    Prepared,
+    Turn,
+    certificate_fault,
+    has_controls,
+    misread,
+)
+from mailproxy.protocols.sansio import Authorize, Dialogue, MakeChallenge, Send, StartTls, Wait
+from mailproxy.protocols.sasl import Framing
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     ClientCertificate,
@@ -20,27 +41,6 @@ from mailproxy.dialogue.values import (
     Postponed,
     TlsInfo,
 )
-from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
-from mailproxy.events import (
-    ClientErred,
-    CloseReason,
-    LoginRefused,
-    LoginResult,
-    Method,
-    ProtocolErrorKind,
-    Remark,
-)
-from mailproxy.protocols.conversation import (
-    CertificateFault,
-    Conversation,
-    Outcome,
-    Prepared,
-    Turn,
-    certificate_fault,
-    has_controls,
-    misread,
-)
-from mailproxy.protocols.sasl import Framing
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
 from mailproxy_config.model import StartTls as Policy
 from support import configs

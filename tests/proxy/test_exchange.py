@@ -7,9 +7,9 @@ import re
 
 import pytest
 
+from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
-from mailproxy.events import CloseReason, ProtocolErrorKind, UpstreamStage
-from mailproxy.protocols.exchange import LINE, Logins, broke_off, hear_out, refused
+from mailproxy.protocols.upstream_reply import LINE, Logins, broke_off, hear_out, refused
 from mailproxy_config.model import Octets, Protocol, SendProxyProtocol
 from support import configs
 from support.driving import drive, limits

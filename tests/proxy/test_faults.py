@@ -16,24 +16,24 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth import response
-from mailproxy.observe.log import LogWriter
-from mailproxy.protocols import proxy_header
-from mailproxy.runtime import closing, listener, relay, session
-from mailproxy.runtime.auth_exchange import Exchange
-from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.carrying import End
-from mailproxy.runtime.client_side import ClientSide
-from mailproxy.runtime.closing import Lingerer
-from mailproxy.runtime.conversation import Conversation
-from mailproxy.runtime.listener import Listener
-from mailproxy.runtime.relay import Relay
-from mailproxy.runtime.resolver.look_ups import _Waiter
-from mailproxy.runtime.resolver.resolver import _Confirmation
-from mailproxy.runtime.session import Session
-from mailproxy.runtime.stages import HandshakeStage, HeaderStage
-from mailproxy.runtime.upstream import UpstreamLink
-from mailproxy.tls.session import TlsConnection
+from mailproxy.auth_http import response
+from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.connection import Exchange
+from mailproxy.dns.client_name import _Confirmation
+from mailproxy.dns.lookup import _Waiter
+from mailproxy.lingering_close import Lingerer
+from mailproxy.protocols import proxy_protocol
+from mailproxy.session import accept, lingering_close, relay, session
+from mailproxy.session.accept import Listener
+from mailproxy.session.client_side import ClientSide
+from mailproxy.session.driver import Conversation
+from mailproxy.session.handshakes import HandshakeStage, HeaderStage
+from mailproxy.session.relay import Relay
+from mailproxy.session.relay_end import End
+from mailproxy.session.session import Session
+from mailproxy.session.upstream import UpstreamLink
+from mailproxy.telemetry.log import LogWriter
+from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
 from support.faults import HIDDEN, Break, breaking, clear, descriptors, polls_per_second
@@ -258,12 +258,12 @@ STLS = {"starttls": StartTls.ENABLED}
 SOON = {"timeout": Seconds(0.3)}
 
 CASES = [
-    case("listener: accept", (listener, "_client"), connects),
-    case("listener: the session", (listener, "Session"), connects),
-    case("listener: the record", (listener, "SessionRecord"), connects),
+    case("listener: accept", (accept, "_client"), connects),
+    case("listener: the session", (accept, "Session"), connects),
+    case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
     case("session: start", (ClientSide, "start"), connects_and_is_told),
-    case("PROXY header: parsing", (proxy_header, "read"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: reading", (HeaderStage, "_take"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: detached", (ClientSide, "client_changed"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: done", (ClientSide, "header_done"), sends_header(APOLOGY), **HEADER),
@@ -325,7 +325,7 @@ CASES = [
     case("relay: its books", (relay, "book_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),
     case("lingering: begin", (session, "close_politely"), says_too_much),
-    case("lingering: goodbye", (closing, "end_writing"), says_too_much),
+    case("lingering: goodbye", (lingering_close, "end_writing"), says_too_much),
     case("lingering: readiness", (Lingerer, "on_event"), says_too_much, sessions=0),
     case("lingering: time", (Lingerer, "on_timeout"), says_too_much, sessions=0),
     case("closing: deferred", (session, "close_now"), quits),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.events import ProtocolErrorKind
+from mailproxy.enums import ProtocolErrorKind
 from mailproxy.protocols.imap.commands import (
     PLAIN_LOGIN,
     WORDS,

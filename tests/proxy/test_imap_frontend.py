@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.actions import Action, Authorize, MakeChallenge, Note, Receive, Send
-from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Granted, Identified, Secret
+from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
-from mailproxy.events import CloseReason, Method
 from mailproxy.protocols.imap import IMAP
+from mailproxy.protocols.sansio import Action, Authorize, MakeChallenge, Note, Receive, Send
+from mailproxy.protocols.types import Client, Credentials, Denied, Ended, Granted, Identified, Secret
 from mailproxy_config.model import AuthMethod, Octets, Protocol, ServerConfig
 from support import transcripts
 from support.configs import server

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.actions import Receive, Send
-from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn, Secret
+from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
-from mailproxy.events import Method
 from mailproxy.protocols.imap import IMAP
+from mailproxy.protocols.sansio import Receive, Send
+from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn, Secret
 from mailproxy_config.model import Octets, Protocol
 from support import transcripts
 from support.configs import server

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.lines import LineReader
 from mailproxy.errors import LineTooLong, PeerClosed
+from mailproxy.protocols.line_buffer import LineReader
 from support.driving import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(

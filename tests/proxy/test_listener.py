@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 
 from mailproxy.app import make_loop
-from mailproxy.auth.request import RequestTemplate
-from mailproxy.events import CloseReason
-from mailproxy.observe.log import Log, LogFormat
-from mailproxy.observe.meter import Meter
+from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.context import Engine
+from mailproxy.dns import HostAddresses
+from mailproxy.enums import CloseReason
+from mailproxy.loop.epoll import READ
 from mailproxy.protocols import PROTOCOLS
-from mailproxy.protocols.trust import TrustedPeers
-from mailproxy.runtime.auth_http import AuthService
-from mailproxy.runtime.engine import Engine
-from mailproxy.runtime.listener import AT_ONCE, Door, Listener
-from mailproxy.runtime.reactor import READ
-from mailproxy.runtime.resolver import HostAddresses
-from mailproxy.runtime.server import Server
-from mailproxy.runtime.session import Session
+from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.session.accept import AT_ONCE, Door, Listener
+from mailproxy.session.session import Session
+from mailproxy.session.virtual_server import Server
+from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs
 from support.world import listening_socket

@@ -10,9 +10,9 @@ from typing import Final
 
 import pytest
 
-from mailproxy.events import LoginResult, Method
-from mailproxy.observe.lines import json_event, json_session, text_event, text_session
-from mailproxy.observe.record import SessionRecord
+from mailproxy.enums import LoginResult, Method
+from mailproxy.telemetry.log_format import json_event, json_session, text_event, text_session
+from mailproxy.telemetry.session_record import SessionRecord
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
 STAMP: Final = "2026-11-23T04:16:47.500Z"

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.dialogue.actions import Authorize, Wait
-from mailproxy.dialogue.values import (
+from mailproxy.enums import Method
+from mailproxy.errors import AuthUnavailable
+from mailproxy.protocols.auth_retry import ask_again
+from mailproxy.protocols.sansio import Authorize, Wait
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     Credentials,
@@ -16,9 +19,6 @@ from mailproxy.dialogue.values import (
     Postponed,
     Secret,
 )
-from mailproxy.errors import AuthUnavailable
-from mailproxy.events import Method
-from mailproxy.protocols.login import ask_again
 from support.driving import drive
 
 CLIENT = Client("192.0.2.1")

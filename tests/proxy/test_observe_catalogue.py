@@ -9,9 +9,9 @@ from enum import StrEnum
 
 import pytest
 
-from mailproxy import events
-from mailproxy.observe import words
-from mailproxy.observe.catalogue import BY_NAME, CATALOGUE, Family, Kind, Merge
+from mailproxy import enums
+from mailproxy.telemetry import labels
+from mailproxy.telemetry.definitions import BY_NAME, CATALOGUE, Family, Kind, Merge
 from mailproxy_config.model import Protocol
 
 FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_version", "openssl_version"}
@@ -128,23 +128,23 @@ def test_counters_and_histograms_are_never_merged_but_by_adding(family: Family) 
 @pytest.mark.parametrize(
     ("name", "label", "enum"),
     [
-        ("mailproxy_connections_closed_total", "reason", events.CloseReason),
+        ("mailproxy_connections_closed_total", "reason", enums.CloseReason),
         ("mailproxy_connections_closed_total", "protocol", Protocol),
-        ("mailproxy_logins_total", "method", events.Method),
-        ("mailproxy_logins_total", "result", events.LoginResult),
-        ("mailproxy_protocol_errors_total", "error", events.ProtocolErrorKind),
-        ("mailproxy_auth_request_duration_seconds", "outcome", events.AuthOutcome),
-        ("mailproxy_auth_errors_total", "reason", events.AuthErrorReason),
-        ("mailproxy_upstream_errors_total", "stage", events.UpstreamStage),
-        ("mailproxy_proxy_protocol_headers_total", "result", events.ProxyHeaderResult),
-        ("mailproxy_tls_handshake_failures_total", "reason", events.TlsFailure),
-        ("mailproxy_dns_queries_total", "result", events.DnsResult),
-        ("mailproxy_dns_timeouts_total", "purpose", events.DnsPurpose),
-        ("mailproxy_dns_cache_requests_total", "result", events.CacheResult),
-        ("mailproxy_sessions_active", "state", events.SessionState),
-        ("mailproxy_relayed_bytes_total", "direction", words.Direction),
-        ("mailproxy_limit_rejections_total", "limit", words.Limit),
-        ("mailproxy_worker_restarts_total", "reason", words.RestartReason),
+        ("mailproxy_logins_total", "method", enums.Method),
+        ("mailproxy_logins_total", "result", enums.LoginResult),
+        ("mailproxy_protocol_errors_total", "error", enums.ProtocolErrorKind),
+        ("mailproxy_auth_request_duration_seconds", "outcome", enums.AuthOutcome),
+        ("mailproxy_auth_errors_total", "reason", enums.AuthErrorReason),
+        ("mailproxy_upstream_errors_total", "stage", enums.UpstreamStage),
+        ("mailproxy_proxy_protocol_headers_total", "result", enums.ProxyHeaderResult),
+        ("mailproxy_tls_handshake_failures_total", "reason", enums.TlsFailure),
+        ("mailproxy_dns_queries_total", "result", enums.DnsResult),
+        ("mailproxy_dns_timeouts_total", "purpose", enums.DnsPurpose),
+        ("mailproxy_dns_cache_requests_total", "result", enums.CacheResult),
+        ("mailproxy_sessions_active", "state", enums.SessionState),
+        ("mailproxy_relayed_bytes_total", "direction", labels.Direction),
+        ("mailproxy_limit_rejections_total", "limit", labels.Limit),
+        ("mailproxy_worker_restarts_total", "reason", labels.RestartReason),
     ],
 )
 def test_words_are_those_that_sessions_use(name: str, label: str, enum: type[StrEnum]) -> None:
@@ -155,7 +155,7 @@ def test_words_are_those_that_sessions_use(name: str, label: str, enum: type[Str
 def test_workers_carry_no_library_for_metrics_or_http() -> None:
     modules = "meter, record, log, lines, merge, catalogue"
     probe = (
-        f"import sys; from mailproxy.observe import {modules}; from mailproxy import admin;"
+        f"import sys; from mailproxy.telemetry import {modules}; from mailproxy import admin;"
         "sys.exit(bool({'prometheus_client', 'aiohttp'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", probe], check=False, env={"PYTHONPATH": ":".join(sys.path)})

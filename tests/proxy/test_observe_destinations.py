@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.observe.file_sink import FileSink
-from mailproxy.observe.log import Log, LogFormat
-from mailproxy.observe.record import SessionRecord
-from mailproxy.observe.sink import CAPACITY
-from mailproxy.observe.syslog_sink import SyslogSink
+from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.telemetry.log_files import FileSink
+from mailproxy.telemetry.log_syslog import SyslogSink
+from mailproxy.telemetry.log_writer import CAPACITY
+from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ErrorLog, LogLevel, Protocol, ProxyConfig, SyslogServer
 from support.configs import server

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.observe.escape import Stamp, is_plain, quoted, quoted_octets
+from mailproxy.telemetry.escape import Stamp, is_plain, quoted, quoted_octets
 
 
 @pytest.mark.parametrize(

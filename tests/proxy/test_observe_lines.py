@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import Credentials, Secret
-from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.observe.lines import LINE_LIMIT, json_event, json_session, text_event, text_session
-from mailproxy.observe.record import SessionRecord
+from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.types import Credentials, Secret
+from mailproxy.telemetry.log_format import LINE_LIMIT, json_event, json_session, text_event, text_session
+from mailproxy.telemetry.session_record import SessionRecord
 
 STAMP = "2026-11-23T04:16:47.500Z"
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import AuthRequest, Client, Credentials, Granted, Secret
-from mailproxy.events import Method
-from mailproxy.observe.log import Bridge, Log, LogFormat, LogWriter
-from mailproxy.observe.record import SessionRecord
-from mailproxy.observe.sink import CAPACITY
+from mailproxy.enums import Method
+from mailproxy.protocols.types import AuthRequest, Client, Credentials, Granted, Secret
+from mailproxy.telemetry.log import Bridge, Log, LogFormat, LogWriter
+from mailproxy.telemetry.log_writer import CAPACITY
+from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.model import LogLevel, Protocol, ProxyConfig
 from support.configs import server
 from support.fuzz import examples

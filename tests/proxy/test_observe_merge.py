@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailproxy.events import AuthErrorReason
-from mailproxy.observe import catalogue as c
-from mailproxy.observe.merge import Build, Distribution, Page, SupervisorFacts, Totals
-from mailproxy.observe.meter import Meter, Snapshot, Value
-from mailproxy.observe.words import ReloadResult, RestartReason
+from mailproxy.enums import AuthErrorReason
+from mailproxy.telemetry import definitions as c
+from mailproxy.telemetry.aggregate import Build, Distribution, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.labels import ReloadResult, RestartReason
+from mailproxy.telemetry.metrics import Meter, Snapshot, Value
 from mailproxy_config.model import Protocol
 from support.fuzz import examples
 

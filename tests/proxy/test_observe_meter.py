@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy import events
-from mailproxy.observe.catalogue import BY_NAME, CATALOGUE, NANO, Merge
-from mailproxy.observe.log import Log
-from mailproxy.observe.meter import Histogram, Meter, Value
-from mailproxy.observe.record import SessionRecord
+from mailproxy import enums
+from mailproxy.telemetry.definitions import BY_NAME, CATALOGUE, NANO, Merge
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.metrics import Histogram, Meter, Value
+from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.model import Protocol
 
 Series = dict[tuple[str, tuple[str, ...]], Value]
@@ -44,12 +44,12 @@ TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.server("s", Protocol.IMAP).accepted), "connections_accepted_total", ("s", "imap")),
     (lambda m: bump(m.server("s", Protocol.IMAP).active), "connections_active", ("s", "imap")),
     (
-        lambda m: bump(m.server("s", Protocol.IMAP).closed[events.CloseReason.DRAIN]),
+        lambda m: bump(m.server("s", Protocol.IMAP).closed[enums.CloseReason.DRAIN]),
         "connections_closed_total",
         ("s", "imap", "drain"),
     ),
     (
-        lambda m: bump(m.server("s", Protocol.IMAP).proxy_headers[events.ProxyHeaderResult.V2]),
+        lambda m: bump(m.server("s", Protocol.IMAP).proxy_headers[enums.ProxyHeaderResult.V2]),
         "proxy_protocol_headers_total",
         ("s", "v2"),
     ),
@@ -60,22 +60,22 @@ TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
     ),
     (lambda m: bump(m.connections_limit), "connections_limit", ()),
     (
-        lambda m: bump(m.protocol(Protocol.POP3).states[events.SessionState.RELAY]),
+        lambda m: bump(m.protocol(Protocol.POP3).states[enums.SessionState.RELAY]),
         "sessions_active",
         ("pop3", "relay"),
     ),
     (
-        lambda m: bump(m.protocol(Protocol.SMTP).errors[events.ProtocolErrorKind.NO_GREETING]),
+        lambda m: bump(m.protocol(Protocol.SMTP).errors[enums.ProtocolErrorKind.NO_GREETING]),
         "protocol_errors_total",
         ("smtp", "no_greeting"),
     ),
     (
-        lambda m: bump(m.protocol(Protocol.IMAP).logins[events.Method.CRAM_MD5, events.LoginResult.ABORTED]),
+        lambda m: bump(m.protocol(Protocol.IMAP).logins[enums.Method.CRAM_MD5, enums.LoginResult.ABORTED]),
         "logins_total",
         ("imap", "cram_md5", "aborted"),
     ),
     (
-        lambda m: bump(m.protocol(Protocol.IMAP).upstream_errors[events.UpstreamStage.HELLO]),
+        lambda m: bump(m.protocol(Protocol.IMAP).upstream_errors[enums.UpstreamStage.HELLO]),
         "upstream_errors_total",
         ("imap", "hello"),
     ),
@@ -85,21 +85,21 @@ TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
         "relayed_bytes_total",
         ("imap", "to_upstream"),
     ),
-    (lambda m: bump(m.auth_errors[events.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
+    (lambda m: bump(m.auth_errors[enums.AuthErrorReason.TLS]), "auth_errors_total", ("tls",)),
     (lambda m: bump(m.auth_in_flight), "auth_requests_in_flight", ()),
     (
-        lambda m: bump(m.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.3"]),
+        lambda m: bump(m.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"]),
         "tls_handshakes_total",
         ("implicit", "TLSv1.3"),
     ),
     (
-        lambda m: bump(m.tls_handshakes[events.TlsMode.STARTTLS, "TLSv9"]),
+        lambda m: bump(m.tls_handshakes[enums.TlsMode.STARTTLS, "TLSv9"]),
         "tls_handshakes_total",
         ("starttls", "other"),
     ),
-    (lambda m: bump(m.tls_resumed[events.TlsMode.IMPLICIT]), "tls_sessions_resumed_total", ("implicit",)),
+    (lambda m: bump(m.tls_resumed[enums.TlsMode.IMPLICIT]), "tls_sessions_resumed_total", ("implicit",)),
     (
-        lambda m: bump(m.tls_failures[events.TlsMode.STARTTLS, events.TlsFailure.EOF]),
+        lambda m: bump(m.tls_failures[enums.TlsMode.STARTTLS, enums.TlsFailure.EOF]),
         "tls_handshake_failures_total",
         ("starttls", "eof"),
     ),
@@ -108,13 +108,13 @@ TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
         "tls_certificate_expiry_timestamp_seconds",
         ("s", "1"),
     ),
-    (lambda m: bump(m.dns_timeouts[events.DnsPurpose.PTR]), "dns_timeouts_total", ("ptr",)),
+    (lambda m: bump(m.dns_timeouts[enums.DnsPurpose.PTR]), "dns_timeouts_total", ("ptr",)),
     (
-        lambda m: bump(m.dns_queries[events.DnsPurpose.AUTH, events.DnsResult.REFUSED]),
+        lambda m: bump(m.dns_queries[enums.DnsPurpose.AUTH, enums.DnsResult.REFUSED]),
         "dns_queries_total",
         ("auth", "refused"),
     ),
-    (lambda m: bump(m.dns_cache[events.CacheResult.STALE]), "dns_cache_requests_total", ("stale",)),
+    (lambda m: bump(m.dns_cache[enums.CacheResult.STALE]), "dns_cache_requests_total", ("stale",)),
     (lambda m: bump(m.dns_cache_entries), "dns_cache_entries", ()),
     (lambda m: bump(m.draining), "draining", ()),
 ]
@@ -129,7 +129,7 @@ SPANS: list[tuple[Callable[[Meter], Histogram], str, tuple[str, ...]]] = [
     (lambda m: m.protocol(Protocol.IMAP).login_seconds[True], "login_duration_seconds", ("imap", "success")),
     (lambda m: m.protocol(Protocol.IMAP).login_seconds[False], "login_duration_seconds", ("imap", "failure")),
     (
-        lambda m: m.protocol(Protocol.SMTP).auth_seconds[events.AuthOutcome.WAIT],
+        lambda m: m.protocol(Protocol.SMTP).auth_seconds[enums.AuthOutcome.WAIT],
         "auth_request_duration_seconds",
         ("smtp", "wait"),
     ),
@@ -143,8 +143,8 @@ SPANS: list[tuple[Callable[[Meter], Histogram], str, tuple[str, ...]]] = [
         "upstream_connect_duration_seconds",
         ("smtp", "error"),
     ),
-    (lambda m: m.tls_seconds[events.TlsMode.IMPLICIT], "tls_handshake_duration_seconds", ("implicit",)),
-    (lambda m: m.dns_seconds[events.DnsPurpose.AUTH], "dns_query_duration_seconds", ("auth",)),
+    (lambda m: m.tls_seconds[enums.TlsMode.IMPLICIT], "tls_handshake_duration_seconds", ("implicit",)),
+    (lambda m: m.dns_seconds[enums.DnsPurpose.AUTH], "dns_query_duration_seconds", ("auth",)),
     (lambda m: m.loop_lag, "event_loop_lag_seconds", ()),
 ]
 
@@ -249,13 +249,13 @@ def test_what_alerts_look_at_is_there_from_the_start() -> None:
         family.name for family in CATALOGUE if family.from_start and family.merge is not Merge.OWN
     } <= names
     logins = [labels for name, labels in series(meter) if name == P + "logins_total"]
-    assert len(logins) == len(Protocol) * len(events.Method) * len(events.LoginResult)
+    assert len(logins) == len(Protocol) * len(enums.Method) * len(enums.LoginResult)
 
 
 def test_the_rest_appears_when_there_is_something_to_tell() -> None:
     meter = busy()
     assert P + "tls_handshakes_total" not in {name for name, _ in series(meter)}
-    meter.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
+    meter.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
     assert [labels for name, labels in series(meter) if name == P + "tls_handshakes_total"] == [
         ("implicit", "TLSv1.2")
     ]
@@ -347,10 +347,10 @@ def test_ten_thousand_strangers_leave_the_number_of_series_unchanged(tmp_path: o
             numbers, server = meter.protocol(Protocol.IMAP), meter.server("s", Protocol.IMAP)
             record = SessionRecord(log.session_id(), server="s", protocol="imap")
             record.user, record.client = chance.randbytes(12), f"198.51.100.{chance.randrange(256)}"
-            server.closed[chance.choice(list(events.CloseReason))].value += 1
-            numbers.logins[events.Method.PLAIN, chance.choice(list(events.LoginResult))].value += 1
-            numbers.errors[chance.choice(list(events.ProtocolErrorKind))].value += 1
-            meter.tls_handshakes[events.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
+            server.closed[chance.choice(list(enums.CloseReason))].value += 1
+            numbers.logins[enums.Method.PLAIN, chance.choice(list(enums.LoginResult))].value += 1
+            numbers.errors[chance.choice(list(enums.ProtocolErrorKind))].value += 1
+            meter.tls_handshakes[enums.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
             log.session(record)
 
         visit()

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from mailproxy import events
-from mailproxy.observe.catalogue import CATALOGUE
-from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
-from mailproxy.observe.meter import Meter
-from mailproxy.observe.metrics import PageCollector, expose
-from mailproxy.observe.process import process_figures
+from mailproxy import enums
+from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.process_stats import process_figures
+from mailproxy.telemetry.prometheus import PageCollector, expose
 from mailproxy_config.model import Protocol
 from support.needs import Needs
 
@@ -28,20 +28,20 @@ def full_page(servers: int = 1) -> Page:
     meter, totals = Meter(), Totals()
     for number in range(servers):
         server = meter.server(f'se"rver\\{number}', Protocol.IMAP)
-        server.proxy_headers[events.ProxyHeaderResult.V1].value += 1
+        server.proxy_headers[enums.ProxyHeaderResult.V1].value += 1
         meter.set_certificates(f"server{number}", [1.8e9])
     for protocol in Protocol:
         numbers = meter.protocol(protocol)
         numbers.session_seconds[True].observe(70)
         numbers.login_seconds[True].observe(0.02)
         numbers.upstream_connect[True].observe(0.002)
-    meter.tls_handshakes[events.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
-    meter.tls_resumed[events.TlsMode.IMPLICIT].value += 1
-    meter.tls_failures[events.TlsMode.IMPLICIT, events.TlsFailure.EOF].value += 1
-    meter.tls_seconds[events.TlsMode.IMPLICIT].observe(0.004)
-    meter.dns_queries[events.DnsPurpose.PTR, events.DnsResult.OK].value += 1
-    meter.dns_seconds[events.DnsPurpose.PTR].observe(0.004)
-    meter.dns_cache[events.CacheResult.HIT].value += 1
+    meter.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
+    meter.tls_resumed[enums.TlsMode.IMPLICIT].value += 1
+    meter.tls_failures[enums.TlsMode.IMPLICIT, enums.TlsFailure.EOF].value += 1
+    meter.tls_seconds[enums.TlsMode.IMPLICIT].observe(0.004)
+    meter.dns_queries[enums.DnsPurpose.PTR, enums.DnsResult.OK].value += 1
+    meter.dns_seconds[enums.DnsPurpose.PTR].observe(0.004)
+    meter.dns_cache[enums.CacheResult.HIT].value += 1
     meter.config_loaded("0a1b", 4, 1.7e9)
     totals.update(1, meter.snapshot())
     return totals.page(

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy import events
-from mailproxy.observe import words
-from mailproxy.observe.catalogue import CATALOGUE
-from mailproxy.observe.words import TlsVersion
+from mailproxy import enums
 from mailproxy.protocols import PROTOCOLS
+from mailproxy.telemetry import labels
+from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.labels import TlsVersion
 from mailproxy_config import model
 from mailproxy_config.model import Protocol
 from support.tls_authority import Authority
@@ -40,7 +40,7 @@ def enumerations() -> list[type[Enum]]:
     sets = {label.values for family in CATALOGUE for label in family.labels if label.values is not None}
     known = [
         one
-        for module in (events, words, model)
+        for module in (enums, labels, model)
         for one in vars(module).values()
         if isinstance(one, type) and issubclass(one, Enum) and one.__module__ == module.__name__
     ]

@@ -7,21 +7,21 @@ from enum import StrEnum
 
 import pytest
 
-from mailproxy.observe import words
+from mailproxy.telemetry import labels
 
 
 @pytest.mark.parametrize(
     ("enum", "values"),
     [
-        (words.Limit, ["conn_total", "max_errors"]),
-        (words.LimitMode, ["enforce"]),
-        (words.Direction, ["to_upstream", "to_client"]),
-        (words.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
-        (words.ReloadResult, ["success", "failure"]),
-        (words.RestartReason, ["crash", "killed", "requested", "unresponsive"]),
-        (words.LoginOutcome, ["success", "failure"]),
-        (words.ConnectResult, ["ok", "error"]),
-        (words.Authenticated, ["true", "false"]),
+        (labels.Limit, ["conn_total", "max_errors"]),
+        (labels.LimitMode, ["enforce"]),
+        (labels.Direction, ["to_upstream", "to_client"]),
+        (labels.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
+        (labels.ReloadResult, ["success", "failure"]),
+        (labels.RestartReason, ["crash", "killed", "requested", "unresponsive"]),
+        (labels.LoginOutcome, ["success", "failure"]),
+        (labels.ConnectResult, ["ok", "error"]),
+        (labels.Authenticated, ["true", "false"]),
     ],
 )
 def test_values_are_spelt_as_documented(enum: type[StrEnum], values: list[str]) -> None:

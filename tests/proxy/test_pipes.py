@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import pytest
 
-from mailproxy.runtime import pipes as module
-from mailproxy.runtime.pipes import PIPES_KEPT, Pipe, Pipes
+from mailproxy.net import pipes as module
+from mailproxy.net.pipes import PIPES_KEPT, Pipe, Pipes
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from binascii import b2a_base64
 
 import pytest
 
-from mailproxy.dialogue.actions import Authorize
-from mailproxy.dialogue.values import Client, Credentials, Denied, Ended, Granted, Identified, Secret, TlsInfo
-from mailproxy.events import ClientErred, CloseReason, LoginRefused, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import ClientErred, CloseReason, LoginRefused, LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.pop3 import replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend
+from mailproxy.protocols.sansio import Authorize
+from mailproxy.protocols.types import Client, Credentials, Denied, Ended, Granted, Identified, Secret, TlsInfo
 from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support import configs
 from support.driving import Driven, drive, limits

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.dialogue.values import Denied
 from mailproxy.protocols.pop3 import replies
+from mailproxy.protocols.types import Denied
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
 from support import configs
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn, Secret
+from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.events import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
+from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn, Secret
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
 from support.driving import Driven, drive

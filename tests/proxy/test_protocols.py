@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy.protocols import PROTOCOLS
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.registry import MailProtocol
 from mailproxy_config.model import Protocol
 
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import Client, ClientCertificate, ProxyAddresses, TlsInfo
-from mailproxy.events import ProxyHeaderResult
-from mailproxy.protocols.proxy_header import (
+from mailproxy.enums import ProxyHeaderResult
+from mailproxy.protocols.proxy_protocol import (
     MAX_V1,
     MAX_V2,
     SIGNATURE,
@@ -22,6 +21,7 @@ from mailproxy.protocols.proxy_header import (
     outbound,
     read,
 )
+from mailproxy.protocols.types import Client, ClientCertificate, ProxyAddresses, TlsInfo
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support.configs import server
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mailproxy.runtime.reactor import BROKEN, QUIET, READ, WRITE, Reactor, hung_up
+from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE, Reactor, hung_up
 
 Both = tuple[socket.socket, socket.socket]
 

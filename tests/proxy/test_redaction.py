@@ -8,9 +8,9 @@ from binascii import b2a_base64
 
 import pytest
 
-from mailproxy.dialogue.values import Secret
 from mailproxy.protocols import redaction
 from mailproxy.protocols.redaction import LOGGED_REPLY, WITHHELD, reply_for_log
+from mailproxy.protocols.types import Secret
 
 
 def steps(reply: bytes, password: bytes) -> int:

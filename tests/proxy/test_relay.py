@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from mailproxy.runtime.relay import Relay
+from mailproxy.session.relay import Relay
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.siege import relayed

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.runtime import carrying
-from mailproxy.runtime.pipes import Pipes
-from mailproxy.runtime.relay import Relay
-from mailproxy.runtime.side import HELD
-from mailproxy.tls.session import PIECE
+from mailproxy.net.pipes import Pipes
+from mailproxy.session import relay_end
+from mailproxy.session.relay import Relay
+from mailproxy.session.relay_socket import HELD
+from mailproxy.tls.connection import PIECE
 from mailproxy_config.model import Octets, Protocol, StartTls
 from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
 
-PROXY = str(Path(carrying.__file__).parents[1])
+PROXY = str(Path(relay_end.__file__).parents[1])
 OBJECTS = 8 * 1024
 """What the traced code allocates besides: objects, not bytes on their way."""
 

@@ -13,7 +13,7 @@ from typing import Final, cast
 
 import pytest
 
-from mailproxy.runtime.relay import Relay
+from mailproxy.session.relay import Relay
 from mailproxy_config.model import Protocol, StartTls
 from support.siege import relayed, serving, siege
 from support.tls_identities import Identities

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.events import CacheResult, DnsPurpose, DnsResult
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver import Resolver
-from mailproxy.runtime.resolver.name_servers import NameServers, Pace
+from mailproxy.dns import Resolver
+from mailproxy.dns.dns_client import NameServers, Pace
+from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
+from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ResolverConfig, Seconds
 from support.dns_server import (
     FORMERR,
@@ -310,8 +310,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def monotonic() -> float:
             return now[0]
 
-    monkeypatch.setattr("mailproxy.runtime.resolver.cache.time", Clock)
-    monkeypatch.setattr("mailproxy.runtime.resolver.name_servers.time", Clock)
+    monkeypatch.setattr("mailproxy.dns.cache.time", Clock)
+    monkeypatch.setattr("mailproxy.dns.dns_client.time", Clock)
     return now
 
 
@@ -345,9 +345,7 @@ async def test_closing_tells_everybody_that_there_is_no_name_for_now(dns: DnsSer
 
 
 def test_the_dns_library_is_not_loaded_without_need() -> None:
-    program = (
-        "import sys, mailproxy.runtime.resolver; sys.exit(bool({'aiodns', 'pycares'} & set(sys.modules)))"
-    )
+    program = "import sys, mailproxy.dns; sys.exit(bool({'aiodns', 'pycares'} & set(sys.modules)))"
     path = ":".join(entry for entry in sys.path if entry)
     done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": path}, check=False)
     assert done.returncode == 0

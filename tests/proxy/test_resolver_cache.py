@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.events import CacheResult, DnsResult
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver.cache import Cache
-from mailproxy.runtime.resolver.measures import Answer
+from mailproxy.dns.cache import Cache
+from mailproxy.dns.measures import Answer
+from mailproxy.enums import CacheResult, DnsResult
+from mailproxy.telemetry.metrics import Meter
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def monotonic() -> float:
             return now[0]
 
-    monkeypatch.setattr("mailproxy.runtime.resolver.cache.time", Clock)
+    monkeypatch.setattr("mailproxy.dns.cache.time", Clock)
     return now
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from mailproxy.events import DnsPurpose, DnsResult
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver import HostAddresses, target_text
-from mailproxy.runtime.resolver import hosts as module
+from mailproxy.dns import HostAddresses, target_text
+from mailproxy.dns import host as module
+from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import AuthHttp
 
 WHERE = AuthHttp(host="auth.example", port=9000)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.events import DnsPurpose, DnsResult
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.resolver.cache import Cache
-from mailproxy.runtime.resolver.look_ups import LookUps, _Waiter
-from mailproxy.runtime.resolver.measures import Answer
+from mailproxy.dns.cache import Cache
+from mailproxy.dns.lookup import LookUps, _Waiter
+from mailproxy.dns.measures import Answer
+from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy.telemetry.metrics import Meter
 
 OK: Answer[str] = Answer(DnsResult.OK, "value", 60)
 NO_ANSWER: Answer[str] = Answer(DnsResult.INVALID)

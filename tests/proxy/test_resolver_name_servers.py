@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.events import DnsResult
-from mailproxy.runtime.resolver import name_servers
-from mailproxy.runtime.resolver.name_servers import Failed, NameServers, Pace, system_servers
+from mailproxy.dns import dns_client
+from mailproxy.dns.dns_client import Failed, NameServers, Pace, system_servers
+from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
 
@@ -163,7 +163,7 @@ async def test_a_server_whose_name_is_unknown_is_looked_for_again(
 async def test_the_system_s_servers_are_used_where_the_directive_says_so(
     three: list[DnsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(name_servers, "_DNS_PORT", three[1].port)
+    monkeypatch.setattr(dns_client, "_DNS_PORT", three[1].port)
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("search example\nnameserver 127.0.0.1\n")
     servers = NameServers(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
@@ -205,7 +205,7 @@ async def test_nothing_below_us_remembers_an_answer(three: list[DnsServer], repl
 async def test_what_the_library_may_remember_is_bounded(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(name_servers, "_MAX_KNOWN", 4)
+    monkeypatch.setattr(dns_client, "_MAX_KNOWN", 4)
     servers = servers_for(three[0])
     made = []
     for number in range(9):
@@ -219,7 +219,7 @@ async def test_what_the_library_may_remember_is_bounded(
 async def test_questions_that_nobody_waits_for_still_count(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(name_servers, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(dns_client, "MAX_QUESTIONS", 2)
     three[0].otherwise = SILENT
     servers = servers_for(three[0], pace=Pace(first=5.0))
     for number in range(2):
@@ -260,5 +260,5 @@ async def test_a_server_may_have_an_ipv6_address() -> None:
 
 
 async def test_without_a_port_it_is_53() -> None:
-    assert await name_servers._addresses("192.0.2.53") == ["192.0.2.53:53"]
-    assert await name_servers._addresses("[2001:db8::53]") == ["[2001:db8::53]:53"]
+    assert await dns_client._addresses("192.0.2.53") == ["192.0.2.53:53"]
+    assert await dns_client._addresses("[2001:db8::53]") == ["[2001:db8::53]:53"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.runtime.resolver.names import host_name, packed, reverse_name, with_port
+from mailproxy.dns.dns_names import host_name, packed, reverse_name, with_port
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.actions import Dialogue
-from mailproxy.dialogue.lines import LineReader
-from mailproxy.dialogue.values import Credentials, Secret
+from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.events import LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.line_buffer import LineReader
+from mailproxy.protocols.sansio import Dialogue
 from mailproxy.protocols.sasl import Framing, Refusal, authenticate, decoded, is_unsafe, mechanism
+from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 from support.driving import Driven, drive
 

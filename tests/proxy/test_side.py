@@ -10,10 +10,10 @@ from contextlib import suppress
 
 import pytest
 
-from mailproxy.observe.meter import Counter
-from mailproxy.runtime.pipes import Pipe
-from mailproxy.runtime.reactor import READ
-from mailproxy.runtime.side import HELD, Side, SinkBroken
+from mailproxy.loop.epoll import READ
+from mailproxy.net.pipes import Pipe
+from mailproxy.session.relay_socket import HELD, Side, SinkBroken
+from mailproxy.telemetry.metrics import Counter
 
 Both = tuple[Side, socket.socket]
 OCTETS = bytes(range(256)) * 4096

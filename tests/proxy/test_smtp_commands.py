@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.events import ProtocolErrorKind
-from mailproxy.protocols.conversation import has_controls
+from mailproxy.enums import ProtocolErrorKind
+from mailproxy.protocols.frontend import has_controls
 from mailproxy.protocols.smtp.commands import USUAL, Command, parse
 
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.dialogue.actions import Authorize, Overhear, ResolveClient
-from mailproxy.dialogue.values import (
+from mailproxy.enums import (
+    ClientErred,
+    CloseReason,
+    LoginRefused,
+    LoginResult,
+    Method,
+    ProtocolErrorKind,
+    Remark,
+)
+from mailproxy.protocols.sansio import Authorize, Overhear, ResolveClient
+from mailproxy.protocols.smtp import replies
+from mailproxy.protocols.smtp.frontend import SmtpFrontend
+from mailproxy.protocols.types import (
     Client,
     Credentials,
     Denied,
@@ -16,17 +27,6 @@ from mailproxy.dialogue.values import (
     Identified,
     TlsInfo,
 )
-from mailproxy.events import (
-    ClientErred,
-    CloseReason,
-    LoginRefused,
-    LoginResult,
-    Method,
-    ProtocolErrorKind,
-    Remark,
-)
-from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontend
 from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, StartTls
 from support import configs
 from support.driving import Driven, drive, limits

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dialogue.values import Client, Envelope, Granted, Identified, LoggedIn, Secret
+from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.events import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.protocols.smtp.upstream import SmtpUpstream, xtext
+from mailproxy.protocols.types import Client, Envelope, Granted, Identified, LoggedIn, Secret
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
 from support.driving import Driven, drive

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.runtime.sockets import CannotListen, Route, SocketPlan, close_sockets, open_sockets
+from mailproxy.net import CannotListen, Route, SocketPlan, close_sockets, open_sockets
 from mailproxy_config.model import KeepAlive
 
 R00 = Route(0, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.runtime.sockets import Clamp, Route, SocketPlan, clamps, close_sockets, open_sockets
+from mailproxy.net import Clamp, Route, SocketPlan, clamps, close_sockets, open_sockets
 from mailproxy_config.model import KeepAlive
 
 _SOL, _TCP = socket.SOL_SOCKET, socket.IPPROTO_TCP

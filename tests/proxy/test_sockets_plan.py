@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.runtime.sockets import Route, SocketPlan, difference, plan
-from mailproxy.runtime.sockets.plan import is_host_name
+from mailproxy.net import Route, SocketPlan, difference, plan
+from mailproxy.net.listen_plan import is_host_name
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import KeepAlive, ListenConfig, Octets, Protocol, ProxyConfig
 from support.configs import server

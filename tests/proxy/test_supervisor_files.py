@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.supervisor.files import read, referenced
+from mailproxy.supervisor.config_files import read, referenced
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttpHeader,
@@ -19,7 +19,7 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.yaml_text import LARGEST_DOCUMENT
+from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mailproxy.supervisor import fork_server, heartbeat
 from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.process import Worker
+from mailproxy.supervisor.worker_process import Worker
 from mailproxy_config.model import LogLevel
 from support.processes import STAND_IN, deployment, launcher, our_sources
 from support.proxies import process_name

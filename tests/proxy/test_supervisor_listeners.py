@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.runtime.sockets import CannotListen, Route, SocketPlan
-from mailproxy.supervisor.listeners import Listeners, Sockets
+from mailproxy.net import CannotListen, Route, SocketPlan
+from mailproxy.supervisor.listening_sockets import Listeners, Sockets
 from support.proxies import free_port
 
 
@@ -86,7 +86,7 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listener
 def test_of_very_many_sockets_some_are_given_up(
     listeners: Listeners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy.supervisor.listeners.SURPLUS_AT_MOST", 5)
+    monkeypatch.setattr("mailproxy.supervisor.listening_sockets.SURPLUS_AT_MOST", 5)
     port, other = free_port(), free_port()
     many = listeners.prepare([tcp(port), tcp(other)], 4)
     listeners.commit(many)

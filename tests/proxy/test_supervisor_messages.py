@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy.observe.meter import Meter
-from mailproxy.supervisor import messages as m
-from mailproxy.supervisor.channel import ChannelError
+from mailproxy.supervisor import ipc_messages as m
+from mailproxy.supervisor.ipc import ChannelError
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.errors import Problem
 
 KEYS = {300: (bytes(range(80)), bytes(80)), 60: (bytes(range(1, 81)),)}

@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mailproxy.observe.meter import Snapshot
-from mailproxy.observe.words import RestartReason
-from mailproxy.supervisor import backoff, heartbeat, process
-from mailproxy.supervisor import pool as module
-from mailproxy.supervisor.pool import FUTILE_STARTS, CannotStart, Pool
-from mailproxy.supervisor.process import Worker
+from mailproxy.supervisor import backoff, heartbeat, worker_process
+from mailproxy.supervisor import worker_pool as module
+from mailproxy.supervisor.worker_pool import FUTILE_STARTS, CannotStart, Pool
+from mailproxy.supervisor.worker_process import Worker
+from mailproxy.telemetry.labels import RestartReason
+from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
 from support.processes import deployment, launcher, our_sources
@@ -193,7 +193,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
     start, stopped = bench.launcher.start, []
 
-    async def stop_at_first(reported: process.Reporter) -> Worker:
+    async def stop_at_first(reported: worker_process.Reporter) -> Worker:
         worker = await start(reported)
         if len(stopped) <= FUTILE_STARTS:
             os.kill(worker.pid, signal.SIGSTOP)
@@ -231,7 +231,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(
 ) -> None:
     real, failures = bench.launcher.start, [OSError(11, "Resource temporarily unavailable")] * 6
 
-    async def start(reported: process.Reporter) -> Worker:
+    async def start(reported: worker_process.Reporter) -> Worker:
         if failures:
             raise failures.pop()
         return await real(reported)

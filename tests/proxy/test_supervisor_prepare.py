@@ -14,10 +14,10 @@ from typing import Any, Final, NoReturn
 import pytest
 
 from mailproxy import admin
-from mailproxy.runtime.sockets import SocketPlan
+from mailproxy.net import SocketPlan
 from mailproxy.supervisor import cpus
-from mailproxy.supervisor.prepare import CannotListen, Preparation, in_thread
-from mailproxy.supervisor.settings import Settings
+from mailproxy.supervisor.config_loader import CannotListen, Preparation, in_thread
+from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.verdict import Verdict, judge
 from mailproxy_config.errors import ConfigError
@@ -231,7 +231,7 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
             pass
         return judge(*arguments, **options)
 
-    monkeypatch.setattr("mailproxy.supervisor.prepare.judge", compute)
+    monkeypatch.setattr("mailproxy.supervisor.config_loader.judge", compute)
     endpoint = await admin.serve("127.0.0.1", 0, Status())
     async with asyncio.TaskGroup() as tasks:
         loading = tasks.create_task(setting.preparation.prepare())

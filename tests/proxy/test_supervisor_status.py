@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mailproxy.observe import catalogue as c
-from mailproxy.observe.meter import Meter
-from mailproxy.observe.words import RestartReason
-from mailproxy.supervisor.build import revision, version
-from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.config_revision import Deployment
 from mailproxy.supervisor.status import Status
+from mailproxy.supervisor.version import revision, version
+from mailproxy.telemetry import definitions as c
+from mailproxy.telemetry.labels import RestartReason
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
 from support.processes import deployment

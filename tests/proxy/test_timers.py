@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mailproxy.app import WorkerLoop
-from mailproxy.runtime import reactor as reactor_module
-from mailproxy.runtime import timers as timers_module
-from mailproxy.runtime.timers import Deadlines, Timers
+from mailproxy.loop import epoll as reactor_module
+from mailproxy.loop import timeouts as timers_module
+from mailproxy.loop.timeouts import Deadlines, Timers
 
 
 class Clock(WorkerLoop):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from mailproxy.dialogue.values import ClientCertificate
+from mailproxy.protocols.types import ClientCertificate
 from mailproxy_config.model import VerifyClient
 from support.tls_authority import DAY, NOW, Authority, Issued
 from support.tls_peers import client_of, shaken, tls_of

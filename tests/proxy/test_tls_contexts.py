@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.contexts import ServerTls, build, fingerprint
+from mailproxy.tls.context import ServerTls, build, fingerprint
 from mailproxy.tls.openssl import Unreachable
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError

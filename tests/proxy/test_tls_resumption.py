@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
-from mailproxy.tls.contexts import ServerTls
+from mailproxy.tls.context import ServerTls
 from mailproxy.tls.ticket_keys import TicketKey, TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import Octets, Protocol, ProxyConfig, Seconds, SessionCache
@@ -414,7 +414,7 @@ def test_openssl_resumes_after_a_rotation_with_another_worker(
 
 def serve_once(paths: tuple[str, str], pipe: Any) -> None:
     """A worker of its own: says where it listens, serves until told to stop."""
-    from mailproxy.tls.contexts import build
+    from mailproxy.tls.context import build
     from mailproxy_config.model import CertificateFiles
 
     config = server(

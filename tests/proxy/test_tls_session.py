@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
-from mailproxy.events import TlsFailure
-from mailproxy.tls.contexts import ServerTls
-from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support.fuzz import examples
 from support.tls_authority import Authority

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.contexts import ServerTls
+from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from support.tls_authority import Authority, Issued
 from support.tls_peers import Pair, client_of, serving, shaken, tls_of

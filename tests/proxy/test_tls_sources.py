@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.sources import files, fingerprint, session_context
+from mailproxy.tls.inputs import files, fingerprint, session_context
 from mailproxy_config.model import (
     CertificateFiles,
     ListenConfig,

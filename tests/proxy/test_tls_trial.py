@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mailproxy.tls.trial import tried
+from mailproxy.tls.check import tried
 from mailproxy_config.model import Protocol
 from support.configs import server
 from support.tls_authority import Authority

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.dialogue.values import Client, ProxyAddresses
-from mailproxy.protocols.trust import TrustedPeers, apply
+from mailproxy.protocols.real_ip import TrustedPeers, apply
+from mailproxy.protocols.types import Client, ProxyAddresses
 
 PEERS = TrustedPeers(["10.0.0.0/8", "192.0.2.7", "192.0.2.130/25", "2001:db8::/32", "::1", "unix:"])
 

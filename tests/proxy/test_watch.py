@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.watch import Watch
+from mailproxy.file_watcher import Watch
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mailproxy.observe.meter import Snapshot
-from mailproxy.observe.words import RestartReason
-from mailproxy.supervisor.process import Worker, WorkerGone
+from mailproxy.supervisor.worker_process import Worker, WorkerGone
+from mailproxy.telemetry.labels import RestartReason
+from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from support.processes import STAND_IN, deployment, launcher, our_sources
 

@@ -28,19 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from mailproxy.dialogue import actions
-from mailproxy.dialogue.actions import Dialogue
-from mailproxy.dialogue.values import (
-    AuthRequest,
-    Client,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
-    LoggedIn,
-    Postponed,
-    Secret,
-)
+from mailproxy.enums import ClientErred, LoginDenied, LoginRefused, Method, Remark
 from mailproxy.errors import (
     AuthUnreachable,
     PeerClosed,
@@ -51,8 +39,20 @@ from mailproxy.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from mailproxy.events import ClientErred, LoginDenied, LoginRefused, Method, Remark
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols import sansio
+from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.types import (
+    AuthRequest,
+    Client,
+    Denied,
+    Ended,
+    Granted,
+    Identified,
+    LoggedIn,
+    Postponed,
+    Secret,
+)
 from support.transcripts import Step, Transcript, escaped, unescaped
 
 _ASIDES: Final = ("note", "deadline", "challenge", "trouble")
@@ -173,28 +173,28 @@ class Player:
             except SessionError as thrown:
                 failure = thrown
 
-    def _answer(self, action: actions.Action) -> Any:  # noqa: C901, PLR0911 - one case per action
+    def _answer(self, action: sansio.Action) -> Any:  # noqa: C901, PLR0911 - one case per action
         match action:
-            case actions.Send(octets):
+            case sansio.Send(octets):
                 self._said += octets
-            case actions.Note(event):
+            case sansio.Note(event):
                 self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
-            case actions.Deadline(seconds):
+            case sansio.Deadline(seconds):
                 self._asides["deadline"].append(f"deadline {seconds:g}s")
-            case actions.MakeChallenge(name):
+            case sansio.MakeChallenge(name):
                 self._asides["challenge"].append("challenge")
                 return f"<1304717.1795355079@{name}>".encode()
-            case actions.Receive(limit):
+            case sansio.Receive(limit):
                 return self._hear(limit)
-            case actions.Authorize(request):
+            case sansio.Authorize(request):
                 return self._authorize(request)
-            case actions.Overhear(seconds, limit):
+            case sansio.Overhear(seconds, limit):
                 return self._overhear(seconds, limit)
-            case actions.Wait(seconds):
+            case sansio.Wait(seconds):
                 self._do(f"wait {seconds:g}s")
-            case actions.ResolveClient():
+            case sansio.ResolveClient():
                 return unescaped(self._ask("resolve"))
-            case actions.StartTls():
+            case sansio.StartTls():
                 return self._start_tls()
         return None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy.dialogue.actions import Action, Deadline, Dialogue, Note, Receive, Send, Telling
+from mailproxy.protocols.sansio import Action, Deadline, Dialogue, Note, Receive, Send, Telling
 
 
 @dataclass

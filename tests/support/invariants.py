@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from mailproxy.app import App
-from mailproxy.events import LoginResult
-from mailproxy.observe.meter import Meter
+from mailproxy.enums import LoginResult
+from mailproxy.telemetry.metrics import Meter
 
 _SETTLING: Final = 30.0
 """Seconds after which what should have ended never will; a lingering connection takes up to two."""

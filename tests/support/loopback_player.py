@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from mailproxy.app import App, WorkerLoop
-from mailproxy.events import ProtocolErrorKind
-from mailproxy.observe.log import Log, LogFormat
-from mailproxy.observe.meter import Meter
-from mailproxy.runtime.conversation import Conversation
-from mailproxy.runtime.sockets import plan
+from mailproxy.enums import ProtocolErrorKind
+from mailproxy.net import plan
+from mailproxy.session.driver import Conversation
+from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,

@@ -14,11 +14,11 @@ from typing import Final
 import pytest
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor.config_revision import Deployment
 from mailproxy.supervisor.key_rotation import KeyRotation
 from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.listeners import Sockets
-from mailproxy.supervisor.pool import Tell
+from mailproxy.supervisor.listening_sockets import Sockets
+from mailproxy.supervisor.worker_pool import Tell
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from support.configs import server

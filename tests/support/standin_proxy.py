@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mailproxy.observe.log import LogFormat
 from mailproxy.supervisor import heartbeat
-from mailproxy.supervisor.run import run
-from mailproxy.supervisor.settings import Settings
+from mailproxy.supervisor.options import Settings
+from mailproxy.supervisor.supervisor import run
+from mailproxy.telemetry.log import LogFormat
 from support.processes import WORKER
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
-from mailproxy.observe.log import Log
-from mailproxy.observe.meter import Counter, Meter
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.metrics import Counter, Meter
 from mailproxy.worker import run
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig

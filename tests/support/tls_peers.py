@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy.dialogue.values import TlsInfo
-from mailproxy.tls.contexts import ServerTls, build
-from mailproxy.tls.session import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.protocols.types import TlsInfo
+from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
+from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.ticket_keys import KEY_BYTES, TicketKeys
 from mailproxy_config.model import ListenConfig, Protocol
 from support.configs import server

@@ -35,7 +35,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy.dialogue.values import Client, ClientCertificate, TlsInfo
+from mailproxy.protocols.types import Client, ClientCertificate, TlsInfo
 from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, ServerConfig
 from support import configs
 

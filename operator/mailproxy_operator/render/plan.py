@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mailproxy_config.compile import compile_proxy, references
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
-from mailproxy_config.references import Mounts, Reference
+from mailproxy_config.secret_refs import Mounts, Reference
 from mailproxy_operator import names, ports, sysctls
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, Kind
 from mailproxy_operator.resource import Resource

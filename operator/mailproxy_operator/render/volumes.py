@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mailproxy_config.references import Reference, ReferenceKind
+from mailproxy_config.secret_refs import Reference, ReferenceKind
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render.plan import Plan

@@ -9,7 +9,7 @@ from typing import Final
 
 from mailproxy.protocols.imap import IMAP
 from mailproxy.protocols.pop3 import POP3
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.smtp import SMTP
 from mailproxy_config.model import Protocol
 

@@ -7,7 +7,7 @@ from binascii import b2a_base64
 from collections.abc import Iterator, Set
 from typing import Final
 
-from mailproxy.dialogue.values import Secret
+from mailproxy.protocols.types import Secret
 
 LOGGED_REPLY: Final = 190
 """Bytes of a reply that a log keeps."""

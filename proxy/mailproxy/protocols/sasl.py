@@ -14,10 +14,10 @@ from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from mailproxy.dialogue.actions import Dialogue, send
-from mailproxy.dialogue.lines import LineReader
-from mailproxy.dialogue.values import Credentials, Secret
-from mailproxy.events import LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.line_buffer import LineReader
+from mailproxy.protocols.sansio import Dialogue, send
+from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 
 _NUL, _LF, _CR = b"\0\n\r"

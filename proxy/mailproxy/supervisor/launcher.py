@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.backoff import Backoff
-from mailproxy.supervisor.channel import pair
-from mailproxy.supervisor.child import Child
+from mailproxy.supervisor.child_process import Child
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.heartbeat import LOOK_SECONDS, Heartbeat
-from mailproxy.supervisor.pool import Tell
-from mailproxy.supervisor.process import Reporter, Worker
+from mailproxy.supervisor.ipc import pair
+from mailproxy.supervisor.worker_pool import Tell
+from mailproxy.supervisor.worker_process import Reporter, Worker
 from mailproxy_config.model import LogLevel
 
 

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from mailproxy.admin import SNAPSHOT_SECONDS
-from mailproxy.observe.merge import Build, Page, SupervisorFacts, Totals
-from mailproxy.observe.meter import Snapshot
-from mailproxy.observe.process import process_figures
-from mailproxy.observe.words import ReloadResult, RestartReason
-from mailproxy.supervisor import build
-from mailproxy.supervisor.deployment import Deployment
+from mailproxy.supervisor import version
+from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.labels import ReloadResult, RestartReason
+from mailproxy.telemetry.metrics import Snapshot
+from mailproxy.telemetry.process_stats import process_figures
 from mailproxy_config.errors import Problem
 
 _ERROR_LIMIT: Final = 4096
@@ -146,8 +146,8 @@ class Status:
 def _build() -> Build:
     """Look up what is running; not at the start, which need not wait for it."""
     return Build(
-        version=build.version(),
-        revision=build.revision(),
+        version=version.version(),
+        revision=version.revision(),
         python_version=platform.python_version(),
         openssl_version=ssl.OPENSSL_VERSION,
     )

@@ -102,7 +102,7 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     if not any(server.tls_is_used for server in config.servers):
         return [], []
     # Not at the top: ``check`` of a configuration without TLS needs no OpenSSL.
-    from mailproxy.tls.trial import tried  # noqa: PLC0415
+    from mailproxy.tls.check import tried  # noqa: PLC0415
 
     paths = [problem.reason.partition(": ")[0] for problem in missing]
     endless = {problem.path.partition(".")[0] for problem in missing if NOT_REGULAR in problem.reason}

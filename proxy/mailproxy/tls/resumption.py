@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Final
 
-from mailproxy.tls.draft import Draft
+from mailproxy.tls.context_builder import Draft
 from mailproxy.tls.openssl import TICKET_CALLBACK, OpenSsl
 from mailproxy.tls.ticket_keys import KEY_BYTES, SHORT_KEY_BYTES, TicketKey, TicketKeys
 from mailproxy_config.model import SessionCache

@@ -20,7 +20,7 @@ from mailproxy_config.directives import (
     SERVER_DIRECTIVES,
 )
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.nginx_conf import parse_nginx
+from mailproxy_config.nginx.convert import parse_nginx
 from support import pages
 from support.parity import refusals
 from support.parity.cases import BLOCKS, DIALOGUES, services

@@ -8,7 +8,7 @@ from typing import Final
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.frontend import ImapFrontend
 from mailproxy.protocols.imap.upstream import ImapUpstream
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.registry import MailProtocol
 from mailproxy_config.model import Protocol
 
 IMAP: Final = MailProtocol(

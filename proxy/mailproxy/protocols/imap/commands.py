@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from mailproxy.events import ProtocolErrorKind
+from mailproxy.enums import ProtocolErrorKind
 
 MAX_ARGUMENTS: Final = 3
 NO_TAG: Final = b"*"

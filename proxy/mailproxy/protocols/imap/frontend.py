@@ -9,20 +9,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from mailproxy.dialogue.actions import Dialogue, Send, send
-from mailproxy.dialogue.values import (
-    AuthRequest,
-    Client,
-    Credentials,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
-    Secret,
-)
+from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.conversation import CertificateFault, Conversation, Outcome, Prepared, Turn, misread
+from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn, misread
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
     MAX_ARGUMENTS,
@@ -34,7 +23,18 @@ from mailproxy.protocols.imap.commands import (
     go_on,
     tag_of,
 )
+from mailproxy.protocols.sansio import Dialogue, Send, send
 from mailproxy.protocols.sasl import Framing, is_unsafe
+from mailproxy.protocols.types import (
+    AuthRequest,
+    Client,
+    Credentials,
+    Denied,
+    Ended,
+    Granted,
+    Identified,
+    Secret,
+)
 from mailproxy_config.model import ServerConfig, StartTls
 
 _FRAMING: Final = Framing(replies.CHALLENGE_PREFIX, words=MAX_ARGUMENTS)

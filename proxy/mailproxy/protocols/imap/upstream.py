@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue, Receive, Send
-from mailproxy.dialogue.values import Client, Identified, LoggedIn
+from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerGone
-from mailproxy.events import UpstreamStage
-from mailproxy.protocols.exchange import LF, LINE, Logins, broke_off, hear_out, refused
-from mailproxy.protocols.proxy_header import outbound
+from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.sansio import Dialogue, Receive, Send
+from mailproxy.protocols.types import Client, Identified, LoggedIn
+from mailproxy.protocols.upstream_reply import LF, LINE, Logins, broke_off, hear_out, refused
 
 _READY: Final = b"* OK"
 _BYE: Final = b"* BYE"

@@ -8,7 +8,7 @@ from typing import Final
 from mailproxy.protocols.pop3 import replies
 from mailproxy.protocols.pop3.frontend import Pop3Frontend
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.registry import MailProtocol
 from mailproxy_config.model import Protocol
 
 __all__ = ["POP3"]

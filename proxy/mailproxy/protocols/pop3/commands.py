@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from mailproxy.events import ProtocolErrorKind
-from mailproxy.protocols.conversation import misread
+from mailproxy.enums import ProtocolErrorKind
+from mailproxy.protocols.frontend import misread
 
 SASL_LINE: Final = 4096
 """Bytes of the longest line of a SASL exchange; the limit of commands is not for it (RFC 5034 section 4)."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from mailproxy.dialogue.actions import Dialogue, Send, send
-from mailproxy.dialogue.values import (
+from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn
+from mailproxy.protocols.pop3 import commands, replies
+from mailproxy.protocols.sansio import Dialogue, Send, send
+from mailproxy.protocols.sasl import Framing, is_unsafe
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     Credentials,
@@ -16,10 +20,6 @@ from mailproxy.dialogue.values import (
     Identified,
     Secret,
 )
-from mailproxy.events import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.conversation import CertificateFault, Conversation, Outcome, Prepared, Turn
-from mailproxy.protocols.pop3 import commands, replies
-from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 _GREET: Final = Send(replies.GREETING)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mailproxy.dialogue.values import Denied
+from mailproxy.protocols.types import Denied
 from mailproxy_config.model import AuthMethod, ServerConfig
 
 GREETING: Final = b"+OK POP3 ready\r\n"

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy.dialogue.actions import Dialogue, Send
-from mailproxy.dialogue.values import Client, Granted, Identified, LoggedIn
+from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerGone
-from mailproxy.events import UpstreamStage
-from mailproxy.protocols.exchange import LF, LINE, Logins, broke_off, failed, hear_out, refused
-from mailproxy.protocols.proxy_header import outbound
+from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.sansio import Dialogue, Send
 from mailproxy.protocols.sasl import is_unsafe
+from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn
+from mailproxy.protocols.upstream_reply import LF, LINE, Logins, broke_off, failed, hear_out, refused
 
 _GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN

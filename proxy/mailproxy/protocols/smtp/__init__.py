@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mailproxy.protocols.record import MailProtocol
+from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.smtp.frontend import SmtpFrontend
 from mailproxy.protocols.smtp.upstream import SmtpUpstream

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from mailproxy.events import ProtocolErrorKind
-from mailproxy.protocols.conversation import misread
+from mailproxy.enums import ProtocolErrorKind
+from mailproxy.protocols.frontend import misread
 
 MAX_ARGUMENTS: Final = 11
 _CR: Final = 13

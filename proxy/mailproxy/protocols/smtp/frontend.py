@@ -5,8 +5,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mailproxy.dialogue.actions import Dialogue, Send, note, overhear, resolve_client, send
-from mailproxy.dialogue.values import (
+from mailproxy.enums import ClientErred, CloseReason, Method, ProtocolErrorKind, Remark
+from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn, has_controls
+from mailproxy.protocols.sansio import Dialogue, Send, note, overhear, resolve_client, send
+from mailproxy.protocols.sasl import Framing, plain
+from mailproxy.protocols.smtp import commands, replies
+from mailproxy.protocols.smtp.commands import Command
+from mailproxy.protocols.types import (
     AuthRequest,
     Client,
     Credentials,
@@ -16,18 +21,6 @@ from mailproxy.dialogue.values import (
     Granted,
     Identified,
 )
-from mailproxy.events import ClientErred, CloseReason, Method, ProtocolErrorKind, Remark
-from mailproxy.protocols.conversation import (
-    CertificateFault,
-    Conversation,
-    Outcome,
-    Prepared,
-    Turn,
-    has_controls,
-)
-from mailproxy.protocols.sasl import Framing, plain
-from mailproxy.protocols.smtp import commands, replies
-from mailproxy.protocols.smtp.commands import Command
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from mailproxy.dialogue.values import Denied
+from mailproxy.protocols.types import Denied
 from mailproxy_config.model import AuthMethod, ServerConfig
 
 OK: Final = b"250 2.0.0 OK\r\n"

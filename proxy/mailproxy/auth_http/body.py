@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a body, found however the body is cut (RFC 9112 sections 6 and 7.1).
+
+The data itself is of no interest: a body is only read past, so that its
+connection can carry another request.  Nothing is guessed: a body that is
+malformed or too long has no certain end.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from mailproxy.auth_http.response import BodyFraming
+
+MAX_BODY: Final = 64 * 1024
+"""Bytes of a body that are read past, sizes and trailer included."""
+MAX_CHUNK_LINE: Final = 256
+"""Bytes of a line with a chunk's size and extensions."""
+MAX_TRAILER: Final = 4096
+"""Bytes of all lines of the trailer section."""
+
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t !-~\x80-\xff]*)?\r\n")
+_TRAILER_LINE: Final = re.compile(rb"[\t !-~\x80-\xff]*\r\n")
+_CRLF: Final = b"\r\n"
+
+
+class BadBody(Exception):
+    """Its end is not certain, or too far away."""
+
+
+class SizedBody:
+    """Reads one body of a known length, piece by piece.
+
+    Attributes:
+        is_complete: Whether the end was found.
+    """
+
+    __slots__ = ("_left", "is_complete")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.is_complete = not length
+
+    def feed(self, data: bytes) -> int:
+        """Read what has arrived; give how many bytes of it belong to this body."""
+        taken = min(self._left, len(data))
+        self._left -= taken
+        self.is_complete = not self._left
+        return taken
+
+
+class ChunkedBody:
+    """Reads one body in chunks, piece by piece.
+
+    Attributes:
+        is_complete: Whether the end was found.
+    """
+
+    __slots__ = ("_data_left", "_in_trailer", "_rest", "_seen", "_trailer", "is_complete")
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._rest = b""  # of a line that is not complete
+        self._data_left = 0  # of a chunk, its CRLF included
+        self._in_trailer = False
+        self._trailer = 0
+        self._seen = 0
+
+    def feed(self, data: bytes) -> int:
+        """Read what has arrived.
+
+        Returns:
+            How many bytes of it belong to this body; all of them while it is not complete.
+
+        Raises:
+            BadBody: The body is malformed or longer than ``MAX_BODY``.
+        """
+        buffer, position = self._rest + data, 0
+        before = len(self._rest)
+        self._rest = b""
+        while not self.is_complete:
+            position = self._data(buffer, position) if self._data_left else position
+            end = -1 if self._data_left else buffer.find(b"\n", position)
+            if end < 0:
+                self._keep(buffer[position:], len(data))
+                return len(data)
+            self._line(buffer[position : end + 1])
+            position = end + 1
+        self._count(position - before)
+        return position - before
+
+    def _count(self, size: int) -> None:
+        self._seen += size
+        if self._seen > MAX_BODY:
+            raise BadBody(f"a body of more than {MAX_BODY} bytes")
+
+    def _keep(self, rest: bytes, size: int) -> None:
+        """More must come: remember the beginning of a line."""
+        self._count(size)
+        if len(rest) > (MAX_TRAILER if self._in_trailer else MAX_CHUNK_LINE):
+            raise BadBody("a line that is too long")
+        self._rest = rest
+
+    def _data(self, buffer: bytes, position: int) -> int:
+        """Pass over a chunk's data; the CRLF behind it is checked where it stands."""
+        for index in range(max(self._data_left - 2, 0), self._data_left):
+            at = position + index
+            if at < len(buffer) and buffer[at] != _CRLF[index - self._data_left]:
+                raise BadBody("a chunk's data is longer than its size")
+        taken = min(self._data_left, len(buffer) - position)
+        self._data_left -= taken
+        return position + taken
+
+    def _line(self, line: bytes) -> None:
+        if self._in_trailer:
+            self._trailer += len(line)
+            if self._trailer > MAX_TRAILER or not _TRAILER_LINE.fullmatch(line):
+                raise BadBody("a bad trailer section")
+            self.is_complete = line == _CRLF
+            return
+        found = _SIZE_LINE.fullmatch(line)
+        if found is None or len(line) > MAX_CHUNK_LINE:
+            raise BadBody("a bad chunk size")
+        size = int(found[1], 16)
+        if size > MAX_BODY:
+            raise BadBody(f"a body of more than {MAX_BODY} bytes")
+        self._in_trailer = size == 0
+        self._data_left = size + len(_CRLF) if size else 0
+
+
+Body = SizedBody | ChunkedBody
+
+
+def body_of(framing: BodyFraming) -> Body | None:
+    """Give what reads a body; ``None`` where it is too long, or ends with its connection."""
+    if framing.chunked:
+        return ChunkedBody()
+    if framing.length is None or framing.length > MAX_BODY:
+        return None
+    return SizedBody(framing.length)

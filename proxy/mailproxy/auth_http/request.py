@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the authorization service is asked: one HTTP request, as octets.
+
+Lines, order and escaping are those of nginx's ``auth_http``, so that services
+written for it work unchanged.  Everything that is the same for all requests of
+a server is put together once; a request fills in the few pieces that differ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from mailproxy.enums import Method
+from mailproxy.protocols.types import (
+    AuthRequest,
+    Client,
+    ClientCertificate,
+    Envelope,
+    ProxyAddresses,
+    Secret,
+    TlsInfo,
+)
+from mailproxy_config.model import Protocol, ServerConfig, VerifyClient
+
+_SPECIAL: Final = bytes((*range(0x21), ord("%")))
+_ESCAPED: Final = re.compile(rb"[\x00-\x20%]")
+_LINE_BREAKING: Final = re.compile(rb"[\x00\r\n]")
+_HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_AUTH_METHOD: Final = {
+    Method.PASSWORD: b"plain",
+    Method.PLAIN: b"plain",
+    Method.LOGIN: b"plain",
+    Method.CRAM_MD5: b"cram-md5",
+    Method.APOP: b"apop",
+    Method.EXTERNAL: b"external",
+    Method.NONE: b"none",
+}
+
+
+class RequestTemplate:
+    """All requests of one ``server`` block, but for what differs between attempts.
+
+    Args:
+        server: The block; its ``auth_http``, protocol and TLS directives count.
+        header_values: ``auth_http_header`` in configuration order, values
+            already read from where they are kept.
+        keep_alive: Whether the connection is to be used again, which takes
+            HTTP/1.1; else the request line says HTTP/1.0, as nginx's does.
+
+    Raises:
+        ValueError: The host, the URI or a header holds CR, LF or NUL, or a
+            header's name is none.  The message does not show the value.
+    """
+
+    __slots__ = ("_pass_certificate", "_shows_host", "_texts", "_verifies")
+
+    def __init__(
+        self,
+        server: ServerConfig,
+        header_values: Sequence[tuple[bytes, Secret | bytes]],
+        *,
+        keep_alive: bool,
+    ) -> None:
+        start = _literally(_request_line(server, keep_alive=keep_alive))
+        tail = _literally(_configured_headers(header_values))
+        self._texts = {
+            method: (
+                b"%bAuth-Method: %b\r\nAuth-User: %%b\r\nAuth-Pass: %%b%%b\r\nAuth-Protocol: %b"
+                b"\r\nAuth-Login-Attempt: %%d\r\nClient-IP: %%b%%b%b"
+            )
+            % (start, word, server.protocol.encode(), tail)
+            for method, word in _AUTH_METHOD.items()
+        }
+        self._shows_host = server.protocol is Protocol.SMTP
+        self._verifies = server.ssl_verify_client is not VerifyClient.DISABLED
+        self._pass_certificate = server.auth_http_pass_client_cert
+
+    def render(self, request: AuthRequest) -> bytes:
+        """Give the whole request, blank line included.
+
+        The octets hold the client's password: they are for the service alone.
+        """
+        credentials = request.credentials
+        client = request.client
+        user, secret, salt = credentials.user, credentials.password, credentials.salt
+        password = b"" if secret is None else secret.reveal()
+        both = user + password
+        if len(both.translate(None, _SPECIAL)) != len(both):
+            user, password = _escaped(user), _escaped(password)
+        about = b""
+        if self._shows_host or client.proxied is not None or client.tls is not None:
+            about = self._about(client, request.envelope)
+        return self._texts[credentials.method] % (
+            user,
+            password,
+            b"" if salt is None else b"\r\nAuth-Salt: " + _one_line(salt),
+            request.attempt,
+            client.address.encode("utf-8", "surrogateescape"),
+            about,
+        )
+
+    def _about(self, client: Client, envelope: Envelope | None) -> bytes:
+        """The lines about the client that a plain login from nearby does without."""
+        lines = b"\r\nClient-Host: " + _one_line(client.host) if self._shows_host else b""
+        if client.proxied is not None:
+            lines += _proxied(client.proxied)
+        if envelope is not None:
+            lines += _envelope(envelope)
+        if client.tls is not None:
+            lines += self._tls(client.tls)
+        return lines
+
+    def _tls(self, tls: TlsInfo) -> bytes:
+        lines = b"\r\nAuth-SSL: on\r\nAuth-SSL-Protocol: %b\r\nAuth-SSL-Cipher: %b" % (
+            tls.version.encode(),
+            tls.cipher.encode(),
+        )
+        if not self._verifies:
+            return lines
+        lines += b"\r\nAuth-SSL-Verify: " + _verdict(tls)
+        if tls.certificate is None:
+            return lines
+        lines += _certificate(tls.certificate)
+        if self._pass_certificate:
+            lines += b"\r\nAuth-SSL-Cert: " + _escaped(tls.certificate.pem)
+        return lines
+
+
+def _escaped(octets: bytes) -> bytes:
+    """Escape as nginx does."""
+    return _ESCAPED.sub(_percent, octets)
+
+
+def _literally(octets: bytes) -> bytes:
+    """Write octets so that ``%`` formatting leaves them as they are."""
+    return octets.replace(b"%", b"%%")
+
+
+def _percent(octet: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % octet[0][0]
+
+
+def _one_line(value: bytes) -> bytes:
+    """Let no value that nginx sends unescaped begin a line of its own.
+
+    Frontends refuse such values and TLS libraries escape them; this is what
+    remains true should one of them be wrong.
+    """
+    return _LINE_BREAKING.sub(_percent, value)
+
+
+def _proxied(addresses: ProxyAddresses) -> bytes:
+    return (
+        b"\r\nProxy-Protocol-Addr: %b\r\nProxy-Protocol-Port: %d"
+        b"\r\nProxy-Protocol-Server-Addr: %b\r\nProxy-Protocol-Server-Port: %d"
+    ) % (
+        _one_line(addresses.source),
+        addresses.source_port,
+        _one_line(addresses.destination),
+        addresses.destination_port,
+    )
+
+
+def _envelope(envelope: Envelope) -> bytes:
+    return b"\r\nAuth-SMTP-Helo: %b\r\nAuth-SMTP-From: %b\r\nAuth-SMTP-To: %b" % (
+        _one_line(envelope.helo),
+        _one_line(envelope.mail),
+        _one_line(envelope.rcpt),
+    )
+
+
+def _verdict(tls: TlsInfo) -> bytes:
+    if tls.certificate is None:
+        return b"NONE"
+    if tls.verify_code == 0:
+        return b"SUCCESS"
+    return b"FAILED:" + _one_line(tls.verify_error)
+
+
+def _certificate(certificate: ClientCertificate) -> bytes:
+    return (
+        b"\r\nAuth-SSL-Subject: %b\r\nAuth-SSL-Issuer: %b\r\nAuth-SSL-Serial: %b\r\nAuth-SSL-Fingerprint: %b"
+    ) % (
+        _one_line(certificate.subject),
+        _one_line(certificate.issuer),
+        certificate.serial,
+        certificate.fingerprint,
+    )
+
+
+def _request_line(server: ServerConfig, *, keep_alive: bool) -> bytes:
+    """The request line and ``Host``; the latter without a port, as nginx sends it."""
+    where = server.auth_http
+    uri = where.uri if where.uri.startswith("/") else "/" + where.uri
+    version = b"1.1" if keep_alive else b"1.0"
+    return b"GET %b HTTP/%b\r\nHost: %b\r\n" % (
+        _configured("auth_http", uri.encode()),
+        version,
+        _configured("auth_http", where.host.encode()),
+    )
+
+
+def _configured_headers(values: Sequence[tuple[bytes, Secret | bytes]]) -> bytes:
+    lines = [b"\r\n"]
+    for name, value in values:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"auth_http_header: {name!r} is not a header's name")
+        octets = value.reveal() if isinstance(value, Secret) else value
+        lines.append(b"%b: %b\r\n" % (name, _configured("auth_http_header " + name.decode(), octets)))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def _configured(directive: str, value: bytes) -> bytes:
+    if _LINE_BREAKING.search(value):
+        raise ValueError(f"{directive}: a value holds CR, LF or NUL")
+    return value

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens and closes listening sockets.
+
+Every worker has a socket of its own for each address, so that the kernel deals
+connections out among them (SO_REUSEPORT); the workers share one UNIX socket.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Final
+
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.listen_conflicts import somebody_else_listens
+from mailproxy.net.listen_plan import SocketPlan
+from mailproxy.net.socket_options import configure
+from mailproxy.net.unix_paths import remove_if_dead
+
+_MPTCP: Final = 262
+"""``IPPROTO_MPTCP`` of linux/in.h; C libraries before glibc 2.32 and musl 1.2.3 have no name for it."""
+ATTEMPTS: Final = 5
+"""How often a taken address is tried, as nginx does."""
+PAUSE_SECONDS: Final = 0.5
+
+__all__ = ["CannotListen", "close_sockets", "open_sockets"]
+
+
+def open_sockets(
+    planned: SocketPlan,
+    count: int,
+    *,
+    inherited: Sequence[socket.socket] = (),
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[socket.socket]:
+    """Listen on one address.
+
+    Blocks up to two seconds while the address is taken by somebody else.
+
+    Args:
+        planned: What to open.
+        count: How many workers there are.
+        inherited: Sockets of this address that are open already; they are
+            brought in line with the plan and used first.  Those beyond
+            ``count`` are left alone.
+        sleep: Waits between two attempts.
+
+    Returns:
+        ``count`` sockets, or a single one for a UNIX path: listening,
+        non-blocking, not inherited by programs we execute.
+
+    Raises:
+        CannotListen: And nothing was left open that was not open before.
+    """
+    wanted = 1 if planned.is_unix else count
+    kept = list(inherited[:wanted])
+    try:
+        for sock in kept:
+            configure(planned, sock)
+            sock.listen(planned.backlog)
+        missing = wanted - len(kept)
+        return kept + (_opened(planned, missing, sleep) if missing > 0 else [])
+    except OSError as error:
+        raise CannotListen(planned, error) from error
+
+
+def close_sockets(planned: SocketPlan, sockets: Sequence[socket.socket]) -> None:
+    """Stop listening on one address for good.
+
+    The file of a UNIX socket goes too, unless some process still listens there;
+    so the last one to close it, the supervisor, is the one to call this.
+    """
+    for sock in sockets:
+        sock.close()
+    if planned.is_unix:
+        with suppress(OSError):
+            remove_if_dead(planned.address)
+
+
+def _opened(planned: SocketPlan, count: int, sleep: Callable[[float], None]) -> list[socket.socket]:
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _bound(planned, count)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        sleep(PAUSE_SECONDS)
+    return _bound(planned, count)
+
+
+def _bound(planned: SocketPlan, count: int) -> list[socket.socket]:
+    with ExitStack() as opened:
+        if planned.is_unix:
+            remove_if_dead(planned.address)
+        else:
+            _make_sure_it_is_free(planned)
+        sockets = [opened.enter_context(_made(planned)) for _ in range(count)]
+        for sock in sockets:
+            _bind(planned, sock)
+        for sock in sockets:
+            sock.listen(planned.backlog)
+        opened.pop_all()
+        return sockets
+
+
+def _made(planned: SocketPlan, *, is_shared: bool = True) -> socket.socket:
+    """Make a socket with every option it must have before it is bound."""
+    protocol = _MPTCP if planned.multipath else 0
+    sock = socket.socket(planned.family, socket.SOCK_STREAM, protocol)
+    try:
+        sock.setblocking(False)
+        if not planned.is_unix:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_shared))
+        if planned.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(planned.ipv6only))
+        configure(planned, sock)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(planned: SocketPlan, sock: socket.socket) -> None:
+    if planned.is_unix:
+        sock.bind(planned.address)
+        os.chmod(planned.address, 0o666)  # noqa: S103 - who may connect is the folder's business, as in nginx
+    else:
+        sock.bind((planned.address, planned.port))
+
+
+def _make_sure_it_is_free(planned: SocketPlan) -> None:
+    """Refuse to share a port with a stranger.
+
+    SO_REUSEPORT would let us join the listeners of any process of the same
+    user, and take half of its clients.  Without the option the kernel says
+    whether anybody listens; if that is none but ourselves (another address of
+    the port, or the socket that is being replaced), all is well.
+    """
+    with _made(planned, is_shared=False) as probe:
+        try:
+            _bind(planned, probe)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or somebody_else_listens(planned):
+                raise

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asking the authorization service again, however often it wants to be asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from mailproxy.errors import AuthUnavailable
+from mailproxy.protocols.sansio import Authorize, Dialogue, wait
+from mailproxy.protocols.types import AuthRequest, Decision, Denied, Granted, Postponed
+
+POSTPONED_AT_MOST: Final = 86400
+"""Seconds that a service may put an attempt off, all pauses together."""
+
+
+def ask_again(request: AuthRequest, postponed: Postponed) -> Dialogue[Granted | Denied]:
+    """Repeat a question that was put off (``Auth-Status: WAIT``) until there is a decision.
+
+    It stays the same attempt, with the user name and password that the service
+    sent meanwhile, and with the client's digest where there was one.
+
+    Raises:
+        AuthUnavailable: The service gave no usable answer.
+    """
+    left = POSTPONED_AT_MOST
+    decision: Decision = postponed
+    while isinstance(decision, Postponed):
+        left -= decision.wait
+        if left < 0:
+            raise AuthUnavailable("postponed for more than a day")
+        yield from wait(decision.wait)
+        if decision.user is not None:
+            request.credentials = replace(request.credentials, user=decision.user)
+        if decision.password is not None:
+            request.credentials = replace(request.credentials, password=decision.password)
+        decision = yield Authorize(request)
+    return decision

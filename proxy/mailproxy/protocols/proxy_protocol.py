@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PROXY header: read it from a listener, write it to an upstream.
+
+Version 1 is a line of text, version 2 is binary (the specification is
+HAProxy's ``proxy-protocol.txt``).  Octets in, values out: who waits for the
+header, and for how long, is the runtime's business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from mailproxy.enums import ProxyHeaderResult
+from mailproxy.protocols.types import Client, ProxyAddresses, TlsInfo
+from mailproxy_config.model import SendProxyProtocol, ServerConfig
+
+SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+MAX_V1: Final = 107
+"""Octets of the longest version 1 header, its CRLF included."""
+MAX_V2: Final = 16 + 4096
+"""Octets of the longest version 2 header that is accepted; what nginx looks at."""
+
+_KEYWORD: Final = b"PROXY "
+_EXCERPT: Final = 16
+_V1: Final = re.compile(
+    rb"PROXY (?:UNKNOWN(?: .*)?|(TCP4|TCP6) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) ([0-9]{1,5}) ([0-9]{1,5}))",
+    re.DOTALL,
+)
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r(?!\Z)")
+
+_STREAM_ADDRESSES: Final = {0x11: 12, 0x21: 36}
+"""Family and transport of the addresses that we understand, and their octets."""
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+_TLV_ALPN: Final = 0x01
+_TLV_AUTHORITY: Final = 0x02
+_TLV_CRC32C: Final = 0x03
+_TLV_SSL: Final = 0x20
+_SUBTYPE_VERSION: Final = 0x21
+_SUBTYPE_CN: Final = 0x22
+_SUBTYPE_CIPHER: Final = 0x23
+_SUBTYPE_SIGNATURE: Final = 0x24
+_SUBTYPE_KEY: Final = 0x25
+_CLIENT_TLS: Final = 0x01
+_CLIENT_CERT_NOW: Final = 0x02
+_CLIENT_CERT_SESSION: Final = 0x04
+_MAX_COMMON_NAME: Final = 1024
+
+
+class BadHeader(Exception):
+    """This is no PROXY header, and no octets to come will make it one.
+
+    Attributes:
+        result: ``MISSING`` when it does not even begin like one, else ``INVALID``.
+    """
+
+    def __init__(self, result: ProxyHeaderResult) -> None:
+        super().__init__(result.value)
+        self.result = result
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A complete header.
+
+    ``consumed`` octets of the buffer were its; the rest belongs to the mail
+    protocol, or to TLS.  ``addresses`` is ``None`` where the header carries none
+    (``UNKNOWN``, ``LOCAL``, a family other than TCP).
+    """
+
+    consumed: int
+    addresses: ProxyAddresses | None
+    version: int
+    result: ProxyHeaderResult
+
+
+def read(buffer: bytes) -> Header | None:
+    """Read the header at the beginning of a connection, however it is cut.
+
+    Args:
+        buffer: Everything that has arrived so far; ``MAX_V2`` octets are always enough.
+
+    Returns:
+        The header, or ``None`` when more octets must come first.
+
+    Raises:
+        BadHeader: There is none, or it is malformed.
+    """
+    if buffer.startswith(SIGNATURE):
+        return _read_v2(buffer)
+    if buffer.startswith(_KEYWORD):
+        return _read_v1(buffer)
+    if SIGNATURE.startswith(buffer) or _KEYWORD.startswith(buffer):
+        return None
+    raise BadHeader(ProxyHeaderResult.MISSING)
+
+
+def begins(buffer: bytes) -> bool:
+    """Whether these first bytes of a connection are those of a header."""
+    return buffer.startswith((_KEYWORD, SIGNATURE))
+
+
+def excerpt(buffer: bytes) -> bytes:
+    """What a log may show of a connection that did not begin with a good header.
+
+    Of what is no header at all, no more than a word: a client that was not
+    expected here may have sent its password.
+    """
+    if buffer.startswith(SIGNATURE):
+        return buffer[: 16 + max(_STREAM_ADDRESSES.values())]
+    if buffer.startswith(_KEYWORD):
+        end = _LINE_END.search(buffer, 0, MAX_V1)
+        return buffer[: end.start() if end else MAX_V1]
+    return (buffer.split(None, 1) or [buffer])[0][:_EXCERPT]
+
+
+def _read_v1(buffer: bytes) -> Header | None:
+    found = _LINE_END.search(buffer, 0, MAX_V1)
+    if found is None:
+        if len(buffer) < MAX_V1:
+            return None
+        raise BadHeader(ProxyHeaderResult.INVALID)
+    line = _V1.fullmatch(buffer, 0, found.start())
+    if line is None or found[0] != b"\r\n":
+        raise BadHeader(ProxyHeaderResult.INVALID)
+    family, source, destination, source_port, destination_port = line.groups()
+    if family is None:
+        return Header(found.end(), None, 1, ProxyHeaderResult.UNKNOWN)
+    addresses = ProxyAddresses(source, destination, int(source_port), int(destination_port))
+    _check_v1(addresses, ipaddress.IPv4Address if family == b"TCP4" else ipaddress.IPv6Address)
+    return Header(found.end(), addresses, 1, ProxyHeaderResult.V1)
+
+
+def _check_v1(
+    addresses: ProxyAddresses, family: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]
+) -> None:
+    """Hold the addresses against the family word, which nginx does not."""
+    try:
+        family(addresses.source.decode("ascii"))
+        family(addresses.destination.decode("ascii"))
+    except ValueError:
+        raise BadHeader(ProxyHeaderResult.INVALID) from None
+    if max(addresses.source_port, addresses.destination_port) > 65535:
+        raise BadHeader(ProxyHeaderResult.INVALID)
+
+
+def _read_v2(buffer: bytes) -> Header | None:
+    if len(buffer) < 16:
+        return None
+    version, command = buffer[12] >> 4, buffer[12] & 15
+    length = int.from_bytes(buffer[14:16], "big")
+    if version != 2 or 16 + length > MAX_V2:
+        raise BadHeader(ProxyHeaderResult.INVALID)
+    if len(buffer) < 16 + length:
+        return None
+    if command == 0:
+        return Header(16 + length, None, 2, ProxyHeaderResult.LOCAL)
+    needed = _STREAM_ADDRESSES.get(buffer[13])
+    if command != 1 or needed is None:
+        return Header(16 + length, None, 2, ProxyHeaderResult.UNKNOWN)
+    if length < needed:
+        raise BadHeader(ProxyHeaderResult.INVALID)
+    return Header(16 + length, _v2_addresses(buffer[16 : 16 + needed]), 2, ProxyHeaderResult.V2)
+
+
+def _v2_addresses(octets: bytes) -> ProxyAddresses:
+    half = (len(octets) - 4) // 2
+    return ProxyAddresses(
+        _text(octets[:half]),
+        _text(octets[half : 2 * half]),
+        int.from_bytes(octets[-4:-2], "big"),
+        int.from_bytes(octets[-2:], "big"),
+    )
+
+
+def _text(packed: bytes) -> bytes:
+    return address_text(ipaddress.ip_address(packed)).encode()
+
+
+def address_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Write an address as nginx does: RFC 5952, the end of mapped and compatible ones dotted."""
+    packed = address.packed
+    if len(packed) == 4:
+        return str(address)
+    if packed.startswith(_MAPPED):
+        return f"::ffff:{ipaddress.IPv4Address(packed[12:])}"
+    compatible = packed[12:14] != b"\0\0" or (packed[14] != 0 and packed[15] != 1)
+    if packed.startswith(bytes(12)) and compatible:
+        return f"::{ipaddress.IPv4Address(packed[12:])}"
+    return str(address)
+
+
+def outbound(server: ServerConfig, client: Client) -> bytes:
+    """Write the header for the upstream (directive ``proxy_protocol``).
+
+    Source is the client, after ``set_real_ip_from``; destination is where we
+    accepted the connection, never what an inbound header said.
+
+    Returns:
+        The header, empty where the directive does not ask for one.
+    """
+    if server.proxy_protocol is SendProxyProtocol.V1:
+        return _write_v1(client)
+    if server.proxy_protocol is SendProxyProtocol.V2:
+        return _write_v2(client)
+    return b""
+
+
+def _packed_ends(client: Client) -> tuple[bytes, bytes] | None:
+    """Both addresses in one family, or ``None`` where there is no such thing.
+
+    When they differ, which ``set_real_ip_from`` can bring about, the IPv4 side
+    is written IPv4-mapped.
+    """
+    try:
+        source = ipaddress.ip_address(client.address.partition("%")[0]).packed
+        destination = ipaddress.ip_address(client.local_address.partition("%")[0]).packed
+    except ValueError:
+        return None
+    if len(source) == len(destination):
+        return source, destination
+    return _widened(source), _widened(destination)
+
+
+def _widened(packed: bytes) -> bytes:
+    return packed if len(packed) == 16 else _MAPPED + packed
+
+
+def _write_v1(client: Client) -> bytes:
+    ends = _packed_ends(client)
+    if ends is None:
+        return b"PROXY UNKNOWN\r\n"
+    source, destination = ends
+    return b"PROXY %b %b %b %d %d\r\n" % (
+        b"TCP4" if len(source) == 4 else b"TCP6",
+        _text(source),
+        _text(destination),
+        client.port,
+        client.local_port,
+    )
+
+
+def _write_v2(client: Client) -> bytes:
+    ends = _packed_ends(client)
+    if ends is None:
+        kind, body = b"\x20\x00", b""
+    else:
+        source, destination = ends
+        if source.startswith(_MAPPED) and destination.startswith(_MAPPED):
+            source, destination = source[12:], destination[12:]
+        kind = b"\x21\x11" if len(source) == 4 else b"\x21\x21"
+        body = source + destination + client.port.to_bytes(2, "big") + client.local_port.to_bytes(2, "big")
+    if client.tls is not None:
+        body += _tls_values(client.tls)
+    length = len(body) + 7
+    unsigned = b"%b%b%b%b%b" % (
+        SIGNATURE,
+        kind,
+        length.to_bytes(2, "big"),
+        body,
+        _value(_TLV_CRC32C, bytes(4)),
+    )
+    return unsigned[:-4] + crc32c(unsigned).to_bytes(4, "big")
+
+
+def _value(kind: int, octets: bytes) -> bytes:
+    return b"%c%b%b" % (kind, len(octets).to_bytes(2, "big"), octets)
+
+
+def _tls_values(tls: TlsInfo) -> bytes:
+    values = b""
+    if tls.server_name is not None:
+        values += _value(_TLV_AUTHORITY, tls.server_name)
+    if tls.alpn is not None:
+        values += _value(_TLV_ALPN, tls.alpn)
+    return values + _value(_TLV_SSL, _ssl_value(tls))
+
+
+def _ssl_value(tls: TlsInfo) -> bytes:
+    flags = _CLIENT_TLS
+    verify = 1
+    name = None
+    if tls.certificate is not None:
+        flags |= _CLIENT_CERT_SESSION if tls.resumed else _CLIENT_CERT_SESSION | _CLIENT_CERT_NOW
+        verify = tls.verify_code
+        name = tls.certificate.common_name
+    if name is not None and len(name) > _MAX_COMMON_NAME:
+        name = None  # half a name would be somebody else's
+    said = (
+        (_SUBTYPE_VERSION, tls.version.encode()),
+        (_SUBTYPE_CN, name),
+        (_SUBTYPE_CIPHER, tls.cipher.encode()),
+        (_SUBTYPE_SIGNATURE, tls.own_signature),
+        (_SUBTYPE_KEY, tls.own_key),
+    )
+    values = b"".join(_value(kind, octets) for kind, octets in said if octets is not None)
+    return b"%c%b%b" % (flags, verify.to_bytes(4, "big"), values)
+
+
+def _crc32c_of(octet: int) -> int:
+    for _ in range(8):
+        octet = octet >> 1 ^ (0x82F63B78 if octet & 1 else 0)
+    return octet
+
+
+_CRC32C: Final = tuple(map(_crc32c_of, range(256)))
+
+
+def crc32c(octets: bytes) -> int:
+    """Give the CRC-32C (Castagnoli) of some octets."""
+    crc = 0xFFFFFFFF
+    for octet in octets:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ octet) & 255]
+    return crc ^ 0xFFFFFFFF

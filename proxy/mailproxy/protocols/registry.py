@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mail protocol must provide to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.types import Client, Ended, Identified, LoggedIn
+from mailproxy_config.model import Protocol, ServerConfig
+
+
+class Frontend(Interface):
+    """One server's side of the conversation with clients; made once per server, shared by its sessions."""
+
+    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+        """Talk to a client from the greeting until it is identified, or gone.
+
+        ``client.tls`` is set already on an ``ssl`` listener; the conversation
+        sets it after STARTTLS, and ``client.host`` after the name look-up.
+        """
+        ...
+
+
+class Upstream(Interface):
+    """One server's side of the conversation with upstreams; made once per server."""
+
+    def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
+        """Log in on the client's behalf, the PROXY header to the upstream included.
+
+        Raises:
+            UpstreamRefused: The upstream said no.
+            UpstreamError: It said nonsense.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MailProtocol:
+    """A protocol: its name, its usual ports, its two conversations, and its own words for trouble."""
+
+    name: Protocol
+    ports: frozenset[int]
+    alpn: bytes
+    frontend: Callable[[ServerConfig], Frontend]
+    upstream: Callable[[ServerConfig], Upstream]
+    internal_error: bytes
+    """What a client is told when something behind us broke."""
+    shutdown: bytes
+    """The goodbye to a client that has not logged in when the proxy drains."""
+    busy: bytes
+    """The refusal above ``worker_connections``."""

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closing the books on a session: its numbers and its line in the log, once."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from mailproxy.context import Engine
+from mailproxy.enums import CloseReason, LoginResult
+from mailproxy.session.virtual_server import Server
+from mailproxy.telemetry.labels import Limit
+from mailproxy.telemetry.metrics import Gauge
+from mailproxy.telemetry.session_record import SessionRecord
+
+_SUCCESS: Final = LoginResult.SUCCESS
+_MAX_ERRORS: Final = CloseReason.MAX_ERRORS
+
+
+def book_end(
+    engine: Engine, server: Server, record: SessionRecord, state: Gauge, reason: CloseReason
+) -> None:
+    """Book the end of a client's connection: gauges, counters, the session's line.
+
+    Args:
+        engine: The worker's shared parts.
+        server: The client's server.
+        record: What is known about the session, but for its end.
+        state: The gauge that counts it.
+        reason: Why it ended.
+    """
+    record.duration = duration = time.monotonic() - record.started
+    record.reason = reason
+    state.value -= 1
+    engine.clients -= 1
+    meter = server.meter
+    meter.active.value -= 1
+    meter.closed[reason].value += 1
+    if reason is _MAX_ERRORS:
+        meter.limit_rejections[Limit.MAX_ERRORS].value += 1
+    server.numbers.session_seconds[record.result is _SUCCESS].observe(duration)
+    server.log.session(record)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all sessions of one ``server`` block share: its configuration put to work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.dns import Resolver
+from mailproxy.loop.timeouts import Lane
+from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.registry import Frontend, MailProtocol, Upstream
+from mailproxy.telemetry.log import LogWriter
+from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
+from mailproxy.tls.context import ServerTls
+from mailproxy_config.model import ServerConfig
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """One ``server`` block at work; made by a reload, kept by its sessions until the last has gone."""
+
+    config: ServerConfig
+    protocol: MailProtocol
+    auth: AuthService
+    template: RequestTemplate
+    resolver: Resolver | None
+    tls: ServerTls | None
+    trusted: TrustedPeers
+    meter: ServerMeter
+    numbers: ProtocolMeter
+    patience: Lane
+    """For deadlines of ``timeout``."""
+    idleness: Lane
+    """For deadlines of ``proxy_timeout``."""
+    log: LogWriter
+    """Where its sessions are logged."""
+    suspects_proxy_header: bool = False
+    """Whether a handshake failed because what came was no TLS; the next one is looked at."""
+    frontend: Frontend = field(init=False)
+    upstream: Upstream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.frontend = self.protocol.frontend(self.config)
+        self.upstream = self.protocol.upstream(self.config)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor's listening sockets: what is open, and what a reload makes of it.
+
+The supervisor keeps every socket that its workers accept on, so that an
+address stays ours, and clients stay queued, while a worker is replaced.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from mailproxy.net import CannotListen, Clamp, SocketPlan, clamps, close_sockets, difference, open_sockets
+
+SURPLUS_AT_MOST: Final = 512
+"""Sockets that are kept beyond the number of workers, of all addresses together; every worker gets them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sockets:
+    """Open sockets by key, with the plans that they were opened by."""
+
+    plans: tuple[SocketPlan, ...] = ()
+    by_key: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
+
+    def clamps(self) -> Iterator[tuple[str, Clamp]]:
+        """Tell what the kernel did not grant, by key."""
+        for planned in self.plans:
+            for clamp in clamps(planned, self.by_key[planned.key][0]):
+                yield planned.key, clamp
+
+
+class Listeners:
+    """What is open.  ``prepare`` opens more; after that comes ``commit`` or ``discard``.
+
+    A socket that a smaller number of workers leaves over stays open, and all
+    of them accept on it: the kernel would reset the clients that are queued there.
+    """
+
+    def __init__(self) -> None:
+        self._current = Sockets()
+
+    def prepare(self, plans: Sequence[SocketPlan], count: int) -> Sockets:
+        """Open whatever these plans need beyond what is open; blocks, for seconds where a port is taken.
+
+        Args:
+            plans: What is to be listened on.
+            count: How many workers there are to be.
+
+        Raises:
+            CannotListen: And nothing has changed.
+        """
+        by_key: dict[str, Sequence[socket.socket]] = {}
+        change = difference(self._current.plans, plans)
+        most = count + SURPLUS_AT_MOST // max(len(plans), 1)
+        try:
+            for planned in change.stays:
+                inherited = self._current.by_key[planned.key]
+                wanted = max(count, min(len(inherited), most))
+                by_key[planned.key] = open_sockets(planned, wanted, inherited=inherited)
+            for planned in change.opens:
+                by_key[planned.key] = open_sockets(planned, count)
+        except CannotListen:
+            self.discard(Sockets(tuple(plans), by_key))
+            raise
+        return Sockets(tuple(plans), by_key)
+
+    def commit(self, sockets: Sockets) -> None:
+        """Make this what is open, and close whatever is not part of it."""
+        before, self._current = self._current, sockets
+        _close_beyond(before, sockets)
+
+    def discard(self, sockets: Sockets) -> None:
+        """Close whatever was opened for this, and bring back the options of what stays."""
+        _close_beyond(sockets, self._current)
+        for planned in self._current.plans:
+            inherited = self._current.by_key[planned.key]
+            with suppress(CannotListen):
+                open_sockets(planned, len(inherited), inherited=inherited)
+
+    def close(self) -> None:
+        """Close everything.  Once the workers are gone, a second call removes the files of UNIX sockets."""
+        for planned in self._current.plans:
+            close_sockets(planned, self._current.by_key[planned.key])
+
+
+def _close_beyond(sockets: Sockets, kept: Sockets) -> None:
+    """Close what is in the one and not in the other."""
+    staying = {id(sock) for group in kept.by_key.values() for sock in group}
+    for planned in sockets.plans:
+        group = [sock for sock in sockets.by_key.get(planned.key, ()) if id(sock) not in staying]
+        if planned.key in kept.by_key:
+            for sock in group:
+                sock.close()
+        else:
+            close_sockets(planned, group)

@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric of the proxy, declared once: name, type, labels, meaning, buckets, and how workers add up.
+
+Plain data.  ``meter`` makes cells from it, ``merge`` adds by it, ``metrics``
+shows it to Prometheus, and the reference page is printed from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final
+
+from mailproxy import enums
+from mailproxy.telemetry import labels
+from mailproxy_config.model import Protocol
+
+
+class Kind(StrEnum):
+    """A metric's type."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Merge(StrEnum):
+    """How the values of several workers become one."""
+
+    SUM = "sum"
+    """Counters and histograms: of all workers that ever lived.  Gauges: of the living."""
+    MIN = "minimum"
+    MAX = "maximum"
+    EACH = "each"
+    """Every series that some worker shows."""
+    OWN = "supervisor"
+    """No worker has it; the supervisor says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A label and its closed set of values; ``None``: names of the configuration, facts of a build."""
+
+    name: str
+    values: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One metric.
+
+    ``from_start`` promises that every series is there with 0 before anything
+    happened (else ``rate()`` misses the first event, and alerts with it).
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[Label, ...] = ()
+    buckets: tuple[float, ...] = ()
+    merge: Merge = Merge.SUM
+    from_start: bool = False
+    parts: int = 1
+    """Whole numbers per unit in which workers hand in the value; they add up the same in any order."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels' names, in order."""
+        return tuple(label.name for label in self.labels)
+
+
+def _closed(name: str, words_: type[Enum]) -> Label:
+    return Label(name, tuple(str(word.value) for word in words_))
+
+
+NANO: Final = 1_000_000_000
+"""Parts of a second."""
+
+LOGIN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+CONNECT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SESSION_BUCKETS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 10800.0, 43200.0, 86400.0)
+HANDSHAKE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+DNS_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LAG_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_SERVER = Label("server")
+_PROTOCOL = _closed("protocol", Protocol)
+_TLS_MODE = _closed("mode", enums.TlsMode)
+_PURPOSE = _closed("purpose", enums.DnsPurpose)
+
+CONNECTIONS_ACCEPTED: Final = Family(
+    name="mailproxy_connections_accepted_total",
+    kind=Kind.COUNTER,
+    labels=(_SERVER, _PROTOCOL),
+    help="Client connections accepted.",
+    from_start=True,
+)
+CONNECTIONS_ACTIVE: Final = Family(
+    name="mailproxy_connections_active",
+    kind=Kind.GAUGE,
+    labels=(_SERVER, _PROTOCOL),
+    help="Client connections that are open.",
+    from_start=True,
+)
+CONNECTIONS_CLOSED: Final = Family(
+    name="mailproxy_connections_closed_total",
+    kind=Kind.COUNTER,
+    labels=(_SERVER, _PROTOCOL, _closed("reason", enums.CloseReason)),
+    help="Client connections that ended, by the first cause of their end.",
+    from_start=True,
+)
+CONNECTIONS_LIMIT: Final = Family(
+    name="mailproxy_connections_limit",
+    kind=Kind.GAUGE,
+    help="Client connections that all workers together accept at most (workerConnections times workers).",
+    from_start=True,
+)
+SESSIONS_ACTIVE: Final = Family(
+    name="mailproxy_sessions_active",
+    kind=Kind.GAUGE,
+    labels=(_PROTOCOL, _closed("state", enums.SessionState)),
+    help="Sessions by the phase they are in.",
+    from_start=True,
+)
+SESSION_DURATION: Final = Family(
+    name="mailproxy_session_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("authenticated", labels.Authenticated)),
+    buckets=SESSION_BUCKETS,
+    help="How long client connections lasted, by whether they got to an upstream.",
+)
+PROXY_HEADERS: Final = Family(
+    name="mailproxy_proxy_protocol_headers_total",
+    kind=Kind.COUNTER,
+    labels=(_SERVER, _closed("result", enums.ProxyHeaderResult)),
+    help="PROXY protocol headers expected from clients, by what came.",
+)
+LIMIT_REJECTIONS: Final = Family(
+    name="mailproxy_limit_rejections_total",
+    kind=Kind.COUNTER,
+    labels=(_SERVER, _closed("limit", labels.Limit), _closed("mode", labels.LimitMode)),
+    help="Clients turned away because a limit was reached.",
+    from_start=True,
+)
+PROTOCOL_ERRORS: Final = Family(
+    name="mailproxy_protocol_errors_total",
+    kind=Kind.COUNTER,
+    labels=(_PROTOCOL, _closed("error", enums.ProtocolErrorKind)),
+    help="Protocol violations of clients, or upstreams (no_greeting, unexpected_reply, reply_too_long).",
+    from_start=True,
+)
+LOGINS: Final = Family(
+    name="mailproxy_logins_total",
+    kind=Kind.COUNTER,
+    labels=(_PROTOCOL, _closed("method", enums.Method), _closed("result", enums.LoginResult)),
+    help="Attempts to log in: one per complete set of credentials or (smtp_auth none) recipient asked about.",
+    from_start=True,
+)
+LOGIN_DURATION: Final = Family(
+    name="mailproxy_login_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("result", labels.LoginOutcome)),
+    buckets=LOGIN_BUCKETS,
+    help="From complete credentials to the answer to the client, pauses that the service asked for left out.",
+)
+AUTH_REQUEST_DURATION: Final = Family(
+    name="mailproxy_auth_request_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("outcome", enums.AuthOutcome)),
+    buckets=LOGIN_BUCKETS,
+    help="One request to the authentication service, from connecting to the end of the answer's header.",
+    from_start=True,
+)
+AUTH_ERRORS: Final = Family(
+    name="mailproxy_auth_errors_total",
+    kind=Kind.COUNTER,
+    labels=(_closed("reason", enums.AuthErrorReason),),
+    help="Requests to the authentication service that gave no usable answer.",
+    from_start=True,
+)
+AUTH_IN_FLIGHT: Final = Family(
+    name="mailproxy_auth_requests_in_flight",
+    kind=Kind.GAUGE,
+    help="Requests to the authentication service that have not been answered yet.",
+    from_start=True,
+)
+UPSTREAM_CONNECT_DURATION: Final = Family(
+    name="mailproxy_upstream_connect_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("result", labels.ConnectResult)),
+    buckets=CONNECT_BUCKETS,
+    help="Time to connect to an upstream.",
+)
+UPSTREAM_ERRORS: Final = Family(
+    name="mailproxy_upstream_errors_total",
+    kind=Kind.COUNTER,
+    labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
+    help="Logins at upstreams that failed, by how far they had come; stage login counts refusals too.",
+    from_start=True,
+)
+RELAYED_BYTES: Final = Family(
+    name="mailproxy_relayed_bytes_total",
+    kind=Kind.COUNTER,
+    labels=(_PROTOCOL, _closed("direction", labels.Direction)),
+    help="Bytes relayed after login, what the client had sent ahead included.",
+    from_start=True,
+)
+TLS_HANDSHAKES: Final = Family(
+    name="mailproxy_tls_handshakes_total",
+    kind=Kind.COUNTER,
+    labels=(_TLS_MODE, _closed("version", labels.TlsVersion)),
+    help="TLS handshakes completed with clients.",
+)
+TLS_RESUMED: Final = Family(
+    name="mailproxy_tls_sessions_resumed_total",
+    kind=Kind.COUNTER,
+    labels=(_TLS_MODE,),
+    help="Completed TLS handshakes that resumed an earlier session.",
+)
+TLS_FAILURES: Final = Family(
+    name="mailproxy_tls_handshake_failures_total",
+    kind=Kind.COUNTER,
+    labels=(_TLS_MODE, _closed("reason", enums.TlsFailure)),
+    help="TLS handshakes with clients that failed.",
+)
+TLS_DURATION: Final = Family(
+    name="mailproxy_tls_handshake_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_TLS_MODE,),
+    buckets=HANDSHAKE_BUCKETS,
+    help="Time that completed TLS handshakes with clients took.",
+)
+CERTIFICATE_EXPIRY: Final = Family(
+    name="mailproxy_tls_certificate_expiry_timestamp_seconds",
+    kind=Kind.GAUGE,
+    labels=(_SERVER, Label("certificate")),
+    merge=Merge.MIN,
+    help="When the loaded certificate expires; certificate is its position in sslCertificate, from 0.",
+)
+DNS_TIMEOUTS: Final = Family(
+    name="mailproxy_dns_timeouts_total",
+    kind=Kind.COUNTER,
+    labels=(_PURPOSE,),
+    help="Questions to name servers without an answer within resolverTimeout.",
+    from_start=True,
+)
+DNS_QUERIES: Final = Family(
+    name="mailproxy_dns_queries_total",
+    kind=Kind.COUNTER,
+    labels=(_PURPOSE, _closed("result", enums.DnsResult)),
+    help="Questions asked of name servers.",
+)
+DNS_DURATION: Final = Family(
+    name="mailproxy_dns_query_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    labels=(_PURPOSE,),
+    buckets=DNS_BUCKETS,
+    help="Time until a name server answered.",
+)
+DNS_CACHE: Final = Family(
+    name="mailproxy_dns_cache_requests_total",
+    kind=Kind.COUNTER,
+    labels=(_closed("result", enums.CacheResult),),
+    help="Look-ups in the resolver's cache.",
+)
+DNS_CACHE_ENTRIES: Final = Family(
+    name="mailproxy_dns_cache_entries",
+    kind=Kind.GAUGE,
+    help="Names in the resolver's cache.",
+    from_start=True,
+)
+CONFIG_INFO: Final = Family(
+    name="mailproxy_config_info",
+    kind=Kind.GAUGE,
+    labels=(Label("hash"),),
+    merge=Merge.EACH,
+    help="1 for the configuration that runs; two series while workers change over.",
+)
+CONFIG_SUCCESSFUL: Final = Family(
+    name="mailproxy_config_last_reload_successful",
+    kind=Kind.GAUGE,
+    merge=Merge.MIN,
+    help="1, or 0 while the newest configuration was refused and the previous one runs.",
+)
+CONFIG_TIMESTAMP: Final = Family(
+    name="mailproxy_config_last_reload_success_timestamp_seconds",
+    kind=Kind.GAUGE,
+    merge=Merge.MIN,
+    help="When the configuration that runs was loaded.",
+)
+CONFIG_GENERATION: Final = Family(
+    name="mailproxy_config_generation",
+    kind=Kind.GAUGE,
+    merge=Merge.MIN,
+    help="Generation of the MailProxy resource that the configuration came from, 0 without one.",
+)
+CONFIG_RELOADS: Final = Family(
+    name="mailproxy_config_reloads_total",
+    kind=Kind.COUNTER,
+    labels=(_closed("result", labels.ReloadResult),),
+    help="Attempts to load a configuration, the first one included.",
+    merge=Merge.OWN,
+    from_start=True,
+)
+BUILD_INFO: Final = Family(
+    name="mailproxy_build_info",
+    kind=Kind.GAUGE,
+    labels=(Label("version"), Label("revision"), Label("python_version"), Label("openssl_version")),
+    merge=Merge.OWN,
+    help="1; the labels are the version that is running.",
+    from_start=True,
+)
+WORKERS: Final = Family(
+    name="mailproxy_workers",
+    kind=Kind.GAUGE,
+    merge=Merge.OWN,
+    help="Worker processes alive.",
+    from_start=True,
+)
+WORKER_RESTARTS: Final = Family(
+    name="mailproxy_worker_restarts_total",
+    kind=Kind.COUNTER,
+    labels=(_closed("reason", labels.RestartReason),),
+    merge=Merge.OWN,
+    help="Worker processes that had to be replaced.",
+    from_start=True,
+)
+DRAINING: Final = Family(
+    name="mailproxy_draining",
+    kind=Kind.GAUGE,
+    merge=Merge.MAX,
+    help="1 while the proxy drains.",
+    from_start=True,
+)
+LOOP_LAG: Final = Family(
+    name="mailproxy_event_loop_lag_seconds",
+    kind=Kind.HISTOGRAM,
+    buckets=LAG_BUCKETS,
+    help="How late a timer of 100 ms (of 1 s while nothing happens) fired.",
+    from_start=True,
+)
+PROCESS_MEMORY: Final = Family(
+    name="process_resident_memory_bytes",
+    kind=Kind.GAUGE,
+    help="Resident memory of all processes together.",
+)
+PROCESS_FDS: Final = Family(
+    name="process_open_fds",
+    kind=Kind.GAUGE,
+    help="Open file descriptors of all processes together.",
+)
+PROCESS_MAX_FDS: Final = Family(
+    name="process_max_fds",
+    kind=Kind.GAUGE,
+    merge=Merge.MIN,
+    help="File descriptors that a process may open.",
+)
+PROCESS_CPU: Final = Family(
+    name="process_cpu_seconds_total",
+    kind=Kind.COUNTER,
+    parts=NANO,
+    help="User and system CPU time of all processes together, those that ended included.",
+)
+PROCESS_START: Final = Family(
+    name="process_start_time_seconds",
+    kind=Kind.GAUGE,
+    merge=Merge.OWN,
+    help="When the proxy was started.",
+)
+
+CATALOGUE: Final[tuple[Family, ...]] = tuple(
+    item for item in dict(globals()).values() if isinstance(item, Family)
+)
+"""All of them, in the order above."""
+
+BY_NAME: Final[dict[str, Family]] = {family.name: family for family in CATALOGUE}

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A page of numbers as Prometheus wants it.  Belongs to the supervisor: workers never import it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import cast
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from mailproxy.telemetry.aggregate import Distribution, Labels, Page
+from mailproxy.telemetry.definitions import CATALOGUE, Family, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition:
+    """An answer to a scrape."""
+
+    body: bytes
+    content_type: str
+    encoding: str | None
+    """``gzip``, or ``None`` for none."""
+
+
+class PageCollector(Collector):
+    """Shows one page; there are no ``_created`` series, they would add half as much again."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric of the page in the catalogue's order."""
+        return (_metric(family, series) for family, series in self._page.items())
+
+    def describe(self) -> Iterator[Metric]:
+        """Name every metric of the catalogue, so that a registry notices a name that is taken."""
+        return (_metric(family, {}) for family in CATALOGUE)
+
+
+def expose(page: Page, accept: str = "", accept_encoding: str = "") -> Exposition:
+    """Write a page down.
+
+    Args:
+        page: What to show.
+        accept: The ``Accept`` header: OpenMetrics for who prefers it, else the text format.
+        accept_encoding: The ``Accept-Encoding`` header.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PageCollector(page))
+    encode, content_type = choose_encoder(accept)
+    body = encode(registry)
+    if _accepts_gzip(accept_encoding):
+        return Exposition(gzip.compress(body, compresslevel=5), content_type, "gzip")
+    return Exposition(body, content_type, None)
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for item in accept_encoding.lower().split(","):
+        name, _, parameters = item.partition(";")
+        if name.strip() == "gzip":
+            return parameters.replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
+    return False
+
+
+def _metric(family: Family, series: dict[Labels, float | Distribution]) -> Metric:
+    if family.kind is Kind.HISTOGRAM:
+        return _histogram(family, series)
+    shape = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    return _numbers(shape(family.name, family.help, labels=family.label_names), series)
+
+
+def _numbers(
+    metric: CounterMetricFamily | GaugeMetricFamily, series: dict[Labels, float | Distribution]
+) -> Metric:
+    for labels, value in series.items():
+        metric.add_metric(labels, cast("float", value))
+    return metric
+
+
+def _histogram(family: Family, series: dict[Labels, float | Distribution]) -> Metric:
+    metric = HistogramMetricFamily(family.name, family.help, labels=family.label_names)
+    bounds = [*map(floatToGoString, family.buckets), "+Inf"]
+    for labels, value in series.items():
+        total = cast("Distribution", value)
+        buckets = list(zip(bounds, accumulate(total.counts), strict=True))
+        metric.add_metric(labels, buckets, total.sum)
+    return metric

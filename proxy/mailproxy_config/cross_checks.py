@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold between several fields of a manifest.
+
+Each condition stands here twice, since a reader deserves an exact path and an
+API server can only answer rules: as a CEL rule for the CRD, and as a check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from mailproxy_config.addresses import WELL_KNOWN_PORTS, canonical_listener
+from mailproxy_config.errors import Problems
+from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
+from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
+from mailproxy_config.levels import Level, ServerBlock
+from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
+from mailproxy_config.schema import Rule
+
+ADMIN_PORT: Final = 9113
+_HIGHEST_PORT: Final = 65535
+_PRIVILEGED: Final = 1024
+
+
+def derived_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
+    """The protocol that all ports stand for; ``None`` if one is not well-known, or they disagree."""
+    found = {WELL_KNOWN_PORTS.get(listener.port or 0) for listener in listen}
+    return found.pop() if len(found) == 1 else None
+
+
+def inconsistencies(
+    spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
+) -> None:
+    """Note everything that is right in itself but does not go together.
+
+    Args:
+        spec: Those fields of the spec beside ``mail`` and ``servers`` that are right in themselves.
+        mail: The mail level.
+        servers: The servers.
+        problems: Where to note it.
+    """
+    for server in servers:
+        _check_protocol(server, problems)
+        _check_authorization(server, mail, problems)
+        _check_tls(server, mail, problems)
+        _check_ports(server, spec, problems)
+    _check_names(servers, problems)
+    _check_duplicates(servers, problems)
+    _check_workload(spec, problems)
+
+
+def _given(name: str, server: ServerBlock, mail: Level) -> bool:
+    return name in server.level.given or name in mail.given
+
+
+def _value(name: str, server: ServerBlock, mail: Level) -> object:
+    return server.level.values.get(name, mail.values.get(name))
+
+
+def _check_protocol(server: ServerBlock, problems: Problems) -> None:
+    if "protocol" not in server.own.given and server.listen and derived_protocol(server.listen) is None:
+        reason = "can be left out only where every port is well-known and all agree"
+        problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
+
+
+def _check_authorization(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    if not _given("auth_http", server, mail):
+        problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
+
+
+def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
+    starttls = _value("starttls", server, mail) or StartTls.DISABLED
+    if starttls is StartTls.DISABLED and not any(listener.ssl for listener in server.listen):
+        return
+    where = "listen ssl" if any(listener.ssl for listener in server.listen) else "starttls"
+    needed = f"is required for {where}: set it here or in spec.mail"
+    if not _given("ssl_certificate", server, mail) or _value("ssl_certificate", server, mail) == ():
+        problems.add(f"{server.path}.sslCertificate", needed)
+    verify = _value("ssl_verify_client", server, mail)
+    authorities = ("ssl_client_certificate", "ssl_trusted_certificate")
+    if verify in {VerifyClient.REQUIRED, VerifyClient.OPTIONAL} and not any(
+        _given(name, server, mail) for name in authorities
+    ):
+        reason = f"{verify} needs sslClientCertificate or sslTrustedCertificate"
+        problems.add(f"{server.path}.sslVerifyClient", reason)
+
+
+def _check_ports(server: ServerBlock, spec: Mapping[str, Any], problems: Problems) -> None:
+    high = spec.get("portStrategy") == "HighPort"
+    on_host = spec.get("pod", {}).get("hostNetwork") is True
+    for index, listener in enumerate(server.listen):
+        path, port = f"{server.path}.listen[{index}].port", listener.port
+        if port is None:
+            continue
+        if high and port > _HIGHEST_PORT - HIGH_PORT_OFFSET:
+            problems.add(path, f"{port} is above 55535, the highest with portStrategy HighPort")
+        if not high and port == ADMIN_PORT:
+            problems.add(path, f"{port} is the admin port")
+        if not high and on_host and port < _PRIVILEGED:
+            reason = "with pod.hostNetwork a process without root cannot open ports below 1024"
+            problems.add(path, f"{reason}; use portStrategy HighPort")
+
+
+def _check_names(servers: Sequence[ServerBlock], problems: Problems) -> None:
+    seen: dict[str, str] = {}
+    for server in servers:
+        first = seen.setdefault(server.name, server.path) if server.name else server.path
+        if first != server.path:
+            problems.add(f"{server.path}.name", f"{server.name!r} is also the name of {first}")
+
+
+def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> None:
+    seen: dict[tuple[str, int | None], str] = {}
+    for server in servers:
+        for index, listener in enumerate(server.listen):
+            path = f"{server.path}.listen[{index}]"
+            key = canonical_listener(listener.address, listener.port)
+            first = seen.setdefault(key, path)
+            if first != path:
+                shown = listener.address if listener.port is None else f"{listener.address}:{listener.port}"
+                problems.add(path, f"duplicate {shown} address and port pair, also in {first}")
+
+
+def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
+    if "autoscaling" in spec and spec.get("mode", "Deployment") != "Deployment":
+        problems.add("spec.autoscaling", "needs mode Deployment")
+    if spec.get("mode") == "Sidecar" and spec.get("networkPolicy", {}).get("enabled") is True:
+        reason = "with mode Sidecar the pods are yours, and so are their NetworkPolicies"
+        way_out = "remove networkPolicy, or write enabled: false"
+        problems.add("spec.networkPolicy.enabled", f"{reason}; {way_out}")
+    if spec.get("pod", {}).get("hostNetwork") is not True:
+        return
+    for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):
+        if item["name"].startswith("net."):
+            problems.add(f"spec.sysctls.extra[{index}]", "with pod.hostNetwork no net.* sysctl can be set")
+
+
+# --- the same for the API server -----------------------------------------------
+
+
+def _either(field: str) -> str:
+    return f"(has(s.{field}) || (has(self.mail) && has(self.mail.{field})))"
+
+
+def _effective(field: str) -> str:
+    mail = f"(has(self.mail) && has(self.mail.{field}) ? self.mail.{field} : 'Disabled')"
+    return f"(has(s.{field}) ? s.{field} : {mail})"
+
+
+_TLS_IS_USED: Final = f"(s.listen.exists(l, has(l.ssl) && l.ssl) || {_effective('starttls')} != 'Disabled')"
+_WANTS_A_CLIENT: Final = f"{_effective('sslVerifyClient')} in ['Required', 'Optional']"
+_EVERY_IPV4: Final = "(!has({0}.address) || {0}.address == '*' || {0}.address == '0.0.0.0')"
+_ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
+
+
+def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> Rule:
+    return Rule(expression=expression, message=message, reason=reason, holds=None)
+
+
+SPEC_RULES: Final = (
+    _rule(
+        f"self.servers.all(s, {_either('authHttp')})",
+        "no authHttp: set it in spec.mail or in every server",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, !{_TLS_IS_USED} || {_either('sslCertificate')})",
+        "a server with an ssl listener or starttls needs sslCertificate, its own or in spec.mail",
+        "FieldValueRequired",
+    ),
+    _rule(
+        f"self.servers.all(s, !({_TLS_IS_USED} && {_WANTS_A_CLIENT})"
+        f" || {_either('sslClientCertificate')} || {_either('sslTrustedCertificate')})",
+        "servers: sslVerifyClient Required or Optional needs sslClientCertificate or sslTrustedCertificate",
+        "FieldValueRequired",
+    ),
+    _rule(
+        "self.servers.size() > 8 || self.servers.all(s, s.listen.all(a, !has(a.port) || "
+        f"!{_EVERY_IPV4.format('a')} || self.servers.exists_one(t, t.listen.exists(b, has(b.port) && "
+        f"b.port == a.port && {_EVERY_IPV4.format('b')}))))",
+        "servers[].listen: two servers listen on the same port of all IPv4 addresses",
+    ),
+    _rule(
+        "self.portStrategy == 'HighPort' || "
+        f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port != {ADMIN_PORT}))",
+        f"servers[].listen[].port: {ADMIN_PORT} is the admin port",
+        "FieldValueForbidden",
+    ),
+    _rule(
+        "self.portStrategy != 'HighPort' || "
+        f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port <= {_HIGHEST_PORT - HIGH_PORT_OFFSET}))",
+        "servers[].listen[].port: with portStrategy HighPort a port is at most 55535",
+    ),
+    _rule(
+        f"!({_ON_HOST}) || self.portStrategy == 'HighPort' || "
+        f"self.servers.all(s, s.listen.all(l, !has(l.port) || l.port >= {_PRIVILEGED}))",
+        "servers[].listen[].port: with pod.hostNetwork a process without root cannot open ports below 1024; "
+        "use portStrategy HighPort",
+        "FieldValueForbidden",
+    ),
+    _rule(
+        f"!({_ON_HOST}) || !has(self.sysctls.extra) || "
+        "!self.sysctls.extra.exists(x, x.name.startsWith('net.'))",
+        "sysctls.extra: with pod.hostNetwork no net.* sysctl can be set",
+        "FieldValueForbidden",
+    ),
+    _rule(
+        "self.mode == 'Deployment' || !has(self.autoscaling)",
+        "autoscaling needs mode Deployment",
+        "FieldValueForbidden",
+    ),
+    _rule(
+        "self.mode != 'Sidecar' || !has(self.networkPolicy) || !has(self.networkPolicy.enabled) || "
+        "!self.networkPolicy.enabled",
+        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
+        "FieldValueForbidden",
+    ),
+    *PORT_RULES,
+)
+"""Rules of ``spec`` as a whole."""

@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads an ``nginx.conf`` into the same value as a ``MailProxy`` manifest.
+
+Only what concerns mail is read: ``mail {}``, and the few directives around it
+that say how many workers there are and what they log.  The result goes through
+the very checks of a manifest; what they find is told with file and line, and in
+nginx's words where that can be done.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from mailproxy_config.addresses import WELL_KNOWN_PORTS
+from mailproxy_config.directives import FOLDED_DIRECTIVES, Directive, by_name
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
+from mailproxy_config.manifest_yaml import to_manifest_yaml
+from mailproxy_config.model import LogLevel
+from mailproxy_config.nginx.error_log import NginxLogs
+from mailproxy_config.nginx.hints import SSL, advice_for_directive
+from mailproxy_config.nginx.http_block import http_servers
+from mailproxy_config.nginx.recovery import Losses, separated, separator_hint, swallowed
+from mailproxy_config.nginx.source_map import Places
+from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.terms import (
+    ELSEWHERE,
+    EVENTS_PLUMBING,
+    FIELDS,
+    KEY,
+    LEVEL,
+    MAIN,
+    OTHER_BLOCKS,
+    PLUMBING,
+    REMARKS,
+    SERVER,
+    in_nginx_words,
+    leading,
+    place_of,
+    server_names,
+)
+from mailproxy_config.nginx.values import (
+    Block,
+    manifest_value,
+    pair_certificates,
+    repeated_caches,
+    session_caches,
+)
+from mailproxy_config.pod_notes import pod_notes
+from mailproxy_config.schema import closest
+from mailproxy_config.structured_values import LEVELS
+from mailproxy_config.value_types import MSEC_TIME, Raw
+
+__all__ = ["parse_nginx", "read_nginx", "to_manifest_yaml"]
+
+_FOLDED: Final = by_name(FOLDED_DIRECTIVES)
+_PATH: Final = re.compile(r"spec\.[][.A-Za-z0-9]+")
+_MOST_LISTENERS: Final = 16
+_MAY_REPEAT: Final = frozenset({"auth_http", "protocol", "error_log", "ssl_session_cache"})
+_SHUTDOWN: Final = Directive(
+    name="worker_shutdown_timeout", module="core", type=MSEC_TIME, meaning="Becomes drain.timeout."
+)
+
+
+def parse_nginx(
+    text: str,
+    *,
+    source: str = "",
+    name: str = "mailproxy",
+    namespace: str = "default",
+    only_to_print: bool = False,
+) -> MailProxyManifest:
+    """Read an ``nginx.conf``.
+
+    Args:
+        text: The main file's text.
+        source: Its path: problems name it, and paths in it are relative to its directory.
+        name: The name that the resource shall have.
+        namespace: Its namespace.
+        only_to_print: The manifest is for a person: what cannot run from it as
+            it stands (certificates that are in no file) is a notice, and a
+            Secret that is to be made stands in its place.
+
+    Raises:
+        ConfigError: With everything that is wrong with it, by file and line.
+    """
+    return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
+
+
+def read_nginx(
+    text: str,
+    *,
+    source: str,
+    name: str = "mailproxy",
+    namespace: str = "default",
+    only_to_print: bool = False,
+) -> tuple[MailProxyManifest, Places]:
+    """Like ``parse_nginx``, and where everything stands.
+
+    Raises:
+        ConfigError: With everything that is wrong with it, by file and line.
+    """
+    problems = Problems()
+    main = os.path.abspath(source) if source else ""
+    base = os.path.dirname(main) or os.getcwd()
+    logs = NginxLogs(base, problems, is_carried_over=only_to_print)
+    reader = _Reader(Files(base, problems, main), problems, logs, name if only_to_print else "")
+    reader.read_main(text, source or "nginx.conf")
+    metadata = {"name": name, "namespace": namespace}
+    body: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": metadata,
+        "spec": reader.spec(),
+    }
+    found = Problems()
+    manifest = examine(body, found)
+    if only_to_print:
+        found.notices += pod_notes(body["spec"])
+    problems.found += map(reader.located, filter(reader.is_news, found.found))
+    problems.found.sort(key=_by_line)
+    assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
+    notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    problems.raise_if_any(partial=result)
+    return result
+
+
+class _Reader:
+    """Walks over the statements and collects the fields of a manifest, and where each comes from."""
+
+    def __init__(self, files: Files, problems: Problems, logs: NginxLogs, secrets: str = "") -> None:
+        self._files = files
+        self._problems = problems
+        self._logs = logs
+        self._secrets = secrets  # how the names of Secrets begin, where there may be some
+        self._main: dict[str, Raw] = {}
+        self._mail: Block | None = None
+        self._servers: list[Block] = []
+        self._origins: dict[str, tuple[str, str]] = {}
+        self._ignored: dict[str, str] = {}
+        self._http: list[Statement] = []
+        self._services: list[tuple[str, str]] = []
+        self._losses = Losses()
+        self._has_events = False
+        self._broken = 0
+
+    # --- the contexts ---
+
+    def read_main(self, text: str, name: str) -> None:
+        """Read the main context."""
+        for statement in self._each(self._files.statements(text, name), "spec"):
+            match statement.name:
+                case "mail":
+                    self._read_mail(statement)
+                case "events":
+                    self._read_events(statement)
+                case "worker_shutdown_timeout":
+                    self._read_shutdown(statement)
+                case "worker_connections":
+                    self._not_here(statement)
+                case word if word in MAIN:
+                    self._read_around(statement)
+                case word if word in OTHER_BLOCKS | PLUMBING:
+                    self._read_ignored(statement)
+                case _:
+                    known = (*MAIN, "mail", "events", "worker_shutdown_timeout")
+                    self._unknown(statement, known, "spec")
+        self._finish(name)
+
+    def _read_ignored(self, statement: Statement) -> None:
+        """What concerns http, or how a process runs."""
+        name = statement.name
+        if name == "http":
+            self._http.append(statement)
+        if name not in REMARKS:
+            self._ignored.setdefault(name, statement.where)
+        elif name != "daemon" or statement.arguments == ("on",):
+            self._problems.notice(statement.where, f'"{name}" is ignored: {REMARKS[name]}')
+
+    def _finish(self, source: str) -> None:
+        if self._ignored:
+            first = next(iter(self._ignored.values()))
+            names = ", ".join(f"{word} ({where})" for word, where in self._ignored.items())
+            self._problems.notice(first, f"not about mail, ignored: {names}")
+        if not self._servers and not self._problems:
+            lacking = "mail block" if self._mail is None else "server in its mail block"
+            self._problems.add(source, f"there is no {lacking}{self._misplaced_mail()}")
+        if self._mail is not None:
+            servers = self._servers[:MOST_SERVERS]
+            session_caches(self._mail, servers)
+            for path in pair_certificates(self._mail, servers, self._problems):
+                self._losses.add(path, "ssl_certificate")
+        self._look_for_services()
+
+    def _misplaced_mail(self) -> str:
+        """Where ``mail {}`` stands, if that is inside of ``http {}``, which is not read."""
+        inner = (each for block in self._http for each in block.block or () if each.name == "mail")
+        found = next(inner, None)
+        return f": the one in {found.where} stands inside of http {{}}, move it out" if found else ""
+
+    def _look_for_services(self) -> None:
+        """Note authentication services that only nginx itself would run."""
+        if not self._http or not self._services:
+            return
+        servers = http_servers(self._http, self._files.base, self._files.main)
+        for where, url in self._services:
+            served = next((server.where for server in servers if server.serves(url)), None)
+            if served is not None:
+                self._problems.notice(
+                    where,
+                    f'"auth_http" {url[:200]} is served by http {{}} of this configuration ({served}), which '
+                    "the proxy does not run: keep an nginx for it, or move the service elsewhere",
+                )
+
+    def _read_mail(self, statement: Statement) -> None:
+        if self._mail is not None:
+            self._duplicate(statement)
+            return
+        self._mail = mail = Block("spec.mail", statement.where, self._secret("mail"))
+        self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.where, "mail")
+        for inner in self._inside(statement, mail.path):
+            if inner.name == "server":
+                self._read_server(inner)
+            else:
+                self._read_level(inner, mail, LEVEL)
+
+    def _read_server(self, statement: Statement) -> None:
+        number = len(self._servers)
+        secret = self._secret(f"server-{number + 1}")
+        server = Block(f"spec.servers[{number}]", statement.where, secret)
+        self._servers.append(server)
+        self._origins[server.path] = (statement.where, "server")
+        if number >= MOST_SERVERS:
+            return  # the number alone is the problem
+        for inner in self._inside(statement, server.path):
+            if inner.name == "listen":
+                self._read_listen(inner, server)
+            else:
+                self._read_level(inner, server, LEVEL | SERVER)
+        self._see_to_protocol(statement, server)
+
+    def _see_to_protocol(self, statement: Statement, server: Block) -> None:
+        """The protocol of a server that does not name it."""
+        if "listen" not in server.seen:
+            if not self._losses.has(server.path, "listen"):
+                self._problems.add(statement.where, 'no "listen" is defined for server')
+        elif "protocol" not in server.seen and server.fields["listen"]:
+            ports = (listener.get("port") for listener in server.fields.get("listen", ()))
+            known = (WELL_KNOWN_PORTS.get(port) for port in ports)
+            protocol = next((str(each) for each in known if each), None)
+            if protocol is None and not self._losses.has(server.path, "protocol", "listen"):
+                reason = "unknown mail protocol for server: add a line such as protocol imap;"
+                self._problems.add(statement.where, reason)
+            server.fields["protocol"] = protocol or "imap"
+
+    def _read_around(self, statement: Statement) -> None:
+        """One directive around the mail block; all but ``error_log`` stand there once."""
+        row = MAIN[statement.name]
+        if row.field in self._main and row.name != "error_log":
+            self._duplicate(statement)
+        else:
+            self._read_directive(row, statement, self._main, "spec")
+
+    def _read_events(self, statement: Statement) -> None:
+        if self._has_events:
+            self._duplicate(statement)
+        self._has_events = True
+        for inner in self._inside(statement, "spec"):
+            if inner.name == "worker_connections":
+                self._read_around(inner)
+            elif inner.name in EVENTS_PLUMBING:
+                self._ignored.setdefault(inner.name, inner.where)
+            else:
+                self._unknown(inner, ("worker_connections",), "spec")
+
+    def _read_shutdown(self, statement: Statement) -> None:
+        """``worker_shutdown_timeout`` is how long relays may go on when a proxy leaves."""
+        timeout = manifest_value(_SHUTDOWN, statement, self._files)
+        if timeout is None:
+            return
+        if "drain" in self._main:
+            self._duplicate(statement)
+        self._main["drain"] = {"timeout": timeout}
+        self._origins["spec.drain.timeout"] = (statement.where, statement.name)
+        if timeout.strip("0") in {"", "s", "m", "ms"}:
+            del self._main["drain"]
+            reason = f'"{statement.name}" 0 (no limit) is not carried over'
+            self._problems.notice(statement.where, reason)
+
+    # --- directives ---
+
+    def _read_level(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
+        """One directive of ``mail {}`` or ``server {}``."""
+        if statement.name == KEY:
+            self._read_key(statement, block)
+            return
+        row = known.get(statement.name)
+        if row is None:
+            self._read_other(statement, block, known)
+            return
+        if statement.name in block.seen and not (row.type.appends or row.name in _MAY_REPEAT):
+            self._duplicate(statement)
+            return
+        block.seen.add(statement.name)
+        self._read_directive(row, statement, block.fields, block.path, block.secret)
+        if row.name == "ssl_certificate":
+            last = block.fields.get(row.field, ())[-1:]
+            block.places |= {pair["certificateFile"]: statement.where for pair in last}
+
+    def _read_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
+        """A directive that the mail modules do not have, or not here."""
+        if statement.name == "ssl" and statement.arguments == ("off",):
+            reason = '"ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
+            self._problems.notice(statement.where, reason)
+        elif statement.name == "ssl":
+            self._problems.add(statement.where, f'unknown directive "ssl": {SSL}')
+        else:
+            self._unknown(statement, (*known, KEY), block.path)
+
+    def _secret(self, level: str) -> str:
+        return f"{self._secrets}-{level}" if self._secrets else ""
+
+    def _read_directive(
+        self, row: Directive, statement: Statement, into: dict[str, Raw], path: str, secret: str = ""
+    ) -> None:
+        value = self._value(row, statement, path, secret)
+        if value is None:
+            return
+        if row.name == "auth_http":
+            self._services.append((statement.where, value))
+        if row.name == "error_log":
+            value = self._level(statement, value, into.get(row.field), path)
+        elif row.name == "ssl_session_cache":
+            value = repeated_caches(into.get(row.field, ()), value)
+        if not row.type.appends:
+            self._origins[f"{path}.{row.field}"] = (statement.where, row.name)
+            into[row.field] = value
+            return
+        items = into.setdefault(row.field, [])
+        if row.type.unordered:
+            value = [word for word in value if word not in items]
+        self._append(items, value, f"{path}.{row.field}", statement)
+
+    def _value(self, row: Directive, statement: Statement, level: str, secret: str = "") -> Raw:
+        """The manifest's value of a statement; why it is no good is noted, and that it is lost."""
+        before = len(self._problems)
+        value = manifest_value(row, statement, self._files, secret)
+        if value is None:
+            self._losses.add(level, row.name, *swallowed(statement))
+            hint = separator_hint(statement)
+            for index in range(before, len(self._problems) if hint else before):
+                problem = self._problems.found[index]
+                self._problems.found[index] = replace(problem, reason=problem.reason + hint)
+        return value
+
+    def _append(self, items: list[Raw], more: Sequence[Raw], path: str, statement: Statement) -> None:
+        """Add items to a list, and remember where each comes from."""
+        origin = statement.where, statement.name
+        self._origins.setdefault(path, origin)
+        for item in more:
+            self._origins[f"{path}[{len(items)}]"] = origin
+            items.append(item)
+
+    def _level(self, statement: Statement, value: Raw, before: Raw, path: str) -> Raw:
+        """One of several logs: a manifest has one, with the level that says most."""
+        try:
+            self._logs.add(path, statement, LogLevel(value["level"]))
+        except ValueError as error:
+            self._problems.add(statement.where, f'"error_log" directive: {error}')
+        levels = [each["level"] for each in (value, before) if each]
+        return {"level": min(levels, key=LEVELS.index)}
+
+    def _read_listen(self, statement: Statement, server: Block) -> None:
+        server.seen.add("listen")
+        found = server.fields.setdefault("listen", [])
+        if len(found) > _MOST_LISTENERS:
+            return  # the number alone is a problem, and is noted
+        listeners = self._value(SERVER["listen"], statement, server.path)
+        for listener in listeners or ():
+            if "ipv6only" in listener and not str(listener.get("address", "")).startswith("["):
+                del listener["ipv6only"]
+                self._problems.notice(statement.where, "ipv6only has no meaning here and is dropped")
+        self._append(found, listeners or (), f"{server.path}.listen", statement)
+
+    def _read_key(self, statement: Statement, block: Block) -> None:
+        """Keys stand apart from their certificates until everything is read."""
+        for pair in self._value(_FOLDED[KEY], statement, block.path, block.secret) or ():
+            block.keys.append(pair["keyFile"])
+            block.places[pair["keyFile"]] = statement.where
+
+    # --- the result ---
+
+    def spec(self) -> dict[str, Raw]:
+        """The ``spec`` of a manifest that says the same."""
+        fields = [server.fields for server in self._servers]
+        named = zip(server_names(fields), fields, strict=True)
+        servers = [{"name": name, **leading(each)} for name, each in named]
+        mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
+        return {**self._main, **mail, "servers": servers}
+
+    def places(self) -> Places:
+        """Where everything stands, for what is found wrong later."""
+        names = server_names([server.fields for server in self._servers])
+        mail = self._mail or Block("spec.mail", "")
+        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
+
+    def located(self, problem: Problem) -> Problem:
+        """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""
+        path = f"spec.servers[{MOST_SERVERS}]" if problem.path == "spec.servers" else problem.path
+        while path and path not in self._origins:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        where, name = self._origins.get(path, ("", ""))
+        if not where:
+            return problem
+        rest = problem.path[len(path) :].lstrip(".")
+        what = f'"{FIELDS[rest].name}" ' if rest in FIELDS else f"{rest} " if rest else ""
+        reason = in_nginx_words(problem.reason.replace("spec.mail", "mail {}"))
+        return Problem(where, f'"{name}": {what}{_PATH.sub(self._where, reason)}')
+
+    def is_news(self, problem: Problem) -> bool:
+        """Whether a manifest's problem has not been told in nginx's words already."""
+        if problem.path == "spec.servers":
+            return len(self._servers) > MOST_SERVERS
+        level, _, field = problem.path.rpartition(".")
+        if field in FIELDS and self._follows(problem.path, level, FIELDS[field].name):
+            return False
+        return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
+
+    def _follows(self, path: str, level: str, name: str) -> bool:
+        """Whether something is missing only because of an error that is noted already."""
+        if name == "ssl_verify_client":
+            return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
+        is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
+        return not is_written and self._losses.has(level, name)
+
+    def _where(self, path: re.Match[str]) -> str:
+        """The place behind a path in a reason."""
+        return self._origins.get(path[0], (path[0], ""))[0]
+
+    # --- what is wrong ---
+
+    def _inside(self, statement: Statement, level: str) -> Iterable[Statement]:
+        if statement.block is None:
+            self._problems.add(statement.where, f'directive "{statement.name}" has no opening "{{"')
+            self._losses.add(level)
+            return ()
+        if statement.arguments:
+            self._wrong_arity(statement)
+        return self._each(statement.block, level)
+
+    def _each(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
+        """The statements of a block; what a file that cannot be read would have said counts as lost."""
+        for statement in self._files.with_includes(block):
+            self._note_broken(level)
+            yield from separated(statement, self._problems)
+        self._note_broken(level)
+
+    def _note_broken(self, level: str) -> None:
+        if self._files.broken > self._broken:
+            self._losses.add(level)
+            self._broken = self._files.broken
+
+    def _duplicate(self, statement: Statement) -> None:
+        self._problems.add(statement.where, f'"{statement.name}" directive is duplicate')
+
+    def _wrong_arity(self, statement: Statement) -> None:
+        self._problems.add(statement.where, f'invalid number of arguments in "{statement.name}" directive')
+
+    def _not_here(self, statement: Statement) -> None:
+        reason = f'"{statement.name}" directive is not allowed here: it stands {place_of(statement.name)}'
+        self._problems.add(statement.where, reason)
+
+    def _unknown(self, statement: Statement, known: Sequence[str], level: str) -> None:
+        name = statement.name
+        self._losses.add(level, name, *swallowed(statement))
+        if name in ELSEWHERE | PLUMBING | EVENTS_PLUMBING | OTHER_BLOCKS:
+            if statement.block is not None:
+                self._losses.add(level)  # a brace may be missing, and who knows what is inside
+            self._not_here(statement)
+            return
+        shown = f'unknown directive "{name[:64]}"'
+        advice = advice_for_directive(name)
+        meant = "" if advice else closest(name, known)
+        if meant:
+            self._losses.add(level, meant)
+        hint = f": {advice}" if advice else f"; did you mean {meant}?" if meant else ""
+        self._problems.add(statement.where, shown + hint)
+
+
+def _by_line(problem: Problem) -> tuple[str, int]:
+    """File, then line."""
+    file, _, line = problem.path.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (problem.path, 0)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets of ``error_log`` in an ``nginx.conf``: files, standard error, syslog servers.
+
+A manifest has no room for them, because a container has one log.  They are
+collected here, and put into the effective configuration of a proxy that runs
+from the file itself.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from mailproxy_config.errors import Problems
+from mailproxy_config.model import ErrorLog, LogLevel, ProxyConfig
+from mailproxy_config.nginx.syntax import Statement
+from mailproxy_config.syslog import syslog_server
+
+MAIN: Final = "spec"
+MAIL: Final = "spec.mail"
+_SYSLOG: Final = "syslog:"
+_MEMORY: Final = "memory:"
+_CONF: Final = "conf"
+
+
+class NginxLogs:
+    """What each level of the file says about logs.
+
+    Args:
+        base: The directory of the main file.
+        problems: What is wrong, and worth a notice.
+        is_carried_over: Whether the result is a manifest for a person to read,
+            where standard error is the only log.
+    """
+
+    def __init__(self, base: str, problems: Problems, *, is_carried_over: bool) -> None:
+        self._prefix = os.path.dirname(base) if os.path.basename(base) == _CONF else base
+        self._problems = problems
+        self._is_carried_over = is_carried_over
+        self._levels: dict[str, list[ErrorLog]] = {}
+        self._places: dict[str, str] = {}
+
+    def add(self, path: str, statement: Statement, level: LogLevel) -> None:
+        """Take one ``error_log`` of the level at a manifest's path.
+
+        Raises:
+            ValueError: Its target is wrong, in nginx's words.
+        """
+        target = statement.arguments[0]
+        if target.startswith(_MEMORY):
+            self._problems.notice(
+                statement.where, f"{target[:200]} is left out: only a debugging nginx logs to memory"
+            )
+            return
+        log = self._read(target, level)
+        if self._is_carried_over and target != "stderr":
+            self._problems.notice(statement.where, f"logs go to standard error, not to {target[:200]}")
+        elif target == "off":
+            self._problems.notice(statement.where, f'"off" is the name of a file: logs go to {log.file}')
+        self._levels.setdefault(path, []).append(log)
+        name = log.syslog.address if log.syslog is not None else log.file
+        self._places.setdefault(f'"{name}"', statement.where)
+
+    def _read(self, target: str, level: LogLevel) -> ErrorLog:
+        if target in {"", "stderr"}:
+            return ErrorLog(level=level)
+        if target.startswith(_SYSLOG):
+            return ErrorLog(level=level, syslog=syslog_server(target.removeprefix(_SYSLOG)))
+        return ErrorLog(level=level, file=os.path.normpath(os.path.join(self._prefix, target)))
+
+    def place(self, reason: str) -> str | None:
+        """File and line of the log whose target a reason names in quotation marks; ``None`` for no log."""
+        return next((where for name, where in self._places.items() if name in reason), None)
+
+    def applied(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration with its logs: each level's own, else those of the level around it."""
+        if all(map(_is_standard, self._levels.values())):
+            return config
+        main = self._levels.get(MAIN) or [ErrorLog(level=config.error_log)]
+        mail = self._levels.get(MAIL) or main
+        servers = (
+            replace(server, error_logs=tuple(self._levels.get(f"spec.servers[{index}]") or mail))
+            for index, server in enumerate(config.servers)
+        )
+        return replace(config, error_logs=tuple(main), servers=tuple(servers))
+
+
+def _is_standard(logs: Sequence[ErrorLog]) -> bool:
+    """Whether logs are standard error alone, which needs no more than a level."""
+    return all(log.file is None and log.syslog is None for log in logs)

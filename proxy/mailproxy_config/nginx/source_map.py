@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where in an ``nginx.conf`` the cause of a running server's trouble stands.
+
+Certificates and the like are looked at when the configuration is made already;
+what is then found wrong names a server and a directive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from mailproxy_config.directives import DIRECTIVES, by_name
+from mailproxy_config.errors import Problem
+from mailproxy_config.model import ProxyConfig
+from mailproxy_config.nginx.error_log import NginxLogs
+from mailproxy_config.nginx.values import Block
+
+_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?(\.[a-z_]+)?")
+_ROWS: Final = by_name(DIRECTIVES)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """What a file said where.
+
+    Attributes:
+        servers: Its servers, by their names.
+        mail: The level around them.
+        origins: File and line, and directive, by the path of a manifest's field.
+        logs: What it says about ``error_log``.
+    """
+
+    servers: Mapping[str, Block]
+    mail: Block
+    origins: Mapping[str, tuple[str, str]]
+    logs: NginxLogs | None = None
+
+    def completed(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration with the logs that the file names."""
+        return config if self.logs is None else self.logs.applied(config)
+
+    def located(self, problem: Problem) -> Problem:
+        """A problem of ``servers[NAME].directive``, one of its items, or a log, by file and line.
+
+        A number may stand for the name.
+        """
+        if problem.path == "error_log" and self.logs is not None:
+            return Problem(self.logs.place(problem.reason) or problem.path, f'"error_log": {problem.reason}')
+        found = _OF_SERVER.fullmatch(problem.path)
+        server = self._server(found[1]) if found else None
+        if found is None or server is None:
+            return problem
+        places = self._of_files(found[2], server, problem.reason)
+        place = next(places, None) or self._of_directive(found[2], found[3] or "", server) or server.where
+        return Problem(place, f'"{found[2]}": {problem.reason}')
+
+    def _server(self, which: str) -> Block | None:
+        if which in self.servers:
+            return self.servers[which]
+        known: Sequence[Block] = tuple(self.servers.values())
+        return known[int(which)] if which.isdecimal() and int(which) < len(known) else None
+
+    def _of_files(self, directive: str, server: Block, reason: str) -> Iterator[str]:
+        """The lines of certificates and keys that a reason names; they stand in lists."""
+        if directive.startswith("ssl_certificate"):
+            for block in (server, self.mail):
+                yield from (where for path, where in block.places.items() if path in reason)
+
+    def _of_directive(self, directive: str, item: str, server: Block) -> str | None:
+        row = _ROWS.get(directive)
+        if row is None:
+            return None
+        paths = (f"{block.path}.{row.field}{item}" for block in (server, self.mail))
+        return next((self.origins[path][0] for path in paths if path in self.origins), None)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The syntax of ``nginx.conf``: directives and blocks, each with the file and line it stands in.
+
+crossplane cuts the text into tokens; it is imported when the first text is read,
+since a proxy that the operator runs never needs it.  What directives mean is
+``nginx_conf``'s business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from typing import Final
+
+from mailproxy_config.decode import LARGEST_FILE, plain_text
+from mailproxy_config.errors import ConfigError, Problems
+from mailproxy_config.limits import MOST_NGINX_TOKENS
+
+_MOST_FILES: Final = 256
+_MOST_INCLUDED: Final = 4 * LARGEST_FILE
+_MOST_LEVELS: Final = 64
+_END_OF_FILE: Final = "unexpected end of file"
+_NO_SEMICOLON: Final = 'is not terminated by ";"'
+_WORDS: Final = re.compile(
+    r"""\s+|\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|["']|[;{}]|(?:\\.|[^\s;{}\\])+|\\""",
+    re.DOTALL,
+)
+"""All that a text is made of; a quotation mark alone is one that is not closed."""
+_NEVER_INSIDE: Final = {
+    "server": ("server", "mail", "http", "stream", "events"),
+    "mail": ("mail", "http", "stream", "events"),
+    "http": ("mail", "http", "stream", "events"),
+    "stream": ("mail", "http", "stream", "events"),
+    "events": ("mail", "http", "stream", "events", "server"),
+}
+"""Blocks that cannot stand in a block: where one does, the end of the outer one is missing."""
+_ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
+_ESCAPED: Final = {"t": "\t", "r": "\r", "n": "\n"}
+
+_Token = tuple[str, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A directive with its arguments; ``block`` is ``None`` where it ends in a semicolon.
+
+    ``lines`` gives, for each argument that begins a line and has no quotes, its
+    index, its file and line, and those of the word before it: a semicolon may be missing there.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    block: tuple[Statement, ...] | None
+    where: str
+    lines: tuple[tuple[int, str, str], ...] = ()
+
+
+class SyntaxProblem(Exception):
+    """A text that cannot be read any further; ``where`` is its file and line."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(reason)
+        self.where = where
+
+
+@dataclass(slots=True)
+class Files:
+    """The main file and what it includes.
+
+    ``base`` is the directory of the main file, to which every path in it is relative;
+    ``main`` is its absolute path, empty where it has none; ``broken`` counts files that
+    could not be read, or not to their end.
+    """
+
+    base: str
+    problems: Problems
+    main: str = ""
+    broken: int = field(default=0, init=False)
+    _opened: int = field(default=0, init=False)
+    _octets: int = field(default=0, init=False)
+    _tokens: int = field(default=0, init=False)
+
+    def statements(self, text: str, name: str) -> tuple[Statement, ...]:
+        """Read the main file's text; what is wrong with it is noted."""
+        unclosed: list[str] = []
+        try:
+            return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
+        except SyntaxProblem as problem:
+            self._broken(problem.where, f"{problem}{_hint_about_end(str(problem), text, unclosed)}")
+            return ()
+
+    def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
+        """The tokens, until there are too many in all files together."""
+        for token in tokens:
+            self._tokens += 1
+            if self._tokens > MOST_NGINX_TOKENS:
+                reason = f"is too large: it has more than {MOST_NGINX_TOKENS} words with all that it includes"
+                raise SyntaxProblem(f"{name}:{token[1]}", reason)
+            yield token
+
+    def _broken(self, where: str, reason: str) -> None:
+        """Note that a file cannot be read; what it would have said is not missing."""
+        self.broken += 1
+        self.problems.add(where, reason)
+
+    def with_includes(
+        self, block: tuple[Statement, ...], inside: tuple[str, ...] = ()
+    ) -> Iterator[Statement]:
+        """The statements of a block, those of included files in their places."""
+        for statement in block:
+            if statement.name == "include" and statement.block is None:
+                yield from self._included(statement, inside)
+            else:
+                yield statement
+
+    def path(self, written: str) -> str:
+        """A path as nginx takes it: relative to the main file."""
+        return os.path.normpath(os.path.join(self.base, written))
+
+    def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
+        if len(statement.arguments) != 1:
+            self._broken(statement.where, 'invalid number of arguments in "include" directive')
+            return
+        pattern = self.path(statement.arguments[0])
+        for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
+            if path in (self.main, *inside):
+                self._broken(statement.where, f"{path} includes itself")
+                continue
+            text = self._text(path, statement.where)
+            yield from self.with_includes(self.statements(text, path), (*inside, path))
+
+    def _text(self, path: str, where: str) -> str:
+        """The text of an included file; empty if it cannot be had, which is noted."""
+        self._opened += 1
+        if self._opened > _MOST_FILES:
+            self._broken(where, f"more than {_MOST_FILES} files are included")
+            return ""
+        if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+            self._broken(where, f"cannot read {path}: it is a pipe, to which nobody may ever write")
+            return ""
+        try:
+            with open(path, "rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+            self._octets += len(content)
+            if self._octets > _MOST_INCLUDED:
+                self._broken(where, f"the included files have more than {_MOST_INCLUDED} bytes together")
+                return ""
+            return plain_text(content, path)
+        except OSError as error:
+            self._broken(where, f"cannot read {path}: {error.strerror}")
+        except ConfigError as error:
+            self._broken(where, str(error))
+        return ""
+
+
+def _hint_about_end(problem: str, text: str, unclosed: list[str]) -> str:
+    """What may be missing where a text ends too early: a quotation mark, or a brace of ``unclosed``."""
+    if problem.endswith(_NO_SEMICOLON) or problem.startswith(_END_OF_FILE):
+        for word in _WORDS.finditer(text):
+            if word[0] in {'"', "'"}:
+                line = text.count("\n", 0, word.start()) + 1
+                return f"; the quotation mark ({word[0]}) in line {line} is not closed"
+    return unclosed[0] if unclosed and problem.startswith(_END_OF_FILE) else ""
+
+
+def _statements(
+    tokens: Iterator[_Token], name: str, unclosed: list[str], level: int = 0, outer: tuple[str, int] = ("", 0)
+) -> Iterator[Statement]:
+    """The statements up to the end of the block, or of the text.
+
+    Args:
+        tokens: What is left of the text.
+        name: What the text is called.
+        unclosed: Takes hints about blocks whose end seems to be missing.
+        level: How many blocks there are around these statements.
+        outer: The innermost of them: its directive and line.
+    """
+    for word, line, quoted in tokens:
+        where = f"{name}:{line}"
+        if word.startswith("#") and not quoted:
+            continue
+        if word == "}" and not quoted and level:
+            return
+        if word in {"{", "}", ";"} and not quoted:
+            hint = '; none stands behind a "}"' if word == ";" else ""
+            raise SyntaxProblem(where, f'unexpected "{word}"{hint}')
+        arguments, end, lines = _arguments(tokens, name, line, word)
+        if level == _MOST_LEVELS and end == "{":
+            raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
+        if end == "{" and not unclosed and word in _NEVER_INSIDE.get(outer[0], ()):
+            unclosed.append(
+                f'; does the "{outer[0]}" of line {outer[1]} lack a "}}" before the "{word}" of line {line}?'
+            )
+        inner = _statements(tokens, name, unclosed, level + 1, (word, line))
+        block = tuple(inner) if end == "{" else None
+        yield Statement(_unescaped(word), arguments, block, where, lines)
+
+
+def _arguments(
+    tokens: Iterator[_Token], name: str, line: int, directive: str
+) -> tuple[tuple[str, ...], str, tuple[tuple[int, str, str], ...]]:
+    """The arguments of a directive, what ends them (a semicolon or a brace), and those that begin a line."""
+    found: list[str] = []
+    begins: list[tuple[int, str, str]] = []
+    last = line
+    for word, here, quoted in tokens:
+        if not quoted and word in {";", "{"}:
+            return tuple(found), word, tuple(begins)
+        if not quoted and word == "}":
+            break
+        if not quoted and word.startswith("#"):
+            continue
+        if here > last and not quoted:
+            begins.append((len(found), f"{name}:{here}", f"{name}:{last}"))
+        found.append(_unescaped(word))
+        last = here
+    raise SyntaxProblem(f"{name}:{line}", f'directive "{directive[:64]}" {_NO_SEMICOLON}')
+
+
+def _tokens(text: str, name: str) -> Iterator[_Token]:
+    """Words, braces and semicolons with their lines, and whether they stood in quotes."""
+    from crossplane.errors import NgxParserBaseException  # noqa: PLC0415 -- see the module's docstring
+    from crossplane.lexer import lex  # noqa: PLC0415
+
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise SyntaxProblem(f"{name}:{line}", "is not text: it has a NUL in it")
+    # crossplane reads files only, and loses a last word that no white space follows.
+    file = os.memfd_create("nginx.conf")
+    try:
+        with open(file, "w", encoding="utf-8", closefd=False) as writer:
+            writer.write(text + "\n")
+        yield from lex(f"/proc/self/fd/{file}")
+    except NgxParserBaseException as error:
+        where = f"{name}:{error.lineno}" if error.lineno else name
+        raise SyntaxProblem(where, str(error.strerror)) from None
+    finally:
+        os.close(file)
+
+
+def _unescaped(word: str) -> str:
+    """A word as nginx stores it."""
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), word)

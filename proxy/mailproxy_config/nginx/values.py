@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statements of an ``nginx.conf`` as values of a manifest, and what nginx inherits in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mailproxy_config.directives import Directive
+from mailproxy_config.errors import Problems
+from mailproxy_config.file_values import CERTIFICATES, CONF_COMMANDS, FILE, FILES
+from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.value_types import Raw
+
+_NOT_FILES: Final = frozenset({"data:", "engine:", "store:"})
+_TAKES_PATHS: Final = frozenset(
+    {
+        *("certificate", "privatekey", "serverinfofile", "dhparameters"),
+        *("chaincafile", "verifycafile", "requestcafile", "clientcafile"),
+        *("chaincapath", "verifycapath", "requestcapath", "clientcapath"),
+    }
+)
+"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a file or a directory."""
+
+
+@dataclass(slots=True)
+class Block:
+    """One level while it is read: its fields, and the keys that stand apart from their certificates.
+
+    ``secret`` is what a Secret for its certificates is called, where one has to be;
+    ``places`` tells where each certificate and key stands.
+    """
+
+    path: str
+    where: str
+    secret: str = ""
+    fields: dict[str, Raw] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    places: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def starttls(self) -> str | None:
+        """What it says about ``starttls`` itself."""
+        return self.fields.get("starttls")
+
+
+def manifest_value(row: Directive, statement: Statement, files: Files, secret: str = "") -> Raw:
+    """The manifest's value of a statement; ``None`` if there is none, which is noted.
+
+    Args:
+        row: The directive.
+        statement: What the file says.
+        files: The file, and what is wrong with it.
+        secret: The Secret that shall stand for certificates and keys that are
+            in no file, which is then a notice; empty: they are refused.
+    """
+    least, most = row.type.arity
+    count = len(statement.arguments)
+    if statement.block is not None:
+        files.problems.add(statement.where, f'directive "{row.name}" is not terminated by ";"')
+        return None
+    if count < least or (most is not None and count > most):
+        files.problems.add(statement.where, f'invalid number of arguments in "{row.name}" directive')
+        return None
+    scheme = _scheme(row, statement.arguments)
+    if scheme:
+        return _in_no_file(row, statement, files, secret, scheme)
+    try:
+        return _with_paths(row, row.type.nginx(statement.arguments), files)
+    except ValueError as error:
+        files.problems.add(statement.where, f'"{row.name}" directive: {error}')
+        return None
+
+
+def _with_paths(row: Directive, value: Raw, files: Files) -> Raw:
+    """The value, its paths made absolute."""
+    if row.type is FILE:
+        return {"file": files.path(value["file"])}
+    if row.type is FILES:
+        return [{"file": files.path(item["file"])} for item in value]
+    if row.type is CERTIFICATES:
+        return [{_half(row): files.path(item["certificateFile"])} for item in value]
+    if row.type is CONF_COMMANDS:
+        return [
+            item | {"value": files.path(item["value"])} if item["name"].lower() in _TAKES_PATHS else item
+            for item in value
+        ]
+    return value
+
+
+def _half(row: Directive) -> str:
+    """Which half of a pair a directive is."""
+    return "keyFile" if row.part_of else "certificateFile"
+
+
+def _scheme(row: Directive, arguments: Sequence[str]) -> str:
+    """``data:`` and the like, where something else than a file is named; else nothing."""
+    of_files = any(row.type is each for each in (FILE, FILES, CERTIFICATES))
+    return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
+
+
+def _in_no_file(row: Directive, statement: Statement, files: Files, secret: str, scheme: str) -> Raw:
+    """What stands for something that is in no file.  Its text is never told: it may be a key."""
+    reason = f'"{row.name}" directive: {scheme} cannot be carried over'
+    if not secret:
+        files.problems.add(statement.where, f"{reason}; put it into a file")
+        return None
+    if row.type is CERTIFICATES:
+        files.problems.notice(statement.where, reason)
+        return [{_half(row): scheme}]
+    files.problems.notice(statement.where, f"{reason}; put it into {row.name} of the Secret {secret}")
+    reference = {"secretKeyRef": {"name": secret, "key": row.name}}
+    return [reference] if row.type is FILES else reference
+
+
+def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
+    """Make pairs of certificates and keys, which nginx inherits apart and pairs by position.
+
+    A half that is in no pair is told, and so is a pair that a Secret stands for.
+
+    Returns:
+        The paths of servers that lack a key, which is noted.
+    """
+    lacking: list[str] = []
+    chains = list(mail.fields.pop("sslCertificate", ()))
+    used: set[str] = set()
+    for server in servers:
+        own = server.fields.pop("sslCertificate", None)
+        wanted, keys = own or chains, server.keys or mail.keys
+        pairs = _pairs(wanted, keys)
+        if len(pairs) < len(wanted) and _uses_tls(server, mail):
+            missing = wanted[len(pairs)]["certificateFile"]
+            reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
+            problems.add(server.where, reason)
+            lacking.append(server.path)
+        if pairs and (own or server.keys):
+            server.fields["sslCertificate"] = _named(pairs, server, problems)
+        used |= _halves(pairs)
+        _tell_the_rest(server, own or (), used, problems)
+    pairs = _pairs(chains, mail.keys)
+    if pairs:
+        mail.fields["sslCertificate"] = _named(pairs, mail, problems)
+    _tell_the_rest(mail, chains, used | _halves(pairs), problems)
+    return lacking
+
+
+def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[str, Raw]]:
+    """By position; surplus ones on either side are left out."""
+    return [chain | {"keyFile": key} for chain, key in zip(chains, keys, strict=False)]
+
+
+def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
+    """The pairs, with a Secret for each that is not in two files."""
+    named: list[Raw] = []
+    for number, pair in enumerate(pairs, 1):
+        if not _NOT_FILES.isdisjoint(pair.values()):
+            secret = f"{block.secret}-{number}"
+            halves = f"the certificate ({pair['certificateFile']}) and its key ({pair['keyFile']})"
+            problems.notice(block.where, f"make a Secret {secret} of {halves}, which stands in their place")
+            named.append({"secretName": secret})
+        else:
+            named.append(pair)
+    return named
+
+
+def _halves(pairs: Sequence[dict[str, Raw]]) -> set[str]:
+    return {half for pair in pairs for half in pair.values()}
+
+
+def _tell_the_rest(
+    block: Block, chains: Sequence[dict[str, Raw]], used: set[str], problems: Problems
+) -> None:
+    """Tell which certificates and keys of a level are in no pair, and so without effect."""
+    lone = [("certificate", chain["certificateFile"]) for chain in chains]
+    lone += [("key", key) for key in block.keys]
+    for what, path in lone:
+        if path not in used:
+            where = block.places.get(path, block.where)
+            problems.notice(where, f"{what} {path} belongs to no pair, and is left out")
+
+
+def _uses_tls(server: Block, mail: Block) -> bool:
+    listens = any(listener.get("ssl") for listener in server.fields.get("listen", ()))
+    return listens or (server.starttls or mail.starttls or "Disabled") != "Disabled"
+
+
+def session_caches(mail: Block, servers: Sequence[Block]) -> None:
+    """Give servers with a cache of their own in the process the shared one of the mail level as well.
+
+    ``ssl_session_cache builtin`` in a server leaves an inherited ``shared`` cache in use.
+    """
+    inherited = mail.fields.get("sslSessionCache", ())
+    shared = [part for part in inherited if part.startswith("shared:")]
+    for server in servers:
+        own = server.fields.get("sslSessionCache", [])
+        if shared and own and all(part.startswith("builtin") for part in own):
+            server.fields["sslSessionCache"] = own + shared
+
+
+def repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
+    """What two ``ssl_session_cache`` of one level make: the last shared cache, and the last of the rest."""
+    if not before:
+        return value
+    shared = [part for part in (*before, *value) if part.startswith("shared:")][-1:]
+    rest = [part for part in (*before, *value) if not part.startswith("shared:")][-1:]
+    return rest if rest and not rest[0].startswith("builtin") else rest + shared

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference page of directives, made of the table: ``python -m mailproxy_config.reference_page``.
+
+It is kept in ``docs/reference/directives.md``; a test tells when that is stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from mailproxy_config.describe import shown_default
+from mailproxy_config.directives import (
+    FOLDED_DIRECTIVES,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Directive,
+    Inheritance,
+)
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_MEANINGS
+from mailproxy_config.listen_directive import LISTEN_PARAMETERS
+from mailproxy_config.value_types import Raw
+
+_MODULES: Final = {
+    "mail_core": "Core",
+    "mail_auth_http": "Authorization",
+    "mail_proxy": "Proxy",
+    "mail_realip": "Real addresses",
+    "mail_ssl": "TLS",
+    "mail_imap": "IMAP",
+    "mail_pop3": "POP3",
+    "mail_smtp": "SMTP",
+}
+_HEAD: Final = """\
+# Directives
+
+<!-- Made by `python -m mailproxy_config.reference_page` from the table of directives. Do not edit. -->
+
+A `MailProxy` takes nginx's mail directives, each under its own name in lowerCamelCase: `auth_http_timeout`
+is `authHttpTimeout`. Whatever may stand in `spec.mail` may also stand in a server, where it wins; a list
+replaces the inherited one as a whole. What is set nowhere has the default below.
+
+* A directive that is `on` or `off` in nginx is a boolean; where nginx knows a third word, there are words
+  that YAML does not take for booleans.
+* Times are written as in nginx: `500ms`, `60s`, `1m30s`, `24h`; a bare number is seconds.
+* Sizes are written as in nginx: `512`, `4k`, `10m`; a bare number is bytes.
+* Files are named by what holds them: `{secretKeyRef: {name, key}}`, `{configMapKeyRef: {name, key}}`, or,
+  without a cluster, `{file: /path}`.
+"""
+_FORMS: Final = """\
+## Listeners
+
+Fields of an item of `listen`. `address` and `port` say where; the rest are nginx's parameters.
+"""
+
+
+def reference() -> str:
+    """The whole page, in Markdown."""
+    lines = [
+        _HEAD,
+        "## Around the mail block\n",
+        *_table(MAIN_DIRECTIVES),
+        "",
+        _FORMS,
+        *_listen_table(),
+    ]
+    rows = (*SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
+    for module, title in _MODULES.items():
+        of_module = [row for row in rows if row.module == module]
+        lines += ["", f"## {title} (`ngx_{module}_module`)\n", *_table(of_module)]
+    lines += ["", "## How it runs on Kubernetes\n", "| Field | Meaning |", "|---|---|"]
+    lines += [f"| `{field}` | {meaning} |" for field, meaning in DEPLOYMENT_MEANINGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Iterable[Directive]) -> Iterator[str]:
+    yield "| nginx | Field | Where | Value | Default | Meaning |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        where = ", ".join(map(str, row.contexts))
+        field = f"`{row.field}`" if not row.part_of else "in `sslCertificate`"
+        replaced = " Replaced as a whole." if row.inheritance is Inheritance.LIST and not row.part_of else ""
+        ours = " Not in nginx." if row.is_ours else ""
+        cells = (f"`{row.name}`", field, where, _escaped(row.type.syntax), _default(row.default))
+        yield f"| {' | '.join(cells)} | {_escaped(row.meaning)}{replaced}{ours} |"
+
+
+def _listen_table() -> Iterator[str]:
+    yield "| Parameter | Field | Default | Meaning |"
+    yield "|---|---|---|---|"
+    for row in LISTEN_PARAMETERS:
+        implied = " Implies `bind`." if row.own_socket else ""
+        yield f"| `{row.name}` | `{row.field}` | {_default(row.default)} | {_escaped(row.meaning)}{implied} |"
+
+
+def _default(value: Raw) -> str:
+    """A default for a cell; a dash where there is none."""
+    shown = shown_default(value)
+    return f"`{shown}`" if shown else "-"
+
+
+def _escaped(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of directive values: what they look like, how they become model values and back.
+
+A ``ValueType`` joins a shape (what the API server checks) with a reader (the
+deeper check, and the conversion), a writer (the model value as a manifest
+spells it), and a reader of nginx's own spelling.  Here stand the plain types;
+those with fields of their own are in ``structures`` and ``listeners``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mailproxy_config import units
+from mailproxy_config.errors import Problems
+from mailproxy_config.schema import Flag, Integer, IntOrText, ListOf, Rule, Shape, Text, matches
+
+Raw = Any
+"""A value as YAML and JSON know it."""
+
+BROKEN: Final = object()
+"""Stands for an item of a list that does not have the right shape, so that the others keep their places."""
+
+CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
+SMALLEST_BUFFER: Final = 128
+"""nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value stands, and where to say what is wrong with it."""
+
+    path: str
+    problems: Problems
+
+    def item(self, index: int) -> Place:
+        """The place of one item of the list that stands here."""
+        return Place(f"{self.path}[{index}]", self.problems)
+
+    def field(self, name: str) -> Place:
+        """The place of one field of the object that stands here."""
+        return Place(f"{self.path}.{name}", self.problems)
+
+    def attempt(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
+        """What ``read`` returns; if it raises ``ValueError``, its text becomes a problem here."""
+        try:
+            return read()
+        except ValueError as error:
+            self.problems.add(self.path, str(error))
+            return otherwise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueType:
+    """One type of directive value.
+
+    Attributes:
+        syntax: The type in words, for the reference page.
+        shape: What the manifest may say.
+        read: From a manifest value of that shape to the model value; raises
+            ``ValueError`` about the whole, and notes at the place what is wrong inside.
+        write: From the model value to a manifest value.
+        nginx: From nginx's arguments to a manifest value; raises ``ValueError``.
+        arity: The least and the most arguments nginx takes; ``None`` is any number.
+        appends: Whether nginx adds the values of repeated directives instead of refusing them.
+        unordered: Whether it is a set, in which a word that stands twice counts once.
+        itemwise: Whether ``read`` passes over ``BROKEN`` items of a list.
+    """
+
+    syntax: str
+    shape: Shape
+    read: Callable[[Any, Place], object]
+    write: Callable[[Any], Raw]
+    nginx: Callable[[Sequence[str]], Raw]
+    arity: tuple[int, int | None] = (1, 1)
+    appends: bool = False
+    unordered: bool = False
+    itemwise: bool = False
+
+
+def as_it_is(value: Any, _: Place | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
+    """A reader or writer for values that are the same on both sides."""
+    return value
+
+
+def nginx_text(arguments: Sequence[str]) -> str:
+    """The only argument."""
+    return arguments[0]
+
+
+def nginx_flag(arguments: Sequence[str]) -> bool:
+    """``on`` or ``off``, in any case."""
+    word = arguments[0].lower()
+    if word not in {"on", "off"}:
+        raise ValueError(f'invalid value "{arguments[0]}", it must be "on" or "off"')
+    return word == "on"
+
+
+def nginx_number(arguments: Sequence[str]) -> int:
+    """Decimal digits, nothing else."""
+    text = arguments[0]
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise ValueError(f'invalid number "{text[:40]}"')
+    return int(text)
+
+
+def no_control_characters(what: str) -> Rule:
+    """A line end in a value would begin a line of its own in what we send."""
+    return Rule(
+        expression=r"!self.matches('[\\x00-\\x1f\\x7f]')",
+        message=f"{what} must not contain control characters such as CR or LF",
+        holds=lambda text: not matches(CONTROL_CHARACTERS, text),
+    )
+
+
+def spelled(grammar: str, message: str) -> Rule:
+    """An integer, or text of a grammar."""
+    return Rule(
+        expression=f"type(self) == int || (size(self) > 0 && self.matches('{grammar}'))",
+        message=message,
+        holds=lambda value: isinstance(value, int) or (value != "" and matches(grammar, value)),
+    )
+
+
+MSEC_SHAPE: Final = IntOrText(
+    rules=(
+        spelled(units.MSEC_TIME, "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"),
+    )
+)
+SEC_SHAPE: Final = IntOrText(
+    rules=(
+        spelled(
+            units.SEC_TIME,
+            "must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds",
+        ),
+    )
+)
+SIZE_SHAPE: Final = IntOrText(
+    longest=16, rules=(spelled(units.SIZE, "must be a size such as 4k or 10m; a bare number is bytes"),)
+)
+
+FLAG: Final = ValueType(syntax="boolean", shape=Flag(), read=as_it_is, write=as_it_is, nginx=nginx_flag)
+NUMBER: Final = ValueType(syntax="number", shape=Integer(), read=as_it_is, write=as_it_is, nginx=nginx_number)
+MSEC_TIME: Final = ValueType(
+    syntax="time",
+    shape=MSEC_SHAPE,
+    read=lambda value, _: units.msec_time(value),
+    write=units.printed_time,
+    nginx=nginx_text,
+)
+SEC_TIME: Final = ValueType(
+    syntax="time (whole seconds)",
+    shape=SEC_SHAPE,
+    read=lambda value, _: units.sec_time(value),
+    write=units.printed_time,
+    nginx=nginx_text,
+)
+
+
+def _buffer(value: int | str, _: Place) -> int:
+    octets = units.size(value)
+    if octets < SMALLEST_BUFFER:
+        raise ValueError(f"{value} is too small: a buffer has at least {SMALLEST_BUFFER} bytes")
+    return octets
+
+
+BUFFER: Final = ValueType(
+    syntax="size", shape=SIZE_SHAPE, read=_buffer, write=units.printed_size, nginx=nginx_text
+)
+
+
+def text(*, longest: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
+    """Text that is taken as it stands."""
+    shape = Text(longest=longest, rules=rules)
+    return ValueType(syntax=syntax, shape=shape, read=as_it_is, write=as_it_is, nginx=nginx_text)
+
+
+def choice(
+    words: Mapping[str, str],
+    kind: Callable[[str], object],
+    *,
+    also: Sequence[str] = (),
+    case_matters: bool = False,
+) -> ValueType:
+    """One of a few words.
+
+    Args:
+        words: nginx's words, each with the manifest's.
+        kind: Makes a model value of a manifest's word.
+        also: Words of the manifest that nginx does not have.
+        case_matters: Whether nginx takes its words in small letters alone.
+    """
+
+    def nginx(arguments: Sequence[str]) -> str:
+        word = words.get(arguments[0] if case_matters else arguments[0].lower())
+        if word is None:
+            raise ValueError(f'invalid value "{arguments[0]}", it must be one of {", ".join(words)}')
+        return word
+
+    allowed = (*words.values(), *also)
+    return ValueType(
+        syntax=" | ".join(allowed),
+        shape=Text(longest=64, words=allowed, spellings=words),
+        read=lambda value, _: kind(value),
+        write=str,
+        nginx=nginx,
+    )
+
+
+def several(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
+    """A set of words, in any order; nginx adds up repeated directives."""
+    spelling = {word.lower(): word for word in words}
+
+    def nginx(arguments: Sequence[str]) -> list[str]:
+        unknown = [word for word in arguments if word.lower() not in spelling]
+        if unknown:
+            raise ValueError(f'invalid value "{unknown[0]}", the words are {", ".join(words)}')
+        return list(dict.fromkeys(spelling[word.lower()] for word in arguments))
+
+    return ValueType(
+        syntax="list of " + ", ".join(words),
+        shape=ListOf(items=Text(longest=64, words=tuple(words)), most=len(words), fewest=1),
+        read=lambda value, _: frozenset(map(kind, value)),
+        write=lambda value: sorted(map(str, value)),
+        nginx=nginx,
+        arity=(1, None),
+        appends=True,
+        unordered=True,
+    )
+
+
+def each(values: Iterable[Any], place: Place, read: Callable[[Any, Place], Any]) -> tuple[Any, ...]:
+    """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
+    found = []
+    for index, value in enumerate(values):
+        here = place.item(index)
+        if value is not BROKEN:
+            found.append(here.attempt(lambda value=value, here=here: read(value, here), BROKEN))  # type: ignore[misc]
+    return tuple(item for item in found if item is not BROKEN)
+
+
+def texts(
+    read: Callable[[Any, Place], Any],
+    *,
+    syntax: str,
+    most: int,
+    longest: int,
+    rules: tuple[Rule, ...] = (),
+) -> ValueType:
+    """A list of texts, in order; nginx appends those of repeated directives."""
+    return ValueType(
+        syntax=syntax,
+        shape=ListOf(items=Text(longest=longest, shortest=1, rules=rules), most=most),
+        read=lambda value, place: each(value, place, read),
+        write=list,
+        nginx=list,
+        arity=(1, None),
+        appends=True,
+        itemwise=True,
+    )
+
+
+def _capability(value: str, _: Place) -> str:
+    if not value.isascii():
+        raise ValueError("a capability must be ASCII")
+    return value
+
+
+CAPABILITIES: Final = texts(
+    _capability,
+    syntax="list of text",
+    most=32,
+    longest=256,
+    rules=(no_control_characters("a capability"),),
+)
