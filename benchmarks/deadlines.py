@@ -20,7 +20,7 @@ from unittest import mock
 
 from mailproxy.app import WorkerLoop
 from mailproxy.loop import timeouts as timers_module
-from mailproxy.loop.timeouts import Deadlines, Lane, Timers
+from mailproxy.loop.timeouts import Deadlines, TimeoutQueue, Timeouts
 
 SIZES: Final = (10_000, 40_000, 160_000)
 _LENGTH: Final = 60.0
@@ -46,8 +46,8 @@ class Timed:
 class Scene:
     """A lane, whoever waits in it, and the clock."""
 
-    timers: Timers
-    lane: Lane
+    timers: Timeouts
+    lane: TimeoutQueue
     timed: list[Timed]
     now: float = 0.0
 
@@ -120,7 +120,7 @@ def _once(before: Sequence[Work], work: Work, size: int) -> float:
     loop = WorkerLoop()
     try:
         asyncio.set_event_loop(loop)
-        timers = Timers(loop, loop.reactor)
+        timers = Timeouts(loop, loop.reactor)
         loop.reactor.now = 0.0
         scene = Scene(timers, timers.lane(_LENGTH), [Timed() for _ in range(size)])
         with mock.patch.object(timers_module, "time", mock.Mock(monotonic=lambda: scene.now)):

@@ -12,17 +12,17 @@ from contextvars import Context
 from itertools import chain
 from typing import Final, TypeVarTuple
 
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
-from mailproxy.context import Drained, Engine
+from mailproxy.context import Drained, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.epoll import Reactor
 from mailproxy.net import plan
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.types import Secret
-from mailproxy.session.accept import Door, Listener
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.accept import Listener, ListenTarget
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.client import ClientTls
@@ -90,12 +90,12 @@ class App:
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the loop that make_loop() made"
             raise TypeError(message)
-        self._engine = Engine(loop, loop.reactor, log=log, meter=meter)
+        self._engine = WorkerContext(loop, loop.reactor, log=log, meter=meter)
         loop.reactor.on_crash = self._engine.crashed
         loop.set_exception_handler(self._engine.escaped)
         self._listeners: list[Listener] = []
-        self._servers: dict[str, Server] = {}
-        self._auth: dict[AuthKey, AuthService] = {}
+        self._servers: dict[str, VirtualServer] = {}
+        self._auth: dict[AuthKey, AuthHttpClient] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._retired: list[Resolver] = []
         self._ticket_keys: dict[int, TicketKeys] = {}
@@ -165,9 +165,9 @@ class App:
 
     # -- building
 
-    def _build(self, config: ProxyConfig, names: Mapping[str, tuple[str, ...]]) -> Sequence[Server]:
+    def _build(self, config: ProxyConfig, names: Mapping[str, tuple[str, ...]]) -> Sequence[VirtualServer]:
         problems: list[Problem] = []
-        servers: list[Server] = []
+        servers: list[VirtualServer] = []
         for server in config.servers:
             try:
                 servers.append(self._server(server, names))
@@ -181,7 +181,7 @@ class App:
             raise ConfigError(problems)
         return servers
 
-    def _server(self, config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> Server:
+    def _server(self, config: ServerConfig, names: Mapping[str, tuple[str, ...]]) -> VirtualServer:
         previous = self._servers.get(config.name)
         tls: ServerTls | None = None
         if config.tls_is_used:
@@ -189,7 +189,7 @@ class App:
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
             tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
         meter = self._engine.meter
-        return Server(
+        return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
             auth=self._auth_service(config),
@@ -204,13 +204,13 @@ class App:
             log=self._engine.log.of(config),
         )
 
-    def _auth_service(self, config: ServerConfig) -> AuthService:
+    def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self._auth:
             addresses = HostAddresses(where, meter=self._engine.meter, failed=self._engine.look_up_failed)
             tls = ClientTls(where.host) if where.tls else None
-            self._auth[key] = AuthService(
+            self._auth[key] = AuthHttpClient(
                 self._engine, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
             )
         return self._auth[key]
@@ -228,7 +228,7 @@ class App:
             )
         return self._resolvers[key]
 
-    def _tell_expiries(self, servers: Sequence[Server]) -> None:
+    def _tell_expiries(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
             name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
             self._engine.meter.set_certificates(name, not_after)
@@ -243,7 +243,7 @@ class App:
     def _listen(
         self,
         config: ProxyConfig,
-        servers: Sequence[Server],
+        servers: Sequence[VirtualServer],
         sockets: Mapping[str, Sequence[socket.socket]],
         names: Mapping[str, tuple[str, ...]],
     ) -> None:
@@ -252,10 +252,12 @@ class App:
             listener.close()
         for planned in plan(config, names):
             doors = {
-                address: Door(servers[route.server], config.servers[route.server].listen[route.listen])
+                address: ListenTarget(
+                    servers[route.server], config.servers[route.server].listen[route.listen]
+                )
                 for address, route in planned.routes.items()
             }
-            default = Door(
+            default = ListenTarget(
                 servers[planned.default.server],
                 config.servers[planned.default.server].listen[planned.default.listen],
             )
@@ -265,7 +267,7 @@ class App:
                 if not self._engine.draining:
                     listener.open()
 
-    def _retire(self, servers: Sequence[Server]) -> None:
+    def _retire(self, servers: Sequence[VirtualServer]) -> None:
         """Let go of what only the previous configuration needed."""
         timeouts = {int(server.config.ssl_session_timeout) for server in servers}
         self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}

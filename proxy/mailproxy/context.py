@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from mailproxy.containment import name_of, owner_of
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.loop.epoll import Reactor
-from mailproxy.loop.timeouts import Timers
+from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
@@ -35,7 +35,7 @@ class Drained(Protocol):
         ...
 
 
-class Engine:
+class WorkerContext:
     """The shared parts of one worker.
 
     Attributes:
@@ -48,7 +48,7 @@ class Engine:
     def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter) -> None:
         self.loop = loop
         self.reactor = reactor
-        self.timers = Timers(loop, reactor)
+        self.timers = Timeouts(loop, reactor)
         self.log = log
         self.meter = meter
         self.live: set[Drained] = set()

@@ -192,7 +192,7 @@ class SessionState(StrEnum):
 
 
 @dataclass(slots=True)
-class ClientErred:
+class ProtocolViolation:
     """A client broke its protocol's rules, or spoke out of turn."""
 
     kind: ProtocolErrorKind
@@ -215,7 +215,7 @@ class LoginDenied:
 
 
 @dataclass(slots=True)
-class Remark:
+class LogNote:
     """Something for the log at ``info``: a fixed sentence, and octets that the log will escape.
 
     ``text`` never holds a password.  ``is_ours`` is for what an administrator
@@ -227,4 +227,4 @@ class Remark:
     is_ours: bool = False
 
 
-Note = ClientErred | LoginRefused | LoginDenied | Remark
+Note = ProtocolViolation | LoginRefused | LoginDenied | LogNote

@@ -17,7 +17,7 @@ class SessionError(Exception):
     reason: CloseReason = CloseReason.INTERNAL_ERROR
 
 
-class PeerGone(SessionError):
+class PeerDisconnected(SessionError):
     """The peer of this conversation will say no more.
 
     Attributes:
@@ -33,17 +33,17 @@ class PeerGone(SessionError):
         return self.sent_nothing and self.reason is not CloseReason.PREAUTH_TIMEOUT
 
 
-class PeerClosed(PeerGone):
+class PeerClosed(PeerDisconnected):
     """The peer closed its side."""
 
 
-class PeerReset(PeerGone):
+class PeerReset(PeerDisconnected):
     """The connection broke."""
 
     reason = CloseReason.CLIENT_RESET
 
 
-class PeerTimedOut(PeerGone):
+class PeerTimedOut(PeerDisconnected):
     """The peer said nothing for as long as its directive allows."""
 
     reason = CloseReason.PREAUTH_TIMEOUT
@@ -105,7 +105,7 @@ class AuthUnreachable(AuthUnavailable):
     failure = AuthErrorReason.CONNECT
 
 
-class MalformedAnswer(AuthUnavailable):
+class InvalidAuthResponse(AuthUnavailable):
     """It answered something that is not an answer.
 
     Attributes:

@@ -26,7 +26,7 @@ _Signature = tuple[int, int, int, int] | None
 _Digest = bytes | None
 
 
-class Watch:
+class FileWatcher:
     """Some files, and what was in them when they were last accepted.
 
     Args:

@@ -24,7 +24,7 @@ from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.supervisor.reserve import Reserve
 from mailproxy.telemetry.log import Bridge, Log, LogFormat
 from mailproxy.telemetry.metrics import Meter
-from mailproxy.tls.openssl import reach
+from mailproxy.tls.openssl import load_openssl
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
@@ -218,7 +218,7 @@ class Service:
 
 def preload() -> None:
     """Look up, once for all workers, what each would look up at its start; the imports are done by now."""
-    reach()
+    load_openssl()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

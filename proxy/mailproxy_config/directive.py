@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mailproxy_config.value_types import Place, Raw, ValueType
+from mailproxy_config.value_types import ErrorPath, Raw, ValueType
 
 from .errors import Problems
 
@@ -72,7 +72,7 @@ class Directive:
         if self.default is None:
             return None
         problems = Problems()
-        value = self.type.read(self.default, Place(self.field, problems))
+        value = self.type.read(self.default, ErrorPath(self.field, problems))
         assert not problems, self.name  # noqa: S101 -- a mistake in the table, not in a configuration
         return value
 

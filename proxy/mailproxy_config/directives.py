@@ -20,14 +20,14 @@ from mailproxy_config.value_types import (
     FLAG,
     MSEC_TIME,
     NUMBER,
-    Place,
+    ErrorPath,
     ValueType,
     as_it_is,
     choice,
+    enum_set,
     nginx_number,
     nginx_text,
     no_control_characters,
-    several,
     text,
 )
 
@@ -62,7 +62,7 @@ _POP3: Final = "mail_pop3"
 _SMTP: Final = "mail_smtp"
 
 
-def _server_name(value: str, _: Place) -> str:
+def _server_name(value: str, _: ErrorPath) -> str:
     if not value.isascii() or " " in value:
         raise ValueError("serverName must be ASCII without spaces")
     return value
@@ -216,7 +216,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="imap_auth",
         module=_IMAP,
-        type=several(("plain", "login", "cram-md5", "external"), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external"), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning="The ways to log in that IMAP clients are offered; LOGIN, PLAIN and AUTH=LOGIN always work.",
@@ -239,7 +239,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="pop3_auth",
         module=_POP3,
-        type=several(("plain", "apop", "cram-md5", "external"), AuthMethod),
+        type=enum_set(("plain", "apop", "cram-md5", "external"), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
         meaning="The ways to log in that POP3 clients are offered; USER/PASS, PLAIN and LOGIN always work.",
@@ -266,7 +266,7 @@ LEVEL_DIRECTIVES: Final = (
     Directive(
         name="smtp_auth",
         module=_SMTP,
-        type=several(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
+        type=enum_set(("plain", "login", "cram-md5", "external", "none"), AuthMethod),
         default=["plain", "login"],
         inheritance=_LIST,
         meaning=(

@@ -10,7 +10,7 @@ from mailproxy_config import units
 from mailproxy_config.model import SessionCache
 from mailproxy_config.schema import ListOf, Record, Rule, Text
 from mailproxy_config.secret_refs import CertificateRef, FileRef, KeyRef, ReferenceKind
-from mailproxy_config.value_types import Place, Raw, ValueType, each
+from mailproxy_config.value_types import ErrorPath, Raw, ValueType, read_items
 
 _NAME: Final = Text(
     longest=253,
@@ -50,7 +50,7 @@ def key_ref_written(ref: KeyRef) -> Raw:
 # --- certificates and other files ----------------------------------------------
 
 
-def _file(value: Mapping[str, Any], _: Place) -> FileRef:
+def _file(value: Mapping[str, Any], _: ErrorPath) -> FileRef:
     if "secretKeyRef" in value:
         return key_ref(ReferenceKind.SECRET, value["secretKeyRef"])
     if "configMapKeyRef" in value:
@@ -92,14 +92,14 @@ FILE: Final = ValueType(
 FILES: Final = ValueType(
     syntax="list of " + _FILE_SYNTAX,
     shape=ListOf(items=FILE_SHAPE, most=8),
-    read=lambda value, place: each(value, place, _file),
+    read=lambda value, place: read_items(value, place, _file),
     write=lambda value: list(map(_file_written, value)),
     nginx=lambda words: [{"file": words[0]}],
     appends=True,
 )
 
 
-def _certificate(value: Mapping[str, str], _: Place) -> CertificateRef:
+def _certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
     if "secretName" in value:
         secret = ReferenceKind.SECRET, value["secretName"]
         return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"))
@@ -142,7 +142,7 @@ CERTIFICATES: Final = ValueType(
             },
         ),
     ),
-    read=lambda value, place: each(value, place, _certificate),
+    read=lambda value, place: read_items(value, place, _certificate),
     write=lambda value: list(map(_certificate_written, value)),
     nginx=lambda words: [{"certificateFile": words[0]}],
     appends=True,
@@ -155,7 +155,7 @@ _DEFAULT_BUILTIN: Final = 20480
 _SMALLEST_SHARED: Final = 32 * 1024
 
 
-def _session_cache(value: Sequence[str], _: Place) -> SessionCache:
+def _session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
     parts = {item.partition(":")[0]: item.partition(":")[2] for item in value}
     if len(parts) < len(value) or (len(value) > 1 and {"Disabled", "None"} & parts.keys()):
         raise ValueError("takes Disabled, None, or one builtin and one shared cache at most")

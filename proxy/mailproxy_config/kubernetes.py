@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.model import DrainConfig, Seconds
-from mailproxy_config.value_types import Place, Raw
+from mailproxy_config.value_types import ErrorPath, Raw
 
 _DRAIN: Final = DrainConfig(delay=Seconds(5.0), timeout=Seconds(300.0))
 _REQUESTS: Final = {"cpu": "100m", "memory": "64Mi"}
@@ -274,7 +274,7 @@ def snake_case(name: str) -> str:
     return "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def deployment(spec: Mapping[str, Any], place: Place) -> DeploymentSpec:
+def deployment(spec: Mapping[str, Any], place: ErrorPath) -> DeploymentSpec:
     """Read the Kubernetes part of a ``spec`` that has the right shape.
 
     Args:
@@ -310,7 +310,7 @@ def _frozen(value: Raw) -> Raw:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _drain(value: Mapping[str, Any], place: Place) -> DrainConfig:
+def _drain(value: Mapping[str, Any], place: ErrorPath) -> DrainConfig:
     times = {
         name: place.field(name).attempt(lambda name=name: units.msec_time(value[name]), Seconds(0.0))  # type: ignore[misc]
         for name in ("delay", "timeout")

@@ -24,7 +24,7 @@ from mailproxy_config.schema import (
     closest,
     matches,
 )
-from mailproxy_config.value_types import SIZE_SHAPE, Place, Raw, ValueType, each
+from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, read_items
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
 _LONGEST_KEEP_ALIVE: Final = 32767
@@ -284,7 +284,7 @@ def _keep_alive(value: Mapping[str, Any]) -> KeepAlive:
     )
 
 
-def _listener(value: Mapping[str, Any], place: Place) -> ListenConfig:
+def _listener(value: Mapping[str, Any], place: ErrorPath) -> ListenConfig:
     sizes = {
         field: Octets(place.field(field).attempt(lambda field=field: units.size(value[field]), 0))  # type: ignore[misc]
         for field in ("rcvbuf", "sndbuf")
@@ -415,7 +415,7 @@ LISTEN: Final = ValueType(
             ),
         ),
     ),
-    read=lambda value, place: each(value, place, _listener),
+    read=lambda value, place: read_items(value, place, _listener),
     write=lambda value: list(map(_listener_written, value)),
     nginx=listen_from_nginx,
     arity=(1, None),

@@ -18,7 +18,7 @@ from mailproxy_config.kubernetes import DeploymentSpec, deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.nginx.hints import advice_for_field
 from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
-from mailproxy_config.value_types import BROKEN, Place
+from mailproxy_config.value_types import BROKEN, ErrorPath
 
 from . import kubernetes_ports
 from .capability_hints import capability_hints
@@ -187,7 +187,7 @@ def _examined(
     body: Mapping[str, Any], metadata: Metadata, spec: Mapping[str, Any], problems: Problems
 ) -> MailProxyManifest:
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
-    place = Place("spec", problems)
+    place = ErrorPath("spec", problems)
     main = _level(good, good, MAIN_DIRECTIVES, place, SPEC)
     workload = replace(deployment(good, place), host_ports=kubernetes_ports.host_ports(spec.get("servers")))
     written = spec.get("mail", {})
@@ -224,7 +224,7 @@ def _metadata(value: object, problems: Problems) -> Metadata:
     )
 
 
-def _servers(value: object, place: Place) -> tuple[ServerBlock, ...]:
+def _servers(value: object, place: ErrorPath) -> tuple[ServerBlock, ...]:
     """Every server that can be made sense of, at the index it has in the manifest."""
     if value is None:
         place.problems.add(place.path, "is required")
@@ -239,7 +239,7 @@ def _servers(value: object, place: Place) -> tuple[ServerBlock, ...]:
     return tuple(server for server in found if server is not None)
 
 
-def _server(value: object, place: Place) -> ServerBlock | None:
+def _server(value: object, place: ErrorPath) -> ServerBlock | None:
     good = _sound_fields(SERVER, value, place.path, place.problems)
     if not isinstance(value, Mapping):
         return None
@@ -253,7 +253,7 @@ def _server(value: object, place: Place) -> ServerBlock | None:
 
 
 def _level(
-    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: Place, record: Record
+    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: ErrorPath, record: Record
 ) -> Level:
     """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
     values: dict[str, object] = {}
@@ -277,12 +277,12 @@ def _level(
     )
 
 
-def _note_capabilities(row: Directive, value: Any, here: Place) -> None:  # noqa: ANN401 -- of any directive
+def _note_capabilities(row: Directive, value: Any, here: ErrorPath) -> None:  # noqa: ANN401 -- of any directive
     for index, hint in capability_hints(row.name, value):
         here.problems.notice(here.path if index is None else here.item(index).path, hint)
 
 
-def _read_sound_items(row: Directive, value: object, here: Place) -> None:
+def _read_sound_items(row: Directive, value: object, here: ErrorPath) -> None:
     """Look for more that is wrong in a list of which some items have the wrong shape."""
     shape = row.type.shape
     if not row.type.itemwise or not isinstance(shape, ListOf) or not isinstance(value, list):

@@ -13,12 +13,12 @@ from mailproxy_config.schema import Flag, ListOf, Record, Rule, Text
 from mailproxy_config.secret_refs import HeaderRef, ReferenceKind
 from mailproxy_config.value_types import (
     SEC_SHAPE,
-    Place,
+    ErrorPath,
     Raw,
     ValueType,
-    each,
     nginx_text,
     no_control_characters,
+    read_items,
     texts,
 )
 
@@ -59,7 +59,7 @@ AUTH_HTTP: Final = ValueType(
 )
 
 
-def _header(value: Mapping[str, Any], _: Place) -> AuthHttpHeader | HeaderRef:
+def _header(value: Mapping[str, Any], _: ErrorPath) -> AuthHttpHeader | HeaderRef:
     if "valueFrom" in value:
         return HeaderRef(value["name"], key_ref(ReferenceKind.SECRET, value["valueFrom"]["secretKeyRef"]))
     return AuthHttpHeader(name=value["name"], value=value["value"])
@@ -108,7 +108,7 @@ HEADERS: Final = ValueType(
             ),
         ),
     ),
-    read=lambda value, place: each(value, place, _header),
+    read=lambda value, place: read_items(value, place, _header),
     write=lambda value: list(map(_header_written, value)),
     nginx=lambda words: [{"name": words[0], "value": words[1]}],
     arity=(2, 2),
@@ -119,17 +119,17 @@ HEADERS: Final = ValueType(
 # --- resolver ------------------------------------------------------------------
 
 
-def _name_server(value: str, _: Place) -> str:
+def _name_server(value: str, _: ErrorPath) -> str:
     addresses.host_port(value)
     return value
 
 
-def _resolver(value: Mapping[str, Any], place: Place) -> ResolverConfig | None:
+def _resolver(value: Mapping[str, Any], place: ErrorPath) -> ResolverConfig | None:
     if value.get("mode") in {"Disabled", "Off"}:
         return None
     valid = place.field("valid").attempt(lambda: units.sec_time(value["valid"])) if "valid" in value else None
     return ResolverConfig(
-        addresses=each(value.get("addresses", ()), place.field("addresses"), _name_server),
+        addresses=read_items(value.get("addresses", ()), place.field("addresses"), _name_server),
         system=value.get("mode") == "System",
         valid=valid,
         ipv4=value.get("ipv4", True),
@@ -245,7 +245,7 @@ ERROR_LOG: Final = ValueType(
 )
 
 
-def _peer(value: str, place: Place) -> str:
+def _peer(value: str, place: ErrorPath) -> str:
     canonical, bits_lost = addresses.trusted_peer(value)
     if bits_lost:
         place.problems.notice(place.path, f"low address bits of {value} are meaningless")

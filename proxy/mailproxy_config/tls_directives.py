@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy_config import file_values
-from mailproxy_config.value_types import FLAG, NUMBER, SEC_TIME, choice, several, text
+from mailproxy_config.value_types import FLAG, NUMBER, SEC_TIME, choice, enum_set, text
 
 from .directive import Directive, Inheritance
 from .model import StartTls, VerifyClient
@@ -14,7 +14,7 @@ from .model import StartTls, VerifyClient
 _LIST: Final = Inheritance.LIST
 _SSL: Final = "mail_ssl"
 _STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
-_TLS_VERSIONS: Final = several(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
+_TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
 
 _VERIFY_CLIENT: Final = choice(
     {"off": "Disabled", "on": "Required", "optional": "Optional", "optional_no_ca": "OptionalNoCA"},

@@ -31,7 +31,7 @@ from mailproxy_config.model import (
 )
 from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, ReferenceKind
 from mailproxy_config.units import LARGEST_SECONDS
-from mailproxy_config.value_types import Place
+from mailproxy_config.value_types import ErrorPath
 
 _MAIN_NAMES: Final = {"worker_processes": "workers"}
 _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
@@ -80,7 +80,7 @@ def _check(row: Directive, value: Any, here: str, problems: Problems) -> None:  
     before = len(problems)
     row.type.shape.check(written, here, problems)
     if len(problems) == before:
-        place = Place(here, problems)
+        place = ErrorPath(here, problems)
         read = place.attempt(lambda: row.type.read(written, place))
         if len(problems) == before and _comparable(read) != _comparable(wanted):
             problems.add(here, "holds parts that do not go together")

@@ -29,19 +29,19 @@ SMALLEST_BUFFER: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ErrorPath:
     """Where a value stands, and where to say what is wrong with it."""
 
     path: str
     problems: Problems
 
-    def item(self, index: int) -> Place:
+    def item(self, index: int) -> ErrorPath:
         """The place of one item of the list that stands here."""
-        return Place(f"{self.path}[{index}]", self.problems)
+        return ErrorPath(f"{self.path}[{index}]", self.problems)
 
-    def field(self, name: str) -> Place:
+    def field(self, name: str) -> ErrorPath:
         """The place of one field of the object that stands here."""
-        return Place(f"{self.path}.{name}", self.problems)
+        return ErrorPath(f"{self.path}.{name}", self.problems)
 
     def attempt(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
         """What ``read`` returns; if it raises ``ValueError``, its text becomes a problem here."""
@@ -71,7 +71,7 @@ class ValueType:
 
     syntax: str
     shape: Shape
-    read: Callable[[Any, Place], object]
+    read: Callable[[Any, ErrorPath], object]
     write: Callable[[Any], Raw]
     nginx: Callable[[Sequence[str]], Raw]
     arity: tuple[int, int | None] = (1, 1)
@@ -80,7 +80,7 @@ class ValueType:
     itemwise: bool = False
 
 
-def as_it_is(value: Any, _: Place | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
+def as_it_is(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
     """A reader or writer for values that are the same on both sides."""
     return value
 
@@ -159,7 +159,7 @@ SEC_TIME: Final = ValueType(
 )
 
 
-def _buffer(value: int | str, _: Place) -> int:
+def _buffer(value: int | str, _: ErrorPath) -> int:
     octets = units.size(value)
     if octets < SMALLEST_BUFFER:
         raise ValueError(f"{value} is too small: a buffer has at least {SMALLEST_BUFFER} bytes")
@@ -209,7 +209,7 @@ def choice(
     )
 
 
-def several(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
+def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
     """A set of words, in any order; nginx adds up repeated directives."""
     spelling = {word.lower(): word for word in words}
 
@@ -231,7 +231,9 @@ def several(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
     )
 
 
-def each(values: Iterable[Any], place: Place, read: Callable[[Any, Place], Any]) -> tuple[Any, ...]:
+def read_items(
+    values: Iterable[Any], place: ErrorPath, read: Callable[[Any, ErrorPath], Any]
+) -> tuple[Any, ...]:
     """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
     found = []
     for index, value in enumerate(values):
@@ -242,7 +244,7 @@ def each(values: Iterable[Any], place: Place, read: Callable[[Any, Place], Any])
 
 
 def texts(
-    read: Callable[[Any, Place], Any],
+    read: Callable[[Any, ErrorPath], Any],
     *,
     syntax: str,
     most: int,
@@ -253,7 +255,7 @@ def texts(
     return ValueType(
         syntax=syntax,
         shape=ListOf(items=Text(longest=longest, shortest=1, rules=rules), most=most),
-        read=lambda value, place: each(value, place, read),
+        read=lambda value, place: read_items(value, place, read),
         write=list,
         nginx=list,
         arity=(1, None),
@@ -262,7 +264,7 @@ def texts(
     )
 
 
-def _capability(value: str, _: Place) -> str:
+def _capability(value: str, _: ErrorPath) -> str:
     if not value.isascii():
         raise ValueError("a capability must be ASCII")
     return value

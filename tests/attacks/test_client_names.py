@@ -19,16 +19,16 @@ from mailproxy.protocols.proxy_protocol import outbound
 from mailproxy.protocols.sansio import Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import (
+    AuthAllowed,
     AuthRequest,
     Client,
     ClientCertificate,
     Credentials,
     Envelope,
-    Granted,
-    Identified,
     ProxyAddresses,
     Secret,
     TlsInfo,
+    UpstreamLogin,
 )
 from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
@@ -146,7 +146,7 @@ def test_no_field_of_a_request_begins_a_line(owner: str, name: str) -> None:
 def test_every_command_to_an_smtp_upstream_is_one_line(address: str, sends: SendProxyProtocol) -> None:
     server = configs.server(Protocol.SMTP, proxy_protocol=sends, proxy_smtp_auth=False)
     client = Client(address, 1, "unix:" if address == "unix:" else address, 25, host=b"c.example")
-    granted = Identified(Granted("192.0.2.9", 25, HOSTILE.encode()), Method.PLAIN, helo=b"c.example")
+    granted = UpstreamLogin(AuthAllowed("192.0.2.9", 25, HOSTILE.encode()), Method.PLAIN, helo=b"c.example")
     dialogue = SmtpUpstream(server).log_in(client, granted)
     sent: list[bytes] = [outbound(server, client)]
     replies = iter([b"220 hello\r\n"])

@@ -106,8 +106,8 @@ def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Ident
 @each
 def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that do not close their side after our last word."""
-    monkeypatch.setattr("mailproxy.lingering_close.LINGERING_AT_MOST", 5)
-    monkeypatch.setattr("mailproxy.lingering_close.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("mailproxy.closing.LINGERING_AT_MOST", 5)
+    monkeypatch.setattr("mailproxy.closing.LINGER_SECONDS", 0.3)
 
     async def play() -> None:
         async with siege(serving(protocol, max_errors=1)) as w:

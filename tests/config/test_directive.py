@@ -7,7 +7,7 @@ import pytest
 
 from mailproxy_config.directive import Directive, lower_camel_case
 from mailproxy_config.model import AuthMethod
-from mailproxy_config.value_types import BUFFER, MSEC_TIME, several
+from mailproxy_config.value_types import BUFFER, MSEC_TIME, enum_set
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_a_name_may_be_another() -> None:
 
 
 def test_the_built_in_default_is_a_model_value() -> None:
-    words = several(("plain",), AuthMethod)
+    words = enum_set(("plain",), AuthMethod)
     assert Directive(name="a", module="m", type=words, default=["plain"], meaning="A.").builtin() == {"plain"}
     assert Directive(name="a", module="m", type=words, meaning="A.").builtin() is None
 

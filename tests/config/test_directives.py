@@ -20,7 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import ServerConfig
-from mailproxy_config.value_types import Place
+from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LEVEL_VALUES
 from support.configs import NOT_OF_NGINX
 
@@ -72,7 +72,7 @@ def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
     value = row.builtin()
     assert (value is None) is (row.default in (None, {"mode": "Disabled"}))
     if row.default is not None:
-        again = row.type.read(row.type.write(value), Place(row.field, Problems()))
+        again = row.type.read(row.type.write(value), ErrorPath(row.field, Problems()))
         assert again == value
 
 
@@ -82,18 +82,18 @@ def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
 def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> None:
     kind, problems = by_field(LEVEL_DIRECTIVES)[field].type, Problems()
     kind.shape.check(raw, field, problems)
-    value = kind.read(raw, Place(field, problems))
+    value = kind.read(raw, ErrorPath(field, problems))
     if value is not None or field == "resolver":
         written = kind.write(value)
         kind.shape.check(written, field, problems)
-        assert kind.read(written, Place(field, problems)) == value
+        assert kind.read(written, ErrorPath(field, problems)) == value
     assert problems.found == []
 
 
 @pytest.mark.parametrize("name", ["mäil", "mail example"])
 def test_a_server_s_name_fits_into_a_greeting(name: str) -> None:
     with pytest.raises(ValueError, match="must be ASCII without spaces"):
-        by_name(LEVEL_DIRECTIVES)["server_name"].type.read(name, Place("serverName", Problems()))
+        by_name(LEVEL_DIRECTIVES)["server_name"].type.read(name, ErrorPath("serverName", Problems()))
 
 
 def test_where_directives_may_stand() -> None:

@@ -11,13 +11,13 @@ from mailproxy_config import file_values
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import Octets, SessionCache
 from mailproxy_config.secret_refs import CertificateRef, KeyRef, ReferenceKind
-from mailproxy_config.value_types import Place, ValueType
+from mailproxy_config.value_types import ErrorPath, ValueType
 
 _SECRET = KeyRef(ReferenceKind.SECRET, "tls", "ca.crt")
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
-    place = Place("x", Problems())
+    place = ErrorPath("x", Problems())
     kind.shape.check(value, "x", place.problems)
     if place.problems:
         return None, place.problems.found

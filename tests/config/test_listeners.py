@@ -11,7 +11,7 @@ import pytest
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.listen_directive import LISTEN, LISTEN_PARAMETERS, listen_from_nginx
 from mailproxy_config.model import KeepAlive, ListenConfig
-from mailproxy_config.value_types import Place
+from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LISTENERS
 
 
@@ -19,12 +19,12 @@ def problems_of(*listen: object) -> list[Problem]:
     problems = Problems()
     LISTEN.shape.check(list(listen), "listen", problems)
     if not problems:
-        LISTEN.read(list(listen), Place("listen", problems))
+        LISTEN.read(list(listen), ErrorPath("listen", problems))
     return problems.found
 
 
 def read(listener: object) -> object:
-    found = LISTEN.read([listener], Place("listen", Problems()))
+    found = LISTEN.read([listener], ErrorPath("listen", Problems()))
     assert isinstance(found, tuple)
     return found[0]
 

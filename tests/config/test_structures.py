@@ -11,14 +11,14 @@ from mailproxy_config import structured_values
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import AuthHttp, AuthHttpHeader, LogLevel, ResolverConfig, Seconds
 from mailproxy_config.secret_refs import HeaderRef, KeyRef, ReferenceKind
-from mailproxy_config.value_types import Place, ValueType
+from mailproxy_config.value_types import ErrorPath, ValueType
 
 _SECRET = {"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "key"}}}
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
     """The value and what is wrong with it, first its shape and then itself."""
-    place = Place("x", Problems())
+    place = ErrorPath("x", Problems())
     kind.shape.check(value, "x", place.problems)
     if place.problems:
         return None, place.problems.found
@@ -99,7 +99,7 @@ def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> Non
 
 def test_bits_behind_the_prefix_are_told() -> None:
     problems = Problems()
-    assert structured_values.PEERS.read(["10.1.2.3/8"], Place("x", problems)) == ("10.0.0.0/8",)
+    assert structured_values.PEERS.read(["10.1.2.3/8"], ErrorPath("x", problems)) == ("10.0.0.0/8",)
     assert problems.notices == [Problem("x[0]", "low address bits of 10.1.2.3/8 are meaningless")]
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from mailproxy_config import value_types
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.value_types import BROKEN, Place, ValueType
+from mailproxy_config.value_types import BROKEN, ErrorPath, ValueType
 
 _COLOURS = value_types.choice({"off": "None", "on": "Red"}, str.lower, also=("Green",))
-_LETTERS = value_types.several(("A", "b"), str)
+_LETTERS = value_types.enum_set(("A", "b"), str)
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
-    place = Place("x", Problems())
+    place = ErrorPath("x", Problems())
     return place.attempt(lambda: kind.read(value, place)), place.problems.found
 
 
@@ -90,5 +90,5 @@ def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str)
 
 
 def test_a_place_knows_the_paths_below_it() -> None:
-    place = Place("spec", Problems())
+    place = ErrorPath("spec", Problems())
     assert place.field("mail").item(3).path == "spec.mail[3]"

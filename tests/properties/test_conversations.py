@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, SessionError, UpstreamError
 from mailproxy.protocols import PROTOCOLS, sansio
-from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDeferred,
+    AuthDenied,
     Client,
     Decision,
-    Denied,
-    Ended,
     Envelope,
-    Granted,
-    Identified,
-    LoggedIn,
-    Postponed,
     Secret,
+    SessionEnd,
     TlsInfo,
+    UpstreamLogin,
+    UpstreamLoginResult,
 )
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls
 from support import configs
@@ -71,10 +71,10 @@ LINES: Final = st.builds(lambda words, end: b" ".join(words) + end, st.lists(WOR
 TALK: Final = st.lists(st.one_of(LINES, LINES, st.binary(max_size=12)), max_size=12).map(b"".join)
 TEXTS: Final = st.sampled_from([b"", b"no", b"Invalid login or password"])
 DECISIONS: Final[st.SearchStrategy[Decision]] = st.one_of(
-    st.builds(Denied, TEXTS, st.sampled_from([0, 1, 1]), st.sampled_from([None, b"451 4.3.0"])),
-    st.just(Postponed(1)),
-    st.just(Postponed(2, b"bob", Secret(b"other"))),
-    st.just(Granted("192.0.2.10", 143, b"alice", Secret(b"secret"))),
+    st.builds(AuthDenied, TEXTS, st.sampled_from([0, 1, 1]), st.sampled_from([None, b"451 4.3.0"])),
+    st.just(AuthDeferred(1)),
+    st.just(AuthDeferred(2, b"bob", Secret(b"other"))),
+    st.just(AuthAllowed("192.0.2.10", 143, b"alice", Secret(b"secret"))),
 )
 VERDICTS: Final = st.lists(DECISIONS, max_size=6)
 
@@ -92,7 +92,7 @@ class Heard:
 
 
 def converse(  # noqa: C901 - one case per action
-    dialogue: Dialogue[Any], pieces: list[bytes], decisions: list[Decision]
+    dialogue: ProtocolGenerator[Any], pieces: list[bytes], decisions: list[Decision]
 ) -> Heard:
     """Run a conversation on these octets, cut like this, and close behind them."""
     heard, incoming, verdicts = Heard(), [piece for piece in pieces if piece], iter(decisions)
@@ -117,7 +117,7 @@ def converse(  # noqa: C901 - one case per action
                     heard.notes.append(event)
                 case sansio.Authorize(request):
                     heard.course.append(repr(request) + repr(request.credentials.password and "known"))
-                    answer = next(verdicts, Denied(b"enough"))
+                    answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
                 case sansio.StartTls():
@@ -133,7 +133,7 @@ def converse(  # noqa: C901 - one case per action
     return heard
 
 
-def frontend(server: ServerConfig) -> Dialogue[Identified | Ended]:
+def frontend(server: ServerConfig) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
     return PROTOCOLS[server.protocol].frontend(server).converse(Client("192.0.2.1"))
 
 
@@ -158,7 +158,7 @@ def test_cuts_do_not_matter(
     assert pieces.course == whole.course
     assert pieces.notes == whole.notes
     assert type(pieces.failure) is type(whole.failure)
-    if isinstance(whole.result, Identified):
+    if isinstance(whole.result, UpstreamLogin):
         assert pieces.result.unread + pieces.left == whole.result.unread + whole.left
         pieces.result.unread = whole.result.unread = b""
     assert pieces.result == whole.result
@@ -228,7 +228,7 @@ CREDENTIALS: Final = {
 @pytest.mark.parametrize("starttls", [StartTls.DISABLED, StartTls.ONLY])
 def test_no_secret_escapes(protocol: Protocol, login: bytes, starttls: StartTls) -> None:
     talk = login + b"\r\n"
-    verdicts: list[Decision] = [Postponed(1), Denied(b"no", wait=1), Denied(b"no", wait=1)]
+    verdicts: list[Decision] = [AuthDeferred(1), AuthDenied(b"no", wait=1), AuthDenied(b"no", wait=1)]
     heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
     shown = repr(
         (heard.course, heard.notes, heard.sends, heard.result, str(heard.failure), repr(heard.failure))
@@ -281,12 +281,12 @@ def test_no_upstream_breaks_us(
     proxy_smtp_auth: bool,
 ) -> None:
     envelope = Envelope(b"cl", b"MAIL FROM:<a>", b"RCPT TO:<b>") if with_envelope else None
-    grant = Granted("192.0.2.10", 143, user, password)
-    identified = Identified(grant, Method.PASSWORD, tag=b"a", envelope=envelope, helo=b"cl", esmtp=True)
+    grant = AuthAllowed("192.0.2.10", 143, user, password)
+    identified = UpstreamLogin(grant, Method.PASSWORD, tag=b"a", envelope=envelope, helo=b"cl", esmtp=True)
     config = server(protocol, proxy_smtp_auth=proxy_smtp_auth)
     upstream = PROTOCOLS[protocol].upstream(config)
     heard = converse(upstream.log_in(Client("192.0.2.1"), identified), replies, [])
-    assert isinstance(heard.failure, UpstreamError) or isinstance(heard.result, LoggedIn)
+    assert isinstance(heard.failure, UpstreamError) or isinstance(heard.result, UpstreamLoginResult)
     assert MARK.decode() not in repr((heard.failure, str(heard.failure), heard.notes, heard.result))
     if protocol is not Protocol.IMAP:  # whose literals may hold anything
         lines = b"".join(heard.sends).split(b"\r\n")

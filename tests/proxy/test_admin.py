@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 
 from mailproxy import admin, http_server
-from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import Protocol
 from support.needs import Needs
@@ -34,7 +34,7 @@ class Supervisor:
         self.answers.set()
         self.asked = 0
         self.was_asked = asyncio.Event()
-        self._totals = Totals()
+        self._totals = Aggregator()
 
     async def snapshots(self) -> None:
         self.asked += 1

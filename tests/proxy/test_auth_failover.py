@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.dns import HostAddresses
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
@@ -33,7 +33,7 @@ def quick(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_timeout=Seconds(2.0))
 
 
-def pool(w: World) -> AuthService:
+def pool(w: World) -> AuthHttpClient:
     (service,) = w.app._auth.values()
     return service
 

@@ -333,7 +333,7 @@ def test_a_crash_of_ours_in_a_connection_ends_its_login_alone(monkeypatch: pytes
     async def play() -> None:
         async with world(build, DENIED) as w:
             with monkeypatch.context() as patch:
-                patch.setattr("mailproxy.auth_http.connection.Exchange._receive", crash)
+                patch.setattr("mailproxy.auth_http.connection.AuthConnection._receive", crash)
                 assert await attempt(w) == b"-ERR internal server error\r\n"
             assert await attempt(w) == b"-ERR no\r\n"
             assert w.value("mailproxy_auth_requests_in_flight") == 0

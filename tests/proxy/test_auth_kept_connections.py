@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from mailproxy.auth_http import client, connection
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging
@@ -26,7 +26,7 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
     return server(Protocol.POP3, auth_http=auth, listen=(listen,))
 
 
-def pool(w: World) -> AuthService:
+def pool(w: World) -> AuthHttpClient:
     (service,) = w.app._auth.values()
     return service
 
@@ -277,16 +277,16 @@ def test_unread_bytes_are_looked_for_before_a_request_is_sent() -> None:
         async with world(build, DENIED) as w:
             assert await attempt(w) == REFUSED
             (kept,) = pool(w)._idle
-            real = connection.Exchange._ask
+            real = connection.AuthConnection._ask
 
-            def asked(self: connection.Exchange) -> None:
+            def asked(self: connection.AuthConnection) -> None:
                 if self is kept:
                     peer = w.auth.writers[0].get_extra_info("socket")
                     peer._sock.send(answer("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(connection.Exchange, "_ask", asked)
+                patch.setattr(connection.AuthConnection, "_ask", asked)
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2

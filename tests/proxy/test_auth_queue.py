@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.fair_queue import FairQueue, source_of
-from mailproxy.auth_http.pending_request import Question
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.enums import Method
 from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.types import Client, Credentials, Decision
@@ -39,9 +39,9 @@ class Waiting:
         self.failed.append(error)
 
 
-def question(asker: Any = None, seconds: Any = None) -> Question:
+def question(asker: Any = None, seconds: Any = None) -> PendingRequest:
     credentials = Credentials(Method.PASSWORD, b"u")
-    return Question(
+    return PendingRequest(
         asker or Waiting(),
         b"GET",
         credentials,
@@ -51,14 +51,14 @@ def question(asker: Any = None, seconds: Any = None) -> Question:
     )
 
 
-def filled(*sources: bytes) -> tuple[FairQueue, list[Question]]:
+def filled(*sources: bytes) -> tuple[FairQueue, list[PendingRequest]]:
     queue, questions = FairQueue(), [question() for _ in sources]
     for one, source in zip(questions, sources, strict=True):
         queue.add(one, source)
     return queue, questions
 
 
-def taken(queue: FairQueue) -> list[Question | None]:
+def taken(queue: FairQueue) -> list[PendingRequest | None]:
     return [queue.take(reserved=False) for _ in range(len(queue))]
 
 
@@ -155,7 +155,7 @@ def limited(maximum: int | None, port: int | None = None) -> Builder:
     return build
 
 
-def pool(w: World) -> AuthService:
+def pool(w: World) -> AuthHttpClient:
     (service,) = w.app._auth.values()
     return service
 
@@ -299,7 +299,7 @@ def test_requests_expire_and_leave_in_linear_time(count: int) -> None:
             looks = 0
             real = FairQueue.discard
 
-            def discard(self: FairQueue, one: Question) -> None:
+            def discard(self: FairQueue, one: PendingRequest) -> None:
                 nonlocal looks
                 looks += 1
                 real(self, one)

@@ -18,20 +18,20 @@ from mailproxy.auth_http.response import (
     MAX_CODE,
     MAX_TEXT,
     MAX_WAIT,
-    Answer,
+    AuthResponse,
     BodyFraming,
     InterimAnswer,
     head_end,
     parse,
 )
 from mailproxy.enums import AuthErrorReason, Method
-from mailproxy.errors import MalformedAnswer
-from mailproxy.protocols.types import Decision, Denied, Granted, Postponed, Secret
+from mailproxy.errors import InvalidAuthResponse
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
 from mailproxy_config.model import Protocol
 
 IMAP, POP3, SMTP = Protocol.IMAP, Protocol.POP3, Protocol.SMTP
 SECRET = Secret(b"secret")
-GRANTED = Granted("192.0.2.10", 143, b"john", SECRET)
+GRANTED = AuthAllowed("192.0.2.10", 143, b"john", SECRET)
 WHERE = b"Auth-Server: 192.0.2.10\r\nAuth-Port: 143\r\n"
 
 
@@ -42,7 +42,7 @@ def answer(
     method: Method = Method.PASSWORD,
     password: Secret | None = SECRET,
     status: bytes = b"HTTP/1.0 200 OK\r\n",
-) -> Answer:
+) -> AuthResponse:
     return parse(
         status + headers + b"\r\n", protocol=protocol, method=method, user=b"john", password=password
     )
@@ -126,30 +126,30 @@ def test_the_status_does_not_matter(status: bytes) -> None:
 def test_an_answer_that_says_nothing_is_counted_by_its_status(
     status: bytes, failure: AuthErrorReason
 ) -> None:
-    with pytest.raises(MalformedAnswer) as caught:
+    with pytest.raises(InvalidAuthResponse) as caught:
         answer(b"", status=status)
     assert caught.value.failure is failure
 
 
 def test_the_service_s_own_user_and_password_replace_the_client_s() -> None:
     headers = WHERE + b"Auth-User: a%20b  c\r\nAuth-Pass: first\r\nAuth-Pass: p w \r\n"
-    assert decided(headers) == Granted("192.0.2.10", 143, b"a%20b  c", Secret(b"p w"))
-    assert decided(WHERE + b"Auth-Pass:\r\nAuth-User\r\n") == Granted("192.0.2.10", 143, b"", Secret(b""))
+    assert decided(headers) == AuthAllowed("192.0.2.10", 143, b"a%20b  c", Secret(b"p w"))
+    assert decided(WHERE + b"Auth-Pass:\r\nAuth-User\r\n") == AuthAllowed("192.0.2.10", 143, b"", Secret(b""))
 
 
 @pytest.mark.parametrize("protocol", [IMAP, POP3])
 @pytest.mark.parametrize("method", [Method.APOP, Method.CRAM_MD5])
 def test_a_digest_is_never_a_password(protocol: Protocol, method: Method) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(WHERE, protocol=protocol, method=method)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
     granted = decided(WHERE + b"Auth-Pass: own\r\n", protocol=protocol, method=method)
-    assert granted == Granted("192.0.2.10", 143, b"john", Secret(b"own"))
+    assert granted == AuthAllowed("192.0.2.10", 143, b"john", Secret(b"own"))
 
 
 @pytest.mark.parametrize("protocol", [IMAP, POP3])
 def test_without_any_password_imap_and_pop3_cannot_go_on(protocol: Protocol) -> None:
-    with pytest.raises(MalformedAnswer, match="Auth-Pass"):
+    with pytest.raises(InvalidAuthResponse, match="Auth-Pass"):
         decided(WHERE, protocol=protocol, method=Method.EXTERNAL, password=None)
 
 
@@ -168,30 +168,30 @@ def test_a_password_that_came_with_wait_stays_known_to_external() -> None:
 )
 def test_smtp_can_do_without_a_password(method: Method, given: Secret | None, known: Secret | None) -> None:
     granted = decided(WHERE, protocol=SMTP, method=method, password=given)
-    assert granted == Granted("192.0.2.10", 143, b"john", known)
+    assert granted == AuthAllowed("192.0.2.10", 143, b"john", known)
 
 
 @pytest.mark.parametrize(
     ("headers", "denied"),
     [
-        (b"Auth-Status: Invalid login\r\n", Denied(b"Invalid login")),
-        (b"Auth-Status: ok\r\n" + WHERE, Denied(b"ok")),
-        (b"Auth-Status:\r\n", Denied(b"")),
-        (b"Auth-Status\r\n", Denied(b"")),
-        (b"Auth-Status: one\r\nAuth-Status: two\r\n", Denied(b"two")),
-        (b"Auth-Status: one\r\nAuth-Status: OK\r\n" + WHERE, Denied(b"one")),
-        (b"Auth-Status: no\r\nAuth-Wait: 3\r\n", Denied(b"no", 3)),
-        (b"Auth-Status: no\r\nAuth-Wait: 003\r\nAuth-Wait: soon\r\n", Denied(b"no", 3)),
-        (b"Auth-Status: no\r\nAuth-Wait: 3\r\nAuth-Wait: 0\r\n", Denied(b"no", 0)),
-        (b"Auth-Status: no\r\nAuth-Wait: -1\r\n", Denied(b"no")),
-        (b"Auth-Status: no\r\nAuth-Wait: " + b"9" * 19 + b"\r\n", Denied(b"no")),
-        (b"Auth-Status: no\r\nAuth-Wait: 999999999\r\n", Denied(b"no", MAX_WAIT)),
-        (b"Auth-Status: no\r\nAuth-User: jack\r\n", Denied(b"no", user=b"jack")),
-        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", Denied(b"no")),
-        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\n", Denied(b"no")),
+        (b"Auth-Status: Invalid login\r\n", AuthDenied(b"Invalid login")),
+        (b"Auth-Status: ok\r\n" + WHERE, AuthDenied(b"ok")),
+        (b"Auth-Status:\r\n", AuthDenied(b"")),
+        (b"Auth-Status\r\n", AuthDenied(b"")),
+        (b"Auth-Status: one\r\nAuth-Status: two\r\n", AuthDenied(b"two")),
+        (b"Auth-Status: one\r\nAuth-Status: OK\r\n" + WHERE, AuthDenied(b"one")),
+        (b"Auth-Status: no\r\nAuth-Wait: 3\r\n", AuthDenied(b"no", 3)),
+        (b"Auth-Status: no\r\nAuth-Wait: 003\r\nAuth-Wait: soon\r\n", AuthDenied(b"no", 3)),
+        (b"Auth-Status: no\r\nAuth-Wait: 3\r\nAuth-Wait: 0\r\n", AuthDenied(b"no", 0)),
+        (b"Auth-Status: no\r\nAuth-Wait: -1\r\n", AuthDenied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Wait: " + b"9" * 19 + b"\r\n", AuthDenied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Wait: 999999999\r\n", AuthDenied(b"no", MAX_WAIT)),
+        (b"Auth-Status: no\r\nAuth-User: jack\r\n", AuthDenied(b"no", user=b"jack")),
+        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", AuthDenied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\n", AuthDenied(b"no")),
     ],
 )
-def test_the_client_may_not(headers: bytes, denied: Denied) -> None:
+def test_the_client_may_not(headers: bytes, denied: AuthDenied) -> None:
     assert decided(headers) == denied
 
 
@@ -199,9 +199,9 @@ def test_the_client_may_not(headers: bytes, denied: Denied) -> None:
     ("headers", "decision"),
     [
         (b"Auth-Status:\r\n" + WHERE, GRANTED),
-        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", Denied(b"no", code=b"451 4.3.0")),
-        (b"Auth-Error-Code: 1\r\nAuth-Error-Code: 2\r\nAuth-Status: no\r\n", Denied(b"no", code=b"2")),
-        (b"Auth-Status: no\r\nAuth-Error-Code:\r\n", Denied(b"no")),
+        (b"Auth-Status: no\r\nAuth-Error-Code: 451 4.3.0\r\n", AuthDenied(b"no", code=b"451 4.3.0")),
+        (b"Auth-Error-Code: 1\r\nAuth-Error-Code: 2\r\nAuth-Status: no\r\n", AuthDenied(b"no", code=b"2")),
+        (b"Auth-Status: no\r\nAuth-Error-Code:\r\n", AuthDenied(b"no")),
     ],
 )
 def test_smtp_has_codes_and_takes_an_empty_status_for_ok(headers: bytes, decision: Decision) -> None:
@@ -211,18 +211,18 @@ def test_smtp_has_codes_and_takes_an_empty_status_for_ok(headers: bytes, decisio
 @pytest.mark.parametrize(
     ("headers", "postponed"),
     [
-        (b"Auth-Status: WAIT\r\nAuth-Wait: 5\r\n", Postponed(5)),
-        (b"Auth-Status: WAIT\r\n", Postponed(1)),
-        (b"Auth-Status: WAIT\r\nAuth-Wait: x\r\n", Postponed(1)),
-        (b"Auth-Status: WAIT\r\nAuth-Status: OK\r\n" + WHERE, Postponed(1)),
-        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\nAuth-Wait: 2\r\n", Postponed(2)),
+        (b"Auth-Status: WAIT\r\nAuth-Wait: 5\r\n", AuthDeferred(5)),
+        (b"Auth-Status: WAIT\r\n", AuthDeferred(1)),
+        (b"Auth-Status: WAIT\r\nAuth-Wait: x\r\n", AuthDeferred(1)),
+        (b"Auth-Status: WAIT\r\nAuth-Status: OK\r\n" + WHERE, AuthDeferred(1)),
+        (b"Auth-Status: no\r\nAuth-Status: WAIT\r\nAuth-Wait: 2\r\n", AuthDeferred(2)),
         (
             b"Auth-Status: WAIT\r\nAuth-Wait: 2\r\nAuth-User: u\r\nAuth-Pass: p\r\n",
-            Postponed(2, b"u", Secret(b"p")),
+            AuthDeferred(2, b"u", Secret(b"p")),
         ),
     ],
 )
-def test_ask_again_later(headers: bytes, postponed: Postponed) -> None:
+def test_ask_again_later(headers: bytes, postponed: AuthDeferred) -> None:
     assert decided(headers) == postponed
 
 
@@ -241,7 +241,7 @@ def test_ask_again_later(headers: bytes, postponed: Postponed) -> None:
     ],
 )
 def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
-    assert decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n") == Granted(
+    assert decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n") == AuthAllowed(
         address, 143, b"john", SECRET
     )
 
@@ -250,7 +250,7 @@ def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
 @pytest.mark.parametrize("path", [b"/run/dovecot/imap.sock", b"/" + 106 * b"x"])
 def test_a_server_may_be_a_unix_socket(path: bytes, port: bytes) -> None:
     address = f"unix:{path.decode()}"
-    assert decided(b"Auth-Server: unix:" + path + b"\r\n" + port) == Granted(address, 0, b"john", SECRET)
+    assert decided(b"Auth-Server: unix:" + path + b"\r\n" + port) == AuthAllowed(address, 0, b"john", SECRET)
 
 
 BAD_SERVERS = [
@@ -263,14 +263,14 @@ BAD_SERVERS = [
 
 @pytest.mark.parametrize("text", BAD_SERVERS)
 def test_anything_else_is_none(text: bytes) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n")
     assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
 
 
 @pytest.mark.parametrize("text", [b"0", b"65536", b"-1", b"143x", b"+143", b"1 4", b"9" * 40, b"\xb2"])
 def test_a_port_is_a_number_from_1_to_65535(text: bytes) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(b"Auth-Server: ::1\r\nAuth-Port: " + text + b"\r\n")
     assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
 
@@ -280,7 +280,7 @@ def test_a_port_is_a_number_from_1_to_65535(text: bytes) -> None:
     [b"", b"Auth-Status: OK\r\n", b"Auth-Server: ::1\r\n", b"Auth-Port: 1\r\n", WHERE + b"Auth-Server:\r\n"],
 )
 def test_a_grant_without_server_or_port_is_none(headers: bytes) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers)
     assert malformed.value.failure is AuthErrorReason.NO_SERVER
 
@@ -301,14 +301,14 @@ def test_a_grant_without_server_or_port_is_none(headers: bytes) -> None:
     ],
 )
 def test_malformed_headers_spoil_the_whole_answer(headers: bytes) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers + WHERE)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
 
 
 @pytest.mark.parametrize("status", [b"HTTP/1.0 200\rOK\r\n", b"HTTP/1.0 200 OK\r\r\n"])
 def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
-    with pytest.raises(MalformedAnswer, match="bare CR"):
+    with pytest.raises(InvalidAuthResponse, match="bare CR"):
         answer(WHERE, status=status)
 
 
@@ -319,7 +319,7 @@ def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
      b"Auth-Status: no\r\nAuth-Error-Code: 5%b1\r\n"],
 )  # fmt: skip
 def test_no_control_character_is_passed_on(headers: bytes, octet: bytes) -> None:
-    with pytest.raises(MalformedAnswer) as malformed:
+    with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers % octet, protocol=SMTP)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
 
@@ -330,12 +330,12 @@ def test_no_control_character_is_passed_on(headers: bytes, octet: bytes) -> None
 )
 def test_a_text_is_cut_so_that_the_reply_is_a_line(protocol: Protocol, around: bytes) -> None:
     denied = decided(b"Auth-Status: " + b"x" * 2000 + b"\r\n", protocol=protocol)
-    assert denied == Denied(b"x" * MAX_TEXT[protocol])
+    assert denied == AuthDenied(b"x" * MAX_TEXT[protocol])
     assert MAX_TEXT[protocol] + len(around) == {IMAP: 1024, POP3: 512, SMTP: 512}[protocol]
 
 
 def test_a_code_that_is_too_long_for_a_reply_is_refused() -> None:
-    with pytest.raises(MalformedAnswer, match="33 bytes"):
+    with pytest.raises(InvalidAuthResponse, match="33 bytes"):
         decided(b"Auth-Status: no\r\nAuth-Error-Code: " + b"5" * 33 + b"\r\n", protocol=SMTP)
 
 
@@ -399,7 +399,7 @@ def test_an_interim_answer_is_not_the_answer(status: int) -> None:
 
 
 def test_a_switch_of_protocols_is_no_answer() -> None:
-    with pytest.raises(MalformedAnswer, match="101"):
+    with pytest.raises(InvalidAuthResponse, match="101"):
         answer(b"Upgrade: h2c\r\n", status=b"HTTP/1.1 101 Switching Protocols\r\n")
 
 
@@ -420,7 +420,7 @@ def test_a_switch_of_protocols_is_no_answer() -> None:
 def test_an_error_names_the_status_of_an_answer_from_somebody_else(
     status: bytes, failure: AuthErrorReason, words: str
 ) -> None:
-    with pytest.raises(MalformedAnswer, match=words) as caught:
+    with pytest.raises(InvalidAuthResponse, match=words) as caught:
         answer(b"Content-Type: text/html\r\n", status=b"HTTP/1.1 %b\r\n" % status)
     assert caught.value.failure is failure
     assert caught.value.status == int(status[:3])
@@ -440,7 +440,7 @@ def test_an_error_names_the_status_of_an_answer_from_somebody_else(
     ],
 )
 def test_an_error_names_the_header_and_its_value_and_how_to_fix_it(headers: bytes, words: str) -> None:
-    with pytest.raises(MalformedAnswer, match=words):
+    with pytest.raises(InvalidAuthResponse, match=words):
         answer(headers, status=b"HTTP/1.1 200 OK\r\n")
 
 
@@ -448,7 +448,7 @@ def test_an_error_names_the_header_and_its_value_and_how_to_fix_it(headers: byte
 @pytest.mark.parametrize("header", [b"Auth-Server", b"Auth-Port"])
 def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, value: bytes) -> None:
     headers = WHERE.replace(header + b": ", header + b": " + value + b"/") + b"Auth-Pass: 1234\r\n"
-    with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
+    with pytest.raises(InvalidAuthResponse, match=header.decode()) as caught:
         answer(headers, status=b"HTTP/1.1 200 OK\r\n", password=SECRET)
     shown = value.decode() in str(caught.value)
     assert shown == (value == b"sec")
@@ -457,7 +457,7 @@ def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, va
 
 @pytest.mark.parametrize("header", [b"Auth-User", b"Auth-Pass"])
 def test_an_error_does_not_show_credentials(header: bytes) -> None:
-    with pytest.raises(MalformedAnswer, match=header.decode()) as caught:
+    with pytest.raises(InvalidAuthResponse, match=header.decode()) as caught:
         answer(WHERE + header + b": secret\x01word\r\n", status=b"HTTP/1.1 200 OK\r\n")
     assert "secret" not in str(caught.value)
 
@@ -478,9 +478,9 @@ LINES = st.lists(
 def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protocol, method: Method) -> None:
     try:
         decision = decided(headers, protocol=protocol, method=method)
-    except MalformedAnswer:
+    except InvalidAuthResponse:
         return
-    shown = decision.text if isinstance(decision, Denied) else decision.user or b""
+    shown = decision.text if isinstance(decision, AuthDenied) else decision.user or b""
     assert not any(octet < 32 for octet in shown)
 
 
@@ -531,7 +531,7 @@ def test_an_answer_is_remembered_without_its_password(line: bytes) -> None:
 def test_what_holds_a_password_elsewhere_is_not_remembered(headers: bytes) -> None:
     response._read.cache_clear()
     for _ in range(2):
-        with suppress(MalformedAnswer):
+        with suppress(InvalidAuthResponse):
             answer(headers + WHERE)
     assert response._read.cache_info().currsize == 0
     assert not holds(b"secret")
@@ -551,7 +551,7 @@ def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> Non
         parse(head, protocol=IMAP, method=Method.PASSWORD, user=user, password=Secret(user)).decision
         for user in users
     ]
-    assert found == [Granted("192.0.2.10", 143, user, Secret(user)) for user in users]
+    assert found == [AuthAllowed("192.0.2.10", 143, user, Secret(user)) for user in users]
     assert response._read.cache_info().hits == 1
 
 
@@ -590,22 +590,22 @@ WAYS = st.builds(
 )
 
 
-def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret | None) -> Answer:
+def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret | None) -> AuthResponse:
     """Read an answer as one would if nothing were ever remembered."""
     said, framing, keep_alive, status, _ = response._read.__wrapped__(head)
     sent = said.get(b"auth-pass")
     try:
         decision = response._decision(said, sent, protocol, method, b"john", password)
-    except MalformedAnswer as error:
+    except InvalidAuthResponse as error:
         error = response._with_value(error, password, sent)
         raise response._with_status(error, said, status) from None
-    return Answer(decision, framing, keep_alive, status)
+    return AuthResponse(decision, framing, keep_alive, status)
 
 
-def outcome(read: Callable[[], Answer]) -> Answer | tuple[str, AuthErrorReason]:
+def outcome(read: Callable[[], AuthResponse]) -> AuthResponse | tuple[str, AuthErrorReason]:
     try:
         return read()
-    except MalformedAnswer as malformed:
+    except InvalidAuthResponse as malformed:
         return str(malformed), malformed.failure
 
 

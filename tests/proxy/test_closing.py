@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy import lingering_close
+from mailproxy import closing
 from mailproxy.app import make_loop
-from mailproxy.context import Engine
-from mailproxy.lingering_close import LINGER_OCTETS, Lingerer, close_now, close_politely, end_writing
+from mailproxy.closing import LINGER_OCTETS, LingeringClose, close_now, end_writing, lingering_close
+from mailproxy.context import WorkerContext
 from mailproxy.loop.epoll import READ
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
@@ -25,18 +25,18 @@ Both = tuple[socket.socket, socket.socket]
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[WorkerContext]:
     loop = make_loop()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     log = Log(nowhere)
-    yield Engine(loop, loop.reactor, log=log, meter=Meter())
+    yield WorkerContext(loop, loop.reactor, log=log, meter=Meter())
     log.close()
     os.close(nowhere)
     loop.close()
 
 
 @pytest.fixture
-def both(engine: Engine) -> Iterator[Both]:
+def both(engine: WorkerContext) -> Iterator[Both]:
     """Our side of a TCP connection, served by a handler that is asked for nothing, and the peer's."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
@@ -54,7 +54,7 @@ class Unasked:
         raise AssertionError(mask)
 
 
-def settle(engine: Engine) -> None:
+def settle(engine: WorkerContext) -> None:
     """Serve until nobody lingers; not for ever."""
     for _ in range(500):
         if not engine.lingering:
@@ -67,7 +67,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def test_closing_at_once_leaves_nothing(engine: Engine, both: Both) -> None:
+def test_closing_at_once_leaves_nothing(engine: WorkerContext, both: Both) -> None:
     near, far = both
     fd = near.fileno()
     close_now(engine, near, fd)
@@ -79,11 +79,11 @@ def test_closing_at_once_leaves_nothing(engine: Engine, both: Both) -> None:
     assert not engine.lingering
 
 
-def test_the_last_word_arrives_although_the_peer_still_talks(engine: Engine, both: Both) -> None:
+def test_the_last_word_arrives_although_the_peer_still_talks(engine: WorkerContext, both: Both) -> None:
     near, far = both
     far.sendall(b"x" * 10_000)
     near.send(b"bye")
-    close_politely(engine, near, near.fileno())
+    lingering_close(engine, near, near.fileno())
     far.sendall(b"more")
     engine.reactor.select(0)
     assert far.recv(100) == b"bye"
@@ -95,16 +95,16 @@ def test_the_last_word_arrives_although_the_peer_still_talks(engine: Engine, bot
     assert near.fileno() == -1
 
 
-def test_a_peer_that_has_ended_is_not_waited_for(engine: Engine, both: Both) -> None:
+def test_a_peer_that_has_ended_is_not_waited_for(engine: WorkerContext, both: Both) -> None:
     near, far = both
     far.shutdown(socket.SHUT_WR)
-    close_politely(engine, near, near.fileno())
+    lingering_close(engine, near, near.fileno())
     assert not engine.lingering
     engine.reactor.select(0)
     assert near.fileno() == -1
 
 
-def talks_on(lingerer: Lingerer, far: socket.socket) -> None:
+def talks_on(lingerer: LingeringClose, far: socket.socket) -> None:
     for _ in range(LINGER_OCTETS // 4096):
         far.sendall(b"x" * 4096)
         lingerer.on_event(READ)
@@ -122,12 +122,12 @@ def talks_on(lingerer: Lingerer, far: socket.socket) -> None:
     ids=["closes", "resets", "cut", "too late", "too much"],
 )
 def test_lingering_ends(
-    engine: Engine, both: Both, happens: Callable[[Lingerer, socket.socket], None]
+    engine: WorkerContext, both: Both, happens: Callable[[LingeringClose, socket.socket], None]
 ) -> None:
     near, far = both
-    close_politely(engine, near, near.fileno())
+    lingering_close(engine, near, near.fileno())
     (lingerer,) = engine.lingering
-    assert isinstance(lingerer, Lingerer)
+    assert isinstance(lingerer, LingeringClose)
     assert engine.timers.waiting() == [lingerer]
     happens(lingerer, far)
     settle(engine)
@@ -140,20 +140,20 @@ def test_lingering_ends(
     assert lingerer.fd == -1
 
 
-def test_a_goodbye_is_no_reason_to_stop_lingering(engine: Engine, both: Both) -> None:
+def test_a_goodbye_is_no_reason_to_stop_lingering(engine: WorkerContext, both: Both) -> None:
     near, _ = both
-    close_politely(engine, near, near.fileno())
+    lingering_close(engine, near, near.fileno())
     (lingerer,) = engine.lingering
     lingerer.say_goodbye()
     assert engine.lingering == {lingerer}
     lingerer.cut()
 
 
-def test_only_so_many_linger(engine: Engine, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lingering_close, "LINGERING_AT_MOST", 0)
+def test_only_so_many_linger(engine: WorkerContext, both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "LINGERING_AT_MOST", 0)
     near, far = both
     near.send(b"bye")
-    close_politely(engine, near, near.fileno())
+    lingering_close(engine, near, near.fileno())
     assert not engine.lingering
     engine.reactor.select(0)
     assert near.fileno() == -1

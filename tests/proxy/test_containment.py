@@ -128,7 +128,7 @@ def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.Mo
             def fails(*_: Any) -> None:
                 raise Fault(HIDDEN)
 
-            for holder, name in ((session, "close_politely"), (Session, "_leave"), (Relay, "close")):
+            for holder, name in ((session, "lingering_close"), (Session, "_leave"), (Relay, "close")):
                 monkeypatch.setattr(holder, name, fails)
             for peer in (*peers, *relaying):
                 await peer.say(b"QUIT\r\n")

@@ -8,38 +8,38 @@ from typing import ClassVar
 import pytest
 
 from mailproxy.enums import (
-    ClientErred,
     CloseReason,
     LoginRefused,
     LoginResult,
+    LogNote,
     Method,
     ProtocolErrorKind,
-    Remark,
+    ProtocolViolation,
 )
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
 from mailproxy.protocols.frontend import (
     CertificateFault,
-    Conversation,
+    Frontend,
+    FrontendConfig,
     Outcome,
-    Prepared,
     Turn,
     certificate_fault,
+    classify_bad_line,
     has_controls,
-    misread,
 )
-from mailproxy.protocols.sansio import Authorize, Dialogue, MakeChallenge, Send, StartTls, Wait
+from mailproxy.protocols.sansio import Authorize, MakeChallenge, ProtocolGenerator, Send, StartTls, Wait
 from mailproxy.protocols.sasl import Framing
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDeferred,
+    AuthDenied,
     AuthRequest,
     Client,
     ClientCertificate,
     Credentials,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
-    Postponed,
+    SessionEnd,
     TlsInfo,
+    UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
 from mailproxy_config.model import StartTls as Policy
@@ -47,11 +47,11 @@ from support import configs
 from support.driving import Driven, drive
 
 CERTIFICATE = ClientCertificate(b"CN=c", b"CN=ca", b"0A", b"0" * 40, b"PEM", b"c")
-GRANTED = Granted("192.0.2.10", 110, b"u")
+GRANTED = AuthAllowed("192.0.2.10", 110, b"u")
 OK = Send(b"ok\r\n")
 
 
-class Small(Conversation):
+class Small(Frontend):
     """Understands NOOP, AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=3)
@@ -65,11 +65,11 @@ class Small(Conversation):
     def invalid(self) -> bytes:
         return b"what?\r\n"
 
-    def denial(self, denied: Denied) -> bytes:
+    def denial(self, denied: AuthDenied) -> bytes:
         return b"no: " + denied.text + b"\r\n"
 
-    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
-        return Identified(grant, request.credentials.method, self.reader.rest())
+    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
+        return UpstreamLogin(grant, request.credentials.method, self.reader.rest())
 
     def turn(self, line: bytes) -> Turn:
         if line == b"NOOP":
@@ -78,23 +78,25 @@ class Small(Conversation):
             return self.attempt(Credentials(Method.NONE))
         return self.at_length(line)
 
-    def at_length(self, line: bytes) -> Dialogue[Outcome]:
+    def at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
         word, *arguments = line.split(b" ")
         if word == b"BYE":
-            return Ended(CloseReason.CLIENT_QUIT)
+            return SessionEnd(CloseReason.CLIENT_QUIT)
         if word == b"STARTTLS":
             return (yield from self.upgrade(b"go ahead\r\n"))
         if word == b"OLD":
-            yield from self.refuse(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX, *map(misread, arguments))
+            yield from self.refuse(
+                Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX, *map(classify_bad_line, arguments)
+            )
             return None
         if word == b"AUTH":
             result = yield from self.exchange(arguments, frozenset({AuthMethod.CRAM_MD5}))
             return self.attempt(result) if isinstance(result, Credentials) else result
-        return (yield from self.count(misread(word)))
+        return (yield from self.count(classify_bad_line(word)))
 
 
 def small(config: ServerConfig, client: Client) -> Small:
-    return Small(Prepared(config, 64, Send(b"hello\r\n")), client)
+    return Small(FrontendConfig(config, 64, Send(b"hello\r\n")), client)
 
 
 def server(**directives: object) -> ServerConfig:
@@ -147,7 +149,7 @@ def test_a_certificate_is_judged_by_ssl_verify_client(
     ],
 )
 def test_a_line_that_is_no_command_is_called_what_it_looks_like(line: bytes, kind: ProtocolErrorKind) -> None:
-    assert misread(line) is kind
+    assert classify_bad_line(line) is kind
 
 
 def test_control_octets_are_those_of_ascii() -> None:
@@ -162,10 +164,10 @@ def test_the_clients_time_begins_with_the_greeting() -> None:
 
 def test_the_last_counted_error_is_answered() -> None:
     driven = talk(server(max_errors=2), b"one\ntwo\nthree\n")
-    assert driven.result == Ended(CloseReason.MAX_ERRORS)
+    assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
-    erred = ClientErred(ProtocolErrorKind.UNKNOWN_COMMAND)
-    assert driven.notes == [erred, erred, Remark("client sent too many invalid commands")]
+    erred = ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)
+    assert driven.notes == [erred, erred, LogNote("client sent too many invalid commands")]
 
 
 @pytest.mark.parametrize(
@@ -177,14 +179,14 @@ def test_the_last_counted_error_is_answered() -> None:
 )
 def test_a_line_that_is_too_long_ends_it(octets: bytes, kind: ProtocolErrorKind) -> None:
     driven = talk(server(max_errors=1), octets)
-    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+    assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.said == b"hello\r\nwhat?\r\n"
-    assert driven.notes == [Remark("client sent too long command"), ClientErred(kind)]
+    assert driven.notes == [LogNote("client sent too long command"), ProtocolViolation(kind)]
 
 
 def test_a_long_line_within_an_exchange_ends_it_too() -> None:
     driven = talk(server(), b"AUTH PLAIN\n", b"A" * 64)
-    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+    assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
 def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
@@ -192,9 +194,9 @@ def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
     client = Client("192.0.2.1")
     dialogue = small(server(starttls=Policy.ENABLED), client).converse()
     driven = drive(dialogue, b"STARTTLS\nBYE\n", tls, b"BYE\n")
-    assert driven.result == Ended(CloseReason.CLIENT_QUIT)
+    assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
     assert driven.said == b"hello\r\ngo ahead\r\n"
-    assert driven.notes == [ClientErred(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS)]
+    assert driven.notes == [ProtocolViolation(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS)]
     assert client.tls is tls
     assert driven.deadlines == [60.0]
 
@@ -210,28 +212,28 @@ def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
 def test_tls_is_not_to_be_had_where_it_is_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
     driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
     assert driven.said == b"hello\r\nwhat?\r\n"
-    assert driven.notes == [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]
+    assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
     assert not any(isinstance(action, StartTls) for action in driven.asked)
 
 
 @pytest.mark.parametrize(
     ("tls", "reply", "remark"),
     [
-        (TlsInfo("TLSv1.3", "c"), b"no certificate\r\n", Remark("client sent no required SSL certificate")),
+        (TlsInfo("TLSv1.3", "c"), b"no certificate\r\n", LogNote("client sent no required SSL certificate")),
         (
             TlsInfo("TLSv1.3", "c", verify_code=10, verify_error=b"expired"),
             b"invalid certificate\r\n",
-            Remark("client SSL certificate verify error", b"expired"),
+            LogNote("client SSL certificate verify error", b"expired"),
         ),
     ],
 )
-def test_the_verdict_on_a_certificate_is_spoken(tls: TlsInfo, reply: bytes, remark: Remark) -> None:
+def test_the_verdict_on_a_certificate_is_spoken(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
     driven = talk(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
-    assert driven.result == Ended(CloseReason.TLS_FAILED)
+    assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
     assert driven.said == reply
     assert driven.notes == [remark]
     later = talk(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
-    assert later.result == Ended(CloseReason.TLS_FAILED)
+    assert later.result == SessionEnd(CloseReason.TLS_FAILED)
     assert later.said == b"hello\r\ngo ahead\r\n" + reply
 
 
@@ -240,7 +242,7 @@ def test_starttls_only_allows_no_login_in_clear() -> None:
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [
         LoginRefused(Method.PLAIN, LoginResult.TLS_REQUIRED),
-        ClientErred(ProtocolErrorKind.BAD_ARGUMENTS),
+        ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS),
     ]
 
 
@@ -248,7 +250,7 @@ def test_a_refused_attempt_is_answered_and_noted() -> None:
     driven = talk(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
     refused = LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX)
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
-    assert driven.notes == [refused, refused, ClientErred(ProtocolErrorKind.CONTROL_CHAR)]
+    assert driven.notes == [refused, refused, ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)]
 
 
 def test_one_challenge_serves_the_whole_session() -> None:
@@ -260,20 +262,20 @@ def test_one_challenge_serves_the_whole_session() -> None:
 
 def test_a_refused_exchange_counts_only_where_its_line_was_malformed() -> None:
     driven = talk(server(max_errors=1), b"AUTH EXTERNAL\nAUTH NTLM\nAUTH PLAIN !\nAUTH PLAIN\na\rb\n")
-    assert driven.result == Ended(CloseReason.MAX_ERRORS)
+    assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.notes == [
         LoginRefused(Method.EXTERNAL, LoginResult.METHOD_DISABLED),
-        ClientErred(ProtocolErrorKind.BAD_ARGUMENTS),
+        ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS),
         LoginRefused(Method.PLAIN, LoginResult.BAD_CREDENTIALS_SYNTAX),
-        ClientErred(ProtocolErrorKind.BASE64_INVALID),
+        ProtocolViolation(ProtocolErrorKind.BASE64_INVALID),
         LoginRefused(Method.PLAIN, LoginResult.BAD_CREDENTIALS_SYNTAX),
-        ClientErred(ProtocolErrorKind.CONTROL_CHAR),
-        Remark("client sent too many invalid commands"),
+        ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR),
+        LogNote("client sent too many invalid commands"),
     ]
 
 
 def test_a_grant_ends_it() -> None:
-    assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == Identified(GRANTED, Method.PLAIN)
+    assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -282,28 +284,28 @@ def test_a_grant_ends_it() -> None:
 def test_turns_are_taken_however_the_lines_come(cut: tuple[bytes, ...]) -> None:
     driven = talk(server(), *cut[:3], GRANTED)
     assert driven.said == b"hello\r\nok\r\nok\r\n"
-    assert driven.result == Identified(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
+    assert driven.result == UpstreamLogin(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
 
 
 def test_what_was_postponed_is_granted_denied_or_given_up_like_anything_else() -> None:
-    later = Postponed(2, b"bob")
-    assert talk(server(), b"ASK\n", later, None, GRANTED).result == Identified(GRANTED, Method.NONE)
-    denied = talk(server(), b"ASK\n", later, None, Denied(b"no"))
-    assert (denied.said, denied.result) == (b"hello\r\nno: no\r\n", Ended(CloseReason.AUTH_REJECTED))
+    later = AuthDeferred(2, b"bob")
+    assert talk(server(), b"ASK\n", later, None, GRANTED).result == UpstreamLogin(GRANTED, Method.NONE)
+    denied = talk(server(), b"ASK\n", later, None, AuthDenied(b"no"))
+    assert (denied.said, denied.result) == (b"hello\r\nno: no\r\n", SessionEnd(CloseReason.AUTH_REJECTED))
     with pytest.raises(AuthUnavailable):
-        talk(server(), b"ASK\n", Postponed(86401))
+        talk(server(), b"ASK\n", AuthDeferred(86401))
 
 
 def test_attempts_are_counted_from_one_and_a_postponed_one_is_not_another() -> None:
-    denied = Denied(b"no", wait=1)
-    driven = talk(server(), b"ASK\nASK\n", denied, None, Postponed(1), None, denied, None)
+    denied = AuthDenied(b"no", wait=1)
+    driven = talk(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
     questions = [action.request for action in driven.asked if isinstance(action, Authorize)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
 def test_a_denial_closes_unless_it_says_how_long_to_wait() -> None:
-    driven = talk(server(), b"ASK\nASK\n", Denied(b"later", wait=3), None, Denied(b"never"))
-    assert driven.result == Ended(CloseReason.AUTH_REJECTED)
+    driven = talk(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
+    assert driven.result == SessionEnd(CloseReason.AUTH_REJECTED)
     assert driven.said == b"hello\r\nno: later\r\nno: never\r\n"
     assert [action.seconds for action in driven.asked if isinstance(action, Wait)] == [3]
     assert driven.deadlines == [60.0, 60.0]

@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
-from mailproxy.protocols.upstream_reply import LINE, Logins, broke_off, hear_out, refused
+from mailproxy.protocols.upstream_reply import LINE, UpstreamLoginBase, broke_off, read_reply, refused
 from mailproxy_config.model import Octets, Protocol, SendProxyProtocol
 from support import configs
 from support.driving import drive, limits
@@ -29,25 +29,25 @@ GREETING = UpstreamStage.GREETING
 def test_a_reply_is_heard_out_within_the_room_that_is_left(
     chunks: tuple[bytes, ...], rooms: list[int]
 ) -> None:
-    driven = drive(hear_out(chunks[0], TWO_LINES, 64, GREETING), *chunks[1:])
+    driven = drive(read_reply(chunks[0], TWO_LINES, 64, GREETING), *chunks[1:])
     assert driven.result == b"".join(chunks)
     assert limits(driven) == rooms
 
 
 def test_a_reply_is_bounded_as_a_whole() -> None:
-    assert drive(hear_out(b"250-x\r\n", TWO_LINES, 8, GREETING), b"\n").finished
+    assert drive(read_reply(b"250-x\r\n", TWO_LINES, 8, GREETING), b"\n").finished
     with pytest.raises(UpstreamError) as caught:
-        drive(hear_out(b"250-x\r\n", TWO_LINES, 8, UpstreamStage.HELLO), b"2")
+        drive(read_reply(b"250-x\r\n", TWO_LINES, 8, UpstreamStage.HELLO), b"2")
     assert caught.value.kind is ProtocolErrorKind.REPLY_TOO_LONG
     assert caught.value.stage is UpstreamStage.HELLO
     with pytest.raises(UpstreamError):
-        drive(hear_out(b"12345678", LINE, 8, GREETING))
+        drive(read_reply(b"12345678", LINE, 8, GREETING))
 
 
 @pytest.mark.parametrize("gone", [PeerClosed(), ShuttingDown()])
 def test_what_ends_it_is_for_who_knows_how_far_the_login_has_come(gone: Exception) -> None:
     with pytest.raises(type(gone)):
-        drive(hear_out(b"+", LINE, 8, GREETING), gone)
+        drive(read_reply(b"+", LINE, 8, GREETING), gone)
 
 
 def test_an_upstream_that_is_gone_is_told_with_how_far_it_had_come() -> None:
@@ -67,6 +67,6 @@ def test_a_refusal_carries_whole_lines_only() -> None:
 
 @pytest.mark.parametrize("version", SendProxyProtocol)
 def test_the_client_is_introduced_where_that_is_wanted(version: SendProxyProtocol) -> None:
-    logins = Logins(configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=Octets(8)))
+    logins = UpstreamLoginBase(configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=Octets(8)))
     assert logins.introduces is (version is not SendProxyProtocol.DISABLED)
     assert logins.receive.limit == logins.limit == 8

@@ -19,7 +19,15 @@ from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
 from mailproxy.protocols.imap import IMAP
 from mailproxy.protocols.sansio import Action, Authorize, MakeChallenge, Note, Receive, Send
-from mailproxy.protocols.types import Client, Credentials, Denied, Ended, Granted, Identified, Secret
+from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
+    Client,
+    Credentials,
+    Secret,
+    SessionEnd,
+    UpstreamLogin,
+)
 from mailproxy_config.model import AuthMethod, Octets, Protocol, ServerConfig
 from support import transcripts
 from support.configs import server
@@ -38,11 +46,14 @@ class Talk:
     said: bytes = b""
     asked: list[Credentials] = field(default_factory=list)
     notes: list[object] = field(default_factory=list)
-    result: Identified | Ended | None = None
+    result: UpstreamLogin | SessionEnd | None = None
 
 
 def talk(
-    octets: bytes, config: ServerConfig = SERVER, decision: Granted | Denied | None = None, cut: int = 0
+    octets: bytes,
+    config: ServerConfig = SERVER,
+    decision: AuthAllowed | AuthDenied | None = None,
+    cut: int = 0,
 ) -> Talk:
     """Say these octets, at most ``cut`` at once, get that decision, and leave."""
     came = Talk()
@@ -55,17 +66,17 @@ def talk(
                 taken = cut or action.limit
                 answer, octets = octets[:taken], octets[taken:]
             else:
-                answer = _answer(came, action, decision or Denied(b"no", 1))
+                answer = _answer(came, action, decision or AuthDenied(b"no", 1))
     except StopIteration as finished:
         came.result = finished.value
     except PeerClosed:
         pass
-    if isinstance(came.result, Identified):
+    if isinstance(came.result, UpstreamLogin):
         came.result.unread += octets
     return came
 
 
-def _answer(came: Talk, action: Action, decision: Granted | Denied) -> Any:
+def _answer(came: Talk, action: Action, decision: AuthAllowed | AuthDenied) -> Any:
     match action:
         case Send(said):
             came.said += said
@@ -93,13 +104,13 @@ def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) ->
     ],
 )
 def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(octets: bytes, method: Method) -> None:
-    grant = Granted("192.0.2.10", 143, b"john", Secret(b"secret"))
+    grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(b"secret"))
     came = talk(octets + b"a2 SELECT INBOX\r\na3", decision=grant)
-    assert came.result == Identified(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
+    assert came.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
 
 
 def test_quitting_is_no_error() -> None:
-    assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == Ended(CloseReason.CLIENT_QUIT)
+    assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 PIECES = st.one_of(

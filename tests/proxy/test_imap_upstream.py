@@ -17,7 +17,7 @@ from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
 from mailproxy.protocols.imap import IMAP
 from mailproxy.protocols.sansio import Receive, Send
-from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn, Secret
+from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import Octets, Protocol
 from support import transcripts
 from support.configs import server
@@ -28,11 +28,13 @@ TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 PASSWORD = b"MARK3D"
 
 
-def log_in(octets: bytes, user: bytes = b"john", cut: int = 0) -> tuple[bytes, LoggedIn | UpstreamError]:
+def log_in(
+    octets: bytes, user: bytes = b"john", cut: int = 0
+) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
     """Say these octets to a login, and leave; tell what was heard, and what came of it."""
-    grant = Granted("192.0.2.10", 143, user, Secret(PASSWORD))
+    grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
     dialogue = IMAP.upstream(SERVER).log_in(
-        Client("192.0.2.1"), Identified(grant, Method.PASSWORD, b"", b"a1")
+        Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
     )
     heard = b""
     answer: Any = None
@@ -46,7 +48,7 @@ def log_in(octets: bytes, user: bytes = b"john", cut: int = 0) -> tuple[bytes, L
                 case Receive(limit):
                     answer, octets = octets[: cut or limit], octets[cut or limit :]
     except StopIteration as finished:
-        logged_in: LoggedIn = finished.value
+        logged_in: UpstreamLoginResult = finished.value
         return heard, logged_in
     except UpstreamError as failure:
         return heard, failure
@@ -62,7 +64,7 @@ def test_the_conversation_goes_as_written(transcript: transcripts.Transcript, *,
 def test_a_user_s_name_is_what_its_literal_says(user: bytes) -> None:
     heard, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
     assert heard.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
-    assert isinstance(result, (LoggedIn, UpstreamError))
+    assert isinstance(result, (UpstreamLoginResult, UpstreamError))
 
 
 LINES = st.lists(
@@ -81,7 +83,7 @@ LINES = st.lists(
 def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[bytes]) -> None:
     heard, result = log_in(b"* OK\r\n" + b"".join(lines))
     assert heard.startswith(b"a1 LOGIN {4}\r\n")
-    shown = result.reply if isinstance(result, (LoggedIn, UpstreamRefused)) else b""
+    shown = result.reply if isinstance(result, (UpstreamLoginResult, UpstreamRefused)) else b""
     assert len(shown) <= 64
     assert "MARK3D" not in repr(result)
     assert "MARK3D" not in str(result)

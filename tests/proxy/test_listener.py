@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from mailproxy.app import make_loop
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses
 from mailproxy.enums import CloseReason
 from mailproxy.loop.epoll import READ
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
-from mailproxy.session.accept import AT_ONCE, Door, Listener
+from mailproxy.session.accept import AT_ONCE, Listener, ListenTarget
 from mailproxy.session.session import Session
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log, LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
@@ -37,7 +37,7 @@ class Scene:
     def __init__(self, log: int) -> None:
         loop = make_loop()
         self.log = Log(log, LogFormat.TEXT)
-        self.engine = Engine(loop, loop.reactor, log=self.log, meter=Meter())
+        self.engine = WorkerContext(loop, loop.reactor, log=self.log, meter=Meter())
         self.listeners: list[Listener] = []
         self.clients: list[socket.socket] = []
 
@@ -47,13 +47,13 @@ class Scene:
         *,
         listen: ListenConfig | None = None,
         sends: SendProxyProtocol = SendProxyProtocol.DISABLED,
-    ) -> Door:
+    ) -> ListenTarget:
         config = configs.server(protocol, proxy_protocol=sends)
         engine, listen = self.engine, listen or config.listen[0]
-        server = Server(
+        server = VirtualServer(
             config,
             protocol=PROTOCOLS[protocol],
-            auth=AuthService(engine, HostAddresses(config.auth_http, meter=engine.meter), 60.0),
+            auth=AuthHttpClient(engine, HostAddresses(config.auth_http, meter=engine.meter), 60.0),
             template=RequestTemplate(config, (), keep_alive=True),
             resolver=None,
             tls=None,
@@ -64,9 +64,11 @@ class Scene:
             idleness=engine.timers.lane(config.proxy_timeout),
             log=self.log,
         )
-        return Door(server, listen)
+        return ListenTarget(server, listen)
 
-    def listen(self, sock: socket.socket, default: Door, doors: dict[str, Door] | None = None) -> Listener:
+    def listen(
+        self, sock: socket.socket, default: ListenTarget, doors: dict[str, ListenTarget] | None = None
+    ) -> Listener:
         listener = Listener(self.engine, "key", sock, default, doors or {})
         self.listeners.append(listener)
         listener.open()

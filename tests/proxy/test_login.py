@@ -10,13 +10,13 @@ from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.auth_retry import ask_again
 from mailproxy.protocols.sansio import Authorize, Wait
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDeferred,
+    AuthDenied,
     AuthRequest,
     Client,
     Credentials,
-    Denied,
     Envelope,
-    Granted,
-    Postponed,
     Secret,
 )
 from support.driving import drive
@@ -27,8 +27,8 @@ APOP = Credentials(Method.APOP, b"alice", Secret(b"digest"), b"<1.2@x>")
 
 def test_a_decision_is_given_back_as_it_is() -> None:
     request = AuthRequest(APOP, 2, CLIENT, Envelope(b"", b"MAIL x", b"RCPT y"))
-    denied = Denied(b"no", wait=3)
-    driven = drive(ask_again(request, Postponed(1)), None, denied)
+    denied = AuthDenied(b"no", wait=3)
+    driven = drive(ask_again(request, AuthDeferred(1)), None, denied)
     assert driven.result is denied
     (_, asked) = driven.asked
     assert isinstance(asked, Authorize)
@@ -37,10 +37,10 @@ def test_a_decision_is_given_back_as_it_is() -> None:
 
 def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
     request = AuthRequest(APOP, 1, CLIENT)
-    granted = Granted("192.0.2.10", 110, b"alice")
+    granted = AuthAllowed("192.0.2.10", 110, b"alice")
     requests = []
-    dialogue = ask_again(request, Postponed(7))
-    answers = iter([None, Postponed(1, b"bob", Secret(b"other")), None, granted])
+    dialogue = ask_again(request, AuthDeferred(7))
+    answers = iter([None, AuthDeferred(1, b"bob", Secret(b"other")), None, granted])
     action = dialogue.send(None)
     waits = []
     result: object = None
@@ -61,9 +61,9 @@ def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
 
 
 def test_a_service_may_put_an_attempt_off_for_a_day_in_all() -> None:
-    pauses = Postponed(43200), None, Postponed(43200), None
+    pauses = AuthDeferred(43200), None, AuthDeferred(43200), None
     request = AuthRequest(APOP, 1, CLIENT)
-    granted = Granted("192.0.2.10", 110, b"alice")
+    granted = AuthAllowed("192.0.2.10", 110, b"alice")
     assert drive(ask_again(request, pauses[0]), *pauses[1:], granted).result is granted
     with pytest.raises(AuthUnavailable):
-        drive(ask_again(request, pauses[0]), *pauses[1:], Postponed(1))
+        drive(ask_again(request, pauses[0]), *pauses[1:], AuthDeferred(1))

@@ -153,7 +153,7 @@ def test_words_are_those_that_sessions_use(name: str, label: str, enum: type[Str
 
 
 def test_workers_carry_no_library_for_metrics_or_http() -> None:
-    modules = "meter, record, log, lines, merge, catalogue"
+    modules = "metrics, session_record, log, log_format, aggregate, definitions"
     probe = (
         f"import sys; from mailproxy.telemetry import {modules}; from mailproxy import admin;"
         "sys.exit(bool({'prometheus_client', 'aiohttp'} & set(sys.modules)))"

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailproxy.enums import Method
-from mailproxy.protocols.types import AuthRequest, Client, Credentials, Granted, Secret
+from mailproxy.protocols.types import AuthAllowed, AuthRequest, Client, Credentials, Secret
 from mailproxy.telemetry.log import Bridge, Log, LogFormat, LogWriter
 from mailproxy.telemetry.log_writer import CAPACITY
 from mailproxy.telemetry.session_record import SessionRecord
@@ -234,7 +234,7 @@ def holders(password: bytes) -> list[object]:
         secret,
         credentials,
         AuthRequest(credentials, 1, Client("192.0.2.1")),
-        Granted("192.0.2.1", 143, b"alice", secret),
+        AuthAllowed("192.0.2.1", 143, b"alice", secret),
         [secret],
         {"password": secret},
     ]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import AuthErrorReason
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.aggregate import Build, Distribution, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.aggregate import Aggregator, Build, Distribution, Page, SupervisorFacts
 from mailproxy.telemetry.labels import ReloadResult, RestartReason
 from mailproxy.telemetry.metrics import Meter, Snapshot, Value
 from mailproxy_config.model import Protocol
@@ -34,7 +34,7 @@ def snapshot(
 
 def merged(family: c.Family, *values: Value, own: SupervisorFacts = OWN) -> float | Distribution | None:
     """What the page shows of a metric without labels, given what each worker says."""
-    totals = Totals()
+    totals = Aggregator()
     for worker, value in enumerate(values):
         totals.update(worker, snapshot([(family, (), value)]))
     return totals.page(own).get(family, {}).get(())
@@ -68,7 +68,7 @@ def test_histograms_add_bucket_by_bucket() -> None:
 
 
 def test_every_configuration_that_some_worker_runs_is_shown() -> None:
-    totals = Totals()
+    totals = Aggregator()
     totals.update(1, snapshot([(c.CONFIG_INFO, ("old",), 1)]))
     totals.update(2, snapshot([(c.CONFIG_INFO, ("new",), 1)]))
     totals.update(3, snapshot([(c.CONFIG_INFO, ("new",), 1)]))
@@ -78,7 +78,7 @@ def test_every_configuration_that_some_worker_runs_is_shown() -> None:
 
 
 def test_a_certificate_is_as_old_as_the_oldest_loaded() -> None:
-    totals = Totals()
+    totals = Aggregator()
     totals.update(
         1, snapshot([(c.CERTIFICATE_EXPIRY, ("a", "0"), 50.0), (c.CERTIFICATE_EXPIRY, ("b", "0"), 10.0)])
     )
@@ -97,7 +97,7 @@ def test_the_supervisor_says_what_it_alone_knows() -> None:
         draining=True,
         process={c.PROCESS_MEMORY.name: 1000, c.PROCESS_CPU.name: c.NANO, c.PROCESS_MAX_FDS.name: 100},
     )
-    totals = Totals()
+    totals = Aggregator()
     totals.update(1, snapshot([(c.PROCESS_MEMORY, (), 500), (c.CONFIG_SUCCESSFUL, (), 1)]))
     assert totals.page(own) == {
         c.CONFIG_SUCCESSFUL: {(): 0},
@@ -114,7 +114,7 @@ def test_the_supervisor_says_what_it_alone_knows() -> None:
 
 
 def test_a_dead_worker_leaves_its_counters_and_takes_its_gauges() -> None:
-    totals = Totals()
+    totals = Aggregator()
     totals.update(
         1,
         snapshot(
@@ -137,7 +137,7 @@ def test_a_dead_worker_leaves_its_counters_and_takes_its_gauges() -> None:
 
 
 def test_who_does_not_answer_counts_with_the_last_snapshot() -> None:
-    totals = Totals()
+    totals = Aggregator()
     totals.update(1, snapshot([(c.DNS_CACHE_ENTRIES, (), 4)]))
     totals.update(2, snapshot([(c.DNS_CACHE_ENTRIES, (), 1)]))
     totals.update(2, snapshot([(c.DNS_CACHE_ENTRIES, (), 2)], number=2))
@@ -160,7 +160,7 @@ def test_who_does_not_answer_counts_with_the_last_snapshot() -> None:
     ],
 )
 def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: int) -> None:
-    totals = Totals()
+    totals = Aggregator()
     for word in said:
         match word:
             case (int(life), int(number)):
@@ -171,7 +171,7 @@ def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: in
 
 
 def test_the_dead_that_are_remembered_are_bounded() -> None:
-    totals = Totals()
+    totals = Aggregator()
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))
         totals.retire(worker)
@@ -180,13 +180,13 @@ def test_the_dead_that_are_remembered_are_bounded() -> None:
 
 
 def test_a_metric_nobody_declared_is_left_out() -> None:
-    totals = Totals()
+    totals = Aggregator()
     totals.update(1, {"life": 1, "number": 1, "series": {"mailproxy_surprise": [((), 1)]}})
-    assert totals.page(OWN).keys() == Totals().page(OWN).keys()
+    assert totals.page(OWN).keys() == Aggregator().page(OWN).keys()
 
 
 def test_a_removed_server_goes_from_the_dead_the_living_and_those_to_come() -> None:
-    totals = Totals()
+    totals = Aggregator()
     both = [(c.CONNECTIONS_ACCEPTED, ("a", "imap"), 1), (c.CONNECTIONS_ACCEPTED, ("b", "imap"), 2)]
     totals.update(1, snapshot(both))
     totals.retire(1)
@@ -198,7 +198,7 @@ def test_a_removed_server_goes_from_the_dead_the_living_and_those_to_come() -> N
 
 
 def test_what_a_meter_says_is_what_the_page_shows() -> None:
-    meter, totals = Meter(), Totals()
+    meter, totals = Meter(), Aggregator()
     meter.server("a", Protocol.IMAP).accepted.value += 3
     meter.protocol(Protocol.IMAP).login_seconds[True].observe(0.25)
     totals.update(1, meter.snapshot())
@@ -224,7 +224,7 @@ class World:
     """Three workers that work, report, die and come back, and what was shown so far."""
 
     def __init__(self) -> None:
-        self.totals = Totals()
+        self.totals = Aggregator()
         self._lives = count()
         self.meters = [self._born() for _ in range(3)]
         self.mail: list[tuple[int, Snapshot]] = []
@@ -290,7 +290,7 @@ def test_nothing_that_counts_ever_falls(steps: list[tuple[str, int, float | None
 )
 def test_sums_do_not_depend_on_who_dies_first(spans: list[float], chance: object) -> None:
     def shown(order: list[int]) -> object:
-        totals = Totals()
+        totals = Aggregator()
         for worker, span in enumerate(spans):
             meter = Meter()
             meter.loop_lag.observe(span)

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from mailproxy import enums
-from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
 from mailproxy.telemetry.definitions import CATALOGUE
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.telemetry.process_stats import process_figures
@@ -25,7 +25,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 
 def full_page(servers: int = 1) -> Page:
     """A page on which every metric has something to tell."""
-    meter, totals = Meter(), Totals()
+    meter, totals = Meter(), Aggregator()
     for number in range(servers):
         server = meter.server(f'se"rver\\{number}', Protocol.IMAP)
         server.proxy_headers[enums.ProxyHeaderResult.V1].value += 1

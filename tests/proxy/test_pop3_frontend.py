@@ -7,18 +7,34 @@ from binascii import b2a_base64
 
 import pytest
 
-from mailproxy.enums import ClientErred, CloseReason, LoginRefused, LoginResult, Method, ProtocolErrorKind
+from mailproxy.enums import (
+    CloseReason,
+    LoginRefused,
+    LoginResult,
+    Method,
+    ProtocolErrorKind,
+    ProtocolViolation,
+)
 from mailproxy.protocols.pop3 import replies
-from mailproxy.protocols.pop3.frontend import Pop3Frontend
+from mailproxy.protocols.pop3.frontend import Pop3FrontendFactory
 from mailproxy.protocols.sansio import Authorize
-from mailproxy.protocols.types import Client, Credentials, Denied, Ended, Granted, Identified, Secret, TlsInfo
+from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
+    Client,
+    Credentials,
+    Secret,
+    SessionEnd,
+    TlsInfo,
+    UpstreamLogin,
+)
 from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support import configs
 from support.driving import Driven, drive, limits
 
-GRANTED = Granted("192.0.2.10", 110, b"alice")
+GRANTED = AuthAllowed("192.0.2.10", 110, b"alice")
 CHALLENGE = b"<1.2@mail.example.com>"
-DENIED = Denied(b"no", wait=1)
+DENIED = AuthDenied(b"no", wait=1)
 APOP = frozenset({AuthMethod.APOP})
 
 
@@ -27,7 +43,7 @@ def b64encode(octets: bytes) -> bytes:
 
 
 def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
-    frontend = Pop3Frontend(configs.server(Protocol.POP3, **directives))
+    frontend = Pop3FrontendFactory(configs.server(Protocol.POP3, **directives))
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
     return drive(frontend.converse(client), *answers)
 
@@ -39,7 +55,7 @@ def said(driven: Driven) -> list[bytes]:
 
 def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
     driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
-    assert driven.result == Identified(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
+    assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, asked) = driven.asked
     assert isinstance(asked, Authorize)
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
@@ -62,7 +78,7 @@ def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
         b"AUTH PLAIN\r\n" + plain + b"\r\n",
     ):
         driven = talk(*lines.splitlines(keepends=True), GRANTED)
-        assert driven.result == Identified(GRANTED, driven.result.method)
+        assert driven.result == UpstreamLogin(GRANTED, driven.result.method)
 
 
 def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
@@ -72,12 +88,12 @@ def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
     asked = [action for action in driven.asked if isinstance(action, Authorize)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
     assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
-    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
+    assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
 
 def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
     driven = talk(b"AUTH PLAIN\r\n", b"A" * 4096)
-    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+    assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +130,7 @@ def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod
 def test_after_user_an_error_starts_over(line: bytes, erred: ProtocolErrorKind) -> None:
     driven = talk(b"USER alice\n" + line + b"\nPASS secret\n")
     assert said(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
-    assert driven.notes == [ClientErred(erred), ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]
+    assert driven.notes == [ProtocolViolation(erred), ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
 
 
 def test_after_user_capa_and_noop_change_nothing() -> None:
@@ -126,19 +142,19 @@ def test_after_user_capa_and_noop_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("line", "notes"),
     [
-        (b"USER", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
-        (b"USER a\0", [ClientErred(ProtocolErrorKind.CONTROL_CHAR)]),
-        (b"PASS x", [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]),
-        (b"STLS", [ClientErred(ProtocolErrorKind.BAD_SEQUENCE)]),
-        (b"APOP a", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
+        (b"USER", [ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)]),
+        (b"USER a\0", [ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)]),
+        (b"PASS x", [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]),
+        (b"STLS", [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]),
+        (b"APOP a", [ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)]),
         (
             b"APOP a b\0",
             [
                 LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX),
-                ClientErred(ProtocolErrorKind.CONTROL_CHAR),
+                ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR),
             ],
         ),
-        (b"AUTH NTLM", [ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)]),
+        (b"AUTH NTLM", [ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)]),
     ],
 )
 def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[object]) -> None:
@@ -161,7 +177,7 @@ def test_apop_answers_the_greetings_challenge() -> None:
     driven = talk(
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
-    assert driven.result == Identified(GRANTED, Method.APOP)
+    assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
     requests = [action.request for action in driven.asked if isinstance(action, Authorize)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.salt == CHALLENGE for request in requests)
@@ -174,7 +190,7 @@ def test_apop_that_is_not_enabled_is_refused() -> None:
 def test_after_a_denial_user_must_come_again() -> None:
     driven = talk(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
     assert said(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
-    assert driven.result == Ended(CloseReason.CLIENT_QUIT)
+    assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 def test_stls_starts_tls() -> None:
@@ -183,4 +199,4 @@ def test_stls_starts_tls() -> None:
 
 
 def test_a_sasl_login_is_a_login() -> None:
-    assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == Identified(GRANTED, Method.PLAIN, b"rest")
+    assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.protocols.pop3 import replies
-from mailproxy.protocols.types import Denied
+from mailproxy.protocols.types import AuthDenied
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
 from support import configs
 
@@ -41,7 +41,7 @@ def test_the_greeting_may_carry_a_challenge() -> None:
 
 
 def test_a_denial_is_passed_on() -> None:
-    assert replies.denial(Denied(b"no", code=b"454 4.7.0")) == b"-ERR no\r\n"
+    assert replies.denial(AuthDenied(b"no", code=b"454 4.7.0")) == b"-ERR no\r\n"
 
 
 @pytest.mark.parametrize("name", [name for name in vars(replies) if name.isupper() and name[0] != "_"])

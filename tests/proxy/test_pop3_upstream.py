@@ -8,7 +8,7 @@ import pytest
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.protocols.pop3.upstream import Pop3Upstream
-from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn, Secret
+from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
 from support.driving import Driven, drive
@@ -19,15 +19,15 @@ CLIENT = Client("192.0.2.1", 4711, "198.51.100.1", 110)
 def log_in(
     *replies: bytes, user: bytes = b"u", password: bytes | None = b"p", **directives: object
 ) -> Driven:
-    grant = Granted("192.0.2.10", 110, user, None if password is None else Secret(password))
+    grant = AuthAllowed("192.0.2.10", 110, user, None if password is None else Secret(password))
     upstream = Pop3Upstream(configs.server(Protocol.POP3, **directives))
-    return drive(upstream.log_in(CLIENT, Identified(grant, Method.APOP)), *replies)
+    return drive(upstream.log_in(CLIENT, UpstreamLogin(grant, Method.APOP)), *replies)
 
 
 def test_a_login() -> None:
     driven = log_in(b"+OK hello\r\n", b"+OK\n", b"+OK yes\r\nand more")
     assert driven.said == b"USER u\r\nPASS p\r\n"
-    assert driven.result == LoggedIn(b"+OK yes\r\nand more")
+    assert driven.result == UpstreamLoginResult(b"+OK yes\r\nand more")
 
 
 def test_the_proxy_header_goes_first() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.dns import Resolver
-from mailproxy.dns.dns_client import NameServers, Pace
+from mailproxy.dns.dns_client import DnsClient, RetryPolicy
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy.telemetry.metrics import Meter
@@ -45,7 +45,7 @@ NAME = "mail.example.com"
 ALIASED = Record("PTR", wire(NAME), owner=wire("x.example"))
 SILENT = Reply(silent=True)
 EMPTY = Reply()
-QUICK = Pace(first=0.25, rounds=1, pause=0.01)
+QUICK = RetryPolicy(first=0.25, rounds=1, pause=0.01)
 
 
 @pytest.fixture
@@ -61,11 +61,13 @@ async def dns() -> AsyncIterator[DnsServer]:
 class Asking:
     """A resolver and its numbers."""
 
-    def __init__(self, *addresses: str, timeout: float = 10.0, pace: Pace = QUICK, **config: Any) -> None:
+    def __init__(
+        self, *addresses: str, timeout: float = 10.0, pace: RetryPolicy = QUICK, **config: Any
+    ) -> None:
         self.config = ResolverConfig(addresses=addresses, **config)
         self.meter = Meter()
         self.resolver = Resolver(
-            self.config, timeout=timeout, meter=self.meter, servers=NameServers(self.config, pace)
+            self.config, timeout=timeout, meter=self.meter, servers=DnsClient(self.config, pace)
         )
 
     def queries(self, purpose: DnsPurpose, result: DnsResult) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.dns.cache import Cache
-from mailproxy.dns.lookup import LookUps, _Waiter
+from mailproxy.dns.lookup import LookupCache, _Waiter
 from mailproxy.dns.measures import Answer
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import Meter
@@ -38,7 +38,7 @@ class Table:
         self.questions = Questions()
         self.meter = Meter()
         cache: Cache[str, str] = Cache(None, self.meter)
-        self.look_ups = LookUps(
+        self.look_ups = LookupCache(
             DnsPurpose.PTR, self.questions.ask, timeout=timeout, cache=cache, meter=self.meter, limit=limit
         )
         self.heard: list[Answer[str]] = []
@@ -165,7 +165,7 @@ async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
     async def broken(_: str) -> Answer[str]:
         raise ZeroDivisionError
 
-    look_ups = LookUps(DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, meter), meter=meter)
+    look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, meter), meter=meter)
     heard: list[Answer[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))

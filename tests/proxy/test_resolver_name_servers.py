@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mailproxy.dns import dns_client
-from mailproxy.dns.dns_client import Failed, NameServers, Pace, system_servers
+from mailproxy.dns.dns_client import DnsClient, Failed, RetryPolicy, system_servers
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
 
-QUICK = Pace(first=0.25, rounds=1, pause=0.01)
+QUICK = RetryPolicy(first=0.25, rounds=1, pause=0.01)
 ANY = found(host("192.0.2.1", ttl=3600))
 SILENT = Reply(silent=True)
 
@@ -31,12 +31,12 @@ async def three() -> AsyncIterator[list[DnsServer]]:
         yield servers
 
 
-def servers_for(*servers: DnsServer | str, pace: Pace = QUICK) -> NameServers:
+def servers_for(*servers: DnsServer | str, pace: RetryPolicy = QUICK) -> DnsClient:
     addresses = tuple(server if isinstance(server, str) else server.address for server in servers)
-    return NameServers(ResolverConfig(addresses=addresses), pace)
+    return DnsClient(ResolverConfig(addresses=addresses), pace)
 
 
-async def ask(servers: NameServers, name: str) -> list[str]:
+async def ask(servers: DnsClient, name: str) -> list[str]:
     records = await servers.ask(name, "A", servers.turn())
     return [getattr(record.data, "addr", "") for record in records]
 
@@ -166,7 +166,7 @@ async def test_the_system_s_servers_are_used_where_the_directive_says_so(
     monkeypatch.setattr(dns_client, "_DNS_PORT", three[1].port)
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("search example\nnameserver 127.0.0.1\n")
-    servers = NameServers(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
+    servers = DnsClient(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
     assert await ask(servers, "a") == ["192.0.2.1"]
     await servers.close()
     assert three[1].asked == [("udp", "a", "A")]  # the search list is for people
@@ -221,7 +221,7 @@ async def test_questions_that_nobody_waits_for_still_count(
 ) -> None:
     monkeypatch.setattr(dns_client, "MAX_QUESTIONS", 2)
     three[0].otherwise = SILENT
-    servers = servers_for(three[0], pace=Pace(first=5.0))
+    servers = servers_for(three[0], pace=RetryPolicy(first=5.0))
     for number in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -243,7 +243,7 @@ async def test_closing_ends_every_question(three: list[DnsServer]) -> None:
         assert await asking is DnsResult.INVALID
 
 
-async def failure(servers: NameServers, name: str) -> DnsResult:
+async def failure(servers: DnsClient, name: str) -> DnsResult:
     with pytest.raises(Failed) as failed:
         await ask(servers, name)
     return failed.value.result

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
 from mailproxy.protocols.line_buffer import LineReader
-from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.sasl import Framing, Refusal, authenticate, decoded, is_unsafe, mechanism
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
@@ -26,7 +26,7 @@ EVERY = frozenset(AuthMethod)
 BAD = LoginResult.BAD_CREDENTIALS_SYNTAX
 
 
-def challenge() -> Dialogue[bytes]:
+def challenge() -> ProtocolGenerator[bytes]:
     yield from ()
     return CHALLENGE
 

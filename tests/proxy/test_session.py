@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from mailproxy import lingering_close
+from mailproxy import closing
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -413,7 +413,7 @@ def test_draining_waits_until_a_last_reply_has_arrived() -> None:
 def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lingering_close, "LINGER_SECONDS", 3600.0)
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 3600.0)
 
     async def play() -> None:
         async with world(imap(imap_client_buffer=128), DENIED) as w:

@@ -12,10 +12,10 @@ import pytest
 
 from mailproxy.loop.epoll import READ
 from mailproxy.net.pipes import Pipe
-from mailproxy.session.relay_socket import HELD, Side, SinkBroken
+from mailproxy.session.relay_socket import HELD, RelaySocket, SinkBroken
 from mailproxy.telemetry.metrics import Counter
 
-Both = tuple[Side, socket.socket]
+Both = tuple[RelaySocket, socket.socket]
 OCTETS = bytes(range(256)) * 4096
 
 
@@ -26,7 +26,7 @@ def both() -> Iterator[Both]:
     near.setblocking(False)
     far.setblocking(False)
     near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-    yield Side(near, near.fileno(), READ, Counter()), far
+    yield RelaySocket(near, near.fileno(), READ, Counter()), far
     near.close()
     far.close()
 
@@ -85,7 +85,7 @@ def test_what_was_not_taken_is_read_again(family: socket.AddressFamily) -> None:
             far = socket.create_connection(listener.getsockname())
             near, _ = listener.accept()
     near.setblocking(False)
-    side = Side(near, near.fileno(), READ, Counter())
+    side = RelaySocket(near, near.fileno(), READ, Counter())
     assert side.most(1 << 20) == (HELD if family == socket.AF_UNIX else 1 << 20)
     far.sendall(b"octets")
     view = memoryview(bytearray(16))
@@ -166,7 +166,7 @@ def test_a_buffer_is_filled_with_what_there_is(
     ids=["octets", "buffer", "pipe"],
 )
 def test_a_break_while_writing_is_the_sinks(
-    both: Both, pipe: Pipe, write: Callable[[Side, Pipe], None]
+    both: Both, pipe: Pipe, write: Callable[[RelaySocket, Pipe], None]
 ) -> None:
     side, far = both
     fill(pipe, b"x")

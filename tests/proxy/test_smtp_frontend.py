@@ -6,39 +6,39 @@ from __future__ import annotations
 import pytest
 
 from mailproxy.enums import (
-    ClientErred,
     CloseReason,
     LoginRefused,
     LoginResult,
+    LogNote,
     Method,
     ProtocolErrorKind,
-    Remark,
+    ProtocolViolation,
 )
-from mailproxy.protocols.sansio import Authorize, Overhear, ResolveClient
+from mailproxy.protocols.sansio import Authorize, Peek, ResolveClient
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontend
+from mailproxy.protocols.smtp.frontend import SmtpFrontendFactory
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
     Client,
     Credentials,
-    Denied,
-    Ended,
     Envelope,
-    Granted,
-    Identified,
+    SessionEnd,
     TlsInfo,
+    UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, Protocol, ResolverConfig, StartTls
 from support import configs
 from support.driving import Driven, drive, limits
 
-GRANTED = Granted("192.0.2.10", 25, b"u")
-DENIED = Denied(b"no", wait=1)
+GRANTED = AuthAllowed("192.0.2.10", 25, b"u")
+DENIED = AuthDenied(b"no", wait=1)
 NONE = frozenset({AuthMethod.NONE})
 TLS = TlsInfo("TLSv1.3", "c")
 
 
 def talk(*answers: object, client: Client | None = None, **directives: object) -> Driven:
-    frontend = SmtpFrontend(configs.server(Protocol.SMTP, server_name="mx", **directives))
+    frontend = SmtpFrontendFactory(configs.server(Protocol.SMTP, server_name="mx", **directives))
     return drive(frontend.converse(client or Client("192.0.2.1")), *answers)
 
 
@@ -50,7 +50,9 @@ def codes(driven: Driven) -> list[bytes]:
 
 def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
     driven = talk(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
-    assert driven.result == Identified(GRANTED, Method.PLAIN, b"MAIL FROM:<a>\r\nRC", helo=b"cl", esmtp=True)
+    assert driven.result == UpstreamLogin(
+        GRANTED, Method.PLAIN, b"MAIL FROM:<a>\r\nRC", helo=b"cl", esmtp=True
+    )
 
 
 def test_a_command_has_the_client_buffer() -> None:
@@ -78,18 +80,18 @@ def test_the_name_is_looked_up_and_the_delay_waited_for_before_the_greeting() ->
     resolver = ResolverConfig(system=True)
     driven = talk(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
     assert client.host == b"host.example"
-    assert [type(action) for action in driven.asked[:2]] == [ResolveClient, Overhear]
+    assert [type(action) for action in driven.asked[:2]] == [ResolveClient, Peek]
     assert driven.said == b"220 mx ESMTP ready\r\n"
     assert driven.deadlines == [60.0]
 
 
 def test_who_speaks_before_the_greeting_gets_none() -> None:
     driven = talk(b"H", smtp_greeting_delay=3.0)
-    assert driven.result == Ended(CloseReason.PROTOCOL_ERROR)
+    assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.said == replies.EARLY_TALKER
     assert driven.notes == [
-        Remark("client was rejected before greeting"),
-        ClientErred(ProtocolErrorKind.EARLY_TALKER),
+        LogNote("client was rejected before greeting"),
+        ProtocolViolation(ProtocolErrorKind.EARLY_TALKER),
     ]
     assert driven.deadlines == []
 
@@ -97,20 +99,20 @@ def test_who_speaks_before_the_greeting_gets_none() -> None:
 @pytest.mark.parametrize(
     ("line", "code", "note"),
     [
-        (b"HELO", b"501", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
-        (b"EHLO a b", b"501", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
-        (b"EHLO a\0", b"501", ClientErred(ProtocolErrorKind.CONTROL_CHAR)),
-        (b"AUTH", b"501", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
-        (b"AUTH NTLM", b"500", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"HELO", b"501", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"EHLO a b", b"501", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"EHLO a\0", b"501", ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)),
+        (b"AUTH", b"501", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"AUTH NTLM", b"500", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
         (b"AUTH EXTERNAL", b"500", LoginRefused(Method.EXTERNAL, LoginResult.METHOD_DISABLED)),
-        (b"MAIL", b"501", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
-        (b"MAIL \x7f", b"501", ClientErred(ProtocolErrorKind.CONTROL_CHAR)),
-        (b"MAIL a\nRCPT", b"501", ClientErred(ProtocolErrorKind.BAD_ARGUMENTS)),
-        (b"RCPT x", b"503", ClientErred(ProtocolErrorKind.BAD_SEQUENCE)),
-        (b"VRFY", b"500", ClientErred(ProtocolErrorKind.UNKNOWN_COMMAND)),
-        (b"EXPN", b"500", ClientErred(ProtocolErrorKind.UNKNOWN_COMMAND)),
-        (b"HELP", b"500", ClientErred(ProtocolErrorKind.UNKNOWN_COMMAND)),
-        (b"STARTTLS", b"500", ClientErred(ProtocolErrorKind.BAD_SEQUENCE)),
+        (b"MAIL", b"501", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"MAIL \x7f", b"501", ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)),
+        (b"MAIL a\nRCPT", b"501", ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)),
+        (b"RCPT x", b"503", ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)),
+        (b"VRFY", b"500", ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)),
+        (b"EXPN", b"500", ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)),
+        (b"HELP", b"500", ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)),
+        (b"STARTTLS", b"500", ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)),
     ],
 )
 def test_wrong_use_is_answered_and_does_not_count(line: bytes, code: bytes, note: object) -> None:
@@ -121,13 +123,13 @@ def test_wrong_use_is_answered_and_does_not_count(line: bytes, code: bytes, note
 
 def test_a_syntax_error_counts() -> None:
     driven = talk(b"DATA\n", max_errors=1)
-    assert driven.result == Ended(CloseReason.MAX_ERRORS)
+    assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
 
 
 def test_rcpt_asks_with_the_envelope_and_logs_in_as_nobody() -> None:
     driven = talk(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
-    assert driven.result == Identified(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
+    assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
     asked = driven.asked[-1]
     assert isinstance(asked, Authorize)
     assert asked.request.credentials == Credentials(Method.NONE)
@@ -139,15 +141,15 @@ def test_a_sender_stays_until_it_is_taken_back() -> None:
         b"MAIL a\nRCPT b\nMAIL c\nRSET\nRCPT d\nMAIL e\nHELO f\nMAIL g\nQUIT\n", DENIED, None, smtp_auth=NONE
     )
     assert codes(driven) == [b"250", b"535", b"503", b"250", b"503", b"250", b"250", b"250", b"221"]
-    assert driven.result == Ended(CloseReason.CLIENT_QUIT)
+    assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 def test_without_none_mail_needs_a_login() -> None:
     driven = talk(b"MAIL FROM:<a>\n")
     assert codes(driven) == [b"530"]
     assert driven.notes == [
-        Remark("client was rejected", b"MAIL FROM:<a>"),
-        ClientErred(ProtocolErrorKind.BAD_SEQUENCE),
+        LogNote("client was rejected", b"MAIL FROM:<a>"),
+        ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE),
     ]
 
 
@@ -168,7 +170,7 @@ def test_starttls_forgets_the_name_and_the_sender_but_not_ehlo() -> None:
         starttls=StartTls.ENABLED,
     )
     assert codes(driven) == [b"250", b"250", b"220", b"503"]
-    assert driven.result == Identified(GRANTED, Method.PLAIN, esmtp=True)
+    assert driven.result == UpstreamLogin(GRANTED, Method.PLAIN, esmtp=True)
 
 
 def test_a_denied_login_may_be_tried_again() -> None:

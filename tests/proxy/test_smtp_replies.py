@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.types import Denied
+from mailproxy.protocols.types import AuthDenied
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
 from support import configs
 
@@ -45,12 +45,12 @@ def test_the_name_alone_ends_the_list_where_there_is_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("denied", "reply"),
     [
-        (Denied(b"no"), b"535 5.7.0 no\r\n"),
-        (Denied(b"later", code=b"451 4.3.0"), b"451 4.3.0 later\r\n"),
-        (Denied(b"", code=b""), b"535 5.7.0 \r\n"),
+        (AuthDenied(b"no"), b"535 5.7.0 no\r\n"),
+        (AuthDenied(b"later", code=b"451 4.3.0"), b"451 4.3.0 later\r\n"),
+        (AuthDenied(b"", code=b""), b"535 5.7.0 \r\n"),
     ],
 )
-def test_a_denial_is_passed_on(denied: Denied, reply: bytes) -> None:
+def test_a_denial_is_passed_on(denied: AuthDenied, reply: bytes) -> None:
     assert replies.denial(denied) == reply
 
 

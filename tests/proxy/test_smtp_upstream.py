@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from mailproxy.enums import Method, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.protocols.smtp.upstream import SmtpUpstream, xtext
-from mailproxy.protocols.types import Client, Envelope, Granted, Identified, LoggedIn, Secret
+from mailproxy.protocols.types import (
+    AuthAllowed,
+    Client,
+    Envelope,
+    Secret,
+    UpstreamLogin,
+    UpstreamLoginResult,
+)
 from mailproxy_config.model import Protocol, SendProxyProtocol
 from support import configs
 from support.driving import Driven, drive
@@ -28,8 +35,8 @@ def log_in(
     esmtp: bool = False,
     **directives: object,
 ) -> Driven:
-    grant = Granted("192.0.2.10", 25, user, None if password is None else Secret(password))
-    identified = Identified(grant, Method.PLAIN, envelope=envelope, helo=helo, esmtp=esmtp)
+    grant = AuthAllowed("192.0.2.10", 25, user, None if password is None else Secret(password))
+    identified = UpstreamLogin(grant, Method.PLAIN, envelope=envelope, helo=helo, esmtp=esmtp)
     upstream = SmtpUpstream(configs.server(Protocol.SMTP, server_name="mx", **directives))
     client = Client(address, 4711, "198.51.100.1", 25, host=b"host.example")
     return drive(upstream.log_in(client, identified), *replies)
@@ -38,7 +45,7 @@ def log_in(
 def test_the_client_is_introduced_with_xclient() -> None:
     driven = log_in(b"220 a\r\n", b"250-b\r\n250 c\r\n", b"220 d\r\n", b"250 e\n", helo=b"cl", esmtp=True)
     assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
-    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +76,7 @@ def test_without_xclient_the_name_of_the_client_is_not_told() -> None:
 def test_the_password_is_proven_with_proxy_smtp_auth() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"235 c\n", xclient=False, proxy_smtp_auth=True)
     assert driven.said == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
-    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
 def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None:
@@ -83,12 +90,12 @@ def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None
         envelope=ENVELOPE,
     )
     assert driven.said == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
-    assert driven.result == LoggedIn(b"550-d\r\n550 e\r\nmore")
+    assert driven.result == UpstreamLoginResult(b"550-d\r\n550 e\r\nmore")
 
 
 def test_a_reply_may_come_in_any_number_of_pieces_and_its_first_line_counts() -> None:
     driven = log_in(b"22", b"0-a\r\n5", b"54 b\n", b"250-c\r\n", b"25", b"0 d\r\n", b"220 e\n", helo=None)
-    assert driven.result == LoggedIn(b"235 2.0.0 OK\r\n")
+    assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
     assert driven.said.count(b"\r\n") == 2
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mailproxy.supervisor import fork_server, heartbeat
 from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.worker_process import Worker
+from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
 from support.processes import STAND_IN, deployment, launcher, our_sources
 from support.proxies import process_name
@@ -30,13 +30,13 @@ class Bench:
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.tasks = tasks
         self.events: list[tuple[str, dict[str, object]]] = []
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerProcess] = []
         self.launcher: Launcher = launcher(tasks, STAND_IN, self._tell)
 
     def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))
 
-    async def start(self) -> Worker:
+    async def start(self) -> WorkerProcess:
         worker = await self.launcher.start(lambda *_: None)
         self.workers.append(worker)
         self.tasks.create_task(worker.watch())

@@ -13,8 +13,8 @@ import pytest
 
 from mailproxy.supervisor import backoff, heartbeat, worker_process
 from mailproxy.supervisor import worker_pool as module
-from mailproxy.supervisor.worker_pool import FUTILE_STARTS, CannotStart, Pool
-from mailproxy.supervisor.worker_process import Worker
+from mailproxy.supervisor.worker_pool import FUTILE_STARTS, CannotStart, WorkerPool
+from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
@@ -36,7 +36,7 @@ class Bench:
         self.writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
         self.launcher = launcher(tasks, tell=self.tell)
-        self.pool = Pool(
+        self.pool = WorkerPool(
             tasks,
             self.launcher,
             reported=self.reported,
@@ -193,7 +193,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
     start, stopped = bench.launcher.start, []
 
-    async def stop_at_first(reported: worker_process.Reporter) -> Worker:
+    async def stop_at_first(reported: worker_process.Reporter) -> WorkerProcess:
         worker = await start(reported)
         if len(stopped) <= FUTILE_STARTS:
             os.kill(worker.pid, signal.SIGSTOP)
@@ -231,7 +231,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(
 ) -> None:
     real, failures = bench.launcher.start, [OSError(11, "Resource temporarily unavailable")] * 6
 
-    async def start(reported: worker_process.Reporter) -> Worker:
+    async def start(reported: worker_process.Reporter) -> WorkerProcess:
         if failures:
             raise failures.pop()
         return await real(reported)

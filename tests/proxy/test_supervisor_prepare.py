@@ -16,7 +16,7 @@ import pytest
 from mailproxy import admin
 from mailproxy.net import SocketPlan
 from mailproxy.supervisor import cpus
-from mailproxy.supervisor.config_loader import CannotListen, Preparation, in_thread
+from mailproxy.supervisor.config_loader import CannotListen, PreparedConfig, in_thread
 from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.verdict import Verdict, judge
@@ -42,7 +42,7 @@ class Setting:
     def __init__(self, folder: Path, **options: object) -> None:
         self.file = folder / "mailproxy.yaml"
         self.port = free_port()
-        self.preparation = Preparation(Settings(file=self.file, **options))  # type: ignore[arg-type]
+        self.preparation = PreparedConfig(Settings(file=self.file, **options))  # type: ignore[arg-type]
         self.write()
 
     def write(self, **changes: object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.supervisor.config_revision import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
 from mailproxy.telemetry import definitions as c
@@ -26,7 +26,7 @@ class StillWorkers:
     alive: int = 2
     serving: int = 2
     is_settled: bool = True
-    wanted: Deployment = field(default_factory=lambda: deployment([]))
+    wanted: ConfigRevision = field(default_factory=lambda: deployment([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
     late: dict[int, float] = field(default_factory=dict)
     asked: list[tuple[int, float]] = field(default_factory=list)

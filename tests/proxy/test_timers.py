@@ -13,7 +13,7 @@ import pytest
 from mailproxy.app import WorkerLoop
 from mailproxy.loop import epoll as reactor_module
 from mailproxy.loop import timeouts as timers_module
-from mailproxy.loop.timeouts import Deadlines, Timers
+from mailproxy.loop.timeouts import Deadlines, Timeouts
 
 
 class Clock(WorkerLoop):
@@ -56,11 +56,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 @pytest.fixture
-def timers(clock: Clock) -> Timers:
-    return Timers(clock, clock.reactor)
+def timers(clock: Clock) -> Timeouts:
+    return Timeouts(clock, clock.reactor)
 
 
-def test_a_deadline_is_over_when_its_time_has_come_and_once(clock: Clock, timers: Timers) -> None:
+def test_a_deadline_is_over_when_its_time_has_come_and_once(clock: Clock, timers: Timeouts) -> None:
     waiting = Waiting(clock)
     timers.lane(60.0).arm(waiting)
     for moment in (1.0, 59.9, 60.0, 61.0, 1000.0):
@@ -70,7 +70,7 @@ def test_a_deadline_is_over_when_its_time_has_come_and_once(clock: Clock, timers
     assert timers.waiting() == []
 
 
-def test_those_of_one_length_are_over_in_their_order(clock: Clock, timers: Timers) -> None:
+def test_those_of_one_length_are_over_in_their_order(clock: Clock, timers: Timeouts) -> None:
     order: list[int] = []
     lane = timers.lane(60.0)
     for number in range(3):
@@ -91,7 +91,7 @@ def test_those_of_one_length_are_over_in_their_order(clock: Clock, timers: Timer
     ],
 )
 def test_a_new_deadline_takes_the_place_of_the_old_one(
-    clock: Clock, timers: Timers, first: float, then: float, over: float
+    clock: Clock, timers: Timeouts, first: float, then: float, over: float
 ) -> None:
     waiting = Waiting(clock)
     timers.lane(first).arm(waiting)
@@ -102,7 +102,7 @@ def test_a_new_deadline_takes_the_place_of_the_old_one(
     assert waiting.over == [over]
 
 
-def test_a_deadline_can_be_forgotten(clock: Clock, timers: Timers) -> None:
+def test_a_deadline_can_be_forgotten(clock: Clock, timers: Timeouts) -> None:
     kept, gone = Waiting(clock), Waiting(clock)
     timers.lane(10.0).arm(gone)
     timers.lane(10.0).arm(kept)
@@ -114,7 +114,7 @@ def test_a_deadline_can_be_forgotten(clock: Clock, timers: Timers) -> None:
     assert (gone.over, kept.over) == ([], [10.0])
 
 
-def test_what_is_over_can_wait_again(clock: Clock, timers: Timers) -> None:
+def test_what_is_over_can_wait_again(clock: Clock, timers: Timeouts) -> None:
     lane = timers.lane(10.0)
     waiting = Waiting(clock, lambda: lane.arm(waiting))
     lane.arm(waiting)
@@ -123,7 +123,7 @@ def test_what_is_over_can_wait_again(clock: Clock, timers: Timers) -> None:
     assert waiting.over == [10.0, 20.0, 30.0]
 
 
-def test_who_fails_does_not_keep_the_others_waiting(clock: Clock, timers: Timers) -> None:
+def test_who_fails_does_not_keep_the_others_waiting(clock: Clock, timers: Timeouts) -> None:
     told: list[dict[str, Any]] = []
     clock.set_exception_handler(lambda _, context: told.append(context))
     failing, other = Waiting(clock, lambda: 1 // 0), Waiting(clock)
@@ -136,7 +136,7 @@ def test_who_fails_does_not_keep_the_others_waiting(clock: Clock, timers: Timers
     assert len(other.over) == 1
 
 
-def test_who_is_over_may_forget_another_that_would_be(clock: Clock, timers: Timers) -> None:
+def test_who_is_over_may_forget_another_that_would_be(clock: Clock, timers: Timeouts) -> None:
     second = Waiting(clock)
     first = Waiting(clock, lambda: timers.disarm(second))
     timers.lane(10.0).arm(first)
@@ -161,7 +161,7 @@ def test_who_is_over_may_forget_another_that_would_be(clock: Clock, timers: Time
     ],
 )
 def test_any_length_is_rounded_up_a_little(
-    clock: Clock, timers: Timers, seconds: float, latest: float
+    clock: Clock, timers: Timeouts, seconds: float, latest: float
 ) -> None:
     waiting = Waiting(clock)
     timers.arm(waiting, seconds)
@@ -169,7 +169,7 @@ def test_any_length_is_rounded_up_a_little(
     assert seconds <= lane.seconds <= seconds + latest + 1e-9
 
 
-def test_a_length_that_the_configuration_sets_is_not_rounded(clock: Clock, timers: Timers) -> None:
+def test_a_length_that_the_configuration_sets_is_not_rounded(clock: Clock, timers: Timeouts) -> None:
     lane = timers.lane(7.03)
     waiting = Waiting(clock)
     timers.arm(waiting, 7.03)
@@ -177,7 +177,7 @@ def test_a_length_that_the_configuration_sets_is_not_rounded(clock: Clock, timer
     assert timers.lane(7.03) is lane
 
 
-def test_there_are_only_so_many_lanes(clock: Clock, timers: Timers) -> None:
+def test_there_are_only_so_many_lanes(clock: Clock, timers: Timeouts) -> None:
     waiting = Waiting(clock)
     for milliseconds in range(0, 3_600_000, 77):
         timers.arm(waiting, milliseconds / 1000)
@@ -208,7 +208,7 @@ class Walked(dict[Any, float]):
 
 @pytest.mark.parametrize("moments", [1, 1_000, 10_000], ids=["at once", "in batches", "one by one"])
 def test_expiry_does_not_walk_over_what_was_deleted_for_every_deadline(
-    clock: Clock, timers: Timers, moments: int
+    clock: Clock, timers: Timeouts, moments: int
 ) -> None:
     lane = timers.lane(60.0)
     lane.waiting = walked = Walked()
@@ -224,7 +224,7 @@ def test_expiry_does_not_walk_over_what_was_deleted_for_every_deadline(
     assert walked.walks < 100
 
 
-def test_who_was_set_anew_while_others_expire_keeps_the_new_deadline(clock: Clock, timers: Timers) -> None:
+def test_who_was_set_anew_while_others_expire_keeps_the_new_deadline(clock: Clock, timers: Timeouts) -> None:
     lane = timers.lane(10.0)
     crowd = [Waiting(clock) for _ in range(300)]
     for number, one in enumerate(crowd):

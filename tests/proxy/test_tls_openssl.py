@@ -9,16 +9,16 @@ import struct
 
 import pytest
 
-from mailproxy.tls.openssl import OpenSsl, Unreachable, probe, reach
+from mailproxy.tls.openssl import OpenSsl, Unreachable, load_openssl, probe
 
 WORD = struct.calcsize("P")
 HEAD = object.__basicsize__
 
 
 def test_it_is_reached_once() -> None:
-    native = reach()
+    native = load_openssl()
     assert isinstance(native, OpenSsl)
-    assert reach() is native
+    assert load_openssl() is native
 
 
 def test_a_context_is_the_one_that_ssl_speaks_of() -> None:
@@ -47,7 +47,7 @@ def test_the_extension_itself_may_be_named() -> None:
 
 
 def test_errors_are_told_once_and_leave_the_queue_empty() -> None:
-    native = reach()
+    native = load_openssl()
     assert isinstance(native, OpenSsl)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     assert native.lib.SSL_CTX_load_verify_file(native.context(context), b"/nonexistent") == 0
@@ -56,6 +56,6 @@ def test_errors_are_told_once_and_leave_the_queue_empty() -> None:
 
 
 def test_what_openssl_prints_is_collected() -> None:
-    native = reach()
+    native = load_openssl()
     assert isinstance(native, OpenSsl)
     assert native.printed(lambda bio: None) == b""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.file_watcher import Watch
+from mailproxy.file_watcher import FileWatcher
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def settle(watch: Watch) -> list[Path]:
+def settle(watch: FileWatcher) -> list[Path]:
     """Look until nothing moves any more."""
     told = list(watch.changed())
     for _ in range(5):
@@ -43,7 +43,7 @@ def append(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("change", [write, rename, append])
 def test_a_change_is_told_once(file: Path, change: object) -> None:
-    watch = Watch([file])
+    watch = FileWatcher([file])
     assert settle(watch) == []
     assert callable(change)
     change(file, "something longer")
@@ -52,7 +52,7 @@ def test_a_change_is_told_once(file: Path, change: object) -> None:
 
 
 def test_a_change_is_told_when_it_rests(file: Path) -> None:
-    watch = Watch([file])
+    watch = FileWatcher([file])
     write(file, "half")
     assert watch.changed() == ()
     assert watch.is_restless
@@ -70,21 +70,21 @@ def test_the_swap_of_a_mounted_config_map_is_a_change(tmp_path: Path) -> None:
     (tmp_path / "..data").symlink_to("v1")
     file = tmp_path / "mailproxy.json"
     file.symlink_to("..data/mailproxy.json")
-    watch = Watch([file])
+    watch = FileWatcher([file])
     (tmp_path / "..data_tmp").symlink_to("v2")
     (tmp_path / "..data_tmp").rename(tmp_path / "..data")
     assert settle(watch) == [file]
 
 
 def test_the_same_contents_under_another_time_are_no_change(file: Path) -> None:
-    watch = Watch([file])
+    watch = FileWatcher([file])
     os.utime(file, ns=(1, 1))
     rename(file, "one")
     assert settle(watch) == []
 
 
 def test_going_back_before_anybody_looked_twice_is_no_change(file: Path) -> None:
-    watch = Watch([file])
+    watch = FileWatcher([file])
     write(file, "two")
     assert watch.changed() == ()
     write(file, "one")
@@ -93,7 +93,7 @@ def test_going_back_before_anybody_looked_twice_is_no_change(file: Path) -> None
 
 def test_coming_and_going_are_changes(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "tls.crt"
-    watch = Watch([file, other])
+    watch = FileWatcher([file, other])
     other.write_text("certificate")
     assert settle(watch) == [other]
     file.unlink()
@@ -104,7 +104,7 @@ def test_coming_and_going_are_changes(file: Path, tmp_path: Path) -> None:
 
 def test_several_changes_are_told_together(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("tls.crt", "tls.key")]
-    watch = Watch(paths)
+    watch = FileWatcher(paths)
     for path in paths:
         path.write_text("new")
     assert settle(watch) == paths
@@ -112,7 +112,7 @@ def test_several_changes_are_told_together(tmp_path: Path) -> None:
 
 def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "tls.key"
-    watch = Watch([file, other])
+    watch = FileWatcher([file, other])
     write(file, "two")
     watch.watch([file])
     other.write_text("new")
@@ -123,13 +123,13 @@ def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Pat
 
 @pytest.mark.parametrize("path", [Path("/nowhere/at/all"), Path("/"), Path("a\0b")])
 def test_what_cannot_be_read_is_watched_all_the_same(path: Path) -> None:
-    watch = Watch([path])
+    watch = FileWatcher([path])
     assert settle(watch) == []
 
 
 def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(file: Path) -> None:
     file.write_text("a")
-    watch = Watch([file])
+    watch = FileWatcher([file])
     file.unlink()
     os.mkfifo(file)
     assert watch.changed() == ()

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mailproxy.supervisor.worker_process import Worker, WorkerGone
+from mailproxy.supervisor.worker_process import WorkerGone, WorkerProcess
 from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("our_sources")
 class Bench:
     """One worker, its listening socket, and the snapshots it sent."""
 
-    def __init__(self, worker: Worker, listener: socket.socket, snapshots: list[Snapshot]) -> None:
+    def __init__(self, worker: WorkerProcess, listener: socket.socket, snapshots: list[Snapshot]) -> None:
         self.worker = worker
         self.listener = listener
         self.snapshots = snapshots

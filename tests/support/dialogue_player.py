@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from mailproxy.enums import ClientErred, LoginDenied, LoginRefused, Method, Remark
+from mailproxy.enums import LoginDenied, LoginRefused, LogNote, Method, ProtocolViolation
 from mailproxy.errors import (
     AuthUnreachable,
     PeerClosed,
@@ -41,17 +41,17 @@ from mailproxy.errors import (
 )
 from mailproxy.protocols import sansio
 from mailproxy.protocols.registry import MailProtocol
-from mailproxy.protocols.sansio import Dialogue
+from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDeferred,
+    AuthDenied,
     AuthRequest,
     Client,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
-    LoggedIn,
-    Postponed,
     Secret,
+    SessionEnd,
+    UpstreamLogin,
+    UpstreamLoginResult,
 )
 from support.transcripts import Step, Transcript, escaped, unescaped
 
@@ -124,18 +124,20 @@ class Player:
             speaks = failure.reason.value in {"auth_unavailable"}
             self._close(protocol.internal_error if speaks else b"", failure)
             return
-        if isinstance(result, Ended):
+        if isinstance(result, SessionEnd):
             self._do(f"closed {result.reason}")
         elif self._peek() is not None:
             self._upstream(client, result)
 
-    def _upstream(self, client: Client, identified: Identified) -> None:
+    def _upstream(self, client: Client, identified: UpstreamLogin) -> None:
         server = self.transcript.server
         unread, self._incoming = identified.unread + self._incoming, b""
         self._settle("S")
         self._speaker, self._listener = "P", "U"
         try:
-            logged_in: LoggedIn = self._perform(self.protocol.upstream(server).log_in(client, identified))
+            logged_in: UpstreamLoginResult = self._perform(
+                self.protocol.upstream(server).log_in(client, identified)
+            )
         except UpstreamError as failure:
             self._settle("P")
             self._speaker = "S"
@@ -159,7 +161,7 @@ class Player:
 
     # ---- performing actions ----
 
-    def _perform(self, dialogue: Dialogue[Any]) -> Any:
+    def _perform(self, dialogue: ProtocolGenerator[Any]) -> Any:
         answer: Any = None
         failure: SessionError | None = None
         while True:
@@ -188,7 +190,7 @@ class Player:
                 return self._hear(limit)
             case sansio.Authorize(request):
                 return self._authorize(request)
-            case sansio.Overhear(seconds, limit):
+            case sansio.Peek(seconds, limit):
                 return self._overhear(seconds, limit)
             case sansio.Wait(seconds):
                 self._do(f"wait {seconds:g}s")
@@ -296,13 +298,13 @@ def _is_aside(step: Step, *names: str) -> bool:
     return step.side == "=" and step.text.split()[0] in (names or _ASIDES)
 
 
-def _note_text(event: ClientErred | LoginRefused | Remark) -> str:
+def _note_text(event: ProtocolViolation | LoginRefused | LogNote) -> str:
     match event:
-        case ClientErred(kind):
+        case ProtocolViolation(kind):
             return f"note client_erred {kind}"
         case LoginRefused(method, result):
             return f"note login_refused {method} {result}"
-        case Remark(sentence, text):
+        case LogNote(sentence, text):
             return f"note remark {sentence}" + (f": {escaped(text)}" if text else "")
 
 
@@ -337,18 +339,18 @@ def _word(text: str | None) -> bytes | None:
 
 def _decision(
     verb: str, parts: dict[str, str], text: bytes, request: AuthRequest
-) -> Granted | Denied | Postponed:
+) -> AuthAllowed | AuthDenied | AuthDeferred:
     user = _word(parts.get("user"))
     password = None if (octets := _word(parts.get("password"))) is None else Secret(octets)
     kind, _, rest = verb.partition(" ")
     if kind == "wait":
-        return Postponed(int(rest.removesuffix("s")), user, password)
+        return AuthDeferred(int(rest.removesuffix("s")), user, password)
     if kind == "denied":
         code = parts["code"].encode() if "code" in parts else None
-        return Denied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
+        return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
     assert kind == "granted", f"no answer of the service: {verb}"
     address, _, port = rest.rpartition(":")
     asked = request.credentials
     hashed = asked.method in {Method.APOP, Method.CRAM_MD5}
     own = None if hashed else asked.password
-    return Granted(address, int(port), asked.user if user is None else user, password or own)
+    return AuthAllowed(address, int(port), asked.user if user is None else user, password or own)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy.protocols.sansio import Action, Deadline, Dialogue, Note, Receive, Send, Telling
+from mailproxy.protocols.sansio import Action, Deadline, Note, ProtocolGenerator, Receive, Send, Telling
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Driven:
     deadlines: list[float] = field(default_factory=list)
 
 
-def drive(dialogue: Dialogue[Any] | Telling | tuple[()], *answers: Any) -> Driven:
+def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any) -> Driven:
     """Run a dialogue until it ends, or waits for an answer that is not there.
 
     ``Send``, ``Note`` and ``Deadline`` answer themselves; everything else takes
@@ -54,7 +54,7 @@ def drive(dialogue: Dialogue[Any] | Telling | tuple[()], *answers: Any) -> Drive
                 answer = waiting.pop(0)
 
 
-def _telling(actions: Telling | tuple[()]) -> Dialogue[None]:
+def _telling(actions: Telling | tuple[()]) -> ProtocolGenerator[None]:
     yield from actions
 
 

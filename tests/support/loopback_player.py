@@ -23,7 +23,7 @@ from typing import Any, Final
 from mailproxy.app import App, WorkerLoop
 from mailproxy.enums import ProtocolErrorKind
 from mailproxy.net import plan
-from mailproxy.session.driver import Conversation
+from mailproxy.session.driver import ProtocolDriver
 from mailproxy.telemetry.log import Log, LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import (
@@ -59,7 +59,7 @@ class HurriedLoop(WorkerLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        if getattr(callback, "__func__", None) is Conversation._woken:
+        if getattr(callback, "__func__", None) is ProtocolDriver._woken:
             delay *= _HURRY
         return super().call_later(delay, callback, *args, context=context)
 

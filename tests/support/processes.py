@@ -14,11 +14,11 @@ from typing import Final
 import pytest
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.supervisor.config_revision import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.listening_sockets import Sockets
-from mailproxy.supervisor.worker_pool import Tell
+from mailproxy.supervisor.worker_pool import LogCallback
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from support.configs import server
@@ -31,7 +31,7 @@ STAND_IN: Final = ("--log-format", "text")
 
 
 def launcher(
-    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: Tell | None = None
+    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: LogCallback | None = None
 ) -> Launcher:
     """Start workers of the stand-in from a fork server of their own; a test process has threads."""
     fork_server.become_subreaper()
@@ -52,13 +52,13 @@ def deployment(
     serial: int = 1,
     workers: int = 1,
     drain_timeout: float = 0.5,
-) -> Deployment:
+) -> ConfigRevision:
     """One server on one listener, which has a socket for every worker."""
     config = ProxyConfig(
         servers=(server(Protocol.IMAP, name=name, server_name=f"{name}.example.com"),),
         drain=DrainConfig(timeout=Seconds(drain_timeout)),
     )
-    return Deployment(
+    return ConfigRevision(
         serial=serial,
         config=config,
         text=dump(config).decode(),

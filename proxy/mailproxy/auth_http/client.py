@@ -12,16 +12,16 @@ import time
 from collections import OrderedDict
 from typing import Final
 
-from mailproxy.auth_http.connection import Exchange
+from mailproxy.auth_http.connection import AuthConnection
 from mailproxy.auth_http.fair_queue import FairQueue, source_of
-from mailproxy.auth_http.pending_request import Asker, Question, hand_over
-from mailproxy.auth_http.response import Answer
-from mailproxy.context import Engine
+from mailproxy.auth_http.pending_request import Asker, PendingRequest, hand_over
+from mailproxy.auth_http.response import AuthResponse
+from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
-from mailproxy.loop.timeouts import Lane
-from mailproxy.protocols.types import Decision, Denied, Granted, Postponed
+from mailproxy.loop.timeouts import TimeoutQueue
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
 from mailproxy.tls.client import ClientTls
 from mailproxy_config.model import LogLevel
 
@@ -34,13 +34,13 @@ DRAIN_SECONDS: Final = 5.0
 _RESERVED_PART: Final = 4
 """One connection of so many is reserved for client addresses that hold few."""
 _OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
-    Granted: AuthOutcome.OK,
-    Denied: AuthOutcome.DENIED,
-    Postponed: AuthOutcome.WAIT,
+    AuthAllowed: AuthOutcome.OK,
+    AuthDenied: AuthOutcome.DENIED,
+    AuthDeferred: AuthOutcome.WAIT,
 }
 
 
-class AuthService:
+class AuthHttpClient:
     """One ``auth_http`` address: its connections, and the requests that wait for one.
 
     Args:
@@ -77,7 +77,7 @@ class AuthService:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: WorkerContext,
         addresses: HostAddresses,
         seconds: float,
         tls: ClientTls | None = None,
@@ -89,15 +89,15 @@ class AuthService:
         self.tls = tls
         self.addresses = addresses
         self.reuses = keeps
-        self.patience: Lane = engine.timers.lane(DRAIN_SECONDS)
+        self.patience: TimeoutQueue = engine.timers.lane(DRAIN_SECONDS)
         self.seconds = seconds
         self._in_flight = engine.meter.auth_in_flight
         self._wake: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._idle: list[Exchange] = []
-        self._connections: set[Exchange] = set()
+        self._idle: list[AuthConnection] = []
+        self._connections: set[AuthConnection] = set()
         self._waiting = FairQueue()
-        self._by_session: OrderedDict[Asker, Question] = OrderedDict()
+        self._by_session: OrderedDict[Asker, PendingRequest] = OrderedDict()
         self._maximum = maximum
         self._limit = self._shared = 1
         self.resize(engine.limit)
@@ -108,7 +108,7 @@ class AuthService:
         self._shared = limit if limit >= worker_connections else limit - limit // _RESERVED_PART
         self._serve_waiting()
 
-    def ask(self, question: Question) -> None:
+    def ask(self, question: PendingRequest) -> None:
         """Send a request; its asker's ``authorized`` or ``auth_failed`` is called later, never at once."""
         asker = question.asker
         assert asker is not None  # noqa: S101 - it has one until it is settled
@@ -139,7 +139,7 @@ class AuthService:
 
     # -- deadlines
 
-    def _watch(self, oldest: Question) -> None:
+    def _watch(self, oldest: PendingRequest) -> None:
         """Come back when a request may be too old; all have the same time, so the oldest is the first."""
         self._wake = self.engine.loop.call_at(oldest.started + self.seconds, self._look_at_oldest)
 
@@ -160,7 +160,7 @@ class AuthService:
             if self._by_session and self._wake is None:
                 self._watch(next(iter(self._by_session.values())))
 
-    def _give_up(self, question: Question) -> None:
+    def _give_up(self, question: PendingRequest) -> None:
         """The time for an answer is over: ``auth_http_timeout`` has passed since the login began."""
         exchange, asker = question.exchange, question.asker
         if exchange is None or exchange.target is None:
@@ -175,7 +175,7 @@ class AuthService:
 
     # -- connections
 
-    def _dispatch(self, question: Question) -> None:
+    def _dispatch(self, question: PendingRequest) -> None:
         """Send a request on a connection that its address may have, or let it wait for one."""
         busy = len(self._connections) - len(self._idle)
         if busy < self._shared:
@@ -188,14 +188,14 @@ class AuthService:
         else:
             self._waiting.add(question, source)
 
-    def _carry(self, question: Question) -> None:
+    def _carry(self, question: PendingRequest) -> None:
         if self._idle:
             self._idle.pop().carry(question)
         else:
             self._connect(question)
 
-    def _connect(self, question: Question) -> None:
-        exchange = Exchange(self)
+    def _connect(self, question: PendingRequest) -> None:
+        exchange = AuthConnection(self)
         self._connections.add(exchange)
         try:
             exchange.connect(question)
@@ -214,7 +214,7 @@ class AuthService:
                 return
             self._carry(question)
 
-    def idle(self, exchange: Exchange) -> None:
+    def idle(self, exchange: AuthConnection) -> None:
         """A connection is free again."""
         if self._waiting.requests:
             busy = len(self._connections) - len(self._idle) - 1
@@ -239,7 +239,7 @@ class AuthService:
         if self._idle:
             self._expiry = self.engine.loop.call_at(self._idle[0].idle_since + IDLE_SECONDS, self._expire)
 
-    def gone(self, exchange: Exchange) -> None:
+    def gone(self, exchange: AuthConnection) -> None:
         """A connection is closed."""
         if exchange in self._connections:
             self._connections.remove(exchange)
@@ -252,7 +252,7 @@ class AuthService:
         for exchange in list(self._idle):
             exchange.drop()
 
-    def again(self, lost: Exchange, question: Question) -> None:
+    def again(self, lost: AuthConnection, question: PendingRequest) -> None:
         """Send a request on a new connection, which takes the place of the one that it lost."""
         self._connections.discard(lost)
         lost.drop()
@@ -271,18 +271,18 @@ class AuthService:
 
     # -- answers
 
-    def answered(self, question: Question, answer: Answer) -> None:
+    def answered(self, question: PendingRequest, answer: AuthResponse) -> None:
         """Book an answer."""
         self._settled(question, _OUTCOMES[answer.decision.__class__])
 
-    def failed(self, question: Question, error: AuthUnavailable) -> None:
+    def failed(self, question: PendingRequest, error: AuthUnavailable) -> None:
         """Book a failure."""
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
         self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
         self.engine.meter.auth_errors[error.failure].value += 1
 
-    def _abandon(self, question: Question) -> None:
+    def _abandon(self, question: PendingRequest) -> None:
         """Stop whatever is done for a request that is settled."""
         exchange = question.exchange
         if exchange is not None and exchange.question is question:
@@ -291,7 +291,7 @@ class AuthService:
         else:
             self._waiting.discard(question)
 
-    def _settled(self, question: Question, outcome: AuthOutcome | None = None) -> None:
+    def _settled(self, question: PendingRequest, outcome: AuthOutcome | None = None) -> None:
         """Nobody waits for this request's answer any more; ``None`` is for one who left."""
         asker, question.asker = question.asker, None
         if asker is not None:

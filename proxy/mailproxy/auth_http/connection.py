@@ -22,15 +22,15 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from mailproxy.auth_http.body import BadBody, Body, body_of
-from mailproxy.auth_http.pending_request import Question, hand_over
-from mailproxy.auth_http.response import MAX_HEAD, Answer, InterimAnswer, head_end, parse
-from mailproxy.context import Engine
+from mailproxy.auth_http.pending_request import PendingRequest, hand_over
+from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimAnswer, head_end, parse
+from mailproxy.closing import close_now
+from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason
-from mailproxy.errors import AuthUnavailable, AuthUnreachable, MalformedAnswer
-from mailproxy.lingering_close import close_now
+from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthResponse
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
-from mailproxy.loop.timeouts import Deadlines, Lane
+from mailproxy.loop.timeouts import Deadlines, TimeoutQueue
 from mailproxy.net.nonblocking import WOULD_BLOCK
 from mailproxy.tls.client import ClientTls, tls_words
 
@@ -55,21 +55,21 @@ class Owner(Protocol):
     """The owner of connections: what it knows of the service, and what it is called for."""
 
     addresses: HostAddresses
-    engine: Engine
-    patience: Lane
+    engine: WorkerContext
+    patience: TimeoutQueue
     reuses: bool
     seconds: float
     tls: ClientTls | None
 
-    def idle(self, exchange: Exchange) -> None:
+    def idle(self, exchange: AuthConnection) -> None:
         """A connection is free again."""
         ...
 
-    def gone(self, exchange: Exchange) -> None:
+    def gone(self, exchange: AuthConnection) -> None:
         """A connection is closed."""
         ...
 
-    def again(self, lost: Exchange, question: Question) -> None:
+    def again(self, lost: AuthConnection, question: PendingRequest) -> None:
         """A connection that had been used before was lost before any byte of an answer came."""
         ...
 
@@ -81,16 +81,16 @@ class Owner(Protocol):
         """An address does not work."""
         ...
 
-    def answered(self, question: Question, answer: Answer) -> None:
+    def answered(self, question: PendingRequest, answer: AuthResponse) -> None:
         """The answer is there: book it."""
         ...
 
-    def failed(self, question: Question, error: AuthUnavailable) -> None:
+    def failed(self, question: PendingRequest, error: AuthUnavailable) -> None:
         """There will be no answer: book it."""
         ...
 
 
-class Exchange:
+class AuthConnection:
     """One connection to the service, and the request that it carries.
 
     Attributes:
@@ -127,7 +127,7 @@ class Exchange:
         self.fd = -1
         self.target: Target | None = None
         self.timer: Deadlines | None = None
-        self.question: Question | None = None
+        self.question: PendingRequest | None = None
         self.is_open = False
         self._is_put = False
         self._shaking_hands = False
@@ -140,7 +140,7 @@ class Exchange:
 
     # -- connecting
 
-    def connect(self, question: Question) -> None:
+    def connect(self, question: PendingRequest) -> None:
         """Open the connection; the request follows when it is established."""
         self.question = question
         question.exchange = self
@@ -181,7 +181,7 @@ class Exchange:
         if others > 0:
             self._limit_connecting(question, others)
 
-    def _limit_connecting(self, question: Question, others: int) -> None:
+    def _limit_connecting(self, question: PendingRequest, others: int) -> None:
         """Give this address its share of the time, so that the others have theirs."""
         engine = self.service.engine
         left = question.started + self.service.seconds - engine.reactor.now
@@ -240,7 +240,7 @@ class Exchange:
 
     # -- asking
 
-    def carry(self, question: Question) -> None:
+    def carry(self, question: PendingRequest) -> None:
         """Send a request on an idle connection at the end of this event loop iteration."""
         self.question = question
         question.exchange = self
@@ -313,7 +313,7 @@ class Exchange:
         while True:
             end = head_end(head, seen)
             if self._skipped + (len(head) if end < 0 else end) > MAX_HEAD:
-                raise MalformedAnswer(f"a header of more than {MAX_HEAD} bytes")
+                raise InvalidAuthResponse(f"a header of more than {MAX_HEAD} bytes")
             if end < 0:
                 self._head = head
                 return
@@ -337,7 +337,7 @@ class Exchange:
                 user=credentials.user,
                 password=credentials.password,
             )
-        except MalformedAnswer as error:
+        except InvalidAuthResponse as error:
             if error.status != _REQUEST_TIMEOUT or not self._may_repeat(question):
                 raise
             self._repeat(question)
@@ -347,7 +347,7 @@ class Exchange:
         else:
             self._answered(question, answer, head[end:])
 
-    def _answered(self, question: Question, answer: Answer, rest: bytes) -> None:
+    def _answered(self, question: PendingRequest, answer: AuthResponse, rest: bytes) -> None:
         asker = question.asker
         self.question = None
         self._head = b""
@@ -366,7 +366,7 @@ class Exchange:
 
     # -- between requests
 
-    def _go_on(self, answer: Answer, rest: bytes) -> None:
+    def _go_on(self, answer: AuthResponse, rest: bytes) -> None:
         """Use the connection again if what follows the header is known and short."""
         if not answer.keep_alive or self._unsent or not self.service.reuses:
             self.drop()
@@ -416,10 +416,10 @@ class Exchange:
 
     # -- the end
 
-    def _may_repeat(self, question: Question) -> bool:
+    def _may_repeat(self, question: PendingRequest) -> bool:
         return self._used and not self._skipped and not question.is_repeated
 
-    def _repeat(self, question: Question) -> None:
+    def _repeat(self, question: PendingRequest) -> None:
         question.is_repeated = True
         self.question = None
         self.service.again(self, question)

@@ -16,11 +16,11 @@ import socket
 from collections import OrderedDict
 from typing import Final
 
-from mailproxy.auth_http.pending_request import Question
+from mailproxy.auth_http.pending_request import PendingRequest
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
-_Requests = OrderedDict[Question, None]
+_Requests = OrderedDict[PendingRequest, None]
 """In order of arrival; unlike in a ``dict``, finding the first takes the same time after many removals."""
 
 
@@ -56,14 +56,14 @@ class FairQueue:
         """By address, in the order of their turns."""
         self._parked: OrderedDict[bytes, _Requests] = OrderedDict()
         """The same, for addresses that hold a reserved connection."""
-        self.requests: dict[Question, bytes] = {}
-        self.holders: dict[Question, bytes] = {}
+        self.requests: dict[PendingRequest, bytes] = {}
+        self.holders: dict[PendingRequest, bytes] = {}
         self._holding: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self.requests)
 
-    def add(self, question: Question, source: bytes) -> None:
+    def add(self, question: PendingRequest, source: bytes) -> None:
         """Append a request to those of its address."""
         self.requests[question] = source
         turns = self._parked if source in self._holding else self._ring
@@ -72,7 +72,7 @@ class FairQueue:
             requests = turns[source] = OrderedDict()
         requests[question] = None
 
-    def discard(self, question: Question) -> None:
+    def discard(self, question: PendingRequest) -> None:
         """Remove a request that nobody waits for any more, wherever it is."""
         source = self.requests.pop(question, None)
         if source is None:
@@ -83,7 +83,7 @@ class FairQueue:
         if not requests:
             del turns[source]
 
-    def take(self, *, reserved: bool) -> Question | None:
+    def take(self, *, reserved: bool) -> PendingRequest | None:
         """Remove and return the next request.
 
         Args:
@@ -108,14 +108,14 @@ class FairQueue:
         """Return whether an address may have a reserved connection."""
         return source not in self._holding
 
-    def hold(self, question: Question, source: bytes) -> None:
+    def hold(self, question: PendingRequest, source: bytes) -> None:
         """Note that a request has a reserved connection."""
         self.holders[question] = source
         self._holding.add(source)
         if source in self._ring:
             self._parked[source] = self._ring.pop(source)
 
-    def release(self, question: Question) -> bool:
+    def release(self, question: PendingRequest) -> bool:
         """Note that a request is over: if it had a reserved connection, its address may have another.
 
         Returns:

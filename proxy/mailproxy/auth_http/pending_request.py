@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.dns import Target
 from mailproxy.enums import AuthOutcome
 from mailproxy.errors import AuthUnavailable
@@ -33,7 +33,7 @@ class Asker(Protocol):
         ...
 
 
-class Carrier(Protocol):
+class RequestCarrier(Protocol):
     """The connection that carries a request.
 
     Attributes:
@@ -43,7 +43,7 @@ class Carrier(Protocol):
     """
 
     is_open: bool
-    question: Question | None
+    question: PendingRequest | None
     target: Target | None
 
     def drop(self) -> None:
@@ -51,7 +51,7 @@ class Carrier(Protocol):
         ...
 
 
-class Question:
+class PendingRequest:
     """One request, and who asked.
 
     Attributes:
@@ -91,12 +91,12 @@ class Question:
         self.protocol = protocol
         self.seconds = seconds
         self.started = started
-        self.exchange: Carrier | None = None
+        self.exchange: RequestCarrier | None = None
         self.is_repeated = False
         self.tried: tuple[Target, ...] = ()
 
 
-def hand_over(engine: Engine, asker: Asker, error: AuthUnavailable) -> None:
+def hand_over(engine: WorkerContext, asker: Asker, error: AuthUnavailable) -> None:
     """Give the asker the failure; what it does with that must not end the connection or a timer."""
     try:
         asker.auth_failed(error)

@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Final
 
 from mailproxy.enums import AuthErrorReason, Method
-from mailproxy.errors import MalformedAnswer
-from mailproxy.protocols.types import Decision, Denied, Granted, Postponed, Secret
+from mailproxy.errors import InvalidAuthResponse
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
 from mailproxy_config.model import Protocol
 
 MAX_HEAD: Final = 16384
@@ -116,7 +116,7 @@ _CHUNKED: Final = BodyFraming(chunked=True, empty=LAST_CHUNK)
 
 
 @dataclass(slots=True)
-class Answer:
+class AuthResponse:
     """What the service decided, and what the connection is good for after that.
 
     ``keep_alive`` is true only where the body's end is known and the service
@@ -147,7 +147,9 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     return found.end() if found else -1
 
 
-def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, password: Secret | None) -> Answer:
+def parse(
+    head: bytes, *, protocol: Protocol, method: Method, user: bytes, password: Secret | None
+) -> AuthResponse:
     """Read an answer's head.
 
     Args:
@@ -173,10 +175,10 @@ def parse(head: bytes, *, protocol: Protocol, method: Method, user: bytes, passw
             decision = _decision(said, sent, protocol, method, user, password)
         else:
             address, port = where
-            decision = Granted(address, port, user, _known_password(protocol, method, password, sent))
-    except MalformedAnswer as error:
+            decision = AuthAllowed(address, port, user, _known_password(protocol, method, password, sent))
+    except InvalidAuthResponse as error:
         raise _with_status(_with_value(error, password, sent), said, status) from None
-    return Answer(decision, framing, keep_alive, status)
+    return AuthResponse(decision, framing, keep_alive, status)
 
 
 def _without_password(head: bytes) -> tuple[bytes | None, bytes | None]:
@@ -212,7 +214,7 @@ def _read(
     """
     text = head.replace(b"\r\n", b"\n")
     if _CR in text:
-        raise MalformedAnswer("bare CR")
+        raise InvalidAuthResponse("bare CR")
     lines = text.split(b"\n")
     del lines[-2:]  # the blank one
     version: bytes | None = None
@@ -221,7 +223,7 @@ def _read(
         version, status = _status(lines.pop(0))
     if status is not None and 100 <= status < 200:
         if status == _SWITCHING_PROTOCOLS:
-            raise MalformedAnswer("HTTP status 101: a change of protocols that was not asked for")
+            raise InvalidAuthResponse("HTTP status 101: a change of protocols that was not asked for")
         raise InterimAnswer
     said = _headers(lines)
     return said, *_framing(version, status, said), status, _plain_grant(said)
@@ -248,28 +250,30 @@ def _headers(lines: list[bytes]) -> dict[bytes, bytes]:
             else:
                 said[name] = raw_value.strip(b" ")
         elif name not in _USUAL and not _NAME.fullmatch(raw_name):
-            raise MalformedAnswer("malformed header")
+            raise InvalidAuthResponse("malformed header")
     return said
 
 
-def _with_status(error: MalformedAnswer, said: Mapping[bytes, bytes], status: int | None) -> MalformedAnswer:
+def _with_status(
+    error: InvalidAuthResponse, said: Mapping[bytes, bytes], status: int | None
+) -> InvalidAuthResponse:
     """Name the HTTP status, which decides nothing, but mostly is the cause where the headers are missing."""
     error.status = status
     if status is None or 200 <= status < 300:
         return error
     if not said.keys().isdisjoint(_DECIDING):
-        explained = MalformedAnswer(f"{error} (HTTP status {status})", error.failure)
+        explained = InvalidAuthResponse(f"{error} (HTTP status {status})", error.failure)
     elif status >= 500:
-        explained = MalformedAnswer(f"HTTP status {status}: {_SERVER_ERROR}", AuthErrorReason.HTTP_5XX)
+        explained = InvalidAuthResponse(f"HTTP status {status}: {_SERVER_ERROR}", AuthErrorReason.HTTP_5XX)
     else:
         hint = _HINTS.get(status) or (_REDIRECT if status < 400 else _OTHER_STATUS)
-        explained = MalformedAnswer(f"HTTP status {status}: {hint}", error.failure)
+        explained = InvalidAuthResponse(f"HTTP status {status}: {hint}", error.failure)
     explained.status = status
     return explained
 
 
-def _wrong(header: str, value: bytes, why: str) -> MalformedAnswer:
-    error = MalformedAnswer(f"{header} {{}} {why}", AuthErrorReason.BAD_ADDRESS)
+def _wrong(header: str, value: bytes, why: str) -> InvalidAuthResponse:
+    error = InvalidAuthResponse(f"{header} {{}} {why}", AuthErrorReason.BAD_ADDRESS)
     error.value = value
     return error
 
@@ -281,7 +285,9 @@ def _gives_away(value: bytes, secret: bytes) -> bool:
     return secret in value or value in secret
 
 
-def _with_value(error: MalformedAnswer, password: Secret | None, sent: bytes | None) -> MalformedAnswer:
+def _with_value(
+    error: InvalidAuthResponse, password: Secret | None, sent: bytes | None
+) -> InvalidAuthResponse:
     """Show the value that is wrong, unless a service put a password there; the log escapes it."""
     value = error.value
     if value is None:
@@ -292,7 +298,7 @@ def _with_value(error: MalformedAnswer, password: Secret | None, sent: bytes | N
         text += "..."
     if any(_gives_away(value, one) for one in secrets):
         text = "***"
-    return MalformedAnswer(str(error).replace("{}", f'"{text}"', 1), error.failure)
+    return InvalidAuthResponse(str(error).replace("{}", f'"{text}"', 1), error.failure)
 
 
 def _plain_grant(said: Mapping[bytes, bytes]) -> tuple[str, int] | None:
@@ -301,7 +307,7 @@ def _plain_grant(said: Mapping[bytes, bytes]) -> tuple[str, int] | None:
         return None
     try:
         return _where(said)
-    except MalformedAnswer:
+    except InvalidAuthResponse:
         return None  # whoever decides finds it out again, in its turn
 
 
@@ -327,9 +333,9 @@ def _decision(
             return _denied(said, failure, wait, protocol)
         if waits:
             # Without Auth-Wait nginx asks again at once, and for ever; a second is what was meant.
-            return Postponed(wait or 1, new_user, None if new_password is None else Secret(new_password))
+            return AuthDeferred(wait or 1, new_user, None if new_password is None else Secret(new_password))
     address, port = _where(said)
-    return Granted(address, port, user, _known_password(protocol, method, password, new_password))
+    return AuthAllowed(address, port, user, _known_password(protocol, method, password, new_password))
 
 
 def _judged(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bool]:
@@ -355,16 +361,16 @@ def _has_controls(value: bytes) -> bool:
 
 def _harmless(header: str, value: bytes) -> bytes:
     if _has_controls(value):
-        raise MalformedAnswer(f"{header} holds a control character")
+        raise InvalidAuthResponse(f"{header} holds a control character")
     return value
 
 
-def _denied(said: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> Denied:
+def _denied(said: Mapping[bytes, bytes], text: bytes, wait: int, protocol: Protocol) -> AuthDenied:
     code = said.get(b"auth-error-code") if protocol is _SMTP else None
     if code is not None and len(_harmless("Auth-Error-Code", code)) > MAX_CODE:
-        raise MalformedAnswer(f"Auth-Error-Code of {len(code)} bytes, at most {MAX_CODE} accepted")
+        raise InvalidAuthResponse(f"Auth-Error-Code of {len(code)} bytes, at most {MAX_CODE} accepted")
     shown = _harmless("Auth-Status", text)[: MAX_TEXT[protocol]]
-    return Denied(shown, wait, code or None, said.get(b"auth-user"))
+    return AuthDenied(shown, wait, code or None, said.get(b"auth-user"))
 
 
 def _known_password(
@@ -377,7 +383,7 @@ def _known_password(
         return given
     if protocol is _SMTP:
         return None
-    raise MalformedAnswer(f"the answer has no Auth-Pass, which a login by {method} needs")
+    raise InvalidAuthResponse(f"the answer has no Auth-Pass, which a login by {method} needs")
 
 
 def _where(said: Mapping[bytes, bytes]) -> tuple[str, int]:
@@ -390,7 +396,7 @@ def _where(said: Mapping[bytes, bytes]) -> tuple[str, int]:
             name for name, value in (("Auth-Server", server), ("Auth-Port", port)) if not value
         )
         hint = "" if b"auth-status" in said or server or port else "; is auth_http the right URL?"
-        raise MalformedAnswer(f"the answer has no {missing}{hint}", AuthErrorReason.NO_SERVER)
+        raise InvalidAuthResponse(f"the answer has no {missing}{hint}", AuthErrorReason.NO_SERVER)
     return _endpoint(server, port)
 
 

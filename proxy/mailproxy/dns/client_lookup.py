@@ -12,7 +12,7 @@ from typing import Final, cast
 
 import pycares
 
-from mailproxy.dns.dns_client import Failed, NameServers
+from mailproxy.dns.dns_client import DnsClient, Failed
 from mailproxy.dns.dns_names import host_name, packed, reverse_name
 from mailproxy.dns.measures import Answer
 from mailproxy.enums import DnsResult
@@ -25,7 +25,7 @@ _Found = tuple[list[bytes], list[int]]
 """Packed addresses, and the TTLs of everything that led to them."""
 
 
-class Questions:
+class ClientLookup:
     """Asks for names and for addresses.
 
     Args:
@@ -33,8 +33,8 @@ class Questions:
         servers: Who is asked; the directive's own where none is given.
     """
 
-    def __init__(self, config: ResolverConfig, servers: NameServers | None = None) -> None:
-        self._servers = servers or NameServers(config)
+    def __init__(self, config: ResolverConfig, servers: DnsClient | None = None) -> None:
+        self._servers = servers or DnsClient(config)
         self._kinds = ["A"] * config.ipv4 + ["AAAA"] * config.ipv6
 
     async def name(self, address: bytes) -> Answer[bytes]:

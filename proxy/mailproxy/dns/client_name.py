@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from mailproxy.dns.cache import Cache
 from mailproxy.dns.dns_names import packed
-from mailproxy.dns.lookup import LookUps
+from mailproxy.dns.lookup import LookupCache
 from mailproxy.dns.measures import Answer, Cancel, Failure, Meter, unreported
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy_config.model import ResolverConfig
 
 if TYPE_CHECKING:
-    from mailproxy.dns.dns_client import NameServers
+    from mailproxy.dns.dns_client import DnsClient
 
 Addresses = frozenset[bytes]
 """Packed IP addresses."""
@@ -46,14 +46,14 @@ class Resolver:
         *,
         timeout: float,
         meter: Meter,
-        servers: NameServers | None = None,
+        servers: DnsClient | None = None,
         failed: Failure = unreported,
     ) -> None:
         # Only who has a resolver pays for the DNS library.
-        from mailproxy.dns.client_lookup import Questions  # noqa: PLC0415
+        from mailproxy.dns.client_lookup import ClientLookup  # noqa: PLC0415
 
-        self._questions = Questions(config, servers)
-        self.names: LookUps[bytes, bytes] = LookUps(
+        self._questions = ClientLookup(config, servers)
+        self.names: LookupCache[bytes, bytes] = LookupCache(
             DnsPurpose.PTR,
             self._questions.name,
             timeout=timeout,
@@ -61,7 +61,7 @@ class Resolver:
             meter=meter,
             failed=lambda address, result: failed(DnsPurpose.PTR, str(ip_address(address)), result),
         )
-        self.addresses: LookUps[bytes, Addresses] = LookUps(
+        self.addresses: LookupCache[bytes, Addresses] = LookupCache(
             DnsPurpose.FORWARD,
             self._questions.addresses,
             timeout=timeout,

@@ -49,7 +49,7 @@ _UNREACHABLE: Final = frozenset({errno.ARES_ECONNREFUSED, errno.ARES_ESERVICE})
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RetryPolicy:
     """How impatient to be, in seconds.
 
     ``first`` is how long a server of which nothing is known may take before the
@@ -88,7 +88,7 @@ class _Unusable(Exception):
     """What came back is no answer to the question; another server may do better."""
 
 
-class NameServers:
+class DnsClient:
     """The servers of one ``resolver`` directive.
 
     Host names among them are looked up once, when the first question is asked,
@@ -101,7 +101,7 @@ class NameServers:
     """
 
     def __init__(
-        self, config: ResolverConfig, pace: Pace = Pace(), *, resolv_conf: Path = _RESOLV_CONF
+        self, config: ResolverConfig, pace: RetryPolicy = RetryPolicy(), *, resolv_conf: Path = _RESOLV_CONF
     ) -> None:
         self._config = config
         self._pace = pace

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mailproxy.dns.dns_names import packed, with_port
 from mailproxy.dns.measures import Failure, Meter, count, unreported
-from mailproxy.dns.task_set import Tasks
+from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy_config.model import AuthHttp
 
@@ -77,7 +77,7 @@ class HostAddresses:
         self._meter = meter
         self._ask = ask
         self._clock = clock
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = clock()
         self._interval = 0.0

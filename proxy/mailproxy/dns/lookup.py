@@ -9,7 +9,7 @@ from typing import Final, Generic
 
 from mailproxy.dns.cache import Cache, K
 from mailproxy.dns.measures import MAX_LOOK_UPS, Answer, Cancel, Meter, V, count
-from mailproxy.dns.task_set import Tasks
+from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 
 _ANSWERED: Final = frozenset({DnsResult.OK, DnsResult.NXDOMAIN})
@@ -71,7 +71,7 @@ class _Question(Generic[K, V]):
         self.waiters.clear()
 
 
-class LookUps(Generic[K, V]):
+class LookupCache(Generic[K, V]):
     """Look-ups of one purpose.
 
     Args:
@@ -103,7 +103,7 @@ class LookUps(Generic[K, V]):
         self._meter = meter
         self._limit = limit
         self._pending: dict[K, _Question[K, V]] = {}
-        self._tasks = Tasks()
+        self._tasks = TaskSet()
         self.cached = cache.get
 
     def find(self, key: K, done: Callable[[Answer[V]], None]) -> Cancel:

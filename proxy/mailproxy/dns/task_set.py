@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-class Tasks:
+class TaskSet:
     """Holds tasks until they end, and ends them with itself.
 
     An exception that escapes from one is a bug; the loop's exception handler is told.

@@ -43,7 +43,7 @@ Deadlines = dict[Timed, float]
 """Who waits in a lane, first come first, and until when (monotonic, in seconds)."""
 
 
-class Lane:
+class TimeoutQueue:
     """All deadlines of one length.
 
     Args:
@@ -109,19 +109,19 @@ class Lane:
         return None
 
 
-class Timers:
+class Timeouts:
     """All lanes of a worker."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor) -> None:
         self._loop = loop
         self._reactor = reactor
-        self._lanes: dict[float, Lane] = {}
+        self._lanes: dict[float, TimeoutQueue] = {}
 
-    def lane(self, seconds: float) -> Lane:
+    def lane(self, seconds: float) -> TimeoutQueue:
         """Give the lane for deadlines of exactly this length; for the lengths that the configuration sets."""
         lane = self._lanes.get(seconds)
         if lane is None:
-            lane = self._lanes[seconds] = Lane(self._loop, self._reactor, seconds)
+            lane = self._lanes[seconds] = TimeoutQueue(self._loop, self._reactor, seconds)
         return lane
 
     def arm(self, timed: Timed, seconds: float) -> None:

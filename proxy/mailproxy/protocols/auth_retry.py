@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Final
 
 from mailproxy.errors import AuthUnavailable
-from mailproxy.protocols.sansio import Authorize, Dialogue, wait
-from mailproxy.protocols.types import AuthRequest, Decision, Denied, Granted, Postponed
+from mailproxy.protocols.sansio import Authorize, ProtocolGenerator, wait
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 
 POSTPONED_AT_MOST: Final = 86400
 """Seconds that a service may put an attempt off, all pauses together."""
 
 
-def ask_again(request: AuthRequest, postponed: Postponed) -> Dialogue[Granted | Denied]:
+def ask_again(request: AuthRequest, postponed: AuthDeferred) -> ProtocolGenerator[AuthAllowed | AuthDenied]:
     """Repeat a question that was put off (``Auth-Status: WAIT``) until there is a decision.
 
     It stays the same attempt, with the user name and password that the service
@@ -25,7 +25,7 @@ def ask_again(request: AuthRequest, postponed: Postponed) -> Dialogue[Granted | 
     """
     left = POSTPONED_AT_MOST
     decision: Decision = postponed
-    while isinstance(decision, Postponed):
+    while isinstance(decision, AuthDeferred):
         left -= decision.wait
         if left < 0:
             raise AuthUnavailable("postponed for more than a day")

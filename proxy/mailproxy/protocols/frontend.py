@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a conversation with a client is in every protocol: greet, take turns, count errors, log in.
 
-A protocol's frontend derives one class from ``Conversation``, says its own
+A protocol's frontend derives one class from ``Frontend``, says its own
 words, and understands its own commands; everything that must not differ
 between the three stands here, once.
 
@@ -18,23 +18,23 @@ from enum import Enum, auto
 from typing import ClassVar, Final, Generic, TypeVar
 
 from mailproxy.enums import (
-    ClientErred,
     CloseReason,
     LoginDenied,
     LoginRefused,
     LoginResult,
+    LogNote,
     Method,
     ProtocolErrorKind,
-    Remark,
+    ProtocolViolation,
 )
-from mailproxy.errors import LineTooLong, PeerGone
+from mailproxy.errors import LineTooLong, PeerDisconnected
 from mailproxy.protocols.auth_retry import ask_again
 from mailproxy.protocols.line_buffer import LineReader
 from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.protocols.sansio import (
     Authorize,
     Deadline,
-    Dialogue,
+    ProtocolGenerator,
     Receive,
     Send,
     make_challenge,
@@ -45,17 +45,17 @@ from mailproxy.protocols.sansio import (
 )
 from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDeferred,
+    AuthDenied,
     AuthRequest,
     Client,
     Credentials,
     Decision,
-    Denied,
-    Ended,
     Envelope,
-    Granted,
-    Identified,
-    Postponed,
+    SessionEnd,
     TlsInfo,
+    UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
 
@@ -70,9 +70,9 @@ _CONTROLS: Final = bytes((*range(0x20), 0x7F))
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 
-Outcome = AuthRequest | Ended | None
+Outcome = AuthRequest | SessionEnd | None
 """What a command leads to: a question, the end, or another turn."""
-Turn = Send | AuthRequest | Dialogue[Outcome]
+Turn = Send | AuthRequest | ProtocolGenerator[Outcome]
 """What follows from a line: one reply and another turn, a question, or more words on either side."""
 
 
@@ -100,7 +100,7 @@ def has_controls(octets: bytes) -> bool:
     return len(octets.translate(None, _CONTROLS)) != len(octets)
 
 
-def misread(line: bytes) -> ProtocolErrorKind:
+def classify_bad_line(line: bytes) -> ProtocolErrorKind:
     """Tell what a line that is no command looks like: another protocol, noise, or a command unknown to us."""
     if _PROXY_HEADER.match(line):
         return ProtocolErrorKind.PROXY_HEADER
@@ -111,7 +111,7 @@ def misread(line: bytes) -> ProtocolErrorKind:
     return ProtocolErrorKind.UNKNOWN_COMMAND
 
 
-class Prepared:
+class FrontendConfig:
     """What all conversations of one server have in common, prepared once.
 
     Args:
@@ -141,10 +141,10 @@ class Prepared:
         self.receive = Receive(limit)
 
 
-P_co = TypeVar("P_co", bound=Prepared, covariant=True)
+P_co = TypeVar("P_co", bound=FrontendConfig, covariant=True)
 
 
-class Conversation(ABC, Generic[P_co]):
+class Frontend(ABC, Generic[P_co]):
     """One client's conversation; a protocol says how to greet and what a turn is.
 
     A turn is one command and its reply.  What most clients say is answered at
@@ -180,8 +180,8 @@ class Conversation(ABC, Generic[P_co]):
 
     # ---- what a protocol provides ----
 
-    def greet(self) -> Dialogue[Ended | None]:
-        """Say the greeting; ``Ended`` for a client that does not get one."""
+    def greet(self) -> ProtocolGenerator[SessionEnd | None]:
+        """Say the greeting; ``SessionEnd`` for a client that does not get one."""
         yield self.prepared.greeting
         return None
 
@@ -190,7 +190,7 @@ class Conversation(ABC, Generic[P_co]):
         """Take a command's first line, and say what follows from it."""
 
     @abstractmethod
-    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what is known of a client that may log in."""
 
     @abstractmethod
@@ -198,16 +198,16 @@ class Conversation(ABC, Generic[P_co]):
         """Give the reply to an invalid command, as it reads now (IMAP: with its tag)."""
 
     @abstractmethod
-    def denial(self, denied: Denied) -> bytes:
+    def denial(self, denied: AuthDenied) -> bytes:
         """Give the reply to a login that the authorization service denied."""
 
-    def line(self) -> Dialogue[bytes]:
+    def line(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line, where it does not come alone and whole."""
         return self.reader.line()
 
     # ---- the course of it ----
 
-    def converse(self) -> Dialogue[Identified | Ended]:  # noqa: C901 - each generator between a login and the interpreter costs at every step
+    def converse(self) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:  # noqa: C901 - each generator between a login and the interpreter costs at every step
         """Talk to the client from before the greeting until it is identified, or gone."""
         prepared = self.prepared
         reader, receive = self.reader, prepared.receive
@@ -225,65 +225,67 @@ class Conversation(ABC, Generic[P_co]):
                 if isinstance(step, Send):
                     yield step
                     continue
-                outcome: Outcome | Identified = step if isinstance(step, AuthRequest) else (yield from step)
+                outcome: Outcome | UpstreamLogin = (
+                    step if isinstance(step, AuthRequest) else (yield from step)
+                )
                 if isinstance(outcome, AuthRequest):
                     decision: Decision = yield Authorize(outcome)
-                    if isinstance(decision, Granted):
+                    if isinstance(decision, AuthAllowed):
                         return self.identified(outcome, decision)
                     outcome = yield from self._not_at_once(outcome, decision)
                 if outcome is not None:
                     return outcome
         except LineTooLong as too_long:
             return (yield from self._overlong(too_long))
-        except PeerGone as gone:
+        except PeerDisconnected as gone:
             gone.sent_nothing = not (reader.consumed or reader.held)
             raise
 
-    def _open(self) -> Dialogue[Ended | None]:
+    def _open(self) -> ProtocolGenerator[SessionEnd | None]:
         """Greet the client, unless its certificate is a bad one."""
         ended = yield from self._check_certificate()
         if ended is not None:
             return ended
         return (yield from self.greet())
 
-    def _overlong(self, line: LineTooLong) -> Dialogue[Ended]:
+    def _overlong(self, line: LineTooLong) -> ProtocolGenerator[SessionEnd]:
         """A command that does not fit the buffer: reply, and close.  Does not count as an error."""
         is_tls = line.seen.startswith(_TLS_HANDSHAKE)
         kind = ProtocolErrorKind.FOREIGN_PROTOCOL if is_tls else ProtocolErrorKind.LINE_TOO_LONG
-        yield from note(Remark("client sent too long command"))
+        yield from note(LogNote("client sent too long command"))
         yield from self.reject(kind)
-        return Ended(CloseReason.PROTOCOL_ERROR)
+        return SessionEnd(CloseReason.PROTOCOL_ERROR)
 
     # ---- errors ----
 
-    def reject(self, kind: ProtocolErrorKind, reply: bytes | None = None) -> Dialogue[None]:
+    def reject(self, kind: ProtocolErrorKind, reply: bytes | None = None) -> ProtocolGenerator[None]:
         """Answer a violation that does not count towards ``max_errors``.
 
         Args:
             kind: What to count it as.
             reply: What to say, if not the invalid-command reply.
         """
-        yield from note(ClientErred(kind))
+        yield from note(ProtocolViolation(kind))
         if kind is ProtocolErrorKind.PROXY_HEADER:
-            yield from note(Remark(UNEXPECTED_PROXY_HEADER, is_ours=True))
+            yield from note(LogNote(UNEXPECTED_PROXY_HEADER, is_ours=True))
         yield from send(self.invalid() if reply is None else reply)
 
-    def count(self, kind: ProtocolErrorKind) -> Dialogue[Ended | None]:
+    def count(self, kind: ProtocolErrorKind) -> ProtocolGenerator[SessionEnd | None]:
         """Answer a syntax error; the ``max_errors``-th is the last thing that is answered."""
         yield from self.reject(kind)
         self.errors += 1
         if self.errors < self.server.max_errors:
             return None
-        yield from note(Remark("client sent too many invalid commands"))
-        return Ended(CloseReason.MAX_ERRORS)
+        yield from note(LogNote("client sent too many invalid commands"))
+        return SessionEnd(CloseReason.MAX_ERRORS)
 
     def refuse(
         self, method: Method, result: LoginResult, kind: ProtocolErrorKind | None = None
-    ) -> Dialogue[None]:
+    ) -> ProtocolGenerator[None]:
         """Answer an attempt to log in that never reaches the authorization service."""
         yield from note(LoginRefused(method, result))
         if kind is not None:
-            yield from note(ClientErred(kind))
+            yield from note(ProtocolViolation(kind))
         yield from send(self.invalid())
 
     # ---- TLS ----
@@ -298,7 +300,7 @@ class Conversation(ABC, Generic[P_co]):
         """Whether STARTTLS would be accepted now."""
         return self.client.tls is None and self.server.starttls is not StartTls.DISABLED
 
-    def upgrade(self, go_ahead: bytes) -> Dialogue[Ended | None]:
+    def upgrade(self, go_ahead: bytes) -> ProtocolGenerator[SessionEnd | None]:
         """Start TLS, or say that there is none to start.  There is no second greeting.
 
         What came with or after the command is dropped unread; the counters,
@@ -314,27 +316,27 @@ class Conversation(ABC, Generic[P_co]):
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE)
             return None
         if self.reader.clear():
-            yield from note(ClientErred(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS))
+            yield from note(ProtocolViolation(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS))
         yield from send(go_ahead)
         self.client.tls = yield from start_tls()
         return (yield from self._check_certificate())
 
-    def _check_certificate(self) -> Dialogue[Ended | None]:
+    def _check_certificate(self) -> ProtocolGenerator[SessionEnd | None]:
         """Speak the verdict on the client's certificate, inside TLS, where it is a bad one."""
         tls = self.client.tls
         fault = None if tls is None else certificate_fault(self.server, tls)
         if tls is None or fault is None:
             return None
         if fault is CertificateFault.INVALID:
-            yield from note(Remark("client SSL certificate verify error", tls.verify_error))
+            yield from note(LogNote("client SSL certificate verify error", tls.verify_error))
         else:
-            yield from note(Remark("client sent no required SSL certificate"))
+            yield from note(LogNote("client sent no required SSL certificate"))
         yield from send(self.certificate_replies[fault])
-        return Ended(CloseReason.TLS_FAILED)
+        return SessionEnd(CloseReason.TLS_FAILED)
 
     # ---- logging in ----
 
-    def challenge(self) -> Dialogue[bytes]:
+    def challenge(self) -> ProtocolGenerator[bytes]:
         """Give the session's ``<R.T@NAME>``: made once, and the same for every attempt."""
         if self._challenge is None:
             self._challenge = yield from make_challenge(self.server.server_name)
@@ -342,7 +344,7 @@ class Conversation(ABC, Generic[P_co]):
 
     def exchange(
         self, arguments: Sequence[bytes], enabled: frozenset[AuthMethod], budget: int | None = None
-    ) -> Dialogue[Credentials | Ended | None]:
+    ) -> ProtocolGenerator[Credentials | SessionEnd | None]:
         """Carry on a SASL exchange, and answer a failed one.
 
         Args:
@@ -352,7 +354,7 @@ class Conversation(ABC, Generic[P_co]):
 
         Returns:
             Credentials; or ``None`` when the client was told that there are
-            none; or ``Ended`` when that was its last error.
+            none; or ``SessionEnd`` when that was its last error.
         """
         if self.tls_is_missing:
             yield from self._refuse_in_clear(mechanism(arguments))
@@ -369,13 +371,13 @@ class Conversation(ABC, Generic[P_co]):
             return (yield from self.answer(result))
         return result
 
-    def _refuse_in_clear(self, method: Method | None) -> Dialogue[None]:
+    def _refuse_in_clear(self, method: Method | None) -> ProtocolGenerator[None]:
         if method is None:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
         else:
             yield from self.refuse(method, LoginResult.TLS_REQUIRED)
 
-    def answer(self, refusal: Refusal) -> Dialogue[Ended | None]:
+    def answer(self, refusal: Refusal) -> ProtocolGenerator[SessionEnd | None]:
         """Answer a SASL exchange that gave no credentials."""
         if refusal.method is not None and refusal.result is not None:
             yield from note(LoginRefused(refusal.method, refusal.result))
@@ -393,21 +395,21 @@ class Conversation(ABC, Generic[P_co]):
         return AuthRequest(credentials, self.attempts, self.client, envelope)
 
     def _not_at_once(
-        self, request: AuthRequest, decision: Denied | Postponed
-    ) -> Dialogue[Identified | Ended | None]:
+        self, request: AuthRequest, decision: AuthDenied | AuthDeferred
+    ) -> ProtocolGenerator[UpstreamLogin | SessionEnd | None]:
         """Ask again what was postponed, and tell the client about a denial.
 
         Returns:
-            Whom to let in after all; ``Ended`` after a denial; or ``None``
+            Whom to let in after all; ``SessionEnd`` after a denial; or ``None``
             after a denial with ``Auth-Wait``: the pause is over, the client was
             told, and it has a new ``timeout`` to try again.
 
         Raises:
             AuthUnavailable: There was no usable answer.
         """
-        if isinstance(decision, Postponed):
+        if isinstance(decision, AuthDeferred):
             final = yield from ask_again(request, decision)
-            if isinstance(final, Granted):
+            if isinstance(final, AuthAllowed):
                 return self.identified(request, final)
             decision = final
         credentials = request.credentials
@@ -417,6 +419,6 @@ class Conversation(ABC, Generic[P_co]):
             yield from wait(decision.wait)
         yield from send(self.denial(decision))
         if not decision.wait:
-            return Ended(CloseReason.AUTH_REJECTED)
+            return SessionEnd(CloseReason.AUTH_REJECTED)
         yield self.prepared.deadline
         return None

@@ -12,7 +12,7 @@ What a line means is the protocols' business; nothing is parsed here.
 from __future__ import annotations
 
 from mailproxy.errors import LineTooLong
-from mailproxy.protocols.sansio import Dialogue, Receive
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive
 
 _CR = 13
 
@@ -52,7 +52,7 @@ class LineReader:
         self.consumed = length
         return octets[:-2] if octets.endswith(b"\r\n") else octets[:-1]
 
-    def line(self, limit: int | None = None) -> Dialogue[bytes]:
+    def line(self, limit: int | None = None) -> ProtocolGenerator[bytes]:
         """Give the next line without its LF, and without a CR directly before that.
 
         A CR that is still in the line stood before something else: protocols
@@ -90,7 +90,7 @@ class LineReader:
             end -= 1
         return buffer[start:end]
 
-    def octets(self, count: int) -> Dialogue[bytes]:
+    def octets(self, count: int) -> ProtocolGenerator[bytes]:
         """Give exactly ``count`` octets, whatever they are (an IMAP literal).
 
         Raises:

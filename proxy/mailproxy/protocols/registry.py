@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from mailproxy.protocols.sansio import Dialogue
-from mailproxy.protocols.types import Client, Ended, Identified, LoggedIn
+from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import Protocol, ServerConfig
 
 
-class Frontend(Interface):
+class FrontendFactory(Interface):
     """One server's side of the conversation with clients; made once per server, shared by its sessions."""
 
-    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+    def converse(self, client: Client) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Talk to a client from the greeting until it is identified, or gone.
 
         ``client.tls`` is set already on an ``ssl`` listener; the conversation
@@ -27,7 +27,7 @@ class Frontend(Interface):
 class Upstream(Interface):
     """One server's side of the conversation with upstreams; made once per server."""
 
-    def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
+    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in on the client's behalf, the PROXY header to the upstream included.
 
         Raises:
@@ -44,7 +44,7 @@ class MailProtocol:
     name: Protocol
     ports: frozenset[int]
     alpn: bytes
-    frontend: Callable[[ServerConfig], Frontend]
+    frontend: Callable[[ServerConfig], FrontendFactory]
     upstream: Callable[[ServerConfig], Upstream]
     internal_error: bytes
     """What a client is told when something behind us broke."""

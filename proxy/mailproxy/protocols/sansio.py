@@ -12,7 +12,7 @@ The rules an interpreter keeps:
 
 * ``Send`` may be held back and joined with what follows, but is on its way
   before any other action waits.  One flight, one write.
-* Nothing is read from the peer unless ``Receive`` or ``Overhear`` asks for it.
+* Nothing is read from the peer unless ``Receive`` or ``Peek`` asks for it.
 * ``Receive`` is limited by the deadline that ``Deadline`` set last; ``Wait``,
   ``Authorize`` and ``Resolve`` keep their own time.
 """
@@ -44,7 +44,7 @@ class Receive:
 
 
 @dataclass(slots=True)
-class Overhear:
+class Peek:
     """Wait ``seconds`` for octets that should not come; the answer is what came, empty for nothing."""
 
     seconds: float
@@ -100,11 +100,9 @@ class Note:
     event: NoteValue
 
 
-Action = (
-    Send | Receive | Overhear | Deadline | StartTls | Authorize | ResolveClient | MakeChallenge | Wait | Note
-)
+Action = Send | Receive | Peek | Deadline | StartTls | Authorize | ResolveClient | MakeChallenge | Wait | Note
 
-Dialogue = Generator[Action, Any, T]
+ProtocolGenerator = Generator[Action, Any, T]
 """A conversation that returns a ``T``; which answer an action gets is known to the helpers alone."""
 
 Telling = tuple[Action]
@@ -116,7 +114,7 @@ def send(octets: bytes) -> Telling:
     return (Send(octets),)
 
 
-def receive(limit: int) -> Dialogue[bytes]:
+def receive(limit: int) -> ProtocolGenerator[bytes]:
     """Wait for at least one octet, at most ``limit``.
 
     Raises:
@@ -126,16 +124,16 @@ def receive(limit: int) -> Dialogue[bytes]:
     return cast("bytes", (yield Receive(limit)))
 
 
-def overhear(seconds: float, limit: int) -> Dialogue[bytes]:
+def peek(seconds: float, limit: int) -> ProtocolGenerator[bytes]:
     """Wait ``seconds`` for octets that should not come, and return what came.
 
     Raises:
         PeerGone: The peer closed or broke off meanwhile.
     """
-    return cast("bytes", (yield Overhear(seconds, limit)))
+    return cast("bytes", (yield Peek(seconds, limit)))
 
 
-def start_tls() -> Dialogue[TlsInfo]:
+def start_tls() -> ProtocolGenerator[TlsInfo]:
     """Make the connection a TLS connection.
 
     Raises:
@@ -144,12 +142,12 @@ def start_tls() -> Dialogue[TlsInfo]:
     return cast("TlsInfo", (yield StartTls()))
 
 
-def resolve_client() -> Dialogue[bytes]:
+def resolve_client() -> ProtocolGenerator[bytes]:
     """Find the client's confirmed host name, or a placeholder."""
     return cast("bytes", (yield ResolveClient()))
 
 
-def make_challenge(server_name: str) -> Dialogue[bytes]:
+def make_challenge(server_name: str) -> ProtocolGenerator[bytes]:
     """Make a ``<R.T@NAME>`` challenge, angle brackets included."""
     return cast("bytes", (yield MakeChallenge(server_name)))
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.line_buffer import LineReader
-from mailproxy.protocols.sansio import Dialogue, send
+from mailproxy.protocols.sansio import ProtocolGenerator, send
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 
@@ -118,9 +118,9 @@ def authenticate(
     framing: Framing,
     reader: LineReader,
     enabled: frozenset[AuthMethod],
-    challenge: Callable[[], Dialogue[bytes]],
+    challenge: Callable[[], ProtocolGenerator[bytes]],
     budget: int | None = None,
-) -> Dialogue[Credentials | Refusal]:
+) -> ProtocolGenerator[Credentials | Refusal]:
     """Carry on one SASL exchange, from the words after AUTH to the credentials.
 
     Args:
@@ -150,7 +150,7 @@ def authenticate(
     return (yield from _one_response(exchange, initial))
 
 
-def _one_response(exchange: _Exchange, initial: bytes | None) -> Dialogue[Credentials | Refusal]:
+def _one_response(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | Refusal]:
     """PLAIN and EXTERNAL: the client says it all in one response."""
     is_plain = exchange.method is _PLAIN
     prompt = exchange.framing.empty if is_plain else exchange.framing.user
@@ -160,7 +160,7 @@ def _one_response(exchange: _Exchange, initial: bytes | None) -> Dialogue[Creden
     return _plain(response) if is_plain else _checked(Credentials(Method.EXTERNAL, response))
 
 
-def _login(exchange: _Exchange, initial: bytes | None) -> Dialogue[Credentials | Refusal]:
+def _login(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | Refusal]:
     """The LOGIN mechanism: user name, then password, each in a response of its own."""
     user = yield from _response(exchange, initial, exchange.framing.user)
     if isinstance(user, Refusal):
@@ -172,8 +172,8 @@ def _login(exchange: _Exchange, initial: bytes | None) -> Dialogue[Credentials |
 
 
 def _cram_md5(
-    exchange: _Exchange, initial: bytes | None, challenge: Callable[[], Dialogue[bytes]]
-) -> Dialogue[Credentials | Refusal]:
+    exchange: _Exchange, initial: bytes | None, challenge: Callable[[], ProtocolGenerator[bytes]]
+) -> ProtocolGenerator[Credentials | Refusal]:
     """CRAM-MD5 (RFC 2195): the server speaks first, so there is no initial response."""
     if initial is not None:
         return _malformed(Method.CRAM_MD5, ProtocolErrorKind.BAD_ARGUMENTS)
@@ -206,7 +206,9 @@ def _plain(message: bytes) -> Credentials | Refusal:
     return Credentials(_PLAIN, user, Secret(password))
 
 
-def _response(exchange: _Exchange, initial: bytes | None, prompt: bytes) -> Dialogue[bytes | Refusal]:
+def _response(
+    exchange: _Exchange, initial: bytes | None, prompt: bytes
+) -> ProtocolGenerator[bytes | Refusal]:
     """The decoded response: the one that came with the command, or the next line's first word.
 
     No command is recognised here, and the words behind the first are ignored,

@@ -147,7 +147,7 @@ class AuthRequest:
 
 
 @dataclass(slots=True)
-class Granted:
+class AuthAllowed:
     """The client may log in at this upstream.
 
     ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.
@@ -161,7 +161,7 @@ class Granted:
 
 
 @dataclass(slots=True)
-class Denied:
+class AuthDenied:
     """The client may not.  ``wait`` seconds of penance allow another attempt; 0 closes."""
 
     text: bytes
@@ -173,7 +173,7 @@ class Denied:
 
 
 @dataclass(slots=True)
-class Postponed:
+class AuthDeferred:
     """Ask again in ``wait`` seconds (at least 1), with these credentials where given."""
 
     wait: int
@@ -181,14 +181,14 @@ class Postponed:
     password: Secret | None = None
 
 
-Decision = Granted | Denied | Postponed
+Decision = AuthAllowed | AuthDenied | AuthDeferred
 
 
 @dataclass(slots=True)
-class Identified:
+class UpstreamLogin:
     """A frontend's conversation succeeded: who the client is, and where it belongs."""
 
-    grant: Granted
+    grant: AuthAllowed
     method: Method
     unread: bytes = b""
     """Octets the client sent ahead; they go to the upstream first, exactly once."""
@@ -203,14 +203,14 @@ class Identified:
 
 
 @dataclass(slots=True)
-class Ended:
+class SessionEnd:
     """A frontend's conversation is over, and everything that had to be said was said."""
 
     reason: CloseReason
 
 
 @dataclass(slots=True)
-class LoggedIn:
+class UpstreamLoginResult:
     """The upstream accepted the login.  ``reply`` is what the client gets to see of it."""
 
     reply: bytes = field(repr=False)

@@ -15,7 +15,7 @@ from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
-from mailproxy.protocols.sansio import Dialogue, Receive
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
 LF: Final = 10
@@ -26,7 +26,7 @@ LINE: Final = re.compile(rb"[^\n]*\n")
 """A reply of one line."""
 
 
-class Logins:
+class UpstreamLoginBase:
     """What all logins at one server's upstreams have in common, prepared once.
 
     Attributes:
@@ -45,7 +45,9 @@ class Logins:
         self.introduces = server.proxy_protocol is not SendProxyProtocol.DISABLED
 
 
-def hear_out(heard: bytes, whole: re.Pattern[bytes], limit: int, stage: UpstreamStage) -> Dialogue[bytes]:
+def read_reply(
+    heard: bytes, whole: re.Pattern[bytes], limit: int, stage: UpstreamStage
+) -> ProtocolGenerator[bytes]:
     """Wait for the rest of a reply, and give everything the upstream said since our last command.
 
     Args:

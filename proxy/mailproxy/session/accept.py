@@ -13,12 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason
 from mailproxy.loop.epoll import QUIET, READ
 from mailproxy.protocols.types import Client
 from mailproxy.session.session import Session
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.labels import Limit
 from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy.tls.connection import TlsConnection
@@ -35,10 +35,10 @@ _STREAM, _UNIX = int(socket.SOCK_STREAM), int(socket.AF_UNIX)
 
 
 @dataclass(slots=True)
-class Door:
+class ListenTarget:
     """Where a ``listen`` line leads."""
 
-    server: Server
+    server: VirtualServer
     listen: ListenConfig
 
 
@@ -60,7 +60,12 @@ class Listener:
     )
 
     def __init__(
-        self, engine: Engine, key: str, sock: socket.SocketType, default: Door, doors: Mapping[str, Door]
+        self,
+        engine: WorkerContext,
+        key: str,
+        sock: socket.SocketType,
+        default: ListenTarget,
+        doors: Mapping[str, ListenTarget],
     ) -> None:
         self.engine = engine
         self.key = key
@@ -166,7 +171,7 @@ class Listener:
         except Exception as crash:  # an entry point: the listener goes on
             engine.crashed(session, crash)
 
-    def _refuse(self, sock: socket.SocketType, door: Door) -> None:
+    def _refuse(self, sock: socket.SocketType, door: ListenTarget) -> None:
         meter = door.server.meter
         meter.accepted.value += 1
         meter.limit_rejections[Limit.CONN_TOTAL].value += 1

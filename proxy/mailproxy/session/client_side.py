@@ -13,26 +13,26 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
-from mailproxy.auth_http.pending_request import Question
+from mailproxy.auth_http.pending_request import PendingRequest
 from mailproxy.dns import Cancel
-from mailproxy.enums import ClientErred, LoginDenied, LoginRefused, LoginResult, Method, TlsMode
-from mailproxy.errors import AuthTimedOut, AuthUnavailable, MalformedAnswer, PeerClosed, SessionError
+from mailproxy.enums import LoginDenied, LoginRefused, LoginResult, Method, ProtocolViolation, TlsMode
+from mailproxy.errors import AuthTimedOut, AuthUnavailable, InvalidAuthResponse, PeerClosed, SessionError
 from mailproxy.loop.epoll import hung_up
 from mailproxy.protocols import sansio
 from mailproxy.protocols.sansio import Action
 from mailproxy.protocols.types import (
     TEMPUNAVAIL,
     UNAVAILABLE,
+    AuthAllowed,
+    AuthDenied,
     AuthRequest,
     Client,
     Decision,
-    Denied,
-    Granted,
     TlsInfo,
 )
-from mailproxy.session.driver import PENDING, Conversation
-from mailproxy.session.handshakes import HandshakeStage, HeaderStage
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.driver import PENDING, ProtocolDriver
+from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field
 from mailproxy.telemetry.metrics import Gauge, ProtocolMeter
 from mailproxy.telemetry.session_record import SessionRecord
@@ -43,11 +43,11 @@ AUTH_STAGE: Final = "auth"
 _SUCCESS: Final = LoginResult.SUCCESS
 _GIVE_UP: Final[Mapping[type[AuthUnavailable], LoginResult]] = {
     AuthTimedOut: LoginResult.TIMEOUT,
-    MalformedAnswer: LoginResult.INVALID_RESPONSE,
+    InvalidAuthResponse: LoginResult.INVALID_RESPONSE,
 }
 
 
-class ClientSide(Conversation):
+class ClientSide(ProtocolDriver):
     """The conversation with one client, and all that precedes it.
 
     Who derives from this sets its attributes: an ``__init__`` here would cost
@@ -77,13 +77,13 @@ class ClientSide(Conversation):
     client: Client
     numbers: ProtocolMeter
     record: SessionRecord
-    server: Server
+    server: VirtualServer
     _asked: float
     _cancel: Cancel | None
     _host: bytes | None
     _login_seconds: float
     _method: Method | None
-    _stage: HeaderStage | HandshakeStage | None
+    _stage: ProxyHeaderReader | TlsHandshake | None
     _state_gauge: Gauge
 
     @abstractmethod
@@ -102,7 +102,7 @@ class ClientSide(Conversation):
 
     def _begin_stage(self, *, proxy_header: bool, tls: bool) -> None:
         if proxy_header:
-            self._stage = HeaderStage(self, then_tls=tls)
+            self._stage = ProxyHeaderReader(self, then_tls=tls)
             self._stage.begin()
         elif tls:
             self._shake_hands()
@@ -111,7 +111,7 @@ class ClientSide(Conversation):
             self.begin(self.server.frontend.converse(self.client))
 
     def _shake_hands(self) -> None:
-        self._stage = stage = HandshakeStage(self, TlsMode.IMPLICIT, self._handshake_done)
+        self._stage = stage = TlsHandshake(self, TlsMode.IMPLICIT, self._handshake_done)
         stage.begin(self.server.config.timeout)
 
     def header_done(self, *, then_tls: bool) -> None:
@@ -157,7 +157,7 @@ class ClientSide(Conversation):
         self.engine.timers.disarm(self)
         server = self.server
         server.auth.ask(
-            Question(
+            PendingRequest(
                 self,
                 server.template.render(request),
                 credentials,
@@ -172,8 +172,8 @@ class ClientSide(Conversation):
         """The authorization service answered."""
         try:
             self._spent_on_auth()
-            if decision.__class__ is not Granted:
-                if isinstance(decision, Denied):
+            if decision.__class__ is not AuthAllowed:
+                if isinstance(decision, AuthDenied):
                     code = decision.code
                     is_temporary = code is not None and code.startswith(b"4")
                     self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
@@ -197,7 +197,7 @@ class ClientSide(Conversation):
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + seconds
 
     def _start_tls(self, _action: sansio.StartTls) -> object:
-        self._stage = stage = HandshakeStage(self, TlsMode.STARTTLS, self._tls_started)
+        self._stage = stage = TlsHandshake(self, TlsMode.STARTTLS, self._tls_started)
         left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
         self.engine.timers.disarm(self)
         stage.begin(max(left, 0.0))
@@ -234,7 +234,7 @@ class ClientSide(Conversation):
 
     def _note(self, action: sansio.Note) -> object:
         event = action.event
-        if isinstance(event, ClientErred):
+        if isinstance(event, ProtocolViolation):
             self.record.errors += 1
             self.record.error = event.kind
             self.numbers.errors[event.kind].value += 1
@@ -282,9 +282,9 @@ class ClientSide(Conversation):
             self._count_login(LoginResult.ABORTED)
 
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: Conversation.set_deadline,
-        sansio.Overhear: Conversation.overhear,
-        sansio.Wait: Conversation.wait,
+        sansio.Deadline: ProtocolDriver.set_deadline,
+        sansio.Peek: ProtocolDriver.overhear,
+        sansio.Wait: ProtocolDriver.wait,
         sansio.Authorize: _authorize,
         sansio.StartTls: _start_tls,
         sansio.ResolveClient: _resolve_client,

@@ -16,13 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
 from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE, hung_up
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, Dialogue, Receive, Send
+from mailproxy.protocols.sansio import Action, ProtocolGenerator, Receive, Send
 from mailproxy.tls.connection import TlsConnection
 
 HIGH_WATER: Final = 16 * 1024
@@ -44,7 +44,7 @@ class _Pending:
 PENDING: Final = _Pending()
 
 
-class Conversation(ABC):
+class ProtocolDriver(ABC):
     """One dialogue on one connection; a reactor's handler.
 
     Whoever derives from this performs the actions that need more than a peer
@@ -78,13 +78,13 @@ class Conversation(ABC):
     _limit: int
     _wake: asyncio.TimerHandle | None
 
-    def __init__(self, engine: Engine, sock: socket.SocketType, fd: int, write_seconds: float) -> None:
+    def __init__(self, engine: WorkerContext, sock: socket.SocketType, fd: int, write_seconds: float) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
         self.timer: Deadlines | None = None
         self.tls: TlsConnection | None = None
-        self._dialogue: Dialogue[Any] | None = None
+        self._dialogue: ProtocolGenerator[Any] | None = None
         self._doom: Exception | None = None
         self._outgoing = b""
         self._mask = READ
@@ -95,7 +95,7 @@ class Conversation(ABC):
 
     # -- what others call
 
-    def begin(self, dialogue: Dialogue[Any]) -> None:
+    def begin(self, dialogue: ProtocolGenerator[Any]) -> None:
         """Perform a dialogue from its start."""
         self._dialogue = dialogue
         self._run(None)
@@ -339,7 +339,7 @@ class Conversation(ABC):
         self._deadline = engine.reactor.now + seconds
         engine.timers.arm(self, seconds)
 
-    def overhear(self, action: sansio.Overhear) -> object:
+    def overhear(self, action: sansio.Peek) -> object:
         """Perform ``Overhear``."""
         self._limit = action.limit
         self._state = OVERHEARING

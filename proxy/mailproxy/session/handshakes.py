@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
 from mailproxy.loop.epoll import READ, WRITE, Handler
@@ -20,7 +20,7 @@ from mailproxy.loop.timeouts import Deadlines
 from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.protocols.frontend import UNEXPECTED_PROXY_HEADER
 from mailproxy.protocols.types import Client, TlsInfo
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field
 from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed, cork
@@ -39,10 +39,10 @@ class Staged(Handler, Protocol):
     """A session, as far as what precedes its conversation deals with it."""
 
     client: Client
-    engine: Engine
+    engine: WorkerContext
     fd: int
     record: SessionRecord
-    server: Server
+    server: VirtualServer
     sock: socket.SocketType
     tls: TlsConnection | None
 
@@ -67,7 +67,7 @@ class Staged(Handler, Protocol):
         ...
 
 
-class HeaderStage:
+class ProxyHeaderReader:
     """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``).
 
     Attributes:
@@ -168,7 +168,7 @@ class HeaderStage:
         return session
 
 
-class HandshakeStage:
+class TlsHandshake:
     """Takes a TLS connection through its handshake, within ``timeout``.
 
     What the handshake's last step says, a ticket most of all, is held back

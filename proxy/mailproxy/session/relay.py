@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """After login: what the two ends of a session share, its books, its idle time and its end.
 
-A relaying session is two ``End`` objects, which copy octets both ways, and the
+A relaying session is two ``RelayEnd`` objects, which copy octets both ways, and the
 ``Relay`` that they belong to.
 """
 
@@ -10,15 +10,15 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.context import Engine
+from mailproxy.closing import close_now
+from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, LoginResult, UpstreamStage
-from mailproxy.lingering_close import close_now
 from mailproxy.loop.epoll import READ
 from mailproxy.loop.timeouts import Deadlines
-from mailproxy.session.relay_end import End
-from mailproxy.session.relay_socket import Side, SinkBroken
+from mailproxy.session.relay_end import RelayEnd
+from mailproxy.session.relay_socket import RelaySocket, SinkBroken
 from mailproxy.session.session_end import book_end
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy.telemetry.session_record import SessionRecord
 
@@ -55,7 +55,9 @@ class Relay:
         "upstream",
     )
 
-    def __init__(self, engine: Engine, server: Server, record: SessionRecord, gauge: Gauge) -> None:
+    def __init__(
+        self, engine: WorkerContext, server: VirtualServer, record: SessionRecord, gauge: Gauge
+    ) -> None:
         self.engine = engine
         self.server = server
         self.record = record
@@ -66,9 +68,9 @@ class Relay:
         self._idle: float = server.config.proxy_timeout
         self.active = engine.reactor.now
         self._reason: CloseReason | None = None
-        self.client: End
-        self.upstream: End
-        self.spoke_last: End
+        self.client: RelayEnd
+        self.upstream: RelayEnd
+        self.spoke_last: RelayEnd
 
     def open(self) -> None:
         """Deliver what each side is owed, and serve both from now on."""
@@ -94,7 +96,7 @@ class Relay:
         if client.tls is not None and client.tls.pending() and not upstream.is_behind:
             client.on_event(READ)
 
-    def has_ended(self, end: End) -> bool:
+    def has_ended(self, end: RelayEnd) -> bool:
         """One side has said everything; tell whether it is the first to."""
         if self._reason is not None:
             return False
@@ -102,7 +104,7 @@ class Relay:
         self._reason = _CLIENT_CLOSED if end is self.client else _UPSTREAM_CLOSED
         return True
 
-    def go_on(self, end: End) -> None:
+    def go_on(self, end: RelayEnd) -> None:
         """Carry what a turn has left above a side's socket, where no event tells of it."""
         if not self.is_closed:
             end.on_event(READ)
@@ -123,7 +125,7 @@ class Relay:
             return client.is_over and upstream.is_over
         return upstream.is_over or (client.is_over and not self._owes_client)
 
-    def broke(self, side: Side) -> None:
+    def broke(self, side: RelaySocket) -> None:
         """A connection broke."""
         if self._reason is None:
             if side is self.client:
@@ -203,7 +205,9 @@ class Relay:
                 end.pipe = None
 
 
-def start_relay(relay: Relay, *, client: End, upstream: End, to_client: bytes, to_upstream: bytes) -> None:
+def start_relay(
+    relay: Relay, *, client: RelayEnd, upstream: RelayEnd, to_client: bytes, to_upstream: bytes
+) -> None:
     """Turn two connections into a relay, and deliver what each side is owed, once, when the turn ends.
 
     From its return on both connections are the relay's; where it raises, they

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from mailproxy.context import Engine
-from mailproxy.lingering_close import end_writing
+from mailproxy.closing import end_writing
+from mailproxy.context import WorkerContext
 from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
-from mailproxy.session.relay_socket import Side, SinkBroken
+from mailproxy.session.relay_socket import RelaySocket, SinkBroken
 
 SMALL: Final = 16 * 1024
 """Octets of an ordinary read; one that fills it makes the direction bulk."""
@@ -35,11 +35,11 @@ class Account(Protocol):
     """
 
     active: float
-    engine: Engine
-    spoke_last: End
-    upstream: End
+    engine: WorkerContext
+    spoke_last: RelayEnd
+    upstream: RelayEnd
 
-    def has_ended(self, end: End) -> bool:
+    def has_ended(self, end: RelayEnd) -> bool:
         """One side has said everything; tell whether it is the first to."""
         ...
 
@@ -51,11 +51,11 @@ class Account(Protocol):
         """Bound the time that what is left has."""
         ...
 
-    def go_on(self, end: End) -> None:
+    def go_on(self, end: RelayEnd) -> None:
         """Carry what a turn has left above a side's socket; called a turn later."""
         ...
 
-    def broke(self, side: Side) -> None:
+    def broke(self, side: RelaySocket) -> None:
         """A connection broke: the end of both."""
         ...
 
@@ -64,7 +64,7 @@ class Account(Protocol):
         ...
 
 
-class End(Side):
+class RelayEnd(RelaySocket):
     """A side that says what it says to another one; a reactor's handler.
 
     Attributes:
@@ -75,7 +75,7 @@ class End(Side):
     __slots__ = ("account", "other")
 
     account: Account
-    other: End
+    other: RelayEnd
 
     # -- readiness
 

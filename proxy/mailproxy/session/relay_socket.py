@@ -28,12 +28,12 @@ _TCP: Final = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
 class SinkBroken(Exception):
     """Writing failed: it is not the side that was read that broke."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: RelaySocket) -> None:
         super().__init__()
         self.side = side
 
 
-class Side:
+class RelaySocket:
     """One side's socket, and what waits to be written to it.
 
     Attributes:

@@ -8,27 +8,27 @@ import time
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.context import Engine
+from mailproxy.closing import close_now, end_writing, lingering_close
+from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, LoginResult
 from mailproxy.errors import (
     AuthUnavailable,
-    PeerGone,
+    PeerDisconnected,
     SessionError,
     ShuttingDown,
     UpstreamError,
     UpstreamRefused,
 )
-from mailproxy.lingering_close import close_now, close_politely, end_writing
 from mailproxy.loop.epoll import READ
 from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.protocols.sansio import Action
-from mailproxy.protocols.types import Client, Ended, Identified, LoggedIn
+from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
 from mailproxy.session.client_side import AUTH_STAGE, ClientSide
 from mailproxy.session.relay import Relay, start_relay
-from mailproxy.session.relay_end import End
+from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session_end import book_end
-from mailproxy.session.upstream import UpstreamLink
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field, endpoint
 from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.model import LogLevel
@@ -44,11 +44,16 @@ class Session(ClientSide):
 
     __slots__ = ("_identified", "_link", "_reason")
 
-    _identified: Identified
+    _identified: UpstreamLogin
     """Set before connecting."""
 
     def __init__(
-        self, engine: Engine, server: Server, sock: socket.SocketType, client: Client, record: SessionRecord
+        self,
+        engine: WorkerContext,
+        server: VirtualServer,
+        sock: socket.SocketType,
+        client: Client,
+        record: SessionRecord,
     ) -> None:
         super().__init__(engine, sock, sock.fileno(), server.config.timeout)
         self.server = server
@@ -58,7 +63,7 @@ class Session(ClientSide):
         self._cancel = None
         self._login_seconds = 0.0
         self._method = None
-        self._link: UpstreamLink | None = None
+        self._link: UpstreamConnection | None = None
         self._reason: CloseReason | None = None
         self._stage = None
         self._state_gauge = gauge = numbers.preauth
@@ -67,7 +72,7 @@ class Session(ClientSide):
 
     # -- the upstream
 
-    def _connect(self, identified: Identified) -> None:
+    def _connect(self, identified: UpstreamLogin) -> None:
         self._identified = identified
         self._enter(self.numbers.upstream)
         record, grant = self.record, identified.grant
@@ -76,11 +81,11 @@ class Session(ClientSide):
             record.user = grant.user
         self._asked = time.monotonic()
         try:
-            self._link = UpstreamLink.connect(self, identified)
+            self._link = UpstreamConnection.connect(self, identified)
         except UpstreamError as error:
             self.upstream_failed(error)
 
-    def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
+    def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:
         """The upstream accepted: from here on octets are copied."""
         identified = self._identified
         engine, numbers = self.engine, self.numbers
@@ -91,8 +96,8 @@ class Session(ClientSide):
             engine.timers.disarm(self)
         start_relay(
             Relay(engine, self.server, self.record, self._state_gauge),
-            client=End(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),
-            upstream=End(link.sock, link.fd, READ, numbers.bytes_to_client),
+            client=RelayEnd(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),
+            upstream=RelayEnd(link.sock, link.fd, READ, numbers.bytes_to_client),
             to_client=self._outgoing + result.reply,
             to_upstream=link.unsent() + identified.unread,
         )
@@ -146,8 +151,8 @@ class Session(ClientSide):
 
     # -- the end
 
-    def _finished(self, result: Identified | Ended) -> None:
-        if isinstance(result, Identified):
+    def _finished(self, result: UpstreamLogin | SessionEnd) -> None:
+        if isinstance(result, UpstreamLogin):
             self._connect(result)
         else:
             self._say_and_leave(b"", result.reason)
@@ -168,7 +173,7 @@ class Session(ClientSide):
         elif error.reason is CloseReason.AUTH_UNAVAILABLE:
             self._say_and_leave(self.server.protocol.internal_error, error.reason)
         else:
-            if isinstance(error, PeerGone) and error.is_silent_end:
+            if isinstance(error, PeerDisconnected) and error.is_silent_end:
                 self.record.is_silent = True
             self._leave(error.reason)
 
@@ -222,7 +227,7 @@ class Session(ClientSide):
                 end_writing(self.sock)
             close_now(engine, self.sock, self.fd)
         else:
-            close_politely(engine, self.sock, self.fd)
+            lingering_close(engine, self.sock, self.fd)
         self.fd = -1
         book_end(engine, self.server, self.record, self._state_gauge, reason)
         engine.live.discard(self)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, LoginResult
-from mailproxy.session.virtual_server import Server
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.labels import Limit
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy.telemetry.session_record import SessionRecord
@@ -18,7 +18,7 @@ _MAX_ERRORS: Final = CloseReason.MAX_ERRORS
 
 
 def book_end(
-    engine: Engine, server: Server, record: SessionRecord, state: Gauge, reason: CloseReason
+    engine: WorkerContext, server: VirtualServer, record: SessionRecord, state: Gauge, reason: CloseReason
 ) -> None:
     """Book the end of a client's connection: gauges, counters, the session's line.
 

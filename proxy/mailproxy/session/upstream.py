@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Protocol
 
-from mailproxy.context import Engine
+from mailproxy.closing import close_now
+from mailproxy.context import WorkerContext
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
-from mailproxy.errors import PeerGone, PeerTimedOut, UpstreamError
-from mailproxy.lingering_close import close_now
+from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, Dialogue
-from mailproxy.protocols.types import Client, Identified, LoggedIn
-from mailproxy.session.driver import ASIDE, READING, Conversation
-from mailproxy.session.virtual_server import Server
+from mailproxy.protocols.sansio import Action, ProtocolGenerator
+from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
+from mailproxy.session.driver import ASIDE, READING, ProtocolDriver
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.metrics import ProtocolMeter
 from mailproxy_config.model import SendProxyProtocol
 
@@ -44,11 +44,11 @@ class Principal(Protocol):
     """On whose behalf a login is made: told once how it went, but not where it cannot even begin."""
 
     client: Client
-    engine: Engine
+    engine: WorkerContext
     numbers: ProtocolMeter
-    server: Server
+    server: VirtualServer
 
-    def logged_in(self, link: UpstreamLink, result: LoggedIn) -> None:
+    def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:
         """The upstream accepted; the connection is the principal's from here on."""
         ...
 
@@ -57,7 +57,7 @@ class Principal(Protocol):
         ...
 
 
-class UpstreamLink(Conversation):
+class UpstreamConnection(ProtocolDriver):
     """One login at an upstream, from the connect call to the last reply.
 
     One deadline, the directive ``timeout``, covers it all; progress does not
@@ -71,7 +71,11 @@ class UpstreamLink(Conversation):
     __slots__ = ("_is_connecting", "_session", "_started", "_target", "owner")
 
     def __init__(
-        self, session: Principal, sock: socket.SocketType, target: Target, dialogue: Dialogue[LoggedIn]
+        self,
+        session: Principal,
+        sock: socket.SocketType,
+        target: Target,
+        dialogue: ProtocolGenerator[UpstreamLoginResult],
     ) -> None:
         engine, server = session.engine, session.server
         seconds = server.config.timeout
@@ -87,7 +91,7 @@ class UpstreamLink(Conversation):
         engine.reactor.at_end(self._dial)
 
     @classmethod
-    def connect(cls, session: Principal, identified: Identified) -> UpstreamLink:
+    def connect(cls, session: Principal, identified: UpstreamLogin) -> UpstreamConnection:
         """Connect when the turn ends; the session is told how it went.
 
         Raises:
@@ -191,7 +195,7 @@ class UpstreamLink(Conversation):
         else:
             super().on_timeout()
 
-    def _finished(self, result: LoggedIn) -> None:
+    def _finished(self, result: UpstreamLoginResult) -> None:
         session, self._session = self._session, None
         if session is not None:
             self.engine.timers.disarm(self)
@@ -201,11 +205,11 @@ class UpstreamLink(Conversation):
         session, self._session = self._session, None
         self.drop()
         if session is not None:
-            if isinstance(error, PeerGone):
+            if isinstance(error, PeerDisconnected):
                 error = self._gone(error)
             session.upstream_failed(error)
 
-    def _gone(self, error: PeerGone) -> UpstreamError:
+    def _gone(self, error: PeerDisconnected) -> UpstreamError:
         return UpstreamError(
             "upstream timed out" if isinstance(error, PeerTimedOut) else "upstream closed the connection",
             stage=UpstreamStage.LOGIN,
@@ -229,8 +233,8 @@ class UpstreamLink(Conversation):
         return self._outgoing
 
     _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: Conversation.set_deadline,
-        sansio.Wait: Conversation.wait,
+        sansio.Deadline: ProtocolDriver.set_deadline,
+        sansio.Wait: ProtocolDriver.wait,
     }
 
 

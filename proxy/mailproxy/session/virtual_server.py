@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mailproxy.auth_http.client import AuthService
+from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.dns import Resolver
-from mailproxy.loop.timeouts import Lane
+from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.real_ip import TrustedPeers
-from mailproxy.protocols.registry import Frontend, MailProtocol, Upstream
+from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
 from mailproxy.telemetry.log import LogWriter
 from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
 from mailproxy.tls.context import ServerTls
@@ -18,27 +18,27 @@ from mailproxy_config.model import ServerConfig
 
 
 @dataclass(slots=True, eq=False)
-class Server:
+class VirtualServer:
     """One ``server`` block at work; made by a reload, kept by its sessions until the last has gone."""
 
     config: ServerConfig
     protocol: MailProtocol
-    auth: AuthService
+    auth: AuthHttpClient
     template: RequestTemplate
     resolver: Resolver | None
     tls: ServerTls | None
     trusted: TrustedPeers
     meter: ServerMeter
     numbers: ProtocolMeter
-    patience: Lane
+    patience: TimeoutQueue
     """For deadlines of ``timeout``."""
-    idleness: Lane
+    idleness: TimeoutQueue
     """For deadlines of ``proxy_timeout``."""
     log: LogWriter
     """Where its sessions are logged."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because what came was no TLS; the next one is looked at."""
-    frontend: Frontend = field(init=False)
+    frontend: FrontendFactory = field(init=False)
     upstream: Upstream = field(init=False)
 
     def __post_init__(self) -> None:

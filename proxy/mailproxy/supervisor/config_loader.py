@@ -21,7 +21,7 @@ from typing import TypeVar
 from mailproxy.net import CannotListen, plan, resolve_names
 from mailproxy.supervisor import cpus
 from mailproxy.supervisor.config_files import read, referenced
-from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.supervisor.config_revision import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.supervisor.listening_sockets import Listeners
 from mailproxy.supervisor.log_servers import with_addresses
@@ -32,12 +32,12 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
 from mailproxy_config.model import ProxyConfig
 
-__all__ = ["CannotListen", "Preparation", "in_thread"]
+__all__ = ["CannotListen", "PreparedConfig", "in_thread"]
 
 ResultT = TypeVar("ResultT")
 
 
-class Preparation:
+class PreparedConfig:
     """Makes deployments out of the configuration file, and owns the sockets that they share.
 
     Attributes:
@@ -55,7 +55,7 @@ class Preparation:
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
 
-    async def prepare(self) -> Deployment:
+    async def prepare(self) -> ConfigRevision:
         """Read the file and get ready for what it says.
 
         Raises:
@@ -64,14 +64,14 @@ class Preparation:
         """
         return await in_thread(self._prepare)
 
-    def commit(self, deployment: Deployment) -> None:
+    def commit(self, deployment: ConfigRevision) -> None:
         """Close whatever this deployment does not need; it runs."""
         self._listeners.commit(deployment.sockets)
         self.ticket_keys.keep(rotated_timeouts(deployment.config))
         self._running_files = referenced(deployment.config)
         self.files = self._running_files | {self._settings.file}
 
-    def discard(self, deployment: Deployment) -> None:
+    def discard(self, deployment: ConfigRevision) -> None:
         """Close whatever only this deployment needs; it does not run."""
         self._listeners.discard(deployment.sockets)
 
@@ -79,7 +79,7 @@ class Preparation:
         """Stop listening; see ``Listeners.close``."""
         self._listeners.close()
 
-    def _prepare(self) -> Deployment:
+    def _prepare(self) -> ConfigRevision:
         path = self._settings.file
         verdict = judge(read(path), source=str(path), hostname=self._hostname)
         if verdict.loaded is not None:
@@ -93,12 +93,12 @@ class Preparation:
             error.locate(loaded)
             raise
 
-    def _deployment(self, loaded: Loaded, notices: tuple[Problem, ...]) -> Deployment:
+    def _deployment(self, loaded: Loaded, notices: tuple[Problem, ...]) -> ConfigRevision:
         config = loaded.config
         names = resolve_names(config)
         config = with_addresses(config)
         workers = self._workers(config)
-        return Deployment(
+        return ConfigRevision(
             serial=next(self._serials),
             config=config,
             text=dump(config, generation=loaded.generation).decode(),

@@ -15,7 +15,7 @@ from mailproxy_config.model import ProxyConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Deployment:
+class ConfigRevision:
     """What the workers are to run.
 
     Attributes:

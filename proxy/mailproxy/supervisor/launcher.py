@@ -15,8 +15,8 @@ from mailproxy.supervisor.child_process import Child
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.heartbeat import LOOK_SECONDS, Heartbeat
 from mailproxy.supervisor.ipc import pair
-from mailproxy.supervisor.worker_pool import Tell
-from mailproxy.supervisor.worker_process import Reporter, Worker
+from mailproxy.supervisor.worker_pool import LogCallback
+from mailproxy.supervisor.worker_process import Reporter, WorkerProcess
 from mailproxy_config.model import LogLevel
 
 
@@ -38,7 +38,7 @@ class Launcher:
         arguments: Sequence[str],
         *,
         another: Callable[[], ForkServer],
-        tell: Tell,
+        tell: LogCallback,
     ) -> None:
         self._tasks = tasks
         self._arguments = arguments
@@ -55,7 +55,7 @@ class Launcher:
         """The fork server's process number."""
         return self._child.pid
 
-    async def start(self, reported: Reporter) -> Worker:
+    async def start(self, reported: Reporter) -> WorkerProcess:
         """Start a worker process.
 
         Args:
@@ -71,7 +71,7 @@ class Launcher:
         except BaseException:
             ours.close()
             raise
-        return Worker(pid, ours, reported)
+        return WorkerProcess(pid, ours, reported)
 
     def close(self) -> None:
         """End the fork server; a worker that is being started is not."""

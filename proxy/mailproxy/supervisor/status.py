@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 from mailproxy.admin import SNAPSHOT_SECONDS
 from mailproxy.supervisor import version
-from mailproxy.supervisor.config_revision import Deployment
-from mailproxy.telemetry.aggregate import Build, Page, SupervisorFacts, Totals
+from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
 from mailproxy.telemetry.labels import ReloadResult, RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy.telemetry.process_stats import process_figures
@@ -43,7 +43,7 @@ class Workers(Protocol):
         """Whether all of them run what is wanted."""
 
     @property
-    def wanted(self) -> Deployment:
+    def wanted(self) -> ConfigRevision:
         """What they are to run."""
 
     @property
@@ -67,11 +67,11 @@ class Status:
         self.pool: Workers | None = None
         self.is_started = False
         self.is_draining = False
-        self._totals = Totals()
+        self._totals = Aggregator()
         self._since = time.time()
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
-        self._shown: Deployment | None = None
+        self._shown: ConfigRevision | None = None
         self._reports = 0
 
     # -- what is told to it
@@ -84,7 +84,7 @@ class Status:
         """Keep what a worker that has ended counted."""
         self._totals.retire(key)
 
-    def loaded(self, deployment: Deployment) -> None:
+    def loaded(self, deployment: ConfigRevision) -> None:
         """A configuration was accepted by everybody."""
         self._reloads[ReloadResult.SUCCESS] += 1
         self._last_error = None

@@ -19,16 +19,16 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from mailproxy import admin
-from mailproxy.file_watcher import Watch
+from mailproxy.file_watcher import FileWatcher
 from mailproxy.supervisor import fork_server, ipc_messages
-from mailproxy.supervisor.config_loader import CannotListen, Preparation, in_thread
-from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.supervisor.config_loader import CannotListen, PreparedConfig, in_thread
+from mailproxy.supervisor.config_revision import ConfigRevision
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.verdict import in_order, printable
-from mailproxy.supervisor.worker_pool import CannotStart, Pool
+from mailproxy.supervisor.worker_pool import CannotStart, WorkerPool
 from mailproxy.telemetry.log import Bridge, Log
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
@@ -86,14 +86,14 @@ class Supervisor:
         self._log = log
         self._server = server
         self._status = Status()
-        self._watch = Watch([settings.file])
-        self._preparation = Preparation(settings)
+        self._watch = FileWatcher([settings.file])
+        self._preparation = PreparedConfig(settings)
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
         self._keys_changed = asyncio.Event()
         self._is_watched = False
         self._listening: tuple[str, ...] = ()
-        self._pool: Pool | None = None
+        self._pool: WorkerPool | None = None
         self._main: asyncio.Task[object] | None = None
 
     async def run(self) -> int:
@@ -119,7 +119,7 @@ class Supervisor:
         self._preparation.commit(deployment)
         return await self._answer(deployment)
 
-    async def _answer(self, deployment: Deployment) -> int:
+    async def _answer(self, deployment: ConfigRevision) -> int:
         """Serve the admin endpoint as long as anything runs."""
         address, port = self._settings.admin_address, self._settings.admin_port
         try:
@@ -133,7 +133,9 @@ class Supervisor:
         finally:
             await endpoint.close()
 
-    async def _live(self, tasks: asyncio.TaskGroup, deployment: Deployment, endpoint: admin.Running) -> int:
+    async def _live(
+        self, tasks: asyncio.TaskGroup, deployment: ConfigRevision, endpoint: admin.Running
+    ) -> int:
         launcher = Launcher(
             tasks,
             self._server,
@@ -147,9 +149,15 @@ class Supervisor:
             launcher.close()
 
     async def _serve(
-        self, tasks: asyncio.TaskGroup, launcher: Launcher, deployment: Deployment, endpoint: admin.Running
+        self,
+        tasks: asyncio.TaskGroup,
+        launcher: Launcher,
+        deployment: ConfigRevision,
+        endpoint: admin.Running,
     ) -> int:
-        pool = Pool(tasks, launcher, reported=self._status.reported, gone=self._status.gone, tell=self._tell)
+        pool = WorkerPool(
+            tasks, launcher, reported=self._status.reported, gone=self._status.gone, tell=self._tell
+        )
         self._pool = self._status.pool = pool
         try:
             await pool.start(deployment)
@@ -170,7 +178,7 @@ class Supervisor:
         await self._drain(pool)
         return 0
 
-    def _could_not_start(self, error: ConfigError | CannotStart, deployment: Deployment) -> int:
+    def _could_not_start(self, error: ConfigError | CannotStart, deployment: ConfigRevision) -> int:
         if self._ending.is_set():
             return 0
         if isinstance(error, ConfigError):
@@ -179,7 +187,7 @@ class Supervisor:
 
     # -- configuration
 
-    async def _prepared(self) -> Deployment:
+    async def _prepared(self) -> ConfigRevision:
         """Load the file and get ready for it; watch whatever it refers to, whether it is good or not."""
         try:
             deployment = await self._preparation.prepare()
@@ -200,7 +208,7 @@ class Supervisor:
                 self._tell(LogLevel.NOTICE, "file_changed", path=path)
                 self._reload_wanted.set()
 
-    async def _reload_when_wanted(self, pool: Pool) -> None:
+    async def _reload_when_wanted(self, pool: WorkerPool) -> None:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
@@ -216,7 +224,7 @@ class Supervisor:
             else:
                 await self._change_to(pool, deployment)
 
-    async def _change_to(self, pool: Pool, deployment: Deployment) -> None:
+    async def _change_to(self, pool: WorkerPool, deployment: ConfigRevision) -> None:
         try:
             await pool.change_to(deployment)
         except ConfigError as error:
@@ -225,7 +233,7 @@ class Supervisor:
         else:
             self._accepted(deployment)
 
-    def _accepted(self, deployment: Deployment) -> None:
+    def _accepted(self, deployment: ConfigRevision) -> None:
         before = self._listening
         self._listening = tuple(deployment.sockets.by_key)
         self._preparation.commit(deployment)
@@ -236,7 +244,7 @@ class Supervisor:
         if before and set(before) != set(self._listening):
             self._tell_change(before, self._listening)
 
-    async def _rotate_ticket_keys(self, pool: Pool) -> None:
+    async def _rotate_ticket_keys(self, pool: WorkerPool) -> None:
         keys = self._preparation.ticket_keys
         while True:
             self._keys_changed.clear()
@@ -294,7 +302,7 @@ class Supervisor:
         self._status.is_draining = True
         self._ending.set()
 
-    async def _drain(self, pool: Pool) -> None:
+    async def _drain(self, pool: WorkerPool) -> None:
         drain = pool.wanted.config.drain
         # The delay is for load balancers that have yet to hear of it; nobody at a terminal waits for those.
         delay = 0.0 if self._is_watched else drain.delay
@@ -308,7 +316,7 @@ class Supervisor:
         self._log.event(level, name, **fields)
         self._log.flush()
 
-    def _tell_about(self, deployment: Deployment) -> None:
+    def _tell_about(self, deployment: ConfigRevision) -> None:
         self._tell(
             LogLevel.NOTICE,
             "configuration_loaded",
@@ -326,7 +334,7 @@ class Supervisor:
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._tell(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
 
-    def _tell_where(self, deployment: Deployment, endpoint: admin.Running) -> None:
+    def _tell_where(self, deployment: ConfigRevision, endpoint: admin.Running) -> None:
         self._tell(
             LogLevel.NOTICE,
             "listening",

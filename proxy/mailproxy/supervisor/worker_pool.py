@@ -17,9 +17,9 @@ from typing import Final, Protocol
 
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.backoff import Backoff
-from mailproxy.supervisor.config_revision import Deployment
+from mailproxy.supervisor.config_revision import ConfigRevision
 from mailproxy.supervisor.heartbeat import LOOK_SECONDS
-from mailproxy.supervisor.worker_process import RELOAD_SECONDS, Reporter, Worker, WorkerGone
+from mailproxy.supervisor.worker_process import RELOAD_SECONDS, Reporter, WorkerGone, WorkerProcess
 from mailproxy.telemetry.labels import RestartReason
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
@@ -37,7 +37,7 @@ class CannotStart(Exception):
     """Workers end before they are ready."""
 
 
-class Tell(Protocol):
+class LogCallback(Protocol):
     """The supervisor's log."""
 
     def __call__(self, level: LogLevel, name: str, /, **fields: object) -> None:
@@ -47,7 +47,7 @@ class Tell(Protocol):
 class Launch(Protocol):
     """What starts workers; ``Launcher`` is one."""
 
-    async def start(self, reported: Reporter) -> Worker:
+    async def start(self, reported: Reporter) -> WorkerProcess:
         """Start a worker process; raises ``OSError`` where there can be none."""
 
     def close(self) -> None:
@@ -55,15 +55,15 @@ class Launch(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class WorkerSlot:
     """A worker's place: what is kept when the worker is replaced."""
 
     number: int
-    worker: Worker | None = None
+    worker: WorkerProcess | None = None
     is_wanted: bool = True
 
 
-class Pool:
+class WorkerPool:
     """All workers.
 
     Args:
@@ -85,7 +85,7 @@ class Pool:
         *,
         reported: Reporter,
         gone: Callable[[int], None],
-        tell: Tell,
+        tell: LogCallback,
     ) -> None:
         self.restarts = dict.fromkeys(RestartReason, 0)
         self._tasks = tasks
@@ -94,13 +94,13 @@ class Pool:
         self._gone = gone
         self._tell = tell
         self._backoff = Backoff()
-        self._places: list[Place] = []
-        self._alive: set[Worker] = set()
-        self.wanted: Deployment
+        self._places: list[WorkerSlot] = []
+        self._alive: set[WorkerProcess] = set()
+        self.wanted: ConfigRevision
         self._ending = asyncio.Event()
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futile = 0
-        self._late: set[Worker] = set()
+        self._late: set[WorkerProcess] = set()
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -128,7 +128,7 @@ class Pool:
             place.worker is not None and place.worker.running == self.wanted.serial for place in self._places
         )
 
-    async def start(self, deployment: Deployment) -> None:
+    async def start(self, deployment: ConfigRevision) -> None:
         """Start the workers; returns when all of them are ready.
 
         Raises:
@@ -144,7 +144,7 @@ class Pool:
             self._ending.set()
             raise
 
-    async def change_to(self, deployment: Deployment) -> None:
+    async def change_to(self, deployment: ConfigRevision) -> None:
         """Have all workers run another configuration, or none of them.
 
         One worker tries it first.  When this returns, all workers that were
@@ -227,19 +227,21 @@ class Pool:
 
     # -- one configuration for all
 
-    def _ready(self) -> list[Place]:
+    def _ready(self) -> list[WorkerSlot]:
         return [
             place for place in self._places if place.worker is not None and place.worker.running is not None
         ]
 
-    async def _try_out(self, place: Place, deployment: Deployment) -> None:
+    async def _try_out(self, place: WorkerSlot, deployment: ConfigRevision) -> None:
         """Have one worker run it, before the others are asked."""
         try:
             await self._apply(place, deployment, RELOAD_SECONDS)
         except WorkerGone:
             raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
 
-    async def _apply(self, place: Place, deployment: Deployment, seconds: float | None = None) -> None:
+    async def _apply(
+        self, place: WorkerSlot, deployment: ConfigRevision, seconds: float | None = None
+    ) -> None:
         if place.worker is None:
             raise WorkerGone
         sockets = deployment.sockets_of(place.number)
@@ -261,7 +263,7 @@ class Pool:
 
     def _resize(self) -> None:
         while len(self._places) < self.wanted.workers:
-            place = Place(len(self._places))
+            place = WorkerSlot(len(self._places))
             self._places.append(place)
             self._tasks.create_task(self._keep(place))
         while len(self._places) > self.wanted.workers:
@@ -272,7 +274,7 @@ class Pool:
 
     # -- the life of one place
 
-    async def _keep(self, place: Place) -> None:
+    async def _keep(self, place: WorkerSlot) -> None:
         """See to it that there is a worker at a place as long as one is wanted there."""
         while self._wants(place):
             reason = await self._run_once(place)
@@ -285,10 +287,10 @@ class Pool:
                 async with asyncio.timeout(pause):
                     await self._ending.wait()
 
-    def _wants(self, place: Place) -> bool:
+    def _wants(self, place: WorkerSlot) -> bool:
         return place.is_wanted and not self._ending.is_set()
 
-    async def _run_once(self, place: Place) -> RestartReason:
+    async def _run_once(self, place: WorkerSlot) -> RestartReason:
         """Start a worker, and wait until it takes no new sessions any more."""
         try:
             worker = await self._launcher.start(self._reported)
@@ -310,7 +312,7 @@ class Pool:
             self._count_futile()
         return reason
 
-    async def _bring_up(self, place: Place, worker: Worker) -> bool:
+    async def _bring_up(self, place: WorkerSlot, worker: WorkerProcess) -> bool:
         """Configure a new worker; another configuration may become wanted meanwhile."""
         while worker.running != self.wanted.serial:
             if not self._wants(place):
@@ -352,7 +354,7 @@ class Pool:
             for worker in tuple(self._alive):
                 self._look_at(worker)
 
-    def _look_at(self, worker: Worker) -> None:
+    def _look_at(self, worker: WorkerProcess) -> None:
         """Log that a worker does not report, and end one that hangs: its place gets another."""
         heartbeat = worker.heartbeat
         heartbeat.look()
@@ -368,7 +370,7 @@ class Pool:
             self._late.discard(worker)
             self._tell(LogLevel.NOTICE, "worker_reports_again", pid=worker.pid)
 
-    async def _watch(self, worker: Worker) -> None:
+    async def _watch(self, worker: WorkerProcess) -> None:
         await worker.watch()
         self._alive.discard(worker)
         self._late.discard(worker)

@@ -46,7 +46,7 @@ class WorkerGone(Exception):
     """The worker left, or did not answer in time and was killed, before it did what it was asked."""
 
 
-class Worker:
+class WorkerProcess:
     """One worker process.
 
     Args:

@@ -74,7 +74,7 @@ class _Last:
     series: dict[str, _Series]
 
 
-class Totals:
+class Aggregator:
     """The sums over all workers that ever lived.
 
     Call ``update`` for every snapshot, ``retire`` once a worker is gone and

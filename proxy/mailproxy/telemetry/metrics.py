@@ -112,7 +112,7 @@ class Snapshot(TypedDict):
     series: dict[str, list[tuple[Sequence[str], Value]]]
 
 
-class Book:
+class Registry:
     """The series of one worker: which cell belongs to which name and labels."""
 
     __slots__ = ("_histograms", "_series")
@@ -178,7 +178,7 @@ class ServerMeter:
 
     __slots__ = ("accepted", "active", "closed", "limit_rejections", "proxy_headers")
 
-    def __init__(self, book: Book, name: str, protocol: Protocol) -> None:
+    def __init__(self, book: Registry, name: str, protocol: Protocol) -> None:
         self.accepted = book.counter(c.CONNECTIONS_ACCEPTED, name, protocol)
         self.active = book.gauge(c.CONNECTIONS_ACTIVE, name, protocol)
         self.closed = {r: book.counter(c.CONNECTIONS_CLOSED, name, protocol, r) for r in enums.CloseReason}
@@ -209,7 +209,7 @@ class ProtocolMeter:
         "upstream_errors",
     )
 
-    def __init__(self, book: Book, protocol: Protocol) -> None:
+    def __init__(self, book: Registry, protocol: Protocol) -> None:
         self.errors = {k: book.counter(c.PROTOCOL_ERRORS, protocol, k) for k in enums.ProtocolErrorKind}
         self.logins = {
             (m, r): book.counter(c.LOGINS, protocol, m, r) for m in enums.Method for r in enums.LoginResult
@@ -250,7 +250,7 @@ class Handshakes(dict[tuple[enums.TlsMode, str], Counter]):
 class Expiries(dict[tuple[str, int], Gauge]):
     """Gauges by server and position of a certificate, made when first asked for."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Registry) -> None:
         super().__init__()
         self._book = book
 
@@ -267,7 +267,7 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._book = book = Book()
+        self._book = book = Registry()
         self._servers: dict[tuple[str, Protocol], ServerMeter] = {}
         self._protocols: dict[Protocol, ProtocolMeter] = {}
         self._life = time.monotonic_ns()

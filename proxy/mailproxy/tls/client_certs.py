@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy.protocols.types import TlsInfo
-from mailproxy.tls.context_builder import Draft
+from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import CHAIN_CALLBACK, VERIFY_CALLBACK, OpenSsl
 from mailproxy_config.model import VerifyClient
 
@@ -27,7 +27,7 @@ _CRL_CHECK_ALL: Final = 0x4 | 0x8
 _UNSPECIFIED: Final = 1
 
 
-def apply(draft: Draft, native: OpenSsl) -> None:
+def apply(draft: ContextBuilder, native: OpenSsl) -> None:
     """Ask clients for certificates, where they are to be asked."""
     server = draft.server
     if server.ssl_verify_client is VerifyClient.DISABLED:
@@ -39,7 +39,7 @@ def apply(draft: Draft, native: OpenSsl) -> None:
         )
         return
     context = native.context(draft.context)
-    judge = _Judge(native)
+    judge = _ChainVerifier(native)
     draft.kept.append(judge)
     native.lib.SSL_CTX_set_verify(context, _VERIFY_PEER, judge.on_certificate)
     native.lib.SSL_CTX_set_cert_verify_callback(context, judge.on_chain, None)
@@ -59,7 +59,7 @@ def is_bad(mode: VerifyClient, info: TlsInfo) -> bool:
     return info.verify_code != 0
 
 
-class _Judge:
+class _ChainVerifier:
     """Verifies a chain to its end, whatever is wrong with it, and settles on one error.
 
     Attributes:
@@ -94,7 +94,7 @@ def _weightiest(errors: list[int]) -> int:
     return next((code for code in reversed(errors) if code not in TOLERABLE), errors[-1])
 
 
-def _has_no_authority(draft: Draft) -> bool:
+def _has_no_authority(draft: ContextBuilder) -> bool:
     server = draft.server
     return (
         server.ssl_verify_client is not VerifyClient.OPTIONAL_NO_CA
@@ -103,7 +103,7 @@ def _has_no_authority(draft: Draft) -> bool:
     )
 
 
-def _announce(draft: Draft, native: OpenSsl, context: int) -> None:
+def _announce(draft: ContextBuilder, native: OpenSsl, context: int) -> None:
     """Put the names of ``ssl_client_certificate`` into the certificate request."""
     path = draft.server.ssl_client_certificate
     if path is None:
@@ -115,14 +115,14 @@ def _announce(draft: Draft, native: OpenSsl, context: int) -> None:
         native.errors()  # `_trust` reads the same file and tells what is wrong with it
 
 
-def _trust(draft: Draft, native: OpenSsl, context: int, directive: str, path: str | None) -> None:
+def _trust(draft: ContextBuilder, native: OpenSsl, context: int, directive: str, path: str | None) -> None:
     if path is None or draft.contents(directive, path) is None:
         return
     if native.lib.SSL_CTX_load_verify_file(context, path.encode()) != 1:
         draft.refuse(directive, f'cannot load certificates "{path}": {native.errors()}')
 
 
-def _revoke(draft: Draft, native: OpenSsl, context: int) -> None:
+def _revoke(draft: ContextBuilder, native: OpenSsl, context: int) -> None:
     """Check the whole chain against ``ssl_crl``, whose certificates, if any, are not thereby trusted."""
     path = draft.server.ssl_crl
     if path is None or draft.contents("ssl_crl", path) is None:

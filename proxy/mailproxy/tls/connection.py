@@ -102,7 +102,7 @@ class TlsHandshakeFailed(TlsFailed):
 
 
 @dataclass(slots=True, eq=False)
-class Terms:
+class TlsParams:
     """What all connections of one server share.
 
     Attributes:
@@ -150,7 +150,7 @@ class TlsConnection(ssl.SSLSocket):
     _error: OSError | None = None
     """What a read ran into that had octets to give first; the next one raises it."""
     _sslobj: Any
-    _terms: Terms
+    _terms: TlsParams
     _pointer: int
     """OpenSSL's own object, where it can be reached; it lives as long as ``_sslobj``."""
 
@@ -163,7 +163,7 @@ class TlsConnection(ssl.SSLSocket):
         self.settimeout(0.0)
         return self
 
-    def begin(self, terms: Terms) -> None:
+    def begin(self, terms: TlsParams) -> None:
         """Put it under TLS, without a handshake yet."""
         self._terms = terms
         self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket

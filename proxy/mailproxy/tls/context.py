@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Final, TypeGuard
 
 from mailproxy.tls import client_certs, key_pairs, parameters, resumption
-from mailproxy.tls.connection import Terms, TlsConnection
-from mailproxy.tls.context_builder import Draft
+from mailproxy.tls.connection import TlsConnection, TlsParams
+from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.inputs import files, fingerprint, session_context
-from mailproxy.tls.openssl import OpenSsl, Unreachable, reach
+from mailproxy.tls.openssl import OpenSsl, Unreachable, load_openssl
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
@@ -39,7 +39,7 @@ class ServerTls:
         notices: What is served otherwise than asked, for the log.
     """
 
-    terms: Terms
+    terms: TlsParams
     not_after: tuple[float | None, ...]
     fingerprint_of_inputs: str
     ticket_keys: TicketKeys
@@ -84,9 +84,9 @@ def build(
     inputs = fingerprint(server)
     if _serves_the_same(previous, inputs, ticket_keys):
         return previous
-    found = native or reach()
+    found = native or load_openssl()
     library = found if isinstance(found, OpenSsl) else None
-    draft = Draft(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    draft = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
     parameters.apply(draft)
     not_after = key_pairs.load(draft, library)
     if isinstance(found, OpenSsl):
@@ -111,9 +111,9 @@ def _serves_the_same(
     )
 
 
-def _terms(draft: Draft, library: OpenSsl | None) -> Terms:
+def _terms(draft: ContextBuilder, library: OpenSsl | None) -> TlsParams:
     server = draft.server
-    return Terms(
+    return TlsParams(
         context=draft.context,
         native=library,
         verify_client=server.ssl_verify_client,
@@ -123,7 +123,7 @@ def _terms(draft: Draft, library: OpenSsl | None) -> Terms:
     )
 
 
-def _make_do(draft: Draft, why: Unreachable) -> None:
+def _make_do(draft: ContextBuilder, why: Unreachable) -> None:
     """Serve what ``ssl`` alone can, refuse what was asked for and cannot be, and say so."""
     server = draft.server
     not_to_be_had = {

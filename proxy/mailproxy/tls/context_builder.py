@@ -12,7 +12,7 @@ from mailproxy_config.model import ServerConfig
 
 
 @dataclass(slots=True)
-class Draft:
+class ContextBuilder:
     """What the parts of ``build`` share.
 
     Attributes:

@@ -7,7 +7,7 @@ import ssl
 
 from mailproxy.protocols.types import Secret
 from mailproxy.tls.certificate_facts import expiry
-from mailproxy.tls.context_builder import Draft
+from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import CertificateFiles, StartTls
 
@@ -15,7 +15,7 @@ _PEM = 1
 _LONGEST_PASSPHRASE = 1024
 
 
-def load(draft: Draft, native: OpenSsl | None) -> tuple[float | None, ...]:
+def load(draft: ContextBuilder, native: OpenSsl | None) -> tuple[float | None, ...]:
     """Load every certificate with its key; later ones of another key type stand beside the earlier.
 
     Returns:
@@ -39,7 +39,7 @@ def load(draft: Draft, native: OpenSsl | None) -> tuple[float | None, ...]:
     return tuple(ends)
 
 
-def _passphrases(draft: Draft) -> list[Secret]:
+def _passphrases(draft: ContextBuilder) -> list[Secret]:
     """Read ``ssl_password_file``: one passphrase a line, empty lines do not count."""
     if draft.server.ssl_password_file is None:
         return []
@@ -52,7 +52,11 @@ def _passphrases(draft: Draft) -> list[Secret]:
 
 
 def _load_pair(
-    draft: Draft, place: str, pair: CertificateFiles, passphrases: list[Secret], native: OpenSsl | None
+    draft: ContextBuilder,
+    place: str,
+    pair: CertificateFiles,
+    passphrases: list[Secret],
+    native: OpenSsl | None,
 ) -> bool:
     both = draft.contents(place, pair.certificate), draft.contents(place, pair.key)
     if None in both:
@@ -77,7 +81,7 @@ def _load_pair(
 
 
 def _explained(
-    draft: Draft, pair: CertificateFiles, native: OpenSsl | None, reason: str, *, encrypted: bool
+    draft: ContextBuilder, pair: CertificateFiles, native: OpenSsl | None, reason: str, *, encrypted: bool
 ) -> str:
     """Find out which of the two files is wrong, which ``ssl`` does not tell, in OpenSSL's words.
 

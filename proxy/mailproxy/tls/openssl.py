@@ -181,7 +181,7 @@ def reason_of(error: ssl.SSLError) -> str:
 
 
 @functools.cache
-def reach() -> OpenSsl | Unreachable:
+def load_openssl() -> OpenSsl | Unreachable:
     """Reach the library of this process; the answer never changes."""
     return probe()
 

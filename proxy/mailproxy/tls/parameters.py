@@ -8,7 +8,7 @@ import ssl
 import warnings
 from typing import Final
 
-from mailproxy.tls.context_builder import Draft
+from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import ALPN_CALLBACK, OpenSsl, reason_of
 from mailproxy_config.model import Protocol
 
@@ -31,7 +31,7 @@ _SELECTED, _FATAL = 0, 2
 _NEGOTIATED: Final = 1
 
 
-def apply(draft: Draft) -> None:
+def apply(draft: ContextBuilder) -> None:
     """Set what ``ssl`` itself can set: versions, ciphers, their order, Diffie-Hellman parameters."""
     server, context = draft.server, draft.context
     _set_versions(draft)
@@ -55,7 +55,7 @@ def apply(draft: Draft) -> None:
             draft.refuse("ssl_dhparam", f'cannot load "{server.ssl_dhparam}": {_words(error)}')
 
 
-def apply_native(draft: Draft, native: OpenSsl) -> None:
+def apply_native(draft: ContextBuilder, native: OpenSsl) -> None:
     """Set what OpenSSL alone can set, except for what ``commands`` adds at the end."""
     lib, context = native.lib, native.context(draft.context)
     # one read takes what is there, instead of a header and then a record (the connection's `pending` knows)
@@ -70,7 +70,7 @@ def apply_native(draft: Draft, native: OpenSsl) -> None:
     lib.SSL_CTX_set_alpn_select_cb(context, selector, None)
 
 
-def compress(draft: Draft, native: OpenSsl | None) -> None:
+def compress(draft: ContextBuilder, native: OpenSsl | None) -> None:
     """Compress our certificates (RFC 8879), where the library can; as in nginx, no reason to fail."""
     if not draft.server.ssl_certificate_compression:
         return
@@ -83,7 +83,7 @@ def compress(draft: Draft, native: OpenSsl | None) -> None:
         draft.notice("ssl_certificate_compression", f"nothing was compressed: {native.errors()}")
 
 
-def commands(draft: Draft, native: OpenSsl) -> None:
+def commands(draft: ContextBuilder, native: OpenSsl) -> None:
     """Run ``ssl_conf_command``, after everything else."""
     if not draft.server.ssl_conf_command:
         return
@@ -104,7 +104,7 @@ def commands(draft: Draft, native: OpenSsl) -> None:
         lib.SSL_CONF_CTX_free(conf)
 
 
-def _set_versions(draft: Draft) -> None:
+def _set_versions(draft: ContextBuilder) -> None:
     """Switch every version off that is not named, however odd the selection."""
     wanted = draft.server.ssl_protocols
     if not any(available for name, (_, available) in _VERSIONS.items() if name in wanted):

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Final
 
-from mailproxy.tls.context_builder import Draft
+from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import TICKET_CALLBACK, OpenSsl
 from mailproxy.tls.ticket_keys import KEY_BYTES, SHORT_KEY_BYTES, TicketKey, TicketKeys
 from mailproxy_config.model import SessionCache
@@ -43,7 +43,7 @@ class _Parameter(ctypes.Structure):
     )
 
 
-def apply(draft: Draft, native: OpenSsl, ticket_keys: TicketKeys) -> None:
+def apply(draft: ContextBuilder, native: OpenSsl, ticket_keys: TicketKeys) -> None:
     """Say which sessions may be resumed, for how long, and with which keys."""
     server, lib, context = draft.server, native.lib, native.context(draft.context)
     lib.SSL_CTX_set_timeout(context, int(server.ssl_session_timeout))
@@ -71,7 +71,7 @@ def _mode(cache: SessionCache, entries: int) -> int:
     return _CACHE_SERVER if entries else _CACHE_SERVER | _NO_AUTO_CLEAR | _NO_INTERNAL_STORE
 
 
-def _set_ticket_keys(draft: Draft, native: OpenSsl, context: int, ticket_keys: TicketKeys) -> None:
+def _set_ticket_keys(draft: ContextBuilder, native: OpenSsl, context: int, ticket_keys: TicketKeys) -> None:
     files = draft.server.ssl_session_ticket_key
     if files:
         ticket_keys = _from_files(draft, files) or ticket_keys
@@ -80,7 +80,7 @@ def _set_ticket_keys(draft: Draft, native: OpenSsl, context: int, ticket_keys: T
     native.lib.SSL_CTX_set_tlsext_ticket_key_evp_cb(context, callback)
 
 
-def _from_files(draft: Draft, files: Sequence[str]) -> TicketKeys | None:
+def _from_files(draft: ContextBuilder, files: Sequence[str]) -> TicketKeys | None:
     """Read the keys; ``None``, with the problems noted, where one cannot be read."""
     keys: list[bytes] = []
     for position, path in enumerate(files):

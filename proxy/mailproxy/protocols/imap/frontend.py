@@ -11,7 +11,14 @@ from typing import ClassVar, Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn, misread
+from mailproxy.protocols.frontend import (
+    CertificateFault,
+    Frontend,
+    FrontendConfig,
+    Outcome,
+    Turn,
+    classify_bad_line,
+)
 from mailproxy.protocols.imap import replies
 from mailproxy.protocols.imap.commands import (
     MAX_ARGUMENTS,
@@ -23,17 +30,17 @@ from mailproxy.protocols.imap.commands import (
     go_on,
     tag_of,
 )
-from mailproxy.protocols.sansio import Dialogue, Send, send
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, send
 from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
     AuthRequest,
     Client,
     Credentials,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
     Secret,
+    SessionEnd,
+    UpstreamLogin,
 )
 from mailproxy_config.model import ServerConfig, StartTls
 
@@ -46,7 +53,7 @@ _CERTIFICATE_REPLIES: Final = {
 }
 
 
-class ImapFrontend(Prepared):
+class ImapFrontendFactory(FrontendConfig):
     """One server's side of the conversations with IMAP clients."""
 
     __slots__ = ("capabilities",)
@@ -55,12 +62,12 @@ class ImapFrontend(Prepared):
         super().__init__(server, server.imap_client_buffer, _GREET)
         self.capabilities = replies.capabilities(server)
 
-    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+    def converse(self, client: Client) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Talk to a client until it is identified, or gone."""
-        return ImapConversation(self, client).converse()
+        return ImapFrontend(self, client).converse()
 
 
-class ImapConversation(Conversation[ImapFrontend]):
+class ImapFrontend(Frontend[ImapFrontendFactory]):
     """One IMAP client's conversation; ``_tag`` is the latest command's, which every reply begins with."""
 
     framing: ClassVar[Framing] = _FRAMING
@@ -73,7 +80,7 @@ class ImapConversation(Conversation[ImapFrontend]):
         """Give the reply to an invalid command, with its tag if it has one."""
         return replies.invalid(self._tag)
 
-    def denial(self, denied: Denied) -> bytes:
+    def denial(self, denied: AuthDenied) -> bytes:
         """Give the reply to a login that the authorization service denied."""
         return replies.denied(self._tag, denied.text)
 
@@ -85,13 +92,13 @@ class ImapConversation(Conversation[ImapFrontend]):
         self._tag, user, password = login.groups()
         return self.attempt(Credentials(_PASSWORD, user, Secret(password)))
 
-    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what is known of a client that may log in."""
-        return Identified(grant, request.credentials.method, self.reader.rest(), self._tag)
+        return UpstreamLogin(grant, request.credentials.method, self.reader.rest(), self._tag)
 
     # ---- reading a command ----
 
-    def line(self) -> Dialogue[bytes]:
+    def line(self) -> ProtocolGenerator[bytes]:
         """Read a command's first line; one that is too long is answered with its tag."""
         try:
             return (yield from self.reader.line())
@@ -99,7 +106,7 @@ class ImapConversation(Conversation[ImapFrontend]):
             self._tag = tag_of(too_long.seen)
             raise
 
-    def _at_length(self, line: bytes) -> Dialogue[Outcome]:
+    def _at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
         """Read a command with its literals, and answer it."""
         command = yield from self._whole(begin(line))
         self._tag = command.tag
@@ -111,7 +118,7 @@ class ImapConversation(Conversation[ImapFrontend]):
         """How many octets the command may still take: all its lines and literals share one limit."""
         return self.reader.limit - self.reader.consumed
 
-    def _whole(self, command: Command | Unfinished | Rejected) -> Dialogue[Command | Rejected]:
+    def _whole(self, command: Command | Unfinished | Rejected) -> ProtocolGenerator[Command | Rejected]:
         """Read on until the command is complete.
 
         Raises:
@@ -128,16 +135,18 @@ class ImapConversation(Conversation[ImapFrontend]):
             command = go_on(command, octets, line)
         return command
 
-    def _reject(self, rejected: Rejected, line: bytes) -> Dialogue[Ended | None]:
-        kind = misread(line) if rejected.kind is ProtocolErrorKind.UNKNOWN_COMMAND else rejected.kind
+    def _reject(self, rejected: Rejected, line: bytes) -> ProtocolGenerator[SessionEnd | None]:
+        kind = (
+            classify_bad_line(line) if rejected.kind is ProtocolErrorKind.UNKNOWN_COMMAND else rejected.kind
+        )
         ended = yield from self.count(kind)
         if ended is None and rejected.closes:
-            return Ended(CloseReason.PROTOCOL_ERROR)
+            return SessionEnd(CloseReason.PROTOCOL_ERROR)
         return ended
 
     # ---- commands ----
 
-    def _dispatch(self, command: Command) -> Dialogue[Outcome]:
+    def _dispatch(self, command: Command) -> ProtocolGenerator[Outcome]:
         match command.word:
             case b"LOGIN":
                 return (yield from self._login(command.arguments))
@@ -149,7 +158,7 @@ class ImapConversation(Conversation[ImapFrontend]):
                 yield from send(self._capability() + replies.completed(self._tag))
             case b"LOGOUT":
                 yield from send(replies.BYE + replies.completed(self._tag))
-                return Ended(CloseReason.CLIENT_QUIT)
+                return SessionEnd(CloseReason.CLIENT_QUIT)
             case _:
                 yield from send(replies.completed(self._tag))
         return None
@@ -161,7 +170,7 @@ class ImapConversation(Conversation[ImapFrontend]):
             return self.prepared.capabilities.only
         return self.prepared.capabilities.starttls
 
-    def _login(self, arguments: list[bytes]) -> Dialogue[Outcome]:
+    def _login(self, arguments: list[bytes]) -> ProtocolGenerator[Outcome]:
         """LOGIN (RFC 9051 section 6.2.3): a user name, which is not empty, and a password, which may be."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
@@ -176,7 +185,7 @@ class ImapConversation(Conversation[ImapFrontend]):
             return None
         return self.attempt(Credentials(_PASSWORD, user, Secret(password)))
 
-    def _authenticate(self, arguments: list[bytes]) -> Dialogue[Outcome]:
+    def _authenticate(self, arguments: list[bytes]) -> ProtocolGenerator[Outcome]:
         """AUTHENTICATE (RFC 9051 section 6.2.2); its response lines share the command's limit."""
         outcome = yield from self.exchange(arguments, self.server.imap_auth, self._room())
         if isinstance(outcome, Credentials):

@@ -13,11 +13,11 @@ import re
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerGone
+from mailproxy.errors import PeerDisconnected
 from mailproxy.protocols.proxy_protocol import outbound
-from mailproxy.protocols.sansio import Dialogue, Receive, Send
-from mailproxy.protocols.types import Client, Identified, LoggedIn
-from mailproxy.protocols.upstream_reply import LF, LINE, Logins, broke_off, hear_out, refused
+from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
+from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.upstream_reply import LF, LINE, UpstreamLoginBase, broke_off, read_reply, refused
 
 _READY: Final = b"* OK"
 _BYE: Final = b"* BYE"
@@ -33,12 +33,12 @@ _Step = tuple[bytes, bytes]
 """A command, and what the line that answers it is hoped to begin with."""
 
 
-class ImapUpstream(Logins):
+class ImapUpstream(UpstreamLoginBase):
     """One server's side of the conversations with IMAP upstreams."""
 
     __slots__ = ()
 
-    def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
+    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the tagged reply and all that came between the password and it.
 
         Raises:
@@ -61,19 +61,19 @@ class ImapUpstream(Logins):
                 heard = kept + (yield Receive(self.limit - len(kept)) if kept else receive)
                 if not (heard.startswith(hoped_for) and LF in heard):
                     heard = yield from self._hear_out(heard, hoped_for, identified.tag)
-        except PeerGone as gone:
+        except PeerDisconnected as gone:
             raise broke_off(stage) from gone
-        return LoggedIn(heard)
+        return UpstreamLoginResult(heard)
 
-    def _hear_greeting_out(self, heard: bytes) -> Dialogue[bytes]:
-        heard = yield from hear_out(heard, LINE, self.limit, _GREETING)
+    def _hear_greeting_out(self, heard: bytes) -> ProtocolGenerator[bytes]:
+        heard = yield from read_reply(heard, LINE, self.limit, _GREETING)
         if heard.startswith(_READY):
             return heard
         raise refused(heard, _GREETING, is_honest=heard.startswith(_BYE))
 
-    def _hear_out(self, heard: bytes, hoped_for: bytes, tag: bytes) -> Dialogue[bytes]:
+    def _hear_out(self, heard: bytes, hoped_for: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Insist on what was hoped for; only the beginning of the line that counts is looked at."""
-        heard = yield from hear_out(heard, _ANSWER, self.limit, _LOGIN)
+        heard = yield from read_reply(heard, _ANSWER, self.limit, _LOGIN)
         answer = _ANSWER.match(heard)
         line = b"" if answer is None else answer[1]
         if line.startswith(hoped_for):
@@ -83,7 +83,7 @@ class ImapUpstream(Logins):
         raise refused(heard, _LOGIN, is_honest=is_honest, is_bye=is_bye)
 
 
-def _steps(greeting: bytes, identified: Identified) -> tuple[_Step, ...]:
+def _steps(greeting: bytes, identified: UpstreamLogin) -> tuple[_Step, ...]:
     """Word LOGIN: in one go, or each literal when the upstream asks for it."""
     grant, tag = identified.grant, identified.tag
     user = grant.user

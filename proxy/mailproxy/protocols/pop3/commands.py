@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import misread
+from mailproxy.protocols.frontend import classify_bad_line
 
 SASL_LINE: Final = 4096
 """Bytes of the longest line of a SASL exchange; the limit of commands is not for it (RFC 5034 section 4)."""
@@ -51,7 +51,7 @@ def parse(line: bytes) -> Command | ProtocolErrorKind:
     word, _, rest = line.partition(b" ")
     known = _WORDS.get(word.upper())
     if known is None:
-        return misread(line)
+        return classify_bad_line(line)
     if known in _TO_THE_END:
         text = rest.lstrip(b" ")
         return Command(known, (text,) if text else ())

@@ -6,19 +6,19 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn
+from mailproxy.protocols.frontend import CertificateFault, Frontend, FrontendConfig, Outcome, Turn
 from mailproxy.protocols.pop3 import commands, replies
-from mailproxy.protocols.sansio import Dialogue, Send, send
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, send
 from mailproxy.protocols.sasl import Framing, is_unsafe
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
     AuthRequest,
     Client,
     Credentials,
-    Denied,
-    Ended,
-    Granted,
-    Identified,
     Secret,
+    SessionEnd,
+    UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
@@ -28,7 +28,7 @@ _PASSWORD: Final = Method.PASSWORD
 _CHALLENGED: Final = frozenset((AuthMethod.APOP, AuthMethod.CRAM_MD5))
 
 
-class Pop3Frontend(Prepared):
+class Pop3FrontendFactory(FrontendConfig):
     """One server's side of the conversation with POP3 clients, its lists prepared once."""
 
     __slots__ = ("capabilities", "capabilities_in_clear", "mechanisms")
@@ -45,12 +45,12 @@ class Pop3Frontend(Prepared):
         }
         self.capabilities_in_clear = in_clear[server.starttls](server)
 
-    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+    def converse(self, client: Client) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Talk to a client from the greeting until it is identified, or gone."""
-        return Pop3Conversation(self, client).converse()
+        return Pop3Frontend(self, client).converse()
 
 
-class Pop3Conversation(Conversation[Pop3Frontend]):
+class Pop3Frontend(Frontend[Pop3FrontendFactory]):
     """One client's conversation; ``user`` is what USER named, while PASS is awaited."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=commands.MAX_ARGUMENTS)
@@ -61,11 +61,11 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
 
     __slots__ = ("user",)
 
-    def __init__(self, prepared: Pop3Frontend, client: Client) -> None:
+    def __init__(self, prepared: Pop3FrontendFactory, client: Client) -> None:
         super().__init__(prepared, client)
         self.user: bytes | None = None
 
-    def greet(self) -> Dialogue[Ended | None]:
+    def greet(self) -> ProtocolGenerator[SessionEnd | None]:
         """Say the greeting, with the challenge in it where a method needs one."""
         if self.server.pop3_auth.isdisjoint(_CHALLENGED):
             return (yield from super().greet())
@@ -76,7 +76,7 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
         """Give the reply to an invalid command."""
         return replies.INVALID
 
-    def denial(self, denied: Denied) -> bytes:
+    def denial(self, denied: AuthDenied) -> bytes:
         """Give the reply to a denied login."""
         return replies.denial(denied)
 
@@ -94,11 +94,11 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
                 return _SAY_OK
         return self._at_length(line, user)
 
-    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what is known of a client that may log in."""
-        return Identified(grant, request.credentials.method, self.reader.rest())
+        return UpstreamLogin(grant, request.credentials.method, self.reader.rest())
 
-    def _at_length(self, line: bytes, user: bytes | None) -> Dialogue[Outcome]:
+    def _at_length(self, line: bytes, user: bytes | None) -> ProtocolGenerator[Outcome]:
         """Take any command; after USER nearly all of them make it forgotten."""
         command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
@@ -106,12 +106,14 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
         word, arguments = command
         if word == commands.QUIT:
             yield from send(replies.OK)
-            return Ended(CloseReason.CLIENT_QUIT)
+            return SessionEnd(CloseReason.CLIENT_QUIT)
         if user is not None:
             return (yield from self._after_user(user, word, arguments))
         return (yield from self._START[word](self, arguments))
 
-    def _after_user(self, user: bytes, word: bytes, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _after_user(
+        self, user: bytes, word: bytes, arguments: tuple[bytes, ...]
+    ) -> ProtocolGenerator[Outcome]:
         """State "user": a PASS that could not be taken at a glance, and what does not disturb it."""
         if word == commands.PASS and arguments:
             yield from self._refuse_unsafe(_PASSWORD)
@@ -126,7 +128,7 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
             )
         return None
 
-    def _user(self, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _user(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         """USER without a name that could be taken, or before TLS."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
@@ -136,24 +138,24 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
             )
         return None
 
-    def _pass(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _pass(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE)
         return None
 
-    def _capa(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _capa(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         frontend = self.prepared
         in_clear = self.client.tls is None
         yield from send(frontend.capabilities_in_clear if in_clear else frontend.capabilities)
         return None
 
-    def _noop(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _noop(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         yield from send(replies.OK)
         return None
 
-    def _stls(self, _arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _stls(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         return (yield from self.upgrade(replies.OK))
 
-    def _apop(self, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _apop(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         if self.tls_is_missing:
             yield from self.refuse(Method.APOP, LoginResult.TLS_REQUIRED)
         elif AuthMethod.APOP not in self.server.pop3_auth:
@@ -168,7 +170,7 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
             yield from self._refuse_unsafe(Method.APOP)
         return None
 
-    def _auth(self, arguments: tuple[bytes, ...]) -> Dialogue[Outcome]:
+    def _auth(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
         if not arguments and not self.tls_is_missing:
             yield from send(self.prepared.mechanisms)
             return None
@@ -180,7 +182,7 @@ class Pop3Conversation(Conversation[Pop3Frontend]):
             return self.attempt(credentials)
         return credentials
 
-    def _refuse_unsafe(self, method: Method) -> Dialogue[None]:
+    def _refuse_unsafe(self, method: Method) -> ProtocolGenerator[None]:
         """Answer credentials that could end a line, or a field, elsewhere."""
         return self.refuse(method, LoginResult.BAD_CREDENTIALS_SYNTAX, ProtocolErrorKind.CONTROL_CHAR)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from mailproxy.protocols.types import Denied
+from mailproxy.protocols.types import AuthDenied
 from mailproxy_config.model import AuthMethod, ServerConfig
 
 GREETING: Final = b"+OK POP3 ready\r\n"
@@ -31,7 +31,7 @@ def greeting(challenge: bytes) -> bytes:
     return b"+OK POP3 ready " + challenge + b"\r\n"
 
 
-def denial(denied: Denied) -> bytes:
+def denial(denied: AuthDenied) -> bytes:
     """Pass on why the authorization service denied the login."""
     return b"-ERR " + denied.text + b"\r\n"
 

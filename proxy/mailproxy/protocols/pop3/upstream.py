@@ -6,24 +6,32 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerGone
+from mailproxy.errors import PeerDisconnected
 from mailproxy.protocols.proxy_protocol import outbound
-from mailproxy.protocols.sansio import Dialogue, Send
+from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
-from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn
-from mailproxy.protocols.upstream_reply import LF, LINE, Logins, broke_off, failed, hear_out, refused
+from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.upstream_reply import (
+    LF,
+    LINE,
+    UpstreamLoginBase,
+    broke_off,
+    failed,
+    read_reply,
+    refused,
+)
 
 _GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN
 _POSITIVE: Final = b"+OK"
 
 
-class Pop3Upstream(Logins):
+class Pop3Upstream(UpstreamLoginBase):
     """One server's side of the conversation with POP3 upstreams."""
 
     __slots__ = ()
 
-    def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
+    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in; the client gets the reply to PASS and what came with it.
 
         Raises:
@@ -44,19 +52,19 @@ class Pop3Upstream(Logins):
                 heard = yield receive
                 if not (heard.startswith(_POSITIVE) and LF in heard):
                     heard = yield from self._hear_out(heard, stage)
-        except PeerGone as gone:
+        except PeerDisconnected as gone:
             raise broke_off(stage) from gone
-        return LoggedIn(heard)
+        return UpstreamLoginResult(heard)
 
-    def _hear_out(self, heard: bytes, stage: UpstreamStage) -> Dialogue[bytes]:
+    def _hear_out(self, heard: bytes, stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Insist on a positive reply; only its beginning is looked at."""
-        heard = yield from hear_out(heard, LINE, self.limit, stage)
+        heard = yield from read_reply(heard, LINE, self.limit, stage)
         if heard.startswith(_POSITIVE):
             return heard
         raise refused(heard, stage, is_honest=heard.startswith(b"-ERR"))
 
 
-def _commands(grant: Granted) -> tuple[bytes, bytes]:
+def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """Word the login.
 
     Raises:

@@ -7,7 +7,7 @@ import re
 from typing import Final, NamedTuple
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import misread
+from mailproxy.protocols.frontend import classify_bad_line
 
 MAX_ARGUMENTS: Final = 11
 _CR: Final = 13
@@ -58,7 +58,7 @@ def parse(line: bytes) -> Command | ProtocolErrorKind:
     word, _, rest = line.partition(b" ")
     known = _WORDS.get(word.upper())
     if known is None:
-        return misread(line)
+        return classify_bad_line(line)
     arguments = tuple(filter(None, rest.split(b" ")))
     if len(arguments) > MAX_ARGUMENTS:
         return ProtocolErrorKind.BAD_ARGUMENTS

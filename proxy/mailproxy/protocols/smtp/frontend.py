@@ -5,26 +5,33 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mailproxy.enums import ClientErred, CloseReason, Method, ProtocolErrorKind, Remark
-from mailproxy.protocols.frontend import CertificateFault, Conversation, Outcome, Prepared, Turn, has_controls
-from mailproxy.protocols.sansio import Dialogue, Send, note, overhear, resolve_client, send
+from mailproxy.enums import CloseReason, LogNote, Method, ProtocolErrorKind, ProtocolViolation
+from mailproxy.protocols.frontend import (
+    CertificateFault,
+    Frontend,
+    FrontendConfig,
+    Outcome,
+    Turn,
+    has_controls,
+)
+from mailproxy.protocols.sansio import ProtocolGenerator, Send, note, peek, resolve_client, send
 from mailproxy.protocols.sasl import Framing, plain
 from mailproxy.protocols.smtp import commands, replies
 from mailproxy.protocols.smtp.commands import Command
 from mailproxy.protocols.types import (
+    AuthAllowed,
+    AuthDenied,
     AuthRequest,
     Client,
     Credentials,
-    Denied,
-    Ended,
     Envelope,
-    Granted,
-    Identified,
+    SessionEnd,
+    UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 
-class SmtpFrontend(Prepared):
+class SmtpFrontendFactory(FrontendConfig):
     """One server's side of the conversation with SMTP clients, its replies prepared once."""
 
     __slots__ = ("capabilities", "capabilities_in_clear", "hello")
@@ -42,12 +49,12 @@ class SmtpFrontend(Prepared):
         }
         self.capabilities_in_clear = Send(in_clear[server.starttls](server))
 
-    def converse(self, client: Client) -> Dialogue[Identified | Ended]:
+    def converse(self, client: Client) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
         """Talk to a client from before the greeting until it is identified, or gone."""
-        return SmtpConversation(self, client).converse()
+        return SmtpFrontend(self, client).converse()
 
 
-class SmtpConversation(Conversation[SmtpFrontend]):
+class SmtpFrontend(Frontend[SmtpFrontendFactory]):
     """One client's conversation.
 
     Attributes:
@@ -64,31 +71,31 @@ class SmtpConversation(Conversation[SmtpFrontend]):
 
     __slots__ = ("esmtp", "helo", "mail")
 
-    def __init__(self, prepared: SmtpFrontend, client: Client) -> None:
+    def __init__(self, prepared: SmtpFrontendFactory, client: Client) -> None:
         super().__init__(prepared, client)
         self.helo: bytes | None = None
         self.mail: bytes | None = None
         self.esmtp = False
 
-    def greet(self) -> Dialogue[Ended | None]:
+    def greet(self) -> ProtocolGenerator[SessionEnd | None]:
         """Find out the client's name, wait for ``smtp_greeting_delay``, and greet."""
         server = self.server
         if server.resolver is not None:
             self.client.host = yield from resolve_client()
         if server.smtp_greeting_delay > 0:
-            early = yield from overhear(server.smtp_greeting_delay, server.smtp_client_buffer)
+            early = yield from peek(server.smtp_greeting_delay, server.smtp_client_buffer)
             if early:
-                yield from note(Remark("client was rejected before greeting"))
-                yield from note(ClientErred(ProtocolErrorKind.EARLY_TALKER))
+                yield from note(LogNote("client was rejected before greeting"))
+                yield from note(ProtocolViolation(ProtocolErrorKind.EARLY_TALKER))
                 yield from send(replies.EARLY_TALKER)
-                return Ended(CloseReason.PROTOCOL_ERROR)
+                return SessionEnd(CloseReason.PROTOCOL_ERROR)
         return (yield from super().greet())
 
     def invalid(self) -> bytes:
         """Give the reply to an invalid command."""
         return replies.INVALID
 
-    def denial(self, denied: Denied) -> bytes:
+    def denial(self, denied: AuthDenied) -> bytes:
         """Give the reply to a denied login, or to a denied RCPT."""
         return replies.denial(denied)
 
@@ -107,10 +114,10 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             return self.attempt(credentials)
         return self.answer(credentials)
 
-    def identified(self, request: AuthRequest, grant: Granted) -> Identified:
+    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         """Put together what is known of a client that may log in."""
         method, unread = request.credentials.method, self.reader.rest()
-        return Identified(grant, method, unread, b"", request.envelope, self.helo, self.esmtp)
+        return UpstreamLogin(grant, method, unread, b"", request.envelope, self.helo, self.esmtp)
 
     def _greeted(self, helo: bytes, *, extended: bool) -> Send:
         """HELO and EHLO: a transaction that was begun is forgotten (RFC 5321 section 4.1.4)."""
@@ -121,14 +128,14 @@ class SmtpConversation(Conversation[SmtpFrontend]):
         self.esmtp = True
         return self.prepared.capabilities_in_clear if self.client.tls is None else self.prepared.capabilities
 
-    def _at_length(self, line: bytes) -> Dialogue[Outcome]:
+    def _at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
         """Take any command, and answer it."""
         command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
             return (yield from self.count(command))
         return (yield from self._COMMANDS[command.word](self, command))
 
-    def _hello(self, command: Command) -> Dialogue[Outcome]:
+    def _hello(self, command: Command) -> ProtocolGenerator[Outcome]:
         if len(command.arguments) != 1:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
         elif has_controls(command.text):
@@ -137,7 +144,7 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             yield self._greeted(command.arguments[0], extended=command.word == commands.EHLO)
         return None
 
-    def _auth(self, command: Command) -> Dialogue[Outcome]:
+    def _auth(self, command: Command) -> ProtocolGenerator[Outcome]:
         if not command.arguments and not self.tls_is_missing:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
             return None
@@ -146,9 +153,9 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             return self.attempt(credentials)
         return credentials
 
-    def _mail(self, command: Command) -> Dialogue[Outcome]:
+    def _mail(self, command: Command) -> ProtocolGenerator[Outcome]:
         if AuthMethod.NONE not in self.server.smtp_auth:
-            yield from note(Remark("client was rejected", command.text))
+            yield from note(LogNote("client was rejected", command.text))
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.AUTH_REQUIRED)
         elif self.tls_is_missing:
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.TLS_REQUIRED)
@@ -159,7 +166,7 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             yield from send(replies.OK)
         return None
 
-    def _rcpt(self, command: Command) -> Dialogue[Outcome]:
+    def _rcpt(self, command: Command) -> ProtocolGenerator[Outcome]:
         if self.mail is None:
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.BAD_SEQUENCE)
         elif (yield from self._has_address(command)):
@@ -167,7 +174,7 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             return self.attempt(Credentials(Method.NONE), envelope)
         return None
 
-    def _has_address(self, command: Command) -> Dialogue[bool]:
+    def _has_address(self, command: Command) -> ProtocolGenerator[bool]:
         """Whether there is anything to repeat to the upstream; what it says is not our business."""
         if not command.arguments:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
@@ -177,25 +184,25 @@ class SmtpConversation(Conversation[SmtpFrontend]):
             return False
         return True
 
-    def _rset(self, _command: Command) -> Dialogue[Outcome]:
+    def _rset(self, _command: Command) -> ProtocolGenerator[Outcome]:
         self.mail = None
         yield from send(replies.OK)
         return None
 
-    def _noop(self, _command: Command) -> Dialogue[Outcome]:
+    def _noop(self, _command: Command) -> ProtocolGenerator[Outcome]:
         yield from send(replies.OK)
         return None
 
-    def _quit(self, _command: Command) -> Dialogue[Outcome]:
+    def _quit(self, _command: Command) -> ProtocolGenerator[Outcome]:
         yield from send(replies.BYE)
-        return Ended(CloseReason.CLIENT_QUIT)
+        return SessionEnd(CloseReason.CLIENT_QUIT)
 
-    def _unserved(self, _command: Command) -> Dialogue[Outcome]:
+    def _unserved(self, _command: Command) -> ProtocolGenerator[Outcome]:
         """VRFY, EXPN and HELP are known, and nobody answers them."""
         yield from self.reject(ProtocolErrorKind.UNKNOWN_COMMAND)
         return None
 
-    def _starttls(self, _command: Command) -> Dialogue[Outcome]:
+    def _starttls(self, _command: Command) -> ProtocolGenerator[Outcome]:
         if self.tls_is_offered:
             self.helo = self.mail = None
         return (yield from self.upgrade(replies.START_TLS))

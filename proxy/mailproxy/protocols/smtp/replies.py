@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from mailproxy.protocols.types import Denied
+from mailproxy.protocols.types import AuthDenied
 from mailproxy_config.model import AuthMethod, ServerConfig
 
 OK: Final = b"250 2.0.0 OK\r\n"
@@ -45,7 +45,7 @@ def hello(server: ServerConfig) -> bytes:
     return f"250 {server.server_name}\r\n".encode()
 
 
-def denial(denied: Denied) -> bytes:
+def denial(denied: AuthDenied) -> bytes:
     """Pass on why the authorization service denied the login, with its own code if it gave one."""
     return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from mailproxy.enums import UpstreamStage
-from mailproxy.errors import PeerGone
+from mailproxy.errors import PeerDisconnected
 from mailproxy.protocols.proxy_protocol import outbound
-from mailproxy.protocols.sansio import Dialogue, Send
+from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.types import Client, Granted, Identified, LoggedIn
-from mailproxy.protocols.upstream_reply import Logins, broke_off, failed, hear_out, refused
+from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.upstream_reply import UpstreamLoginBase, broke_off, failed, read_reply, refused
 from mailproxy_config.model import ServerConfig
 
 _GREETING: Final = UpstreamStage.GREETING
@@ -41,7 +41,7 @@ _Step = tuple[Send, UpstreamStage, re.Pattern[bytes]]
 """A command, how far the login is with it, and the reply that is hoped for."""
 
 
-class SmtpUpstream(Logins):
+class SmtpUpstream(UpstreamLoginBase):
     """One server's side of the conversation with SMTP upstreams."""
 
     __slots__ = ("_ehlo", "_helo")
@@ -51,7 +51,7 @@ class SmtpUpstream(Logins):
         self._ehlo = Send(f"EHLO {server.server_name}\r\n".encode()), _HELLO, _DONE
         self._helo = Send(f"HELO {server.server_name}\r\n".encode()), _HELLO, _DONE
 
-    def log_in(self, client: Client, identified: Identified) -> Dialogue[LoggedIn]:
+    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
         """Log in as ``xclient`` and ``proxy_smtp_auth`` want it.
 
         The client gets ``235``; or, where it did not log in, the upstream's
@@ -74,19 +74,21 @@ class SmtpUpstream(Logins):
                 heard = yield receive
                 if hoped_for.match(heard) is None:
                     heard = yield from self._hear_out(heard, hoped_for, stage)
-        except PeerGone as gone:
+        except PeerDisconnected as gone:
             raise broke_off(stage) from gone
-        return LoggedIn(replies.AUTHENTICATED if identified.envelope is None else heard)
+        return UpstreamLoginResult(replies.AUTHENTICATED if identified.envelope is None else heard)
 
-    def _hear_out(self, heard: bytes, hoped_for: re.Pattern[bytes], stage: UpstreamStage) -> Dialogue[bytes]:
+    def _hear_out(
+        self, heard: bytes, hoped_for: re.Pattern[bytes], stage: UpstreamStage
+    ) -> ProtocolGenerator[bytes]:
         """Insist on the reply that is hoped for."""
-        heard = yield from hear_out(heard, _WHOLE, self.limit, stage)
+        heard = yield from read_reply(heard, _WHOLE, self.limit, stage)
         if hoped_for.match(heard):
             return heard
         is_bye = heard.startswith(b"421")  # RFC 5321 section 3.8
         raise refused(heard, stage, is_honest=_HONEST.match(heard) is not None, is_bye=is_bye)
 
-    def _steps(self, client: Client, identified: Identified) -> Iterator[_Step]:
+    def _steps(self, client: Client, identified: UpstreamLogin) -> Iterator[_Step]:
         """Say who we are, who the client is, and what it called itself; then log in, or begin its message.
 
         Raises:
@@ -106,7 +108,7 @@ class SmtpUpstream(Logins):
         elif server.proxy_smtp_auth:
             yield Send(_authentication(identified.grant)), _LOGIN, _PROVEN
 
-    def _xclient(self, client: Client, grant: Granted) -> bytes:
+    def _xclient(self, client: Client, grant: AuthAllowed) -> bytes:
         """Word the XCLIENT command; with ``proxy_smtp_auth`` the login is proven, not told."""
         address = client.address
         is_ipv6 = ":" in address and not address.startswith("unix:")
@@ -121,7 +123,7 @@ def xtext(octets: bytes) -> bytes:
     return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), octets)
 
 
-def _authentication(grant: Granted) -> bytes:
+def _authentication(grant: AuthAllowed) -> bytes:
     """Word AUTH PLAIN with an initial response, whatever the client used."""
     if grant.password is None:
         raise failed("no password available", _LOGIN)

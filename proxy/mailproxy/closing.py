@@ -12,7 +12,7 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.context import Engine
+from mailproxy.context import WorkerContext
 from mailproxy.loop.epoll import BROKEN, READ
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
@@ -23,7 +23,7 @@ LINGER_OCTETS: Final = 64 * 1024
 LINGERING_AT_MOST: Final = 256
 
 
-def close_now(engine: Engine, sock: socket.SocketType, fd: int) -> None:
+def close_now(engine: WorkerContext, sock: socket.SocketType, fd: int) -> None:
     """Close a connection that has nothing left to say.
 
     Its number stays taken until the turn ends, so that no event of this turn
@@ -33,13 +33,13 @@ def close_now(engine: Engine, sock: socket.SocketType, fd: int) -> None:
     engine.reactor.at_end(sock.close)
 
 
-def close_politely(engine: Engine, sock: socket.SocketType, fd: int) -> None:
+def lingering_close(engine: WorkerContext, sock: socket.SocketType, fd: int) -> None:
     """Close a connection whose last reply must arrive, although the peer may still be talking."""
     end_writing(sock)
     if len(engine.lingering) >= LINGERING_AT_MOST:
         close_now(engine, sock, fd)
         return
-    lingerer = Lingerer(engine, sock, fd)
+    lingerer = LingeringClose(engine, sock, fd)
     try:
         lingerer.on_event(READ)
     except Exception as crash:  # an entry point: its session is over
@@ -54,12 +54,12 @@ def end_writing(sock: socket.SocketType) -> None:
         socket.SocketType.shutdown(sock, socket.SHUT_WR)  # an SSLSocket's own forgets its TLS
 
 
-class Lingerer:
+class LingeringClose:
     """Throws away what a peer still sends, for a bounded while."""
 
     __slots__ = ("_left", "engine", "fd", "sock", "timer")
 
-    def __init__(self, engine: Engine, sock: socket.SocketType, fd: int) -> None:
+    def __init__(self, engine: WorkerContext, sock: socket.SocketType, fd: int) -> None:
         self.engine = engine
         self.sock = sock
         self.fd = fd
