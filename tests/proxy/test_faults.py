@@ -314,7 +314,7 @@ CASES = [
     ),
     case("upstream: logged in", (Session, "logged_in"), logs_in_at_an_upstream(APOLOGY)),
     case("upstream: the relay", (session, "start_relay"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: an end of it", (session, "End"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(APOLOGY)),
     case("upstream: abandoned", (UpstreamConnection, "abandon"), leaves_at_an_upstream),
     case("relay: deferred", (Relay, "open"), logs_in_at_an_upstream(b"+OK\r\n")),
     case("relay: readiness, plain", (RelayEnd, "on_event"), relays(10)),
