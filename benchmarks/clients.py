@@ -103,23 +103,23 @@ class Tls:
 
     def read(self) -> bytes:
         """Decrypt whatever whole records have come."""
-        octets, incoming = b"", self.incoming
+        data, incoming = b"", self.incoming
         with suppress(ssl.SSLWantReadError):
             while incoming.pending:
-                octets += self._object.read(_RECORD)
-        return octets
+                data += self._object.read(_RECORD)
+        return data
 
     def read_into(self, buffer: bytearray) -> int:
-        """Do the same for the number of octets alone."""
+        """Do the same for the number of bytes alone."""
         count, incoming = 0, self.incoming
         with suppress(ssl.SSLWantReadError):
             while incoming.pending:
                 count += self._object.read(_RECORD, buffer)
         return count
 
-    def sealed(self, octets: bytes) -> bytes:
+    def sealed(self, data: bytes) -> bytes:
         """Encrypt."""
-        self._object.write(octets)
+        self._object.write(data)
         return self.outgoing.read()
 
     @property
@@ -164,9 +164,9 @@ class Client:
 
     def on_event(self) -> None:
         """Go on with the handshake, or hear a reply."""
-        octets = self.hear()
-        if octets:
-            heard = self._heard + octets
+        data = self.hear()
+        if data:
+            heard = self._heard + data
             if heard.endswith(b"\r\n") and not (self.crowd.is_smtp and _has_more(heard)):
                 self._heard = b""
                 self._said(heard)
@@ -175,13 +175,13 @@ class Client:
 
     def hear(self) -> bytes:
         """Read what has come; nothing where it was part of a record, or of the handshake."""
-        octets = self.sock.recv(_READ)
-        if not octets:
+        data = self.sock.recv(_READ)
+        if not data:
             raise SystemExit(f"a connection was closed after {self._heard!r}")
         tls = self.tls
         if tls is None:
-            return octets
-        tls.incoming.write(octets)
+            return data
+        tls.incoming.write(data)
         if not tls.is_secure:
             if not tls.shake_hands():
                 return b""
@@ -189,12 +189,12 @@ class Client:
                 self._said(b"")
         return tls.read()
 
-    def say(self, octets: bytes) -> None:
+    def say(self, data: bytes) -> None:
         """Send."""
         if self.tls is None:
-            self.sock.send(octets)
+            self.sock.send(data)
         else:
-            self.sock.send(self.tls.sealed(octets))
+            self.sock.send(self.tls.sealed(data))
 
     def _said(self, heard: bytes) -> None:
         crowd, step = self.crowd, self._next
@@ -371,7 +371,7 @@ class Crowd:
         took = time.monotonic() - started
         epoll.close()
         self.leave()
-        return {"octets": moved, "per_second": moved / took}
+        return {"bytes": moved, "per_second": moved / took}
 
     def store(self, streams: int, seconds: float) -> dict[str, float]:
         """Have so many clients write as fast as they can."""
@@ -396,14 +396,14 @@ class Crowd:
         took = time.monotonic() - started
         epoll.close()
         self.leave()
-        return {"octets": moved, "per_second": moved / took}
+        return {"bytes": moved, "per_second": moved / took}
 
-    def stall(self, count: int, octets: str = "") -> dict[str, float]:
-        """Connect ``count`` times, say ``octets``, and then nothing."""
+    def stall(self, count: int, data: str = "") -> dict[str, float]:
+        """Connect ``count`` times, say ``data``, and then nothing."""
         for number in range(count):
             sock = socket.create_connection(("127.0.0.1", self.scene.port))
-            if octets:
-                sock.send(octets.encode("latin-1"))
+            if data:
+                sock.send(data.encode("latin-1"))
             self.idle.append(_Stalled(self, sock))
             if number % 64 == 0:
                 time.sleep(0.005)

@@ -207,7 +207,7 @@ def bulk(run: Bench, pace: Pace) -> Iterator[Row]:
                 run.crowds.do("hold", where, keep=True, count=streams)
                 before = proxy.cpu()
                 report = run.crowds.do(what, where, keep=True, streams=streams, seconds=pace.seconds)
-                return {"cpu": (proxy.cpu() - before) / report["octets"], "rate": report["per_second"]}
+                return {"cpu": (proxy.cpu() - before) / report["bytes"], "rate": report["per_second"]}
 
             found = _rounds(run, pace, measure)
             label = f"{work}, {streams} stream{'s' if streams > 1 else ''}"
@@ -343,14 +343,14 @@ def siege(run: Bench, pace: Pace) -> Iterator[Row]:
             run.scene(proxy, "imaps", user="half"),
             keep=True,
             count=1000,
-            octets="\x16\x03\x01\x02\x00\x01",
+            data="\x16\x03\x01\x02\x00\x01",
         )
         run.crowds.do(
             "stall",
             run.scene(proxy, "imap", user="literal"),
             keep=True,
             count=1000,
-            octets="a LOGIN {1000+}\r\nxx",
+            data="a LOGIN {1000+}\r\nxx",
         )
 
     def measure(proxy: Proxy) -> Figures:

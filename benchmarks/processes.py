@@ -95,7 +95,7 @@ class Proxy:
         return cpu_of(self.process.pid)
 
     def rss(self) -> int:
-        """Octets of memory that its workers occupy (``Pss``: a page that others have too counts in part)."""
+        """Bytes of memory that its workers occupy (``Pss``: a page that others have too counts in part)."""
         return sum(map(pss_of, self.workers))
 
     def stop(self) -> None:
@@ -112,7 +112,7 @@ def cpu_of(pid: int) -> float:
 
 
 def pss_of(pid: int) -> int:
-    """Octets of a process's memory, each shared page divided by its owners."""
+    """Bytes of a process's memory, each shared page divided by its owners."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

@@ -43,7 +43,7 @@ from mailproxy_operator.snapshot import Snapshot
 REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
 PAGE = 500
-MAX_CONFIG_OCTETS = 64 * 1024
+MAX_CONFIG_BYTES = 64 * 1024
 _APPLY, _MERGE, _JSON_PATCH = (
     "application/apply-patch+yaml",
     "application/merge-patch+json",
@@ -236,7 +236,7 @@ class KubeCluster:
         try:
             async with asyncio.timeout(POD_SECONDS):
                 async with self._pods.get(f"http://{host}:{names.ADMIN_PORT}/config") as answer:
-                    told = json.loads(await answer.content.read(MAX_CONFIG_OCTETS))
+                    told = json.loads(await answer.content.read(MAX_CONFIG_BYTES))
         except (aiohttp.ClientError, OSError, ValueError):
             return None
         if not isinstance(told, dict):

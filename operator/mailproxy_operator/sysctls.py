@@ -118,9 +118,9 @@ def _asked_for(listens: Sequence[ListenConfig], privileged_port: int | None) -> 
         yield _wanted(BACKLOG, str(backlog), "Backlog")
 
 
-def _triple(octets: int, largest: int) -> str:
+def _triple(data: int, largest: int) -> str:
     # SO_RCVBUF and SO_SNDBUF are doubled by the kernel, so the default has to be as well.
-    return f"{_MINIMUM} {2 * octets} {max(largest, 2 * octets)}"
+    return f"{_MINIMUM} {2 * data} {max(largest, 2 * data)}"
 
 
 def _keepalive(listens: Sequence[ListenConfig]) -> Iterable[Sysctl]:

@@ -386,10 +386,10 @@ def header_values(config: ServerConfig) -> list[tuple[bytes, Secret | bytes]]:
             continue
         try:
             with open(header.value_file, "rb") as file:
-                octets = file.read(64 * 1024)
+                data = file.read(64 * 1024)
         except OSError as error:
             path = f"servers[{config.name}].auth_http_header[{position}]"
             reason = f"cannot read {header.value_file}: {error.strerror}"
             raise ConfigError([Problem(path, reason)]) from error
-        values.append((header.name.encode(), Secret(octets.removesuffix(b"\n").removesuffix(b"\r"))))
+        values.append((header.name.encode(), Secret(data.removesuffix(b"\n").removesuffix(b"\r"))))
     return values

@@ -123,7 +123,7 @@ def _check(options: argparse.Namespace) -> int:
 
     source = _source(options.file)
     try:
-        verdict = judge(_octets(options.file), source=source, hostname=socket.gethostname())
+        verdict = judge(_data(options.file), source=source, hostname=socket.gethostname())
     except ConfigError as error:
         _complain(error.problems)
         return Exit.WRONG_INPUT
@@ -146,7 +146,7 @@ def _convert(options: argparse.Namespace) -> int:
     source = _source(options.file)
     names = {"name": options.name, "namespace": options.namespace}
     try:
-        text = plain_text(_octets(options.file), source)
+        text = plain_text(_data(options.file), source)
         manifest = parse_nginx(text, source=source, **names, only_to_print=True)
     except ConfigError as error:
         _complain(error.problems)
@@ -156,7 +156,7 @@ def _convert(options: argparse.Namespace) -> int:
     return Exit.FINE
 
 
-def _octets(file: Path) -> bytes:
+def _data(file: Path) -> bytes:
     """Read the configuration, from standard input for ``-``; a pipe will do, since it is read once.
 
     Raises:

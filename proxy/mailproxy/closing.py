@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaving without losing the last word.
 
-A socket that is closed while the peer's octets lie unread makes TCP reset the
+A socket that is closed while the peer's bytes lie unread makes TCP reset the
 connection, and the last reply may be lost on the way.  So our side is shut
 first, and what still comes is thrown away for a short while.
 """
@@ -19,7 +19,7 @@ from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.tls.connection import TlsConnection
 
 LINGER_SECONDS: Final = 2.0
-LINGER_OCTETS: Final = 64 * 1024
+LINGER_BYTES: Final = 64 * 1024
 LINGERING_AT_MOST: Final = 256
 
 
@@ -64,7 +64,7 @@ class LingeringClose:
         self.sock = sock
         self.fd = fd
         self.timer: Deadlines | None = None
-        self._left = LINGER_OCTETS
+        self._left = LINGER_BYTES
         engine.reactor.want(fd, READ)
         engine.timers.arm(self, LINGER_SECONDS)
         engine.reactor.hand_over(fd, self)
@@ -73,17 +73,17 @@ class LingeringClose:
     def on_event(self, mask: int) -> None:
         """Read and forget; the end, an error or the limit closes."""
         try:
-            octets = self.sock.recv(4096)
+            data = self.sock.recv(4096)
         except WOULD_BLOCK:
             if mask & BROKEN:
                 self.on_timeout()
             return
         except CLOSED_BY_TLS:
-            octets = b""
+            data = b""
         except OSError:
-            octets = b""
-        self._left -= len(octets)
-        if not octets or self._left <= 0:
+            data = b""
+        self._left -= len(data)
+        if not data or self._left <= 0:
             self.on_timeout()
 
     def crashed(self) -> None:

@@ -40,7 +40,7 @@ class WorkerContext:
 
     Attributes:
         live: Every session, whatever its phase; what a drain waits for.
-        lingering: Connections that are over but for the peer's last octets.
+        lingering: Connections that are over but for the peer's last bytes.
         clients: How many client connections are open.
         limit: How many may be (``worker_connections``).
     """

@@ -216,7 +216,7 @@ class LoginDenied:
 
 @dataclass(slots=True)
 class LogNote:
-    """Something for the log at ``info``: a fixed sentence, and octets that the log will escape.
+    """Something for the log at ``info``: a fixed sentence, and bytes that the log will escape.
 
     ``text`` never holds a password.  ``is_ours`` is for what an administrator
     has to mend: it is logged at ``error``.

@@ -62,10 +62,10 @@ class TlsFailed(SessionError):
 
 
 class LineTooLong(SessionError):
-    """More octets than the buffer takes, and no line end among them.
+    """More bytes than the buffer takes, and no line end among them.
 
     Attributes:
-        seen: The octets that fill the buffer; for the log, never for a peer.
+        seen: The bytes that fill the buffer; for the log, never for a peer.
     """
 
     reason = CloseReason.PROTOCOL_ERROR

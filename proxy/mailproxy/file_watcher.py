@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 LIMIT: Final = 32 * 1024 * 1024
-"""A file is judged by its first octets, at most so many."""
+"""A file is judged by its first bytes, at most so many."""
 
 _Signature = tuple[int, int, int, int] | None
 _Digest = bytes | None

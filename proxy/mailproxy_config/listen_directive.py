@@ -11,7 +11,7 @@ from typing import Any, Final
 from mailproxy_config import addresses, units
 from mailproxy_config.describe import explained
 from mailproxy_config.kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
-from mailproxy_config.model import KeepAlive, ListenConfig, Octets
+from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
 from mailproxy_config.schema import (
     Flag,
     Integer,
@@ -286,7 +286,7 @@ def _keep_alive(value: Mapping[str, Any]) -> KeepAlive:
 
 def _listener(value: Mapping[str, Any], place: ErrorPath) -> ListenConfig:
     sizes = {
-        field: Octets(place.field(field).attempt(lambda field=field: units.size(value[field]), 0))  # type: ignore[misc]
+        field: ByteCount(place.field(field).attempt(lambda field=field: units.size(value[field]), 0))  # type: ignore[misc]
         for field in ("rcvbuf", "sndbuf")
         if field in value
     }

@@ -230,8 +230,8 @@ def _documents(text: str, source: str) -> list[Any]:
     return documents(text, source=source)
 
 
-def _decoded(octets: bytes, source: str) -> str:
-    words = plain_text(octets, source)
+def _decoded(data: bytes, source: str) -> str:
+    words = plain_text(data, source)
     if not words.strip():
         raise ConfigError([Problem(source, "is empty")])
     return words

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import NewType
 
 Seconds = NewType("Seconds", float)
-Octets = NewType("Octets", int)
+ByteCount = NewType("ByteCount", int)
 
 
 class Protocol(StrEnum):
@@ -126,8 +126,8 @@ class ListenConfig:
     proxy_protocol: bool = False
     bind: bool = False
     backlog: int = 511
-    rcvbuf: Octets | None = None
-    sndbuf: Octets | None = None
+    rcvbuf: ByteCount | None = None
+    sndbuf: ByteCount | None = None
     ipv6only: bool = True
     multipath: bool = False
     so_keepalive: KeepAlive | None = None
@@ -186,14 +186,14 @@ class CertificateFiles:
 class SessionCache:
     """``ssl_session_cache``: ``off`` refuses sessions; ``builtin`` and ``shared`` are sizes.
 
-    ``builtin`` counts sessions; ``shared`` counts octets and has a name.  With
+    ``builtin`` counts sessions; ``shared`` counts bytes and has a name.  With
     everything at its default the cache is nginx's ``none``.
     """
 
     off: bool = False
     builtin: int | None = None
     shared_name: str | None = None
-    shared_size: Octets | None = None
+    shared_size: ByteCount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,16 +220,16 @@ class ServerConfig:
 
     imap_auth: frozenset[AuthMethod]
     imap_capabilities: tuple[str, ...]
-    imap_client_buffer: Octets
+    imap_client_buffer: ByteCount
     pop3_auth: frozenset[AuthMethod]
     pop3_capabilities: tuple[str, ...]
-    pop3_client_buffer: Octets
+    pop3_client_buffer: ByteCount
     smtp_auth: frozenset[AuthMethod]
     smtp_capabilities: tuple[str, ...]
-    smtp_client_buffer: Octets
+    smtp_client_buffer: ByteCount
     smtp_greeting_delay: Seconds
 
-    proxy_buffer: Octets
+    proxy_buffer: ByteCount
     proxy_timeout: Seconds
     proxy_pass_error_message: bool
     proxy_smtp_auth: bool

@@ -14,10 +14,10 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .model import Octets, Seconds
+from .model import ByteCount, Seconds
 
 LARGEST_SECONDS: Final = 2**31 - 1
-LARGEST_OCTETS: Final = 2**31 - 1
+LARGEST_BYTES: Final = 2**31 - 1
 
 MSEC_TIME: Final = (
     r"^([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?(([0-9]+s *)?([0-9]+ms *)?|[0-9]+ +)([0-9]+)?$"
@@ -70,19 +70,19 @@ def sec_time(text: str | int) -> Seconds:
     raise ValueError("must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds")
 
 
-def size(text: str | int) -> Octets:
+def size(text: str | int) -> ByteCount:
     """Read a size: ``512``, ``4k`` (4096), ``10m``; there is no ``g``.
 
     Raises:
-        ValueError: It is no size, or larger than ``LARGEST_OCTETS``.
+        ValueError: It is no size, or larger than ``LARGEST_BYTES``.
     """
     if not _matches(_SIZE, text):
         raise ValueError("must be a size such as 4k or 10m; a bare number is bytes")
     digits = str(text).lower().rstrip("km")
-    octets = _number(digits) * _FACTORS.get(str(text).lower()[len(digits) :], 1)
-    if octets > LARGEST_OCTETS:
-        raise ValueError(f"{_shown(text)} is more than {LARGEST_OCTETS} bytes")
-    return Octets(octets)
+    data = _number(digits) * _FACTORS.get(str(text).lower()[len(digits) :], 1)
+    if data > LARGEST_BYTES:
+        raise ValueError(f"{_shown(text)} is more than {LARGEST_BYTES} bytes")
+    return ByteCount(data)
 
 
 def printed_time(seconds: float) -> str:
@@ -99,12 +99,12 @@ def printed_time(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-def printed_size(octets: int) -> str:
+def printed_size(data: int) -> str:
     """Write a size in the largest unit that divides it: ``4096`` is ``4k``."""
     for unit in ("m", "k"):
-        if octets and octets % _FACTORS[unit] == 0:
-            return f"{octets // _FACTORS[unit]}{unit}"
-    return str(octets)
+        if data and data % _FACTORS[unit] == 0:
+            return f"{data // _FACTORS[unit]}{unit}"
+    return str(data)
 
 
 def _matches(grammar: re.Pattern[str], text: str | int) -> bool:

@@ -160,10 +160,10 @@ SEC_TIME: Final = ValueType(
 
 
 def _buffer(value: int | str, _: ErrorPath) -> int:
-    octets = units.size(value)
-    if octets < SMALLEST_BUFFER:
+    data = units.size(value)
+    if data < SMALLEST_BUFFER:
         raise ValueError(f"{value} is too small: a buffer has at least {SMALLEST_BUFFER} bytes")
-    return octets
+    return data
 
 
 BUFFER: Final = ValueType(

@@ -28,18 +28,16 @@ async def attempt(w: World, protocol: Protocol) -> bytes:
 
 # Control characters, in every header that is passed on.  LF and CRLF begin a header of their own.
 
-CONTROLS = [*(bytes([octet]) for octet in range(0x20) if octet not in b"\t\n\r"), b"\t", b"\r", b"\r\0\n"]
+CONTROLS = [*(bytes([byte]) for byte in range(0x20) if byte not in b"\t\n\r"), b"\t", b"\r", b"\r\0\n"]
 
 
 @each
-@pytest.mark.parametrize("octets", CONTROLS, ids=repr)
+@pytest.mark.parametrize("data", CONTROLS, ids=repr)
 @pytest.mark.parametrize("header", ["Auth-User", "Auth-Pass"])
 def test_no_control_character_of_a_grant_reaches_an_upstream(
-    protocol: Protocol, header: str, octets: bytes
+    protocol: Protocol, header: str, data: bytes
 ) -> None:
-    grant = answer(GRANT).replace(
-        b"Content-Length", header.encode() + b": a" + octets + b"b\r\nContent-Length"
-    )
+    grant = answer(GRANT).replace(b"Content-Length", header.encode() + b": a" + data + b"b\r\nContent-Length")
 
     async def play() -> None:
         async with siege(serving(protocol, proxy_smtp_auth=True), grant) as w:
@@ -51,20 +49,20 @@ def test_no_control_character_of_a_grant_reaches_an_upstream(
 
 
 @each
-@pytest.mark.parametrize("octets", CONTROLS, ids=repr)
+@pytest.mark.parametrize("data", CONTROLS, ids=repr)
 @pytest.mark.parametrize("header", ["Auth-Status", "Auth-Error-Code"])
 def test_no_control_character_of_a_denial_reaches_a_client(
-    protocol: Protocol, header: str, octets: bytes
+    protocol: Protocol, header: str, data: bytes
 ) -> None:
     head = b"Auth-Status: no\r\n" if header == "Auth-Error-Code" else b""
     denial = (
-        b"HTTP/1.1 200 OK\r\n" + head + header.encode() + b": 5" + octets + b"5\r\nContent-Length: 0\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\n" + head + header.encode() + b": 5" + data + b"5\r\nContent-Length: 0\r\n\r\n"
     )
 
     async def play() -> None:
         async with siege(serving(protocol), denial) as w:
             said = await attempt(w, protocol)
-            ignored = header == "Auth-Error-Code" and protocol is not Protocol.SMTP and b"\r" not in octets
+            ignored = header == "Auth-Error-Code" and protocol is not Protocol.SMTP and b"\r" not in data
             assert said == (b"no" if ignored else APOLOGIES[protocol]) or (
                 ignored and said.endswith(b" no\r\n")
             )
@@ -91,13 +89,13 @@ ENDLESS = {
     "one header": (OK.encode() + b"X-Endless: ", b"x" * 10_000),
     "status line": (b"HTTP/1.1 200 ", b"x" * 10_000),
     "nothing but line ends": (b"", b"\r" * 10_000),
-    "octets": (b"", bytes(10_000)),
+    "bytes": (b"", bytes(10_000)),
 }
 
 
-async def _pour(writer: asyncio.StreamWriter, octets: bytes) -> None:
+async def _pour(writer: asyncio.StreamWriter, data: bytes) -> None:
     while True:
-        writer.write(octets)
+        writer.write(data)
         await writer.drain()
         await asyncio.sleep(0)
 
@@ -196,8 +194,8 @@ def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch
 def test_an_answer_that_drips_is_given_up_in_time(protocol: Protocol) -> None:
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        for octet in OK.encode() + b"X-Drip: " * 1000:
-            writer.write(bytes([octet]))
+        for byte in OK.encode() + b"X-Drip: " * 1000:
+            writer.write(bytes([byte]))
             await asyncio.sleep(0.05)
 
     async def play() -> None:
@@ -231,8 +229,8 @@ def test_an_answer_that_comes_before_the_end_of_its_question_ends_the_connection
     async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readline()
         writer.write(DENIED)
-        while octets := await reader.read(1 << 20):
-            request += octets
+        while data := await reader.read(1 << 20):
+            request += data
         requests.append(request)
 
     async def play() -> None:
@@ -310,10 +308,10 @@ def test_connections_of_a_service_that_a_reload_retired_do_not_stay() -> None:
     run(play)
 
 
-def _after(seconds: float, octets: bytes) -> Answer:
+def _after(seconds: float, data: bytes) -> Answer:
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(seconds)
-        return octets
+        return data
 
     return slowly
 

@@ -118,8 +118,8 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
     if said is not None:
         client.writer.write(said)
     elif act == "drip":
-        for octet in login:
-            await client.say(bytes([octet]))
+        for byte in login:
+            await client.say(bytes([byte]))
             await asyncio.sleep(0)
     elif act == "start tls":
         client.writer.write(STARTS[protocol])
@@ -153,8 +153,8 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
             if behaviour in answers:
                 writer.write(answers[behaviour]())
             elif behaviour == "drip":
-                for octet in answers["deny"]():
-                    writer.write(bytes([octet]))
+                for byte in answers["deny"]():
+                    writer.write(bytes([byte]))
                     await asyncio.sleep(0.001)
             else:
                 _leave(Peer(reader, writer), behaviour)

@@ -158,7 +158,7 @@ def test_every_command_to_an_smtp_upstream_is_one_line(address: str, sends: Send
             break
         reply = None
         if isinstance(action, Send):
-            sent.append(action.octets)
+            sent.append(action.data)
         else:
             reply = next(replies, b"250 fine\r\n")
     assert len([line for line in sent if line.startswith(b"XCLIENT ADDR=")]) == 1

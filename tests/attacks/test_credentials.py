@@ -24,14 +24,14 @@ MARK: Final = b"INJECTED"
 DIGEST: Final = b"0123456789abcdef0123456789abcdef"
 PLACES: Final = ("front", "middle", "end")
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
-evil = pytest.mark.parametrize("octets", EVIL, ids=repr)
+evil = pytest.mark.parametrize("data", EVIL, ids=repr)
 place = pytest.mark.parametrize("place", PLACES)
 
 
-def spoiled(word: bytes, octets: bytes, place: str) -> bytes:
+def spoiled(word: bytes, data: bytes, place: str) -> bytes:
     """A word with something evil in it, and what an attacker would like to have executed behind that."""
     parts = {"front": (b"", word), "middle": (word, word), "end": (word, b"")}[place]
-    return (octets + MARK).join(parts) if place != "end" else word + MARK + octets
+    return (data + MARK).join(parts) if place != "end" else word + MARK + data
 
 
 def server_for(protocol: Protocol) -> Builder:
@@ -55,7 +55,7 @@ async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
 
 
 async def nobody_heard(w: World) -> None:
-    """Not one octet reached the service or an upstream."""
+    """Not one byte reached the service or an upstream."""
     await breathe(8)
     assert w.auth.connections == 0
     assert w.auth.requests == []
@@ -77,11 +77,11 @@ def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool)
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
 def test_inside_the_base64_of_plain(
-    protocol: Protocol, octets: bytes, place: str, initial: bool, which: str
+    protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
-    bad = spoiled(b"alice", octets, place)
+    bad = spoiled(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
-    if which == "user" and b"\0" in octets:
+    if which == "user" and b"\0" in data:
         bad = user = b""  # NUL ends the name there; what follows is the password's first half
         password = b"\0" + MARK
 
@@ -101,9 +101,9 @@ def test_inside_the_base64_of_plain(
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
 def test_inside_the_base64_of_login(
-    protocol: Protocol, octets: bytes, place: str, initial: bool, which: str
+    protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
-    bad = spoiled(b"alice", octets, place)
+    bad = spoiled(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
 
     async def play() -> None:
@@ -119,9 +119,9 @@ def test_inside_the_base64_of_login(
 @evil
 @place
 @pytest.mark.parametrize("which", ["user", "digest"])
-def test_inside_the_base64_of_cram_md5(protocol: Protocol, octets: bytes, place: str, which: str) -> None:
-    digest = DIGEST if which == "user" else spoiled(b"", octets, "front").ljust(32, b"x")[:32]
-    user = spoiled(b"alice", octets, place) if which == "user" else b"alice"
+def test_inside_the_base64_of_cram_md5(protocol: Protocol, data: bytes, place: str, which: str) -> None:
+    digest = DIGEST if which == "user" else spoiled(b"", data, "front").ljust(32, b"x")[:32]
+    user = spoiled(b"alice", data, place) if which == "user" else b"alice"
 
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
@@ -137,10 +137,10 @@ def test_inside_the_base64_of_cram_md5(protocol: Protocol, octets: bytes, place:
 @evil
 @place
 @pytest.mark.parametrize("initial", [False, True])
-def test_inside_the_base64_of_external(protocol: Protocol, octets: bytes, place: str, initial: bool) -> None:
+def test_inside_the_base64_of_external(protocol: Protocol, data: bytes, place: str, initial: bool) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
-            user = spoiled(b"alice", octets, place)
+            user = spoiled(b"alice", data, place)
             await converse(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
             await nobody_heard(w)
             assert _counted(w, protocol, "external") == 1
@@ -157,8 +157,8 @@ def _counted(w: World, protocol: Protocol, method: str) -> int:
 @place
 @pytest.mark.parametrize("which", ["user", "password"])
 @pytest.mark.parametrize("plus", [b"", b"+"])
-def test_inside_an_imap_literal(octets: bytes, place: str, which: str, plus: bytes) -> None:
-    bad = spoiled(b"alice", octets, place)
+def test_inside_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
+    bad = spoiled(b"alice", data, place)
     words = [bad, b"pw"] if which == "user" else [b"alice", bad]
 
     async def play() -> None:
@@ -194,12 +194,12 @@ IN_THE_OPEN: Final = {
 }
 
 
-@pytest.mark.parametrize("octets", [b"\0", b"\r"], ids=repr)
+@pytest.mark.parametrize("data", [b"\0", b"\r"], ids=repr)
 @pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
-def test_in_a_command(protocol: Protocol, lines: list[bytes], octets: bytes) -> None:
+def test_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
-            filled = [line % octets if b"%b" in line else line for line in lines]
+            filled = [line % data if b"%b" in line else line for line in lines]
             await converse(w, protocol, filled)
             await nobody_heard(w)
 
@@ -207,14 +207,14 @@ def test_in_a_command(protocol: Protocol, lines: list[bytes], octets: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "octets", [bytes([octet]) for octet in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
+    "data", [bytes([byte]) for byte in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
 )
-def test_no_control_character_of_a_transaction_gets_through(octets: bytes) -> None:
+def test_no_control_character_of_a_transaction_gets_through(data: bytes) -> None:
     """What SMTP repeats unescaped to the service and the upstream has none at all."""
 
     async def play() -> None:
         async with siege(server_for(Protocol.SMTP), answer(GRANT)) as w:
-            lines = [b"MAIL FROM:<a" + octets + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
+            lines = [b"MAIL FROM:<a" + data + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
             assert b"501 5.5.4" in await converse(w, Protocol.SMTP, lines)
             await nobody_heard(w)
 
@@ -227,7 +227,7 @@ ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 
 
 @each
-def test_odd_but_harmless_octets_arrive_as_they_are(protocol: Protocol) -> None:
+def test_odd_but_harmless_bytes_arrive_as_they_are(protocol: Protocol) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
             client = await w.client()

@@ -89,7 +89,7 @@ def test_every_command_of_a_flood_is_answered_once(
                 await shake(client, identities)
             await client.line()
             client.writer.write(noop * count + b"x LOGOUT\r\nQUIT\r\n")
-            said = await client.octets(len(ok) * count)
+            said = await client.data(len(ok) * count)
             assert said == ok * count
             assert await heard(client)
             assert (
@@ -113,7 +113,7 @@ def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -
             flooder.writer.write(b"NOOP\r\n" * count)
             await flooder.line()
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(flooder.octets(5 * (count - 1)))
+                reading = group.create_task(flooder.data(5 * (count - 1)))
                 assert await other.ask(b"NOOP\r\n") == b"+OK\r\n"
                 assert not reading.done()
 
@@ -162,8 +162,8 @@ def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol:
                 await loop.sock_sendall(sock, ASKS[protocol] * 200)
                 taken = 0
                 with contextlib.suppress(ConnectionError):
-                    while octets := await loop.sock_recv(sock, 1024):
-                        taken += len(octets)
+                    while data := await loop.sock_recv(sock, 1024):
+                        taken += len(data)
                         await asyncio.sleep(0.02)
             assert 4096 < taken < 200_000
 

@@ -260,10 +260,10 @@ def test_a_header_that_is_none_is_answered_by_nothing(protocol: Protocol, header
     run(play)
 
 
-async def _drip(peer: Peer, octets: bytes, w: World) -> None:
+async def _drip(peer: Peer, data: bytes, w: World) -> None:
     with contextlib.suppress(ConnectionError):
-        for octet in octets:
-            await peer.say(bytes([octet]))
+        for byte in data:
+            await peer.say(bytes([byte]))
             await asyncio.sleep(0.01)
             if not w.app.sessions:
                 return

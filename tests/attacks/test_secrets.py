@@ -23,8 +23,8 @@ METHODS: Final = {
 }
 
 
-def b64(octets: bytes) -> bytes:
-    return b64encode(octets)
+def b64(data: bytes) -> bytes:
+    return b64encode(data)
 
 
 def lines(protocol: Protocol) -> list[bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Octets in clear around STARTTLS: dropped with it, or fatal to the handshake; never executed."""
+"""Bytes in clear around STARTTLS: dropped with it, or fatal to the handshake; never executed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def injections(protocol: Protocol) -> list[bytes]:
     """What an attacker between us and the client might put in."""
     whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
     cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
-    return [*whole, *cut, b"".join(whole)[:100]]  # all of it fits POP3's 128 octets
+    return [*whole, *cut, b"".join(whole)[:100]]  # all of it fits POP3's 128 bytes
 
 
 def started(protocol: Protocol, identities: Identities, starttls: StartTls, **more: Any) -> Builder:
@@ -184,8 +184,8 @@ def test_what_comes_with_the_end_of_the_handshake_is_executed(
             while not said.endswith(reply):
                 incoming.write(await client.reader.read(1 << 16))
                 with contextlib.suppress(ssl.SSLWantReadError):
-                    while octets := tls.read(1 << 16):
-                        said += octets
+                    while data := tls.read(1 << 16):
+                        said += data
             assert said == (GREETINGS[protocol] if implicit else b"") + reply
 
     run(play)
@@ -255,10 +255,10 @@ def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, iden
 
 
 @each
-@pytest.mark.parametrize("octets", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
+@pytest.mark.parametrize("data", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
 @pytest.mark.parametrize("implicit", [False, True])
 def test_a_handshake_that_never_ends_is_given_up(
-    protocol: Protocol, octets: bytes, implicit: bool, identities: Identities
+    protocol: Protocol, data: bytes, implicit: bool, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
 
@@ -271,7 +271,7 @@ def test_a_handshake_that_never_ends_is_given_up(
             if not implicit:
                 await client.line()
                 assert await client.ask(command) == go_ahead
-            await client.say(octets)
+            await client.say(data)
             assert await heard(client) == b""
             reason = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "preauth_timeout"
@@ -288,8 +288,8 @@ def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Iden
         async with siege(build) as w:
             client = await w.client()
             with contextlib.suppress(ConnectionError):
-                for octet in b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc" + bytes(4092):
-                    await client.say(bytes([octet]))
+                for byte in b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc" + bytes(4092):
+                    await client.say(bytes([byte]))
                     await asyncio.sleep(0.01)
                     if not w.app.sessions:
                         break

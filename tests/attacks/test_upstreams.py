@@ -152,13 +152,13 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
 @each
 def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy.net.pipes.PIPES_AT_MOST", 0)
-    octets = random.Random(3).randbytes(5_000_000)
+    data = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
-            upstream.writer.write(octets)
-            assert await client.octets(len(octets)) == octets
+            upstream.writer.write(data)
+            assert await client.data(len(data)) == data
             assert w.app._engine.pipes._count == 0
 
     run(play)
@@ -190,7 +190,7 @@ def test_what_a_client_sends_ahead_arrives_once_after_all_that(protocol: Protoco
                 assert await upstream.ask(says) == hears
             await upstream.say(ACCEPTANCES[protocol][0])
             await client.say(b"third\r\n")
-            assert await upstream.octets(22) == b"first\r\nsecond\r\nthird\r\n"
+            assert await upstream.data(22) == b"first\r\nsecond\r\nthird\r\n"
             await breathe()
 
     run(play)

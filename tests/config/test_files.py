@@ -9,7 +9,7 @@ import pytest
 
 from mailproxy_config import file_values
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.model import Octets, SessionCache
+from mailproxy_config.model import ByteCount, SessionCache
 from mailproxy_config.secret_refs import CertificateRef, KeyRef, ReferenceKind
 from mailproxy_config.value_types import ErrorPath, ValueType
 
@@ -56,7 +56,7 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
         (
             file_values.SESSION_CACHE,
             ["builtin:20480", "shared:SSL:10m"],
-            SessionCache(builtin=20480, shared_name="SSL", shared_size=Octets(10_485_760)),
+            SessionCache(builtin=20480, shared_name="SSL", shared_size=ByteCount(10_485_760)),
         ),
         (file_values.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Octets as text."""
+"""Bytes as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mailproxy_config.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("octets", "text"),
+    ("bytes", "text"),
     [
         (b"", ""),
         (b"mail {}\r\n", "mail {}\r\n"),
@@ -19,12 +19,12 @@ from mailproxy_config.errors import ConfigError
         (b" " * LARGEST_FILE, " " * LARGEST_FILE),
     ],
 )
-def test_what_is_text(octets: bytes, text: str) -> None:
-    assert plain_text(octets, "f") == text
+def test_what_is_text(data: bytes, text: str) -> None:
+    assert plain_text(data, "f") == text
 
 
 @pytest.mark.parametrize(
-    ("octets", "problem"),
+    ("bytes", "problem"),
     [
         (b"\n\na\0b", "f:3: is not text: it has a NUL in it"),
         (b"\0", "f:1: is not text: it has a NUL in it"),
@@ -34,9 +34,9 @@ def test_what_is_text(octets: bytes, text: str) -> None:
         (b" " * (LARGEST_FILE + 1), "f: is larger than 3145728 bytes"),
     ],
 )
-def test_what_is_not(octets: bytes, problem: str) -> None:
+def test_what_is_not(data: bytes, problem: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        plain_text(octets, "f")
+        plain_text(data, "f")
     assert str(raised.value) == problem
 
 

@@ -14,11 +14,11 @@ from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import (
     AuthHttp,
     AuthHttpHeader,
+    ByteCount,
     CertificateFiles,
     DrainConfig,
     KeepAlive,
     ListenConfig,
-    Octets,
     ProxyConfig,
     ResolverConfig,
     Seconds,
@@ -62,7 +62,7 @@ def test_what_is_sound(fields: dict[str, Any]) -> None:
         ({"name": "A"}, "name: 'A' is not valid: must be lower-case letters, digits and hyphens, "
          "with a letter or digit at both ends"),
         ({"timeout": Seconds(-1.0)}, "timeout: -1 is out of range 0 to 2147483647"),
-        ({"imap_client_buffer": Octets(5)},
+        ({"imap_client_buffer": ByteCount(5)},
          "imap_client_buffer: 5 is too small: a buffer has at least 128 bytes"),
         ({"server_name": "a\nb"},
          "server_name: serverName must not contain control characters such as CR or LF"),

@@ -72,11 +72,11 @@ def test_a_time_beyond_the_limit(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "octets"),
+    ("text", "bytes"),
     [("512", 512), (512, 512), ("4k", 4096), ("4K", 4096), ("10m", 10_485_760), ("1M", 1_048_576), ("0", 0)],
 )
-def test_a_size(text: str | int, octets: int) -> None:
-    assert units.size(text) == octets
+def test_a_size(text: str | int, data: int) -> None:
+    assert units.size(text) == data
 
 
 @pytest.mark.parametrize("text", ["", "1g", "-1", "1.5k", "k", "4 k", "4kk", True])
@@ -98,9 +98,9 @@ def test_a_printed_time(seconds: float, text: str) -> None:
     assert units.printed_time(seconds) == text
 
 
-@pytest.mark.parametrize(("octets", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
-def test_a_printed_size(octets: int, text: str) -> None:
-    assert units.printed_size(octets) == text
+@pytest.mark.parametrize(("bytes", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
+def test_a_printed_size(data: int, text: str) -> None:
+    assert units.printed_size(data) == text
 
 
 @given(st.integers(0, units.LARGEST_SECONDS * 1000))
@@ -108,9 +108,9 @@ def test_what_is_printed_reads_as_the_same_time(milliseconds: int) -> None:
     assert units.msec_time(units.printed_time(milliseconds / 1000)) == milliseconds / 1000
 
 
-@given(st.integers(0, units.LARGEST_OCTETS))
-def test_what_is_printed_reads_as_the_same_size(octets: int) -> None:
-    assert units.size(units.printed_size(octets)) == octets
+@given(st.integers(0, units.LARGEST_BYTES))
+def test_what_is_printed_reads_as_the_same_size(data: int) -> None:
+    assert units.size(units.printed_size(data)) == data
 
 
 @given(st.text(st.sampled_from("0123456789 wdhmsyMk"), max_size=12))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played against the conversations directly, whole and cut at every octet."""
+"""Every transcript is played against the conversations directly, whole and cut at every byte."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_conversation_goes_as_written(transcript: Transcript) -> None:
 @pytest.mark.parametrize(
     "transcript", [one for one in ALL if one.may_be_cut], ids=lambda transcript: transcript.name
 )
-def test_it_goes_the_same_way_when_every_octet_comes_alone(transcript: Transcript) -> None:
+def test_it_goes_the_same_way_when_every_byte_comes_alone(transcript: Transcript) -> None:
     play(transcript, cut=True)
 
 

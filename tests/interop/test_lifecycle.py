@@ -163,7 +163,7 @@ def test_a_drain_waits_for_a_transfer(
         assert writer.until(b"c ")[-1].startswith(b"c OK")
         writer.say(b"d SELECT Drained\r\ne FETCH * (BODY.PEEK[])\r\n")
         announced = writer.until(b"* 1 FETCH (BODY[] {")[-1]
-        read = writer.octets(int(announced.split(b"{")[1].rstrip(b"}")))
+        read = writer.data(int(announced.split(b"{")[1].rstrip(b"}")))
         assert hashlib.sha256(read).digest() == hashlib.sha256(sent).digest()
         writer.say(b"f LOGOUT\r\n")
         writer.rest()

@@ -106,7 +106,7 @@ def test_append_and_fetch_tens_of_megabytes(
 def test_send_and_retrieve_megabytes(
     postfix: Postfix, front: Front, tls: Certificates, service: AuthService
 ) -> None:
-    """The same by SMTP and POP3, each octet after lines with dots at their start have been put right."""
+    """The same by SMTP and POP3, each byte after lines with dots at their start have been put right."""
     sent = large_message(10 * MEGABYTE).replace(b"\r\nA", b"\r\n.")
     with smtp(front, tls, "starttls") as client:
         client.login("carol", service.passwords["carol"])

@@ -43,7 +43,7 @@ def test_everything_at_once_and_nothing_more(postfix: Postfix, front: Front, pro
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_octet_by_octet(dovecot: Dovecot, front: Front, pieces: int) -> None:
+def test_byte_by_byte(dovecot: Dovecot, front: Front, pieces: int) -> None:
     """However the segments are cut."""
     script, goodbye = SCRIPTS["imap"]
     with Raw(front.ports["imap"]) as raw:
@@ -74,7 +74,7 @@ def test_a_megabyte_behind_the_login(dovecot: Dovecot, front: Front, tls: Certif
         ]
         raw.say(LOGIN + b"\r\n".join(commands) + b"\r\ne FETCH * (BODY.PEEK[])\r\n")
         announced = raw.until(b"* 1 FETCH (BODY[] {")[-1]
-        read = raw.octets(int(announced.split(b"{")[1].rstrip(b"}")))
+        read = raw.data(int(announced.split(b"{")[1].rstrip(b"}")))
     assert hashlib.sha256(read).digest() == hashlib.sha256(sent).digest()
 
 
@@ -93,7 +93,7 @@ def test_a_client_that_reads_late(dovecot: Dovecot, front: Front, tls: Certifica
         assert front.proxy.value("process_resident_memory_bytes") - before < 4_000_000
         for _ in range(5):
             raw.until(b"* 1 FETCH (BODY[] {")
-            assert hashlib.sha256(raw.octets(len(sent))).digest() == hashlib.sha256(sent).digest()
+            assert hashlib.sha256(raw.data(len(sent))).digest() == hashlib.sha256(sent).digest()
         raw.until(b"f OK")
 
 

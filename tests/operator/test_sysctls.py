@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy_config.model import KeepAlive, ListenConfig, Octets
+from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
 from mailproxy_operator.settings import KubeVersion
 from mailproxy_operator.sysctls import Policy, Sysctl, sysctls
 
@@ -37,8 +37,8 @@ IDLE_10 = KeepAlive(idle=600, count=10)
 SEED = listen(
     993,
     backlog=511,
-    rcvbuf=Octets(262144),
-    sndbuf=Octets(262144),
+    rcvbuf=ByteCount(262144),
+    sndbuf=ByteCount(262144),
     so_keepalive=KeepAlive(idle=1800, interval=75, count=10),
 )
 START, TIME = "net.ipv4.ip_unprivileged_port_start", "net.ipv4.tcp_keepalive_time"
@@ -75,9 +75,9 @@ SOMAXCONN, RMEM, WMEM = "net.core.somaxconn", "net.ipv4.tcp_rmem", "net.ipv4.tcp
         ),
         ([listen(143, so_keepalive=KeepAlive(enabled=False)), SEED], None, None),
         ([listen(25, backlog=16384)], None, {}),
-        ([listen(143, rcvbuf=Octets(4096))], None, {}),  # would lower the default of every other socket
-        ([listen(None, backlog=65535, rcvbuf=Octets(1 << 20), so_keepalive=IDLE_30)], None, {}),
-        ([listen(143, rcvbuf=Octets(33554432))], None, {RMEM: "4096 67108864 67108864"}),
+        ([listen(143, rcvbuf=ByteCount(4096))], None, {}),  # would lower the default of every other socket
+        ([listen(None, backlog=65535, rcvbuf=ByteCount(1 << 20), so_keepalive=IDLE_30)], None, {}),
+        ([listen(143, rcvbuf=ByteCount(33554432))], None, {RMEM: "4096 67108864 67108864"}),
     ],
 )
 def test_what_listeners_ask_for(
@@ -191,7 +191,7 @@ def test_extra_on_an_old_node(name: str, unsafe_allowed: bool, is_applied: bool,
 
 @pytest.mark.parametrize("unsafe_allowed", [False, True])
 def test_buffers_need_a_newer_node(unsafe_allowed: bool) -> None:
-    found = decided(listen(143, rcvbuf=Octets(262144)), version=OLD, unsafe_allowed=unsafe_allowed)[RMEM]
+    found = decided(listen(143, rcvbuf=ByteCount(262144)), version=OLD, unsafe_allowed=unsafe_allowed)[RMEM]
     assert (found.applied, found.reason) == (False, "NodeTooOld")
 
 
@@ -201,7 +201,7 @@ def test_buffers_need_a_newer_node(unsafe_allowed: bool) -> None:
             ListenConfig,
             port=st.one_of(st.none(), st.integers(1, 65535)),
             backlog=st.integers(1, 1 << 20),
-            rcvbuf=st.one_of(st.none(), st.integers(1, 1 << 24).map(Octets)),
+            rcvbuf=st.one_of(st.none(), st.integers(1, 1 << 24).map(ByteCount)),
             so_keepalive=st.one_of(
                 st.none(), st.builds(KeepAlive, idle=st.one_of(st.none(), st.integers(1, 32767)))
             ),

@@ -42,8 +42,8 @@ MARK: Final = b"HuNtEr2-sEcReT"
 each_protocol = pytest.mark.parametrize("protocol", Protocol, ids=str)
 
 
-def b64(octets: bytes) -> bytes:
-    return b64encode(octets)
+def b64(data: bytes) -> bytes:
+    return b64encode(data)
 
 
 # ---- what a client may say ----
@@ -94,7 +94,7 @@ class Heard:
 def converse(  # noqa: C901 - one case per action
     dialogue: ProtocolGenerator[Any], pieces: list[bytes], decisions: list[Decision]
 ) -> Heard:
-    """Run a conversation on these octets, cut like this, and close behind them."""
+    """Run a conversation on these bytes, cut like this, and close behind them."""
     heard, incoming, verdicts = Heard(), [piece for piece in pieces if piece], iter(decisions)
     answer: Any = None
     try:
@@ -103,12 +103,12 @@ def converse(  # noqa: C901 - one case per action
             action = dialogue.throw(answer) if gone else dialogue.send(answer)
             answer = None
             match action:
-                case sansio.Send(octets):
-                    heard.sends.append(octets)
+                case sansio.Send(data):
+                    heard.sends.append(data)
                     if heard.course and isinstance(heard.course[-1], bytes):
-                        heard.course[-1] += octets
+                        heard.course[-1] += data
                     else:
-                        heard.course.append(octets)
+                        heard.course.append(data)
                 case sansio.Receive(limit):
                     assert limit > 0
                     answer = incoming[0][:limit] if incoming else PeerClosed()
@@ -141,9 +141,9 @@ def server(protocol: Protocol, **directives: Any) -> ServerConfig:
     return configs.server(protocol, **{**EVERY_METHOD, **SMALL, **directives})
 
 
-def cut(octets: bytes, places: set[int]) -> list[bytes]:
-    ends = sorted({place % (len(octets) + 1) for place in places} | {len(octets)})
-    return [octets[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+def cut(data: bytes, places: set[int]) -> list[bytes]:
+    ends = sorted({place % (len(data) + 1) for place in places} | {len(data)})
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @each_protocol
@@ -177,7 +177,7 @@ def test_no_input_breaks_us_and_what_we_say_is_well_formed(
     heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
     assert heard.failure is None or isinstance(heard.failure, PeerClosed)
     assert (heard.result is None) == (heard.failure is not None)
-    assert all(is_well_formed(octets) for octets in heard.sends)
+    assert all(is_well_formed(data) for data in heard.sends)
 
 
 def is_well_formed(reply: bytes) -> bool:

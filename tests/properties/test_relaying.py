@@ -61,7 +61,7 @@ async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
     heard = bytearray()
     while len(heard) < count:
         chunk = await peer.reader.read(at_a_time)
-        assert chunk, f"{count - len(heard)} octets are missing"
+        assert chunk, f"{count - len(heard)} bytes are missing"
         heard += chunk
         await asyncio.sleep(0)
     return bytes(heard)

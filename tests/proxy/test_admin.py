@@ -183,12 +183,12 @@ async def test_nothing_is_cached_and_nothing_is_told_about_versions(ask: Ask, pa
     assert (headers["Cache-Control"], headers["Server"]) == ("no-store", "mailproxy")
 
 
-async def said(port: int, octets: bytes) -> bytes:
+async def said(port: int, data: bytes) -> bytes:
     """Say something and read until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         async with asyncio.timeout(10):
-            writer.write(octets)
+            writer.write(data)
             return await reader.read()
     except ConnectionError:
         return b""
@@ -197,7 +197,7 @@ async def said(port: int, octets: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 5000 + b"\r\n\r\n",
@@ -205,8 +205,8 @@ async def said(port: int, octets: bytes) -> bytes:
         b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n",
     ],
 )
-async def test_what_is_too_long_or_not_http_is_refused(ask: Ask, octets: bytes) -> None:
-    assert (await said(ask.port, octets)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+async def test_what_is_too_long_or_not_http_is_refused(ask: Ask, data: bytes) -> None:
+    assert (await said(ask.port, data)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert (await ask("/healthz"))[0] == 200
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service is asked, octet by octet."""
+"""What the authorization service is asked, byte by byte."""
 
 from __future__ import annotations
 
@@ -219,12 +219,12 @@ def test_a_unix_client_and_a_mapped_one_are_shown_as_they_are() -> None:
 
 @pytest.mark.parametrize("text", ["%", "%b%d", "a%20b", "%%"])
 def test_what_is_configured_is_sent_literally(text: str) -> None:
-    octets = text.encode()
+    data = text.encode()
     where = AuthHttp(host=text, uri=f"/{text}")
-    asked = RequestTemplate(server(Protocol.IMAP, auth_http=where), [(octets, octets)], keep_alive=True)
+    asked = RequestTemplate(server(Protocol.IMAP, auth_http=where), [(data, data)], keep_alive=True)
     rendered = asked.render(AuthRequest(plain(b"%b%d", b"100 %"), 1, Client("192.0.2.1")))
-    assert rendered.startswith(b"GET /%b HTTP/1.1\r\nHost: %b\r\n" % (octets, octets))
-    assert rendered.endswith(b"\r\nClient-IP: 192.0.2.1\r\n%b: %b\r\n\r\n" % (octets, octets))
+    assert rendered.startswith(b"GET /%b HTTP/1.1\r\nHost: %b\r\n" % (data, data))
+    assert rendered.endswith(b"\r\nClient-IP: 192.0.2.1\r\n%b: %b\r\n\r\n" % (data, data))
     assert b"\r\nAuth-User: %25b%25d\r\nAuth-Pass: 100%20%25\r\n" in rendered
 
 

@@ -312,15 +312,15 @@ def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
         answer(WHERE, status=status)
 
 
-@pytest.mark.parametrize("octet", [b"\0", b"\x01", b"\t", b"\x1b", b"\x1f"])
+@pytest.mark.parametrize("byte", [b"\0", b"\x01", b"\t", b"\x1b", b"\x1f"])
 @pytest.mark.parametrize(
     "headers",
     [b"Auth-Status: n%bo\r\n", WHERE + b"Auth-User: n%bo\r\n", WHERE + b"Auth-Pass: n%bo\r\n",
      b"Auth-Status: no\r\nAuth-Error-Code: 5%b1\r\n"],
 )  # fmt: skip
-def test_no_control_character_is_passed_on(headers: bytes, octet: bytes) -> None:
+def test_no_control_character_is_passed_on(headers: bytes, byte: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
-        decided(headers % octet, protocol=SMTP)
+        decided(headers % byte, protocol=SMTP)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
 
 
@@ -481,7 +481,7 @@ def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protoco
     except InvalidAuthResponse:
         return
     shown = decision.text if isinstance(decision, AuthDenied) else decision.user or b""
-    assert not any(octet < 32 for octet in shown)
+    assert not any(byte < 32 for byte in shown)
 
 
 # ---- what is remembered ----
@@ -499,8 +499,8 @@ def remembered() -> list[object]:
     return found
 
 
-def holds(octets: bytes) -> bool:
-    return any(isinstance(one, bytes) and octets in one for one in remembered())
+def holds(data: bytes) -> bool:
+    return any(isinstance(one, bytes) and data in one for one in remembered())
 
 
 @pytest.mark.parametrize("line", [b"Auth-Pass: %b\r\n", b"AUTH-PASS:%b \n", b"auth-pass: pass%bword\r\n"])
@@ -624,8 +624,8 @@ def test_the_quick_way_reads_what_the_long_way_does(
 
 
 @given(st.binary(), st.integers(0, 3))
-def test_the_head_s_end_is_where_the_first_blank_line_ends(octets: bytes, start: int) -> None:
-    buffer = octets.translate(bytes(b"\n\r\nx"[octet % 4] for octet in range(256)))
+def test_the_head_s_end_is_where_the_first_blank_line_ends(data: bytes, start: int) -> None:
+    buffer = data.translate(bytes(b"\n\r\nx"[byte % 4] for byte in range(256)))
     whole = re.search(rb"\A\r?\n|\n\r?\n", buffer)
     end = -1 if whole is None else whole.end()
     if end < 0 or start < end:

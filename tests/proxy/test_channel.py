@@ -141,7 +141,7 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
 
 
 @pytest.mark.parametrize(
-    ("octets", "reason"),
+    ("bytes", "reason"),
     [
         # what the peer sends                               why it is given up
         (struct.pack(">II", 5, 0) + b"nope!", "not JSON"),
@@ -153,11 +153,9 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
         (b"\x00", "middle"),
     ],
 )
-async def test_a_peer_that_talks_nonsense_is_given_up(
-    ends: tuple[End, End], octets: bytes, reason: str
-) -> None:
+async def test_a_peer_that_talks_nonsense_is_given_up(ends: tuple[End, End], raw: bytes, reason: str) -> None:
     left, right = ends
-    left.sock.send(octets)
+    left.sock.send(raw)
     left.channel.close()
     await right.until(ends=1)
     assert right.messages == []
@@ -248,12 +246,12 @@ def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: i
         for message in messages:
             sender.send(message)
         sender.close()
-        octets = await asyncio.to_thread(_read_all, wire)
+        raw = await asyncio.to_thread(_read_all, wire)
         wire.close()
         ours, theirs = pair()
         right = End(theirs)
-        for start in range(0, len(octets), cut):
-            ours.sendall(octets[start : start + cut])
+        for start in range(0, len(raw), cut):
+            ours.sendall(raw[start : start + cut])
             await asyncio.sleep(0)
         await right.until(messages=len(messages))
         right.drop()

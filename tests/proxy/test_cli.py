@@ -313,7 +313,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
 
 
 @pytest.mark.parametrize(
-    ("octets", "line", "reason"),
+    ("bytes", "line", "reason"),
     [
         (b"mail {", ":1", "unexpected end of file"),
         (b"mail {\n\xff }", ":2", "is not UTF-8 text"),
@@ -333,9 +333,9 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
     ],
 )
 def test_convert_refuses_what_is_no_nginx_conf(
-    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes, line: str, reason: str
+    file: Path, capsys: pytest.CaptureFixture[str], data: bytes, line: str, reason: str
 ) -> None:
-    file.write_bytes(octets)
+    file.write_bytes(data)
     assert main(["convert", str(file)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -379,14 +379,14 @@ def test_convert_of_a_file_that_nobody_may_read(tmp_path: Path) -> None:
     assert found.stderr.splitlines()[1:] == ["nginx.conf: cannot be read: Permission denied"]
 
 
-@pytest.mark.parametrize("octets", [b"\xef\xbb\xbf" + NGINX.encode(), NGINX.replace("\n", "\r\n").encode()])
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + NGINX.encode(), NGINX.replace("\n", "\r\n").encode()])
 def test_convert_does_not_mind_how_editors_write(
-    file: Path, capsys: pytest.CaptureFixture[str], octets: bytes
+    file: Path, capsys: pytest.CaptureFixture[str], data: bytes
 ) -> None:
     file.write_text(NGINX)
     assert main(["convert", str(file)]) == 0
     plain = capsys.readouterr()
-    file.write_bytes(octets)
+    file.write_bytes(data)
     assert main(["convert", str(file)]) == 0
     assert capsys.readouterr() == plain
 

@@ -13,7 +13,7 @@ import pytest
 
 from mailproxy import closing
 from mailproxy.app import make_loop
-from mailproxy.closing import LINGER_OCTETS, LingeringClose, close_now, end_writing, lingering_close
+from mailproxy.closing import LINGER_BYTES, LingeringClose, close_now, end_writing, lingering_close
 from mailproxy.context import WorkerContext
 from mailproxy.loop.epoll import READ
 from mailproxy.telemetry.log import Log
@@ -105,7 +105,7 @@ def test_a_peer_that_has_ended_is_not_waited_for(engine: WorkerContext, both: Bo
 
 
 def talks_on(lingerer: LingeringClose, far: socket.socket) -> None:
-    for _ in range(LINGER_OCTETS // 4096):
+    for _ in range(LINGER_BYTES // 4096):
         far.sendall(b"x" * 4096)
         lingerer.on_event(READ)
 

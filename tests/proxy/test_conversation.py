@@ -152,8 +152,8 @@ def test_a_line_that_is_no_command_is_called_what_it_looks_like(line: bytes, kin
     assert classify_bad_line(line) is kind
 
 
-def test_control_octets_are_those_of_ascii() -> None:
-    assert [octet for octet in range(256) if has_controls(bytes((octet,)))] == [*range(32), 127]
+def test_control_bytes_are_those_of_ascii() -> None:
+    assert [byte for byte in range(256) if has_controls(bytes((byte,)))] == [*range(32), 127]
 
 
 def test_the_clients_time_begins_with_the_greeting() -> None:
@@ -171,14 +171,14 @@ def test_the_last_counted_error_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "kind"),
+    ("bytes", "kind"),
     [
         (b"x" * 64, ProtocolErrorKind.LINE_TOO_LONG),
         (b"\x16\x03\x01" + b"x" * 61, ProtocolErrorKind.FOREIGN_PROTOCOL),
     ],
 )
-def test_a_line_that_is_too_long_ends_it(octets: bytes, kind: ProtocolErrorKind) -> None:
-    driven = talk(server(max_errors=1), octets)
+def test_a_line_that_is_too_long_ends_it(data: bytes, kind: ProtocolErrorKind) -> None:
+    driven = talk(server(max_errors=1), data)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.said == b"hello\r\nwhat?\r\n"
     assert driven.notes == [LogNote("client sent too long command"), ProtocolViolation(kind)]
@@ -316,5 +316,5 @@ def test_what_nobody_here_can_answer_passes_through() -> None:
         talk(server(), b"ASK\n", AuthUnreachable())
 
 
-def test_the_octets_of_a_long_line_are_not_in_the_error_text() -> None:
+def test_the_bytes_of_a_long_line_are_not_in_the_error_text() -> None:
     assert "secret" not in str(LineTooLong(b"PASS secret", 4))

@@ -10,7 +10,7 @@ import pytest
 from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
 from mailproxy.protocols.upstream_reply import LINE, UpstreamLoginBase, broke_off, read_reply, refused
-from mailproxy_config.model import Octets, Protocol, SendProxyProtocol
+from mailproxy_config.model import ByteCount, Protocol, SendProxyProtocol
 from support import configs
 from support.driving import drive, limits
 
@@ -67,6 +67,8 @@ def test_a_refusal_carries_whole_lines_only() -> None:
 
 @pytest.mark.parametrize("version", SendProxyProtocol)
 def test_the_client_is_introduced_where_that_is_wanted(version: SendProxyProtocol) -> None:
-    logins = UpstreamLoginBase(configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=Octets(8)))
+    logins = UpstreamLoginBase(
+        configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=ByteCount(8))
+    )
     assert logins.introduces is (version is not SendProxyProtocol.DISABLED)
     assert logins.receive.limit == logins.limit == 8

@@ -218,13 +218,13 @@ async def leaves_at_an_upstream(stage: Stage) -> None:
     assert await heard(upstream) == b""
 
 
-def relays(octets: int, *, tls: bool = False, from_client: bool = True) -> Play:
+def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
     async def play(stage: Stage) -> None:
         client, upstream = await relayed(stage.w, stage.identities if tls else None)
         stage.break_()
         sender, other = (client, upstream) if from_client else (upstream, client)
         with contextlib.suppress(ConnectionError):
-            await sender.say(b"x" * octets)
+            await sender.say(b"x" * data)
         await asyncio.gather(heard(other), heard(sender))
 
     return play

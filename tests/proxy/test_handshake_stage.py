@@ -65,15 +65,15 @@ class Client:
         return int(count)
 
     def _flush(self) -> None:
-        octets = self.outgoing.read()
-        if octets:
-            self.sock.sendall(octets)
+        data = self.outgoing.read()
+        if data:
+            self.sock.sendall(data)
 
     def _hear(self) -> None:
-        octets = self.sock.recv(65536)
-        if not octets:
+        data = self.sock.recv(65536)
+        if not data:
             raise EOFError
-        self.incoming.write(octets)
+        self.incoming.write(data)
 
 
 def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP command lines, from octets to what they mean."""
+"""IMAP command lines, from bytes to what they mean."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def test_the_tag_of_any_line(line: bytes, tag: bytes) -> None:
     st.binary(max_size=60),
     st.sampled_from([b"", b"a1 LOGIN ", b"a1 noop ", b'a1 LOGIN "', b"a1 LOGIN a {3}"]),
 )
-def test_any_line_is_a_command_or_none(octets: bytes, start: bytes) -> None:
-    command = begin(start + octets)
+def test_any_line_is_a_command_or_none(data: bytes, start: bytes) -> None:
+    command = begin(start + data)
     if isinstance(command, Rejected):
         assert b"\r" not in command.tag
         return
@@ -196,8 +196,8 @@ def test_quoted_arguments_come_back(arguments: list[bytes]) -> None:
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=3))
 def test_literal_arguments_come_back(arguments: list[bytes]) -> None:
     command = begin(b"a1 NOOP {%d}" % len(arguments[0]))
-    for octets, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for data, following in zip(arguments, [*arguments[1:], None], strict=True):
         assert isinstance(command, Unfinished)
-        assert command.size == len(octets)
-        command = go_on(command, octets, b"" if following is None else b" {%d+}" % len(following))
+        assert command.size == len(data)
+        command = go_on(command, data, b"" if following is None else b" {%d+}" % len(following))
     assert command == Command(b"a1", b"NOOP", arguments)

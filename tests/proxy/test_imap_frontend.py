@@ -28,14 +28,14 @@ from mailproxy.protocols.types import (
     SessionEnd,
     UpstreamLogin,
 )
-from mailproxy_config.model import AuthMethod, Octets, Protocol, ServerConfig
+from mailproxy_config.model import AuthMethod, ByteCount, Protocol, ServerConfig
 from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
 SERVER = server(Protocol.IMAP)
 EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
-SMALL = server(Protocol.IMAP, imap_client_buffer=Octets(48), max_errors=3, imap_auth=EVERY_METHOD)
+SMALL = server(Protocol.IMAP, imap_client_buffer=ByteCount(48), max_errors=3, imap_auth=EVERY_METHOD)
 TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 
 
@@ -50,12 +50,12 @@ class Talk:
 
 
 def talk(
-    octets: bytes,
+    data: bytes,
     config: ServerConfig = SERVER,
     decision: AuthAllowed | AuthDenied | None = None,
     cut: int = 0,
 ) -> Talk:
-    """Say these octets, at most ``cut`` at once, get that decision, and leave."""
+    """Say these bytes, at most ``cut`` at once, get that decision, and leave."""
     came = Talk()
     dialogue = IMAP.frontend(config).converse(Client("192.0.2.1"))
     answer: Any = None
@@ -64,7 +64,7 @@ def talk(
             action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
             if isinstance(action, Receive):
                 taken = cut or action.limit
-                answer, octets = octets[:taken], octets[taken:]
+                answer, data = data[:taken], data[taken:]
             else:
                 answer = _answer(came, action, decision or AuthDenied(b"no", 1))
     except StopIteration as finished:
@@ -72,7 +72,7 @@ def talk(
     except PeerClosed:
         pass
     if isinstance(came.result, UpstreamLogin):
-        came.result.unread += octets
+        came.result.unread += data
     return came
 
 
@@ -96,16 +96,16 @@ def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) ->
 
 
 @pytest.mark.parametrize(
-    ("octets", "method"),
+    ("bytes", "method"),
     [
         (b"a1 LOGIN john secret\r\n", Method.PASSWORD),
         (b"a1 AUTHENTICATE PLAIN AGpvaG4Ac2VjcmV0\r\n", Method.PLAIN),
         (b"a1 AUTHENTICATE LOGIN am9obg==\r\nc2VjcmV0\r\n", Method.LOGIN),
     ],
 )
-def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(octets: bytes, method: Method) -> None:
+def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(data: bytes, method: Method) -> None:
     grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(b"secret"))
-    came = talk(octets + b"a2 SELECT INBOX\r\na3", decision=grant)
+    came = talk(data + b"a2 SELECT INBOX\r\na3", decision=grant)
     assert came.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
 
 
@@ -128,13 +128,13 @@ STREAMS = st.lists(PIECES, max_size=25).map(b"".join)
 
 
 @given(STREAMS, st.integers(1, 9))
-def test_cuts_do_not_matter(octets: bytes, cut: int) -> None:
-    assert talk(octets, SMALL, cut=cut) == talk(octets, SMALL)
+def test_cuts_do_not_matter(data: bytes, cut: int) -> None:
+    assert talk(data, SMALL, cut=cut) == talk(data, SMALL)
 
 
 @given(STREAMS)
-def test_what_we_say_is_well_formed(octets: bytes) -> None:
-    said = talk(octets, SMALL).said
+def test_what_we_say_is_well_formed(data: bytes) -> None:
+    said = talk(data, SMALL).said
     assert said.endswith(b"\r\n")
     for line in said.removesuffix(b"\r\n").split(b"\r\n"):
         assert not set(line) & set(b"\r\n\0")
@@ -143,8 +143,8 @@ def test_what_we_say_is_well_formed(octets: bytes) -> None:
 
 
 @given(STREAMS)
-def test_nobody_is_asked_about_credentials_with_a_line_in_them(octets: bytes) -> None:
-    for credentials in talk(octets, SMALL).asked:
+def test_nobody_is_asked_about_credentials_with_a_line_in_them(data: bytes) -> None:
+    for credentials in talk(data, SMALL).asked:
         password = b"" if credentials.password is None else credentials.password.reveal()
         assert not set(credentials.user + password) & set(b"\r\n\0")
 

@@ -32,7 +32,7 @@ def test_a_reply_is_one_line(reply: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "octets"),
+    ("reply", "bytes"),
     [
         (replies.completed(b"a1"), b"a1 OK completed\r\n"),
         (replies.invalid(b"a1"), b"a1 BAD invalid command\r\n"),
@@ -40,8 +40,8 @@ def test_a_reply_is_one_line(reply: bytes) -> None:
         (replies.denied(b"a1", b"[ALERT] no"), b"a1 NO [ALERT] no\r\n"),
     ],
 )
-def test_tagged_replies(reply: bytes, octets: bytes) -> None:
-    assert reply == octets
+def test_tagged_replies(reply: bytes, data: bytes) -> None:
+    assert reply == data
 
 
 @pytest.mark.parametrize(

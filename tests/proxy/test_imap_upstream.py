@@ -18,20 +18,20 @@ from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
 from mailproxy.protocols.imap import IMAP
 from mailproxy.protocols.sansio import Receive, Send
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
-from mailproxy_config.model import Octets, Protocol
+from mailproxy_config.model import ByteCount, Protocol
 from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
-SERVER = server(Protocol.IMAP, proxy_buffer=Octets(64))
+SERVER = server(Protocol.IMAP, proxy_buffer=ByteCount(64))
 TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 PASSWORD = b"MARK3D"
 
 
 def log_in(
-    octets: bytes, user: bytes = b"john", cut: int = 0
+    data: bytes, user: bytes = b"john", cut: int = 0
 ) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
-    """Say these octets to a login, and leave; tell what was heard, and what came of it."""
+    """Say these bytes to a login, and leave; tell what was heard, and what came of it."""
     grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
     dialogue = IMAP.upstream(SERVER).log_in(
         Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
@@ -46,7 +46,7 @@ def log_in(
                 case Send(said):
                     heard += said
                 case Receive(limit):
-                    answer, octets = octets[: cut or limit], octets[cut or limit :]
+                    answer, data = data[: cut or limit], data[cut or limit :]
     except StopIteration as finished:
         logged_in: UpstreamLoginResult = finished.value
         return heard, logged_in

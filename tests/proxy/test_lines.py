@@ -14,7 +14,7 @@ from mailproxy.protocols.line_buffer import LineReader
 from support.driving import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(
-    ("octets", "line"),
+    ("bytes", "line"),
     [
         (b"NOOP\r\n", b"NOOP"),
         (b"NOOP\n", b"NOOP"),
@@ -28,24 +28,24 @@ ONE_LINE = pytest.mark.parametrize(
 
 
 @ONE_LINE
-def test_a_line_comes_without_its_line_end(octets: bytes, line: bytes) -> None:
-    assert drive(LineReader(64).line(), octets).result == line
+def test_a_line_comes_without_its_line_end(raw: bytes, line: bytes) -> None:
+    assert drive(LineReader(64).line(), raw).result == line
 
 
 @ONE_LINE
-def test_a_line_that_comes_alone_and_whole_is_taken_at_once(octets: bytes, line: bytes) -> None:
+def test_a_line_that_comes_alone_and_whole_is_taken_at_once(raw: bytes, line: bytes) -> None:
     reader = LineReader(8)
-    assert reader.just_line(octets) == line
-    assert (reader.held, reader.consumed) == (b"", len(octets))
+    assert reader.just_line(raw) == line
+    assert (reader.held, reader.consumed) == (b"", len(raw))
 
 
-@pytest.mark.parametrize("octets", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
-def test_anything_else_is_kept_for_line(octets: bytes) -> None:
+@pytest.mark.parametrize("raw", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
+def test_anything_else_is_kept_for_line(raw: bytes) -> None:
     reader, other = LineReader(16), LineReader(16)
-    assert reader.just_line(octets) is None
-    assert reader.held == octets
-    rest = () if b"\n" in octets else (b"x\n",)
-    assert drive(reader.line(), *rest).result == drive(other.line(), octets, *rest).result
+    assert reader.just_line(raw) is None
+    assert reader.held == raw
+    rest = () if b"\n" in raw else (b"x\n",)
+    assert drive(reader.line(), *rest).result == drive(other.line(), raw, *rest).result
     assert (reader.rest(), reader.consumed) == (other.rest(), other.consumed)
 
 
@@ -59,11 +59,11 @@ def test_a_line_that_fills_the_buffer_without_an_end_is_too_long_at_once() -> No
 def test_what_continues_a_command_counts_with_it() -> None:
     reader = LineReader(64)
     reader.just_line(b"a {3}\r\n")
-    drive(reader.octets(3), b"abc {2}\r\nde\r\n")
+    drive(reader.raw(3), b"abc {2}\r\nde\r\n")
     assert reader.consumed == 7 + 3
     drive(reader.line(54))
     assert reader.consumed == 7 + 3 + 6
-    drive(reader.octets(2))
+    drive(reader.raw(2))
     drive(reader.line(46))
     assert reader.consumed == 7 + 3 + 6 + 2 + 2
     assert reader.held == b""
@@ -110,16 +110,16 @@ def test_a_line_that_was_held_back_moves_to_the_front() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "octets"),
+    ("limit", "bytes"),
     [
-        (3, b"abc\n"),  # the line end is the fourth octet
+        (3, b"abc\n"),  # the line end is the fourth byte
         (0, b""),
         (-1, b""),
     ],
 )
-def test_a_line_can_have_less_than_the_buffer(limit: int, octets: bytes) -> None:
+def test_a_line_can_have_less_than_the_buffer(limit: int, raw: bytes) -> None:
     with pytest.raises(LineTooLong):
-        drive(LineReader(64).line(limit), *filter(None, [octets]))
+        drive(LineReader(64).line(limit), *filter(None, [raw]))
 
 
 def test_a_larger_limit_than_the_buffer_means_nothing() -> None:
@@ -133,29 +133,29 @@ def test_a_short_line_passes_a_lower_limit_and_leaves_the_rest() -> None:
     assert reader.rest() == b"much more than four"
 
 
-def test_octets_are_taken_as_they_are() -> None:
+def test_bytes_are_taken_as_they_are() -> None:
     reader = LineReader(16)
     drive(reader.line(), b"x\nab")
-    driven = drive(reader.octets(5), b"\n", b"\r\0tail\n")
+    driven = drive(reader.raw(5), b"\n", b"\r\0tail\n")
     assert driven.result == b"ab\n\r\0"
     assert limits(driven) == [14, 13]
     assert reader.consumed == len(b"x\nabxxx")
     assert drive(reader.line()).result == b"tail"
 
 
-def test_octets_at_hand_need_not_be_asked_for() -> None:
+def test_bytes_at_hand_need_not_be_asked_for() -> None:
     reader = LineReader(16)
     drive(reader.line(), b"x\nabcd")
-    assert drive(reader.octets(4)).result == b"abcd"
-    assert drive(reader.octets(0)).result == b""
+    assert drive(reader.raw(4)).result == b"abcd"
+    assert drive(reader.raw(0)).result == b""
     assert drive(reader.line(), b"y\n").result == b"y"
 
 
-def test_more_octets_than_the_buffer_holds_are_refused_before_they_are_read() -> None:
+def test_more_bytes_than_the_buffer_holds_are_refused_before_they_are_read() -> None:
     reader = LineReader(16)
     drive(reader.line(), b"x\nab")
     with pytest.raises(LineTooLong) as caught:
-        drive(reader.octets(17))
+        drive(reader.raw(17))
     assert caught.value.seen == b"ab"
 
 

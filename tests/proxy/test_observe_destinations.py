@@ -236,10 +236,10 @@ def test_a_slow_disk_keeps_nobody_waiting_and_loses_only_what_is_too_much(
     goes_on, begun = threading.Event(), threading.Event()
     write = os.write
 
-    def slowly(fd: int, octets: bytes) -> int:
+    def slowly(fd: int, data: bytes) -> int:
         begun.set()
         goes_on.wait(30)
-        return write(fd, octets)
+        return write(fd, data)
 
     monkeypatch.setattr(os, "write", slowly)
     sink = FileSink(str(tmp_path / "a"))
@@ -264,12 +264,12 @@ def test_a_full_disk_loses_lines_and_counts_them(
 ) -> None:
     write, room = os.write, [250]
 
-    def limited(fd: int, octets: bytes) -> int:
+    def limited(fd: int, data: bytes) -> int:
         if fd == standard_error:
-            return write(fd, octets)
+            return write(fd, data)
         if not room[0]:
             raise OSError(28, "No space left on device")
-        count = write(fd, octets[: room[0]])
+        count = write(fd, data[: room[0]])
         room[0] -= count
         return count
 

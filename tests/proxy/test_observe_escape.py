@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.escape import Stamp, is_plain, quoted, quoted_octets
+from mailproxy.telemetry.escape import Stamp, is_plain, quoted, quoted_bytes
 
 
 @pytest.mark.parametrize(
-    ("octets", "written"),
+    ("bytes", "written"),
     [
         (b"", '""'),
         (b"alice@example.com", '"alice@example.com"'),
@@ -25,25 +25,25 @@ from mailproxy.telemetry.escape import Stamp, is_plain, quoted, quoted_octets
         ("\U0001f4e7".encode(), r'"\ud83d\udce7"'),
     ],
 )
-def test_octets_become_a_json_string(octets: bytes, written: str) -> None:
-    assert quoted_octets(octets, 64) == written
+def test_bytes_become_a_json_string(data: bytes, written: str) -> None:
+    assert quoted_bytes(data, 64) == written
 
 
 @pytest.mark.parametrize(
-    ("octets", "written"),
+    ("bytes", "written"),
     [
         (b"x" * 8, '"xxxxxxxx"'),
         (b"x" * 9, '"xxxxxxxx..."'),
         (b"x" * 7 + "ü".encode(), r'"xxxxxxx\\xc3..."'),  # cut in the middle of a character
     ],
 )
-def test_long_octets_are_cut_and_say_so(octets: bytes, written: str) -> None:
-    assert quoted_octets(octets, 8) == written
+def test_long_bytes_are_cut_and_say_so(data: bytes, written: str) -> None:
+    assert quoted_bytes(data, 8) == written
 
 
 @given(st.binary(max_size=600))
-def test_any_octets_become_printable_ascii_of_bounded_length(octets: bytes) -> None:
-    written = quoted_octets(octets, 256)
+def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None:
+    written = quoted_bytes(data, 256)
     assert written.isascii()
     assert written.isprintable()
     assert len(written) <= 6 * 256 + len('"..."')

@@ -177,7 +177,7 @@ def assert_is_one_line(line: str) -> None:
 FIELDS = {
     "text": "two words",
     "word": "one",
-    "octets": b'a"\n\xff',
+    "bytes": b'a"\n\xff',
     "number": 3,
     "share": 0.1234567,
     "whole": 60.0,
@@ -197,7 +197,7 @@ def test_an_event_as_json() -> None:
         "event": "something",
         "text": "two words",
         "word": "one",
-        "octets": 'a"\n\\xff',
+        "bytes": 'a"\n\\xff',
         "number": 3,
         "share": 0.123457,
         "whole": 60,
@@ -212,7 +212,7 @@ def test_an_event_as_json() -> None:
 
 def test_an_event_for_people() -> None:
     assert text_event("warn", "something", STAMP, FIELDS) == (
-        f'{STAMP} warn something text="two words" word=one octets="a\\"\\n\\\\xff" number=3 share=0.123457 '
+        f'{STAMP} warn something text="two words" word=one bytes="a\\"\\n\\\\xff" number=3 share=0.123457 '
         'whole=60 yes=true no=false nothing=null enum=drain secret="***" '
         "credentials=\"Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)\""
         "\n"

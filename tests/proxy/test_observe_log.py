@@ -252,8 +252,8 @@ def test_whatever_carries_a_password_prints_without_it(page: Page, format: LogFo
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50))
-@given(password=st.binary(min_size=1).map(lambda octets: MARKED + octets))
-def test_no_password_gets_through_whatever_its_octets(tmp_path: Path, password: bytes) -> None:
+@given(password=st.binary(min_size=1).map(lambda data: MARKED + data))
+def test_no_password_gets_through_whatever_its_bytes(tmp_path: Path, password: bytes) -> None:
     page = Page(tmp_path / "log")
     for format in LogFormat:
         log = page.log(format=format, level=LogLevel.DEBUG)

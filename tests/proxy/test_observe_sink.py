@@ -32,11 +32,11 @@ class Reader:
 
 def drained(fd: int) -> bytes:
     """All that can be read now."""
-    octets = b""
+    data = b""
     with contextlib.suppress(BlockingIOError):
         while more := os.read(fd, 1 << 20):
-            octets += more
-    return octets
+            data += more
+    return data
 
 
 @pytest.fixture(params=["pipe", "foreign pipe", "socket"])

@@ -70,7 +70,7 @@ def test_an_empty_pipe_is_used_again(pipes: Pipes) -> None:
     pipes.discard(pipe)
 
 
-def test_a_pipe_that_holds_octets_is_never_used_again(pipes: Pipes) -> None:
+def test_a_pipe_that_holds_bytes_is_never_used_again(pipes: Pipes) -> None:
     pipe = take(pipes)
     pipe.holds = os.write(pipe.write, b"somebody's mail")
     pipes.give_back(pipe)

@@ -38,8 +38,8 @@ DENIED = AuthDenied(b"no", wait=1)
 APOP = frozenset({AuthMethod.APOP})
 
 
-def b64encode(octets: bytes) -> bytes:
-    return b2a_base64(octets, newline=False)
+def b64encode(data: bytes) -> bytes:
+    return b2a_base64(data, newline=False)
 
 
 def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:

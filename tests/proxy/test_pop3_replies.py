@@ -18,7 +18,7 @@ FIRST = b"+OK Capability list follows\r\n"
 
 
 @pytest.mark.parametrize(
-    ("reply", "octets"),
+    ("reply", "bytes"),
     [
         (replies.mechanisms, b"+OK methods supported:\r\nPLAIN\r\nLOGIN\r\nCRAM-MD5\r\nEXTERNAL\r\n.\r\n"),
         (
@@ -32,8 +32,8 @@ FIRST = b"+OK Capability list follows\r\n"
         (replies.capabilities_before_tls, FIRST + b"TOP\r\nUSERS\r\nSTLS\r\n.\r\n"),
     ],
 )
-def test_a_list(reply: Callable[[ServerConfig], bytes], octets: bytes) -> None:
-    assert reply(SERVER) == octets
+def test_a_list(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:
+    assert reply(SERVER) == data
 
 
 def test_the_greeting_may_carry_a_challenge() -> None:

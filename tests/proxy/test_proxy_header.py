@@ -74,9 +74,9 @@ def test_unknown_carries_no_addresses(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "result"),
+    ("bytes", "result"),
     [
-        # octets                                              why
+        # bytes                                              why
         (b"a1 LOGIN john secret\r\n", MISSING),
         (b"proxy TCP4 192.0.2.1 192.0.2.2 1 2\r\n", MISSING),
         (b"\r\n\r\nNOOP", MISSING),
@@ -103,9 +103,9 @@ def test_unknown_carries_no_addresses(line: bytes) -> None:
         (b"PROXY " + b"x" * 101, INVALID),
     ],
 )
-def test_what_is_no_version_1_header(octets: bytes, result: ProxyHeaderResult) -> None:
+def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(octets)
+        read(data)
     assert bad.value.result is result
 
 
@@ -113,19 +113,19 @@ def test_what_is_no_version_1_header(octets: bytes, result: ProxyHeaderResult) -
 
 
 @pytest.mark.parametrize(
-    ("octets", "addresses"),
+    ("bytes", "addresses"),
     [
         (v2(b"\x21\x11", IPV4_BODY), ProxyAddresses(b"192.0.2.1", b"192.0.2.2", 56324, 25)),
         (v2(b"\x21\x21", IPV6_BODY), ProxyAddresses(b"2001:db8::1", b"::ffff:1.2.3.4", 1, 2)),
         (v2(b"\x21\x11", IPV4_BODY + bytes(4084)), ProxyAddresses(b"192.0.2.1", b"192.0.2.2", 56324, 25)),
     ],
 )
-def test_version_2_gives_addresses_as_text(octets: bytes, addresses: ProxyAddresses) -> None:
-    assert read(octets + b"rest") == Header(len(octets), addresses, 2, ProxyHeaderResult.V2)
+def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresses) -> None:
+    assert read(data + b"rest") == Header(len(data), addresses, 2, ProxyHeaderResult.V2)
 
 
 @pytest.mark.parametrize(
-    ("octets", "result"),
+    ("bytes", "result"),
     [
         (v2(b"\x20\x00", b""), ProxyHeaderResult.LOCAL),
         (v2(b"\x20\x11", IPV4_BODY), ProxyHeaderResult.LOCAL),
@@ -135,12 +135,12 @@ def test_version_2_gives_addresses_as_text(octets: bytes, addresses: ProxyAddres
         (v2(b"\x2f\x11", IPV4_BODY), ProxyHeaderResult.UNKNOWN),
     ],
 )
-def test_version_2_without_tcp_addresses_is_skipped(octets: bytes, result: ProxyHeaderResult) -> None:
-    assert read(octets + b"rest") == Header(len(octets), None, 2, result)
+def test_version_2_without_tcp_addresses_is_skipped(data: bytes, result: ProxyHeaderResult) -> None:
+    assert read(data + b"rest") == Header(len(data), None, 2, result)
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         v2(b"\x11\x11", IPV4_BODY),
         v2(b"\x31\x11", IPV4_BODY),
@@ -150,9 +150,9 @@ def test_version_2_without_tcp_addresses_is_skipped(octets: bytes, result: Proxy
         SIGNATURE + b"\x21\x11\xff\xff",
     ],
 )
-def test_what_is_no_version_2_header(octets: bytes) -> None:
+def test_what_is_no_version_2_header(data: bytes) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(octets)
+        read(data)
     assert bad.value.result is INVALID
 
 
@@ -178,15 +178,15 @@ def test_a_header_may_come_in_pieces(whole: bytes) -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PROXY ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x0c"]))
-def test_any_octets_are_a_header_or_none_or_too_few(octets: bytes, start: bytes) -> None:
+def test_any_bytes_are_a_header_or_none_or_too_few(data: bytes, start: bytes) -> None:
     try:
-        header = read(start + octets)
+        header = read(start + data)
     except BadHeader:
         return
-    assert header is None or header.consumed <= len(start + octets)
+    assert header is None or header.consumed <= len(start + data)
 
 
-def test_the_largest_header_is_never_too_few_octets() -> None:
+def test_the_largest_header_is_never_too_few_bytes() -> None:
     assert read(v2(b"\x20\x00", bytes(MAX_V2 - 16))) is not None
 
 
@@ -330,11 +330,11 @@ def test_what_we_write_we_can_read(
 ) -> None:
     client = Client(str(source), source_port, str(destination), destination_port, tls=tls)
     for version, config in enumerate((V1, V2), start=1):
-        octets = outbound(config, client)
-        header = read(octets + b"* OK")
+        data = outbound(config, client)
+        header = read(data + b"* OK")
         assert header is not None
         assert header.addresses is not None
-        assert (header.consumed, header.version) == (len(octets), version)
+        assert (header.consumed, header.version) == (len(data), version)
         assert _plain(header.addresses.source) == _plain(str(source).encode())
         assert _plain(header.addresses.destination) == _plain(str(destination).encode())
         assert (header.addresses.source_port, header.addresses.destination_port) == (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay: every octet, both ways, whatever the sizes, and a defined end."""
+"""The relay: every byte, both ways, whatever the sizes, and a defined end."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 300_000, 20_000_000])
-def test_every_octet_arrives_in_both_directions_at_once(size: int) -> None:
-    octets = random.Random(size).randbytes(size)
+def test_every_byte_arrives_in_both_directions_at_once(size: int) -> None:
+    data = random.Random(size).randbytes(size)
 
     async def send(peer: Peer) -> None:
-        await peer.say(octets)
+        await peer.say(data)
 
     async def receive(peer: Peer) -> bytes:
-        return hashlib.sha256(await peer.octets(size)).digest()
+        return hashlib.sha256(await peer.data(size)).digest()
 
     async def play() -> None:
         async with world(build, GRANTED) as w:
@@ -45,7 +45,7 @@ def test_every_octet_arrives_in_both_directions_at_once(size: int) -> None:
                 group.create_task(send(upstream))
                 down = group.create_task(receive(client))
                 up = group.create_task(receive(upstream))
-            assert down.result() == up.result() == hashlib.sha256(octets).digest()
+            assert down.result() == up.result() == hashlib.sha256(data).digest()
             assert w.value("mailproxy_relayed_bytes_total", "pop3", "to_client") == size
             assert w.value("mailproxy_relayed_bytes_total", "pop3", "to_upstream") == size
             client.close()
@@ -65,33 +65,33 @@ def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
 
 
 def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
-    octets = random.Random(7).randbytes(10_000_000)
+    data = random.Random(7).randbytes(10_000_000)
 
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
             bound_the_kernel(w, client, upstream)
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(upstream.say(octets))
+                sending = group.create_task(upstream.say(data))
                 await asyncio.sleep(0.3)
                 assert not sending.done()
-                assert await client.octets(len(octets)) == octets
+                assert await client.data(len(data)) == data
             client.close()
             upstream.close()
 
     run(play)
 
 
-def test_the_upstreams_last_octets_arrive_before_the_end() -> None:
-    octets = random.Random(9).randbytes(5_000_000)
+def test_the_upstreams_last_bytes_arrive_before_the_end() -> None:
+    data = random.Random(9).randbytes(5_000_000)
 
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
-            upstream.writer.write(octets)
+            upstream.writer.write(data)
             upstream.writer.write_eof()
             await asyncio.sleep(0.2)
-            assert await client.rest() == octets
+            assert await client.rest() == data
             client.close()
             await w.settled()
             assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "upstream_closed") == 1
@@ -150,7 +150,7 @@ def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
             client, upstream = await relayed(w)
             for _ in range(20):
                 await upstream.say(b".")
-                assert await client.octets(1) == b"."
+                assert await client.data(1) == b"."
                 await asyncio.sleep(0.05)
             client.close()
             upstream.close()
@@ -159,12 +159,12 @@ def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
 
 
 def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> None:
-    octets = bytes(8_000_000)
+    data = bytes(8_000_000)
 
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
-            upstream.writer.write(octets)
+            upstream.writer.write(data)
             await asyncio.sleep(0.1)
             client.writer.write_eof()
             upstream.writer.write_eof()
@@ -172,7 +172,7 @@ def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> No
             before = w.app._engine.reactor.polls
             await asyncio.sleep(0.3)
             assert w.app._engine.reactor.polls - before < 60
-            assert await client.rest() == octets
+            assert await client.rest() == data
             client.close()
             upstream.close()
 

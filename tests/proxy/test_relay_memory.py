@@ -14,7 +14,7 @@ from mailproxy.session import relay_end
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_socket import HELD
 from mailproxy.tls.connection import PIECE
-from mailproxy_config.model import Octets, Protocol, StartTls
+from mailproxy_config.model import ByteCount, Protocol, StartTls
 from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
@@ -59,7 +59,7 @@ def test_a_stalled_direction_holds_no_more_than_its_limit(
 
     async def play() -> None:
         tls = {"starttls": StartTls.ENABLED} if is_tls else {}
-        build = serving(Protocol.POP3, identities, proxy_buffer=Octets(4096), **tls)
+        build = serving(Protocol.POP3, identities, proxy_buffer=ByteCount(4096), **tls)
         async with siege(build, answer(GRANT)) as w:
             client, upstream = await relayed(w, identities if is_tls else None)
             (relay,) = w.app._engine.live

@@ -20,7 +20,7 @@ from support.tls_identities import Identities
 from support.world import GRANT, Peer, World, answer, run
 
 NO_RECORD: Final = b"\x17\x03\x03\x00\x20" + bytes(32)
-"""Looks like octets under TLS, and is not what anybody has sealed."""
+"""Looks like bytes under TLS, and is not what anybody has sealed."""
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def cramp(w: World) -> None:
 @pytest.mark.parametrize("size", [16 * 1024, 16 * 1024 + 1, 300_000, 2_000_000])
 @pytest.mark.parametrize("sender", ["client", "upstream"])
 @pytest.mark.parametrize("is_cramped", [False, True], ids=["roomy", "cramped"])
-def test_who_reads_slowly_gets_every_octet_in_its_order(
+def test_who_reads_slowly_gets_every_byte_in_its_order(
     is_cramped: bool, sender: str, size: int, identities: Identities
 ) -> None:
-    octets = random.Random(size).randbytes(size)
+    data = random.Random(size).randbytes(size)
 
     async def slowly(peer: Peer) -> bytes:
         seen, left = hashlib.sha256(), size
         while left:
             chunk = await peer.reader.read(min(left, 50_000))
-            assert chunk, f"{left} octets are missing"
+            assert chunk, f"{left} bytes are missing"
             seen.update(chunk)
             left -= len(chunk)
             await asyncio.sleep(0)
@@ -62,10 +62,10 @@ def test_who_reads_slowly_gets_every_octet_in_its_order(
                 cramp(w)
             source, sink = (client, upstream) if sender == "client" else (upstream, client)
             async with asyncio.TaskGroup() as group:
-                group.create_task(source.say(octets))
+                group.create_task(source.say(data))
                 await asyncio.sleep(0.2)  # until nothing goes any more
                 arrived = group.create_task(slowly(sink))
-            assert arrived.result() == hashlib.sha256(octets).digest()
+            assert arrived.result() == hashlib.sha256(data).digest()
             client.close()
             upstream.close()
 
@@ -73,15 +73,15 @@ def test_who_reads_slowly_gets_every_octet_in_its_order(
 
 
 def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: Identities) -> None:
-    octets = random.Random(1).randbytes(16 * 1024 + 9_000)
+    data = random.Random(1).randbytes(16 * 1024 + 9_000)
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
         async with siege(build, answer(GRANT)) as w:
             client, upstream = await relayed(w, identities)
             w.app._engine.buffer = bytearray(1_000)  # a turn carries four of these at most
-            await client.say(octets)
-            assert await upstream.octets(len(octets)) == octets
+            await client.say(data)
+            assert await upstream.data(len(data)) == data
             client.close()
             upstream.close()
 
@@ -89,15 +89,15 @@ def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: 
 
 
 class Sipping:
-    """A socket that takes one octet of the first it is to send."""
+    """A socket that takes one byte of the first it is to send."""
 
     def __init__(self, sock: socket.SocketType) -> None:
         self._sock = sock
         self._most: int | None = 1
 
-    def send(self, octets: bytes) -> int:
+    def send(self, data: bytes) -> int:
         most, self._most = self._most, None
-        return self._sock.send(octets[:most])
+        return self._sock.send(data[:most])
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._sock, name)
@@ -113,7 +113,7 @@ class Sipping:
 def test_a_broken_record_is_the_clients_and_what_came_before_it_is_delivered(
     size: int, is_slow: bool, identities: Identities
 ) -> None:
-    octets = random.Random(size).randbytes(size)
+    data = random.Random(size).randbytes(size)
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
@@ -123,9 +123,9 @@ def test_a_broken_record_is_the_clients_and_what_came_before_it_is_delivered(
             assert isinstance(relay, Relay)
             if is_slow:
                 relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))
-            client.writer.write(octets)
+            client.writer.write(data)
             os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same breath
-            assert await upstream.rest() == octets
+            assert await upstream.rest() == data
             await w.settled()
             assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1
             upstream.close()

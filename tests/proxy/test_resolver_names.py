@@ -13,7 +13,7 @@ from mailproxy.dns.dns_names import host_name, packed, reverse_name, with_port
 
 
 @pytest.mark.parametrize(
-    ("address", "octets"),
+    ("address", "bytes"),
     [
         ("192.0.2.1", b"\xc0\0\2\1"),
         ("::1", bytes(15) + b"\1"),
@@ -26,8 +26,8 @@ from mailproxy.dns.dns_names import host_name, packed, reverse_name, with_port
         ("\u0661.2.3.4", None),
     ],
 )
-def test_an_address_becomes_its_octets(address: str, octets: bytes | None) -> None:
-    assert packed(address) == octets
+def test_an_address_becomes_its_bytes(address: str, data: bytes | None) -> None:
+    assert packed(address) == data
 
 
 @given(st.ip_addresses())

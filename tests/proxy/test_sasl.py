@@ -38,12 +38,12 @@ def exchange(*words: bytes, said: tuple[bytes, ...] = (), enabled: frozenset[Aut
     )
 
 
-def b64(octets: bytes) -> bytes:
-    return b64encode(octets)
+def b64(data: bytes) -> bytes:
+    return b64encode(data)
 
 
 @pytest.mark.parametrize(
-    ("text", "octets"),
+    ("text", "bytes"),
     [
         (b"", b""),
         (b"=", b""),
@@ -66,14 +66,14 @@ def b64(octets: bytes) -> bytes:
         (b"\xff\xff\xff\xff", None),
     ],
 )
-def test_base64_is_read_as_nginx_reads_it(text: bytes, octets: bytes | None) -> None:
-    assert decoded(text) == octets
+def test_base64_is_read_as_nginx_reads_it(text: bytes, data: bytes | None) -> None:
+    assert decoded(text) == data
 
 
 @given(st.binary(max_size=200))
-def test_base64_round_trips_with_and_without_padding(octets: bytes) -> None:
-    assert decoded(b64(octets)) == octets
-    assert decoded(b64(octets).rstrip(b"=")) == octets
+def test_base64_round_trips_with_and_without_padding(data: bytes) -> None:
+    assert decoded(b64(data)) == data
+    assert decoded(b64(data).rstrip(b"=")) == data
 
 
 @given(st.text("AQgw+/=b*-", max_size=9).map(str.encode))
@@ -100,11 +100,11 @@ def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: M
 
 
 @pytest.mark.parametrize(
-    ("octets", "unsafe"),
+    ("bytes", "unsafe"),
     [(b"", False), (b"a\tb \xff\x7f", False), (b"\r", True), (b"a\n", True), (b"\0a", True)],
 )
-def test_what_ends_a_line_or_a_field_is_unsafe(octets: bytes, unsafe: bool) -> None:
-    assert is_unsafe(octets) is unsafe
+def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> None:
+    assert is_unsafe(data) is unsafe
 
 
 @pytest.mark.parametrize(

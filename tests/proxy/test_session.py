@@ -308,10 +308,10 @@ def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             client = await w.client()
-            octets = HEADER + b"a LOGIN u p\r\n"
-            await client.say(octets[:cut])
+            data = HEADER + b"a LOGIN u p\r\n"
+            await client.say(data[:cut])
             await asyncio.sleep(0.02)
-            await client.say(octets[cut:])
+            await client.say(data[cut:])
             assert await client.lines(2) == [b"* OK IMAP4 ready\r\n", b"a NO Invalid login or password\r\n"]
             request = w.auth.requests[0]
             assert b"Client-IP: 192.0.2.7\r\n" in request

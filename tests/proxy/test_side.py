@@ -16,7 +16,7 @@ from mailproxy.session.relay_socket import HELD, RelaySocket, SinkBroken
 from mailproxy.telemetry.metrics import Counter
 
 Both = tuple[RelaySocket, socket.socket]
-OCTETS = bytes(range(256)) * 4096
+BYTES = bytes(range(256)) * 4096
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def heard(peer: socket.socket) -> bytes:
     return found
 
 
-def fill(pipe: Pipe, octets: bytes) -> int:
-    pipe.holds = os.write(pipe.write, octets)
+def fill(pipe: Pipe, data: bytes) -> int:
+    pipe.holds = os.write(pipe.write, data)
     return pipe.holds
 
 
@@ -62,18 +62,18 @@ def test_what_fits_is_written_and_nothing_kept(both: Both) -> None:
 
 def test_what_does_not_fit_waits_in_its_order(both: Both) -> None:
     side, far = both
-    side.write(OCTETS)
+    side.write(BYTES)
     assert side.is_behind
-    assert 0 < len(side.pending) < len(OCTETS)
-    assert heard(far) + side.pending == OCTETS
+    assert 0 < len(side.pending) < len(BYTES)
+    assert heard(far) + side.pending == BYTES
 
 
 def test_of_what_does_not_fit_from_a_shared_buffer_no_more_waits_than_may_be_held(both: Both) -> None:
     side, far = both
-    taken = side.write_from(memoryview(OCTETS))
+    taken = side.write_from(memoryview(BYTES))
     assert side.is_behind
     assert 0 < len(side.pending) <= HELD
-    assert heard(far) + side.pending == OCTETS[:taken]
+    assert heard(far) + side.pending == BYTES[:taken]
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
@@ -87,7 +87,7 @@ def test_what_was_not_taken_is_read_again(family: socket.AddressFamily) -> None:
     near.setblocking(False)
     side = RelaySocket(near, near.fileno(), READ, Counter())
     assert side.most(1 << 20) == (HELD if family == socket.AF_UNIX else 1 << 20)
-    far.sendall(b"octets")
+    far.sendall(b"bytes")
     view = memoryview(bytearray(16))
     while side.fill(view) != (6, False):
         pass
@@ -102,34 +102,34 @@ def test_what_was_not_taken_is_read_again(family: socket.AddressFamily) -> None:
 
 def test_what_waits_of_a_shared_buffer_is_a_copy(both: Both) -> None:
     side, _ = both
-    buffer = bytearray(OCTETS)
+    buffer = bytearray(BYTES)
     side.write_from(memoryview(buffer))
     kept = side.pending
     buffer[:] = bytes(len(buffer))
     assert side.pending == kept
-    assert kept in OCTETS
+    assert kept in BYTES
 
 
 def test_a_pipe_is_emptied_as_far_as_there_is_room(both: Both, pipe: Pipe) -> None:
     side, far = both
-    octets = OCTETS[: fill(pipe, OCTETS)]
+    data = BYTES[: fill(pipe, BYTES)]
     assert not side.out_of(pipe)
-    assert 0 < pipe.holds < len(octets)
+    assert 0 < pipe.holds < len(data)
     arrived = heard(far)
     for _ in range(1000):
         if side.out_of(pipe):
             break
         arrived += heard(far)
-    assert arrived + heard(far) == octets
+    assert arrived + heard(far) == data
     assert pipe.holds == 0
 
 
-def test_octets_go_into_a_pipe(both: Both, pipe: Pipe) -> None:
+def test_bytes_go_into_a_pipe(both: Both, pipe: Pipe) -> None:
     side, far = both
     assert side.into(pipe) == -1
-    far.sendall(b"octets")
+    far.sendall(b"bytes")
     assert side.into(pipe) == 6
-    assert os.read(pipe.read, 100) == b"octets"
+    assert os.read(pipe.read, 100) == b"bytes"
     far.shutdown(socket.SHUT_WR)
     assert side.into(pipe) == 0
 
@@ -138,10 +138,10 @@ def test_octets_go_into_a_pipe(both: Both, pipe: Pipe) -> None:
     ("said", "ends", "size", "filled"),
     [
         (b"", False, 8, (b"", False)),
-        (b"octets", False, 8, (b"octets", False)),
-        (b"octets", False, 4, (b"octe", False)),
+        (b"bytes", False, 8, (b"bytes", False)),
+        (b"bytes", False, 4, (b"octe", False)),
         (b"", True, 8, (b"", True)),
-        (b"octets", True, 8, (b"octets", False)),  # the end is read next time
+        (b"bytes", True, 8, (b"bytes", False)),  # the end is read next time
     ],
 )
 def test_a_buffer_is_filled_with_what_there_is(
@@ -163,7 +163,7 @@ def test_a_buffer_is_filled_with_what_there_is(
         lambda side, pipe: side.write_from(memoryview(b"x")),
         lambda side, pipe: side.out_of(pipe),
     ],
-    ids=["octets", "buffer", "pipe"],
+    ids=["bytes", "buffer", "pipe"],
 )
 def test_a_break_while_writing_is_the_sinks(
     both: Both, pipe: Pipe, write: Callable[[RelaySocket, Pipe], None]

@@ -21,7 +21,7 @@ AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
 
 
 @pytest.mark.parametrize(
-    ("reply", "octets"),
+    ("reply", "bytes"),
     [
         (replies.greeting, b"220 mx ESMTP ready\r\n"),
         (replies.hello, b"250 mx\r\n"),
@@ -33,8 +33,8 @@ AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
         (replies.capabilities_before_tls, b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 STARTTLS\r\n"),
     ],
 )
-def test_what_a_server_says_of_itself(reply: Callable[[ServerConfig], bytes], octets: bytes) -> None:
-    assert reply(SERVER) == octets
+def test_what_a_server_says_of_itself(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:
+    assert reply(SERVER) == data
 
 
 def test_the_name_alone_ends_the_list_where_there_is_nothing_else() -> None:

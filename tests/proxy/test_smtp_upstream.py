@@ -143,7 +143,7 @@ def test_the_proxy_header_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "text"),
+    ("bytes", "text"),
     [
         (b"john", b"john"),
         (b"john+work@x.example", b"john+2Bwork@x.example"),
@@ -153,13 +153,13 @@ def test_the_proxy_header_goes_first() -> None:
         (b"", b""),
     ],
 )
-def test_xtext(octets: bytes, text: bytes) -> None:
-    assert xtext(octets) == text
+def test_xtext(data: bytes, text: bytes) -> None:
+    assert xtext(data) == text
 
 
 @given(st.binary(max_size=60))
-def test_xtext_is_one_printable_word_that_can_be_read_back(octets: bytes) -> None:
-    text = xtext(octets)
-    assert all(0x21 <= octet < 0x7F for octet in text)
+def test_xtext_is_one_printable_word_that_can_be_read_back(data: bytes) -> None:
+    text = xtext(data)
+    assert all(0x21 <= byte < 0x7F for byte in text)
     head, *escapes = text.split(b"+")
-    assert head + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escapes) == octets
+    assert head + b"".join(bytes.fromhex(part[:2].decode()) + part[2:] for part in escapes) == data

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mailproxy.net import Route, SocketPlan, difference, plan
 from mailproxy.net.listen_plan import is_host_name
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.model import KeepAlive, ListenConfig, Octets, Protocol, ProxyConfig
+from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig, Protocol, ProxyConfig
 from support.configs import server
 
 NAMES = {
@@ -85,8 +85,8 @@ def test_a_socket_has_what_its_line_says() -> None:
     full = line(
         "[::1]",
         backlog=7,
-        rcvbuf=Octets(4096),
-        sndbuf=Octets(8192),
+        rcvbuf=ByteCount(4096),
+        sndbuf=ByteCount(8192),
         ipv6only=False,
         so_keepalive=keepalive,
         multipath=True,
@@ -110,7 +110,7 @@ def test_a_socket_has_what_its_line_says() -> None:
 
 def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
     tcp: dict[str, Any] = {"so_keepalive": KeepAlive(), "multipath": True, "ipv6only": False}
-    (planned,) = plan(config((line("unix:/run/a", None, rcvbuf=Octets(4096), **tcp),)), {})
+    (planned,) = plan(config((line("unix:/run/a", None, rcvbuf=ByteCount(4096), **tcp),)), {})
     assert planned.is_unix
     assert (planned.keepalive, planned.multipath, planned.ipv6only) == (None, False, True)
     assert planned.rcvbuf == 4096

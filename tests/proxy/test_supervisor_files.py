@@ -23,7 +23,7 @@ from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 
-def test_a_file_is_read_as_far_as_it_may_be_long_and_one_octet_more(tmp_path: Path) -> None:
+def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(b"x" * (LARGEST_DOCUMENT + 1000))
     assert len(read(file)) == LARGEST_DOCUMENT + 1

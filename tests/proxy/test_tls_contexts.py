@@ -15,7 +15,7 @@ from mailproxy.tls.openssl import Unreachable
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
-    Octets,
+    ByteCount,
     Protocol,
     Seconds,
     SendProxyProtocol,
@@ -123,7 +123,7 @@ def test_the_plain_things_are_served_and_what_is_missing_is_told(
     [
         ("ssl_verify_client", VerifyClient.REQUIRED),
         ("ssl_session_ticket_key", ("/key",)),
-        ("ssl_session_cache", SessionCache(shared_name="x", shared_size=Octets(1 << 20))),
+        ("ssl_session_cache", SessionCache(shared_name="x", shared_size=ByteCount(1 << 20))),
         ("ssl_session_timeout", Seconds(60.0)),
         ("ssl_ecdh_curve", "X25519:prime256v1"),
         ("ssl_conf_command", (("Ciphersuites", "TLS_AES_128_GCM_SHA256"),)),

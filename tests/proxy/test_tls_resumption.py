@@ -16,14 +16,14 @@ from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.tls.context import ServerTls
 from mailproxy.tls.ticket_keys import TicketKey, TicketKeys
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.model import Octets, Protocol, ProxyConfig, Seconds, SessionCache
+from mailproxy_config.model import ByteCount, Protocol, ProxyConfig, Seconds, SessionCache
 from support.configs import server
 from support.tls_authority import Authority, Issued
 from support.tls_peers import KEY, TLS_PORT, Pair, client_of, serving, shaken, tls_of
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 BUILTIN = SessionCache(builtin=100)
-SHARED = SessionCache(shared_name="MAIL", shared_size=Octets(1 << 20))
+SHARED = SessionCache(shared_name="MAIL", shared_size=ByteCount(1 << 20))
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +146,18 @@ def test_one_ticket_is_sent_and_none_where_none_could_be_used(ours: Issued) -> N
 # -- ssl_session_ticket_key
 
 
-def key_file(folder: Path, name: str, octets: int) -> str:
+def key_file(folder: Path, name: str, data: int) -> str:
     path = folder / name
-    path.write_bytes(os.urandom(octets))
+    path.write_bytes(os.urandom(data))
     return str(path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("octets", [48, 80])
+@pytest.mark.parametrize("data", [48, 80])
 def test_key_files_are_used_by_all_who_name_them(
-    ours: Issued, tmp_path: Path, octets: int, version: ssl.TLSVersion
+    ours: Issued, tmp_path: Path, data: int, version: ssl.TLSVersion
 ) -> None:
-    path = key_file(tmp_path, "key", octets)
+    path = key_file(tmp_path, "key", data)
     one = tls_of(ours, ssl_session_ticket_key=(path,))
     other = tls_of(ours, ssl_session_ticket_key=(path,), key=bytes(80))
     assert is_resumed(one, other, version)
@@ -183,9 +183,7 @@ def test_the_first_key_seals_and_all_open(
     resumed: bool,
     version: ssl.TLSVersion,
 ) -> None:
-    files = {
-        name: key_file(tmp_path, name, octets) for name, octets in (("old", 80), ("new", 80), ("short", 48))
-    }
+    files = {name: key_file(tmp_path, name, data) for name, data in (("old", 80), ("new", 80), ("short", 48))}
     first = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in seals))
     second = tls_of(ours, ssl_session_ticket_key=tuple(files[name] for name in opens))
     assert is_resumed(first, second, version) is resumed
@@ -211,9 +209,9 @@ def test_the_keys_of_a_file_are_laid_out_as_openssl_has_them(ours: Issued, tmp_p
         assert is_resumed(tls_of(ours, key=KEY), from_file, version)
 
 
-@pytest.mark.parametrize("octets", [0, 47, 64, 81])
-def test_keys_of_another_size_are_refused(ours: Issued, tmp_path: Path, octets: int) -> None:
-    good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", octets)
+@pytest.mark.parametrize("data", [0, 47, 64, 81])
+def test_keys_of_another_size_are_refused(ours: Issued, tmp_path: Path, data: int) -> None:
+    good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", data)
     with pytest.raises(ConfigError) as caught:
         tls_of(ours, ssl_session_ticket_key=(good, bad))
     assert str(caught.value) == f'servers[imap].ssl_session_ticket_key[1]: "{bad}" must be 48 or 80 bytes'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections under TLS: handshakes step by step, octets, the goodbye, and what strangers may send."""
+"""Connections under TLS: handshakes step by step, bytes, the goodbye, and what strangers may send."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_nothing_is_pending_after_the_end(tls: ServerTls) -> None:
 
 
 @pytest.mark.parametrize("injected", [b"a1 NOOP\r\n", b"a2 LOGIN eve evil\r\n" * 40])
-def test_octets_in_clear_before_the_handshake_break_it_and_are_never_read(
+def test_bytes_in_clear_before_the_handshake_break_it_and_are_never_read(
     tls: ServerTls, authority: Authority, injected: bytes
 ) -> None:
     near, far = socket.socketpair()
@@ -239,7 +239,7 @@ def test_other_protocols_end_the_handshake(tls: ServerTls, authority: Authority,
     pair.close()
 
 
-def test_octets_go_both_ways(tls: ServerTls, authority: Authority) -> None:
+def test_bytes_go_both_ways(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     assert pair.tell(b"* OK ready\r\n") == b"* OK ready\r\n"
@@ -283,10 +283,10 @@ def test_what_comes_with_the_end_of_the_handshake_is_pending(tls: ServerTls, aut
 def test_a_write_goes_as_far_as_the_socket_lets_it(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
-    octets = bytes(range(256)) * 8192
-    left, got = memoryview(octets), bytearray()
+    data = bytes(range(256)) * 8192
+    left, got = memoryview(data), bytearray()
     partial = 0
-    while len(got) < len(octets):
+    while len(got) < len(data):
         try:
             sent = pair.ours.send(left) if left else 0
         except ssl.SSLWantWriteError:
@@ -298,7 +298,7 @@ def test_a_write_goes_as_far_as_the_socket_lets_it(tls: ServerTls, authority: Au
                 got += pair.client.recv(65536)
         except ssl.SSLWantReadError:
             pass
-    assert bytes(got) == octets
+    assert bytes(got) == data
     assert partial
     pair.close()
 
@@ -411,13 +411,13 @@ def test_many_records_leave_in_full_segments(authority: Authority) -> None:
     shake_slowly(pair.ours)
     steps.join(20)
     before = _segments_out(pair.ours)
-    octets = bytes(range(256)) * 256  # four records
-    assert pair.ours.send(octets) == len(octets)
+    data = bytes(range(256)) * 256  # four records
+    assert pair.ours.send(data) == len(data)
     sent = _segments_out(pair.ours) - before
     heard = b""
-    while len(heard) < len(octets):
+    while len(heard) < len(data):
         heard += pair.client.recv(65536)
-    assert heard == octets
+    assert heard == data
     assert 1 <= sent < 4
     assert pair.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
     pair.close()

@@ -5,7 +5,7 @@ The steps marked ``=``:
 
 ``authorize USER PASSWORD [by METHOD] [attempt N] [salt S] [helo H mail M rcpt R] -> ANSWER``
     the question and the answer of the authorization service.  Words are escaped
-    as octets are; ``-`` is no password; ``by password`` and ``attempt 1`` go
+    as bytes are; ``-`` is no password; ``by password`` and ``attempt 1`` go
     without saying.  Answers: ``granted HOST:PORT[, user U][, password P]``,
     ``denied[, code C][, wait 3s]: TEXT``, ``wait 3s[, user U][, password P]``,
     ``unavailable``.
@@ -78,7 +78,7 @@ class Player:
     Args:
         transcript: What is to be said.
         protocol: Whose conversations are to say it.
-        cut: Whether everything is received octet by octet.
+        cut: Whether everything is received byte by byte.
     """
 
     transcript: Transcript
@@ -177,8 +177,8 @@ class Player:
 
     def _answer(self, action: sansio.Action) -> Any:  # noqa: C901, PLR0911 - one case per action
         match action:
-            case sansio.Send(octets):
-                self._said += octets
+            case sansio.Send(data):
+                self._said += data
             case sansio.Note(event):
                 self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
             case sansio.Deadline(seconds):
@@ -211,9 +211,9 @@ class Player:
                 raise _GONE[step.text]
             if step.side != self._listener:
                 self._differ(step, f"waiting for {self._listener}")
-            self._incoming = step.octets
+            self._incoming = step.data
             while step.is_joined and (step := self._next()):
-                self._incoming += step.octets
+                self._incoming += step.data
         taken = 1 if self.cut else limit
         heard, self._incoming = self._incoming[:taken], self._incoming[taken:]
         return heard
@@ -275,7 +275,7 @@ class Player:
         wanted = b""
         first = self._peek()
         while (step := self._peek()) is not None and step.side == side:
-            wanted += step.octets
+            wanted += step.data
             self._position += 1
         said, self._said = self._said, b""
         if said != wanted:
@@ -341,7 +341,7 @@ def _decision(
     verb: str, parts: dict[str, str], text: bytes, request: AuthRequest
 ) -> AuthAllowed | AuthDenied | AuthDeferred:
     user = _word(parts.get("user"))
-    password = None if (octets := _word(parts.get("password"))) is None else Secret(octets)
+    password = None if (data := _word(parts.get("password"))) is None else Secret(data)
     kind, _, rest = verb.partition(" ")
     if kind == "wait":
         return AuthDeferred(int(rest.removesuffix("s")), user, password)

@@ -41,8 +41,8 @@ def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any)
             return driven
         answer = None
         match action:
-            case Send(octets):
-                driven.said += octets
+            case Send(data):
+                driven.said += data
             case Note(event):
                 driven.notes.append(event)
             case Deadline(seconds):
@@ -59,5 +59,5 @@ def _telling(actions: Telling | tuple[()]) -> ProtocolGenerator[None]:
 
 
 def limits(driven: Driven) -> list[int]:
-    """How many octets each ``Receive`` asked for."""
+    """How many bytes each ``Receive`` asked for."""
     return [action.limit for action in driven.asked if isinstance(action, Receive)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The authorization service's octets, put together without the code that is being tested."""
+"""The authorization service's bytes, put together without the code that is being tested."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def answer(text: str, port: int) -> bytes:
 
 
 def word(text: str) -> bytes:
-    """The octets that one word of a transcript stands for."""
+    """The bytes that one word of a transcript stands for."""
     return b"" if text == '""' else unescaped(text)
 
 
@@ -94,8 +94,8 @@ def _clauses(words: list[str]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _percent(octets: bytes) -> bytes:
-    return re.sub(rb"[\x00-\x20%]", lambda match: b"%%%02X" % match[0][0], octets)
+def _percent(data: bytes) -> bytes:
+    return re.sub(rb"[\x00-\x20%]", lambda match: b"%%%02X" % match[0][0], data)
 
 
 def _about_tls(tls: ssl.SSLObject, transcript: Transcript, identities: Identities) -> list[bytes]:

@@ -157,8 +157,8 @@ def _part(claims: dict[str, Any]) -> str:
     return _encoded(json.dumps(claims).encode())
 
 
-def _encoded(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _request(event: dict[str, Any]) -> Request:

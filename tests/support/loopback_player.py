@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a transcript over real sockets, through a whole worker: client, service and upstream are scripted.
 
-The steps are those of ``dialogue_player``.  What is compared: every octet that
-the client and the upstream get, every octet of the request to the
+The steps are those of ``dialogue_player``.  What is compared: every byte that
+the client and the upstream get, every byte of the request to the
 authorization service, the reason for the end and, where the transcript tells
 of them, what was counted.  The client's address arrives by PROXY header.
 """
@@ -220,17 +220,17 @@ class _Player:
             case "C":
                 await self._say(self.client, step)
             case "S":
-                self._compare(step, await self.client.octets(len(step.octets)), step.octets)
+                self._compare(step, await self.client.data(len(step.data)), step.data)
             case "U":
                 await self._say(await self._upstream(), step)
             case "P":
-                wanted = self._with_real_places(step.octets)
-                self._compare(step, await (await self._upstream()).octets(len(wanted)), wanted)
+                wanted = self._with_real_places(step.data)
+                self._compare(step, await (await self._upstream()).data(len(wanted)), wanted)
             case _:
                 await self._happen(step)
 
     async def _say(self, peer: Peer, step: Step) -> None:
-        peer.writer.write(step.octets)
+        peer.writer.write(step.data)
         if step.is_joined:
             return
         await peer.writer.drain()
@@ -242,12 +242,12 @@ class _Player:
             self.upstream = await self.upstreams.next()
         return self.upstream
 
-    def _with_real_places(self, octets: bytes) -> bytes:
+    def _with_real_places(self, data: bytes) -> bytes:
         """Where we accept connections cannot be made up, and the PROXY header to an upstream tells it."""
-        if not octets.startswith(b"PROXY "):
-            return octets
-        port = octets.split()[-1]
-        return octets.replace(b" 198.51.100.1 ", b" 127.0.0.1 ").replace(port, b"%d" % self.port)
+        if not data.startswith(b"PROXY "):
+            return data
+        port = data.split()[-1]
+        return data.replace(b" 198.51.100.1 ", b" 127.0.0.1 ").replace(port, b"%d" % self.port)
 
     async def _happen(self, step: Step) -> None:
         verb, _, rest = step.text.partition(" ")
@@ -296,9 +296,9 @@ class _Player:
             if self.relays:
                 upstream = await self._upstream()
                 await self.client.say(_MARKS[0])
-                self._compare(last, await upstream.octets(len(_MARKS[0])), _MARKS[0])
+                self._compare(last, await upstream.data(len(_MARKS[0])), _MARKS[0])
                 await upstream.say(_MARKS[1])
-                self._compare(last, await self.client.octets(len(_MARKS[1])), _MARKS[1])
+                self._compare(last, await self.client.data(len(_MARKS[1])), _MARKS[1])
                 self.client.close()
                 self._compare(last, await upstream.rest(), b"")
             elif self.upstream_speaks and not self.is_over:

@@ -197,6 +197,6 @@ async def heard(peer: Peer) -> bytes:
     """Everything up to the end, however it comes."""
     said = b""
     with contextlib.suppress(ConnectionError):
-        while octets := await peer.reader.read(1 << 16):
-            said += octets
+        while data := await peer.reader.read(1 << 16):
+            said += data
     return said

@@ -115,11 +115,11 @@ class Authority:
         listed = builder.sign(self.key, hashes.SHA256())
         return self.write("crl", listed.public_bytes(serialization.Encoding.PEM))
 
-    def write(self, kind: str, octets: bytes) -> str:
+    def write(self, kind: str, data: bytes) -> str:
         """Write a file of its own, and give its path."""
         self._count += 1
         path = self.folder / f"{self.name.rfc4514_string()}-{self._count}-{kind}.pem"
-        path.write_bytes(octets)
+        path.write_bytes(data)
         return str(path)
 
     def _issued(self, certificate: x509.Certificate, key: PrivateKey, passphrase: bytes | None) -> Issued:

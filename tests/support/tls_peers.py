@@ -78,10 +78,10 @@ class Pair:
         assert steps == {HandshakeStep.DONE}
         return self.ours.info()
 
-    def tell(self, octets: bytes) -> bytes:
-        """Say octets to the client, which also reads the session tickets that lie before them."""
-        assert self.ours.send(octets) == len(octets)
-        return self.client.recv(len(octets))
+    def tell(self, data: bytes) -> bytes:
+        """Say bytes to the client, which also reads the session tickets that lie before them."""
+        assert self.ours.send(data) == len(data)
+        return self.client.recv(len(data))
 
     def close(self) -> None:
         """Close both sides."""

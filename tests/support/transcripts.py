@@ -15,10 +15,10 @@ C     the client says; ``C+`` the same, in one segment with the next line
 S     the proxy says to the client
 P     the proxy says to the upstream
 U     the upstream says; ``U+`` as above
-=     anything that is not octets, see ``dialogue_player``
+=     anything that is not bytes, see ``dialogue_player``
 ====  =====================================================================
 
-Octets end in CRLF without saying so.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
+Bytes end in CRLF without saying so.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
 ``\\xHH \\\\``; ``\\{130*a}`` repeats; ``\\{b64 a}`` is a in base64; ``\\c`` at the end
 leaves out the CRLF.
 ``#`` in the first column begins a comment.
@@ -51,11 +51,11 @@ _MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a transcript: ``octets`` are what it stands for, empty for ``=``."""
+    """One line of a transcript: ``data`` are what it stands for, empty for ``=``."""
 
     mark: str
     text: str
-    octets: bytes
+    data: bytes
     line: int
 
     @property
@@ -111,9 +111,9 @@ class Transcript:
 
 
 def unescaped(text: str) -> bytes:
-    """Give the octets that a text stands for."""
+    """Give the bytes that a text stands for."""
 
-    def octets(match: re.Match[str]) -> str:
+    def data(match: re.Match[str]) -> str:
         hexadecimal, encoded, simple = match.groups()
         if hexadecimal is not None:
             return chr(int(hexadecimal, 16))
@@ -121,22 +121,22 @@ def unescaped(text: str) -> bytes:
             return b64encode(unescaped(encoded)).decode()
         return _SIMPLE[simple].decode("latin-1")
 
-    return _ESCAPE.sub(octets, _repeated(text)).encode("latin-1")
+    return _ESCAPE.sub(data, _repeated(text)).encode("latin-1")
 
 
 def _repeated(text: str) -> str:
     return _REPEAT.sub(lambda match: match[2] * int(match[1]), text)
 
 
-def escaped(octets: bytes) -> str:
-    """Write octets as one word, so that ``unescaped`` gives them back; nothing at all is ``""``."""
+def escaped(data: bytes) -> str:
+    """Write bytes as one word, so that ``unescaped`` gives them back; nothing at all is ``""``."""
     names = {value: f"\\{name}" for name, value in _SIMPLE.items() if value}
-    letters = (names.get(bytes((octet,)), _letter(octet)) for octet in octets)
+    letters = (names.get(bytes((byte,)), _letter(byte)) for byte in data)
     return "".join(letters) or '""'
 
 
-def _letter(octet: int) -> str:
-    return chr(octet) if 0x21 <= octet < 0x7F else f"\\x{octet:02X}"
+def _letter(byte: int) -> str:
+    return chr(byte) if 0x21 <= byte < 0x7F else f"\\x{byte:02X}"
 
 
 def load(path: Path) -> Transcript:
@@ -185,8 +185,8 @@ def _step(line: str, number: int) -> Step:
         raise ValueError(message)
     if mark == "=":
         return Step(mark, " ".join(_repeated(text).split()), b"", number)
-    octets = unescaped(text)
-    return Step(mark, text, octets if text.endswith("\\c") else octets + b"\r\n", number)
+    data = unescaped(text)
+    return Step(mark, text, data if text.endswith("\\c") else data + b"\r\n", number)
 
 
 def _end(text: str) -> tuple[str, int]:
@@ -213,12 +213,12 @@ def _value(name: str, text: str) -> Any:
 
 
 def segments(steps: Iterable[Step]) -> Iterator[tuple[Step, bytes]]:
-    """Join what goes in one segment: the first of the steps, and all their octets."""
+    """Join what goes in one segment: the first of the steps, and all their bytes."""
     first: Step | None = None
-    octets = b""
+    data = b""
     for step in steps:
         first = first or step
-        octets += step.octets
+        data += step.data
         if not step.is_joined:
-            yield first, octets
-            first, octets = None, b""
+            yield first, data
+            first, data = None, b""

@@ -52,22 +52,22 @@ class Peer:
         """So many lines."""
         return [await self.line() for _ in range(count)]
 
-    async def octets(self, count: int) -> bytes:
-        """Exactly so many octets."""
+    async def data(self, count: int) -> bytes:
+        """Exactly so many bytes."""
         return await self.reader.readexactly(count)
 
     async def rest(self) -> bytes:
         """Everything up to the end."""
         return await self.reader.read()
 
-    async def say(self, octets: bytes) -> None:
+    async def say(self, data: bytes) -> None:
         """Send, and wait until it is on its way."""
-        self.writer.write(octets)
+        self.writer.write(data)
         await self.writer.drain()
 
-    async def ask(self, octets: bytes) -> bytes:
+    async def ask(self, data: bytes) -> bytes:
         """Send, and give the next line."""
-        await self.say(octets)
+        await self.say(data)
         return await self.line()
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ class Peer:
 
 
 Answer = bytes | tuple[bytes, bytes] | Callable[[bytes], bytes | Awaitable[bytes]]
-"""Octets, octets in two parts with a pause between, or what makes them of the request."""
+"""Bytes, bytes in two parts with a pause between, or what makes them of the request."""
 
 
 @dataclass
@@ -109,8 +109,8 @@ class AuthServer:
             while True:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                for octets in answer if isinstance(answer, tuple) else (answer,):
-                    made = octets if isinstance(octets, bytes) else octets(self.requests[-1])
+                for data in answer if isinstance(answer, tuple) else (answer,):
+                    made = data if isinstance(data, bytes) else data(self.requests[-1])
                     writer.write(made if isinstance(made, bytes) else await made)
                     await writer.drain()
                     await asyncio.sleep(0.05 if isinstance(answer, tuple) else 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service is asked: one HTTP request, as octets.
+"""What the authorization service is asked: one HTTP request, as bytes.
 
 Lines, order and escaping are those of nginx's ``auth_http``, so that services
 written for it work unchanged.  Everything that is the same for all requests of
@@ -81,7 +81,7 @@ class RequestTemplate:
     def render(self, request: AuthRequest) -> bytes:
         """Give the whole request, blank line included.
 
-        The octets hold the client's password: they are for the service alone.
+        The bytes hold the client's password: they are for the service alone.
         """
         credentials = request.credentials
         client = request.client
@@ -129,18 +129,18 @@ class RequestTemplate:
         return lines
 
 
-def _escaped(octets: bytes) -> bytes:
+def _escaped(data: bytes) -> bytes:
     """Escape as nginx does."""
-    return _ESCAPED.sub(_percent, octets)
+    return _ESCAPED.sub(_percent, data)
 
 
-def _literally(octets: bytes) -> bytes:
-    """Write octets so that ``%`` formatting leaves them as they are."""
-    return octets.replace(b"%", b"%%")
+def _literally(data: bytes) -> bytes:
+    """Write bytes so that ``%`` formatting leaves them as they are."""
+    return data.replace(b"%", b"%%")
 
 
-def _percent(octet: re.Match[bytes]) -> bytes:
-    return b"%%%02X" % octet[0][0]
+def _percent(byte: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % byte[0][0]
 
 
 def _one_line(value: bytes) -> bytes:
@@ -208,8 +208,8 @@ def _configured_headers(values: Sequence[tuple[bytes, Secret | bytes]]) -> bytes
     for name, value in values:
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"auth_http_header: {name!r} is not a header's name")
-        octets = value.reveal() if isinstance(value, Secret) else value
-        lines.append(b"%b: %b\r\n" % (name, _configured("auth_http_header " + name.decode(), octets)))
+        data = value.reveal() if isinstance(value, Secret) else value
+        lines.append(b"%b: %b\r\n" % (name, _configured("auth_http_header " + name.decode(), data)))
     lines.append(b"\r\n")
     return b"".join(lines)
 

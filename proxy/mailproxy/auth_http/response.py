@@ -22,11 +22,11 @@ from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Dec
 from mailproxy_config.model import Protocol
 
 MAX_HEAD: Final = 16384
-"""Octets of status line and headers together.  nginx takes 1024; a service may add cookies and traces."""
+"""Bytes of status line and headers together.  nginx takes 1024; a service may add cookies and traces."""
 MAX_WAIT: Final = 86400
 """Seconds of ``Auth-Wait`` that are honoured; more is cut to a day."""
 MAX_CODE: Final = 32
-"""Octets of ``Auth-Error-Code``; ``535 5.7.0`` has nine."""
+"""Bytes of ``Auth-Error-Code``; ``535 5.7.0`` has nine."""
 
 _MAX_LINE: Final = {
     Protocol.IMAP: 1024,  # no limit in RFC 9051; what an answer's head may hold at all in nginx
@@ -39,7 +39,7 @@ _AROUND_TEXT: Final = {
     Protocol.SMTP: MAX_CODE + len(" \r\n"),
 }
 MAX_TEXT: Final = {protocol: _MAX_LINE[protocol] - _AROUND_TEXT[protocol] for protocol in Protocol}
-"""Octets of ``Auth-Status`` that a client gets to see, so that its reply stays within the line length."""
+"""Bytes of ``Auth-Status`` that a client gets to see, so that its reply stays within the line length."""
 
 _LINE_ENDS: Final = (b"\r\n", b"\n")
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
@@ -47,8 +47,8 @@ _PASSWORD_LINE: Final = re.compile(rb"\nauth-pass:([^\x00-\x1f]*)\r?\n", re.IGNO
 _STATUS_LINE: Final = re.compile(rb"HTTP/([^\r ]*)(?: +([0-9]{3})(?![0-9]))?")
 _NAME: Final = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]*")
 _CONTROLS: Final = bytes(range(0x20))
-_OCTET: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4: Final = re.compile(_OCTET + rb"(?:\." + _OCTET + rb"){3}")
+_BYTE: Final = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4: Final = re.compile(_BYTE + rb"(?:\." + _BYTE + rb"){3}")
 
 _SMTP: Final = Protocol.SMTP
 _DIGESTS: Final = frozenset({Method.APOP, Method.CRAM_MD5})
@@ -72,9 +72,9 @@ _SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
 _UNIX: Final = b"unix:"
 _MAX_SOCKET_PATH: Final = 107
-"""Octets; what ``sockaddr_un`` holds (unix(7))."""
+"""Bytes; what ``sockaddr_un`` holds (unix(7))."""
 _WORTH_KEEPING: Final = 1024
-"""Octets of a head that is remembered; sixty-four of them are."""
+"""Bytes of a head that is remembered; sixty-four of them are."""
 _TELLING: Final = 4
 """Bytes of a password that are not in a host name by chance."""
 _QUOTED_AT_MOST: Final = 64
@@ -133,8 +133,8 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     """Tell where an answer's head ends.
 
     Args:
-        buffer: What has arrived of the answer, from its first octet on.
-        start: How many octets of it an earlier call has seen.
+        buffer: What has arrived of the answer, from its first byte on.
+        start: How many bytes of it an earlier call has seen.
 
     Returns:
         The offset just after the blank line, or -1 while there is none.
@@ -153,7 +153,7 @@ def parse(
     """Read an answer's head.
 
     Args:
-        head: From its first octet to ``head_end``.
+        head: From its first byte to ``head_end``.
         protocol: Of the client; SMTP has rules of its own.
         method: How the client presented its credentials.
         user: Whom the client claims to be; ``Auth-User`` replaces it.

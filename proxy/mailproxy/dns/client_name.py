@@ -85,24 +85,24 @@ class Resolver:
         Returns:
             How to lose interest.
         """
-        octets = packed(address)
-        if octets is None:
+        data = packed(address)
+        if data is None:
             done(TEMPUNAVAIL)
             return _nothing
-        name = self.names.cached(octets)
+        name = self.names.cached(data)
         if name is None:
-            confirmation = _Confirmation(self, octets, done)
-            confirmation.step = self.names.find(octets, confirmation.named)
+            confirmation = _Confirmation(self, data, done)
+            confirmation.step = self.names.find(data, confirmation.named)
             return confirmation.cancel
         if name.value is None:
             done(_placeholder(name.result))
             return _nothing
         addresses = self.addresses.cached(name.value)
         if addresses is None:
-            confirmation = _Confirmation(self, octets, done)
+            confirmation = _Confirmation(self, data, done)
             confirmation.confirm(name.value)
             return confirmation.cancel
-        done(_verdict(octets, name.value, addresses))
+        done(_verdict(data, name.value, addresses))
         return _nothing
 
     async def client_name(self, address: str) -> bytes:

@@ -11,7 +11,7 @@ _HOST_NAME: Final = re.compile(rb"[A-Za-z0-9.-]+")
 
 
 def packed(address: str) -> bytes | None:
-    """Give an address's 4 or 16 octets, or ``None`` when it is no IP address.
+    """Give an address's 4 or 16 bytes, or ``None`` when it is no IP address.
 
     A zone (``fe80::1%eth0``) is dropped: no name server knows it.
     """
@@ -29,7 +29,7 @@ def reverse_name(address: bytes) -> str:
     An IPv4-mapped address is an IPv6 address here, as in nginx.
     """
     if len(address) == 4:
-        return ".".join(str(octet) for octet in reversed(address)) + ".in-addr.arpa"
+        return ".".join(str(byte) for byte in reversed(address)) + ".in-addr.arpa"
     return ".".join(reversed(address.hex())) + ".ip6.arpa"
 
 
@@ -39,9 +39,9 @@ def host_name(name: str | bytes) -> bytes | None:
     ``name`` is in presentation form, where anything odd (a control character,
     a dot within a label) is written with a backslash and so refused.
     """
-    octets = name.encode("ascii", "replace") if isinstance(name, str) else name
-    octets = octets.removesuffix(b".")
-    return octets.lower() if _HOST_NAME.fullmatch(octets) else None
+    data = name.encode("ascii", "replace") if isinstance(name, str) else name
+    data = data.removesuffix(b".")
+    return data.lower() if _HOST_NAME.fullmatch(data) else None
 
 
 def with_port(host: str, port: int) -> str:

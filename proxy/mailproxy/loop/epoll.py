@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP
-"""Wanted by who waits for octets; the second bit tells of an end without another look."""
+"""Wanted by who waits for bytes; the second bit tells of an end without another look."""
 WRITE: Final = select.EPOLLOUT
 BROKEN: Final = select.EPOLLHUP | select.EPOLLERR
 """Reported always: both directions are over."""

@@ -56,6 +56,6 @@ def _listeners(family: socket.AddressFamily, port: int) -> Iterator[tuple[bytes,
         address, _, hexadecimal = fields[1].partition(":")
         if fields[3] == _LISTEN and int(hexadecimal, 16) == port:
             words = bytes.fromhex(address)
-            # Each group of four octets is printed as a number of this machine.
+            # Each group of four bytes is printed as a number of this machine.
             size = len(words) // 4
             yield struct.pack(f"={size}I", *struct.unpack(f">{size}I", words)), int(fields[9])

@@ -9,4 +9,4 @@ from typing import Final
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """Not now: the poll tells when."""
 CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
-"""The peer says nothing more; what a plain socket tells by reading no octets."""
+"""The peer says nothing more; what a plain socket tells by reading no bytes."""

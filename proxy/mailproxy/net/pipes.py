@@ -8,14 +8,14 @@ import os
 from contextlib import suppress
 from typing import Final
 
-PIPE_OCTETS: Final = 1024 * 1024
+PIPE_BYTES: Final = 1024 * 1024
 PIPES_AT_MOST: Final = 64
 """Pipes that may exist at once in a worker; who gets none copies instead."""
 PIPES_KEPT: Final = 8
 
 
 class Pipe:
-    """One pipe, and how many octets it holds."""
+    """One pipe, and how many bytes it holds."""
 
     __slots__ = ("holds", "read", "size", "write")
 
@@ -24,7 +24,7 @@ class Pipe:
         self.holds = 0
         self.size = 64 * 1024
         with suppress(OSError):  # an unprivileged user has only so much pipe memory
-            self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, PIPE_OCTETS)
+            self.size = fcntl.fcntl(self.write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def close(self) -> None:
         """Close both ends; what it holds is lost."""
@@ -53,7 +53,7 @@ class Pipes:
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take a pipe back; one that still holds octets is closed."""
+        """Take a pipe back; one that still holds bytes is closed."""
         if pipe.holds or len(self._kept) >= PIPES_KEPT:
             self.discard(pipe)
         else:

@@ -95,9 +95,9 @@ def certificate_fault(server: ServerConfig, tls: TlsInfo) -> CertificateFault | 
     return None
 
 
-def has_controls(octets: bytes) -> bool:
-    """Whether there is an ASCII control octet, TAB and DEL included."""
-    return len(octets.translate(None, _CONTROLS)) != len(octets)
+def has_controls(data: bytes) -> bool:
+    """Whether there is an ASCII control byte, TAB and DEL included."""
+    return len(data.translate(None, _CONTROLS)) != len(data)
 
 
 def classify_bad_line(line: bytes) -> ProtocolErrorKind:
@@ -116,7 +116,7 @@ class FrontendConfig:
 
     Args:
         server: The server block that the clients connect to.
-        limit: The octets of the longest command, its line end included.
+        limit: The bytes of the longest command, its line end included.
         greeting: What clients are told first.
         greets_alike: Whether every client gets just this, and at once.
 
@@ -153,7 +153,7 @@ class Frontend(ABC, Generic[P_co]):
     Attributes:
         prepared: What is the same for all clients of its server.
         client: Who it is; ``client.tls`` is set after STARTTLS.
-        reader: The client's octets.
+        reader: The client's bytes.
         attempts: How often it tried to log in (``Auth-Login-Attempt``); never reset.
         errors: How many syntax errors count towards ``max_errors``; never reset.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One bounded buffer between the octets of a peer and the lines a protocol is made of.
+"""One bounded buffer between the bytes of a peer and the lines a protocol is made of.
 
 The limit holds for one command, not for what a client sends in one go: lines
 that arrive together are handed out one by one, and the room they took is free
@@ -18,12 +18,12 @@ _CR = 13
 
 
 class LineReader:
-    """Cuts what a peer says into lines and literals, within ``limit`` octets per piece.
+    """Cuts what a peer says into lines and literals, within ``limit`` bytes per piece.
 
     Attributes:
-        limit: The octets that the buffer holds, and the longest line with its line end.
+        limit: The bytes that the buffer holds, and the longest line with its line end.
         held: What was received and is not done with; empty when nothing is left of it.
-        consumed: The octets of the command at hand so far, line ends included:
+        consumed: The bytes of the command at hand so far, line ends included:
             its first line, and the lines and literals that continue it.
     """
 
@@ -35,22 +35,22 @@ class LineReader:
         self.held = b""
         self._start = 0
 
-    def just_line(self, octets: bytes) -> bytes | None:
+    def just_line(self, data: bytes) -> bytes | None:
         """Take what was received while nothing was held: just one line, as nearly always.
 
         Args:
-            octets: At least one, at most ``limit``.
+            data: At least one, at most ``limit``.
 
         Returns:
             The line, as ``line`` would give it; or ``None`` where it is
             anything else, which ``line`` then goes on with.
         """
-        length = octets.find(b"\n") + 1
-        if length != len(octets):
-            self.held = octets
+        length = data.find(b"\n") + 1
+        if length != len(data):
+            self.held = data
             return None
         self.consumed = length
-        return octets[:-2] if octets.endswith(b"\r\n") else octets[:-1]
+        return data[:-2] if data.endswith(b"\r\n") else data[:-1]
 
     def line(self, limit: int | None = None) -> ProtocolGenerator[bytes]:
         """Give the next line without its LF, and without a CR directly before that.
@@ -64,7 +64,7 @@ class LineReader:
                 for a line that begins one.
 
         Raises:
-            LineTooLong: ``limit`` octets hold no line end.
+            LineTooLong: ``limit`` bytes hold no line end.
             PeerGone: The peer closed, broke off, or the deadline passed, with
                 no whole line left.
             ShuttingDown: The proxy drains.
@@ -90,8 +90,8 @@ class LineReader:
             end -= 1
         return buffer[start:end]
 
-    def octets(self, count: int) -> ProtocolGenerator[bytes]:
-        """Give exactly ``count`` octets, whatever they are (an IMAP literal).
+    def data(self, count: int) -> ProtocolGenerator[bytes]:
+        """Give exactly ``count`` bytes, whatever they are (an IMAP literal).
 
         Raises:
             LineTooLong: ``count`` is more than the buffer holds; nothing was read for it.

@@ -2,7 +2,7 @@
 """The PROXY header: read it from a listener, write it to an upstream.
 
 Version 1 is a line of text, version 2 is binary (the specification is
-HAProxy's ``proxy-protocol.txt``).  Octets in, values out: who waits for the
+HAProxy's ``proxy-protocol.txt``).  Bytes in, values out: who waits for the
 header, and for how long, is the runtime's business.
 """
 
@@ -19,9 +19,9 @@ from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 MAX_V1: Final = 107
-"""Octets of the longest version 1 header, its CRLF included."""
+"""Bytes of the longest version 1 header, its CRLF included."""
 MAX_V2: Final = 16 + 4096
-"""Octets of the longest version 2 header that is accepted; what nginx looks at."""
+"""Bytes of the longest version 2 header that is accepted; what nginx looks at."""
 
 _KEYWORD: Final = b"PROXY "
 _EXCERPT: Final = 16
@@ -32,7 +32,7 @@ _V1: Final = re.compile(
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 _STREAM_ADDRESSES: Final = {0x11: 12, 0x21: 36}
-"""Family and transport of the addresses that we understand, and their octets."""
+"""Family and transport of the addresses that we understand, and their bytes."""
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TLV_ALPN: Final = 0x01
@@ -51,7 +51,7 @@ _MAX_COMMON_NAME: Final = 1024
 
 
 class BadHeader(Exception):
-    """This is no PROXY header, and no octets to come will make it one.
+    """This is no PROXY header, and no bytes to come will make it one.
 
     Attributes:
         result: ``MISSING`` when it does not even begin like one, else ``INVALID``.
@@ -66,7 +66,7 @@ class BadHeader(Exception):
 class Header:
     """A complete header.
 
-    ``consumed`` octets of the buffer were its; the rest belongs to the mail
+    ``consumed`` bytes of the buffer were its; the rest belongs to the mail
     protocol, or to TLS.  ``addresses`` is ``None`` where the header carries none
     (``UNKNOWN``, ``LOCAL``, a family other than TCP).
     """
@@ -81,10 +81,10 @@ def read(buffer: bytes) -> Header | None:
     """Read the header at the beginning of a connection, however it is cut.
 
     Args:
-        buffer: Everything that has arrived so far; ``MAX_V2`` octets are always enough.
+        buffer: Everything that has arrived so far; ``MAX_V2`` bytes are always enough.
 
     Returns:
-        The header, or ``None`` when more octets must come first.
+        The header, or ``None`` when more bytes must come first.
 
     Raises:
         BadHeader: There is none, or it is malformed.
@@ -166,13 +166,13 @@ def _read_v2(buffer: bytes) -> Header | None:
     return Header(16 + length, _v2_addresses(buffer[16 : 16 + needed]), 2, ProxyHeaderResult.V2)
 
 
-def _v2_addresses(octets: bytes) -> ProxyAddresses:
-    half = (len(octets) - 4) // 2
+def _v2_addresses(data: bytes) -> ProxyAddresses:
+    half = (len(data) - 4) // 2
     return ProxyAddresses(
-        _text(octets[:half]),
-        _text(octets[half : 2 * half]),
-        int.from_bytes(octets[-4:-2], "big"),
-        int.from_bytes(octets[-2:], "big"),
+        _text(data[:half]),
+        _text(data[half : 2 * half]),
+        int.from_bytes(data[-4:-2], "big"),
+        int.from_bytes(data[-2:], "big"),
     )
 
 
@@ -266,8 +266,8 @@ def _write_v2(client: Client) -> bytes:
     return unsigned[:-4] + crc32c(unsigned).to_bytes(4, "big")
 
 
-def _value(kind: int, octets: bytes) -> bytes:
-    return b"%c%b%b" % (kind, len(octets).to_bytes(2, "big"), octets)
+def _value(kind: int, data: bytes) -> bytes:
+    return b"%c%b%b" % (kind, len(data).to_bytes(2, "big"), data)
 
 
 def _tls_values(tls: TlsInfo) -> bytes:
@@ -296,22 +296,22 @@ def _ssl_value(tls: TlsInfo) -> bytes:
         (_SUBTYPE_SIGNATURE, tls.own_signature),
         (_SUBTYPE_KEY, tls.own_key),
     )
-    values = b"".join(_value(kind, octets) for kind, octets in said if octets is not None)
+    values = b"".join(_value(kind, data) for kind, data in said if data is not None)
     return b"%c%b%b" % (flags, verify.to_bytes(4, "big"), values)
 
 
-def _crc32c_of(octet: int) -> int:
+def _crc32c_of(byte: int) -> int:
     for _ in range(8):
-        octet = octet >> 1 ^ (0x82F63B78 if octet & 1 else 0)
-    return octet
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
 
 
 _CRC32C: Final = tuple(map(_crc32c_of, range(256)))
 
 
-def crc32c(octets: bytes) -> int:
-    """Give the CRC-32C (Castagnoli) of some octets."""
+def crc32c(data: bytes) -> int:
+    """Give the CRC-32C (Castagnoli) of some bytes."""
     crc = 0xFFFFFFFF
-    for octet in octets:
-        crc = crc >> 8 ^ _CRC32C[(crc ^ octet) & 255]
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF

@@ -31,21 +31,21 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Send:
-    """Say these octets to the peer."""
+    """Say these bytes to the peer."""
 
-    octets: bytes
+    data: bytes
 
 
 @dataclass(slots=True)
 class Receive:
-    """Wait for octets: at least one, at most ``limit``."""
+    """Wait for bytes: at least one, at most ``limit``."""
 
     limit: int
 
 
 @dataclass(slots=True)
 class Peek:
-    """Wait ``seconds`` for octets that should not come; the answer is what came, empty for nothing."""
+    """Wait ``seconds`` for bytes that should not come; the answer is what came, empty for nothing."""
 
     seconds: float
     limit: int
@@ -109,13 +109,13 @@ Telling = tuple[Action]
 """An action without an answer, for ``yield from``; a tuple costs a fraction of a generator."""
 
 
-def send(octets: bytes) -> Telling:
-    """Say these octets to the peer."""
-    return (Send(octets),)
+def send(data: bytes) -> Telling:
+    """Say these bytes to the peer."""
+    return (Send(data),)
 
 
 def receive(limit: int) -> ProtocolGenerator[bytes]:
-    """Wait for at least one octet, at most ``limit``.
+    """Wait for at least one byte, at most ``limit``.
 
     Raises:
         PeerGone: The peer closed, broke off, or the deadline passed.
@@ -125,7 +125,7 @@ def receive(limit: int) -> ProtocolGenerator[bytes]:
 
 
 def peek(seconds: float, limit: int) -> ProtocolGenerator[bytes]:
-    """Wait ``seconds`` for octets that should not come, and return what came.
+    """Wait ``seconds`` for bytes that should not come, and return what came.
 
     Raises:
         PeerGone: The peer closed or broke off meanwhile.

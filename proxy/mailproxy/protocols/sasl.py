@@ -21,7 +21,7 @@ from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 
 _NUL, _LF, _CR = b"\0\n\r"
-"""Numbers: octets are searched for one at once; for ``b"\\r"`` only after a ``TypeError`` within."""
+"""Numbers: bytes are searched for one at once; for ``b"\\r"`` only after a ``TypeError`` within."""
 _PLAIN: Final = Method.PLAIN
 _DIGEST_LENGTH: Final = 32
 _PADDING: Final = (b"", b"", b"==", b"=")
@@ -107,9 +107,9 @@ def _decoded_leniently(text: bytes) -> bytes | None:
         return None
 
 
-def is_unsafe(octets: bytes) -> bool:
+def is_unsafe(data: bytes) -> bool:
     """Whether a login or password holds CR, LF or NUL, which no upstream is to see."""
-    return _CR in octets or _LF in octets or _NUL in octets
+    return _CR in data or _LF in data or _NUL in data
 
 
 def authenticate(
@@ -129,7 +129,7 @@ def authenticate(
         reader: Where the response lines come from.
         enabled: ``imap_auth``, ``pop3_auth`` or ``smtp_auth``.  PLAIN and LOGIN work regardless.
         challenge: Gives the session's ``<R.T@NAME>``, which stays the same for all its attempts.
-        budget: The octets that all response lines together may take (IMAP,
+        budget: The bytes that all response lines together may take (IMAP,
             where they share the command's buffer); ``None`` limits each alone.
 
     Raises:

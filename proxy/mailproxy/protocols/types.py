@@ -19,25 +19,25 @@ TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
 
 
 class Secret:
-    """Octets that print as ``***`` everywhere, and are shown only to who asks by name."""
+    """Bytes that print as ``***`` everywhere, and are shown only to who asks by name."""
 
-    __slots__ = ("_octets",)
+    __slots__ = ("_data",)
 
-    def __init__(self, octets: bytes) -> None:
-        self._octets = octets
+    def __init__(self, data: bytes) -> None:
+        self._data = data
 
     def reveal(self) -> bytes:
-        """Give the octets themselves; for a peer that must have them, never for a log."""
-        return self._octets
+        """Give the bytes themselves; for a peer that must have them, never for a log."""
+        return self._data
 
     def __repr__(self) -> str:
         return "***"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._octets == self._octets
+        return isinstance(other, Secret) and other._data == self._data
 
     def __hash__(self) -> int:
-        return hash(self._octets)
+        return hash(self._data)
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class UpstreamLogin:
     grant: AuthAllowed
     method: Method
     unread: bytes = b""
-    """Octets the client sent ahead; they go to the upstream first, exactly once."""
+    """Bytes the client sent ahead; they go to the upstream first, exactly once."""
     tag: bytes = b""
     """IMAP: the tag of the command that logged in, without the space."""
     envelope: Envelope | None = None

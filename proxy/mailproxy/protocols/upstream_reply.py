@@ -19,7 +19,7 @@ from mailproxy.protocols.sansio import ProtocolGenerator, Receive
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
 LF: Final = 10
-"""A number: octets are searched for one faster than for octets."""
+"""A number: bytes are searched for one faster than for bytes."""
 _CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
 """The stages at which a refusal is about this client."""
 LINE: Final = re.compile(rb"[^\n]*\n")
@@ -30,7 +30,7 @@ class UpstreamLoginBase:
     """What all logins at one server's upstreams have in common, prepared once.
 
     Attributes:
-        limit: The octets of the longest reply (directive ``proxy_buffer``).
+        limit: The bytes of the longest reply (directive ``proxy_buffer``).
         receive: Waits for a reply of which nothing is there yet.
         introduces: Whether a PROXY header goes ahead of everything else (``proxy_protocol``).
         server: The server block that the clients connect to.
@@ -51,10 +51,10 @@ def read_reply(
     """Wait for the rest of a reply, and give everything the upstream said since our last command.
 
     Args:
-        heard: What it said so far; at least one octet.
-        whole: What a complete reply looks like, from its first octet on.  It
+        heard: What it said so far; at least one byte.
+        whole: What a complete reply looks like, from its first byte on.  It
             ends with a line feed.
-        limit: The octets of the longest reply.
+        limit: The bytes of the longest reply.
         stage: How far the login has come.
 
     Raises:

@@ -3,7 +3,7 @@
 
 What the peer is told is joined and leaves before anything is waited for (at
 the end of the turn, where it is the peer's reply); the peer is read only while
-the dialogue asks for octets; a failure is thrown in at the ``yield`` it
+the dialogue asks for bytes; a failure is thrown in at the ``yield`` it
 belongs to.
 """
 
@@ -26,9 +26,9 @@ from mailproxy.protocols.sansio import Action, ProtocolGenerator, Receive, Send
 from mailproxy.tls.connection import TlsConnection
 
 HIGH_WATER: Final = 16 * 1024
-"""Octets for the peer that may gather while it pipelines, before it has to take some."""
+"""Bytes for the peer that may gather while it pipelines, before it has to take some."""
 
-# The order counts: between ASIDE and FLUSHING the peer's octets are awaited.
+# The order counts: between ASIDE and FLUSHING the peer's bytes are awaited.
 ASIDE: Final = 0  # nothing is expected of the peer
 READING: Final = 1
 OVERHEARING: Final = 2
@@ -112,25 +112,25 @@ class ProtocolDriver(ABC):
 
     @property
     def is_listening(self) -> bool:
-        """Whether the dialogue waits for the peer's octets."""
+        """Whether the dialogue waits for the peer's bytes."""
         return self._state in (READING, OVERHEARING)
 
     def on_event(self, mask: int) -> bool:
-        """Readiness: read, where the dialogue asks for octets; tell whether that came to anything."""
+        """Readiness: read, where the dialogue asks for bytes; tell whether that came to anything."""
         if self._state != READING:
             self._on_other_event(mask)
             return True
         try:
-            octets = self.sock.recv(self._limit)
+            data = self.sock.recv(self._limit)
         except WOULD_BLOCK:
             return False
         except CLOSED_BY_TLS:
-            octets = b""
+            data = b""
         except OSError:
             self.throw(PeerReset())
             return True
-        if octets:
-            self._run(octets)
+        if data:
+            self._run(data)
         else:
             self.throw(PeerClosed())
         return True
@@ -167,7 +167,7 @@ class ProtocolDriver(ABC):
 
     @abstractmethod
     def _finished(self, result: Any) -> None:  # noqa: ANN401 - each dialogue returns its own
-        """The dialogue returned; nothing is awaited any more, but octets may wait to leave."""
+        """The dialogue returned; nothing is awaited any more, but bytes may wait to leave."""
 
     @abstractmethod
     def _failed(self, error: Exception) -> None:
@@ -189,9 +189,9 @@ class ProtocolDriver(ABC):
                 kind = action.__class__
                 if kind is Send:
                     if not self._outgoing:
-                        self._outgoing = action.octets  # type: ignore[union-attr]
+                        self._outgoing = action.data  # type: ignore[union-attr]
                     else:
-                        self._outgoing += action.octets  # type: ignore[union-attr]
+                        self._outgoing += action.data  # type: ignore[union-attr]
                         if len(self._outgoing) > HIGH_WATER and not self._flush():
                             return self._hold(None)
                     action = dialogue.send(None)
@@ -229,14 +229,14 @@ class ProtocolDriver(ABC):
         """The turn ends: the peer is told, and heard after that."""
         if self._state != LEAVING:
             return None
-        octets = self._outgoing
+        data = self._outgoing
         try:
-            sent = self.sock.send(octets)
+            sent = self.sock.send(data)
         except WOULD_BLOCK:
             sent = 0
         except OSError:
             return self.throw(PeerReset())
-        self._outgoing = octets[sent:]
+        self._outgoing = data[sent:]
         if self._outgoing:
             return self._hold(Receive(self._limit))
         self._state = READING
@@ -253,7 +253,7 @@ class ProtocolDriver(ABC):
             self._look_above()
 
     def _look_above(self) -> None:
-        """See to it that octets are read of which no event tells, for TLS has taken them from the socket."""
+        """See to it that bytes are read of which no event tells, for TLS has taken them from the socket."""
         if self.tls is not None and self.tls.pending():
             self.engine.loop.call_soon(self._read_on)
 
@@ -263,15 +263,15 @@ class ProtocolDriver(ABC):
             self.on_event(READ)
 
     def _flush(self) -> bool:
-        octets = self._outgoing
+        data = self._outgoing
         try:
-            sent = self.sock.send(octets)
+            sent = self.sock.send(data)
         except WOULD_BLOCK:
             sent = 0
-        if sent == len(octets):
+        if sent == len(data):
             self._outgoing = b""
             return True
-        self._outgoing = octets[sent:]
+        self._outgoing = data[sent:]
         return False
 
     def _hold(self, action: Action | None) -> None:
@@ -282,7 +282,7 @@ class ProtocolDriver(ABC):
         self._watch(WRITE)
 
     def _limit_flushing(self) -> None:
-        """Give the peer time to take octets: never more than its deadline leaves, but for the last words."""
+        """Give the peer time to take bytes: never more than its deadline leaves, but for the last words."""
         seconds = self._write_seconds
         if self._deadline and self._dialogue is not None:
             seconds = min(seconds, max(self._deadline - time.monotonic(), 0.0))

@@ -68,7 +68,7 @@ class Staged(Handler, Protocol):
 
 
 class ProxyHeaderReader:
-    """Reads the PROXY header, and not one octet more (``listen ... proxy_protocol``).
+    """Reads the PROXY header, and not one byte more (``listen ... proxy_protocol``).
 
     Attributes:
         owner: The session that ends with an exception of our own, before and after ``leave``.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """After login: what the two ends of a session share, its books, its idle time and its end.
 
-A relaying session is two ``RelayEnd`` objects, which copy octets both ways, and the
+A relaying session is two ``RelayEnd`` objects, which copy bytes both ways, and the
 ``Relay`` that they belong to.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying octets from one side of a relay to the other, with nothing kept that does not have to be.
+"""Copying bytes from one side of a relay to the other, with nothing kept that does not have to be.
 
 Little goes by ``recv`` and ``send``; a read that fills its buffer makes that
 direction *bulk*: through a pipe inside the kernel where both sides are plain,
@@ -19,7 +19,7 @@ from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.session.relay_socket import RelaySocket, SinkBroken
 
 SMALL: Final = 16 * 1024
-"""Octets of an ordinary read; one that fills it makes the direction bulk."""
+"""Bytes of an ordinary read; one that fills it makes the direction bulk."""
 ROUNDS: Final = 4
 """Bulk transfers per event (1 MiB in all under TLS), so that a busy session does not delay the others."""
 _PARKED: Final = -1
@@ -151,17 +151,17 @@ class RelayEnd(RelaySocket):
         if other.is_behind:
             return
         try:
-            octets = self.sock.recv(SMALL)
+            data = self.sock.recv(SMALL)
         except WOULD_BLOCK:
             return
-        if not octets:
+        if not data:
             self._ended()
             return
-        size = len(octets)
+        size = len(data)
         self.moved += size
         self.counter.value += size
         self.account.spoke_last = self
-        other.write(octets)
+        other.write(data)
         tls = self.tls
         if not (size == SMALL if tls is None else tls.pending()) or other.is_behind:
             return  # what is left waits where it is while the other side is behind: it must not overtake
@@ -213,10 +213,10 @@ class RelayEnd(RelaySocket):
             if other.pipe is not pipe:
                 engine.pipes.give_back(pipe)
 
-    def count(self, octets: int) -> None:
-        """Book octets that this side said."""
-        self.moved += octets
-        self.counter.value += octets
+    def count(self, data: int) -> None:
+        """Book bytes that this side said."""
+        self.moved += data
+        self.counter.value += data
         self.account.spoke_last = self
 
     # -- to this side
@@ -228,8 +228,8 @@ class RelayEnd(RelaySocket):
             self.account.engine.pipes.give_back(self.pipe)
             self.pipe, self.is_behind = None, False
         else:
-            octets, self.pending, self.is_behind = self.pending, b"", False
-            self.write(octets)
+            data, self.pending, self.is_behind = self.pending, b"", False
+            self.write(data)
         other = self.other
         if not self.is_behind:
             if other.is_over:

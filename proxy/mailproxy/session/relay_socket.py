@@ -2,7 +2,7 @@
 """One side of a relay: its socket, what it has said, and what waits to be written to it.
 
 A side knows neither the other one nor whom they belong to.  It reads and
-writes by the octet string, by a buffer that others use too, and by a pipe;
+writes by the byte string, by a buffer that others use too, and by a pipe;
 what it does not take at once is the only thing kept, at most ``HELD`` bytes.
 """
 
@@ -38,10 +38,10 @@ class RelaySocket:
 
     Attributes:
         counter: Counts what this side says, for all sessions.
-        is_behind: Whether octets wait to be written to this side: ``pending``, or in ``pipe``.
+        is_behind: Whether bytes wait to be written to this side: ``pending``, or in ``pipe``.
         is_over: Whether this side has said everything.
         mask: What the reactor watches it for.
-        moved: How many octets it said.
+        moved: How many bytes it said.
         tls: The same as ``sock`` where it is a TLS connection.
     """
 
@@ -112,7 +112,7 @@ class RelaySocket:
             )  # tcp(7): nothing is copied
 
     def into(self, pipe: Pipe) -> int:
-        """Move octets from this side into a pipe; tell how many, 0 at the end, -1 for none now."""
+        """Move bytes from this side into a pipe; tell how many, 0 at the end, -1 for none now."""
         try:
             return os.splice(self.fd, pipe.write, pipe.size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
         except BlockingIOError:
@@ -120,16 +120,16 @@ class RelaySocket:
 
     # -- to this side
 
-    def write(self, octets: bytes) -> None:
+    def write(self, data: bytes) -> None:
         """Write what fits; the rest waits."""
         try:
-            sent = self.sock.send(octets)
+            sent = self.sock.send(data)
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
             raise SinkBroken(self) from error
-        if sent != len(octets):
-            self.pending, self.is_behind = octets[sent:], True
+        if sent != len(data):
+            self.pending, self.is_behind = data[sent:], True
 
     def write_from(self, view: memoryview) -> int:
         """Write what fits of a buffer that others use too; ``HELD`` bytes of the rest are copied and wait.

@@ -86,7 +86,7 @@ class Session(ClientSide):
             self.upstream_failed(error)
 
     def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:
-        """The upstream accepted: from here on octets are copied."""
+        """The upstream accepted: from here on bytes are copied."""
         identified = self._identified
         engine, numbers = self.engine, self.numbers
         self._spent_on_upstream()
@@ -177,9 +177,9 @@ class Session(ClientSide):
                 self.record.is_silent = True
             self._leave(error.reason)
 
-    def _say_and_leave(self, octets: bytes, reason: CloseReason) -> None:
+    def _say_and_leave(self, data: bytes, reason: CloseReason) -> None:
         self._reason = reason
-        self._outgoing += octets
+        self._outgoing += data
         try:
             if self._outgoing and not self._flush():
                 self._hold(None)

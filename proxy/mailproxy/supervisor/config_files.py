@@ -12,7 +12,7 @@ from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 
 
 def read(path: Path, *, once: bool = False) -> bytes:
-    """Read a configuration file, as far as a configuration may be long and one octet more.
+    """Read a configuration file, as far as a configuration may be long and one byte more.
 
     Args:
         path: The file.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages and open sockets between the supervisor and one worker, over a unix stream socket pair.
 
-A message is one JSON object.  On the wire it is eight octets (the length of
+A message is one JSON object.  On the wire it is eight bytes (the length of
 the JSON and the number of descriptors, both big-endian), then the JSON.  The
-descriptors travel as ``SCM_RIGHTS``, each batch with an octet of its own at
+descriptors travel as ``SCM_RIGHTS``, each batch with a byte of its own at
 the beginning of the JSON, since the kernel takes only some 250 of them with
 one call.  The receiver reads the first eight bytes alone, so it can make room
 for the descriptors before the kernel hands them over: those that it has no
@@ -30,13 +30,13 @@ from typing import Final
 Message = dict[str, object]
 
 MAX_MESSAGE: Final = 16 * 1024 * 1024
-"""The largest JSON text of one message, in octets."""
+"""The largest JSON text of one message, in bytes."""
 
 MAX_DESCRIPTORS: Final = 1600
 """The most descriptors that come with one message."""
 
 MAX_BACKLOG: Final = 64 * 1024 * 1024
-"""The most octets that wait for a peer that does not read."""
+"""The most bytes that wait for a peer that does not read."""
 
 _HEADER: Final = struct.Struct(">II")
 _BATCH: Final = 200
@@ -79,7 +79,7 @@ class Channel:
         self._in_descriptors: list[int] = []
         self._is_lossy = False
         self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
-        self._out_octets = 0
+        self._out_bytes = 0
         self._is_open = True
 
     @property
@@ -110,7 +110,7 @@ class Channel:
             raise ChannelError("the channel is closed")
         text = json.dumps(message, separators=(",", ":")).encode()
         _require_within_limits(len(text), len(descriptors))
-        if self._out_octets + len(text) > MAX_BACKLOG:
+        if self._out_bytes + len(text) > MAX_BACKLOG:
             raise ChannelError("the peer does not read")
         was_idle = not self._out
         kept = _duplicates(descriptors)
@@ -151,7 +151,7 @@ class Channel:
             rest = rest[len(head) :]
         if rest:
             self._out.append((rest, ()))
-        self._out_octets += _HEADER.size + len(text)
+        self._out_bytes += _HEADER.size + len(text)
 
     def _write(self) -> None:
         while self._out:
@@ -175,7 +175,7 @@ class Channel:
             self._give_up(ChannelError(f"cannot send: {error.strerror or error}"))
             return False
         _close_all(descriptors)
-        self._out_octets -= sent
+        self._out_bytes -= sent
         if sent == len(data):
             self._out.popleft()
         else:

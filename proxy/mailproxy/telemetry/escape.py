@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How arbitrary octets and times become text that cannot break a log line.
+"""How arbitrary bytes and times become text that cannot break a log line.
 
 Everything that leaves here is printable ASCII: line ends, terminal controls,
 quotes, invalid UTF-8, U+2028 and text that changes direction all arrive as
@@ -13,7 +13,7 @@ from json import encoder
 from typing import Final
 
 USER_LIMIT: Final = 256
-"""Octets of a user name that the log keeps."""
+"""Bytes of a user name that the log keeps."""
 MARK: Final = "..."
 """Stands where something was cut off."""
 
@@ -28,11 +28,11 @@ def quoted(text: str, limit: int) -> str:
     return whole(text[:limit] + MARK)
 
 
-def quoted_octets(octets: bytes, limit: int) -> str:
-    r"""Put octets between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
-    if len(octets) <= limit:
-        return whole(octets.decode("utf-8", "backslashreplace"))
-    return whole(octets[:limit].decode("utf-8", "backslashreplace") + MARK)
+def quoted_bytes(data: bytes, limit: int) -> str:
+    r"""Put bytes between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
+    if len(data) <= limit:
+        return whole(data.decode("utf-8", "backslashreplace"))
+    return whole(data[:limit].decode("utf-8", "backslashreplace") + MARK)
 
 
 def is_plain(text: str) -> bool:

@@ -20,7 +20,7 @@ class LimitMode(StrEnum):
 
 
 class Direction(StrEnum):
-    """Which way relayed octets went."""
+    """Which way relayed bytes went."""
 
     TO_UPSTREAM = "to_upstream"
     TO_CLIENT = "to_client"

@@ -27,7 +27,7 @@ _URGENT: Final = RANKS[LogLevel.WARN]
 _AT_ONCE: Final = 64
 """Sessions whose lines are put together without waiting for somebody to call ``flush``."""
 _ENOUGH: Final = 32 * 1024
-"""Octets that are written without waiting for somebody to call ``flush``."""
+"""Bytes that are written without waiting for somebody to call ``flush``."""
 
 
 class LogFormat(StrEnum):

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.telemetry.escape import USER_LIMIT, is_plain, quoted, quoted_octets, whole
+from mailproxy.telemetry.escape import USER_LIMIT, is_plain, quoted, quoted_bytes, whole
 from mailproxy.telemetry.session_record import SessionRecord
 
 Field = object
-"""What an event's field may be: text, octets, numbers, truth, ``None``, or what ``str`` prints well."""
+"""What an event's field may be: text, bytes, numbers, truth, ``None``, or what ``str`` prints well."""
 
 LINE_LIMIT: Final = 4096
-"""Octets of a line; a pipe takes so many in one piece (``PIPE_BUF``)."""
+"""Bytes of a line; a pipe takes so many in one piece (``PIPE_BUF``)."""
 _TEXT_LIMIT: Final = 200
 _VALUE_LIMITS: Final = (2048, 256, 32)
 
@@ -67,7 +67,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{"true" if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
-        f'"user":{quoted_octets(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
+        f'"user":{quoted_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
@@ -80,7 +80,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
 def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
         return _FINE  # an earlier attempt failed
-    reply = "null" if r.reply is None else quoted_octets(r.reply, _TEXT_LIMIT)
+    reply = "null" if r.reply is None else quoted_bytes(r.reply, _TEXT_LIMIT)
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
@@ -115,14 +115,14 @@ def text_session(record: SessionRecord, stamp: str) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [f"user={quoted_octets(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    parts = [f"user={quoted_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
         parts.append(f"stage={r.stage}")
     if r.reply is not None and is_failure:
-        parts.append(f"reply={quoted_octets(r.reply, _TEXT_LIMIT)}")
+        parts.append(f"reply={quoted_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
         parts.append(f"upstream={_word(endpoint(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
@@ -146,7 +146,7 @@ def _value(value: Field, limit: int) -> str:
     if isinstance(value, int | float):
         return f"{value:.6g}" if isinstance(value, float) else f"{value:d}"
     if isinstance(value, bytes):
-        return quoted_octets(value, limit)
+        return quoted_bytes(value, limit)
     return quoted(str(value), limit)
 
 

@@ -20,9 +20,9 @@ from typing import Final, Protocol
 from mailproxy_config.model import LogLevel
 
 PIECE: Final = 4096
-"""Octets per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
+"""Bytes per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
 CAPACITY: Final = 256 * 1024
-"""Octets that may wait for a slow reader."""
+"""Bytes that may wait for a slow reader."""
 
 Writer = Callable[[bytes], int]
 
@@ -110,7 +110,7 @@ class Sink:
     """A bounded queue of lines in front of a descriptor.
 
     Attributes:
-        size: Octets that wait.
+        size: Bytes that wait.
         dropped: Lines lost since the last time anybody was told.
     """
 

@@ -22,7 +22,7 @@ def process_figures() -> dict[str, int]:
     """Measure this process.
 
     Returns:
-        Values by metric name: octets, counts, and nanoseconds for CPU time.
+        Values by metric name: bytes, counts, and nanoseconds for CPU time.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     figures = {

@@ -74,7 +74,7 @@ def _name(native: OpenSsl, name: int) -> bytes:
 
 
 def _serial(native: OpenSsl, x509: int) -> bytes:
-    """Print a serial number; OpenSSL breaks lines of 35 octets, which is nothing to put in a header."""
+    """Print a serial number; OpenSSL breaks lines of 35 bytes, which is nothing to put in a header."""
     lib = native.lib
     printed = native.printed(lambda bio: lib.i2a_ASN1_INTEGER(bio, lib.X509_get0_serialNumber(x509)))
     return printed.replace(b"\\\n", b"")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection under TLS: the handshake step by step, then octets in and out, then the goodbye."""
+"""A connection under TLS: the handshake step by step, then bytes in and out, then the goodbye."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TlsConnection(ssl.SSLSocket):
     ``ssl.SSLWantWriteError`` when they would have to wait, and ``OSError``
     when the connection is broken.
 
-    OpenSSL reads ahead: after a handshake, and after every read, octets may
+    OpenSSL reads ahead: after a handshake, and after every read, bytes may
     lie above the socket where no readiness event tells of them.  Ask
     ``pending`` before waiting for one.
     """
@@ -148,7 +148,7 @@ class TlsConnection(ssl.SSLSocket):
     _session = None
 
     _error: OSError | None = None
-    """What a read ran into that had octets to give first; the next one raises it."""
+    """What a read ran into that had bytes to give first; the next one raises it."""
     _sslobj: Any
     _terms: TlsParams
     _pointer: int
@@ -193,7 +193,7 @@ class TlsConnection(ssl.SSLSocket):
         return HandshakeStep.DONE
 
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
-        """Read at most ``buflen`` octets of one record; ``b""`` when the client has ended."""
+        """Read at most ``buflen`` bytes of one record; ``b""`` when the client has ended."""
         del flags
         try:
             return self._sslobj.read(buflen)  # type: ignore[no-any-return]
@@ -211,7 +211,7 @@ class TlsConnection(ssl.SSLSocket):
     def fill(self, view: memoryview) -> tuple[int, bool]:
         """Read what there is into a buffer, record by record; tell how much, and whether it was the last.
 
-        Where the connection breaks behind some octets, those are given first.
+        Where the connection breaks behind some bytes, those are given first.
         """
         if self._error is not None:
             raise self._error
@@ -236,7 +236,7 @@ class TlsConnection(ssl.SSLSocket):
         """Write as much as the socket takes, however many records that is.
 
         Returns:
-            How many octets were taken, at least one.  What was not must come first in the next call.
+            How many bytes were taken, at least one.  What was not must come first in the next call.
         """
         del flags
         if len(data) <= _RECORD:  # type: ignore[arg-type]  # what is sent has a length
@@ -256,10 +256,10 @@ class TlsConnection(ssl.SSLSocket):
         return taken
 
     def pending(self) -> int:
-        """Tell whether octets lie above the socket: more than 0 when ``recv`` is worth a try.
+        """Tell whether bytes lie above the socket: more than 0 when ``recv`` is worth a try.
 
         It may then still raise ``SSLWantReadError``: half a record is no
-        octets yet, and an event will tell of the other half.
+        bytes yet, and an event will tell of the other half.
         """
         if self._sslobj is None:
             return 0

@@ -192,7 +192,7 @@ def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | Unreac
     Args:
         path: The library, or something that is linked with it; the ``_ssl``
             extension itself where none is named.
-        head: Octets before the first field of an object.
+        head: Bytes before the first field of an object.
     """
     if platform.python_implementation() != "CPython":
         return Unreachable("objects of this Python cannot be looked into")

@@ -128,8 +128,8 @@ def _set_versions(draft: ContextBuilder) -> None:
 def _selector(native: OpenSsl, protocol: Protocol) -> object:
     """Make the callback for a client's ALPN offer: ours must be in it (RFC 7301 section 3.2)."""
     ours = bytes([len(protocol.value)]) + protocol.value.encode()
-    octets = ctypes.create_string_buffer(ours, len(ours))
-    start, length, choose = ctypes.addressof(octets), len(ours), native.lib.SSL_select_next_proto
+    data = ctypes.create_string_buffer(ours, len(ours))
+    start, length, choose = ctypes.addressof(data), len(ours), native.lib.SSL_select_next_proto
 
     def select(
         _connection: int, out: int, out_length: int, offered: int, offered_length: int, _own: int
@@ -137,7 +137,7 @@ def _selector(native: OpenSsl, protocol: Protocol) -> object:
         chosen = choose(out, out_length, start, length, offered, offered_length)
         return _SELECTED if chosen == _NEGOTIATED else _FATAL
 
-    select.octets = octets  # type: ignore[attr-defined]  # lives as long as the callback that points at it
+    select.data = data  # type: ignore[attr-defined]  # lives as long as the callback that points at it
     return ALPN_CALLBACK(select)
 
 

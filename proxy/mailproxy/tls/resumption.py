@@ -19,7 +19,7 @@ from mailproxy.tls.ticket_keys import KEY_BYTES, SHORT_KEY_BYTES, TicketKey, Tic
 from mailproxy_config.model import SessionCache
 
 DEFAULT_ENTRIES: Final = 20480
-OCTETS_PER_SESSION: Final = 1024
+BYTES_PER_SESSION: Final = 1024
 """What a session of a ``shared`` cache is reckoned at."""
 
 _SET_CACHE_SIZE: Final = 42
@@ -62,7 +62,7 @@ def _entries(cache: SessionCache) -> int:
     if cache.off:
         return 0
     builtin = 0 if cache.builtin is None else cache.builtin or DEFAULT_ENTRIES
-    return max(builtin, (cache.shared_size or 0) // OCTETS_PER_SESSION)
+    return max(builtin, (cache.shared_size or 0) // BYTES_PER_SESSION)
 
 
 def _mode(cache: SessionCache, entries: int) -> int:

@@ -81,7 +81,7 @@ class Files:
     main: str = ""
     broken: int = field(default=0, init=False)
     _opened: int = field(default=0, init=False)
-    _octets: int = field(default=0, init=False)
+    _data: int = field(default=0, init=False)
     _tokens: int = field(default=0, init=False)
 
     def statements(self, text: str, name: str) -> tuple[Statement, ...]:
@@ -145,8 +145,8 @@ class Files:
         try:
             with open(path, "rb") as file:
                 content = file.read(LARGEST_FILE + 1)
-            self._octets += len(content)
-            if self._octets > _MOST_INCLUDED:
+            self._data += len(content)
+            if self._data > _MOST_INCLUDED:
                 self._broken(where, f"the included files have more than {_MOST_INCLUDED} bytes together")
                 return ""
             return plain_text(content, path)

@@ -30,7 +30,7 @@ class Wire:
     """One connection to a subject.
 
     Attributes:
-        heard: All octets so far, out of TLS where there is TLS.
+        heard: All bytes so far, out of TLS where there is TLS.
         ending: ``open``, ``eof``, ``notified`` (TLS said goodbye before the end) or ``reset``.
     """
 
@@ -51,16 +51,16 @@ class Wire:
         """Whether the other side has not ended it."""
         return self.ending == "open"
 
-    async def say(self, octets: bytes) -> None:
-        """Send octets; what the other side does not want any more is lost."""
+    async def say(self, data: bytes) -> None:
+        """Send bytes; what the other side does not want any more is lost."""
         if self._tls is not None:
             with contextlib.suppress(ssl.SSLError):
-                self._tls.write(octets)
-            octets = self._outgoing.read()
-        await self._send(octets)
+                self._tls.write(data)
+            data = self._outgoing.read()
+        await self._send(data)
 
     async def say_in_pieces(self, pieces: tuple[bytes, ...]) -> None:
-        """Send octets so that they probably arrive one piece at a time."""
+        """Send bytes so that they probably arrive one piece at a time."""
         for piece in pieces:
             if not self.is_open:
                 return
@@ -108,24 +108,24 @@ class Wire:
                 await self._send(self._outgoing.read())
                 return _settled(tls)
 
-    async def _send(self, octets: bytes) -> None:
+    async def _send(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionError):
-            await self._loop.sock_sendall(self.sock, octets)
+            await self._loop.sock_sendall(self.sock, data)
 
     def _readable(self) -> None:
         try:
-            octets = self.sock.recv(_CHUNK)
+            data = self.sock.recv(_CHUNK)
         except BlockingIOError:
             return
         except OSError:
             self._end("reset")
             return
-        if not octets:
+        if not data:
             self._end("notified" if self._notified else "eof")
         elif self._tls is None:
-            self.heard += octets
+            self.heard += data
         else:
-            self._incoming.write(octets)
+            self._incoming.write(data)
             if not self._shaking:
                 self._decrypt()
         self.activity.stir()
@@ -133,8 +133,8 @@ class Wire:
     def _decrypt(self) -> None:
         assert self._tls is not None
         try:
-            while octets := self._tls.read(_CHUNK):
-                self.heard += octets
+            while data := self._tls.read(_CHUNK):
+                self.heard += data
             self._say_goodbye()
         except ssl.SSLWantReadError:
             pass

@@ -100,7 +100,7 @@ def _head() -> Iterator[str]:
         "<!-- Made by `python -m support.parity.conformance` from what the tests show. Do not edit. -->",
         "",
         f"{len(DIALOGUES)} dialogues are played to nginx and to the proxy, with one `nginx.conf`, one authorization service and",
-        "one upstream. What leaves is compared: octets to the client, to the service and to the upstream, questions to",
+        "one upstream. What leaves is compared: bytes to the client, to the service and to the upstream, questions to",
         "the name server, TLS handshakes, and how connections end. More dialogues are generated. What is neither the same",
         "nor declared below is a fault, and fails the tests. Any nginx with the mail module can be asked: `NGINX=/path`.",
         "",

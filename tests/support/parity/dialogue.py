@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is played to both: data, and nothing else.
 
-In octets, ``@ip@`` stands for the client's address, which no other playing
+In bytes, ``@ip@`` stands for the client's address, which no other playing
 shares, and ``@port@`` for the upstream's port.  It listens at ``[::1]:@port6@``
 and ``unix:@socket@`` too, for dialogues that are played alone.
 """
@@ -29,7 +29,7 @@ class Special(Enum):
 SILENT, CLOSE, RESET = Special.SILENT, Special.CLOSE, Special.RESET
 
 Part = bytes | float | Special
-"""Octets; a pause in seconds; or an end."""
+"""Bytes; a pause in seconds; or an end."""
 Speech = bytes | Special | tuple[Part, ...]
 """What a scripted peer says at one time."""
 
@@ -42,8 +42,8 @@ class Tls:
         certificate: Which of the kit's certificates the client shows.
         alpn: What it offers.
         version: The one version that it speaks, such as ``TLSv1.2``.
-        ahead: Octets in clear that it sends first, where the handshake should begin.
-        behind: Octets in TLS that it sends together with the end of its handshake.
+        ahead: Bytes in clear that it sends first, where the handshake should begin.
+        behind: Bytes in TLS that it sends together with the end of its handshake.
         name: The server's name that it tells (SNI).
         resumes: Where it got the session that it brings along: the name of a server,
             on which it has been before; empty: it brings none.
@@ -69,7 +69,7 @@ class Await:
 
 @dataclass(frozen=True)
 class Cut:
-    """The client says octets in pieces, with a short pause after each."""
+    """The client says bytes in pieces, with a short pause after each."""
 
     pieces: tuple[bytes, ...]
 
@@ -142,8 +142,8 @@ def b64(text: bytes | str) -> bytes:
 
 def answer(*lines: str | bytes, status: bytes = b"HTTP/1.0 200 OK\r\n") -> bytes:
     """The head of an answer of the authorization service."""
-    octets = [line.encode() if isinstance(line, str) else line for line in lines]
-    return status + b"".join(line + b"\r\n" for line in octets) + b"\r\n"
+    data = [line.encode() if isinstance(line, str) else line for line in lines]
+    return status + b"".join(line + b"\r\n" for line in data) + b"\r\n"
 
 
 def grant(*more: str | bytes) -> bytes:

@@ -67,9 +67,9 @@ _XTEXT: Final = re.compile(rb"\+([0-9A-F]{2})")
 
 def _without_xtext(record: Record) -> Record:
     def decoded(login: re.Match[bytes]) -> bytes:
-        return _XTEXT.sub(lambda octet: bytes([int(octet[1], 16)]), login[0])
+        return _XTEXT.sub(lambda byte: bytes([int(byte[1], 16)]), login[0])
 
-    return replace(record, upstreams=tuple(_LOGIN.sub(decoded, octets) for octets in record.upstreams))
+    return replace(record, upstreams=tuple(_LOGIN.sub(decoded, data) for data in record.upstreams))
 
 
 def _whenever(record: Record) -> Record:
@@ -85,9 +85,7 @@ _MAPPED_HERE: Final = re.compile(rb"(?<=^PROXY TCP6 )(\S+) (?:::ffff:)?HERE")
 
 
 def _unmapped(record: Record) -> Record:
-    return replace(
-        record, upstreams=tuple(_MAPPED_HERE.sub(rb"\1 HERE", octets) for octets in record.upstreams)
-    )
+    return replace(record, upstreams=tuple(_MAPPED_HERE.sub(rb"\1 HERE", data) for data in record.upstreams))
 
 
 _UNSAFE: Final = re.compile(rb"\r\nAuth-(?:User|Pass): [^\r]*%0[0AD]")
@@ -141,7 +139,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "pop3-lines",
-        "refuses a POP3 line of more than 128 octets and closes, so that a password of 90 characters cannot log in",
+        "refuses a POP3 line of more than 128 bytes and closes, so that a password of 90 characters cannot log in",
         "takes commands up to `pop3_client_buffer`, 512, and SASL responses up to 4096",
         "RFC 2449 section 4 wants 255 where CAPA is served; RFC 5034 section 4 exempts SASL responses",
         kind="better",
@@ -160,7 +158,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "Q-03",
-        "reads one octet for an IMAP literal of none",
+        "reads one byte for an IMAP literal of none",
         "reads none",
         "`{0}` is the empty string (RFC 9051 section 4.3)",
     ),
@@ -178,9 +176,9 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "Q-06",
-        "answers a line without a tag after a delayed denial with stale octets",
+        "answers a line without a tag after a delayed denial with stale bytes",
         "answers with `*`",
-        "stale octets are nobody's business",
+        "stale bytes are nobody's business",
     ),
     Difference(
         "Q-07",
@@ -216,7 +214,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "hostile-answers",
-        "hands control octets in answers of the service on to clients and upstreams",
+        "hands control bytes in answers of the service on to clients and upstreams",
         "apologises, and closes",
         "they are lines in disguise",
         kind="stricter",
@@ -229,7 +227,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "Q-13",
-        "takes 1024 octets of an answer's header, and notices an early end late",
+        "takes 1024 bytes of an answer's header, and notices an early end late",
         "takes 16384, and notices at once",
         "services set cookies; clients wait",
     ),
@@ -253,7 +251,7 @@ _TABLE: Final[tuple[Difference, ...]] = (
     ),
     Difference(
         "Q-18",
-        "waits for CR LF and four octets of an upstream's reply",
+        "waits for CR LF and four bytes of an upstream's reply",
         "takes LF, and any length",
         "as any client does",
     ),

@@ -40,7 +40,7 @@ BLOCKS: Final = (
 _DIGEST: Final = "b913a602c7eda7a495b4e6e7334d3890"
 _ENDS: Final = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r\r\n", b"\rx\r\n", b"  \r\n"])
 _SPACES: Final = st.sampled_from([b" "] * 12 + [b"  ", b"   ", b"\t", b""])
-_SAFE: Final = [octet for octet in range(1, 256) if octet not in {10, 13}]
+_SAFE: Final = [byte for byte in range(1, 256) if byte not in {10, 13}]
 _JUNK: Final = st.lists(st.sampled_from(_SAFE), max_size=12).map(bytes)
 _ATOMS: Final = st.one_of(
     st.sampled_from([b"user", b"pass", b"x", b"\xe9", b"a%20b", b"{x}", b"a{3}", b"*", b"=", b"a@b.c"]),

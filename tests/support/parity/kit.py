@@ -398,7 +398,7 @@ class _Player:
         playing = self._playing
         closed = sum(one.is_closed for one in playing.upstreams)
         said = self._names.said
-        heard = sum(len(self._names.carried(one.octets)) + 1 for one in playing.upstreams)
+        heard = sum(len(self._names.carried(one.data)) + 1 for one in playing.upstreams)
         return Progress(len(said(wire.heard)), wire.is_open, len(playing.requests), heard, closed)
 
     async def _until(self, is_so: Callable[[], bool], seconds: float = _END_SECONDS) -> None:
@@ -423,7 +423,7 @@ class _Player:
             afterwards=afterwards,
             tls=tuple(self._tls),
             requests=tuple(map(names.asked, playing.requests)),
-            upstreams=tuple(names.carried(one.octets) for one in playing.upstreams),
+            upstreams=tuple(names.carried(one.data) for one in playing.upstreams),
             upstream_endings=tuple("closed" if one.is_closed else "open" for one in playing.upstreams),
             questions=self._questions(),
         )

@@ -21,27 +21,27 @@ _PARTS: Final = {0x01: "ALPN", 0x02: "AUTHORITY", 0x03: "CRC32C", 0x20: "SSL"}
 _PARTS_OF_SSL: Final = {0x21: "VERSION", 0x22: "CN", 0x23: "CIPHER", 0x24: "SIGNATURE", 0x25: "KEY"}
 
 
-def spelled(octets: bytes) -> tuple[bytes, bytes]:
+def spelled(data: bytes) -> tuple[bytes, bytes]:
     """A PROXY header of version 2 in words, and what follows it.
 
     Its sum depends on addresses and ports, so only whether it is right is told.
     """
-    if not octets.startswith(_V2):
-        return b"", octets
-    command, family, length = struct.unpack("!BBH", octets[12:16])
-    header, rest = octets[: 16 + length], octets[16 + length :]
+    if not data.startswith(_V2):
+        return b"", data
+    command, family, length = struct.unpack("!BBH", data[12:16])
+    header, rest = data[: 16 + length], data[16 + length :]
     size = {0x11: 12, 0x21: 36}.get(family, 0)
     ends = _ends(header[16 : 16 + size])
     parts = " ".join(f"{name}={value}" for name, value in _parts(header, 16 + size))
     return f"PROXY2 {command:02x} {family:02x} {ends}{parts}\r\n".encode(), rest
 
 
-def _ends(octets: bytes) -> str:
-    if not octets:
+def _ends(data: bytes) -> str:
+    if not data:
         return ""
-    half = (len(octets) - 4) // 2
-    source, target = ip_address(octets[:half]), ip_address(octets[half : 2 * half])
-    ports = struct.unpack("!HH", octets[2 * half :])
+    half = (len(data) - 4) // 2
+    source, target = ip_address(data[:half]), ip_address(data[half : 2 * half])
+    ports = struct.unpack("!HH", data[2 * half :])
     return f"{_shown(source)} {_shown(target)} {ports[0]} {ports[1]} "
 
 
@@ -65,18 +65,18 @@ def _parts(header: bytes, at: int) -> Iterator[tuple[str, str]]:
         at += 3 + length
 
 
-def _parts_of_ssl(octets: bytes) -> Iterator[tuple[str, str]]:
-    while octets:
-        kind, length = struct.unpack("!BH", octets[:3])
-        yield _PARTS_OF_SSL.get(kind, f"{kind:02x}"), octets[3 : 3 + length].decode("latin-1")
-        octets = octets[3 + length :]
+def _parts_of_ssl(data: bytes) -> Iterator[tuple[str, str]]:
+    while data:
+        kind, length = struct.unpack("!BH", data[:3])
+        yield _PARTS_OF_SSL.get(kind, f"{kind:02x}"), data[3 : 3 + length].decode("latin-1")
+        data = data[3 + length :]
 
 
-def _crc32c(octets: bytes) -> int:
+def _crc32c(data: bytes) -> int:
     """Castagnoli's, bit by bit, as the specification of the header describes it."""
     total = 0xFFFFFFFF
-    for octet in octets:
-        total ^= octet
+    for byte in data:
+        total ^= byte
         for _ in range(8):
             total = total >> 1 ^ (0x82F63B78 if total & 1 else 0)
     return total ^ 0xFFFFFFFF
@@ -95,15 +95,15 @@ class Names:
             for old, new in replaced.items()
         ]
 
-    def said(self, octets: bytes) -> bytes:
+    def said(self, data: bytes) -> bytes:
         """What a client or an upstream heard."""
         for old, new in self._replaced:
-            octets = old.sub(new, octets)
-        return _PROMPT.sub(_without_salt, _SALT.sub(b"<R.T@", octets))
+            data = old.sub(new, data)
+        return _PROMPT.sub(_without_salt, _SALT.sub(b"<R.T@", data))
 
-    def carried(self, octets: bytes) -> bytes:
+    def carried(self, data: bytes) -> bytes:
         """What an upstream heard, a PROXY header of version 2 in words."""
-        header, rest = spelled(octets)
+        header, rest = spelled(data)
         return self.said(header + rest)
 
     def asked(self, request: bytes) -> bytes:

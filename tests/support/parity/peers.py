@@ -57,7 +57,7 @@ class Activity:
 class Heard:
     """What one upstream connection carried."""
 
-    octets: bytes = b""
+    data: bytes = b""
     is_closed: bool = False
 
 
@@ -77,12 +77,12 @@ class Playing:
     port6: int = 0
     socket: str = ""
 
-    def filled(self, octets: bytes) -> bytes:
-        """Octets with addresses in place of their names."""
+    def filled(self, data: bytes) -> bytes:
+        """Bytes with addresses in place of their names."""
         words = {"ip": self.ip, "port": str(self.port), "port6": str(self.port6), "socket": self.socket}
         for word, value in words.items():
-            octets = octets.replace(f"@{word}@".encode(), value.encode())
-        return octets
+            data = data.replace(f"@{word}@".encode(), value.encode())
+        return data
 
     def next_answer(self) -> Speech:
         """The next thing that the authorization service says; it closes when there is none left."""
@@ -164,12 +164,12 @@ async def _converse(
     playing: Playing, heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     if playing.header:
-        heard.octets += await _header(playing.header, reader)
+        heard.data += await _header(playing.header, reader)
     script = iter(playing.upstream)
     await _say(playing, next(script, Special.SILENT), writer)
     while True:
         line = await reader.readline()
-        heard.octets += line
+        heard.data += line
         playing.activity.stir()
         if not line.endswith(b"\n"):
             return

@@ -37,7 +37,7 @@ ANYWHERE: Final = frozenset(
 
 _ALONE: Final = "test_what_nginx_takes_alone"
 _ASCII: Final = Remark(BETTER, "what would break a line is refused", (_ALONE,))
-_SMALL: Final = Remark(BETTER, "less than 128 octets, which cannot work, are refused", ("Q-01", _ALONE))
+_SMALL: Final = Remark(BETTER, "less than 128 bytes, which cannot work, are refused", ("Q-01", _ALONE))
 
 REMARKS: Final = {
     "worker_processes": Remark(
@@ -75,7 +75,7 @@ REMARKS: Final = {
     "auth_http_header": _ASCII,
     "imap_client_buffer": _SMALL,
     "smtp_client_buffer": _SMALL,
-    "proxy_buffer": Remark(BETTER, "less than 128 octets, which cannot work, are refused", (_ALONE,)),
+    "proxy_buffer": Remark(BETTER, "less than 128 bytes, which cannot work, are refused", (_ALONE,)),
     "resolver": Remark(
         MORE,
         "`status_zone=` is taken; names of name servers are looked up when they are used",
@@ -137,9 +137,9 @@ LISTENED: Final = (
 """The parameters of ``listen``."""
 
 EXPECTED: Final[dict[str, tuple[str, ...]]] = {
-    "only controls, space and `%` are escaped; octets from 0x7F on are raw": (
+    "only controls, space and `%` are escaped; bytes from 0x7F on are raw": (
         "what is escaped",
-        "plain octets",
+        "plain bytes",
     ),
     "header names as nginx spells them, also of custom headers; values may be empty": (
         "custom headers, literally",
@@ -190,7 +190,7 @@ EXPECTED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "values of auth_http_header are literal: no variables": ("custom headers, literally",),
     "whole MAIL and RCPT lines with method none": ("MAIL and RCPT accepted",),
-    "an answer of more than 1024 octets": ("an answer of more than 1024 octets",),
+    "an answer of more than 1024 bytes": ("an answer of more than 1024 bytes",),
 }
 """What services that are in use rely on, and the dialogues that show it."""
 

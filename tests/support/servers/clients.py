@@ -124,9 +124,9 @@ class Raw:
         port: int = self._socket.getsockname()[1]
         return port
 
-    def say(self, octets: bytes) -> None:
+    def say(self, data: bytes) -> None:
         """Send."""
-        self._socket.sendall(octets)
+        self._socket.sendall(data)
 
     def line(self) -> bytes:
         """Read a line, and give it without its end."""
@@ -134,9 +134,9 @@ class Raw:
         assert line.endswith(b"\r\n"), line
         return line[:-2]
 
-    def ask(self, octets: bytes) -> bytes:
+    def ask(self, data: bytes) -> bytes:
         """Send a line, and read one."""
-        self.say(octets + b"\r\n")
+        self.say(data + b"\r\n")
         return self.line()
 
     def until(self, start: bytes) -> list[bytes]:
@@ -146,8 +146,8 @@ class Raw:
             lines.append(self.line())
         return lines
 
-    def octets(self, count: int) -> bytes:
-        """Read exactly so many octets."""
+    def data(self, count: int) -> bytes:
+        """Read exactly so many bytes."""
         return self._file.read(count)
 
     def rest(self) -> bytes:

@@ -17,7 +17,7 @@ from mailproxy_operator.local.demo.imap_syntax import (
     placeholder,
     words,
 )
-from mailproxy_operator.local.demo.mailbox import MAX_OCTETS, Account, Mailbox, Message
+from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox, Message
 from mailproxy_operator.local.demo.sasl import plain_credentials
 from mailproxy_operator.local.demo.wire import MAX_LINE, Gone, Wire
 
@@ -120,7 +120,7 @@ async def _received(wire: Wire) -> _Command:
         if announced is None:
             break
         size, waits = announced
-        if size > MAX_OCTETS or len(literals) >= MAX_LITERALS or len(text) > MAX_LINE:
+        if size > MAX_BYTES or len(literals) >= MAX_LITERALS or len(text) > MAX_LINE:
             raise Gone
         if waits:
             await wire.say(b"+ OK")
@@ -218,8 +218,8 @@ async def _append(session: _Session, command: _Command) -> bytes:
     if command.text(0).upper() != "INBOX":
         return b"NO [TRYCREATE] No such mailbox"
     flags = command.words[1] if len(command.words) > 2 and isinstance(command.words[1], list) else []
-    octets = command.text(len(command.words) - 1).encode("utf-8", "surrogateescape")
-    message = session.mailbox.deliver(octets, frozenset(flag for flag in flags if isinstance(flag, str)))
+    data = command.text(len(command.words) - 1).encode("utf-8", "surrogateescape")
+    message = session.mailbox.deliver(data, frozenset(flag for flag in flags if isinstance(flag, str)))
     await session.refresh()
     return b"OK [APPENDUID %d %d] APPEND completed" % (session.mailbox.uid_validity, message.uid)
 

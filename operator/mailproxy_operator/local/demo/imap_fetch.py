@@ -61,21 +61,21 @@ def _body(message: Message, item: str) -> bytes:
     asked = _BODY.fullmatch(item)
     if asked is None:
         raise BadSyntax
-    octets, suffix = _section(message.octets, asked["section"]), ""
+    data, suffix = _section(message.data, asked["section"]), ""
     if asked["first"]:
         first = int(asked["first"])
-        octets, suffix = octets[first : first + int(asked["count"])], f"<{first}>"
-    return f"BODY[{asked['section']}]{suffix} ".encode() + literal(octets)
+        data, suffix = data[first : first + int(asked["count"])], f"<{first}>"
+    return f"BODY[{asked['section']}]{suffix} ".encode() + literal(data)
 
 
-def _section(octets: bytes, section: str) -> bytes:
-    header, _, text = octets.partition(b"\r\n\r\n")
+def _section(data: bytes, section: str) -> bytes:
+    header, _, text = data.partition(b"\r\n\r\n")
     fields = _FIELDS.fullmatch(section)
     if fields:
         return _some_fields(header, fields["names"].replace('"', "").lower().split(), bool(fields["other"]))
     match section.upper():
         case "":
-            return octets
+            return data
         case "HEADER":
             return header + b"\r\n\r\n"
         case "TEXT" | "1":
@@ -94,7 +94,7 @@ def _some_fields(header: bytes, names: list[str], others: bool) -> bytes:
 
 
 def _envelope(message: Message) -> bytes:
-    header = BytesHeaderParser().parsebytes(message.octets)
+    header = BytesHeaderParser().parsebytes(message.data)
 
     def text(name: str) -> str | None:
         value = header.get(name)
@@ -122,11 +122,11 @@ _ITEMS: dict[str, Callable[[Message], bytes]] = {
     "UID": lambda message: b"%d" % message.uid,
     "FLAGS": lambda message: b"(" + " ".join(sorted(message.flags)).encode() + b")",
     "INTERNALDATE": lambda message: string(message.received.strftime("%d-%b-%Y %H:%M:%S +0000")),
-    "RFC822.SIZE": lambda message: b"%d" % len(message.octets),
+    "RFC822.SIZE": lambda message: b"%d" % len(message.data),
     "ENVELOPE": _envelope,
-    "RFC822": lambda message: literal(message.octets),
-    "RFC822.HEADER": lambda message: literal(_section(message.octets, "HEADER")),
-    "RFC822.TEXT": lambda message: literal(_section(message.octets, "TEXT")),
+    "RFC822": lambda message: literal(message.data),
+    "RFC822.HEADER": lambda message: literal(_section(message.data, "HEADER")),
+    "RFC822.TEXT": lambda message: literal(_section(message.data, "TEXT")),
 }
 
 
@@ -183,7 +183,7 @@ class Search:
         return {
             number
             for number, message in enumerate(self._messages, start=1)
-            if text in _section(message.octets, section).lower()
+            if text in _section(message.data, section).lower()
         }
 
 

@@ -111,12 +111,12 @@ def string(text: str | None) -> bytes:
     """Write a string, or NIL for nothing; a literal where quoting cannot express it."""
     if text is None:
         return b"NIL"
-    octets = text.encode("utf-8", "surrogateescape")
-    if any(octet in octets for octet in (b"\r", b"\n", b"\0")) or not octets.isascii():
-        return literal(octets)
-    return b'"' + octets.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+    data = text.encode("utf-8", "surrogateescape")
+    if any(byte in data for byte in (b"\r", b"\n", b"\0")) or not data.isascii():
+        return literal(data)
+    return b'"' + data.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
 
 
-def literal(octets: bytes) -> bytes:
-    """Write octets as a literal."""
-    return b"{%d}\r\n" % len(octets) + octets
+def literal(data: bytes) -> bytes:
+    """Write bytes as a literal."""
+    return b"{%d}\r\n" % len(data) + data

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 MAX_MESSAGES = 200
-MAX_OCTETS = 1024 * 1024
+MAX_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Account:
 
 @dataclass(slots=True)
 class Message:
-    """One message: its octets with CRLF line ends, and what IMAP remembers about it."""
+    """One message: its bytes with CRLF line ends, and what IMAP remembers about it."""
 
     uid: int
-    octets: bytes
+    data: bytes
     received: datetime
     flags: set[str] = field(default_factory=set)
 
@@ -57,14 +57,14 @@ class Mailbox:
         self.uid_validity = 1
         self.next_delivery = asyncio.Event()
 
-    def deliver(self, octets: bytes, flags: frozenset[str] = frozenset()) -> Message:
+    def deliver(self, data: bytes, flags: frozenset[str] = frozenset()) -> Message:
         """Add a message and wake whoever waits for it.
 
         Args:
-            octets: The message; bare line feeds become CRLF.
+            data: The message; bare line feeds become CRLF.
             flags: Flags it starts with.
         """
-        message = Message(self.uid_next, _with_crlf(octets), datetime.now(UTC), set(flags))
+        message = Message(self.uid_next, _with_crlf(data), datetime.now(UTC), set(flags))
         self.uid_next += 1
         self.messages.append(message)
         del self.messages[:-MAX_MESSAGES]
@@ -77,6 +77,6 @@ class Mailbox:
         self.messages = [message for message in self.messages if message.uid not in uids]
 
 
-def _with_crlf(octets: bytes) -> bytes:
-    text = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+def _with_crlf(data: bytes) -> bytes:
+    text = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return text if text.endswith(b"\r\n") else text + b"\r\n"

@@ -72,11 +72,11 @@ async def _logged_in(wire: Wire, account: Account) -> bool:
 
 async def _stat(session: _Session, _: list[str]) -> None:
     present = session.present()
-    await session.wire.say(b"+OK %d %d" % (len(present), sum(len(message.octets) for _, message in present)))
+    await session.wire.say(b"+OK %d %d" % (len(present), sum(len(message.data) for _, message in present)))
 
 
 async def _list(session: _Session, words: list[str]) -> None:
-    await _listing(session, words, lambda message: str(len(message.octets)))
+    await _listing(session, words, lambda message: str(len(message.data)))
 
 
 async def _uidl(session: _Session, words: list[str]) -> None:
@@ -97,7 +97,7 @@ async def _retr(session: _Session, words: list[str]) -> None:
     if message is None:
         await session.wire.say(_NO_SUCH)
     else:
-        await session.wire.say(b"+OK %d octets" % len(message.octets), *_stuffed(message.octets), b".")
+        await session.wire.say(b"+OK %d bytes" % len(message.data), *_stuffed(message.data), b".")
 
 
 async def _top(session: _Session, words: list[str]) -> None:
@@ -105,13 +105,13 @@ async def _top(session: _Session, words: list[str]) -> None:
     if message is None or len(words) < 2 or not words[1].isdecimal():
         await session.wire.say(_NO_SUCH)
         return
-    header, _, body = message.octets.partition(b"\r\n\r\n")
+    header, _, body = message.data.partition(b"\r\n\r\n")
     lines = body.splitlines()[: int(words[1])]
     await session.wire.say(b"+OK", *_stuffed(header), b"", *_stuffed(b"\r\n".join(lines)), b".")
 
 
-def _stuffed(octets: bytes) -> list[bytes]:
-    lines = octets.removesuffix(b"\r\n").split(b"\r\n") if octets else []
+def _stuffed(data: bytes) -> list[bytes]:
+    lines = data.removesuffix(b"\r\n").split(b"\r\n") if data else []
     return [b"." + line if line.startswith(b".") else line for line in lines]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mailproxy_operator.local.demo.mailbox import MAX_OCTETS, Account, Mailbox
+from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox
 from mailproxy_operator.local.demo.sasl import decoded, plain_credentials
 from mailproxy_operator.local.demo.wire import Gone, Wire
 
@@ -19,7 +19,7 @@ _CAPABILITIES = (
     b"250-PIPELINING",
     b"250-8BITMIME",
     b"250-ENHANCEDSTATUSCODES",
-    b"250-SIZE %d" % MAX_OCTETS,
+    b"250-SIZE %d" % MAX_BYTES,
     b"250-AUTH PLAIN LOGIN",
     b"250 XCLIENT ADDR NAME LOGIN PROTO HELO PORT",
 )
@@ -135,11 +135,11 @@ async def _data(session: _Session, _: str) -> None:
         await session.wire.say(b"503 5.5.1 Need RCPT command first")
         return
     await session.wire.say(b"354 End data with <CR><LF>.<CR><LF>")
-    octets = await _message(session.wire)
-    if octets is None:
+    data = await _message(session.wire)
+    if data is None:
         await session.wire.say(b"552 5.3.4 Message too large")
     else:
-        message = session.mailbox.deliver(_trace(session) + octets)
+        message = session.mailbox.deliver(_trace(session) + data)
         await session.wire.say(b"250 2.0.0 Ok: queued as %d" % message.uid)
     session.forget_message()
 
@@ -156,11 +156,11 @@ async def _message(wire: Wire) -> bytes | None:
     size = 0
     while (line := await wire.line()) != b".":
         size += len(line) + 2
-        if size > 2 * MAX_OCTETS:
+        if size > 2 * MAX_BYTES:
             raise Gone
-        if size <= MAX_OCTETS:
+        if size <= MAX_BYTES:
             lines.append(line.removeprefix(b"."))
-    return b"".join(line + b"\r\n" for line in lines) if size <= MAX_OCTETS else None
+    return b"".join(line + b"\r\n" for line in lines) if size <= MAX_BYTES else None
 
 
 async def _rset(session: _Session, _: str) -> None:

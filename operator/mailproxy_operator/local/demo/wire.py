@@ -23,7 +23,7 @@ class Gone(Exception):
 
 
 class Wire:
-    """One connection: lines in, octets out."""
+    """One connection: lines in, bytes out."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -43,7 +43,7 @@ class Wire:
         return line.removesuffix(b"\n").removesuffix(b"\r")
 
     async def exactly(self, count: int) -> bytes:
-        """Return the next ``count`` octets: an IMAP literal.
+        """Return the next ``count`` bytes: an IMAP literal.
 
         Raises:
             Gone: The peer left before.
@@ -58,14 +58,14 @@ class Wire:
         """Send lines; each gets its CRLF."""
         await self.send(b"".join(line + b"\r\n" for line in lines))
 
-    async def send(self, octets: bytes) -> None:
-        """Send octets as they are.
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are.
 
         Raises:
             Gone: The peer left or does not read.
         """
         try:
-            self._writer.write(octets)
+            self._writer.write(data)
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._writer.drain()
         except OSError as error:

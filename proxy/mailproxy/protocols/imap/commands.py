@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an IMAP client may say before login, from octets to commands.
+"""What an IMAP client may say before login, from bytes to commands.
 
 The grammar is nginx's: tag, word and at most three arguments, each an atom, a
 quoted string or a literal (RFC 9051 section 4.3; non-synchronizing literals
-RFC 7888).  A literal's octets come from elsewhere; reading stops where one is
+RFC 7888).  A literal's bytes come from elsewhere; reading stops where one is
 announced, and goes on when they are there.
 """
 
@@ -43,7 +43,7 @@ class Command:
     """A command that is understood, if not necessarily one that makes sense.
 
     ``word`` is one of ``WORDS``; the arguments are what was meant, without
-    quotes and backslashes, and may hold any octet.
+    quotes and backslashes, and may hold any byte.
     """
 
     tag: bytes
@@ -66,7 +66,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Unfinished:
-    """A command that announces ``size`` octets of a literal; a synchronizing one waits for our word."""
+    """A command that announces ``size`` bytes of a literal; a synchronizing one waits for our word."""
 
     command: Command
     size: int
@@ -91,16 +91,16 @@ def begin(line: bytes) -> Command | Unfinished | Rejected:
     return _arguments(Command(tag[1], word, []), line, found.end())
 
 
-def go_on(unfinished: Unfinished, octets: bytes, line: bytes) -> Command | Unfinished | Rejected:
+def go_on(unfinished: Unfinished, data: bytes, line: bytes) -> Command | Unfinished | Rejected:
     """Read on behind a literal.
 
     Args:
         unfinished: Where reading stopped; it is used up by this.
-        octets: The literal.
+        data: The literal.
         line: What followed it up to the line end, which is not part of it.
     """
     command = unfinished.command
-    command.arguments.append(octets)
+    command.arguments.append(data)
     if line and not line.startswith(b" "):
         return _rejected(command.tag, line, ProtocolErrorKind.LITERAL_INVALID)
     return _arguments(command, line, 0)

@@ -115,7 +115,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
         return (yield from self._dispatch(command))
 
     def _room(self) -> int:
-        """How many octets the command may still take: all its lines and literals share one limit."""
+        """How many bytes the command may still take: all its lines and literals share one limit."""
         return self.reader.limit - self.reader.consumed
 
     def _whole(self, command: Command | Unfinished | Rejected) -> ProtocolGenerator[Command | Rejected]:
@@ -130,9 +130,9 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
                 raise LineTooLong(b"", self.reader.limit)
             if command.synchronizing:
                 yield from send(replies.CONTINUE)
-            octets = yield from self.reader.octets(command.size)
+            data = yield from self.reader.data(command.size)
             line = yield from self.reader.line(self._room())
-            command = go_on(command, octets, line)
+            command = go_on(command, data, line)
         return command
 
     def _reject(self, rejected: Rejected, line: bytes) -> ProtocolGenerator[SessionEnd | None]:

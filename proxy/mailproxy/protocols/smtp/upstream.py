@@ -118,9 +118,9 @@ class SmtpUpstream(UpstreamLoginBase):
         return b"XCLIENT" + attribute + address.encode() + login + b" NAME=" + client.host + b"\r\n"
 
 
-def xtext(octets: bytes) -> bytes:
+def xtext(data: bytes) -> bytes:
     """Encode an XCLIENT attribute (RFC 1891 section 5): printable ASCII but ``+`` and ``=`` as it is."""
-    return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), octets)
+    return _NOT_XTEXT.sub(lambda match: b"+%02X" % ord(match[0]), data)
 
 
 def _authentication(grant: AuthAllowed) -> bytes:

@@ -121,7 +121,7 @@ ANSWERS: Final[dict[str, Speech]] = {
     "an empty user": grant("Auth-User:"),
     "an empty password": grant("Auth-Pass:"),
     "users twice": grant("Auth-User: one", "Auth-User: two", "Auth-Pass: three", "Auth-Pass: four"),
-    "in single octets": tuple(GRANT[at : at + 1] for at in range(len(GRANT))),
+    "in single bytes": tuple(GRANT[at : at + 1] for at in range(len(GRANT))),
     "slowly": (
         b"HTTP/1.0 200 OK\r\nAuth-St",
         0.2,
@@ -156,7 +156,7 @@ _REQUESTS: Final[dict[str, tuple[str, tuple[Step, ...]]]] = {
     "custom headers, literally": ("imap-headers", (b"a1 LOGIN user pass\r\n",)),
     "no URI": ("imap-no-uri", (b"a1 LOGIN user pass\r\n",)),
     "what is escaped": ("imap", (b'a1 LOGIN "a b%c" "\x01\x1f %\x7f\x80\xff+=/\\"@"\r\n',)),
-    "plain octets": ("pop3", (b"USER \xe9\t\x02@x\r\n", b"PASS p%20 q\r\n")),
+    "plain bytes": ("pop3", (b"USER \xe9\t\x02@x\r\n", b"PASS p%20 q\r\n")),
     "an unreachable service (imap)": ("imap-dead", (b"a1 LOGIN user pass\r\n",)),
     "an unreachable service (pop3)": ("pop3-dead", (b"USER u\r\n", b"PASS p\r\n")),
     "an unreachable service (smtp)": ("smtp-dead", (b"AUTH PLAIN AHUAcA==\r\n",)),

@@ -54,7 +54,7 @@ _LINES: Final[dict[str, bytes]] = {
     "a tag with 8 bits": b"\xe9 NOOP\r\n",
     "a quoted tag": b'"a" NOOP\r\n',
     "HTTP": b"GET / HTTP/1.0\r\n",
-    "octets": bytes(range(128, 160)) + b"\r\n",
+    "bytes": bytes(range(128, 160)) + b"\r\n",
     "NUL in a word": b"a1 NO\0OP\r\n",
     "LOGIN without arguments": b"a1 LOGIN\r\n",
     "LOGIN with one argument": b"a1 LOGIN user\r\n",
@@ -155,7 +155,7 @@ _AFTER_ERRORS: Final[dict[str, tuple[Step, ...]]] = {
 def _too_long() -> Iterator[Dialogue]:
     cases: dict[str, tuple[Step, ...]] = {
         "a line of all the buffer": (b"a1 NOOP" + b" " * 247 + b"\r\n", b"a2 NOOP\r\n"),
-        "a line one octet too long": (b"a1 NOOP" + b" " * 248 + b"\r\n", b"a2 NOOP\r\n"),
+        "a line one byte too long": (b"a1 NOOP" + b" " * 248 + b"\r\n", b"a2 NOOP\r\n"),
         "a line much too long": (b"a1 LOGIN " + b"x" * 600 + b" y\r\n",),
         "a line much too long without a tag": (b"x" * 600 + b"\r\n",),
         "an announced literal too long": (b"a1 LOGIN {300+}\r\n" + b"x" * 300 + b" y\r\n",),
@@ -176,11 +176,11 @@ PIPELINED: Final = (
 
 
 def _cuts() -> Iterator[Dialogue]:
-    for number, octets in enumerate(PIPELINED, 1):
-        pieces = [(octets[:at], octets[at:]) for at in range(1, len(octets))]
-        singles = tuple(octets[at : at + 1] for at in range(len(octets)))
-        for cut in [(octets,), *pieces, singles]:
-            where = "in single octets" if cut is singles else f"cut at {len(cut[0])}"
+    for number, data in enumerate(PIPELINED, 1):
+        pieces = [(data[:at], data[at:]) for at in range(1, len(data))]
+        singles = tuple(data[at : at + 1] for at in range(len(data)))
+        for cut in [(data,), *pieces, singles]:
+            where = "in single bytes" if cut is singles else f"cut at {len(cut[0])}"
             yield Dialogue(
                 name=f"pipeline {number} {where}",
                 block="imap-caps",

@@ -40,7 +40,7 @@ _LINES: Final[dict[str, bytes]] = {
     "bare LF": b"NOOP\n",
     "bare CR": b"NOOP\rx\r\n",
     "CR CR LF": b"NOOP\r\r\n",
-    "octets": bytes(range(128, 160)) + b"\r\n",
+    "bytes": bytes(range(128, 160)) + b"\r\n",
     "HTTP": b"GET / HTTP/1.0\r\n",
     "NUL": b"NO\0P\r\n",
     "PASS without USER": b"PASS x\r\n",
@@ -76,7 +76,7 @@ _COURSES: Final[dict[str, tuple[Step, ...]]] = {
     ),
     "QUIT after USER": (b"USER u\r\n", b"QUIT\r\n"),
     "spaces in name and password": (b"USER   u v  \r\n", b"PASS  p  q \r\n", b"LIST\r\n"),
-    "octets in name and password": (b"USER \xe9\x01\t\r\n", b'PASS "\x7f%{}\r\n', b"LIST\r\n"),
+    "bytes in name and password": (b"USER \xe9\x01\t\r\n", b'PASS "\x7f%{}\r\n', b"LIST\r\n"),
     "AUTH is called off": (b"AUTH PLAIN\r\n", b"*\r\n", b"NOOP\r\n"),
     "AUTH is answered with a command": (b"AUTH PLAIN\r\n", b"NOOP\r\n", b"NOOP\r\n"),
     "AUTH is answered with too many words": (b"AUTH PLAIN\r\n", b"x a b c d\r\n", b"NOOP\r\n"),
@@ -91,7 +91,7 @@ _COURSES: Final[dict[str, tuple[Step, ...]]] = {
 
 _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
     "a line of all the buffer": (b"USER " + b"x" * 121 + b"\r\n", b"NOOP\r\n"),
-    "a line one octet too long": (b"USER " + b"x" * 122 + b"\r\n", b"NOOP\r\n"),
+    "a line one byte too long": (b"USER " + b"x" * 122 + b"\r\n", b"NOOP\r\n"),
     "a line that is too long for both": (b"USER " + b"x" * 600 + b"\r\n", b"NOOP\r\n"),
     "a line without an end": (b"USER " + b"x" * 600,),
     "a response line of all the buffer": (b"AUTH PLAIN\r\n", b64("\0u\0" + "p" * 91) + b"\r\n", b"NOOP\r\n"),
@@ -103,7 +103,7 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
 }
 
 _LONGER_HERE: Final = frozenset(
-    {"a line one octet too long", "a response line too long", "a response line of all the buffer"}
+    {"a line one byte too long", "a response line too long", "a response line of all the buffer"}
 )
 """What only nginx refuses."""
 
@@ -139,11 +139,11 @@ def _dialogues() -> Iterator[Dialogue]:
             differs="pop3-lines" if name in _LONGER_HERE else "",
             rest_differs=name in _LONGER_HERE,
         )
-    for number, octets in enumerate(PIPELINED, 1):
-        pieces = [(octets[:at], octets[at:]) for at in range(1, len(octets))]
-        singles = tuple(octets[at : at + 1] for at in range(len(octets)))
-        for cut in [(octets,), *pieces, singles]:
-            where = "in single octets" if cut is singles else f"cut at {len(cut[0])}"
+    for number, data in enumerate(PIPELINED, 1):
+        pieces = [(data[:at], data[at:]) for at in range(1, len(data))]
+        singles = tuple(data[at : at + 1] for at in range(len(data)))
+        for cut in [(data,), *pieces, singles]:
+            where = "in single bytes" if cut is singles else f"cut at {len(cut[0])}"
             yield Dialogue(
                 name=f"pipeline {number} {where}",
                 block="pop3",

@@ -124,7 +124,7 @@ _HOSTILE_ANSWERS: Final = tuple(
         rest_differs=True,
     )
     for name, speech in {
-        "a control octet in Auth-User": grant(b"Auth-User: a\x01b"),
+        "a control byte in Auth-User": grant(b"Auth-User: a\x01b"),
         "a NUL in Auth-Pass": grant(b"Auth-Pass: a\0b"),
         "a TAB in Auth-Status": answer(b"Auth-Status: no\tway"),
         "an ESC in Auth-Status": answer(b"Auth-Status: \x1b[2J"),
@@ -167,7 +167,7 @@ DIALOGUES: Final = (
     ),
     _case(
         "Q-03",
-        "a literal of no octets",
+        "a literal of no bytes",
         "q-imap",
         b"a1 LOGIN user {0}\r\n",
         b"\r\n",
@@ -252,7 +252,7 @@ DIALOGUES: Final = (
     _STALE,
     _case(
         "Q-13",
-        "an answer of more than 1024 octets",
+        "an answer of more than 1024 bytes",
         "q-imap",
         _LOGIN,
         auth=(grant("X-Long: " + "x" * 1200),),
@@ -387,7 +387,7 @@ DIALOGUES: Final = (
     ),
     _case(
         "Q-32",
-        "a control octet in MAIL",
+        "a control byte in MAIL",
         "q-smtp-none",
         b"MAIL FROM:<a\x01b>\r\n",
         b"MAIL FROM:<a\0b>\r\n",
@@ -396,7 +396,7 @@ DIALOGUES: Final = (
     ),
     _case(
         "Q-32",
-        "a control octet in EHLO",
+        "a control byte in EHLO",
         "q-smtp",
         b"EHLO a\x7fb\r\n",
         ours=_said(_SMTP, b"501 5.5.4 Invalid argument\r\n"),

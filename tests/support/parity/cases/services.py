@@ -38,12 +38,12 @@ def _status(text: bytes) -> bytes:
     return text + b"\r\n"
 
 
-def _slowly(octets: bytes) -> Speech:
-    return tuple(octets[at : at + 7] for at in range(0, len(octets), 7))
+def _slowly(data: bytes) -> Speech:
+    return tuple(data[at : at + 7] for at in range(0, len(data), 7))
 
 
 def _of(protocol: str) -> Iterator[tuple[str, str, Speech]]:
-    """The system, what it does, and its octets."""
+    """The system, what it does, and its bytes."""
     http = _status(b"HTTP/1.1 200 OK")
     mailu = ("Server: gunicorn", "Content-Type: text/html; charset=utf-8", "Content-Length: 0")
     yield (

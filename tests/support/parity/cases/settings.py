@@ -15,7 +15,7 @@ BLOCKS: Final = (
     Block("imap-proxy-on", "imap", "proxy on;"),
     Block("imap-buffers", "imap", "imap_client_buffer 8k; proxy_buffer 8k; smtp_client_buffer 8k;"),
     Block("imap-bind", "imap", listen="bind backlog=5"),
-    Block("imap-octets", "imap", listen="rcvbuf=16k sndbuf=64k"),
+    Block("imap-bytes", "imap", listen="rcvbuf=16k sndbuf=64k"),
     Block("imap-kept-alive", "imap", listen="so_keepalive=30m::10"),
     Block("imap-alive-on", "imap", listen="so_keepalive=on"),
     Block("imap-alive-off", "imap", listen="so_keepalive=off"),

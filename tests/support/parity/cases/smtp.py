@@ -52,7 +52,7 @@ _LINES: Final[dict[str, bytes]] = {
     "bare CR": b"NOOP\rx\r\n",
     "CR CR LF": b"NOOP\r\r\n",
     "a word with a TAB": b"NOOP\t\r\n",
-    "octets": bytes(range(128, 160)) + b"\r\n",
+    "bytes": bytes(range(128, 160)) + b"\r\n",
     "HTTP": b"GET / HTTP/1.0\r\n",
     "HTTP's POST": b"POST / HTTP/1.1\r\n",
     "STARTTLS where there is none": b"STARTTLS\r\n",
@@ -120,7 +120,7 @@ _TRANSACTIONS: Final[dict[str, tuple[Step, ...]]] = {
 
 _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
     "a line of all the buffer": (b"NOOP " + b"x" * 249 + b"\r\n", b"NOOP\r\n"),
-    "a line one octet too long": (b"NOOP " + b"x" * 250 + b"\r\n", b"NOOP\r\n"),
+    "a line one byte too long": (b"NOOP " + b"x" * 250 + b"\r\n", b"NOOP\r\n"),
     "a line without an end": (b"HELO " + b"x" * 600,),
     "a response line too long": (b"AUTH PLAIN\r\n", b"A" * 300 + b"\r\n"),
 }
@@ -128,7 +128,7 @@ _LIMITS: Final[dict[str, tuple[Step, ...]]] = {
 _DELAYED: Final[dict[str, tuple[Step, ...]]] = {
     "patient": (Await(2.0), b"NOOP\r\n", b"QUIT\r\n"),
     "impatient": (b"HELO x\r\nMAIL FROM\r\n", Await(2.0)),
-    "impatient with one octet": (b"\r", Await(2.0)),
+    "impatient with one byte": (b"\r", Await(2.0)),
 }
 
 PIPELINED: Final = (
@@ -172,11 +172,11 @@ def _dialogues() -> Iterator[Dialogue]:
 
 
 def _cuts() -> Iterator[Dialogue]:
-    for number, octets in enumerate(PIPELINED, 1):
-        pieces = [(octets[:at], octets[at:]) for at in range(1, len(octets))]
-        singles = tuple(octets[at : at + 1] for at in range(len(octets)))
-        for cut in [(octets,), *pieces, singles]:
-            where = "in single octets" if cut is singles else f"cut at {len(cut[0])}"
+    for number, data in enumerate(PIPELINED, 1):
+        pieces = [(data[:at], data[at:]) for at in range(1, len(data))]
+        singles = tuple(data[at : at + 1] for at in range(len(data)))
+        for cut in [(data,), *pieces, singles]:
+            where = "in single bytes" if cut is singles else f"cut at {len(cut[0])}"
             yield Dialogue(
                 name=f"pipeline {number} {where}",
                 block="smtp",

@@ -122,7 +122,7 @@ _OTHERS: Final[dict[str, tuple[str, tuple[Speech, ...]]]] = {
     "a bare tag and OK": ("imap", (*_GOOD["imap"][:3], b"a1 OK\r\n", b"* relayed\r\n")),
     "OK and letters": ("imap", (*_GOOD["imap"][:3], b"a1 OKfoo\r\n", b"* relayed\r\n")),
     "more behind the reply": ("imap", (*_GOOD["imap"][:3], b"a1 OK in\r\n* 3 EXISTS\r\n", b"* relayed\r\n")),
-    "replies in single octets": (
+    "replies in single bytes": (
         "imap",
         tuple(tuple(line[at : at + 1] for at in range(len(line))) for line in _GOOD["imap"]),
     ),
