@@ -162,8 +162,8 @@ def test_a_body_without_an_end_costs_a_connection_and_nothing_else(framing: str)
         async with siege(serving(Protocol.POP3), service=endless) as w:
             for _ in range(5):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
-            (service,) = w.app._auth.values()
-            assert len(service._connections) <= 1
+            (service,) = w.app.auth_clients.values()
+            assert len(service.connections) <= 1
 
     run(play)
 
@@ -182,9 +182,9 @@ def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch
         async with siege(serving(Protocol.POP3), service=dripping) as w:
             for _ in range(3):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
-            (service,) = w.app._auth.values()
-            assert len(service._connections) == 3
-            while service._connections:
+            (service,) = w.app.auth_clients.values()
+            assert len(service.connections) == 3
+            while service.connections:
                 await asyncio.sleep(0.02)
 
     run(play)
@@ -300,10 +300,10 @@ def test_connections_of_a_service_that_a_reload_retired_do_not_stay() -> None:
             await client.say(LOGINS[Protocol.POP3])
             while not w.auth.requests:
                 await asyncio.sleep(0.01)
-            (service,) = w.app._auth.values()
+            (service,) = w.app.auth_clients.values()
             service.close()
             assert await heard(client) == b"-ERR no\r\n"
-            assert not service._connections
+            assert not service.connections
 
     run(play)
 
@@ -351,8 +351,8 @@ def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.Monke
             assert set(said) == {b"-ERR no\r\n"}
             assert len(w.auth.requests) == 20
             assert w.auth.connections == 3
-            (service,) = w.app._auth.values()
-            assert len(service._connections) == 2
+            (service,) = w.app.auth_clients.values()
+            assert len(service.connections) == 2
 
     run(play)
 

@@ -46,8 +46,8 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
     listening.listen()
     listening.setblocking(False)
     app = w.app
-    listener = Listener(app._engine, "unix", listening, app._listeners[0].default, {})
-    app._listeners.append(listener)
+    listener = Listener(app.context, "unix", listening, app.listeners[0].default, {})
+    app.listeners.append(listener)
     listener.open()
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fsencode(folder) + b"/" + name.encode())

@@ -152,7 +152,7 @@ def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol:
     async def play() -> None:
         build = serving(protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
         async with siege(build) as w:
-            (listener,) = w.app._listeners
+            (listener,) = w.app.listeners
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             loop = asyncio.get_running_loop()
             with socket.socket() as sock:

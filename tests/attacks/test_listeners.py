@@ -106,8 +106,8 @@ def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Ident
 @each
 def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that do not close their side after our last word."""
-    monkeypatch.setattr("mailproxy.closing.LINGERING_AT_MOST", 5)
-    monkeypatch.setattr("mailproxy.closing.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("mailproxy.session.lingering_close.MAX_LINGERING", 5)
+    monkeypatch.setattr("mailproxy.session.lingering_close.LINGER_SECONDS", 0.3)
 
     async def play() -> None:
         async with siege(serving(protocol, max_errors=1)) as w:
@@ -117,7 +117,7 @@ def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPa
                 await client.say(b"\0\r\n")
             for client in clients:
                 assert b"nvalid command" in await client.rest()
-            assert len(w.app._engine.lingering) <= 5
+            assert len(w.app.context.lingering) <= 5
             assert w.app.sessions == 0
             await invariants.settle(w.app, w.meter)
 
@@ -164,12 +164,12 @@ _SCRIPT: Final = """
                         sock.connect(("127.0.0.1", w.port))
                     await asyncio.sleep(0)
             assert w.app.sessions < len(clients), "descriptors did not run out"
-            (listener,) = w.app._listeners
+            (listener,) = w.app.listeners
             while listener._pause is None:
                 await asyncio.sleep(0.01)
-            polls = w.app._engine.reactor.polls
+            polls = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
-            assert w.app._engine.reactor.polls - polls < 60, "accepting did not rest"
+            assert w.app.context.epoll.iterations - polls < 60, "accepting did not rest"
             for sock in clients:
                 sock.close()
             client = await w.client()

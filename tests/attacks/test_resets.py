@@ -212,7 +212,7 @@ def test_a_break_that_is_none_ends_nobody(protocol: Protocol) -> None:
             await client.line()
             await client.say(LOGINS[protocol])
             await _asked(w)
-            (session,) = w.app._engine.live
+            (session,) = w.app.context.live
             session.on_event(BROKEN)  # type: ignore[attr-defined]
             assert b" no\r\n" in await heard(client)
 

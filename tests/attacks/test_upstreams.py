@@ -151,7 +151,7 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
 
 @each
 def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.net.pipes.PIPES_AT_MOST", 0)
+    monkeypatch.setattr("mailproxy.net.pipes.MAX_PIPES", 0)
     data = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:
@@ -159,7 +159,7 @@ def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.Mo
             client, upstream = await log_in(w, protocol)
             upstream.writer.write(data)
             assert await client.data(len(data)) == data
-            assert w.app._engine.pipes._count == 0
+            assert w.app.context.pipes.count == 0
 
     run(play)
 

@@ -43,9 +43,9 @@ SIDES = st.builds(
 
 def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:
     """Leave the proxy so little room that it has to stop and go on at every turn."""
-    engine = w.app._engine
-    engine.buffer = bytearray(buffer)
-    (relay,) = engine.live
+    context = w.app.context
+    context.buffer = bytearray(buffer)
+    (relay,) = context.live
     for end, side in ((relay.client, client), (relay.upstream, upstream)):  # type: ignore[attr-defined]
         if side.is_cramped:
             end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.auth_http.body import (
+from mailproxy.auth_http.response_body import (
+    LAST_CHUNK,
     MAX_BODY,
     MAX_CHUNK_LINE,
     MAX_TRAILER,
     BadBody,
+    BodyFraming,
     ChunkedBody,
     SizedBody,
     body_of,
 )
-from mailproxy.auth_http.response import LAST_CHUNK, BodyFraming
 
 WHOLE = [
     LAST_CHUNK,

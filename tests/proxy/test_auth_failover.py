@@ -34,7 +34,7 @@ def quick(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 def pool(w: World) -> AuthHttpClient:
-    (service,) = w.app._auth.values()
+    (service,) = w.app.auth_clients.values()
     return service
 
 
@@ -142,7 +142,7 @@ def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
                 assert await attempt(w) == INTERNAL_ERROR
                 assert w.value("mailproxy_auth_errors_total", "connect") == 1
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
-                assert not pool(w)._connections
+                assert not pool(w).connections
                 failed = pool(w).addresses._failed
                 assert {target[1][1] for target in failed} == {first, second}
 
@@ -220,11 +220,11 @@ def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
                 await client.line()
                 await client.ask(b"USER u\r\n")
                 await client.say(b"PASS p\r\n")
-                while not pool(w)._connections:
+                while not pool(w).connections:
                     await asyncio.sleep(0.01)
                 client.reset()
                 await w.settled()
-                assert not pool(w)._connections
+                assert not pool(w).connections
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)

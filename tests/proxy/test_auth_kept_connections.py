@@ -27,7 +27,7 @@ def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 def pool(w: World) -> AuthHttpClient:
-    (service,) = w.app._auth.values()
+    (service,) = w.app.auth_clients.values()
     return service
 
 
@@ -76,7 +76,7 @@ def test_a_kept_connection_is_watched_by_the_kernel() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             await attempt(w)
-            (kept,) = pool(w)._idle
+            (kept,) = pool(w).idle
             get = kept.sock.getsockopt
             assert get(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert get(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < client.IDLE_SECONDS
@@ -92,9 +92,9 @@ def test_idle_connections_expire_before_balancers_forget_them(monkeypatch: pytes
     async def play() -> None:
         async with world(build, DENIED) as w:
             await asyncio.gather(*(attempt(w) for _ in range(8)))
-            while pool(w)._idle:
+            while pool(w).idle:
                 await asyncio.sleep(0.01)
-            assert not pool(w)._connections
+            assert not pool(w).connections
             assert await attempt(w) == REFUSED
 
     run(play)
@@ -149,7 +149,7 @@ def test_a_request_that_is_repeated_goes_before_those_that_wait() -> None:
                 while b"second" not in order:
                     await asyncio.sleep(0.01)
                 tasks += [group.create_task(attempt(w, "third"))]
-                while not pool(w)._waiting.requests:
+                while not pool(w).waiting.requests:
                     await asyncio.sleep(0.01)
                 gate.set()
             assert [task.result() for task in tasks] == [REFUSED] * 2
@@ -271,26 +271,26 @@ def test_bytes_behind_an_answer_without_a_body_answer_nobody(status: str) -> Non
 
 
 def test_unread_bytes_are_looked_for_before_a_request_is_sent() -> None:
-    """They arrive after the poll in which the connection was chosen, so no event has told of them."""
+    """They arrive after the poll in which the connection was chosen, so there was no event for them."""
 
     async def play() -> None:
         async with world(build, DENIED) as w:
             assert await attempt(w) == REFUSED
-            (kept,) = pool(w)._idle
-            real = connection.AuthConnection._ask
+            (kept,) = pool(w).idle
+            real = connection.AuthConnection._send_request
 
-            def asked(self: connection.AuthConnection) -> None:
+            def send_request(self: connection.AuthConnection) -> None:
                 if self is kept:
                     peer = w.auth.writers[0].get_extra_info("socket")
                     peer._sock.send(answer("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(connection.AuthConnection, "_ask", asked)
+                patch.setattr(connection.AuthConnection, "_send_request", send_request)
                 assert await attempt(w) == REFUSED
             assert w.auth.connections == 2
             assert len(w.auth.requests) == 2
-            assert kept not in pool(w)._connections
+            assert kept not in pool(w).connections
 
     run(play)
 

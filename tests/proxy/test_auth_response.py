@@ -20,7 +20,7 @@ from mailproxy.auth_http.response import (
     MAX_WAIT,
     AuthResponse,
     BodyFraming,
-    InterimAnswer,
+    InterimResponse,
     head_end,
     parse,
 )
@@ -394,7 +394,7 @@ def test_a_connection_is_kept_only_where_the_body_s_end_is_known(
 @pytest.mark.parametrize("status", [100, 102, 103, 199])
 def test_an_interim_answer_is_not_the_answer(status: int) -> None:
     for headers in (b"", WHERE, b"Link: </x>\r\n"):
-        with pytest.raises(InterimAnswer):
+        with pytest.raises(InterimResponse):
             answer(headers, status=b"HTTP/1.1 %d Wait\r\n" % status)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An exception of our own in any entry point ends its session and nothing else.
+"""An internal error in any entry point ends its session and nothing else.
 
 Each case makes one entry point raise once, for one client, beside another
-client that must not notice.
+client, which must not be affected.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 
 import pytest
 
-from mailproxy import closing
 from mailproxy.auth_http import response
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.connection import AuthConnection
-from mailproxy.closing import LingeringClose
 from mailproxy.dns.client_name import _Confirmation
 from mailproxy.dns.lookup import _Waiter
-from mailproxy.protocols import proxy_protocol
-from mailproxy.session import accept, relay, session
+from mailproxy.loop.epoll import Epoll
+from mailproxy.protocols import proxy_protocol, real_ip
+from mailproxy.session import accept, lingering_close, session
 from mailproxy.session.accept import Listener
-from mailproxy.session.client_side import ClientSide
 from mailproxy.session.driver import ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
+from mailproxy.session.lingering_close import LingeringClose
 from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session import Session
 from mailproxy.session.upstream import UpstreamConnection
+from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
@@ -173,7 +173,7 @@ async def says_too_much(stage: Stage) -> None:
 
 async def does_not_read(stage: Stage) -> None:
     peer = await stage.client()
-    for live in stage.w.app._engine.live:
+    for live in stage.w.app.context.live:
         assert isinstance(live, Session)
         live.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     stage.break_()
@@ -263,80 +263,84 @@ CASES = [
     case("listener: the session", (accept, "Session"), connects),
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
-    case("session: start", (ClientSide, "start"), connects_and_is_told),
+    case("session: start", (Session, "start"), connects_and_is_told),
     case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: reading", (ProxyHeaderReader, "_take"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: detached", (ClientSide, "client_changed"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: done", (ClientSide, "header_done"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: before TLS", (ProxyHeaderReader, "_take"), sends_header(b""), **HEADER, **IMPLICIT),
+    case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: real IP", (real_ip, "apply"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: done", (Session, "on_proxy_header"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: before TLS", (ProxyHeaderReader, "_read"), sends_header(b""), **HEADER, **IMPLICIT),
     case("PROXY header: time", (ProxyHeaderReader, "on_timeout"), waits, **HEADER, **SOON),
     case("handshake: begin", (TlsHandshake, "begin"), connects, **IMPLICIT),
     case("handshake: wrapping", (TlsConnection, "begin"), connects, **IMPLICIT),
     case("handshake: a step", (TlsConnection, "handshake"), shakes_hands, **IMPLICIT),
     case("handshake: its facts", (TlsConnection, "info"), shakes_hands_and_is_told, **IMPLICIT),
-    case("handshake: done", (ClientSide, "_handshake_done"), shakes_hands_and_is_told, **IMPLICIT),
+    case("handshake: done", (Session, "_on_implicit_tls"), shakes_hands_and_is_told, **IMPLICIT),
     case("handshake: deferred", (TlsHandshake, "_uncork"), shakes_hands, **IMPLICIT),
     case("handshake: time", (TlsHandshake, "on_timeout"), waits, **IMPLICIT, **SOON),
     case("STARTTLS: its facts", (TlsConnection, "info"), starts_tls, **STLS),
-    case("STARTTLS: done", (ClientSide, "_tls_started"), starts_tls, **STLS),
+    case("STARTTLS: done", (Session, "_on_starttls"), starts_tls, **STLS),
     case("driver: readiness", (ProtocolDriver, "on_event"), says_something),
     case("driver: interpreter", (ProtocolDriver, "_run"), says_something),
-    case("driver: deferred", (ProtocolDriver, "_leave_and_listen"), says_something),
-    case("driver: the rest of a reply", (ProtocolDriver, "_continue_flushing"), does_not_read),
+    case("driver: deferred", (ProtocolDriver, "_send_then_read"), says_something),
+    case("driver: the rest of a reply", (ProtocolDriver, "_continue_sending"), does_not_read),
     case("driver: time", (Session, "on_timeout"), waits, **SOON),
-    case("driver: pause", (ProtocolDriver, "_woken"), logs_in, service="wait"),
-    case("session: the end of the dialogue", (Session, "_finished"), quits),
-    case("session: an error", (Session, "_failed"), waits, **SOON),
-    case("session: the end", (Session, "_leave"), quits),
-    case("session: its books", (session, "book_end"), quits),
+    case("driver: pause", (ProtocolDriver, "_on_wait_over"), logs_in, service="wait"),
+    case("session: the end of the dialogue", (Session, "_on_result"), quits),
+    case("session: an error", (Session, "_on_error"), waits, **SOON),
+    case("session: the end", (Session, "_close"), quits),
+    case("session: its metrics", (VirtualServer, "record_end"), quits),
     case("session: its line", (LogWriter, "session"), quits, sessions=0),
-    case("session: helpers", (Session, "_give_up_helpers"), quits),
+    case("session: helpers", (Session, "_cancel_pending"), quits),
     case("service: connecting", (AuthConnection, "connect"), logs_in),
-    case("service: connected", (AuthConnection, "_connected"), logs_in),
-    case("service: deferred", (AuthConnection, "_ask"), logs_in),
+    case("service: connected", (AuthConnection, "_on_connected"), logs_in),
+    case("service: deferred", (AuthConnection, "_send_request"), logs_in),
     case("service: reading", (AuthConnection, "_receive"), logs_in),
     case("service: parsing", (response, "_without_password"), logs_in),
-    case("service: the answer", (AuthHttpClient, "answered"), logs_in),
-    case("service: a failure", (AuthHttpClient, "failed"), logs_in, service="nonsense"),
-    case("service: the session", (ClientSide, "_spent_on_auth"), logs_in),
-    case("service: the session goes on", (Session, "_connect"), logs_in),
+    case("service: the answer", (AuthHttpClient, "on_response"), logs_in),
+    case("service: a failure", (AuthHttpClient, "on_failure"), logs_in, service="nonsense"),
+    case("service: the session", (Session, "on_auth_result"), logs_in),
+    case("service: the session goes on", (Session, "_connect_upstream"), logs_in),
     case(
-        "service: time", (AuthHttpClient, "_give_up"), logs_in, service="none", auth_http_timeout=Seconds(0.3)
+        "service: time",
+        (AuthHttpClient, "_time_out"),
+        logs_in,
+        service="none",
+        auth_http_timeout=Seconds(0.3),
     ),
     case("upstream: connecting", (UpstreamConnection, "connect"), logs_in),
-    case("upstream: deferred", (UpstreamConnection, "_dial"), logs_in),
-    case("upstream: connected", (UpstreamConnection, "_stands"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
+    case("upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(APOLOGY)),
     case("upstream: readiness", (UpstreamConnection, "on_event"), logs_in_at_an_upstream(APOLOGY)),
     case("upstream: time", (UpstreamConnection, "on_timeout"), logs_in, **SOON),
-    case("upstream: failing", (UpstreamConnection, "_failed"), logs_in, **SOON),
+    case("upstream: failing", (UpstreamConnection, "_on_error"), logs_in, **SOON),
     case(
-        "upstream: the end of the login", (UpstreamConnection, "_finished"), logs_in_at_an_upstream(APOLOGY)
+        "upstream: the end of the login", (UpstreamConnection, "_on_result"), logs_in_at_an_upstream(APOLOGY)
     ),
-    case("upstream: logged in", (Session, "logged_in"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: the relay", (session, "start_relay"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: logged in", (Session, "on_upstream_login"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: the relay", (Relay, "start"), logs_in_at_an_upstream(APOLOGY)),
     case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: abandoned", (UpstreamConnection, "abandon"), leaves_at_an_upstream),
-    case("relay: deferred", (Relay, "open"), logs_in_at_an_upstream(b"+OK\r\n")),
+    case("upstream: abandoned", (UpstreamConnection, "cancel"), leaves_at_an_upstream),
+    case("relay: deferred", (Relay, "_open"), logs_in_at_an_upstream(b"+OK\r\n")),
     case("relay: readiness, plain", (RelayEnd, "on_event"), relays(10)),
-    case("relay: plain", (RelayEnd, "carry"), relays(10, from_client=False)),
-    case("relay: spliced", (RelayEnd, "_carry_through_pipe"), relays(3_000_000)),
-    case("relay: from a pipe", (RelayEnd, "out_of"), relays(3_000_000)),
-    case("relay: into a pipe", (RelayEnd, "into"), relays(3_000_000, from_client=False)),
-    case("relay: TLS", (RelayEnd, "_carry_through_buffer"), relays(3_000_000, tls=True), **STLS),
+    case("relay: plain", (RelayEnd, "copy"), relays(10, from_client=False)),
+    case("relay: spliced", (RelayEnd, "_copy_through_pipe"), relays(3_000_000)),
+    case("relay: from a pipe", (RelayEnd, "splice_from"), relays(3_000_000)),
+    case("relay: into a pipe", (RelayEnd, "splice_into"), relays(3_000_000, from_client=False)),
+    case("relay: TLS", (RelayEnd, "_copy_through_buffer"), relays(3_000_000, tls=True), **STLS),
     case("relay: to TLS", (RelayEnd, "write_from"), relays(3_000_000, tls=True, from_client=False), **STLS),
     case("relay: from TLS", (TlsConnection, "fill"), relays(3_000_000, tls=True), **STLS),
-    case("relay: settling", (RelayEnd, "_settle"), relay_ends),
+    case("relay: settling", (RelayEnd, "_update"), relay_ends),
     case("relay: the end", (Relay, "close"), relay_ends),
-    case("relay: its books", (relay, "book_end"), relay_ends),
+    case("relay: its metrics", (VirtualServer, "record_end"), relay_ends),
     case("relay: time", (Relay, "on_timeout"), relay_is_idle, proxy_timeout=Seconds(0.3)),
     case("lingering: begin", (session, "lingering_close"), says_too_much),
-    case("lingering: goodbye", (closing, "end_writing"), says_too_much),
+    case("lingering: shutdown", (lingering_close, "end_writing"), says_too_much),
     case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
-    case("lingering: time", (LingeringClose, "on_timeout"), says_too_much, sessions=0),
-    case("closing: deferred", (session, "close_now"), quits),
+    case("lingering: the end", (LingeringClose, "abort"), says_too_much, sessions=0),
+    case("closing: deferred", (Epoll, "close_socket"), quits),
     case("names: a callback", (_Waiter, "tell"), is_looked_up, service="names"),
     case("names: a step", (_Confirmation, "named"), is_looked_up, service="names"),
-    case("names: the session", (ClientSide, "_named"), is_looked_up, service="names"),
+    case("names: the session", (Session, "_on_host"), is_looked_up, service="names"),
 ]
 
 
@@ -392,7 +396,7 @@ async def greeted(w: World) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_raises_ends_its_own_session_and_leaves_nothing(
+def test_internal_error_ends_its_session_and_leaves_nothing(
     case: Case, identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play() -> None:

@@ -137,10 +137,10 @@ def test_a_unix_socket_has_nothing_to_hold_back(identities: Identities) -> None:
         async with siege(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
             near, far = socket.socketpair()
             near.setblocking(False)
-            (listener,) = w.app._listeners
+            (listener,) = w.app.listeners
             listener._family = socket.AF_UNIX
             taken = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, near.detach())
-            listener._welcome(taken, "")
+            listener._on_accept(taken, "")
             with far:
                 far.settimeout(20)
                 client = Client.over(far, identities.client())

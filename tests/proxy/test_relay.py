@@ -56,7 +56,7 @@ def test_every_byte_arrives_in_both_directions_at_once(size: int) -> None:
 
 def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
     """Leave every socket on the way so much room and no more: left alone, kernels take tens of megabytes."""
-    (relay,) = w.app._engine.live
+    (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
     ends = [relay.client.sock, relay.upstream.sock]
     for sock in (*ends, *(peer.writer.get_extra_info("socket") for peer in (client, upstream))):
@@ -169,9 +169,9 @@ def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> No
             client.writer.write_eof()
             upstream.writer.write_eof()
             await asyncio.sleep(0.1)
-            before = w.app._engine.reactor.polls
+            before = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
-            assert w.app._engine.reactor.polls - before < 60
+            assert w.app.context.epoll.iterations - before < 60
             assert await client.rest() == data
             client.close()
             upstream.close()

@@ -30,7 +30,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 def cramp(w: World) -> None:
     """Leave the relay's sockets so little room that no record of TLS is taken in one go."""
-    (relay,) = w.app._engine.live
+    (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
     for end in (relay.client, relay.upstream):
         end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -79,7 +79,7 @@ def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: 
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
         async with siege(build, answer(GRANT)) as w:
             client, upstream = await relayed(w, identities)
-            w.app._engine.buffer = bytearray(1_000)  # a turn carries four of these at most
+            w.app.context.buffer = bytearray(1_000)  # a turn carries four of these at most
             await client.say(data)
             assert await upstream.data(len(data)) == data
             client.close()
@@ -119,7 +119,7 @@ def test_a_broken_record_is_the_clients_and_what_came_before_it_is_delivered(
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
         async with siege(build, answer(GRANT)) as w:
             client, upstream = await relayed(w, identities)
-            (relay,) = w.app._engine.live
+            (relay,) = w.app.context.live
             assert isinstance(relay, Relay)
             if is_slow:
                 relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))

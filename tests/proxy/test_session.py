@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from mailproxy import closing
+from mailproxy.session import lingering_close
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -398,14 +398,14 @@ def test_draining_waits_until_a_last_reply_has_arrived() -> None:
             await client.line()
             await client.say(b"x" * 2000)
             await w.settled()
-            assert len(w.app._engine.lingering) == 1
+            assert len(w.app.context.lingering) == 1
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(60.0))
                 await asyncio.sleep(0.2)
                 assert not draining.done()
                 assert (await client.rest()).startswith(b"* BAD")
                 client.close()
-            assert not w.app._engine.lingering
+            assert not w.app.context.lingering
 
     run(play)
 
@@ -413,7 +413,7 @@ def test_draining_waits_until_a_last_reply_has_arrived() -> None:
 def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(closing, "LINGER_SECONDS", 3600.0)
+    monkeypatch.setattr(lingering_close, "LINGER_SECONDS", 3600.0)
 
     async def play() -> None:
         async with world(imap(imap_client_buffer=128), DENIED) as w:
@@ -422,7 +422,7 @@ def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
             await client.say(b"x" * 2000)
             await w.settled()
             await w.app.drain(0.1)
-            assert not w.app._engine.lingering
+            assert not w.app.context.lingering
             client.reset()
 
     run(play)

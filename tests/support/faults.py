@@ -48,7 +48,7 @@ async def descriptors(app: App, expected: int) -> int:
     """How many descriptors are open besides the pipes in stock; waits until no more than expected are."""
     found = 0
     for _ in range(100):
-        found = invariants.descriptors() - 2 * len(app._engine.pipes._kept)
+        found = invariants.descriptors() - 2 * len(app.context.pipes.kept)
         if found <= expected:
             break
         await asyncio.sleep(0.02)
@@ -56,8 +56,8 @@ async def descriptors(app: App, expected: int) -> int:
 
 
 async def polls_per_second(app: App) -> float:
-    reactor = app._engine.reactor
+    epoll = app.context.epoll
     await asyncio.sleep(0.05)
-    before = reactor.polls
+    before = epoll.iterations
     await asyncio.sleep(0.2)
-    return (reactor.polls - before) / 0.2
+    return (epoll.iterations - before) / 0.2

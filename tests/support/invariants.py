@@ -50,16 +50,16 @@ async def settle(app: App, meter: Meter) -> None:
 
 
 def leftovers(app: App, meter: Meter) -> Iterator[str]:
-    """Tell what is left of sessions that are over: themselves, timers, descriptors, questions, gauges."""
-    engine = app._engine
-    found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
-    found["timers"] = engine.timers.waiting()
-    found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
-    waiting = {listener.fd for listener in app._listeners}
-    for service in app._auth.values():
-        found["questions"] = [*service._by_session, *service._waiting.requests, *service._waiting.holders]
-        waiting |= {exchange.fd for exchange in service._idle}
-    found["handlers"] = engine.reactor._handlers.keys() - waiting
+    """List what is left of sessions that are over: objects, timeouts, descriptors, auth requests, gauges."""
+    context = app.context
+    found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
+    found["timers"] = context.timers.waiting()
+    found["pipes in use"] = context.pipes.count - len(context.pipes.kept)
+    waiting = {listener.fd for listener in app.listeners}
+    for service in app.auth_clients.values():
+        found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
+        waiting |= {connection.fd for connection in service.idle}
+    found["handlers"] = context.epoll.handlers.keys() - waiting
     found |= {family: series(meter, family) for family in _NOW}
     return (f"{name}: {what}" for name, what in found.items() if what)
 

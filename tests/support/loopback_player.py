@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy.app import App, WorkerLoop
+from mailproxy.app import App
 from mailproxy.enums import ProtocolErrorKind
+from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net import plan
 from mailproxy.session.driver import ProtocolDriver
 from mailproxy.telemetry.log import Log, LogFormat
@@ -59,7 +60,7 @@ class HurriedLoop(WorkerLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        if getattr(callback, "__func__", None) is ProtocolDriver._woken:
+        if getattr(callback, "__func__", None) is ProtocolDriver._on_wait_over:
             delay *= _HURRY
         return super().call_later(delay, callback, *args, context=context)
 
@@ -126,7 +127,7 @@ class _Player:
         self.meter = Meter()
         self._log = stack.enter_context(_log())
         self.app = App(log=self._log.log, meter=self.meter)
-        self.app._engine.challenge = _challenge  # type: ignore[method-assign]
+        self.app.context.make_challenge = _challenge  # type: ignore[method-assign]
         server = self._server(AuthHttp(host="127.0.0.1", port=ports[0], uri="/auth"))
         if server.resolver is not None:
             names = await stack.enter_async_context(self._names())

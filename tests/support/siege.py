@@ -91,7 +91,7 @@ async def siege(
             abort(writer)
         await invariants.settle(w.app, w.meter)
         invariants.check_accounts(w.meter, w.read_log())
-        w.app._engine.log.close(0.0)
+        w.app.context.log.close(0.0)
     for _ in range(500):  # the DNS library lets go in a thread, perhaps of what was there before
         if invariants.descriptors() <= before:
             break

@@ -110,7 +110,7 @@ def shaken(
 
 
 def shake_slowly(connection: TlsConnection) -> TlsInfo:
-    """Take our side through a handshake with a client elsewhere, waiting as a reactor would."""
+    """Take our side through a handshake with a client elsewhere, waiting as a epoll would."""
     while (step := connection.handshake()) is not HandshakeStep.DONE:
         reading = step is HandshakeStep.WANT_READ
         wait_for(connection, reading=reading)

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from mailproxy.app import App, WorkerLoop, make_loop
+from mailproxy.app import App
+from mailproxy.loop.worker_loop import WorkerLoop, make_loop
 from mailproxy.net import plan
 from mailproxy.telemetry.log import Log, LogFormat
 from mailproxy.telemetry.metrics import Meter

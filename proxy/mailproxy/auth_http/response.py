@@ -12,10 +12,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from mailproxy.auth_http.response_body import MAX_DIGITS, BodyFraming, find_end
 from mailproxy.enums import AuthErrorReason, Method
 from mailproxy.errors import InvalidAuthResponse
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision, Secret
@@ -65,9 +66,6 @@ _MEANT: Final = frozenset(
 )
 _USUAL: Final = frozenset((b"server", b"date", b"content-type", b"keep-alive", b"cache-control", b"vary"))
 """What services say beside that; well-formed, and of no meaning here."""
-LAST_CHUNK: Final = b"0\r\n\r\n"
-"""A chunked body without data and trailers."""
-_NO_CONTENT: Final = frozenset({204, 304})
 _SWITCHING_PROTOCOLS: Final = 101
 _CR: Final = 13
 _UNIX: Final = b"unix:"
@@ -91,28 +89,10 @@ _HINTS: Final = {
     408: "the service did not wait for the request",
     429: "the service limits the rate of requests",
 }
-_MAX_DIGITS: Final = 18  # of a decimal number; it then fits the machine word that nginx would read it into
 
 
-class InterimAnswer(Exception):
+class InterimResponse(Exception):
     """This is not the answer yet: another head follows one with a 1xx status (RFC 9110 section 15.2)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BodyFraming:
-    """Where the body ends that follows the head: after ``length`` bytes, its chunks, or the connection.
-
-    ``empty`` is what a body without data looks like.
-    """
-
-    length: int | None = None
-    chunked: bool = False
-    until_close: bool = False
-    empty: bytes | None = field(default=None, compare=False, repr=False)
-
-
-_UNTIL_CLOSE: Final = BodyFraming(until_close=True)
-_CHUNKED: Final = BodyFraming(chunked=True, empty=LAST_CHUNK)
 
 
 @dataclass(slots=True)
@@ -161,7 +141,7 @@ def parse(
             where the client gave a digest or nothing.
 
     Raises:
-        InterimAnswer: The head is that of an interim answer.
+        InterimResponse: The head is that of an interim answer.
         MalformedAnswer: This is not an answer; ``failure`` tells what is wrong.
     """
     common, sent = _without_password(head)
@@ -224,9 +204,9 @@ def _read(
     if status is not None and 100 <= status < 200:
         if status == _SWITCHING_PROTOCOLS:
             raise InvalidAuthResponse("HTTP status 101: a change of protocols that was not asked for")
-        raise InterimAnswer
+        raise InterimResponse
     said = _headers(lines)
-    return said, *_framing(version, status, said), status, _plain_grant(said)
+    return said, *find_end(version, status, said), status, _plain_grant(said)
 
 
 def _status(line: bytes) -> tuple[bytes | None, int | None]:
@@ -351,7 +331,7 @@ def _judged(verdicts: list[bytes], protocol: Protocol) -> tuple[bytes | None, bo
 
 def _seconds(values: list[bytes]) -> int:
     """Give the last of several ``Auth-Wait`` that is a number, 0 if none is."""
-    numbers = [value for value in values if value.isdigit() and len(value) <= _MAX_DIGITS]
+    numbers = [value for value in values if value.isdigit() and len(value) <= MAX_DIGITS]
     return min(int(numbers[-1]), MAX_WAIT) if numbers else 0
 
 
@@ -436,36 +416,6 @@ def _address(text: bytes) -> str:
 
 
 def _port(text: bytes) -> int:
-    if text.isdigit() and len(text) <= _MAX_DIGITS and 0 < int(text) < 65536:
+    if text.isdigit() and len(text) <= MAX_DIGITS and 0 < int(text) < 65536:
         return int(text)
     raise _wrong("Auth-Port", text, "is not a port: the service must send a number from 1 to 65535")
-
-
-def _framing(
-    version: bytes | None, status: int | None, said: Mapping[bytes, bytes]
-) -> tuple[BodyFraming, bool]:
-    """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
-    if version is None:
-        return _UNTIL_CLOSE, False
-    options = said.get(b"connection")
-    persists = version == b"1.1" if options is None else _persists(version, options.lower())
-    if status is None or status < 200 or status in _NO_CONTENT:
-        # Whether a body follows depends on the status; some services send one where none may be.
-        return _UNTIL_CLOSE, False
-    coding = said.get(b"transfer-encoding")
-    if coding is not None:
-        is_certain = version == b"1.1" and coding.lower() == b"chunked" and b"content-length" not in said
-        return (_CHUNKED, persists) if is_certain else (_UNTIL_CLOSE, False)
-    length = said.get(b"content-length", b"")
-    if length.isdigit() and len(length) <= _MAX_DIGITS:
-        return BodyFraming(int(length), empty=b"" if int(length) == 0 else None), persists
-    return _UNTIL_CLOSE, False
-
-
-def _persists(version: bytes, connection: bytes) -> bool:
-    if version == b"1.1" and connection in {b"", b"keep-alive"}:
-        return True
-    options = {option.strip(b" \t") for option in connection.split(b",")}
-    if b"close" in options:
-        return False
-    return version == b"1.1" or (version == b"1.0" and b"keep-alive" in options)

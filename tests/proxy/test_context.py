@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an exception of our own finds what it ends: owners, the event loop, draining, loading."""
+"""An internal error ends only what it belongs to: owners, the event loop, draining, loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mailproxy import app
-from mailproxy.containment import name_of, owner_of
+from mailproxy.context import name_of, owner_of
 from mailproxy.session import session
 from mailproxy.session.relay import Relay
 from mailproxy.session.session import Session
@@ -26,10 +26,10 @@ from support.world import GRANT, answer, run, world
 GREETING = GREETINGS[Protocol.POP3]
 
 
-def test_an_owner_is_found_behind_every_kind_of_callback() -> None:
+def test_owner_is_found_for_every_kind_of_callback() -> None:
     class Owner:
-        def crashed(self) -> None: ...
-        def give_up(self) -> None: ...
+        def on_internal_error(self) -> None: ...
+        def force_close(self) -> None: ...
         def callback(self, _: object = None) -> None: ...
 
     class Helper:
@@ -43,7 +43,7 @@ def test_an_owner_is_found_behind_every_kind_of_callback() -> None:
     loop = asyncio.new_event_loop()
     handle = loop.call_soon(functools.partial(helper.callback))
     loop.close()
-    for culprit in (
+    for source in (
         owner,
         owner.callback,
         functools.partial(owner.callback, 1),
@@ -51,12 +51,12 @@ def test_an_owner_is_found_behind_every_kind_of_callback() -> None:
         helper.callback,
         handle,
     ):
-        assert owner_of(culprit) is owner
-    for culprit in (None, print, socket.socket.close, object(), lambda: None):
-        assert owner_of(culprit) is None
+        assert owner_of(source) is owner
+    for source in (None, print, socket.socket.close, object(), lambda: None):
+        assert owner_of(source) is None
 
 
-def test_the_log_names_code_and_no_values() -> None:
+def test_name_of_contains_no_values() -> None:
     loop = asyncio.new_event_loop()
     handle = loop.call_soon(print, HIDDEN)
     loop.close()
@@ -66,7 +66,7 @@ def test_the_log_names_code_and_no_values() -> None:
 
 
 @pytest.mark.parametrize("how", ["callback", "task"])
-def test_what_the_event_loop_catches_is_logged_without_values(how: str) -> None:
+def test_exception_caught_by_the_event_loop_is_logged_without_values(how: str) -> None:
     async def fails() -> None:
         raise Fault(HIDDEN)
 
@@ -92,8 +92,8 @@ def test_what_the_event_loop_catches_is_logged_without_values(how: str) -> None:
     run(play)
 
 
-@pytest.mark.parametrize("name", ["say_goodbye", "cut"])
-def test_a_session_that_raises_does_not_keep_the_others_from_draining(
+@pytest.mark.parametrize("name", ["drain", "abort"])
+def test_exception_in_one_session_does_not_stop_draining_the_others(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play() -> None:
@@ -102,7 +102,7 @@ def test_a_session_that_raises_does_not_keep_the_others_from_draining(
             for peer in peers:
                 await peer.line()
             breaking(monkeypatch, (Session, name))()
-            if name == "cut":
+            if name == "abort":
                 w.app.stop()
             else:
                 await w.app.drain(5.0)
@@ -114,8 +114,8 @@ def test_a_session_that_raises_does_not_keep_the_others_from_draining(
     run(play)
 
 
-def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the orderly end works: descriptors, gauges and the slot are given back by force."""
+def test_session_whose_end_raises_is_closed_by_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors are closed and gauges decremented although every orderly way to close raises."""
 
     async def play() -> None:
         async with world(serving(Protocol.POP3), answer(GRANT), closes=True) as w:
@@ -128,7 +128,7 @@ def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.Mo
             def fails(*_: Any) -> None:
                 raise Fault(HIDDEN)
 
-            for holder, name in ((session, "lingering_close"), (Session, "_leave"), (Relay, "close")):
+            for holder, name in ((session, "lingering_close"), (Session, "_close"), (Relay, "close")):
                 monkeypatch.setattr(holder, name, fails)
             for peer in (*peers, *relaying):
                 await peer.say(b"QUIT\r\n")
@@ -142,7 +142,7 @@ def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.Mo
     run(play)
 
 
-def test_a_configuration_whose_loading_raises_is_refused_and_the_old_one_serves(
+def test_configuration_whose_loading_raises_is_refused_and_the_old_one_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def play() -> None:

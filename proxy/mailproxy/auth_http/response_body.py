@@ -9,9 +9,9 @@ malformed or too long has no certain end.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
-
-from mailproxy.auth_http.response import BodyFraming
 
 MAX_BODY: Final = 64 * 1024
 """Bytes of a body that are read past, sizes and trailer included."""
@@ -23,6 +23,28 @@ MAX_TRAILER: Final = 4096
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t !-~\x80-\xff]*)?\r\n")
 _TRAILER_LINE: Final = re.compile(rb"[\t !-~\x80-\xff]*\r\n")
 _CRLF: Final = b"\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
+"""A chunked body without data and trailers."""
+_NO_CONTENT: Final = frozenset({204, 304})
+MAX_DIGITS: Final = 18
+"""Of a decimal number; it then fits the machine word into which nginx would read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyFraming:
+    """Where the body ends that follows the head: after ``length`` bytes, its chunks, or the connection.
+
+    ``empty`` is what a body without data looks like.
+    """
+
+    length: int | None = None
+    chunked: bool = False
+    until_close: bool = False
+    empty: bytes | None = field(default=None, compare=False, repr=False)
+
+
+_UNTIL_CLOSE: Final = BodyFraming(until_close=True)
+_CHUNKED: Final = BodyFraming(chunked=True, empty=LAST_CHUNK)
 
 
 class BadBody(Exception):
@@ -139,3 +161,33 @@ def body_of(framing: BodyFraming) -> Body | None:
     if framing.length is None or framing.length > MAX_BODY:
         return None
     return SizedBody(framing.length)
+
+
+def find_end(
+    version: bytes | None, status: int | None, said: Mapping[bytes, bytes]
+) -> tuple[BodyFraming, bool]:
+    """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
+    if version is None:
+        return _UNTIL_CLOSE, False
+    options = said.get(b"connection")
+    persists = version == b"1.1" if options is None else _persists(version, options.lower())
+    if status is None or status < 200 or status in _NO_CONTENT:
+        # Whether a body follows depends on the status; some services send one where none may be.
+        return _UNTIL_CLOSE, False
+    coding = said.get(b"transfer-encoding")
+    if coding is not None:
+        is_certain = version == b"1.1" and coding.lower() == b"chunked" and b"content-length" not in said
+        return (_CHUNKED, persists) if is_certain else (_UNTIL_CLOSE, False)
+    length = said.get(b"content-length", b"")
+    if length.isdigit() and len(length) <= MAX_DIGITS:
+        return BodyFraming(int(length), empty=b"" if int(length) == 0 else None), persists
+    return _UNTIL_CLOSE, False
+
+
+def _persists(version: bytes, connection: bytes) -> bool:
+    if version == b"1.1" and connection in {b"", b"keep-alive"}:
+        return True
+    options = {option.strip(b" \t") for option in connection.split(b",")}
+    if b"close" in options:
+        return False
+    return version == b"1.1" or (version == b"1.0" and b"keep-alive" in options)
