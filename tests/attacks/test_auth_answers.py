@@ -34,7 +34,7 @@ CONTROLS = [*(bytes([byte]) for byte in range(0x20) if byte not in b"\t\n\r"), b
 @each
 @pytest.mark.parametrize("data", CONTROLS, ids=repr)
 @pytest.mark.parametrize("header", ["Auth-User", "Auth-Pass"])
-def test_no_control_character_of_a_grant_reaches_an_upstream(
+def test_control_characters_of_an_allowed_login_do_not_reach_the_upstream(
     protocol: Protocol, header: str, data: bytes
 ) -> None:
     grant = answer(GRANT).replace(b"Content-Length", header.encode() + b": a" + data + b"b\r\nContent-Length")
@@ -51,7 +51,7 @@ def test_no_control_character_of_a_grant_reaches_an_upstream(
 @each
 @pytest.mark.parametrize("data", CONTROLS, ids=repr)
 @pytest.mark.parametrize("header", ["Auth-Status", "Auth-Error-Code"])
-def test_no_control_character_of_a_denial_reaches_a_client(
+def test_control_characters_of_a_denial_do_not_reach_the_client(
     protocol: Protocol, header: str, data: bytes
 ) -> None:
     head = b"Auth-Status: no\r\n" if header == "Auth-Error-Code" else b""
@@ -72,7 +72,7 @@ def test_no_control_character_of_a_denial_reaches_a_client(
 
 @each
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_line_smuggled_into_a_header_is_a_header_and_nothing_else(protocol: Protocol, end: str) -> None:
+def test_line_injected_into_a_header_is_only_a_header(protocol: Protocol, end: str) -> None:
     smuggled = answer(f"Auth-Status: no{end}DELE 1{end}")
 
     async def play() -> None:
@@ -102,7 +102,7 @@ async def _pour(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 @each
 @pytest.mark.parametrize(("first", "more"), ENDLESS.values(), ids=ENDLESS)
-def test_an_endless_header_fails_at_once(protocol: Protocol, first: bytes, more: bytes) -> None:
+def test_endless_response_header_fails_at_once(protocol: Protocol, first: bytes, more: bytes) -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(first)
@@ -121,7 +121,7 @@ def test_an_endless_header_fails_at_once(protocol: Protocol, first: bytes, more:
 
 
 @pytest.mark.parametrize("cut", [1, 16_000, 16_384, 16_400, 17_000])
-def test_a_header_above_the_limit_is_refused_however_it_is_cut(cut: int) -> None:
+def test_response_header_above_the_limit_is_refused_in_pieces_of_any_size(cut: int) -> None:
     whole = f"{OK}Auth-Status: no\r\nContent-Length: 0\r\nX: {'x' * 16_384}\r\n\r\n".encode()
 
     async def cutting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +152,7 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
-def test_a_body_without_an_end_costs_a_connection_and_nothing_else(framing: str) -> None:
+def test_endless_body_closes_only_its_connection(framing: str) -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(f"{OK}Auth-Status: no\r\n{framing}\r\n".encode())
@@ -168,8 +168,8 @@ def test_a_body_without_an_end_costs_a_connection_and_nothing_else(framing: str)
     run(play)
 
 
-def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.auth_http.client.DRAIN_SECONDS", 0.3)
+def test_slow_body_times_out_and_is_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy.auth_http.client.BODY_SECONDS", 0.3)
 
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -191,7 +191,7 @@ def test_a_body_that_drips_is_given_up_and_never_taken_for_an_answer(monkeypatch
 
 
 @each
-def test_an_answer_that_drips_is_given_up_in_time(protocol: Protocol) -> None:
+def test_slow_response_times_out(protocol: Protocol) -> None:
     async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         for byte in OK.encode() + b"X-Drip: " * 1000:
@@ -206,7 +206,7 @@ def test_an_answer_that_drips_is_given_up_in_time(protocol: Protocol) -> None:
     run(play)
 
 
-def test_a_service_that_never_reads_is_given_up_in_time() -> None:
+def test_service_that_never_reads_times_out() -> None:
     header = AuthHttpHeader(name="X-Large", value="x" * 8_000_000)
 
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -221,7 +221,7 @@ def test_a_service_that_never_reads_is_given_up_in_time() -> None:
     run(play)
 
 
-def test_an_answer_that_comes_before_the_end_of_its_question_ends_the_connection() -> None:
+def test_response_before_the_end_of_its_request_closes_the_connection() -> None:
     """What is left of one client's question must not go out in the middle of another's."""
     header = AuthHttpHeader(name="X-Large", value="x" * 8_000_000)
     requests: list[bytes] = []
@@ -248,7 +248,7 @@ def test_an_answer_that_comes_before_the_end_of_its_question_ends_the_connection
 # Answers at the wrong time, and connections that break.
 
 
-def test_an_answer_to_nobody_is_not_taken_for_the_next_ones() -> None:
+def test_unrequested_response_is_not_used_for_the_next_request() -> None:
     async def unasked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(DENIED)
@@ -275,7 +275,7 @@ def _close(writer: asyncio.StreamWriter) -> None:
 @each
 @pytest.mark.parametrize("leave", [_reset, _close])
 @pytest.mark.parametrize("said", [b"", b"H", b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\n"])
-def test_a_service_that_breaks_off_costs_one_apology(
+def test_service_that_breaks_off_fails_one_login(
     protocol: Protocol, leave: Callable[[asyncio.StreamWriter], None], said: bytes
 ) -> None:
     async def breaking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -292,7 +292,7 @@ def test_a_service_that_breaks_off_costs_one_apology(
     run(play)
 
 
-def test_connections_of_a_service_that_a_reload_retired_do_not_stay() -> None:
+def test_reload_closes_connections_of_unused_services() -> None:
     async def play() -> None:
         async with siege(serving(Protocol.POP3), _after(0.2, DENIED)) as w:
             client = await w.client()
@@ -317,7 +317,7 @@ def _after(seconds: float, data: bytes) -> Answer:
 
 
 @each
-def test_a_client_that_leaves_while_it_is_asked_for_is_not_asked_for_again(protocol: Protocol) -> None:
+def test_request_of_a_client_that_left_is_not_resent(protocol: Protocol) -> None:
     """The connection breaks just after the client: nobody's credentials go out once more."""
     requests: list[bytes] = []
 
@@ -342,8 +342,8 @@ def test_a_client_that_leaves_while_it_is_asked_for_is_not_asked_for_again(proto
     run(play)
 
 
-def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.auth_http.client.IDLE_AT_MOST", 2)
+def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy.auth_http.client.MAX_IDLE", 2)
 
     async def play() -> None:
         async with siege(serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)) as w:
@@ -357,7 +357,7 @@ def test_questions_above_the_limit_of_connections_wait(monkeypatch: pytest.Monke
     run(play)
 
 
-def test_a_question_that_waits_for_a_connection_has_its_time_too() -> None:
+def test_waiting_request_times_out() -> None:
     build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_max_connections=1)
 
     async def play() -> None:
@@ -369,7 +369,7 @@ def test_a_question_that_waits_for_a_connection_has_its_time_too() -> None:
 
 
 @each
-def test_after_all_that_a_good_answer_is_a_good_answer(protocol: Protocol) -> None:
+def test_valid_response_after_invalid_ones_logs_in(protocol: Protocol) -> None:
     async def play() -> None:
         bad = b"HTTP/1.1 200 OK\r\nAuth-User: \x01\r\n\r\n"
         async with siege(serving(protocol), bad, bad, answer(GRANT)) as w:

@@ -218,7 +218,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
     service=st.lists(SERVICE, min_size=1, max_size=4),
     upstreams=st.lists(UPSTREAM, min_size=1, max_size=4),
 )
-def test_nothing_is_left_whatever_happens(
+def test_no_resources_are_left_after_random_events(
     protocol: Protocol, identities: Identities, visits: list[Visit], service: list[str], upstreams: list[str]
 ) -> None:
     build = serving(

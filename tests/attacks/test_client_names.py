@@ -59,9 +59,7 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
 
 
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
-def test_the_path_of_a_clients_socket_reaches_neither_service_nor_upstream(
-    protocol: Protocol, tmp_path: Path
-) -> None:
+def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Protocol, tmp_path: Path) -> None:
     async def play() -> None:
         async with siege(serving(protocol, xclient=True), answer("Auth-Status: no\r\n")) as w:
             client = await connect_from(w, tmp_path, "x\r\nInjected: yes\r\n\r\nGET ")
@@ -76,7 +74,7 @@ def test_the_path_of_a_clients_socket_reaches_neither_service_nor_upstream(
     run(play)
 
 
-def test_the_path_of_a_clients_socket_does_not_reach_xclient(tmp_path: Path) -> None:
+def test_client_socket_path_does_not_reach_xclient(tmp_path: Path) -> None:
     async def play() -> None:
         async with siege(serving(Protocol.SMTP, xclient=True), answer(GRANT)) as w:
             client = await connect_from(w, tmp_path, "x\r\nQUIT\r\n")
@@ -127,7 +125,7 @@ NOT_CHOSEN = {
 
 
 @pytest.mark.parametrize(("owner", "name"), [one for one in CHOSEN if one not in NOT_CHOSEN])
-def test_no_field_of_a_request_begins_a_line(owner: str, name: str) -> None:
+def test_no_request_field_starts_a_new_line(owner: str, name: str) -> None:
     server = configs.server(
         Protocol.SMTP, ssl_verify_client=VerifyClient.OPTIONAL_NO_CA, auth_http_pass_client_cert=True
     )
@@ -143,7 +141,7 @@ def test_no_field_of_a_request_begins_a_line(owner: str, name: str) -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "unix:"])
 @pytest.mark.parametrize("sends", [SendProxyProtocol.V1, SendProxyProtocol.DISABLED])
-def test_every_command_to_an_smtp_upstream_is_one_line(address: str, sends: SendProxyProtocol) -> None:
+def test_smtp_upstream_commands_are_single_lines(address: str, sends: SendProxyProtocol) -> None:
     server = configs.server(Protocol.SMTP, proxy_protocol=sends, proxy_smtp_auth=False)
     client = Client(address, 1, "unix:" if address == "unix:" else address, 25, host=b"c.example")
     granted = UpstreamLogin(AuthAllowed("192.0.2.9", 25, HOSTILE.encode()), Method.PLAIN, helo=b"c.example")

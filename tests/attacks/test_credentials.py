@@ -76,7 +76,7 @@ def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool)
 @place
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
-def test_inside_the_base64_of_plain(
+def test_control_characters_in_base64_of_plain(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
     bad = spoiled(b"alice", data, place)
@@ -100,7 +100,7 @@ def test_inside_the_base64_of_plain(
 @place
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
-def test_inside_the_base64_of_login(
+def test_control_characters_in_base64_of_login(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
     bad = spoiled(b"alice", data, place)
@@ -119,7 +119,9 @@ def test_inside_the_base64_of_login(
 @evil
 @place
 @pytest.mark.parametrize("which", ["user", "digest"])
-def test_inside_the_base64_of_cram_md5(protocol: Protocol, data: bytes, place: str, which: str) -> None:
+def test_control_characters_in_base64_of_cram_md5(
+    protocol: Protocol, data: bytes, place: str, which: str
+) -> None:
     digest = DIGEST if which == "user" else spoiled(b"", data, "front").ljust(32, b"x")[:32]
     user = spoiled(b"alice", data, place) if which == "user" else b"alice"
 
@@ -137,7 +139,9 @@ def test_inside_the_base64_of_cram_md5(protocol: Protocol, data: bytes, place: s
 @evil
 @place
 @pytest.mark.parametrize("initial", [False, True])
-def test_inside_the_base64_of_external(protocol: Protocol, data: bytes, place: str, initial: bool) -> None:
+def test_control_characters_in_base64_of_external(
+    protocol: Protocol, data: bytes, place: str, initial: bool
+) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
             user = spoiled(b"alice", data, place)
@@ -157,7 +161,7 @@ def _counted(w: World, protocol: Protocol, method: str) -> int:
 @place
 @pytest.mark.parametrize("which", ["user", "password"])
 @pytest.mark.parametrize("plus", [b"", b"+"])
-def test_inside_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
+def test_control_characters_in_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
     bad = spoiled(b"alice", data, place)
     words = [bad, b"pw"] if which == "user" else [b"alice", bad]
 
@@ -196,7 +200,7 @@ IN_THE_OPEN: Final = {
 
 @pytest.mark.parametrize("data", [b"\0", b"\r"], ids=repr)
 @pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
-def test_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
+def test_control_characters_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
             filled = [line % data if b"%b" in line else line for line in lines]
@@ -209,7 +213,7 @@ def test_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> No
 @pytest.mark.parametrize(
     "data", [bytes([byte]) for byte in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
 )
-def test_no_control_character_of_a_transaction_gets_through(data: bytes) -> None:
+def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> None:
     """What SMTP repeats unescaped to the service and the upstream has none at all."""
 
     async def play() -> None:
@@ -227,7 +231,7 @@ ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 
 
 @each
-def test_odd_but_harmless_bytes_arrive_as_they_are(protocol: Protocol) -> None:
+def test_unusual_bytes_of_credentials_arrive_unchanged(protocol: Protocol) -> None:
     async def play() -> None:
         async with siege(server_for(protocol), answer(GRANT)) as w:
             client = await w.client()
@@ -265,7 +269,7 @@ async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
 
 
 @each
-def test_a_password_of_an_earlier_attempt_is_forgotten(protocol: Protocol) -> None:
+def test_password_of_an_earlier_login_is_not_used(protocol: Protocol) -> None:
     """Neither EXTERNAL nor a CRAM-MD5 response without a digest takes over what PLAIN left (Q-12)."""
     wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 

@@ -32,7 +32,7 @@ each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 
 @each
 @pytest.mark.parametrize("line", [b"A" * 100_000, b"A" * 100_000 + b"\r\n", bytes(50_000), b" " * 50_000])
-def test_a_line_without_an_end_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
+def test_endless_line_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
     async def play() -> None:
         async with siege(serving(protocol)) as w:
             client = await w.client()
@@ -45,7 +45,7 @@ def test_a_line_without_an_end_is_refused_at_the_limit(protocol: Protocol, line:
 
 
 @each
-def test_a_response_without_an_end_is_refused_at_the_limit(protocol: Protocol) -> None:
+def test_endless_sasl_response_is_refused_at_the_limit(protocol: Protocol) -> None:
     verb = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
 
     async def play() -> None:
@@ -62,7 +62,7 @@ def test_a_response_without_an_end_is_refused_at_the_limit(protocol: Protocol) -
 @pytest.mark.parametrize(
     "literal", [b"{4096}", b"{4096+}", b"{99999999}", b"{99999999+}", b"{999999999999999999}"]
 )
-def test_a_literal_too_large_is_refused_before_it_is_asked_for(literal: bytes) -> None:
+def test_literal_that_is_too_large_is_refused_before_it_is_read(literal: bytes) -> None:
     async def play() -> None:
         async with siege(serving(Protocol.IMAP)) as w:
             client = await w.client()
@@ -76,7 +76,7 @@ def test_a_literal_too_large_is_refused_before_it_is_asked_for(literal: bytes) -
 
 @each
 @pytest.mark.parametrize("tls", [False, True])
-def test_every_command_of_a_flood_is_answered_once(
+def test_every_pipelined_command_gets_one_reply(
     protocol: Protocol, tls: bool, identities: Identities
 ) -> None:
     noop, ok = NOOPS[protocol]
@@ -100,7 +100,7 @@ def test_every_command_of_a_flood_is_answered_once(
     run(play)
 
 
-def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -> None:
+def test_pipelined_commands_over_tls_do_not_delay_other_clients(identities: Identities) -> None:
     count = 100_000
 
     async def play() -> None:
@@ -121,7 +121,7 @@ def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -
 
 
 @each
-def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
+def test_memory_for_unsent_replies_is_limited(protocol: Protocol) -> None:
     capabilities = {f"{protocol.value}_capabilities": MANY}
 
     async def play() -> None:
@@ -146,7 +146,7 @@ def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
 
 
 @each
-def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol: Protocol) -> None:
+def test_reading_replies_slowly_does_not_extend_the_timeout(protocol: Protocol) -> None:
     """Progress in writing must not put off the end of the time before login."""
 
     async def play() -> None:

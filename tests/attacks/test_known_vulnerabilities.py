@@ -21,7 +21,7 @@ WAIT = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})
 
 
-def test_a_transaction_that_may_be_tried_again_shows_the_service_no_more_than_the_client_sent() -> None:
+def test_repeated_smtp_transaction_sends_only_its_own_envelope() -> None:
     """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to the service."""
 
     async def play() -> None:
@@ -54,7 +54,7 @@ async def cram_md5(protocol: Protocol, client: Peer) -> bytes:
 
 
 @pytest.mark.parametrize("protocol", Protocol)
-def test_cram_md5_may_be_tried_again_after_a_wait(protocol: Protocol) -> None:
+def test_cram_md5_after_auth_wait(protocol: Protocol) -> None:
     """CVE-2026-27651: the second attempt with CRAM-MD5 ended the worker of nginx."""
 
     async def play() -> None:
@@ -72,7 +72,7 @@ def test_cram_md5_may_be_tried_again_after_a_wait(protocol: Protocol) -> None:
     run(play)
 
 
-def test_apop_may_be_tried_again_after_a_wait() -> None:
+def test_apop_after_auth_wait() -> None:
     """CVE-2026-27651, the other way in."""
 
     async def play() -> None:
@@ -89,7 +89,7 @@ def test_apop_may_be_tried_again_after_a_wait() -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_session_of_a_server_without_client_certificates_is_not_resumed_at_one_with_them(
+def test_tls_session_is_not_resumed_at_a_server_with_client_certificates(
     tmp_path_factory: pytest.TempPathFactory, version: ssl.TLSVersion
 ) -> None:
     """CVE-2025-23419: a session of one server block was good at another that asks for certificates."""

@@ -28,7 +28,7 @@ BUSY: Final = {Protocol.IMAP: b"* BYE ", Protocol.POP3: b"-ERR ", Protocol.SMTP:
 
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_above_the_limit_everybody_is_told_and_below_it_service_is_normal(
+def test_clients_above_worker_connections_get_busy_reply_until_others_leave(
     protocol: Protocol, how: str
 ) -> None:
     limit = 5
@@ -56,7 +56,7 @@ def test_above_the_limit_everybody_is_told_and_below_it_service_is_normal(
 
 
 @each
-def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
+def test_many_connections_at_once(protocol: Protocol) -> None:
     async def knock(w: World) -> bytes:
         with contextlib.suppress(ConnectionError):
             client = await w.client()
@@ -76,7 +76,7 @@ def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
     run(play)
 
 
-def test_a_flood_above_the_limit_writes_few_lines() -> None:
+def test_many_refused_clients_write_few_log_lines() -> None:
     async def play() -> None:
         async with siege(serving(Protocol.POP3), limit=1) as w:
             first = await w.client()
@@ -91,7 +91,7 @@ def test_a_flood_above_the_limit_writes_few_lines() -> None:
 
 
 @each
-def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Identities) -> None:
+def test_refused_client_on_a_tls_port_gets_no_reply(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         async with siege(serving(protocol, identities, listen_ssl=True), limit=1) as w:
             first = await w.client()
@@ -104,7 +104,9 @@ def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Ident
 
 
 @each
-def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_lingering_connections_is_limited(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clients that do not close their side after our last word."""
     monkeypatch.setattr("mailproxy.session.lingering_close.MAX_LINGERING", 5)
     monkeypatch.setattr("mailproxy.session.lingering_close.LINGER_SECONDS", 0.3)
@@ -125,7 +127,7 @@ def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPa
 
 
 @each
-def test_who_goes_on_talking_after_the_end_is_cut_off(protocol: Protocol) -> None:
+def test_client_that_sends_after_the_end_is_closed(protocol: Protocol) -> None:
     async def play() -> None:
         async with siege(serving(protocol, max_errors=1)) as w:
             client = await w.client()
@@ -181,7 +183,7 @@ _SCRIPT: Final = """
 """
 
 
-def test_without_descriptors_accepting_rests_and_recovers() -> None:
+def test_accepting_pauses_without_descriptors_and_recovers() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_SCRIPT)],
         env={"PYTHONPATH": PYTHONPATH},
@@ -207,7 +209,7 @@ def _no_more_descriptors() -> Iterator[None]:
 
 
 @each
-def test_without_descriptors_a_login_is_apologized_for(protocol: Protocol) -> None:
+def test_login_without_descriptors_gets_internal_error_reply(protocol: Protocol) -> None:
     async def play() -> None:
         async with siege(serving(protocol), DENIED) as w:
             client = await w.client()
@@ -244,7 +246,7 @@ BAD_HEADERS: Final = {
 
 @each
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
-def test_a_header_that_is_none_is_answered_by_nothing(protocol: Protocol, header: bytes) -> None:
+def test_invalid_proxy_header_gets_no_reply(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
         async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
@@ -273,7 +275,7 @@ async def _drip(peer: Peer, data: bytes, w: World) -> None:
 @pytest.mark.parametrize(
     "header", [b"", b"PROXY UNKNOWN " + b"x" * 90, V2 + b"\x21\x11\x10\x00" + bytes(4096)]
 )
-def test_a_header_that_drips_is_given_up(protocol: Protocol, header: bytes) -> None:
+def test_slow_proxy_header_times_out(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
         async with siege(serving(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))) as w:
             client = await w.client()
@@ -288,7 +290,9 @@ def test_a_header_that_drips_is_given_up(protocol: Protocol, header: bytes) -> N
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("header", [b"", b"PROXY", V2, V2 + b"\x21\x11"])
-def test_who_leaves_within_a_header_leaves_nothing(protocol: Protocol, how: str, header: bytes) -> None:
+def test_client_that_leaves_within_a_proxy_header_leaves_nothing(
+    protocol: Protocol, how: str, header: bytes
+) -> None:
     async def play() -> None:
         async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
@@ -301,7 +305,7 @@ def test_who_leaves_within_a_header_leaves_nothing(protocol: Protocol, how: str,
 
 
 @each
-def test_a_stranger_is_not_believed(protocol: Protocol) -> None:
+def test_proxy_header_of_an_untrusted_address_is_not_used(protocol: Protocol) -> None:
     """Whoever is not in ``set_real_ip_from`` may say what it likes: its own address counts."""
 
     async def play() -> None:

@@ -50,7 +50,7 @@ def named(server: DnsServer, **more: Any) -> Builder:
 
 
 @pytest.mark.parametrize("labels", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
+def test_invalid_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr(labels))
@@ -82,7 +82,7 @@ UNCONFIRMED: Final = {
 
 
 @pytest.mark.parametrize(("reply", "placeholder"), UNCONFIRMED.values(), ids=UNCONFIRMED)
-def test_a_name_that_does_not_lead_back_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
+def test_host_name_without_forward_confirmation_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("mx.example"))
@@ -95,7 +95,7 @@ def test_a_name_that_does_not_lead_back_is_not_passed_on(reply: Reply, placehold
     run(play)
 
 
-def test_a_chain_of_aliases_ends() -> None:
+def test_chain_of_aliases_is_limited() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("n0.example"))
@@ -112,7 +112,7 @@ def test_a_chain_of_aliases_ends() -> None:
     run(play)
 
 
-def test_clients_that_leave_during_the_look_up_leave_nothing() -> None:
+def test_clients_that_leave_during_the_lookup_leave_nothing() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.otherwise = Reply(silent=True)
@@ -127,7 +127,7 @@ def test_clients_that_leave_during_the_look_up_leave_nothing() -> None:
     run(play)
 
 
-def test_a_hundred_clients_ask_once() -> None:
+def test_concurrent_lookups_of_one_address_send_one_query() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("mx.example"))

@@ -48,7 +48,7 @@ TALK: Final = {
 @each
 @either
 @pytest.mark.parametrize("said", TALK.values(), ids=TALK)
-def test_a_client_before_login(protocol: Protocol, how: str, said: bytes) -> None:
+def test_client_breaks_off_before_login(protocol: Protocol, how: str, said: bytes) -> None:
     async def play() -> None:
         async with siege(serving(protocol)) as w:
             client = await w.client()
@@ -63,7 +63,7 @@ def test_a_client_before_login(protocol: Protocol, how: str, said: bytes) -> Non
 
 @each
 @either
-def test_a_client_before_the_greeting(protocol: Protocol, how: str) -> None:
+def test_client_breaks_off_before_the_greeting(protocol: Protocol, how: str) -> None:
     async def play() -> None:
         async with siege(serving(protocol, smtp_greeting_delay=Seconds(0.2))) as w:
             client = await w.client()
@@ -78,7 +78,9 @@ def test_a_client_before_the_greeting(protocol: Protocol, how: str) -> None:
 @each
 @either
 @pytest.mark.parametrize("when", ["before", "in", "after"])
-def test_a_client_around_starttls(protocol: Protocol, how: str, when: str, identities: Identities) -> None:
+def test_client_breaks_off_around_starttls(
+    protocol: Protocol, how: str, when: str, identities: Identities
+) -> None:
     async def play() -> None:
         async with siege(serving(protocol, identities, starttls=StartTls.ENABLED)) as w:
             client = await w.client()
@@ -96,7 +98,7 @@ def test_a_client_around_starttls(protocol: Protocol, how: str, when: str, ident
 
 
 @each
-def test_a_client_while_the_service_is_asked(protocol: Protocol) -> None:
+def test_client_resets_during_auth_request(protocol: Protocol) -> None:
     async def never(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
 
@@ -125,7 +127,7 @@ def _logins(w: World, protocol: Protocol, result: str) -> int:
 
 
 @each
-def test_a_client_that_shuts_its_side_while_the_service_is_asked_hears_the_answer(protocol: Protocol) -> None:
+def test_client_half_closed_during_auth_request_gets_the_reply(protocol: Protocol) -> None:
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(0.1)
         return DENIED
@@ -146,7 +148,7 @@ def test_a_client_that_shuts_its_side_while_the_service_is_asked_hears_the_answe
 @pytest.mark.parametrize(
     "answered", ["Auth-Status: no\r\nAuth-Wait: 1\r\n", "Auth-Status: WAIT\r\nAuth-Wait: 1\r\n"]
 )
-def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> None:
+def test_client_breaks_off_during_auth_wait(protocol: Protocol, answered: str) -> None:
     async def play() -> None:
         async with siege(serving(protocol), answer(answered), DENIED) as w:
             client = await w.client()
@@ -164,7 +166,7 @@ def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> Non
 
 @each
 @pytest.mark.parametrize("how", ["close", "shut"])
-def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, how: str) -> None:
+def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str) -> None:
     """The service may postpone its answer as often as it likes, as long as somebody waits for it."""
 
     async def play() -> None:
@@ -181,9 +183,7 @@ def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, h
 
 
 @each
-def test_a_service_that_postpones_its_answer_for_ever_gives_none(
-    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_deferral_fails(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy.protocols.auth_retry.POSTPONED_AT_MOST", 1)
 
     async def play() -> None:
@@ -199,7 +199,7 @@ def test_a_service_that_postpones_its_answer_for_ever_gives_none(
 
 
 @each
-def test_a_break_that_is_none_ends_nobody(protocol: Protocol) -> None:
+def test_stale_hangup_event_ends_no_session(protocol: Protocol) -> None:
     """An event for a descriptor that was used again within one poll is somebody else's."""
 
     async def slowly(_request: bytes) -> bytes:
@@ -223,7 +223,7 @@ STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(
 
 
 @pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
-def test_a_client_while_it_is_logged_in_at_the_upstream(protocol: Protocol, step: int) -> None:
+def test_client_resets_during_upstream_login(protocol: Protocol, step: int) -> None:
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:
             client = await w.client()
@@ -241,7 +241,7 @@ def test_a_client_while_it_is_logged_in_at_the_upstream(protocol: Protocol, step
 
 
 @each
-def test_a_client_while_we_connect(protocol: Protocol) -> None:
+def test_client_resets_during_upstream_connect(protocol: Protocol) -> None:
     """192.0.2.0/24 is nowhere: connecting hangs, or fails at once for want of a route."""
     nowhere = answer("Auth-Status: OK\r\nAuth-Server: 192.0.2.1\r\nAuth-Port: 1\r\n")
 
@@ -270,7 +270,9 @@ BUSY: Final = {
 @either
 @pytest.mark.parametrize("who", ["client", "upstream"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
-def test_either_side_of_a_relay(protocol: Protocol, how: str, who: str, busy: tuple[int, int]) -> None:
+def test_either_side_breaks_off_in_a_relay(
+    protocol: Protocol, how: str, who: str, busy: tuple[int, int]
+) -> None:
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
@@ -289,7 +291,7 @@ def test_either_side_of_a_relay(protocol: Protocol, how: str, who: str, busy: tu
 @each
 @pytest.mark.parametrize("who", ["client", "upstream", "both"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
-def test_halves_of_a_relay_that_are_shut(protocol: Protocol, who: str, busy: tuple[int, int]) -> None:
+def test_half_closed_relay(protocol: Protocol, who: str, busy: tuple[int, int]) -> None:
     async def play() -> None:
         async with siege(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
@@ -307,7 +309,7 @@ def test_halves_of_a_relay_that_are_shut(protocol: Protocol, who: str, busy: tup
 @each
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
 @either
-def test_a_relay_over_tls(
+def test_relay_over_tls_breaks_off(
     protocol: Protocol,
     how: str,
     busy: tuple[int, int],
@@ -339,7 +341,7 @@ def test_a_relay_over_tls(
 
 
 @each
-def test_an_upstream_that_breaks_does_not_wait_for_a_client_that_does_not_read(
+def test_broken_upstream_with_a_client_that_does_not_read_times_out(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.session.relay.HALF_CLOSED_SECONDS", 0.2)
@@ -357,7 +359,7 @@ def test_an_upstream_that_breaks_does_not_wait_for_a_client_that_does_not_read(
 
 
 @each
-def test_half_open_peers_are_left_in_time(protocol: Protocol) -> None:
+def test_half_open_peers_time_out(protocol: Protocol) -> None:
     """Whoever connects and is never heard of again: client, service, upstream."""
 
     async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:

@@ -93,7 +93,9 @@ CASES: Final = [
 
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
 @pytest.mark.parametrize(("level", "outcome"), CASES)
-def test_no_password_is_logged_measured_or_told(protocol: Protocol, level: LogLevel, outcome: str) -> None:
+def test_no_password_is_logged_or_measured_or_sent_back(
+    protocol: Protocol, level: LogLevel, outcome: str
+) -> None:
     build = serving(
         protocol,
         None,

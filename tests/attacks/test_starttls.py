@@ -61,7 +61,7 @@ async def nothing_was_executed(w: World, client: Peer, protocol: Protocol) -> No
 
 @each
 @when
-def test_what_comes_in_the_same_segment_is_never_executed(
+def test_commands_in_the_starttls_segment_are_not_executed(
     protocol: Protocol, starttls: StartTls, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -82,7 +82,7 @@ def test_what_comes_in_the_same_segment_is_never_executed(
 
 
 @each
-def test_more_than_the_buffer_in_the_same_segment_fails_the_handshake(
+def test_more_than_the_buffer_in_the_starttls_segment_fails_the_handshake(
     protocol: Protocol, identities: Identities
 ) -> None:
     """What did not fit was never read as clear text; TLS gets it, and chokes (as in nginx)."""
@@ -104,7 +104,7 @@ def test_more_than_the_buffer_in_the_same_segment_fails_the_handshake(
 
 
 @each
-def test_what_comes_between_our_reply_and_the_handshake_fails_it(
+def test_plain_bytes_between_starttls_reply_and_handshake_fail_it(
     protocol: Protocol, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -133,7 +133,9 @@ KINDS = ("not_tls", "other", "eof", "timeout", "unsupported_version")
 
 
 @each
-def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, identities: Identities) -> None:
+def test_plain_bytes_after_the_client_hello_are_not_executed(
+    protocol: Protocol, identities: Identities
+) -> None:
     """Clear text among the records of a handshake breaks it."""
     command, go_ahead = STARTS[protocol]
 
@@ -155,7 +157,7 @@ def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, ident
 
 @each
 @pytest.mark.parametrize("implicit", [False, True])
-def test_what_comes_with_the_end_of_the_handshake_is_executed(
+def test_commands_with_the_last_handshake_bytes_are_executed(
     protocol: Protocol, implicit: bool, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -192,7 +194,7 @@ def test_what_comes_with_the_end_of_the_handshake_is_executed(
 
 
 @each
-def test_a_second_start_is_refused(protocol: Protocol, identities: Identities) -> None:
+def test_second_starttls_is_refused(protocol: Protocol, identities: Identities) -> None:
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
@@ -208,7 +210,7 @@ def test_a_second_start_is_refused(protocol: Protocol, identities: Identities) -
 
 
 @each
-def test_nobody_logs_in_before_tls_where_it_is_demanded(protocol: Protocol, identities: Identities) -> None:
+def test_starttls_only_refuses_login_before_tls(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         build = started(protocol, identities, StartTls.ONLY, max_errors=99)
         async with siege(build) as w:
@@ -239,7 +241,9 @@ GARBAGE = {
 
 @each
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, identities: Identities) -> None:
+def test_garbage_on_a_tls_port_closes_the_connection(
+    protocol: Protocol, garbage: bytes, identities: Identities
+) -> None:
     async def play() -> None:
         build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
         async with siege(build) as w:
@@ -257,7 +261,7 @@ def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, iden
 @each
 @pytest.mark.parametrize("data", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
 @pytest.mark.parametrize("implicit", [False, True])
-def test_a_handshake_that_never_ends_is_given_up(
+def test_handshake_without_end_times_out(
     protocol: Protocol, data: bytes, implicit: bool, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -282,7 +286,7 @@ def test_a_handshake_that_never_ends_is_given_up(
 
 
 @each
-def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Identities) -> None:
+def test_slow_handshake_times_out(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
         async with siege(build) as w:
@@ -301,7 +305,7 @@ def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Iden
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("cut", [0, 1, 5, 50, 10_000])
-def test_a_client_that_leaves_within_the_handshake_leaves_nothing(
+def test_client_that_leaves_during_the_handshake_leaves_nothing(
     protocol: Protocol, how: str, cut: int, identities: Identities
 ) -> None:
     async def play() -> None:

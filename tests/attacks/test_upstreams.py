@@ -46,7 +46,9 @@ NONSENSE: Final = {
 
 @at_each_step
 @pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_bounded_and_apologized_for(protocol: Protocol, step: int, nonsense: bytes) -> None:
+def test_invalid_upstream_reply_gets_internal_error_reply(
+    protocol: Protocol, step: int, nonsense: bytes
+) -> None:
     async def play() -> None:
         async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
@@ -63,7 +65,7 @@ def test_nonsense_is_bounded_and_apologized_for(protocol: Protocol, step: int, n
 
 
 @each
-def test_a_hundred_untagged_lines_within_the_buffer_are_put_up_with(protocol: Protocol) -> None:
+def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protocol) -> None:
     more = {Protocol.IMAP: b"* 1 EXISTS\r\n", Protocol.POP3: b"", Protocol.SMTP: b"250-more\r\n"}[
         protocol
     ] * 100
@@ -81,7 +83,7 @@ def test_a_hundred_untagged_lines_within_the_buffer_are_put_up_with(protocol: Pr
 
 @at_each_step
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_an_upstream_that_leaves_is_apologized_for(protocol: Protocol, step: int, how: str) -> None:
+def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step: int, how: str) -> None:
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
@@ -92,7 +94,7 @@ def test_an_upstream_that_leaves_is_apologized_for(protocol: Protocol, step: int
 
 
 @at_each_step
-def test_an_upstream_that_says_nothing_is_given_up(protocol: Protocol, step: int) -> None:
+def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
     async def play() -> None:
         async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, _ = await come_to(w, protocol, step)
@@ -102,7 +104,7 @@ def test_an_upstream_that_says_nothing_is_given_up(protocol: Protocol, step: int
 
 
 @at_each_step
-def test_an_upstream_that_drips_gets_no_more_time(protocol: Protocol, step: int) -> None:
+def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, step: int) -> None:
     async def play() -> None:
         async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
@@ -117,7 +119,7 @@ def test_an_upstream_that_drips_gets_no_more_time(protocol: Protocol, step: int)
 
 
 @each
-def test_replies_before_their_commands_log_nobody_in(protocol: Protocol) -> None:
+def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
     """What an upstream says ahead is no answer to what it has not been asked yet."""
     ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
@@ -132,7 +134,7 @@ def test_replies_before_their_commands_log_nobody_in(protocol: Protocol) -> None
 
 
 @each
-def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
+def test_upstream_that_never_reads_times_out(protocol: Protocol) -> None:
     """Nothing more than what is in the kernel's buffers waits for it."""
 
     async def play() -> None:
@@ -150,7 +152,9 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
 
 
 @each
-def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_without_pipes_copies_through_memory(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mailproxy.net.pipes.MAX_PIPES", 0)
     data = random.Random(3).randbytes(5_000_000)
 
@@ -166,7 +170,7 @@ def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.Mo
 
 @each
 @pytest.mark.parametrize("refusal", [b"-ERR no\r\n", b"554 no\r\n", b"* BYE no\r\n", b"a NO no\r\n"])
-def test_a_refusal_is_kept_from_the_client_unless_it_is_to_be_shown(
+def test_upstream_error_is_hidden_without_proxy_pass_error_message(
     protocol: Protocol, refusal: bytes
 ) -> None:
     async def play() -> None:
@@ -179,7 +183,7 @@ def test_a_refusal_is_kept_from_the_client_unless_it_is_to_be_shown(
 
 
 @each
-def test_what_a_client_sends_ahead_arrives_once_after_all_that(protocol: Protocol) -> None:
+def test_pipelined_bytes_arrive_once_after_a_slow_login(protocol: Protocol) -> None:
     async def play() -> None:
         async with siege(serving(protocol), GRANTED) as w:
             client = await w.client()

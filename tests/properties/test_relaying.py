@@ -75,7 +75,7 @@ async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
     ahead=st.one_of(st.just(0), SIZES),
     buffer=st.sampled_from([500, 20_000, 262_144]),
 )
-def test_all_that_is_said_arrives(
+def test_relay_delivers_all_bytes(
     is_tls: bool, client: Side, upstream: Side, ahead: int, buffer: int, identities: Identities
 ) -> None:
     chance = random.Random(1)

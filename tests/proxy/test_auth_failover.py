@@ -70,7 +70,7 @@ def dropping_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-def test_an_address_that_refuses_costs_no_login() -> None:
+def test_refusing_address_costs_no_login() -> None:
     async def play() -> None:
         with closed_port() as refusing:
             async with world(build, DENIED, closes=True) as w:
@@ -81,7 +81,7 @@ def test_an_address_that_refuses_costs_no_login() -> None:
     run(play)
 
 
-def test_an_address_that_cannot_be_reached_at_all_costs_no_login() -> None:
+def test_unreachable_address_costs_no_login() -> None:
     """``connect`` fails at once, as for an IPv6 address where there is no IPv6."""
 
     async def play() -> None:
@@ -97,7 +97,7 @@ def test_an_address_that_cannot_be_reached_at_all_costs_no_login() -> None:
     run(play)
 
 
-def test_an_address_that_does_not_answer_a_connection_costs_its_share_of_the_time() -> None:
+def test_unresponsive_address_gets_its_share_of_the_timeout() -> None:
     async def play() -> None:
         with dropping_port() as silent:
             async with world(quick, DENIED, closes=True) as w:
@@ -108,7 +108,7 @@ def test_an_address_that_does_not_answer_a_connection_costs_its_share_of_the_tim
     run(play)
 
 
-def test_an_address_that_failed_comes_last_for_a_while() -> None:
+def test_failed_address_is_tried_last_for_a_while() -> None:
     connected: list[int] = []
 
     async def play() -> None:
@@ -133,7 +133,7 @@ def test_an_address_that_failed_comes_last_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("how", ["refuses", "drops"])
-def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
+def test_every_address_is_tried_once(how: str) -> None:
     async def play() -> None:
         port = closed_port if how == "refuses" else dropping_port
         with port() as first, port() as second:
@@ -149,7 +149,7 @@ def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
     run(play)
 
 
-def test_addresses_that_failed_are_used_when_there_is_no_other() -> None:
+def test_failed_addresses_are_used_when_there_is_no_other() -> None:
     async def play() -> None:
         async with world(build, DENIED, closes=True) as w:
             target = (V4, ("127.0.0.1", w.auth.port))
@@ -180,7 +180,7 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
     run(play)
 
 
-def test_a_service_that_stops_answering_at_one_address_is_asked_at_another() -> None:
+def test_requests_move_to_another_address_when_one_stops_responding() -> None:
     """A process that hangs: the kernel still accepts, and no answer comes."""
 
     async def play() -> None:
@@ -196,7 +196,7 @@ def test_a_service_that_stops_answering_at_one_address_is_asked_at_another() -> 
     run(play)
 
 
-def test_the_log_names_an_address_that_failed_once() -> None:
+def test_failed_address_is_logged_once() -> None:
     async def play() -> None:
         with closed_port() as refusing:
             async with world(build, DENIED, closes=True) as w:
@@ -211,7 +211,7 @@ def test_the_log_names_an_address_that_failed_once() -> None:
     run(play)
 
 
-def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
+def test_client_that_leaves_while_addresses_are_tried_cancels_the_request() -> None:
     async def play() -> None:
         with dropping_port() as first, dropping_port() as second:
             async with world(build, DENIED) as w:
@@ -230,7 +230,7 @@ def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
     run(play)
 
 
-def test_a_unix_socket_whose_queue_is_full_refuses(tmp_path: Path) -> None:
+def test_unix_socket_with_a_full_queue_refuses(tmp_path: Path) -> None:
     path = str(tmp_path / "auth")
 
     def over_unix(_: AuthHttp, listen: ListenConfig) -> ServerConfig:

@@ -28,7 +28,7 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 300_000, 20_000_000])
-def test_every_byte_arrives_in_both_directions_at_once(size: int) -> None:
+def test_relay_copies_every_byte_in_both_directions(size: int) -> None:
     data = random.Random(size).randbytes(size)
 
     async def send(peer: Peer) -> None:
@@ -64,7 +64,7 @@ def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
 
 
-def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
+def test_relay_stops_reading_while_the_other_side_does_not_read() -> None:
     data = random.Random(7).randbytes(10_000_000)
 
     async def play() -> None:
@@ -82,7 +82,7 @@ def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
     run(play)
 
 
-def test_the_upstreams_last_bytes_arrive_before_the_end() -> None:
+def test_last_bytes_of_upstream_arrive_before_close() -> None:
     data = random.Random(9).randbytes(5_000_000)
 
     async def play() -> None:
@@ -100,7 +100,7 @@ def test_the_upstreams_last_bytes_arrive_before_the_end() -> None:
     run(play)
 
 
-def test_a_client_that_shuts_its_side_still_gets_the_answer() -> None:
+def test_half_closed_client_gets_the_response() -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
@@ -118,7 +118,7 @@ def test_a_client_that_shuts_its_side_still_gets_the_answer() -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
-def test_a_reset_ends_both_sides(who: str) -> None:
+def test_reset_closes_both_sides(who: str) -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
@@ -131,7 +131,7 @@ def test_a_reset_ends_both_sides(who: str) -> None:
     run(play)
 
 
-def test_silence_on_both_sides_ends_the_relay() -> None:
+def test_idle_relay_is_closed_after_proxy_timeout() -> None:
     async def play() -> None:
         async with world(impatient, GRANTED) as w:
             client, upstream = await relayed(w)
@@ -144,7 +144,7 @@ def test_silence_on_both_sides_ends_the_relay() -> None:
     run(play)
 
 
-def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
+def test_bytes_of_one_side_keep_the_relay_open() -> None:
     async def play() -> None:
         async with world(impatient, GRANTED) as w:
             client, upstream = await relayed(w)
@@ -158,7 +158,7 @@ def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
     run(play)
 
 
-def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> None:
+def test_slow_client_and_closed_upstream_do_not_busy_loop() -> None:
     data = bytes(8_000_000)
 
     async def play() -> None:

@@ -39,7 +39,7 @@ def cramp(w: World) -> None:
 @pytest.mark.parametrize("size", [16 * 1024, 16 * 1024 + 1, 300_000, 2_000_000])
 @pytest.mark.parametrize("sender", ["client", "upstream"])
 @pytest.mark.parametrize("is_cramped", [False, True], ids=["roomy", "cramped"])
-def test_who_reads_slowly_gets_every_byte_in_its_order(
+def test_slow_reader_gets_every_byte_in_order(
     is_cramped: bool, sender: str, size: int, identities: Identities
 ) -> None:
     data = random.Random(size).randbytes(size)
@@ -72,7 +72,7 @@ def test_who_reads_slowly_gets_every_byte_in_its_order(
     run(play)
 
 
-def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: Identities) -> None:
+def test_bytes_in_the_tls_buffer_are_copied_in_the_next_iteration(identities: Identities) -> None:
     data = random.Random(1).randbytes(16 * 1024 + 9_000)
 
     async def play() -> None:
@@ -110,7 +110,7 @@ class Sipping:
         (3 * 16 * 1024, False),  # found in the same go as whole records
     ],
 )
-def test_a_broken_record_is_the_clients_and_what_came_before_it_is_delivered(
+def test_broken_tls_record_closes_and_earlier_bytes_are_delivered(
     size: int, is_slow: bool, identities: Identities
 ) -> None:
     data = random.Random(size).randbytes(size)

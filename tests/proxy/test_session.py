@@ -54,7 +54,7 @@ async def log_in_upstream(world: World) -> Peer:
     return upstream
 
 
-def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
+def test_login_starts_relay_and_pipelined_bytes_arrive_once() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
@@ -79,7 +79,7 @@ def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
     run(play)
 
 
-def test_a_denial_without_a_wait_closes() -> None:
+def test_denied_login_without_auth_wait_closes_connection() -> None:
     async def play() -> None:
         async with world(imap(), DENIED) as w:
             client = await w.client()
@@ -94,7 +94,7 @@ def test_a_denial_without_a_wait_closes() -> None:
     run(play)
 
 
-def test_a_denial_with_a_wait_keeps_the_connection() -> None:
+def test_denied_login_with_auth_wait_keeps_connection() -> None:
     async def play() -> None:
         wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
         async with world(pop3(), wait, GRANTED) as w:
@@ -114,7 +114,7 @@ def test_a_denial_with_a_wait_keeps_the_connection() -> None:
     run(play)
 
 
-def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
+def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
     async def play() -> None:
         async with world(pop3(proxy_pass_error_message=True), GRANTED) as w:
             client = await w.client()
@@ -141,7 +141,7 @@ def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
         (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
     ],
 )
-def test_each_protocol_apologizes_in_its_own_words(build: Builder, said: bytes, apology: bytes) -> None:
+def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apology: bytes) -> None:
     async def play() -> None:
         async with world(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
@@ -155,7 +155,7 @@ def test_each_protocol_apologizes_in_its_own_words(build: Builder, said: bytes, 
     run(play)
 
 
-def test_an_upstream_that_is_not_there_gets_an_apology() -> None:
+def test_upstream_that_refuses_connections_gets_internal_error_reply() -> None:
     async def play() -> None:
         gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
         async with world(imap(), gone) as w:
@@ -171,7 +171,7 @@ def test_an_upstream_that_is_not_there_gets_an_apology() -> None:
     run(play)
 
 
-def test_an_upstream_that_hangs_is_given_up_within_timeout() -> None:
+def test_upstream_that_hangs_fails_after_timeout() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.2)), GRANTED) as w:
             client = await w.client()
@@ -186,7 +186,7 @@ def test_an_upstream_that_hangs_is_given_up_within_timeout() -> None:
     run(play)
 
 
-def test_silence_before_login_is_ended_without_a_word() -> None:
+def test_idle_client_is_closed_without_a_reply_after_timeout() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.1)), GRANTED) as w:
             client = await w.client()
@@ -198,7 +198,7 @@ def test_silence_before_login_is_ended_without_a_word() -> None:
     run(play)
 
 
-def test_commands_do_not_extend_the_time_before_login() -> None:
+def test_timeout_starts_at_greeting() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.3)), GRANTED) as w:
             client = await w.client()
@@ -213,7 +213,7 @@ def test_commands_do_not_extend_the_time_before_login() -> None:
     run(play)
 
 
-def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
+def test_client_above_worker_connections_gets_busy_reply() -> None:
     async def play() -> None:
         async with world(smtp(), GRANTED, limit=1) as w:
             first = await w.client()
@@ -232,7 +232,7 @@ def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
     run(play)
 
 
-def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() -> None:
+def test_client_reset_during_auth_request_aborts_the_login() -> None:
     async def play() -> None:
         asked = asyncio.Event()
 
@@ -254,7 +254,7 @@ def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() 
     run(play)
 
 
-def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
+def test_drain_ends_sessions_before_login_and_keeps_relays() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             early, late = await w.client(), await w.client()
@@ -279,7 +279,7 @@ def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
     run(play)
 
 
-def test_a_drain_that_takes_too_long_cuts_relays() -> None:
+def test_drain_timeout_aborts_relays() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
@@ -300,7 +300,7 @@ HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 143\r\n"
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, len(HEADER) - 1, len(HEADER), len(HEADER) + 3])
-def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
+def test_proxy_header_in_pieces_and_with_commands(cut: int) -> None:
     def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,), set_real_ip_from=("127.0.0.0/8",))
@@ -322,7 +322,7 @@ def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
     run(play)
 
 
-def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
+def test_missing_proxy_header_closes_without_a_reply() -> None:
     def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,))
@@ -339,7 +339,7 @@ def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
     run(play)
 
 
-def test_the_upstream_gets_a_proxy_header_before_anything_else() -> None:
+def test_proxy_header_is_sent_to_upstream_first() -> None:
     async def play() -> None:
         async with world(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
             client = await w.client()
@@ -354,7 +354,7 @@ def test_the_upstream_gets_a_proxy_header_before_anything_else() -> None:
     run(play)
 
 
-def test_too_early_a_client_is_rejected_during_the_greeting_delay() -> None:
+def test_early_talker_is_rejected_during_greeting_delay() -> None:
     async def play() -> None:
         async with world(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
             client = await w.client()
@@ -365,7 +365,7 @@ def test_too_early_a_client_is_rejected_during_the_greeting_delay() -> None:
     run(play)
 
 
-def test_who_waits_out_the_greeting_delay_is_greeted() -> None:
+def test_greeting_is_sent_after_greeting_delay() -> None:
     async def play() -> None:
         async with world(smtp(smtp_greeting_delay=Seconds(0.05)), DENIED) as w:
             client = await w.client()
@@ -375,7 +375,7 @@ def test_who_waits_out_the_greeting_delay_is_greeted() -> None:
     run(play)
 
 
-def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
+def test_client_that_does_not_read_is_closed_after_timeout() -> None:
     async def play() -> None:
         many = tuple(f"X{'Y' * 200}{n}" for n in range(32))
         async with world(imap(imap_capabilities=many, timeout=Seconds(0.5)), DENIED) as w:
@@ -389,7 +389,7 @@ def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
     run(play)
 
 
-def test_draining_waits_until_a_last_reply_has_arrived() -> None:
+def test_drain_waits_for_lingering_close() -> None:
     """A session that is over but for its last reply lingers; a drain lets it."""
 
     async def play() -> None:
@@ -410,7 +410,7 @@ def test_draining_waits_until_a_last_reply_has_arrived() -> None:
     run(play)
 
 
-def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
+def test_drain_timeout_ends_lingering_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lingering_close, "LINGER_SECONDS", 3600.0)
@@ -428,7 +428,7 @@ def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
     run(play)
 
 
-def test_draining_does_not_wait_for_a_name_server_that_says_nothing() -> None:
+def test_drain_does_not_wait_for_name_lookup() -> None:
     async def play() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
@@ -443,7 +443,7 @@ def test_draining_does_not_wait_for_a_name_server_that_says_nothing() -> None:
     run(play)
 
 
-def test_draining_ends_the_wait_after_a_denial() -> None:
+def test_drain_ends_auth_wait() -> None:
     async def play() -> None:
         async with world(pop3(), answer("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
             client = await w.client()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a body, found however the body is cut (RFC 9112 sections 6 and 7.1).
+"""Finding the end of a response's body (RFC 9112 sections 6 and 7.1).
 
-The data itself is of no interest: a body is only read past, so that its
-connection can carry another request.  Nothing is guessed: a body that is
-malformed or too long has no certain end.
+The data is not needed: a body is only skipped, so that its connection can be
+used for another request.  A body that is malformed or too long has no certain
+end, and its connection is closed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 MAX_BODY: Final = 64 * 1024
-"""Bytes of a body that are read past, sizes and trailer included."""
+"""The longest body that is skipped, in bytes, chunk sizes and trailer included."""
 MAX_CHUNK_LINE: Final = 256
-"""Bytes of a line with a chunk's size and extensions."""
+"""The longest line with a chunk's size and extensions, in bytes."""
 MAX_TRAILER: Final = 4096
-"""Bytes of all lines of the trailer section."""
+"""The longest trailer section, in bytes."""
 
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t !-~\x80-\xff]*)?\r\n")
 _TRAILER_LINE: Final = re.compile(rb"[\t !-~\x80-\xff]*\r\n")
@@ -27,14 +27,14 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 """A chunked body without data and trailers."""
 _NO_CONTENT: Final = frozenset({204, 304})
 MAX_DIGITS: Final = 18
-"""Of a decimal number; it then fits the machine word into which nginx would read it."""
+"""Of a decimal number; more do not fit the machine word into which nginx reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFraming:
-    """Where the body ends that follows the head: after ``length`` bytes, its chunks, or the connection.
+    """Where the body ends: after ``length`` bytes, after its last chunk, or with the connection.
 
-    ``empty`` is what a body without data looks like.
+    ``empty`` is a body of this framing without data.
     """
 
     length: int | None = None
@@ -48,11 +48,11 @@ _CHUNKED: Final = BodyFraming(chunked=True, empty=LAST_CHUNK)
 
 
 class BadBody(Exception):
-    """Its end is not certain, or too far away."""
+    """The end of the body is not certain, or too far away."""
 
 
 class SizedBody:
-    """Reads one body of a known length, piece by piece.
+    """Skips one body of a known length.
 
     Attributes:
         is_complete: Whether the end was found.
@@ -65,7 +65,7 @@ class SizedBody:
         self.is_complete = not length
 
     def feed(self, data: bytes) -> int:
-        """Read what has arrived; give how many bytes of it belong to this body."""
+        """Skip received bytes; return how many of them belong to this body."""
         taken = min(self._left, len(data))
         self._left -= taken
         self.is_complete = not self._left
@@ -73,7 +73,7 @@ class SizedBody:
 
 
 class ChunkedBody:
-    """Reads one body in chunks, piece by piece.
+    """Skips one chunked body.
 
     Attributes:
         is_complete: Whether the end was found.
@@ -90,10 +90,10 @@ class ChunkedBody:
         self._seen = 0
 
     def feed(self, data: bytes) -> int:
-        """Read what has arrived.
+        """Skip received bytes.
 
         Returns:
-            How many bytes of it belong to this body; all of them while it is not complete.
+            How many of them belong to this body; all of them while it is not complete.
 
         Raises:
             BadBody: The body is malformed or longer than ``MAX_BODY``.
@@ -118,14 +118,14 @@ class ChunkedBody:
             raise BadBody(f"a body of more than {MAX_BODY} bytes")
 
     def _keep(self, rest: bytes, size: int) -> None:
-        """More must come: remember the beginning of a line."""
+        """More bytes must follow: keep the beginning of a line."""
         self._count(size)
         if len(rest) > (MAX_TRAILER if self._in_trailer else MAX_CHUNK_LINE):
             raise BadBody("a line that is too long")
         self._rest = rest
 
     def _data(self, buffer: bytes, position: int) -> int:
-        """Pass over a chunk's data; the CRLF behind it is checked where it stands."""
+        """Skip a chunk's data, and check the CRLF after it."""
         for index in range(max(self._data_left - 2, 0), self._data_left):
             at = position + index
             if at < len(buffer) and buffer[at] != _CRLF[index - self._data_left]:
@@ -155,7 +155,7 @@ Body = SizedBody | ChunkedBody
 
 
 def body_of(framing: BodyFraming) -> Body | None:
-    """Give what reads a body; ``None`` where it is too long, or ends with its connection."""
+    """Return what skips a body; ``None`` where it is too long, or ends with its connection."""
     if framing.chunked:
         return ChunkedBody()
     if framing.length is None or framing.length > MAX_BODY:
@@ -163,28 +163,28 @@ def body_of(framing: BodyFraming) -> Body | None:
     return SizedBody(framing.length)
 
 
-def find_end(
-    version: bytes | None, status: int | None, said: Mapping[bytes, bytes]
+def framing_of(
+    version: bytes | None, status: int | None, headers: Mapping[bytes, bytes]
 ) -> tuple[BodyFraming, bool]:
-    """Find the body's end, and whether the connection can be used again (RFC 9112 sections 6.3 and 9.3)."""
+    """Return a body's framing, and whether its connection is kept alive (RFC 9112 sections 6.3 and 9.3)."""
     if version is None:
         return _UNTIL_CLOSE, False
-    options = said.get(b"connection")
-    persists = version == b"1.1" if options is None else _persists(version, options.lower())
+    options = headers.get(b"connection")
+    keeps_alive = version == b"1.1" if options is None else _keeps_alive(version, options.lower())
     if status is None or status < 200 or status in _NO_CONTENT:
         # Whether a body follows depends on the status; some services send one where none may be.
         return _UNTIL_CLOSE, False
-    coding = said.get(b"transfer-encoding")
+    coding = headers.get(b"transfer-encoding")
     if coding is not None:
-        is_certain = version == b"1.1" and coding.lower() == b"chunked" and b"content-length" not in said
-        return (_CHUNKED, persists) if is_certain else (_UNTIL_CLOSE, False)
-    length = said.get(b"content-length", b"")
+        is_certain = version == b"1.1" and coding.lower() == b"chunked" and b"content-length" not in headers
+        return (_CHUNKED, keeps_alive) if is_certain else (_UNTIL_CLOSE, False)
+    length = headers.get(b"content-length", b"")
     if length.isdigit() and len(length) <= MAX_DIGITS:
-        return BodyFraming(int(length), empty=b"" if int(length) == 0 else None), persists
+        return BodyFraming(int(length), empty=b"" if int(length) == 0 else None), keeps_alive
     return _UNTIL_CLOSE, False
 
 
-def _persists(version: bytes, connection: bytes) -> bool:
+def _keeps_alive(version: bytes, connection: bytes) -> bool:
     if version == b"1.1" and connection in {b"", b"keep-alive"}:
         return True
     options = {option.strip(b" \t") for option in connection.split(b",")}

@@ -7,9 +7,8 @@ The life of a client, step by step; every step is a method of ``Session`` here:
 2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
    where the listener has ``proxy_protocol``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
-4. ``_greet`` runs the frontend of the protocol: greeting, commands, SASL.  Its
-   actions are ``_resolve_client``, ``_make_challenge``, ``_start_tls``,
-   ``_note`` and ``_authorize``.
+4. The frontend of the protocol runs: greeting, commands, SASL.  Its actions are
+   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
 5. ``_authorize`` sends the credentials to the authentication service; the
    response arrives in ``on_auth_result``.
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
@@ -118,8 +117,8 @@ class Session(ProtocolDriver):
         self._method: Method | None = None  # of the login in progress
         self._reason: CloseReason | None = None
         self._upstream: UpstreamConnection | None = None
-        self._state_gauge: Gauge = protocol_meter.preauth
-        self._state_gauge.value += 1
+        self._state_gauge = gauge = protocol_meter.preauth
+        gauge.value += 1
         context.live.add(self)
 
     # -- before the greeting: PROXY header and TLS

@@ -48,7 +48,7 @@ REMARKS: Final = {
     "worker_connections": Remark(
         BETTER,
         "counts clients alone; one too many hears its protocol's busy reply",
-        ("test_above_the_limit_everybody_is_told_and_below_it_service_is_normal",),
+        ("test_clients_above_worker_connections_get_busy_reply_until_others_leave",),
     ),
     "worker_shutdown_timeout": Remark(
         OTHERWISE,
@@ -85,9 +85,9 @@ REMARKS: Final = {
         BETTER,
         "connections are used again, all addresses of a name are used, `https://` is taken",
         (
-            "test_one_connection_serves_many_attempts",
+            "test_one_connection_carries_many_requests",
             "test_addresses_are_taken_in_turn",
-            "test_a_service_behind_https_is_asked_only_if_it_can_be_trusted",
+            "test_https_service_needs_a_trusted_certificate",
             "Q-26",
         ),
     ),

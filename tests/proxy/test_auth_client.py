@@ -36,7 +36,7 @@ async def attempt(w: World) -> bytes:
     return said.removeprefix(b"+OK\r\n")
 
 
-def test_one_connection_serves_many_attempts() -> None:
+def test_one_connection_carries_many_requests() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             for _ in range(5):
@@ -48,7 +48,7 @@ def test_one_connection_serves_many_attempts() -> None:
     run(play)
 
 
-def test_attempts_at_the_same_time_have_a_connection_each() -> None:
+def test_concurrent_requests_use_a_connection_each() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             async with asyncio.TaskGroup() as group:
@@ -70,7 +70,7 @@ def test_attempts_at_the_same_time_have_a_connection_each() -> None:
     ],
 )
 @pytest.mark.parametrize("closes", [False, True])
-def test_every_kind_of_answer_is_understood_again_and_again(reply: bytes, closes: bool) -> None:
+def test_every_framing_of_a_response_is_accepted_repeatedly(reply: bytes, closes: bool) -> None:
     async def play() -> None:
         async with world(build, reply, closes=closes) as w:
             for _ in range(3):
@@ -79,7 +79,7 @@ def test_every_kind_of_answer_is_understood_again_and_again(reply: bytes, closes
     run(play)
 
 
-def test_a_body_that_comes_later_does_not_confuse_the_next_answer() -> None:
+def test_late_body_is_not_taken_for_the_next_response() -> None:
     head, body = DENIED.replace(b"Content-Length: 0", b"Content-Length: 6"), b"later!"
 
     async def play() -> None:
@@ -93,7 +93,7 @@ def test_a_body_that_comes_later_does_not_confuse_the_next_answer() -> None:
     run(play)
 
 
-def test_a_connection_that_was_closed_meanwhile_is_replaced_without_notice() -> None:
+def test_connection_closed_while_idle_is_replaced() -> None:
     async def play() -> None:
         async with world(build, DENIED, closes=True) as w:
             w.auth.answers = [DENIED]  # says that it stays open, and closes all the same
@@ -104,7 +104,7 @@ def test_a_connection_that_was_closed_meanwhile_is_replaced_without_notice() -> 
     run(play)
 
 
-def test_a_service_that_ends_an_idle_connection_with_words_has_not_answered() -> None:
+def test_bytes_on_an_idle_connection_are_no_response() -> None:
     bored = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
     async def play() -> None:
@@ -133,7 +133,7 @@ def test_a_service_that_ends_an_idle_connection_with_words_has_not_answered() ->
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20000, "invalid_response"),
     ],
 )
-def test_what_is_no_answer_gets_an_apology_and_is_counted(reply: bytes, reason: str) -> None:
+def test_invalid_response_gets_internal_error_reply_and_is_counted(reply: bytes, reason: str) -> None:
     async def play() -> None:
         async with world(build, reply) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
@@ -143,7 +143,7 @@ def test_what_is_no_answer_gets_an_apology_and_is_counted(reply: bytes, reason: 
     run(play)
 
 
-def test_an_answer_cut_short_fails_at_once() -> None:
+def test_truncated_response_fails_at_once() -> None:
     async def play() -> None:
         async with world(build, b"HTTP/1.1 200 OK\r\nAuth-Sta", closes=True) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
@@ -152,7 +152,7 @@ def test_an_answer_cut_short_fails_at_once() -> None:
     run(play)
 
 
-def test_a_service_that_does_not_answer_is_given_up() -> None:
+def test_request_times_out_after_auth_http_timeout() -> None:
     async def never(_request: bytes) -> bytes:
         await asyncio.sleep(1.0)
         return DENIED
@@ -166,7 +166,7 @@ def test_a_service_that_does_not_answer_is_given_up() -> None:
     run(play)
 
 
-def test_a_service_that_is_not_there_is_reported() -> None:
+def test_service_that_refuses_connections_is_reported() -> None:
     def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return server(Protocol.POP3, auth_http=AuthHttp(host="127.0.0.1", port=1), listen=(listen,))
 
@@ -179,7 +179,7 @@ def test_a_service_that_is_not_there_is_reported() -> None:
     run(play)
 
 
-def test_a_postponed_attempt_is_asked_about_again_with_what_the_answer_brought() -> None:
+def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -> None:
     async def play() -> None:
         wait = answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
         async with world(build, wait, DENIED) as w:
@@ -192,7 +192,7 @@ def test_a_postponed_attempt_is_asked_about_again_with_what_the_answer_brought()
     run(play)
 
 
-def test_a_grant_leads_to_the_upstream_it_names() -> None:
+def test_allowed_login_connects_to_the_upstream_of_the_response() -> None:
     async def play() -> None:
         async with world(build, answer(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")) as w:
             client = await w.client()
@@ -208,7 +208,7 @@ def test_a_grant_leads_to_the_upstream_it_names() -> None:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_service_behind_https_is_asked_only_if_it_can_be_trusted(
+def test_https_service_needs_a_trusted_certificate(
     trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
@@ -231,7 +231,7 @@ def test_a_service_behind_https_is_asked_only_if_it_can_be_trusted(
     run(play)
 
 
-def test_a_service_with_a_private_authority_made_by_openssl_is_asked(
+def test_https_service_with_a_private_ca_is_accepted(
     needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python 3.13 asks for extensions that such certificates do not have; nginx and OpenSSL do not."""
@@ -246,7 +246,7 @@ def test_a_service_with_a_private_authority_made_by_openssl_is_asked(
             assert await attempt(w) == b"-ERR no\r\n"
 
 
-def test_without_keepalive_each_request_is_nginxs_and_has_a_connection_of_its_own() -> None:
+def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> None:
     def off(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_keepalive=False)
 
@@ -272,7 +272,7 @@ async def logged(build: Builder, *answers: Answer) -> str:
         return line
 
 
-def test_the_log_names_a_service_that_refuses_connections() -> None:
+def test_refused_connection_is_logged() -> None:
     def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return server(Protocol.POP3, auth_http=AuthHttp(host="127.0.0.1", port=1), listen=(listen,))
 
@@ -281,7 +281,7 @@ def test_the_log_names_a_service_that_refuses_connections() -> None:
     assert "service=127.0.0.1:1" in line
 
 
-def test_the_log_names_a_service_whose_name_does_not_resolve() -> None:
+def test_unresolved_name_is_logged() -> None:
     def nowhere(_auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return server(Protocol.POP3, auth_http=AuthHttp(host="auth.invalid", port=80), listen=(listen,))
 
@@ -302,19 +302,19 @@ def test_the_log_names_a_service_whose_name_does_not_resolve() -> None:
         ("301 Moved Permanently", "HTTP status 301: redirects are not followed; set auth_http to the URL"),
     ],
 )
-def test_the_log_names_the_status_of_an_answer_from_somebody_else(status: str, words: str) -> None:
+def test_http_status_is_logged(status: str, words: str) -> None:
     page = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>".encode()
     assert words in run(lambda: logged(build, page))
 
 
-def test_the_log_names_an_upstream_that_is_no_address() -> None:
+def test_invalid_upstream_address_is_logged() -> None:
     named = answer("Auth-Status: OK\r\nAuth-Server: dovecot.mail.svc\r\nAuth-Port: 143\r\n")
     line = run(lambda: logged(build, named))
     assert "dovecot.mail.svc" in line
     assert "the authentication service must resolve names" in line
 
 
-def test_the_log_names_a_connection_that_was_lost() -> None:
+def test_lost_connection_is_logged() -> None:
     async def play() -> None:
         async with world(build, b"HTTP/1.1 200 OK\r\n", closes=True) as w:
             await attempt(w)
@@ -326,7 +326,7 @@ def test_the_log_names_a_connection_that_was_lost() -> None:
     run(play)
 
 
-def test_a_crash_of_ours_in_a_connection_ends_its_login_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_in_a_connection_ends_only_its_login(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise RuntimeError
 

@@ -43,7 +43,7 @@ async def attempt(w: World, user: str = "u") -> bytes:
 # Connections that died while they were idle.
 
 
-def test_a_request_on_a_connection_that_died_silently_is_sent_once_more() -> None:
+def test_request_on_a_dead_connection_is_sent_again() -> None:
     """Nothing is acknowledged any more, as behind a balancer that forgot the connection."""
 
     async def play() -> None:
@@ -57,7 +57,7 @@ def test_a_request_on_a_connection_that_died_silently_is_sent_once_more() -> Non
     run(play)
 
 
-def test_one_connection_that_died_silently_makes_the_other_idle_ones_suspect() -> None:
+def test_dead_connection_closes_the_other_idle_connections() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             await asyncio.gather(*(attempt(w) for _ in range(8)))
@@ -72,7 +72,7 @@ def test_one_connection_that_died_silently_makes_the_other_idle_ones_suspect() -
     run(play)
 
 
-def test_a_kept_connection_is_watched_by_the_kernel() -> None:
+def test_kept_connection_has_tcp_keepalive() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             await attempt(w)
@@ -85,7 +85,7 @@ def test_a_kept_connection_is_watched_by_the_kernel() -> None:
     run(play)
 
 
-def test_idle_connections_expire_before_balancers_forget_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connections_are_closed_after_idle_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert client.IDLE_SECONDS < 60
     monkeypatch.setattr(client, "IDLE_SECONDS", 0.05)
 
@@ -100,7 +100,7 @@ def test_idle_connections_expire_before_balancers_forget_them(monkeypatch: pytes
     run(play)
 
 
-def test_a_request_is_repeated_once_and_not_again() -> None:
+def test_request_is_sent_twice_at_most() -> None:
     """Each connection closes at its second request; with one connection at a time there is a queue."""
 
     async def play() -> None:
@@ -123,7 +123,7 @@ def test_a_request_is_repeated_once_and_not_again() -> None:
     run(play)
 
 
-def test_a_request_that_is_repeated_goes_before_those_that_wait() -> None:
+def test_resent_request_precedes_waiting_requests() -> None:
     """It has the place of the connection it lost: it never waits for another, which may be a used one."""
     order: list[bytes] = []
 
@@ -158,7 +158,7 @@ def test_a_request_that_is_repeated_goes_before_those_that_wait() -> None:
     run(play)
 
 
-def test_408_on_a_used_connection_counts_as_a_connection_that_was_closed() -> None:
+def test_408_on_a_used_connection_resends_the_request() -> None:
     async def play() -> None:
         async with world(build, DENIED, TIMED_OUT, DENIED) as w:
             assert await attempt(w) == REFUSED
@@ -169,7 +169,7 @@ def test_408_on_a_used_connection_counts_as_a_connection_that_was_closed() -> No
     run(play)
 
 
-def test_408_on_a_new_connection_is_an_answer() -> None:
+def test_408_on_a_new_connection_is_a_response() -> None:
     async def play() -> None:
         async with world(build, TIMED_OUT) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
@@ -178,7 +178,7 @@ def test_408_on_a_new_connection_is_an_answer() -> None:
     run(play)
 
 
-def test_408_twice_is_an_answer() -> None:
+def test_second_408_is_a_response() -> None:
     async def play() -> None:
         async with world(build, DENIED, TIMED_OUT) as w:
             assert await attempt(w) == REFUSED
@@ -217,7 +217,7 @@ NO_CERTAIN_END = {
 
 
 @pytest.mark.parametrize("reply", NO_CERTAIN_END.values(), ids=NO_CERTAIN_END)
-def test_an_answer_without_a_certain_end_ends_its_connection(reply: bytes) -> None:
+def test_response_without_a_certain_end_closes_its_connection(reply: bytes) -> None:
     async def play() -> None:
         async with world(build, reply) as w:
             for _ in range(3):
@@ -227,7 +227,7 @@ def test_an_answer_without_a_certain_end_ends_its_connection(reply: bytes) -> No
     run(play)
 
 
-def test_a_body_with_a_last_chunk_inside_does_not_answer_the_next_client() -> None:
+def test_last_chunk_inside_a_body_is_not_the_end() -> None:
     """A chunk's data ends one segment with what looks like the last chunk; the rest looks like an answer."""
     inside = answer("Auth-Status: of somebody else\r\n")
     head = f"{OK}Auth-Status: no\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
@@ -247,7 +247,7 @@ def test_a_body_with_a_last_chunk_inside_does_not_answer_the_next_client() -> No
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_bytes_behind_an_answer_without_a_body_answer_nobody(status: str) -> None:
+def test_bytes_after_a_response_without_body_close_the_connection(status: str) -> None:
     stray = answer("Auth-Status: of somebody else\r\n")
     head = f"HTTP/1.1 {status}\r\nAuth-Status: no\r\n\r\n".encode()
 
@@ -270,7 +270,7 @@ def test_bytes_behind_an_answer_without_a_body_answer_nobody(status: str) -> Non
     run(play)
 
 
-def test_unread_bytes_are_looked_for_before_a_request_is_sent() -> None:
+def test_connection_with_unread_bytes_is_not_used() -> None:
     """They arrive after the poll in which the connection was chosen, so there was no event for them."""
 
     async def play() -> None:
@@ -307,7 +307,7 @@ def test_unread_bytes_are_looked_for_before_a_request_is_sent() -> None:
     ],
 )
 @pytest.mark.parametrize("cut", [False, True])
-def test_an_interim_answer_is_passed_over(interim: bytes, cut: bool) -> None:
+def test_interim_response_is_skipped(interim: bytes, cut: bool) -> None:
     async def play() -> None:
         reply = (interim, DENIED) if cut else interim + DENIED
         async with world(build, reply) as w:
@@ -318,7 +318,7 @@ def test_an_interim_answer_is_passed_over(interim: bytes, cut: bool) -> None:
     run(play)
 
 
-def test_interim_answers_without_an_end_are_no_answer() -> None:
+def test_endless_interim_responses_fail() -> None:
     async def play() -> None:
         async with world(build, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000 + DENIED) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
@@ -327,7 +327,7 @@ def test_interim_answers_without_an_end_are_no_answer() -> None:
     run(play)
 
 
-def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> None:
+def test_status_101_is_invalid() -> None:
     async def play() -> None:
         async with world(build, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n" + DENIED) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
@@ -335,7 +335,7 @@ def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> None:
     run(play)
 
 
-def test_a_connection_lost_after_an_interim_answer_is_not_asked_again() -> None:
+def test_request_is_not_resent_after_an_interim_response() -> None:
     """The service had the request: an interim answer says so."""
 
     async def play() -> None:

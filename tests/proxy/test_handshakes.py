@@ -93,7 +93,7 @@ def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:
     ],
     ids=["1.3", "1.2", "1.3, with a HelloRetryRequest"],
 )
-def test_the_greeting_comes_with_the_end_of_the_handshake(
+def test_greeting_is_sent_with_the_last_handshake_bytes(
     identities: Identities, version: ssl.TLSVersion, curve: str, segments: int
 ) -> None:
     async def play() -> None:
@@ -120,7 +120,7 @@ def started(port: int, context: ssl.SSLContext) -> int:
         return client.segments()
 
 
-def test_after_starttls_nothing_is_held_back(identities: Identities) -> None:
+def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
     async def play() -> None:
         async with siege(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
             context = identities.client()
@@ -130,7 +130,7 @@ def test_after_starttls_nothing_is_held_back(identities: Identities) -> None:
     run(play)
 
 
-def test_a_unix_socket_has_nothing_to_hold_back(identities: Identities) -> None:
+def test_unix_socket_is_not_corked(identities: Identities) -> None:
     """What is corked is TCP; without it the handshake goes on all the same."""
 
     async def play() -> None:

@@ -64,7 +64,7 @@ async def log_in(w: World) -> bytes:
 SORRY = b"* BAD internal server error\r\n"
 
 
-def test_the_time_to_connect_is_not_the_time_to_the_greeting() -> None:
+def test_connect_duration_excludes_the_wait_for_the_greeting() -> None:
     async def play() -> None:
         async with world(imap(), answer(GRANT)) as w:
             client = await w.client()
@@ -82,7 +82,7 @@ def test_the_time_to_connect_is_not_the_time_to_the_greeting() -> None:
     run(play)
 
 
-def test_who_never_greets_has_been_connected_to() -> None:
+def test_upstream_without_greeting_counts_as_connected() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.2)), answer(GRANT)) as w:
             assert await log_in(w) == SORRY
@@ -106,7 +106,7 @@ def full() -> Iterator[socket.socket]:
         yield listener
 
 
-def test_who_does_not_answer_the_call_is_given_up_within_timeout() -> None:
+def test_connect_without_answer_fails_after_timeout() -> None:
     async def play() -> None:
         with full() as listener:
             async with world(imap(timeout=Seconds(0.2)), grant(listener)) as w:
@@ -117,7 +117,7 @@ def test_who_does_not_answer_the_call_is_given_up_within_timeout() -> None:
     run(play)
 
 
-def test_who_hangs_up_at_once_has_been_connected_to() -> None:
+def test_upstream_that_resets_at_once_counts_as_connected() -> None:
     async def play() -> None:
         async with world(imap(), answer(GRANT)) as w:
             client = await w.client()
@@ -161,7 +161,9 @@ _CALLERS: list[socket.socket] = []
 
 
 @pytest.mark.parametrize("make", [_closed, _unix, _unix_full])
-def test_who_refuses_the_call_is_told_apart(tmp_path: Path, make: Callable[[Path], socket.socket]) -> None:
+def test_refused_connect_counts_as_connect_error(
+    tmp_path: Path, make: Callable[[Path], socket.socket]
+) -> None:
     async def play() -> None:
         sock = make(tmp_path)
         async with world(imap(), grant(sock)) as w:
@@ -175,7 +177,7 @@ def test_who_refuses_the_call_is_told_apart(tmp_path: Path, make: Callable[[Path
     run(play)
 
 
-def test_a_unix_socket_is_connected_to_at_once(tmp_path: Path) -> None:
+def test_unix_socket_is_connected_at_once(tmp_path: Path) -> None:
     async def play() -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(tmp_path / "upstream"))
@@ -196,7 +198,7 @@ def test_a_unix_socket_is_connected_to_at_once(tmp_path: Path) -> None:
     run(play)
 
 
-def test_the_proxy_header_does_not_wait_for_the_greeting() -> None:
+def test_proxy_header_is_sent_before_the_greeting() -> None:
     async def play() -> None:
         async with world(imap(proxy_protocol=SendProxyProtocol.V1), answer(GRANT)) as w:
             client = await w.client()

@@ -35,7 +35,7 @@ WHOLE = [
 
 @pytest.mark.parametrize("body", WHOLE)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
-def test_the_end_is_found_however_the_body_is_cut(body: bytes, size: int) -> None:
+def test_end_of_body_is_found_in_pieces_of_any_size(body: bytes, size: int) -> None:
     chunks = ChunkedBody()
     for at in range(0, len(body), size):
         assert not chunks.is_complete
@@ -45,7 +45,7 @@ def test_the_end_is_found_however_the_body_is_cut(body: bytes, size: int) -> Non
 
 
 @pytest.mark.parametrize("body", WHOLE)
-def test_what_follows_the_end_is_not_part_of_it(body: bytes) -> None:
+def test_bytes_after_the_end_do_not_belong_to_the_body(body: bytes) -> None:
     for cut in range(len(body)):
         chunks = ChunkedBody()
         assert chunks.feed(body[:cut]) == cut
@@ -83,7 +83,7 @@ def test_what_follows_the_end_is_not_part_of_it(body: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
-def test_what_has_no_certain_end_is_refused(body: bytes, size: int) -> None:
+def test_body_without_a_certain_end_is_refused(body: bytes, size: int) -> None:
     chunks = ChunkedBody()
     with pytest.raises(BadBody):
         _feed(chunks, body, size)
@@ -96,7 +96,7 @@ def _feed(chunks: ChunkedBody, body: bytes, size: int) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=8), st.lists(st.integers(1, 30)), st.binary())
-def test_any_data_in_any_pieces(parts: list[bytes], cuts: list[int], behind: bytes) -> None:
+def test_chunked_body_with_any_data_in_any_pieces(parts: list[bytes], cuts: list[int], behind: bytes) -> None:
     body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + LAST_CHUNK
     stream, chunks, taken = body + behind, ChunkedBody(), 0
     while not chunks.is_complete:
@@ -107,7 +107,7 @@ def test_any_data_in_any_pieces(parts: list[bytes], cuts: list[int], behind: byt
 
 @pytest.mark.parametrize("length", [0, 1, 10])
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_a_body_of_a_known_length(length: int, size: int) -> None:
+def test_body_of_known_length(length: int, size: int) -> None:
     body, stream, taken = SizedBody(length), b"x" * length + b"HTTP/1.1", 0
     while not body.is_complete:
         taken += body.feed(stream[taken : taken + size])
@@ -123,7 +123,7 @@ def test_a_body_of_a_known_length(length: int, size: int) -> None:
         (BodyFraming(until_close=True), type(None)),
     ],
 )
-def test_a_body_that_is_too_long_or_ends_with_its_connection_is_not_read(
+def test_body_that_is_too_long_or_ends_with_its_connection_is_not_skipped(
     framing: BodyFraming, kind: type
 ) -> None:
     assert type(body_of(framing)) is kind
