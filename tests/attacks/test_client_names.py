@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client chooses about itself must not begin a line of a request or of a command."""
+"""Values that a client chooses must not start a line of a request or of a command."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from mailproxy.protocols.types import (
 from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support import configs
-from support.siege import LOGINS, heard, serving, siege
-from support.world import GRANT, Peer, World, answer, run
+from support.checked_world import LOGINS, checked_world, read_all, serving
+from support.world import GRANT, Peer, World, http_response, run
 
 HOSTILE = "x\r\nInjected: yes\r\n\r\nMAIL FROM:<evil@example.org>\r\n\0"
 
@@ -61,11 +61,11 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
 def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Protocol, tmp_path: Path) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, xclient=True), answer("Auth-Status: no\r\n")) as w:
+        async with checked_world(serving(protocol, xclient=True), http_response("Auth-Status: no\r\n")) as w:
             client = await connect_from(w, tmp_path, "x\r\nInjected: yes\r\n\r\nGET ")
             await client.line()
-            await client.say(LOGINS[protocol])
-            assert b"no\r\n" in await heard(client)
+            await client.send(LOGINS[protocol])
+            assert b"no\r\n" in await read_all(client)
             (request,) = w.auth.requests
             assert b"\r\nClient-IP: unix:\r\n" in request
             assert b"Injected" not in request
@@ -76,14 +76,14 @@ def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Proto
 
 def test_client_socket_path_does_not_reach_xclient(tmp_path: Path) -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.SMTP, xclient=True), answer(GRANT)) as w:
+        async with checked_world(serving(Protocol.SMTP, xclient=True), http_response(GRANT)) as w:
             client = await connect_from(w, tmp_path, "x\r\nQUIT\r\n")
             await client.line()
-            await client.say(LOGINS[Protocol.SMTP])
+            await client.send(LOGINS[Protocol.SMTP])
             upstream = await w.upstream.next()
-            await upstream.say(b"220 hello\r\n")
+            await upstream.send(b"220 hello\r\n")
             await upstream.line()
-            command = await upstream.ask(b"250 hello\r\n")
+            command = await upstream.exchange(b"250 hello\r\n")
             assert command.startswith(b"XCLIENT ADDR=unix: ")
             client.close()
             upstream.close()
@@ -117,9 +117,9 @@ def request() -> AuthRequest:
 CHOSEN = sorted({(type(owner).__name__, name) for owner, name, _ in texts(request())})
 NOT_CHOSEN = {
     ("Client", "address"),  # the kernel's, or one that a PROXY header was parsed into: never a path
-    ("TlsInfo", "version"),  # OpenSSL's own words
+    ("TlsInfo", "version"),  # text of OpenSSL
     ("TlsInfo", "cipher"),
-    ("ClientCertificate", "serial"),  # hexadecimal digits of our own
+    ("ClientCertificate", "serial"),  # hexadecimal digits
     ("ClientCertificate", "fingerprint"),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upstream that floods, drips, talks nonsense or out of turn, or leaves."""
+"""A hostile upstream: endless, slow, invalid or early replies, or none."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds
-from support.siege import ACCEPTANCES, APOLOGIES, LOGINS, UPSTREAMS, breathe, heard, log_in, serving, siege
-from support.world import GRANT, Peer, World, answer, run
+from support.checked_world import (
+    ACCEPTANCES,
+    INTERNAL_ERRORS,
+    LOGINS,
+    UPSTREAMS,
+    checked_world,
+    log_in,
+    read_all,
+    run_iterations,
+    serving,
+)
+from support.world import GRANT, Peer, World, http_response, run
 
-GRANTED: Final = answer(GRANT)
+GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(UPSTREAMS[protocol]) + 1)]
 at_each_step = pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
 
 
 async def come_to(w: World, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
-    """Begin to log in, and have the upstream play along for so many steps."""
+    """Begin to log in; the upstream replies correctly for so many steps."""
     client = await w.client()
     await client.line()
-    await client.say(LOGINS[protocol])
+    await client.send(LOGINS[protocol])
     upstream = await w.upstream.next()
     for says, hears in UPSTREAMS[protocol][:step]:
-        assert await upstream.ask(says) == hears
+        assert await upstream.exchange(says) == hears
     return client, upstream
 
 
@@ -50,10 +60,10 @@ def test_invalid_upstream_reply_gets_internal_error_reply(
     protocol: Protocol, step: int, nonsense: bytes
 ) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             upstream.writer.write(nonsense)
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
             assert (
                 w.value(
                     "mailproxy_connections_closed_total", protocol.value, protocol.value, "upstream_error"
@@ -72,9 +82,9 @@ def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protoco
     says, _ = ACCEPTANCES[protocol]
 
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.say(more + says)
+            await upstream.send(more + says)
             while not (await client.line()).startswith((b"a OK", b"+OK", b"235")):
                 pass
 
@@ -85,10 +95,10 @@ def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protoco
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step: int, how: str) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             getattr(upstream, how)()
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -96,9 +106,9 @@ def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step
 @at_each_step
 def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, _ = await come_to(w, protocol, step)
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -106,28 +116,28 @@ def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
 @at_each_step
 def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
-            hearing = asyncio.ensure_future(heard(client))  # noqa: TID251 - awaited below
+            hearing = asyncio.ensure_future(read_all(client))  # noqa: TID251 - awaited below
             while not hearing.done():
                 with contextlib.suppress(ConnectionError):
-                    await upstream.say(b"*")
+                    await upstream.send(b"*")
                 await asyncio.sleep(0.02)
-            assert await hearing == APOLOGIES[protocol]
+            assert await hearing == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
 @each
 def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
-    """What an upstream says ahead is no answer to what it has not been asked yet."""
+    """A reply that is sent before its command is no reply to it."""
     ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, 0)
-            await upstream.say(ahead)
-            assert await heard(client) == APOLOGIES[protocol]
+            await upstream.send(ahead)
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_logins_total", protocol.value, "password", "success") == 0
 
     run(play)
@@ -135,10 +145,10 @@ def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
 
 @each
 def test_upstream_that_never_reads_times_out(protocol: Protocol) -> None:
-    """Nothing more than what is in the kernel's buffers waits for it."""
+    """Only what fits the kernel's buffers is sent to it."""
 
     async def play() -> None:
-        async with siege(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
+        async with checked_world(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.transport.pause_reading()  # type: ignore[attr-defined]
             client.writer.write(bytes(20_000_000))
@@ -159,7 +169,7 @@ def test_relay_without_pipes_copies_through_memory(
     data = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.write(data)
             assert await client.data(len(data)) == data
@@ -174,10 +184,10 @@ def test_upstream_error_is_hidden_without_proxy_pass_error_message(
     protocol: Protocol, refusal: bytes
 ) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.say(refusal)
-            assert await heard(client) == APOLOGIES[protocol]
+            await upstream.send(refusal)
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
@@ -185,16 +195,16 @@ def test_upstream_error_is_hidden_without_proxy_pass_error_message(
 @each
 def test_pipelined_bytes_arrive_once_after_a_slow_login(protocol: Protocol) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol] + b"first\r\nsecond\r\n")
+            await client.send(LOGINS[protocol] + b"first\r\nsecond\r\n")
             upstream = await w.upstream.next()
             for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.ask(says) == hears
-            await upstream.say(ACCEPTANCES[protocol][0])
-            await client.say(b"third\r\n")
+                assert await upstream.exchange(says) == hears
+            await upstream.send(ACCEPTANCES[protocol][0])
+            await client.send(b"third\r\n")
             assert await upstream.data(22) == b"first\r\nsecond\r\nthird\r\n"
-            await breathe()
+            await run_iterations()
 
     run(play)

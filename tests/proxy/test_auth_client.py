@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the authorization service over loopback: connections used again, lost, slow, hostile."""
+"""Requests to an authentication service on loopback: connections that are reused, lost, slow, hostile."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, Se
 from support.configs import server
 from support.needs import Needs
 from support.private_authority import openssl_authority, verify_strictly_by_default
-from support.world import GRANT, Answer, Builder, World, answer, run, world
+from support.world import GRANT, Builder, Response, World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 
 
 def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
@@ -30,7 +30,7 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 async def attempt(w: World) -> bytes:
     client = await w.client()
     await client.line()
-    await client.say(b"USER u\r\nPASS p\r\n")
+    await client.send(b"USER u\r\nPASS p\r\n")
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -96,7 +96,7 @@ def test_late_body_is_not_taken_for_the_next_response() -> None:
 def test_connection_closed_while_idle_is_replaced() -> None:
     async def play() -> None:
         async with world(build, DENIED, closes=True) as w:
-            w.auth.answers = [DENIED]  # says that it stays open, and closes all the same
+            w.auth.responses = [DENIED]  # keep-alive is announced, but the connection is closed
             assert await attempt(w) == b"-ERR no\r\n"
             assert await attempt(w) == b"-ERR no\r\n"
             assert w.auth.connections == 2
@@ -113,7 +113,7 @@ def test_bytes_on_an_idle_connection_are_no_response() -> None:
             client = await w.client()
             await client.line()
             client.writer.write(b"USER u\r\nPASS p\r\n")
-            w.auth.writers[0].write(bored)  # in the same breath: there is a question, but it was not put yet
+            w.auth.writers[0].write(bored)  # in the same iteration: the request is not sent yet
             assert await client.rest() == b"+OK\r\n-ERR no\r\n"
             assert (w.auth.connections, len(w.auth.requests)) == (2, 2)
             client.close()
@@ -157,7 +157,7 @@ def test_request_times_out_after_auth_http_timeout() -> None:
         await asyncio.sleep(1.0)
         return DENIED
 
-    async def play(reply: Answer = never) -> None:
+    async def play(reply: Response = never) -> None:
         async with world(impatient, reply) as w:
             assert await attempt(w) == b"-ERR internal server error\r\n"
             assert w.value("mailproxy_auth_errors_total", "timeout") == 1
@@ -181,7 +181,7 @@ def test_service_that_refuses_connections_is_reported() -> None:
 
 def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -> None:
     async def play() -> None:
-        wait = answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
+        wait = http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\nAuth-User: other\r\n")
         async with world(build, wait, DENIED) as w:
             assert await attempt(w) == b"-ERR no\r\n"
             first, second = w.auth.requests
@@ -194,13 +194,13 @@ def test_deferred_request_is_repeated_with_user_and_password_of_the_response() -
 
 def test_allowed_login_connects_to_the_upstream_of_the_response() -> None:
     async def play() -> None:
-        async with world(build, answer(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")) as w:
+        async with world(build, http_response(GRANT + "Auth-User: other\r\nAuth-Pass: word\r\n")) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER u\r\nPASS p\r\n")
+            await client.send(b"USER u\r\nPASS p\r\n")
             upstream = await w.upstream.next()
-            assert await upstream.ask(b"+OK\r\n") == b"USER other\r\n"
-            assert await upstream.ask(b"+OK\r\n") == b"PASS word\r\n"
+            assert await upstream.exchange(b"+OK\r\n") == b"USER other\r\n"
+            assert await upstream.exchange(b"+OK\r\n") == b"PASS word\r\n"
             client.close()
             upstream.close()
 
@@ -234,7 +234,7 @@ def test_https_service_needs_a_trusted_certificate(
 def test_https_service_with_a_private_ca_is_accepted(
     needs: Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python 3.13 asks for extensions that such certificates do not have; nginx and OpenSSL do not."""
+    """Python 3.13 requires extensions that such certificates lack; nginx and OpenSSL do not."""
     authority = openssl_authority(needs("openssl"), tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     verify_strictly_by_default(monkeypatch)
@@ -251,7 +251,7 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
         return server(Protocol.POP3, auth_http=auth, listen=(listen,), auth_http_keepalive=False)
 
     async def play() -> None:
-        async with world(off, DENIED) as w:  # its answers offer to stay
+        async with world(off, DENIED) as w:  # its responses offer keep-alive
             for _ in range(3):
                 assert await attempt(w) == b"-ERR no\r\n"
             assert w.auth.connections == 3
@@ -261,12 +261,12 @@ def test_without_keepalive_each_request_is_http_1_0_on_its_own_connection() -> N
     run(play)
 
 
-# What an administrator reads.
+# The log.
 
 
-async def logged(build: Builder, *answers: Answer) -> str:
-    """The line about a login that the service did not decide."""
-    async with world(build, *answers) as w:
+async def logged(build: Builder, *responses: Response) -> str:
+    """Return the line of a login that failed at the service."""
+    async with world(build, *responses) as w:
         assert await attempt(w) == b"-ERR internal server error\r\n"
         (line,) = [line for line in w.read_log().splitlines() if " authorization_failed " in line]
         return line
@@ -308,7 +308,7 @@ def test_http_status_is_logged(status: str, words: str) -> None:
 
 
 def test_invalid_upstream_address_is_logged() -> None:
-    named = answer("Auth-Status: OK\r\nAuth-Server: dovecot.mail.svc\r\nAuth-Port: 143\r\n")
+    named = http_response("Auth-Status: OK\r\nAuth-Server: dovecot.mail.svc\r\nAuth-Port: 143\r\n")
     line = run(lambda: logged(build, named))
     assert "dovecot.mail.svc" in line
     assert "the authentication service must resolve names" in line

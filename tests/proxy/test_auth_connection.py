@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections to the authentication service that are kept: used while they are good, one answer each time."""
+"""Kept connections to the authentication service: reused while they work, one response per request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from mailproxy.auth_http import client, connection
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, ServerConfig
+from support.checked_world import checked_world
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.siege import siege
-from support.world import World, answer, run, world
+from support.world import World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"
 OK = "HTTP/1.1 200 OK\r\n"
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -34,7 +34,7 @@ def pool(w: World) -> AuthHttpClient:
 async def attempt(w: World, user: str = "u") -> bytes:
     client = await w.client()
     await client.line()
-    await client.say(b"USER %b\r\nPASS p\r\n" % user.encode())
+    await client.send(b"USER %b\r\nPASS p\r\n" % user.encode())
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -44,7 +44,7 @@ async def attempt(w: World, user: str = "u") -> bytes:
 
 
 def test_request_on_a_dead_connection_is_sent_again() -> None:
-    """Nothing is acknowledged any more, as behind a balancer that forgot the connection."""
+    """Nothing is acknowledged any more, as behind a load balancer that dropped the connection."""
 
     async def play() -> None:
         async with world(build, DENIED) as w:
@@ -112,7 +112,7 @@ def test_request_is_sent_twice_at_most() -> None:
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.close()
 
-        async with siege(build, service=service) as w:
+        async with checked_world(build, service=service) as w:
             pool(w).resize(1)
             said = await asyncio.gather(*(attempt(w, f"user{number}") for number in range(12)))
             assert said == [REFUSED] * 12
@@ -124,7 +124,7 @@ def test_request_is_sent_twice_at_most() -> None:
 
 
 def test_resent_request_precedes_waiting_requests() -> None:
-    """It has the place of the connection it lost: it never waits for another, which may be a used one."""
+    """It takes the place of the lost connection, and never waits for another one."""
     order: list[bytes] = []
 
     async def play() -> None:
@@ -141,7 +141,7 @@ def test_resent_request_precedes_waiting_requests() -> None:
                     return
                 writer.write(DENIED)
 
-        async with siege(build, service=service) as w:
+        async with checked_world(build, service=service) as w:
             pool(w).resize(1)
             assert await attempt(w, "first") == REFUSED
             async with asyncio.TaskGroup() as group:
@@ -188,7 +188,7 @@ def test_second_408_is_a_response() -> None:
     run(play)
 
 
-# One answer must not leak into the next.
+# One response must not be taken for part of the next.
 
 NO_CERTAIN_END = {
     "204": b"HTTP/1.1 204 No Content\r\nAuth-Status: no\r\n\r\n",
@@ -228,8 +228,8 @@ def test_response_without_a_certain_end_closes_its_connection(reply: bytes) -> N
 
 
 def test_last_chunk_inside_a_body_is_not_the_end() -> None:
-    """A chunk's data ends one segment with what looks like the last chunk; the rest looks like an answer."""
-    inside = answer("Auth-Status: of somebody else\r\n")
+    """A chunk's data looks like the last chunk and another response."""
+    inside = http_response("Auth-Status: of somebody else\r\n")
     head = f"{OK}Auth-Status: no\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     data = b"\r\n0\r\n\r\n" + inside
     chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
@@ -248,7 +248,7 @@ def test_last_chunk_inside_a_body_is_not_the_end() -> None:
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 def test_bytes_after_a_response_without_body_close_the_connection(status: str) -> None:
-    stray = answer("Auth-Status: of somebody else\r\n")
+    stray = http_response("Auth-Status: of somebody else\r\n")
     head = f"HTTP/1.1 {status}\r\nAuth-Status: no\r\n\r\n".encode()
 
     async def play() -> None:
@@ -259,7 +259,7 @@ def test_bytes_after_a_response_without_body_close_the_connection(status: str) -
                 await asyncio.sleep(0.005)
                 writer.write(stray)
 
-        async with siege(build, service=service) as w:
+        async with checked_world(build, service=service) as w:
 
             async def many() -> list[bytes]:
                 return [await attempt(w) for _ in range(20)]
@@ -282,7 +282,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
             def send_request(self: connection.AuthConnection) -> None:
                 if self is kept:
                     peer = w.auth.writers[0].get_extra_info("socket")
-                    peer._sock.send(answer("Auth-Status: of somebody else\r\n"))
+                    peer._sock.send(http_response("Auth-Status: of somebody else\r\n"))
                 real(self)
 
             with pytest.MonkeyPatch.context() as patch:
@@ -295,7 +295,7 @@ def test_connection_with_unread_bytes_is_not_used() -> None:
     run(play)
 
 
-# Interim answers.
+# Interim responses.
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_status_101_is_invalid() -> None:
 
 
 def test_request_is_not_resent_after_an_interim_response() -> None:
-    """The service had the request: an interim answer says so."""
+    """An interim response shows that the service has the request."""
 
     async def play() -> None:
         async with world(build, DENIED, b"HTTP/1.1 100 Continue\r\n\r\n") as w:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several addresses of one authentication service: a login needs one of them that works."""
+"""Several addresses of one authentication service: one working address is enough."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mailproxy.dns import HostAddresses
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.world import World, answer, run, world
+from support.world import World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"
 INTERNAL_ERROR = b"-ERR internal server error\r\n"
 V4 = int(socket.AF_INET)
@@ -46,7 +46,7 @@ def use(w: World, *addresses: tuple[str, int]) -> None:
 async def attempt(w: World) -> bytes:
     client = await w.client()
     await client.line()
-    await client.say(b"USER u\r\nPASS p\r\n")
+    await client.send(b"USER u\r\nPASS p\r\n")
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -54,7 +54,7 @@ async def attempt(w: World) -> bytes:
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port of loopback that refuses connections, because it is bound and nobody listens."""
+    """A port of loopback that refuses connections, because it is bound but not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -181,7 +181,7 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
 
 
 def test_requests_move_to_another_address_when_one_stops_responding() -> None:
-    """A process that hangs: the kernel still accepts, and no answer comes."""
+    """A process that hangs: the kernel accepts connections, but no response comes."""
 
     async def play() -> None:
         with socket.socket() as hanging:
@@ -218,8 +218,8 @@ def test_client_that_leaves_while_addresses_are_tried_cancels_the_request() -> N
                 use(w, ("127.0.0.1", first), ("127.0.0.1", second))
                 client = await w.client()
                 await client.line()
-                await client.ask(b"USER u\r\n")
-                await client.say(b"PASS p\r\n")
+                await client.exchange(b"USER u\r\n")
+                await client.send(b"PASS p\r\n")
                 while not pool(w).connections:
                     await asyncio.sleep(0.01)
                 client.reset()

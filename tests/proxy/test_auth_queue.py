@@ -14,11 +14,11 @@ from mailproxy.auth_http.client import AuthHttpClient, FairQueue, PendingRequest
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthRequest, Client, Credentials
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.checked_world import checked_world, serve
 from support.configs import server
-from support.siege import serve, siege
-from support.world import Builder, World, answer, run, world
+from support.world import Builder, World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 A, B, C = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"
 
 
@@ -154,9 +154,9 @@ async def log_in(w: World, source: str, user: str) -> bytes:
     client = await w.client()
     family = "TCP6" if ":" in source else "TCP4"
     local = "2001:db8::1" if ":" in source else "192.0.2.254"
-    await client.say(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
+    await client.send(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
     await client.line()
-    await client.say(f"USER {user}\r\nPASS p\r\n".encode())
+    await client.send(f"USER {user}\r\nPASS p\r\n".encode())
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -216,7 +216,7 @@ def test_default_limit_is_worker_connections() -> None:
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
+        async with checked_world(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
             for number in range(500):
                 group.create_task(log_in(w, "198.51.100.1", f"bad{number}"))
             while tarpit.held < 500:
@@ -232,7 +232,7 @@ def test_many_addresses_with_delayed_denials_delay_another_by_one_request_each()
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(1), service=tarpit) as w:
+        async with checked_world(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 for number in range(60):
                     group.create_task(log_in(w, f"198.51.100.{number % 3}", f"bad{number}"))
@@ -250,15 +250,15 @@ def test_many_addresses_with_delayed_denials_delay_another_by_one_request_each()
 def test_request_of_a_client_that_left_is_not_sent() -> None:
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(1), service=tarpit) as w:
+        async with checked_world(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 group.create_task(log_in(w, "198.51.100.1", "bad"))
                 while not tarpit.held:
                     await asyncio.sleep(0.01)
                 client = await w.client()
-                await client.say(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
+                await client.send(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
                 await client.line()
-                await client.say(b"USER gone\r\nPASS p\r\n")
+                await client.send(b"USER gone\r\nPASS p\r\n")
                 while not len(pool(w).waiting):
                     await asyncio.sleep(0.01)
                 client.reset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service is asked, byte by byte."""
+"""The bytes of a request to the authentication service."""
 
 from __future__ import annotations
 

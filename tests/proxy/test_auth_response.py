@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service answers, and what is made of it."""
+"""Parsing responses of the authentication service."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_response_without_server_or_port_is_invalid(headers: bytes) -> None:
     assert malformed.value.failure is AuthErrorReason.NO_SERVER
 
 
-# ---- hostile answers ----
+# ---- hostile responses ----
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_auth_error_code_that_is_too_long_is_invalid() -> None:
         decided(b"Auth-Status: no\r\nAuth-Error-Code: " + b"5" * 33 + b"\r\n", protocol=SMTP)
 
 
-# ---- what becomes of the connection ----
+# ---- keep-alive ----
 
 OK_1_0 = b"HTTP/1.0 200 OK\r\n"
 OK_1_1 = b"HTTP/1.1 200 OK\r\n"
@@ -403,7 +403,7 @@ def test_status_101_is_an_invalid_response() -> None:
         answer(b"Upgrade: h2c\r\n", status=b"HTTP/1.1 101 Switching Protocols\r\n")
 
 
-# ---- what an error explains ----
+# ---- error messages ----
 
 
 @pytest.mark.parametrize(
@@ -482,11 +482,11 @@ def test_any_response_is_a_decision_or_invalid(headers: bytes, protocol: Protoco
     assert not any(byte < 32 for byte in shown)
 
 
-# ---- what is remembered ----
+# ---- caching ----
 
 
 def remembered() -> list[object]:
-    """All that the cache of readings holds, keys and values, however deep."""
+    """Return everything in the cache, keys and values, however deep."""
     found: list[object] = []
     unseen = gc.get_referents(response._read)
     while unseen:
@@ -553,7 +553,7 @@ def test_cached_response_depends_on_method_user_and_password() -> None:
     assert response._read.cache_info().hits == 1
 
 
-# ---- the quick way is the long way ----
+# ---- cached parsing ----
 
 NAMES = st.sampled_from([b"Auth-Pass", b"auth-pass", b"Auth-User"]) | st.sampled_from(
     [b"Auth-Pass", b"auth-pass", b"AUTH-PASS", b"aUTH-pASS", b"Auth-Pass ", b" Auth-Pass", b"X-Pass",
@@ -589,7 +589,7 @@ WAYS = st.builds(
 
 
 def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret | None) -> AuthResponse:
-    """Read an answer as one would if nothing were ever remembered."""
+    """Parse a response without the cache."""
     said, framing, keep_alive, status, _ = response._read.__wrapped__(head)
     sent = said.get(b"auth-pass")
     try:
@@ -614,7 +614,7 @@ def test_cached_parsing_gives_the_same_result(
     end = head_end(text)
     head = text if end < 0 else text[:end]
     long = outcome(lambda: at_length(head, protocol, method, password))
-    for _ in range(2):  # the second time from memory
+    for _ in range(2):  # the second time from the cache
         quick = outcome(
             lambda: parse(head, protocol=protocol, method=method, user=b"john", password=password)
         )

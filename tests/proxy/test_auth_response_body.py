@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a body ends."""
+"""Finding the end of a response's body."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from mailproxy.session.session import Session
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import Protocol, ProxyConfig
 from support import invariants
-from support.faults import HIDDEN, Fault, breaking, clear, descriptors
-from support.siege import GREETINGS, heard, relayed, serving
-from support.world import GRANT, answer, run, world
+from support.checked_world import GREETINGS, read_all, relayed, serving
+from support.fault_injection import HIDDEN, Fault, close_peers, descriptors, inject_fault
+from support.world import GRANT, http_response, run, world
 
 GREETING = GREETINGS[Protocol.POP3]
 
@@ -74,7 +74,7 @@ def test_exception_caught_by_the_event_loop_is_logged_without_values(how: str) -
         raise Fault(HIDDEN)
 
     async def play() -> None:
-        async with world(serving(Protocol.POP3), answer(GRANT)) as w:
+        async with world(serving(Protocol.POP3), http_response(GRANT)) as w:
             loop = asyncio.get_running_loop()
             if how == "callback":
                 loop.call_soon(callback, HIDDEN)
@@ -97,16 +97,16 @@ def test_exception_in_one_session_does_not_stop_draining_the_others(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def play() -> None:
-        async with world(serving(Protocol.POP3), answer(GRANT), closes=True) as w:
+        async with world(serving(Protocol.POP3), http_response(GRANT), closes=True) as w:
             peers = [await w.client() for _ in range(3)]
             for peer in peers:
                 await peer.line()
-            breaking(monkeypatch, (Session, name))()
+            inject_fault(monkeypatch, (Session, name))()
             if name == "abort":
                 w.app.stop()
             else:
                 await w.app.drain(5.0)
-            await asyncio.gather(*(heard(peer) for peer in peers))
+            await asyncio.gather(*(read_all(peer) for peer in peers))
             assert w.app.sessions == 0
             closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
             assert {labels[2]: count for labels, count in closed.items()} == {"drain": 2, "internal_error": 1}
@@ -118,7 +118,7 @@ def test_session_whose_end_raises_is_closed_by_force(monkeypatch: pytest.MonkeyP
     """Descriptors are closed and gauges decremented although every orderly way to close raises."""
 
     async def play() -> None:
-        async with world(serving(Protocol.POP3), answer(GRANT), closes=True) as w:
+        async with world(serving(Protocol.POP3), http_response(GRANT), closes=True) as w:
             before = invariants.descriptors()
             peers = [await w.client() for _ in range(3)]
             for peer in peers:
@@ -131,10 +131,10 @@ def test_session_whose_end_raises_is_closed_by_force(monkeypatch: pytest.MonkeyP
             for holder, name in ((session, "lingering_close"), (Session, "_close"), (Relay, "close")):
                 monkeypatch.setattr(holder, name, fails)
             for peer in (*peers, *relaying):
-                await peer.say(b"QUIT\r\n")
+                await peer.send(b"QUIT\r\n")
                 peer.writer.write_eof()
-            await asyncio.gather(*(heard(peer) for peer in (*peers, *relaying)))
-            clear(w)
+            await asyncio.gather(*(read_all(peer) for peer in (*peers, *relaying)))
+            close_peers(w)
             await invariants.settle(w.app, w.meter)
             assert await descriptors(w.app, before) <= before
             assert HIDDEN not in w.read_log()
@@ -146,9 +146,9 @@ def test_configuration_whose_loading_raises_is_refused_and_the_old_one_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def play() -> None:
-        async with world(serving(Protocol.POP3), answer(GRANT)) as w:
+        async with world(serving(Protocol.POP3), http_response(GRANT)) as w:
             config = ProxyConfig(servers=tuple(server.config for server in w.app._servers.values()))
-            breaking(monkeypatch, (app, "_template"))()
+            inject_fault(monkeypatch, (app, "_template"))()
             with pytest.raises(ConfigError, match=r"servers\[pop3\]: internal error \(Fault\)"):
                 await w.app.apply(config, {}, names={}, ticket_keys={})
             peer = await w.client()

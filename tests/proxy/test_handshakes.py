@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A handshake's last words leave with the greeting, in one segment; nothing is held back for longer."""
+"""The last bytes of a TLS handshake are sent with the greeting, in one segment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from mailproxy_config.model import Protocol, StartTls
-from support.siege import serving, siege
+from support.checked_world import checked_world, serving
 from support.tls_identities import Identities
 from support.world import run
 
@@ -51,13 +51,13 @@ class Client:
                 return
 
     def hear_line(self) -> bytes:
-        heard = b""
-        while not heard.endswith(b"\n"):
+        read_all = b""
+        while not read_all.endswith(b"\n"):
             try:
-                heard += self.tls.read(4096)
+                read_all += self.tls.read(4096)
             except ssl.SSLWantReadError:
                 self._hear()
-        return heard
+        return read_all
 
     def segments(self) -> int:
         told = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_IN.size)
@@ -77,7 +77,7 @@ class Client:
 
 
 def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:
-    """Connect, and give the greeting and how many segments came until it was there."""
+    """Connect, and return the greeting and the number of segments up to it."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         client = Client.over(sock, context)
         client.shake_hands()
@@ -89,7 +89,7 @@ def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:
     [
         (ssl.TLSVersion.TLSv1_3, "auto", 2),  # the server's flight; the ticket and the greeting
         (ssl.TLSVersion.TLSv1_2, "auto", 2),  # its flight; ticket, Finished and greeting
-        (ssl.TLSVersion.TLSv1_3, "secp384r1", 3),  # "try again with another group" comes before
+        (ssl.TLSVersion.TLSv1_3, "secp384r1", 3),  # a HelloRetryRequest comes before
     ],
     ids=["1.3", "1.2", "1.3, with a HelloRetryRequest"],
 )
@@ -98,7 +98,7 @@ def test_greeting_is_sent_with_the_last_handshake_bytes(
 ) -> None:
     async def play() -> None:
         build = serving(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             context = identities.client()
             context.minimum_version = context.maximum_version = version
             # on a busy machine the kernel may send a segment twice, but hardly each time
@@ -109,7 +109,7 @@ def test_greeting_is_sent_with_the_last_handshake_bytes(
 
 
 def started(port: int, context: ssl.SSLContext) -> int:
-    """Start TLS, and wait for whatever comes with the end of the handshake before anything else is said."""
+    """Start TLS, and wait for what is sent with the end of the handshake."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         assert sock.recv(100) == b"* OK IMAP4 ready\r\n"
         sock.sendall(b"s STARTTLS\r\n")
@@ -122,7 +122,7 @@ def started(port: int, context: ssl.SSLContext) -> int:
 
 def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_world(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
             context = identities.client()
             context.minimum_version = ssl.TLSVersion.TLSv1_3
             assert min([await asyncio.to_thread(started, w.port, context) for _ in range(3)]) == 4
@@ -131,10 +131,10 @@ def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
 
 
 def test_unix_socket_is_not_corked(identities: Identities) -> None:
-    """What is corked is TCP; without it the handshake goes on all the same."""
+    """Only TCP can be corked; the handshake works without."""
 
     async def play() -> None:
-        async with siege(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
+        async with checked_world(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
             near, far = socket.socketpair()
             near.setblocking(False)
             (listener,) = w.app.listeners

@@ -37,13 +37,13 @@ from mailproxy.telemetry.log import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
-from support.faults import HIDDEN, Break, breaking, clear, descriptors, polls_per_second
-from support.siege import APOLOGIES, GREETINGS, heard, relayed, serving, shake
+from support.checked_world import GREETINGS, INTERNAL_ERRORS, read_all, relayed, serving, start_tls
+from support.fault_injection import HIDDEN, Inject, close_peers, descriptors, inject_fault, polls_per_second
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer, run, world
+from support.world import GRANT, Peer, World, http_response, run, world
 
-APOLOGY = APOLOGIES[Protocol.POP3]
+INTERNAL_ERROR = INTERNAL_ERRORS[Protocol.POP3]
 GREETING = GREETINGS[Protocol.POP3]
 
 
@@ -52,7 +52,7 @@ Play = Callable[["Stage"], Awaitable[None]]
 
 @dataclass
 class Stage:
-    """What a case plays on.
+    """What a case runs with.
 
     Attributes:
         break_: Makes the entry point raise the next time it is called.
@@ -60,7 +60,7 @@ class Stage:
 
     w: World
     identities: Identities
-    break_: Break
+    break_: Inject
 
     async def client(self) -> Peer:
         peer = await self.w.client()
@@ -86,19 +86,19 @@ class Case:
     sessions: int = 1
 
 
-# -- what clients do
+# -- clients
 
 
 async def connects(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert await heard(peer) == b""
+    assert await read_all(peer) == b""
 
 
 async def connects_and_is_told(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert await heard(peer) == APOLOGY
+    assert await read_all(peer) == INTERNAL_ERROR
 
 
 async def is_accepted_later(stage: Stage) -> None:
@@ -106,15 +106,15 @@ async def is_accepted_later(stage: Stage) -> None:
     peer = await stage.w.client()
     assert await peer.line() == GREETING
     peer.writer.write(b"QUIT\r\n")
-    await heard(peer)
+    await read_all(peer)
 
 
 def sends_header(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
         stage.break_()
         peer = await stage.w.client()
-        await peer.say(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
-        assert await heard(peer) == expected
+        await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        assert await read_all(peer) == expected
 
     return play
 
@@ -122,7 +122,7 @@ def sends_header(expected: bytes) -> Play:
 async def waits(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    assert (await heard(peer)).removeprefix(GREETING) in (b"", APOLOGY)
+    assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
 
 
 async def shakes_hands(stage: Stage) -> None:
@@ -130,45 +130,45 @@ async def shakes_hands(stage: Stage) -> None:
     peer = await stage.w.client()
     stage.w.writers.remove(peer.writer)  # asyncio waits for ever for one whose handshake failed
     with contextlib.suppress(OSError):
-        await shake(peer, stage.identities)
-        assert (await heard(peer)).removeprefix(GREETING) in (b"", APOLOGY)
+        await start_tls(peer, stage.identities)
+        assert (await read_all(peer)).removeprefix(GREETING) in (b"", INTERNAL_ERROR)
     abort(peer.writer)
 
 
 async def shakes_hands_and_is_told(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    await shake(peer, stage.identities)
-    assert await heard(peer) == APOLOGY
+    await start_tls(peer, stage.identities)
+    assert await read_all(peer) == INTERNAL_ERROR
 
 
 async def starts_tls(stage: Stage) -> None:
     peer = await stage.client()
-    await peer.ask(b"STLS\r\n")
+    await peer.exchange(b"STLS\r\n")
     stage.break_()
-    await shake(peer, stage.identities)
-    assert await heard(peer) == APOLOGY
+    await start_tls(peer, stage.identities)
+    assert await read_all(peer) == INTERNAL_ERROR
 
 
 async def says_something(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
-    await peer.say(b"NOOP\r\n")
-    assert (await heard(peer)).endswith(APOLOGY)
+    await peer.send(b"NOOP\r\n")
+    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
 
 
 async def quits(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
-    await peer.say(b"QUIT\r\n")
-    await heard(peer)
+    await peer.send(b"QUIT\r\n")
+    await read_all(peer)
 
 
 async def says_too_much(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
-    await peer.say(b"x" * 3000 + b"\r\n")
-    await heard(peer)
+    await peer.send(b"x" * 3000 + b"\r\n")
+    await read_all(peer)
 
 
 async def does_not_read(stage: Stage) -> None:
@@ -183,39 +183,39 @@ async def does_not_read(stage: Stage) -> None:
     peer.writer.write(b"CAPA\r\n" * 60_000)
     await asyncio.sleep(0.3)
     transport.resume_reading()
-    assert (await heard(peer)).endswith(APOLOGY)
+    assert (await read_all(peer)).endswith(INTERNAL_ERROR)
 
 
 async def logs_in(stage: Stage) -> None:
     peer = await stage.client()
     stage.break_()
-    await peer.say(b"USER u\r\nPASS p\r\n")
-    assert await heard(peer) == b"+OK\r\n" + APOLOGY
+    await peer.send(b"USER u\r\nPASS p\r\n")
+    assert await read_all(peer) == b"+OK\r\n" + INTERNAL_ERROR
 
 
 def logs_in_at_an_upstream(expected: bytes) -> Play:
     async def play(stage: Stage) -> None:
         peer = await stage.client()
-        await peer.say(b"USER u\r\nPASS p\r\n")
+        await peer.send(b"USER u\r\nPASS p\r\n")
         upstream = await stage.w.upstream.next()
         stage.break_()
         with contextlib.suppress(ConnectionError):
             for reply in (b"+OK\r\n", b"+OK\r\n", b"+OK in\r\n"):
-                await upstream.say(reply)
+                await upstream.send(reply)
                 await upstream.line()
-        assert (await heard(peer)).endswith(expected)
-        assert await heard(upstream) == b""
+        assert (await read_all(peer)).endswith(expected)
+        assert await read_all(upstream) == b""
 
     return play
 
 
 async def leaves_at_an_upstream(stage: Stage) -> None:
     peer = await stage.client()
-    await peer.say(b"USER u\r\nPASS p\r\n")
+    await peer.send(b"USER u\r\nPASS p\r\n")
     upstream = await stage.w.upstream.next()
     stage.break_()
     peer.reset()
-    assert await heard(upstream) == b""
+    assert await read_all(upstream) == b""
 
 
 def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
@@ -224,8 +224,8 @@ def relays(data: int, *, tls: bool = False, from_client: bool = True) -> Play:
         stage.break_()
         sender, other = (client, upstream) if from_client else (upstream, client)
         with contextlib.suppress(ConnectionError):
-            await sender.say(b"x" * data)
-        await asyncio.gather(heard(other), heard(sender))
+            await sender.send(b"x" * data)
+        await asyncio.gather(read_all(other), read_all(sender))
 
     return play
 
@@ -234,19 +234,19 @@ async def relay_ends(stage: Stage) -> None:
     client, upstream = await relayed(stage.w)
     stage.break_()
     client.close()
-    assert await heard(upstream) == b""
+    assert await read_all(upstream) == b""
 
 
 async def relay_is_idle(stage: Stage) -> None:
     client, upstream = await relayed(stage.w)
     stage.break_()
-    await asyncio.gather(heard(client), heard(upstream))
+    await asyncio.gather(read_all(client), read_all(upstream))
 
 
 async def is_looked_up(stage: Stage) -> None:
     stage.break_()
     peer = await stage.w.client()
-    await heard(peer)
+    await read_all(peer)
 
 
 def case(name: str, where: tuple[Any, str], play: Play, sessions: int = 1, **directives: Any) -> Any:
@@ -264,10 +264,10 @@ CASES = [
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
     case("session: start", (Session, "start"), connects_and_is_told),
-    case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: real IP", (real_ip, "apply"), sends_header(APOLOGY), **HEADER),
-    case("PROXY header: done", (Session, "on_proxy_header"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(INTERNAL_ERROR), **HEADER),
+    case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(INTERNAL_ERROR), **HEADER),
+    case("PROXY header: real IP", (real_ip, "apply"), sends_header(INTERNAL_ERROR), **HEADER),
+    case("PROXY header: done", (Session, "on_proxy_header"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: before TLS", (ProxyHeaderReader, "_read"), sends_header(b""), **HEADER, **IMPLICIT),
     case("PROXY header: time", (ProxyHeaderReader, "on_timeout"), waits, **HEADER, **SOON),
     case("handshake: begin", (TlsHandshake, "begin"), connects, **IMPLICIT),
@@ -309,16 +309,20 @@ CASES = [
     ),
     case("upstream: connecting", (UpstreamConnection, "connect"), logs_in),
     case("upstream: deferred", (UpstreamConnection, "_connect"), logs_in),
-    case("upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: readiness", (UpstreamConnection, "on_event"), logs_in_at_an_upstream(APOLOGY)),
+    case(
+        "upstream: connected", (UpstreamConnection, "_on_connected"), logs_in_at_an_upstream(INTERNAL_ERROR)
+    ),
+    case("upstream: readiness", (UpstreamConnection, "on_event"), logs_in_at_an_upstream(INTERNAL_ERROR)),
     case("upstream: time", (UpstreamConnection, "on_timeout"), logs_in, **SOON),
     case("upstream: failing", (UpstreamConnection, "_on_error"), logs_in, **SOON),
     case(
-        "upstream: the end of the login", (UpstreamConnection, "_on_result"), logs_in_at_an_upstream(APOLOGY)
+        "upstream: the end of the login",
+        (UpstreamConnection, "_on_result"),
+        logs_in_at_an_upstream(INTERNAL_ERROR),
     ),
-    case("upstream: logged in", (Session, "on_upstream_login"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: the relay", (Relay, "start"), logs_in_at_an_upstream(APOLOGY)),
-    case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(APOLOGY)),
+    case("upstream: logged in", (Session, "on_upstream_login"), logs_in_at_an_upstream(INTERNAL_ERROR)),
+    case("upstream: the relay", (Relay, "start"), logs_in_at_an_upstream(INTERNAL_ERROR)),
+    case("upstream: an end of it", (session, "RelayEnd"), logs_in_at_an_upstream(INTERNAL_ERROR)),
     case("upstream: abandoned", (UpstreamConnection, "cancel"), leaves_at_an_upstream),
     case("relay: deferred", (Relay, "_open"), logs_in_at_an_upstream(b"+OK\r\n")),
     case("relay: readiness, plain", (RelayEnd, "on_event"), relays(10)),
@@ -345,10 +349,10 @@ CASES = [
 
 
 SERVICES: dict[str, Any] = {
-    "grants": answer(GRANT),
-    "wait": answer("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
+    "grants": http_response(GRANT),
+    "wait": http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
     "none": lambda _: asyncio.sleep(20, b""),
-    "names": answer("Auth-Status: no\r\n"),
+    "names": http_response("Auth-Status: no\r\n"),
     "nonsense": b"\r\n\r\n",
 }
 
@@ -360,20 +364,20 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 @contextlib.asynccontextmanager
 async def bystander(w: World, case: Case, identities: Identities) -> AsyncIterator[None]:
-    """Another client, which is served before and after; none where nobody may be quiet for long."""
+    """Another client, which is served before and after; none where clients time out soon."""
     if "timeout" in case.directives or case.directives.get("service") == "names":
         yield
         return
     peer = await w.client()
     if case.directives.get("listen_proxy_protocol"):
-        await peer.say(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        await peer.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
     if case.directives.get("listen_ssl"):
-        await shake(peer, identities)
+        await start_tls(peer, identities)
     assert await peer.line() == GREETING
     yield
-    assert await peer.ask(b"NOOP\r\n") == b"+OK\r\n"
-    assert await peer.ask(b"QUIT\r\n") == b"+OK\r\n"
-    assert await heard(peer) == b""
+    assert await peer.exchange(b"NOOP\r\n") == b"+OK\r\n"
+    assert await peer.exchange(b"QUIT\r\n") == b"+OK\r\n"
+    assert await read_all(peer) == b""
     peer.close()
 
 
@@ -406,10 +410,10 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
                 await greeted(w)  # the DNS library keeps its descriptors
             before = invariants.descriptors()
             async with bystander(w, case, identities):
-                break_ = breaking(monkeypatch, case.where)
+                break_ = inject_fault(monkeypatch, case.where)
                 async with asyncio.timeout(20):
                     await case.play(Stage(w, identities, break_))
-            clear(w)
+            close_peers(w)
             await invariants.settle(w.app, w.meter)
             assert await descriptors(w.app, before) <= before
             assert await polls_per_second(w.app) < 100

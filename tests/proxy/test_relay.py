@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay: every byte, both ways, whatever the sizes, and a defined end."""
+"""The relay: every byte in both directions, whatever the sizes, and its end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.checked_world import relayed
 from support.configs import server
-from support.siege import relayed
-from support.world import GRANT, Peer, World, answer, run, world
+from support.world import GRANT, Peer, World, http_response, run, world
 
-GRANTED = answer(GRANT)
+GRANTED = http_response(GRANT)
 
 
 def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
@@ -32,7 +32,7 @@ def test_relay_copies_every_byte_in_both_directions(size: int) -> None:
     data = random.Random(size).randbytes(size)
 
     async def send(peer: Peer) -> None:
-        await peer.say(data)
+        await peer.send(data)
 
     async def receive(peer: Peer) -> bytes:
         return hashlib.sha256(await peer.data(size)).digest()
@@ -55,7 +55,7 @@ def test_relay_copies_every_byte_in_both_directions(size: int) -> None:
 
 
 def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
-    """Leave every socket on the way so much room and no more: left alone, kernels take tens of megabytes."""
+    """Limit the socket buffers on the way; by default kernels buffer tens of megabytes."""
     (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
     ends = [relay.client.sock, relay.upstream.sock]
@@ -72,7 +72,7 @@ def test_relay_stops_reading_while_the_other_side_does_not_read() -> None:
             client, upstream = await relayed(w)
             bound_the_kernel(w, client, upstream)
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(upstream.say(data))
+                sending = group.create_task(upstream.send(data))
                 await asyncio.sleep(0.3)
                 assert not sending.done()
                 assert await client.data(len(data)) == data
@@ -107,7 +107,7 @@ def test_half_closed_client_gets_the_response() -> None:
             client.writer.write(b"QUIT\r\n")
             client.writer.write_eof()
             assert await upstream.rest() == b"QUIT\r\n"
-            await upstream.say(b"+OK bye\r\n")
+            await upstream.send(b"+OK bye\r\n")
             upstream.close()
             assert await client.rest() == b"+OK bye\r\n"
             client.close()
@@ -122,8 +122,8 @@ def test_reset_closes_both_sides(who: str) -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
-            breaking, other = (client, upstream) if who == "client" else (upstream, client)
-            breaking.reset()
+            inject_fault, other = (client, upstream) if who == "client" else (upstream, client)
+            inject_fault.reset()
             assert await other.rest() == b""
             await w.settled()
             other.close()
@@ -149,7 +149,7 @@ def test_bytes_of_one_side_keep_the_relay_open() -> None:
         async with world(impatient, GRANTED) as w:
             client, upstream = await relayed(w)
             for _ in range(20):
-                await upstream.say(b".")
+                await upstream.send(b".")
                 assert await client.data(1) == b"."
                 await asyncio.sleep(0.05)
             client.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a relay holds in memory while one of its sides does not read."""
+"""The memory that a relay holds while one of its sides does not read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import MAX_PENDING
 from mailproxy.tls.connection import PIECE
 from mailproxy_config.model import ByteCount, Protocol, StartTls
-from support.siege import relayed, serving, siege
+from support.checked_world import checked_world, relayed, serving
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer, run
+from support.world import GRANT, Peer, World, http_response, run
 
 PROXY = str(Path(relay_end.__file__).parents[1])
 OBJECTS = 8 * 1024
-"""What the traced code allocates besides: objects, not bytes on their way."""
+"""Bytes that the traced code allocates for other objects."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_stalled_direction_holds_no_more_than_max_pending(
     async def play() -> None:
         tls = {"starttls": StartTls.ENABLED} if is_tls else {}
         build = serving(Protocol.POP3, identities, proxy_buffer=ByteCount(4096), **tls)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             client, upstream = await relayed(w, identities if is_tls else None)
             (relay,) = w.app.context.live
             assert isinstance(relay, Relay)

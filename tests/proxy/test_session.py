@@ -19,10 +19,10 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, Peer, World, answer, run, world
+from support.world import GRANT, Builder, Peer, World, http_response, run, world
 
-DENIED = answer("Auth-Status: Invalid login or password\r\n")
-GRANTED = answer(GRANT)
+DENIED = http_response("Auth-Status: Invalid login or password\r\n")
+GRANTED = http_response(GRANT)
 
 
 def imap(**directives: object) -> Builder:
@@ -46,11 +46,11 @@ def _builder(protocol: Protocol, directives: dict[str, object]) -> Builder:
 
 async def log_in_upstream(world: World) -> Peer:
     upstream = await world.upstream.next()
-    await upstream.say(b"* OK upstream ready\r\n")
+    await upstream.send(b"* OK upstream ready\r\n")
     assert await upstream.line() == b"a LOGIN {5}\r\n"
-    assert await upstream.ask(b"+ go on\r\n") == b"alice {6}\r\n"
-    assert await upstream.ask(b"+ go on\r\n") == b"secret\r\n"
-    await upstream.say(b"a OK logged in\r\n")
+    assert await upstream.exchange(b"+ go on\r\n") == b"alice {6}\r\n"
+    assert await upstream.exchange(b"+ go on\r\n") == b"secret\r\n"
+    await upstream.send(b"a OK logged in\r\n")
     return upstream
 
 
@@ -59,11 +59,11 @@ def test_login_starts_relay_and_pipelined_bytes_arrive_once() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
             assert await client.line() == b"* OK IMAP4 ready\r\n"
-            await client.say(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
+            await client.send(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
             upstream = await log_in_upstream(w)
             assert await client.line() == b"a OK logged in\r\n"
             assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]
-            await upstream.say(b"b OK\r\nc OK\r\n")
+            await upstream.send(b"b OK\r\nc OK\r\n")
             assert await client.lines(2) == [b"b OK\r\n", b"c OK\r\n"]
             client.close()
             assert await upstream.rest() == b""
@@ -84,7 +84,7 @@ def test_denied_login_without_auth_wait_closes_connection() -> None:
         async with world(imap(), DENIED) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
+            assert await client.exchange(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -96,16 +96,16 @@ def test_denied_login_without_auth_wait_closes_connection() -> None:
 
 def test_denied_login_with_auth_wait_keeps_connection() -> None:
     async def play() -> None:
-        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
         async with world(pop3(), wait, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
+            await client.send(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
             assert await client.lines(3) == [b"+OK\r\n", b"-ERR no\r\n", b"+OK\r\n"]
             upstream = await w.upstream.next()
-            assert await upstream.ask(b"+OK\r\n") == b"USER alice\r\n"
-            assert await upstream.ask(b"+OK\r\n") == b"PASS secret\r\n"
-            await upstream.say(b"+OK in\r\n")
+            assert await upstream.exchange(b"+OK\r\n") == b"USER alice\r\n"
+            assert await upstream.exchange(b"+OK\r\n") == b"PASS secret\r\n"
+            await upstream.send(b"+OK in\r\n")
             assert await client.line() == b"+OK in\r\n"
             assert b"Auth-Login-Attempt: 2\r\n" in w.auth.requests[1]
             client.close()
@@ -119,11 +119,11 @@ def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
         async with world(pop3(proxy_pass_error_message=True), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS secret\r\n")
+            await client.send(b"USER alice\r\nPASS secret\r\n")
             upstream = await w.upstream.next()
-            await upstream.ask(b"+OK\r\n")
-            await upstream.ask(b"+OK\r\n")
-            await upstream.say(b"-ERR [AUTH] mailbox over quota\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.send(b"-ERR [AUTH] mailbox over quota\r\n")
             assert await client.rest() == b"+OK\r\n-ERR [AUTH] mailbox over quota\r\n"
             client.close()
             await w.settled()
@@ -146,7 +146,7 @@ def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apol
         async with world(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
             await client.line()
-            await client.say(said)
+            await client.send(said)
             assert await client.rest() == apology
             client.close()
             await w.settled()
@@ -157,11 +157,11 @@ def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apol
 
 def test_upstream_that_refuses_connections_gets_internal_error_reply() -> None:
     async def play() -> None:
-        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
         async with world(imap(), gone) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
+            assert await client.exchange(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -176,7 +176,7 @@ def test_upstream_that_hangs_fails_after_timeout() -> None:
         async with world(imap(timeout=Seconds(0.2)), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             upstream = await w.upstream.next()
             assert await client.rest() == b"* BAD internal server error\r\n"
             assert await upstream.rest() == b""
@@ -204,7 +204,7 @@ def test_timeout_starts_at_greeting() -> None:
             client = await w.client()
             await client.line()
             answered = 0
-            while await client.ask(b"a NOOP\r\n"):
+            while await client.exchange(b"a NOOP\r\n"):
                 answered += 1
                 await asyncio.sleep(0.02)
             assert answered > 1
@@ -222,7 +222,7 @@ def test_client_above_worker_connections_gets_busy_reply() -> None:
             assert (await second.rest()).startswith(b"421 ")
             second.close()
             assert w.value("mailproxy_limit_rejections_total", "smtp", "conn_total", "enforce") == 1
-            assert await first.ask(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
+            assert await first.exchange(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
             first.close()
             await w.settled()
             third = await w.client()
@@ -244,7 +244,7 @@ def test_client_reset_during_auth_request_aborts_the_login() -> None:
         async with world(imap(), slowly) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             await asked.wait()
             client.reset()
             await w.settled()
@@ -260,14 +260,14 @@ def test_drain_ends_sessions_before_login_and_keeps_relays() -> None:
             early, late = await w.client(), await w.client()
             await early.line()
             await late.line()
-            await late.say(b"a LOGIN alice secret\r\n")
+            await late.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
             await late.line()
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(5.0))
                 assert (await early.rest()).startswith(b"* BYE ")
                 early.close()
-                await upstream.say(b"* 1 EXISTS\r\n")
+                await upstream.send(b"* 1 EXISTS\r\n")
                 assert await late.line() == b"* 1 EXISTS\r\n"
                 assert not draining.done()
                 upstream.close()
@@ -284,7 +284,7 @@ def test_drain_timeout_aborts_relays() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
             await client.line()
             await w.app.drain(0.1)
@@ -309,9 +309,9 @@ def test_proxy_header_in_pieces_and_with_commands(cut: int) -> None:
         async with world(build, DENIED) as w:
             client = await w.client()
             data = HEADER + b"a LOGIN u p\r\n"
-            await client.say(data[:cut])
+            await client.send(data[:cut])
             await asyncio.sleep(0.02)
-            await client.say(data[cut:])
+            await client.send(data[cut:])
             assert await client.lines(2) == [b"* OK IMAP4 ready\r\n", b"a NO Invalid login or password\r\n"]
             request = w.auth.requests[0]
             assert b"Client-IP: 192.0.2.7\r\n" in request
@@ -330,7 +330,7 @@ def test_missing_proxy_header_closes_without_a_reply() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             client = await w.client()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -344,7 +344,7 @@ def test_proxy_header_is_sent_to_upstream_first() -> None:
         async with world(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await w.upstream.next()
             own, port = client.writer.get_extra_info("sockname")
             assert await upstream.line() == f"PROXY TCP4 {own} 127.0.0.1 {port} {w.port}\r\n".encode()
@@ -358,7 +358,7 @@ def test_early_talker_is_rejected_during_greeting_delay() -> None:
     async def play() -> None:
         async with world(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
             client = await w.client()
-            await client.say(b"HELO x\r\n")
+            await client.send(b"HELO x\r\n")
             assert await client.rest() == b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
             client.close()
 
@@ -390,13 +390,13 @@ def test_client_that_does_not_read_is_closed_after_timeout() -> None:
 
 
 def test_drain_waits_for_lingering_close() -> None:
-    """A session that is over but for its last reply lingers; a drain lets it."""
+    """A drain waits for connections in their lingering close."""
 
     async def play() -> None:
         async with world(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"x" * 2000)
+            await client.send(b"x" * 2000)
             await w.settled()
             assert len(w.app.context.lingering) == 1
             async with asyncio.TaskGroup() as group:
@@ -419,7 +419,7 @@ def test_drain_timeout_ends_lingering_close(
         async with world(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"x" * 2000)
+            await client.send(b"x" * 2000)
             await w.settled()
             await w.app.drain(0.1)
             assert not w.app.context.lingering
@@ -445,10 +445,10 @@ def test_drain_does_not_wait_for_name_lookup() -> None:
 
 def test_drain_ends_auth_wait() -> None:
     async def play() -> None:
-        async with world(pop3(), answer("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
+        async with world(pop3(), http_response("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS wrong\r\n")
+            await client.send(b"USER alice\r\nPASS wrong\r\n")
             await client.line()
             while not w.value("mailproxy_logins_total", "pop3", "password", "denied"):
                 await asyncio.sleep(0.005)

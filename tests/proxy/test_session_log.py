@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log says about a session that did not go well: who refused it, where, and in which words."""
+"""Log events of failed sessions: stage, reply and reason."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mailproxy_config.model import (
 )
 from support.configs import server
 from support.tls_identities import Identities
-from support.world import GRANT, Builder, World, answer, run, world
+from support.world import GRANT, Builder, World, http_response, run, world
 
-GRANTED = answer(GRANT)
-DENIED = answer("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
+GRANTED = http_response(GRANT)
+DENIED = http_response("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
 PLAIN = base64.b64encode(b"\0alice\0s3cr3t-word")
 
 
@@ -50,15 +50,15 @@ LOGINS = {
 
 
 async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
-    """Log in at an upstream that replies this; gives the log."""
+    """Log in at an upstream that sends this reply, and return the log."""
     client = await w.client()
     await client.line()
-    await client.say(login)
+    await client.send(login)
     upstream = await w.upstream.next()
     for number, reply in enumerate(replies):
         if number:
             await upstream.line()
-        await upstream.say(reply)
+        await upstream.send(reply)
     await client.rest()
     client.close()
     upstream.close()
@@ -67,7 +67,7 @@ async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
 
 
 def line(log: str, event: str) -> str:
-    """The one line of an event."""
+    """Return the only line of an event."""
     (found,) = [line for line in log.splitlines() if f" {event} " in line]
     return found
 
@@ -140,11 +140,11 @@ def test_reply_that_contains_the_password_is_not_logged(reply: bytes, is_shown: 
             steps = [b"* OK up\r\n", b"+\r\n", b"+\r\n", reply]
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[imap])
+            await client.send(LOGINS[imap])
             upstream = await w.upstream.next()
             for step in steps[:-1]:
-                await upstream.ask(step)
-            await upstream.say(reply)
+                await upstream.exchange(step)
+            await upstream.send(reply)
             await client.rest()
             client.close()
             upstream.close()
@@ -170,11 +170,11 @@ def test_logged_reply_is_escaped_and_cut() -> None:
 
 def test_failed_connect_is_logged_with_address_and_port() -> None:
     async def play() -> None:
-        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
         async with world(imap, gone) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[imap])
+            await client.send(LOGINS[imap])
             await client.rest()
             client.close()
             await w.settled()
@@ -190,7 +190,7 @@ def test_denial_is_logged_with_auth_status() -> None:
         async with world(smtp, DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[smtp])
+            await client.send(LOGINS[smtp])
             await client.rest()
             client.close()
             await w.settled()
@@ -204,15 +204,15 @@ def test_denial_is_logged_with_auth_status() -> None:
 
 def test_successful_login_after_a_denial_logs_no_stage() -> None:
     async def play() -> None:
-        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
         async with world(pop3, wait, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[pop3] + LOGINS[pop3])
+            await client.send(LOGINS[pop3] + LOGINS[pop3])
             upstream = await w.upstream.next()
-            await upstream.ask(b"+OK\r\n")
-            await upstream.ask(b"+OK\r\n")
-            await upstream.say(b"+OK in\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.send(b"+OK in\r\n")
             await client.lines(4)
             client.close()
             await upstream.rest()
@@ -228,10 +228,10 @@ def test_successful_login_after_a_denial_logs_no_stage() -> None:
 
 def test_denial_that_contains_the_password_is_not_logged() -> None:
     async def play() -> None:
-        async with world(pop3, answer("Auth-Status: no account with s3cr3t-word\r\n")) as w:
+        async with world(pop3, http_response("Auth-Status: no account with s3cr3t-word\r\n")) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[pop3])
+            await client.send(LOGINS[pop3])
             await client.rest()
             client.close()
             await w.settled()
@@ -247,7 +247,7 @@ def test_protocol_error_is_logged_with_its_kind() -> None:
         async with world(imap, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a" * 5000)
+            await client.send(b"a" * 5000)
             await client.rest()
             client.close()
             await w.settled()
@@ -273,7 +273,7 @@ def test_failed_proxy_header_is_logged_with_received_bytes(sent: bytes, fields: 
     async def play() -> None:
         async with world(built(Protocol.IMAP, proxy_header=True), GRANTED) as w:
             client = await w.client()
-            await client.say(sent)
+            await client.send(sent)
             await client.rest()
             client.close()
             await w.settled()
@@ -295,7 +295,7 @@ def test_unexpected_proxy_header_is_logged(build: Builder, header: bytes) -> Non
         async with world(build, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(header)
+            await client.send(header)
             client.writer.write_eof()
             await client.rest()
             client.close()
@@ -319,7 +319,7 @@ def test_unexpected_proxy_header_before_tls_is_logged_from_the_second_on(
         async with world(tls(tmp_path), GRANTED) as w:
             for _ in range(2):
                 client = await w.client()
-                await client.say(header + bytes(200))
+                await client.send(header + bytes(200))
                 await client.rest()
                 client.close()
                 await w.settled()
@@ -353,7 +353,7 @@ def test_connection_without_bytes_is_logged_at_debug_only(tmp_path: Path, level:
             if kind in {"plain", "reset"}:
                 await client.line()
             if kind == "header alone":
-                await client.say(b"PROXY UNKNOWN\r\n")
+                await client.send(b"PROXY UNKNOWN\r\n")
                 await client.line()
             if kind == "reset":
                 client.reset()
@@ -381,7 +381,7 @@ def test_connection_with_one_command_is_logged() -> None:
         async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.ask(b"a NOOP\r\n")
+            await client.exchange(b"a NOOP\r\n")
             client.close()
             await closed(w)
             assert " info session " in w.read_log()
@@ -394,7 +394,7 @@ def test_connection_with_half_a_command_is_logged() -> None:
         async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a NO")
+            await client.send(b"a NO")
             client.close()
             await closed(w)
             assert " info session " in w.read_log()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connecting to an upstream: how long the network took for it, and how far a call came that failed."""
+"""Connecting to an upstream: the duration, and the stage of a failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, World, answer, run, world
+from support.world import GRANT, Builder, World, http_response, run, world
 
 FAMILY = "mailproxy_upstream_connect_duration_seconds"
 
@@ -35,13 +35,13 @@ def imap(**directives: object) -> Builder:
 def grant(sock: socket.socket) -> bytes:
     """Send every client to this listening socket."""
     if sock.family == socket.AF_UNIX:
-        return answer(f"Auth-Status: OK\r\nAuth-Server: unix:{sock.getsockname()}\r\n")
+        return http_response(f"Auth-Status: OK\r\nAuth-Server: unix:{sock.getsockname()}\r\n")
     host, port = sock.getsockname()
-    return answer(f"Auth-Status: OK\r\nAuth-Server: {host}\r\nAuth-Port: {port}\r\n")
+    return http_response(f"Auth-Status: OK\r\nAuth-Server: {host}\r\nAuth-Port: {port}\r\n")
 
 
 def connected(w: World, result: str) -> tuple[int, float]:
-    """How many connections ended so, and the seconds that took, all together."""
+    """Return the number of connects with this result, and their seconds together."""
     found = w.value(FAMILY, "imap", result)
     return (sum(found[1:]), found[0] / 1e9) if found else (0, 0.0)
 
@@ -52,29 +52,29 @@ def errors(w: World, stage: str) -> int:
 
 
 async def log_in(w: World) -> bytes:
-    """Log in as somebody, and give what comes of it."""
+    """Log in, and return the reply."""
     client = await w.client()
     await client.line()
-    said = await client.ask(b"a LOGIN u p\r\n")
+    said = await client.exchange(b"a LOGIN u p\r\n")
     client.close()
     await w.settled()
     return said
 
 
-SORRY = b"* BAD internal server error\r\n"
+INTERNAL_ERROR = b"* BAD internal server error\r\n"
 
 
 def test_connect_duration_excludes_the_wait_for_the_greeting() -> None:
     async def play() -> None:
-        async with world(imap(), answer(GRANT)) as w:
+        async with world(imap(), http_response(GRANT)) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await w.upstream.next()
             await asyncio.sleep(0.5)
-            assert await upstream.ask(b"* OK at last\r\n") == b"a LOGIN {5}\r\n"
+            assert await upstream.exchange(b"* OK at last\r\n") == b"a LOGIN {5}\r\n"
             upstream.close()
-            assert await client.line() == SORRY
+            assert await client.line() == INTERNAL_ERROR
             count, seconds = connected(w, "ok")
             assert count == 1
             assert 0.0 < seconds < 0.5
@@ -84,8 +84,8 @@ def test_connect_duration_excludes_the_wait_for_the_greeting() -> None:
 
 def test_upstream_without_greeting_counts_as_connected() -> None:
     async def play() -> None:
-        async with world(imap(timeout=Seconds(0.2)), answer(GRANT)) as w:
-            assert await log_in(w) == SORRY
+        async with world(imap(timeout=Seconds(0.2)), http_response(GRANT)) as w:
+            assert await log_in(w) == INTERNAL_ERROR
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
             assert (errors(w, "greeting"), errors(w, "connect")) == (1, 0)
 
@@ -94,7 +94,7 @@ def test_upstream_without_greeting_counts_as_connected() -> None:
 
 @contextlib.contextmanager
 def full() -> Iterator[socket.socket]:
-    """A listening socket whose queue is full: who calls is left without an answer."""
+    """A listening socket whose queue is full: a SYN gets no answer."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
@@ -110,7 +110,7 @@ def test_connect_without_answer_fails_after_timeout() -> None:
     async def play() -> None:
         with full() as listener:
             async with world(imap(timeout=Seconds(0.2)), grant(listener)) as w:
-                assert await log_in(w) == SORRY
+                assert await log_in(w) == INTERNAL_ERROR
                 assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
                 assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
 
@@ -119,12 +119,12 @@ def test_connect_without_answer_fails_after_timeout() -> None:
 
 def test_upstream_that_resets_at_once_counts_as_connected() -> None:
     async def play() -> None:
-        async with world(imap(), answer(GRANT)) as w:
+        async with world(imap(), http_response(GRANT)) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             (await w.upstream.next()).reset()
-            assert await client.line() == SORRY
+            assert await client.line() == INTERNAL_ERROR
             client.close()
             await w.settled()
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (1, 0)
@@ -167,7 +167,7 @@ def test_refused_connect_counts_as_connect_error(
     async def play() -> None:
         sock = make(tmp_path)
         async with world(imap(), grant(sock)) as w:
-            assert await log_in(w) == SORRY
+            assert await log_in(w) == INTERNAL_ERROR
             assert (connected(w, "ok")[0], connected(w, "error")[0]) == (0, 1)
             assert (errors(w, "greeting"), errors(w, "connect")) == (0, 1)
         sock.close()
@@ -186,13 +186,13 @@ def test_unix_socket_is_connected_at_once(tmp_path: Path) -> None:
             async with world(imap(), grant(sock)) as w:
                 client = await w.client()
                 await client.line()
-                await client.say(b"a LOGIN alice secret\r\n")
+                await client.send(b"a LOGIN alice secret\r\n")
                 near, _ = await asyncio.to_thread(sock.accept)
                 with near:
                     near.settimeout(20)
                     await asyncio.to_thread(near.sendall, b"* OK ready\r\n")
                     assert await asyncio.to_thread(near.recv, 100) == b"a LOGIN {5}\r\n"
-                assert await client.line() == SORRY
+                assert await client.line() == INTERNAL_ERROR
                 assert connected(w, "ok")[0] == 1
 
     run(play)
@@ -200,15 +200,15 @@ def test_unix_socket_is_connected_at_once(tmp_path: Path) -> None:
 
 def test_proxy_header_is_sent_before_the_greeting() -> None:
     async def play() -> None:
-        async with world(imap(proxy_protocol=SendProxyProtocol.V1), answer(GRANT)) as w:
+        async with world(imap(proxy_protocol=SendProxyProtocol.V1), http_response(GRANT)) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await w.upstream.next()
             assert (await upstream.line()).startswith(b"PROXY TCP4 127.0.0.1 127.0.0.1 ")
-            assert await upstream.ask(b"* OK ready\r\n") == b"a LOGIN {5}\r\n"
+            assert await upstream.exchange(b"* OK ready\r\n") == b"a LOGIN {5}\r\n"
             upstream.close()
-            assert await client.line() == SORRY
+            assert await client.line() == INTERNAL_ERROR
             assert connected(w, "ok")[0] == 1
 
     run(play)

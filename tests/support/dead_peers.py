@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection that dies silently: its peer's kernel drops every segment and acknowledges none."""
+"""A connection whose peer's kernel drops every segment and acknowledges none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives one dialogue by hand: answers in, what was said and asked out."""
+"""Runs one protocol generator with given results, and records its actions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mailproxy.protocols.sansio import Action, Deadline, Note, ProtocolGenerator
 
 @dataclass
 class Driven:
-    """What became of a dialogue: its result, what it said, what it asked for, what it noted."""
+    """The actions of a protocol generator, and its result."""
 
     result: Any = None
     finished: bool = False
@@ -22,12 +22,12 @@ class Driven:
 
 
 def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any) -> Driven:
-    """Run a dialogue until it ends, or waits for an answer that is not there.
+    """Run a generator until it ends, or waits for a result that is not given.
 
     ``Send``, ``Note`` and ``Deadline`` answer themselves; everything else takes
     the next of ``answers``.  An exception among them is thrown.
     """
-    if isinstance(dialogue, tuple):  # one that needs no answer
+    if isinstance(dialogue, tuple):  # actions without a result
         dialogue = _telling(dialogue)
     driven, waiting = Driven(), list(answers)
     answer: Any = None
@@ -59,5 +59,5 @@ def _telling(actions: Telling | tuple[()]) -> ProtocolGenerator[None]:
 
 
 def limits(driven: Driven) -> list[int]:
-    """How many bytes each ``Receive`` asked for."""
+    """Return the limit of each ``Receive``."""
     return [action.limit for action in driven.asked if isinstance(action, Receive)]

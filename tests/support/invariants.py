@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for a worker once all its sessions are over, whatever was done to it."""
+"""What must hold for a worker when all its sessions are over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mailproxy.enums import LoginResult
 from mailproxy.telemetry.metrics import Meter
 
 _SETTLING: Final = 30.0
-"""Seconds after which what should have ended never will; a lingering connection takes up to two."""
+"""Seconds to wait for sessions to end; a lingering close takes up to two."""
 _NOW: Final = (
     "mailproxy_connections_active",
     "mailproxy_sessions_active",
@@ -29,18 +29,18 @@ _ATTEMPTS: Final = re.compile(r" attempts=([0-9]+)")
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def series(meter: Meter, family: str) -> dict[tuple[str, ...], Any]:
-    """All series of one family that have something to tell."""
+    """Return the series of a metric that are not 0."""
     told = meter.snapshot()["series"].get(family, [])
     return {tuple(labels): value for labels, value in told if value}
 
 
 async def settle(app: App, meter: Meter) -> None:
-    """Wait until nothing is left over, and tell what is if that does not happen."""
+    """Wait until nothing is left over, and fail with what is."""
     try:
         async with asyncio.timeout(_SETTLING):
             while any(leftovers(app, meter)):
@@ -65,7 +65,7 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
 
 
 def check_accounts(meter: Meter, log: str) -> None:
-    """Check that everybody who came has left, and that every attempt to log in was counted once.
+    """Check that every accepted client was closed, and that every login was counted once.
 
     Args:
         meter: Of a worker without sessions.

@@ -190,7 +190,7 @@ class _Player:
         client = Peer(*await asyncio.open_connection("127.0.0.1", self.port))
         address = self.transcript.client().address
         family, server = ("TCP6", "2001:db8::2") if ":" in address else ("TCP4", "198.51.100.1")
-        await client.say(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
+        await client.send(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
         if self._is_implicit:
             await self._shake(client)
         return client
@@ -256,7 +256,7 @@ class _Player:
             case "authorize":
                 await self._authorize(step, rest)
             case "tls" if rest == "failed":
-                await self.client.say(b"this is no handshake\r\n")
+                await self.client.send(b"this is no handshake\r\n")
             case "tls":
                 await self._shake(self.client)
             case "closes":
@@ -286,7 +286,7 @@ class _Player:
             self.asking.close()
             return
         self.upstream_speaks = answered.startswith("granted")
-        await self.asking.say(answer(answered, self.upstream_port))
+        await self.asking.send(answer(answered, self.upstream_port))
 
     # ---- the end of it ----
 
@@ -296,9 +296,9 @@ class _Player:
         async with asyncio.timeout(PATIENCE):
             if self.relays:
                 upstream = await self._upstream()
-                await self.client.say(_MARKS[0])
+                await self.client.send(_MARKS[0])
                 self._compare(last, await upstream.data(len(_MARKS[0])), _MARKS[0])
-                await upstream.say(_MARKS[1])
+                await upstream.send(_MARKS[1])
                 self._compare(last, await self.client.data(len(_MARKS[1])), _MARKS[1])
                 self.client.close()
                 self._compare(last, await upstream.rest(), b"")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions of our own, injected where a test says, and what must be left after one."""
+"""Exceptions injected into the proxy's own functions, and what must hold after one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from support.streams import abort
 from support.world import World
 
 HIDDEN: Final = "what-nobody-may-read-in-a-log"
-Break = Callable[[], None]
+Inject = Callable[[], None]
 
 
 class Fault(Exception):
-    """Ours, and about something that must not be logged."""
+    """The injected exception; its text must not be logged."""
 
 
-def breaking(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Break:
-    """Patch a function so that it raises once, after it has been broken."""
+def inject_fault(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Inject:
+    """Patch a function so that it raises at its next call after the returned function was called."""
     holder, name = where
     original = getattr(holder, name)
     broken: list[bool] = []
@@ -38,14 +38,14 @@ def breaking(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Break:
     return lambda: broken.append(True)
 
 
-def clear(w: World) -> None:
-    """Close what the test itself has opened."""
+def close_peers(w: World) -> None:
+    """Close the connections of the test itself."""
     for writer in (*w.writers, *w.upstream.writers, *w.auth.writers):
         abort(writer)
 
 
 async def descriptors(app: App, expected: int) -> int:
-    """How many descriptors are open besides the pipes in stock; waits until no more than expected are."""
+    """Return the number of open descriptors, kept pipes excluded; waits until there are ``expected``."""
     found = 0
     for _ in range(100):
         found = invariants.descriptors() - 2 * len(app.context.pipes.kept)

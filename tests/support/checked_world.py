@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world under attack: whatever strangers did in it, nothing of theirs may be left at its end."""
+"""A world that is checked at its end: no resources of its sessions may be left."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from support import invariants
 from support.configs import server
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import Answer, Builder, Peer, World, answer, world
+from support.world import Builder, Peer, Response, World, http_response, world
 
-DENIED: Final = answer("Auth-Status: no\r\n")
+DENIED: Final = http_response("Auth-Status: no\r\n")
 GREETINGS: Final = {
     Protocol.IMAP: b"* OK IMAP4 ready\r\n",
     Protocol.POP3: b"+OK POP3 ready\r\n",
     Protocol.SMTP: b"220 mail.example.com ESMTP ready\r\n",
 }
-APOLOGIES: Final = {
+INTERNAL_ERRORS: Final = {
     Protocol.IMAP: b"* BAD internal server error\r\n",
     Protocol.POP3: b"-ERR internal server error\r\n",
     Protocol.SMTP: b"451 4.3.2 Internal server error\r\n",
@@ -32,7 +32,7 @@ LOGINS: Final = {
     Protocol.POP3: b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
     Protocol.SMTP: b"AUTH PLAIN AGFsaWNlAHNlY3JldA==\r\n",
 }
-"""One line each that logs alice in, whose password is ``secret``."""
+"""Commands that log in alice, whose password is ``secret``."""
 UPSTREAMS: Final = {
     Protocol.IMAP: (
         (b"* OK hello\r\n", b"a LOGIN {5}\r\n"),
@@ -42,13 +42,13 @@ UPSTREAMS: Final = {
     Protocol.POP3: ((b"+OK hello\r\n", b"USER alice\r\n"), (b"+OK\r\n", b"PASS secret\r\n")),
     Protocol.SMTP: ((b"220 hello\r\n", b"HELO mail.example.com\r\n"),),
 }
-"""What an upstream says before the login is complete, and what it hears then."""
+"""Replies of an upstream during the login, and the command that follows each."""
 ACCEPTANCES: Final = {
     Protocol.IMAP: (b"a OK in\r\n", b"a OK in\r\n"),
     Protocol.POP3: (b"+OK in\r\n", b"+OK in\r\n"),
     Protocol.SMTP: (b"250 hello\r\n", b"235 2.0.0 OK\r\n"),
 }
-"""What an upstream says to complete the login, and what the client hears of it."""
+"""The reply of an upstream that completes the login, and the client's reply for it."""
 
 
 def serving(protocol: Protocol, identities: Identities | None = None, **directives: Any) -> Builder:
@@ -69,13 +69,13 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @contextlib.asynccontextmanager
-async def siege(
-    build: Builder, *answers: Answer, service: Handler | None = None, **options: Any
+async def checked_world(
+    build: Builder, *responses: Response, service: Handler | None = None, **options: Any
 ) -> AsyncIterator[World]:
-    """A world that is looked over at its end: nothing is left, and the books are right.
+    """A world that is checked at its end: no resources are left, and the metrics add up.
 
     Unlike a world's, its ``read_log`` gives all lines, each time.  ``service``
-    takes the place of the authorization service.
+    replaces the authentication service.
     """
     await asyncio.sleep(0)
     before = invariants.descriptors()
@@ -84,7 +84,7 @@ async def siege(
             port = await stack.enter_async_context(serve(service))
             build = _asking(build, port)
         verbose = _logging_everything(build)
-        w = await stack.enter_async_context(world(verbose, *(answers or (DENIED,)), **options))
+        w = await stack.enter_async_context(world(verbose, *(responses or (DENIED,)), **options))
         _keep_log(w)
         yield w
         for writer in (*w.writers, *w.upstream.writers):
@@ -92,7 +92,7 @@ async def siege(
         await invariants.settle(w.app, w.meter)
         invariants.check_accounts(w.meter, w.read_log())
         w.app.context.log.close(0.0)
-    for _ in range(500):  # the DNS library lets go in a thread, perhaps of what was there before
+    for _ in range(500):  # the DNS library closes descriptors in a thread
         if invariants.descriptors() <= before:
             break
         await asyncio.sleep(0.02)
@@ -120,50 +120,50 @@ def _keep_log(w: World) -> None:
     w.read_log = read_all
 
 
-async def shake(peer: Peer, identities: Identities) -> None:
-    """Take a client through a TLS handshake."""
+async def start_tls(peer: Peer, identities: Identities) -> None:
+    """Perform a TLS handshake as client."""
     await peer.writer.start_tls(identities.client())
 
 
 async def log_in(w: World, protocol: Protocol) -> tuple[Peer, Peer]:
-    """Log alice in, and give both ends of the relay."""
+    """Log in alice, and return both ends of the relay."""
     client = await w.client()
     await client.line()
-    await client.say(LOGINS[protocol])
+    await client.send(LOGINS[protocol])
     upstream = await w.upstream.next()
     for says, hears in UPSTREAMS[protocol]:
-        assert await upstream.ask(says) == hears
+        assert await upstream.exchange(says) == hears
     says, hears = ACCEPTANCES[protocol]
-    await upstream.say(says)
+    await upstream.send(says)
     assert await client.line() == hears
     return client, upstream
 
 
 async def relayed(w: World, identities: Identities | None = None, ahead: bytes = b"") -> tuple[Peer, Peer]:
-    """Log in by POP3, inside TLS where there are identities, and give both ends of the relay.
+    """Log in by POP3, with STLS where there are identities, and return both ends of the relay.
 
     Args:
-        w: Its first server speaks POP3, and its authorization service grants everything.
+        w: Its server is POP3, and its authentication service allows every login.
         identities: For STLS.
-        ahead: What the client says behind its login without waiting.
+        ahead: What the client sends after its login without waiting.
     """
     client = await w.client()
     await client.line()
     if identities is not None:
-        await client.ask(b"STLS\r\n")
-        await shake(client, identities)
+        await client.exchange(b"STLS\r\n")
+        await start_tls(client, identities)
     client.writer.write(b"USER u\r\nPASS p\r\n" + ahead)
     upstream = await w.upstream.next()
-    await upstream.ask(b"+OK\r\n")
-    await upstream.ask(b"+OK\r\n")
-    await upstream.say(b"+OK\r\n")
+    await upstream.exchange(b"+OK\r\n")
+    await upstream.exchange(b"+OK\r\n")
+    await upstream.send(b"+OK\r\n")
     await client.lines(2)
     return client, upstream
 
 
 @contextlib.asynccontextmanager
 async def serve(handler: Handler) -> AsyncIterator[int]:
-    """Serve connections as somebody hostile would, and see every one of them closed; gives the port."""
+    """Serve connections with a handler, and close all of them at the end; yields the port."""
     writers: list[asyncio.StreamWriter] = []
     tasks: list[asyncio.Task[Any]] = []
 
@@ -187,14 +187,14 @@ async def serve(handler: Handler) -> AsyncIterator[int]:
         await asyncio.sleep(0)
 
 
-async def breathe(times: int = 4) -> None:
-    """Let the worker do what there is to do."""
+async def run_iterations(times: int = 4) -> None:
+    """Let the event loop run some iterations."""
     for _ in range(times):
         await asyncio.sleep(0)
 
 
-async def heard(peer: Peer) -> bytes:
-    """Everything up to the end, however it comes."""
+async def read_all(peer: Peer) -> bytes:
+    """Read up to the end of the connection, or its reset."""
     said = b""
     with contextlib.suppress(ConnectionError):
         while data := await peer.reader.read(1 << 16):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An authorization service that lies, drips, floods, or breaks off."""
+"""Responses of a hostile authentication service: invalid, slow, endless, or broken off."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 import pytest
 
 from mailproxy_config.model import AuthHttpHeader, Protocol, Seconds
-from support.siege import APOLOGIES, DENIED, LOGINS, heard, log_in, serving, siege
-from support.world import GRANT, Answer, Peer, World, answer, run
+from support.checked_world import DENIED, INTERNAL_ERRORS, LOGINS, checked_world, log_in, read_all, serving
+from support.world import GRANT, Peer, Response, World, http_response, run
 
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 OK = "HTTP/1.1 200 OK\r\n"
 
 
 async def attempt(w: World, protocol: Protocol) -> bytes:
-    """Try to log in; give what is said to it, up to the end."""
+    """Log in, and return everything that the client receives."""
     client = await w.client()
     await client.line()
-    await client.say(LOGINS[protocol])
-    said = await heard(client)
+    await client.send(LOGINS[protocol])
+    said = await read_all(client)
     client.close()
     return said
 
@@ -37,11 +37,13 @@ CONTROLS = [*(bytes([byte]) for byte in range(0x20) if byte not in b"\t\n\r"), b
 def test_control_characters_of_an_allowed_login_do_not_reach_the_upstream(
     protocol: Protocol, header: str, data: bytes
 ) -> None:
-    grant = answer(GRANT).replace(b"Content-Length", header.encode() + b": a" + data + b"b\r\nContent-Length")
+    grant = http_response(GRANT).replace(
+        b"Content-Length", header.encode() + b": a" + data + b"b\r\nContent-Length"
+    )
 
     async def play() -> None:
-        async with siege(serving(protocol, proxy_smtp_auth=True), grant) as w:
-            assert await attempt(w, protocol) == APOLOGIES[protocol]
+        async with checked_world(serving(protocol, proxy_smtp_auth=True), grant) as w:
+            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
             assert w.upstream.arrived.empty()
             assert w.value("mailproxy_auth_errors_total", "invalid_response") == 1
 
@@ -60,10 +62,10 @@ def test_control_characters_of_a_denial_do_not_reach_the_client(
     )
 
     async def play() -> None:
-        async with siege(serving(protocol), denial) as w:
+        async with checked_world(serving(protocol), denial) as w:
             said = await attempt(w, protocol)
             ignored = header == "Auth-Error-Code" and protocol is not Protocol.SMTP and b"\r" not in data
-            assert said == (b"no" if ignored else APOLOGIES[protocol]) or (
+            assert said == (b"no" if ignored else INTERNAL_ERRORS[protocol]) or (
                 ignored and said.endswith(b" no\r\n")
             )
 
@@ -73,16 +75,16 @@ def test_control_characters_of_a_denial_do_not_reach_the_client(
 @each
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_line_injected_into_a_header_is_only_a_header(protocol: Protocol, end: str) -> None:
-    smuggled = answer(f"Auth-Status: no{end}DELE 1{end}")
+    smuggled = http_response(f"Auth-Status: no{end}DELE 1{end}")
 
     async def play() -> None:
-        async with siege(serving(protocol), smuggled) as w:
-            assert await attempt(w, protocol) == APOLOGIES[protocol]
+        async with checked_world(serving(protocol), smuggled) as w:
+            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
-# Answers without an end, or with a wrong one.
+# Responses without an end, or with a wrong one.
 
 ENDLESS = {
     "headers": (OK.encode(), b"X-Endless: yes\r\n" * 1000),
@@ -109,8 +111,8 @@ def test_endless_response_header_fails_at_once(protocol: Protocol, first: bytes,
         await _pour(writer, more)
 
     async def play() -> None:
-        async with siege(serving(protocol), service=endless) as w:
-            assert await attempt(w, protocol) == APOLOGIES[protocol]
+        async with checked_world(serving(protocol), service=endless) as w:
+            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
             assert (
                 w.value("mailproxy_logins_total", protocol.value, "plain", "invalid_response")
                 + w.value("mailproxy_logins_total", protocol.value, "password", "invalid_response")
@@ -131,8 +133,8 @@ def test_response_header_above_the_limit_is_refused_in_pieces_of_any_size(cut: i
         writer.write(whole[cut:])
 
     async def play() -> None:
-        async with siege(serving(Protocol.IMAP), service=cutting) as w:
-            assert await attempt(w, Protocol.IMAP) == APOLOGIES[Protocol.IMAP]
+        async with checked_world(serving(Protocol.IMAP), service=cutting) as w:
+            assert await attempt(w, Protocol.IMAP) == INTERNAL_ERRORS[Protocol.IMAP]
 
     run(play)
 
@@ -159,7 +161,7 @@ def test_endless_body_closes_only_its_connection(framing: str) -> None:
         await _pour(writer, b"Auth-Status: OK\r\n" * 500)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), service=endless) as w:
+        async with checked_world(serving(Protocol.POP3), service=endless) as w:
             for _ in range(5):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
             (service,) = w.app.auth_clients.values()
@@ -179,7 +181,7 @@ def test_slow_body_times_out_and_is_no_response(monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(0.05)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), service=dripping) as w:
+        async with checked_world(serving(Protocol.POP3), service=dripping) as w:
             for _ in range(3):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
             (service,) = w.app.auth_clients.values()
@@ -199,8 +201,8 @@ def test_slow_response_times_out(protocol: Protocol) -> None:
             await asyncio.sleep(0.05)
 
     async def play() -> None:
-        async with siege(serving(protocol, auth_http_timeout=Seconds(0.3)), service=dripping) as w:
-            assert await attempt(w, protocol) == APOLOGIES[protocol]
+        async with checked_world(serving(protocol, auth_http_timeout=Seconds(0.3)), service=dripping) as w:
+            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_auth_errors_total", "timeout") == 1
 
     run(play)
@@ -215,14 +217,14 @@ def test_service_that_never_reads_times_out() -> None:
 
     async def play() -> None:
         build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_header=(header,))
-        async with siege(build, service=deaf) as w:
-            assert await attempt(w, Protocol.POP3) == APOLOGIES[Protocol.POP3]
+        async with checked_world(build, service=deaf) as w:
+            assert await attempt(w, Protocol.POP3) == INTERNAL_ERRORS[Protocol.POP3]
 
     run(play)
 
 
 def test_response_before_the_end_of_its_request_closes_the_connection() -> None:
-    """What is left of one client's question must not go out in the middle of another's."""
+    """The rest of one client's request must not be sent within another's."""
     header = AuthHttpHeader(name="X-Large", value="x" * 8_000_000)
     requests: list[bytes] = []
 
@@ -234,7 +236,7 @@ def test_response_before_the_end_of_its_request_closes_the_connection() -> None:
         requests.append(request)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3, auth_http_header=(header,)), service=hasty) as w:
+        async with checked_world(serving(Protocol.POP3, auth_http_header=(header,)), service=hasty) as w:
             for _ in range(3):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
             while len(requests) < 3:
@@ -245,7 +247,7 @@ def test_response_before_the_end_of_its_request_closes_the_connection() -> None:
     run(play)
 
 
-# Answers at the wrong time, and connections that break.
+# Responses at the wrong time, and broken connections.
 
 
 def test_unrequested_response_is_not_used_for_the_next_request() -> None:
@@ -253,10 +255,10 @@ def test_unrequested_response_is_not_used_for_the_next_request() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(DENIED)
         await asyncio.sleep(0.05)
-        writer.write(answer(GRANT.format(port=1)))
+        writer.write(http_response(GRANT.format(port=1)))
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), service=unasked) as w:
+        async with checked_world(serving(Protocol.POP3), service=unasked) as w:
             for _ in range(3):
                 assert await attempt(w, Protocol.POP3) == b"-ERR no\r\n"
                 await asyncio.sleep(0.1)
@@ -285,8 +287,8 @@ def test_service_that_breaks_off_fails_one_login(
         leave(writer)
 
     async def play() -> None:
-        async with siege(serving(protocol), service=breaking) as w:
-            assert await attempt(w, protocol) == APOLOGIES[protocol]
+        async with checked_world(serving(protocol), service=breaking) as w:
+            assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
 
     run(play)
@@ -294,21 +296,21 @@ def test_service_that_breaks_off_fails_one_login(
 
 def test_reload_closes_connections_of_unused_services() -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), _after(0.2, DENIED)) as w:
+        async with checked_world(serving(Protocol.POP3), _after(0.2, DENIED)) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[Protocol.POP3])
+            await client.send(LOGINS[Protocol.POP3])
             while not w.auth.requests:
                 await asyncio.sleep(0.01)
             (service,) = w.app.auth_clients.values()
             service.close()
-            assert await heard(client) == b"-ERR no\r\n"
+            assert await read_all(client) == b"-ERR no\r\n"
             assert not service.connections
 
     run(play)
 
 
-def _after(seconds: float, data: bytes) -> Answer:
+def _after(seconds: float, data: bytes) -> Response:
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(seconds)
         return data
@@ -318,7 +320,7 @@ def _after(seconds: float, data: bytes) -> Answer:
 
 @each
 def test_request_of_a_client_that_left_is_not_resent(protocol: Protocol) -> None:
-    """The connection breaks just after the client: nobody's credentials go out once more."""
+    """The connection breaks just after the client left: the credentials are not sent again."""
     requests: list[bytes] = []
 
     async def counting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -327,11 +329,11 @@ def test_request_of_a_client_that_left_is_not_resent(protocol: Protocol) -> None
         requests.append(await reader.readuntil(b"\r\n\r\n"))
 
     async def play() -> None:
-        async with siege(serving(protocol), service=counting) as w:
+        async with checked_world(serving(protocol), service=counting) as w:
             await attempt(w, protocol)
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             while len(requests) < 2:
                 await asyncio.sleep(0.01)
             client.reset()
@@ -346,7 +348,9 @@ def test_requests_above_the_connection_limit_wait(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("mailproxy.auth_http.client.MAX_IDLE", 2)
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)) as w:
+        async with checked_world(
+            serving(Protocol.POP3, auth_http_max_connections=3), _after(0.02, DENIED)
+        ) as w:
             said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(20)))
             assert set(said) == {b"-ERR no\r\n"}
             assert len(w.auth.requests) == 20
@@ -361,9 +365,9 @@ def test_waiting_request_times_out() -> None:
     build = serving(Protocol.POP3, auth_http_timeout=Seconds(0.3), auth_http_max_connections=1)
 
     async def play() -> None:
-        async with siege(build, _after(5.0, DENIED)) as w:
+        async with checked_world(build, _after(5.0, DENIED)) as w:
             said = await asyncio.gather(*(attempt(w, Protocol.POP3) for _ in range(5)))
-            assert set(said) == {APOLOGIES[Protocol.POP3]}
+            assert set(said) == {INTERNAL_ERRORS[Protocol.POP3]}
 
     run(play)
 
@@ -372,11 +376,11 @@ def test_waiting_request_times_out() -> None:
 def test_valid_response_after_invalid_ones_logs_in(protocol: Protocol) -> None:
     async def play() -> None:
         bad = b"HTTP/1.1 200 OK\r\nAuth-User: \x01\r\n\r\n"
-        async with siege(serving(protocol), bad, bad, answer(GRANT)) as w:
+        async with checked_world(serving(protocol), bad, bad, http_response(GRANT)) as w:
             for _ in range(2):
-                assert await attempt(w, protocol) == APOLOGIES[protocol]
+                assert await attempt(w, protocol) == INTERNAL_ERRORS[protocol]
             client, upstream = await log_in(w, protocol)
-            await upstream.say(b"hello\r\n")
+            await upstream.send(b"hello\r\n")
             assert await client.line() == b"hello\r\n"
             client.close()
 
