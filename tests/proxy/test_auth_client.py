@@ -296,9 +296,9 @@ def test_unresolved_name_is_logged() -> None:
         ("502 Bad Gateway", "HTTP status 502: the authentication service, or a gateway before it, failed"),
         (
             "404 Not Found",
-            "HTTP status 404: the service does not know this path; check the path in auth_http",
+            "HTTP status 404: the service does not have this path; check the path in auth_http",
         ),
-        ("401 Unauthorized", "HTTP status 401: the service wants credentials of the proxy"),
+        ("401 Unauthorized", "HTTP status 401: the service requires credentials of the proxy"),
         ("301 Moved Permanently", "HTTP status 301: redirects are not followed; set auth_http to the URL"),
     ],
 )

@@ -222,7 +222,7 @@ class AuthHttpClient:
         else:
             where = target_text(connection.target)
             if connection.is_open:
-                error = AuthTimedOut(f"no answer from {where} within auth_http_timeout")
+                error = AuthTimedOut(f"no response from {where} within auth_http_timeout")
             else:
                 reason = f"connecting to {where} timed out after auth_http_timeout"
                 error = AuthTimedOut(reason, AuthErrorReason.CONNECT)

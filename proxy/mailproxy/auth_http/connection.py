@@ -140,13 +140,9 @@ class AuthConnection:
         self.http_client.context.epoll.add(self.fd, self, WRITE)
         others = len(addresses.targets) - len(request.tried) - 1
         if others > 0:
-            self._arm_connect_timeout(request, others)
-
-    def _arm_connect_timeout(self, request: PendingRequest, others: int) -> None:
-        """Limit the time for this address, so that there is time for the others."""
-        context = self.http_client.context
-        left = request.started + self.http_client.seconds - context.epoll.now
-        context.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
+            context = self.http_client.context
+            left = request.started + self.http_client.seconds - context.epoll.now
+            context.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
 
     def _try_next(self, error: AuthUnreachable) -> None:
         """This address does not work: try the next at the end of the event loop iteration."""

@@ -80,12 +80,14 @@ _MAX_QUOTED: Final = 64
 _DECISIVE: Final = frozenset((b"auth-status", b"auth-server", b"auth-port", b"auth-wait"))
 _SERVER_ERROR: Final = "the authentication service, or a gateway before it, failed"
 _REDIRECT: Final = "redirects are not followed; set auth_http to the URL that the service redirects to"
-_OTHER_STATUS: Final = "the answer has no Auth-Status, Auth-Server and Auth-Port; is auth_http the right URL?"
+_OTHER_STATUS: Final = (
+    "the response has no Auth-Status, Auth-Server and Auth-Port; is auth_http the right URL?"
+)
 _HINTS: Final = {
-    401: "the service wants credentials of the proxy; send them with auth_http_header",
+    401: "the service requires credentials of the proxy; send them with auth_http_header",
     403: "the service refuses the proxy; check auth_http_header and its access rules",
-    404: "the service does not know this path; check the path in auth_http",
-    407: "a proxy before the service wants credentials; auth_http must lead to the service itself",
+    404: "the service does not have this path; check the path in auth_http",
+    407: "a proxy before the service requires credentials; auth_http must lead to the service itself",
     408: "the service did not wait for the request",
     429: "the service limits the rate of requests",
 }
@@ -204,7 +206,7 @@ def _read(
         version, status = _status(lines.pop(0))
     if status is not None and 100 <= status < 200:
         if status == _SWITCHING_PROTOCOLS:
-            raise InvalidAuthResponse("HTTP status 101: a change of protocols that was not asked for")
+            raise InvalidAuthResponse("HTTP status 101: a change of protocols that was not requested")
         raise InterimResponse
     headers = _headers(lines)
     return headers, *framing_of(version, status, headers), status, _simple_address(headers)
@@ -364,7 +366,7 @@ def _upstream_password(
         return given
     if protocol is _SMTP:
         return None
-    raise InvalidAuthResponse(f"the answer has no Auth-Pass, which a login by {method} needs")
+    raise InvalidAuthResponse(f"the response has no Auth-Pass, which a login by {method} needs")
 
 
 def _upstream_address(headers: Mapping[bytes, bytes]) -> tuple[str, int]:
@@ -377,7 +379,7 @@ def _upstream_address(headers: Mapping[bytes, bytes]) -> tuple[str, int]:
             name for name, value in (("Auth-Server", server), ("Auth-Port", port)) if not value
         )
         hint = "" if b"auth-status" in headers or server or port else "; is auth_http the right URL?"
-        raise InvalidAuthResponse(f"the answer has no {missing}{hint}", AuthErrorReason.NO_SERVER)
+        raise InvalidAuthResponse(f"the response has no {missing}{hint}", AuthErrorReason.NO_SERVER)
     return _endpoint(server, port)
 
 

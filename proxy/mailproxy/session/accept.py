@@ -154,7 +154,9 @@ class Listener:
         client = _client(self._family, address)
         target = self.default
         if self._needs_local_addr:
-            _set_local_address(client, sock)
+            if self._family != _UNIX:
+                host, port = sock.getsockname()[:2]
+                client.local_address, client.local_port = host.partition("%")[0], port
             target = self._targets.get(client.local_address, target)
         server, listen = target.server, target.listen
         if context.clients >= context.limit:
@@ -210,9 +212,3 @@ def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the famil
         return Client("unix:", 0, "unix:")  # without the path, which the client chooses: it may hold CR LF
     host = address[0]
     return Client(host.partition("%")[0] if "%" in host else host, address[1])
-
-
-def _set_local_address(client: Client, sock: socket.SocketType) -> None:
-    if sock.family != socket.AF_UNIX:
-        name = sock.getsockname()
-        client.local_address, client.local_port = name[0].partition("%")[0], name[1]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a protocol generator on a socket, resumed by readiness instead of by a task.
 
-Consecutive ``Send`` actions are joined and sent before anything is waited for:
+Consecutive ``Send`` effects are joined and sent before anything is waited for:
 at the end of the event loop iteration where the peer's next bytes are awaited,
-at once before any other action.  The peer is read only while the generator
+at once before any other effect.  The peer is read only while the generator
 waits in ``Receive`` or ``Peek``.  A failure is thrown into the generator at the
 ``yield`` that it belongs to.
 """
@@ -57,7 +57,7 @@ _DEFERRED: Final = DriverState.DEFERRED
 
 
 class _Pending:
-    """The result of an action comes later, by ``resume`` or ``throw``."""
+    """The result of an effect comes later, by ``resume`` or ``throw``."""
 
 
 PENDING: Final = _Pending()
@@ -66,8 +66,8 @@ PENDING: Final = _Pending()
 class ProtocolDriver(ABC):
     """Runs one protocol generator on one connection; the handler of its socket.
 
-    A derived class performs the actions that need more than the peer and time
-    (``_ACTIONS``).  Its ``_on_result`` or ``_on_error`` is called once, when
+    A derived class performs the effects that need more than the peer and time
+    (``_EFFECTS``).  Its ``_on_result`` or ``_on_error`` is called once, when
     the generator ends.
 
     Attributes:
@@ -80,7 +80,7 @@ class ProtocolDriver(ABC):
         "_deadline",
         "_events",
         "_generator",
-        "_next_action",
+        "_next_effect",
         "_outgoing",
         "_pending_error",
         "_read_limit",
@@ -93,10 +93,10 @@ class ProtocolDriver(ABC):
         "timer",
         "tls",
     )
-    _ACTIONS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
+    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
 
     # Set before they are read, so not in ``__init__``.
-    _next_action: Action | None
+    _next_effect: Action | None
     """Performed when the peer has accepted what was sent; ``None`` resumes the generator."""
     _read_limit: int
 
@@ -123,33 +123,33 @@ class ProtocolDriver(ABC):
         self._run(None)
 
     def resume(self, result: object) -> None:
-        """Resume the generator with the result of the action that it waits for."""
+        """Resume the generator with the result of the effect that it waits for."""
         if self._generator is not None:
             self._run(result)
 
     def throw(self, error: Exception) -> None:
-        """Raise an error from the action that the generator waits for."""
+        """Raise an error from the effect that the generator waits for."""
         if self._generator is not None:
             self._run(error, self._generator.throw)
 
-    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - one loop: splitting it costs a call per action
+    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - one loop: splitting it costs a call per effect
         generator = self._generator
         assert generator is not None  # noqa: S101 - what waits has one
         try:
-            action = generator.send(value) if step is None else step(value)
+            effect = generator.send(value) if step is None else step(value)
             while True:
-                kind = action.__class__
+                kind = effect.__class__
                 if kind is Send:
                     if not self._outgoing:
-                        self._outgoing = action.data  # type: ignore[union-attr]
+                        self._outgoing = effect.data  # type: ignore[union-attr]
                     else:
-                        self._outgoing += action.data  # type: ignore[union-attr]
+                        self._outgoing += effect.data  # type: ignore[union-attr]
                         if len(self._outgoing) > HIGH_WATER and not self._flush():
                             return self._wait_until_sent(None)
-                    action = generator.send(None)
+                    effect = generator.send(None)
                     continue
                 if kind is Receive:
-                    self._read_limit = action.limit  # type: ignore[union-attr]
+                    self._read_limit = effect.limit  # type: ignore[union-attr]
                     if self._outgoing:
                         self.state = _DEFERRED
                         self.context.epoll.defer(self._send_then_read)
@@ -159,12 +159,12 @@ class ProtocolDriver(ABC):
                         self._start_reading()
                     return None
                 if self._outgoing and not self._flush():
-                    return self._wait_until_sent(action)
+                    return self._wait_until_sent(effect)
                 self.state = _IDLE
-                result = self._ACTIONS[kind](self, action)
+                result = self._EFFECTS[kind](self, effect)
                 if result is PENDING:
                     return None
-                action = generator.send(result)
+                effect = generator.send(result)
         except StopIteration as stop:
             self.state = _IDLE
             self._generator = None
@@ -188,7 +188,7 @@ class ProtocolDriver(ABC):
     def release(self) -> None:
         """Drop the generator and all timeouts; the connection stays open."""
         self.state = DriverState.CLOSED
-        self._next_action = None
+        self._next_effect = None
         if self._wait_timer is not None:
             self._wait_timer.cancel()
             self._wait_timer = None
@@ -311,9 +311,9 @@ class ProtocolDriver(ABC):
         self._outgoing = data[sent:]
         return False
 
-    def _wait_until_sent(self, action: Action | None) -> None:
-        """Perform ``action`` (``None``: resume the generator) when the peer has accepted what was sent."""
-        self._next_action = action
+    def _wait_until_sent(self, effect: Action | None) -> None:
+        """Perform ``effect`` (``None``: resume the generator) when the peer has accepted what was sent."""
+        self._next_effect = effect
         self.state = DriverState.FLUSHING
         self._arm_send_timeout()
         self.set_events(WRITE)
@@ -340,10 +340,10 @@ class ProtocolDriver(ABC):
             return None
         self._arm_deadline()
         self.set_events(NO_EVENTS)
-        action, self._next_action = self._next_action, None
-        if action is None:
+        effect, self._next_effect = self._next_effect, None
+        if effect is None:
             return self.resume(None)
-        return self._run(action, _same)
+        return self._run(effect, _same)
 
     def _send_last(self, data: bytes) -> None:
         """Send the last bytes; ``_on_last_sent`` is called when the peer has accepted them, or never will."""
@@ -377,26 +377,26 @@ class ProtocolDriver(ABC):
         else:
             self.context.timers.disarm(self)
 
-    # -- the actions that need only the peer and time
+    # -- the effects that need only the peer and time
 
-    def set_deadline(self, action: sansio.Deadline) -> None:
+    def set_deadline(self, effect: sansio.Deadline) -> None:
         """Perform ``Deadline``."""
-        context, seconds = self.context, action.seconds
+        context, seconds = self.context, effect.seconds
         self._deadline = context.epoll.now + seconds
         context.timers.arm(self, seconds)
 
-    def peek(self, action: sansio.Peek) -> object:
+    def peek(self, effect: sansio.Peek) -> object:
         """Perform ``Peek``."""
-        self._read_limit = action.limit
+        self._read_limit = effect.limit
         self.state = DriverState.EARLY_TALKER
-        self._wait_timer = self.context.loop.call_later(action.seconds, self._on_wait_over, b"")
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, b"")
         self.set_events(READ)
         self._read_tls_buffer()
         return PENDING
 
-    def wait(self, action: sansio.Wait) -> object:
+    def wait(self, effect: sansio.Wait) -> object:
         """Perform ``Wait``."""
-        self._wait_timer = self.context.loop.call_later(action.seconds, self._on_wait_over, None)
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, None)
         return PENDING
 
     def _on_wait_over(self, result: object) -> None:
@@ -404,5 +404,5 @@ class ProtocolDriver(ABC):
         self.resume(result)
 
 
-def _same(action: Action) -> Action:
-    return action
+def _same(effect: Action) -> Action:
+    return effect

@@ -7,7 +7,7 @@ The life of a client, step by step; every step is a method of ``Session`` here:
 2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
    where the listener has ``proxy_protocol``.
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
-4. The frontend of the protocol runs: greeting, commands, SASL.  Its actions are
+4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
 5. ``_authorize`` sends the credentials to the authentication service; the
    response arrives in ``on_auth_result``.
@@ -158,13 +158,13 @@ class Session(ProtocolDriver):
         self._handshake = None
         self._on_error(error)
 
-    # -- the frontend and its actions
+    # -- the frontend and its effects
 
     def _greet(self) -> None:
         self._enter(self.protocol_meter.preauth)
         self.begin(self.server.frontend.converse(self.client))
 
-    def _resolve_client(self, _action: sansio.ResolveClient) -> object:
+    def _resolve_client(self, _effect: sansio.ResolveClient) -> object:
         resolver = self.server.resolver
         if resolver is None:
             return types.UNAVAILABLE
@@ -185,10 +185,10 @@ class Session(ProtocolDriver):
             self._cancel_lookup = None
             self.resume(host)
 
-    def _make_challenge(self, action: sansio.MakeChallenge) -> object:
-        return self.context.make_challenge(action.server_name)
+    def _make_challenge(self, effect: sansio.MakeChallenge) -> object:
+        return self.context.make_challenge(effect.server_name)
 
-    def _start_tls(self, _action: sansio.StartTls) -> object:
+    def _start_tls(self, _effect: sansio.StartTls) -> object:
         self._handshake = handshake = TlsHandshake(self, enums.TlsMode.STARTTLS, self._on_starttls)
         left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
         self.context.timers.disarm(self)
@@ -200,8 +200,8 @@ class Session(ProtocolDriver):
         self._arm_deadline()
         self.resume(info)
 
-    def _note(self, action: sansio.Note) -> object:
-        event, record = action.event, self.record
+    def _note(self, effect: sansio.Note) -> object:
+        event, record = effect.event, self.record
         if isinstance(event, enums.ProtocolViolation):
             record.errors += 1
             record.error = event.kind
@@ -218,8 +218,8 @@ class Session(ProtocolDriver):
 
     # -- the authentication service
 
-    def _authorize(self, action: sansio.Authorize) -> object:
-        request, record, server = action.request, self.record, self.server
+    def _authorize(self, effect: sansio.Authorize) -> object:
+        request, record, server = effect.request, self.record, self.server
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
             raise errors.PeerClosed  # the client left while its login was deferred
@@ -488,7 +488,7 @@ class Session(ProtocolDriver):
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0
 
-    _ACTIONS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
+    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
         sansio.Deadline: ProtocolDriver.set_deadline,
         sansio.Peek: ProtocolDriver.peek,
         sansio.Wait: ProtocolDriver.wait,

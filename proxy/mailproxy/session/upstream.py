@@ -213,7 +213,7 @@ class UpstreamConnection(ProtocolDriver):
         """Bytes that the upstream has not accepted yet."""
         return self._outgoing
 
-    _ACTIONS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
+    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
         sansio.Deadline: ProtocolDriver.set_deadline,
         sansio.Wait: ProtocolDriver.wait,
     }
