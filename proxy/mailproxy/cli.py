@@ -163,7 +163,7 @@ def _data(file: Path) -> bytes:
         ConfigError: It cannot be read.
     """
     from mailproxy.supervisor.config_files import read  # noqa: PLC0415
-    from mailproxy_config.yaml_reader import LARGEST_DOCUMENT  # noqa: PLC0415
+    from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT  # noqa: PLC0415
 
     if str(file) == "-":
         return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)

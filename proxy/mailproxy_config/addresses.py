@@ -11,7 +11,7 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 from typing import Final, NamedTuple
 
-from .model import AuthHttp, Protocol
+from mailproxy_config.model import AuthHttp, Protocol
 
 WELL_KNOWN_PORTS: Final = {
     143: Protocol.IMAP,

@@ -8,13 +8,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mailproxy_config.cross_checks import derived_protocol
-from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
-
-from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES
-from .errors import ConfigError, Problem
-from .levels import Level, ServerBlock
-from .manifest import MailProxyManifest
-from .model import (
+from mailproxy_config.directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES, Level, ServerBlock
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.manifest import MailProxyManifest
+from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
     ListenConfig,
@@ -23,6 +20,7 @@ from .model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
 _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}

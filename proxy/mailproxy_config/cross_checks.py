@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from mailproxy_config.addresses import WELL_KNOWN_PORTS, canonical_listener
+from mailproxy_config.directives import Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
-from mailproxy_config.levels import Level, ServerBlock
 from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 

@@ -8,32 +8,35 @@ field is the same name in lowerCamelCase.  No row knows about Kubernetes objects
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
+from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
 from mailproxy_config.schema import Integer, IntOrText
+from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
     FLAG,
     MSEC_TIME,
     NUMBER,
+    Context,
+    Directive,
     ErrorPath,
+    Inheritance,
     ValueType,
     as_it_is,
     choice,
     enum_set,
+    lower_camel_case,
     nginx_number,
     nginx_text,
     no_control_characters,
     text,
 )
-
-from .directive import Context, Directive, Inheritance, lower_camel_case
-from .model import AuthMethod, Protocol, SendProxyProtocol
-from .tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 
 __all__ = [
     "DIRECTIVES",
@@ -50,15 +53,24 @@ __all__ = [
     "lower_camel_case",
 ]
 
+
 _LIST: Final = Inheritance.LIST
+
 _SERVER: Final = (Context.SERVER,)
 
+
 _CORE: Final = "mail_core"
+
 _AUTH_HTTP: Final = "mail_auth_http"
+
 _PROXY: Final = "mail_proxy"
+
 _REALIP: Final = "mail_realip"
+
 _IMAP: Final = "mail_imap"
+
 _POP3: Final = "mail_pop3"
+
 _SMTP: Final = "mail_smtp"
 
 
@@ -75,6 +87,7 @@ _SERVER_NAME: Final = ValueType(
     write=as_it_is,
     nginx=nginx_text,
 )
+
 _WORKERS: Final = ValueType(
     syntax="auto | number",
     shape=IntOrText(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", longest=4),
@@ -82,11 +95,15 @@ _WORKERS: Final = ValueType(
     write=lambda value: "auto" if value is None else value,
     nginx=lambda words: "auto" if words[0] == "auto" else nginx_number(words),
 )
+
 _CONNECTIONS: Final = ValueType(
     syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
 )
+
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
+
 _PROTOCOL: Final = choice({word: word for word in map(str, Protocol)}, Protocol, case_matters=True)
+
 MAIN_DIRECTIVES: Final = (
     Directive(
         name="worker_processes",
@@ -121,6 +138,7 @@ MAIN_DIRECTIVES: Final = (
     ),
 )
 """Directives of the manifest's ``spec`` itself."""
+
 
 LEVEL_DIRECTIVES: Final = (
     Directive(
@@ -358,6 +376,7 @@ LEVEL_DIRECTIVES: Final = (
 )
 """Directives of ``spec.mail`` and of every server."""
 
+
 SERVER_DIRECTIVES: Final = (
     Directive(
         name="protocol",
@@ -378,7 +397,9 @@ SERVER_DIRECTIVES: Final = (
 )
 """Directives of servers alone."""
 
+
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
+
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}
 """Fields of a level that are accepted and do nothing."""
 
@@ -391,3 +412,38 @@ def by_field(rows: Iterable[Directive]) -> dict[str, Directive]:
 def by_name(rows: Iterable[Directive]) -> dict[str, Directive]:
     """Rows by nginx's names."""
     return {row.name: row for row in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The directives of one level, by nginx's names.
+
+    ``given`` also names those whose value was no good, and those that a mistyped
+    field was meant to be, so that nobody calls them missing.
+    """
+
+    values: Mapping[str, object]
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBlock:
+    """One server: what only servers have (``own``), and the level it inherits with."""
+
+    name: str
+    path: str
+    own: Level
+    level: Level
+
+    @property
+    def listen(self) -> tuple[ListenConfig, ...]:
+        """Its listeners; empty where they are no good."""
+        found = self.own.values.get("listen", ())
+        assert isinstance(found, tuple)  # noqa: S101 -- the type of the row
+        return found
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The protocol that is written, if any."""
+        found = self.own.values.get("protocol")
+        return Protocol(str(found)) if found is not None else None

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from mailproxy_config.errors import Problems
 from mailproxy_config.schema import Integer, ListOf, Record, Rule
-
-from .errors import Problems
 
 PORT: Final = Integer(minimum=1, maximum=65535)
 HIGH_PORT_OFFSET: Final = 10000

@@ -20,8 +20,61 @@ from mailproxy_config.schema import (
     Shape,
     Text,
 )
-from mailproxy_config.sidecar_schema import SIDECAR
 from mailproxy_config.value_types import MSEC_SHAPE
+
+_WITH_VALUES: Final = ("In", "NotIn")
+
+
+_SELECTOR: Final = Record(
+    fields={
+        "matchLabels": Labels(values=Text(longest=63)),
+        "matchExpressions": ListOf(
+            most=16,
+            items=Record(
+                fields={
+                    "key": Text(longest=317, shortest=1),
+                    "operator": Text(longest=16, words=(*_WITH_VALUES, "Exists", "DoesNotExist")),
+                    "values": ListOf(items=Text(longest=63), most=64),
+                },
+                required=("key", "operator"),
+                descriptions={
+                    "key": "The label.",
+                    "operator": "In, NotIn, Exists or DoesNotExist.",
+                    "values": "The values that In and NotIn compare with.",
+                },
+                rules=(
+                    Rule(
+                        expression=(
+                            "(self.operator in ['In', 'NotIn']) == "
+                            "(has(self.values) && self.values.size() > 0)"
+                        ),
+                        message="In and NotIn need values; Exists and DoesNotExist take none",
+                        holds=lambda value: (value["operator"] in _WITH_VALUES) == bool(value.get("values")),
+                    ),
+                ),
+            ),
+        ),
+    },
+    descriptions={
+        "matchLabels": "Labels that a pod must have.",
+        "matchExpressions": "Conditions that a pod's labels must meet, as in a Deployment.",
+    },
+)
+
+SIDECAR: Final = Record(
+    fields={
+        "selector": _SELECTOR,
+        "failurePolicy": Text(longest=8, words=("Ignore", "Fail"), default="Ignore"),
+    },
+    descriptions={
+        "selector": "Pods that may carry it; every pod of the namespace that asks for it unless given.",
+        "failurePolicy": (
+            "What becomes of a pod that asks for it and cannot get it: Ignore lets it run without, "
+            "with a warning; Fail refuses it."
+        ),
+    },
+)
+
 
 SAFE_SYSCTLS: Final = (
     "kernel.shm_rmid_forced",
@@ -39,14 +92,18 @@ SAFE_SYSCTLS: Final = (
 )
 """The kernel settings that a kubelet allows without being told to."""
 
+
 _QUANTITY: Final = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
     r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
+
 _LABELS: Final = Labels(values=Text(longest=4096))
+
 _QUANTITIES: Final = Labels(
     values=IntOrText(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", longest=32), most=16
 )
+
 _PERCENTAGE: Final = IntOrText(
     pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", longest=4
 )
@@ -59,9 +116,6 @@ def _passed_on(most: int) -> ListOf:
 
 def _name(longest: int = 253) -> Text:
     return Text(longest=longest)
-
-
-# --- sysctls -------------------------------------------------------------------
 
 
 def _number_between(names: tuple[str, ...], lowest: int, highest: int, value: Mapping[str, str]) -> bool:
@@ -187,7 +241,6 @@ _SYSCTLS: Final = Record(
     ),
 )
 
-# --- the rest ------------------------------------------------------------------
 
 _AUTOSCALING: Final = Record(
     fields={
@@ -213,6 +266,7 @@ _AUTOSCALING: Final = Record(
         "behavior": "How fast pods come and go, as in a HorizontalPodAutoscaler.",
     },
 )
+
 _SERVICE: Final = Record(
     fields={
         "type": Text(longest=16, words=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
@@ -256,6 +310,7 @@ _SERVICE: Final = Record(
         ),
     ),
 )
+
 _MONITORING: Final = Record(
     fields={
         "podMonitor": Record(
@@ -284,6 +339,7 @@ _MONITORING: Final = Record(
         ),
     },
 )
+
 _BUDGET: Final = Record(
     fields={"minAvailable": _PERCENTAGE, "maxUnavailable": _PERCENTAGE},
     rules=(
@@ -298,6 +354,7 @@ _BUDGET: Final = Record(
         "maxUnavailable": "How many pods may be missing, as a number or a percentage.",
     },
 )
+
 _NETWORK_POLICY: Final = Record(
     fields={
         "enabled": Flag(),
@@ -313,6 +370,7 @@ _NETWORK_POLICY: Final = Record(
         "egress": "Rules for outgoing traffic, beside name servers and the authentication service.",
     },
 )
+
 _POD: Final = Record(
     fields={
         "labels": _LABELS,
@@ -361,6 +419,7 @@ _POD: Final = Record(
     },
 )
 
+
 DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "mode": Text(longest=16, words=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
     "replicas": Integer(default=2),
@@ -404,6 +463,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "paused": Flag(default=False),
 }
 """Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
+
 
 DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
     "mode": "What runs the proxy: a Deployment, a DaemonSet, or a Sidecar in pods that ask for it.",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mailproxy_config import addresses, units
-from mailproxy_config.describe import explained
 from mailproxy_config.kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
 from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
 from mailproxy_config.schema import (
@@ -24,7 +23,7 @@ from mailproxy_config.schema import (
     closest,
     matches,
 )
-from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, read_items
+from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, explained, read_items
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
 _LONGEST_KEEP_ALIVE: Final = 32767

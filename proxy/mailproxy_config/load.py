@@ -15,17 +15,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-from mailproxy_config.decode import plain_text
+from mailproxy_config.compile import compile_proxy, with_hostname
+from mailproxy_config.decode import parse_json, plain_text
+from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.manifest import API_VERSION, KIND, MailProxyManifest, ManifestPlaces, parse_manifest
+from mailproxy_config.manifest_yaml import documents
+from mailproxy_config.model import ProxyConfig, ServerConfig, VerifyClient
+from mailproxy_config.rendered import FORMAT, config_hash, parse_rendered
 from mailproxy_config.secret_refs import Mounts
-from mailproxy_config.yaml_reader import documents
-
-from .compile import compile_proxy, with_hostname
-from .dump import FORMAT, config_hash
-from .errors import ConfigError, Problem, Problems
-from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
-from .manifest_places import ManifestPlaces
-from .model import ProxyConfig, ServerConfig, VerifyClient
-from .rendered import parse_json, parse_rendered
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')

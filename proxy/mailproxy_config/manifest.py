@@ -8,37 +8,56 @@ wrong in itself, or two values do not go together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from mailproxy_config import kubernetes_ports
 from mailproxy_config.cross_checks import SPEC_RULES, inconsistencies
-from mailproxy_config.describe import explained
-from mailproxy_config.kubernetes import DeploymentSpec, deployment
-from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
-from mailproxy_config.nginx.hints import advice_for_field
-from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
-from mailproxy_config.value_types import BROKEN, ErrorPath
-
-from . import kubernetes_ports
-from .capability_hints import capability_hints
-from .directives import (
+from mailproxy_config.directives import (
+    DIRECTIVES,
     IGNORED,
     LEVEL_DIRECTIVES,
     MAIN_DIRECTIVES,
     SERVER_DIRECTIVES,
     Directive,
+    Level,
+    ServerBlock,
     by_field,
+    by_name,
 )
-from .errors import Problem, Problems
-from .levels import Level, Metadata, ServerBlock
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.hints import advice_for_field, capability_hints
+from mailproxy_config.kubernetes import DeploymentSpec, deployment
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
+from mailproxy_config.model import ProxyConfig
+from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
+from mailproxy_config.value_types import BROKEN, ErrorPath, explained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """Who a resource is.  ``generation`` is 0 where it did not come from an API server."""
+
+    name: str = ""
+    namespace: str = "default"
+    generation: int = 0
+    uid: str = ""
+
 
 GROUP: Final = "mailproxy.dev"
+
 VERSION: Final = "v1alpha1"
+
 API_VERSION: Final = f"{GROUP}/{VERSION}"
+
 KIND: Final = "MailProxy"
+
 MOST_SERVERS: Final = 32
+
 _ON_TOP: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+
 _KEPT_WHOLE: Final = frozenset({"pod", "networkPolicy", "autoscaling"})
 
 
@@ -55,11 +74,13 @@ MAIL: Final = Record(
 )
 """``spec.mail``: every directive that may stand in ``mail {}``."""
 
+
 SERVER_NAME: Final = Text(
     longest=63,
     pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     hint="lower-case letters, digits and hyphens, with a letter or digit at both ends",
 )
+
 
 PROTOCOL_RULE: Final = Rule(
     expression=(
@@ -76,6 +97,7 @@ PROTOCOL_RULE: Final = Rule(
     holds=None,
 )
 
+
 SERVER: Final = Record(
     fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
     required=("name", "listen"),
@@ -88,6 +110,7 @@ SERVER: Final = Record(
     },
 )
 """One of ``spec.servers``: every directive that may stand in ``server {}``, and a name."""
+
 
 SPEC: Final = Record(
     fields={
@@ -106,6 +129,7 @@ SPEC: Final = Record(
     },
 )
 """The whole ``spec``."""
+
 
 NAME_RULES: Final = (
     Rule(
@@ -335,3 +359,41 @@ def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YA
             if inner is not None
         }
     return [_without_nulls(item, depth + 1) for item in value] if isinstance(value, list) else value
+
+
+_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)((\[[0-9]+\])?(\.[a-z_]+)?)")
+
+_ROWS: Final = by_name(DIRECTIVES)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPlaces:
+    """The fields of a manifest."""
+
+    manifest: MailProxyManifest
+
+    def completed(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration as it is: a manifest says all of it."""
+        return config
+
+    def located(self, problem: Problem) -> Problem:
+        """A problem of ``servers[NAME].directive`` or one of its items, at its field of the manifest.
+
+        A number may stand for the name.
+        """
+        found = _OF_SERVER.fullmatch(problem.path)
+        server = self._server(found[1]) if found else None
+        if found is None or server is None or found[2] not in _ROWS:
+            return problem
+        row = _ROWS[found[2]]
+        name = row.part_of or row.name
+        is_inherited = name not in server.level.given | server.own.given and name in self.manifest.mail.given
+        level = "spec.mail" if is_inherited else server.path
+        return Problem(f"{level}.{_ROWS[name].field}{found[3]}", problem.reason)
+
+    def _server(self, which: str) -> ServerBlock | None:
+        servers = self.manifest.servers
+        named = next((server for server in servers if server.name == which), None)
+        if named is None and which.isdecimal() and int(which) < len(servers):
+            return servers[int(which)]
+        return named

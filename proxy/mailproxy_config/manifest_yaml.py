@@ -4,15 +4,256 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final
 
 import yaml
 
-from mailproxy_config.yaml_reader import IMPLICIT
+from mailproxy_config.decode import (
+    MOST_LEVELS,
+    MOST_TOKENS,
+    MOST_VALUES,
+    too_deep,
+    too_large,
+    too_many_tokens,
+)
+from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.manifest import MailProxyManifest
+from mailproxy_config.schema import dotted
 
-from .manifest import MailProxyManifest
+LARGEST_DOCUMENT: Final = 3 * 1024 * 1024
+
+_MOST_DIGITS: Final = 40
+
+_EXACT_INTEGER: Final = 2**53
+
+_TRUE: Final = frozenset({"y", "yes", "on", "true"})
+
+_BOOLEANS: Final = "y|Y|yes|Yes|YES|on|On|ON|true|True|TRUE|n|N|no|No|NO|off|Off|OFF|false|False|FALSE"
+
+_BASES: Final = (
+    (re.compile(r"[-+]?0[xX][0-9a-fA-F]+"), 16),
+    (re.compile(r"[-+]?0b[01]+"), 2),
+    (re.compile(r"[-+]?0o?[0-7]+"), 8),
+    (re.compile(r"[-+]?[0-9]+"), 10),
+)
+
+_FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+
+
+class _ManifestLoader(yaml.SafeLoader):
+    """Resolves plain words as ``kubectl`` does, and no other tags than these.
+
+    Counts tokens while it scans, in all documents of a text: a directive is no
+    event, and a limit on nodes would hold only after a whole document was read.
+    """
+
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class's, whatever PyYAML's stubs say
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
+
+    def __init__(self, text: str, source: str) -> None:
+        self._source = source
+        self._tokens = self._levels = 0
+        super().__init__(text)
+
+    def fetch_more_tokens(self) -> None:
+        """Scan the next token.
+
+        Raises:
+            ConfigError: It is one too many.
+        """
+        self._tokens += 1
+        if self._tokens > MOST_TOKENS:
+            raise too_many_tokens(self._source, self.line + 1)
+        super().fetch_more_tokens()
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Read one value with all that stands inside it.
+
+        Raises:
+            ConfigError: It stands too deep.
+        """
+        self._levels += 1
+        if self._levels > MOST_LEVELS:
+            raise too_deep(self._source)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
+
+
+def documents(text: str, *, source: str = "") -> list[Any]:
+    """Read every document of a YAML text; empty ones are left out.
+
+    Args:
+        text: The text; tabs, anchors, merge keys and the like as in YAML 1.1.
+        source: What the text is called in problems.
+
+    Raises:
+        ConfigError: It is no YAML, a key stands twice, or it is larger or deeper than ``limits`` allows.
+    """
+    if len(text) > LARGEST_DOCUMENT:
+        raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
+    try:
+        return [found for found in _documents(text, source) if found is not None]
+    except yaml.MarkedYAMLError as error:
+        # Not the error's own text: it quotes the line, which may hold a secret.
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if source and mark else source
+        line = "" if source or mark is None else f"line {mark.line + 1}: "
+        raise ConfigError(
+            [Problem(where, f"{line}not valid YAML: {error.problem or error.context}")]
+        ) from None
+    except yaml.reader.ReaderError as error:
+        reason = f"not valid YAML: character U+{error.character:04X} is not allowed"
+        raise ConfigError([Problem(source, reason)]) from None
+
+
+def _documents(text: str, source: str) -> Iterator[Any]:
+    loader = _ManifestLoader(text, source)
+    seen = 0
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None  # noqa: S101 -- it has just been asked for
+            problems = Problems()
+            seen = _look_over(node, source, problems, seen)
+            problems.raise_if_any()
+            yield loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> int:
+    """Note keys that stand twice.
+
+    Args:
+        root: A document.
+        source: What its file is called.
+        problems: Where to note them.
+        seen: How many values the documents before it have; aliases count as often as they stand.
+
+    Returns:
+        The same with this document.
+
+    Raises:
+        ConfigError: Aliases make it too large, or nest it too deeply.
+    """
+    waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 1)]
+    while waiting:
+        node, path, level = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise too_large(source)
+        if level > MOST_LEVELS:
+            raise too_deep(source)
+        if isinstance(node, yaml.MappingNode):
+            _note_duplicates(node, path, problems)
+            # A key that is no scalar is written as JSON, which repeats what its aliases stand for.
+            waiting += (
+                (key, path, level + 1) for key, _ in node.value if not isinstance(key, yaml.ScalarNode)
+            )
+            waiting += ((value, dotted(path, _key(key)), level + 1) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += ((item, f"{path}[{index}]", level + 1) for index, item in enumerate(node.value))
+    return seen
+
+
+def _note_duplicates(node: yaml.MappingNode, path: str, problems: Problems) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = _key(key), key.start_mark.line + 1
+        if name in lines and name != "<<":
+            problems.add(dotted(path, name), f"stands twice, in line {lines[name]} and line {line}")
+        lines.setdefault(name, line)
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
+    """A mapping with text for keys, as in JSON; yielded first so that anchors may refer to it."""
+    found: dict[str, Any] = {}
+    yield found
+    loader.flatten_mapping(node)
+    for key, value in node.value:
+        found[_json_key(loader.construct_object(key, deep=True))] = loader.construct_object(value)
+
+
+def _json_key(key: object) -> str:
+    return key if isinstance(key, str) else json.dumps(key, default=str)
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> Iterator[list[Any]]:
+    found: list[Any] = []
+    yield found
+    found.extend(loader.construct_object(item) for item in node.value)
+
+
+def _unknown(_: yaml.SafeLoader, node: yaml.Node) -> None:
+    raise yaml.constructor.ConstructorError(None, None, f"unknown tag {node.tag!r}", node.start_mark)
+
+
+def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
+    """The number that is written, or the text where it is none."""
+    text = str(node.value).replace("_", "")
+    if len(text) > _MOST_DIGITS:
+        return str(node.value)
+    for grammar, base in _BASES:
+        if grammar.fullmatch(text):
+            sign, digits = (text[0], text[1:]) if text[0] in "+-" else ("", text)
+            bare = digits[2:] if base in {2, 16} else digits.removeprefix("0o") if base == 8 else digits
+            return int(sign + bare, base)
+    if not _FLOAT.fullmatch(text):
+        return str(node.value)
+    number = float(text)
+    # JSON has one kind of number: 1e3 arrives as 1000.
+    return int(number) if abs(number) < _EXACT_INTEGER and number.is_integer() else number
+
+
+def _checked(construct: Callable[..., Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
+    """The same constructor for nodes of its kind only: a tag may stand before anything."""
+    kind = {_mapping: yaml.MappingNode, _sequence: yaml.SequenceNode}.get(construct, yaml.ScalarNode)
+
+    def checked(loader: yaml.SafeLoader, node: yaml.Node) -> Any:  # noqa: ANN401 -- whatever is built
+        return construct(loader, node) if isinstance(node, kind) else _unknown(loader, node)
+
+    return checked
+
+
+IMPLICIT: Final[tuple[tuple[str, re.Pattern[str], list[str]], ...]] = (
+    ("tag:yaml.org,2002:bool", re.compile(f"^(?:{_BOOLEANS})$"), list("yYnNtTfFoO")),
+    ("tag:yaml.org,2002:null", re.compile("^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"]),
+    ("!number", re.compile("^[-+]?[.0-9][-+.0-9a-fA-FxobeE_]*$"), list("-+.0123456789")),
+)
+"""What plain words mean: a tag, the words, and the characters they may begin with."""
+
+
+for _name, _grammar, _first in IMPLICIT:
+    _ManifestLoader.add_implicit_resolver(_name, _grammar, _first)
+
+
+_CONSTRUCTORS: Final[Mapping[str, Callable[..., Any]]] = {
+    "!number": _number,
+    "tag:yaml.org,2002:int": _number,
+    "tag:yaml.org,2002:float": _number,
+    "tag:yaml.org,2002:bool": lambda _, node: str(node.value).lower() in _TRUE,
+    "tag:yaml.org,2002:null": lambda _, __: None,
+    "tag:yaml.org,2002:str": lambda _, node: str(node.value),
+    "tag:yaml.org,2002:map": _mapping,
+    "tag:yaml.org,2002:seq": _sequence,
+}
+
+for _tag, _construct in _CONSTRUCTORS.items():
+    _ManifestLoader.add_constructor(_tag, _checked(_construct))
+
+_ManifestLoader.add_constructor(None, _unknown)
+
 
 _WIDTH: Final = 110
+
 _SHORT: Final = 72
 
 
@@ -32,18 +273,20 @@ def _is_plain(value: Any) -> bool:  # noqa: ANN401 -- any YAML value
     return not isinstance(value, (dict, list))
 
 
-def _object(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
+def _represent_object(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
     short = all(map(_is_plain, value.values())) and len(json.dumps(value)) <= _SHORT
     return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=short)
 
 
-def _list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
+def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
     short = all(map(_is_plain, value)) and len(json.dumps(value)) <= _SHORT
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=short)
 
 
-_ManifestDumper.add_representer(dict, _object)
-_ManifestDumper.add_representer(list, _list)
+_ManifestDumper.add_representer(dict, _represent_object)
+
+_ManifestDumper.add_representer(list, _represent_list)
+
 for _tag, _grammar, _first in IMPLICIT:
     # Words that kubectl takes for something else than text must stand in quotes.
     _ManifestDumper.add_implicit_resolver(_tag, _grammar, _first)

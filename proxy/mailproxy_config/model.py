@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 Seconds = NewType("Seconds", float)
+
 ByteCount = NewType("ByteCount", int)
 
 
@@ -71,6 +72,14 @@ class LogLevel(StrEnum):
     CRIT = "crit"
     ALERT = "alert"
     EMERG = "emerg"
+
+
+FACILITIES: Final = (
+    *("kern", "user", "mail", "daemon", "auth", "intern", "lpr", "news", "uucp", "clock", "authpriv", "ftp"),
+    *("ntp", "audit", "alert", "cron"),
+    *(f"local{number}" for number in range(8)),
+)
+"""By their numbers in RFC 3164 section 4.1.1; the names are nginx's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

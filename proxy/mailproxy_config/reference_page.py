@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from mailproxy_config.describe import shown_default
 from mailproxy_config.directives import (
     FOLDED_DIRECTIVES,
     LEVEL_DIRECTIVES,
@@ -21,7 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_MEANINGS
 from mailproxy_config.listen_directive import LISTEN_PARAMETERS
-from mailproxy_config.value_types import Raw
+from mailproxy_config.value_types import Raw, shown_default
 
 _MODULES: Final = {
     "mail_core": "Core",

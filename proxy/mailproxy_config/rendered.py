@@ -7,48 +7,95 @@ manifest's are: whoever edits the file by hand gets the same answers.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mailproxy_config.addresses import canonical_listener
+from mailproxy_config.directives import (
+    IGNORED,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Directive,
+)
+from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.manifest import MOST_SERVERS, SERVER_NAME
+from mailproxy_config.model import (
+    AuthHttpHeader,
+    CertificateFiles,
+    ListenConfig,
+    ProxyConfig,
+    ServerConfig,
+    VerifyClient,
+)
 from mailproxy_config.schema import dotted, encodable, kind_of
-from mailproxy_config.validate_rendered import note_unsound
+from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
+from mailproxy_config.units import LARGEST_SECONDS
+from mailproxy_config.value_types import ErrorPath
 
-from .dump import FORMAT, FORMAT_VERSION
-from .errors import ConfigError, Problem, Problems
-from .limits import check_json_text, check_levels, too_deep
-from .model import ProxyConfig
+FORMAT: Final = "mailproxy.dev/proxy-configuration"
+
+FORMAT_VERSION: Final = 1
+
+
+def dump(config: ProxyConfig, *, generation: int = 0) -> bytes:
+    """Write a configuration.
+
+    Args:
+        config: What to write.  A ``server_name`` that is not set stays empty.
+        generation: The generation of the resource it was made of; no part of the hash.
+    """
+    document = {
+        "format": FORMAT,
+        "formatVersion": FORMAT_VERSION,
+        "generation": generation,
+        "config": _plain(config),
+    }
+    return _canonical(document) + b"\n"
+
+
+def config_hash(config: ProxyConfig) -> str:
+    """SHA-256 of the configuration as ``dump`` writes it, without the generation; in hexadecimal."""
+    return hashlib.sha256(_canonical({"formatVersion": FORMAT_VERSION, "config": _plain(config)})).hexdigest()
+
+
+def _canonical(document: object) -> bytes:
+    """One spelling: sorted names, no spaces to choose, ASCII only."""
+    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a configuration
+    """A value as JSON knows it; sets are sorted, and whole floats are integers."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    match value:
+        case StrEnum():
+            return str(value)
+        case frozenset():
+            return sorted(map(str, value))
+        case tuple():
+            return [_plain(item) for item in value]
+        case float() if value.is_integer():
+            return int(value)
+    return value
+
 
 T = TypeVar("T")
+
 _LARGEST: Final = 1e15
+
 _ENVELOPE: Final = ("format", "formatVersion", "generation", "config")
+
 _SCALARS: Final[Mapping[type, str]] = {bool: "a boolean", int: "a whole number", str: "text"}
 
 
 class _Unreadable(Exception):
     """A value of another type than the model wants; the problem has been noted."""
-
-
-def parse_json(text: str, source: str = "") -> object:
-    """Read JSON in which no name stands twice.
-
-    Raises:
-        ConfigError: It is no such JSON, or larger or deeper than ``limits`` allows.
-    """
-    check_json_text(text, source)
-    try:
-        document = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ConfigError([Problem(source, f"not valid JSON: {error.msg} in line {error.lineno}")]) from None
-    except RecursionError:
-        raise too_deep(source) from None
-    except ValueError as error:
-        raise ConfigError([Problem(source, f"not valid JSON: {error}")]) from None
-    check_levels(document, source)
-    return document
 
 
 def parse_rendered(document: object) -> tuple[ProxyConfig, int]:
@@ -89,28 +136,6 @@ def _read_config(value: object, problems: Problems) -> ProxyConfig | None:
         return None
     note_unsound(config, problems)
     return config
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = _repeated(name for name, _ in pairs)
-        raise ValueError(f"{twice[:64]!r} stands twice in one object")
-    return found
-
-
-def _repeated(names: Iterable[str]) -> str:
-    """The first name that stands there a second time; one of them must."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    raise AssertionError(names)
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
 
 
 def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[str, Any]:  # noqa: B006 -- kept
@@ -222,3 +247,103 @@ _READ_LIST: Final[Mapping[object, Callable[[Any, object, str, Problems], Any]]] 
     frozenset: _set,
     tuple: _tuple,
 }
+
+
+_MAIN_NAMES: Final = {"worker_processes": "workers"}
+
+_STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
+"""A header's file may be anywhere; the shape of a header only knows Secrets."""
+
+
+def note_unsound(config: ProxyConfig, problems: Problems) -> None:
+    """Note every value that no manifest compiles to, at its path below ``config``."""
+    for row in MAIN_DIRECTIVES:
+        name = _MAIN_NAMES.get(row.name, row.name)
+        _check_value(row, getattr(config, name), f"config.{name}", problems)
+    for name in ("delay", "timeout"):
+        _check_time(getattr(config.drain, name), f"config.drain.{name}", problems)
+    if not 1 <= len(config.servers) <= MOST_SERVERS:
+        reason = f"has {len(config.servers)} items, which is out of range 1 to {MOST_SERVERS}"
+        problems.add("config.servers", reason)
+    for index, server in enumerate(config.servers[:MOST_SERVERS]):
+        _check_server(server, f"config.servers[{index}]", problems)
+    _check_unique(config, problems)
+
+
+def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
+    SERVER_NAME.check(server.name, f"{path}.name", problems)
+    for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
+        if row.field not in IGNORED:
+            _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
+    if not server.tls_is_used:
+        return
+    if not server.ssl_certificate:
+        problems.add(f"{path}.ssl_certificate", "is required for listen ssl and starttls")
+    if server.ssl_verify_client in {VerifyClient.REQUIRED, VerifyClient.OPTIONAL} and not (
+        server.ssl_client_certificate or server.ssl_trusted_certificate
+    ):
+        problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
+
+
+def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
+    """Write the value, and read it as if a manifest had said so."""
+    if isinstance(value, float):
+        _check_time(value, here, problems)
+        return
+    if value is None and (row.type is FILE or row.default is None):
+        return
+    wanted = _as_references(value)
+    written = row.type.write(wanted)
+    before = len(problems)
+    row.type.shape.check(written, here, problems)
+    if len(problems) == before:
+        place = ErrorPath(here, problems)
+        read = place.attempt(lambda: row.type.read(written, place))
+        if len(problems) == before and _comparable(read) != _comparable(wanted):
+            problems.add(here, "holds parts that do not go together")
+
+
+def _comparable(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+    """The value, but for ``bind``: other parameters of a listener imply it."""
+    if isinstance(value, tuple) and value and isinstance(value[0], ListenConfig):
+        return tuple(replace(listener, bind=True) for listener in value)
+    return value
+
+
+def _check_time(seconds: float, path: str, problems: Problems) -> None:
+    if not 0 <= seconds <= LARGEST_SECONDS:
+        problems.add(path, f"{seconds:g} is out of range 0 to {LARGEST_SECONDS}")
+
+
+def _as_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+    """The value as it was before its references were replaced by paths."""
+    match value:
+        case AuthHttpHeader(value=None, value_file=str()):
+            return HeaderRef(value.name, _STAND_IN)
+        case CertificateFiles():
+            return CertificateRef(value.certificate, value.key)
+        case tuple():
+            return tuple(map(_as_references, value))
+    return value
+
+
+def _check_unique(config: ProxyConfig, problems: Problems) -> None:
+    names: set[str] = set()
+    listeners: set[tuple[str, int | None]] = set()
+    for index, server in enumerate(config.servers):
+        if server.name in names:
+            problems.add(f"config.servers[{index}].name", f"{server.name!r} stands twice")
+        names.add(server.name)
+        for at, listener in enumerate(server.listen):
+            key = _key(listener)
+            if key in listeners:
+                problems.add(f"config.servers[{index}].listen[{at}]", "duplicate address and port pair")
+            listeners.add(key)
+
+
+def _key(listener: ListenConfig) -> tuple[str, int | None]:
+    """What makes two listeners the same, even where the address is no good."""
+    try:
+        return canonical_listener(listener.address, listener.port)
+    except ValueError:
+        return listener.address, listener.port

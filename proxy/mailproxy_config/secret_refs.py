@@ -6,8 +6,13 @@ Values from a Secret never pass through the configuration: it knows their paths 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Final
+
+from mailproxy_config.schema import ListOf, Record, Rule, Text
+from mailproxy_config.value_types import ErrorPath, Raw, ValueType, read_items
 
 
 class ReferenceKind(StrEnum):
@@ -68,3 +73,97 @@ class Mounts:
     def path(self, ref: FileRef) -> str:
         """The file behind a reference; a path is its own."""
         return ref if isinstance(ref, str) else f"{self.directory(ref.kind, ref.name)}/{ref.key}"
+
+
+OBJECT_NAME: Final = Text(
+    longest=253,
+    shortest=1,
+    pattern="^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+    hint="the name of an object: lower-case letters, digits, hyphens and dots",
+)
+
+DATA_KEY: Final = Text(
+    longest=253,
+    shortest=1,
+    pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
+    hint="a key: letters, digits, hyphens, underscores and dots, not beginning with two dots",
+)
+
+ABSOLUTE_PATH: Final = Text(longest=1024, pattern="^/", hint="an absolute path")
+
+KEY_REF: Final = Record(
+    fields={"name": OBJECT_NAME, "key": DATA_KEY},
+    required=("name", "key"),
+    descriptions={
+        "name": "The name of the Secret or ConfigMap, in the namespace of the resource.",
+        "key": "The key in its data.",
+    },
+)
+"""One key of a Secret or a ConfigMap."""
+
+
+def key_ref(kind: ReferenceKind, value: Mapping[str, str]) -> KeyRef:
+    """The reference that a ``KEY_REF`` stands for."""
+    return KeyRef(kind, value["name"], value["key"])
+
+
+def key_ref_written(ref: KeyRef) -> Raw:
+    """The field of a manifest that stands for a reference."""
+    field = "secretKeyRef" if ref.kind is ReferenceKind.SECRET else "configMapKeyRef"
+    return {field: {"name": ref.name, "key": ref.key}}
+
+
+# --- certificates and other files ----------------------------------------------
+
+
+def _file(value: Mapping[str, Any], _: ErrorPath) -> FileRef:
+    if "secretKeyRef" in value:
+        return key_ref(ReferenceKind.SECRET, value["secretKeyRef"])
+    if "configMapKeyRef" in value:
+        return key_ref(ReferenceKind.CONFIG_MAP, value["configMapKeyRef"])
+    return str(value["file"])
+
+
+def _file_written(value: FileRef) -> Raw:
+    return {"file": value} if isinstance(value, str) else key_ref_written(value)
+
+
+_SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
+
+FILE_SHAPE: Final = Record(
+    example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
+    fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": ABSOLUTE_PATH},
+    descriptions={
+        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it.",
+        "configMapKeyRef": "A key of a ConfigMap.",
+        "file": "The path of a file; without a cluster, or in a volume of pod.extraVolumes.",
+    },
+    rules=(
+        Rule(
+            expression=(
+                "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.file)].filter(x, x).size() == 1"
+            ),
+            message="exactly one of secretKeyRef, configMapKeyRef and file must be set",
+            holds=lambda value: sum(source in value for source in _SOURCES) == 1,
+        ),
+    ),
+)
+
+_FILE_SYNTAX: Final = "{secretKeyRef: {name, key}}, {configMapKeyRef: {name, key}} or {file}"
+
+FILE: Final = ValueType(
+    syntax=_FILE_SYNTAX,
+    shape=FILE_SHAPE,
+    read=_file,
+    write=_file_written,
+    nginx=lambda words: {"file": words[0]},
+)
+
+FILES: Final = ValueType(
+    syntax="list of " + _FILE_SYNTAX,
+    shape=ListOf(items=FILE_SHAPE, most=8),
+    read=lambda value, place: read_items(value, place, _file),
+    write=lambda value: list(map(_file_written, value)),
+    nginx=lambda words: [{"file": words[0]}],
+    appends=True,
+)

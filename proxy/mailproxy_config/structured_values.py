@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mailproxy_config import addresses, units
-from mailproxy_config.file_values import KEY_REF, key_ref, key_ref_written
 from mailproxy_config.model import AuthHttp, AuthHttpHeader, LogLevel, ResolverConfig
 from mailproxy_config.schema import Flag, ListOf, Record, Rule, Text
-from mailproxy_config.secret_refs import HeaderRef, ReferenceKind
+from mailproxy_config.secret_refs import KEY_REF, HeaderRef, ReferenceKind, key_ref, key_ref_written
 from mailproxy_config.value_types import (
     SEC_SHAPE,
     ErrorPath,

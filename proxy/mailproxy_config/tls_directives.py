@@ -3,23 +3,167 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from mailproxy_config import file_values
-from mailproxy_config.value_types import FLAG, NUMBER, SEC_TIME, choice, enum_set, text
+from mailproxy_config import units
+from mailproxy_config.model import SessionCache, StartTls, VerifyClient
+from mailproxy_config.schema import ListOf, Record, Rule, Text
+from mailproxy_config.secret_refs import (
+    ABSOLUTE_PATH,
+    FILE,
+    FILES,
+    OBJECT_NAME,
+    CertificateRef,
+    KeyRef,
+    ReferenceKind,
+)
+from mailproxy_config.value_types import (
+    FLAG,
+    NUMBER,
+    SEC_TIME,
+    Directive,
+    ErrorPath,
+    Inheritance,
+    Raw,
+    ValueType,
+    choice,
+    enum_set,
+    read_items,
+    text,
+)
 
-from .directive import Directive, Inheritance
-from .model import StartTls, VerifyClient
+
+def _certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
+    if "secretName" in value:
+        secret = ReferenceKind.SECRET, value["secretName"]
+        return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"))
+    return CertificateRef(value["certificateFile"], value["keyFile"])
+
+
+def _certificate_written(value: CertificateRef) -> Raw:
+    if isinstance(value.certificate, KeyRef):
+        return {"secretName": value.certificate.name}
+    return {"certificateFile": value.certificate, "keyFile": value.key}
+
+
+def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
+    if "secretName" in value:
+        return "certificateFile" not in value and "keyFile" not in value
+    return "certificateFile" in value and "keyFile" in value
+
+
+CERTIFICATES: Final = ValueType(
+    syntax="list of {secretName} or {certificateFile, keyFile}",
+    shape=ListOf(
+        most=8,
+        items=Record(
+            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
+            fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
+            rules=(
+                Rule(
+                    expression=(
+                        "has(self.secretName) ? !has(self.certificateFile) && !has(self.keyFile)"
+                        " : has(self.certificateFile) && has(self.keyFile)"
+                    ),
+                    message="set either secretName, or certificateFile together with keyFile",
+                    holds=_certificate_is_whole,
+                ),
+            ),
+            descriptions={
+                "secretName": "A Secret of type kubernetes.io/tls in the same namespace.",
+                "certificateFile": "Path of a PEM file, the server's certificate first.",
+                "keyFile": "Path of the PEM file with its private key.",
+            },
+        ),
+    ),
+    read=lambda value, place: read_items(value, place, _certificate),
+    write=lambda value: list(map(_certificate_written, value)),
+    nginx=lambda words: [{"certificateFile": words[0]}],
+    appends=True,
+)
+
+
+# --- sslSessionCache, sslConfCommand -------------------------------------------
+
+_DEFAULT_BUILTIN: Final = 20480
+
+_SMALLEST_SHARED: Final = 32 * 1024
+
+
+def _session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
+    parts = {item.partition(":")[0]: item.partition(":")[2] for item in value}
+    if len(parts) < len(value) or (len(value) > 1 and {"Disabled", "None"} & parts.keys()):
+        raise ValueError("takes Disabled, None, or one builtin and one shared cache at most")
+    name, _colon, size = parts.get("shared", "").partition(":")
+    shared_size = units.size(size) if size else None
+    if shared_size is not None and shared_size < _SMALLEST_SHARED:
+        raise ValueError(f"session cache {name!r} is too small: at least 32k")
+    builtin = int(parts["builtin"] or _DEFAULT_BUILTIN) if "builtin" in parts else None
+    return SessionCache(
+        off="Disabled" in parts, builtin=builtin, shared_name=name or None, shared_size=shared_size
+    )
+
+
+def _session_cache_written(value: SessionCache) -> Raw:
+    if value.off:
+        return ["Disabled"]
+    builtin = [] if value.builtin is None else [f"builtin:{value.builtin}"]
+    size = value.shared_size
+    shared = [] if size is None else [f"shared:{value.shared_name}:{units.printed_size(size)}"]
+    return builtin + shared or ["None"]
+
+
+SESSION_CACHE: Final = ValueType(
+    syntax="list of Disabled, None, builtin[:N], shared:NAME:SIZE",
+    shape=ListOf(
+        most=2,
+        fewest=1,
+        items=Text(
+            longest=64,
+            pattern="^(Disabled|None|builtin(:[0-9]{1,9})?|shared:[^:]+:[0-9]+[kKmM]?)$",
+            hint="Disabled, None, builtin[:N] or shared:NAME:SIZE",
+        ),
+    ),
+    read=_session_cache,
+    write=_session_cache_written,
+    nginx=lambda words: [{"off": "Disabled", "none": "None"}.get(word, word) for word in words],
+    arity=(1, 2),
+)
+
+
+CONF_COMMANDS: Final = ValueType(
+    syntax="list of {name, value}",
+    shape=ListOf(
+        most=32,
+        items=Record(
+            fields={"name": Text(longest=128, shortest=1), "value": Text(longest=1024)},
+            required=("name", "value"),
+            descriptions={"name": "The command, such as Options.", "value": "Its value."},
+        ),
+    ),
+    read=lambda value, _: tuple((item["name"], item["value"]) for item in value),
+    write=lambda value: [{"name": name, "value": text} for name, text in value],
+    nginx=lambda words: [{"name": words[0], "value": words[1]}],
+    arity=(2, 2),
+    appends=True,
+)
+
 
 _LIST: Final = Inheritance.LIST
+
 _SSL: Final = "mail_ssl"
+
 _STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
+
 _TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
+
 
 _VERIFY_CLIENT: Final = choice(
     {"off": "Disabled", "on": "Required", "optional": "Optional", "optional_no_ca": "OptionalNoCA"},
     VerifyClient,
 )
+
 
 TLS_DIRECTIVES: Final = (
     Directive(
@@ -32,7 +176,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate",
         module=_SSL,
-        type=file_values.CERTIFICATES,
+        type=CERTIFICATES,
         default=[],
         inheritance=_LIST,
         meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
@@ -76,19 +220,19 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_dhparam",
         module=_SSL,
-        type=file_values.FILE,
+        type=FILE,
         meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
     ),
     Directive(
         name="ssl_password_file",
         module=_SSL,
-        type=file_values.FILE,
+        type=FILE,
         meaning="Pass phrases of private keys, one a line.",
     ),
     Directive(
         name="ssl_session_cache",
         module=_SSL,
-        type=file_values.SESSION_CACHE,
+        type=SESSION_CACHE,
         default=["None"],
         inheritance=_LIST,
         meaning="Where TLS sessions are kept for resumption.",
@@ -110,7 +254,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_session_ticket_key",
         module=_SSL,
-        type=file_values.FILES,
+        type=FILES,
         default=[],
         inheritance=_LIST,
         meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
@@ -132,25 +276,25 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_client_certificate",
         module=_SSL,
-        type=file_values.FILE,
+        type=FILE,
         meaning="Authorities trusted for client certificates, whose names are sent to clients (PEM).",
     ),
     Directive(
         name="ssl_trusted_certificate",
         module=_SSL,
-        type=file_values.FILE,
+        type=FILE,
         meaning="Authorities trusted for client certificates, whose names are not sent to clients (PEM).",
     ),
     Directive(
         name="ssl_crl",
         module=_SSL,
-        type=file_values.FILE,
+        type=FILE,
         meaning="Revoked client certificates (PEM); checked for the whole chain.",
     ),
     Directive(
         name="ssl_conf_command",
         module=_SSL,
-        type=file_values.CONF_COMMANDS,
+        type=CONF_COMMANDS,
         default=[],
         inheritance=_LIST,
         meaning="OpenSSL configuration commands, applied last.",
@@ -158,11 +302,12 @@ TLS_DIRECTIVES: Final = (
 )
 """Directives about TLS with clients, for ``spec.mail`` and every server."""
 
+
 FOLDED_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate_key",
         module=_SSL,
-        type=file_values.CERTIFICATES,
+        type=CERTIFICATES,
         inheritance=_LIST,
         part_of="ssl_certificate",
         meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",

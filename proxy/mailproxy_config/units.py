@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .model import ByteCount, Seconds
+from mailproxy_config.model import ByteCount, Seconds
 
 LARGEST_SECONDS: Final = 2**31 - 1
 LARGEST_BYTES: Final = 2**31 - 1

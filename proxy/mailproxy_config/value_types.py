@@ -9,8 +9,10 @@ those with fields of their own are in ``structures`` and ``listeners``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from mailproxy_config import units
@@ -20,10 +22,13 @@ from mailproxy_config.schema import Flag, Integer, IntOrText, ListOf, Rule, Shap
 Raw = Any
 """A value as YAML and JSON know it."""
 
+
 BROKEN: Final = object()
 """Stands for an item of a list that does not have the right shape, so that the others keep their places."""
 
+
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
+
 SMALLEST_BUFFER: Final = 128
 """nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
 
@@ -129,6 +134,7 @@ MSEC_SHAPE: Final = IntOrText(
         spelled(units.MSEC_TIME, "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"),
     )
 )
+
 SEC_SHAPE: Final = IntOrText(
     rules=(
         spelled(
@@ -137,12 +143,16 @@ SEC_SHAPE: Final = IntOrText(
         ),
     )
 )
+
 SIZE_SHAPE: Final = IntOrText(
     longest=16, rules=(spelled(units.SIZE, "must be a size such as 4k or 10m; a bare number is bytes"),)
 )
 
+
 FLAG: Final = ValueType(syntax="boolean", shape=Flag(), read=as_it_is, write=as_it_is, nginx=nginx_flag)
+
 NUMBER: Final = ValueType(syntax="number", shape=Integer(), read=as_it_is, write=as_it_is, nginx=nginx_number)
+
 MSEC_TIME: Final = ValueType(
     syntax="time",
     shape=MSEC_SHAPE,
@@ -150,6 +160,7 @@ MSEC_TIME: Final = ValueType(
     write=units.printed_time,
     nginx=nginx_text,
 )
+
 SEC_TIME: Final = ValueType(
     syntax="time (whole seconds)",
     shape=SEC_SHAPE,
@@ -277,3 +288,100 @@ CAPABILITIES: Final = texts(
     longest=256,
     rules=(no_control_characters("a capability"),),
 )
+
+
+class Context(StrEnum):
+    """Where nginx allows a directive."""
+
+    MAIN = "main"
+    EVENTS = "events"
+    MAIL = "mail"
+    SERVER = "server"
+
+
+class Inheritance(StrEnum):
+    """What a server does with the value of the mail level."""
+
+    VALUE = "value"
+    """The server's, else the mail level's, else the built-in default."""
+    LIST = "list"
+    """The same, for lists: a server's list replaces the mail level's as a whole."""
+    NONE = "none"
+    """There is nothing to inherit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """One directive.
+
+    Attributes:
+        name: nginx's name, and the attribute of ``ServerConfig``.
+        module: The nginx module it belongs to, without ``ngx_`` and ``_module``.
+        type: What its values look like.
+        meaning: One sentence, for ``kubectl explain`` and the reference page.
+        default: The built-in default as the manifest would write it; ``None`` where there is none.
+        contexts: Where it may stand.
+        inheritance: What a server does with the mail level's value.
+        part_of: The directive whose field carries this one's value, where it has none of its own.
+        field: The manifest's name for it.
+        is_ours: Whether nginx does not have it; it may stand in an ``nginx.conf`` all the same.
+    """
+
+    name: str
+    module: str
+    type: ValueType
+    meaning: str
+    default: Raw = None
+    contexts: tuple[Context, ...] = (Context.MAIL, Context.SERVER)
+    inheritance: Inheritance = Inheritance.VALUE
+    part_of: str = ""
+    field: str = ""
+    is_ours: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.field:
+            object.__setattr__(self, "field", lower_camel_case(self.name))
+
+    def builtin(self) -> object:
+        """The built-in default as a model value; ``None`` where there is none.
+
+        Raises:
+            AssertionError: The table is wrong.
+        """
+        if self.default is None:
+            return None
+        problems = Problems()
+        value = self.type.read(self.default, ErrorPath(self.field, problems))
+        assert not problems, self.name  # noqa: S101 -- a mistake in the table, not in a configuration
+        return value
+
+
+def lower_camel_case(name: str) -> str:
+    """``auth_http_timeout`` is ``authHttpTimeout``."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def explained(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
+    """Write what ``kubectl explain`` shows of a directive or a parameter.
+
+    Args:
+        name: nginx's name for it.
+        meaning: One sentence.
+        default: The built-in default; it cannot stand in the schema, where it would defeat inheritance.
+        is_ours: Whether nginx does not have it.
+    """
+    unless_set = shown_default(default)
+    where = f"Not in nginx; in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
+    return f"{meaning} {where}." + (f" Default: {unless_set}." if unless_set else "")
+
+
+def shown_default(value: Raw) -> str:
+    """A default as YAML would show it; nothing where there is none."""
+    if value in (None, "", []):
+        return ""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {inner}' for name, inner in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)

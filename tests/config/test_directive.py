@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_config.directive import Directive, lower_camel_case
 from mailproxy_config.model import AuthMethod
-from mailproxy_config.value_types import BUFFER, MSEC_TIME, enum_set
+from mailproxy_config.value_types import BUFFER, MSEC_TIME, Directive, enum_set, lower_camel_case
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.load import load
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import ProxyConfig
+from mailproxy_config.rendered import config_hash, dump
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
 

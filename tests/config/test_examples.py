@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.dump import config_hash
 from mailproxy_config.load import Kind, load
+from mailproxy_config.manifest_yaml import documents
 from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.rendered import config_hash
 from support.configs import without_logs
 
 ROOT = Path(__file__).parents[2]

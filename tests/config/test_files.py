@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config import file_values
+from mailproxy_config import secret_refs, tls_directives
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import ByteCount, SessionCache
 from mailproxy_config.secret_refs import CertificateRef, KeyRef, ReferenceKind
@@ -27,16 +27,16 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
 @pytest.mark.parametrize(
     ("kind", "raw", "value"),
     [
-        (file_values.FILE, {"file": "/a.pem"}, "/a.pem"),
-        (file_values.FILE, {"secretKeyRef": {"name": "tls", "key": "ca.crt"}}, _SECRET),
+        (secret_refs.FILE, {"file": "/a.pem"}, "/a.pem"),
+        (secret_refs.FILE, {"secretKeyRef": {"name": "tls", "key": "ca.crt"}}, _SECRET),
         (
-            file_values.FILE,
+            secret_refs.FILE,
             {"configMapKeyRef": {"name": "c", "key": ".k"}},
             KeyRef(ReferenceKind.CONFIG_MAP, "c", ".k"),
         ),
-        (file_values.FILES, [{"file": "/a"}], ("/a",)),
+        (secret_refs.FILES, [{"file": "/a"}], ("/a",)),
         (
-            file_values.CERTIFICATES,
+            tls_directives.CERTIFICATES,
             [{"secretName": "tls"}],
             (
                 CertificateRef(
@@ -46,19 +46,19 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
             ),
         ),
         (
-            file_values.CERTIFICATES,
+            tls_directives.CERTIFICATES,
             [{"certificateFile": "/c", "keyFile": "/k"}],
             (CertificateRef("/c", "/k"),),
         ),
-        (file_values.SESSION_CACHE, ["Disabled"], SessionCache(off=True)),
-        (file_values.SESSION_CACHE, ["None"], SessionCache()),
-        (file_values.SESSION_CACHE, ["builtin:5"], SessionCache(builtin=5)),
+        (tls_directives.SESSION_CACHE, ["Disabled"], SessionCache(off=True)),
+        (tls_directives.SESSION_CACHE, ["None"], SessionCache()),
+        (tls_directives.SESSION_CACHE, ["builtin:5"], SessionCache(builtin=5)),
         (
-            file_values.SESSION_CACHE,
+            tls_directives.SESSION_CACHE,
             ["builtin:20480", "shared:SSL:10m"],
             SessionCache(builtin=20480, shared_name="SSL", shared_size=ByteCount(10_485_760)),
         ),
-        (file_values.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
+        (tls_directives.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
     ],
 )
 def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
@@ -67,7 +67,7 @@ def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> N
 
 
 def test_a_built_in_cache_has_nginx_s_size() -> None:
-    assert read(file_values.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
+    assert read(tls_directives.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
 
 
 _KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginning with two dots"
@@ -76,25 +76,25 @@ _KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginnin
 @pytest.mark.parametrize(
     ("kind", "raw", "path", "reason"),
     [
-        (file_values.FILE, {}, "x", "exactly one of secretKeyRef, configMapKeyRef and file must be set"),
-        (file_values.FILE, {"file": "a.pem"}, "x.file", "'a.pem' is not valid: must be an absolute path"),
-        (file_values.FILE, {"secretKeyRef": {"name": "a"}}, "x.secretKeyRef.key", "is required"),
-        (file_values.FILE, {"secretKeyRef": {"name": "../a", "key": "k"}}, "x.secretKeyRef.name",
+        (secret_refs.FILE, {}, "x", "exactly one of secretKeyRef, configMapKeyRef and file must be set"),
+        (secret_refs.FILE, {"file": "a.pem"}, "x.file", "'a.pem' is not valid: must be an absolute path"),
+        (secret_refs.FILE, {"secretKeyRef": {"name": "a"}}, "x.secretKeyRef.key", "is required"),
+        (secret_refs.FILE, {"secretKeyRef": {"name": "../a", "key": "k"}}, "x.secretKeyRef.name",
          "'../a' is not valid: must be the name of an object: lower-case letters, digits, hyphens and dots"),
-        (file_values.FILE, {"secretKeyRef": {"name": "a", "key": "..k"}}, "x.secretKeyRef.key",
+        (secret_refs.FILE, {"secretKeyRef": {"name": "a", "key": "..k"}}, "x.secretKeyRef.key",
          f"'..k' is not valid: must be {_KEY_HINT}"),
-        (file_values.CERTIFICATES, [{"secretName": "a", "keyFile": "/k"}], "x[0]",
+        (tls_directives.CERTIFICATES, [{"secretName": "a", "keyFile": "/k"}], "x[0]",
          "set either secretName, or certificateFile together with keyFile"),
-        (file_values.CERTIFICATES, [{"certificateFile": "/c"}], "x[0]",
+        (tls_directives.CERTIFICATES, [{"certificateFile": "/c"}], "x[0]",
          "set either secretName, or certificateFile together with keyFile"),
-        (file_values.SESSION_CACHE, ["None", "builtin"], "x",
+        (tls_directives.SESSION_CACHE, ["None", "builtin"], "x",
          "takes Disabled, None, or one builtin and one shared cache at most"),
-        (file_values.SESSION_CACHE, ["builtin", "builtin:1"], "x",
+        (tls_directives.SESSION_CACHE, ["builtin", "builtin:1"], "x",
          "takes Disabled, None, or one builtin and one shared cache at most"),
-        (file_values.SESSION_CACHE, ["shared:a:16k"], "x", "session cache 'a' is too small: at least 32k"),
-        (file_values.SESSION_CACHE, ["shared:a"], "x[0]",
+        (tls_directives.SESSION_CACHE, ["shared:a:16k"], "x", "session cache 'a' is too small: at least 32k"),
+        (tls_directives.SESSION_CACHE, ["shared:a"], "x[0]",
          "'shared:a' is not valid: must be Disabled, None, builtin[:N] or shared:NAME:SIZE"),
-        (file_values.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
+        (tls_directives.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
     ],
 )  # fmt: skip
 def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> None:
@@ -104,13 +104,13 @@ def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> Non
 @pytest.mark.parametrize(
     ("kind", "words", "raw"),
     [
-        (file_values.FILE, ["a.pem"], {"file": "a.pem"}),
-        (file_values.FILES, ["a"], [{"file": "a"}]),
-        (file_values.CERTIFICATES, ["a"], [{"certificateFile": "a"}]),
-        (file_values.SESSION_CACHE, ["off"], ["Disabled"]),
-        (file_values.SESSION_CACHE, ["none"], ["None"]),
-        (file_values.SESSION_CACHE, ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
-        (file_values.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
+        (secret_refs.FILE, ["a.pem"], {"file": "a.pem"}),
+        (secret_refs.FILES, ["a"], [{"file": "a"}]),
+        (tls_directives.CERTIFICATES, ["a"], [{"certificateFile": "a"}]),
+        (tls_directives.SESSION_CACHE, ["off"], ["Disabled"]),
+        (tls_directives.SESSION_CACHE, ["none"], ["None"]),
+        (tls_directives.SESSION_CACHE, ["builtin", "shared:a:1m"], ["builtin", "shared:a:1m"]),
+        (tls_directives.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
     ],
 )
 def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:

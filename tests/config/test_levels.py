@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mailproxy_config.levels import Level, ServerBlock
+from mailproxy_config.directives import Level, ServerBlock
 from mailproxy_config.model import ListenConfig, Protocol
 
 _EMPTY = Level(values={}, given=frozenset())

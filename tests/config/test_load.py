@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Kind, Loaded, check_files, load, manifest_of
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT
 from mailproxy_config.model import AuthHttpHeader, CertificateFiles, StartTls, VerifyClient
+from mailproxy_config.rendered import dump
 from mailproxy_config.secret_refs import Mounts
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.config_bodies import body, server
 
 MANIFEST = json.dumps(body(server(), mail={"authHttp": "a", "proxy": True}), indent="\t").encode()

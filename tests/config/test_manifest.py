@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.kubernetes import PortStrategy
-from mailproxy_config.levels import Metadata
-from mailproxy_config.manifest import MAIL, SERVER, SPEC, examine, parse_manifest
+from mailproxy_config.manifest import MAIL, SERVER, SPEC, Metadata, examine, parse_manifest
 from mailproxy_config.model import Protocol
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples

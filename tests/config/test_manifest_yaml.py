@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.manifest_yaml import to_manifest_yaml
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import documents, to_manifest_yaml
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.load import Loaded, load
 from mailproxy_config.model import ErrorLog, LogLevel, SyslogServer
 from mailproxy_config.nginx.convert import parse_nginx
+from mailproxy_config.rendered import dump
 
 
 def text_of(main: str, mail: str, first: str, second: str) -> str:

@@ -17,9 +17,9 @@ from mailproxy_config.directives import (
     SERVER_DIRECTIVES,
     by_name,
 )
-from mailproxy_config.dump import config_hash
 from mailproxy_config.load import load
 from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
+from mailproxy_config.rendered import config_hash
 from support.configs import without_logs
 from support.fuzz import examples
 

@@ -10,7 +10,7 @@ from mailproxy_config.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("bytes", "text"),
+    ("data", "text"),
     [
         (b"", ""),
         (b"mail {}\r\n", "mail {}\r\n"),
@@ -24,7 +24,7 @@ def test_what_is_text(data: bytes, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "problem"),
+    ("data", "problem"),
     [
         (b"\n\na\0b", "f:3: is not text: it has a NUL in it"),
         (b"\0", "f:1: is not text: it has a NUL in it"),

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
+from mailproxy_config.decode import parse_json
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_config.rendered import dump, parse_rendered
 from support.config_bodies import body, server
 
 

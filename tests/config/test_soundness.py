@@ -26,7 +26,7 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.validate_rendered import note_unsound
+from mailproxy_config.rendered import note_unsound
 from support.config_bodies import body, server
 
 CONFIG = compile_proxy(parse_manifest(body(server("a"), server("b", 110))))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.model import SyslogServer
-from mailproxy_config.syslog import syslog_server
+from mailproxy_config.nginx.error_log import syslog_server
 
 
 @pytest.mark.parametrize(

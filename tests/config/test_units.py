@@ -72,7 +72,7 @@ def test_a_time_beyond_the_limit(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes"),
+    ("text", "data"),
     [("512", 512), (512, 512), ("4k", 4096), ("4K", 4096), ("10m", 10_485_760), ("1M", 1_048_576), ("0", 0)],
 )
 def test_a_size(text: str | int, data: int) -> None:
@@ -98,7 +98,7 @@ def test_a_printed_time(seconds: float, text: str) -> None:
     assert units.printed_time(seconds) == text
 
 
-@pytest.mark.parametrize(("bytes", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
+@pytest.mark.parametrize(("data", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
 def test_a_printed_size(data: int, text: str) -> None:
     assert units.printed_size(data) == text
 

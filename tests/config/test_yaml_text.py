@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT, documents
+from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT, documents
 
 
 def _ten_times(name: str, more: str) -> str:
@@ -109,7 +109,7 @@ def test_scanning_stops_at_the_limit_over_all_documents(monkeypatch: pytest.Monk
         scan(scanner)
 
     monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", counted)
-    monkeypatch.setattr("mailproxy_config.yaml_reader.MOST_TOKENS", 5_000)  # for the speed of the test
+    monkeypatch.setattr("mailproxy_config.manifest_yaml.MOST_TOKENS", 5_000)  # for the speed of the test
     with pytest.raises(ConfigError, match="is too large: it has more than"):
         documents(text, source="f.yaml")
     assert 0 < scanned <= 5_000

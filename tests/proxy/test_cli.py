@@ -18,9 +18,9 @@ from mailproxy.cli import admin, default_log_format, main, workers
 from mailproxy.supervisor.verdict import judge
 from mailproxy.tls.openssl import Unreachable
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.rendered import dump
 from support.config_bodies import body
 from support.processes import PYTHONPATH
 from support.tls_authority import Authority

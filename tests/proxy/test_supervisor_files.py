@@ -11,6 +11,7 @@ import pytest
 
 from mailproxy.supervisor.config_files import read, referenced
 from mailproxy_config.errors import ConfigError
+from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT
 from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
@@ -19,7 +20,6 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import documents
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 

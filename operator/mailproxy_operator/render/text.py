@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import documents
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render import Plan, planned, render

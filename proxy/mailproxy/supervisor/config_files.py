@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mailproxy.tls.inputs import files
 from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT
 from mailproxy_config.model import ProxyConfig
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 
 
 def read(path: Path, *, once: bool = False) -> bytes:

@@ -18,16 +18,15 @@ from typing import Any, Final
 from mailproxy_config.addresses import WELL_KNOWN_PORTS
 from mailproxy_config.directives import FOLDED_DIRECTIVES, Directive, by_name
 from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.hints import SSL, advice_for_directive
 from mailproxy_config.manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
 from mailproxy_config.manifest_yaml import to_manifest_yaml
 from mailproxy_config.model import LogLevel
 from mailproxy_config.nginx.error_log import NginxLogs
-from mailproxy_config.nginx.hints import SSL, advice_for_directive
-from mailproxy_config.nginx.http_block import http_servers
-from mailproxy_config.nginx.recovery import Losses, separated, separator_hint, swallowed
+from mailproxy_config.nginx.notices import http_servers, pod_notes
 from mailproxy_config.nginx.source_map import Places
-from mailproxy_config.nginx.syntax import Files, Statement
-from mailproxy_config.nginx.terms import (
+from mailproxy_config.nginx.syntax import Files, Losses, Statement, separated, separator_hint, swallowed
+from mailproxy_config.nginx.values import (
     ELSEWHERE,
     EVENTS_PLUMBING,
     FIELDS,
@@ -38,19 +37,16 @@ from mailproxy_config.nginx.terms import (
     PLUMBING,
     REMARKS,
     SERVER,
+    Block,
     in_nginx_words,
     leading,
-    place_of,
-    server_names,
-)
-from mailproxy_config.nginx.values import (
-    Block,
     manifest_value,
     pair_certificates,
+    place_of,
     repeated_caches,
+    server_names,
     session_caches,
 )
-from mailproxy_config.pod_notes import pod_notes
 from mailproxy_config.schema import closest
 from mailproxy_config.structured_values import LEVELS
 from mailproxy_config.value_types import MSEC_TIME, Raw
