@@ -15,11 +15,13 @@ from mailproxy_config.directives import (
     Context,
     Directive,
     Inheritance,
+    Level,
+    ServerBlock,
     by_field,
     by_name,
 )
 from mailproxy_config.errors import Problems
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import ListenConfig, Protocol, ServerConfig
 from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LEVEL_VALUES
 from support.configs import NOT_OF_NGINX
@@ -117,3 +119,20 @@ def test_what_nginx_adds_up_is_a_list() -> None:
 def test_names_and_fields_are_unique() -> None:
     assert len(by_name(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)
     assert len(by_field(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)
+
+
+_EMPTY = Level(values={}, given=frozenset())
+
+
+def test_server_block_has_its_own_listeners_and_protocol() -> None:
+    own = Level(
+        values={"listen": (ListenConfig(port=143),), "protocol": Protocol.IMAP},
+        given=frozenset({"listen", "protocol"}),
+    )
+    block = ServerBlock(name="a", path="spec.servers[0]", own=own, level=_EMPTY)
+    assert (block.listen, block.protocol) == ((ListenConfig(port=143),), Protocol.IMAP)
+
+
+def test_server_block_without_listeners_and_protocol() -> None:
+    block = ServerBlock(name="a", path="spec.servers[0]", own=_EMPTY, level=_EMPTY)
+    assert (block.listen, block.protocol) == ((), None)

@@ -9,7 +9,17 @@ import pytest
 
 from mailproxy_config import value_types
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.value_types import BROKEN, ErrorPath, ValueType
+from mailproxy_config.model import AuthMethod
+from mailproxy_config.value_types import (
+    BROKEN,
+    BUFFER,
+    MSEC_TIME,
+    Directive,
+    ErrorPath,
+    ValueType,
+    enum_set,
+    lower_camel_case,
+)
 
 _COLOURS = value_types.choice({"off": "None", "on": "Red"}, str.lower, also=("Green",))
 _LETTERS = value_types.enum_set(("A", "b"), str)
@@ -92,3 +102,27 @@ def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str)
 def test_a_place_knows_the_paths_below_it() -> None:
     place = ErrorPath("spec", Problems())
     assert place.field("mail").item(3).path == "spec.mail[3]"
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("timeout", "timeout"), ("auth_http_timeout", "authHttpTimeout"), ("imap_auth", "imapAuth")],
+)
+def test_the_manifest_s_name(name: str, field: str) -> None:
+    assert lower_camel_case(name) == field
+    assert Directive(name=name, module="m", type=MSEC_TIME, meaning="A.").field == field
+
+
+def test_a_name_may_be_another() -> None:
+    assert Directive(name="a_b", field="c", module="m", type=MSEC_TIME, meaning="A.").field == "c"
+
+
+def test_the_built_in_default_is_a_model_value() -> None:
+    words = enum_set(("plain",), AuthMethod)
+    assert Directive(name="a", module="m", type=words, default=["plain"], meaning="A.").builtin() == {"plain"}
+    assert Directive(name="a", module="m", type=words, meaning="A.").builtin() is None
+
+
+def test_a_mistake_in_the_table_is_noticed() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        Directive(name="a", module="m", type=BUFFER, default="1", meaning="A.").builtin()
