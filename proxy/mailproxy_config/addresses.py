@@ -22,8 +22,8 @@ WELL_KNOWN_PORTS: Final = {
     465: Protocol.SMTP,
     587: Protocol.SMTP,
 }
-LONGEST_UNIX_PATH: Final = 107
-_MOST_RANGE_PORTS: Final = 16
+MAX_UNIX_PATH: Final = 107
+_MAX_RANGE_PORTS: Final = 16
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?"
@@ -56,7 +56,7 @@ _NO_CREDENTIALS: Final = (
 )
 
 
-def port_number(text: str | int) -> int:
+def parse_port(text: str | int) -> int:
     """Read a port.
 
     Raises:
@@ -69,7 +69,7 @@ def port_number(text: str | int) -> int:
     return int(text)
 
 
-def host(text: str) -> str:
+def check_host(text: str) -> str:
     """Check the host part of an address and return it as written.
 
     Accepts an IPv4 address, an IPv6 address in brackets, or a host name.
@@ -88,17 +88,17 @@ def host(text: str) -> str:
     return text
 
 
-def host_port(text: str) -> HostPort:
+def parse_host_port(text: str) -> HostPort:
     """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
 
     Raises:
         ValueError: The host or the port is not what it should be.
     """
     written, colon, port = _split(text)
-    return HostPort(host(written), port_number(port) if colon else None)
+    return HostPort(check_host(written), parse_port(port) if colon else None)
 
 
-def listener_address(text: str) -> str:
+def check_listen_address(text: str) -> str:
     """Check the ``address`` of a listener and return it as written.
 
     Accepts ``*``, an IPv4 address, an IPv6 address in brackets, a host name, or ``unix:/path``.
@@ -110,10 +110,10 @@ def listener_address(text: str) -> str:
         return _UNIX + _unix_path(text[5:])
     if ":" in text and not text.startswith("["):
         raise ValueError("an IPv6 address stands in brackets, and the port in its own field")
-    return text if text == "*" else host(text)
+    return text if text == "*" else check_host(text)
 
 
-def listen_argument(text: str) -> ListenAddress:
+def parse_listen_argument(text: str) -> ListenAddress:
     """Read the first argument of an nginx ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
 
     Raises:
@@ -124,11 +124,11 @@ def listen_argument(text: str) -> ListenAddress:
     written, colon, ports = _split(text)
     if not colon and not _ports_only(text):
         raise ValueError(f"no port in {text!r}: a listener needs one")
-    address = (written if written == "*" else host(written)) if colon else "*"
+    address = (written if written == "*" else check_host(written)) if colon else "*"
     return ListenAddress(address, _port_range(ports if colon else text))
 
 
-def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]:
+def listen_key(address: str, port: int | None) -> tuple[str, int | None]:
     """What makes two listeners the same: ``143``, ``*:143`` and ``0.0.0.0:143`` give one value."""
     if address.startswith(_UNIX):
         return address, None
@@ -137,7 +137,7 @@ def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]
     return "*" if address == "0.0.0.0" else address.lower(), port  # noqa: S104 -- compared, never bound
 
 
-def auth_http(text: str) -> AuthHttp:
+def parse_auth_http(text: str) -> AuthHttp:
     """Read the URL of the authentication service.
 
     ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and as an
@@ -156,7 +156,7 @@ def auth_http(text: str) -> AuthHttp:
         return _auth_http_over_unix(rest[5:], tls=tls)
     end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
     try:
-        where = host_port(rest[:end])
+        where = parse_host_port(rest[:end])
     except ValueError:
         if "@" in rest:  # what is before it may be a password, which no message may repeat
             raise ValueError(_NO_CREDENTIALS) from None
@@ -164,7 +164,7 @@ def auth_http(text: str) -> AuthHttp:
     return AuthHttp(host=where.host, port=where.port or (443 if tls else 80), uri=_uri(rest[end:]), tls=tls)
 
 
-def trusted_peer(text: str) -> tuple[str, bool]:
+def parse_trusted_address(text: str) -> tuple[str, bool]:
     """Read one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
 
     Returns:
@@ -181,7 +181,7 @@ def trusted_peer(text: str) -> tuple[str, bool]:
     except ValueError:
         if "/" in text or ":" in text:
             raise ValueError(f"{text!r} is neither an address, a CIDR range, unix: nor a host name") from None
-        return host(text), False
+        return check_host(text), False
     written = bare.partition("/")[0]
     if "/" not in bare:
         return str(network.network_address), False
@@ -207,12 +207,12 @@ def _ports_only(text: str) -> bool:
 def _port_range(text: str) -> range:
     """``143`` or ``143-150``, both ends included."""
     first, dash, last = text.partition("-")
-    lowest = port_number(first)
-    highest = port_number(last) if dash else lowest
+    lowest = parse_port(first)
+    highest = parse_port(last) if dash else lowest
     if highest < lowest:
         raise ValueError(f"invalid port range {text!r}")
-    if highest - lowest >= _MOST_RANGE_PORTS:
-        raise ValueError(f"port range {text!r} has more than {_MOST_RANGE_PORTS} ports")
+    if highest - lowest >= _MAX_RANGE_PORTS:
+        raise ValueError(f"port range {text!r} has more than {_MAX_RANGE_PORTS} ports")
     return range(lowest, highest + 1)
 
 
@@ -236,8 +236,8 @@ def _ipv6(text: str) -> IPv6Address:
 
 def _unix_path(path: str) -> str:
     """A socket's path: absolute, and short enough for the kernel."""
-    if not path.startswith("/") or not 2 <= len(path.encode()) <= LONGEST_UNIX_PATH:
-        raise ValueError(f"unix: takes an absolute path of at most {LONGEST_UNIX_PATH} bytes")
+    if not path.startswith("/") or not 2 <= len(path.encode()) <= MAX_UNIX_PATH:
+        raise ValueError(f"unix: takes an absolute path of at most {MAX_UNIX_PATH} bytes")
     return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from mailproxy_config.cross_checks import derived_protocol
+from mailproxy_config.cross_checks import derive_protocol
 from mailproxy_config.directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES, Level, ServerBlock
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest import MailProxyManifest
@@ -73,7 +73,7 @@ def compile_proxy(
 
 def _with_protocol(server: ServerBlock) -> Level:
     """What a server says about itself, with a protocol in any case."""
-    stand_in = derived_protocol(server.listen) or Protocol.IMAP
+    stand_in = derive_protocol(server.listen) or Protocol.IMAP
     return replace(server.own, values={"protocol": stand_in, **server.own.values})
 
 
@@ -85,7 +85,7 @@ def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
     return replace(config, servers=tuple(servers)) if hostname else config
 
 
-def references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
+def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     """Every Secret and ConfigMap whose keys some server reads, sorted.
 
     What TLS directives refer to counts only for servers that use TLS, since nobody reads it otherwise.
@@ -118,7 +118,7 @@ def _server(
 ) -> ServerConfig:
     values = {name: _with_paths(value, mounts) for name, value in effective.items()}
     values["server_name"] = values["server_name"] or hostname
-    protocol = server.protocol or derived_protocol(server.listen)
+    protocol = server.protocol or derive_protocol(server.listen)
     if protocol is None:
         raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
     return ServerConfig(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from mailproxy_config.addresses import WELL_KNOWN_PORTS, canonical_listener
+from mailproxy_config.addresses import WELL_KNOWN_PORTS, listen_key
 from mailproxy_config.directives import Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
@@ -23,13 +23,13 @@ _HIGHEST_PORT: Final = 65535
 _PRIVILEGED: Final = 1024
 
 
-def derived_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
+def derive_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
     """The protocol that all ports stand for; ``None`` if one is not well-known, or they disagree."""
     found = {WELL_KNOWN_PORTS.get(listener.port or 0) for listener in listen}
     return found.pop() if len(found) == 1 else None
 
 
-def inconsistencies(
+def check_consistency(
     spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
 ) -> None:
     """Note everything that is right in itself but does not go together.
@@ -59,7 +59,7 @@ def _value(name: str, server: ServerBlock, mail: Level) -> object:
 
 
 def _check_protocol(server: ServerBlock, problems: Problems) -> None:
-    if "protocol" not in server.own.given and server.listen and derived_protocol(server.listen) is None:
+    if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
         reason = "can be left out only where every port is well-known and all agree"
         problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
 
@@ -115,7 +115,7 @@ def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> Non
     for server in servers:
         for index, listener in enumerate(server.listen):
             path = f"{server.path}.listen[{index}]"
-            key = canonical_listener(listener.address, listener.port)
+            key = listen_key(listener.address, listener.port)
             first = seen.setdefault(key, path)
             if first != path:
                 shown = listener.address if listener.port is None else f"{listener.address}:{listener.port}"
@@ -155,7 +155,7 @@ _ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNe
 
 
 def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> Rule:
-    return Rule(expression=expression, message=message, reason=reason, holds=None)
+    return Rule(expression=expression, message=message, reason=reason, predicate=None)
 
 
 SPEC_RULES: Final = (

@@ -9,20 +9,20 @@ from typing import Any, Final
 
 from mailproxy_config.errors import ConfigError, Problem
 
-MOST_VALUES: Final = 50_000
+MAX_VALUES: Final = 50_000
 """Values in all documents of a file together, those that YAML aliases repeat included."""
 
-MOST_LEVELS: Final = 100
+MAX_LEVELS: Final = 100
 """Lists and objects inside each other.  The deepest part of a pod template has about 12."""
 
-MOST_TOKENS: Final = 40_000
+MAX_TOKENS: Final = 40_000
 """Tokens of YAML in all documents of a file together.
 
 Two to four make a value.  The largest ``MailProxy``, of 32 servers, has about
 25,000; scanning this many takes a second or two.
 """
 
-MOST_NGINX_TOKENS: Final = 250_000
+MAX_NGINX_TOKENS: Final = 250_000
 """Words, braces and semicolons of an ``nginx.conf``, with all files that it includes."""
 
 
@@ -30,19 +30,19 @@ _REMEDY: Final = "put other resources into files of their own"
 
 
 def too_large(source: str) -> ConfigError:
-    """The error for a file with more than ``MOST_VALUES`` values."""
-    return ConfigError([Problem(source, f"is too large: it has more than {MOST_VALUES} values; {_REMEDY}")])
+    """The error for a file with more than ``MAX_VALUES`` values."""
+    return ConfigError([Problem(source, f"is too large: it has more than {MAX_VALUES} values; {_REMEDY}")])
 
 
 def too_many_tokens(source: str, line: int) -> ConfigError:
-    """The error for YAML with more than ``MOST_TOKENS`` tokens, the last of them in a line."""
-    reason = f"is too large: it has more than {MOST_TOKENS} tokens of YAML up to line {line}; {_REMEDY}"
+    """The error for YAML with more than ``MAX_TOKENS`` tokens, the last of them in a line."""
+    reason = f"is too large: it has more than {MAX_TOKENS} tokens of YAML up to line {line}; {_REMEDY}"
     return ConfigError([Problem(source, reason)])
 
 
 def too_deep(source: str) -> ConfigError:
-    """The error for lists and objects nested more than ``MOST_LEVELS`` deep."""
-    reason = f"is nested too deeply: at most {MOST_LEVELS} lists and objects may stand inside each other"
+    """The error for lists and objects nested more than ``MAX_LEVELS`` deep."""
+    reason = f"is nested too deeply: at most {MAX_LEVELS} lists and objects may stand inside each other"
     return ConfigError([Problem(source, reason)])
 
 
@@ -52,7 +52,7 @@ def check_json_text(text: str, source: str) -> None:
     Raises:
         ConfigError: It is too large.
     """
-    if sum(map(text.count, ",[{")) > MOST_VALUES:
+    if sum(map(text.count, ",[{")) > MAX_VALUES:
         raise too_large(source)
 
 
@@ -65,7 +65,7 @@ def check_levels(document: Any, source: str) -> None:  # noqa: ANN401 -- any JSO
     waiting = [(document, 1)]
     while waiting:
         value, level = waiting.pop()
-        if level > MOST_LEVELS:
+        if level > MAX_LEVELS:
             raise too_deep(source)
         if isinstance(value, Mapping):
             waiting += ((inner, level + 1) for inner in value.values())
@@ -73,22 +73,22 @@ def check_levels(document: Any, source: str) -> None:  # noqa: ANN401 -- any JSO
             waiting += ((inner, level + 1) for inner in value)
 
 
-LARGEST_FILE: Final = 3 * 1024 * 1024
+MAX_FILE_BYTES: Final = 3 * 1024 * 1024
 """The bytes that a configuration file may have."""
 
 
-def plain_text(data: bytes, source: str = "") -> str:
+def decode_text(data: bytes, source: str = "") -> str:
     """Read bytes as UTF-8, with a byte order mark or without.
 
     Args:
-        data: What stands in the file, or its first ``LARGEST_FILE`` bytes and one more.
+        data: What stands in the file, or its first ``MAX_FILE_BYTES`` bytes and one more.
         source: The file's path, for the problem; empty where it has none.
 
     Raises:
         ConfigError: They are too many, or no text, told with the line.
     """
-    if len(data) > LARGEST_FILE:
-        raise ConfigError([Problem(source, f"is larger than {LARGEST_FILE} bytes")])
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError([Problem(source, f"is larger than {MAX_FILE_BYTES} bytes")])
     nul = data.find(b"\0")
     if nul >= 0:
         raise ConfigError([Problem(_line(data, nul, source), "is not text: it has a NUL in it")])

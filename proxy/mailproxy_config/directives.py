@@ -15,7 +15,7 @@ from typing import Final
 from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
 from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
-from mailproxy_config.schema import Integer, IntOrText
+from mailproxy_config.schema import Integer, IntOrString
 from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
@@ -28,13 +28,13 @@ from mailproxy_config.value_types import (
     ErrorPath,
     Inheritance,
     ValueType,
-    as_it_is,
     choice,
+    control_character_rule,
     enum_set,
+    identity,
     lower_camel_case,
-    nginx_number,
-    nginx_text,
-    no_control_characters,
+    parse_nginx_number,
+    parse_nginx_text,
     text,
 )
 
@@ -82,22 +82,22 @@ def _server_name(value: str, _: ErrorPath) -> str:
 
 _SERVER_NAME: Final = ValueType(
     syntax="text",
-    shape=text(longest=253, rules=(no_control_characters("serverName"),)).shape,
+    schema=text(max_length=253, rules=(control_character_rule("serverName"),)).schema,
     read=_server_name,
-    write=as_it_is,
-    nginx=nginx_text,
+    write=identity,
+    nginx=parse_nginx_text,
 )
 
 _WORKERS: Final = ValueType(
     syntax="auto | number",
-    shape=IntOrText(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", longest=4),
+    schema=IntOrString(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", max_length=4),
     read=lambda value, _: None if value == "auto" else value,
     write=lambda value: "auto" if value is None else value,
-    nginx=lambda words: "auto" if words[0] == "auto" else nginx_number(words),
+    nginx=lambda arguments: "auto" if arguments[0] == "auto" else parse_nginx_number(arguments),
 )
 
 _CONNECTIONS: Final = ValueType(
-    syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
+    syntax="number", schema=Integer(minimum=1), read=identity, write=identity, nginx=parse_nginx_number
 )
 
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)

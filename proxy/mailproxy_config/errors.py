@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-MOST_PROBLEMS: Final = 1000
+MAX_PROBLEMS: Final = 1000
 """After so many problems a file is not read any further: nobody mends more at once, and each costs time."""
 
 
@@ -68,11 +68,11 @@ class Problems:
         """Note something that is wrong at ``path``.
 
         Raises:
-            ConfigError: It is problem number ``MOST_PROBLEMS``.
+            ConfigError: It is problem number ``MAX_PROBLEMS``.
         """
         self.found.append(Problem(path, reason))
-        if len(self.found) >= MOST_PROBLEMS:
-            stopped = Problem("", f"reading stopped after {MOST_PROBLEMS} problems")
+        if len(self.found) >= MAX_PROBLEMS:
+            stopped = Problem("", f"reading stopped after {MAX_PROBLEMS} problems")
             raise ConfigError([*dict.fromkeys(self.found), stopped])
 
     def notice(self, path: str, reason: str) -> None:

@@ -274,18 +274,18 @@ def snake_case(name: str) -> str:
     return "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def deployment(spec: Mapping[str, Any], place: ErrorPath) -> DeploymentSpec:
+def read_deployment(spec: Mapping[str, Any], path: ErrorPath) -> DeploymentSpec:
     """Read the Kubernetes part of a ``spec`` that has the right shape.
 
     Args:
         spec: The whole ``spec``; the mail part in it is left alone.
-        place: Where the spec stands.
+        path: The path of the spec.
     """
     found: dict[str, Any] = {name: spec[raw] for raw, name in _PLAIN.items() if raw in spec}
     found |= {snake_case(raw): _of(kind, spec[raw]) for raw, kind in _SPECIAL.items() if raw in spec}
     found |= {"mode": Mode(spec["mode"])} if "mode" in spec else {}
     found |= {"port_strategy": PortStrategy(spec["portStrategy"])} if "portStrategy" in spec else {}
-    found |= {"drain": _drain(spec["drain"], place.field("drain"))} if "drain" in spec else {}
+    found |= {"drain": _drain(spec["drain"], path.field("drain"))} if "drain" in spec else {}
     found |= {"sysctls": _sysctls(spec["sysctls"])} if "sysctls" in spec else {}
     found |= {"monitoring": _monitoring(spec["monitoring"])} if "monitoring" in spec else {}
     if spec.get("podDisruptionBudget"):
@@ -310,9 +310,9 @@ def _frozen(value: Raw) -> Raw:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _drain(value: Mapping[str, Any], place: ErrorPath) -> DrainConfig:
+def _drain(value: Mapping[str, Any], path: ErrorPath) -> DrainConfig:
     times = {
-        name: place.field(name).attempt(lambda name=name: units.msec_time(value[name]), Seconds(0.0))  # type: ignore[misc]
+        name: path.field(name).try_read(lambda name=name: units.parse_msec_time(value[name]), Seconds(0.0))  # type: ignore[misc]
         for name in ("delay", "timeout")
         if name in value
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from mailproxy_config.errors import Problems
-from mailproxy_config.schema import Integer, ListOf, Record, Rule
+from mailproxy_config.schema import Array, Integer, Object, Rule
 
 PORT: Final = Integer(minimum=1, maximum=65535)
 HIGH_PORT_OFFSET: Final = 10000
@@ -22,10 +22,10 @@ HOST_PORT_MEANING: Final = (
     "DaemonSet, and a node for each pod."
 )
 
-NODE_PORTS: Final = ListOf(
-    most=64,
+NODE_PORTS: Final = Array(
+    max_items=64,
     keys=("port",),
-    items=Record(
+    items=Object(
         fields={"port": PORT, "nodePort": PORT},
         required=("port", "nodePort"),
         descriptions={
@@ -44,7 +44,7 @@ RULES: Final = (
         expression="self.mode != 'Sidecar' || self.servers.all(s, s.listen.all(l, !has(l.hostPort)))",
         message="listen[].hostPort of servers needs mode Deployment or DaemonSet",
         reason="FieldValueForbidden",
-        holds=None,
+        predicate=None,
     ),
     Rule(
         expression=(
@@ -54,7 +54,7 @@ RULES: Final = (
         ),
         message=("listen[].hostPort of servers needs a port; with pod.hostNetwork it is the container port"),
         reason="FieldValueInvalid",
-        holds=None,
+        predicate=None,
     ),
 )
 """Rules of ``spec`` about host ports, for the API server; ``check`` has the same with exact paths."""
@@ -63,7 +63,7 @@ SERVICE_RULE: Final = Rule(
     expression="self.type != 'ClusterIP' || !has(self.nodePorts) || self.nodePorts.size() == 0",
     message="nodePorts needs type NodePort or LoadBalancer",
     reason="FieldValueForbidden",
-    holds=lambda value: value.get("type", "ClusterIP") != "ClusterIP" or not value.get("nodePorts"),
+    predicate=lambda value: value.get("type", "ClusterIP") != "ClusterIP" or not value.get("nodePorts"),
     field_path=".nodePorts",
 )
 

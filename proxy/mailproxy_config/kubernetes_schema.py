@@ -9,32 +9,32 @@ from typing import Any, Final
 
 from mailproxy_config.kubernetes_ports import NODE_PORTS, NODE_PORTS_MEANING, SERVICE_RULE
 from mailproxy_config.schema import (
-    Anything,
-    Flag,
+    AnyObject,
+    Array,
+    Boolean,
     Integer,
-    IntOrText,
-    Labels,
-    ListOf,
-    Record,
+    IntOrString,
+    MapOf,
+    Object,
     Rule,
-    Shape,
-    Text,
+    Schema,
+    String,
 )
 from mailproxy_config.value_types import MSEC_SHAPE
 
 _WITH_VALUES: Final = ("In", "NotIn")
 
 
-_SELECTOR: Final = Record(
+_SELECTOR: Final = Object(
     fields={
-        "matchLabels": Labels(values=Text(longest=63)),
-        "matchExpressions": ListOf(
-            most=16,
-            items=Record(
+        "matchLabels": MapOf(values=String(max_length=63)),
+        "matchExpressions": Array(
+            max_items=16,
+            items=Object(
                 fields={
-                    "key": Text(longest=317, shortest=1),
-                    "operator": Text(longest=16, words=(*_WITH_VALUES, "Exists", "DoesNotExist")),
-                    "values": ListOf(items=Text(longest=63), most=64),
+                    "key": String(max_length=317, min_length=1),
+                    "operator": String(max_length=16, enum=(*_WITH_VALUES, "Exists", "DoesNotExist")),
+                    "values": Array(items=String(max_length=63), max_items=64),
                 },
                 required=("key", "operator"),
                 descriptions={
@@ -49,7 +49,9 @@ _SELECTOR: Final = Record(
                             "(has(self.values) && self.values.size() > 0)"
                         ),
                         message="In and NotIn need values; Exists and DoesNotExist take none",
-                        holds=lambda value: (value["operator"] in _WITH_VALUES) == bool(value.get("values")),
+                        predicate=lambda value: (
+                            (value["operator"] in _WITH_VALUES) == bool(value.get("values"))
+                        ),
                     ),
                 ),
             ),
@@ -61,10 +63,10 @@ _SELECTOR: Final = Record(
     },
 )
 
-SIDECAR: Final = Record(
+SIDECAR: Final = Object(
     fields={
         "selector": _SELECTOR,
-        "failurePolicy": Text(longest=8, words=("Ignore", "Fail"), default="Ignore"),
+        "failurePolicy": String(max_length=8, enum=("Ignore", "Fail"), default="Ignore"),
     },
     descriptions={
         "selector": "Pods that may carry it; every pod of the namespace that asks for it unless given.",
@@ -98,24 +100,25 @@ _QUANTITY: Final = (
     r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
 
-_LABELS: Final = Labels(values=Text(longest=4096))
+_LABELS: Final = MapOf(values=String(max_length=4096))
 
-_QUANTITIES: Final = Labels(
-    values=IntOrText(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", longest=32), most=16
+_QUANTITIES: Final = MapOf(
+    values=IntOrString(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", max_length=32),
+    max_fields=16,
 )
 
-_PERCENTAGE: Final = IntOrText(
-    pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", longest=4
+_PERCENTAGE: Final = IntOrString(
+    pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", max_length=4
 )
 
 
-def _passed_on(most: int) -> ListOf:
+def _passed_on(max_items: int) -> Array:
     """A list of objects that are handed to Kubernetes as they are."""
-    return ListOf(items=Anything(), most=most)
+    return Array(items=AnyObject(), max_items=max_items)
 
 
-def _name(longest: int = 253) -> Text:
-    return Text(longest=longest)
+def _name(max_length: int = 253) -> String:
+    return String(max_length=max_length)
 
 
 def _number_between(names: tuple[str, ...], lowest: int, highest: int, value: Mapping[str, str]) -> bool:
@@ -144,7 +147,7 @@ _EXTRA_RULES: Final = (
             "net.ipv4.ip_unprivileged_port_start takes 0 to 32768 "
             "(the low end of net.ipv4.ip_local_port_range)"
         ),
-        holds=lambda value: _number_between(("net.ipv4.ip_unprivileged_port_start",), 0, 32768, value),
+        predicate=lambda value: _number_between(("net.ipv4.ip_unprivileged_port_start",), 0, 32768, value),
         field_path=".value",
     ),
     Rule(
@@ -153,7 +156,7 @@ _EXTRA_RULES: Final = (
             "(self.value.matches('^[0-9]{1,5}$') && int(self.value) >= 1 && int(self.value) <= 32767)"
         ),
         message="net.ipv4.tcp_keepalive_time and _intvl take 1 to 32767 seconds",
-        holds=lambda value: _number_between(
+        predicate=lambda value: _number_between(
             ("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive_intvl"), 1, 32767, value
         ),
         field_path=".value",
@@ -164,7 +167,7 @@ _EXTRA_RULES: Final = (
             "(self.value.matches('^[0-9]{1,3}$') && int(self.value) >= 1 && int(self.value) <= 127)"
         ),
         message="net.ipv4.tcp_keepalive_probes takes 1 to 127",
-        holds=lambda value: _number_between(("net.ipv4.tcp_keepalive_probes",), 1, 127, value),
+        predicate=lambda value: _number_between(("net.ipv4.tcp_keepalive_probes",), 1, 127, value),
         field_path=".value",
     ),
     Rule(
@@ -176,7 +179,7 @@ _EXTRA_RULES: Final = (
             "int(self.value.split(' ')[2]) <= 2147483647)"
         ),
         message="net.ipv4.tcp_rmem and tcp_wmem take three sizes in ascending order: min default max",
-        holds=_ascending,
+        predicate=_ascending,
         field_path=".value",
     ),
 )
@@ -187,25 +190,25 @@ def _extra_is_allowed(value: Mapping[str, Any]) -> bool:
     return value.get("unsafe") == "Allow" or names <= set(SAFE_SYSCTLS)
 
 
-_SYSCTLS: Final = Record(
+_SYSCTLS: Final = Object(
     default={},
     fields={
-        "mode": Text(longest=8, words=("Auto", "None"), default="Auto"),
-        "unsafe": Text(longest=8, words=("Forbid", "Allow"), default="Forbid"),
-        "extra": ListOf(
-            most=32,
+        "mode": String(max_length=8, enum=("Auto", "None"), default="Auto"),
+        "unsafe": String(max_length=8, enum=("Forbid", "Allow"), default="Forbid"),
+        "extra": Array(
+            max_items=32,
             keys=("name",),
-            items=Record(
+            items=Object(
                 fields={
-                    "name": Text(
-                        longest=253,
-                        shortest=1,
+                    "name": String(
+                        max_length=253,
+                        min_length=1,
                         pattern=r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?\.)+[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
                         hint="a sysctl's name with dots, such as net.ipv4.tcp_fin_timeout",
                     ),
-                    "value": Text(
-                        longest=128,
-                        shortest=1,
+                    "value": String(
+                        max_length=128,
+                        min_length=1,
                         pattern=r"^[0-9, \t-]+$",
                         hint="numbers in quotes, such as '15'",
                     ),
@@ -236,26 +239,26 @@ _SYSCTLS: Final = Record(
                 "that needs unsafe: Allow and a node that allows it"
             ),
             reason="FieldValueForbidden",
-            holds=_extra_is_allowed,
+            predicate=_extra_is_allowed,
         ),
     ),
 )
 
 
-_AUTOSCALING: Final = Record(
+_AUTOSCALING: Final = Object(
     fields={
         "minReplicas": Integer(minimum=1),
         "maxReplicas": Integer(minimum=1),
         "targetCPUUtilizationPercentage": Integer(minimum=1),
         "targetConnectionsPerPod": Integer(minimum=1),
-        "behavior": Anything(),
+        "behavior": AnyObject(),
     },
     required=("maxReplicas",),
     rules=(
         Rule(
             expression="!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
             message="minReplicas must not be greater than maxReplicas",
-            holds=lambda value: value.get("minReplicas", 0) <= value["maxReplicas"],
+            predicate=lambda value: value.get("minReplicas", 0) <= value["maxReplicas"],
         ),
     ),
     descriptions={
@@ -267,21 +270,21 @@ _AUTOSCALING: Final = Record(
     },
 )
 
-_SERVICE: Final = Record(
+_SERVICE: Final = Object(
     fields={
-        "type": Text(longest=16, words=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
+        "type": String(max_length=16, enum=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
         "annotations": _LABELS,
         "labels": _LABELS,
-        "externalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
-        "internalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
-        "ipFamilyPolicy": Text(
-            longest=32,
-            words=("SingleStack", "PreferDualStack", "RequireDualStack"),
+        "externalTrafficPolicy": String(max_length=16, enum=("Local", "Cluster")),
+        "internalTrafficPolicy": String(max_length=16, enum=("Local", "Cluster")),
+        "ipFamilyPolicy": String(
+            max_length=32,
+            enum=("SingleStack", "PreferDualStack", "RequireDualStack"),
             default="PreferDualStack",
         ),
-        "ipFamilies": ListOf(items=Text(longest=8, words=("IPv4", "IPv6")), most=2),
+        "ipFamilies": Array(items=String(max_length=8, enum=("IPv4", "IPv6")), max_items=2),
         "loadBalancerClass": _name(),
-        "loadBalancerSourceRanges": ListOf(items=_name(64), most=64),
+        "loadBalancerSourceRanges": Array(items=_name(64), max_items=64),
         "nodePorts": NODE_PORTS,
     },
     descriptions={
@@ -304,31 +307,31 @@ _SERVICE: Final = Record(
             expression="self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)",
             message="externalTrafficPolicy needs type LoadBalancer or NodePort",
             reason="FieldValueForbidden",
-            holds=lambda value: (
+            predicate=lambda value: (
                 value.get("type", "ClusterIP") != "ClusterIP" or "externalTrafficPolicy" not in value
             ),
         ),
     ),
 )
 
-_MONITORING: Final = Record(
+_MONITORING: Final = Object(
     fields={
-        "podMonitor": Record(
-            fields={"enabled": Flag(), "interval": _name(16), "labels": _LABELS},
+        "podMonitor": Object(
+            fields={"enabled": Boolean(), "interval": _name(16), "labels": _LABELS},
             descriptions={
                 "enabled": "Whether there is one.",
                 "interval": "How often the pods are scraped, such as 30s.",
                 "labels": "Labels by which the Prometheus resource selects it.",
             },
         ),
-        "prometheusRule": Record(
-            fields={"enabled": Flag(), "labels": _LABELS},
+        "prometheusRule": Object(
+            fields={"enabled": Boolean(), "labels": _LABELS},
             descriptions={
                 "enabled": "Whether there is one.",
                 "labels": "Labels by which the Prometheus resource selects it.",
             },
         ),
-        "scrapeAnnotations": Flag(),
+        "scrapeAnnotations": Boolean(),
     },
     descriptions={
         "podMonitor": "A PodMonitor, where the cluster knows that kind.",
@@ -340,13 +343,13 @@ _MONITORING: Final = Record(
     },
 )
 
-_BUDGET: Final = Record(
+_BUDGET: Final = Object(
     fields={"minAvailable": _PERCENTAGE, "maxUnavailable": _PERCENTAGE},
     rules=(
         Rule(
             expression="!(has(self.minAvailable) && has(self.maxUnavailable))",
             message="set only one of minAvailable and maxUnavailable",
-            holds=lambda value: len(value) <= 1,
+            predicate=lambda value: len(value) <= 1,
         ),
     ),
     descriptions={
@@ -355,9 +358,9 @@ _BUDGET: Final = Record(
     },
 )
 
-_NETWORK_POLICY: Final = Record(
+_NETWORK_POLICY: Final = Object(
     fields={
-        "enabled": Flag(),
+        "enabled": Boolean(),
         "metricsFrom": _passed_on(16),
         "clientsFrom": _passed_on(16),
         "egress": _passed_on(32),
@@ -371,23 +374,23 @@ _NETWORK_POLICY: Final = Record(
     },
 )
 
-_POD: Final = Record(
+_POD: Final = Object(
     fields={
         "labels": _LABELS,
         "annotations": _LABELS,
         "nodeSelector": _LABELS,
         "tolerations": _passed_on(64),
-        "affinity": Anything(),
+        "affinity": AnyObject(),
         "topologySpreadConstraints": _passed_on(16),
         "priorityClassName": _name(),
         "runtimeClassName": _name(),
         "serviceAccountName": _name(),
-        "hostNetwork": Flag(),
-        "hostUsers": Flag(),
+        "hostNetwork": Boolean(),
+        "hostUsers": Boolean(),
         "dnsPolicy": _name(32),
-        "dnsConfig": Anything(),
+        "dnsConfig": AnyObject(),
         "hostAliases": _passed_on(64),
-        "securityContext": Anything(),
+        "securityContext": AnyObject(),
         "extraVolumes": _passed_on(32),
         "extraVolumeMounts": _passed_on(32),
         "extraEnv": _passed_on(64),
@@ -420,24 +423,24 @@ _POD: Final = Record(
 )
 
 
-DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
-    "mode": Text(longest=16, words=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
+DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
+    "mode": String(max_length=16, enum=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
     "replicas": Integer(default=2),
     "autoscaling": _AUTOSCALING,
     "image": _name(512),
-    "imagePullPolicy": Text(longest=16, words=("Always", "IfNotPresent", "Never")),
-    "imagePullSecrets": ListOf(
-        most=16,
-        items=Record(
-            fields={"name": Text(longest=253, shortest=1)},
+    "imagePullPolicy": String(max_length=16, enum=("Always", "IfNotPresent", "Never")),
+    "imagePullSecrets": Array(
+        max_items=16,
+        items=Object(
+            fields={"name": String(max_length=253, min_length=1)},
             required=("name",),
             descriptions={"name": "The name of a Secret of type kubernetes.io/dockerconfigjson."},
         ),
     ),
     "service": _SERVICE,
-    "portStrategy": Text(longest=16, words=("Direct", "HighPort"), default="Direct"),
+    "portStrategy": String(max_length=16, enum=("Direct", "HighPort"), default="Direct"),
     "sysctls": _SYSCTLS,
-    "drain": Record(
+    "drain": Object(
         default={},
         fields={
             "delay": MSEC_SHAPE.with_default("5s"),
@@ -451,7 +454,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     "monitoring": _MONITORING,
     "podDisruptionBudget": _BUDGET,
     "networkPolicy": _NETWORK_POLICY,
-    "resources": Record(
+    "resources": Object(
         fields={"requests": _QUANTITIES, "limits": _QUANTITIES},
         descriptions={
             "requests": "What the scheduler reserves for a pod.",
@@ -460,7 +463,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
     ),
     "pod": _POD,
     "sidecar": SIDECAR,
-    "paused": Flag(default=False),
+    "paused": Boolean(default=False),
 }
 """Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
 

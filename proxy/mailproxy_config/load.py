@@ -16,10 +16,10 @@ from enum import StrEnum
 from typing import Any, Final, Protocol
 
 from mailproxy_config.compile import compile_proxy, with_hostname
-from mailproxy_config.decode import parse_json, plain_text
+from mailproxy_config.decode import decode_text, parse_json
 from mailproxy_config.errors import ConfigError, Problem, Problems
-from mailproxy_config.manifest import API_VERSION, KIND, MailProxyManifest, ManifestPlaces, parse_manifest
-from mailproxy_config.manifest_yaml import documents
+from mailproxy_config.manifest import API_VERSION, KIND, MailProxyManifest, ManifestSourceMap, parse_manifest
+from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_config.model import ProxyConfig, ServerConfig, VerifyClient
 from mailproxy_config.rendered import FORMAT, config_hash, parse_rendered
 from mailproxy_config.secret_refs import Mounts
@@ -32,7 +32,7 @@ NOT_REGULAR: Final = "is not a regular file"
 """How the reason begins that ``check_files`` gives for a pipe or a device."""
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What kind of file a configuration was read from."""
 
     MANIFEST = "manifest"
@@ -57,7 +57,7 @@ class Loaded:
     generation: int
     hash: str
     notices: tuple[Problem, ...]
-    kind: Kind
+    kind: FileKind
     located: Callable[[Problem], Problem] = field(default=lambda problem: problem, compare=False)
 
 
@@ -82,27 +82,27 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             generation=generation,
             hash=config_hash(config),
             notices=(),
-            kind=Kind.RENDERED,
+            kind=FileKind.RENDERED,
             located=_by_name(config),
         )
     if _NGINX_BEGINS.match(words):
         # Not at the top: the proxy in a pod never needs crossplane.
         from mailproxy_config.nginx.convert import read_nginx  # noqa: PLC0415
 
-        return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, Kind.NGINX)
+        return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, FileKind.NGINX)
 
-    def read() -> tuple[MailProxyManifest, ManifestPlaces]:
+    def read() -> tuple[MailProxyManifest, ManifestSourceMap]:
         try:
-            manifest = manifest_of(words, source=source)
+            manifest = parse_manifest_text(words, source=source)
         except ConfigError as error:
-            places = ManifestPlaces(error.partial) if error.partial is not None else None
+            places = ManifestSourceMap(error.partial) if error.partial is not None else None
             raise ConfigError(error.problems, partial=places and (error.partial, places)) from None
-        return manifest, ManifestPlaces(manifest)
+        return manifest, ManifestSourceMap(manifest)
 
-    return _loaded(read, mounts, hostname, Kind.MANIFEST)
+    return _loaded(read, mounts, hostname, FileKind.MANIFEST)
 
 
-def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
+def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
     """Read the one ``MailProxy`` of a YAML or JSON text; other documents are named in the notices.
 
     Raises:
@@ -126,7 +126,7 @@ def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
     return replace(manifest, notices=(*manifest.notices, *ignored))
 
 
-def check_files(config: ProxyConfig, kind: Kind | None = None) -> tuple[Problem, ...]:
+def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Problem, ...]:
     """Tell which of the files that a configuration refers to cannot be read.
 
     Args:
@@ -164,25 +164,25 @@ def is_mounted(problem: Problem) -> bool:
     return f"{_MOUNTS.root}/" in problem.reason.partition(": ")[0]
 
 
-class _Places(Protocol):
+class _SourceMap(Protocol):
     """Where a configuration says what."""
 
     def located(self, problem: Problem) -> Problem:
         """A problem of ``servers[NAME].directive`` at its place in the file."""
         ...
 
-    def completed(self, config: ProxyConfig) -> ProxyConfig:
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration with what the file says and a manifest has no room for."""
         ...
 
 
 def _loaded(
-    read: Callable[[], tuple[MailProxyManifest, _Places]], mounts: Mounts, hostname: str, kind: Kind
+    read: Callable[[], tuple[MailProxyManifest, _SourceMap]], mounts: Mounts, hostname: str, kind: FileKind
 ) -> Loaded:
     """What ``read`` gives, compiled; where it fails, what it could read is compiled for the error."""
 
-    def compiled(manifest: MailProxyManifest, places: _Places, *, is_partial: bool) -> Loaded:
-        config = places.completed(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
+    def compiled(manifest: MailProxyManifest, places: _SourceMap, *, is_partial: bool) -> Loaded:
+        config = places.with_error_logs(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
         return Loaded(
             config=with_hostname(config, hostname),
             generation=manifest.metadata.generation,
@@ -200,14 +200,14 @@ def _loaded(
     return compiled(manifest, places, is_partial=False)
 
 
-def _mount_hint(path: str, directive: str, kind: Kind | None) -> str:
+def _mount_hint(path: str, directive: str, kind: FileKind | None) -> str:
     """What to do about a file that comes from a Secret or a ConfigMap."""
     root, _, rest = path.partition(f"{_MOUNTS.root}/")
     parts = rest.split("/")
     if root or len(parts) != 3 or kind is None:
         return ""
     what = f"{'Secret' if parts[0] == 'secrets' else 'ConfigMap'} {parts[1]}"
-    if kind is Kind.RENDERED:
+    if kind is FileKind.RENDERED:
         return f"; does the {what} have the key {parts[2]}?"
     written = {
         "auth_http_header": "value",
@@ -224,11 +224,11 @@ def _documents(text: str, source: str) -> list[Any]:
     """The documents of a text; JSON may be indented with tabs, which YAML forbids."""
     if _JSON_BEGINS.match(text):
         return [parse_json(text, source)]
-    return documents(text, source=source)
+    return load_documents(text, source=source)
 
 
 def _decoded(data: bytes, source: str) -> str:
-    words = plain_text(data, source)
+    words = decode_text(data, source)
     if not words.strip():
         raise ConfigError([Problem(source, "is empty")])
     return words

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mailproxy_config import kubernetes_ports
-from mailproxy_config.cross_checks import SPEC_RULES, inconsistencies
+from mailproxy_config.cross_checks import SPEC_RULES, check_consistency
 from mailproxy_config.directives import (
     DIRECTIVES,
     IGNORED,
@@ -29,11 +29,21 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.hints import advice_for_field, capability_hints
-from mailproxy_config.kubernetes import DeploymentSpec, deployment
+from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
 from mailproxy_config.model import ProxyConfig
-from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
-from mailproxy_config.value_types import BROKEN, ErrorPath, explained
+from mailproxy_config.schema import (
+    Array,
+    Object,
+    Rule,
+    Schema,
+    String,
+    closest_match,
+    join_path,
+    matches,
+    type_of,
+)
+from mailproxy_config.value_types import INVALID_ITEM, ErrorPath, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,29 +64,29 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 
 KIND: Final = "MailProxy"
 
-MOST_SERVERS: Final = 32
+MAX_SERVERS: Final = 32
 
 _ON_TOP: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 _KEPT_WHOLE: Final = frozenset({"pod", "networkPolicy", "autoscaling"})
 
 
-def _rows(rows: Sequence[Directive]) -> dict[str, Shape]:
-    return {row.field: row.type.shape for row in rows}
+def _rows(rows: Sequence[Directive]) -> dict[str, Schema]:
+    return {row.field: row.type.schema for row in rows}
 
 
 def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
-    return {row.field: explained(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
+    return {row.field: describe(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
 
 
-MAIL: Final = Record(
+MAIL: Final = Object(
     fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
 )
 """``spec.mail``: every directive that may stand in ``mail {}``."""
 
 
-SERVER_NAME: Final = Text(
-    longest=63,
+SERVER_NAME: Final = String(
+    max_length=63,
     pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     hint="lower-case letters, digits and hyphens, with a letter or digit at both ends",
 )
@@ -94,11 +104,11 @@ PROTOCOL_RULE: Final = Rule(
     ),
     reason="FieldValueRequired",
     field_path=".protocol",
-    holds=None,
+    predicate=None,
 )
 
 
-SERVER: Final = Record(
+SERVER: Final = Object(
     fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
     required=("name", "listen"),
     rules=(PROTOCOL_RULE,),
@@ -112,11 +122,11 @@ SERVER: Final = Record(
 """One of ``spec.servers``: every directive that may stand in ``server {}``, and a name."""
 
 
-SPEC: Final = Record(
+SPEC: Final = Object(
     fields={
         **_rows(MAIN_DIRECTIVES),
         "mail": MAIL,
-        "servers": ListOf(items=SERVER, most=MOST_SERVERS, fewest=1, keys=("name",)),
+        "servers": Array(items=SERVER, max_items=MAX_SERVERS, min_items=1, keys=("name",)),
         **DEPLOYMENT_FIELDS,
     },
     required=("servers",),
@@ -135,7 +145,7 @@ NAME_RULES: Final = (
     Rule(
         expression="size(self.metadata.name) <= 50",
         message="metadata.name must be no longer than 50 characters",
-        holds=lambda metadata: len(metadata["name"]) <= 50,
+        predicate=lambda metadata: len(metadata["name"]) <= 50,
     ),
     Rule(
         expression="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
@@ -143,7 +153,7 @@ NAME_RULES: Final = (
             "metadata.name must start with a letter and contain only lower-case letters, "
             "digits and hyphens: a Service is named after it"
         ),
-        holds=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
+        predicate=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
     ),
 )
 """Rules that stand on the resource itself."""
@@ -179,20 +189,20 @@ def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
         ConfigError: With everything that is wrong with it.
     """
     problems = Problems()
-    manifest = examine(body, problems)
+    manifest = read_manifest(body, problems)
     problems.raise_if_any(partial=manifest)
     assert manifest is not None  # noqa: S101 -- or that would be a problem
     return manifest
 
 
-def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
+def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
     """Read as much of a resource as can be read, and note everything that is wrong with it.
 
     The result is of use only if no problem was noted; it is ``None`` if there is nothing to read.
     """
     for name in body:
         if name not in _ON_TOP:
-            meant = closest(str(name), _ON_TOP)
+            meant = closest_match(str(name), _ON_TOP)
             problems.add(
                 str(name)[:64], f"unknown field; did you mean {meant}?" if meant else "unknown field"
             )
@@ -202,7 +212,7 @@ def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | 
     metadata = _metadata(body.get("metadata"), problems)
     spec = body.get("spec")
     if not isinstance(spec, Mapping):
-        problems.add("spec", "is required" if spec is None else f"must be an object, not {kind_of(spec)}")
+        problems.add("spec", "is required" if spec is None else f"must be an object, not {type_of(spec)}")
         return None
     return _examined(body, metadata, _without_nulls(spec), problems)
 
@@ -211,14 +221,16 @@ def _examined(
     body: Mapping[str, Any], metadata: Metadata, spec: Mapping[str, Any], problems: Problems
 ) -> MailProxyManifest:
     good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
-    place = ErrorPath("spec", problems)
-    main = _level(good, good, MAIN_DIRECTIVES, place, SPEC)
-    workload = replace(deployment(good, place), host_ports=kubernetes_ports.host_ports(spec.get("servers")))
+    path = ErrorPath("spec", problems)
+    main = _level(good, good, MAIN_DIRECTIVES, path, SPEC)
+    workload = replace(
+        read_deployment(good, path), host_ports=kubernetes_ports.host_ports(spec.get("servers"))
+    )
     written = spec.get("mail", {})
     sound = _sound_fields(MAIL, written, "spec.mail", problems)
-    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"), MAIL)
-    servers = _servers(spec.get("servers"), place.field("servers"))
-    inconsistencies(good, mail, servers, problems)
+    mail = _level(sound, written, LEVEL_DIRECTIVES, path.field("mail"), MAIL)
+    servers = _servers(spec.get("servers"), path.field("servers"))
+    check_consistency(good, mail, servers, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
@@ -237,7 +249,7 @@ def _metadata(value: object, problems: Problems) -> Metadata:
         problems.add("metadata.name", "is required, as text")
         return Metadata()
     for rule in NAME_RULES:
-        if rule.holds is not None and not rule.holds(value):
+        if rule.predicate is not None and not rule.predicate(value):
             problems.add("metadata.name", rule.message.removeprefix("metadata.name "))
     generation = value.get("generation")
     return Metadata(
@@ -248,36 +260,36 @@ def _metadata(value: object, problems: Problems) -> Metadata:
     )
 
 
-def _servers(value: object, place: ErrorPath) -> tuple[ServerBlock, ...]:
+def _servers(value: object, path: ErrorPath) -> tuple[ServerBlock, ...]:
     """Every server that can be made sense of, at the index it has in the manifest."""
     if value is None:
-        place.problems.add(place.path, "is required")
+        path.problems.add(path.text, "is required")
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
-        place.problems.add(place.path, f"must be a list, not {kind_of(value)}")
+        path.problems.add(path.text, f"must be a list, not {type_of(value)}")
         return ()
-    if not 1 <= len(value) <= MOST_SERVERS:
-        reason = f"has {len(value)} items, which is out of range 1 to {MOST_SERVERS}"
-        place.problems.add(place.path, reason)
-    found = [_server(item, place.item(index)) for index, item in enumerate(value[:MOST_SERVERS])]
+    if not 1 <= len(value) <= MAX_SERVERS:
+        reason = f"has {len(value)} items, which is out of range 1 to {MAX_SERVERS}"
+        path.problems.add(path.text, reason)
+    found = [_server(item, path.item(index)) for index, item in enumerate(value[:MAX_SERVERS])]
     return tuple(server for server in found if server is not None)
 
 
-def _server(value: object, place: ErrorPath) -> ServerBlock | None:
-    good = _sound_fields(SERVER, value, place.path, place.problems)
+def _server(value: object, path: ErrorPath) -> ServerBlock | None:
+    good = _sound_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
-    own = _level(good, value, SERVER_DIRECTIVES, place, SERVER)
+    own = _level(good, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
         name=str(good.get("name", "")),
-        path=place.path,
+        path=path.text,
         own=own,
-        level=_level(good, value, LEVEL_DIRECTIVES, place, SERVER),
+        level=_level(good, value, LEVEL_DIRECTIVES, path, SERVER),
     )
 
 
 def _level(
-    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: ErrorPath, record: Record
+    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], path: ErrorPath, record: Object
 ) -> Level:
     """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
     values: dict[str, object] = {}
@@ -285,16 +297,16 @@ def _level(
     written = raw if isinstance(raw, Mapping) else {}
     given = [field for field in written if field in known]
     for field in given:
-        row, here, before = known[field], place.field(field), len(place.problems)
+        row, here, before = known[field], path.field(field), len(path.problems)
         if field not in good:
             _read_sound_items(row, written[field], here)
             continue
-        value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
-        if len(place.problems) == before:
+        value = here.try_read(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
+        if len(path.problems) == before:
             values[row.name] = value
             _note_capabilities(row, value, here)
         if field in IGNORED:
-            place.problems.notice(here.path, IGNORED[field])
+            path.problems.notice(here.text, IGNORED[field])
     meant = record.meant(written).values()
     return Level(
         values=values, given=frozenset(known[field].name for field in (*given, *meant) if field in known)
@@ -303,50 +315,50 @@ def _level(
 
 def _note_capabilities(row: Directive, value: Any, here: ErrorPath) -> None:  # noqa: ANN401 -- of any directive
     for index, hint in capability_hints(row.name, value):
-        here.problems.notice(here.path if index is None else here.item(index).path, hint)
+        here.problems.notice(here.text if index is None else here.item(index).text, hint)
 
 
 def _read_sound_items(row: Directive, value: object, here: ErrorPath) -> None:
     """Look for more that is wrong in a list of which some items have the wrong shape."""
-    shape = row.type.shape
-    if not row.type.itemwise or not isinstance(shape, ListOf) or not isinstance(value, list):
+    schema = row.type.schema
+    if not row.type.itemwise or not isinstance(schema, Array) or not isinstance(value, list):
         return
-    items = [item if _has_shape(shape.items, item) else BROKEN for item in value[: shape.most]]
-    here.attempt(lambda: row.type.read(items, here))
+    items = [item if _has_shape(schema.items, item) else INVALID_ITEM for item in value[: schema.max_items]]
+    here.try_read(lambda: row.type.read(items, here))
 
 
-def _has_shape(shape: Shape, value: object) -> bool:
+def _has_shape(schema: Schema, value: object) -> bool:
     found = Problems()
-    shape.check(value, "", found)
+    schema.check(value, "", found)
     return not found
 
 
 def _sound_fields(
-    record: Record, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
+    record: Object, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
     """The fields of an object that have the right shape; the others are noted.
 
     Args:
-        record: What the object may look like; its rules are left to ``inconsistencies``.
+        record: What the object may look like; its rules are left to ``check_consistency``.
         value: The object.
         path: Where it stands.
         problems: Where to note what is wrong.
         apart: Fields that are looked at elsewhere.
     """
     if not isinstance(value, Mapping):
-        problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+        problems.add(path, f"must be an object with fields, not {type_of(value)}")
         return {}
     good = {}
     for name, inner in value.items():
         if name in apart:
             continue
         before = len(problems)
-        Record(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
+        Object(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
             good[name] = inner
     for name in record.missing(value):
         if name not in apart:
-            problems.add(dotted(path, name), "is required")
+            problems.add(join_path(path, name), "is required")
     return good
 
 
@@ -367,12 +379,12 @@ _ROWS: Final = by_name(DIRECTIVES)
 
 
 @dataclass(frozen=True, slots=True)
-class ManifestPlaces:
+class ManifestSourceMap:
     """The fields of a manifest."""
 
     manifest: MailProxyManifest
 
-    def completed(self, config: ProxyConfig) -> ProxyConfig:
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration as it is: a manifest says all of it."""
         return config
 

@@ -11,20 +11,19 @@ from typing import Any, ClassVar, Final
 import yaml
 
 from mailproxy_config.decode import (
-    MOST_LEVELS,
-    MOST_TOKENS,
-    MOST_VALUES,
+    MAX_FILE_BYTES,
+    MAX_LEVELS,
+    MAX_TOKENS,
+    MAX_VALUES,
     too_deep,
     too_large,
     too_many_tokens,
 )
 from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.manifest import MailProxyManifest
-from mailproxy_config.schema import dotted
+from mailproxy_config.schema import join_path
 
-LARGEST_DOCUMENT: Final = 3 * 1024 * 1024
-
-_MOST_DIGITS: Final = 40
+_MAX_DIGITS: Final = 40
 
 _EXACT_INTEGER: Final = 2**53
 
@@ -64,7 +63,7 @@ class _ManifestLoader(yaml.SafeLoader):
             ConfigError: It is one too many.
         """
         self._tokens += 1
-        if self._tokens > MOST_TOKENS:
+        if self._tokens > MAX_TOKENS:
             raise too_many_tokens(self._source, self.line + 1)
         super().fetch_more_tokens()
 
@@ -75,14 +74,14 @@ class _ManifestLoader(yaml.SafeLoader):
             ConfigError: It stands too deep.
         """
         self._levels += 1
-        if self._levels > MOST_LEVELS:
+        if self._levels > MAX_LEVELS:
             raise too_deep(self._source)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._levels -= 1
         return node
 
 
-def documents(text: str, *, source: str = "") -> list[Any]:
+def load_documents(text: str, *, source: str = "") -> list[Any]:
     """Read every document of a YAML text; empty ones are left out.
 
     Args:
@@ -92,8 +91,8 @@ def documents(text: str, *, source: str = "") -> list[Any]:
     Raises:
         ConfigError: It is no YAML, a key stands twice, or it is larger or deeper than ``limits`` allows.
     """
-    if len(text) > LARGEST_DOCUMENT:
-        raise ConfigError([Problem(source, f"is larger than {LARGEST_DOCUMENT} bytes")])
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError([Problem(source, f"is larger than {MAX_FILE_BYTES} bytes")])
     try:
         return [found for found in _documents(text, source) if found is not None]
     except yaml.MarkedYAMLError as error:
@@ -143,9 +142,9 @@ def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> i
     while waiting:
         node, path, level = waiting.pop()
         seen += 1
-        if seen > MOST_VALUES:
+        if seen > MAX_VALUES:
             raise too_large(source)
-        if level > MOST_LEVELS:
+        if level > MAX_LEVELS:
             raise too_deep(source)
         if isinstance(node, yaml.MappingNode):
             _note_duplicates(node, path, problems)
@@ -153,7 +152,7 @@ def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> i
             waiting += (
                 (key, path, level + 1) for key, _ in node.value if not isinstance(key, yaml.ScalarNode)
             )
-            waiting += ((value, dotted(path, _key(key)), level + 1) for key, value in node.value)
+            waiting += ((value, join_path(path, _key(key)), level + 1) for key, value in node.value)
         elif isinstance(node, yaml.SequenceNode):
             waiting += ((item, f"{path}[{index}]", level + 1) for index, item in enumerate(node.value))
     return seen
@@ -164,7 +163,7 @@ def _note_duplicates(node: yaml.MappingNode, path: str, problems: Problems) -> N
     for key, _ in node.value:
         name, line = _key(key), key.start_mark.line + 1
         if name in lines and name != "<<":
-            problems.add(dotted(path, name), f"stands twice, in line {lines[name]} and line {line}")
+            problems.add(join_path(path, name), f"stands twice, in line {lines[name]} and line {line}")
         lines.setdefault(name, line)
 
 
@@ -198,7 +197,7 @@ def _unknown(_: yaml.SafeLoader, node: yaml.Node) -> None:
 def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
     """The number that is written, or the text where it is none."""
     text = str(node.value).replace("_", "")
-    if len(text) > _MOST_DIGITS:
+    if len(text) > _MAX_DIGITS:
         return str(node.value)
     for grammar, base in _BASES:
         if grammar.fullmatch(text):

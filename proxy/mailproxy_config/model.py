@@ -144,7 +144,7 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthHttp:
-    """Where ``auth_http`` points.
+    """Where ``parse_auth_http`` points.
 
     ``host`` is as written (an IPv6 address keeps its brackets) and is what the
     ``Host`` header says; ``unix_path`` is set instead of a port to connect to

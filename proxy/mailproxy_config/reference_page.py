@@ -20,7 +20,7 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_MEANINGS
 from mailproxy_config.listen_directive import LISTEN_PARAMETERS
-from mailproxy_config.value_types import Raw, shown_default
+from mailproxy_config.value_types import Raw, format_default
 
 _MODULES: Final = {
     "mail_core": "Core",
@@ -55,7 +55,7 @@ Fields of an item of `listen`. `address` and `port` say where; the rest are ngin
 """
 
 
-def reference() -> str:
+def render_page() -> str:
     """The whole page, in Markdown."""
     lines = [
         _HEAD,
@@ -96,7 +96,7 @@ def _listen_table() -> Iterator[str]:
 
 def _default(value: Raw) -> str:
     """A default for a cell; a dash where there is none."""
-    shown = shown_default(value)
+    shown = format_default(value)
     return f"`{shown}`" if shown else "-"
 
 
@@ -106,4 +106,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    sys.stdout.write(render_page())

@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mailproxy_config.addresses import canonical_listener
+from mailproxy_config.addresses import listen_key
 from mailproxy_config.directives import (
     IGNORED,
     LEVEL_DIRECTIVES,
@@ -24,7 +24,7 @@ from mailproxy_config.directives import (
     Directive,
 )
 from mailproxy_config.errors import ConfigError, Problem, Problems
-from mailproxy_config.manifest import MOST_SERVERS, SERVER_NAME
+from mailproxy_config.manifest import MAX_SERVERS, SERVER_NAME
 from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
@@ -33,9 +33,9 @@ from mailproxy_config.model import (
     ServerConfig,
     VerifyClient,
 )
-from mailproxy_config.schema import dotted, encodable, kind_of
+from mailproxy_config.schema import is_encodable, join_path, type_of
 from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
-from mailproxy_config.units import LARGEST_SECONDS
+from mailproxy_config.units import MAX_SECONDS
 from mailproxy_config.value_types import ErrorPath
 
 FORMAT: Final = "mailproxy.dev/proxy-configuration"
@@ -109,7 +109,7 @@ def parse_rendered(document: object) -> tuple[ProxyConfig, int]:
     """
     problems = Problems()
     if not isinstance(document, Mapping):
-        raise ConfigError([Problem("", f"must be an object, not {kind_of(document)}")])
+        raise ConfigError([Problem("", f"must be an object, not {type_of(document)}")])
     for name in document.keys() - set(_ENVELOPE):
         problems.add(name[:64], "unknown field")
     version = document.get("formatVersion")
@@ -134,7 +134,7 @@ def _read_config(value: object, problems: Problems) -> ProxyConfig | None:
         config = _dataclass(ProxyConfig, value, "config", problems)
     except _Unreadable:
         return None
-    note_unsound(config, problems)
+    validate_rendered(config, problems)
     return config
 
 
@@ -148,14 +148,14 @@ def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[st
 def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T:
     """A dataclass of the model, every field given and none unknown."""
     if not isinstance(value, Mapping):
-        raise _noted(path, f"must be an object, not {kind_of(value)}", problems)
+        raise _noted(path, f"must be an object, not {type_of(value)}", problems)
     types = _types(kind)
     before = len(problems)
     for name in value.keys() - types.keys():
-        problems.add(dotted(path, name), "unknown field")
+        problems.add(join_path(path, name), "unknown field")
     found: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
-        here = dotted(path, field.name)
+        here = join_path(path, field.name)
         if field.name not in value:
             problems.add(here, "is required")
             continue
@@ -193,15 +193,15 @@ def _read(kind: Any, value: object, path: str, problems: Problems) -> Any:  # no
 
 def _scalar(kind: type, value: object, path: str, problems: Problems) -> object:
     if type(value) is not kind:
-        raise _noted(path, f"must be {_SCALARS[kind]}, not {kind_of(value)}", problems)
-    if isinstance(value, str) and not encodable(value):
+        raise _noted(path, f"must be {_SCALARS[kind]}, not {type_of(value)}", problems)
+    if isinstance(value, str) and not is_encodable(value):
         raise _noted(path, "is not valid Unicode text", problems)
     return value
 
 
 def _float(value: object, path: str, problems: Problems) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _noted(path, f"must be a number, not {kind_of(value)}", problems)
+        raise _noted(path, f"must be a number, not {type_of(value)}", problems)
     # 1e999 is valid JSON, and infinity in Python; integers can be too long for a float.
     if not -_LARGEST < value < _LARGEST:
         raise _noted(path, "is out of range", problems)
@@ -216,7 +216,7 @@ def _word(kind: type[StrEnum], value: object, path: str, problems: Problems) -> 
 
 def _items(value: object, path: str, problems: Problems) -> list[Any]:
     if not isinstance(value, list):
-        raise _noted(path, f"must be a list, not {kind_of(value)}", problems)
+        raise _noted(path, f"must be a list, not {type_of(value)}", problems)
     return value
 
 
@@ -255,17 +255,17 @@ _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
 """A header's file may be anywhere; the shape of a header only knows Secrets."""
 
 
-def note_unsound(config: ProxyConfig, problems: Problems) -> None:
+def validate_rendered(config: ProxyConfig, problems: Problems) -> None:
     """Note every value that no manifest compiles to, at its path below ``config``."""
     for row in MAIN_DIRECTIVES:
         name = _MAIN_NAMES.get(row.name, row.name)
         _check_value(row, getattr(config, name), f"config.{name}", problems)
     for name in ("delay", "timeout"):
         _check_time(getattr(config.drain, name), f"config.drain.{name}", problems)
-    if not 1 <= len(config.servers) <= MOST_SERVERS:
-        reason = f"has {len(config.servers)} items, which is out of range 1 to {MOST_SERVERS}"
+    if not 1 <= len(config.servers) <= MAX_SERVERS:
+        reason = f"has {len(config.servers)} items, which is out of range 1 to {MAX_SERVERS}"
         problems.add("config.servers", reason)
-    for index, server in enumerate(config.servers[:MOST_SERVERS]):
+    for index, server in enumerate(config.servers[:MAX_SERVERS]):
         _check_server(server, f"config.servers[{index}]", problems)
     _check_unique(config, problems)
 
@@ -295,10 +295,10 @@ def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> N
     wanted = _as_references(value)
     written = row.type.write(wanted)
     before = len(problems)
-    row.type.shape.check(written, here, problems)
+    row.type.schema.check(written, here, problems)
     if len(problems) == before:
-        place = ErrorPath(here, problems)
-        read = place.attempt(lambda: row.type.read(written, place))
+        path = ErrorPath(here, problems)
+        read = path.try_read(lambda: row.type.read(written, path))
         if len(problems) == before and _comparable(read) != _comparable(wanted):
             problems.add(here, "holds parts that do not go together")
 
@@ -311,8 +311,8 @@ def _comparable(value: Any) -> Any:  # noqa: ANN401 -- the value of any directiv
 
 
 def _check_time(seconds: float, path: str, problems: Problems) -> None:
-    if not 0 <= seconds <= LARGEST_SECONDS:
-        problems.add(path, f"{seconds:g} is out of range 0 to {LARGEST_SECONDS}")
+    if not 0 <= seconds <= MAX_SECONDS:
+        problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
 def _as_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
@@ -344,6 +344,6 @@ def _check_unique(config: ProxyConfig, problems: Problems) -> None:
 def _key(listener: ListenConfig) -> tuple[str, int | None]:
     """What makes two listeners the same, even where the address is no good."""
     try:
-        return canonical_listener(listener.address, listener.port)
+        return listen_key(listener.address, listener.port)
     except ValueError:
         return listener.address, listener.port

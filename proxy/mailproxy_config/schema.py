@@ -2,7 +2,7 @@
 """Shapes: what a field of the manifest may look like, said once.
 
 A shape answers two questions with the same facts: what the Kubernetes API
-server shall be told (``schema``), and what is wrong with a value that did not
+server shall be told (``openapi``), and what is wrong with a value that did not
 come through it (``check``).  So the two can never disagree.
 
 A ``Rule`` carries a CEL expression for the API server and the same condition
@@ -19,26 +19,26 @@ from typing import Any, Final, Protocol
 
 from mailproxy_config.errors import Problems
 
-Schema = dict[str, Any]
-LARGEST_INT32: Final = 2**31 - 1
-_MOST_UNKNOWN: Final = 100
+OpenApiSchema = dict[str, Any]
+MAX_INT32: Final = 2**31 - 1
+_MAX_UNKNOWN: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """One ``x-kubernetes-validations`` entry, and the same in Python.
 
-    ``holds`` is asked about values that have the right shape; it is ``None`` where a
+    ``predicate`` is asked about values that have the right shape; it is ``None`` where a
     check with a better path stands elsewhere (``consistency``).
     """
 
     expression: str
     message: str
-    holds: Callable[[Any], bool] | None
+    predicate: Callable[[Any], bool] | None
     reason: str = "FieldValueInvalid"
     field_path: str = ""
 
-    def schema(self) -> Schema:
+    def openapi(self) -> OpenApiSchema:
         """The entry as the API server takes it; its message names the field."""
         name = self.field_path.lstrip(".")
         message = self.message if name in self.message else f"{name}: {self.message}"
@@ -47,14 +47,14 @@ class Rule:
 
     def check(self, value: object, path: str, problems: Problems) -> None:
         """Note the message at the rule's place if the condition does not hold."""
-        if self.holds is not None and not self.holds(value):
+        if self.predicate is not None and not self.predicate(value):
             problems.add(path + self.field_path, self.message)
 
 
-class Shape(Protocol):
+class Schema(Protocol):
     """What a value may look like."""
 
-    def schema(self) -> Schema:
+    def openapi(self) -> OpenApiSchema:
         """The structural schema of an API server for this shape, a new mapping each time."""
         ...
 
@@ -64,19 +64,19 @@ class Shape(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Boolean:
     """A boolean: nginx's ``on`` and ``off``."""
 
     default: bool | None = None
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
         return {"type": "boolean"} | _given(default=self.default)
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, bool):
-            problems.add(path, f"must be true or false, not {kind_of(value)}{_flag_hint(value)}")
+            problems.add(path, f"must be true or false, not {type_of(value)}{_flag_hint(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,33 +84,33 @@ class Integer:
     """A whole number within bounds, both included."""
 
     minimum: int = 0
-    maximum: int = LARGEST_INT32
+    maximum: int = MAX_INT32
     default: int | None = None
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
         bounds = {"minimum": self.minimum, "maximum": self.maximum}
         return {"type": "integer", "format": "int32"} | bounds | _given(default=self.default)
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if isinstance(value, bool) or not isinstance(value, int):
-            problems.add(path, f"must be a whole number, not {kind_of(value)}")
+            problems.add(path, f"must be a whole number, not {type_of(value)}")
         elif not self.minimum <= value <= self.maximum:
-            problems.add(path, f"{_shown(value)} is out of range {self.minimum} to {self.maximum}")
+            problems.add(path, f"{_quote(value)} is out of range {self.minimum} to {self.maximum}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
+class String:
     """Text within a length; perhaps one of a few words, perhaps matching an expression.
 
     ``hint`` says in words what ``pattern`` wants.  A ``secret`` is never quoted in a reason.
     ``spellings`` gives the words for what nginx calls otherwise.
     """
 
-    longest: int
-    shortest: int = 0
-    words: tuple[str, ...] = ()
+    max_length: int
+    min_length: int = 0
+    enum: tuple[str, ...] = ()
     pattern: str = ""
     hint: str = ""
     rules: tuple[Rule, ...] = ()
@@ -118,30 +118,30 @@ class Text:
     secret: bool = False
     spellings: Mapping[str, str] = field(default_factory=dict)
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
-        if self.words:
-            return {"type": "string", "enum": list(self.words)} | _given(default=self.default)
-        bounds = {"maxLength": self.longest} | ({"minLength": self.shortest} if self.shortest else {})
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
+        if self.enum:
+            return {"type": "string", "enum": list(self.enum)} | _given(default=self.default)
+        bounds = {"maxLength": self.max_length} | ({"minLength": self.min_length} if self.min_length else {})
         pattern = {"pattern": self.pattern} if self.pattern else {}
         return {"type": "string"} | bounds | pattern | _rules(self.rules) | _given(default=self.default)
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, str):
-            problems.add(path, f"must be text, not {kind_of(value)}{self._quote_hint(value)}")
-        elif self.words:
-            if value not in self.words:
-                hint = self._spelling(value.lower()) or _close(value, self.words)
-                problems.add(path, f"{_shown(value)} is not one of {', '.join(self.words)}{hint}")
-        elif len(value) < self.shortest:
+            problems.add(path, f"must be text, not {type_of(value)}{self._quote_hint(value)}")
+        elif self.enum:
+            if value not in self.enum:
+                hint = self._spelling(value.lower()) or _did_you_mean(value, self.enum)
+                problems.add(path, f"{_quote(value)} is not one of {', '.join(self.enum)}{hint}")
+        elif len(value) < self.min_length:
             problems.add(path, "must not be empty")
-        elif len(value) > self.longest:
-            problems.add(path, f"is longer than {self.longest} characters")
-        elif not encodable(value):
+        elif len(value) > self.max_length:
+            problems.add(path, f"is longer than {self.max_length} characters")
+        elif not is_encodable(value):
             problems.add(path, "is not valid Unicode text")
         elif self.pattern and not matches(self.pattern, value):
-            what = "" if self.secret else f"{_shown(value)} is not valid: "
+            what = "" if self.secret else f"{_quote(value)} is not valid: "
             problems.add(path, f"{what}must be {self.hint or 'text that matches ' + self.pattern}")
         else:
             _check_rules(self.rules, value, path, problems)
@@ -150,85 +150,87 @@ class Text:
         """YAML makes booleans of on, off, yes and no; say what to do about it."""
         if not isinstance(value, bool):
             return ""
-        if not self.words:
+        if not self.enum:
             return "; put it in quotes"
-        return f" (one of {', '.join(self.words)}){self._spelling('on' if value else 'off')}"
+        return f" (one of {', '.join(self.enum)}){self._spelling('on' if value else 'off')}"
 
     def _spelling(self, word: str) -> str:
         return f"; write {self.spellings[word]}" if word in self.spellings else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IntOrText:
+class IntOrString:
     """A whole number, or text that a rule or an expression knows: times, sizes, ``auto``, percentages."""
 
     minimum: int = 0
     maximum: int | None = None
-    longest: int = 32
-    shortest: int = 0
+    max_length: int = 32
+    min_length: int = 0
     pattern: str = ""
     hint: str = ""
     rules: tuple[Rule, ...] = ()
     default: int | str | None = None
 
-    def with_default(self, default: int | str) -> IntOrText:
+    def with_default(self, default: int | str) -> IntOrString:
         """The same shape with a default for the API server to fill in."""
         return replace(self, default=default)
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
-        bounds = {"minimum": self.minimum} | _given(maximum=self.maximum) | {"maxLength": self.longest}
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
+        bounds = {"minimum": self.minimum} | _given(maximum=self.maximum) | {"maxLength": self.max_length}
         text = {"pattern": self.pattern} if self.pattern else {}
-        shortest = {"minLength": self.shortest} if self.shortest else {}
-        entry: Schema = {"x-kubernetes-int-or-string": True}
-        return entry | bounds | shortest | text | _rules(self.rules) | _given(default=self.default)
+        min_length = {"minLength": self.min_length} if self.min_length else {}
+        entry: OpenApiSchema = {"x-kubernetes-int-or-string": True}
+        return entry | bounds | min_length | text | _rules(self.rules) | _given(default=self.default)
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            problems.add(path, f"must be a number or text, not {kind_of(value)}")
+            problems.add(path, f"must be a number or text, not {type_of(value)}")
         elif isinstance(value, int):
-            most = LARGEST_INT32 if self.maximum is None else self.maximum
-            if not self.minimum <= value <= most:
-                problems.add(path, f"{_shown(value)} is out of range {self.minimum} to {most}")
+            maximum = MAX_INT32 if self.maximum is None else self.maximum
+            if not self.minimum <= value <= maximum:
+                problems.add(path, f"{_quote(value)} is out of range {self.minimum} to {maximum}")
             else:
                 _check_rules(self.rules, value, path, problems)
-        elif len(value) > self.longest:
-            problems.add(path, f"is longer than {self.longest} characters")
+        elif len(value) > self.max_length:
+            problems.add(path, f"is longer than {self.max_length} characters")
         elif self.pattern and not matches(self.pattern, value):
-            problems.add(path, f"{_shown(value)} is not valid: must be {self.hint or self.pattern}")
+            problems.add(path, f"{_quote(value)} is not valid: must be {self.hint or self.pattern}")
         else:
             _check_rules(self.rules, value, path, problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListOf:
+class Array:
     """A list within a length.  ``keys`` makes it a list-map: no two items may agree in them."""
 
-    items: Shape
-    most: int
-    fewest: int = 0
+    items: Schema
+    max_items: int
+    min_items: int = 0
     keys: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
         kind = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(self.keys)}
-        fewest = {"minItems": self.fewest} if self.fewest else {}
-        entry: Schema = {"type": "array", "maxItems": self.most, **fewest}
+        min_items = {"minItems": self.min_items} if self.min_items else {}
+        entry: OpenApiSchema = {"type": "array", "maxItems": self.max_items, **min_items}
         entry |= kind if self.keys else {"x-kubernetes-list-type": "atomic"}
-        return entry | {"items": self.items.schema()} | _rules(self.rules)
+        return entry | {"items": self.items.openapi()} | _rules(self.rules)
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, Sequence) or isinstance(value, str):
             hint = "" if value is None else "; put it into [ ]"
-            problems.add(path, f"must be a list, not {kind_of(value)}{hint}")
+            problems.add(path, f"must be a list, not {type_of(value)}{hint}")
             return
-        if not self.fewest <= len(value) <= self.most:
-            problems.add(path, f"has {len(value)} items, which is out of range {self.fewest} to {self.most}")
+        if not self.min_items <= len(value) <= self.max_items:
+            problems.add(
+                path, f"has {len(value)} items, which is out of range {self.min_items} to {self.max_items}"
+            )
         before = len(problems)
-        for index, item in enumerate(value[: self.most]):
+        for index, item in enumerate(value[: self.max_items]):
             self.items.check(item, f"{path}[{index}]", problems)
         if len(problems) == before:
             self._check_keys(value, path, problems)
@@ -242,19 +244,19 @@ class ListOf:
             first = seen.setdefault(key, index)
             if first != index:
                 problems.add(
-                    f"{path}[{index}].{self.keys[0]}", f"{_shown(key[0])} is also the one of {path}[{first}]"
+                    f"{path}[{index}].{self.keys[0]}", f"{_quote(key[0])} is also the one of {path}[{first}]"
                 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Object:
     """An object with known fields; anything else in it is an error.
 
     ``advice`` says what to do about an unknown field, or nothing; ``example`` is what
     to write where something else than an object stands.
     """
 
-    fields: Mapping[str, Shape]
+    fields: Mapping[str, Schema]
     required: Collection[str] = ()
     rules: tuple[Rule, ...] = ()
     default: Mapping[str, object] | None = None
@@ -262,28 +264,28 @@ class Record:
     example: str = ""
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
-    def schema(self) -> Schema:
-        """See ``Shape``; fields that have a description carry it."""
-        properties = {name: self._described(name, shape) for name, shape in self.fields.items()}
-        entry: Schema = {"type": "object", "properties": properties}
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``; fields that have a description carry it."""
+        properties = {name: self._described(name, schema) for name, schema in self.fields.items()}
+        entry: OpenApiSchema = {"type": "object", "properties": properties}
         entry |= {"required": list(self.required)} if self.required else {}
         return entry | _rules(self.rules) | ({} if self.default is None else {"default": dict(self.default)})
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, Mapping):
             hint = f"; write {self.example}" if self.example else ""
-            problems.add(path, f"must be an object with fields, not {kind_of(value)}{hint}")
+            problems.add(path, f"must be an object with fields, not {type_of(value)}{hint}")
             return
         before = len(problems)
         for name, inner in value.items():
-            shape = self.fields.get(name)
-            if shape is None:
-                problems.add(dotted(path, name), f"unknown field{self._hint(name)}")
+            schema = self.fields.get(name)
+            if schema is None:
+                problems.add(join_path(path, name), f"unknown field{self._hint(name)}")
             else:
-                shape.check(inner, dotted(path, name), problems)
+                schema.check(inner, join_path(path, name), problems)
         for name in self.missing(value):
-            problems.add(dotted(path, name), "is required")
+            problems.add(join_path(path, name), "is required")
         if len(problems) == before:
             _check_rules(self.rules, value, path, problems)
 
@@ -295,63 +297,67 @@ class Record:
 
     def meant(self, value: Mapping[str, Any]) -> dict[str, str]:
         """The known fields that the unknown ones of an object were probably meant to be."""
-        unknown = [name for name in value if name not in self.fields][:_MOST_UNKNOWN]
-        found = {name: closest(str(name), self.fields) for name in unknown}
+        unknown = [name for name in value if name not in self.fields][:_MAX_UNKNOWN]
+        found = {name: closest_match(str(name), self.fields) for name in unknown}
         return {name: field for name, field in found.items() if field}
 
     def _hint(self, name: object) -> str:
         advice = self.advice(str(name)) if self.advice is not None else ""
-        return f": {advice}" if advice else _close(name, self.fields)
+        return f": {advice}" if advice else _did_you_mean(name, self.fields)
 
-    def _described(self, name: str, shape: Shape) -> Schema:
+    def _described(self, name: str, schema: Schema) -> OpenApiSchema:
         """One property's schema, its description in front."""
         description = self.descriptions.get(name)
-        return ({"description": description} if description else {}) | shape.schema()
+        return ({"description": description} if description else {}) | schema.openapi()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class MapOf:
     """An object whose fields all have one shape: labels, annotations, quantities."""
 
-    values: Shape
-    most: int = 64
+    values: Schema
+    max_fields: int = 64
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
-        return {"type": "object", "maxProperties": self.most, "additionalProperties": self.values.schema()}
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
+        return {
+            "type": "object",
+            "maxProperties": self.max_fields,
+            "additionalProperties": self.values.openapi(),
+        }
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, Mapping):
-            problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+            problems.add(path, f"must be an object with fields, not {type_of(value)}")
             return
-        if len(value) > self.most:
-            problems.add(path, f"has {len(value)} fields, which is more than {self.most}")
-        for name, inner in list(value.items())[: self.most]:
-            self.values.check(inner, f"{path}[{_shown(name)}]", problems)
+        if len(value) > self.max_fields:
+            problems.add(path, f"has {len(value)} fields, which is more than {self.max_fields}")
+        for name, inner in list(value.items())[: self.max_fields]:
+            self.values.check(inner, f"{path}[{_quote(name)}]", problems)
 
 
 @dataclass(frozen=True, slots=True)
-class Anything:
+class AnyObject:
     """An object that is handed to Kubernetes as it is."""
 
-    def schema(self) -> Schema:
-        """See ``Shape``."""
+    def openapi(self) -> OpenApiSchema:
+        """See ``Schema``."""
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """See ``Shape``."""
+        """See ``Schema``."""
         if not isinstance(value, Mapping):
-            problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+            problems.add(path, f"must be an object with fields, not {type_of(value)}")
 
 
-def dotted(path: str, name: object) -> str:
+def join_path(path: str, name: object) -> str:
     """The path of a field: ``spec`` and ``mail`` make ``spec.mail``."""
     shown = str(name)[:64]
     return f"{path}.{shown}" if path else shown
 
 
-def kind_of(value: object) -> str:
+def type_of(value: object) -> str:
     """What a value is, in the words of a manifest's writer."""
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (type(None), "nothing"),
@@ -370,7 +376,7 @@ def matches(pattern: str, text: str) -> bool:
     return compiled.search(text) is not None
 
 
-def encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether a text can be written as UTF-8: JSON can smuggle in halves of characters."""
     try:
         text.encode()
@@ -391,27 +397,27 @@ def _check_rules(rules: tuple[Rule, ...], value: object, path: str, problems: Pr
         rule.check(value, path, problems)
 
 
-def _rules(rules: tuple[Rule, ...]) -> Schema:
-    return {"x-kubernetes-validations": [rule.schema() for rule in rules]} if rules else {}
+def _rules(rules: tuple[Rule, ...]) -> OpenApiSchema:
+    return {"x-kubernetes-validations": [rule.openapi() for rule in rules]} if rules else {}
 
 
-def _given(**entries: object) -> Schema:
+def _given(**entries: object) -> OpenApiSchema:
     return {name: value for name, value in entries.items() if value is not None}
 
 
-def _shown(value: object) -> str:
+def _quote(value: object) -> str:
     """A value in a message: short, printable, on one line."""
     text = repr(value) if isinstance(value, str) else str(value)[:41]
     return text if len(text) <= 66 else text[:64] + "..."
 
 
-def _close(word: object, known: Collection[str]) -> str:
+def _did_you_mean(word: object, known: Collection[str]) -> str:
     """``; did you mean ...?`` where something known looks much alike."""
-    found = closest(str(word), known)
+    found = closest_match(str(word), known)
     return f"; did you mean {found}?" if found else ""
 
 
-def closest(word: str, known: Collection[str]) -> str:
+def closest_match(word: str, known: Collection[str]) -> str:
     """What a typing error may have made a word of; empty where nothing known looks much alike.
 
     A timeout is never taken for another one, which would limit something else.

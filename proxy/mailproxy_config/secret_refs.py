@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from mailproxy_config.schema import ListOf, Record, Rule, Text
+from mailproxy_config.schema import Array, Object, Rule, String
 from mailproxy_config.value_types import ErrorPath, Raw, ValueType, read_items
 
 
@@ -75,23 +75,23 @@ class Mounts:
         return ref if isinstance(ref, str) else f"{self.directory(ref.kind, ref.name)}/{ref.key}"
 
 
-OBJECT_NAME: Final = Text(
-    longest=253,
-    shortest=1,
+OBJECT_NAME: Final = String(
+    max_length=253,
+    min_length=1,
     pattern="^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
     hint="the name of an object: lower-case letters, digits, hyphens and dots",
 )
 
-DATA_KEY: Final = Text(
-    longest=253,
-    shortest=1,
+DATA_KEY: Final = String(
+    max_length=253,
+    min_length=1,
     pattern=r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$",
     hint="a key: letters, digits, hyphens, underscores and dots, not beginning with two dots",
 )
 
-ABSOLUTE_PATH: Final = Text(longest=1024, pattern="^/", hint="an absolute path")
+ABSOLUTE_PATH: Final = String(max_length=1024, pattern="^/", hint="an absolute path")
 
-KEY_REF: Final = Record(
+KEY_REF: Final = Object(
     fields={"name": OBJECT_NAME, "key": DATA_KEY},
     required=("name", "key"),
     descriptions={
@@ -102,12 +102,12 @@ KEY_REF: Final = Record(
 """One key of a Secret or a ConfigMap."""
 
 
-def key_ref(kind: ReferenceKind, value: Mapping[str, str]) -> KeyRef:
+def read_key_ref(kind: ReferenceKind, value: Mapping[str, str]) -> KeyRef:
     """The reference that a ``KEY_REF`` stands for."""
     return KeyRef(kind, value["name"], value["key"])
 
 
-def key_ref_written(ref: KeyRef) -> Raw:
+def format_key_ref(ref: KeyRef) -> Raw:
     """The field of a manifest that stands for a reference."""
     field = "secretKeyRef" if ref.kind is ReferenceKind.SECRET else "configMapKeyRef"
     return {field: {"name": ref.name, "key": ref.key}}
@@ -118,19 +118,19 @@ def key_ref_written(ref: KeyRef) -> Raw:
 
 def _file(value: Mapping[str, Any], _: ErrorPath) -> FileRef:
     if "secretKeyRef" in value:
-        return key_ref(ReferenceKind.SECRET, value["secretKeyRef"])
+        return read_key_ref(ReferenceKind.SECRET, value["secretKeyRef"])
     if "configMapKeyRef" in value:
-        return key_ref(ReferenceKind.CONFIG_MAP, value["configMapKeyRef"])
+        return read_key_ref(ReferenceKind.CONFIG_MAP, value["configMapKeyRef"])
     return str(value["file"])
 
 
-def _file_written(value: FileRef) -> Raw:
-    return {"file": value} if isinstance(value, str) else key_ref_written(value)
+def _format_file(value: FileRef) -> Raw:
+    return {"file": value} if isinstance(value, str) else format_key_ref(value)
 
 
 _SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
 
-FILE_SHAPE: Final = Record(
+FILE_SHAPE: Final = Object(
     example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": ABSOLUTE_PATH},
     descriptions={
@@ -144,7 +144,7 @@ FILE_SHAPE: Final = Record(
                 "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.file)].filter(x, x).size() == 1"
             ),
             message="exactly one of secretKeyRef, configMapKeyRef and file must be set",
-            holds=lambda value: sum(source in value for source in _SOURCES) == 1,
+            predicate=lambda value: sum(source in value for source in _SOURCES) == 1,
         ),
     ),
 )
@@ -153,17 +153,17 @@ _FILE_SYNTAX: Final = "{secretKeyRef: {name, key}}, {configMapKeyRef: {name, key
 
 FILE: Final = ValueType(
     syntax=_FILE_SYNTAX,
-    shape=FILE_SHAPE,
+    schema=FILE_SHAPE,
     read=_file,
-    write=_file_written,
-    nginx=lambda words: {"file": words[0]},
+    write=_format_file,
+    nginx=lambda arguments: {"file": arguments[0]},
 )
 
 FILES: Final = ValueType(
     syntax="list of " + _FILE_SYNTAX,
-    shape=ListOf(items=FILE_SHAPE, most=8),
-    read=lambda value, place: read_items(value, place, _file),
-    write=lambda value: list(map(_file_written, value)),
-    nginx=lambda words: [{"file": words[0]}],
+    schema=Array(items=FILE_SHAPE, max_items=8),
+    read=lambda value, path: read_items(value, path, _file),
+    write=lambda value: list(map(_format_file, value)),
+    nginx=lambda arguments: [{"file": arguments[0]}],
     appends=True,
 )

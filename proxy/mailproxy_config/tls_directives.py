@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.model import SessionCache, StartTls, VerifyClient
-from mailproxy_config.schema import ListOf, Record, Rule, Text
+from mailproxy_config.schema import Array, Object, Rule, String
 from mailproxy_config.secret_refs import (
     ABSOLUTE_PATH,
     FILE,
@@ -34,14 +34,14 @@ from mailproxy_config.value_types import (
 )
 
 
-def _certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
+def _read_certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
     if "secretName" in value:
         secret = ReferenceKind.SECRET, value["secretName"]
         return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"))
     return CertificateRef(value["certificateFile"], value["keyFile"])
 
 
-def _certificate_written(value: CertificateRef) -> Raw:
+def _format_certificate(value: CertificateRef) -> Raw:
     if isinstance(value.certificate, KeyRef):
         return {"secretName": value.certificate.name}
     return {"certificateFile": value.certificate, "keyFile": value.key}
@@ -55,9 +55,9 @@ def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
 
 CERTIFICATES: Final = ValueType(
     syntax="list of {secretName} or {certificateFile, keyFile}",
-    shape=ListOf(
-        most=8,
-        items=Record(
+    schema=Array(
+        max_items=8,
+        items=Object(
             example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
             fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
             rules=(
@@ -67,7 +67,7 @@ CERTIFICATES: Final = ValueType(
                         " : has(self.certificateFile) && has(self.keyFile)"
                     ),
                     message="set either secretName, or certificateFile together with keyFile",
-                    holds=_certificate_is_whole,
+                    predicate=_certificate_is_whole,
                 ),
             ),
             descriptions={
@@ -77,9 +77,9 @@ CERTIFICATES: Final = ValueType(
             },
         ),
     ),
-    read=lambda value, place: read_items(value, place, _certificate),
-    write=lambda value: list(map(_certificate_written, value)),
-    nginx=lambda words: [{"certificateFile": words[0]}],
+    read=lambda value, path: read_items(value, path, _read_certificate),
+    write=lambda value: list(map(_format_certificate, value)),
+    nginx=lambda arguments: [{"certificateFile": arguments[0]}],
     appends=True,
 )
 
@@ -88,16 +88,16 @@ CERTIFICATES: Final = ValueType(
 
 _DEFAULT_BUILTIN: Final = 20480
 
-_SMALLEST_SHARED: Final = 32 * 1024
+_MIN_SHARED: Final = 32 * 1024
 
 
-def _session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
+def _read_session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
     parts = {item.partition(":")[0]: item.partition(":")[2] for item in value}
     if len(parts) < len(value) or (len(value) > 1 and {"Disabled", "None"} & parts.keys()):
         raise ValueError("takes Disabled, None, or one builtin and one shared cache at most")
     name, _colon, size = parts.get("shared", "").partition(":")
-    shared_size = units.size(size) if size else None
-    if shared_size is not None and shared_size < _SMALLEST_SHARED:
+    shared_size = units.parse_size(size) if size else None
+    if shared_size is not None and shared_size < _MIN_SHARED:
         raise ValueError(f"session cache {name!r} is too small: at least 32k")
     builtin = int(parts["builtin"] or _DEFAULT_BUILTIN) if "builtin" in parts else None
     return SessionCache(
@@ -105,46 +105,46 @@ def _session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
     )
 
 
-def _session_cache_written(value: SessionCache) -> Raw:
+def _format_session_cache(value: SessionCache) -> Raw:
     if value.off:
         return ["Disabled"]
     builtin = [] if value.builtin is None else [f"builtin:{value.builtin}"]
     size = value.shared_size
-    shared = [] if size is None else [f"shared:{value.shared_name}:{units.printed_size(size)}"]
+    shared = [] if size is None else [f"shared:{value.shared_name}:{units.format_size(size)}"]
     return builtin + shared or ["None"]
 
 
 SESSION_CACHE: Final = ValueType(
     syntax="list of Disabled, None, builtin[:N], shared:NAME:SIZE",
-    shape=ListOf(
-        most=2,
-        fewest=1,
-        items=Text(
-            longest=64,
+    schema=Array(
+        max_items=2,
+        min_items=1,
+        items=String(
+            max_length=64,
             pattern="^(Disabled|None|builtin(:[0-9]{1,9})?|shared:[^:]+:[0-9]+[kKmM]?)$",
             hint="Disabled, None, builtin[:N] or shared:NAME:SIZE",
         ),
     ),
-    read=_session_cache,
-    write=_session_cache_written,
-    nginx=lambda words: [{"off": "Disabled", "none": "None"}.get(word, word) for word in words],
+    read=_read_session_cache,
+    write=_format_session_cache,
+    nginx=lambda arguments: [{"off": "Disabled", "none": "None"}.get(word, word) for word in arguments],
     arity=(1, 2),
 )
 
 
 CONF_COMMANDS: Final = ValueType(
     syntax="list of {name, value}",
-    shape=ListOf(
-        most=32,
-        items=Record(
-            fields={"name": Text(longest=128, shortest=1), "value": Text(longest=1024)},
+    schema=Array(
+        max_items=32,
+        items=Object(
+            fields={"name": String(max_length=128, min_length=1), "value": String(max_length=1024)},
             required=("name", "value"),
             descriptions={"name": "The command, such as Options.", "value": "Its value."},
         ),
     ),
     read=lambda value, _: tuple((item["name"], item["value"]) for item in value),
     write=lambda value: [{"name": name, "value": text} for name, text in value],
-    nginx=lambda words: [{"name": words[0], "value": words[1]}],
+    nginx=lambda arguments: [{"name": arguments[0], "value": arguments[1]}],
     arity=(2, 2),
     appends=True,
 )
@@ -199,7 +199,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_ciphers",
         module=_SSL,
-        type=text(longest=2048, syntax="OpenSSL cipher list"),
+        type=text(max_length=2048, syntax="OpenSSL cipher list"),
         default="HIGH:!aNULL:!MD5",
         meaning="The ciphers for TLS 1.2 and older, as an OpenSSL list.",
     ),
@@ -213,7 +213,7 @@ TLS_DIRECTIVES: Final = (
     Directive(
         name="ssl_ecdh_curve",
         module=_SSL,
-        type=text(longest=256, syntax="auto | curve[:curve...]"),
+        type=text(max_length=256, syntax="auto | curve[:curve...]"),
         default="auto",
         meaning="The curves for key exchange, separated by colons; auto leaves them to the TLS library.",
     ),

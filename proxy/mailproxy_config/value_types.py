@@ -17,19 +17,19 @@ from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.errors import Problems
-from mailproxy_config.schema import Flag, Integer, IntOrText, ListOf, Rule, Shape, Text, matches
+from mailproxy_config.schema import Array, Boolean, Integer, IntOrString, Rule, Schema, String, matches
 
 Raw = Any
 """A value as YAML and JSON know it."""
 
 
-BROKEN: Final = object()
+INVALID_ITEM: Final = object()
 """Stands for an item of a list that does not have the right shape, so that the others keep their places."""
 
 
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
 
-SMALLEST_BUFFER: Final = 128
+MIN_BUFFER: Final = 128
 """nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
 
 
@@ -37,23 +37,23 @@ SMALLEST_BUFFER: Final = 128
 class ErrorPath:
     """Where a value stands, and where to say what is wrong with it."""
 
-    path: str
+    text: str
     problems: Problems
 
     def item(self, index: int) -> ErrorPath:
         """The place of one item of the list that stands here."""
-        return ErrorPath(f"{self.path}[{index}]", self.problems)
+        return ErrorPath(f"{self.text}[{index}]", self.problems)
 
     def field(self, name: str) -> ErrorPath:
         """The place of one field of the object that stands here."""
-        return ErrorPath(f"{self.path}.{name}", self.problems)
+        return ErrorPath(f"{self.text}.{name}", self.problems)
 
-    def attempt(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
+    def try_read(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
         """What ``read`` returns; if it raises ``ValueError``, its text becomes a problem here."""
         try:
             return read()
         except ValueError as error:
-            self.problems.add(self.path, str(error))
+            self.problems.add(self.text, str(error))
             return otherwise
 
 
@@ -71,11 +71,11 @@ class ValueType:
         arity: The least and the most arguments nginx takes; ``None`` is any number.
         appends: Whether nginx adds the values of repeated directives instead of refusing them.
         unordered: Whether it is a set, in which a word that stands twice counts once.
-        itemwise: Whether ``read`` passes over ``BROKEN`` items of a list.
+        itemwise: Whether ``read`` passes over ``INVALID_ITEM`` items of a list.
     """
 
     syntax: str
-    shape: Shape
+    schema: Schema
     read: Callable[[Any, ErrorPath], object]
     write: Callable[[Any], Raw]
     nginx: Callable[[Sequence[str]], Raw]
@@ -85,17 +85,17 @@ class ValueType:
     itemwise: bool = False
 
 
-def as_it_is(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
+def identity(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
     """A reader or writer for values that are the same on both sides."""
     return value
 
 
-def nginx_text(arguments: Sequence[str]) -> str:
+def parse_nginx_text(arguments: Sequence[str]) -> str:
     """The only argument."""
     return arguments[0]
 
 
-def nginx_flag(arguments: Sequence[str]) -> bool:
+def parse_nginx_flag(arguments: Sequence[str]) -> bool:
     """``on`` or ``off``, in any case."""
     word = arguments[0].lower()
     if word not in {"on", "off"}:
@@ -103,7 +103,7 @@ def nginx_flag(arguments: Sequence[str]) -> bool:
     return word == "on"
 
 
-def nginx_number(arguments: Sequence[str]) -> int:
+def parse_nginx_number(arguments: Sequence[str]) -> int:
     """Decimal digits, nothing else."""
     text = arguments[0]
     if not (text.isascii() and text.isdecimal()) or len(text) > 18:
@@ -111,81 +111,89 @@ def nginx_number(arguments: Sequence[str]) -> int:
     return int(text)
 
 
-def no_control_characters(what: str) -> Rule:
+def control_character_rule(what: str) -> Rule:
     """A line end in a value would begin a line of its own in what we send."""
     return Rule(
         expression=r"!self.matches('[\\x00-\\x1f\\x7f]')",
         message=f"{what} must not contain control characters such as CR or LF",
-        holds=lambda text: not matches(CONTROL_CHARACTERS, text),
+        predicate=lambda text: not matches(CONTROL_CHARACTERS, text),
     )
 
 
-def spelled(grammar: str, message: str) -> Rule:
+def pattern_rule(grammar: str, message: str) -> Rule:
     """An integer, or text of a grammar."""
     return Rule(
         expression=f"type(self) == int || (size(self) > 0 && self.matches('{grammar}'))",
         message=message,
-        holds=lambda value: isinstance(value, int) or (value != "" and matches(grammar, value)),
+        predicate=lambda value: isinstance(value, int) or (value != "" and matches(grammar, value)),
     )
 
 
-MSEC_SHAPE: Final = IntOrText(
+MSEC_SHAPE: Final = IntOrString(
     rules=(
-        spelled(units.MSEC_TIME, "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"),
+        pattern_rule(
+            units.MSEC_TIME_PATTERN,
+            "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds",
+        ),
     )
 )
 
-SEC_SHAPE: Final = IntOrText(
+SEC_SHAPE: Final = IntOrString(
     rules=(
-        spelled(
-            units.SEC_TIME,
+        pattern_rule(
+            units.SEC_TIME_PATTERN,
             "must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds",
         ),
     )
 )
 
-SIZE_SHAPE: Final = IntOrText(
-    longest=16, rules=(spelled(units.SIZE, "must be a size such as 4k or 10m; a bare number is bytes"),)
+SIZE_SHAPE: Final = IntOrString(
+    max_length=16,
+    rules=(pattern_rule(units.SIZE_PATTERN, "must be a size such as 4k or 10m; a bare number is bytes"),),
 )
 
 
-FLAG: Final = ValueType(syntax="boolean", shape=Flag(), read=as_it_is, write=as_it_is, nginx=nginx_flag)
+FLAG: Final = ValueType(
+    syntax="boolean", schema=Boolean(), read=identity, write=identity, nginx=parse_nginx_flag
+)
 
-NUMBER: Final = ValueType(syntax="number", shape=Integer(), read=as_it_is, write=as_it_is, nginx=nginx_number)
+NUMBER: Final = ValueType(
+    syntax="number", schema=Integer(), read=identity, write=identity, nginx=parse_nginx_number
+)
 
 MSEC_TIME: Final = ValueType(
     syntax="time",
-    shape=MSEC_SHAPE,
-    read=lambda value, _: units.msec_time(value),
-    write=units.printed_time,
-    nginx=nginx_text,
+    schema=MSEC_SHAPE,
+    read=lambda value, _: units.parse_msec_time(value),
+    write=units.format_time,
+    nginx=parse_nginx_text,
 )
 
 SEC_TIME: Final = ValueType(
     syntax="time (whole seconds)",
-    shape=SEC_SHAPE,
-    read=lambda value, _: units.sec_time(value),
-    write=units.printed_time,
-    nginx=nginx_text,
+    schema=SEC_SHAPE,
+    read=lambda value, _: units.parse_sec_time(value),
+    write=units.format_time,
+    nginx=parse_nginx_text,
 )
 
 
 def _buffer(value: int | str, _: ErrorPath) -> int:
-    data = units.size(value)
-    if data < SMALLEST_BUFFER:
-        raise ValueError(f"{value} is too small: a buffer has at least {SMALLEST_BUFFER} bytes")
+    data = units.parse_size(value)
+    if data < MIN_BUFFER:
+        raise ValueError(f"{value} is too small: a buffer has at least {MIN_BUFFER} bytes")
     return data
 
 
 BUFFER: Final = ValueType(
-    syntax="size", shape=SIZE_SHAPE, read=_buffer, write=units.printed_size, nginx=nginx_text
+    syntax="size", schema=SIZE_SHAPE, read=_buffer, write=units.format_size, nginx=parse_nginx_text
 )
 
 
-def text(*, longest: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
+def text(*, max_length: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
     """Text that is taken as it stands."""
-    shape = Text(longest=longest, rules=rules)
-    return ValueType(syntax=syntax, shape=shape, read=as_it_is, write=as_it_is, nginx=nginx_text)
+    schema = String(max_length=max_length, rules=rules)
+    return ValueType(syntax=syntax, schema=schema, read=identity, write=identity, nginx=parse_nginx_text)
 
 
 def choice(
@@ -213,7 +221,7 @@ def choice(
     allowed = (*words.values(), *also)
     return ValueType(
         syntax=" | ".join(allowed),
-        shape=Text(longest=64, words=allowed, spellings=words),
+        schema=String(max_length=64, enum=allowed, spellings=words),
         read=lambda value, _: kind(value),
         write=str,
         nginx=nginx,
@@ -232,7 +240,7 @@ def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
 
     return ValueType(
         syntax="list of " + ", ".join(words),
-        shape=ListOf(items=Text(longest=64, words=tuple(words)), most=len(words), fewest=1),
+        schema=Array(items=String(max_length=64, enum=tuple(words)), max_items=len(words), min_items=1),
         read=lambda value, _: frozenset(map(kind, value)),
         write=lambda value: sorted(map(str, value)),
         nginx=nginx,
@@ -243,30 +251,30 @@ def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
 
 
 def read_items(
-    values: Iterable[Any], place: ErrorPath, read: Callable[[Any, ErrorPath], Any]
+    values: Iterable[Any], path: ErrorPath, read: Callable[[Any, ErrorPath], Any]
 ) -> tuple[Any, ...]:
     """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
     found = []
     for index, value in enumerate(values):
-        here = place.item(index)
-        if value is not BROKEN:
-            found.append(here.attempt(lambda value=value, here=here: read(value, here), BROKEN))  # type: ignore[misc]
-    return tuple(item for item in found if item is not BROKEN)
+        here = path.item(index)
+        if value is not INVALID_ITEM:
+            found.append(here.try_read(lambda value=value, here=here: read(value, here), INVALID_ITEM))  # type: ignore[misc]
+    return tuple(item for item in found if item is not INVALID_ITEM)
 
 
-def texts(
+def string_list(
     read: Callable[[Any, ErrorPath], Any],
     *,
     syntax: str,
-    most: int,
-    longest: int,
+    max_items: int,
+    max_length: int,
     rules: tuple[Rule, ...] = (),
 ) -> ValueType:
     """A list of texts, in order; nginx appends those of repeated directives."""
     return ValueType(
         syntax=syntax,
-        shape=ListOf(items=Text(longest=longest, shortest=1, rules=rules), most=most),
-        read=lambda value, place: read_items(value, place, read),
+        schema=Array(items=String(max_length=max_length, min_length=1, rules=rules), max_items=max_items),
+        read=lambda value, path: read_items(value, path, read),
         write=list,
         nginx=list,
         arity=(1, None),
@@ -281,12 +289,12 @@ def _capability(value: str, _: ErrorPath) -> str:
     return value
 
 
-CAPABILITIES: Final = texts(
+CAPABILITIES: Final = string_list(
     _capability,
     syntax="list of text",
-    most=32,
-    longest=256,
-    rules=(no_control_characters("a capability"),),
+    max_items=32,
+    max_length=256,
+    rules=(control_character_rule("a capability"),),
 )
 
 
@@ -362,7 +370,7 @@ def lower_camel_case(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def explained(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
+def describe(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
     """Write what ``kubectl explain`` shows of a directive or a parameter.
 
     Args:
@@ -371,12 +379,12 @@ def explained(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -
         default: The built-in default; it cannot stand in the schema, where it would defeat inheritance.
         is_ours: Whether nginx does not have it.
     """
-    unless_set = shown_default(default)
+    unless_set = format_default(default)
     where = f"Not in nginx; in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
     return f"{meaning} {where}." + (f" Default: {unless_set}." if unless_set else "")
 
 
-def shown_default(value: Raw) -> str:
+def format_default(value: Raw) -> str:
     """A default as YAML would show it; nothing where there is none."""
     if value in (None, "", []):
         return ""

@@ -24,7 +24,7 @@ from mailproxy_config.model import AuthHttp
     ],
 )
 def test_the_argument_of_listen(text: str, address: str, ports: list[int]) -> None:
-    found = addresses.listen_argument(text)
+    found = addresses.parse_listen_argument(text)
     assert (found.address, list(found.ports)) == (address, ports)
 
 
@@ -56,18 +56,18 @@ def test_the_argument_of_listen(text: str, address: str, ports: list[int]) -> No
 )
 def test_what_listen_refuses(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        addresses.listen_argument(text)
+        addresses.parse_listen_argument(text)
 
 
 @pytest.mark.parametrize("text", ["*", "0.0.0.0", "[::]", "mail.example.com", "a_b", "unix:/x"])
 def test_the_address_of_a_listener_is_kept_as_written(text: str) -> None:
-    assert addresses.listener_address(text) == text
+    assert addresses.check_listen_address(text) == text
 
 
 @pytest.mark.parametrize("text", ["::1", "127.0.0.1:143", "a b", "x" * 254, "unix:x", ""])
 def test_what_is_no_address_of_a_listener(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        addresses.listener_address(text)
+        addresses.check_listen_address(text)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_is_no_address_of_a_listener(text: str) -> None:
     ],
 )
 def test_which_listeners_are_the_same(one: tuple[str, int], other: tuple[str, int], same: bool) -> None:
-    assert (addresses.canonical_listener(*one) == addresses.canonical_listener(*other)) is same
+    assert (addresses.listen_key(*one) == addresses.listen_key(*other)) is same
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_which_listeners_are_the_same(one: tuple[str, int], other: tuple[str, in
     ],
 )
 def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
-    assert addresses.auth_http(text) == found
+    assert addresses.parse_auth_http(text) == found
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
 )
 def test_what_auth_http_refuses(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        addresses.auth_http(text)
+        addresses.parse_auth_http(text)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_auth_http_refuses(text: str, reason: str) -> None:
 )
 def test_credentials_in_auth_http_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ValueError, match="auth_http_header") as caught:
-        addresses.auth_http(text)
+        addresses.parse_auth_http(text)
     assert "s3cret" not in str(caught.value)
 
 
@@ -150,15 +150,15 @@ def test_credentials_in_auth_http_are_refused_and_not_repeated(text: str) -> Non
     ],
 )
 def test_a_trusted_peer(text: str, canonical: str, bits_lost: bool) -> None:
-    assert addresses.trusted_peer(text) == (canonical, bits_lost)
+    assert addresses.parse_trusted_address(text) == (canonical, bits_lost)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0.0/", "1:2", "10.0.0", "a b", "unix:/x", ""])
 def test_what_is_no_trusted_peer(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        addresses.trusted_peer(text)
+        addresses.parse_trusted_address(text)
 
 
 def test_a_name_server_may_have_a_port() -> None:
-    assert addresses.host_port("[::1]:5353") == ("[::1]", 5353)
-    assert addresses.host_port("ns.example") == ("ns.example", None)
+    assert addresses.parse_host_port("[::1]:5353") == ("[::1]", 5353)
+    assert addresses.parse_host_port("ns.example") == ("ns.example", None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.compile import compile_proxy, references, with_hostname
+from mailproxy_config.compile import collect_references, compile_proxy, with_hostname
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest import MailProxyManifest, parse_manifest
 from mailproxy_config.model import (
@@ -139,7 +139,7 @@ def test_references_become_paths() -> None:
 
 
 def test_every_reference_that_somebody_reads_is_listed() -> None:
-    assert references(_with_references()) == (
+    assert collect_references(_with_references()) == (
         Reference(ReferenceKind.CONFIG_MAP, "clients", ("ca.crt",)),
         Reference(ReferenceKind.SECRET, "auth", ("key",)),
         Reference(ReferenceKind.SECRET, "tls-extras", ("some.pem", "tls.crt", "tls.key")),
@@ -179,9 +179,9 @@ def test_the_host_name_is_for_servers_without_a_name() -> None:
 
 def test_a_manifest_that_was_never_checked_is_refused_too() -> None:
     from mailproxy_config.errors import Problems
-    from mailproxy_config.manifest import examine
+    from mailproxy_config.manifest import read_manifest
 
-    manifest = examine(body(server(port=1143)), Problems())
+    manifest = read_manifest(body(server(port=1143)), Problems())
     assert manifest is not None
     with pytest.raises(ConfigError, match="protocol"):
         compile_proxy(manifest)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.cross_checks import SPEC_RULES, derived_protocol
+from mailproxy_config.cross_checks import SPEC_RULES, derive_protocol
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.manifest import examine
+from mailproxy_config.manifest import read_manifest
 from mailproxy_config.model import ListenConfig, Protocol
 from support.config_bodies import body, server
 
@@ -20,7 +20,7 @@ _CA = {"sslClientCertificate": {"file": "/ca.pem"}}
 
 def problems_of(resource: dict[str, Any]) -> list[Problem]:
     problems = Problems()
-    examine(resource, problems)
+    read_manifest(resource, problems)
     return problems.found
 
 
@@ -36,7 +36,7 @@ def problems_of(resource: dict[str, Any]) -> list[Problem]:
     ],
 )
 def test_the_protocol_that_ports_stand_for(ports: list[int | None], protocol: Protocol | None) -> None:
-    assert derived_protocol(ListenConfig(port=port) for port in ports) is protocol
+    assert derive_protocol(ListenConfig(port=port) for port in ports) is protocol
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_config.decode import LARGEST_FILE, plain_text
+from mailproxy_config.decode import MAX_FILE_BYTES, decode_text
 from mailproxy_config.errors import ConfigError
 
 
@@ -16,11 +16,11 @@ from mailproxy_config.errors import ConfigError
         (b"mail {}\r\n", "mail {}\r\n"),
         ("\u20ac".encode(), "\u20ac"),
         (b"\xef\xbb\xbfmail", "mail"),  # a byte order mark, which editors write
-        (b" " * LARGEST_FILE, " " * LARGEST_FILE),
+        (b" " * MAX_FILE_BYTES, " " * MAX_FILE_BYTES),
     ],
 )
 def test_what_is_text(data: bytes, text: str) -> None:
-    assert plain_text(data, "f") == text
+    assert decode_text(data, "f") == text
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ def test_what_is_text(data: bytes, text: str) -> None:
         (b"\xff\xfem\0", "f:1: is not text: it has a NUL in it"),  # UTF-16
         (b"a\nb\n\xe9\n", "f:3: is not UTF-8 text: invalid continuation byte"),
         (b"\xef\xbb\xbfa\n\xff", "f:2: is not UTF-8 text: invalid start byte"),
-        (b" " * (LARGEST_FILE + 1), "f: is larger than 3145728 bytes"),
+        (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),
     ],
 )
 def test_what_is_not(data: bytes, problem: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        plain_text(data, "f")
+        decode_text(data, "f")
     assert str(raised.value) == problem
 
 
 def test_a_line_without_a_file() -> None:
     with pytest.raises(ConfigError, match=r"^line 2: is not text"):
-        plain_text(b"\n\0")
+        decode_text(b"\n\0")

@@ -83,11 +83,11 @@ def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
 )
 def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> None:
     kind, problems = by_field(LEVEL_DIRECTIVES)[field].type, Problems()
-    kind.shape.check(raw, field, problems)
+    kind.schema.check(raw, field, problems)
     value = kind.read(raw, ErrorPath(field, problems))
     if value is not None or field == "resolver":
         written = kind.write(value)
-        kind.shape.check(written, field, problems)
+        kind.schema.check(written, field, problems)
         assert kind.read(written, ErrorPath(field, problems)) == value
     assert problems.found == []
 

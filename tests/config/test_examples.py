@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.load import Kind, load
-from mailproxy_config.manifest_yaml import documents
+from mailproxy_config.load import FileKind, load
+from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
 from mailproxy_config.rendered import config_hash
 from support.configs import without_logs
@@ -21,15 +21,15 @@ EXAMPLE = ROOT / "deploy" / "examples" / "nginx-example.yaml"
 
 def test_the_example_means_what_nginx_s_means() -> None:
     ours, theirs = load(EXAMPLE.read_bytes()), load(NGINX.read_bytes(), source=str(NGINX))
-    assert (ours.kind, theirs.kind) == (Kind.MANIFEST, Kind.NGINX)
+    assert (ours.kind, theirs.kind) == (FileKind.MANIFEST, FileKind.NGINX)
     assert ours.config == without_logs(theirs.config)
     assert ours.hash == config_hash(without_logs(theirs.config))
 
 
 def test_the_example_is_what_convert_writes() -> None:
     manifest = parse_nginx(NGINX.read_text(), source=str(NGINX), name="nginx-example")
-    converted = documents(to_manifest_yaml(manifest))[0]
-    assert converted["spec"] == documents(EXAMPLE.read_text())[0]["spec"]
+    converted = load_documents(to_manifest_yaml(manifest))[0]
+    assert converted["spec"] == load_documents(EXAMPLE.read_text())[0]["spec"]
 
 
 def test_nothing_of_nginx_s_example_is_lost_but_the_name_of_the_log() -> None:

@@ -18,7 +18,7 @@ from mailproxy_config.kubernetes import (
     Sysctl,
     SysctlMode,
     UnsafeSysctls,
-    deployment,
+    read_deployment,
     snake_case,
 )
 from mailproxy_config.model import DrainConfig, Seconds
@@ -27,7 +27,7 @@ from mailproxy_config.value_types import ErrorPath
 
 def read(**spec: object) -> DeploymentSpec:
     problems = Problems()
-    found = deployment(spec, ErrorPath("spec", problems))
+    found = read_deployment(spec, ErrorPath("spec", problems))
     assert problems.found == []
     return found
 
@@ -101,7 +101,7 @@ def test_an_empty_budget_is_the_default_one() -> None:
 
 def test_a_time_that_is_too_long_is_told() -> None:
     problems = Problems()
-    deployment({"drain": {"delay": "9999999999"}}, ErrorPath("spec", problems))
+    read_deployment({"drain": {"delay": "9999999999"}}, ErrorPath("spec", problems))
     assert problems.found == [Problem("spec.drain.delay", "9999999999 is more than 2147483647 seconds")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.listen_directive import LISTEN, LISTEN_PARAMETERS, listen_from_nginx
+from mailproxy_config.listen_directive import LISTEN, LISTEN_PARAMETERS, parse_nginx_listen
 from mailproxy_config.model import KeepAlive, ListenConfig
 from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LISTENERS
@@ -17,7 +17,7 @@ from support.config_bodies import LISTENERS
 
 def problems_of(*listen: object) -> list[Problem]:
     problems = Problems()
-    LISTEN.shape.check(list(listen), "listen", problems)
+    LISTEN.schema.check(list(listen), "listen", problems)
     if not problems:
         LISTEN.read(list(listen), ErrorPath("listen", problems))
     return problems.found
@@ -134,7 +134,7 @@ def test_a_listener_that_is_written_reads_as_the_same(raw: dict[str, Any]) -> No
     ],
 )
 def test_nginx_s_listen(line: str, listeners: list[dict[str, Any]]) -> None:
-    assert listen_from_nginx(line.split()) == listeners
+    assert parse_nginx_listen(line.split()) == listeners
 
 
 @pytest.mark.parametrize(
@@ -158,5 +158,5 @@ def test_nginx_s_listen(line: str, listeners: list[dict[str, Any]]) -> None:
 )
 def test_what_nginx_s_listen_refuses(line: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
-        listen_from_nginx(line.split())
+        parse_nginx_listen(line.split())
     assert str(raised.value) == reason

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.compile import compile_proxy
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.load import Kind, Loaded, check_files, load, manifest_of
+from mailproxy_config.load import FileKind, Loaded, check_files, load, parse_manifest_text
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT
 from mailproxy_config.model import AuthHttpHeader, CertificateFiles, StartTls, VerifyClient
 from mailproxy_config.rendered import dump
 from mailproxy_config.secret_refs import Mounts
@@ -41,16 +41,16 @@ spec:
 @pytest.mark.parametrize(
     ("text", "kind", "generation"),
     [
-        (MANIFEST, Kind.MANIFEST, 7),
-        (YAML.encode(), Kind.MANIFEST, 3),
-        (b"\xef\xbb\xbf---\n" + YAML.encode(), Kind.MANIFEST, 3),
-        (RENDERED, Kind.RENDERED, 4),
-        (NGINX, Kind.NGINX, 0),
-        (b"mail{auth_http a;server{listen 143;}}", Kind.NGINX, 0),
-        (b"user\twww;\r\nmail { auth_http a; server { listen 143; } }", Kind.NGINX, 0),
+        (MANIFEST, FileKind.MANIFEST, 7),
+        (YAML.encode(), FileKind.MANIFEST, 3),
+        (b"\xef\xbb\xbf---\n" + YAML.encode(), FileKind.MANIFEST, 3),
+        (RENDERED, FileKind.RENDERED, 4),
+        (NGINX, FileKind.NGINX, 0),
+        (b"mail{auth_http a;server{listen 143;}}", FileKind.NGINX, 0),
+        (b"user\twww;\r\nmail { auth_http a; server { listen 143; } }", FileKind.NGINX, 0),
     ],
 )
-def test_the_content_tells_what_it_is(text: bytes, kind: Kind, generation: int) -> None:
+def test_the_content_tells_what_it_is(text: bytes, kind: FileKind, generation: int) -> None:
     loaded = load(text)
     assert (loaded.kind, loaded.generation) == (kind, generation)
     assert loaded.config.servers[0].listen[0].port == 143
@@ -60,7 +60,7 @@ def test_the_content_tells_what_it_is(text: bytes, kind: Kind, generation: int) 
 def test_json_in_flow_style_is_yaml_too() -> None:
     text = "{apiVersion: mailproxy.dev/v1alpha1, kind: MailProxy, metadata: {name: a}, spec: %s}"
     spec = "{mail: {authHttp: a}, servers: [{name: a, listen: [{port: 143}]}]}"
-    assert load((text % spec).encode()).kind is Kind.MANIFEST
+    assert load((text % spec).encode()).kind is FileKind.MANIFEST
 
 
 @pytest.mark.parametrize("text", [MANIFEST, RENDERED, NGINX])
@@ -97,7 +97,7 @@ def test_notices_come_along() -> None:
         (b" \n", "f: is empty"),
         (b"a\0b", "f:1: is not text: it has a NUL in it"),
         (b"\xff\xfe", "f:1: is not UTF-8 text: invalid start byte"),
-        (b" " * (LARGEST_DOCUMENT + 1), "f: is larger than 3145728 bytes"),
+        (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),
         (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; one is wanted"),
         (b"- 1", "f: is neither a MailProxy manifest (mailproxy.dev/v1alpha1), a rendered configuration, "
          "nor an nginx.conf"),
@@ -121,7 +121,7 @@ def test_what_does_not_load(text: bytes, reason: str) -> None:
 
 
 def test_a_manifest_alone() -> None:
-    assert manifest_of(YAML).metadata.name == "edge"
+    assert parse_manifest_text(YAML).metadata.name == "edge"
 
 
 def _loaded(**fields: Any) -> Loaded:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.kubernetes import PortStrategy
-from mailproxy_config.manifest import MAIL, SERVER, SPEC, Metadata, examine, parse_manifest
+from mailproxy_config.manifest import MAIL, SERVER, SPEC, Metadata, parse_manifest, read_manifest
 from mailproxy_config.model import Protocol
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
@@ -19,7 +19,7 @@ from support.fuzz import examples
 
 def problems_of(resource: dict[str, Any]) -> list[str]:
     problems = Problems()
-    examine(resource, problems)
+    read_manifest(resource, problems)
     return list(map(str, problems))
 
 
@@ -171,7 +171,7 @@ def _walk(schema: dict[str, Any], path: str = "spec") -> list[tuple[str, dict[st
 def test_everything_a_stranger_can_grow_is_bounded_in_the_schema() -> None:
     unbounded = [
         path
-        for path, schema in _walk(SPEC.schema())
+        for path, schema in _walk(SPEC.openapi())
         if (schema.get("type") == "string" and not {"maxLength", "enum"} & schema.keys())
         or (schema.get("type") == "array" and "maxItems" not in schema)
         or (schema.get("x-kubernetes-int-or-string") and "maxLength" not in schema)
@@ -181,14 +181,14 @@ def test_everything_a_stranger_can_grow_is_bounded_in_the_schema() -> None:
 
 def test_no_directive_has_a_default_in_the_schema() -> None:
     defaults = [
-        path for level in (MAIL, SERVER) for path, schema in _walk(level.schema()) if "default" in schema
+        path for level in (MAIL, SERVER) for path, schema in _walk(level.openapi()) if "default" in schema
     ]
     assert defaults == []
 
 
 def test_every_directive_is_described_in_the_schema() -> None:
     for level in (MAIL, SERVER, SPEC):
-        properties = level.schema()["properties"]
+        properties = level.openapi()["properties"]
         assert [name for name, schema in properties.items() if not schema.get("description")] == []
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.manifest_yaml import documents, to_manifest_yaml
+from mailproxy_config.manifest_yaml import load_documents, to_manifest_yaml
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
 
@@ -53,7 +53,7 @@ def test_a_long_list_has_a_line_for_each_item() -> None:
 @settings(max_examples=examples(50), suppress_health_check=[HealthCheck.too_slow])
 def test_it_reads_as_the_same_manifest(resource: dict[str, Any]) -> None:
     manifest = parse_manifest(resource)
-    assert documents(to_manifest_yaml(manifest)) == [manifest.raw]
+    assert load_documents(to_manifest_yaml(manifest)) == [manifest.raw]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_it_reads_as_the_same_manifest(resource: dict[str, Any]) -> None:
 )
 def test_words_that_look_like_something_else_are_quoted(word: str) -> None:
     manifest = parse_manifest(body(mail={"authHttp": "a", "sslCiphers": word}))
-    assert documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
+    assert load_documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
 
 
 @given(st.text(st.sampled_from("0123456789.+-_xobeEfyYnNoO~ :#"), max_size=8))
 def test_no_text_is_taken_for_something_else(word: str) -> None:
     manifest = parse_manifest(body(mail={"authHttp": "a", "sslCiphers": word}))
-    assert documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
+    assert load_documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word

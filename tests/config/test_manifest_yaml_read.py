@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError
-from mailproxy_config.manifest_yaml import LARGEST_DOCUMENT, documents
+from mailproxy_config.manifest_yaml import load_documents
 
 
 def _ten_times(name: str, more: str) -> str:
@@ -34,21 +35,21 @@ def _ten_times(name: str, more: str) -> str:
     ],
 )  # fmt: skip
 def test_what_a_word_means(word: str, value: object) -> None:
-    found = documents(f"a: {word}" if word != "-" else "a:\n- ")[0]["a"]
+    found = load_documents(f"a: {word}" if word != "-" else "a:\n- ")[0]["a"]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_keys_are_text_as_in_json() -> None:
-    assert documents("n: 1\n3: 2\n~: 3\n? [1]\n: 4") == [{"false": 1, "3": 2, "null": 3, "[1]": 4}]
+    assert load_documents("n: 1\n3: 2\n~: 3\n? [1]\n: 4") == [{"false": 1, "3": 2, "null": 3, "[1]": 4}]
 
 
 def test_anchors_and_merge_keys_work() -> None:
-    assert documents("a: &a {b: 1}\nc: {<<: *a, d: 2}") == [{"a": {"b": 1}, "c": {"b": 1, "d": 2}}]
+    assert load_documents("a: &a {b: 1}\nc: {<<: *a, d: 2}") == [{"a": {"b": 1}, "c": {"b": 1, "d": 2}}]
 
 
 def test_documents_without_content_are_left_out() -> None:
-    assert documents("---\na: 1\n---\n---\n# nothing\n---\nb: 2\n") == [{"a": 1}, {"b": 2}]
-    assert documents("") == []
+    assert load_documents("---\na: 1\n---\n---\n# nothing\n---\nb: 2\n") == [{"a": 1}, {"b": 2}]
+    assert load_documents("") == []
 
 
 @pytest.mark.parametrize(
@@ -78,13 +79,13 @@ def test_documents_without_content_are_left_out() -> None:
             ),
             "f.yaml: is too large: it has more than 50000 values",
         ),
-        (" " * (LARGEST_DOCUMENT + 1), "f.yaml: is larger than 3145728 bytes"),
+        (" " * (MAX_FILE_BYTES + 1), "f.yaml: is larger than 3145728 bytes"),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_what_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        documents(text, source="f.yaml")
+        load_documents(text, source="f.yaml")
     assert str(raised.value).startswith(reason)
 
 
@@ -109,44 +110,44 @@ def test_scanning_stops_at_the_limit_over_all_documents(monkeypatch: pytest.Monk
         scan(scanner)
 
     monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", counted)
-    monkeypatch.setattr("mailproxy_config.manifest_yaml.MOST_TOKENS", 5_000)  # for the speed of the test
+    monkeypatch.setattr("mailproxy_config.manifest_yaml.MAX_TOKENS", 5_000)  # for the speed of the test
     with pytest.raises(ConfigError, match="is too large: it has more than"):
-        documents(text, source="f.yaml")
+        load_documents(text, source="f.yaml")
     assert 0 < scanned <= 5_000
 
 
 def test_the_limit_of_tokens_leaves_room_for_every_manifest_and_names_the_line() -> None:
-    assert documents("- 1\n" * 19_000) == [[1] * 19_000]
+    assert load_documents("- 1\n" * 19_000) == [[1] * 19_000]
     with pytest.raises(ConfigError, match=r"^f\.yaml: is too large: it has more than 40000 tokens") as raised:
-        documents("- 1\n" * 30_000, source="f.yaml")
+        load_documents("- 1\n" * 30_000, source="f.yaml")
     assert "up to line 20001; put other resources into files of their own" in str(raised.value)
 
 
 def test_values_are_counted_over_all_documents() -> None:
     one = f"a: &a [{','.join(['1'] * 100)}]\nb: [{','.join(['*a'] * 200)}]\n"
-    assert len(documents(f"{one}---\n{one}")) == 2
+    assert len(load_documents(f"{one}---\n{one}")) == 2
     with pytest.raises(ConfigError, match="is too large: it has more than 50000 values"):
-        documents(f"{one}---\n{one}---\n{one}")
+        load_documents(f"{one}---\n{one}---\n{one}")
 
 
 def test_a_chain_of_aliases_is_nested_too() -> None:
     chained = chain(["- &n0 [1]"], (f"- &n{number} [*n{number - 1}]" for number in range(1, 120)))
     with pytest.raises(ConfigError, match="is nested too deeply"):
-        documents("\n".join(chained))
+        load_documents("\n".join(chained))
 
 
 def test_without_a_name_the_line_is_told_in_words() -> None:
     with pytest.raises(ConfigError, match=r"^line 2: not valid YAML"):
-        documents("a: 1\nb: [")
+        load_documents("a: 1\nb: [")
 
 
 def test_a_message_never_quotes_the_text() -> None:
     with pytest.raises(ConfigError) as raised:
-        documents("value: 'hush\n")
+        load_documents("value: 'hush\n")
     assert "hush" not in str(raised.value)
 
 
 @given(st.text(st.sampled_from("ab01:-[]{},&*!|>'\"#?%~<\n\t .eyno"), max_size=40))
 def test_no_text_breaks_it(text: str) -> None:
     with suppress(ConfigError):
-        assert None not in documents(text)
+        assert None not in load_documents(text)

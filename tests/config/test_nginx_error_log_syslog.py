@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.model import SyslogServer
-from mailproxy_config.nginx.error_log import syslog_server
+from mailproxy_config.nginx.error_log import parse_syslog_server
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from mailproxy_config.nginx.error_log import syslog_server
     ],
 )
 def test_every_parameter_is_read(text: str, server: SyslogServer) -> None:
-    assert syslog_server(text) == server
+    assert parse_syslog_server(text) == server
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_every_parameter_is_read(text: str, server: SyslogServer) -> None:
 )
 def test_what_is_wrong_is_named(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("(", r"\(").replace("[", r"\[")):
-        syslog_server(text)
+        parse_syslog_server(text)

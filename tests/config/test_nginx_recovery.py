@@ -143,7 +143,7 @@ def test_a_large_file_is_not_read_to_its_end(text: str, reason: str) -> None:
 def test_the_words_of_a_file_and_its_includes_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy_config.nginx.syntax.MOST_NGINX_TOKENS", 1000)
+    monkeypatch.setattr("mailproxy_config.nginx.syntax.MAX_NGINX_TOKENS", 1000)
     (tmp_path / "more").write_text("imap_auth plain;\n" * 200)
     text = "mail { auth_http a;\ninclude more;\ninclude more;\n" + SERVERS + "}"
     (problem,) = problems_of(text, str(tmp_path / "nginx.conf"))

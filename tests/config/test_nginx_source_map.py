@@ -6,18 +6,18 @@ from __future__ import annotations
 import pytest
 
 from mailproxy_config.errors import Problem
-from mailproxy_config.nginx.source_map import Places
+from mailproxy_config.nginx.source_map import NginxSourceMap
 from mailproxy_config.nginx.values import Block
 
-_MAIL = Block("spec.mail", "n:1", places={"/a.pem": "n:2", "/a.key": "n:3"})
-_IMAP = Block("spec.servers[0]", "n:10", places={"/b.pem": "n:11"})
+_MAIL = Block("spec.mail", "n:1", locations={"/a.pem": "n:2", "/a.key": "n:3"})
+_IMAP = Block("spec.servers[0]", "n:10", locations={"/b.pem": "n:11"})
 _POP3 = Block("spec.servers[1]", "n:20")
 _ORIGINS = {
     "spec.mail.sslCiphers": ("n:4", "ssl_ciphers"),
     "spec.servers[0].sslCiphers": ("n:12", "ssl_ciphers"),
     "spec.servers[1].sslConfCommand[1]": ("n:22", "ssl_conf_command"),
 }
-PLACES = Places({"imap": _IMAP, "pop3": _POP3}, _MAIL, _ORIGINS)
+PLACES = NginxSourceMap({"imap": _IMAP, "pop3": _POP3}, _MAIL, _ORIGINS)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.decode import LARGEST_FILE
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 
 def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:
     """Everything at the top, includes followed, and what is wrong."""
-    files = Files(str(base), Problems())
+    files = ConfigFiles(str(base), Problems())
     found = list(files.with_includes(files.statements(text, "nginx.conf")))
     return found, list(map(str, files.problems))
 
@@ -96,13 +96,13 @@ def test_includes_stand_in_their_places(tmp_path: Path) -> None:
     (tmp_path / "three.conf").write_text("three;")
     found, problems = statements("a; include conf.d/*.conf; b; include none/*.conf;", tmp_path)
     assert [statement.name for statement in found] == ["a", "one", "three", "two", "b"]
-    assert found[1].where == f"{tmp_path}/conf.d/1.conf:2"
+    assert found[1].location == f"{tmp_path}/conf.d/1.conf:2"
     assert problems == []
 
 
 def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> None:
     (tmp_path / "inner").write_text("inner 1;")
-    files = Files(str(tmp_path), Problems())
+    files = ConfigFiles(str(tmp_path), Problems())
     (block,) = files.statements("http { include inner; include missing; }", "f")
     assert files.problems.found == []
     assert block.block is not None
@@ -114,7 +114,7 @@ def test_what_cannot_be_included(tmp_path: Path) -> None:
     (tmp_path / "loop").write_text("include other;")
     (tmp_path / "other").write_text("include loop;")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    (tmp_path / "huge").write_bytes(b" " * (LARGEST_FILE + 1))
+    (tmp_path / "huge").write_bytes(b" " * (MAX_FILE_BYTES + 1))
     (tmp_path / "broken").write_text("a")
     text = (
         "include a b; include loop; include missing; include binary; include huge; include broken; include .;"

@@ -9,13 +9,13 @@ import pytest
 
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 from mailproxy_config.nginx.values import (
     Block,
-    manifest_value,
+    convert_value,
+    inherit_shared_caches,
+    merge_repeated_caches,
     pair_certificates,
-    repeated_caches,
-    session_caches,
 )
 
 _ROWS = by_name(DIRECTIVES)
@@ -25,9 +25,9 @@ _TLS = {"listen": [{"port": 993, "ssl": True}]}
 def value_of(
     name: str, *arguments: str, block: tuple[Statement, ...] | None = None
 ) -> tuple[object, list[Problem]]:
-    files = Files("/etc/nginx", Problems())
+    files = ConfigFiles("/etc/nginx", Problems())
     statement = Statement(name, arguments, block, "f:1")
-    return manifest_value(_ROWS[name], statement, files), files.problems.found
+    return convert_value(_ROWS[name], statement, files), files.problems.found
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_certificate_without_a_key(mail: Block, server: Block, missing: str) -
 def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective: list[str] | None) -> None:
     mail = _block(sslSessionCache=["builtin:5", "shared:a:1m"])
     server = _block(**({} if own is None else {"sslSessionCache": own}))
-    session_caches(mail, [server])
+    inherit_shared_caches(mail, [server])
     assert server.fields.get("sslSessionCache") == effective
 
 
@@ -147,4 +147,4 @@ def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective
     ],
 )
 def test_caches_that_stand_twice_add_up(before: list[str], value: list[str], both: list[str]) -> None:
-    assert repeated_caches(before, value) == both
+    assert merge_repeated_caches(before, value) == both

@@ -26,7 +26,7 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.rendered import note_unsound
+from mailproxy_config.rendered import validate_rendered
 from support.config_bodies import body, server
 
 CONFIG = compile_proxy(parse_manifest(body(server("a"), server("b", 110))))
@@ -34,7 +34,7 @@ CONFIG = compile_proxy(parse_manifest(body(server("a"), server("b", 110))))
 
 def problems_of(config: ProxyConfig) -> list[str]:
     problems = Problems()
-    note_unsound(config, problems)
+    validate_rendered(config, problems)
     return list(map(str, problems))
 
 

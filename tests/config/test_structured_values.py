@@ -18,11 +18,11 @@ _SECRET = {"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key"
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
     """The value and what is wrong with it, first its shape and then itself."""
-    place = ErrorPath("x", Problems())
-    kind.shape.check(value, "x", place.problems)
-    if place.problems:
-        return None, place.problems.found
-    return place.attempt(lambda: kind.read(value, place)), place.problems.found
+    path = ErrorPath("x", Problems())
+    kind.schema.check(value, "x", path.problems)
+    if path.problems:
+        return None, path.problems.found
+    return path.try_read(lambda: kind.read(value, path)), path.problems.found
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ _SECRET = KeyRef(ReferenceKind.SECRET, "tls", "ca.crt")
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
-    place = ErrorPath("x", Problems())
-    kind.shape.check(value, "x", place.problems)
-    if place.problems:
-        return None, place.problems.found
-    return place.attempt(lambda: kind.read(value, place)), place.problems.found
+    path = ErrorPath("x", Problems())
+    kind.schema.check(value, "x", path.problems)
+    if path.problems:
+        return None, path.problems.found
+    return path.try_read(lambda: kind.read(value, path)), path.problems.found
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from mailproxy_config import value_types
 from mailproxy_config.errors import Problem, Problems
 from mailproxy_config.model import AuthMethod
 from mailproxy_config.value_types import (
-    BROKEN,
     BUFFER,
+    INVALID_ITEM,
     MSEC_TIME,
     Directive,
     ErrorPath,
@@ -26,8 +26,8 @@ _LETTERS = value_types.enum_set(("A", "b"), str)
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
-    place = ErrorPath("x", Problems())
-    return place.attempt(lambda: kind.read(value, place)), place.problems.found
+    path = ErrorPath("x", Problems())
+    return path.try_read(lambda: kind.read(value, path)), path.problems.found
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
         (value_types.CAPABILITIES, ["SIZE 1", "DSN"], ("SIZE 1", "DSN")),
         (_COLOURS, "Red", "red"),
         (_LETTERS, ["b", "A"], frozenset({"A", "b"})),
-        (value_types.text(longest=5), "abc", "abc"),
+        (value_types.text(max_length=5), "abc", "abc"),
     ],
 )
 def test_a_value_is_read(kind: ValueType, raw: object, value: object) -> None:
@@ -63,8 +63,10 @@ def test_a_value_of_the_right_shape_may_still_be_wrong(
 
 
 def test_broken_items_keep_their_places() -> None:
-    assert read(value_types.CAPABILITIES, [BROKEN, "A"]) == (("A",), [])
-    assert read(value_types.CAPABILITIES, [BROKEN, "é"])[1] == [Problem("x[1]", "a capability must be ASCII")]
+    assert read(value_types.CAPABILITIES, [INVALID_ITEM, "A"]) == (("A",), [])
+    assert read(value_types.CAPABILITIES, [INVALID_ITEM, "é"])[1] == [
+        Problem("x[1]", "a capability must be ASCII")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,8 @@ def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str)
 
 
 def test_a_place_knows_the_paths_below_it() -> None:
-    place = ErrorPath("spec", Problems())
-    assert place.field("mail").item(3).path == "spec.mail[3]"
+    path = ErrorPath("spec", Problems())
+    assert path.field("mail").item(3).text == "spec.mail[3]"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pycares import errno
 
 from mailproxy.dns.dns_names import packed, with_port
 from mailproxy.enums import DnsResult
-from mailproxy_config.addresses import host_port
+from mailproxy_config.addresses import parse_host_port
 from mailproxy_config.model import ResolverConfig
 
 MAX_QUESTIONS: Final = 4_000
@@ -258,7 +258,7 @@ def system_servers(resolv_conf: Path) -> tuple[str, ...]:
 
 async def _addresses(address: str) -> list[str]:
     """Give the servers that one address of the directive stands for; none for a name that is not known."""
-    written, port = host_port(address)
+    written, port = parse_host_port(address)
     host, port = written.strip("[]"), port or _DNS_PORT
     if packed(host):
         return [with_port(host, port)]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from mailproxy_config.addresses import host_port
+from mailproxy_config.addresses import parse_host_port
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import FACILITIES, ErrorLog, LogLevel, ProxyConfig, SyslogServer
 from mailproxy_config.nginx.syntax import Statement
@@ -30,7 +30,7 @@ _MEMORY: Final = "memory:"
 _CONF: Final = "conf"
 
 
-class NginxLogs:
+class ErrorLogs:
     """What each level of the file says about logs.
 
     Args:
@@ -56,28 +56,28 @@ class NginxLogs:
         target = statement.arguments[0]
         if target.startswith(_MEMORY):
             self._problems.notice(
-                statement.where, f"{target[:200]} is left out: only a debugging nginx logs to memory"
+                statement.location, f"{target[:200]} is left out: only a debugging nginx logs to memory"
             )
             return
         log = self._read(target, level)
         if self._is_carried_over and target != "stderr":
-            self._problems.notice(statement.where, f"logs go to standard error, not to {target[:200]}")
+            self._problems.notice(statement.location, f"logs go to standard error, not to {target[:200]}")
         elif target == "off":
-            self._problems.notice(statement.where, f'"off" is the name of a file: logs go to {log.file}')
+            self._problems.notice(statement.location, f'"off" is the name of a file: logs go to {log.file}')
         self._levels.setdefault(path, []).append(log)
         name = log.syslog.address if log.syslog is not None else log.file
-        self._places.setdefault(f'"{name}"', statement.where)
+        self._places.setdefault(f'"{name}"', statement.location)
 
     def _read(self, target: str, level: LogLevel) -> ErrorLog:
         if target in {"", "stderr"}:
             return ErrorLog(level=level)
         if target.startswith(_SYSLOG):
-            return ErrorLog(level=level, syslog=syslog_server(target.removeprefix(_SYSLOG)))
+            return ErrorLog(level=level, syslog=parse_syslog_server(target.removeprefix(_SYSLOG)))
         return ErrorLog(level=level, file=os.path.normpath(os.path.join(self._prefix, target)))
 
-    def place(self, reason: str) -> str | None:
+    def location(self, reason: str) -> str | None:
         """File and line of the log whose target a reason names in quotation marks; ``None`` for no log."""
-        return next((where for name, where in self._places.items() if name in reason), None)
+        return next((location for name, location in self._places.items() if name in reason), None)
 
     def applied(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration with its logs: each level's own, else those of the level around it."""
@@ -99,12 +99,12 @@ def _is_standard(logs: Sequence[ErrorLog]) -> bool:
 
 _TAG: Final = re.compile(r"[A-Za-z0-9_]*")
 
-_LONGEST_TAG: Final = 32
+_MAX_TAG: Final = 32
 
 _SEVERITIES: Final = frozenset(map(str, LogLevel))
 
 
-def syslog_server(parameters: str) -> SyslogServer:
+def parse_syslog_server(parameters: str) -> SyslogServer:
     """Read what follows ``syslog:``.
 
     Raises:
@@ -147,8 +147,8 @@ def _one_of(value: str, words: Any, what: str) -> str:  # noqa: ANN401 -- any co
 
 
 def _tag(value: str) -> str:
-    if len(value) > _LONGEST_TAG:
-        raise ValueError(f'syslog "tag" length exceeds {_LONGEST_TAG}')
+    if len(value) > _MAX_TAG:
+        raise ValueError(f'syslog "tag" length exceeds {_MAX_TAG}')
     if _TAG.fullmatch(value) is None:
         raise ValueError('syslog "tag" only allows alphanumeric characters and underscore')
     return value
@@ -161,7 +161,7 @@ def _server(value: str) -> SyslogServer:
             raise ValueError('no path in the unix domain socket in syslog server "unix:"')
         return SyslogServer(unix_path=path)
     try:
-        found = host_port(value)
+        found = parse_host_port(value)
     except ValueError as error:
         raise ValueError(f'syslog server "{value[:64]}": {error}') from None
     return SyslogServer(address=found.host.strip("[]"), port=found.port or SyslogServer().port)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from mailproxy_config import addresses
-from mailproxy_config.addresses import auth_http, host_port
+from mailproxy_config.addresses import parse_auth_http, parse_host_port
 from mailproxy_config.errors import ConfigError, Problem, Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 _LOOPBACK: Final = re.compile(r"localhost\.?|127(\.[0-9]+){3}|\[::1\]|\[::ffff:127\.[0-9.]+\]", re.IGNORECASE)
 
@@ -32,15 +32,15 @@ _DEFAULT_PORT: Final = 80
 class HttpServer:
     """A ``server {}`` of ``http {}``: where it listens (host and port, or a socket's path), and its names."""
 
-    where: str
+    location: str
     listen: list[tuple[str, int]] = field(default_factory=list)
     paths: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
 
     def serves(self, url: str) -> bool:
-        """Whether requests to the URL of an ``auth_http`` arrive here, as far as the file shows."""
+        """Whether requests to the URL of an ``parse_auth_http`` arrive here, as far as the file shows."""
         try:
-            service = addresses.auth_http(url)
+            service = addresses.parse_auth_http(url)
         except ValueError:
             return False
         if service.unix_path is not None:
@@ -61,7 +61,7 @@ def is_loopback(host: str) -> bool:
     return _LOOPBACK.fullmatch(host) is not None
 
 
-def http_servers(blocks: Sequence[Statement], base: str, main: str) -> list[HttpServer]:
+def read_http_servers(blocks: Sequence[Statement], base: str, main: str) -> list[HttpServer]:
     """The servers of ``http {}`` blocks, with what they include; what is wrong with them is not our business.
 
     Args:
@@ -69,7 +69,7 @@ def http_servers(blocks: Sequence[Statement], base: str, main: str) -> list[Http
         base: The directory of the main file.
         main: Its absolute path.
     """
-    files = Files(base, Problems(), main)
+    files = ConfigFiles(base, Problems(), main)
     found: list[HttpServer] = []
     with suppress(ConfigError):
         for server in _inner(files, blocks, "server"):
@@ -77,13 +77,13 @@ def http_servers(blocks: Sequence[Statement], base: str, main: str) -> list[Http
     return found
 
 
-def _inner(files: Files, blocks: Iterable[Statement], *names: str) -> Iterator[Statement]:
+def _inner(files: ConfigFiles, blocks: Iterable[Statement], *names: str) -> Iterator[Statement]:
     for block in blocks:
         yield from (each for each in files.with_includes(block.block or ()) if each.name in names)
 
 
 def _read(server: Statement, directives: Iterable[Statement]) -> HttpServer:
-    found = HttpServer(server.where)
+    found = HttpServer(server.location)
     for each in directives:
         if each.name == "server_name":
             found.names.update(name.lower() for name in each.arguments)
@@ -128,7 +128,7 @@ def _about_service(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     url = level.get("authHttp")
     if url is not None:
         try:
-            service = auth_http(url)
+            service = parse_auth_http(url)
         except ValueError:
             return  # a problem of its own
         if service.unix_path is not None:
@@ -191,6 +191,6 @@ def _about_peers(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _is_local(server: str) -> bool:
     try:
-        return is_loopback(host_port(server).host)
+        return is_loopback(parse_host_port(server).host)
     except ValueError:
         return False

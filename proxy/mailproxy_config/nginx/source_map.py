@@ -15,7 +15,7 @@ from typing import Final
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import ProxyConfig
-from mailproxy_config.nginx.error_log import NginxLogs
+from mailproxy_config.nginx.error_log import ErrorLogs
 from mailproxy_config.nginx.values import Block
 
 _OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?(\.[a-z_]+)?")
@@ -23,7 +23,7 @@ _ROWS: Final = by_name(DIRECTIVES)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class NginxSourceMap:
     """What a file said where.
 
     Attributes:
@@ -36,9 +36,9 @@ class Places:
     servers: Mapping[str, Block]
     mail: Block
     origins: Mapping[str, tuple[str, str]]
-    logs: NginxLogs | None = None
+    logs: ErrorLogs | None = None
 
-    def completed(self, config: ProxyConfig) -> ProxyConfig:
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
         """The configuration with the logs that the file names."""
         return config if self.logs is None else self.logs.applied(config)
 
@@ -48,14 +48,18 @@ class Places:
         A number may stand for the name.
         """
         if problem.path == "error_log" and self.logs is not None:
-            return Problem(self.logs.place(problem.reason) or problem.path, f'"error_log": {problem.reason}')
+            return Problem(
+                self.logs.location(problem.reason) or problem.path, f'"error_log": {problem.reason}'
+            )
         found = _OF_SERVER.fullmatch(problem.path)
         server = self._server(found[1]) if found else None
         if found is None or server is None:
             return problem
-        places = self._of_files(found[2], server, problem.reason)
-        place = next(places, None) or self._of_directive(found[2], found[3] or "", server) or server.where
-        return Problem(place, f'"{found[2]}": {problem.reason}')
+        locations = self._of_files(found[2], server, problem.reason)
+        location = (
+            next(locations, None) or self._of_directive(found[2], found[3] or "", server) or server.location
+        )
+        return Problem(location, f'"{found[2]}": {problem.reason}')
 
     def _server(self, which: str) -> Block | None:
         if which in self.servers:
@@ -67,7 +71,7 @@ class Places:
         """The lines of certificates and keys that a reason names; they stand in lists."""
         if directive.startswith("ssl_certificate"):
             for block in (server, self.mail):
-                yield from (where for path, where in block.places.items() if path in reason)
+                yield from (location for path, location in block.locations.items() if path in reason)
 
     def _of_directive(self, directive: str, item: str, server: Block) -> str | None:
         row = _ROWS.get(directive)

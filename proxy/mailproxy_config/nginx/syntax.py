@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
 from typing import Final
 
-from mailproxy_config.decode import LARGEST_FILE, MOST_NGINX_TOKENS, plain_text
+from mailproxy_config.decode import MAX_FILE_BYTES, MAX_NGINX_TOKENS, decode_text
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import ConfigError, Problems
 
-_MOST_FILES: Final = 256
+_MAX_FILES: Final = 256
 
-_MOST_INCLUDED: Final = 4 * LARGEST_FILE
+_MAX_INCLUDED: Final = 4 * MAX_FILE_BYTES
 
-_MOST_LEVELS: Final = 64
+_MAX_LEVELS: Final = 64
 
 _END_OF_FILE: Final = "unexpected end of file"
 
@@ -64,20 +64,20 @@ class Statement:
     name: str
     arguments: tuple[str, ...]
     block: tuple[Statement, ...] | None
-    where: str
+    location: str
     lines: tuple[tuple[int, str, str], ...] = ()
 
 
-class SyntaxProblem(Exception):
+class NginxSyntaxError(Exception):
     """A text that cannot be read any further; ``where`` is its file and line."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, location: str, reason: str) -> None:
         super().__init__(reason)
-        self.where = where
+        self.location = location
 
 
 @dataclass(slots=True)
-class Files:
+class ConfigFiles:
     """The main file and what it includes.
 
     ``base`` is the directory of the main file, to which every path in it is relative;
@@ -98,23 +98,23 @@ class Files:
         unclosed: list[str] = []
         try:
             return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
-        except SyntaxProblem as problem:
-            self._broken(problem.where, f"{problem}{_hint_about_end(str(problem), text, unclosed)}")
+        except NginxSyntaxError as problem:
+            self._broken(problem.location, f"{problem}{_hint_about_end(str(problem), text, unclosed)}")
             return ()
 
     def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
         """The tokens, until there are too many in all files together."""
         for token in tokens:
             self._tokens += 1
-            if self._tokens > MOST_NGINX_TOKENS:
-                reason = f"is too large: it has more than {MOST_NGINX_TOKENS} words with all that it includes"
-                raise SyntaxProblem(f"{name}:{token[1]}", reason)
+            if self._tokens > MAX_NGINX_TOKENS:
+                reason = f"is too large: it has more than {MAX_NGINX_TOKENS} words with all that it includes"
+                raise NginxSyntaxError(f"{name}:{token[1]}", reason)
             yield token
 
-    def _broken(self, where: str, reason: str) -> None:
+    def _broken(self, location: str, reason: str) -> None:
         """Note that a file cannot be read; what it would have said is not missing."""
         self.broken += 1
-        self.problems.add(where, reason)
+        self.problems.add(location, reason)
 
     def with_includes(
         self, block: tuple[Statement, ...], inside: tuple[str, ...] = ()
@@ -132,37 +132,37 @@ class Files:
 
     def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
         if len(statement.arguments) != 1:
-            self._broken(statement.where, 'invalid number of arguments in "include" directive')
+            self._broken(statement.location, 'invalid number of arguments in "include" directive')
             return
         pattern = self.path(statement.arguments[0])
         for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
             if path in (self.main, *inside):
-                self._broken(statement.where, f"{path} includes itself")
+                self._broken(statement.location, f"{path} includes itself")
                 continue
-            text = self._text(path, statement.where)
+            text = self._text(path, statement.location)
             yield from self.with_includes(self.statements(text, path), (*inside, path))
 
-    def _text(self, path: str, where: str) -> str:
+    def _text(self, path: str, location: str) -> str:
         """The text of an included file; empty if it cannot be had, which is noted."""
         self._opened += 1
-        if self._opened > _MOST_FILES:
-            self._broken(where, f"more than {_MOST_FILES} files are included")
+        if self._opened > _MAX_FILES:
+            self._broken(location, f"more than {_MAX_FILES} files are included")
             return ""
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-            self._broken(where, f"cannot read {path}: it is a pipe, to which nobody may ever write")
+            self._broken(location, f"cannot read {path}: it is a pipe, to which nobody may ever write")
             return ""
         try:
             with open(path, "rb") as file:
-                content = file.read(LARGEST_FILE + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
             self._data += len(content)
-            if self._data > _MOST_INCLUDED:
-                self._broken(where, f"the included files have more than {_MOST_INCLUDED} bytes together")
+            if self._data > _MAX_INCLUDED:
+                self._broken(location, f"the included files have more than {_MAX_INCLUDED} bytes together")
                 return ""
-            return plain_text(content, path)
+            return decode_text(content, path)
         except OSError as error:
-            self._broken(where, f"cannot read {path}: {error.strerror}")
+            self._broken(location, f"cannot read {path}: {error.strerror}")
         except ConfigError as error:
-            self._broken(where, str(error))
+            self._broken(location, str(error))
         return ""
 
 
@@ -189,24 +189,24 @@ def _statements(
         outer: The innermost of them: its directive and line.
     """
     for word, line, quoted in tokens:
-        where = f"{name}:{line}"
+        location = f"{name}:{line}"
         if word.startswith("#") and not quoted:
             continue
         if word == "}" and not quoted and level:
             return
         if word in {"{", "}", ";"} and not quoted:
             hint = '; none stands behind a "}"' if word == ";" else ""
-            raise SyntaxProblem(where, f'unexpected "{word}"{hint}')
+            raise NginxSyntaxError(location, f'unexpected "{word}"{hint}')
         arguments, end, lines = _arguments(tokens, name, line, word)
-        if level == _MOST_LEVELS and end == "{":
-            raise SyntaxProblem(where, f"more than {_MOST_LEVELS} blocks stand inside each other")
+        if level == _MAX_LEVELS and end == "{":
+            raise NginxSyntaxError(location, f"more than {_MAX_LEVELS} blocks stand inside each other")
         if end == "{" and not unclosed and word in _NEVER_INSIDE.get(outer[0], ()):
             unclosed.append(
                 f'; does the "{outer[0]}" of line {outer[1]} lack a "}}" before the "{word}" of line {line}?'
             )
         inner = _statements(tokens, name, unclosed, level + 1, (word, line))
         block = tuple(inner) if end == "{" else None
-        yield Statement(_unescaped(word), arguments, block, where, lines)
+        yield Statement(_unescaped(word), arguments, block, location, lines)
 
 
 def _arguments(
@@ -227,7 +227,7 @@ def _arguments(
             begins.append((len(found), f"{name}:{here}", f"{name}:{last}"))
         found.append(_unescaped(word))
         last = here
-    raise SyntaxProblem(f"{name}:{line}", f'directive "{directive[:64]}" {_NO_SEMICOLON}')
+    raise NginxSyntaxError(f"{name}:{line}", f'directive "{directive[:64]}" {_NO_SEMICOLON}')
 
 
 def _tokens(text: str, name: str) -> Iterator[_Token]:
@@ -237,7 +237,7 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
 
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise SyntaxProblem(f"{name}:{line}", "is not text: it has a NUL in it")
+        raise NginxSyntaxError(f"{name}:{line}", "is not text: it has a NUL in it")
     # crossplane reads files only, and loses a last word that no white space follows.
     file = os.memfd_create("nginx.conf")
     try:
@@ -245,8 +245,8 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
             writer.write(text + "\n")
         yield from lex(f"/proc/self/fd/{file}")
     except NgxParserBaseException as error:
-        where = f"{name}:{error.lineno}" if error.lineno else name
-        raise SyntaxProblem(where, str(error.strerror)) from None
+        location = f"{name}:{error.lineno}" if error.lineno else name
+        raise NginxSyntaxError(location, str(error.strerror)) from None
     finally:
         os.close(file)
 
@@ -265,37 +265,37 @@ _ARITIES: Final[Mapping[str, tuple[int, int | None]]] = {
 _EVERYTHING: Final = "*"
 
 
-def separated(statement: Statement, problems: Problems) -> Iterator[Statement]:
+def split_missing_semicolons(statement: Statement, problems: Problems) -> Iterator[Statement]:
     """The statement, or several where a semicolon is missing at the end of a line, which is noted.
 
     An argument is taken for a directive only where it begins a line, where all
     arguments before it are what its directive wants, and all behind it what it wants itself.
     """
-    name, start, where = statement.name, 0, statement.where
+    name, start, location = statement.name, 0, statement.location
     for index, begins, before in _cuts(statement):
         ends = f'directive "{name[:64]}" is not terminated by ";"'
         problems.add(before, f'{ends}: is a ";" missing at the end of this line?')
-        yield Statement(name, statement.arguments[start:index], None, where)
-        name, start, where = statement.arguments[index], index + 1, begins
+        yield Statement(name, statement.arguments[start:index], None, location)
+        name, start, location = statement.arguments[index], index + 1, begins
     yield (
-        replace(statement, name=name, arguments=statement.arguments[start:], where=where)
+        replace(statement, name=name, arguments=statement.arguments[start:], location=location)
         if start
         else statement
     )
 
 
-def swallowed(statement: Statement) -> list[str]:
+def swallowed_directives(statement: Statement) -> list[str]:
     """The names of directives among the arguments of a statement that has too many, or a wrong one."""
     return [word for word in statement.arguments if word in _ARITIES or word in BLOCKS]
 
 
-def separator_hint(statement: Statement) -> str:
+def missing_semicolon_hint(statement: Statement) -> str:
     """A question about a missing semicolon, where an argument has the name of a directive."""
-    names = swallowed(statement)
+    names = swallowed_directives(statement)
     return f'; is a ";" missing before "{names[0]}"?' if names else ""
 
 
-class Losses:
+class LostDirectives:
     """Directives that a level would have, were it not for an error that is reported already."""
 
     def __init__(self) -> None:
@@ -317,10 +317,10 @@ def _cuts(statement: Statement) -> list[tuple[int, str, str]]:
     """The arguments at which a statement falls apart, with the line of each and the line before it."""
     cuts: list[tuple[int, str, str]] = []
     end, has_block = len(statement.arguments), statement.block is not None
-    for index, where, before in reversed(statement.lines):
+    for index, location, before in reversed(statement.lines):
         name = statement.arguments[index]
         if index and _is_known(name) and _is_whole(name, end - index - 1, has_block=has_block):
-            cuts.append((index, where, before))
+            cuts.append((index, location, before))
             end, has_block = index, False
     while cuts and not _is_whole(statement.name, cuts[-1][0], has_block=False):
         cuts.pop()

@@ -19,7 +19,7 @@ from mailproxy_config.directives import (
     by_name,
 )
 from mailproxy_config.errors import Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 from mailproxy_config.secret_refs import FILE, FILES
 from mailproxy_config.tls_directives import CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.value_types import Raw
@@ -39,13 +39,13 @@ FIELDS: Final = by_field(DIRECTIVES)
 KEY: Final = "ssl_certificate_key"
 """The directive without a field of its own."""
 
-ELSEWHERE: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, KEY})
+KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, KEY})
 """Everything that we know somewhere."""
 
 
 OTHER_BLOCKS: Final = frozenset({"http", "stream", "google_perftools_profiles", "rtmp", "mgmt"})
 
-PLUMBING: Final = frozenset(
+PROCESS_DIRECTIVES: Final = frozenset(
     {
         *("daemon", "master_process", "pid", "user", "env", "load_module", "lock_file", "working_directory"),
         *("worker_rlimit_nofile", "worker_rlimit_core", "worker_priority", "worker_cpu_affinity"),
@@ -55,12 +55,12 @@ PLUMBING: Final = frozenset(
 )
 """Directives about processes, which are accepted and ignored."""
 
-EVENTS_PLUMBING: Final = frozenset(
+EVENTS_DIRECTIVES: Final = frozenset(
     {"multi_accept", "accept_mutex", "accept_mutex_delay", "use", "debug_connection", "worker_aio_requests"}
 )
 """The same in ``events {}``."""
 
-REMARKS: Final = {
+IGNORED_BECAUSE: Final = {
     "user": "the proxy runs as the user that starts it, and does not change users",
     "pid": "no file with the number of the process is written",
     "worker_rlimit_nofile": "the proxy raises its limit of open files up to the hard limit (ulimit -Hn)",
@@ -75,7 +75,7 @@ _QUOTED_FIELD: Final = re.compile(r'"([a-z][a-z0-9]*[A-Z][A-Za-z0-9]*)"')
 _OUTSIDE: Final = "outside of every block"
 
 
-def place_of(name: str) -> str:
+def allowed_contexts(name: str) -> str:
     """Where a directive stands that nginx has, such as ``in server {}``."""
     if name in SERVER:
         return "in server {}"
@@ -83,10 +83,10 @@ def place_of(name: str) -> str:
         return f"{_OUTSIDE}, in mail {{}} or in server {{}}" if name in MAIN else "in mail {} or server {}"
     if name == "server":
         return "in mail {}"
-    return "in events {}" if name == "worker_connections" or name in EVENTS_PLUMBING else _OUTSIDE
+    return "in events {}" if name == "worker_connections" or name in EVENTS_DIRECTIVES else _OUTSIDE
 
 
-def in_nginx_words(reason: str) -> str:
+def use_nginx_names(reason: str) -> str:
     """A reason in which fields of a manifest that stand in quotes have nginx's names."""
 
     def name(field: re.Match[str]) -> str:
@@ -96,12 +96,12 @@ def in_nginx_words(reason: str) -> str:
     return _QUOTED_FIELD.sub(name, reason)
 
 
-def leading(fields: dict[str, Raw]) -> dict[str, Raw]:
+def order_server_fields(fields: dict[str, Raw]) -> dict[str, Raw]:
     """The same fields, those first that say what a server is."""
     return {name: fields[name] for name in ("protocol", "listen") if name in fields} | fields
 
 
-def server_names(servers: Sequence[dict[str, Any]]) -> list[str]:
+def generate_server_names(servers: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each server: its protocol, with its first port where that alone would not do."""
     protocols = [str(server.get("protocol", "server")) for server in servers]
     counts = Counter(protocols)
@@ -134,12 +134,12 @@ class Block:
     """
 
     path: str
-    where: str
+    location: str
     secret: str = ""
     fields: dict[str, Raw] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
-    places: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)
 
     @property
     def starttls(self) -> str | None:
@@ -147,7 +147,7 @@ class Block:
         return self.fields.get("starttls")
 
 
-def manifest_value(row: Directive, statement: Statement, files: Files, secret: str = "") -> Raw:
+def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secret: str = "") -> Raw:
     """The manifest's value of a statement; ``None`` if there is none, which is noted.
 
     Args:
@@ -160,10 +160,10 @@ def manifest_value(row: Directive, statement: Statement, files: Files, secret: s
     least, most = row.type.arity
     count = len(statement.arguments)
     if statement.block is not None:
-        files.problems.add(statement.where, f'directive "{row.name}" is not terminated by ";"')
+        files.problems.add(statement.location, f'directive "{row.name}" is not terminated by ";"')
         return None
     if count < least or (most is not None and count > most):
-        files.problems.add(statement.where, f'invalid number of arguments in "{row.name}" directive')
+        files.problems.add(statement.location, f'invalid number of arguments in "{row.name}" directive')
         return None
     scheme = _scheme(row, statement.arguments)
     if scheme:
@@ -171,11 +171,11 @@ def manifest_value(row: Directive, statement: Statement, files: Files, secret: s
     try:
         return _with_paths(row, row.type.nginx(statement.arguments), files)
     except ValueError as error:
-        files.problems.add(statement.where, f'"{row.name}" directive: {error}')
+        files.problems.add(statement.location, f'"{row.name}" directive: {error}')
         return None
 
 
-def _with_paths(row: Directive, value: Raw, files: Files) -> Raw:
+def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     """The value, its paths made absolute."""
     if row.type is FILE:
         return {"file": files.path(value["file"])}
@@ -202,16 +202,16 @@ def _scheme(row: Directive, arguments: Sequence[str]) -> str:
     return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
 
 
-def _in_no_file(row: Directive, statement: Statement, files: Files, secret: str, scheme: str) -> Raw:
+def _in_no_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
     """What stands for something that is in no file.  Its text is never told: it may be a key."""
     reason = f'"{row.name}" directive: {scheme} cannot be carried over'
     if not secret:
-        files.problems.add(statement.where, f"{reason}; put it into a file")
+        files.problems.add(statement.location, f"{reason}; put it into a file")
         return None
     if row.type is CERTIFICATES:
-        files.problems.notice(statement.where, reason)
+        files.problems.notice(statement.location, reason)
         return [{_half(row): scheme}]
-    files.problems.notice(statement.where, f"{reason}; put it into {row.name} of the Secret {secret}")
+    files.problems.notice(statement.location, f"{reason}; put it into {row.name} of the Secret {secret}")
     reference = {"secretKeyRef": {"name": secret, "key": row.name}}
     return [reference] if row.type is FILES else reference
 
@@ -234,7 +234,7 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
         if len(pairs) < len(wanted) and _uses_tls(server, mail):
             missing = wanted[len(pairs)]["certificateFile"]
             reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
-            problems.add(server.where, reason)
+            problems.add(server.location, reason)
             lacking.append(server.path)
         if pairs and (own or server.keys):
             server.fields["sslCertificate"] = _named(pairs, server, problems)
@@ -259,7 +259,9 @@ def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) ->
         if not _NOT_FILES.isdisjoint(pair.values()):
             secret = f"{block.secret}-{number}"
             halves = f"the certificate ({pair['certificateFile']}) and its key ({pair['keyFile']})"
-            problems.notice(block.where, f"make a Secret {secret} of {halves}, which stands in their place")
+            problems.notice(
+                block.location, f"make a Secret {secret} of {halves}, which stands in their place"
+            )
             named.append({"secretName": secret})
         else:
             named.append(pair)
@@ -278,8 +280,8 @@ def _tell_the_rest(
     lone += [("key", key) for key in block.keys]
     for what, path in lone:
         if path not in used:
-            where = block.places.get(path, block.where)
-            problems.notice(where, f"{what} {path} belongs to no pair, and is left out")
+            location = block.locations.get(path, block.location)
+            problems.notice(location, f"{what} {path} belongs to no pair, and is left out")
 
 
 def _uses_tls(server: Block, mail: Block) -> bool:
@@ -287,7 +289,7 @@ def _uses_tls(server: Block, mail: Block) -> bool:
     return listens or (server.starttls or mail.starttls or "Disabled") != "Disabled"
 
 
-def session_caches(mail: Block, servers: Sequence[Block]) -> None:
+def inherit_shared_caches(mail: Block, servers: Sequence[Block]) -> None:
     """Give servers with a cache of their own in the process the shared one of the mail level as well.
 
     ``ssl_session_cache builtin`` in a server leaves an inherited ``shared`` cache in use.
@@ -300,7 +302,7 @@ def session_caches(mail: Block, servers: Sequence[Block]) -> None:
             server.fields["sslSessionCache"] = own + shared
 
 
-def repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
+def merge_repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
     """What two ``ssl_session_cache`` of one level make: the last shared cache, and the last of the rest."""
     if not before:
         return value
