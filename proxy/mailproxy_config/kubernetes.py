@@ -119,7 +119,7 @@ class PrometheusRuleSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSpec:
-    """How the metrics are found."""
+    """Objects and annotations with which Prometheus discovers the pods."""
 
     pod_monitor: PodMonitorSpec = PodMonitorSpec()
     prometheus_rule: PrometheusRuleSpec = PrometheusRuleSpec()

@@ -18,8 +18,8 @@ HIGH_PORT_OFFSET: Final = 10000
 
 HOST_PORT: Final = PORT
 HOST_PORT_MEANING: Final = (
-    "The port of the node that leads to this listener (the container's hostPort); needs mode Deployment or "
-    "DaemonSet, and a node for each pod."
+    "Port of the node that is forwarded to this listener (hostPort of the container). Requires mode "
+    "Deployment or DaemonSet, and a node per pod."
 )
 
 NODE_PORTS: Final = Array(
@@ -29,13 +29,13 @@ NODE_PORTS: Final = Array(
         fields={"port": PORT, "nodePort": PORT},
         required=("port", "nodePort"),
         descriptions={
-            "port": "The listen port.",
-            "nodePort": "The port of every node that leads to it; most clusters allow 30000 to 32767.",
+            "port": "Port of a listener.",
+            "nodePort": "Port of every node that is forwarded to it. Most clusters allow 30000 to 32767.",
         },
     ),
 )
 NODE_PORTS_MEANING: Final = (
-    "Fixed node ports, with type NodePort or LoadBalancer; a port that is not listed gets a free one."
+    "Fixed node ports, for type NodePort or LoadBalancer. Ports that are not listed get a free node port."
 )
 
 _HOST_NETWORK: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"

@@ -38,9 +38,9 @@ _SELECTOR: Final = Object(
                 },
                 required=("key", "operator"),
                 descriptions={
-                    "key": "The label.",
-                    "operator": "In, NotIn, Exists or DoesNotExist.",
-                    "values": "The values that In and NotIn compare with.",
+                    "key": "Key of the label.",
+                    "operator": "Operator: In, NotIn, Exists or DoesNotExist.",
+                    "values": "Values for In and NotIn.",
                 },
                 rules=(
                     Rule(
@@ -59,7 +59,7 @@ _SELECTOR: Final = Object(
     },
     descriptions={
         "matchLabels": "Labels that a pod must have.",
-        "matchExpressions": "Conditions that a pod's labels must meet, as in a Deployment.",
+        "matchExpressions": "Requirements for the labels of a pod, as in the selector of a Deployment.",
     },
 )
 
@@ -69,10 +69,10 @@ SIDECAR: Final = Object(
         "failurePolicy": String(max_length=8, enum=("Ignore", "Fail"), default="Ignore"),
     },
     descriptions={
-        "selector": "Pods that may carry it; every pod of the namespace that asks for it unless given.",
+        "selector": "Pods that may get the sidecar. Not set: every pod of the namespace that requests it.",
         "failurePolicy": (
-            "What becomes of a pod that asks for it and cannot get it: Ignore lets it run without, "
-            "with a warning; Fail refuses it."
+            "Failure policy for a pod that requests the sidecar and cannot get it. Ignore: the pod runs "
+            "without it, with a warning. Fail: the pod is rejected."
         ),
     },
 )
@@ -216,16 +216,16 @@ _SYSCTLS: Final = Object(
                 required=("name", "value"),
                 rules=_EXTRA_RULES,
                 descriptions={
-                    "name": "The name of the kernel setting, with dots.",
-                    "value": "Its value, in quotes.",
+                    "name": "Name of the sysctl, with dots.",
+                    "value": "Value of the sysctl, in quotes.",
                 },
             ),
         ),
     },
     descriptions={
-        "mode": "Auto derives kernel settings from the listeners; None sets none of them.",
-        "unsafe": "Whether settings outside the kubelet's safe set may be asked for; nodes must allow them.",
-        "extra": "Further settings; they override what is derived.",
+        "mode": "Auto: sysctls are derived from the listeners. None: only those in extra are set.",
+        "unsafe": "Allow or Forbid sysctls outside the kubelet's safe set. Nodes must allow them as well.",
+        "extra": "Additional sysctls. They override derived ones.",
     },
     rules=(
         Rule(
@@ -262,11 +262,11 @@ _AUTOSCALING: Final = Object(
         ),
     ),
     descriptions={
-        "minReplicas": "The fewest pods; replicas unless given.",
-        "maxReplicas": "The most pods.",
-        "targetCPUUtilizationPercentage": "The average CPU use to aim at, in percent of the request.",
-        "targetConnectionsPerPod": "The average number of connections to aim at; needs a metrics adapter.",
-        "behavior": "How fast pods come and go, as in a HorizontalPodAutoscaler.",
+        "minReplicas": "Minimum number of pods. Default: the value of replicas.",
+        "maxReplicas": "Maximum number of pods.",
+        "targetCPUUtilizationPercentage": "Target average CPU utilization, in percent of the CPU request.",
+        "targetConnectionsPerPod": "Target average of connections per pod. Requires a metrics adapter.",
+        "behavior": "Scaling behavior, as in a HorizontalPodAutoscaler.",
     },
 )
 
@@ -288,17 +288,15 @@ _SERVICE: Final = Object(
         "nodePorts": NODE_PORTS,
     },
     descriptions={
-        "type": "ClusterIP, NodePort or LoadBalancer.",
-        "annotations": "Annotations of the Service, such as those that cloud load balancers read.",
-        "labels": "Labels of the Service beside the operator's own.",
-        "externalTrafficPolicy": (
-            "Local, the default here, keeps the client's address; Cluster uses all nodes and hides it."
-        ),
-        "internalTrafficPolicy": "Local sends traffic from inside the cluster to pods of the same node only.",
-        "ipFamilyPolicy": "Whether the Service has addresses of IPv4, IPv6 or both.",
-        "ipFamilies": "The families in the order of preference.",
-        "loadBalancerClass": "Which implementation makes the load balancer; type LoadBalancer only.",
-        "loadBalancerSourceRanges": "Networks that the load balancer admits; type LoadBalancer only.",
+        "type": "Type of the Service: ClusterIP, NodePort or LoadBalancer.",
+        "annotations": "Annotations of the Service, for example for cloud load balancers.",
+        "labels": "Additional labels of the Service.",
+        "externalTrafficPolicy": "Local (default) preserves the client's address; Cluster does not.",
+        "internalTrafficPolicy": "Local: in-cluster traffic is sent only to pods on the same node.",
+        "ipFamilyPolicy": "IP family policy of the Service: IPv4, IPv6 or both.",
+        "ipFamilies": "IP families in order of preference.",
+        "loadBalancerClass": "Load balancer implementation. Only for type LoadBalancer.",
+        "loadBalancerSourceRanges": "Client networks (CIDR) to accept. Only for type LoadBalancer.",
         "nodePorts": NODE_PORTS_MEANING,
     },
     rules=(
@@ -319,26 +317,27 @@ _MONITORING: Final = Object(
         "podMonitor": Object(
             fields={"enabled": Boolean(), "interval": _name(16), "labels": _LABELS},
             descriptions={
-                "enabled": "Whether there is one.",
-                "interval": "How often the pods are scraped, such as 30s.",
-                "labels": "Labels by which the Prometheus resource selects it.",
+                "enabled": "Creates a PodMonitor.",
+                "interval": "Scrape interval, for example 30s. Default: 30s.",
+                "labels": "Labels of the object, for the selector of the Prometheus resource.",
             },
         ),
         "prometheusRule": Object(
             fields={"enabled": Boolean(), "labels": _LABELS},
             descriptions={
-                "enabled": "Whether there is one.",
-                "labels": "Labels by which the Prometheus resource selects it.",
+                "enabled": "Creates a PrometheusRule.",
+                "labels": "Labels of the object, for the selector of the Prometheus resource.",
             },
         ),
         "scrapeAnnotations": Boolean(),
     },
     descriptions={
-        "podMonitor": "A PodMonitor, where the cluster knows that kind.",
-        "prometheusRule": "A PrometheusRule with alerts, where the cluster knows that kind.",
+        "podMonitor": "PodMonitor for the pods. Requires the CRD of the Prometheus operator.",
+        "prometheusRule": "PrometheusRule with alerts. Requires the CRD of the Prometheus operator.",
         "scrapeAnnotations": (
-            "Whether pods carry the prometheus.io annotations; true unless podMonitor is enabled, which would"
-            " have them scraped twice."
+            "Adds the prometheus.io annotations to the pods. Default: true, or false if podMonitor is "
+            "enabled,"
+            " because the pods would be scraped twice."
         ),
     },
 )
@@ -353,8 +352,8 @@ _BUDGET: Final = Object(
         ),
     ),
     descriptions={
-        "minAvailable": "How many pods must stay, as a number or a percentage.",
-        "maxUnavailable": "How many pods may be missing, as a number or a percentage.",
+        "minAvailable": "Minimum number or percentage of available pods.",
+        "maxUnavailable": "Maximum number or percentage of unavailable pods.",
     },
 )
 
@@ -366,11 +365,11 @@ _NETWORK_POLICY: Final = Object(
         "egress": _passed_on(32),
     },
     descriptions={
-        "enabled": "Whether there is a NetworkPolicy; outgoing traffic must then be listed in egress. "
-        "Not with mode Sidecar.",
-        "metricsFrom": "Peers that may read the metrics, beside the operator, which is always let in.",
-        "clientsFrom": "Peers that may connect to the mail ports; everybody unless given.",
-        "egress": "Rules for outgoing traffic, beside name servers and the authentication service.",
+        "enabled": "Creates a NetworkPolicy. Outgoing traffic must then be listed in egress. "
+        "Not allowed with mode Sidecar.",
+        "metricsFrom": "Peers that may connect to the metrics port. The operator always may.",
+        "clientsFrom": "Peers that may connect to the mail ports. Not set: all.",
+        "egress": "Egress rules, in addition to DNS and the authentication service.",
     },
 )
 
@@ -397,28 +396,28 @@ _POD: Final = Object(
         "extraContainers": _passed_on(8),
     },
     descriptions={
-        "labels": "Labels of the pods beside the operator's own, which win.",
+        "labels": "Additional labels of the pods. Labels of the operator take precedence.",
         "annotations": "Annotations of the pods.",
         "nodeSelector": "Labels that a node must have.",
-        "tolerations": "Taints of nodes that the pods tolerate.",
-        "affinity": "Which nodes and which other pods the pods prefer or avoid.",
+        "tolerations": "Tolerations for node taints.",
+        "affinity": "Node and pod affinity.",
         "topologySpreadConstraints": (
-            "How the pods spread; unless given, a Deployment spreads over nodes and zones as far as possible."
-            " An empty list leaves it to the scheduler."
+            "Topology spread constraints. Not set: a Deployment is spread over nodes and zones if possible."
+            " Empty list: no constraints."
         ),
-        "priorityClassName": "The priority class of the pods.",
-        "runtimeClassName": "The runtime class of the pods.",
-        "serviceAccountName": "An existing service account; unless given, one without any rights is made.",
-        "hostNetwork": "Whether the pods use the network of their node; no net.* sysctl can be set then.",
-        "hostUsers": "Whether the pods share the user namespace of their node; false gives each its own.",
-        "dnsPolicy": "How names are resolved in the pods.",
-        "dnsConfig": "Name servers and search domains of the pods.",
-        "hostAliases": "Further lines of /etc/hosts.",
-        "securityContext": "Fields of the pod's security context; they win over the operator's own.",
-        "extraVolumes": "Further volumes of the pods.",
-        "extraVolumeMounts": "Where the proxy's container mounts them.",
+        "priorityClassName": "Priority class of the pods.",
+        "runtimeClassName": "Runtime class of the pods.",
+        "serviceAccountName": "Existing service account. Not set: one without permissions is created.",
+        "hostNetwork": "Runs the pods in the network namespace of the node. Excludes net.* sysctls.",
+        "hostUsers": "false: each pod has its own user namespace. true: the pods share that of the node.",
+        "dnsPolicy": "DNS policy of the pods.",
+        "dnsConfig": "DNS servers and search domains of the pods.",
+        "hostAliases": "Additional entries of /etc/hosts.",
+        "securityContext": "Fields of the pod security context. They override those of the operator.",
+        "extraVolumes": "Additional volumes of the pods.",
+        "extraVolumeMounts": "Additional volume mounts of the proxy's container.",
         "extraEnv": "Environment variables of the proxy's container.",
-        "extraContainers": "Further containers beside the proxy's.",
+        "extraContainers": "Additional containers of the pods.",
     },
 )
 
@@ -434,7 +433,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
         items=Object(
             fields={"name": String(max_length=253, min_length=1)},
             required=("name",),
-            descriptions={"name": "The name of a Secret of type kubernetes.io/dockerconfigjson."},
+            descriptions={"name": "Name of a Secret of type kubernetes.io/dockerconfigjson."},
         ),
     ),
     "service": _SERVICE,
@@ -447,8 +446,8 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
             "timeout": MSEC_SHAPE.with_default("5m"),
         },
         descriptions={
-            "delay": "How long a leaving pod still accepts connections, until load balancers have noticed.",
-            "timeout": "How long relayed connections may go on after that.",
+            "delay": "Time for which a terminating pod still accepts connections.",
+            "timeout": "Time for which relayed connections can continue after that.",
         },
     ),
     "monitoring": _MONITORING,
@@ -457,8 +456,8 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
     "resources": Object(
         fields={"requests": _QUANTITIES, "limits": _QUANTITIES},
         descriptions={
-            "requests": "What the scheduler reserves for a pod.",
-            "limits": "What a pod may use at most.",
+            "requests": "Resources that the scheduler reserves for a pod.",
+            "limits": "Maximum resources of a pod.",
         },
     ),
     "pod": _POD,
@@ -469,25 +468,25 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
 
 
 DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
-    "mode": "What runs the proxy: a Deployment, a DaemonSet, or a Sidecar in pods that ask for it.",
-    "replicas": "How many pods there are, with mode Deployment and without autoscaling.",
-    "autoscaling": "Scales the pods with their load; needs mode Deployment.",
-    "image": "The proxy's image; the operator's own setting unless given.",
-    "imagePullPolicy": "When the image is pulled.",
+    "mode": "Workload of the proxy: Deployment, DaemonSet, or Sidecar (in pods that request it).",
+    "replicas": "Number of pods, for mode Deployment without autoscaling.",
+    "autoscaling": "Horizontal pod autoscaling. Requires mode Deployment.",
+    "image": "Image of the proxy. Default: the setting of the operator.",
+    "imagePullPolicy": "Image pull policy.",
     "imagePullSecrets": "Secrets for pulling the image.",
-    "service": "The Service in front of the pods; with mode Sidecar there is one only if this is given.",
+    "service": "Service for the mail ports. In mode Sidecar there is a Service only if this field is set.",
     "portStrategy": (
-        "Direct listens on the very ports, which below 1024 needs a sysctl; HighPort listens on"
-        " 10000 + port behind the Service and needs none."
+        "Direct: the container listens on the listen ports; ports below 1024 need a sysctl. HighPort: it"
+        " listens on 10000 + port behind the Service and needs no sysctl."
     ),
-    "sysctls": "Kernel settings of the pods.",
-    "drain": "How a pod leaves.",
-    "monitoring": "How the metrics are found.",
-    "podDisruptionBudget": "How many pods may be missing while nodes are drained; one unless given.",
-    "networkPolicy": "Who may talk to the pods, and whom they may talk to.",
-    "resources": "CPU and memory of a pod, as in a container.",
-    "pod": "Further fields of the pods, handed to Kubernetes as they are.",
-    "sidecar": "Which pods may carry the proxy, with mode Sidecar.",
-    "paused": "Leaves everything as it is until this is false again.",
+    "sysctls": "Sysctls (kernel parameters) of the pods.",
+    "drain": "Graceful shutdown of a pod.",
+    "monitoring": "Objects and annotations with which Prometheus discovers the pods.",
+    "podDisruptionBudget": "Pod disruption budget. Default: at most one unavailable pod.",
+    "networkPolicy": "NetworkPolicy for the pods.",
+    "resources": "Resources of the proxy's container. Default: requests of 100m CPU and 64Mi memory.",
+    "pod": "Additional fields of the pod template, passed to Kubernetes unchanged.",
+    "sidecar": "Pods that may get the sidecar, for mode Sidecar.",
+    "paused": "Pauses reconciliation: the operator changes no objects while this is true.",
 }
 """One sentence for each of them."""

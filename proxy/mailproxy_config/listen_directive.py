@@ -110,10 +110,10 @@ _KEEP_ALIVE: Final = Object(
         ),
     ),
     descriptions={
-        "enabled": "Whether TCP keep-alive probes are sent.",
-        "idle": "Seconds of silence before the first probe.",
-        "interval": "Seconds between probes.",
-        "count": "Unanswered probes after which the connection is given up.",
+        "enabled": "Sends TCP keepalive probes.",
+        "idle": "Idle time before the first probe (TCP_KEEPIDLE), in seconds or as a time such as 30m.",
+        "interval": "Time between probes (TCP_KEEPINTVL), in seconds or as a time such as 75s.",
+        "count": "Number of unanswered probes after which the connection is closed (TCP_KEEPCNT).",
     },
 )
 
@@ -125,8 +125,8 @@ LISTEN_PARAMETERS: Final = (
         schema=String(max_length=128, min_length=1),
         default="*",
         meaning=(
-            "The address to listen on: * (every IPv4 address), an IPv4 address, an IPv6 address in brackets,"
-            " a host name, or unix:/path."
+            "Address to listen on: * (all IPv4 addresses), an IPv4 address, an IPv6 address in brackets, "
+            "a host name, or unix:/path."
         ),
     ),
     ListenParameter(
@@ -135,7 +135,7 @@ LISTEN_PARAMETERS: Final = (
         model="port",
         schema=Integer(minimum=1, maximum=65535),
         default=None,
-        meaning="The port to listen on; every listener but a unix: one needs it.",
+        meaning="Port to listen on. Required except for unix: addresses.",
     ),
     ListenParameter(
         name="ssl",
@@ -143,7 +143,7 @@ LISTEN_PARAMETERS: Final = (
         model="ssl",
         schema=Boolean(),
         default=False,
-        meaning="Connections begin with a TLS handshake.",
+        meaning="Connections start with a TLS handshake.",
     ),
     ListenParameter(
         name="proxy_protocol",
@@ -151,7 +151,7 @@ LISTEN_PARAMETERS: Final = (
         model="proxy_protocol",
         schema=Boolean(),
         default=False,
-        meaning="Connections begin with a PROXY header, version 1 or 2.",
+        meaning="Connections start with a PROXY protocol header, version 1 or 2.",
     ),
     ListenParameter(
         name="bind",
@@ -159,7 +159,7 @@ LISTEN_PARAMETERS: Final = (
         model="bind",
         schema=Boolean(),
         default=False,
-        meaning="Opens a socket of its own even where a wildcard listener has the same port.",
+        meaning="Opens a separate socket even if a wildcard listener has the same port.",
     ),
     ListenParameter(
         name="backlog",
@@ -167,7 +167,7 @@ LISTEN_PARAMETERS: Final = (
         model="backlog",
         schema=Integer(minimum=1),
         default=_DEFAULTS.backlog,
-        meaning="How many connections may wait to be accepted.",
+        meaning="Maximum length of the queue of pending connections.",
         own_socket=True,
     ),
     ListenParameter(
@@ -176,7 +176,7 @@ LISTEN_PARAMETERS: Final = (
         model="rcvbuf",
         schema=SIZE_SHAPE,
         default=None,
-        meaning="The receive buffer of the socket (SO_RCVBUF).",
+        meaning="Receive buffer size of the socket (SO_RCVBUF).",
         own_socket=True,
     ),
     ListenParameter(
@@ -185,7 +185,7 @@ LISTEN_PARAMETERS: Final = (
         model="sndbuf",
         schema=SIZE_SHAPE,
         default=None,
-        meaning="The send buffer of the socket (SO_SNDBUF).",
+        meaning="Send buffer size of the socket (SO_SNDBUF).",
         own_socket=True,
     ),
     ListenParameter(
@@ -194,7 +194,7 @@ LISTEN_PARAMETERS: Final = (
         model="ipv6only",
         schema=Boolean(),
         default=_DEFAULTS.ipv6only,
-        meaning="Whether a listener on [::] takes IPv6 connections only (IPV6_V6ONLY).",
+        meaning="An IPv6 wildcard listener ([::]) accepts only IPv6 connections (IPV6_V6ONLY).",
         own_socket=True,
     ),
     ListenParameter(
@@ -203,7 +203,7 @@ LISTEN_PARAMETERS: Final = (
         model="multipath",
         schema=Boolean(),
         default=False,
-        meaning="Uses Multipath TCP.",
+        meaning="Enables Multipath TCP.",
         own_socket=True,
     ),
     ListenParameter(
@@ -212,7 +212,7 @@ LISTEN_PARAMETERS: Final = (
         model="so_keepalive",
         schema=_KEEP_ALIVE,
         default=None,
-        meaning="TCP keep-alive of the accepted connections; absent leaves the system's settings alone.",
+        meaning="TCP keepalive of accepted connections. Not set: the settings of the operating system.",
         own_socket=True,
     ),
 )

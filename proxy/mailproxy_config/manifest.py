@@ -114,7 +114,7 @@ SERVER: Final = Object(
     rules=(PROTOCOL_RULE,),
     advice=advice_for_field,
     descriptions={
-        "name": "The name of this server in metrics, logs and the status.",
+        "name": "Name of this server in metrics, logs and the status.",
         **_meanings(SERVER_DIRECTIVES),
         **MAIL.descriptions,
     },
@@ -133,8 +133,10 @@ SPEC: Final = Object(
     rules=SPEC_RULES,
     descriptions={
         **_meanings(MAIN_DIRECTIVES),
-        "mail": "What holds for every server that has no value of its own: nginx's mail {} block.",
-        "servers": "What listens where: nginx's server {} blocks.",
+        "mail": (
+            "Directives for all servers, as in nginx's mail {} block. A server can override each of them."
+        ),
+        "servers": "Servers, as nginx's server {} blocks.",
         **DEPLOYMENT_MEANINGS,
     },
 )

@@ -95,8 +95,8 @@ KEY_REF: Final = Object(
     fields={"name": OBJECT_NAME, "key": DATA_KEY},
     required=("name", "key"),
     descriptions={
-        "name": "The name of the Secret or ConfigMap, in the namespace of the resource.",
-        "key": "The key in its data.",
+        "name": "Name of the Secret or ConfigMap, in the namespace of the MailProxy.",
+        "key": "Key in the data of the object.",
     },
 )
 """One key of a Secret or a ConfigMap."""
@@ -134,9 +134,11 @@ FILE_SHAPE: Final = Object(
     example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": ABSOLUTE_PATH},
     descriptions={
-        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it.",
-        "configMapKeyRef": "A key of a ConfigMap.",
-        "file": "The path of a file; without a cluster, or in a volume of pod.extraVolumes.",
+        "secretKeyRef": "Key of a Secret. The operator mounts the Secret and does not read it.",
+        "configMapKeyRef": "Key of a ConfigMap.",
+        "file": (
+            "Absolute path of a file, in a volume of pod.extraVolumes or, without a cluster, on the machine."
+        ),
     },
     rules=(
         Rule(

@@ -92,15 +92,17 @@ HEADERS: Final = ValueType(
                     fields={"secretKeyRef": KEY_REF},
                     required=("secretKeyRef",),
                     descriptions={
-                        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it."
+                        "secretKeyRef": (
+                            "Key of a Secret. The operator mounts the Secret and does not read it."
+                        )
                     },
                 ),
             },
             required=("name",),
             descriptions={
-                "name": "The name of the header.",
-                "value": "Its value, in clear.",
-                "valueFrom": "Where its value comes from, for values that are secret.",
+                "name": "Name of the header.",
+                "value": "Value of the header, in plain text.",
+                "valueFrom": "Source of the value, for secret values.",
             },
             rules=(
                 Rule(
@@ -198,12 +200,14 @@ RESOLVER: Final = ValueType(
             ),
         ),
         descriptions={
-            "mode": "Disabled looks nothing up, System asks the name servers of the pod. Off means Disabled.",
-            "addresses": "Name servers: an address or a name, each with an optional port (53).",
-            "valid": "How long answers are kept, instead of their own time to live.",
-            "ipv4": "Whether IPv4 addresses are looked up (on unless false).",
-            "ipv6": "Whether IPv6 addresses are looked up (on unless false).",
-            "statusZone": "The name under which look-ups are counted.",
+            "mode": (
+                "Disabled: no DNS lookups. System: the DNS servers of the pod. Off is the same as Disabled."
+            ),
+            "addresses": "DNS servers: address or host name, with an optional port. Default port: 53.",
+            "valid": "Time for which responses are cached. Not set: the TTL of the response.",
+            "ipv4": "Looks up IPv4 addresses (A records). Default: true.",
+            "ipv6": "Looks up IPv6 addresses (AAAA records). Default: true.",
+            "statusZone": "Name of this resolver in metrics.",
         },
     ),
     read=_read_resolver,
@@ -243,7 +247,7 @@ ERROR_LOG: Final = ValueType(
     schema=Object(
         example="{level: info}",
         fields={"level": String(max_length=16, enum=LEVELS)},
-        descriptions={"level": "The least severe level that is written, from debug (everything) to emerg."},
+        descriptions={"level": "Minimum severity, from debug (everything) to emerg."},
     ),
     read=lambda value, _: LogLevel(value["level"]) if "level" in value else None,
     write=lambda value: {"level": str(value)},

@@ -71,9 +71,12 @@ CERTIFICATES: Final = ValueType(
                 ),
             ),
             descriptions={
-                "secretName": "A Secret of type kubernetes.io/tls in the same namespace.",
-                "certificateFile": "Path of a PEM file, the server's certificate first.",
-                "keyFile": "Path of the PEM file with its private key.",
+                "secretName": "Name of a Secret of type kubernetes.io/tls in the same namespace.",
+                "certificateFile": (
+                    "Absolute path of a PEM file with the server certificate and then the intermediate "
+                    "certificates."
+                ),
+                "keyFile": "Absolute path of the PEM file with the private key.",
             },
         ),
     ),
@@ -139,7 +142,10 @@ CONF_COMMANDS: Final = ValueType(
         items=Object(
             fields={"name": String(max_length=128, min_length=1), "value": String(max_length=1024)},
             required=("name", "value"),
-            descriptions={"name": "The command, such as Options.", "value": "Its value."},
+            descriptions={
+                "name": "Name of the command, for example Options.",
+                "value": "Value of the command.",
+            },
         ),
     ),
     read=lambda value, _: tuple((item["name"], item["value"]) for item in value),
@@ -171,7 +177,7 @@ TLS_DIRECTIVES: Final = (
         module=_SSL,
         type=_STARTTLS,
         default="Disabled",
-        meaning="Offers STARTTLS or STLS (Enabled), or also demands it before login (Only).",
+        meaning="STARTTLS (STLS in POP3): Disabled, Enabled, or Only (required before login).",
     ),
     Directive(
         name="ssl_certificate",
@@ -179,14 +185,14 @@ TLS_DIRECTIVES: Final = (
         type=CERTIFICATES,
         default=[],
         inheritance=_LIST,
-        meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
+        meaning="Certificates with private keys, one per key type. Required for ssl listeners and starttls.",
     ),
     Directive(
         name="ssl_certificate_compression",
         module=_SSL,
         type=FLAG,
         default=False,
-        meaning="Compresses certificates in TLS 1.3 handshakes, where the TLS library can.",
+        meaning="Compresses certificates in TLS 1.3 handshakes if the TLS library supports it.",
     ),
     Directive(
         name="ssl_protocols",
@@ -194,40 +200,40 @@ TLS_DIRECTIVES: Final = (
         type=_TLS_VERSIONS,
         default=["TLSv1.2", "TLSv1.3"],
         inheritance=_LIST,
-        meaning="The TLS versions that clients may use.",
+        meaning="TLS versions enabled for clients.",
     ),
     Directive(
         name="ssl_ciphers",
         module=_SSL,
         type=text(max_length=2048, syntax="OpenSSL cipher list"),
         default="HIGH:!aNULL:!MD5",
-        meaning="The ciphers for TLS 1.2 and older, as an OpenSSL list.",
+        meaning="Ciphers for TLS 1.2 and earlier, in the OpenSSL format.",
     ),
     Directive(
         name="ssl_prefer_server_ciphers",
         module=_SSL,
         type=FLAG,
         default=False,
-        meaning="Prefers the order of ssl_ciphers to the client's.",
+        meaning="Prefers the cipher order of sslCiphers to the client's.",
     ),
     Directive(
         name="ssl_ecdh_curve",
         module=_SSL,
         type=text(max_length=256, syntax="auto | curve[:curve...]"),
         default="auto",
-        meaning="The curves for key exchange, separated by colons; auto leaves them to the TLS library.",
+        meaning="Curves for key exchange, separated by colons. auto: the curves of the TLS library.",
     ),
     Directive(
         name="ssl_dhparam",
         module=_SSL,
         type=FILE,
-        meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
+        meaning="DH parameters for DHE ciphers (PEM). Not set: no DHE ciphers.",
     ),
     Directive(
         name="ssl_password_file",
         module=_SSL,
         type=FILE,
-        meaning="Pass phrases of private keys, one a line.",
+        meaning="Passphrases of private keys, one per line.",
     ),
     Directive(
         name="ssl_session_cache",
@@ -235,21 +241,21 @@ TLS_DIRECTIVES: Final = (
         type=SESSION_CACHE,
         default=["None"],
         inheritance=_LIST,
-        meaning="Where TLS sessions are kept for resumption.",
+        meaning="Caches for TLS session resumption.",
     ),
     Directive(
         name="ssl_session_timeout",
         module=_SSL,
         type=SEC_TIME,
         default="5m",
-        meaning="How long a client may resume a TLS session.",
+        meaning="Time during which a client can resume a TLS session.",
     ),
     Directive(
         name="ssl_session_tickets",
         module=_SSL,
         type=FLAG,
         default=True,
-        meaning="Lets clients resume TLS sessions with tickets.",
+        meaning="Enables TLS session resumption with session tickets.",
     ),
     Directive(
         name="ssl_session_ticket_key",
@@ -257,39 +263,46 @@ TLS_DIRECTIVES: Final = (
         type=FILES,
         default=[],
         inheritance=_LIST,
-        meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
+        meaning=(
+            "Keys for session tickets (files of 48 or 80 bytes). The first key encrypts, all keys decrypt."
+        ),
     ),
     Directive(
         name="ssl_verify_client",
         module=_SSL,
         type=_VERIFY_CLIENT,
         default="Disabled",
-        meaning="Whether clients are asked for a TLS certificate, and whether they must have a good one.",
+        meaning=(
+            "Verification of client certificates: Disabled, Required, Optional, or OptionalNoCA "
+            "(requested, not verified against a CA)."
+        ),
     ),
     Directive(
         name="ssl_verify_depth",
         module=_SSL,
         type=NUMBER,
         default=1,
-        meaning="How long the chain of a client's certificate may be.",
+        meaning="Maximum depth of the client certificate chain.",
     ),
     Directive(
         name="ssl_client_certificate",
         module=_SSL,
         type=FILE,
-        meaning="Authorities trusted for client certificates, whose names are sent to clients (PEM).",
+        meaning="CA certificates for verifying client certificates (PEM). Their names are sent to clients.",
     ),
     Directive(
         name="ssl_trusted_certificate",
         module=_SSL,
         type=FILE,
-        meaning="Authorities trusted for client certificates, whose names are not sent to clients (PEM).",
+        meaning=(
+            "CA certificates for verifying client certificates (PEM). Their names are not sent to clients."
+        ),
     ),
     Directive(
         name="ssl_crl",
         module=_SSL,
         type=FILE,
-        meaning="Revoked client certificates (PEM); checked for the whole chain.",
+        meaning="Certificate revocation lists for client certificates (PEM). The whole chain is checked.",
     ),
     Directive(
         name="ssl_conf_command",
@@ -310,7 +323,7 @@ FOLDED_DIRECTIVES: Final = (
         type=CERTIFICATES,
         inheritance=_LIST,
         part_of="ssl_certificate",
-        meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",
+        meaning="Private key of the certificate at the same position of the list. Part of sslCertificate.",
     ),
 )
 """Directives of nginx whose value stands in another one's field."""

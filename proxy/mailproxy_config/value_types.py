@@ -380,7 +380,7 @@ def describe(name: str, meaning: str, default: Raw, *, is_ours: bool = False) ->
         is_ours: Whether nginx does not have it.
     """
     unless_set = format_default(default)
-    where = f"Not in nginx; in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
+    where = f"Not in nginx; name in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
     return f"{meaning} {where}." + (f" Default: {unless_set}." if unless_set else "")
 
 
