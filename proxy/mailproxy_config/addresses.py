@@ -98,6 +98,13 @@ def parse_host_port(text: str) -> HostPort:
     return HostPort(check_host(written), parse_port(port) if colon else None)
 
 
+def format_host_port(host: str, port: int) -> str:
+    """Format an IP address or host name with its port; IPv6 addresses get brackets, port 0 is left out."""
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def check_listen_address(text: str) -> str:
     """Check the ``address`` of a listener and return it as written.
 

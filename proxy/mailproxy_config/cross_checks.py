@@ -118,7 +118,7 @@ def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> Non
             key = listen_key(listener.address, listener.port)
             first = seen.setdefault(key, path)
             if first != path:
-                shown = listener.address if listener.port is None else f"{listener.address}:{listener.port}"
+                shown = f"{listener.address}:{listener.port}" if listener.port else listener.address
                 problems.add(path, f"duplicate {shown} address and port pair, also in {first}")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -20,7 +20,7 @@ from mailproxy_config.decode import decode_text, parse_json
 from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.manifest import API_VERSION, KIND, MailProxyManifest, ManifestSourceMap, parse_manifest
 from mailproxy_config.manifest_yaml import load_documents
-from mailproxy_config.model import ProxyConfig, ServerConfig, VerifyClient
+from mailproxy_config.model import ProxyConfig
 from mailproxy_config.rendered import FORMAT, config_hash, parse_rendered
 from mailproxy_config.secret_refs import Mounts
 
@@ -138,7 +138,10 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
     """
     problems = Problems()
     for index, server in enumerate(config.servers):
-        for name, path in _files(server):
+        headers = [
+            ("auth_http_header", each.value_file) for each in server.auth_http_header if each.value_file
+        ]
+        for name, path in (*headers, *server.tls_files):
             reason = _unreadable(path)
             if reason:
                 hint = _mount_hint(path, name, kind)
@@ -241,30 +244,6 @@ def _described(document: object) -> str:
     metadata = document.get("metadata")
     name = metadata.get("name", "") if isinstance(metadata, Mapping) else ""
     return f"{str(document.get('kind', 'a document without a kind'))[:64]} {str(name)[:64]}".rstrip()
-
-
-def _files(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    """Every file that a server reads, with the directive that names it."""
-    for header in server.auth_http_header:
-        if header.value_file is not None:
-            yield "auth_http_header", header.value_file
-    if server.tls_is_used:
-        yield from _tls_files(server)
-
-
-def _tls_files(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    for pair in server.ssl_certificate:
-        yield "ssl_certificate", pair.certificate
-        yield "ssl_certificate_key", pair.key
-    for path in server.ssl_session_ticket_key:
-        yield "ssl_session_ticket_key", path
-    names = ["dhparam", "password_file"]
-    if server.ssl_verify_client is not VerifyClient.DISABLED:
-        names += ["client_certificate", "trusted_certificate", "crl"]
-    for name in names:
-        path = getattr(server, f"ssl_{name}")
-        if path is not None:
-            yield f"ssl_{name}", path
 
 
 def _unreadable(path: str) -> str:

@@ -274,6 +274,33 @@ class ServerConfig:
         """Whether this server needs certificates: an ``ssl`` listener, or ``starttls``."""
         return self.starttls is not StartTls.DISABLED or any(listen.ssl for listen in self.listen)
 
+    @property
+    def client_verification_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of the files that verify client certificates; none if that is disabled."""
+        if self.ssl_verify_client is VerifyClient.DISABLED:
+            return ()
+        files = (
+            ("ssl_client_certificate", self.ssl_client_certificate),
+            ("ssl_trusted_certificate", self.ssl_trusted_certificate),
+            ("ssl_crl", self.ssl_crl),
+        )
+        return tuple((directive, path) for directive, path in files if path is not None)
+
+    @property
+    def tls_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of all files that TLS of this server reads; none if it does not use TLS."""
+        if not self.tls_is_used:
+            return ()
+        found: list[tuple[str, str]] = []
+        for pair in self.ssl_certificate:
+            found += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
+        found += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
+        if self.ssl_dhparam is not None:
+            found.append(("ssl_dhparam", self.ssl_dhparam))
+        if self.ssl_password_file is not None:
+            found.append(("ssl_password_file", self.ssl_password_file))
+        return (*found, *self.client_verification_files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainConfig:

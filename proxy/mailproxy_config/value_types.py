@@ -112,9 +112,9 @@ def parse_nginx_number(arguments: Sequence[str]) -> int:
 
 
 def control_character_rule(what: str) -> Rule:
-    """A line end in a value would begin a line of its own in what we send."""
+    """A rule against control characters: a line end in a value would start a new line of the protocol."""
     return Rule(
-        expression=r"!self.matches('[\\x00-\\x1f\\x7f]')",
+        expression=f"!self.matches('{CONTROL_CHARACTERS.replace(chr(92), 2 * chr(92))}')",
         message=f"{what} must not contain control characters such as CR or LF",
         predicate=lambda text: not matches(CONTROL_CHARACTERS, text),
     )

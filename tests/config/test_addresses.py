@@ -162,3 +162,9 @@ def test_what_is_no_trusted_peer(text: str) -> None:
 def test_a_name_server_may_have_a_port() -> None:
     assert addresses.parse_host_port("[::1]:5353") == ("[::1]", 5353)
     assert addresses.parse_host_port("ns.example") == ("ns.example", None)
+
+
+def test_host_and_port_are_formatted_with_brackets_for_ipv6() -> None:
+    formatted = [addresses.format_host_port("192.0.2.1", 53), addresses.format_host_port("::1", 5353)]
+    assert formatted == ["192.0.2.1:53", "[::1]:5353"]
+    assert addresses.format_host_port("unix:/run/a.sock", 0) == "unix:/run/a.sock"
