@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses as nginx reads them: of listeners, the authorization service, name servers, trusted peers.
+"""Parses addresses of listeners, the authentication service, DNS servers and trusted proxies as nginx does.
 
-Nothing is looked up here: a host name stays a name.  Where nginx is sloppy
-(a listener without a port, IPv4 text such as ``127...1``) this module refuses.
+Host names are not resolved.  Invalid input that nginx accepts (a listener without a
+port, an IPv4 address such as ``127...1``) is an error here.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _UNIX = "unix:"
 
 
 class HostPort(NamedTuple):
-    """A host as written (IPv6 in brackets) and the port behind it, if any."""
+    """A host as written (IPv6 in brackets) and its port, or ``None``."""
 
     host: str
     port: int | None
 
 
 class ListenAddress(NamedTuple):
-    """What the first argument of ``listen`` names: one address and every port of its range.
+    """The first argument of ``listen``: an address and all ports of its range.
 
-    ``ports`` is empty for a UNIX socket, whose ``address`` is ``unix:/path``.
+    For a UNIX socket ``address`` is ``unix:/path`` and ``ports`` is empty.
     """
 
     address: str
@@ -57,10 +57,10 @@ _NO_CREDENTIALS: Final = (
 
 
 def parse_port(text: str | int) -> int:
-    """Read a port.
+    """Parse a port.
 
     Raises:
-        ValueError: It is no number from 1 to 65535.
+        ValueError: It is not a number from 1 to 65535.
     """
     if not _PORT.fullmatch(str(text)):
         raise ValueError(f"invalid port {text!r}")
@@ -70,7 +70,7 @@ def parse_port(text: str | int) -> int:
 
 
 def check_host(text: str) -> str:
-    """Check the host part of an address and return it as written.
+    """Validate a host and return it unchanged.
 
     Accepts an IPv4 address, an IPv6 address in brackets, or a host name.
 
@@ -89,10 +89,10 @@ def check_host(text: str) -> str:
 
 
 def parse_host_port(text: str) -> HostPort:
-    """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
+    """Parse ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
 
     Raises:
-        ValueError: The host or the port is not what it should be.
+        ValueError: The host or the port is invalid.
     """
     written, colon, port = _split(text)
     return HostPort(check_host(written), parse_port(port) if colon else None)
@@ -106,12 +106,12 @@ def format_host_port(host: str, port: int) -> str:
 
 
 def check_listen_address(text: str) -> str:
-    """Check the ``address`` of a listener and return it as written.
+    """Validate the ``address`` of a listener and return it unchanged.
 
     Accepts ``*``, an IPv4 address, an IPv6 address in brackets, a host name, or ``unix:/path``.
 
     Raises:
-        ValueError: It is none of these, or it carries a port.
+        ValueError: It is none of these, or it contains a port.
     """
     if text[:5].lower() == _UNIX:
         return _UNIX + _unix_path(text[5:])
@@ -121,10 +121,10 @@ def check_listen_address(text: str) -> str:
 
 
 def parse_listen_argument(text: str) -> ListenAddress:
-    """Read the first argument of an nginx ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
+    """Parse the first argument of ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
 
     Raises:
-        ValueError: It is no address, or names no port (nginx would listen on an arbitrary one).
+        ValueError: It is not an address, or it has no port (nginx would use an arbitrary one).
     """
     if text[:5].lower() == _UNIX:
         return ListenAddress(_UNIX + _unix_path(text[5:]), range(0))
@@ -136,7 +136,7 @@ def parse_listen_argument(text: str) -> ListenAddress:
 
 
 def listen_key(address: str, port: int | None) -> tuple[str, int | None]:
-    """What makes two listeners the same: ``143``, ``*:143`` and ``0.0.0.0:143`` give one value."""
+    """A key that is equal for equal listeners: ``*:143`` and ``0.0.0.0:143`` have the same."""
     if address.startswith(_UNIX):
         return address, None
     if address.startswith("["):
@@ -145,13 +145,13 @@ def listen_key(address: str, port: int | None) -> tuple[str, int | None]:
 
 
 def parse_auth_http(text: str) -> AuthHttp:
-    """Read the URL of the authentication service.
+    """Parse the URL of the authentication service.
 
-    ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and as an
-    extension ``https://host[:port][/uri]`` (port 443 unless given).
+    ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and in addition
+    ``https://host[:port][/uri]``.  The default port is 80, or 443 for https.
 
     Raises:
-        ValueError: It is no such URL.
+        ValueError: It is not such a URL.
     """
     tls = text.startswith("https://")
     rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
@@ -172,10 +172,10 @@ def parse_auth_http(text: str) -> AuthHttp:
 
 
 def parse_trusted_address(text: str) -> tuple[str, bool]:
-    """Read one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
+    """Parse one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
 
     Returns:
-        The canonical text, and whether bits behind the prefix had to be cleared.
+        The canonical text, and whether host bits of the range were set (they are cleared).
 
     Raises:
         ValueError: It is none of these.
@@ -197,7 +197,7 @@ def parse_trusted_address(text: str) -> tuple[str, bool]:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """Host, colon if there is one, and what follows it; an IPv6 address keeps its brackets."""
+    """Host, colon (or nothing) and port; an IPv6 address keeps its brackets."""
     if not text.startswith("["):
         return text.partition(":")
     inside, bracket, rest = text.partition("]")
@@ -224,7 +224,7 @@ def _port_range(text: str) -> range:
 
 
 def _ipv4(text: str) -> IPv4Address:
-    """Four decimal groups, none empty, none with a leading zero."""
+    """Four decimal groups without leading zeros."""
     try:
         return IPv4Address(text)
     except AddressValueError:
@@ -232,7 +232,7 @@ def _ipv4(text: str) -> IPv4Address:
 
 
 def _ipv6(text: str) -> IPv6Address:
-    """An IPv6 address in brackets; nginx knows no zones."""
+    """An IPv6 address in brackets, without a zone."""
     try:
         if text.endswith("]") and "%" not in text:
             return IPv6Address(text[1:-1])
@@ -242,14 +242,14 @@ def _ipv6(text: str) -> IPv6Address:
 
 
 def _unix_path(path: str) -> str:
-    """A socket's path: absolute, and short enough for the kernel."""
+    """The path of a socket: absolute, and within the limit of ``sockaddr_un``."""
     if not path.startswith("/") or not 2 <= len(path.encode()) <= MAX_UNIX_PATH:
         raise ValueError(f"unix: takes an absolute path of at most {MAX_UNIX_PATH} bytes")
     return path
 
 
 def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
-    """``unix:path[:uri]``; nginx sends ``Host: localhost`` then."""
+    """``unix:path[:uri]``; as in nginx the ``Host`` header is ``localhost``."""
     if tls:
         raise ValueError("https:// does not go with a unix: address")
     path, _, uri = rest.partition(":")
@@ -257,5 +257,5 @@ def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
 
 
 def _uri(text: str) -> str:
-    """The request target; nginx would send a bare query without its slash."""
+    """The request target, with a leading slash; nginx would send a query without one."""
     return text if text.startswith("/") else "/" + text

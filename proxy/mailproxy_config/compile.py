@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From levels to what holds: a server's value, else the mail level's, else the built-in default."""
+"""Compiles a manifest: a server's value, else the mail level's, else the built-in default."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def compile_proxy(
     """Apply inheritance and defaults.
 
     Args:
-        manifest: What ``parse_manifest`` made.
-        mounts: Where Secrets and ConfigMaps are found as files.
-        port_offset: What to add to every port; protocols are derived from the original ones.
-        hostname: The ``server_name`` where none is set.  Left empty it stays empty, so that
+        manifest: The result of ``parse_manifest``.
+        mounts: Where Secrets and ConfigMaps are mounted as files.
+        port_offset: Added to every port; protocols are derived from the original ports.
+        hostname: The ``server_name`` of servers without one.  Empty: it stays empty, so that
             the configuration is the same for every pod.
-        is_partial: The manifest has errors.  The result is for looking at, not for running:
-            what is no good has its default, and a server without a protocol any.
+        is_partial: The manifest has errors.  The result is only for further checks: invalid
+            values have their default, and a server without a protocol has an arbitrary one.
 
     Raises:
         ConfigError: A port with its offset is out of range.
@@ -78,7 +78,7 @@ def _with_protocol(server: ServerBlock) -> Level:
 
 
 def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
-    """The same configuration with a name for every server that has none."""
+    """Set ``server_name`` of all servers that have none."""
     servers = (
         server if server.server_name else replace(server, server_name=hostname) for server in config.servers
     )
@@ -86,9 +86,9 @@ def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
 
 
 def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
-    """Every Secret and ConfigMap whose keys some server reads, sorted.
+    """List every Secret and ConfigMap that a server reads, sorted.
 
-    What TLS directives refer to counts only for servers that use TLS, since nobody reads it otherwise.
+    References of TLS directives count only for servers that use TLS.
     """
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
@@ -101,12 +101,12 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
 
 
 def _known(values: Mapping[str, object]) -> dict[str, Any]:
-    """Values that say something: ``errorLog: {}`` does not, and a resolver that is off does."""
+    """Values without an empty ``errorLog``.  ``None`` is the value of a disabled resolver."""
     return {name: value for name, value in values.items() if value is not None or name != "error_log"}
 
 
 def _effective(manifest: MailProxyManifest, server: ServerBlock) -> dict[str, Any]:
-    """Every directive of a server, references not yet replaced by paths."""
+    """All directives of a server; references are not yet replaced by paths."""
     found = _BUILT_IN | _known(manifest.mail.values) | _known(server.level.values)
     main = _MAIN_BUILT_IN | _known(manifest.main.values)
     found["error_log"] = found["error_log"] or main["error_log"]
@@ -133,7 +133,7 @@ def _server(
 
 
 def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
-    """The listener with its offset."""
+    """The listener with the offset added to its port."""
     if listener.port is None or not offset:
         return listener
     if listener.port + offset > _HIGHEST_PORT:
@@ -142,7 +142,7 @@ def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
 
 
 def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value of any directive
-    """The value with the paths of files where references stood."""
+    """The value with paths instead of references."""
     match value:
         case KeyRef():
             return mounts.path(value)
@@ -156,7 +156,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
 
 
 def _key_refs(value: object) -> Iterator[KeyRef]:
-    """Every reference inside a value."""
+    """Every reference in a value."""
     match value:
         case KeyRef():
             yield value

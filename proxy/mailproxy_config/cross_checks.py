@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold between several fields of a manifest.
+"""Conditions between several fields of a manifest.
 
-Each condition stands here twice, since a reader deserves an exact path and an
-API server can only answer rules: as a CEL rule for the CRD, and as a check.
+Each condition exists twice: as a CEL rule for the CRD, and as a check with the exact path.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _PRIVILEGED: Final = 1024
 
 
 def derive_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
-    """The protocol that all ports stand for; ``None`` if one is not well-known, or they disagree."""
+    """The protocol of well-known ports; ``None`` if a port is not well-known or they differ."""
     found = {WELL_KNOWN_PORTS.get(listener.port or 0) for listener in listen}
     return found.pop() if len(found) == 1 else None
 
@@ -32,13 +31,13 @@ def derive_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
 def check_consistency(
     spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
 ) -> None:
-    """Note everything that is right in itself but does not go together.
+    """Report combinations of values that are valid on their own but not together.
 
     Args:
-        spec: Those fields of the spec beside ``mail`` and ``servers`` that are right in themselves.
+        spec: The valid fields of the spec except ``mail`` and ``servers``.
         mail: The mail level.
         servers: The servers.
-        problems: Where to note it.
+        problems: Collects the errors.
     """
     for server in servers:
         _check_protocol(server, problems)
@@ -218,4 +217,4 @@ SPEC_RULES: Final = (
     ),
     *PORT_RULES,
 )
-"""Rules of ``spec`` as a whole."""
+"""CEL rules of ``spec``."""

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of a configuration file as text, or why they are none."""
+"""Decodes configuration files: limits of size and depth, text, and JSON.
+
+The size of a file does not limit the work: three megabytes of YAML can have a million
+tokens.  So values, levels and tokens are counted while they are read.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,20 @@ from typing import Any, Final
 from mailproxy_config.errors import ConfigError, Problem
 
 MAX_VALUES: Final = 50_000
-"""Values in all documents of a file together, those that YAML aliases repeat included."""
+"""Values in all documents of a file; values repeated by YAML aliases count each time."""
 
 MAX_LEVELS: Final = 100
-"""Lists and objects inside each other.  The deepest part of a pod template has about 12."""
+"""Nested lists and objects.  The deepest part of a pod template has about 12."""
 
 MAX_TOKENS: Final = 40_000
-"""Tokens of YAML in all documents of a file together.
+"""YAML tokens in all documents of a file.
 
-Two to four make a value.  The largest ``MailProxy``, of 32 servers, has about
-25,000; scanning this many takes a second or two.
+A value has two to four.  The largest ``MailProxy``, with 32 servers, has about 25,000;
+scanning this many takes one or two seconds.
 """
 
 MAX_NGINX_TOKENS: Final = 250_000
-"""Words, braces and semicolons of an ``nginx.conf``, with all files that it includes."""
+"""Words, braces and semicolons of an ``nginx.conf`` with its includes."""
 
 
 _REMEDY: Final = "put other resources into files of their own"
@@ -35,7 +39,7 @@ def too_large(source: str) -> ConfigError:
 
 
 def too_many_tokens(source: str, line: int) -> ConfigError:
-    """The error for YAML with more than ``MAX_TOKENS`` tokens, the last of them in a line."""
+    """The error for YAML with more than ``MAX_TOKENS`` tokens, reached in ``line``."""
     reason = f"is too large: it has more than {MAX_TOKENS} tokens of YAML up to line {line}; {_REMEDY}"
     return ConfigError([Problem(source, reason)])
 
@@ -47,17 +51,17 @@ def too_deep(source: str) -> ConfigError:
 
 
 def check_json_text(text: str, source: str) -> None:
-    """Refuse JSON with too many values before it is parsed; commas inside of strings count as well.
+    """Reject JSON with too many values before it is parsed; commas in strings count as well.
 
     Raises:
-        ConfigError: It is too large.
+        ConfigError: It has too many.
     """
     if sum(map(text.count, ",[{")) > MAX_VALUES:
         raise too_large(source)
 
 
 def check_levels(document: Any, source: str) -> None:  # noqa: ANN401 -- any JSON value
-    """Refuse a document that is nested too deeply: who reads it calls itself for every level.
+    """Reject a document that is nested too deeply, because its readers are recursive.
 
     Raises:
         ConfigError: It is.
@@ -74,18 +78,18 @@ def check_levels(document: Any, source: str) -> None:  # noqa: ANN401 -- any JSO
 
 
 MAX_FILE_BYTES: Final = 3 * 1024 * 1024
-"""The bytes that a configuration file may have."""
+"""Maximum size of a configuration file."""
 
 
 def decode_text(data: bytes, source: str = "") -> str:
-    """Read bytes as UTF-8, with a byte order mark or without.
+    """Decode UTF-8, with or without a byte order mark.
 
     Args:
-        data: What stands in the file, or its first ``MAX_FILE_BYTES`` bytes and one more.
-        source: The file's path, for the problem; empty where it has none.
+        data: The content of the file, at least up to ``MAX_FILE_BYTES + 1``.
+        source: The path of the file for the error; empty if it has none.
 
     Raises:
-        ConfigError: They are too many, or no text, told with the line.
+        ConfigError: It is too large, or not text; the path contains the line.
     """
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError([Problem(source, f"is larger than {MAX_FILE_BYTES} bytes")])
@@ -105,10 +109,10 @@ def _line(data: bytes, at: int, source: str) -> str:
 
 
 def parse_json(text: str, source: str = "") -> object:
-    """Read JSON in which no name stands twice.
+    """Parse JSON without duplicate names.
 
     Raises:
-        ConfigError: It is no such JSON, or larger or deeper than ``limits`` allows.
+        ConfigError: It is not valid, too large, or nested too deeply.
     """
     check_json_text(text, source)
     try:
@@ -132,7 +136,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(names: Iterable[str]) -> str:
-    """The first name that stands there a second time; one of them must."""
+    """The first duplicate name; there must be one."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of directives: one row for every directive of nginx's mail modules.
+"""The table of directives: one row for each directive of nginx's mail modules.
 
-From it come the CRD's schema, the built-in defaults, the reference page and the
-reading of manifests and of ``nginx.conf``.  Names are nginx's; the manifest's
-field is the same name in lowerCamelCase.  No row knows about Kubernetes objects.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests
+and ``nginx.conf`` are derived from it.  Names are nginx's; the field of a manifest is the
+same name in lowerCamelCase.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ MAIN_DIRECTIVES: Final = (
         ),
     ),
 )
-"""Directives of the manifest's ``spec`` itself."""
+"""Directives of ``spec`` itself."""
 
 
 LEVEL_DIRECTIVES: Final = (
@@ -403,7 +403,7 @@ LEVEL_DIRECTIVES: Final = (
     ),
     *TLS_DIRECTIVES,
 )
-"""Directives of ``spec.mail`` and of every server."""
+"""Directives allowed in ``spec.mail`` and every server."""
 
 
 SERVER_DIRECTIVES: Final = (
@@ -424,31 +424,31 @@ SERVER_DIRECTIVES: Final = (
         meaning="Addresses and ports of this server.",
     ),
 )
-"""Directives of servers alone."""
+"""Directives allowed in servers only."""
 
 
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
 
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}
-"""Fields of a level that are accepted and do nothing."""
+"""Fields that are accepted without effect, and the notice about each."""
 
 
 def by_field(rows: Iterable[Directive]) -> dict[str, Directive]:
-    """Rows by the manifest's names."""
+    """Rows by the field of the manifest."""
     return {row.field: row for row in rows}
 
 
 def by_name(rows: Iterable[Directive]) -> dict[str, Directive]:
-    """Rows by nginx's names."""
+    """Rows by nginx's name."""
     return {row.name: row for row in rows}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """The directives of one level, by nginx's names.
+    """The directives of one level (main, mail or server), by nginx's names.
 
-    ``given`` also names those whose value was no good, and those that a mistyped
-    field was meant to be, so that nobody calls them missing.
+    ``given`` also contains those whose value was invalid, and the intended names of misspelled
+    fields: they are not reported as missing.
     """
 
     values: Mapping[str, object]
@@ -457,7 +457,7 @@ class Level:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerBlock:
-    """One server: what only servers have (``own``), and the level it inherits with."""
+    """One server: directives that only servers have (``own``), and the inheritable ones (``level``)."""
 
     name: str
     path: str
@@ -466,13 +466,13 @@ class ServerBlock:
 
     @property
     def listen(self) -> tuple[ListenConfig, ...]:
-        """Its listeners; empty where they are no good."""
+        """Its listeners; empty if they are invalid."""
         found = self.own.values.get("listen", ())
         assert isinstance(found, tuple)  # noqa: S101 -- the type of the row
         return found
 
     @property
     def protocol(self) -> Protocol | None:
-        """The protocol that is written, if any."""
+        """The ``protocol`` directive, if there is one."""
         found = self.own.values.get("protocol")
         return Protocol(str(found)) if found is not None else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to write instead of a directive that the mail modules do not have.
+"""Hints for unknown directives and unusual capabilities.
 
-Names come from nginx 0.5 to 1.31, its http and stream modules, and its forks
-(freenginx, Angie, OpenResty, Zimbra's).  A name in angle brackets is a
-directive of ours; a manifest spells it its own way.
+The directives are those of nginx 0.5 to 1.31, its http and stream modules, and its forks
+(freenginx, Angie, OpenResty, Zimbra's).  A name in angle brackets is a directive of the mail
+modules; for a manifest it is replaced by the name of the field.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ZIMBRA: Final = (
 
 
 SSL: Final = 'nginx removed it in 1.25.1: write "listen … ssl", such as "listen 993 ssl;"'
-"""What to do about ``ssl on``."""
+"""Hint for ``ssl on``."""
 
 _SSL_FIELD: Final = "write {port: 993, ssl: true} in listen"
 
@@ -148,12 +148,12 @@ _UPPER: Final = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
 def advice_for_directive(name: str) -> str:
-    """What to do about a directive that mail {} does not have; empty where nothing is known."""
+    """How to replace a directive that ``mail {}`` does not have; empty if unknown."""
     return _OURS.sub(r'"\1"', _advice(name))
 
 
 def advice_for_field(name: str) -> str:
-    """The same for a field of a manifest, which spells directives in lowerCamelCase."""
+    """The same for a field of a manifest."""
     written = _UPPER.sub(r"_\1", name[:64]).lower()
     if written == "ssl":
         return _SSL_FIELD
@@ -198,14 +198,14 @@ _BY_HAND: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def capability_hints(directive: str, capabilities: Sequence[str]) -> Iterator[tuple[int | None, str]]:
-    """What is odd about a list of capabilities.
+    """Hints about capabilities that nginx accepts but clients understand differently.
 
     Args:
         directive: ``imap_capabilities``, ``pop3_capabilities`` or ``smtp_capabilities``; others have none.
         capabilities: The list.
 
     Yields:
-        The index of a capability, or ``None`` for the list as a whole, and what is odd about it.
+        The index of a capability, or ``None`` for the whole list, and the hint.
     """
     by_hand = _BY_HAND.get(directive)
     if by_hand is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports that Kubernetes opens for listeners: ``listen[].hostPort`` and ``service.nodePorts``.
 
-They belong to the resource and not to the proxy's configuration: the proxy
-listens on the same container port with and without them.
+They are not part of the proxy's configuration: the container ports are the same with and
+without them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RULES: Final = (
         predicate=None,
     ),
 )
-"""Rules of ``spec`` about host ports, for the API server; ``check`` has the same with exact paths."""
+"""Rules of ``spec`` about host ports for the API server; ``check`` has them with exact paths."""
 
 SERVICE_RULE: Final = Rule(
     expression="self.type != 'ClusterIP' || !has(self.nodePorts) || self.nodePorts.size() == 0",
@@ -72,17 +72,17 @@ def host_ports(servers: object) -> dict[int, int]:
     """Map listen ports to host ports.
 
     Args:
-        servers: ``spec.servers`` as it was written; what has the wrong shape is left out.
+        servers: ``spec.servers`` as written; parts that do not match the schema are ignored.
     """
     return {port: host for _, port, host in _given(servers) if host is not None}
 
 
 def check(spec: Mapping[str, Any], problems: Problems) -> None:
-    """Note every host port and node port that cannot be.
+    """Report invalid host ports and node ports.
 
     Args:
-        spec: The whole ``spec`` as it was written.
-        problems: Where to note it, with the path in the resource.
+        spec: The whole ``spec`` as written.
+        problems: Collects the errors.
     """
     given = list(_given(spec.get("servers")))
     _check_sockets(spec.get("servers"), problems)
@@ -92,7 +92,7 @@ def check(spec: Mapping[str, Any], problems: Problems) -> None:
 
 
 _Listener = tuple[str, int, int | None]
-"""The path of a listener, its port, and its host port."""
+"""The path of a host port, the listen port, and the host port."""
 
 
 def _given(servers: object) -> Iterator[_Listener]:
@@ -112,14 +112,14 @@ def _listeners(servers: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _check_sockets(servers: object, problems: Problems) -> None:
-    """A listener without a port is a UNIX socket, to which no port of a node can lead."""
+    """Report host ports of listeners without a port (UNIX sockets)."""
     for path, one in _listeners(servers):
         if "hostPort" in one and "port" not in one:
             problems.add(path, "needs port: no port of a node can lead to a UNIX socket; remove hostPort")
 
 
 def _items(value: object) -> Sequence[Any]:
-    """The items of a list, none of what is not a list."""
+    """The items of a list; nothing for other values."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
@@ -146,7 +146,7 @@ def _check_mode(spec: Mapping[str, Any], given: Sequence[_Listener], problems: P
 
 
 def _check_agreement(given: Sequence[_Listener], problems: Problems) -> None:
-    """There is one container port for each number, and one host port for each of them."""
+    """Each container port has one host port, and each host port one container port."""
     by_port: dict[int, tuple[str, int | None]] = {}
     by_host: dict[int, tuple[str, int]] = {}
     for path, port, host in given:

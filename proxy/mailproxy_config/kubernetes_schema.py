@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Kubernetes part of the manifest may look like; its values are read by ``deployment``."""
+"""The schema of the Kubernetes part of a manifest; ``kubernetes`` reads its values."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ SAFE_SYSCTLS: Final = (
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
 )
-"""The kernel settings that a kubelet allows without being told to."""
+"""The sysctls that a kubelet allows by default."""
 
 
 _QUANTITY: Final = (
@@ -464,7 +464,7 @@ DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
     "sidecar": SIDECAR,
     "paused": Boolean(default=False),
 }
-"""Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
+"""Schemas of the fields of ``spec`` for the deployment on Kubernetes."""
 
 
 DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
@@ -489,4 +489,4 @@ DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
     "sidecar": "Pods that may get the sidecar, for mode Sidecar.",
     "paused": "Pauses reconciliation: the operator changes no objects while this is true.",
 }
-"""One sentence for each of them."""
+"""Their descriptions."""

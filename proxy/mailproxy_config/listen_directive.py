@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``listen``: its parameters, one row each, and the type of a server's list of them."""
+"""The ``listen`` directive: its parameters, one row each, and the type of a list of listeners."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ListenParameter:
 
     Attributes:
         name: nginx's name.
-        field: The manifest's.
+        field: The field of the manifest.
         model: The attribute of ``ListenConfig``.
-        shape: What the manifest may say.
-        default: The built-in default, as the manifest would write it; ``None`` leaves it to the system.
-        meaning: One sentence.
-        own_socket: Whether giving it implies ``bind``.
+        schema: Schema of the manifest value.
+        default: The built-in default as a manifest value; ``None`` keeps the setting of the operating system.
+        meaning: Description.
+        own_socket: Whether it implies ``bind``.
     """
 
     name: str
@@ -330,7 +330,7 @@ _WITH_A_VALUE: Final = frozenset({"ipv6only", "backlog", "rcvbuf", "sndbuf", "so
 
 
 def _parse_nginx_keep_alive(text: str) -> Raw:
-    """``on``, ``off``, or ``[idle]:[interval]:[count]``."""
+    """Parse ``on``, ``off``, or ``[idle]:[interval]:[count]``."""
     if text in {"on", "off"}:
         return {"enabled": text == "on"}
     fields = text.split(":")
@@ -350,7 +350,7 @@ def _parse_nginx_keep_alive(text: str) -> Raw:
 
 
 def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
-    """One parameter behind the address."""
+    """Parse one parameter after the address."""
     name, equals, value = word.partition("=")
     field = BY_NAME[name].field if name in BY_NAME else ""
     if name in _BARE and not equals:
@@ -370,7 +370,7 @@ def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
 
 
 def _parameter_hint(name: str) -> str:
-    """What to do about a parameter that listeners of mail do not have."""
+    """How to fix an unknown parameter."""
     if name in _OF_HTTP:
         return ": it belongs to http {} and stream {}, leave it out"
     if name in _BARE:
@@ -382,10 +382,10 @@ def _parameter_hint(name: str) -> str:
 
 
 def parse_nginx_listen(arguments: Sequence[str]) -> list[dict[str, Raw]]:
-    """Read the arguments of one ``listen``: a listener for every port of its range.
+    """Parse the arguments of one ``listen``: one listener for each port of its range.
 
     Raises:
-        ValueError: The address or a parameter is not what nginx takes.
+        ValueError: The address or a parameter is invalid.
     """
     where = addresses.parse_listen_argument(arguments[0])
     parameters: dict[str, Raw] = {}

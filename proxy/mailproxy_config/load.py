@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a configuration, whichever of the three kinds of file it stands in.
+"""Loads a configuration file of any of the three kinds.
 
-A ``MailProxy`` manifest (YAML or JSON), the configuration that the operator
-rendered (JSON), or an ``nginx.conf``: the content tells which.  Certificates and
-other files are not opened here; ``check_files`` looks whether they could be.
+A ``MailProxy`` manifest (YAML or JSON), a configuration rendered by the operator (JSON),
+or an ``nginx.conf``: the kind is recognised from the content.  Certificates and other
+files are not opened; ``check_files`` checks whether they can be read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
 _NUMBERED: Final = re.compile(r"servers\[([0-9]{1,4})\]")
 _MOUNTS: Final = Mounts()
 NOT_REGULAR: Final = "is not a regular file"
-"""How the reason begins that ``check_files`` gives for a pipe or a device."""
+"""Start of the reason that ``check_files`` reports for a pipe or device."""
 
 
 class FileKind(StrEnum):
-    """What kind of file a configuration was read from."""
+    """The kind of a configuration file."""
 
     MANIFEST = "manifest"
     RENDERED = "rendered"
@@ -42,15 +42,15 @@ class FileKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A configuration and where it comes from.
+    """A loaded configuration.
 
     Attributes:
-        config: What to run.
-        generation: Of the resource it was made of; 0 where there is none.
-        hash: ``config_hash`` before the host name was filled in, so that all pods agree on it.
-        notices: What is accepted but worth telling.
+        config: The compiled configuration.
+        generation: Generation of the resource; 0 if there is none.
+        hash: ``config_hash`` before the host name was set, so that it is the same for all pods.
+        notices: Values that are accepted but probably not intended.
         kind: The kind of file.
-        located: Gives a problem of a server of ``config`` its file and line, where it has one.
+        located: Maps a problem of a server in ``config`` to its file and line, or field.
     """
 
     config: ProxyConfig
@@ -62,17 +62,17 @@ class Loaded:
 
 
 def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: str = "") -> Loaded:
-    """Read a configuration.
+    """Load a configuration.
 
     Args:
         text: The content of the file.
-        source: The file's path; problems name it, and an ``nginx.conf`` includes relative to it.
-        mounts: Where Secrets and ConfigMaps are found as files.
-        hostname: The machine's name, for servers without a ``server_name``.
+        source: The path of the file, for errors and for the includes of an ``nginx.conf``.
+        mounts: Where Secrets and ConfigMaps are mounted as files.
+        hostname: The host name, for servers without a ``server_name``.
 
     Raises:
-        ConfigError: With everything that is wrong with it.  Its ``partial`` is what a manifest or an
-            ``nginx.conf`` says in spite of that.
+        ConfigError: With all errors.  ``partial`` is what could be loaded of a manifest or an
+            ``nginx.conf``.
     """
     words = _decoded(text, source)
     if words.lstrip().startswith("{") and f'"{FORMAT}"' in words:
@@ -103,10 +103,10 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
 
 
 def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
-    """Read the one ``MailProxy`` of a YAML or JSON text; other documents are named in the notices.
+    """Parse the one ``MailProxy`` of a YAML or JSON text; other documents are ignored with a notice.
 
     Raises:
-        ConfigError: There is none, there are several, or it is not in order.
+        ConfigError: There is none, more than one, or it is invalid.
     """
     found, others = [], []
     for document in _documents(text, source):
@@ -127,14 +127,14 @@ def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
 
 
 def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Problem, ...]:
-    """Tell which of the files that a configuration refers to cannot be read.
+    """Report the referenced files that cannot be read.
 
     Args:
         config: The configuration.
-        kind: The kind of file it comes from: it makes a difference to who can mend it.
+        kind: The kind of its file; the hint depends on it.
 
-    TLS files of a server that uses no TLS do not matter, since nobody opens them,
-    nor do those for clients' certificates where nobody asks for any.
+    TLS files count only if the server uses TLS, and files for client certificates only if
+    ``ssl_verify_client`` is not disabled.
     """
     problems = Problems()
     for index, server in enumerate(config.servers):
@@ -150,7 +150,7 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
 
 
 def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
-    """Servers of a rendered configuration by the names that they have in the manifest."""
+    """Replace the index of a server in a rendered configuration by its name."""
 
     def located(problem: Problem) -> Problem:
         found = _NUMBERED.match(problem.path)
@@ -163,26 +163,26 @@ def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
 
 
 def is_mounted(problem: Problem) -> bool:
-    """Whether what ``check_files`` found is about a Secret or a ConfigMap, which only a pod has as files."""
+    """Whether a problem of ``check_files`` is about a Secret or ConfigMap, which only pods have as files."""
     return f"{_MOUNTS.root}/" in problem.reason.partition(": ")[0]
 
 
 class _SourceMap(Protocol):
-    """Where a configuration says what."""
+    """Maps problems of a compiled configuration to its source."""
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive`` at its place in the file."""
+        """Map a problem of ``servers[NAME].directive`` to its place in the file."""
         ...
 
     def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration with what the file says and a manifest has no room for."""
+        """Add the logs of an ``nginx.conf``, which a manifest cannot contain."""
         ...
 
 
 def _loaded(
     read: Callable[[], tuple[MailProxyManifest, _SourceMap]], mounts: Mounts, hostname: str, kind: FileKind
 ) -> Loaded:
-    """What ``read`` gives, compiled; where it fails, what it could read is compiled for the error."""
+    """Compile the result of ``read``; if it raises, compile the partial result for the error."""
 
     def compiled(manifest: MailProxyManifest, places: _SourceMap, *, is_partial: bool) -> Loaded:
         config = places.with_error_logs(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
@@ -204,7 +204,7 @@ def _loaded(
 
 
 def _mount_hint(path: str, directive: str, kind: FileKind | None) -> str:
-    """What to do about a file that comes from a Secret or a ConfigMap."""
+    """How to provide a missing file of a Secret or ConfigMap."""
     root, _, rest = path.partition(f"{_MOUNTS.root}/")
     parts = rest.split("/")
     if root or len(parts) != 3 or kind is None:
@@ -224,7 +224,7 @@ def _mount_hint(path: str, directive: str, kind: FileKind | None) -> str:
 
 
 def _documents(text: str, source: str) -> list[Any]:
-    """The documents of a text; JSON may be indented with tabs, which YAML forbids."""
+    """The documents of a text; JSON may be indented with tabs, YAML may not."""
     if _JSON_BEGINS.match(text):
         return [parse_json(text, source)]
     return load_documents(text, source=source)
@@ -238,7 +238,7 @@ def _decoded(data: bytes, source: str) -> str:
 
 
 def _described(document: object) -> str:
-    """An ignored document in a few words."""
+    """Kind and name of an ignored document."""
     if not isinstance(document, Mapping):
         return "a document that is no object"
     metadata = document.get("metadata")

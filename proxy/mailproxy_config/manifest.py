@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``MailProxy`` resource as a typed value.
+"""The ``MailProxy`` resource: its schema, and the typed value that is read from it.
 
-Its mail part stays in levels, as written; ``compile`` applies inheritance.
-Reading finds every problem at once, whether a field is unknown, a value is
-wrong in itself, or two values do not go together.
+Directives stay in their levels; ``compile`` applies inheritance.  All errors are
+reported together: unknown fields, invalid values, and invalid combinations.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from mailproxy_config.value_types import INVALID_ITEM, ErrorPath, describe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """Who a resource is.  ``generation`` is 0 where it did not come from an API server."""
+    """Metadata of a resource.  ``generation`` is 0 if it did not come from an API server."""
 
     name: str = ""
     namespace: str = "default"
@@ -82,7 +81,7 @@ def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
 MAIL: Final = Object(
     fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
 )
-"""``spec.mail``: every directive that may stand in ``mail {}``."""
+"""``spec.mail``: every directive allowed in ``mail {}``."""
 
 
 SERVER_NAME: Final = String(
@@ -119,7 +118,7 @@ SERVER: Final = Object(
         **MAIL.descriptions,
     },
 )
-"""One of ``spec.servers``: every directive that may stand in ``server {}``, and a name."""
+"""An item of ``spec.servers``: every directive allowed in ``server {}``, and a name."""
 
 
 SPEC: Final = Object(
@@ -158,21 +157,21 @@ NAME_RULES: Final = (
         predicate=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
     ),
 )
-"""Rules that stand on the resource itself."""
+"""Rules of the resource itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailProxyManifest:
-    """A ``MailProxy`` resource that has been found to be in order.
+    """A valid ``MailProxy`` resource.
 
     Attributes:
-        metadata: Who it is.
+        metadata: Name, namespace, generation and UID.
         main: ``workers``, ``workerConnections`` and ``errorLog``.
         mail: The mail level.
         servers: The servers, in the order of the manifest.
-        deployment: How it runs on Kubernetes.
-        notices: What is accepted but worth telling.
-        raw: The resource as it came, without fields that were null.
+        deployment: How it is deployed on Kubernetes.
+        notices: Values that are accepted but probably not intended.
+        raw: The resource as it was given, without null fields.
     """
 
     metadata: Metadata
@@ -185,10 +184,10 @@ class MailProxyManifest:
 
 
 def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
-    """Read a resource that is a mapping already, as the operator gets it from the API server.
+    """Read a resource that is already a mapping, for example from the API server.
 
     Raises:
-        ConfigError: With everything that is wrong with it.
+        ConfigError: With all errors.
     """
     problems = Problems()
     manifest = read_manifest(body, problems)
@@ -198,9 +197,9 @@ def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
 
 
 def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
-    """Read as much of a resource as can be read, and note everything that is wrong with it.
+    """Read a resource as far as possible, and collect all errors.
 
-    The result is of use only if no problem was noted; it is ``None`` if there is nothing to read.
+    The result is valid only if there were no errors.  It is ``None`` if there is no ``spec``.
     """
     for name in body:
         if name not in _ON_TOP:
@@ -246,7 +245,7 @@ def _examined(
 
 
 def _metadata(value: object, problems: Problems) -> Metadata:
-    """The name and what else we use; Kubernetes itself looks after the rest."""
+    """Name, namespace, generation and UID; the API server validates the other metadata."""
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         problems.add("metadata.name", "is required, as text")
         return Metadata()
@@ -263,7 +262,7 @@ def _metadata(value: object, problems: Problems) -> Metadata:
 
 
 def _servers(value: object, path: ErrorPath) -> tuple[ServerBlock, ...]:
-    """Every server that can be made sense of, at the index it has in the manifest."""
+    """All servers that are objects, with their index in the manifest."""
     if value is None:
         path.problems.add(path.text, "is required")
         return ()
@@ -293,7 +292,15 @@ def _server(value: object, path: ErrorPath) -> ServerBlock | None:
 def _level(
     good: Mapping[str, Any], raw: object, rows: Sequence[Directive], path: ErrorPath, record: Object
 ) -> Level:
-    """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
+    """Read the directives of one level.
+
+    Args:
+        good: The fields that match their schema.
+        raw: The object as written.
+        rows: The directives of the level.
+        path: The path of the level.
+        record: The schema of the object.
+    """
     values: dict[str, object] = {}
     known = by_field(rows)
     written = raw if isinstance(raw, Mapping) else {}
@@ -321,7 +328,7 @@ def _note_capabilities(row: Directive, value: Any, here: ErrorPath) -> None:  # 
 
 
 def _read_sound_items(row: Directive, value: object, here: ErrorPath) -> None:
-    """Look for more that is wrong in a list of which some items have the wrong shape."""
+    """Read the valid items of a list with invalid ones, to find further errors."""
     schema = row.type.schema
     if not row.type.itemwise or not isinstance(schema, Array) or not isinstance(value, list):
         return
@@ -338,14 +345,14 @@ def _has_shape(schema: Schema, value: object) -> bool:
 def _sound_fields(
     record: Object, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """The fields of an object that have the right shape; the others are noted.
+    """Return the fields of an object that match their schema, and report the others.
 
     Args:
-        record: What the object may look like; its rules are left to ``check_consistency``.
+        record: Schema of the object; its rules are checked by ``check_consistency``.
         value: The object.
-        path: Where it stands.
-        problems: Where to note what is wrong.
-        apart: Fields that are looked at elsewhere.
+        path: Its path.
+        problems: Collects the errors.
+        apart: Fields that are checked elsewhere.
     """
     if not isinstance(value, Mapping):
         problems.add(path, f"must be an object with fields, not {type_of(value)}")
@@ -365,7 +372,7 @@ def _sound_fields(
 
 
 def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YAML value
-    """The value as the API server would store it: a field that is null is a field that is absent."""
+    """The value without null fields, as the API server stores it."""
     if isinstance(value, Mapping):
         return {
             name: inner if depth == 0 and name in _KEPT_WHOLE else _without_nulls(inner, depth + 1)
@@ -382,19 +389,20 @@ _ROWS: Final = by_name(DIRECTIVES)
 
 @dataclass(frozen=True, slots=True)
 class ManifestSourceMap:
-    """The fields of a manifest."""
+    """Maps problems of the compiled configuration to fields of the manifest.
+
+    Certificates and other files are read after the configuration is compiled; their problems
+    name a server and a directive.
+    """
 
     manifest: MailProxyManifest
 
     def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration as it is: a manifest says all of it."""
+        """The configuration unchanged: a manifest has no log files."""
         return config
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive`` or one of its items, at its field of the manifest.
-
-        A number may stand for the name.
-        """
+        """Map a problem of ``servers[NAME].directive`` to its field; an index may replace the name."""
         found = _OF_SERVER.fullmatch(problem.path)
         server = self._server(found[1]) if found else None
         if found is None or server is None or found[2] not in _ROWS:

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a manifest as YAML that a person likes to read and that ``kubectl`` reads the same way."""
+"""Reads and writes YAML as ``kubectl`` does.
+
+``kubectl`` converts YAML to JSON with a Go library whose rules for YAML 1.1 differ from
+PyYAML's (``y``, ``1:30``, ``0o17``, dates, ...).  This loader resolves words as ``kubectl``
+does, so that a file means the same to the proxy and to the cluster.  Duplicate keys are
+errors.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +48,10 @@ _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 
 
 class _ManifestLoader(yaml.SafeLoader):
-    """Resolves plain words as ``kubectl`` does, and no other tags than these.
+    """Resolves plain scalars as ``kubectl``; other tags are errors.
 
-    Counts tokens while it scans, in all documents of a text: a directive is no
-    event, and a limit on nodes would hold only after a whole document was read.
+    Tokens are counted in the scanner, over all documents: directives make no events, and nodes
+    are complete only at the end of a document.
     """
 
     yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class's, whatever PyYAML's stubs say
@@ -60,7 +66,7 @@ class _ManifestLoader(yaml.SafeLoader):
         """Scan the next token.
 
         Raises:
-            ConfigError: It is one too many.
+            ConfigError: There are more than ``MAX_TOKENS``.
         """
         self._tokens += 1
         if self._tokens > MAX_TOKENS:
@@ -68,10 +74,10 @@ class _ManifestLoader(yaml.SafeLoader):
         super().fetch_more_tokens()
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Read one value with all that stands inside it.
+        """Compose one value.
 
         Raises:
-            ConfigError: It stands too deep.
+            ConfigError: It is nested too deeply.
         """
         self._levels += 1
         if self._levels > MAX_LEVELS:
@@ -82,14 +88,14 @@ class _ManifestLoader(yaml.SafeLoader):
 
 
 def load_documents(text: str, *, source: str = "") -> list[Any]:
-    """Read every document of a YAML text; empty ones are left out.
+    """Read all documents of a YAML text; empty ones are left out.
 
     Args:
-        text: The text; tabs, anchors, merge keys and the like as in YAML 1.1.
-        source: What the text is called in problems.
+        text: YAML 1.1 with anchors, merge keys and so on.
+        source: The name of the text in errors.
 
     Raises:
-        ConfigError: It is no YAML, a key stands twice, or it is larger or deeper than ``limits`` allows.
+        ConfigError: It is not valid YAML, has duplicate keys, is too large or nested too deeply.
     """
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError([Problem(source, f"is larger than {MAX_FILE_BYTES} bytes")])
@@ -124,19 +130,19 @@ def _documents(text: str, source: str) -> Iterator[Any]:
 
 
 def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> int:
-    """Note keys that stand twice.
+    """Report duplicate keys, and count values.
 
     Args:
         root: A document.
-        source: What its file is called.
-        problems: Where to note them.
-        seen: How many values the documents before it have; aliases count as often as they stand.
+        source: The name of its file.
+        problems: Collects the errors.
+        seen: Number of values in earlier documents; aliases count each time.
 
     Returns:
-        The same with this document.
+        The number of values including this document.
 
     Raises:
-        ConfigError: Aliases make it too large, or nest it too deeply.
+        ConfigError: With its aliases it is too large or nested too deeply.
     """
     waiting: list[tuple[yaml.Node, str, int]] = [(root, "", 1)]
     while waiting:
@@ -172,7 +178,7 @@ def _key(node: yaml.Node) -> str:
 
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
-    """A mapping with text for keys, as in JSON; yielded first so that anchors may refer to it."""
+    """A mapping with text keys, as in JSON; yielded empty first, so that anchors can refer to it."""
     found: dict[str, Any] = {}
     yield found
     loader.flatten_mapping(node)
@@ -195,7 +201,7 @@ def _unknown(_: yaml.SafeLoader, node: yaml.Node) -> None:
 
 
 def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
-    """The number that is written, or the text where it is none."""
+    """A number, or the text if it is not one."""
     text = str(node.value).replace("_", "")
     if len(text) > _MAX_DIGITS:
         return str(node.value)
@@ -212,7 +218,7 @@ def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
 
 
 def _checked(construct: Callable[..., Any]) -> Callable[[yaml.SafeLoader, yaml.Node], Any]:
-    """The same constructor for nodes of its kind only: a tag may stand before anything."""
+    """The constructor for its own kind of node only: a tag can precede any node."""
     kind = {_mapping: yaml.MappingNode, _sequence: yaml.SequenceNode}.get(construct, yaml.ScalarNode)
 
     def checked(loader: yaml.SafeLoader, node: yaml.Node) -> Any:  # noqa: ANN401 -- whatever is built
@@ -227,7 +233,7 @@ IMPLICIT: Final[tuple[tuple[str, re.Pattern[str], list[str]], ...]] = (
     ("tag:yaml.org,2002:merge", re.compile("^<<$"), ["<"]),
     ("!number", re.compile("^[-+]?[.0-9][-+.0-9a-fA-FxobeE_]*$"), list("-+.0123456789")),
 )
-"""What plain words mean: a tag, the words, and the characters they may begin with."""
+"""How plain scalars are resolved: tag, pattern, and possible first characters."""
 
 
 for _name, _grammar, _first in IMPLICIT:
@@ -264,7 +270,7 @@ class _ManifestDumper(yaml.SafeDumper):
         super().increase_indent(flow, indentless=False)
 
     def ignore_aliases(self, data: object) -> bool:
-        """Write equal values out, every time."""
+        """Write equal values each time."""
         return True
 
 
@@ -292,6 +298,6 @@ for _tag, _grammar, _first in IMPLICIT:
 
 
 def to_manifest_yaml(manifest: MailProxyManifest) -> str:
-    """The YAML of a manifest: what was written, in the order in which it was written."""
+    """Format a manifest as YAML, with its fields in the original order."""
     body = dict(manifest.raw)
     return yaml.dump(body, Dumper=_ManifestDumper, sort_keys=False, width=_WIDTH, allow_unicode=True)

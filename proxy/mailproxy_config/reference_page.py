@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of directives, made of the table: ``python -m mailproxy_config.reference_page``.
+"""Generates ``docs/reference/directives.md``: ``python -m mailproxy_config.reference_page``.
 
-It is kept in ``docs/reference/directives.md``; a test tells when that is stale.
+A test fails if the page in the repository is not up to date.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _listen_table() -> Iterator[str]:
 
 
 def _default(value: Raw) -> str:
-    """A default for a cell; a dash where there is none."""
+    """A default for a cell of a table; ``-`` if there is none."""
     shown = format_default(value)
     return f"`{shown}`" if shown else "-"
 

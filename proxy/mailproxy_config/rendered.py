@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what ``dump`` wrote, as strictly as the format is closed.
+"""The rendered configuration: canonical JSON that the operator writes and the proxy loads.
 
-Types come from the model itself.  Beyond them, values are checked as a
-manifest's are: whoever edits the file by hand gets the same answers.
+The format is closed: every field is present, and a format version identifies them.
+Equal configurations have equal bytes.  ``parse_rendered`` takes types from the model, and
+validates values with the table of directives as those of a manifest.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ FORMAT_VERSION: Final = 1
 
 
 def dump(config: ProxyConfig, *, generation: int = 0) -> bytes:
-    """Write a configuration.
+    """Render a configuration.
 
     Args:
-        config: What to write.  A ``server_name`` that is not set stays empty.
-        generation: The generation of the resource it was made of; no part of the hash.
+        config: The configuration.  An empty ``server_name`` stays empty.
+        generation: Generation of the resource; not part of the hash.
     """
     document = {
         "format": FORMAT,
@@ -60,17 +61,17 @@ def dump(config: ProxyConfig, *, generation: int = 0) -> bytes:
 
 
 def config_hash(config: ProxyConfig) -> str:
-    """SHA-256 of the configuration as ``dump`` writes it, without the generation; in hexadecimal."""
+    """SHA-256 of the configuration as ``dump`` renders it without the generation, in hexadecimal."""
     return hashlib.sha256(_canonical({"formatVersion": FORMAT_VERSION, "config": _plain(config)})).hexdigest()
 
 
 def _canonical(document: object) -> bytes:
-    """One spelling: sorted names, no spaces to choose, ASCII only."""
+    """JSON with sorted names, fixed white space, ASCII only."""
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a configuration
-    """A value as JSON knows it; sets are sorted, and whole floats are integers."""
+    """A value as JSON; sets are sorted, and whole floats are integers."""
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     match value:
@@ -95,17 +96,17 @@ _SCALARS: Final[Mapping[type, str]] = {bool: "a boolean", int: "a whole number",
 
 
 class _Unreadable(Exception):
-    """A value of another type than the model wants; the problem has been noted."""
+    """The value has another type than the model; the error is already reported."""
 
 
 def parse_rendered(document: object) -> tuple[ProxyConfig, int]:
     """Read a rendered configuration.
 
     Returns:
-        The configuration, and the generation it was made of.
+        The configuration, and the generation of its resource.
 
     Raises:
-        ConfigError: With everything in it that is not as ``dump`` writes it.
+        ConfigError: With all differences from the format of ``dump``.
     """
     problems = Problems()
     if not isinstance(document, Mapping):
@@ -139,14 +140,14 @@ def _read_config(value: object, problems: Problems) -> ProxyConfig | None:
 
 
 def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[str, Any]:  # noqa: B006 -- kept
-    """The resolved types of a dataclass's fields."""
+    """The resolved types of a dataclass's fields; cached."""
     if kind not in _known:
         _known[kind] = get_type_hints(kind)
     return _known[kind]
 
 
 def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T:
-    """A dataclass of the model, every field given and none unknown."""
+    """A dataclass of the model: no field missing, no field unknown."""
     if not isinstance(value, Mapping):
         raise _noted(path, f"must be an object, not {type_of(value)}", problems)
     types = _types(kind)
@@ -174,7 +175,7 @@ def _noted(path: str, reason: str, problems: Problems) -> _Unreadable:
 
 
 def _read(kind: Any, value: object, path: str, problems: Problems) -> Any:  # noqa: ANN401 -- a type, and one of it
-    """A value of any type that the model uses."""
+    """A value of any type in the model."""
     kind = getattr(kind, "__supertype__", kind)
     origin = get_origin(kind)
     if origin in {UnionType, Union}:
@@ -252,11 +253,11 @@ _READ_LIST: Final[Mapping[object, Callable[[Any, object, str, Problems], Any]]] 
 _MAIN_NAMES: Final = {"worker_processes": "workers"}
 
 _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
-"""A header's file may be anywhere; the shape of a header only knows Secrets."""
+"""The file of a header has any path; the schema of a header accepts only Secrets."""
 
 
 def validate_rendered(config: ProxyConfig, problems: Problems) -> None:
-    """Note every value that no manifest compiles to, at its path below ``config``."""
+    """Report every value that cannot be the result of compiling a manifest."""
     for row in MAIN_DIRECTIVES:
         name = _MAIN_NAMES.get(row.name, row.name)
         _check_value(row, getattr(config, name), f"config.{name}", problems)
@@ -286,7 +287,7 @@ def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
 
 
 def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
-    """Write the value, and read it as if a manifest had said so."""
+    """Convert the value to its manifest value, and validate that."""
     if isinstance(value, float):
         _check_time(value, here, problems)
         return
@@ -304,7 +305,7 @@ def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> N
 
 
 def _comparable(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
-    """The value, but for ``bind``: other parameters of a listener imply it."""
+    """The value without ``bind``, which other parameters of a listener imply."""
     if isinstance(value, tuple) and value and isinstance(value[0], ListenConfig):
         return tuple(replace(listener, bind=True) for listener in value)
     return value
@@ -316,7 +317,7 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
 
 
 def _as_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
-    """The value as it was before its references were replaced by paths."""
+    """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):
             return HeaderRef(value.name, _STAND_IN)
@@ -342,7 +343,7 @@ def _check_unique(config: ProxyConfig, problems: Problems) -> None:
 
 
 def _key(listener: ListenConfig) -> tuple[str, int | None]:
-    """What makes two listeners the same, even where the address is no good."""
+    """Equal for equal listeners, also if the address is invalid."""
     try:
         return listen_key(listener.address, listener.port)
     except ValueError:

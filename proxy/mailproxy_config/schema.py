@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes: what a field of the manifest may look like, said once.
+"""Schemas of the fields of a manifest.
 
-A shape answers two questions with the same facts: what the Kubernetes API
-server shall be told (``openapi``), and what is wrong with a value that did not
-come through it (``check``).  So the two can never disagree.
-
-A ``Rule`` carries a CEL expression for the API server and the same condition
-in Python.  Shapes do not convert anything; see ``values``.
+A schema has two uses: ``openapi`` is the schema for the Kubernetes API server, ``check``
+validates a value that did not come from the API server.  A ``Rule`` has a CEL expression
+for the API server and the same condition in Python.  Values are converted in ``value_types``.
 """
 
 from __future__ import annotations
@@ -26,10 +23,10 @@ _MAX_UNKNOWN: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One ``x-kubernetes-validations`` entry, and the same in Python.
+    """One entry of ``x-kubernetes-validations``, and the same condition in Python.
 
-    ``predicate`` is asked about values that have the right shape; it is ``None`` where a
-    check with a better path stands elsewhere (``consistency``).
+    ``predicate`` is called with values that match the schema.  It is ``None`` if ``cross_checks``
+    has the same condition with a more exact path.
     """
 
     expression: str
@@ -39,27 +36,27 @@ class Rule:
     field_path: str = ""
 
     def openapi(self) -> OpenApiSchema:
-        """The entry as the API server takes it; its message names the field."""
+        """The entry for the API server; its message contains the name of the field."""
         name = self.field_path.lstrip(".")
         message = self.message if name in self.message else f"{name}: {self.message}"
         entry = {"rule": self.expression, "message": message, "reason": self.reason}
         return entry | ({"fieldPath": self.field_path} if self.field_path else {})
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """Note the message at the rule's place if the condition does not hold."""
+        """Add the message at the path of the rule if the condition is false."""
         if self.predicate is not None and not self.predicate(value):
             problems.add(path + self.field_path, self.message)
 
 
 class Schema(Protocol):
-    """What a value may look like."""
+    """The schema of a value."""
 
     def openapi(self) -> OpenApiSchema:
-        """The structural schema of an API server for this shape, a new mapping each time."""
+        """The structural schema for an API server; a new mapping for each call."""
         ...
 
     def check(self, value: object, path: str, problems: Problems) -> None:
-        """Note everything that is wrong with a value."""
+        """Add all errors of a value."""
         ...
 
 
@@ -81,7 +78,7 @@ class Boolean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integer:
-    """A whole number within bounds, both included."""
+    """An integer within limits, both included."""
 
     minimum: int = 0
     maximum: int = MAX_INT32
@@ -102,10 +99,10 @@ class Integer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class String:
-    """Text within a length; perhaps one of a few words, perhaps matching an expression.
+    """Text with a maximum length, and optionally an enumeration or a pattern.
 
-    ``hint`` says in words what ``pattern`` wants.  A ``secret`` is never quoted in a reason.
-    ``spellings`` gives the words for what nginx calls otherwise.
+    ``hint`` describes ``pattern``.  The value of a ``secret`` is never part of a message.
+    ``spellings`` maps nginx's words to those of ``enum``.
     """
 
     max_length: int
@@ -147,7 +144,7 @@ class String:
             _check_rules(self.rules, value, path, problems)
 
     def _quote_hint(self, value: object) -> str:
-        """YAML makes booleans of on, off, yes and no; say what to do about it."""
+        """How to fix a boolean that YAML made of on, off, yes or no."""
         if not isinstance(value, bool):
             return ""
         if not self.enum:
@@ -160,7 +157,7 @@ class String:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntOrString:
-    """A whole number, or text that a rule or an expression knows: times, sizes, ``auto``, percentages."""
+    """An integer, or text that matches a rule or pattern: times, sizes, ``auto``, percentages."""
 
     minimum: int = 0
     maximum: int | None = None
@@ -172,7 +169,7 @@ class IntOrString:
     default: int | str | None = None
 
     def with_default(self, default: int | str) -> IntOrString:
-        """The same shape with a default for the API server to fill in."""
+        """The same schema with a default for the API server."""
         return replace(self, default=default)
 
     def openapi(self) -> OpenApiSchema:
@@ -203,7 +200,7 @@ class IntOrString:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
-    """A list within a length.  ``keys`` makes it a list-map: no two items may agree in them."""
+    """A list.  With ``keys`` it is a list-map: the keys of its items are unique."""
 
     items: Schema
     max_items: int
@@ -237,7 +234,7 @@ class Array:
             _check_rules(self.rules, value, path, problems)
 
     def _check_keys(self, value: Sequence[Any], path: str, problems: Problems) -> None:
-        """Note items whose keys another item has already."""
+        """Report items with the keys of an earlier item."""
         seen: dict[tuple[object, ...], int] = {}
         for index, item in enumerate(value if self.keys else ()):
             key = tuple(item.get(name) for name in self.keys)
@@ -250,10 +247,10 @@ class Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Object:
-    """An object with known fields; anything else in it is an error.
+    """An object with known fields; unknown fields are errors.
 
-    ``advice`` says what to do about an unknown field, or nothing; ``example`` is what
-    to write where something else than an object stands.
+    ``advice`` returns how to replace an unknown field, or nothing.  ``example`` is shown if the
+    value is not an object.
     """
 
     fields: Mapping[str, Schema]
@@ -290,13 +287,13 @@ class Object:
             _check_rules(self.rules, value, path, problems)
 
     def missing(self, value: Mapping[str, Any]) -> list[str]:
-        """Required fields that an object lacks, but for those that an unknown field was meant to be."""
+        """Required fields that are missing and are not the intended name of an unknown field."""
         lacking = [name for name in self.required if name not in value]
         meant = self.meant(value) if lacking else {}
         return [name for name in lacking if name not in meant.values()]
 
     def meant(self, value: Mapping[str, Any]) -> dict[str, str]:
-        """The known fields that the unknown ones of an object were probably meant to be."""
+        """Unknown fields that look like typing errors, with the fields that were probably intended."""
         unknown = [name for name in value if name not in self.fields][:_MAX_UNKNOWN]
         found = {name: closest_match(str(name), self.fields) for name in unknown}
         return {name: field for name, field in found.items() if field}
@@ -313,7 +310,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapOf:
-    """An object whose fields all have one shape: labels, annotations, quantities."""
+    """An object whose fields all have the same schema: labels, annotations, quantities."""
 
     values: Schema
     max_fields: int = 64
@@ -339,7 +336,7 @@ class MapOf:
 
 @dataclass(frozen=True, slots=True)
 class AnyObject:
-    """An object that is handed to Kubernetes as it is."""
+    """An object that is passed to Kubernetes unchanged."""
 
     def openapi(self) -> OpenApiSchema:
         """See ``Schema``."""
@@ -358,7 +355,7 @@ def join_path(path: str, name: object) -> str:
 
 
 def type_of(value: object) -> str:
-    """What a value is, in the words of a manifest's writer."""
+    """The type of a value, for a message."""
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (type(None), "nothing"),
         (bool, "a boolean"),
@@ -371,13 +368,13 @@ def type_of(value: object) -> str:
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether an expression is found in a text, with RE2's meaning of ``$`` (the very end)."""
+    """Whether a pattern is found in a text; ``$`` is the very end, as in RE2."""
     compiled = re.compile(pattern.removesuffix("$") + r"\Z" if pattern.endswith("$") else pattern, re.ASCII)
     return compiled.search(text) is not None
 
 
 def is_encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: JSON can smuggle in halves of characters."""
+    """Whether a text can be encoded as UTF-8: JSON can contain lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -386,7 +383,7 @@ def is_encodable(text: str) -> bool:
 
 
 def _flag_hint(value: object) -> str:
-    """What to write for a word of nginx that stands in quotes."""
+    """What to write instead of nginx's on or off in quotes."""
     meant = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
     word = value.lower() if isinstance(value, str) else ""
     return f"; write {meant[word]}, without quotes" if word in meant else ""
@@ -412,15 +409,16 @@ def _quote(value: object) -> str:
 
 
 def _did_you_mean(word: object, known: Collection[str]) -> str:
-    """``; did you mean ...?`` where something known looks much alike."""
+    """``; did you mean ...?`` if a known name is similar."""
     found = closest_match(str(word), known)
     return f"; did you mean {found}?" if found else ""
 
 
 def closest_match(word: str, known: Collection[str]) -> str:
-    """What a typing error may have made a word of; empty where nothing known looks much alike.
+    """The known name that is most similar to a misspelled one, or an empty text.
 
-    A timeout is never taken for another one, which would limit something else.
+    A timeout matches only a timeout with the same number of words, because a similar name may
+    be a different limit.
     """
     lowered = {name.lower(): name for name in known}
     found = get_close_matches(word[:64].lower(), list(lowered), n=1, cutoff=0.75)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Secrets, ConfigMaps and files that a configuration refers to, and where they are found as files.
+"""References to Secrets, ConfigMaps and files, and the paths where they are mounted.
 
-Values from a Secret never pass through the configuration: it knows their paths only.
+Values of Secrets are never part of the configuration, only their paths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mailproxy_config.value_types import ErrorPath, Raw, ValueType, read_items
 
 
 class ReferenceKind(StrEnum):
-    """The kinds of Kubernetes objects that can be referred to."""
+    """The kinds of Kubernetes objects that can be referenced."""
 
     SECRET = "Secret"  # noqa: S105 -- a kind of object
     CONFIG_MAP = "ConfigMap"
@@ -24,7 +24,7 @@ class ReferenceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class KeyRef:
-    """One key of one Secret or ConfigMap in the namespace of the resource."""
+    """One key of a Secret or ConfigMap in the namespace of the resource."""
 
     kind: ReferenceKind
     name: str
@@ -37,7 +37,7 @@ FileRef = KeyRef | str
 
 @dataclass(frozen=True, slots=True)
 class CertificateRef:
-    """A certificate chain and its key."""
+    """A certificate chain and its private key."""
 
     certificate: FileRef
     key: FileRef
@@ -45,7 +45,7 @@ class CertificateRef:
 
 @dataclass(frozen=True, slots=True)
 class HeaderRef:
-    """One ``auth_http_header`` whose value stands in a Secret."""
+    """One ``auth_http_header`` whose value is in a Secret."""
 
     name: str
     source: KeyRef
@@ -53,7 +53,7 @@ class HeaderRef:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Reference:
-    """Everything that a configuration wants of one Secret or ConfigMap; the keys are sorted."""
+    """All keys that a configuration uses of one Secret or ConfigMap, sorted."""
 
     kind: ReferenceKind
     name: str
@@ -67,11 +67,11 @@ class Mounts:
     root: str = "/etc/mailproxy-refs"
 
     def directory(self, kind: ReferenceKind, name: str) -> str:
-        """The directory that holds the keys of one object."""
+        """The directory with the keys of one object."""
         return f"{self.root}/{'secrets' if kind is ReferenceKind.SECRET else 'configmaps'}/{name}"
 
     def path(self, ref: FileRef) -> str:
-        """The file behind a reference; a path is its own."""
+        """The path of a reference; a path is returned unchanged."""
         return ref if isinstance(ref, str) else f"{self.directory(ref.kind, ref.name)}/{ref.key}"
 
 
@@ -103,12 +103,12 @@ KEY_REF: Final = Object(
 
 
 def read_key_ref(kind: ReferenceKind, value: Mapping[str, str]) -> KeyRef:
-    """The reference that a ``KEY_REF`` stands for."""
+    """Convert a value of the schema ``KEY_REF``."""
     return KeyRef(kind, value["name"], value["key"])
 
 
 def format_key_ref(ref: KeyRef) -> Raw:
-    """The field of a manifest that stands for a reference."""
+    """The manifest value of a reference."""
     field = "secretKeyRef" if ref.kind is ReferenceKind.SECRET else "configMapKeyRef"
     return {field: {"name": ref.name, "key": ref.key}}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directive values with parts of their own: the authorization service, name servers, logs, peers."""
+"""Types of directive values with fields: authentication service, resolver, error log, trusted addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _scheme_is_known(text: str) -> bool:
 
 
 def format_auth_http(value: AuthHttp) -> str:
-    """The URL that reads as this value."""
+    """The URL from which ``parse_auth_http`` reads this value."""
     scheme = "https" if value.tls else "http"
     if value.unix_path is not None:
         return f"{scheme}://unix:{value.unix_path}:{value.uri}"
@@ -225,7 +225,7 @@ LEVELS: Final = tuple(map(str, LogLevel))
 _DEBUG_LEVELS: Final = frozenset(
     f"debug_{part}" for part in ("core", "alloc", "mutex", "event", "http", "mail", "stream")
 )
-"""Parts of nginx's debugging log, of which several may be named."""
+"""nginx's levels for parts of its debugging log; several of them can be combined."""
 
 
 def _parse_nginx_error_log(arguments: Sequence[str]) -> Raw:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the table that nginx's mail_ssl module knows."""
+"""The directives of ``ngx_mail_ssl_module``, and the types of their values."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ TLS_DIRECTIVES: Final = (
         meaning="OpenSSL configuration commands, applied last.",
     ),
 )
-"""Directives about TLS with clients, for ``spec.mail`` and every server."""
+"""Directives for TLS with clients, allowed in ``spec.mail`` and every server."""
 
 
 FOLDED_DIRECTIVES: Final = (
@@ -326,4 +326,4 @@ FOLDED_DIRECTIVES: Final = (
         meaning="Private key of the certificate at the same position of the list. Part of sslCertificate.",
     ),
 )
-"""Directives of nginx whose value stands in another one's field."""
+"""Directives of nginx whose value is part of another directive's field."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx's ways to write times and sizes.
+"""Times and sizes as nginx writes them.
 
-A time is ``1m30s`` (largest unit first, a bare number is seconds), in one of two
-kinds: *msec* times know milliseconds, *sec* times know months and years instead.
-A size is ``512``, ``4k`` or ``10m``.  YAML may give either as a plain integer.
+A time is ``1m30s``: units in descending order; a number without unit is in seconds.
+*msec* times have milliseconds, *sec* times have months and years instead.  A size is
+``512``, ``4k`` or ``10m``.  YAML may contain either as an integer.
 
-The grammars stand here once, as expressions that Python and the RE2 of a
-Kubernetes API server read alike; the CRD's rules are built from the same text.
+The patterns have the same meaning for Python and for RE2 in the Kubernetes API server;
+the rules of the CRD are built from them.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ _FACTORS: Final = {"k": 1024, "m": 1024 * 1024}
 
 
 def parse_msec_time(text: str | int) -> Seconds:
-    """Read a time that may have milliseconds: ``60s``, ``1m30s``, ``500ms``, ``60``.
+    """Parse a time that may have milliseconds: ``60s``, ``1m30s``, ``500ms``, ``60``.
 
     Raises:
-        ValueError: It is no such time, or longer than ``MAX_SECONDS``.
+        ValueError: It is not a time, or longer than ``MAX_SECONDS``.
     """
     if _matches(_MSEC_TIME, text):
         return _seconds(str(text))
@@ -60,10 +60,10 @@ def parse_msec_time(text: str | int) -> Seconds:
 
 
 def parse_sec_time(text: str | int) -> Seconds:
-    """Read a time in whole seconds: ``30s``, ``5m``, ``1d``, ``1M`` (30 days), ``30``.
+    """Parse a time in whole seconds: ``30s``, ``5m``, ``1d``, ``1M`` (30 days), ``30``.
 
     Raises:
-        ValueError: It is no such time, or longer than ``MAX_SECONDS``.
+        ValueError: It is not a time, or longer than ``MAX_SECONDS``.
     """
     if _matches(_SEC_TIME, text):
         return _seconds(str(text))
@@ -71,10 +71,10 @@ def parse_sec_time(text: str | int) -> Seconds:
 
 
 def parse_size(text: str | int) -> ByteCount:
-    """Read a size: ``512``, ``4k`` (4096), ``10m``; there is no ``g``.
+    """Parse a size in bytes: ``512``, ``4k`` (4096), ``10m``.  nginx has no ``g``.
 
     Raises:
-        ValueError: It is no size, or larger than ``MAX_BYTES``.
+        ValueError: It is not a size, or larger than ``MAX_BYTES``.
     """
     if not _matches(_SIZE, text):
         raise ValueError("must be a size such as 4k or 10m; a bare number is bytes")
@@ -86,9 +86,9 @@ def parse_size(text: str | int) -> ByteCount:
 
 
 def format_time(seconds: float) -> str:
-    """Write a time with the largest units that divide it: ``90.0`` is ``1m30s``, ``0`` is ``0s``.
+    """Format a time in seconds: ``90.0`` is ``1m30s``, ``0`` is ``0s``.
 
-    Parts of a millisecond are lost, since nginx has none.
+    Fractions of a millisecond are rounded.
     """
     left = round(seconds * 1000)
     parts = []
@@ -100,7 +100,7 @@ def format_time(seconds: float) -> str:
 
 
 def format_size(data: int) -> str:
-    """Write a size in the largest unit that divides it: ``4096`` is ``4k``."""
+    """Format a size with the largest unit that divides it: ``4096`` is ``4k``."""
     for unit in ("m", "k"):
         if data and data % _FACTORS[unit] == 0:
             return f"{data // _FACTORS[unit]}{unit}"
@@ -108,14 +108,14 @@ def format_size(data: int) -> str:
 
 
 def _matches(grammar: re.Pattern[str], text: str | int) -> bool:
-    """Whether there is something, and it is written as the grammar says."""
+    """Whether the text is not empty and matches the pattern."""
     words = str(text)
     # The grammars end in "$", which in Python would let one line feed pass.
     return bool(words) and not isinstance(text, bool) and grammar.fullmatch(words) is not None
 
 
 def _seconds(text: str) -> Seconds:
-    """Add up the components of a text that is known to be a time."""
+    """Sum the components of a valid time."""
     milliseconds = sum(_number(digits) * _MILLISECONDS[unit] for digits, unit in _COMPONENT.findall(text))
     if milliseconds > MAX_SECONDS * 1000:
         raise ValueError(f"{_quote(text)} is more than {MAX_SECONDS} seconds")
@@ -123,12 +123,12 @@ def _seconds(text: str) -> Seconds:
 
 
 def _number(digits: str) -> int:
-    """An integer, or one beyond every limit where there are too many digits to convert cheaply."""
+    """Convert digits; more than 19 significant digits become a number above every limit."""
     significant = digits.lstrip("0")
     return int(significant or "0") if len(significant) <= 19 else 10**19
 
 
 def _quote(text: str | int) -> str:
-    """The offending text, cut to what a reader wants to see."""
+    """The text for a message, at most 40 characters."""
     words = str(text)
     return words if len(words) <= 40 else words[:40] + "..."

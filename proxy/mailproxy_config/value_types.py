@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of directive values: what they look like, how they become model values and back.
+"""Types of directive values, and the row of the table of directives.
 
-A ``ValueType`` joins a shape (what the API server checks) with a reader (the
-deeper check, and the conversion), a writer (the model value as a manifest
-spells it), and a reader of nginx's own spelling.  Here stand the plain types;
-those with fields of their own are in ``structures`` and ``listeners``.
+A ``ValueType`` has a schema (which the API server checks), ``read`` (deeper validation and
+conversion to a model value), ``write`` (the manifest value of a model value) and ``nginx``
+(the manifest value of nginx's arguments).  Types with fields of their own are in
+``structured_values``, ``secret_refs``, ``tls_directives`` and ``listen_directive``.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from mailproxy_config.errors import Problems
 from mailproxy_config.schema import Array, Boolean, Integer, IntOrString, Rule, Schema, String, matches
 
 Raw = Any
-"""A value as YAML and JSON know it."""
+"""A value of YAML or JSON."""
 
 
 INVALID_ITEM: Final = object()
-"""Stands for an item of a list that does not have the right shape, so that the others keep their places."""
+"""Replaces an item of a list that does not match its schema; the indexes of the others do not change."""
 
 
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
 
 MIN_BUFFER: Final = 128
-"""nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
+"""nginx accepts any size and fails with small ones; this is its fixed buffer for POP3."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorPath:
-    """Where a value stands, and where to say what is wrong with it."""
+    """The path of a value, and where errors at this path are collected."""
 
     text: str
     problems: Problems
 
     def item(self, index: int) -> ErrorPath:
-        """The place of one item of the list that stands here."""
+        """The path of an item of this list."""
         return ErrorPath(f"{self.text}[{index}]", self.problems)
 
     def field(self, name: str) -> ErrorPath:
-        """The place of one field of the object that stands here."""
+        """The path of a field of this object."""
         return ErrorPath(f"{self.text}.{name}", self.problems)
 
     def try_read(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
-        """What ``read`` returns; if it raises ``ValueError``, its text becomes a problem here."""
+        """Return the result of ``read``; if it raises ``ValueError``, add an error, return ``otherwise``."""
         try:
             return read()
         except ValueError as error:
@@ -59,19 +59,19 @@ class ErrorPath:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueType:
-    """One type of directive value.
+    """One type of directive values.
 
     Attributes:
-        syntax: The type in words, for the reference page.
-        shape: What the manifest may say.
-        read: From a manifest value of that shape to the model value; raises
-            ``ValueError`` about the whole, and notes at the place what is wrong inside.
-        write: From the model value to a manifest value.
-        nginx: From nginx's arguments to a manifest value; raises ``ValueError``.
-        arity: The least and the most arguments nginx takes; ``None`` is any number.
-        appends: Whether nginx adds the values of repeated directives instead of refusing them.
-        unordered: Whether it is a set, in which a word that stands twice counts once.
-        itemwise: Whether ``read`` passes over ``INVALID_ITEM`` items of a list.
+        syntax: Description of the type for the reference page.
+        schema: Schema of the manifest value.
+        read: Converts a manifest value that matches the schema to a model value.  Raises
+            ``ValueError`` for the whole value, and adds errors of its parts to the path.
+        write: Converts a model value to a manifest value.
+        nginx: Converts nginx's arguments to a manifest value; raises ``ValueError``.
+        arity: Minimum and maximum number of nginx's arguments; ``None`` is no maximum.
+        appends: Whether nginx appends the values of repeated directives instead of rejecting them.
+        unordered: Whether the value is a set, in which repeated items count once.
+        itemwise: Whether ``read`` skips ``INVALID_ITEM`` items of a list.
     """
 
     syntax: str
@@ -86,7 +86,7 @@ class ValueType:
 
 
 def identity(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
-    """A reader or writer for values that are the same on both sides."""
+    """A reader or writer for values that are the same in manifest and model."""
     return value
 
 
@@ -104,7 +104,7 @@ def parse_nginx_flag(arguments: Sequence[str]) -> bool:
 
 
 def parse_nginx_number(arguments: Sequence[str]) -> int:
-    """Decimal digits, nothing else."""
+    """Decimal digits."""
     text = arguments[0]
     if not (text.isascii() and text.isdecimal()) or len(text) > 18:
         raise ValueError(f'invalid number "{text[:40]}"')
@@ -121,7 +121,7 @@ def control_character_rule(what: str) -> Rule:
 
 
 def pattern_rule(grammar: str, message: str) -> Rule:
-    """An integer, or text of a grammar."""
+    """A rule for an integer, or text that matches a pattern."""
     return Rule(
         expression=f"type(self) == int || (size(self) > 0 && self.matches('{grammar}'))",
         message=message,
@@ -191,7 +191,7 @@ BUFFER: Final = ValueType(
 
 
 def text(*, max_length: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
-    """Text that is taken as it stands."""
+    """Text that is used unchanged."""
     schema = String(max_length=max_length, rules=rules)
     return ValueType(syntax=syntax, schema=schema, read=identity, write=identity, nginx=parse_nginx_text)
 
@@ -203,13 +203,13 @@ def choice(
     also: Sequence[str] = (),
     case_matters: bool = False,
 ) -> ValueType:
-    """One of a few words.
+    """An enumeration.
 
     Args:
         words: nginx's words, each with the manifest's.
-        kind: Makes a model value of a manifest's word.
+        kind: Converts a manifest's word to a model value.
         also: Words of the manifest that nginx does not have.
-        case_matters: Whether nginx takes its words in small letters alone.
+        case_matters: Whether nginx compares its words case-sensitively.
     """
 
     def nginx(arguments: Sequence[str]) -> str:
@@ -229,7 +229,7 @@ def choice(
 
 
 def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
-    """A set of words, in any order; nginx adds up repeated directives."""
+    """A set of words in any order; nginx appends the words of repeated directives."""
     spelling = {word.lower(): word for word in words}
 
     def nginx(arguments: Sequence[str]) -> list[str]:
@@ -253,7 +253,7 @@ def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
 def read_items(
     values: Iterable[Any], path: ErrorPath, read: Callable[[Any, ErrorPath], Any]
 ) -> tuple[Any, ...]:
-    """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
+    """Read the items of a list, each with its own path; items with errors are left out."""
     found = []
     for index, value in enumerate(values):
         here = path.item(index)
@@ -270,7 +270,7 @@ def string_list(
     max_length: int,
     rules: tuple[Rule, ...] = (),
 ) -> ValueType:
-    """A list of texts, in order; nginx appends those of repeated directives."""
+    """A list of texts in order; nginx appends those of repeated directives."""
     return ValueType(
         syntax=syntax,
         schema=Array(items=String(max_length=max_length, min_length=1, rules=rules), max_items=max_items),
@@ -299,7 +299,7 @@ CAPABILITIES: Final = string_list(
 
 
 class Context(StrEnum):
-    """Where nginx allows a directive."""
+    """A context in which nginx allows a directive."""
 
     MAIN = "main"
     EVENTS = "events"
@@ -308,31 +308,31 @@ class Context(StrEnum):
 
 
 class Inheritance(StrEnum):
-    """What a server does with the value of the mail level."""
+    """How a server inherits the value of the mail level."""
 
     VALUE = "value"
-    """The server's, else the mail level's, else the built-in default."""
+    """The value of the server, else of the mail level, else the built-in default."""
     LIST = "list"
-    """The same, for lists: a server's list replaces the mail level's as a whole."""
+    """The same for lists: they are replaced, not merged."""
     NONE = "none"
-    """There is nothing to inherit."""
+    """Not inherited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directive:
-    """One directive.
+    """One directive: a row of the table.
 
     Attributes:
         name: nginx's name, and the attribute of ``ServerConfig``.
-        module: The nginx module it belongs to, without ``ngx_`` and ``_module``.
-        type: What its values look like.
-        meaning: One sentence, for ``kubectl explain`` and the reference page.
-        default: The built-in default as the manifest would write it; ``None`` where there is none.
-        contexts: Where it may stand.
-        inheritance: What a server does with the mail level's value.
-        part_of: The directive whose field carries this one's value, where it has none of its own.
-        field: The manifest's name for it.
-        is_ours: Whether nginx does not have it; it may stand in an ``nginx.conf`` all the same.
+        module: Its nginx module, without ``ngx_`` and ``_module``.
+        type: The type of its value.
+        meaning: Description for ``kubectl explain`` and the reference page.
+        default: The built-in default as a manifest value; ``None`` if there is none.
+        contexts: Contexts in which it is allowed.
+        inheritance: How a server inherits it.
+        part_of: The directive whose field contains its value, if it has no field of its own.
+        field: The field of the manifest.
+        is_ours: Whether it is an extension that nginx does not have (also allowed in an ``nginx.conf``).
     """
 
     name: str
@@ -351,10 +351,10 @@ class Directive:
             object.__setattr__(self, "field", lower_camel_case(self.name))
 
     def builtin(self) -> object:
-        """The built-in default as a model value; ``None`` where there is none.
+        """The built-in default as a model value; ``None`` if there is none.
 
         Raises:
-            AssertionError: The table is wrong.
+            AssertionError: The row is wrong.
         """
         if self.default is None:
             return None
@@ -371,12 +371,12 @@ def lower_camel_case(name: str) -> str:
 
 
 def describe(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
-    """Write what ``kubectl explain`` shows of a directive or a parameter.
+    """Build the description of a directive or parameter for ``kubectl explain``.
 
     Args:
         name: nginx's name for it.
-        meaning: One sentence.
-        default: The built-in default; it cannot stand in the schema, where it would defeat inheritance.
+        meaning: What it does.
+        default: The built-in default, as text: a default in the schema would prevent inheritance.
         is_ours: Whether nginx does not have it.
     """
     unless_set = format_default(default)
@@ -385,7 +385,7 @@ def describe(name: str, meaning: str, default: Raw, *, is_ours: bool = False) ->
 
 
 def format_default(value: Raw) -> str:
-    """A default as YAML would show it; nothing where there is none."""
+    """A default as YAML shows it; empty if there is none."""
     if value in (None, "", []):
         return ""
     if isinstance(value, list):

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an ``nginx.conf`` into the same value as a ``MailProxy`` manifest.
+"""Converts an ``nginx.conf`` to a ``MailProxy`` manifest.
 
-Only what concerns mail is read: ``mail {}``, and the few directives around it
-that say how many workers there are and what they log.  The result goes through
-the very checks of a manifest; what they find is told with file and line, and in
-nginx's words where that can be done.
+Only ``mail {}`` and the directives around it for workers and logs are read.  The result is
+validated as a manifest; its errors are reported with file and line, and with nginx's names.
 """
 
 from __future__ import annotations
@@ -77,19 +75,18 @@ def parse_nginx(
     namespace: str = "default",
     only_to_print: bool = False,
 ) -> MailProxyManifest:
-    """Read an ``nginx.conf``.
+    """Convert an ``nginx.conf``.
 
     Args:
         text: The main file's text.
-        source: Its path: problems name it, and paths in it are relative to its directory.
-        name: The name that the resource shall have.
+        source: Its path, for errors and relative paths.
+        name: The name of the resource.
         namespace: Its namespace.
-        only_to_print: The manifest is for a person: what cannot run from it as
-            it stands (certificates that are in no file) is a notice, and a
-            Secret that is to be made stands in its place.
+        only_to_print: The manifest is for ``mailproxy convert``: certificates that are not in a
+            file are replaced by Secrets with a notice, instead of an error.
 
     Raises:
-        ConfigError: With everything that is wrong with it, by file and line.
+        ConfigError: With all errors, by file and line.
     """
     return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
 
@@ -102,10 +99,10 @@ def read_nginx(
     namespace: str = "default",
     only_to_print: bool = False,
 ) -> tuple[MailProxyManifest, NginxSourceMap]:
-    """Like ``parse_nginx``, and where everything stands.
+    """Like ``parse_nginx``, and return the source map as well.
 
     Raises:
-        ConfigError: With everything that is wrong with it, by file and line.
+        ConfigError: With all errors, by file and line.
     """
     problems = Problems()
     main = os.path.abspath(source) if source else ""
@@ -134,7 +131,7 @@ def read_nginx(
 
 
 class _Reader:
-    """Walks over the statements and collects the fields of a manifest, and where each comes from."""
+    """Converts statements to the fields of a manifest, and records the origin of each field."""
 
     def __init__(self, files: ConfigFiles, problems: Problems, logs: ErrorLogs, secrets: str = "") -> None:
         self._files = files
@@ -176,7 +173,7 @@ class _Reader:
         self._finish(name)
 
     def _read_ignored(self, statement: Statement) -> None:
-        """What concerns http, or how a process runs."""
+        """Record a directive of other modules or about processes."""
         name = statement.name
         if name == "http":
             self._http.append(statement)
@@ -201,13 +198,13 @@ class _Reader:
         self._look_for_services()
 
     def _misplaced_mail(self) -> str:
-        """Where ``mail {}`` stands, if that is inside of ``http {}``, which is not read."""
+        """A hint if ``mail {}`` is inside ``http {}``, which is not read."""
         inner = (each for block in self._http for each in block.block or () if each.name == "mail")
         found = next(inner, None)
         return f": the one in {found.location} stands inside of http {{}}, move it out" if found else ""
 
     def _look_for_services(self) -> None:
-        """Note authentication services that only nginx itself would run."""
+        """Notice authentication services that nginx itself runs in ``http {}``."""
         if not self._http or not self._services:
             return
         servers = read_http_servers(self._http, self._files.base, self._files.main)
@@ -248,7 +245,7 @@ class _Reader:
         self._see_to_protocol(statement, server)
 
     def _see_to_protocol(self, statement: Statement, server: Block) -> None:
-        """The protocol of a server that does not name it."""
+        """Derive the protocol of a server without ``protocol``."""
         if "listen" not in server.seen:
             if not self._losses.has(server.path, "listen"):
                 self._problems.add(statement.location, 'no "listen" is defined for server')
@@ -262,7 +259,7 @@ class _Reader:
             server.fields["protocol"] = protocol or "imap"
 
     def _read_around(self, statement: Statement) -> None:
-        """One directive around the mail block; all but ``error_log`` stand there once."""
+        """Read a directive of the main context; only ``error_log`` may be repeated."""
         row = MAIN[statement.name]
         if row.field in self._main and row.name != "error_log":
             self._duplicate(statement)
@@ -282,7 +279,7 @@ class _Reader:
                 self._unknown(inner, ("worker_connections",), "spec")
 
     def _read_shutdown(self, statement: Statement) -> None:
-        """``worker_shutdown_timeout`` is how long relays may go on when a proxy leaves."""
+        """Convert ``worker_shutdown_timeout`` to ``drain.timeout``."""
         timeout = convert_value(_SHUTDOWN, statement, self._files)
         if timeout is None:
             return
@@ -298,7 +295,7 @@ class _Reader:
     # --- directives ---
 
     def _read_level(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
-        """One directive of ``mail {}`` or ``server {}``."""
+        """Read a directive of ``mail {}`` or ``server {}``."""
         if statement.name == KEY:
             self._read_key(statement, block)
             return
@@ -316,7 +313,7 @@ class _Reader:
             block.locations |= {pair["certificateFile"]: statement.location for pair in last}
 
     def _read_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
-        """A directive that the mail modules do not have, or not here."""
+        """Report a directive that is unknown, or not allowed here."""
         if statement.name == "ssl" and statement.arguments == ("off",):
             reason = '"ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
             self._problems.notice(statement.location, reason)
@@ -350,7 +347,7 @@ class _Reader:
         self._append(items, value, f"{path}.{row.field}", statement)
 
     def _value(self, row: Directive, statement: Statement, level: str, secret: str = "") -> Raw:
-        """The manifest's value of a statement; why it is no good is noted, and that it is lost."""
+        """The manifest value of a statement.  If it is invalid, record it as lost."""
         before = len(self._problems)
         value = convert_value(row, statement, self._files, secret)
         if value is None:
@@ -362,7 +359,7 @@ class _Reader:
         return value
 
     def _append(self, items: list[Raw], more: Sequence[Raw], path: str, statement: Statement) -> None:
-        """Add items to a list, and remember where each comes from."""
+        """Append items to a list, and record the origin of each."""
         origin = statement.location, statement.name
         self._origins.setdefault(path, origin)
         for item in more:
@@ -370,7 +367,7 @@ class _Reader:
             items.append(item)
 
     def _level(self, statement: Statement, value: Raw, before: Raw, path: str) -> Raw:
-        """One of several logs: a manifest has one, with the level that says most."""
+        """Merge several logs: a manifest has one level, the lowest of them."""
         try:
             self._logs.add(path, statement, LogLevel(value["level"]))
         except ValueError as error:
@@ -391,7 +388,7 @@ class _Reader:
         self._append(found, listeners or (), f"{server.path}.listen", statement)
 
     def _read_key(self, statement: Statement, block: Block) -> None:
-        """Keys stand apart from their certificates until everything is read."""
+        """Record a key; keys and certificates are paired at the end."""
         for pair in self._value(_FOLDED[KEY], statement, block.path, block.secret) or ():
             block.keys.append(pair["keyFile"])
             block.locations[pair["keyFile"]] = statement.location
@@ -399,7 +396,7 @@ class _Reader:
     # --- the result ---
 
     def spec(self) -> dict[str, Raw]:
-        """The ``spec`` of a manifest that says the same."""
+        """The ``spec`` of the manifest."""
         fields = [server.fields for server in self._servers]
         named = zip(generate_server_names(fields), fields, strict=True)
         servers = [{"name": name, **order_server_fields(each)} for name, each in named]
@@ -407,13 +404,13 @@ class _Reader:
         return {**self._main, **mail, "servers": servers}
 
     def locations(self) -> NginxSourceMap:
-        """Where everything stands, for what is found wrong later."""
+        """The source map."""
         names = generate_server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
         return NginxSourceMap(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
 
     def located(self, problem: Problem) -> Problem:
-        """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""
+        """Map a problem of the manifest to its file and line."""
         path = f"spec.servers[{MAX_SERVERS}]" if problem.path == "spec.servers" else problem.path
         while path and path not in self._origins:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
@@ -426,7 +423,7 @@ class _Reader:
         return Problem(location, f'"{name}": {what}{_PATH.sub(self._where, reason)}')
 
     def is_news(self, problem: Problem) -> bool:
-        """Whether a manifest's problem has not been told in nginx's words already."""
+        """Whether a problem of the manifest is not a consequence of a reported error."""
         if problem.path == "spec.servers":
             return len(self._servers) > MAX_SERVERS
         level, _, field = problem.path.rpartition(".")
@@ -435,14 +432,14 @@ class _Reader:
         return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
 
     def _follows(self, path: str, level: str, name: str) -> bool:
-        """Whether something is missing only because of an error that is noted already."""
+        """Whether a directive is missing only because of a reported error."""
         if name == "ssl_verify_client":
             return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
         is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
         return not is_written and self._losses.has(level, name)
 
     def _where(self, path: re.Match[str]) -> str:
-        """The place behind a path in a reason."""
+        """The file and line of a path in a message."""
         return self._origins.get(path[0], (path[0], ""))[0]
 
     # --- what is wrong ---
@@ -457,7 +454,7 @@ class _Reader:
         return self._each(statement.block, level)
 
     def _each(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
-        """The statements of a block; what a file that cannot be read would have said counts as lost."""
+        """The statements of a block; directives of a file that cannot be read count as lost."""
         for statement in self._files.with_includes(block):
             self._note_broken(level)
             yield from split_missing_semicolons(statement, self._problems)
@@ -498,6 +495,6 @@ class _Reader:
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:
-    """File, then line."""
+    """Sort key: file, then line."""
     file, _, line = problem.path.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (problem.path, 0)

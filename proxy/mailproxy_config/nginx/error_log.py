@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The targets of ``error_log`` in an ``nginx.conf``: files, standard error, syslog servers.
+"""The ``error_log`` directives of an ``nginx.conf``: files, standard error, syslog servers.
 
-A manifest has no room for them, because a container has one log.  They are
-collected here, and put into the effective configuration of a proxy that runs
-from the file itself.
+A manifest cannot contain them, because a container logs to standard error.  They are
+collected here, and added to the configuration of a proxy that runs from the ``nginx.conf``.
 """
 
 from __future__ import annotations
@@ -31,13 +30,12 @@ _CONF: Final = "conf"
 
 
 class ErrorLogs:
-    """What each level of the file says about logs.
+    """The logs of each level.
 
     Args:
         base: The directory of the main file.
-        problems: What is wrong, and worth a notice.
-        is_carried_over: Whether the result is a manifest for a person to read,
-            where standard error is the only log.
+        problems: Collects errors and notices.
+        is_carried_over: Whether the result is a printed manifest, where standard error is the only log.
     """
 
     def __init__(self, base: str, problems: Problems, *, is_carried_over: bool) -> None:
@@ -48,10 +46,10 @@ class ErrorLogs:
         self._places: dict[str, str] = {}
 
     def add(self, path: str, statement: Statement, level: LogLevel) -> None:
-        """Take one ``error_log`` of the level at a manifest's path.
+        """Add one ``error_log`` of the level with this path in a manifest.
 
         Raises:
-            ValueError: Its target is wrong, in nginx's words.
+            ValueError: Its target is invalid; the message is nginx's.
         """
         target = statement.arguments[0]
         if target.startswith(_MEMORY):
@@ -76,11 +74,11 @@ class ErrorLogs:
         return ErrorLog(level=level, file=os.path.normpath(os.path.join(self._prefix, target)))
 
     def location(self, reason: str) -> str | None:
-        """File and line of the log whose target a reason names in quotation marks; ``None`` for no log."""
+        """File and line of the log whose target is quoted in a message; ``None`` if there is none."""
         return next((location for name, location in self._places.items() if name in reason), None)
 
     def applied(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration with its logs: each level's own, else those of the level around it."""
+        """Set the logs of a configuration: those of the level, else of the level around it."""
         if all(map(_is_standard, self._levels.values())):
             return config
         main = self._levels.get(MAIN) or [ErrorLog(level=config.error_log)]
@@ -105,10 +103,10 @@ _SEVERITIES: Final = frozenset(map(str, LogLevel))
 
 
 def parse_syslog_server(parameters: str) -> SyslogServer:
-    """Read what follows ``syslog:``.
+    """Parse the parameters after ``syslog:``.
 
     Raises:
-        ValueError: In nginx's words.
+        ValueError: A parameter is invalid; the message is nginx's.
     """
     found: dict[str, Any] = {}
     server: SyslogServer | None

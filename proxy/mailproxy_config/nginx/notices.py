@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an ``nginx.conf`` says that means something else in a pod, for ``convert``.
+"""Notices about an ``nginx.conf`` that is valid, but depends on what only nginx or its machine has.
 
-The manifest is right, and runs on the machine of the ``nginx.conf``.  In a
-pod ``127.0.0.1`` is the pod, files of the machine are not there, and a
-manifest is no place for a secret.
+The proxy does not run ``http {}``, so an authentication service in it is missing.  In a pod
+``127.0.0.1`` is the pod itself, files of the machine do not exist, and a secret does not
+belong in a manifest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEFAULT_PORT: Final = 80
 
 @dataclass(slots=True)
 class HttpServer:
-    """A ``server {}`` of ``http {}``: where it listens (host and port, or a socket's path), and its names."""
+    """A ``server {}`` of ``http {}``: its addresses and ports, socket paths, and names."""
 
     location: str
     listen: list[tuple[str, int]] = field(default_factory=list)
@@ -38,7 +38,7 @@ class HttpServer:
     names: set[str] = field(default_factory=set)
 
     def serves(self, url: str) -> bool:
-        """Whether requests to the URL of an ``parse_auth_http`` arrive here, as far as the file shows."""
+        """Whether requests to the URL of an ``auth_http`` reach this server."""
         try:
             service = addresses.parse_auth_http(url)
         except ValueError:
@@ -57,12 +57,12 @@ class HttpServer:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host as it is written in an address means the machine itself."""
+    """Whether a host is a loopback address or ``localhost``."""
     return _LOOPBACK.fullmatch(host) is not None
 
 
 def read_http_servers(blocks: Sequence[Statement], base: str, main: str) -> list[HttpServer]:
-    """The servers of ``http {}`` blocks, with what they include; what is wrong with them is not our business.
+    """Read the servers of ``http {}`` blocks with their includes; errors in them are ignored.
 
     Args:
         blocks: The ``http`` statements.
@@ -114,7 +114,7 @@ _POD: Final = "is the pod itself on Kubernetes"
 
 
 def pod_notes(spec: Mapping[str, Any]) -> Iterator[Problem]:
-    """Notes about a spec that was made of an ``nginx.conf``, each at its field; no note holds a secret."""
+    """Notices about values of a converted spec that do not work in a pod; they contain no secret."""
     levels = [("spec.mail", spec.get("mail", {}))]
     levels += [(f"spec.servers[{index}]", server) for index, server in enumerate(spec.get("servers", ()))]
     for path, level in levels:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in an ``nginx.conf`` the cause of a running server's trouble stands.
+"""Maps problems of the compiled configuration to file and line of an ``nginx.conf``.
 
-Certificates and the like are looked at when the configuration is made already;
-what is then found wrong names a server and a directive.
+Certificates and other files are read after the configuration is compiled; their problems
+name a server and a directive.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _ROWS: Final = by_name(DIRECTIVES)
 
 @dataclass(frozen=True, slots=True)
 class NginxSourceMap:
-    """What a file said where.
+    """The origin of each field.
 
     Attributes:
-        servers: Its servers, by their names.
-        mail: The level around them.
-        origins: File and line, and directive, by the path of a manifest's field.
-        logs: What it says about ``error_log``.
+        servers: The servers, by their names.
+        mail: The mail level.
+        origins: File and line, and directive, by the path of a field in the manifest.
+        logs: The ``error_log`` directives.
     """
 
     servers: Mapping[str, Block]
@@ -39,13 +39,13 @@ class NginxSourceMap:
     logs: ErrorLogs | None = None
 
     def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration with the logs that the file names."""
+        """Add the logs of the file to the configuration."""
         return config if self.logs is None else self.logs.applied(config)
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive``, one of its items, or a log, by file and line.
+        """Map a problem of ``servers[NAME].directive``, or of a log, to file and line.
 
-        A number may stand for the name.
+        An index may replace the name.
         """
         if problem.path == "error_log" and self.logs is not None:
             return Problem(
@@ -68,7 +68,7 @@ class NginxSourceMap:
         return known[int(which)] if which.isdecimal() and int(which) < len(known) else None
 
     def _of_files(self, directive: str, server: Block, reason: str) -> Iterator[str]:
-        """The lines of certificates and keys that a reason names; they stand in lists."""
+        """The lines of the certificates and keys that are named in a message."""
         if directive.startswith("ssl_certificate"):
             for block in (server, self.mail):
                 yield from (location for path, location in block.locations.items() if path in reason)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The syntax of ``nginx.conf``: directives and blocks, each with the file and line it stands in.
+"""The syntax of ``nginx.conf``: directives and blocks with file and line.
 
-crossplane cuts the text into tokens; it is imported when the first text is read,
-since a proxy that the operator runs never needs it.  What directives mean is
-``nginx_conf``'s business.
+crossplane splits the text into tokens.  It is imported when the first text is read, because
+a proxy run by the operator does not need it.  After a missing semicolon,
+``split_missing_semicolons`` separates the directives, and ``LostDirectives`` prevents errors
+that are only consequences of another one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _WORDS: Final = re.compile(
     r"""\s+|\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|["']|[;{}]|(?:\\.|[^\s;{}\\])+|\\""",
     re.DOTALL,
 )
-"""All that a text is made of; a quotation mark alone is one that is not closed."""
+"""The tokens of a text; a single quotation mark is an unclosed one."""
 
 _NEVER_INSIDE: Final = {
     "server": ("server", "mail", "http", "stream", "events"),
@@ -43,7 +44,7 @@ _NEVER_INSIDE: Final = {
     "stream": ("mail", "http", "stream", "events"),
     "events": ("mail", "http", "stream", "events", "server"),
 }
-"""Blocks that cannot stand in a block: where one does, the end of the outer one is missing."""
+"""Blocks that are not allowed in a block: if there is one, a brace is missing."""
 
 _ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
 
@@ -55,10 +56,10 @@ _Token = tuple[str, int, bool]
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A directive with its arguments; ``block`` is ``None`` where it ends in a semicolon.
+    """A directive with its arguments; ``block`` is ``None`` if it ends in a semicolon.
 
-    ``lines`` gives, for each argument that begins a line and has no quotes, its
-    index, its file and line, and those of the word before it: a semicolon may be missing there.
+    ``lines`` has, for each unquoted argument at the start of a line, its index, its file and line,
+    and the file and line of the word before it, where a semicolon may be missing.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Statement:
 
 
 class NginxSyntaxError(Exception):
-    """A text that cannot be read any further; ``where`` is its file and line."""
+    """The text cannot be read any further; ``location`` is file and line."""
 
     def __init__(self, location: str, reason: str) -> None:
         super().__init__(reason)
@@ -78,11 +79,11 @@ class NginxSyntaxError(Exception):
 
 @dataclass(slots=True)
 class ConfigFiles:
-    """The main file and what it includes.
+    """The main file and its includes.
 
-    ``base`` is the directory of the main file, to which every path in it is relative;
-    ``main`` is its absolute path, empty where it has none; ``broken`` counts files that
-    could not be read, or not to their end.
+    ``base`` is the directory of the main file, to which all paths are relative.  ``main`` is the
+    absolute path of the main file, or empty.  ``broken`` is the number of files that could not be
+    read completely.
     """
 
     base: str
@@ -94,7 +95,7 @@ class ConfigFiles:
     _tokens: int = field(default=0, init=False)
 
     def statements(self, text: str, name: str) -> tuple[Statement, ...]:
-        """Read the main file's text; what is wrong with it is noted."""
+        """Read the text of a file, and report its errors."""
         unclosed: list[str] = []
         try:
             return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
@@ -103,7 +104,11 @@ class ConfigFiles:
             return ()
 
     def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
-        """The tokens, until there are too many in all files together."""
+        """The tokens.
+
+        Raises:
+            NginxSyntaxError: All files together have more than ``MAX_NGINX_TOKENS``.
+        """
         for token in tokens:
             self._tokens += 1
             if self._tokens > MAX_NGINX_TOKENS:
@@ -112,14 +117,14 @@ class ConfigFiles:
             yield token
 
     def _broken(self, location: str, reason: str) -> None:
-        """Note that a file cannot be read; what it would have said is not missing."""
+        """Report that a file cannot be read."""
         self.broken += 1
         self.problems.add(location, reason)
 
     def with_includes(
         self, block: tuple[Statement, ...], inside: tuple[str, ...] = ()
     ) -> Iterator[Statement]:
-        """The statements of a block, those of included files in their places."""
+        """The statements of a block, with ``include`` replaced by the statements of the files."""
         for statement in block:
             if statement.name == "include" and statement.block is None:
                 yield from self._included(statement, inside)
@@ -127,7 +132,7 @@ class ConfigFiles:
                 yield statement
 
     def path(self, written: str) -> str:
-        """A path as nginx takes it: relative to the main file."""
+        """An absolute path; relative ones are relative to the main file."""
         return os.path.normpath(os.path.join(self.base, written))
 
     def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
@@ -143,7 +148,7 @@ class ConfigFiles:
             yield from self.with_includes(self.statements(text, path), (*inside, path))
 
     def _text(self, path: str, location: str) -> str:
-        """The text of an included file; empty if it cannot be had, which is noted."""
+        """The text of an included file; if it cannot be read, report it and return nothing."""
         self._opened += 1
         if self._opened > _MAX_FILES:
             self._broken(location, f"more than {_MAX_FILES} files are included")
@@ -167,7 +172,7 @@ class ConfigFiles:
 
 
 def _hint_about_end(problem: str, text: str, unclosed: list[str]) -> str:
-    """What may be missing where a text ends too early: a quotation mark, or a brace of ``unclosed``."""
+    """What may be missing at an unexpected end: a quotation mark, or a brace of ``unclosed``."""
     if problem.endswith(_NO_SEMICOLON) or problem.startswith(_END_OF_FILE):
         for word in _WORDS.finditer(text):
             if word[0] in {'"', "'"}:
@@ -179,14 +184,14 @@ def _hint_about_end(problem: str, text: str, unclosed: list[str]) -> str:
 def _statements(
     tokens: Iterator[_Token], name: str, unclosed: list[str], level: int = 0, outer: tuple[str, int] = ("", 0)
 ) -> Iterator[Statement]:
-    """The statements up to the end of the block, or of the text.
+    """The statements up to the end of the block or text.
 
     Args:
-        tokens: What is left of the text.
-        name: What the text is called.
-        unclosed: Takes hints about blocks whose end seems to be missing.
-        level: How many blocks there are around these statements.
-        outer: The innermost of them: its directive and line.
+        tokens: The remaining tokens.
+        name: The name of the file.
+        unclosed: Collects hints about missing braces.
+        level: The number of enclosing blocks.
+        outer: Directive and line of the innermost enclosing block.
     """
     for word, line, quoted in tokens:
         location = f"{name}:{line}"
@@ -212,7 +217,7 @@ def _statements(
 def _arguments(
     tokens: Iterator[_Token], name: str, line: int, directive: str
 ) -> tuple[tuple[str, ...], str, tuple[tuple[int, str, str], ...]]:
-    """The arguments of a directive, what ends them (a semicolon or a brace), and those that begin a line."""
+    """The arguments of a directive, its end (semicolon or brace), and the arguments that start a line."""
     found: list[str] = []
     begins: list[tuple[int, str, str]] = []
     last = line
@@ -231,7 +236,7 @@ def _arguments(
 
 
 def _tokens(text: str, name: str) -> Iterator[_Token]:
-    """Words, braces and semicolons with their lines, and whether they stood in quotes."""
+    """Words, braces and semicolons, each with its line and whether it was quoted."""
     from crossplane.errors import NgxParserBaseException  # noqa: PLC0415 -- see the module's docstring
     from crossplane.lexer import lex  # noqa: PLC0415
 
@@ -252,7 +257,7 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
 
 
 def _unescaped(word: str) -> str:
-    """A word as nginx stores it."""
+    """A word without escapes, as nginx stores it."""
     return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), word)
 
 
@@ -266,10 +271,10 @@ _EVERYTHING: Final = "*"
 
 
 def split_missing_semicolons(statement: Statement, problems: Problems) -> Iterator[Statement]:
-    """The statement, or several where a semicolon is missing at the end of a line, which is noted.
+    """Split a statement at line ends where a semicolon is missing, and report them.
 
-    An argument is taken for a directive only where it begins a line, where all
-    arguments before it are what its directive wants, and all behind it what it wants itself.
+    An argument is taken for a directive only if it starts a line, and both parts then have a
+    valid number of arguments.
     """
     name, start, location = statement.name, 0, statement.location
     for index, begins, before in _cuts(statement):
@@ -285,28 +290,28 @@ def split_missing_semicolons(statement: Statement, problems: Problems) -> Iterat
 
 
 def swallowed_directives(statement: Statement) -> list[str]:
-    """The names of directives among the arguments of a statement that has too many, or a wrong one."""
+    """Names of directives among the arguments of an invalid statement."""
     return [word for word in statement.arguments if word in _ARITIES or word in BLOCKS]
 
 
 def missing_semicolon_hint(statement: Statement) -> str:
-    """A question about a missing semicolon, where an argument has the name of a directive."""
+    """A hint if an argument has the name of a directive."""
     names = swallowed_directives(statement)
     return f'; is a ";" missing before "{names[0]}"?' if names else ""
 
 
 class LostDirectives:
-    """Directives that a level would have, were it not for an error that is reported already."""
+    """Directives that are missing only because of a reported error."""
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
 
     def add(self, level: str, *names: str) -> None:
-        """Remember directives of a level (its path in a manifest); without names, all it may have had."""
+        """Add directives of a level (its path in a manifest); without names, all directives."""
         self._names.setdefault(level, set()).update(names or (_EVERYTHING,))
 
     def has(self, level: str, *names: str) -> bool:
-        """Whether one of these directives was lost at a level, or at one from which it inherits."""
+        """Whether one of these directives is lost in a level, or in one from which it inherits."""
         known: set[str] = set()
         for each in {level, "spec.mail", "spec"}:
             known |= self._names.get(each, set())
@@ -314,7 +319,7 @@ class LostDirectives:
 
 
 def _cuts(statement: Statement) -> list[tuple[int, str, str]]:
-    """The arguments at which a statement falls apart, with the line of each and the line before it."""
+    """The arguments at which a statement is split, with their line and the line before."""
     cuts: list[tuple[int, str, str]] = []
     end, has_block = len(statement.arguments), statement.block is not None
     for index, location, before in reversed(statement.lines):
@@ -332,7 +337,7 @@ def _is_known(name: str) -> bool:
 
 
 def _is_whole(name: str, count: int, *, has_block: bool) -> bool:
-    """Whether a directive with so many arguments is complete; an unknown one may have any number."""
+    """Whether a directive can have this number of arguments; an unknown one can have any."""
     if name in BLOCKS:
         return has_block and count == 0
     least, most = _ARITIES.get(name, (0, None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statements of an ``nginx.conf`` as values of a manifest, and what nginx inherits in parts."""
+"""Contexts of nginx's directives, and their values as values of a manifest."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from mailproxy_config.tls_directives import CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.value_types import Raw
 
 MAIN: Final = by_name(MAIN_DIRECTIVES)
-"""Directives of ours that stand outside of ``mail {}``."""
+"""Directives allowed outside of ``mail {}``."""
 
 LEVEL: Final = by_name(LEVEL_DIRECTIVES)
-"""Directives of ``mail {}`` and of its servers."""
+"""Directives allowed in ``mail {}`` and its servers."""
 
 SERVER: Final = by_name(SERVER_DIRECTIVES)
-"""Directives of servers alone."""
+"""Directives allowed in servers only."""
 
 FIELDS: Final = by_field(DIRECTIVES)
-"""Directives by the names of a manifest."""
+"""Directives by their fields in a manifest."""
 
 KEY: Final = "ssl_certificate_key"
 """The directive without a field of its own."""
 
 KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, KEY})
-"""Everything that we know somewhere."""
+"""All directives that are known in some context."""
 
 
 OTHER_BLOCKS: Final = frozenset({"http", "stream", "google_perftools_profiles", "rtmp", "mgmt"})
@@ -53,7 +53,7 @@ PROCESS_DIRECTIVES: Final = frozenset(
         *("thread_pool", "ssl_object_cache_inheritable"),
     }
 )
-"""Directives about processes, which are accepted and ignored."""
+"""Directives about processes; accepted and ignored."""
 
 EVENTS_DIRECTIVES: Final = frozenset(
     {"multi_accept", "accept_mutex", "accept_mutex_delay", "use", "debug_connection", "worker_aio_requests"}
@@ -67,7 +67,7 @@ IGNORED_BECAUSE: Final = {
     "daemon": "the proxy stays in the foreground",
     "ssl_engine": "engines of OpenSSL are not used",
 }
-"""Ignored directives that people rely on, and what is so instead."""
+"""Notices about ignored directives."""
 
 
 _QUOTED_FIELD: Final = re.compile(r'"([a-z][a-z0-9]*[A-Z][A-Za-z0-9]*)"')
@@ -76,7 +76,7 @@ _OUTSIDE: Final = "outside of every block"
 
 
 def allowed_contexts(name: str) -> str:
-    """Where a directive stands that nginx has, such as ``in server {}``."""
+    """The contexts in which a known directive is allowed, such as ``in server {}``."""
     if name in SERVER:
         return "in server {}"
     if name in LEVEL or name == KEY:
@@ -87,7 +87,7 @@ def allowed_contexts(name: str) -> str:
 
 
 def use_nginx_names(reason: str) -> str:
-    """A reason in which fields of a manifest that stand in quotes have nginx's names."""
+    """Replace quoted field names in a message by nginx's names."""
 
     def name(field: re.Match[str]) -> str:
         row = FIELDS.get(field[1])
@@ -97,12 +97,12 @@ def use_nginx_names(reason: str) -> str:
 
 
 def order_server_fields(fields: dict[str, Raw]) -> dict[str, Raw]:
-    """The same fields, those first that say what a server is."""
+    """The same fields, with protocol and listen first."""
     return {name: fields[name] for name in ("protocol", "listen") if name in fields} | fields
 
 
 def generate_server_names(servers: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each server: its protocol, with its first port where that alone would not do."""
+    """A name for each server: its protocol, and its first port if that is not unique."""
     protocols = [str(server.get("protocol", "server")) for server in servers]
     counts = Counter(protocols)
     names: dict[str, None] = {}
@@ -122,15 +122,15 @@ _TAKES_PATHS: Final = frozenset(
         *("chaincapath", "verifycapath", "requestcapath", "clientcapath"),
     }
 )
-"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a file or a directory."""
+"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a path."""
 
 
 @dataclass(slots=True)
 class Block:
-    """One level while it is read: its fields, and the keys that stand apart from their certificates.
+    """One level while it is read: its fields, and its keys until they are paired with certificates.
 
-    ``secret`` is what a Secret for its certificates is called, where one has to be;
-    ``places`` tells where each certificate and key stands.
+    ``secret`` is the name of a Secret for certificates that are not in files.  ``locations`` has
+    file and line of each certificate and key.
     """
 
     path: str
@@ -143,19 +143,19 @@ class Block:
 
     @property
     def starttls(self) -> str | None:
-        """What it says about ``starttls`` itself."""
+        """Its own value of ``starttls``."""
         return self.fields.get("starttls")
 
 
 def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secret: str = "") -> Raw:
-    """The manifest's value of a statement; ``None`` if there is none, which is noted.
+    """Convert a statement to a manifest value; report errors and return ``None``.
 
     Args:
         row: The directive.
-        statement: What the file says.
-        files: The file, and what is wrong with it.
-        secret: The Secret that shall stand for certificates and keys that are
-            in no file, which is then a notice; empty: they are refused.
+        statement: The statement.
+        files: The file, and its errors.
+        secret: The name of the Secret that replaces certificates and keys that are not in
+            files, with a notice.  Empty: they are errors.
     """
     least, most = row.type.arity
     count = len(statement.arguments)
@@ -176,7 +176,7 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
 
 
 def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
-    """The value, its paths made absolute."""
+    """The value with absolute paths."""
     if row.type is FILE:
         return {"file": files.path(value["file"])}
     if row.type is FILES:
@@ -192,18 +192,18 @@ def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
 
 
 def _half(row: Directive) -> str:
-    """Which half of a pair a directive is."""
+    """The field of the pair that a directive is."""
     return "keyFile" if row.part_of else "certificateFile"
 
 
 def _scheme(row: Directive, arguments: Sequence[str]) -> str:
-    """``data:`` and the like, where something else than a file is named; else nothing."""
+    """``data:``, ``engine:`` or ``store:`` if the argument is not a file; else nothing."""
     of_files = any(row.type is each for each in (FILE, FILES, CERTIFICATES))
     return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
 
 
 def _in_no_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
-    """What stands for something that is in no file.  Its text is never told: it may be a key."""
+    """The replacement for a value that is not in a file.  Messages do not contain it: it may be a key."""
     reason = f'"{row.name}" directive: {scheme} cannot be carried over'
     if not secret:
         files.problems.add(statement.location, f"{reason}; put it into a file")
@@ -217,12 +217,12 @@ def _in_no_file(row: Directive, statement: Statement, files: ConfigFiles, secret
 
 
 def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
-    """Make pairs of certificates and keys, which nginx inherits apart and pairs by position.
+    """Pair certificates and keys by position; nginx inherits the two directives separately.
 
-    A half that is in no pair is told, and so is a pair that a Secret stands for.
+    Unpaired ones, and pairs that are replaced by a Secret, get a notice.
 
     Returns:
-        The paths of servers that lack a key, which is noted.
+        The paths of servers with a certificate without a key, which is reported.
     """
     lacking: list[str] = []
     chains = list(mail.fields.pop("sslCertificate", ()))
@@ -248,12 +248,12 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
 
 
 def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[str, Raw]]:
-    """By position; surplus ones on either side are left out."""
+    """Pairs by position; the rest of the longer list is ignored."""
     return [chain | {"keyFile": key} for chain, key in zip(chains, keys, strict=False)]
 
 
 def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
-    """The pairs, with a Secret for each that is not in two files."""
+    """The pairs; those that are not in two files are replaced by a Secret."""
     named: list[Raw] = []
     for number, pair in enumerate(pairs, 1):
         if not _NOT_FILES.isdisjoint(pair.values()):
@@ -275,7 +275,7 @@ def _halves(pairs: Sequence[dict[str, Raw]]) -> set[str]:
 def _tell_the_rest(
     block: Block, chains: Sequence[dict[str, Raw]], used: set[str], problems: Problems
 ) -> None:
-    """Tell which certificates and keys of a level are in no pair, and so without effect."""
+    """Notice certificates and keys of a level that are in no pair."""
     lone = [("certificate", chain["certificateFile"]) for chain in chains]
     lone += [("key", key) for key in block.keys]
     for what, path in lone:
@@ -290,9 +290,9 @@ def _uses_tls(server: Block, mail: Block) -> bool:
 
 
 def inherit_shared_caches(mail: Block, servers: Sequence[Block]) -> None:
-    """Give servers with a cache of their own in the process the shared one of the mail level as well.
+    """Add the shared cache of the mail level to servers with a builtin cache.
 
-    ``ssl_session_cache builtin`` in a server leaves an inherited ``shared`` cache in use.
+    In nginx, ``ssl_session_cache builtin`` of a server does not replace an inherited ``shared`` cache.
     """
     inherited = mail.fields.get("sslSessionCache", ())
     shared = [part for part in inherited if part.startswith("shared:")]
@@ -303,7 +303,7 @@ def inherit_shared_caches(mail: Block, servers: Sequence[Block]) -> None:
 
 
 def merge_repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
-    """What two ``ssl_session_cache`` of one level make: the last shared cache, and the last of the rest."""
+    """The effect of two ``ssl_session_cache`` of one level: the last shared and the last other one."""
     if not before:
         return value
     shared = [part for part in (*before, *value) if part.startswith("shared:")][-1:]
