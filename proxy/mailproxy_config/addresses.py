@@ -116,7 +116,7 @@ def check_listen_address(text: str) -> str:
     if text[:5].lower() == _UNIX:
         return _UNIX + _unix_path(text[5:])
     if ":" in text and not text.startswith("["):
-        raise ValueError("an IPv6 address stands in brackets, and the port in its own field")
+        raise ValueError("an IPv6 address must be in brackets, and the port in the field port")
     return text if text == "*" else check_host(text)
 
 
@@ -129,7 +129,7 @@ def parse_listen_argument(text: str) -> ListenAddress:
     if text[:5].lower() == _UNIX:
         return ListenAddress(_UNIX + _unix_path(text[5:]), range(0))
     written, colon, ports = _split(text)
-    if not colon and not _ports_only(text):
+    if not colon and not re.fullmatch(r"[0-9]+(-[0-9]+)?", text, re.ASCII):
         raise ValueError(f"no port in {text!r}: a listener needs one")
     address = (written if written == "*" else check_host(written)) if colon else "*"
     return ListenAddress(address, _port_range(ports if colon else text))
@@ -165,7 +165,7 @@ def parse_auth_http(text: str) -> AuthHttp:
     try:
         where = parse_host_port(rest[:end])
     except ValueError:
-        if "@" in rest:  # what is before it may be a password, which no message may repeat
+        if "@" in rest:  # it may contain a password, which must not be in a message
             raise ValueError(_NO_CREDENTIALS) from None
         raise
     return AuthHttp(host=where.host, port=where.port or (443 if tls else 80), uri=_uri(rest[end:]), tls=tls)
@@ -204,11 +204,6 @@ def _split(text: str) -> tuple[str, str, str]:
     if not bracket or (rest and not rest.startswith(":")):
         raise ValueError(f"invalid host in {text!r}")
     return inside + bracket, rest[:1], rest[1:]
-
-
-def _ports_only(text: str) -> bool:
-    """Whether an argument without a colon is a port or a range of ports."""
-    return re.fullmatch(r"[0-9]+(-[0-9]+)?", text, re.ASCII) is not None
 
 
 def _port_range(text: str) -> range:
@@ -251,7 +246,7 @@ def _unix_path(path: str) -> str:
 def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
     """``unix:path[:uri]``; as in nginx the ``Host`` header is ``localhost``."""
     if tls:
-        raise ValueError("https:// does not go with a unix: address")
+        raise ValueError("https:// is not supported with a unix: address")
     path, _, uri = rest.partition(":")
     return AuthHttp(host="localhost", unix_path=_unix_path(path), uri=_uri(uri))
 

@@ -51,7 +51,7 @@ def compile_proxy(
     Raises:
         ConfigError: A port with its offset is out of range.
     """
-    main: dict[str, Any] = _MAIN_BUILT_IN | _known(manifest.main.values)
+    main: dict[str, Any] = _MAIN_BUILT_IN | _without_empty_logs(manifest.main.values)
     servers = tuple(
         _server(
             _effective(manifest, server),
@@ -100,15 +100,15 @@ def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
 
 
-def _known(values: Mapping[str, object]) -> dict[str, Any]:
+def _without_empty_logs(values: Mapping[str, object]) -> dict[str, Any]:
     """Values without an empty ``errorLog``.  ``None`` is the value of a disabled resolver."""
     return {name: value for name, value in values.items() if value is not None or name != "error_log"}
 
 
 def _effective(manifest: MailProxyManifest, server: ServerBlock) -> dict[str, Any]:
     """All directives of a server; references are not yet replaced by paths."""
-    found = _BUILT_IN | _known(manifest.mail.values) | _known(server.level.values)
-    main = _MAIN_BUILT_IN | _known(manifest.main.values)
+    found = _BUILT_IN | _without_empty_logs(manifest.mail.values) | _without_empty_logs(server.level.values)
+    main = _MAIN_BUILT_IN | _without_empty_logs(manifest.main.values)
     found["error_log"] = found["error_log"] or main["error_log"]
     return {row.name: found[row.name] for row in _ROWS}
 
@@ -125,14 +125,14 @@ def _server(
         name=server.name,
         protocol=protocol,
         listen=tuple(
-            _moved(listener, port_offset, f"{server.path}.listen[{index}].port")
+            _with_offset(listener, port_offset, f"{server.path}.listen[{index}].port")
             for index, listener in enumerate(server.listen)
         ),
         **values,
     )
 
 
-def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
+def _with_offset(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
     """The listener with the offset added to its port."""
     if listener.port is None or not offset:
         return listener

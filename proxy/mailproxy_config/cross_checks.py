@@ -40,8 +40,11 @@ def check_consistency(
         problems: Collects the errors.
     """
     for server in servers:
-        _check_protocol(server, problems)
-        _check_authorization(server, mail, problems)
+        if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
+            reason = "is required unless all ports are well-known ports of the same protocol"
+            problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
+        if not _given("auth_http", server, mail):
+            problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
@@ -55,17 +58,6 @@ def _given(name: str, server: ServerBlock, mail: Level) -> bool:
 
 def _value(name: str, server: ServerBlock, mail: Level) -> object:
     return server.level.values.get(name, mail.values.get(name))
-
-
-def _check_protocol(server: ServerBlock, problems: Problems) -> None:
-    if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
-        reason = "can be left out only where every port is well-known and all agree"
-        problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-
-
-def _check_authorization(server: ServerBlock, mail: Level, problems: Problems) -> None:
-    if not _given("auth_http", server, mail):
-        problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
 
 
 def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
@@ -95,7 +87,7 @@ def _check_ports(server: ServerBlock, spec: Mapping[str, Any], problems: Problem
         if high and port > _HIGHEST_PORT - HIGH_PORT_OFFSET:
             problems.add(path, f"{port} is above 55535, the highest with portStrategy HighPort")
         if not high and port == ADMIN_PORT:
-            problems.add(path, f"{port} is the admin port")
+            problems.add(path, f"{port} is the admin port; use another port, or portStrategy HighPort")
         if not high and on_host and port < _PRIVILEGED:
             reason = "with pod.hostNetwork a process without root cannot open ports below 1024"
             problems.add(path, f"{reason}; use portStrategy HighPort")
@@ -125,9 +117,9 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
     if "autoscaling" in spec and spec.get("mode", "Deployment") != "Deployment":
         problems.add("spec.autoscaling", "needs mode Deployment")
     if spec.get("mode") == "Sidecar" and spec.get("networkPolicy", {}).get("enabled") is True:
-        reason = "with mode Sidecar the pods are yours, and so are their NetworkPolicies"
-        way_out = "remove networkPolicy, or write enabled: false"
-        problems.add("spec.networkPolicy.enabled", f"{reason}; {way_out}")
+        reason = "is not allowed with mode Sidecar: the operator does not own the pods"
+        fix = "remove networkPolicy, or write enabled: false"
+        problems.add("spec.networkPolicy.enabled", f"{reason}; {fix}")
     if spec.get("pod", {}).get("hostNetwork") is not True:
         return
     for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):
@@ -135,7 +127,7 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
             problems.add(f"spec.sysctls.extra[{index}]", "with pod.hostNetwork no net.* sysctl can be set")
 
 
-# --- the same for the API server -----------------------------------------------
+# --- CEL rules for the API server -----------------------------------------------
 
 
 def _either(field: str) -> str:
@@ -212,7 +204,7 @@ SPEC_RULES: Final = (
     _rule(
         "self.mode != 'Sidecar' || !has(self.networkPolicy) || !has(self.networkPolicy.enabled) || "
         "!self.networkPolicy.enabled",
-        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
+        "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
         "FieldValueForbidden",
     ),
     *PORT_RULES,

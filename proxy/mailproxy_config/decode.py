@@ -95,7 +95,7 @@ def decode_text(data: bytes, source: str = "") -> str:
         raise ConfigError([Problem(source, f"is larger than {MAX_FILE_BYTES} bytes")])
     nul = data.find(b"\0")
     if nul >= 0:
-        raise ConfigError([Problem(_line(data, nul, source), "is not text: it has a NUL in it")])
+        raise ConfigError([Problem(_line(data, nul, source), "is not text: it contains a NUL character")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -131,7 +131,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = _repeated(name for name, _ in pairs)
-        raise ValueError(f"{twice[:64]!r} stands twice in one object")
+        raise ValueError(f"{twice[:64]!r} is duplicate in one object")
     return found
 
 
@@ -146,4 +146,4 @@ def _repeated(names: Iterable[str]) -> str:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")

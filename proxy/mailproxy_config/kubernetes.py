@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.model import DrainConfig, Seconds
-from mailproxy_config.value_types import ErrorPath, Raw
+from mailproxy_config.value_types import ErrorPath
 
 _DRAIN: Final = DrainConfig(delay=Seconds(5.0), timeout=Seconds(300.0))
 _REQUESTS: Final = {"cpu": "100m", "memory": "64Mi"}
@@ -293,7 +293,7 @@ def read_deployment(spec: Mapping[str, Any], path: ErrorPath) -> DeploymentSpec:
     if "sidecar" in spec:
         found["sidecar"] = _sidecar(spec["sidecar"])
     if "resources" in spec:
-        # Requests of ours beside limits of theirs could contradict each other.
+        # The default requests could exceed the given limits.
         found["resources"] = ResourcesSpec(**{"requests": {}, **spec["resources"]})
     if "imagePullSecrets" in spec:
         found["image_pull_secrets"] = tuple(secret["name"] for secret in spec["imagePullSecrets"])
@@ -302,12 +302,12 @@ def read_deployment(spec: Mapping[str, Any], path: ErrorPath) -> DeploymentSpec:
 
 def _of(kind: type[Any], value: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- an instance of ``kind``
     """Build a dataclass whose fields have the names of the manifest in snake case; lists become tuples."""
-    return kind(**{snake_case(name): _frozen(inner) for name, inner in value.items()})
-
-
-def _frozen(value: Raw) -> Raw:
-    """Lists become tuples; mappings stay, since they are handed on as they are."""
-    return tuple(value) if isinstance(value, list) else value
+    return kind(
+        **{
+            snake_case(name): tuple(inner) if isinstance(inner, list) else inner
+            for name, inner in value.items()
+        }
+    )
 
 
 def _drain(value: Mapping[str, Any], path: ErrorPath) -> DrainConfig:

@@ -85,7 +85,9 @@ def check(spec: Mapping[str, Any], problems: Problems) -> None:
         problems: Collects the errors.
     """
     given = list(_given(spec.get("servers")))
-    _check_sockets(spec.get("servers"), problems)
+    for path, one in _listeners(spec.get("servers")):
+        if "hostPort" in one and "port" not in one:
+            problems.add(path, "cannot be used with a UNIX socket; remove hostPort")
     _check_mode(spec, given, problems)
     _check_agreement(given, problems)
     _check_node_ports(spec.get("service"), {port for _, port, _ in given}, problems)
@@ -111,13 +113,6 @@ def _listeners(servers: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"spec.servers[{index}].listen[{number}].hostPort", one
 
 
-def _check_sockets(servers: object, problems: Problems) -> None:
-    """Report host ports of listeners without a port (UNIX sockets)."""
-    for path, one in _listeners(servers):
-        if "hostPort" in one and "port" not in one:
-            problems.add(path, "needs port: no port of a node can lead to a UNIX socket; remove hostPort")
-
-
 def _items(value: object) -> Sequence[Any]:
     """The items of a list; nothing for other values."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
@@ -136,13 +131,13 @@ def _check_mode(spec: Mapping[str, Any], given: Sequence[_Listener], problems: P
             continue
         if spec.get("mode") == "Sidecar":
             problems.add(
-                path, "needs mode Deployment or DaemonSet: the pods of a sidecar belong to somebody else"
+                path, "needs mode Deployment or DaemonSet: the operator does not own the pods of sidecars"
             )
         elif on_host and host != port + offset:
             reason = (
-                f"{host} is not the container port {port + offset}; with pod.hostNetwork it can be no other"
+                f"{host} must be the container port {port + offset} with pod.hostNetwork; remove hostPort"
             )
-            problems.add(path, f"{reason}: leave it out")
+            problems.add(path, reason)
 
 
 def _check_agreement(given: Sequence[_Listener], problems: Problems) -> None:
@@ -153,7 +148,9 @@ def _check_agreement(given: Sequence[_Listener], problems: Problems) -> None:
         first_path, first_host = by_port.setdefault(port, (path, host))
         if host != first_host:
             shown = "none" if first_host is None else first_host
-            problems.add(path, f"differs from {first_path} ({shown}): listeners of port {port} share one")
+            problems.add(
+                path, f"differs from {first_path} ({shown}): all listeners of port {port} must have the same"
+            )
         if host is None:
             continue
         other_path, other_port = by_host.setdefault(host, (path, port))
@@ -174,8 +171,10 @@ def _check_node_ports(service: object, ports: set[int], problems: Problems) -> N
         path = f"spec.service.nodePorts[{index}]"
         if one["port"] not in ports:
             listened = ", ".join(map(str, sorted(ports))) or "none"
-            problems.add(f"{path}.port", f"no listener has port {one['port']}; there are {listened}")
+            problems.add(
+                f"{path}.port", f"no listener has port {one['port']}; ports of listeners: {listened}"
+            )
         if seen.setdefault(one["nodePort"], one["port"]) != one["port"]:
             problems.add(
-                f"{path}.nodePort", f"{one['nodePort']} is also the one of port {seen[one['nodePort']]}"
+                f"{path}.nodePort", f"{one['nodePort']} is also the node port of port {seen[one['nodePort']]}"
             )

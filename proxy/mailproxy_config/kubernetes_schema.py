@@ -112,8 +112,8 @@ _PERCENTAGE: Final = IntOrString(
 )
 
 
-def _passed_on(max_items: int) -> Array:
-    """A list of objects that are handed to Kubernetes as they are."""
+def _unstructured_list(max_items: int) -> Array:
+    """A list of objects that are passed to Kubernetes unchanged."""
     return Array(items=AnyObject(), max_items=max_items)
 
 
@@ -360,9 +360,9 @@ _BUDGET: Final = Object(
 _NETWORK_POLICY: Final = Object(
     fields={
         "enabled": Boolean(),
-        "metricsFrom": _passed_on(16),
-        "clientsFrom": _passed_on(16),
-        "egress": _passed_on(32),
+        "metricsFrom": _unstructured_list(16),
+        "clientsFrom": _unstructured_list(16),
+        "egress": _unstructured_list(32),
     },
     descriptions={
         "enabled": "Creates a NetworkPolicy. Outgoing traffic must then be listed in egress. "
@@ -378,9 +378,9 @@ _POD: Final = Object(
         "labels": _LABELS,
         "annotations": _LABELS,
         "nodeSelector": _LABELS,
-        "tolerations": _passed_on(64),
+        "tolerations": _unstructured_list(64),
         "affinity": AnyObject(),
-        "topologySpreadConstraints": _passed_on(16),
+        "topologySpreadConstraints": _unstructured_list(16),
         "priorityClassName": _name(),
         "runtimeClassName": _name(),
         "serviceAccountName": _name(),
@@ -388,12 +388,12 @@ _POD: Final = Object(
         "hostUsers": Boolean(),
         "dnsPolicy": _name(32),
         "dnsConfig": AnyObject(),
-        "hostAliases": _passed_on(64),
+        "hostAliases": _unstructured_list(64),
         "securityContext": AnyObject(),
-        "extraVolumes": _passed_on(32),
-        "extraVolumeMounts": _passed_on(32),
-        "extraEnv": _passed_on(64),
-        "extraContainers": _passed_on(8),
+        "extraVolumes": _unstructured_list(32),
+        "extraVolumeMounts": _unstructured_list(32),
+        "extraEnv": _unstructured_list(64),
+        "extraContainers": _unstructured_list(8),
     },
     descriptions={
         "labels": "Additional labels of the pods. Labels of the operator take precedence.",

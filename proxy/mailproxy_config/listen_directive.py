@@ -74,7 +74,7 @@ _SECONDS: Final = IntOrString(
                 "(duration(self.matches('[0-9]$') ? self + 's' : self) >= duration('1s') && "
                 f"duration(self.matches('[0-9]$') ? self + 's' : self) <= duration('{_MAX_KEEP_ALIVE}s'))"
             ),
-            message=f"must lie between 1s and {_MAX_KEEP_ALIVE}s, which is what the socket option takes",
+            message=f"must be between 1s and {_MAX_KEEP_ALIVE}s, the range of the socket option",
             predicate=_in_keep_alive_range,
         ),
     ),
@@ -105,7 +105,7 @@ _KEEP_ALIVE: Final = Object(
                 "!has(self.enabled) || self.enabled || "
                 "!(has(self.idle) || has(self.interval) || has(self.count))"
             ),
-            message="soKeepalive: enabled false goes alone",
+            message="soKeepalive: idle, interval and count are not allowed with enabled: false",
             predicate=lambda value: value.get("enabled", True) or not any(field in value for field in _TIMED),
         ),
     ),
@@ -255,7 +255,7 @@ _LISTENER: Final = Object(
                 "!has(self.address) || self.address.startsWith('unix:') || !self.address.contains(':') || "
                 r"self.address.matches('^\\[[0-9A-Fa-f:.]+\\]$')"
             ),
-            message="an IPv6 address stands in brackets, and the port in its own field",
+            message="an IPv6 address must be in brackets, and the port in the field port",
             predicate=_address_is_bare,
             field_path=".address",
         ),
@@ -323,7 +323,7 @@ def _format_listener(value: ListenConfig) -> Raw:
     return written
 
 
-# --- nginx's spelling ----------------------------------------------------------
+# --- nginx's notation ----------------------------------------------------------
 
 _BARE: Final = frozenset({"ssl", "proxy_protocol", "bind", "multipath"})
 _WITH_A_VALUE: Final = frozenset({"ipv6only", "backlog", "rcvbuf", "sndbuf", "so_keepalive"})

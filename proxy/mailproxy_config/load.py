@@ -74,7 +74,9 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
         ConfigError: With all errors.  ``partial`` is what could be loaded of a manifest or an
             ``nginx.conf``.
     """
-    words = _decoded(text, source)
+    words = decode_text(text, source)
+    if not words.strip():
+        raise ConfigError([Problem(source, "is empty")])
     if words.lstrip().startswith("{") and f'"{FORMAT}"' in words:
         config, generation = parse_rendered(parse_json(words, source))
         return Loaded(
@@ -86,10 +88,10 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             located=_by_name(config),
         )
     if _NGINX_BEGINS.match(words):
-        # Not at the top: the proxy in a pod never needs crossplane.
+        # Imported here, because a proxy in a pod does not need crossplane.
         from mailproxy_config.nginx.convert import read_nginx  # noqa: PLC0415
 
-        return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, FileKind.NGINX)
+        return _compile_loaded(lambda: read_nginx(words, source=source), mounts, hostname, FileKind.NGINX)
 
     def read() -> tuple[MailProxyManifest, ManifestSourceMap]:
         try:
@@ -99,7 +101,7 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             raise ConfigError(error.problems, partial=places and (error.partial, places)) from None
         return manifest, ManifestSourceMap(manifest)
 
-    return _loaded(read, mounts, hostname, FileKind.MANIFEST)
+    return _compile_loaded(read, mounts, hostname, FileKind.MANIFEST)
 
 
 def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
@@ -115,7 +117,9 @@ def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
         else:
             others.append(document)
     if len(found) > 1:
-        raise ConfigError([Problem(source, f"has {len(found)} resources of kind {KIND}; one is wanted")])
+        raise ConfigError(
+            [Problem(source, f"has {len(found)} resources of kind {KIND}; exactly one is allowed")]
+        )
     if not found and len(others) == 1 and isinstance(others[0], Mapping):
         return parse_manifest(others[0])
     if not found:
@@ -144,7 +148,7 @@ def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Prob
         for name, path in (*headers, *server.tls_files):
             reason = _unreadable(path)
             if reason:
-                hint = _mount_hint(path, name, kind)
+                hint = _secret_hint(path, name, kind)
                 problems.add(f"servers[{index}].{name}", f"{path}: {reason}{hint}")
     return tuple(dict.fromkeys(problems))
 
@@ -179,7 +183,7 @@ class _SourceMap(Protocol):
         ...
 
 
-def _loaded(
+def _compile_loaded(
     read: Callable[[], tuple[MailProxyManifest, _SourceMap]], mounts: Mounts, hostname: str, kind: FileKind
 ) -> Loaded:
     """Compile the result of ``read``; if it raises, compile the partial result for the error."""
@@ -203,7 +207,7 @@ def _loaded(
     return compiled(manifest, places, is_partial=False)
 
 
-def _mount_hint(path: str, directive: str, kind: FileKind | None) -> str:
+def _secret_hint(path: str, directive: str, kind: FileKind | None) -> str:
     """How to provide a missing file of a Secret or ConfigMap."""
     root, _, rest = path.partition(f"{_MOUNTS.root}/")
     parts = rest.split("/")
@@ -211,14 +215,14 @@ def _mount_hint(path: str, directive: str, kind: FileKind | None) -> str:
         return ""
     what = f"{'Secret' if parts[0] == 'secrets' else 'ConfigMap'} {parts[1]}"
     if kind is FileKind.RENDERED:
-        return f"; does the {what} have the key {parts[2]}?"
+        return f"; check that the {what} has the key {parts[2]}"
     written = {
         "auth_http_header": "value",
         "ssl_certificate": "certificateFile and keyFile",
         "ssl_certificate_key": "certificateFile and keyFile",
     }.get(directive, "file")
     return (
-        f"; the {what} is a file in a pod only: elsewhere write {written} instead, "
+        f"; the {what} is mounted as a file only in a pod: elsewhere use {written}, "
         "or use mailproxy-operator local --secrets DIR"
     )
 
@@ -228,13 +232,6 @@ def _documents(text: str, source: str) -> list[Any]:
     if _JSON_BEGINS.match(text):
         return [parse_json(text, source)]
     return load_documents(text, source=source)
-
-
-def _decoded(data: bytes, source: str) -> str:
-    words = decode_text(data, source)
-    if not words.strip():
-        raise ConfigError([Problem(source, "is empty")])
-    return words
 
 
 def _described(document: object) -> str:

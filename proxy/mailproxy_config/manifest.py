@@ -74,12 +74,12 @@ def _rows(rows: Sequence[Directive]) -> dict[str, Schema]:
     return {row.field: row.type.schema for row in rows}
 
 
-def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
+def _descriptions(rows: Sequence[Directive]) -> dict[str, str]:
     return {row.field: describe(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
 
 
 MAIL: Final = Object(
-    fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
+    fields=_rows(LEVEL_DIRECTIVES), descriptions=_descriptions(LEVEL_DIRECTIVES), advice=advice_for_field
 )
 """``spec.mail``: every directive allowed in ``mail {}``."""
 
@@ -98,7 +98,7 @@ PROTOCOL_RULE: Final = Rule(
         "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
     ),
     message=(
-        "protocol can be left out only where every port is well-known and all agree: "
+        "protocol is required unless all ports are well-known ports of the same protocol: "
         "143 993 imap, 110 995 pop3, 25 465 587 smtp"
     ),
     reason="FieldValueRequired",
@@ -114,7 +114,7 @@ SERVER: Final = Object(
     advice=advice_for_field,
     descriptions={
         "name": "Name of this server in metrics, logs and the status.",
-        **_meanings(SERVER_DIRECTIVES),
+        **_descriptions(SERVER_DIRECTIVES),
         **MAIL.descriptions,
     },
 )
@@ -131,7 +131,7 @@ SPEC: Final = Object(
     required=("servers",),
     rules=SPEC_RULES,
     descriptions={
-        **_meanings(MAIN_DIRECTIVES),
+        **_descriptions(MAIN_DIRECTIVES),
         "mail": (
             "Directives for all servers, as in nginx's mail {} block. A server can override each of them."
         ),
@@ -192,7 +192,7 @@ def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
     problems = Problems()
     manifest = read_manifest(body, problems)
     problems.raise_if_any(partial=manifest)
-    assert manifest is not None  # noqa: S101 -- or that would be a problem
+    assert manifest is not None  # noqa: S101 -- else there was a problem
     return manifest
 
 
@@ -221,17 +221,17 @@ def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManif
 def _examined(
     body: Mapping[str, Any], metadata: Metadata, spec: Mapping[str, Any], problems: Problems
 ) -> MailProxyManifest:
-    good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
+    valid = _valid_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
     path = ErrorPath("spec", problems)
-    main = _level(good, good, MAIN_DIRECTIVES, path, SPEC)
+    main = _level(valid, valid, MAIN_DIRECTIVES, path, SPEC)
     workload = replace(
-        read_deployment(good, path), host_ports=kubernetes_ports.host_ports(spec.get("servers"))
+        read_deployment(valid, path), host_ports=kubernetes_ports.host_ports(spec.get("servers"))
     )
     written = spec.get("mail", {})
-    sound = _sound_fields(MAIL, written, "spec.mail", problems)
-    mail = _level(sound, written, LEVEL_DIRECTIVES, path.field("mail"), MAIL)
+    valid_mail = _valid_fields(MAIL, written, "spec.mail", problems)
+    mail = _level(valid_mail, written, LEVEL_DIRECTIVES, path.field("mail"), MAIL)
     servers = _servers(spec.get("servers"), path.field("servers"))
-    check_consistency(good, mail, servers, problems)
+    check_consistency(valid, mail, servers, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
@@ -277,25 +277,25 @@ def _servers(value: object, path: ErrorPath) -> tuple[ServerBlock, ...]:
 
 
 def _server(value: object, path: ErrorPath) -> ServerBlock | None:
-    good = _sound_fields(SERVER, value, path.text, path.problems)
+    valid = _valid_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
-    own = _level(good, value, SERVER_DIRECTIVES, path, SERVER)
+    own = _level(valid, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
-        name=str(good.get("name", "")),
+        name=str(valid.get("name", "")),
         path=path.text,
         own=own,
-        level=_level(good, value, LEVEL_DIRECTIVES, path, SERVER),
+        level=_level(valid, value, LEVEL_DIRECTIVES, path, SERVER),
     )
 
 
 def _level(
-    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], path: ErrorPath, record: Object
+    valid: Mapping[str, Any], raw: object, rows: Sequence[Directive], path: ErrorPath, record: Object
 ) -> Level:
     """Read the directives of one level.
 
     Args:
-        good: The fields that match their schema.
+        valid: The fields that match their schema.
         raw: The object as written.
         rows: The directives of the level.
         path: The path of the level.
@@ -307,13 +307,14 @@ def _level(
     given = [field for field in written if field in known]
     for field in given:
         row, here, before = known[field], path.field(field), len(path.problems)
-        if field not in good:
-            _read_sound_items(row, written[field], here)
+        if field not in valid:
+            _read_valid_items(row, written[field], here)
             continue
-        value = here.try_read(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
+        value = here.try_read(lambda row=row, field=field, here=here: row.type.read(valid[field], here))  # type: ignore[misc]
         if len(path.problems) == before:
             values[row.name] = value
-            _note_capabilities(row, value, here)
+            for index, hint in capability_hints(row.name, value):
+                here.problems.notice(here.text if index is None else here.item(index).text, hint)
         if field in IGNORED:
             path.problems.notice(here.text, IGNORED[field])
     meant = record.meant(written).values()
@@ -322,27 +323,22 @@ def _level(
     )
 
 
-def _note_capabilities(row: Directive, value: Any, here: ErrorPath) -> None:  # noqa: ANN401 -- of any directive
-    for index, hint in capability_hints(row.name, value):
-        here.problems.notice(here.text if index is None else here.item(index).text, hint)
-
-
-def _read_sound_items(row: Directive, value: object, here: ErrorPath) -> None:
+def _read_valid_items(row: Directive, value: object, here: ErrorPath) -> None:
     """Read the valid items of a list with invalid ones, to find further errors."""
     schema = row.type.schema
     if not row.type.itemwise or not isinstance(schema, Array) or not isinstance(value, list):
         return
-    items = [item if _has_shape(schema.items, item) else INVALID_ITEM for item in value[: schema.max_items]]
+    items = [item if _is_valid(schema.items, item) else INVALID_ITEM for item in value[: schema.max_items]]
     here.try_read(lambda: row.type.read(items, here))
 
 
-def _has_shape(schema: Schema, value: object) -> bool:
+def _is_valid(schema: Schema, value: object) -> bool:
     found = Problems()
     schema.check(value, "", found)
     return not found
 
 
-def _sound_fields(
+def _valid_fields(
     record: Object, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
     """Return the fields of an object that match their schema, and report the others.
@@ -357,18 +353,18 @@ def _sound_fields(
     if not isinstance(value, Mapping):
         problems.add(path, f"must be an object with fields, not {type_of(value)}")
         return {}
-    good = {}
+    valid = {}
     for name, inner in value.items():
         if name in apart:
             continue
         before = len(problems)
         Object(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
-            good[name] = inner
+            valid[name] = inner
     for name in record.missing(value):
         if name not in apart:
             problems.add(join_path(path, name), "is required")
-    return good
+    return valid
 
 
 def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YAML value

@@ -54,7 +54,7 @@ class _ManifestLoader(yaml.SafeLoader):
     are complete only at the end of a document.
     """
 
-    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class's, whatever PyYAML's stubs say
+    yaml_implicit_resolvers: Any = {}  # noqa: RUF012 -- a class attribute in PyYAML
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def __init__(self, text: str, source: str) -> None:
@@ -102,7 +102,7 @@ def load_documents(text: str, *, source: str = "") -> list[Any]:
     try:
         return [found for found in _documents(text, source) if found is not None]
     except yaml.MarkedYAMLError as error:
-        # Not the error's own text: it quotes the line, which may hold a secret.
+        # The text of the error quotes the line, which may contain a secret.
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}" if source and mark else source
         line = "" if source or mark is None else f"line {mark.line + 1}: "
@@ -120,16 +120,16 @@ def _documents(text: str, source: str) -> Iterator[Any]:
     try:
         while loader.check_node():
             node = loader.get_node()
-            assert node is not None  # noqa: S101 -- it has just been asked for
+            assert node is not None  # noqa: S101 -- check_node was true
             problems = Problems()
-            seen = _look_over(node, source, problems, seen)
+            seen = _check_duplicates(node, source, problems, seen)
             problems.raise_if_any()
             yield loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> int:
+def _check_duplicates(root: yaml.Node, source: str, problems: Problems, seen: int) -> int:
     """Report duplicate keys, and count values.
 
     Args:
@@ -153,8 +153,8 @@ def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> i
         if level > MAX_LEVELS:
             raise too_deep(source)
         if isinstance(node, yaml.MappingNode):
-            _note_duplicates(node, path, problems)
-            # A key that is no scalar is written as JSON, which repeats what its aliases stand for.
+            _report_duplicate_keys(node, path, problems)
+            # A key that is not a scalar becomes JSON text, in which aliases are repeated.
             waiting += (
                 (key, path, level + 1) for key, _ in node.value if not isinstance(key, yaml.ScalarNode)
             )
@@ -164,12 +164,12 @@ def _look_over(root: yaml.Node, source: str, problems: Problems, seen: int) -> i
     return seen
 
 
-def _note_duplicates(node: yaml.MappingNode, path: str, problems: Problems) -> None:
+def _report_duplicate_keys(node: yaml.MappingNode, path: str, problems: Problems) -> None:
     lines: dict[str, int] = {}
     for key, _ in node.value:
         name, line = _key(key), key.start_mark.line + 1
         if name in lines and name != "<<":
-            problems.add(join_path(path, name), f"stands twice, in line {lines[name]} and line {line}")
+            problems.add(join_path(path, name), f"is duplicate, in line {lines[name]} and line {line}")
         lines.setdefault(name, line)
 
 
@@ -182,12 +182,10 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[s
     found: dict[str, Any] = {}
     yield found
     loader.flatten_mapping(node)
-    for key, value in node.value:
-        found[_json_key(loader.construct_object(key, deep=True))] = loader.construct_object(value)
-
-
-def _json_key(key: object) -> str:
-    return key if isinstance(key, str) else json.dumps(key, default=str)
+    for node_key, value in node.value:
+        key = loader.construct_object(node_key, deep=True)
+        name = key if isinstance(key, str) else json.dumps(key, default=str)
+        found[name] = loader.construct_object(value)
 
 
 def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> Iterator[list[Any]]:
@@ -213,7 +211,7 @@ def _number(_: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float | str:
     if not _FLOAT.fullmatch(text):
         return str(node.value)
     number = float(text)
-    # JSON has one kind of number: 1e3 arrives as 1000.
+    # JSON has only one type of number: 1e3 becomes 1000.
     return int(number) if abs(number) < _EXACT_INTEGER and number.is_integer() else number
 
 
@@ -274,26 +272,28 @@ class _ManifestDumper(yaml.SafeDumper):
         return True
 
 
-def _is_plain(value: Any) -> bool:  # noqa: ANN401 -- any YAML value
-    return not isinstance(value, (dict, list))
+def _is_short(value: dict[str, Any] | list[Any]) -> bool:
+    """Whether an object or list fits on one line."""
+    items = value.values() if isinstance(value, dict) else value
+    return not any(isinstance(each, (dict, list)) for each in items) and len(json.dumps(value)) <= _SHORT
 
 
-def _represent_object(dumper: yaml.SafeDumper, value: dict[str, Any]) -> yaml.Node:
-    short = all(map(_is_plain, value.values())) and len(json.dumps(value)) <= _SHORT
-    return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=short)
+_ManifestDumper.add_representer(
+    dict,
+    lambda dumper, value: dumper.represent_mapping(
+        "tag:yaml.org,2002:map", value.items(), flow_style=_is_short(value)
+    ),
+)
 
-
-def _represent_list(dumper: yaml.SafeDumper, value: list[Any]) -> yaml.Node:
-    short = all(map(_is_plain, value)) and len(json.dumps(value)) <= _SHORT
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=short)
-
-
-_ManifestDumper.add_representer(dict, _represent_object)
-
-_ManifestDumper.add_representer(list, _represent_list)
+_ManifestDumper.add_representer(
+    list,
+    lambda dumper, value: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", value, flow_style=_is_short(value)
+    ),
+)
 
 for _tag, _grammar, _first in IMPLICIT:
-    # Words that kubectl takes for something else than text must stand in quotes.
+    # Plain scalars that kubectl does not read as text are quoted.
     _ManifestDumper.add_implicit_resolver(_tag, _grammar, _first)
 
 

@@ -55,14 +55,16 @@ def dump(config: ProxyConfig, *, generation: int = 0) -> bytes:
         "format": FORMAT,
         "formatVersion": FORMAT_VERSION,
         "generation": generation,
-        "config": _plain(config),
+        "config": _to_json(config),
     }
     return _canonical(document) + b"\n"
 
 
 def config_hash(config: ProxyConfig) -> str:
     """SHA-256 of the configuration as ``dump`` renders it without the generation, in hexadecimal."""
-    return hashlib.sha256(_canonical({"formatVersion": FORMAT_VERSION, "config": _plain(config)})).hexdigest()
+    return hashlib.sha256(
+        _canonical({"formatVersion": FORMAT_VERSION, "config": _to_json(config)})
+    ).hexdigest()
 
 
 def _canonical(document: object) -> bytes:
@@ -70,17 +72,17 @@ def _canonical(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a configuration
+def _to_json(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a configuration
     """A value as JSON; sets are sorted, and whole floats are integers."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
     match value:
         case StrEnum():
             return str(value)
         case frozenset():
             return sorted(map(str, value))
         case tuple():
-            return [_plain(item) for item in value]
+            return [_to_json(item) for item in value]
         case float() if value.is_integer():
             return int(value)
     return value
@@ -149,7 +151,7 @@ def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[st
 def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T:
     """A dataclass of the model: no field missing, no field unknown."""
     if not isinstance(value, Mapping):
-        raise _noted(path, f"must be an object, not {type_of(value)}", problems)
+        raise _reported(path, f"must be an object, not {type_of(value)}", problems)
     types = _types(kind)
     before = len(problems)
     for name in value.keys() - types.keys():
@@ -169,7 +171,7 @@ def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T
     return kind(**found)
 
 
-def _noted(path: str, reason: str, problems: Problems) -> _Unreadable:
+def _reported(path: str, reason: str, problems: Problems) -> _Unreadable:
     problems.add(path, reason)
     return _Unreadable()
 
@@ -194,30 +196,30 @@ def _read(kind: Any, value: object, path: str, problems: Problems) -> Any:  # no
 
 def _scalar(kind: type, value: object, path: str, problems: Problems) -> object:
     if type(value) is not kind:
-        raise _noted(path, f"must be {_SCALARS[kind]}, not {type_of(value)}", problems)
+        raise _reported(path, f"must be {_SCALARS[kind]}, not {type_of(value)}", problems)
     if isinstance(value, str) and not is_encodable(value):
-        raise _noted(path, "is not valid Unicode text", problems)
+        raise _reported(path, "is not valid Unicode text", problems)
     return value
 
 
 def _float(value: object, path: str, problems: Problems) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _noted(path, f"must be a number, not {type_of(value)}", problems)
-    # 1e999 is valid JSON, and infinity in Python; integers can be too long for a float.
+        raise _reported(path, f"must be a number, not {type_of(value)}", problems)
+    # 1e999 is valid JSON and infinity in Python; an integer can be too large for a float.
     if not -_LARGEST < value < _LARGEST:
-        raise _noted(path, "is out of range", problems)
+        raise _reported(path, "is out of range", problems)
     return float(value)
 
 
 def _word(kind: type[StrEnum], value: object, path: str, problems: Problems) -> StrEnum:
     if not isinstance(value, str) or value not in set(map(str, kind)):
-        raise _noted(path, f"must be one of {', '.join(kind)}", problems)
+        raise _reported(path, f"must be one of {', '.join(kind)}", problems)
     return kind(value)
 
 
 def _items(value: object, path: str, problems: Problems) -> list[Any]:
     if not isinstance(value, list):
-        raise _noted(path, f"must be a list, not {type_of(value)}", problems)
+        raise _reported(path, f"must be a list, not {type_of(value)}", problems)
     return value
 
 
@@ -231,7 +233,7 @@ def _tuple(kind: Any, value: object, path: str, problems: Problems) -> tuple[Any
     items = _items(value, path, problems)
     inner = get_args(kind)
     if inner[-1] is not Ellipsis and len(inner) != len(items):
-        raise _noted(path, f"must have {len(inner)} items", problems)
+        raise _reported(path, f"must have {len(inner)} items", problems)
     kinds = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
     found, before = [], len(problems)
     for index, (each, item) in enumerate(zip(kinds, items, strict=True)):
@@ -268,7 +270,7 @@ def validate_rendered(config: ProxyConfig, problems: Problems) -> None:
         problems.add("config.servers", reason)
     for index, server in enumerate(config.servers[:MAX_SERVERS]):
         _check_server(server, f"config.servers[{index}]", problems)
-    _check_unique(config, problems)
+    _check_duplicates(config, problems)
 
 
 def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
@@ -293,18 +295,18 @@ def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> N
         return
     if value is None and (row.type is FILE or row.default is None):
         return
-    wanted = _as_references(value)
+    wanted = _with_references(value)
     written = row.type.write(wanted)
     before = len(problems)
     row.type.schema.check(written, here, problems)
     if len(problems) == before:
         path = ErrorPath(here, problems)
         read = path.try_read(lambda: row.type.read(written, path))
-        if len(problems) == before and _comparable(read) != _comparable(wanted):
-            problems.add(here, "holds parts that do not go together")
+        if len(problems) == before and _without_bind(read) != _without_bind(wanted):
+            problems.add(here, "has contradictory values")
 
 
-def _comparable(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+def _without_bind(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
     """The value without ``bind``, which other parameters of a listener imply."""
     if isinstance(value, tuple) and value and isinstance(value[0], ListenConfig):
         return tuple(replace(listener, bind=True) for listener in value)
@@ -316,7 +318,7 @@ def _check_time(seconds: float, path: str, problems: Problems) -> None:
         problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
 
 
-def _as_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
     """The value with references instead of paths."""
     match value:
         case AuthHttpHeader(value=None, value_file=str()):
@@ -324,16 +326,16 @@ def _as_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any direc
         case CertificateFiles():
             return CertificateRef(value.certificate, value.key)
         case tuple():
-            return tuple(map(_as_references, value))
+            return tuple(map(_with_references, value))
     return value
 
 
-def _check_unique(config: ProxyConfig, problems: Problems) -> None:
+def _check_duplicates(config: ProxyConfig, problems: Problems) -> None:
     names: set[str] = set()
     listeners: set[tuple[str, int | None]] = set()
     for index, server in enumerate(config.servers):
         if server.name in names:
-            problems.add(f"config.servers[{index}].name", f"{server.name!r} stands twice")
+            problems.add(f"config.servers[{index}].name", f"{server.name!r} is duplicate")
         names.add(server.name)
         for at, listener in enumerate(server.listen):
             key = _key(listener)

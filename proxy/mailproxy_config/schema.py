@@ -241,7 +241,7 @@ class Array:
             first = seen.setdefault(key, index)
             if first != index:
                 problems.add(
-                    f"{path}[{index}].{self.keys[0]}", f"{_quote(key[0])} is also the one of {path}[{first}]"
+                    f"{path}[{index}].{self.keys[0]}", f"{_quote(key[0])} is also in {path}[{first}]"
                 )
 
 
@@ -263,7 +263,10 @@ class Object:
 
     def openapi(self) -> OpenApiSchema:
         """See ``Schema``; fields that have a description carry it."""
-        properties = {name: self._described(name, schema) for name, schema in self.fields.items()}
+        properties: OpenApiSchema = {}
+        for name, schema in self.fields.items():
+            description = self.descriptions.get(name)
+            properties[name] = ({"description": description} if description else {}) | schema.openapi()
         entry: OpenApiSchema = {"type": "object", "properties": properties}
         entry |= {"required": list(self.required)} if self.required else {}
         return entry | _rules(self.rules) | ({} if self.default is None else {"default": dict(self.default)})
@@ -301,11 +304,6 @@ class Object:
     def _hint(self, name: object) -> str:
         advice = self.advice(str(name)) if self.advice is not None else ""
         return f": {advice}" if advice else _did_you_mean(name, self.fields)
-
-    def _described(self, name: str, schema: Schema) -> OpenApiSchema:
-        """One property's schema, its description in front."""
-        description = self.descriptions.get(name)
-        return ({"description": description} if description else {}) | schema.openapi()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,6 @@ from mailproxy_config.value_types import (
 # --- authHttp, authHttpHeader --------------------------------------------------
 
 
-def _scheme_is_known(text: str) -> bool:
-    return "://" not in text or text.startswith(("http://", "https://"))
-
-
 def format_auth_http(value: AuthHttp) -> str:
     """The URL from which ``parse_auth_http`` reads this value."""
     scheme = "https" if value.tls else "http"
@@ -47,7 +43,7 @@ AUTH_HTTP: Final = ValueType(
                     "!self.contains('://') || self.startsWith('http://') || self.startsWith('https://')"
                 ),
                 message="authHttp must be [http://]host[:port][/path] or an https:// URL",
-                predicate=_scheme_is_known,
+                predicate=lambda url: "://" not in url or url.startswith(("http://", "https://")),
             ),
             control_character_rule("authHttp"),
         ),
@@ -124,11 +120,6 @@ HEADERS: Final = ValueType(
 # --- resolver ------------------------------------------------------------------
 
 
-def _check_name_server(value: str, _: ErrorPath) -> str:
-    addresses.parse_host_port(value)
-    return value
-
-
 def _read_resolver(value: Mapping[str, Any], path: ErrorPath) -> ResolverConfig | None:
     if value.get("mode") in {"Disabled", "Off"}:
         return None
@@ -137,8 +128,11 @@ def _read_resolver(value: Mapping[str, Any], path: ErrorPath) -> ResolverConfig 
         if "valid" in value
         else None
     )
+    servers = value.get("addresses", ())
+    for index, server in enumerate(servers):
+        path.field("addresses").item(index).try_read(lambda server=server: addresses.parse_host_port(server))  # type: ignore[misc]
     return ResolverConfig(
-        addresses=read_items(value.get("addresses", ()), path.field("addresses"), _check_name_server),
+        addresses=tuple(servers),
         system=value.get("mode") == "System",
         valid=valid,
         ipv4=value.get("ipv4", True),

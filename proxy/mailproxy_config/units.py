@@ -110,7 +110,7 @@ def format_size(data: int) -> str:
 def _matches(grammar: re.Pattern[str], text: str | int) -> bool:
     """Whether the text is not empty and matches the pattern."""
     words = str(text)
-    # The grammars end in "$", which in Python would let one line feed pass.
+    # fullmatch, because "$" of Python also matches before a final line feed.
     return bool(words) and not isinstance(text, bool) and grammar.fullmatch(words) is not None
 
 

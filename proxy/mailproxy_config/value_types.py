@@ -235,7 +235,7 @@ def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
     def nginx(arguments: Sequence[str]) -> list[str]:
         unknown = [word for word in arguments if word.lower() not in spelling]
         if unknown:
-            raise ValueError(f'invalid value "{unknown[0]}", the words are {", ".join(words)}')
+            raise ValueError(f'invalid value "{unknown[0]}", the valid words are {", ".join(words)}')
         return list(dict.fromkeys(spelling[word.lower()] for word in arguments))
 
     return ValueType(

@@ -118,7 +118,7 @@ def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
         ("auth/a b", "without spaces"),
         ("auth/\r\nX: y", "printable ASCII"),
         ("auth/é", "printable ASCII"),
-        ("https://unix:/x", "does not go with"),
+        ("https://unix:/x", "is not supported with a unix"),
         ("unix:relative", "absolute path"),
     ],
 )

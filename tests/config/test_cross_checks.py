@@ -68,7 +68,7 @@ def test_what_goes_together(resource: dict[str, Any]) -> None:
     ("resource", "path", "reason"),
     [
         (body(server(listen=[{"port": 143}, {"port": 25}])), "spec.servers[0].protocol",
-         "can be left out only where every port is well-known and all agree: "
+         "is required unless all ports are well-known ports of the same protocol: "
          "143 993 imap, 110 995 pop3, 25 465 587 smtp"),
         (body(server("a", authHttp="a"), server("b", 993), mail={}), "spec.servers[1].authHttp",
          "is required: set it here or in spec.mail"),
@@ -89,7 +89,7 @@ def test_what_goes_together(resource: dict[str, Any]) -> None:
          "spec.servers[0].listen[1]",
          "duplicate unix:/x address and port pair, also in spec.servers[0].listen[0]"),
         (body(server(port=9113, protocol="imap")), "spec.servers[0].listen[0].port",
-         "9113 is the admin port"),
+         "9113 is the admin port; use another port, or portStrategy HighPort"),
         (body(server(port=55536, protocol="imap"), portStrategy="HighPort"), "spec.servers[0].listen[0].port",
          "55536 is above 55535, the highest with portStrategy HighPort"),
         (body(pod={"hostNetwork": True}), "spec.servers[0].listen[0].port",
@@ -100,7 +100,7 @@ def test_what_goes_together(resource: dict[str, Any]) -> None:
          "spec.sysctls.extra[0]", "with pod.hostNetwork no net.* sysctl can be set"),
         (body(mode="DaemonSet", autoscaling={"maxReplicas": 3}), "spec.autoscaling", "needs mode Deployment"),
         (body(mode="Sidecar", networkPolicy={"enabled": True}), "spec.networkPolicy.enabled",
-         "with mode Sidecar the pods are yours, and so are their NetworkPolicies; "
+         "is not allowed with mode Sidecar: the operator does not own the pods; "
          "remove networkPolicy, or write enabled: false"),
     ],
 )  # fmt: skip

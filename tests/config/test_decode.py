@@ -26,9 +26,9 @@ def test_what_is_text(data: bytes, text: str) -> None:
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (b"\n\na\0b", "f:3: is not text: it has a NUL in it"),
-        (b"\0", "f:1: is not text: it has a NUL in it"),
-        (b"\xff\xfem\0", "f:1: is not text: it has a NUL in it"),  # UTF-16
+        (b"\n\na\0b", "f:3: is not text: it contains a NUL character"),
+        (b"\0", "f:1: is not text: it contains a NUL character"),
+        (b"\xff\xfem\0", "f:1: is not text: it contains a NUL character"),  # UTF-16
         (b"a\nb\n\xe9\n", "f:3: is not UTF-8 text: invalid continuation byte"),
         (b"\xef\xbb\xbfa\n\xff", "f:2: is not UTF-8 text: invalid start byte"),
         (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),

@@ -118,19 +118,19 @@ def test_ssl_with_another_argument_is_removed_too(line: str) -> None:
 
 def test_a_misplaced_directive_names_its_place() -> None:
     assert problems_of("listen 143;") == [
-        'n.conf:3: "listen" directive is not allowed here: it stands in server {}'
+        'n.conf:3: "listen" directive is not allowed here: it is allowed in server {}'
     ]
     assert problems_of("", around="auth_http a;") == [
-        'n.conf:1: "auth_http" directive is not allowed here: it stands in mail {} or server {}'
+        'n.conf:1: "auth_http" directive is not allowed here: it is allowed in mail {} or server {}'
     ]
     assert problems_of("worker_connections 5;") == [
-        'n.conf:3: "worker_connections" directive is not allowed here: it stands in events {}'
+        'n.conf:3: "worker_connections" directive is not allowed here: it is allowed in events {}'
     ]
     assert problems_of("worker_processes 5;") == [
-        'n.conf:3: "worker_processes" directive is not allowed here: it stands outside of every block'
+        'n.conf:3: "worker_processes" directive is not allowed here: it is allowed outside of every block'
     ]
     assert problems_of("user www;") == [
-        'n.conf:3: "user" directive is not allowed here: it stands outside of every block'
+        'n.conf:3: "user" directive is not allowed here: it is allowed outside of every block'
     ]
 
 
@@ -174,5 +174,5 @@ def test_a_parameter_of_listen_that_is_no_good_gets_a_hint(parameters: str, reas
 def test_a_mail_block_inside_of_http_is_named() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_nginx("http {\nmail { auth_http a; server { listen 143; } }\n}", source="n.conf")
-    told = "there is no mail block: the one in n.conf:2 stands inside of http {}, move it out"
+    told = "there is no mail block: the one in n.conf:2 is inside http {}; move it to the main context"
     assert str(raised.value) == f"n.conf: {told}"

@@ -78,7 +78,7 @@ def test_a_listener(raw: dict[str, Any], listener: ListenConfig) -> None:
         (
             {"address": "::1", "port": 1},
             "address",
-            "an IPv6 address stands in brackets, and the port in its own field",
+            "an IPv6 address must be in brackets, and the port in the field port",
         ),
         ({"address": "[::1::]", "port": 1}, "address", "invalid IPv6 address '[::1::]'"),
         ({"port": 1, "ipv6only": True}, "ipv6only", "ipv6only needs an IPv6 address in brackets"),
@@ -93,17 +93,17 @@ def test_a_listener(raw: dict[str, Any], listener: ListenConfig) -> None:
         (
             {"port": 1, "soKeepalive": {"enabled": False, "count": 1}},
             "soKeepalive",
-            "soKeepalive: enabled false goes alone",
+            "soKeepalive: idle, interval and count are not allowed with enabled: false",
         ),
         (
             {"port": 1, "soKeepalive": {"idle": "10h"}},
             "soKeepalive.idle",
-            "must lie between 1s and 32767s, which is what the socket option takes",
+            "must be between 1s and 32767s, the range of the socket option",
         ),
         (
             {"port": 1, "soKeepalive": {"idle": "9999999999999h"}},
             "soKeepalive.idle",
-            "must lie between 1s and 32767s, which is what the socket option takes",
+            "must be between 1s and 32767s, the range of the socket option",
         ),
         ({"port": 1, "soKeepalive": {"count": 128}}, "soKeepalive.count", "128 is out of range 1 to 127"),
     ],

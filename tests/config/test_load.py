@@ -95,10 +95,10 @@ def test_notices_come_along() -> None:
     [
         (b"", "f: is empty"),
         (b" \n", "f: is empty"),
-        (b"a\0b", "f:1: is not text: it has a NUL in it"),
+        (b"a\0b", "f:1: is not text: it contains a NUL character"),
         (b"\xff\xfe", "f:1: is not UTF-8 text: invalid start byte"),
         (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),
-        (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; one is wanted"),
+        (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; exactly one is allowed"),
         (b"- 1", "f: is neither a MailProxy manifest (mailproxy.dev/v1alpha1), a rendered configuration, "
          "nor an nginx.conf"),
         (b"hello world", "f:1: directive \"hello\" is not terminated by \";\""),
@@ -124,7 +124,7 @@ def test_a_manifest_alone() -> None:
     assert parse_manifest_text(YAML).metadata.name == "edge"
 
 
-def _loaded(**fields: Any) -> Loaded:
+def _compile_loaded(**fields: Any) -> Loaded:
     loaded = load(RENDERED)
     servers = (replace(loaded.config.servers[0], **fields),)
     return replace(loaded, config=replace(loaded.config, servers=servers))
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     there.write_text("x")
     locked.mkdir()
     missing = str(tmp_path / "missing")
-    loaded = _loaded(
+    loaded = _compile_loaded(
         starttls=StartTls.ENABLED,
         auth_http_header=(AuthHttpHeader(name="X", value="v"), AuthHttpHeader(name="Y", value_file=missing)),
         ssl_certificate=(CertificateFiles(certificate=str(there), key=missing),),
@@ -156,7 +156,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.access", lambda *_: False)
     file = tmp_path / "a"
     file.write_text("x")
-    loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(file)),))
+    loaded = _compile_loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(file)),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
         f"{file}: cannot be read: permission denied"
     ]
@@ -164,18 +164,18 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
+    loaded = _compile_loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
         f"{tmp_path}/pipe: is not a regular file: reading it may never end"
     ]
 
 
 def test_tls_files_that_nobody_opens_do_not_matter(tmp_path: Path) -> None:
-    assert check_files(_loaded(ssl_dhparam="/nowhere").config) == ()
+    assert check_files(_compile_loaded(ssl_dhparam="/nowhere").config) == ()
     there = tmp_path / "there.pem"
     there.write_text("x")
     pair = CertificateFiles(certificate=str(there), key=str(there))
-    for_clients = _loaded(starttls=StartTls.ENABLED, ssl_certificate=(pair,), ssl_crl="/nowhere")
+    for_clients = _compile_loaded(starttls=StartTls.ENABLED, ssl_certificate=(pair,), ssl_crl="/nowhere")
     assert check_files(for_clients.config) == ()
 
 

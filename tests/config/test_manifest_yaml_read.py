@@ -55,8 +55,8 @@ def test_documents_without_content_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a: 1\nb:\n  - c: 1\n    c: 2", "b[0].c: stands twice, in line 3 and line 4"),
-        ("a: {b: 1, b: 2}", "a.b: stands twice, in line 1 and line 1"),
+        ("a: 1\nb:\n  - c: 1\n    c: 2", "b[0].c: is duplicate, in line 3 and line 4"),
+        ("a: {b: 1, b: 2}", "a.b: is duplicate, in line 1 and line 1"),
         ("a: [", "f.yaml:1: not valid YAML: expected the node content, but found '<stream end>'"),
         ("a: *x", "f.yaml:1: not valid YAML: found undefined alias 'x'"),
         ("a: \x01", "f.yaml: not valid YAML: character U+0001 is not allowed"),

@@ -146,7 +146,7 @@ def test_what_could_not_be_carried_over_is_named() -> None:
         "/etc/nginx/nginx.conf:5: logs go to standard error, not to /var/log/nginx/error.log",
         '/etc/nginx/nginx.conf:9: "proxy": has no effect, as in nginx',
         '/etc/nginx/nginx.conf:9: "set_real_ip_from": low address bits of 10.0.0.1/8 are meaningless',
-        "/etc/nginx/nginx.conf:10: ipv6only has no meaning here and is dropped",
+        "/etc/nginx/nginx.conf:10: ipv6only has no effect without an IPv6 address and is dropped",
         "/etc/nginx/nginx.conf:10: logs go to standard error, not to x.log",
     ]
 
@@ -211,11 +211,11 @@ def test_certificates_and_keys_without_a_partner_are_told() -> None:
         "server { listen 143;\nssl_certificate c;\nssl_certificate d;\nssl_certificate e; }"
     )
     assert [str(notice).removeprefix("/etc/nginx/nginx.conf:") for notice in parsed(mail).notices] == [
-        "9: certificate /etc/nginx/e belongs to no pair, and is left out"
+        "9: certificate /etc/nginx/e is not part of a pair and is left out"
     ]
     lone = "ssl_certificate_key a;\nserver { listen 143; }"
     assert [str(notice).removeprefix("/etc/nginx/nginx.conf:") for notice in parsed(lone).notices] == [
-        "4: key /etc/nginx/a belongs to no pair, and is left out"
+        "4: key /etc/nginx/a is not part of a pair and is left out"
     ]
 
 
@@ -237,9 +237,9 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
         ("mail;", ['n.conf:1: directive "mail" has no opening "{"']),
         ("mail x {}", ['n.conf:1: invalid number of arguments in "mail" directive']),
         ("mail {} mail {}", ['n.conf:1: "mail" directive is duplicate']),
-        ("listen 5;", ['n.conf:1: "listen" directive is not allowed here: it stands in server {}']),
+        ("listen 5;", ['n.conf:1: "listen" directive is not allowed here: it is allowed in server {}']),
         ("worker_connections 5;", [
-            'n.conf:1: "worker_connections" directive is not allowed here: it stands in events {}',
+            'n.conf:1: "worker_connections" directive is not allowed here: it is allowed in events {}',
         ]),
         ("wroker_processes 1;", [
             'n.conf:1: unknown directive "wroker_processes"; did you mean worker_processes?',
@@ -255,10 +255,10 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
             'n.conf:1: "worker_processes": 0 is out of range 1 to 256',
         ]),
         ("events { mail {} }", [
-            'n.conf:1: "mail" directive is not allowed here: it stands outside of every block',
+            'n.conf:1: "mail" directive is not allowed here: it is allowed outside of every block',
         ]),
         ("mail { server { server {} } }", [
-            'n.conf:1: "server" directive is not allowed here: it stands in mail {}',
+            'n.conf:1: "server" directive is not allowed here: it is allowed in mail {}',
         ]),
         ("mail { server {\nlisten 143; } }", [
             'n.conf:1: "server": "auth_http" is required: set it here or in mail {}',

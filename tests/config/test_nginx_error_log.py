@@ -79,7 +79,7 @@ def test_off_is_the_name_of_a_file_and_that_is_noted() -> None:
 def test_a_log_in_memory_is_left_out_and_noted() -> None:
     found = loaded("error_log memory:32m debug;")
     assert found.config.error_logs == ()
-    assert "memory:32m is left out" in found.notices[0].reason
+    assert "memory:32m is ignored" in found.notices[0].reason
 
 
 def test_a_file_is_no_matter_of_a_notice_but_for_a_manifest() -> None:

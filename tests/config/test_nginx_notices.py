@@ -23,8 +23,8 @@ def notices_of(mail: str, *, only_to_print: bool = True, listen: str = "143") ->
         ("auth_http unix:/run/a:/auth;",
          '"auth_http": the socket /run/a is not in the pod; name a Service, such as http://auth.mail.svc:9000/auth'),
         ("auth_http_header X-Key HIDDEN;",
-         '"auth_http_header": the value of X-Key stands in the manifest in clear; if it is a secret, '
-         "put it into a Secret: {name: X-Key, valueFrom: {secretKeyRef: {name: SECRET, key: KEY}}}"),
+         '"auth_http_header": the value of X-Key is in plain text in the manifest; if it is a secret, '
+         "use a Secret: {name: X-Key, valueFrom: {secretKeyRef: {name: SECRET, key: KEY}}}"),
         ("ssl_certificate c.pem; ssl_certificate_key k.pem;",
          '"ssl_certificate": /c.pem and /k.pem are not in the pod; put them into a Secret of type '
          "kubernetes.io/tls and write {secretName: NAME}"),
@@ -52,11 +52,11 @@ def test_what_means_something_else_in_a_pod_is_noted(line: str, note: str) -> No
     ("listen", "note"),
     [
         ("127.0.0.1:143",
-         "127.0.0.1 is the pod itself on Kubernetes, which nobody else can reach; leave the address out"),
+         "127.0.0.1 is the pod itself on Kubernetes and cannot be reached from outside; remove the address"),
         ("[::1]:143",
-         "[::1] is the pod itself on Kubernetes, which nobody else can reach; leave the address out"),
-        ("192.0.2.1:143", "a pod does not have 192.0.2.1; leave the address out"),
-        ("unix:/run/x", "unix:/run/x can be reached inside of the pod only"),
+         "[::1] is the pod itself on Kubernetes and cannot be reached from outside; remove the address"),
+        ("192.0.2.1:143", "a pod does not have 192.0.2.1; remove the address"),
+        ("unix:/run/x", "unix:/run/x can be reached only inside the pod"),
     ],
 )  # fmt: skip
 def test_an_address_that_a_pod_does_not_have_is_noted(listen: str, note: str) -> None:

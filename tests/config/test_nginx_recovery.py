@@ -83,7 +83,7 @@ def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
         ("mail {\nauth_http a b;\n" + SERVERS + "}",
          ['n.conf:2: invalid number of arguments in "auth_http" directive']),
         ("auth_http a;\nmail {\n" + SERVERS + "}",
-         ['n.conf:1: "auth_http" directive is not allowed here: it stands in mail {} or server {}']),
+         ['n.conf:1: "auth_http" directive is not allowed here: it is allowed in mail {} or server {}']),
         ("mail { auth_http a;\nserver { listen 1143;\nprotcol imap;\n}\n}",
          ['n.conf:3: unknown directive "protcol"; did you mean protocol?']),
         ("mail { auth_http a;\nserver { listen 993 ssl;\nssl_certificat c;\nssl_certificate_key k; }\n}",

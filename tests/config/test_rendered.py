@@ -102,8 +102,8 @@ def test_no_object() -> None:
     ("text", "reason"),
     [
         ("{", "f.json: not valid JSON: Expecting property name enclosed in double quotes in line 1"),
-        ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' stands twice in one object"),
-        ('{"a": NaN}', "f.json: not valid JSON: NaN is no number"),
+        ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' is duplicate in one object"),
+        ('{"a": NaN}', "f.json: not valid JSON: NaN is not a number"),
         ('{"a": ' + "9" * 5000 + "}", "f.json: not valid JSON: Exceeds the limit"),
         ('{"a": ' * 20_000, "f.json: is nested too deeply"),
         ('{"a": ' * 100_000, "f.json: is too large: it has more than 50000 values"),

@@ -69,20 +69,20 @@ def test_what_is_sound(fields: dict[str, Any]) -> None:
         ({"imap_capabilities": ("é",)}, "imap_capabilities[0]: a capability must be ASCII"),
         ({"listen": (ListenConfig(port=99999),)}, "listen[0].port: 99999 is out of range 1 to 65535"),
         ({"listen": (ListenConfig(port=1, so_keepalive=KeepAlive(enabled=False, idle=5)),)},
-         "listen: holds parts that do not go together"),
-        ({"set_real_ip_from": ("10.0.0.1/8",)}, "set_real_ip_from: holds parts that do not go together"),
+         "listen: has contradictory values"),
+        ({"set_real_ip_from": ("10.0.0.1/8",)}, "set_real_ip_from: has contradictory values"),
         ({"auth_http": AuthHttp(host="a", uri="x")}, "auth_http: invalid port '80x'"),
-        ({"auth_http": AuthHttp(host="b", unix_path="/a")}, "auth_http: holds parts that do not go together"),
+        ({"auth_http": AuthHttp(host="b", unix_path="/a")}, "auth_http: has contradictory values"),
         ({"resolver": ResolverConfig(valid=Seconds(0.5), addresses=("a",))},
          "resolver.valid: must be a time such as 30s, 5m or 1d, without milliseconds; "
          "a bare number is seconds"),
         ({"ssl_session_cache": SessionCache(off=True, builtin=5)},
-         "ssl_session_cache: holds parts that do not go together"),
+         "ssl_session_cache: has contradictory values"),
         ({"ssl_dhparam": "relative"}, "ssl_dhparam.file: 'relative' is not valid: must be an absolute path"),
         ({"auth_http_header": (AuthHttpHeader(name="X"),)},
          "auth_http_header[0].value: must be text, not nothing"),
         ({"auth_http_header": (AuthHttpHeader(name="X", value="v", value_file="/f"),)},
-         "auth_http_header: holds parts that do not go together"),
+         "auth_http_header: has contradictory values"),
         ({"starttls": StartTls.ONLY}, "ssl_certificate: is required for listen ssl and starttls"),
     ],
 )  # fmt: skip
@@ -119,7 +119,7 @@ def test_what_is_not_sound_around_the_servers(change: dict[str, Any], problem: s
 
 def test_names_and_listeners_are_unique() -> None:
     assert problems_of(replace(CONFIG, servers=CONFIG.servers[:1] * 2)) == [
-        "config.servers[1].name: 'a' stands twice",
+        "config.servers[1].name: 'a' is duplicate",
         "config.servers[1].listen[0]: duplicate address and port pair",
     ]
 

@@ -94,7 +94,7 @@ def test_what_has_the_shape(schema: Schema, value: object) -> None:
         (Array(items=Boolean(), max_items=2), [1, 2], [
             "x[0]: must be true or false, not a number", "x[1]: must be true or false, not a number",
         ]),
-        (Array(items=_RECORD, max_items=2, keys=("b",)), [{"b": 1}] * 2, ["x[1].b: 1 is also the one of x[0]"]),  # noqa: E501
+        (Array(items=_RECORD, max_items=2, keys=("b",)), [{"b": 1}] * 2, ["x[1].b: 1 is also in x[0]"]),
         (_RECORD, [], ["x: must be an object with fields, not a list"]),
         (_RECORD, {"a": 1, "c": 2}, [
             "x.a: must be true or false, not a number", "x.c: unknown field", "x.b: is required",

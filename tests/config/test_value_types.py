@@ -92,7 +92,7 @@ def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None
         (value_types.NUMBER, ["-1"], 'invalid number "-1"'),
         (value_types.NUMBER, ["9" * 19], 'invalid number "9999999999999999999"'),
         (_COLOURS, ["blue"], 'invalid value "blue", it must be one of off, on'),
-        (_LETTERS, ["A", "c"], 'invalid value "c", the words are A, b'),
+        (_LETTERS, ["A", "c"], 'invalid value "c", the valid words are A, b'),
     ],
 )
 def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str) -> None:

@@ -265,7 +265,7 @@ def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
 ) -> None:
     file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
     told = (
-        f"the Secret tls is a file in a pod only: elsewhere write {instead} instead, "
+        f"the Secret tls is mounted as a file only in a pod: elsewhere use {instead}, "
         "or use mailproxy-operator local --secrets DIR"
     )
     assert main(["check", str(file)]) == 0
@@ -281,7 +281,7 @@ def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> 
     verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
     assert [str(problem) for problem in verdict.absent] == [
         "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
-        "does the Secret auth have the key k?"
+        "check that the Secret auth has the key k"
     ]
 
 
@@ -317,7 +317,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
     [
         (b"mail {", ":1", "unexpected end of file"),
         (b"mail {\n\xff }", ":2", "is not UTF-8 text"),
-        (b"mail {\r\n\r\n\0}", ":3", "is not text: it has a NUL in it"),
+        (b"mail {\r\n\r\n\0}", ":3", "is not text: it contains a NUL character"),
         (b"\x7fELF\x02\x01\x01\0\0", ":1", "is not text"),
         (b"\xff\xfem\0a\0i\0l\0", ":1", "is not text"),  # UTF-16
         (b"\xef\xbb\xbfmail {\r\n auth_htp a; }", ":2", 'unknown directive "auth_htp"'),

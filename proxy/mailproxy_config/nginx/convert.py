@@ -107,7 +107,7 @@ def read_nginx(
     problems = Problems()
     main = os.path.abspath(source) if source else ""
     base = os.path.dirname(main) or os.getcwd()
-    logs = ErrorLogs(base, problems, is_carried_over=only_to_print)
+    logs = ErrorLogs(base, problems, is_printed=only_to_print)
     reader = _Reader(ConfigFiles(base, problems, main), problems, logs, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
@@ -121,11 +121,11 @@ def read_nginx(
     manifest = read_manifest(body, found)
     if only_to_print:
         found.notices += pod_notes(body["spec"])
-    problems.found += map(reader.located, filter(reader.is_news, found.found))
+    problems.found += map(reader.located, filter(reader.is_independent, found.found))
     problems.found.sort(key=_by_line)
-    assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
+    assert manifest is not None  # noqa: S101 -- the body has a spec
     notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
-    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.locations()
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.source_map()
     problems.raise_if_any(partial=result)
     return result
 
@@ -137,7 +137,7 @@ class _Reader:
         self._files = files
         self._problems = problems
         self._logs = logs
-        self._secrets = secrets  # how the names of Secrets begin, where there may be some
+        self._secrets = secrets  # prefix of the names of Secrets; empty: they are not allowed
         self._main: dict[str, Raw] = {}
         self._mail: Block | None = None
         self._servers: list[Block] = []
@@ -145,15 +145,15 @@ class _Reader:
         self._ignored: dict[str, str] = {}
         self._http: list[Statement] = []
         self._services: list[tuple[str, str]] = []
-        self._losses = LostDirectives()
+        self._lost = LostDirectives()
         self._has_events = False
-        self._broken = 0
+        self._unreadable = 0
 
-    # --- the contexts ---
+    # --- contexts ---
 
     def read_main(self, text: str, name: str) -> None:
         """Read the main context."""
-        for statement in self._each(self._files.statements(text, name), "spec"):
+        for statement in self._statements(self._files.statements(text, name), "spec"):
             match statement.name:
                 case "mail":
                     self._read_mail(statement)
@@ -164,7 +164,7 @@ class _Reader:
                 case "worker_connections":
                     self._not_here(statement)
                 case word if word in MAIN:
-                    self._read_around(statement)
+                    self._read_main_directive(statement)
                 case word if word in OTHER_BLOCKS | PROCESS_DIRECTIVES:
                     self._read_ignored(statement)
                 case _:
@@ -194,16 +194,19 @@ class _Reader:
             servers = self._servers[:MAX_SERVERS]
             inherit_shared_caches(self._mail, servers)
             for path in pair_certificates(self._mail, servers, self._problems):
-                self._losses.add(path, "ssl_certificate")
-        self._look_for_services()
+                self._lost.add(path, "ssl_certificate")
+        self._notice_http_services()
 
     def _misplaced_mail(self) -> str:
         """A hint if ``mail {}`` is inside ``http {}``, which is not read."""
         inner = (each for block in self._http for each in block.block or () if each.name == "mail")
         found = next(inner, None)
-        return f": the one in {found.location} stands inside of http {{}}, move it out" if found else ""
+        hint = (
+            f": the one in {found.location} is inside http {{}}; move it to the main context" if found else ""
+        )
+        return hint
 
-    def _look_for_services(self) -> None:
+    def _notice_http_services(self) -> None:
         """Notice authentication services that nginx itself runs in ``http {}``."""
         if not self._http or not self._services:
             return
@@ -223,7 +226,7 @@ class _Reader:
             return
         self._mail = mail = Block("spec.mail", statement.location, self._secret("mail"))
         self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.location, "mail")
-        for inner in self._inside(statement, mail.path):
+        for inner in self._block_statements(statement, mail.path):
             if inner.name == "server":
                 self._read_server(inner)
             else:
@@ -236,29 +239,29 @@ class _Reader:
         self._servers.append(server)
         self._origins[server.path] = (statement.location, "server")
         if number >= MAX_SERVERS:
-            return  # the number alone is the problem
-        for inner in self._inside(statement, server.path):
+            return  # the number of servers is reported
+        for inner in self._block_statements(statement, server.path):
             if inner.name == "listen":
                 self._read_listen(inner, server)
             else:
                 self._read_level(inner, server, LEVEL | SERVER)
-        self._see_to_protocol(statement, server)
+        self._derive_protocol(statement, server)
 
-    def _see_to_protocol(self, statement: Statement, server: Block) -> None:
+    def _derive_protocol(self, statement: Statement, server: Block) -> None:
         """Derive the protocol of a server without ``protocol``."""
         if "listen" not in server.seen:
-            if not self._losses.has(server.path, "listen"):
+            if not self._lost.has(server.path, "listen"):
                 self._problems.add(statement.location, 'no "listen" is defined for server')
         elif "protocol" not in server.seen and server.fields["listen"]:
             ports = (listener.get("port") for listener in server.fields.get("listen", ()))
             known = (WELL_KNOWN_PORTS.get(port) for port in ports)
             protocol = next((str(each) for each in known if each), None)
-            if protocol is None and not self._losses.has(server.path, "protocol", "listen"):
+            if protocol is None and not self._lost.has(server.path, "protocol", "listen"):
                 reason = "unknown mail protocol for server: add a line such as protocol imap;"
                 self._problems.add(statement.location, reason)
             server.fields["protocol"] = protocol or "imap"
 
-    def _read_around(self, statement: Statement) -> None:
+    def _read_main_directive(self, statement: Statement) -> None:
         """Read a directive of the main context; only ``error_log`` may be repeated."""
         row = MAIN[statement.name]
         if row.field in self._main and row.name != "error_log":
@@ -270,9 +273,9 @@ class _Reader:
         if self._has_events:
             self._duplicate(statement)
         self._has_events = True
-        for inner in self._inside(statement, "spec"):
+        for inner in self._block_statements(statement, "spec"):
             if inner.name == "worker_connections":
-                self._read_around(inner)
+                self._read_main_directive(inner)
             elif inner.name in EVENTS_DIRECTIVES:
                 self._ignored.setdefault(inner.name, inner.location)
             else:
@@ -301,7 +304,7 @@ class _Reader:
             return
         row = known.get(statement.name)
         if row is None:
-            self._read_other(statement, block, known)
+            self._report_other(statement, block, known)
             return
         if statement.name in block.seen and not (row.type.appends or row.name in _MAY_REPEAT):
             self._duplicate(statement)
@@ -312,7 +315,7 @@ class _Reader:
             last = block.fields.get(row.field, ())[-1:]
             block.locations |= {pair["certificateFile"]: statement.location for pair in last}
 
-    def _read_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
+    def _report_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
         """Report a directive that is unknown, or not allowed here."""
         if statement.name == "ssl" and statement.arguments == ("off",):
             reason = '"ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
@@ -351,7 +354,7 @@ class _Reader:
         before = len(self._problems)
         value = convert_value(row, statement, self._files, secret)
         if value is None:
-            self._losses.add(level, row.name, *swallowed_directives(statement))
+            self._lost.add(level, row.name, *swallowed_directives(statement))
             hint = missing_semicolon_hint(statement)
             for index in range(before, len(self._problems) if hint else before):
                 problem = self._problems.found[index]
@@ -379,12 +382,13 @@ class _Reader:
         server.seen.add("listen")
         found = server.fields.setdefault("listen", [])
         if len(found) > _MAX_LISTENERS:
-            return  # the number alone is a problem, and is noted
+            return  # the number of listeners is reported
         listeners = self._value(SERVER["listen"], statement, server.path)
         for listener in listeners or ():
             if "ipv6only" in listener and not str(listener.get("address", "")).startswith("["):
                 del listener["ipv6only"]
-                self._problems.notice(statement.location, "ipv6only has no meaning here and is dropped")
+                reason = "ipv6only has no effect without an IPv6 address and is dropped"
+                self._problems.notice(statement.location, reason)
         self._append(found, listeners or (), f"{server.path}.listen", statement)
 
     def _read_key(self, statement: Statement, block: Block) -> None:
@@ -393,7 +397,7 @@ class _Reader:
             block.keys.append(pair["keyFile"])
             block.locations[pair["keyFile"]] = statement.location
 
-    # --- the result ---
+    # --- result ---
 
     def spec(self) -> dict[str, Raw]:
         """The ``spec`` of the manifest."""
@@ -403,7 +407,7 @@ class _Reader:
         mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
         return {**self._main, **mail, "servers": servers}
 
-    def locations(self) -> NginxSourceMap:
+    def source_map(self) -> NginxSourceMap:
         """The source map."""
         names = generate_server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
@@ -420,76 +424,72 @@ class _Reader:
         rest = problem.path[len(path) :].lstrip(".")
         what = f'"{FIELDS[rest].name}" ' if rest in FIELDS else f"{rest} " if rest else ""
         reason = use_nginx_names(problem.reason.replace("spec.mail", "mail {}"))
-        return Problem(location, f'"{name}": {what}{_PATH.sub(self._where, reason)}')
+        return Problem(
+            location,
+            f'"{name}": {what}{_PATH.sub(lambda path: self._origins.get(path[0], (path[0], ""))[0], reason)}',
+        )
 
-    def is_news(self, problem: Problem) -> bool:
+    def is_independent(self, problem: Problem) -> bool:
         """Whether a problem of the manifest is not a consequence of a reported error."""
         if problem.path == "spec.servers":
             return len(self._servers) > MAX_SERVERS
         level, _, field = problem.path.rpartition(".")
-        if field in FIELDS and self._follows(problem.path, level, FIELDS[field].name):
+        if field in FIELDS and self._is_consequence(problem.path, level, FIELDS[field].name):
             return False
         return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
 
-    def _follows(self, path: str, level: str, name: str) -> bool:
+    def _is_consequence(self, path: str, level: str, name: str) -> bool:
         """Whether a directive is missing only because of a reported error."""
         if name == "ssl_verify_client":
-            return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
-        is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
-        return not is_written and self._losses.has(level, name)
+            return self._lost.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
+        is_written = path in self._origins and name != "ssl_certificate"  # its key may be missing
+        return not is_written and self._lost.has(level, name)
 
-    def _where(self, path: re.Match[str]) -> str:
-        """The file and line of a path in a message."""
-        return self._origins.get(path[0], (path[0], ""))[0]
+    # --- errors ---
 
-    # --- what is wrong ---
-
-    def _inside(self, statement: Statement, level: str) -> Iterable[Statement]:
+    def _block_statements(self, statement: Statement, level: str) -> Iterable[Statement]:
         if statement.block is None:
             self._problems.add(statement.location, f'directive "{statement.name}" has no opening "{{"')
-            self._losses.add(level)
+            self._lost.add(level)
             return ()
         if statement.arguments:
-            self._wrong_arity(statement)
-        return self._each(statement.block, level)
+            reason = f'invalid number of arguments in "{statement.name}" directive'
+            self._problems.add(statement.location, reason)
+        return self._statements(statement.block, level)
 
-    def _each(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
+    def _statements(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
         """The statements of a block; directives of a file that cannot be read count as lost."""
         for statement in self._files.with_includes(block):
-            self._note_broken(level)
+            self._count_unreadable(level)
             yield from split_missing_semicolons(statement, self._problems)
-        self._note_broken(level)
+        self._count_unreadable(level)
 
-    def _note_broken(self, level: str) -> None:
-        if self._files.broken > self._broken:
-            self._losses.add(level)
-            self._broken = self._files.broken
+    def _count_unreadable(self, level: str) -> None:
+        if self._files.broken > self._unreadable:
+            self._lost.add(level)
+            self._unreadable = self._files.broken
 
     def _duplicate(self, statement: Statement) -> None:
         self._problems.add(statement.location, f'"{statement.name}" directive is duplicate')
 
-    def _wrong_arity(self, statement: Statement) -> None:
-        self._problems.add(statement.location, f'invalid number of arguments in "{statement.name}" directive')
-
     def _not_here(self, statement: Statement) -> None:
-        reason = (
-            f'"{statement.name}" directive is not allowed here: it stands {allowed_contexts(statement.name)}'
-        )
+        name = statement.name
+        reason = f'"{name}" directive is not allowed here: it is allowed {allowed_contexts(name)}'
         self._problems.add(statement.location, reason)
 
     def _unknown(self, statement: Statement, known: Sequence[str], level: str) -> None:
         name = statement.name
-        self._losses.add(level, name, *swallowed_directives(statement))
+        self._lost.add(level, name, *swallowed_directives(statement))
         if name in KNOWN_DIRECTIVES | PROCESS_DIRECTIVES | EVENTS_DIRECTIVES | OTHER_BLOCKS:
             if statement.block is not None:
-                self._losses.add(level)  # a brace may be missing, and who knows what is inside
+                self._lost.add(level)  # a brace may be missing
             self._not_here(statement)
             return
         shown = f'unknown directive "{name[:64]}"'
         advice = advice_for_directive(name)
         meant = "" if advice else closest_match(name, known)
         if meant:
-            self._losses.add(level, meant)
+            self._lost.add(level, meant)
         hint = f": {advice}" if advice else f"; did you mean {meant}?" if meant else ""
         self._problems.add(statement.location, shown + hint)
 

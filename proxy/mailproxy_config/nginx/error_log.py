@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -38,10 +38,10 @@ class ErrorLogs:
         is_carried_over: Whether the result is a printed manifest, where standard error is the only log.
     """
 
-    def __init__(self, base: str, problems: Problems, *, is_carried_over: bool) -> None:
+    def __init__(self, base: str, problems: Problems, *, is_printed: bool) -> None:
         self._prefix = os.path.dirname(base) if os.path.basename(base) == _CONF else base
         self._problems = problems
-        self._is_carried_over = is_carried_over
+        self._is_printed = is_printed
         self._levels: dict[str, list[ErrorLog]] = {}
         self._places: dict[str, str] = {}
 
@@ -54,11 +54,11 @@ class ErrorLogs:
         target = statement.arguments[0]
         if target.startswith(_MEMORY):
             self._problems.notice(
-                statement.location, f"{target[:200]} is left out: only a debugging nginx logs to memory"
+                statement.location, f"{target[:200]} is ignored: nginx logs to memory only for debugging"
             )
             return
         log = self._read(target, level)
-        if self._is_carried_over and target != "stderr":
+        if self._is_printed and target != "stderr":
             self._problems.notice(statement.location, f"logs go to standard error, not to {target[:200]}")
         elif target == "off":
             self._problems.notice(statement.location, f'"off" is the name of a file: logs go to {log.file}')
@@ -79,7 +79,7 @@ class ErrorLogs:
 
     def applied(self, config: ProxyConfig) -> ProxyConfig:
         """Set the logs of a configuration: those of the level, else of the level around it."""
-        if all(map(_is_standard, self._levels.values())):
+        if all(log.file is None and log.syslog is None for logs in self._levels.values() for log in logs):
             return config
         main = self._levels.get(MAIN) or [ErrorLog(level=config.error_log)]
         mail = self._levels.get(MAIL) or main
@@ -88,11 +88,6 @@ class ErrorLogs:
             for index, server in enumerate(config.servers)
         )
         return replace(config, error_logs=tuple(main), servers=tuple(servers))
-
-
-def _is_standard(logs: Sequence[ErrorLog]) -> bool:
-    """Whether logs are standard error alone, which needs no more than a level."""
-    return all(log.file is None and log.syslog is None for log in logs)
 
 
 _TAG: Final = re.compile(r"[A-Za-z0-9_]*")

@@ -21,7 +21,7 @@ from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 _LOOPBACK: Final = re.compile(r"localhost\.?|127(\.[0-9]+){3}|\[::1\]|\[::ffff:127\.[0-9.]+\]", re.IGNORECASE)
 
-_WILDCARDS: Final = frozenset({"*", "0.0.0.0", "[::]"})  # noqa: S104 -- what to look for
+_WILDCARDS: Final = frozenset({"*", "0.0.0.0", "[::]"})  # noqa: S104 -- compared, never bound
 
 _LISTEN: Final = re.compile(r"(?P<host>\[[^]]*\]|[^:]*?):?(?P<port>[0-9]{1,5})")
 
@@ -118,19 +118,19 @@ def pod_notes(spec: Mapping[str, Any]) -> Iterator[Problem]:
     levels = [("spec.mail", spec.get("mail", {}))]
     levels += [(f"spec.servers[{index}]", server) for index, server in enumerate(spec.get("servers", ()))]
     for path, level in levels:
-        yield from _about_service(path, level)
-        yield from _about_files(path, level)
-        yield from _about_listeners(path, level)
-        yield from _about_peers(path, level)
+        yield from _service_notices(path, level)
+        yield from _file_notices(path, level)
+        yield from _listener_notices(path, level)
+        yield from _address_notices(path, level)
 
 
-def _about_service(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
+def _service_notices(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     url = level.get("authHttp")
     if url is not None:
         try:
             service = parse_auth_http(url)
         except ValueError:
-            return  # a problem of its own
+            return  # reported elsewhere
         if service.unix_path is not None:
             reason = f"the socket {service.unix_path} is not in the pod; name a Service, such as"
             yield Problem(f"{path}.authHttp", f"{reason} http://auth.mail.svc:9000{service.uri[:64]}")
@@ -142,13 +142,13 @@ def _about_service(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     for index, header in enumerate(level.get("authHttpHeader", ())):
         name = header["name"][:64]
         reason = (
-            f"the value of {name} stands in the manifest in clear; if it is a secret, put it into a Secret: "
+            f"the value of {name} is in plain text in the manifest; if it is a secret, use a Secret: "
             f"{{name: {name}, valueFrom: {{secretKeyRef: {{name: SECRET, key: KEY}}}}}}"
         )
         yield Problem(f"{path}.authHttpHeader[{index}]", reason)
 
 
-def _about_files(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
+def _file_notices(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     for index, pair in enumerate(level.get("sslCertificate", ())):
         if "certificateFile" in pair:
             reason = (
@@ -167,19 +167,19 @@ def _about_files(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"{path}.{name}", reason)
 
 
-def _about_listeners(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
+def _listener_notices(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     for index, listener in enumerate(level.get("listen", ())):
         address = listener.get("address", "*")
         if address.startswith("unix:"):
-            yield Problem(f"{path}.listen[{index}]", f"{address} can be reached inside of the pod only")
+            yield Problem(f"{path}.listen[{index}]", f"{address} can be reached only inside the pod")
         elif is_loopback(address):
-            reason = f"{address} {_POD}, which nobody else can reach; leave the address out"
+            reason = f"{address} {_POD} and cannot be reached from outside; remove the address"
             yield Problem(f"{path}.listen[{index}]", reason)
         elif address not in _WILDCARDS:
-            yield Problem(f"{path}.listen[{index}]", f"a pod does not have {address}; leave the address out")
+            yield Problem(f"{path}.listen[{index}]", f"a pod does not have {address}; remove the address")
 
 
-def _about_peers(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
+def _address_notices(path: str, level: Mapping[str, Any]) -> Iterator[Problem]:
     for server in level.get("resolver", {}).get("addresses", ()):
         if _is_local(server):
             yield Problem(f"{path}.resolver", f"{server} {_POD}; write {{mode: System}} for its name servers")

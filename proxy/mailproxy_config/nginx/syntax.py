@@ -98,12 +98,14 @@ class ConfigFiles:
         """Read the text of a file, and report its errors."""
         unclosed: list[str] = []
         try:
-            return tuple(_statements(self._counted(_tokens(text, name), name), name, unclosed))
+            return tuple(_statements(self._limited(_tokens(text, name), name), name, unclosed))
         except NginxSyntaxError as problem:
-            self._broken(problem.location, f"{problem}{_hint_about_end(str(problem), text, unclosed)}")
+            self._report_unreadable(
+                problem.location, f"{problem}{_hint_about_end(str(problem), text, unclosed)}"
+            )
             return ()
 
-    def _counted(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
+    def _limited(self, tokens: Iterator[_Token], name: str) -> Iterator[_Token]:
         """The tokens.
 
         Raises:
@@ -116,7 +118,7 @@ class ConfigFiles:
                 raise NginxSyntaxError(f"{name}:{token[1]}", reason)
             yield token
 
-    def _broken(self, location: str, reason: str) -> None:
+    def _report_unreadable(self, location: str, reason: str) -> None:
         """Report that a file cannot be read."""
         self.broken += 1
         self.problems.add(location, reason)
@@ -137,12 +139,12 @@ class ConfigFiles:
 
     def _included(self, statement: Statement, inside: tuple[str, ...]) -> Iterator[Statement]:
         if len(statement.arguments) != 1:
-            self._broken(statement.location, 'invalid number of arguments in "include" directive')
+            self._report_unreadable(statement.location, 'invalid number of arguments in "include" directive')
             return
         pattern = self.path(statement.arguments[0])
         for path in sorted(glob(pattern)) if has_magic(pattern) else [pattern]:
             if path in (self.main, *inside):
-                self._broken(statement.location, f"{path} includes itself")
+                self._report_unreadable(statement.location, f"{path} includes itself")
                 continue
             text = self._text(path, statement.location)
             yield from self.with_includes(self.statements(text, path), (*inside, path))
@@ -151,23 +153,25 @@ class ConfigFiles:
         """The text of an included file; if it cannot be read, report it and return nothing."""
         self._opened += 1
         if self._opened > _MAX_FILES:
-            self._broken(location, f"more than {_MAX_FILES} files are included")
+            self._report_unreadable(location, f"more than {_MAX_FILES} files are included")
             return ""
         if os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
-            self._broken(location, f"cannot read {path}: it is a pipe, to which nobody may ever write")
+            self._report_unreadable(location, f"cannot read {path}: it is a pipe")
             return ""
         try:
             with open(path, "rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
             self._data += len(content)
             if self._data > _MAX_INCLUDED:
-                self._broken(location, f"the included files have more than {_MAX_INCLUDED} bytes together")
+                self._report_unreadable(
+                    location, f"the included files have more than {_MAX_INCLUDED} bytes together"
+                )
                 return ""
             return decode_text(content, path)
         except OSError as error:
-            self._broken(location, f"cannot read {path}: {error.strerror}")
+            self._report_unreadable(location, f"cannot read {path}: {error.strerror}")
         except ConfigError as error:
-            self._broken(location, str(error))
+            self._report_unreadable(location, str(error))
         return ""
 
 
@@ -242,8 +246,8 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
 
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise NginxSyntaxError(f"{name}:{line}", "is not text: it has a NUL in it")
-    # crossplane reads files only, and loses a last word that no white space follows.
+        raise NginxSyntaxError(f"{name}:{line}", "is not text: it contains a NUL character")
+    # crossplane reads only files, and loses a last word without white space after it.
     file = os.memfd_create("nginx.conf")
     try:
         with open(file, "w", encoding="utf-8", closefd=False) as writer:
@@ -277,7 +281,7 @@ def split_missing_semicolons(statement: Statement, problems: Problems) -> Iterat
     valid number of arguments.
     """
     name, start, location = statement.name, 0, statement.location
-    for index, begins, before in _cuts(statement):
+    for index, begins, before in _split_points(statement):
         ends = f'directive "{name[:64]}" is not terminated by ";"'
         problems.add(before, f'{ends}: is a ";" missing at the end of this line?')
         yield Statement(name, statement.arguments[start:index], None, location)
@@ -318,22 +322,22 @@ class LostDirectives:
         return _EVERYTHING in known or not known.isdisjoint(names)
 
 
-def _cuts(statement: Statement) -> list[tuple[int, str, str]]:
+def _split_points(statement: Statement) -> list[tuple[int, str, str]]:
     """The arguments at which a statement is split, with their line and the line before."""
     cuts: list[tuple[int, str, str]] = []
     end, has_block = len(statement.arguments), statement.block is not None
     for index, location, before in reversed(statement.lines):
         name = statement.arguments[index]
-        if index and _is_known(name) and _is_whole(name, end - index - 1, has_block=has_block):
+        if (
+            index
+            and (name in _ARITIES or name in BLOCKS)
+            and _is_whole(name, end - index - 1, has_block=has_block)
+        ):
             cuts.append((index, location, before))
             end, has_block = index, False
     while cuts and not _is_whole(statement.name, cuts[-1][0], has_block=False):
         cuts.pop()
     return cuts[::-1]
-
-
-def _is_known(name: str) -> bool:
-    return name in _ARITIES or name in BLOCKS
 
 
 def _is_whole(name: str, count: int, *, has_block: bool) -> bool:

@@ -167,7 +167,7 @@ def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secr
         return None
     scheme = _scheme(row, statement.arguments)
     if scheme:
-        return _in_no_file(row, statement, files, secret, scheme)
+        return _without_file(row, statement, files, secret, scheme)
     try:
         return _with_paths(row, row.type.nginx(statement.arguments), files)
     except ValueError as error:
@@ -182,7 +182,7 @@ def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
-        return [{_half(row): files.path(item["certificateFile"])} for item in value]
+        return [{_pair_field(row): files.path(item["certificateFile"])} for item in value]
     if row.type is CONF_COMMANDS:
         return [
             item | {"value": files.path(item["value"])} if item["name"].lower() in _TAKES_PATHS else item
@@ -191,7 +191,7 @@ def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
     return value
 
 
-def _half(row: Directive) -> str:
+def _pair_field(row: Directive) -> str:
     """The field of the pair that a directive is."""
     return "keyFile" if row.part_of else "certificateFile"
 
@@ -202,7 +202,7 @@ def _scheme(row: Directive, arguments: Sequence[str]) -> str:
     return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
 
 
-def _in_no_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
+def _without_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
     """The replacement for a value that is not in a file.  Messages do not contain it: it may be a key."""
     reason = f'"{row.name}" directive: {scheme} cannot be carried over'
     if not secret:
@@ -210,7 +210,7 @@ def _in_no_file(row: Directive, statement: Statement, files: ConfigFiles, secret
         return None
     if row.type is CERTIFICATES:
         files.problems.notice(statement.location, reason)
-        return [{_half(row): scheme}]
+        return [{_pair_field(row): scheme}]
     files.problems.notice(statement.location, f"{reason}; put it into {row.name} of the Secret {secret}")
     reference = {"secretKeyRef": {"name": secret, "key": row.name}}
     return [reference] if row.type is FILES else reference
@@ -231,19 +231,21 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
         own = server.fields.pop("sslCertificate", None)
         wanted, keys = own or chains, server.keys or mail.keys
         pairs = _pairs(wanted, keys)
-        if len(pairs) < len(wanted) and _uses_tls(server, mail):
+        has_starttls = (server.starttls or mail.starttls or "Disabled") != "Disabled"
+        uses_tls = has_starttls or any(each.get("ssl") for each in server.fields.get("listen", ()))
+        if len(pairs) < len(wanted) and uses_tls:
             missing = wanted[len(pairs)]["certificateFile"]
             reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
             problems.add(server.location, reason)
             lacking.append(server.path)
         if pairs and (own or server.keys):
-            server.fields["sslCertificate"] = _named(pairs, server, problems)
-        used |= _halves(pairs)
-        _tell_the_rest(server, own or (), used, problems)
+            server.fields["sslCertificate"] = _replace_by_secrets(pairs, server, problems)
+        used |= _pair_files(pairs)
+        _notice_unpaired(server, own or (), used, problems)
     pairs = _pairs(chains, mail.keys)
     if pairs:
-        mail.fields["sslCertificate"] = _named(pairs, mail, problems)
-    _tell_the_rest(mail, chains, used | _halves(pairs), problems)
+        mail.fields["sslCertificate"] = _replace_by_secrets(pairs, mail, problems)
+    _notice_unpaired(mail, chains, used | _pair_files(pairs), problems)
     return lacking
 
 
@@ -252,7 +254,7 @@ def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[s
     return [chain | {"keyFile": key} for chain, key in zip(chains, keys, strict=False)]
 
 
-def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
+def _replace_by_secrets(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
     """The pairs; those that are not in two files are replaced by a Secret."""
     named: list[Raw] = []
     for number, pair in enumerate(pairs, 1):
@@ -268,11 +270,11 @@ def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) ->
     return named
 
 
-def _halves(pairs: Sequence[dict[str, Raw]]) -> set[str]:
+def _pair_files(pairs: Sequence[dict[str, Raw]]) -> set[str]:
     return {half for pair in pairs for half in pair.values()}
 
 
-def _tell_the_rest(
+def _notice_unpaired(
     block: Block, chains: Sequence[dict[str, Raw]], used: set[str], problems: Problems
 ) -> None:
     """Notice certificates and keys of a level that are in no pair."""
@@ -281,12 +283,7 @@ def _tell_the_rest(
     for what, path in lone:
         if path not in used:
             location = block.locations.get(path, block.location)
-            problems.notice(location, f"{what} {path} belongs to no pair, and is left out")
-
-
-def _uses_tls(server: Block, mail: Block) -> bool:
-    listens = any(listener.get("ssl") for listener in server.fields.get("listen", ()))
-    return listens or (server.starttls or mail.starttls or "Disabled") != "Disabled"
+            problems.notice(location, f"{what} {path} is not part of a pair and is left out")
 
 
 def inherit_shared_caches(mail: Block, servers: Sequence[Block]) -> None:
