@@ -35,7 +35,9 @@ def problems_of(resource: dict[str, Any]) -> list[Problem]:
         ([None], None),
     ],
 )
-def test_the_protocol_that_ports_stand_for(ports: list[int | None], protocol: Protocol | None) -> None:
+def test_protocol_is_derived_from_well_known_ports(
+    ports: list[int | None], protocol: Protocol | None
+) -> None:
     assert derive_protocol(ListenConfig(port=port) for port in ports) is protocol
 
 
@@ -60,7 +62,7 @@ def test_the_protocol_that_ports_stand_for(ports: list[int | None], protocol: Pr
         body(autoscaling={"maxReplicas": 3}),
     ],
 )
-def test_what_goes_together(resource: dict[str, Any]) -> None:
+def test_consistent_manifest_is_accepted(resource: dict[str, Any]) -> None:
     assert problems_of(resource) == []
 
 
@@ -104,11 +106,11 @@ def test_what_goes_together(resource: dict[str, Any]) -> None:
          "remove networkPolicy, or write enabled: false"),
     ],
 )  # fmt: skip
-def test_what_does_not(resource: dict[str, Any], path: str, reason: str) -> None:
+def test_inconsistent_manifest_is_rejected(resource: dict[str, Any], path: str, reason: str) -> None:
     assert problems_of(resource) == [Problem(path, reason)]
 
 
-def test_what_is_wrong_in_itself_is_not_called_missing() -> None:
+def test_invalid_directive_is_not_reported_as_missing() -> None:
     resource = body(server(starttls="Only", sslCertificate=[{}]), mail={"authHttp": "a:b"})
     assert [problem.path for problem in problems_of(resource)] == [
         "spec.mail.authHttp",
@@ -116,7 +118,7 @@ def test_what_is_wrong_in_itself_is_not_called_missing() -> None:
     ]
 
 
-def test_a_rule_of_the_api_server_reads_only_what_there_is() -> None:
+def test_cel_rules_read_only_existing_fields() -> None:
     assert len({rule.message for rule in SPEC_RULES}) == len(SPEC_RULES) == 12
     assert {rule.reason for rule in SPEC_RULES} == {
         "FieldValueRequired",

@@ -19,7 +19,7 @@ from mailproxy_config.errors import ConfigError
         (b" " * MAX_FILE_BYTES, " " * MAX_FILE_BYTES),
     ],
 )
-def test_what_is_text(data: bytes, text: str) -> None:
+def test_text_is_decoded(data: bytes, text: str) -> None:
     assert decode_text(data, "f") == text
 
 
@@ -34,12 +34,12 @@ def test_what_is_text(data: bytes, text: str) -> None:
         (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),
     ],
 )
-def test_what_is_not(data: bytes, problem: str) -> None:
+def test_binary_data_is_rejected(data: bytes, problem: str) -> None:
     with pytest.raises(ConfigError) as raised:
         decode_text(data, "f")
     assert str(raised.value) == problem
 
 
-def test_a_line_without_a_file() -> None:
+def test_problem_without_source_names_the_line() -> None:
     with pytest.raises(ConfigError, match=r"^line 2: is not text"):
         decode_text(b"\n\0")

@@ -47,17 +47,17 @@ NGINX = {
 
 
 @pytest.mark.parametrize("module", NGINX)
-def test_every_directive_of_a_module_has_a_row(module: str) -> None:
+def test_every_directive_of_nginx_has_a_row(module: str) -> None:
     found = [row.name for row in DIRECTIVES if row.module == module and row.name not in NOT_OF_NGINX]
     assert sorted(found) == sorted(NGINX[module].split())
 
 
-def test_a_directive_that_nginx_lacks_is_marked_and_has_a_name_of_its_own() -> None:
+def test_extension_is_marked_and_has_its_own_name() -> None:
     assert {row.name for row in DIRECTIVES if row.is_ours} == NOT_OF_NGINX
     assert NOT_OF_NGINX.isdisjoint(name for names in NGINX.values() for name in names.split())
 
 
-def test_a_server_has_a_value_for_every_directive() -> None:
+def test_server_config_has_a_field_for_every_directive() -> None:
     rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
     assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs"} == rows
 
@@ -70,7 +70,7 @@ def test_description_is_short_sentences(row: Directive) -> None:
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
-def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
+def test_default_is_read_and_written_unchanged(row: Directive) -> None:
     value = row.builtin()
     assert (value is None) is (row.default in (None, {"mode": "Disabled"}))
     if row.default is not None:
@@ -81,7 +81,7 @@ def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
 @pytest.mark.parametrize(
     ("field", "raw"), [(field, raw) for field, values in LEVEL_VALUES.items() for raw in values]
 )
-def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> None:
+def test_value_is_read_and_written_unchanged(field: str, raw: object) -> None:
     kind, problems = by_field(LEVEL_DIRECTIVES)[field].type, Problems()
     kind.schema.check(raw, field, problems)
     value = kind.read(raw, ErrorPath(field, problems))
@@ -93,12 +93,12 @@ def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> N
 
 
 @pytest.mark.parametrize("name", ["mäil", "mail example"])
-def test_a_server_s_name_fits_into_a_greeting(name: str) -> None:
+def test_server_name_must_be_ascii_without_spaces(name: str) -> None:
     with pytest.raises(ValueError, match="must be ASCII without spaces"):
         by_name(LEVEL_DIRECTIVES)["server_name"].type.read(name, ErrorPath("serverName", Problems()))
 
 
-def test_where_directives_may_stand() -> None:
+def test_contexts_of_directives() -> None:
     contexts = {row.name: row.contexts for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES)}
     assert contexts == {
         "worker_processes": (Context.MAIN,),
@@ -110,7 +110,7 @@ def test_where_directives_may_stand() -> None:
     assert {row.contexts for row in LEVEL_DIRECTIVES} == {(Context.MAIL, Context.SERVER)}
 
 
-def test_what_nginx_adds_up_is_a_list() -> None:
+def test_appending_directives_are_lists() -> None:
     assert {row.name for row in LEVEL_DIRECTIVES if row.type.appends} <= {
         row.name for row in LEVEL_DIRECTIVES if row.inheritance is Inheritance.LIST
     }

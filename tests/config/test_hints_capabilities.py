@@ -50,7 +50,7 @@ def notices_of(line: str) -> list[str]:
          "names neither IMAP4rev1 nor IMAP4rev2; clients expect one of them"),
     ],
 )  # fmt: skip
-def test_a_capability_that_is_written_wrongly_gets_a_hint(line: str, hint: str) -> None:
+def test_unusual_capability_gets_a_hint(line: str, hint: str) -> None:
     name = line.split(maxsplit=1)[0]
     assert notices_of(line) == [f'n.conf:2: "{name}": {hint}']
 
@@ -68,11 +68,11 @@ def test_a_capability_that_is_written_wrongly_gets_a_hint(line: str, hint: str) 
         "smtp_capabilities SIZE;",
     ],
 )
-def test_ordinary_capabilities_get_none(line: str) -> None:
+def test_usual_capability_gets_no_hint(line: str) -> None:
     assert notices_of(line) == []
 
 
-def test_a_manifest_gets_the_same_hint_in_its_own_words() -> None:
+def test_hint_for_manifest_uses_field_names() -> None:
     found = parse_manifest(body(server(smtpCapabilities=["SIZE 5", "AUTH PLAIN"]), mail={"authHttp": "a"}))
     assert list(map(str, found.notices)) == [
         'spec.servers[0].smtpCapabilities[1]: "AUTH PLAIN": '

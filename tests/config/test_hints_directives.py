@@ -72,7 +72,7 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("imap_id name nginx;", "Zimbra's nginx has it"),
     ],
 )
-def test_a_directive_of_another_module_or_version_gets_its_replacement(line: str, advice: str) -> None:
+def test_directive_of_another_module_gets_a_hint(line: str, advice: str) -> None:
     (problem,) = problems_of(line)
     name = line.split(maxsplit=1)[0]
     assert problem.startswith(f'n.conf:3: unknown directive "{name}": ')
@@ -94,7 +94,7 @@ def test_a_directive_of_another_module_or_version_gets_its_replacement(line: str
         ("imap_capability A;", "imap_capabilities"),
     ],
 )
-def test_a_typing_error_gets_the_name_that_was_meant(line: str, meant: str) -> None:
+def test_misspelled_directive_gets_a_suggestion(line: str, meant: str) -> None:
     (problem,) = problems_of("", f"listen 143; {line}")
     assert problem.endswith(f"; did you mean {meant}?")
 
@@ -102,21 +102,21 @@ def test_a_typing_error_gets_the_name_that_was_meant(line: str, meant: str) -> N
 @pytest.mark.parametrize(
     "name", ["proxy_upload_timeout", "client_proxy_timeout", "auth_http_connect_timeout"]
 )
-def test_another_timeout_is_no_typing_error(name: str) -> None:
+def test_other_timeout_is_not_suggested(name: str) -> None:
     assert problems_of(f"{name} 5s;") == [f'n.conf:3: unknown directive "{name}"']
 
 
-def test_ssl_off_is_dropped_with_a_note() -> None:
+def test_ssl_off_is_dropped_with_a_notice() -> None:
     told = 'n.conf:3: "ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
     assert notices_of("ssl off;") == [told]
 
 
 @pytest.mark.parametrize("line", ["ssl;", "ssl maybe;", "ssl on off;"])
-def test_ssl_with_another_argument_is_removed_too(line: str) -> None:
+def test_ssl_on_is_an_error(line: str) -> None:
     assert "nginx removed it in 1.25.1" in problems_of(line)[0]
 
 
-def test_a_misplaced_directive_names_its_place() -> None:
+def test_misplaced_directive_names_allowed_context() -> None:
     assert problems_of("listen 143;") == [
         'n.conf:3: "listen" directive is not allowed here: it is allowed in server {}'
     ]
@@ -144,7 +144,7 @@ def test_a_misplaced_directive_names_its_place() -> None:
         ("maxCommands", '"timeout" and "maxErrors"'),
     ],
 )
-def test_a_field_of_a_manifest_gets_the_same_advice(field: str, advice: str) -> None:
+def test_unknown_field_of_manifest_gets_the_same_hint(field: str, advice: str) -> None:
     for wrong in (body(mail={"authHttp": "a", field: "x"}), body(server(**{field: "x"}))):
         with pytest.raises(ConfigError) as raised:
             parse_manifest(wrong)
@@ -167,11 +167,11 @@ def test_a_field_of_a_manifest_gets_the_same_advice(field: str, advice: str) -> 
          "without milliseconds; a bare number is seconds"),
     ],
 )  # fmt: skip
-def test_a_parameter_of_listen_that_is_no_good_gets_a_hint(parameters: str, reason: str) -> None:
+def test_invalid_listen_parameter_gets_a_hint(parameters: str, reason: str) -> None:
     assert problems_of("", f"listen 143 {parameters};") == [f'n.conf:4: "listen" directive: {reason}']
 
 
-def test_a_mail_block_inside_of_http_is_named() -> None:
+def test_mail_block_inside_http_is_reported() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_nginx("http {\nmail { auth_http a; server { listen 143; } }\n}", source="n.conf")
     told = "there is no mail block: the one in n.conf:2 is inside http {}; move it to the main context"

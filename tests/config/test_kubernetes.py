@@ -32,7 +32,7 @@ def read(**spec: object) -> DeploymentSpec:
     return found
 
 
-def test_the_defaults() -> None:
+def test_defaults_of_deployment() -> None:
     found = read()
     assert found == DeploymentSpec()
     assert (found.mode, found.replicas, found.port_strategy) == (Mode.DEPLOYMENT, 2, PortStrategy.DIRECT)
@@ -44,7 +44,7 @@ def test_the_defaults() -> None:
     assert not found.monitoring.pod_monitor.enabled
 
 
-def test_everything_set() -> None:
+def test_all_deployment_fields_are_read() -> None:
     found = read(
         mode="DaemonSet",
         replicas=3,
@@ -89,17 +89,17 @@ def test_everything_set() -> None:
     ("resources", "requests"),
     [({"limits": {"cpu": "50m"}}, {}), ({"requests": {"cpu": "1m"}}, {"cpu": "1m"})],
 )
-def test_requests_of_ours_never_stand_beside_limits_of_theirs(
+def test_given_resources_replace_default_requests(
     resources: dict[str, Any], requests: dict[str, str]
 ) -> None:
     assert read(resources=resources).resources.requests == requests
 
 
-def test_an_empty_budget_is_the_default_one() -> None:
+def test_empty_pod_disruption_budget_is_the_default() -> None:
     assert read(podDisruptionBudget={}).pod_disruption_budget == PodDisruptionBudgetSpec(max_unavailable=1)
 
 
-def test_a_time_that_is_too_long_is_told() -> None:
+def test_too_long_drain_time_is_reported() -> None:
     problems = Problems()
     read_deployment({"drain": {"delay": "9999999999"}}, ErrorPath("spec", problems))
     assert problems.found == [Problem("spec.drain.delay", "9999999999 is more than 2147483647 seconds")]
@@ -113,7 +113,7 @@ def test_a_time_that_is_too_long_is_told() -> None:
         ("targetCPUUtilizationPercentage", "target_cpu_utilization_percentage"),
     ],
 )
-def test_names_of_fields(name: str, snake: str) -> None:
+def test_snake_case_of_field_names(name: str, snake: str) -> None:
     assert snake_case(name) == snake
 
 
@@ -131,7 +131,7 @@ def test_names_of_fields(name: str, snake: str) -> None:
         ({"matchExpressions": [{"key": "app", "operator": "DoesNotExist"}]}, {"app": ""}, False),
     ],
 )
-def test_a_selector_chooses_as_kubernetes_does(
+def test_label_selector_matches_as_in_kubernetes(
     selector: dict[str, Any], labels: dict[str, str], expected: bool
 ) -> None:
     found = read(mode="Sidecar", sidecar={"selector": selector, "failurePolicy": "Fail"})

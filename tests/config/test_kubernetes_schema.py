@@ -19,7 +19,7 @@ def problems_of(field: str, value: object) -> list[Problem]:
     return problems.found
 
 
-def test_every_field_has_a_meaning_and_a_place_in_the_value() -> None:
+def test_every_field_has_a_description_and_an_attribute() -> None:
     assert DEPLOYMENT_FIELDS.keys() == DEPLOYMENT_MEANINGS.keys()
     places = {each.name for each in fields(DeploymentSpec)} - {"host_ports"}  # those stand in the listeners
     assert {snake_case(name) for name in DEPLOYMENT_FIELDS} == places
@@ -42,7 +42,7 @@ def test_every_field_has_a_meaning_and_a_place_in_the_value() -> None:
         ("pod", {"affinity": {"any": "thing"}, "hostUsers": False, "extraEnv": [{"name": "A"}]}),
     ],
 )
-def test_what_is_in_order(field: str, value: Any) -> None:
+def test_valid_deployment_fields_are_accepted(field: str, value: Any) -> None:
     assert problems_of(field, value) == []
 
 
@@ -93,5 +93,5 @@ _VALUE = "sysctls.extra[0].value"
          "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"),
     ],
 )  # fmt: skip
-def test_what_is_not(field: str, value: Any, path: str, reason: str) -> None:
+def test_invalid_deployment_fields_are_rejected(field: str, value: Any, path: str, reason: str) -> None:
     assert problems_of(field, value) == [Problem(path, reason)]

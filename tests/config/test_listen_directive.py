@@ -29,7 +29,7 @@ def read(listener: object) -> object:
     return found[0]
 
 
-def test_there_is_a_row_for_every_field_of_the_model() -> None:
+def test_every_field_of_listen_config_has_a_row() -> None:
     assert [row.model for row in LISTEN_PARAMETERS] == [field.name for field in fields(ListenConfig)]
 
 
@@ -62,7 +62,7 @@ def test_there_is_a_row_for_every_field_of_the_model() -> None:
         ),
     ],
 )
-def test_a_listener(raw: dict[str, Any], listener: ListenConfig) -> None:
+def test_listener_is_read(raw: dict[str, Any], listener: ListenConfig) -> None:
     assert problems_of(raw) == []
     assert read(raw) == listener
 
@@ -108,12 +108,12 @@ def test_a_listener(raw: dict[str, Any], listener: ListenConfig) -> None:
         ({"port": 1, "soKeepalive": {"count": 128}}, "soKeepalive.count", "128 is out of range 1 to 127"),
     ],
 )
-def test_what_is_wrong_with_a_listener(raw: dict[str, Any], path: str, reason: str) -> None:
+def test_invalid_listener_is_rejected(raw: dict[str, Any], path: str, reason: str) -> None:
     assert problems_of(raw) == [Problem(f"listen[0].{path}".rstrip("."), reason)]
 
 
 @pytest.mark.parametrize("raw", LISTENERS)
-def test_a_listener_that_is_written_reads_as_the_same(raw: dict[str, Any]) -> None:
+def test_listener_is_written_and_read_unchanged(raw: dict[str, Any]) -> None:
     listener = read({**raw, "port": 143})
     assert [read(written) for written in LISTEN.write((listener,))] == [listener]
 
@@ -133,7 +133,7 @@ def test_a_listener_that_is_written_reads_as_the_same(raw: dict[str, Any]) -> No
         ("1 backlog=5 backlog=6", [{"port": 1, "backlog": 6}]),
     ],
 )
-def test_nginx_s_listen(line: str, listeners: list[dict[str, Any]]) -> None:
+def test_nginx_listen_is_parsed(line: str, listeners: list[dict[str, Any]]) -> None:
     assert parse_nginx_listen(line.split()) == listeners
 
 
@@ -156,7 +156,7 @@ def test_nginx_s_listen(line: str, listeners: list[dict[str, Any]]) -> None:
         ("1 so_keepalive=1::x", 'invalid so_keepalive value: "1::x"'),
     ],
 )
-def test_what_nginx_s_listen_refuses(line: str, reason: str) -> None:
+def test_invalid_nginx_listen_is_rejected(line: str, reason: str) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
         parse_nginx_listen(line.split())
     assert str(raised.value) == reason

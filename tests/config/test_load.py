@@ -50,34 +50,34 @@ spec:
         (b"user\twww;\r\nmail { auth_http a; server { listen 143; } }", FileKind.NGINX, 0),
     ],
 )
-def test_the_content_tells_what_it_is(text: bytes, kind: FileKind, generation: int) -> None:
+def test_kind_of_file_is_recognised_from_content(text: bytes, kind: FileKind, generation: int) -> None:
     loaded = load(text)
     assert (loaded.kind, loaded.generation) == (kind, generation)
     assert loaded.config.servers[0].listen[0].port == 143
     assert len(loaded.hash) == 64
 
 
-def test_json_in_flow_style_is_yaml_too() -> None:
+def test_json_with_unquoted_names_is_yaml() -> None:
     text = "{apiVersion: mailproxy.dev/v1alpha1, kind: MailProxy, metadata: {name: a}, spec: %s}"
     spec = "{mail: {authHttp: a}, servers: [{name: a, listen: [{port: 143}]}]}"
     assert load((text % spec).encode()).kind is FileKind.MANIFEST
 
 
 @pytest.mark.parametrize("text", [MANIFEST, RENDERED, NGINX])
-def test_the_host_name_changes_the_configuration_but_not_the_hash(text: bytes) -> None:
+def test_hostname_does_not_change_the_hash(text: bytes) -> None:
     here, there = load(text, hostname="here"), load(text, hostname="there")
     assert here.config.servers[0].server_name == "here"
     assert here.hash == there.hash == load(text).hash
 
 
-def test_mounts_say_where_references_are_found() -> None:
+def test_mounts_set_the_paths_of_references() -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "a", "key": "k"}}}
     text = json.dumps(body(mail={"authHttp": "a", "authHttpHeader": [header]})).encode()
     found = load(text, mounts=Mounts(root="/r")).config.servers[0].auth_http_header
     assert found == (AuthHttpHeader(name="X", value_file="/r/secrets/a/k"),)
 
 
-def test_other_documents_are_ignored_and_named() -> None:
+def test_other_documents_are_ignored_with_a_notice() -> None:
     text = f"kind: Secret\nmetadata: {{name: tls}}\n---\n{YAML}---\n- 1\n---\nx: 1\n"
     assert [str(notice) for notice in load(text.encode(), source="f.yaml").notices] == [
         "f.yaml: ignored: Secret tls",
@@ -86,7 +86,7 @@ def test_other_documents_are_ignored_and_named() -> None:
     ]
 
 
-def test_notices_come_along() -> None:
+def test_notices_are_returned() -> None:
     assert load(MANIFEST).notices == (Problem("spec.mail.proxy", "has no effect, as in nginx"),)
 
 
@@ -114,13 +114,13 @@ def test_notices_come_along() -> None:
     ],
     ids=lambda value: repr(value)[:24],
 )  # fmt: skip
-def test_what_does_not_load(text: bytes, reason: str) -> None:
+def test_invalid_file_is_rejected(text: bytes, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load(text, source="f")
     assert str(raised.value).startswith(reason)
 
 
-def test_a_manifest_alone() -> None:
+def test_single_document_without_kind_is_read_as_manifest() -> None:
     assert parse_manifest_text(YAML).metadata.name == "edge"
 
 
@@ -130,7 +130,7 @@ def _compile_loaded(**fields: Any) -> Loaded:
     return replace(loaded, config=replace(loaded.config, servers=servers))
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     there, locked = tmp_path / "there.pem", tmp_path / "locked"
     there.write_text("x")
     locked.mkdir()
@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tests may run as root, for whom every file can be read.
     monkeypatch.setattr("os.access", lambda *_: False)
     file = tmp_path / "a"
@@ -162,7 +162,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_reported_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     loaded = _compile_loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
@@ -170,7 +170,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     ]
 
 
-def test_tls_files_that_nobody_opens_do_not_matter(tmp_path: Path) -> None:
+def test_unused_tls_files_are_not_checked(tmp_path: Path) -> None:
     assert check_files(_compile_loaded(ssl_dhparam="/nowhere").config) == ()
     there = tmp_path / "there.pem"
     there.write_text("x")
@@ -183,6 +183,6 @@ _NGINX_LIKE = st.text(st.sampled_from("mail{};: #\n\"'\\eventsrvlk01-"), max_siz
 
 
 @given(st.binary(max_size=60) | _NGINX_LIKE.map(str.encode))
-def test_no_content_breaks_it(text: bytes) -> None:
+def test_arbitrary_content_raises_only_config_errors(text: bytes) -> None:
     with suppress(ConfigError):
         assert load(text).config.servers

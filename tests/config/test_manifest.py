@@ -23,7 +23,7 @@ def problems_of(resource: dict[str, Any]) -> list[str]:
     return list(map(str, problems))
 
 
-def test_a_manifest() -> None:
+def test_manifest_is_read() -> None:
     found = parse_manifest(body(server(timeout="5s"), portStrategy="HighPort", workers="auto"))
     assert found.metadata == Metadata(name="edge", namespace="mail", generation=7, uid="u-1")
     assert found.main.values == {"worker_processes": None}
@@ -33,7 +33,7 @@ def test_a_manifest() -> None:
     assert found.notices == ()
 
 
-def test_what_is_null_is_absent_but_not_inside_what_is_handed_on() -> None:
+def test_null_fields_are_absent_except_in_passed_through_objects() -> None:
     resource = body(server(protocol=None, timeout=None), pod={"affinity": {"a": None}}, image=None)
     found = parse_manifest(resource)
     assert found.raw["spec"]["pod"] == {"affinity": {"a": None}}
@@ -41,11 +41,11 @@ def test_what_is_null_is_absent_but_not_inside_what_is_handed_on() -> None:
     assert found.servers[0].level.given == frozenset()
 
 
-def test_a_written_protocol_wins() -> None:
+def test_explicit_protocol_overrides_derived_one() -> None:
     assert parse_manifest(body(server(port=143, protocol="smtp"))).servers[0].protocol is Protocol.SMTP
 
 
-def test_what_is_accepted_and_ignored_is_told() -> None:
+def test_ignored_field_gets_a_notice() -> None:
     resource = body(server(proxy=False), mail={"authHttp": "a", "setRealIpFrom": ["10.0.0.1/8"]})
     assert parse_manifest(resource).notices == (
         Problem("spec.mail.setRealIpFrom[0]", "low address bits of 10.0.0.1/8 are meaningless"),
@@ -89,11 +89,11 @@ def test_what_is_accepted_and_ignored_is_told() -> None:
         ]),
     ],
 )  # fmt: skip
-def test_what_is_wrong(resource: dict[str, Any], problems: list[str]) -> None:
+def test_invalid_manifest_is_rejected(resource: dict[str, Any], problems: list[str]) -> None:
     assert problems_of(resource) == problems
 
 
-def test_everything_is_told_in_one_go() -> None:
+def test_all_problems_are_reported_together() -> None:
     listen = [{"port": 0}, {"address": "127...1", "port": 144}, {"port": 143, "proto": 1}]
     resource = body(
         server(listen=listen, smtpCapabilities=["a\r\nb", "é", 5]),
@@ -118,20 +118,20 @@ def test_everything_is_told_in_one_go() -> None:
     ]
 
 
-def test_parsing_raises_all_of_it() -> None:
+def test_parse_manifest_raises_all_problems() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_manifest({"spec": {"mail": {"authHttp": "x"}, "servers": [server(port=0)]}})
     assert len(raised.value.problems) == 4
 
 
-def test_a_header_s_value_is_in_no_message() -> None:
+def test_header_value_is_not_in_messages() -> None:
     mail = {"authHttp": "a", "authHttpHeader": [{"name": "X", "value": "hush\n"}]}
     with pytest.raises(ConfigError) as raised:
         parse_manifest(body(mail=mail))
     assert "hush" not in str(raised.value)
 
 
-def test_the_bounds_of_lists() -> None:
+def test_length_limits_of_lists() -> None:
     servers = [server(f"s{index}", 1000 + index, protocol="imap") for index in range(33)]
     assert problems_of(body(*servers)) == ["spec.servers: has 33 items, which is out of range 1 to 32"]
     listen = [{"port": 1000 + index} for index in range(17)]
@@ -144,7 +144,7 @@ def test_the_bounds_of_lists() -> None:
     ]
 
 
-def test_the_largest_manifest_is_accepted() -> None:
+def test_largest_manifest_is_accepted() -> None:
     servers = [
         server(
             f"s{index}",
@@ -168,7 +168,7 @@ def _walk(schema: dict[str, Any], path: str = "spec") -> list[tuple[str, dict[st
     return found
 
 
-def test_everything_a_stranger_can_grow_is_bounded_in_the_schema() -> None:
+def test_every_list_map_and_text_has_a_limit_in_the_schema() -> None:
     unbounded = [
         path
         for path, schema in _walk(SPEC.openapi())
@@ -186,7 +186,7 @@ def test_no_directive_has_a_default_in_the_schema() -> None:
     assert defaults == []
 
 
-def test_every_directive_is_described_in_the_schema() -> None:
+def test_every_directive_has_a_description_in_the_schema() -> None:
     for level in (MAIL, SERVER, SPEC):
         properties = level.openapi()["properties"]
         assert [name for name, schema in properties.items() if not schema.get("description")] == []
@@ -194,7 +194,7 @@ def test_every_directive_is_described_in_the_schema() -> None:
 
 @given(bodies())
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_is_in_order_is_accepted(resource: dict[str, Any]) -> None:
+def test_generated_valid_manifest_is_accepted(resource: dict[str, Any]) -> None:
     assert problems_of(resource) == []
 
 
@@ -207,7 +207,7 @@ _JUNK = st.recursive(
 
 @given(bodies(), st.data())
 @settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
-def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> None:
+def test_arbitrary_manifest_raises_only_config_errors(resource: dict[str, Any], data: st.DataObject) -> None:
     level = data.draw(
         st.sampled_from([resource["spec"], resource["spec"]["mail"], *resource["spec"]["servers"]])
     )
@@ -249,7 +249,7 @@ def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> 
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_a_value_written_as_in_nginx_gets_what_to_write(fields: dict[str, object], problem: str) -> None:
+def test_nginx_notation_gets_a_hint(fields: dict[str, object], problem: str) -> None:
     resource = body({**server(), **fields}, mail={"authHttp": "a"})
     assert problems_of(resource) == [f"spec.servers[0].{problem}"]
 
@@ -266,7 +266,7 @@ def test_a_value_written_as_in_nginx_gets_what_to_write(fields: dict[str, object
          "spec.mail.sslCertificates: unknown field; did you mean sslCertificate?"),
     ],
 )  # fmt: skip
-def test_what_only_follows_from_an_unknown_field_is_not_reported(
+def test_consequences_of_an_unknown_field_are_not_reported(
     mail: dict[str, object], block: dict[str, object], problem: str
 ) -> None:
     one = {"name": "one", **(block or {"listen": [{"port": 143}]})}

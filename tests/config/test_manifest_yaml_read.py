@@ -34,20 +34,20 @@ def _ten_times(name: str, more: str) -> str:
         ("'on'", "on"), ('"1"', "1"), ("!!str 1", "1"), ("!!int '7'", 7), ("!!bool y", True),
     ],
 )  # fmt: skip
-def test_what_a_word_means(word: str, value: object) -> None:
+def test_plain_scalars_resolve_as_in_kubectl(word: str, value: object) -> None:
     found = load_documents(f"a: {word}" if word != "-" else "a:\n- ")[0]["a"]
     assert (found, type(found)) == (value, type(value))
 
 
-def test_keys_are_text_as_in_json() -> None:
+def test_keys_are_text() -> None:
     assert load_documents("n: 1\n3: 2\n~: 3\n? [1]\n: 4") == [{"false": 1, "3": 2, "null": 3, "[1]": 4}]
 
 
-def test_anchors_and_merge_keys_work() -> None:
+def test_anchors_and_merge_keys() -> None:
     assert load_documents("a: &a {b: 1}\nc: {<<: *a, d: 2}") == [{"a": {"b": 1}, "c": {"b": 1, "d": 2}}]
 
 
-def test_documents_without_content_are_left_out() -> None:
+def test_empty_documents_are_left_out() -> None:
     assert load_documents("---\na: 1\n---\n---\n# nothing\n---\nb: 2\n") == [{"a": 1}, {"b": 2}]
     assert load_documents("") == []
 
@@ -83,7 +83,7 @@ def test_documents_without_content_are_left_out() -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_is_refused(text: str, reason: str) -> None:
+def test_invalid_yaml_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_documents(text, source="f.yaml")
     assert str(raised.value).startswith(reason)
@@ -100,7 +100,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
-def test_scanning_stops_at_the_limit_over_all_documents(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_token_limit_counts_all_documents(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     scanned = 0
     scan = yaml.scanner.Scanner.fetch_more_tokens
 
@@ -116,38 +116,38 @@ def test_scanning_stops_at_the_limit_over_all_documents(monkeypatch: pytest.Monk
     assert 0 < scanned <= 5_000
 
 
-def test_the_limit_of_tokens_leaves_room_for_every_manifest_and_names_the_line() -> None:
+def test_token_limit_allows_largest_manifest_and_reports_the_line() -> None:
     assert load_documents("- 1\n" * 19_000) == [[1] * 19_000]
     with pytest.raises(ConfigError, match=r"^f\.yaml: is too large: it has more than 40000 tokens") as raised:
         load_documents("- 1\n" * 30_000, source="f.yaml")
     assert "up to line 20001; put other resources into files of their own" in str(raised.value)
 
 
-def test_values_are_counted_over_all_documents() -> None:
+def test_value_limit_counts_all_documents() -> None:
     one = f"a: &a [{','.join(['1'] * 100)}]\nb: [{','.join(['*a'] * 200)}]\n"
     assert len(load_documents(f"{one}---\n{one}")) == 2
     with pytest.raises(ConfigError, match="is too large: it has more than 50000 values"):
         load_documents(f"{one}---\n{one}---\n{one}")
 
 
-def test_a_chain_of_aliases_is_nested_too() -> None:
+def test_chain_of_aliases_counts_as_nesting() -> None:
     chained = chain(["- &n0 [1]"], (f"- &n{number} [*n{number - 1}]" for number in range(1, 120)))
     with pytest.raises(ConfigError, match="is nested too deeply"):
         load_documents("\n".join(chained))
 
 
-def test_without_a_name_the_line_is_told_in_words() -> None:
+def test_error_without_source_names_the_line() -> None:
     with pytest.raises(ConfigError, match=r"^line 2: not valid YAML"):
         load_documents("a: 1\nb: [")
 
 
-def test_a_message_never_quotes_the_text() -> None:
+def test_message_does_not_quote_the_text() -> None:
     with pytest.raises(ConfigError) as raised:
         load_documents("value: 'hush\n")
     assert "hush" not in str(raised.value)
 
 
 @given(st.text(st.sampled_from("ab01:-[]{},&*!|>'\"#?%~<\n\t .eyno"), max_size=40))
-def test_no_text_breaks_it(text: str) -> None:
+def test_arbitrary_text_raises_only_config_errors(text: str) -> None:
     with suppress(ConfigError):
         assert None not in load_documents(text)

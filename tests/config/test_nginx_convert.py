@@ -30,19 +30,19 @@ def problems_of(text: str) -> list[str]:
     return list(map(str, raised.value.problems))
 
 
-def test_the_resource_has_the_name_it_is_given() -> None:
+def test_resource_has_the_given_name() -> None:
     text = "mail { auth_http a; server { listen 143; } }"
     assert parse_nginx(text).metadata.name == "mailproxy"
     named = parse_nginx(text, name="edge", namespace="mail").metadata
     assert (named.name, named.namespace) == ("edge", "mail")
 
 
-def test_a_name_that_is_no_good_is_not_blamed_on_the_file() -> None:
+def test_invalid_name_is_not_reported_for_the_file() -> None:
     with pytest.raises(ConfigError, match=r"^metadata\.name: must start with a letter"):
         parse_nginx("mail { auth_http a; server { listen 143; } }", name="1_")
 
 
-def test_what_stands_around_the_mail_block() -> None:
+def test_main_and_events_directives_are_converted() -> None:
     around = (
         "worker_processes auto; error_log stderr; error_log stderr info; error_log stderr crit;\n"
         "worker_shutdown_timeout 1m; events { worker_connections 99; }"
@@ -54,7 +54,7 @@ def test_what_stands_around_the_mail_block() -> None:
     assert found.notices == ()
 
 
-def test_a_port_range_is_expanded() -> None:
+def test_port_range_is_expanded() -> None:
     listen = loaded(
         "server { listen 127.0.0.1:143-145 ssl; protocol imap; ssl_certificate c; ssl_certificate_key k; }"
     )
@@ -74,7 +74,7 @@ def test_a_port_range_is_expanded() -> None:
         ("protocol smtp; listen 143; protocol pop3;", Protocol.POP3),  # the last one
     ],
 )
-def test_the_protocol_of_a_server(lines: str, protocol: Protocol) -> None:
+def test_protocol_of_server_is_derived(lines: str, protocol: Protocol) -> None:
     found = parsed(f"server {{ {lines} }}")
     assert found.servers[0].protocol is protocol
     assert found.raw["spec"]["servers"][0]["protocol"] == protocol
@@ -88,7 +88,7 @@ def test_servers_are_named_after_their_protocols() -> None:
     assert [each.name for each in found.servers] == ["smtp-25", "imap", "smtp-587", "smtp-587-3", "smtp-unix"]
 
 
-def test_what_nginx_adds_up() -> None:
+def test_repeated_directives_are_appended() -> None:
     server = loaded(
         "auth_http first; auth_http last;\n"
         "imap_auth plain; imap_auth login plain; imap_capabilities A; imap_capabilities B A;\n"
@@ -102,7 +102,7 @@ def test_what_nginx_adds_up() -> None:
     assert server.set_real_ip_from == ("unix:", "10.0.0.0/8")
 
 
-def test_certificates_are_files_beside_the_configuration() -> None:
+def test_relative_certificate_paths_are_resolved() -> None:
     server = loaded(
         "ssl_certificate tls/a.pem; ssl_certificate_key /k.pem; starttls on; server { listen 143; }"
     ).config.servers[0]
@@ -110,14 +110,14 @@ def test_certificates_are_files_beside_the_configuration() -> None:
     assert (pair.certificate, pair.key) == ("/etc/nginx/tls/a.pem", "/k.pem")
 
 
-def test_a_server_s_cache_and_the_inherited_one() -> None:
+def test_shared_session_cache_is_inherited() -> None:
     server = loaded(
         "ssl_session_cache shared:a:1m; server { listen 143; ssl_session_cache builtin:5; }"
     ).config.servers[0]
     assert server.ssl_session_cache == SessionCache(builtin=5, shared_name="a", shared_size=1_048_576)  # type: ignore[arg-type]
 
 
-def test_what_is_included_is_read(tmp_path: Path) -> None:
+def test_included_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "servers").write_text("server { listen 143; timeout 5x; }")
     (tmp_path / "common").write_text("\nproxy_buffer 1;")
     text = "mail {\n auth_http a;\n include common;\n include servers;\n}"
@@ -129,7 +129,7 @@ def test_what_is_included_is_read(tmp_path: Path) -> None:
     ]
 
 
-def test_what_could_not_be_carried_over_is_named() -> None:
+def test_directives_that_are_not_converted_get_notices() -> None:
     around = (
         "user www;\nhttp { include missing; server { listen 80; } }\nstream {}\nworker_shutdown_timeout 0s;\n"
         "error_log /var/log/nginx/error.log info;\nevents { use epoll; }"
@@ -163,7 +163,7 @@ mail {
 """
 
 
-def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> None:
+def test_certificates_without_files_get_notices_when_printed() -> None:
     found = parse_nginx(_INLINE, source="/etc/nginx/n", name="edge", only_to_print=True)
     mail, (first, second) = found.raw["spec"]["mail"], found.raw["spec"]["servers"]
     pair = {"certificateFile": "/etc/nginx/a.pem", "keyFile": "/etc/nginx/a.key"}
@@ -196,7 +196,7 @@ def test_certificates_in_no_file_are_named_and_the_rest_is_carried_over() -> Non
     ]
 
 
-def test_certificates_in_no_file_cannot_run() -> None:
+def test_certificates_without_files_are_errors() -> None:
     with pytest.raises(ConfigError) as raised:
         load(_INLINE.encode(), source="/etc/nginx/n")
     assert [problem.path for problem in raised.value.problems] == [
@@ -205,7 +205,7 @@ def test_certificates_in_no_file_cannot_run() -> None:
     assert "HIDDEN" not in str(raised.value)
 
 
-def test_certificates_and_keys_without_a_partner_are_told() -> None:
+def test_unpaired_certificates_and_keys_get_notices() -> None:
     mail = (
         "ssl_certificate_key a;\nssl_certificate_key b;\n"
         "server { listen 143;\nssl_certificate c;\nssl_certificate d;\nssl_certificate e; }"
@@ -219,7 +219,7 @@ def test_certificates_and_keys_without_a_partner_are_told() -> None:
     ]
 
 
-def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
+def test_file_that_includes_itself_is_reported(tmp_path: Path) -> None:
     main = tmp_path / "nginx.conf"
     text = "mail { auth_http a; server { listen 143; } }\ninclude *.conf;"
     main.write_text(text)
@@ -303,5 +303,5 @@ def test_a_file_that_includes_itself_is_told_where(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_file_and_line(text: str, problems: list[str]) -> None:
+def test_errors_have_file_and_line(text: str, problems: list[str]) -> None:
     assert [problem.replace(str(Path.cwd()), "CWD") for problem in problems_of(text)] == problems

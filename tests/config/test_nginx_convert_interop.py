@@ -95,34 +95,32 @@ def _both(nginx: Nginx, mail: str, folder: Path) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("line", _cells(LINES))
-def test_we_take_what_nginx_takes(nginx: Nginx, line: str, tmp_path: Path) -> None:
+def test_nginx_and_mailproxy_accept_the_same_lines(nginx: Nginx, line: str, tmp_path: Path) -> None:
     theirs, ours = _both(nginx, f"{line}\n{_server('unix:/NOWHERE', tmp_path)}", tmp_path)
     assert theirs is ours
 
 
 @pytest.mark.parametrize("listen", _cells(LISTEN))
-def test_we_listen_where_nginx_does(nginx: Nginx, listen: str, tmp_path: Path) -> None:
+def test_nginx_and_mailproxy_accept_the_same_listen(nginx: Nginx, listen: str, tmp_path: Path) -> None:
     theirs, ours = _both(nginx, _server(listen, tmp_path), tmp_path)
     assert theirs is ours
 
 
 @pytest.mark.parametrize("line", _cells(NGINX_ALONE))
-def test_what_nginx_takes_alone(nginx: Nginx, line: str, tmp_path: Path) -> None:
+def test_lines_accepted_by_nginx_only(nginx: Nginx, line: str, tmp_path: Path) -> None:
     assert _both(nginx, f"{line}\n{_server('unix:/NOWHERE', tmp_path)}", tmp_path) == (True, False)
 
 
 @pytest.mark.parametrize("listen", _cells(LISTEN_NGINX_ALONE))
-def test_where_nginx_listens_alone(nginx: Nginx, listen: str, tmp_path: Path) -> None:
+def test_listen_accepted_by_nginx_only(nginx: Nginx, listen: str, tmp_path: Path) -> None:
     assert _both(nginx, _server(listen, tmp_path), tmp_path) == (True, False)
 
 
 @pytest.mark.parametrize("line", _cells(OURS_ALONE))
-def test_what_we_take_alone(nginx: Nginx, line: str, tmp_path: Path) -> None:
+def test_lines_accepted_by_mailproxy_only(nginx: Nginx, line: str, tmp_path: Path) -> None:
     assert _both(nginx, f"{line}\n{_server('unix:/NOWHERE', tmp_path)}", tmp_path) == (False, True)
 
 
-def test_nginx_takes_a_directive_behind_a_missing_semicolon_for_capabilities(
-    nginx: Nginx, tmp_path: Path
-) -> None:
+def test_nginx_reads_directive_after_missing_semicolon_as_capabilities(nginx: Nginx, tmp_path: Path) -> None:
     lines = f"imap_capabilities IMAP4rev1\nmax_errors 3;\n{_server('unix:/NOWHERE', tmp_path)}"
     assert _both(nginx, lines, tmp_path) == (True, False)

@@ -211,14 +211,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("nginx")
 
 
-def test_every_directive_is_among_them() -> None:
+def test_every_directive_is_generated() -> None:
     rows = (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
     assert set(VALUES) == {row.name for row in rows}
 
 
 @given(files=_files())
 @settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_converted_means_the_same(folder: Path, files: dict[str, str]) -> None:
+def test_converted_manifest_has_the_same_meaning(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / name).write_bytes(text.encode())
     source = str(folder / "nginx.conf")

@@ -24,7 +24,7 @@ def loaded(main: str = "", mail: str = "", first: str = "", second: str = "", so
     return load(text.encode(), source=source or "/etc/nginx/nginx.conf")
 
 
-def test_each_level_replaces_the_logs_of_the_level_around_it() -> None:
+def test_logs_of_a_level_replace_inherited_logs() -> None:
     config = loaded(
         "error_log /var/log/main.log; error_log stderr crit;",
         "error_log /var/log/mail.log info;",
@@ -42,14 +42,14 @@ def test_each_level_replaces_the_logs_of_the_level_around_it() -> None:
     assert pop3.error_logs == (ErrorLog(file="/var/log/mail.log", level=LogLevel.INFO),)
 
 
-def test_a_level_without_a_log_has_standard_error() -> None:
+def test_level_without_error_log_logs_to_standard_error() -> None:
     config = loaded(second="error_log /var/log/pop3.log;").config
     assert config.error_logs == (ErrorLog(level=LogLevel.ERROR),)
     assert config.servers[0].error_logs == (ErrorLog(level=LogLevel.ERROR),)
     assert config.servers[1].error_logs == (ErrorLog(file="/var/log/pop3.log"),)
 
 
-def test_standard_error_alone_needs_no_more_than_a_level() -> None:
+def test_standard_error_alone_adds_no_logs() -> None:
     config = loaded("error_log stderr info;", first="error_log stderr debug;").config
     assert config.error_logs == ()
     assert config.servers[0].error_logs == ()
@@ -63,12 +63,12 @@ def test_standard_error_alone_needs_no_more_than_a_level() -> None:
         ("/etc/nginx/nginx.conf", "/etc/nginx/logs/error.log"),
     ],
 )
-def test_a_relative_path_starts_at_the_prefix(source: str, file: str) -> None:
+def test_relative_log_path_is_relative_to_the_prefix(source: str, file: str) -> None:
     config = loaded("error_log logs/error.log;", source=source).config
     assert config.error_logs == (ErrorLog(file=file),)
 
 
-def test_off_is_the_name_of_a_file_and_that_is_noted() -> None:
+def test_off_is_a_file_name_with_a_notice() -> None:
     found = loaded("error_log off;")
     assert found.config.error_logs == (ErrorLog(file="/etc/nginx/off"),)
     assert [notice.reason for notice in found.notices] == [
@@ -76,13 +76,13 @@ def test_off_is_the_name_of_a_file_and_that_is_noted() -> None:
     ]
 
 
-def test_a_log_in_memory_is_left_out_and_noted() -> None:
+def test_memory_log_is_ignored_with_a_notice() -> None:
     found = loaded("error_log memory:32m debug;")
     assert found.config.error_logs == ()
     assert "memory:32m is ignored" in found.notices[0].reason
 
 
-def test_a_file_is_no_matter_of_a_notice_but_for_a_manifest() -> None:
+def test_log_file_gets_a_notice_only_when_printed() -> None:
     assert loaded("error_log /var/log/a.log;").notices == ()
     text = text_of("error_log /var/log/a.log;", "", "", "")
     manifest = parse_nginx(text, source="/etc/nginx/nginx.conf", only_to_print=True)
@@ -100,7 +100,7 @@ def test_a_file_is_no_matter_of_a_notice_but_for_a_manifest() -> None:
         ("stderr emerg", LogLevel.EMERG),
     ],
 )
-def test_levels_are_nginxs(directive: str, level: LogLevel) -> None:
+def test_log_levels_of_nginx(directive: str, level: LogLevel) -> None:
     assert loaded(f"error_log {directive};").config.error_log is level
 
 
@@ -115,7 +115,7 @@ def test_levels_are_nginxs(directive: str, level: LogLevel) -> None:
         ("syslog:tag=a", "no syslog server specified"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(directive: str, reason: str) -> None:
+def test_invalid_error_log_is_reported_with_its_line(directive: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(f"\nerror_log {directive};")
     assert [str(each) for each in raised.value.problems] == [
@@ -123,10 +123,10 @@ def test_what_is_wrong_is_named_with_its_line(directive: str, reason: str) -> No
     ]
 
 
-def test_workers_are_given_the_logs_as_they_stand() -> None:
+def test_rendered_configuration_keeps_logs() -> None:
     config = loaded("error_log syslog:server=unix:/dev/log,tag=x notice;", first="error_log /a;").config
     assert load(dump(config)).config == config
 
 
-def test_another_target_is_another_configuration() -> None:
+def test_log_target_changes_the_hash() -> None:
     assert loaded("error_log /a;").hash != loaded("error_log /b;").hash

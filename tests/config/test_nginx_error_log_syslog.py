@@ -24,7 +24,7 @@ from mailproxy_config.nginx.error_log import parse_syslog_server
         ("server=192.0.2.1,tag=", SyslogServer(address="192.0.2.1", tag="")),
     ],
 )
-def test_every_parameter_is_read(text: str, server: SyslogServer) -> None:
+def test_syslog_parameters_are_parsed(text: str, server: SyslogServer) -> None:
     assert parse_syslog_server(text) == server
 
 
@@ -46,6 +46,6 @@ def test_every_parameter_is_read(text: str, server: SyslogServer) -> None:
         ("server=a,colour=red", 'unknown syslog parameter "colour=red"'),
     ],
 )
-def test_what_is_wrong_is_named(text: str, reason: str) -> None:
+def test_invalid_syslog_parameter_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("(", r"\(").replace("[", r"\[")):
         parse_syslog_server(text)

@@ -41,7 +41,7 @@ def notices_of(mail: str, *, only_to_print: bool = True, listen: str = "143") ->
          "name the addresses of your load balancers or nodes"),
     ],
 )  # fmt: skip
-def test_what_means_something_else_in_a_pod_is_noted(line: str, note: str) -> None:
+def test_values_that_do_not_work_in_a_pod_get_notices(line: str, note: str) -> None:
     told = notices_of(line)
     assert told == [f"2: {note}"]
     assert "HIDDEN" not in told[0]
@@ -59,10 +59,10 @@ def test_what_means_something_else_in_a_pod_is_noted(line: str, note: str) -> No
         ("unix:/run/x", "unix:/run/x can be reached only inside the pod"),
     ],
 )  # fmt: skip
-def test_an_address_that_a_pod_does_not_have_is_noted(listen: str, note: str) -> None:
+def test_listen_address_of_another_host_gets_a_notice(listen: str, note: str) -> None:
     assert notices_of("", listen=listen) == [f'4: "listen": {note}']
 
 
 @pytest.mark.parametrize("listen", ["143", "*:143", "0.0.0.0:143", "[::]:143"])
-def test_an_address_that_every_pod_has_is_not(listen: str) -> None:
+def test_wildcard_listen_address_gets_no_notice(listen: str) -> None:
     assert notices_of("set_real_ip_from 10.0.0.0/8; resolver 10.0.0.1;", listen=listen) == []

@@ -34,7 +34,7 @@ def notices_of(http: str, service: str, source: str = "n.conf") -> list[str]:
         ("listen 9000; server_name auth.example.com;", "auth.example.com:9000/auth"),
     ],
 )
-def test_a_service_in_the_http_block_is_noted(listen: str, service: str) -> None:
+def test_auth_service_in_http_block_gets_a_notice(listen: str, service: str) -> None:
     assert notices_of(f"server {{ {listen} location /auth {{ }} }}", service) == [
         f'n.conf:5: "auth_http" {service} is served by http {{}} of this configuration (n.conf:2), which '
         "the proxy does not run: keep an nginx for it, or move the service elsewhere"
@@ -53,11 +53,11 @@ def test_a_service_in_the_http_block_is_noted(listen: str, service: str) -> None
         ("include nowhere; server { include nowhere; listen 9001; }", "localhost:9000/auth"),
     ],
 )
-def test_another_service_is_none_of_ours(http: str, service: str) -> None:
+def test_other_auth_service_gets_no_notice(http: str, service: str) -> None:
     assert notices_of(http, service) == []
 
 
-def test_it_is_found_in_an_included_file(tmp_path: Path) -> None:
+def test_auth_service_in_included_file_gets_a_notice(tmp_path: Path) -> None:
     (tmp_path / "sites").mkdir()
     (tmp_path / "sites" / "auth.conf").write_text("\nserver { listen 9000; }")
     (notice,) = notices_of("include sites/*;", "localhost:9000/auth", str(tmp_path / "nginx.conf"))

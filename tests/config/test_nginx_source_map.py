@@ -34,11 +34,11 @@ PLACES = NginxSourceMap({"imap": _IMAP, "pop3": _POP3}, _MAIL, _ORIGINS)
         ("servers[1].ssl_certificate_key", 'cannot read "/a.key"', "n:3"),
     ],
 )
-def test_a_problem_has_a_place(path: str, reason: str, place: str) -> None:
+def test_problem_is_mapped_to_file_and_line(path: str, reason: str, place: str) -> None:
     directive = path.rpartition(".")[2].partition("[")[0]
     assert PLACES.located(Problem(path, reason)) == Problem(place, f'"{directive}": {reason}')
 
 
 @pytest.mark.parametrize("path", ["", "spec.workers", "servers[smtp].timeout", "servers[2].timeout"])
-def test_what_is_of_no_server_stays_as_it_is(path: str) -> None:
+def test_problem_without_server_is_unchanged(path: str) -> None:
     assert PLACES.located(Problem(path, "no")) == Problem(path, "no")

@@ -44,11 +44,11 @@ def arguments(text: str) -> tuple[str, ...]:
         ("a ${b}c;", ("${b}c",)),
     ],
 )
-def test_the_words_of_a_directive(text: str, words: tuple[str, ...]) -> None:
+def test_arguments_of_a_directive(text: str, words: tuple[str, ...]) -> None:
     assert arguments(text) == words
 
 
-def test_blocks_and_lines() -> None:
+def test_blocks_have_file_and_line() -> None:
     found, problems = statements("# top\na 1;\nb {\n  c 2;\n  d { }\n}\n")
     inner = (
         Statement("c", ("2",), None, "nginx.conf:4"),
@@ -84,12 +84,12 @@ UNCLOSED = "; the quotation mark ({}) in line {} is not closed"
         ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 blocks stand inside each other"),
     ],
 )
-def test_what_cannot_be_read(text: str, problem: str) -> None:
+def test_invalid_syntax_is_reported(text: str, problem: str) -> None:
     found, problems = statements(text)
     assert (found, problems) == ([], [problem])
 
 
-def test_includes_stand_in_their_places(tmp_path: Path) -> None:
+def test_includes_are_replaced_by_their_statements(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "2.conf").write_text("two;")
     (tmp_path / "conf.d" / "1.conf").write_text("\none;\ninclude three.conf;")
@@ -100,7 +100,7 @@ def test_includes_stand_in_their_places(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> None:
+def test_includes_in_blocks_are_read_with_the_block(tmp_path: Path) -> None:
     (tmp_path / "inner").write_text("inner 1;")
     files = ConfigFiles(str(tmp_path), Problems())
     (block,) = files.statements("http { include inner; include missing; }", "f")
@@ -110,7 +110,7 @@ def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> 
     assert len(files.problems) == 1
 
 
-def test_what_cannot_be_included(tmp_path: Path) -> None:
+def test_invalid_include_is_reported(tmp_path: Path) -> None:
     (tmp_path / "loop").write_text("include other;")
     (tmp_path / "other").write_text("include loop;")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
@@ -132,14 +132,14 @@ def test_what_cannot_be_included(tmp_path: Path) -> None:
     ]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_included_pipe_is_reported_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     found, problems = statements("include pipe; a;", tmp_path)
     assert [statement.name for statement in found] == ["a"]
     assert problems == [f"nginx.conf:1: cannot read {tmp_path}/pipe: it is a pipe"]
 
 
-def test_not_every_number_of_files_is_included(tmp_path: Path) -> None:
+def test_number_of_included_files_is_limited(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a;")
     found, problems = statements("include a;" * 257, tmp_path)
     assert len(found) == 256

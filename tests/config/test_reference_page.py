@@ -17,7 +17,7 @@ from mailproxy_config.reference_page import render_page
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_in_the_repository_is_fresh() -> None:
+def test_page_in_repository_is_up_to_date() -> None:
     page = (ROOT / "docs" / "reference" / "directives.md").read_text()
     assert page == render_page(), (
         "run: python -m mailproxy_config.reference_page > docs/reference/directives.md"
@@ -25,25 +25,25 @@ def test_the_page_in_the_repository_is_fresh() -> None:
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
-def test_every_directive_is_there(row: Directive) -> None:
+def test_page_has_every_directive(row: Directive) -> None:
     lines = [line for line in render_page().splitlines() if line.startswith(f"| `{row.name}` | ")]
     assert any(row.meaning in line for line in lines)
 
 
-def test_every_other_field_is_there() -> None:
+def test_page_has_every_other_field() -> None:
     page = render_page()
     for name in (*(row.field for row in LISTEN_PARAMETERS), *DEPLOYMENT_MEANINGS):
         assert f"`{name}` |" in page
 
 
-def test_every_row_has_as_many_cells_as_its_head() -> None:
+def test_rows_have_as_many_cells_as_the_header() -> None:
     counts = [
         line.replace("\\|", "").count("|") for line in render_page().splitlines() if line.startswith("|")
     ]
     assert set(counts) == {3, 5, 7}
 
 
-def test_it_is_printed() -> None:
+def test_page_is_printed() -> None:
     command = [sys.executable, "-m", "mailproxy_config.reference_page"]
     printed = subprocess.run(command, cwd=ROOT / "proxy", capture_output=True, text=True, check=True)
     assert printed.stdout == render_page()

@@ -82,19 +82,19 @@ _SERVER = "config.servers.0"
         (f"{_SERVER}.listen.0", {"port": 1}, "config.servers[0].listen[0].address: is required"),
     ],
 )  # fmt: skip
-def test_what_is_refused(path: str, value: object, problem: str) -> None:
+def test_invalid_rendered_configuration_is_rejected(path: str, value: object, problem: str) -> None:
     found = document()
     _set(path, value)(found)
     assert problem in problems_of(found)
 
 
-def test_every_field_must_be_there() -> None:
+def test_every_field_is_required() -> None:
     found = document()
     del found["config"]["drain"], found["config"]["servers"][1]["timeout"]
     assert problems_of(found) == ["config.servers[1].timeout: is required", "config.drain: is required"]
 
 
-def test_no_object() -> None:
+def test_document_must_be_an_object() -> None:
     assert problems_of([]) == ["must be an object, not a list"]
 
 
@@ -111,7 +111,7 @@ def test_no_object() -> None:
     ],
     ids=lambda value: value[:20],
 )
-def test_what_is_no_json(text: str, reason: str) -> None:
+def test_invalid_json_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_json(text, "f.json")
     assert str(raised.value).startswith(reason)
@@ -137,7 +137,7 @@ _ALL = _paths(document())
 
 
 @given(st.sampled_from(_ALL), _JSON)
-def test_no_value_anywhere_breaks_it(path: tuple[Any, ...], value: object) -> None:
+def test_arbitrary_value_raises_only_config_errors(path: tuple[Any, ...], value: object) -> None:
     found: Any = document()
     _set(".".join(map(str, path)), value)(found)
     again = json.loads(json.dumps(found))

@@ -22,7 +22,7 @@ def config(**spec: object) -> ProxyConfig:
     return compile_proxy(parse_manifest(body(server(imapAuth=["login", "plain", "cram-md5"]), **spec)))
 
 
-def test_the_format() -> None:
+def test_rendered_format() -> None:
     document = json.loads(dump(config(), generation=3))
     assert document.keys() == {"format", "formatVersion", "generation", "config"}
     assert (document["format"], document["formatVersion"]) == ("mailproxy.dev/proxy-configuration", 1)
@@ -34,17 +34,17 @@ def test_the_format() -> None:
     assert inner["listen"][0]["port"] == 143
 
 
-def test_whole_times_are_whole_numbers() -> None:
+def test_whole_seconds_are_integers() -> None:
     assert b'"delay": 5,' in dump(config())
     assert b'"delay": 0.25,' in dump(config(drain={"delay": "250ms"}))
 
 
-def test_the_same_configuration_is_the_same_bytes() -> None:
+def test_equal_configurations_have_equal_bytes() -> None:
     assert dump(config()) == dump(config())
     assert dump(config()).endswith(b"}\n")
 
 
-def test_the_hash_is_of_the_configuration_alone() -> None:
+def test_hash_does_not_include_the_generation() -> None:
     one = config()
     assert config_hash(one) == config_hash(config())
     assert len(config_hash(one)) == 64
@@ -56,7 +56,7 @@ def test_the_hash_is_of_the_configuration_alone() -> None:
 
 @given(bodies())
 @settings(max_examples=examples(80), suppress_health_check=[HealthCheck.too_slow])
-def test_what_is_dumped_loads_as_the_same(resource: dict[str, Any]) -> None:
+def test_rendered_configuration_loads_unchanged(resource: dict[str, Any]) -> None:
     compiled = compile_proxy(parse_manifest(resource))
     loaded = load(dump(compiled, generation=7))
     assert loaded.config == compiled

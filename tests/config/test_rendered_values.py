@@ -52,7 +52,7 @@ def with_server(**fields: Any) -> ProxyConfig:
         {"resolver": ResolverConfig(system=True)},
     ],
 )
-def test_what_is_sound(fields: dict[str, Any]) -> None:
+def test_valid_values_are_accepted(fields: dict[str, Any]) -> None:
     assert problems_of(with_server(**fields)) == []
 
 
@@ -86,11 +86,11 @@ def test_what_is_sound(fields: dict[str, Any]) -> None:
         ({"starttls": StartTls.ONLY}, "ssl_certificate: is required for listen ssl and starttls"),
     ],
 )  # fmt: skip
-def test_what_is_not(fields: dict[str, Any], problem: str) -> None:
+def test_invalid_values_are_rejected(fields: dict[str, Any], problem: str) -> None:
     assert problems_of(with_server(**fields)) == [f"config.servers[0].{problem}"]
 
 
-def test_a_client_s_certificate_needs_an_authority() -> None:
+def test_client_verification_needs_a_ca() -> None:
     fields: dict[str, Any] = {
         "starttls": StartTls.ENABLED,
         "ssl_certificate": (CertificateFiles(certificate="/c", key="/k"),),
@@ -113,18 +113,18 @@ def test_a_client_s_certificate_needs_an_authority() -> None:
         ({"servers": ()}, "config.servers: has 0 items, which is out of range 1 to 32"),
     ],
 )
-def test_what_is_not_sound_around_the_servers(change: dict[str, Any], problem: str) -> None:
+def test_invalid_main_values_are_rejected(change: dict[str, Any], problem: str) -> None:
     assert problems_of(replace(CONFIG, **change)) == [problem]
 
 
-def test_names_and_listeners_are_unique() -> None:
+def test_duplicate_names_and_listeners_are_rejected() -> None:
     assert problems_of(replace(CONFIG, servers=CONFIG.servers[:1] * 2)) == [
         "config.servers[1].name: 'a' is duplicate",
         "config.servers[1].listen[0]: duplicate address and port pair",
     ]
 
 
-def test_an_address_that_is_no_good_is_told_once() -> None:
+def test_invalid_address_is_reported_once() -> None:
     listen = (ListenConfig(address="[x]", port=143),)
     reason = "invalid IPv6 address '[x]'"
     assert problems_of(with_server(listen=listen)) == [f"config.servers[0].listen[0].address: {reason}"]

@@ -59,7 +59,7 @@ def problems_of(schema: Schema, value: Any) -> list[str]:
         (AnyObject(), {"what": ["ever"]}),
     ],
 )
-def test_what_has_the_shape(schema: Schema, value: object) -> None:
+def test_valid_value_is_accepted(schema: Schema, value: object) -> None:
     assert problems_of(schema, value) == []
 
 
@@ -113,7 +113,7 @@ def test_what_has_the_shape(schema: Schema, value: object) -> None:
         (Integer(), 10**60, ["x: " + "1" + "0" * 40 + " is out of range 0 to 2147483647"]),
     ],
 )  # fmt: skip
-def test_what_does_not(schema: Schema, value: object, reasons: list[str]) -> None:
+def test_invalid_value_is_rejected(schema: Schema, value: object, reasons: list[str]) -> None:
     assert problems_of(schema, value) == reasons
 
 
@@ -156,14 +156,14 @@ def test_what_does_not(schema: Schema, value: object, reasons: list[str]) -> Non
         }),
     ],
 )  # fmt: skip
-def test_the_schema(schema: Schema, openapi: dict[str, Any]) -> None:
+def test_openapi_schema(schema: Schema, openapi: dict[str, Any]) -> None:
     assert schema.openapi() == openapi
 
 
-def test_a_list_map_names_its_keys() -> None:
+def test_list_map_has_its_keys_in_the_schema() -> None:
     schema = Array(items=_RECORD, max_items=2, keys=("b",)).openapi()
     assert (schema["x-kubernetes-list-type"], schema["x-kubernetes-list-map-keys"]) == ("map", ["b"])
 
 
-def test_a_kind_without_a_name_of_its_own() -> None:
+def test_type_name_of_other_values() -> None:
     assert type_of(object()) == "object"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from mailproxy_config.secret_refs import KeyRef, Mounts, ReferenceKind
 
 
-def test_the_paths_of_keys() -> None:
+def test_paths_of_mounted_keys() -> None:
     mounts = Mounts()
     assert (
         mounts.path(KeyRef(ReferenceKind.SECRET, "tls", "tls.crt"))
@@ -15,7 +15,7 @@ def test_the_paths_of_keys() -> None:
     assert mounts.path(KeyRef(ReferenceKind.CONFIG_MAP, "dh", "p")) == "/etc/mailproxy-refs/configmaps/dh/p"
 
 
-def test_a_path_is_its_own_and_the_root_may_be_elsewhere() -> None:
+def test_path_is_unchanged_and_root_is_configurable() -> None:
     mounts = Mounts(root="/tmp/refs")
     assert mounts.path("/etc/x.pem") == "/etc/x.pem"
     assert mounts.directory(ReferenceKind.SECRET, "a") == "/tmp/refs/secrets/a"

@@ -56,12 +56,12 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
         (structured_values.PEERS, ["10.0.0.0/8", "unix:"], ("10.0.0.0/8", "unix:")),
     ],
 )
-def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
+def test_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
     assert read(kind, raw) == (value, [])
     assert kind.write(value) == raw
 
 
-def test_off_is_another_word_for_disabled_and_an_empty_log_says_nothing() -> None:
+def test_resolver_off_is_disabled_and_empty_error_log_is_none() -> None:
     assert read(structured_values.RESOLVER, {"mode": "Off"}) == (None, [])
     assert read(structured_values.ERROR_LOG, {}) == (None, [])
 
@@ -93,11 +93,11 @@ def test_off_is_another_word_for_disabled_and_an_empty_log_says_nothing() -> Non
          "'10.0.0.0/33' is neither an address, a CIDR range, unix: nor a host name"),
     ],
 )  # fmt: skip
-def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> None:
+def test_invalid_value_is_reported(kind: ValueType, raw: Any, path: str, reason: str) -> None:
     assert read(kind, raw)[1] == [Problem(path, reason)]
 
 
-def test_bits_behind_the_prefix_are_told() -> None:
+def test_host_bits_of_network_get_a_notice() -> None:
     problems = Problems()
     assert structured_values.PEERS.read(["10.1.2.3/8"], ErrorPath("x", problems)) == ("10.0.0.0/8",)
     assert problems.notices == [Problem("x[0]", "low address bits of 10.1.2.3/8 are meaningless")]
@@ -125,7 +125,7 @@ def test_bits_behind_the_prefix_are_told() -> None:
         (structured_values.PEERS, ["10.0.0.0/8"], ["10.0.0.0/8"]),
     ],
 )
-def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
+def test_nginx_arguments_are_parsed(kind: ValueType, words: list[str], raw: object) -> None:
     assert kind.nginx(words) == raw
 
 
@@ -137,6 +137,6 @@ def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None
         (structured_values.ERROR_LOG, ["stderr", "loud"], 'invalid log level "loud"'),
     ],
 )
-def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str) -> None:
+def test_invalid_nginx_arguments_are_rejected(kind: ValueType, words: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         kind.nginx(words)

@@ -61,12 +61,12 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
         (tls_directives.CONF_COMMANDS, [{"name": "Options", "value": "-a"}], (("Options", "-a"),)),
     ],
 )
-def test_a_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
+def test_value_is_read_and_written(kind: ValueType, raw: Any, value: Any) -> None:
     assert read(kind, raw) == (value, [])
     assert kind.write(value) == raw
 
 
-def test_a_built_in_cache_has_nginx_s_size() -> None:
+def test_builtin_cache_has_default_size_of_nginx() -> None:
     assert read(tls_directives.SESSION_CACHE, ["builtin"]) == (SessionCache(builtin=20480), [])
 
 
@@ -97,7 +97,7 @@ _KEY_HINT = "a key: letters, digits, hyphens, underscores and dots, not beginnin
         (tls_directives.CONF_COMMANDS, [{"name": "A"}], "x[0].value", "is required"),
     ],
 )  # fmt: skip
-def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> None:
+def test_invalid_value_is_reported(kind: ValueType, raw: Any, path: str, reason: str) -> None:
     assert read(kind, raw)[1] == [Problem(path, reason)]
 
 
@@ -113,5 +113,5 @@ def test_what_is_wrong(kind: ValueType, raw: Any, path: str, reason: str) -> Non
         (tls_directives.CONF_COMMANDS, ["Options", "x y"], [{"name": "Options", "value": "x y"}]),
     ],
 )
-def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
+def test_nginx_arguments_are_parsed(kind: ValueType, words: list[str], raw: object) -> None:
     assert kind.nginx(words) == raw

@@ -44,7 +44,7 @@ def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
         (value_types.text(max_length=5), "abc", "abc"),
     ],
 )
-def test_a_value_is_read(kind: ValueType, raw: object, value: object) -> None:
+def test_value_is_read(kind: ValueType, raw: object, value: object) -> None:
     assert read(kind, raw) == (value, [])
 
 
@@ -56,13 +56,11 @@ def test_a_value_is_read(kind: ValueType, raw: object, value: object) -> None:
         (value_types.CAPABILITIES, ["DSN", "é"], Problem("x[1]", "a capability must be ASCII")),
     ],
 )
-def test_a_value_of_the_right_shape_may_still_be_wrong(
-    kind: ValueType, raw: object, problem: Problem
-) -> None:
+def test_value_that_matches_the_schema_can_be_invalid(kind: ValueType, raw: object, problem: Problem) -> None:
     assert read(kind, raw)[1] == [problem]
 
 
-def test_broken_items_keep_their_places() -> None:
+def test_invalid_items_keep_their_index() -> None:
     assert read(value_types.CAPABILITIES, [INVALID_ITEM, "A"]) == (("A",), [])
     assert read(value_types.CAPABILITIES, [INVALID_ITEM, "é"])[1] == [
         Problem("x[1]", "a capability must be ASCII")
@@ -81,7 +79,7 @@ def test_broken_items_keep_their_places() -> None:
         (value_types.CAPABILITIES, ["A", "A"], ["A", "A"]),
     ],
 )
-def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None:
+def test_nginx_arguments_are_parsed(kind: ValueType, words: list[str], raw: object) -> None:
     assert kind.nginx(words) == raw
 
 
@@ -95,13 +93,13 @@ def test_what_nginx_says(kind: ValueType, words: list[str], raw: object) -> None
         (_LETTERS, ["A", "c"], 'invalid value "c", the valid words are A, b'),
     ],
 )
-def test_what_nginx_would_refuse(kind: ValueType, words: list[str], reason: str) -> None:
+def test_invalid_nginx_arguments_are_rejected(kind: ValueType, words: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
         kind.nginx(words)
     assert str(raised.value) == reason
 
 
-def test_a_place_knows_the_paths_below_it() -> None:
+def test_error_path_of_fields_and_items() -> None:
     path = ErrorPath("spec", Problems())
     assert path.field("mail").item(3).text == "spec.mail[3]"
 
@@ -110,21 +108,21 @@ def test_a_place_knows_the_paths_below_it() -> None:
     ("name", "field"),
     [("timeout", "timeout"), ("auth_http_timeout", "authHttpTimeout"), ("imap_auth", "imapAuth")],
 )
-def test_the_manifest_s_name(name: str, field: str) -> None:
+def test_field_name_is_lower_camel_case(name: str, field: str) -> None:
     assert lower_camel_case(name) == field
     assert Directive(name=name, module="m", type=MSEC_TIME, meaning="A.").field == field
 
 
-def test_a_name_may_be_another() -> None:
+def test_field_name_can_be_set() -> None:
     assert Directive(name="a_b", field="c", module="m", type=MSEC_TIME, meaning="A.").field == "c"
 
 
-def test_the_built_in_default_is_a_model_value() -> None:
+def test_builtin_default_is_a_model_value() -> None:
     words = enum_set(("plain",), AuthMethod)
     assert Directive(name="a", module="m", type=words, default=["plain"], meaning="A.").builtin() == {"plain"}
     assert Directive(name="a", module="m", type=words, meaning="A.").builtin() is None
 
 
-def test_a_mistake_in_the_table_is_noticed() -> None:
+def test_invalid_default_in_table_raises() -> None:
     with pytest.raises(ValueError, match="too small"):
         Directive(name="a", module="m", type=BUFFER, default="1", meaning="A.").builtin()
