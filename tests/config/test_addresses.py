@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses as nginx reads them."""
+"""Addresses are parsed as in nginx."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_listen_argument_is_parsed(text: str, address: str, ports: list[int]) ->
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("127.0.0.1", "no port"),  # nginx would take any port that is free
+        ("127.0.0.1", "no port"),  # nginx would use an arbitrary port
         ("localhost", "no port"),
         ("*", "no port"),
         ("[::1]", "no port"),

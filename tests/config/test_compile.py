@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From levels to what holds."""
+"""Inheritance and defaults."""
 
 from __future__ import annotations
 

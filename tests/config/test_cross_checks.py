@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold between several fields."""
+"""Conditions between several fields of a manifest."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_protocol_is_derived_from_well_known_ports(
         body(server(starttls="Only"), mail={"authHttp": "a", **_CERTIFICATE}),
         body(server(starttls="Only", sslVerifyClient="Required", **_CERTIFICATE, **_CA)),
         body(server(starttls="Only", sslVerifyClient="OptionalNoCA", **_CERTIFICATE)),
-        body(server(sslVerifyClient="Required")),  # nobody asks: there is no TLS
+        body(server(sslVerifyClient="Required")),  # without TLS it has no effect
         body(server("a", 143), server("b", listen=[{"address": "[::]", "port": 143}])),
         body(server(port=9113, protocol="imap"), portStrategy="HighPort"),
         body(server(port=143), portStrategy="HighPort", pod={"hostNetwork": True}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes as text."""
+"""Decoding the bytes of a configuration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mailproxy_config.errors import ConfigError
         (b"", ""),
         (b"mail {}\r\n", "mail {}\r\n"),
         ("\u20ac".encode(), "\u20ac"),
-        (b"\xef\xbb\xbfmail", "mail"),  # a byte order mark, which editors write
+        (b"\xef\xbb\xbfmail", "mail"),  # byte order mark
         (b" " * MAX_FILE_BYTES, " " * MAX_FILE_BYTES),
     ],
 )

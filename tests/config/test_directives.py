@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of directives, as a whole."""
+"""The table of directives."""
 
 from __future__ import annotations
 

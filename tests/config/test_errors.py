@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every problem at once, each with its place."""
+"""Problems are collected and raised together."""
 
 from __future__ import annotations
 

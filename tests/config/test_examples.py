@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx's own example, and its conversion that is shipped."""
+"""nginx's example configuration, and the converted example of this repository."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capabilities that nginx takes as they stand, and that mean something else to clients."""
+"""Hints about capabilities that nginx accepts and clients understand differently."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error about a directive says beside that it is wrong."""
+"""Hints about unknown and misplaced directives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
 @pytest.mark.parametrize(
     ("line", "advice"),
     [
-        # what would do something else than its name promises
+        # directives with a misleading name
         ("proxy_connect_timeout 5s;", CONNECTING),
         ("proxy_ctimeout 5s;", CONNECTING),
         ("connect_timeout 5s;", CONNECTING),
@@ -42,12 +42,12 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ),
         ("proxy_protocol_timeout 5s;", '"timeout" limits the time before login'),
         ("ssl_handshake_timeout 5s;", '"timeout" limits the time before login'),
-        # what nginx itself had once
+        # directives of earlier versions of nginx
         ("ssl on;", 'nginx removed it in 1.25.1: write "listen … ssl", such as "listen 993 ssl;"'),
         ("so_keepalive on;", 'write it as a parameter of listen: "listen … so_keepalive=on"'),
         ("imap { }", 'nginx has called this block "mail" since 0.5.15'),
         ("auth plain;", '"imap_auth", "pop3_auth" and "smtp_auth" name the ways to log in'),
-        # what other modules have
+        # directives of other modules
         ("proxy_pass 10.0.0.1:143;", "the authentication service names the mail server"),
         ("upstream dovecot { server 10.0.0.1; }", "the authentication service names the mail server"),
         ("proxy_buffers 8 4k;", '"proxy_buffer" is the size of the buffer'),
@@ -65,7 +65,7 @@ def notices_of(mail: str, server: str = "listen 143;", around: str = "") -> list
         ("fastcgi_pass x;", "belongs to http {} and stream {}, not to mail {}"),
         ("content_by_lua_block { }", "mail {} runs no scripts"),
         ("js_import x;", "mail {} runs no scripts"),
-        # what forks have
+        # directives of forks
         ("max_commands 100;", 'freenginx and Angie have it; here "timeout" and "max_errors"'),
         ("sasl_service_name imap;", "Zimbra's nginx has it"),
         ("zm_lookup on;", "Zimbra's nginx has it"),

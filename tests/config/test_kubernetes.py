@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a proxy runs on Kubernetes."""
+"""The Kubernetes part of a manifest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Kubernetes part of the manifest may look like."""
+"""The schema of the Kubernetes part of a manifest."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def problems_of(field: str, value: object) -> list[Problem]:
 
 def test_every_field_has_a_description_and_an_attribute() -> None:
     assert DEPLOYMENT_FIELDS.keys() == DEPLOYMENT_MEANINGS.keys()
-    places = {each.name for each in fields(DeploymentSpec)} - {"host_ports"}  # those stand in the listeners
-    assert {snake_case(name) for name in DEPLOYMENT_FIELDS} == places
+    attributes = {each.name for each in fields(DeploymentSpec)} - {
+        "host_ports"
+    }  # hostPort is a field of the listeners
+    assert {snake_case(name) for name in DEPLOYMENT_FIELDS} == attributes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a configuration, whichever kind of file it is."""
+"""Loading a configuration file of any kind."""
 
 from __future__ import annotations
 

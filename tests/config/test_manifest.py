@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resource as a typed value."""
+"""Reading and validating a ``MailProxy`` resource."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_arbitrary_manifest_raises_only_config_errors(resource: dict[str, Any], 
         ({"sslVerifyClient": True}, "sslVerifyClient: must be text, not a boolean "
          "(one of Disabled, Required, Optional, OptionalNoCA); write Required"),
         ({"xclient": "off"}, "xclient: must be true or false, not text; write false, without quotes"),
-        # what nginx writes as one word
+        # fields that are one word in nginx
         ({"resolver": False}, "resolver: must be an object with fields, not a boolean; "
          "write {mode: Disabled}, {mode: System} or {addresses: [ADDRESS]}"),
         ({"errorLog": "info"}, "errorLog: must be an object with fields, not text; write {level: info}"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest as YAML."""
+"""Formatting a manifest as YAML."""
 
 from __future__ import annotations
 

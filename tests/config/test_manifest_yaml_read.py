@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML as kubectl reads it."""
+"""Reading YAML as kubectl does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mailproxy_config.manifest_yaml import load_documents
 
 
 def _ten_times(name: str, more: str) -> str:
-    """An anchor that stands for ten of another."""
+    """An anchor with ten aliases of another."""
     return f"{more}: &{more} [{','.join(['*' + name] * 10)}]"
 
 

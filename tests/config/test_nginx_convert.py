@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ``nginx.conf`` as a manifest."""
+"""Converting an ``nginx.conf`` to a manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def parsed(mail: str, around: str = "events {}") -> MailProxyManifest:
 
 
 def loaded(mail: str, around: str = "events {}") -> Loaded:
-    """The same, as the proxy would run it."""
+    """Load it as the proxy does."""
     text = f"{around}\nmail {{\nauth_http a;\n{mail}\n}}\n"
     return load(text.encode(), source="/etc/nginx/nginx.conf")
 
@@ -49,7 +49,7 @@ def test_main_and_events_directives_are_converted() -> None:
     )
     found = loaded("server { listen 143; }", around)
     assert (found.config.workers, found.config.worker_connections) == (None, 99)
-    assert found.config.error_log is LogLevel.INFO  # of several, the one that says most
+    assert found.config.error_log is LogLevel.INFO  # the lowest of several levels
     assert found.config.drain.timeout == Seconds(60)
     assert found.notices == ()
 

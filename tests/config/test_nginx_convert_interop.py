@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx itself says of the same lines whether it takes them; where we differ, the table says so."""
+"""nginx accepts and rejects the same lines; differences are listed here."""
 
 from __future__ import annotations
 

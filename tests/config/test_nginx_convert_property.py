@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever an ``nginx.conf`` says: converted and loaded it means what it means when it is loaded directly."""
+"""A converted ``nginx.conf`` has the same configuration as one that is loaded directly."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``error_log`` of an ``nginx.conf``: which logs there are, for whom, and with which level."""
+"""``error_log`` of an ``nginx.conf``: targets, levels, inheritance."""
 
 from __future__ import annotations
 

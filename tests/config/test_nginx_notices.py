@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``convert`` notes what means something else in a pod."""
+"""``convert`` reports what does not work in a pod."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_values_that_do_not_work_in_a_pod_get_notices(line: str, note: str) -> N
     told = notices_of(line)
     assert told == [f"2: {note}"]
     assert "HIDDEN" not in told[0]
-    assert notices_of(line, only_to_print=False) == []  # it runs here
+    assert notices_of(line, only_to_print=False) == []  # not printed: it runs on this machine
 
 
 @pytest.mark.parametrize(

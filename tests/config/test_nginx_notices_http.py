@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An authentication service in the ``http {}`` block of the same file does not come along."""
+"""An authentication service in the ``http {}`` block is not converted, which is reported."""
 
 from __future__ import annotations
 

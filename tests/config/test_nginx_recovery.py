@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An error in an ``nginx.conf`` is reported, and what only follows from it is not."""
+"""An error in an ``nginx.conf`` is reported without its consequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problems_of(text: str, source: str = "n.conf") -> list[str]:
         # in mail {}: four servers would lack their auth_http
         ("mail {\nserver_name mail.example.com\nauth_http a;\n" + SERVERS + "}",
          [f'n.conf:2: directive "server_name" {MISSING}']),
-        # nginx takes this, with capabilities that nobody means
+        # nginx accepts this, with unintended capabilities
         ("mail {\nimap_capabilities IMAP4rev1\n  IDLE # more\nauth_http a;\n" + SERVERS + "}",
          [f'n.conf:3: directive "imap_capabilities" {MISSING}']),
         # before a block
@@ -37,11 +37,11 @@ def problems_of(text: str, source: str = "n.conf") -> list[str]:
         ("mail { auth_http a;\nserver {\nlisten 143 ssl\nssl_certificate c;\nssl_certificate_key k\n"
          "starttls on;\n}\n}",
          [f'n.conf:3: directive "listen" {MISSING}', f'n.conf:5: directive "ssl_certificate_key" {MISSING}']),
-        # around it
+        # in the main context
         ("worker_processes 2\nerror_log stderr info\nevents { worker_connections 5; }\n"
          "mail { auth_http a;\n" + SERVERS + "}",
          [f'n.conf:1: directive "worker_processes" {MISSING}', f'n.conf:2: directive "error_log" {MISSING}']),
-        # what follows is still looked at
+        # the rest of the file is still checked
         ("mail {\ntimeout 5s\nauth_http a;\ntimout 5s;\n" + SERVERS + "}",
          [f'n.conf:2: directive "timeout" {MISSING}',
           'n.conf:4: unknown directive "timout"; did you mean timeout?']),

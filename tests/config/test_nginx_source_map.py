@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trouble of running servers, by file and line."""
+"""Problems of the compiled configuration are mapped to file and line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLACES = NginxSourceMap({"imap": _IMAP, "pop3": _POP3}, _MAIL, _ORIGINS)
         ("servers[imap].ssl_ciphers", "no", "n:12"),
         ("servers[0].ssl_ciphers", "no", "n:12"),
         ("servers[pop3].ssl_ciphers", "no", "n:4"),  # inherited
-        ("servers[1].ssl_crl", "no", "n:20"),  # it says nothing of it
+        ("servers[1].ssl_crl", "no", "n:20"),  # not set
         ("servers[pop3].ssl_conf_command[1]", "no", "n:22"),
         ("servers[0].ssl_certificate[1]", "cannot load /a.key", "n:3"),
         ("servers[1].nonsense", "no", "n:20"),

@@ -14,7 +14,7 @@ from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 
 def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:
-    """Everything at the top, includes followed, and what is wrong."""
+    """The statements with their includes, and the problems."""
     files = ConfigFiles(str(base), Problems())
     found = list(files.with_includes(files.statements(text, "nginx.conf")))
     return found, list(map(str, files.problems))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statements of an ``nginx.conf`` as values of a manifest."""
+"""Statements of an ``nginx.conf`` are converted to values of a manifest."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _pairs(names: str) -> list[dict[str, str]]:
         (_block(chains="a", keys="k"), _block(chains="b", keys="l"), "ak", "bl"),
         (_block(chains="a"), _block(keys="k"), None, "ak"),
         (_block(keys="k"), _block(chains="a"), None, "ak"),
-        (_block(chains="a"), _block(), None, None),  # nobody uses TLS
+        (_block(chains="a"), _block(), None, None),  # TLS is not used
         (_block(chains="a", starttls="Enabled"), _block(starttls="Disabled"), None, None),
     ],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what was dumped, strictly."""
+"""Reading a rendered configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def problems_of(value: object) -> list[str]:
 
 
 def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Put a value somewhere below the document."""
+    """Set a value at a path of the document."""
 
     def change(found: Any) -> None:
         *way, last = (int(step) if step.isdigit() else step for step in path.split("."))
@@ -125,7 +125,7 @@ _JSON = st.recursive(
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of everything inside a value."""
+    """The paths of all values inside a value."""
     found = [path] if path else []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, each in inner:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration as canonical JSON."""
+"""Rendering a configuration as canonical JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_rendered_format() -> None:
     assert (document["format"], document["formatVersion"]) == ("mailproxy.dev/proxy-configuration", 1)
     assert document["generation"] == 3
     inner = document["config"]["servers"][0]
-    assert inner["imap_auth"] == ["cram-md5", "login", "plain"]  # a set has one order
+    assert inner["imap_auth"] == ["cram-md5", "login", "plain"]  # sets are sorted
     assert inner["server_name"] == ""
     assert inner["resolver"] is None
     assert inner["listen"][0]["port"] == 143

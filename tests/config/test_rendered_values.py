@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configurations that no manifest compiles to."""
+"""Values of a rendered configuration are validated."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def with_server(**fields: Any) -> ProxyConfig:
     [
         {},
         {"auth_http_header": (AuthHttpHeader(name="X", value_file="/anywhere/at/all"),)},
-        {"listen": (ListenConfig(port=143, backlog=9),)},  # bind is implied, whatever it says
+        {"listen": (ListenConfig(port=143, backlog=9),)},  # backlog implies bind
         {"starttls": StartTls.ENABLED, "ssl_certificate": (CertificateFiles(certificate="/c", key="/k"),)},
         {"resolver": ResolverConfig(system=True)},
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shapes: the schema for an API server, and the same check here."""
+"""Schemas: for the API server, and the same validation in Python."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where Secrets and ConfigMaps are found as files."""
+"""Paths of mounted Secrets and ConfigMaps."""
 
 from __future__ import annotations
 

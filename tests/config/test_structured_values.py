@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directive values with parts of their own."""
+"""Types of directive values with fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECRET = {"name": "X-Key", "valueFrom": {"secretKeyRef": {"name": "auth", "key"
 
 
 def read(kind: ValueType, value: Any) -> tuple[object, list[Problem]]:
-    """The value and what is wrong with it, first its shape and then itself."""
+    """Check the schema of a value, then read it; return the value and its problems."""
     path = ErrorPath("x", Problems())
     kind.schema.check(value, "x", path.problems)
     if path.problems:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the table about TLS."""
+"""The directives of the TLS module."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directive values that refer to files."""
+"""Types of directive values that refer to files."""
 
 from __future__ import annotations
 

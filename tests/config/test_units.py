@@ -27,7 +27,7 @@ from mailproxy_config import units
         ("1s500ms", 1.5),
         ("0", 0.0),
         (60, 60.0),
-        ("10 20", 30.0),  # nginx takes the space for the unit of seconds
+        ("10 20", 30.0),  # in nginx a space is the unit of seconds
         ("007", 7.0),
     ],
 )
@@ -125,7 +125,7 @@ def test_patterns_match_exactly_what_is_parsed(text: str) -> None:
 
 
 def _is_read(read: Callable[[str], float], text: str) -> bool:
-    """Whether a text is taken for a time, however long."""
+    """Whether a text is a time of any length."""
     try:
         read(text)
     except ValueError as error:

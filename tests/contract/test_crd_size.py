@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/install.md says that plain ``kubectl apply`` takes the CRD: the copy of it fits into an annotation."""
+"""The CRD fits into the annotation of plain ``kubectl apply``, as docs/install.md says."""
 
 from __future__ import annotations
 

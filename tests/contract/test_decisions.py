@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every number of a decision is accounted for."""
+"""Every number of a decision has a page or a reason."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about files that nobody would remember if nothing checked them."""
+"""Rules about files and packages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STOP_LINES: Final = 600
 
 @pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
 def test_source_roots_are_not_packages(folder: str) -> None:
-    """``operator/__init__.py`` would hide the standard library's module: nothing would start."""
+    """``operator/__init__.py`` would shadow the module of the standard library."""
     assert not (ROOT / folder / "__init__.py").exists()
 
 
@@ -43,7 +43,7 @@ def test_every_package_has_a_docstring() -> None:
 
 
 def test_proxy_does_not_need_libraries_of_the_operator() -> None:
-    """The image of the proxy carries neither kopf nor the Kubernetes client."""
+    """The image of the proxy contains neither kopf nor the Kubernetes client."""
     code = (
         "import sys; sys.modules['kopf'] = sys.modules['kubernetes'] = None\n"
         "import mailproxy.app, mailproxy.cli, mailproxy.worker\n"

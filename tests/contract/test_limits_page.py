@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of docs/limits.md names what shows it, and that exists."""
+"""Every row of docs/limits.md names an existing test."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine without the programs that tests start: which packages are named, and where."""
+"""Missing programs: tests are skipped with the name of the package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_needed_program_has_a_package() -> None:
 
 
 def test_tests_find_programs_only_through_needs() -> None:
-    """Else it fails, or is skipped without the name of the package."""
+    """Otherwise the test fails, or is skipped without the name of the package."""
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in TESTS.rglob("*.py")}
     found = {path for path, text in sources.items() if re.search(r"shutil\.which\(", text)}
     assert found == {"tests/support/needs.py", "tests/support/kubectl.py"}

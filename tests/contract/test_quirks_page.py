@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of docs/quirks.md says why and names what shows it, and nginx's known oddities are all there."""
+"""docs/quirks.md lists every known difference from nginx, with its reason and its test."""
 
 from __future__ import annotations
 

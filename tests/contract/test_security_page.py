@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every vulnerability of nginx that docs/security.md goes through has its reason and its test."""
+"""docs/security.md has a reason and a test for each vulnerability of nginx's mail modules."""
 
 from __future__ import annotations
 
