@@ -24,7 +24,6 @@ WELL_KNOWN_PORTS: Final = {
 }
 MAX_UNIX_PATH: Final = 107
 _MAX_RANGE_PORTS: Final = 16
-
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?"
 )

@@ -72,7 +72,7 @@ def compile_proxy(
 
 
 def _with_protocol(server: ServerBlock) -> Level:
-    """What a server says about itself, with a protocol in any case."""
+    """The directives of the server itself, with an arbitrary protocol if there is none."""
     stand_in = derive_protocol(server.listen) or Protocol.IMAP
     return replace(server.own, values={"protocol": stand_in, **server.own.values})
 

@@ -46,7 +46,7 @@ def too_many_tokens(source: str, line: int) -> ConfigError:
 
 def too_deep(source: str) -> ConfigError:
     """The error for lists and objects nested more than ``MAX_LEVELS`` deep."""
-    reason = f"is nested too deeply: at most {MAX_LEVELS} lists and objects may stand inside each other"
+    reason = f"is nested too deeply: the maximum is {MAX_LEVELS} nested lists and objects"
     return ConfigError([Problem(source, reason)])
 
 

@@ -55,22 +55,15 @@ __all__ = [
 
 
 _LIST: Final = Inheritance.LIST
-
 _SERVER: Final = (Context.SERVER,)
 
 
 _CORE: Final = "mail_core"
-
 _AUTH_HTTP: Final = "mail_auth_http"
-
 _PROXY: Final = "mail_proxy"
-
 _REALIP: Final = "mail_realip"
-
 _IMAP: Final = "mail_imap"
-
 _POP3: Final = "mail_pop3"
-
 _SMTP: Final = "mail_smtp"
 
 
@@ -101,9 +94,7 @@ _CONNECTIONS: Final = ValueType(
 )
 
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
-
 _PROTOCOL: Final = choice({word: word for word in map(str, Protocol)}, Protocol, case_matters=True)
-
 MAIN_DIRECTIVES: Final = (
     Directive(
         name="worker_processes",
@@ -428,7 +419,6 @@ SERVER_DIRECTIVES: Final = (
 
 
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
-
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}
 """Fields that are accepted without effect, and the notice about each."""
 

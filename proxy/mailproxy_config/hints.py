@@ -20,31 +20,20 @@ _CONNECTING: Final = (
 )
 
 _SILENCE: Final = "<proxy_timeout> limits how long a session may be silent in both directions"
-
 _WAITING: Final = "<timeout> limits the time before login, <proxy_timeout> the silence after it"
-
 _UPSTREAM: Final = (
     "the authentication service names the mail server (Auth-Server and Auth-Port), see <auth_http>"
 )
 
 _BUFFER: Final = "<proxy_buffer> is the size of the buffer for what mail servers send"
-
 _CLIENT_BUFFER: Final = "<imap_client_buffer> and <smtp_client_buffer> are the buffers for what clients send"
-
 _HEADERS: Final = "<auth_http_header> adds a header to the requests to the authentication service"
-
 _LOG: Final = "every session writes one line to the log; <error_log> sets its level"
-
 _ACCESS: Final = "refuse clients in the authentication service, which gets their address as Client-IP"
-
 _REAL_IP: Final = 'the address comes from the PROXY header: "listen … proxy_protocol" and <set_real_ip_from>'
-
 _AUTH: Final = "the authentication service decides who may log in, see <auth_http>"
-
 _SCRIPTS: Final = "mail {} runs no scripts; the authentication service decides, see <auth_http>"
-
 _ELSEWHERE: Final = "it belongs to http {} and stream {}, not to mail {}"
-
 _ZIMBRA: Final = (
     "Zimbra's nginx has it, and no other: leave it out; <auth_http> names the service that decides on logins"
 )
@@ -143,7 +132,6 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )  # fmt: skip
 
 _OURS: Final = re.compile(r"<([a-z0-9_]+)>")
-
 _UPPER: Final = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
@@ -167,7 +155,6 @@ def _advice(name: str) -> str:
 
 
 _CODE: Final = re.compile(r"[0-9]{3}[- ]\s*(.*)|\* CAPABILITY (.*)|\+OK\s*(.*)", re.IGNORECASE)
-
 _SEVERAL: Final = frozenset(
     {
         *("8BITMIME", "BINARYMIME", "CHUNKING", "DSN", "ENHANCEDSTATUSCODES", "ETRN", "EXPN", "HELP"),

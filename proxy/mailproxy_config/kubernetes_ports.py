@@ -15,7 +15,6 @@ from mailproxy_config.schema import Array, Integer, Object, Rule
 
 PORT: Final = Integer(minimum=1, maximum=65535)
 HIGH_PORT_OFFSET: Final = 10000
-
 HOST_PORT: Final = PORT
 HOST_PORT_MEANING: Final = (
     "Port of the node that is forwarded to this listener (hostPort of the container). Requires mode "

@@ -101,7 +101,6 @@ _QUANTITY: Final = (
 )
 
 _LABELS: Final = MapOf(values=String(max_length=4096))
-
 _QUANTITIES: Final = MapOf(
     values=IntOrString(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", max_length=32),
     max_fields=16,

@@ -56,17 +56,11 @@ class Metadata:
 
 
 GROUP: Final = "mailproxy.dev"
-
 VERSION: Final = "v1alpha1"
-
 API_VERSION: Final = f"{GROUP}/{VERSION}"
-
 KIND: Final = "MailProxy"
-
 MAX_SERVERS: Final = 32
-
 _ON_TOP: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
-
 _KEPT_WHOLE: Final = frozenset({"pod", "networkPolicy", "autoscaling"})
 
 
@@ -379,7 +373,6 @@ def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YA
 
 
 _OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)((\[[0-9]+\])?(\.[a-z_]+)?)")
-
 _ROWS: Final = by_name(DIRECTIVES)
 
 

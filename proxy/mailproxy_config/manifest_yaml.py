@@ -30,13 +30,9 @@ from mailproxy_config.manifest import MailProxyManifest
 from mailproxy_config.schema import join_path
 
 _MAX_DIGITS: Final = 40
-
 _EXACT_INTEGER: Final = 2**53
-
 _TRUE: Final = frozenset({"y", "yes", "on", "true"})
-
 _BOOLEANS: Final = "y|Y|yes|Yes|YES|on|On|ON|true|True|TRUE|n|N|no|No|NO|off|Off|OFF|false|False|FALSE"
-
 _BASES: Final = (
     (re.compile(r"[-+]?0[xX][0-9a-fA-F]+"), 16),
     (re.compile(r"[-+]?0b[01]+"), 2),
@@ -256,7 +252,6 @@ _ManifestLoader.add_constructor(None, _unknown)
 
 
 _WIDTH: Final = 110
-
 _SHORT: Final = 72
 
 

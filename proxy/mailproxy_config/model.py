@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Final, NewType
 
 Seconds = NewType("Seconds", float)
-
 ByteCount = NewType("ByteCount", int)
 
 

@@ -40,7 +40,6 @@ from mailproxy_config.units import MAX_SECONDS
 from mailproxy_config.value_types import ErrorPath
 
 FORMAT: Final = "mailproxy.dev/proxy-configuration"
-
 FORMAT_VERSION: Final = 1
 
 
@@ -72,7 +71,7 @@ def _canonical(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
 
 
-def _to_json(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a configuration
+def _to_json(value: Any) -> Any:  # noqa: ANN401 -- any value of a configuration
     """A value as JSON; sets are sorted, and whole floats are integers."""
     if is_dataclass(value):
         return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
@@ -89,11 +88,8 @@ def _to_json(value: Any) -> Any:  # noqa: ANN401 -- anything that stands in a co
 
 
 T = TypeVar("T")
-
 _LARGEST: Final = 1e15
-
 _ENVELOPE: Final = ("format", "formatVersion", "generation", "config")
-
 _SCALARS: Final[Mapping[type, str]] = {bool: "a boolean", int: "a whole number", str: "text"}
 
 
@@ -253,7 +249,6 @@ _READ_LIST: Final[Mapping[object, Callable[[Any, object, str, Problems], Any]]] 
 
 
 _MAIN_NAMES: Final = {"worker_processes": "workers"}
-
 _STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
 """The file of a header has any path; the schema of a header accepts only Secrets."""
 

@@ -90,7 +90,6 @@ DATA_KEY: Final = String(
 )
 
 ABSOLUTE_PATH: Final = String(max_length=1024, pattern="^/", hint="an absolute path")
-
 KEY_REF: Final = Object(
     fields={"name": OBJECT_NAME, "key": DATA_KEY},
     required=("name", "key"),
@@ -129,7 +128,6 @@ def _format_file(value: FileRef) -> Raw:
 
 
 _SOURCES: Final = ("secretKeyRef", "configMapKeyRef", "file")
-
 FILE_SHAPE: Final = Object(
     example="{file: /PATH} or {secretKeyRef: {name: NAME, key: KEY}}",
     fields={"secretKeyRef": KEY_REF, "configMapKeyRef": KEY_REF, "file": ABSOLUTE_PATH},
@@ -152,7 +150,6 @@ FILE_SHAPE: Final = Object(
 )
 
 _FILE_SYNTAX: Final = "{secretKeyRef: {name, key}}, {configMapKeyRef: {name, key}} or {file}"
-
 FILE: Final = ValueType(
     syntax=_FILE_SYNTAX,
     schema=FILE_SHAPE,

@@ -90,7 +90,6 @@ CERTIFICATES: Final = ValueType(
 # --- sslSessionCache, sslConfCommand -------------------------------------------
 
 _DEFAULT_BUILTIN: Final = 20480
-
 _MIN_SHARED: Final = 32 * 1024
 
 
@@ -157,11 +156,8 @@ CONF_COMMANDS: Final = ValueType(
 
 
 _LIST: Final = Inheritance.LIST
-
 _SSL: Final = "mail_ssl"
-
 _STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
-
 _TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
 
 

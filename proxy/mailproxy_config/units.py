@@ -18,7 +18,6 @@ from mailproxy_config.model import ByteCount, Seconds
 
 MAX_SECONDS: Final = 2**31 - 1
 MAX_BYTES: Final = 2**31 - 1
-
 MSEC_TIME_PATTERN: Final = (
     r"^([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?(([0-9]+s *)?([0-9]+ms *)?|[0-9]+ +)([0-9]+)?$"
 )
@@ -27,12 +26,10 @@ SEC_TIME_PATTERN: Final = (
     r"([0-9]+s *|[0-9]+ +)?([0-9]+)?$"
 )
 SIZE_PATTERN: Final = r"^[0-9]+[kKmM]?$"
-
 _MSEC_TIME = re.compile(MSEC_TIME_PATTERN, re.ASCII)
 _SEC_TIME = re.compile(SEC_TIME_PATTERN, re.ASCII)
 _SIZE = re.compile(SIZE_PATTERN, re.ASCII)
 _COMPONENT = re.compile(r"([0-9]+)(ms|[smhdwMy]?)", re.ASCII)
-
 _MILLISECONDS: Final = {
     "ms": 1,
     "": 1000,

@@ -28,7 +28,6 @@ INVALID_ITEM: Final = object()
 
 
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
-
 MIN_BUFFER: Final = 128
 """nginx accepts any size and fails with small ones; this is its fixed buffer for POP3."""
 

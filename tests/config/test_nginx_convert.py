@@ -180,8 +180,8 @@ def test_certificates_without_files_get_notices_when_printed() -> None:
     assert "HIDDEN" not in printed
     assert len(load(printed.encode()).config.servers) == 2
     assert [str(notice).removeprefix("/etc/nginx/n:") for notice in found.notices] == [
-        "1: make a Secret edge-mail-2 of the certificate (data:) and its key (data:), "
-        "which stands in their place",
+        "1: create a Secret edge-mail-2 from the certificate (data:) and its key (data:)"
+        "; the manifest refers to it",
         '2: "ssl_certificate": /etc/nginx/a.pem and /etc/nginx/a.key are not in the pod; '
         "put them into a Secret of type kubernetes.io/tls and write {secretName: NAME}",
         '3: "ssl_certificate" directive: data: cannot be carried over',
@@ -189,8 +189,8 @@ def test_certificates_without_files_get_notices_when_printed() -> None:
         '4: "ssl_client_certificate" directive: data: cannot be carried over; '
         "put it into ssl_client_certificate of the Secret edge-mail",
         '6: "ssl_certificate_key" directive: engine: cannot be carried over',
-        "6: make a Secret edge-server-2-1 of the certificate (/etc/nginx/b.pem) and its key (engine:), "
-        "which stands in their place",
+        "6: create a Secret edge-server-2-1 from the certificate (/etc/nginx/b.pem) and its key (engine:)"
+        "; the manifest refers to it",
         '7: "ssl_session_ticket_key" directive: store: cannot be carried over; '
         "put it into ssl_session_ticket_key of the Secret edge-server-2",
     ]

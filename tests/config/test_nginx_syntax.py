@@ -78,10 +78,10 @@ UNCLOSED = "; the quotation mark ({}) in line {} is not closed"
         ("a {\n b it's; # \"\n", 'nginx.conf:2: unexpected end of file, expecting "}"'),
         ('a {\n b "\\"";\n', 'nginx.conf:2: unexpected end of file, expecting "}"'),
         ("}", 'nginx.conf:1: unexpected "}"'),
-        (";", 'nginx.conf:1: unexpected ";"; none stands behind a "}"'),
+        (";", 'nginx.conf:1: unexpected ";"; remove it, a "}" needs none'),
         ("a;\n{}", 'nginx.conf:2: unexpected "{"'),
         ("a;\n\0;", "nginx.conf:2: is not text: it contains a NUL character"),
-        ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 blocks stand inside each other"),
+        ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 nested blocks"),
     ],
 )
 def test_invalid_syntax_is_reported(text: str, problem: str) -> None:

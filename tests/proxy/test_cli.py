@@ -326,7 +326,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
         (b"mail {\n include nowhere; }", ":2", "cannot read"),
         (b"mail {\n include .; }", ":2", "Is a directory"),
         (b"mail {\n include configuration; }", ":2", "includes itself"),
-        (b"mail {\n" * 65, ":65", "blocks stand inside each other"),
+        (b"mail {\n" * 65, ":65", "nested blocks"),
         (b" " * (3 * 1024 * 1024 + 1), "", "is larger than 3145728 bytes"),
         (b"", "", "there is no mail block"),
         (b"\x1b[2J on;", ":1", r'unknown directive "\x1b[2J"'),

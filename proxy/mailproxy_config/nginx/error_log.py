@@ -19,13 +19,9 @@ from mailproxy_config.model import FACILITIES, ErrorLog, LogLevel, ProxyConfig, 
 from mailproxy_config.nginx.syntax import Statement
 
 MAIN: Final = "spec"
-
 MAIL: Final = "spec.mail"
-
 _SYSLOG: Final = "syslog:"
-
 _MEMORY: Final = "memory:"
-
 _CONF: Final = "conf"
 
 
@@ -91,9 +87,7 @@ class ErrorLogs:
 
 
 _TAG: Final = re.compile(r"[A-Za-z0-9_]*")
-
 _MAX_TAG: Final = 32
-
 _SEVERITIES: Final = frozenset(map(str, LogLevel))
 
 

@@ -20,11 +20,8 @@ from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 _LOOPBACK: Final = re.compile(r"localhost\.?|127(\.[0-9]+){3}|\[::1\]|\[::ffff:127\.[0-9.]+\]", re.IGNORECASE)
-
 _WILDCARDS: Final = frozenset({"*", "0.0.0.0", "[::]"})  # noqa: S104 -- compared, never bound
-
 _LISTEN: Final = re.compile(r"(?P<host>\[[^]]*\]|[^:]*?):?(?P<port>[0-9]{1,5})")
-
 _DEFAULT_PORT: Final = 80
 
 

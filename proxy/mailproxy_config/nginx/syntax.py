@@ -22,15 +22,10 @@ from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import ConfigError, Problems
 
 _MAX_FILES: Final = 256
-
 _MAX_INCLUDED: Final = 4 * MAX_FILE_BYTES
-
 _MAX_LEVELS: Final = 64
-
 _END_OF_FILE: Final = "unexpected end of file"
-
 _NO_SEMICOLON: Final = 'is not terminated by ";"'
-
 _WORDS: Final = re.compile(
     r"""\s+|\#[^\n]*|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|["']|[;{}]|(?:\\.|[^\s;{}\\])+|\\""",
     re.DOTALL,
@@ -47,7 +42,6 @@ _NEVER_INSIDE: Final = {
 """Blocks that are not allowed in a block: if there is one, a brace is missing."""
 
 _ESCAPE: Final = re.compile(r"""\\(["'\\trn])""")
-
 _ESCAPED: Final = {"t": "\t", "r": "\r", "n": "\n"}
 
 
@@ -204,11 +198,11 @@ def _statements(
         if word == "}" and not quoted and level:
             return
         if word in {"{", "}", ";"} and not quoted:
-            hint = '; none stands behind a "}"' if word == ";" else ""
+            hint = '; remove it, a "}" needs none' if word == ";" else ""
             raise NginxSyntaxError(location, f'unexpected "{word}"{hint}')
         arguments, end, lines = _arguments(tokens, name, line, word)
         if level == _MAX_LEVELS and end == "{":
-            raise NginxSyntaxError(location, f"more than {_MAX_LEVELS} blocks stand inside each other")
+            raise NginxSyntaxError(location, f"more than {_MAX_LEVELS} nested blocks")
         if end == "{" and not unclosed and word in _NEVER_INSIDE.get(outer[0], ()):
             unclosed.append(
                 f'; does the "{outer[0]}" of line {outer[1]} lack a "}}" before the "{word}" of line {line}?'
@@ -266,7 +260,6 @@ def _unescaped(word: str) -> str:
 
 
 BLOCKS: Final = frozenset({"mail", "server", "events", "http", "stream"})
-
 _ARITIES: Final[Mapping[str, tuple[int, int | None]]] = {
     name: row.type.arity for name, row in by_name(DIRECTIVES).items()
 }

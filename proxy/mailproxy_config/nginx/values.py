@@ -44,7 +44,6 @@ KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAI
 
 
 OTHER_BLOCKS: Final = frozenset({"http", "stream", "google_perftools_profiles", "rtmp", "mgmt"})
-
 PROCESS_DIRECTIVES: Final = frozenset(
     {
         *("daemon", "master_process", "pid", "user", "env", "load_module", "lock_file", "working_directory"),
@@ -71,7 +70,6 @@ IGNORED_BECAUSE: Final = {
 
 
 _QUOTED_FIELD: Final = re.compile(r'"([a-z][a-z0-9]*[A-Z][A-Za-z0-9]*)"')
-
 _OUTSIDE: Final = "outside of every block"
 
 
@@ -114,7 +112,6 @@ def generate_server_names(servers: Sequence[dict[str, Any]]) -> list[str]:
 
 
 _NOT_FILES: Final = frozenset({"data:", "engine:", "store:"})
-
 _TAKES_PATHS: Final = frozenset(
     {
         *("certificate", "privatekey", "serverinfofile", "dhparameters"),
@@ -262,7 +259,7 @@ def _replace_by_secrets(pairs: Sequence[dict[str, Raw]], block: Block, problems:
             secret = f"{block.secret}-{number}"
             halves = f"the certificate ({pair['certificateFile']}) and its key ({pair['keyFile']})"
             problems.notice(
-                block.location, f"make a Secret {secret} of {halves}, which stands in their place"
+                block.location, f"create a Secret {secret} from {halves}; the manifest refers to it"
             )
             named.append({"secretName": secret})
         else:
