@@ -47,9 +47,10 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field, endpoint
+from mailproxy.telemetry.log_format import Field
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel
 
 _AUTH_STAGE: Final = "auth"
@@ -327,7 +328,8 @@ class Session(ProtocolDriver):
         """Log how far the login came; at ``info``, as in nginx, where the client gets to see a denial."""
         record, grant = self.record, self._login.grant
         record.stage = error.stage
-        fields: dict[str, Field] = {"stage": error.stage, "reason": str(error)}
+        upstream = format_host_port(record.upstream, record.upstream_port)
+        fields: dict[str, Field] = {"upstream": upstream, "stage": error.stage, "reason": str(error)}
         if error.kind is not None:
             fields["kind"] = error.kind
         if error.reply:
@@ -335,8 +337,7 @@ class Session(ProtocolDriver):
             fields["reply"] = record.reply
         is_denial = isinstance(error, UpstreamRefused) and error.is_denial
         level = LogLevel.INFO if is_denial and is_passed_on else LogLevel.ERROR
-        upstream = endpoint(record.upstream, record.upstream_port)
-        self.log_event(level, "upstream_failed", upstream=upstream, **fields)
+        self.log_event(level, "upstream_failed", **fields)
 
     # -- the end
 
