@@ -9,8 +9,7 @@ The life of a client, step by step; every step is a method of ``Session`` here:
 3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
 4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
    ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
-5. ``_authorize`` sends the credentials to the authentication service; the
-   response arrives in ``on_auth_result``.
+5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
 6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
    end of the session.
 7. ``_connect_upstream`` connects and logs in there; ``on_upstream_login`` or
