@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The session of one client, from accept until its relay starts or its connection is closed.
 
-The life of a client, step by step; every step is a method of ``Session`` here:
+The life of a client, with the function of each step (a method of ``Session`` where no other class is named):
 
 1. ``Listener`` accepts the client and calls ``start``.
 2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
