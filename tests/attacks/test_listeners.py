@@ -148,11 +148,11 @@ _SCRIPT: Final = """
     import asyncio, contextlib, os, resource, socket
     from mailproxy_config.model import Protocol
     from support import invariants
-    from support.checked_world import GREETINGS, serving, siege
+    from support.checked_world import GREETINGS, checked_world, serving
     from support.world import run
 
     async def play():
-        async with siege(serving(Protocol.IMAP), limit=1000) as w:
+        async with checked_world(serving(Protocol.IMAP), limit=1000) as w:
             used = invariants.descriptors()
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
@@ -169,9 +169,9 @@ _SCRIPT: Final = """
             (listener,) = w.app.listeners
             while listener._pause is None:
                 await asyncio.sleep(0.01)
-            polls = w.app.context.epoll.iterations
+            iterations = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
-            assert w.app.context.epoll.iterations - polls < 60, "accepting did not rest"
+            assert w.app.context.epoll.iterations - iterations < 60, "accepting did not pause"
             for sock in clients:
                 sock.close()
             client = await w.client()
