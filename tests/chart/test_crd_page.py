@@ -20,12 +20,12 @@ LOADED: Schema = yaml.safe_load(CRD.read_text())
 ROOT_SCHEMA: Schema = LOADED["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
 
 
-def test_the_page_is_fresh() -> None:
+def test_crd_page_is_fresh() -> None:
     assert PAGE.read_text() == page(LOADED), "run: make generate"
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-def test_the_page_tells_of_every_field(part: str) -> None:
+def test_crd_page_lists_every_field(part: str) -> None:
     text = PAGE.read_text()
     sections = {name: body for name, body in re.findall(r"^## (\S+)\n(.+?)(?=^## )", text, re.DOTALL | re.M)}
     for field in fields(ROOT_SCHEMA[part], part):
@@ -50,5 +50,5 @@ def test_the_page_tells_of_every_field(part: str) -> None:
         ({"type": "string", "format": "date-time"}, "date-time"),
     ],
 )
-def test_a_schema_in_words(schema: Schema, said: str) -> None:
+def test_kind_describes_a_schema(schema: Schema, said: str) -> None:
     assert kind(schema) == said

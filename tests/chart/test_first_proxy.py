@@ -37,13 +37,13 @@ def _of_kind(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_stands_beside_the_resource_is_valid_and_restricted(version: str) -> None:
+def test_example_objects_are_valid_and_restricted(version: str) -> None:
     objects = [one for one in EXAMPLE if one["kind"] != "MailProxy"]
     assert [fault for one in objects for fault in faults(one, version)] == []
     assert violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
 
 
-def test_the_service_is_what_the_resource_asks() -> None:
+def test_auth_http_is_the_address_of_the_service() -> None:
     service = _of_kind("Service")
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
     [port] = service["spec"]["ports"]
@@ -91,7 +91,7 @@ def first(
 
 
 @pytest.mark.interop
-def test_a_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
+def test_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
     proxy, port = first
     client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
     assert client.login(*USER)[0] == "OK"
@@ -102,7 +102,7 @@ def test_a_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
 
 
 @pytest.mark.interop
-def test_a_wrong_password_shows_as_the_page_says(first: tuple[Proxy, int]) -> None:
+def test_wrong_password_is_logged_as_on_the_page(first: tuple[Proxy, int]) -> None:
     proxy, port = first
     client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
     with pytest.raises(imaplib.IMAP4.error):

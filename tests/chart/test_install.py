@@ -77,7 +77,7 @@ def _left(cluster: ChartCluster) -> list[str]:
     ]
 
 
-def test_one_install_brings_operator_and_proxies(empty: ChartCluster) -> None:
+def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
     """The first one, when the cluster has never heard of the kind; then all that may follow."""
     command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--timeout", "60s", *PROXIES]
     with empty.helm.start(*command) as installing:
@@ -102,7 +102,7 @@ def test_one_install_brings_operator_and_proxies(empty: ChartCluster) -> None:
     assert _state(empty)[1:] == first[1:], "what was kept is not what was there"
 
 
-def test_without_keep_nothing_is_left(empty: ChartCluster) -> None:
+def test_uninstall_without_keep_removes_everything(empty: ChartCluster) -> None:
     _helm(empty, "install", RELEASE, str(CHART), "--set", "crds.keep=false")
     assert empty.is_there(CRD)
     _helm(empty, "uninstall", RELEASE)
@@ -110,7 +110,7 @@ def test_without_keep_nothing_is_left(empty: ChartCluster) -> None:
     assert _left(empty) == []
 
 
-def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
+def test_proxies_without_the_crd_are_rejected(empty: ChartCluster) -> None:
     done = empty.helm.run(
         "install", RELEASE, str(CHART), "--namespace", NAMESPACE, *PROXIES, "--set", "crds.enabled=false"
     )
@@ -118,7 +118,7 @@ def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
     assert "proxies needs the CRD" in done.stderr
 
 
-def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> None:
+def test_permissions_suffice_and_helm_test_passes(empty: ChartCluster) -> None:
     """An operator with the Deployment's arguments and account makes a proxy; then ``helm test``."""
     _helm(empty, "install", RELEASE, str(CHART))
     [container] = empty.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"]["containers"]
@@ -145,7 +145,7 @@ def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> No
 
 
 @pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}, {"webhook": {"enabled": True}}])
-def test_the_api_server_takes_every_object_strictly(
+def test_api_server_accepts_every_object_with_strict_validation(
     cluster: ChartCluster, tmp_path: Path, more: Object
 ) -> None:
     kubectl = find_kubectl(tmp_path)

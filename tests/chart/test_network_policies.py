@@ -58,7 +58,7 @@ def test_operator_reads_the_configuration_of_pods_with_a_network_policy(
         assert lets_through(everything, other, target, ADMIN) == bool(metrics_from)
 
 
-def test_operator_of_the_plain_manifests_is_admitted_too() -> None:
+def test_policies_admit_the_operator_of_the_plain_manifests() -> None:
     objects = [one for one in yaml.safe_load_all((ROOT / "deploy/operator.yaml").read_text()) if one]
     operator, platform = _operator(objects)
     target, policies = _proxy(platform, networkPolicy={"enabled": True})
@@ -94,7 +94,7 @@ def test_api_server_reaches_the_webhook(helm: Helm) -> None:
     assert lets_through(of_kind(objects, "NetworkPolicy"), Peer("kube-system", {}, {}), operator, 9443)
 
 
-def test_without_a_known_namespace_the_operator_is_known_by_its_labels_alone() -> None:
+def test_without_operator_namespace_policy_selects_by_labels_only() -> None:
     """As `render` prints it, and as an operator outside of the cluster applies it."""
     target, policies = _proxy(Platform(), networkPolicy={"enabled": True})
     labels = {"mailproxy.dev/component": "operator"}

@@ -31,7 +31,7 @@ def _renders(text: str) -> bool:
     return bool(render(planned(Resource.read(read_resource(text, "notes")), Platform())))
 
 
-def test_the_next_step_is_a_resource_that_the_operator_takes(helm: Helm) -> None:
+def test_notes_show_a_valid_resource(helm: Helm) -> None:
     [sample] = re.findall(r"<<EOF\n(.+?)  EOF", notes(helm, {"watchNamespaces": ["post"]}), re.DOTALL)
     assert yaml.safe_load(sample)["metadata"]["namespace"] == "post"
     assert _renders(sample)
@@ -50,12 +50,12 @@ def test_the_next_step_is_a_resource_that_the_operator_takes(helm: Helm) -> None
         ({"proxies": {"edge": UNSAFE}}, "kubectl -n mail wait --for=condition=Ready mailp/edge"),
     ],
 )
-def test_what_has_to_be_said_is_said_only_then(helm: Helm, values: Object, said: str) -> None:
+def test_note_is_printed_only_with_its_values(helm: Helm, values: Object, said: str) -> None:
     assert said in notes(helm, values)
     assert said not in notes(helm, {})
 
 
-def test_the_page_about_installing_shows_a_resource_that_the_operator_takes() -> None:
+def test_install_page_shows_valid_resources() -> None:
     page = (ROOT / "docs/install.md").read_text()
     [sample] = re.findall(r"<<'EOF'\n(.+?)\nEOF", page, re.DOTALL)
     assert _renders(sample)
@@ -65,7 +65,7 @@ def test_the_page_about_installing_shows_a_resource_that_the_operator_takes() ->
     assert _renders(yaml.safe_dump({**body, "spec": proxy["spec"]}))
 
 
-def test_every_value_that_the_page_names_exists() -> None:
+def test_every_value_of_the_install_page_exists() -> None:
     page = (ROOT / "docs/install.md").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     named = re.findall(

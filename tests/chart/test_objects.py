@@ -125,7 +125,7 @@ def test_every_object_is_valid_and_every_pod_restricted(
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.36"])
-def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, version: str) -> None:
+def test_operator_renders_the_proxies_of_the_values(helm: Helm, version: str) -> None:
     found = of_kind(helm.objects(EVERYTHING, *MONITORING), "MailProxy")
     assert [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found] == [
         ("mail", "edge"),
@@ -139,7 +139,7 @@ def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, versi
         assert [violation for spec in pod_specs(list(rendered)) for violation in violations(spec)] == []
 
 
-def test_the_crd_is_the_generated_one_and_nothing_else(helm: Helm) -> None:
+def test_crd_is_the_generated_one(helm: Helm) -> None:
     shipped = (ROOT / "deploy/crd.yaml").read_text()
     assert (CHART / "files/crd.yaml").read_text() == shipped
     for version in EXTREMES:
@@ -149,7 +149,7 @@ def test_the_crd_is_the_generated_one_and_nothing_else(helm: Helm) -> None:
         assert rendered == custom_resource_definition(KubeVersion.parse(version))
 
 
-def test_the_crd_is_kept_or_not_and_may_be_left_out(helm: Helm) -> None:
+def test_crd_is_kept_or_not_or_omitted(helm: Helm) -> None:
     unkept = named(helm.objects({"crds": {"keep": False}}), "CustomResourceDefinition")
     assert "annotations" not in unkept["metadata"]
     assert of_kind(helm.objects({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
@@ -161,7 +161,7 @@ def _rules(role: Object) -> list[tuple[Any, ...]]:
     )
 
 
-def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
+def test_permissions_per_namespace_equal_those_of_the_cluster(helm: Helm) -> None:
     wanted = _rules(named(helm.objects(), "ClusterRole", "operator"))
     objects = helm.objects({"watchNamespaces": ["a", "b"]})
     roles = {one["metadata"]["namespace"]: _rules(one) for one in of_kind(objects, "Role")
@@ -170,7 +170,7 @@ def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
     assert of_kind(objects, "ClusterRoleBinding") == []
 
 
-def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
+def test_webhook_with_secret_needs_no_additional_permission(helm: Helm) -> None:
     objects = helm.objects(MATRIX["webhook with a Secret"])
     assert [
         one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
@@ -194,7 +194,7 @@ def test_helm_never_writes_the_ca_bundle(helm: Helm, case: str) -> None:
         assert "caBundle" not in webhook["clientConfig"]
 
 
-def test_the_operator_writes_the_authority_that_it_is_given(helm: Helm) -> None:
+def test_operator_gets_the_ca_bundle_of_the_values(helm: Helm) -> None:
     objects = helm.objects(GIVEN)
     container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
@@ -206,7 +206,7 @@ def test_the_operator_writes_the_authority_that_it_is_given(helm: Helm) -> None:
     assert rule["verbs"] == ["get", "patch"]
 
 
-def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
+def test_webhook_policy_and_timeout_come_from_the_values(helm: Helm) -> None:
     objects = helm.objects({"webhook": {"enabled": True, "failurePolicy": "Fail", "timeoutSeconds": 12}})
     [webhook] = named(objects, "MutatingWebhookConfiguration")["webhooks"]
     assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Fail", 12)
@@ -225,14 +225,14 @@ def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
         ({"replicas": 3}, 3),
     ],
 )
-def test_there_are_two_replicas_with_a_webhook(helm: Helm, values: Object, replicas: int) -> None:
+def test_webhook_defaults_to_two_replicas(helm: Helm, values: Object, replicas: int) -> None:
     """Pods are created without their sidecar, or not at all, while none answers."""
     objects = helm.objects(values)
     assert named(objects, "Deployment")["spec"]["replicas"] == replicas
     assert bool(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
 
 
-def test_the_operator_understands_every_argument(helm: Helm) -> None:
+def test_operator_parses_every_argument_of_the_chart(helm: Helm) -> None:
     """The chart and the program are of one version: what one says, the other knows."""
     for values in MATRIX.values():
         objects = helm.objects(values, "--kube-version", "1.36")
@@ -241,13 +241,13 @@ def test_the_operator_understands_every_argument(helm: Helm) -> None:
         assert options.namespace == (values.get("watchNamespaces") or [])
 
 
-def test_no_role_is_about_secrets_or_everything(helm: Helm) -> None:
+def test_no_role_has_secrets_or_wildcards(helm: Helm) -> None:
     for one in helm.objects(EVERYTHING, *MONITORING):
         for rule in one.get("rules", []):
             assert not {"secrets", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
 
 
-def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
+def test_values_become_arguments_of_the_operator(helm: Helm) -> None:
     container = named(helm.objects(EVERYTHING), "Deployment")["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "ghcr.io/mailproxy/mailproxy-operator@sha256:" + "a" * 64
     assert container["args"] == [
@@ -287,7 +287,7 @@ def test_two_releases_in_one_namespace_have_two_leases(helm: Helm) -> None:
     assert len(names) == 2
 
 
-def test_the_lease_belongs_to_the_pod_that_holds_it(helm: Helm) -> None:
+def test_lease_is_owned_by_the_leader_pod(helm: Helm) -> None:
     """So it is collected with the pods of a release that is uninstalled."""
     [container] = _pod(helm, {})["containers"]
     paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"]}
@@ -299,7 +299,7 @@ def test_the_lease_belongs_to_the_pod_that_holds_it(helm: Helm) -> None:
     assert settings.lease_owner() == {"apiVersion": "v1", "kind": "Pod", "name": "op-0", "uid": "u"}
 
 
-def test_what_is_extra_is_there(helm: Helm) -> None:
+def test_extra_values_are_rendered(helm: Helm) -> None:
     spec = _pod(helm, EVERYTHING)
     [container] = spec["containers"]
     assert spec["imagePullSecrets"] == [{"name": "pull"}, {"name": "pull-too"}]
@@ -311,7 +311,7 @@ def test_what_is_extra_is_there(helm: Helm) -> None:
     assert job["priorityClassName"] == spec["priorityClassName"] == "system-cluster-critical"
 
 
-def test_security_contexts_can_be_changed_and_thinned_out(helm: Helm) -> None:
+def test_security_context_fields_can_be_changed_and_removed(helm: Helm) -> None:
     """OpenShift chooses the user itself, and refuses a pod that names another one."""
     values = {
         "podSecurityContext": {
@@ -332,7 +332,7 @@ def test_security_contexts_can_be_changed_and_thinned_out(helm: Helm) -> None:
     assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_proxies_are_pulled_with_the_secrets_of_the_values(helm: Helm) -> None:
+def test_proxy_pods_get_the_pull_secrets_of_the_values(helm: Helm) -> None:
     [container] = _pod(helm, EVERYTHING)["containers"]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {})
     platform = settings.platform(KubeVersion(1, 36))
@@ -349,9 +349,7 @@ def test_proxies_are_pulled_with_the_secrets_of_the_values(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_chart_that_contains_this_one_decides_whether_it_does(
-    helm: Helm, tmp_path: Path, enabled: bool
-) -> None:
+def test_parent_chart_can_disable_the_subchart(helm: Helm, tmp_path: Path, enabled: bool) -> None:
     shutil.copytree(CHART, tmp_path / "charts/mailproxy-operator")
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
     dependency = {"name": "mailproxy-operator", "version": version, "condition": "mailproxy-operator.enabled"}
@@ -362,7 +360,7 @@ def test_a_chart_that_contains_this_one_decides_whether_it_does(
     assert bool(of_kind(objects, "Deployment")) == enabled
 
 
-def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> None:
+def test_pod_labels_do_not_depend_on_the_chart_version(helm: Helm) -> None:
     deployment = named(helm.objects(), "Deployment")
     labels = {"app.kubernetes.io/name": "mailproxy-operator", "app.kubernetes.io/instance": "mp"}
     by_policies = {"mailproxy.dev/component": "operator"}
@@ -370,12 +368,12 @@ def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> N
     assert deployment["spec"]["selector"]["matchLabels"] == labels
 
 
-def test_a_disruption_budget_only_where_it_blocks_no_drain(helm: Helm) -> None:
+def test_disruption_budget_needs_two_replicas(helm: Helm) -> None:
     assert of_kind(helm.objects(), "PodDisruptionBudget") == []
     assert of_kind(helm.objects({"replicas": 2}), "PodDisruptionBudget")
 
 
-def test_there_is_one_version_number() -> None:
+def test_versions_of_chart_project_and_images_are_equal() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert chart["version"] == chart["appVersion"] == project["version"]
@@ -385,12 +383,12 @@ def test_there_is_one_version_number() -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX)
-def test_helm_finds_nothing_to_complain_about(helm: Helm, case: str) -> None:
+def test_helm_lint_passes(helm: Helm, case: str) -> None:
     helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", *given(MATRIX[case]))
 
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
-def test_the_pull_policy_of_the_proxies_reaches_their_pods(helm: Helm, policy: str) -> None:
+def test_proxy_pods_get_the_pull_policy_of_the_values(helm: Helm, policy: str) -> None:
     """A cluster whose nodes have the image, and no registry to pull ``latest`` from."""
     values: Object = {"proxyImage": {"tag": "latest", "pullPolicy": policy}}
     [container] = named(helm.objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
@@ -405,5 +403,5 @@ def test_the_pull_policy_of_the_proxies_reaches_their_pods(helm: Helm, policy: s
         assert (proxy["image"], proxy["imagePullPolicy"]) == ("ghcr.io/mailproxy/mailproxy:latest", expected)
 
 
-def test_another_pull_policy_is_refused(helm: Helm) -> None:
+def test_unknown_pull_policy_is_rejected(helm: Helm) -> None:
     assert "pullPolicy" in helm.refusal({"proxyImage": {"pullPolicy": "Sometimes"}})

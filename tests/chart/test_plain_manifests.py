@@ -27,14 +27,14 @@ def _documents(path: Path) -> list[Object]:
     return [one for one in yaml.safe_load_all(path.read_text()) if one]
 
 
-def test_the_plain_manifests_are_those_of_the_chart(helm: Helm) -> None:
+def test_plain_manifests_are_fresh(helm: Helm) -> None:
     made = pages(lambda values: release_objects(helm, RELEASE, NAMESPACE, values))
     assert {path.name for path in made} == {"rbac.yaml", "operator.yaml", "webhook.yaml"}
     for path, content in made.items():
         assert path.read_text() == content, "run: make generate"
 
 
-def test_a_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
+def test_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
     """Whatever it is about: there is no list of what is compared."""
 
     def render(values: Object) -> list[Object]:
@@ -46,7 +46,7 @@ def test_a_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
     assert "operator.yaml" in changed
 
 
-def test_the_selector_of_the_deployment_is_that_of_the_first_release() -> None:
+def test_deployment_selector_equals_that_of_release_0_1_0() -> None:
     """It cannot be changed: an apply over it would be refused."""
     now, before = (named(_documents(path), "Deployment") for path in (DEPLOY / "operator.yaml", RELEASED))
     assert now["spec"]["selector"] == before["spec"]["selector"]
@@ -56,7 +56,7 @@ def test_the_selector_of_the_deployment_is_that_of_the_first_release() -> None:
     )
 
 
-def test_the_program_understands_the_arguments_of_the_plain_manifests() -> None:
+def test_operator_parses_arguments_of_the_plain_manifests() -> None:
     deployment = named(_documents(DEPLOY / "operator.yaml"), "Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     options = operator_arguments().parse_args(container["args"])
@@ -74,9 +74,7 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
 
 
 @pytest.mark.kubernetes
-def test_the_plain_manifests_are_applied_over_those_of_the_first_release(
-    cluster: ChartCluster, tmp_path: Path
-) -> None:
+def test_plain_manifests_apply_over_release_0_1_0(cluster: ChartCluster, tmp_path: Path) -> None:
     program = find_kubectl(tmp_path)
     if program is None:
         pytest.skip("needs kubectl")

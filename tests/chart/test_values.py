@@ -85,7 +85,7 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
     ],
 )
-def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -> None:
+def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], named: str) -> None:
     said = helm.refusal(given)
     # Helm 3 writes a path with dots.
     assert named in said or named.strip("/").replace("/", ".") in said
@@ -94,18 +94,18 @@ def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -
 @pytest.mark.parametrize(
     "example", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_example_may_stand_in_the_values(helm: Helm, example: Path) -> None:
+def test_every_example_is_valid_in_the_values(helm: Helm, example: Path) -> None:
     """What the API server takes, the schema of the values takes."""
     [found] = [one for one in documents(example.read_text()) if one["kind"] == "MailProxy"]
     [made] = of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
     assert made["spec"] == found["spec"]
 
 
-def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
+def test_older_kubernetes_is_rejected(helm: Helm) -> None:
     assert ">=1.29" in helm.refusal(None, "--kube-version", "1.28.9")
 
 
-def test_the_schema_knows_exactly_the_values_there_are() -> None:
+def test_schema_has_exactly_the_values() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     assert _undeclared(schema, defaults) == []
@@ -123,7 +123,7 @@ def _undeclared(schema: dict[str, Any], tree: dict[str, Any], path: str = "") ->
     return found
 
 
-def test_every_value_says_what_it_means() -> None:
+def test_every_value_has_a_comment() -> None:
     text = (CHART / "values.yaml").read_text()
     listed = {one.path for one in values(text)}
     assert sorted(_leaves(yaml.safe_load(text), listed)) == sorted(listed)
@@ -141,5 +141,5 @@ def _leaves(tree: dict[str, Any], listed: set[str], path: str = "") -> list[str]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
-def test_the_pages_about_values_are_fresh(page: Any) -> None:
+def test_generated_values_pages_are_fresh(page: Any) -> None:
     assert page.read_text() == pages()[page], "run: python charts/values_page.py"

@@ -103,12 +103,12 @@ def _asked_about(site: Site, name: str, wanted: str, found: Callable[[Answer], b
     eventually(lambda: found(_pod(site, f"{name}-{next(numbers)}", wanted)), "an answer of the webhook")
 
 
-def test_a_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
+def test_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
     """Port, path, the name in the certificate, the trust in it and the rights: all have to be right."""
     _asked_about(site, "a", resource, lambda answer: _sidecars(answer) == ["mailproxy"])
 
 
-def test_the_webhook_tells_why_a_pod_gets_none(site: Site) -> None:
+def test_webhook_warns_why_a_pod_gets_no_sidecar(site: Site) -> None:
     def is_warned(answer: Answer) -> bool:
         assert _sidecars(answer) == []
         return any("nobody" in warning for warning in answer.warnings)
@@ -116,14 +116,14 @@ def test_the_webhook_tells_why_a_pod_gets_none(site: Site) -> None:
     _asked_about(site, "b", "nobody", is_warned)
 
 
-def test_pods_beside_the_operator_are_not_asked_about(site: Site) -> None:
+def test_webhook_ignores_pods_in_the_operators_namespace(site: Site) -> None:
     account = {"name": "default", "namespace": NAMESPACE}
     site.cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     answer = _pod(site, "a-2", "nobody", NAMESPACE)
     assert not [warning for warning in answer.warnings if "nobody" in warning]
 
 
-def test_without_the_operator_pods_are_created_all_the_same(site: Site, resource: str) -> None:
+def test_pods_are_created_without_the_operator(site: Site, resource: str) -> None:
     """The last test here: it ends the operator."""
     site.operator.stop()
     assert _sidecars(_pod(site, "a-3", resource)) == []

@@ -49,7 +49,7 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Path) -> None:
+def test_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "nginx.conf"
     file.write_text(CONFIGURATION)
     for arguments in (["check", "-f", file], ["convert", file]):
@@ -62,7 +62,7 @@ def test_the_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Pat
     assert "192.0.2.1" in done.stderr
 
 
-def test_the_operator_needs_its_extra_and_names_it(bin_folder: Path) -> None:
+def test_operator_without_extra_names_it(bin_folder: Path) -> None:
     done = run(bin_folder / "mailproxy-operator", "run")
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
@@ -70,7 +70,7 @@ def test_the_operator_needs_its_extra_and_names_it(bin_folder: Path) -> None:
     assert line.endswith("which the extra 'operator' installs: pip install 'mailproxy[operator]'")
 
 
-def test_the_demo_needs_its_extra_and_names_it(bin_folder: Path) -> None:
+def test_demo_without_extra_names_it(bin_folder: Path) -> None:
     done = run(bin_folder / "mailproxy-operator", "local", "--demo", "--once")
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].endswith("pip install 'mailproxy[demo]'")
@@ -78,7 +78,7 @@ def test_the_demo_needs_its_extra_and_names_it(bin_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["crd", "render"])
-def test_the_operators_other_commands_need_no_extra(bin_folder: Path, command: str) -> None:
+def test_crd_and_render_need_no_extra(bin_folder: Path, command: str) -> None:
     arguments = ["-f", ROOT / "deploy/examples/minimal.yaml"] if command == "render" else []
     done = run(bin_folder / "mailproxy-operator", command, *arguments)
     assert done.returncode == 0, done.stderr

@@ -48,7 +48,7 @@ def _packages(replay: Replay, stage: str) -> set[str]:
     }
 
 
-def test_each_image_carries_what_its_program_needs_and_not_the_other(replay: Replay) -> None:
+def test_each_image_has_only_its_own_packages(replay: Replay) -> None:
     proxy, operator = _packages(replay, "proxy"), _packages(replay, "operator")
     assert {"mailproxy", "mailproxy_config", "aiodns"} <= proxy
     assert not {"kopf", "kubernetes", "mailproxy_operator"} & proxy
@@ -59,7 +59,7 @@ def test_each_image_carries_what_its_program_needs_and_not_the_other(replay: Rep
 
 
 @pytest.mark.parametrize("stage", ["proxy", "operator"])
-def test_nothing_is_left_of_the_build(replay: Replay, stage: str) -> None:
+def test_images_have_no_build_files(replay: Replay, stage: str) -> None:
     layer = replay.layer(stage)
     added = {str(path.relative_to(layer)) for path in layer.glob("*")} | {
         str(path.relative_to(layer)) for path in layer.glob("opt/*")
@@ -73,7 +73,7 @@ def test_nothing_is_left_of_the_build(replay: Replay, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["proxy", "operator"])
-def test_everything_is_compiled_and_not_looked_at_again(replay: Replay, stage: str) -> None:
+def test_bytecode_is_compiled_with_unchecked_hashes(replay: Replay, stage: str) -> None:
     [package] = (replay.layer(stage) / "opt/mailproxy/lib").glob("python3.*/site-packages/mailproxy_config")
     compiled = list((package / "__pycache__").glob("*.pyc"))
     assert len(compiled) == len(list(package.glob("*.py")))
@@ -96,7 +96,7 @@ def configured(replay: Replay) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("configured")
-def test_the_proxy_starts_as_nobody_on_a_read_only_tree(replay: Replay, dockerfile: Dockerfile) -> None:
+def test_proxy_starts_unprivileged_with_read_only_root(replay: Replay, dockerfile: Dockerfile) -> None:
     stage = dockerfile.stages["proxy"]
     command = [*stage.last("ENTRYPOINT").words(), *stage.last("CMD").words()]
     check = stage.last("HEALTHCHECK").rest.partition(" CMD ")[2]
@@ -108,7 +108,7 @@ def test_the_proxy_starts_as_nobody_on_a_read_only_tree(replay: Replay, dockerfi
     assert done.stdout.split("\n") == ["65532", "65532", "healthy", "ended 0", ""], done.stderr
 
 
-async def test_the_operator_starts_as_nobody_on_a_read_only_tree(
+async def test_operator_starts_unprivileged_with_read_only_root(
     replay: Replay, dockerfile: Dockerfile
 ) -> None:
     """With the arguments that the chart gives it, against an emulated API server."""

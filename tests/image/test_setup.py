@@ -37,7 +37,7 @@ def _make(target: str, python: Path | str, venv: Path) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("target", ["demo", "setup", "test"])
-def test_an_old_python_is_named_with_what_to_type(tmp_path: Path, target: str) -> None:
+def test_old_python_is_reported_with_a_command(tmp_path: Path, target: str) -> None:
     done = _make(target, _interpreter(tmp_path, "sys.version_info = (3, 10, 13)"), tmp_path / "venv")
     assert done.returncode != 0
     wanted = f"Python 3.11 or newer is needed, this is 3.10: make {target} PYTHON=python3.11\n"
@@ -45,7 +45,7 @@ def test_an_old_python_is_named_with_what_to_type(tmp_path: Path, target: str) -
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_python_without_ensurepip_is_named_with_its_package(tmp_path: Path) -> None:
+def test_missing_ensurepip_is_reported_with_its_package(tmp_path: Path) -> None:
     """As on Debian without python3-venv."""
     python = _interpreter(tmp_path, 'sys.modules["ensurepip"] = None')
     done = _make("demo", python, tmp_path / "venv")
@@ -54,7 +54,7 @@ def test_a_python_without_ensurepip_is_named_with_its_package(tmp_path: Path) ->
     assert not (tmp_path / "venv").exists()
 
 
-def test_no_python_at_all_is_named(tmp_path: Path) -> None:
+def test_missing_python_is_reported(tmp_path: Path) -> None:
     done = _make("demo", "python-of-nowhere", tmp_path / "venv")
     assert "python-of-nowhere does not run. Python 3.11 or newer is needed: apt install" in done.stderr
 
@@ -67,7 +67,7 @@ def _half_made(venv: Path) -> None:
 
 
 @pytest.mark.parametrize("stamp", ["", ".installed", ".installed-demo"])
-def test_a_half_made_environment_is_made_anew(tmp_path: Path, stamp: str) -> None:
+def test_incomplete_environment_is_created_again(tmp_path: Path, stamp: str) -> None:
     """Also where it was complete once, and its interpreter has gone."""
     venv = tmp_path / "venv"
     _half_made(venv)
@@ -81,7 +81,7 @@ def test_a_half_made_environment_is_made_anew(tmp_path: Path, stamp: str) -> Non
     assert not list(venv.glob(".installed*")), "the next call installs it"
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_not_changed(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     venv.mkdir()
     (venv / "letters").write_text("mine")
@@ -90,7 +90,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (venv / "letters").read_text() == "mine"
 
 
-def test_the_demo_installs_only_what_it_needs() -> None:
+def test_demo_installs_only_its_extra() -> None:
     printed = subprocess.run(
         ["make", "-n", "demo", "VENV=/nonexistent/venv"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -46,14 +46,14 @@ def _read(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
-def test_what_is_generated_is_fresh(path: Path) -> None:
+def test_generated_files_are_fresh(path: Path) -> None:
     assert path.read_text() == pages()[path], "run: make generate"
 
 
 @pytest.mark.parametrize(
     "path", sorted((MONITORING / "dashboards").glob("*.json")), ids=lambda path: path.stem
 )
-def test_a_dashboard_is_laid_out_without_gaps_and_overlaps(path: Path) -> None:
+def test_dashboard_panels_do_not_overlap(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -73,19 +73,19 @@ def test_a_dashboard_is_laid_out_without_gaps_and_overlaps(path: Path) -> None:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("name", ["rules/mailproxy.yaml", "rules/operator.yaml"])
-def test_promtool_takes_the_rules(needs: Needs, name: str) -> None:
+def test_promtool_accepts_the_rules(needs: Needs, name: str) -> None:
     assert "SUCCESS" in output_of([needs("promtool"), "check", "rules", str(MONITORING / name)])
 
 
 @pytest.mark.interop
-def test_promtool_takes_the_plain_configuration(needs: Needs) -> None:
+def test_promtool_accepts_the_static_configuration(needs: Needs) -> None:
     said = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
     assert "FAILED" not in said
     assert "is valid prometheus config file syntax" in said
 
 
 @pytest.mark.interop
-def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_path: Path) -> None:
+def test_annotated_pods_are_discovered_with_their_labels(needs: Needs, busy: Places, tmp_path: Path) -> None:
     """With what Kubernetes says about a pod, the target gets the labels that dashboards and alerts need."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
     del scrape["kubernetes_sd_configs"]  # a Prometheus may be built without it
@@ -110,7 +110,7 @@ def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_pat
         watcher.running.stop()
 
 
-def test_the_pod_monitor_for_all_proxies_makes_the_same_job() -> None:
+def test_pod_monitor_for_all_proxies_sets_the_same_job() -> None:
     monitor = _read("scrape/podmonitor.yaml")
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
@@ -125,7 +125,7 @@ def _snake(relabeling: dict[str, Any]) -> dict[str, Any]:
     return {re.sub("[A-Z]", lambda one: f"_{one[0].lower()}", key): it for key, it in relabeling.items()}
 
 
-def test_every_pod_of_a_proxy_has_the_label_that_scrape_files_select() -> None:
+def test_every_proxy_pod_has_the_label_of_the_scrape_files() -> None:
     """A sidecar's pod as well as those of a workload."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
     [selector] = scrape["kubernetes_sd_configs"][0]["selectors"]
@@ -152,19 +152,19 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 
 
 @pytest.mark.interop
-def test_the_page_of_a_busy_proxy_is_what_prometheus_likes(needs: Needs, busy: Places) -> None:
+def test_promtool_accepts_the_metrics_of_a_busy_proxy(needs: Needs, busy: Places) -> None:
     promtool, proxy = needs("promtool"), busy.proxies[0]
     for family in CATALOGUE:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
     assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
-def test_the_adapter_asks_for_what_there_is() -> None:
+def test_adapter_queries_an_existing_metric() -> None:
     [rule] = _read("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["seriesQuery"].partition("{")[0] in {family.name for family in CATALOGUE}
 
 
-def test_kube_state_metrics_reads_fields_that_the_crd_has() -> None:
+def test_kube_state_metrics_reads_existing_fields() -> None:
     [resource] = _read("kube-state-metrics.yaml")["spec"]["resources"]
     crd = yaml.safe_load(CRD.read_text())["spec"]
     kind = resource["groupVersionKind"]
