@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helm, where it is installed."""
+"""The fixture for Helm; tests are skipped without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.helm import CARRIER, Helm, find
 
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """The program; the one reason for which a test here is left out."""
+    """Helm; tests that need it are skipped where it is not found."""
     folder: Path = tmp_path_factory.mktemp("helm")
     path = find("helm", folder)
     if path is None:

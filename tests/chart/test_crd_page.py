@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of the resource: fresh, and about every field."""
+"""The reference page of the resource is fresh and lists every field."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages: links lead somewhere, manifests are taken, commands are such as there are."""
+"""The documentation pages: links have a target, manifests are valid, commands exist."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _prose(page: Path) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """What GitHub makes of headlines."""
+    """The anchors that GitHub generates from headings."""
     heads = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
@@ -84,7 +84,7 @@ def _blocks(language: str) -> Iterator[Any]:
 
 
 def _resources(text: str) -> Iterator[dict[str, Any]]:
-    """The resources that a block shows, whole or in part."""
+    """The MailProxy resources of a YAML block, completed if the block shows only a part."""
     for found in yaml.safe_load_all(text):
         if "apiVersion" in found:
             yield from [found] if found["kind"] == "MailProxy" else []
@@ -115,7 +115,7 @@ def _commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def _simple(line: str) -> Iterator[list[str]]:
-    """The simple commands of a line of shell, without what redirects their output."""
+    """The simple commands of a line of shell, without redirections."""
     tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
     tokens.whitespace_split = True
     command: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about the first proxy and its example, done as they say, in front of a real Dovecot."""
+"""The steps of docs/first-proxy.md and its example, with a real Dovecot."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ports() -> Ports:
 
 @pytest.fixture(scope="module")
 def dovecot(needs: Needs, ports: Ports) -> Iterator[Dovecot]:
-    """A mail server; it changes to other users, so its folder is one that everybody may enter."""
+    """Dovecot; its processes run as other users, so its folder is readable by all."""
     path = needs("dovecot")
     folder = Path(tempfile.mkdtemp(prefix="mailproxy-first-"))
     folder.chmod(0o755)
@@ -73,7 +73,7 @@ def dovecot(needs: Needs, ports: Ports) -> Iterator[Dovecot]:
 def first(
     dovecot: Dovecot, ports: Ports, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Proxy, int]]:
-    """The proxy of the page, and the port that it has instead of 1143."""
+    """The proxy of the page, and its port, in place of 1143."""
     folder, asked, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
     script = folder / "auth.py"
     script.write_text(_of_kind("ConfigMap")["data"]["auth.py"])

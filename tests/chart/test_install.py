@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing, upgrading, testing and removing the chart on a real API server."""
+"""Installing, upgrading, testing and uninstalling the chart on a real API server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC: Object = {
 }
 PROXIES = given({"proxies": {"edge": {"spec": SPEC}}})
 OPERATOR = "mp-mailproxy-operator"
-# Everything that the chart makes in a namespace, and what a release must not leave behind.
+# The lists of objects that the chart creates, which must be empty after uninstalling.
 LEFT = (
     "/api/v1/namespaces/mail/services",
     "/apis/apps/v1/namespaces/mail/deployments",
@@ -50,7 +50,7 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
 
 @pytest.fixture
 def empty(cluster: ChartCluster) -> Iterator[ChartCluster]:
-    """The API server; whatever the test leaves behind is removed."""
+    """The API server; objects that the test leaves are removed."""
     yield cluster
     cluster.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
     cluster.api.asker.ask("DELETE", CRD)
@@ -62,7 +62,7 @@ def _helm(cluster: ChartCluster, *args: str) -> str:
 
 
 def _state(cluster: ChartCluster) -> tuple[int, int, str]:
-    """The generations of the operator's Deployment and of the proxy, and who the proxy is."""
+    """The generations of the operator's Deployment and of the proxy, and the uid of the proxy."""
     deployment = cluster.api.found("Deployment", NAMESPACE, OPERATOR)["metadata"]
     proxy = cluster.api.found("MailProxy", NAMESPACE, "edge")["metadata"]
     return deployment["generation"], proxy["generation"], proxy["uid"]
@@ -78,7 +78,7 @@ def _left(cluster: ChartCluster) -> list[str]:
 
 
 def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
-    """The first one, when the cluster has never heard of the kind; then all that may follow."""
+    """A first install without the CRD in the cluster; then upgrades, rollback, uninstall, install."""
     command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--timeout", "60s", *PROXIES]
     with empty.helm.start(*command) as installing:
         empty.complete(f"{OPERATOR}-await-crd")
@@ -99,7 +99,7 @@ def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
     assert empty.is_there(CRD)
     assert empty.api.found("MailProxy", NAMESPACE, "edge")["metadata"]["uid"] == first[2]
     _helm(empty, "install", RELEASE, str(CHART), *PROXIES)
-    assert _state(empty)[1:] == first[1:], "what was kept is not what was there"
+    assert _state(empty)[1:] == first[1:], "the kept MailProxy has changed"
 
 
 def test_uninstall_without_keep_removes_everything(empty: ChartCluster) -> None:
@@ -119,7 +119,7 @@ def test_proxies_without_the_crd_are_rejected(empty: ChartCluster) -> None:
 
 
 def test_permissions_suffice_and_helm_test_passes(empty: ChartCluster) -> None:
-    """An operator with the Deployment's arguments and account makes a proxy; then ``helm test``."""
+    """An operator with the Deployment's arguments and service account creates a proxy; then ``helm test``."""
     _helm(empty, "install", RELEASE, str(CHART))
     [container] = empty.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"]["containers"]
     options = [one for one in container["args"][1:] if not one.startswith("--admin")]
@@ -165,5 +165,5 @@ def test_api_server_accepts_every_object_with_strict_validation(
         command, input=yaml.safe_dump_all(objects), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    # Of the Pod Security Standard that the namespace warns about.
+    # Warnings of the namespace's Pod Security Standard are on standard error.
     assert done.stderr == ""

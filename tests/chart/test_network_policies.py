@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's and the operator's NetworkPolicies together: our own parts reach each other."""
+"""The NetworkPolicies of the chart and of the operator together: the product's parts reach each other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESTRICTED: Object = {"networkPolicy": {"enabled": True}}
 
 
 def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
-    """The operator's pod, and what it renders with, by its arguments and variables."""
+    """The operator's pod, and the platform settings from its arguments and variables."""
     deployment = named(objects, "Deployment")
     namespace = deployment["metadata"]["namespace"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
@@ -36,7 +36,7 @@ def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
 
 
 def _proxy(platform: Platform, **spec: Any) -> tuple[Peer, list[Object]]:
-    """A proxy's pod in the namespace mail, and the policies that its operator makes."""
+    """A proxy's pod in the namespace mail, and the policies that the operator renders for it."""
     objects = list(render(planned(Resource.read(body(**spec)), platform)))
     [workload] = of_kind(objects, "Deployment") + of_kind(objects, "DaemonSet")
     return Peer.of("mail", workload["spec"]["template"]), of_kind(objects, "NetworkPolicy")
@@ -53,7 +53,7 @@ def test_operator_reads_the_configuration_of_pods_with_a_network_policy(
     target, policies = _proxy(platform, mode=mode, networkPolicy=asked)
     everything = [*policies, *of_kind(objects, "NetworkPolicy")]
     assert lets_through(everything, operator, target, ADMIN)
-    # And nobody else: not from elsewhere with the operator's labels, nor from beside it without them.
+    # Neither pods of another namespace with the operator's labels, nor pods of its namespace without them.
     for other in (Peer("elsewhere", operator.labels, {}), Peer(operator.namespace, {"app": "x"}, {})):
         assert lets_through(everything, other, target, ADMIN) == bool(metrics_from)
 
@@ -95,7 +95,7 @@ def test_api_server_reaches_the_webhook(helm: Helm) -> None:
 
 
 def test_without_operator_namespace_policy_selects_by_labels_only() -> None:
-    """As `render` prints it, and as an operator outside of the cluster applies it."""
+    """As in the output of ``render``, and with an operator outside of the cluster."""
     target, policies = _proxy(Platform(), networkPolicy={"enabled": True})
     labels = {"mailproxy.dev/component": "operator"}
     assert lets_through(policies, Peer("anywhere", labels, {}), target, ADMIN)
@@ -103,7 +103,7 @@ def test_without_operator_namespace_policy_selects_by_labels_only() -> None:
 
 
 def test_proxy_reaches_the_name_servers_of_its_resolver() -> None:
-    """Also those that answer on another port than 53."""
+    """Also on other ports than 53."""
     resolver = {"addresses": ["10.0.0.1:5353", "[fd00::1]:5300", "10.0.0.2"]}
     mail = {"authHttp": "http://auth.mail.svc:9000/auth", "resolver": resolver}
     source, policies = _proxy(Platform(), networkPolicy={"enabled": True}, mail=mail)

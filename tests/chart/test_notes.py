@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Helm says after an install: the next step works, and what is dangerous or missing is said."""
+"""Helm's notes after an installation: the next step is valid, and warnings are printed where they apply."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the chart renders, over values and versions of Kubernetes."""
+"""The objects that the chart renders, for several values and versions of Kubernetes."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ GIVEN: Object = {"webhook": {"enabled": True, "certificateSecret": "webhook-tls"
 
 @pytest.mark.parametrize("case", ["webhook", "webhook with a Secret", "given"])
 def test_helm_never_writes_the_ca_bundle(helm: Helm, case: str) -> None:
-    """What two write is a conflict with server-side apply, which Helm 4 does."""
+    """A field with two writers is a conflict with server-side apply, which Helm 4 uses."""
     objects = helm.objects({**MATRIX, "given": GIVEN}[case])
     for webhook in named(objects, "MutatingWebhookConfiguration")["webhooks"]:
         assert "caBundle" not in webhook["clientConfig"]
@@ -226,14 +226,14 @@ def test_webhook_policy_and_timeout_come_from_the_values(helm: Helm) -> None:
     ],
 )
 def test_webhook_defaults_to_two_replicas(helm: Helm, values: Object, replicas: int) -> None:
-    """Pods are created without their sidecar, or not at all, while none answers."""
+    """Without a running operator, pods are created without their sidecar, or rejected."""
     objects = helm.objects(values)
     assert named(objects, "Deployment")["spec"]["replicas"] == replicas
     assert bool(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
 
 
 def test_operator_parses_every_argument_of_the_chart(helm: Helm) -> None:
-    """The chart and the program are of one version: what one says, the other knows."""
+    """The chart and the operator have the same version, so every argument must exist."""
     for values in MATRIX.values():
         objects = helm.objects(values, "--kube-version", "1.36")
         arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -288,7 +288,7 @@ def test_two_releases_in_one_namespace_have_two_leases(helm: Helm) -> None:
 
 
 def test_lease_is_owned_by_the_leader_pod(helm: Helm) -> None:
-    """So it is collected with the pods of a release that is uninstalled."""
+    """So it is deleted with the pods of a release that is uninstalled."""
     [container] = _pod(helm, {})["containers"]
     paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"]}
     pod = {"metadata.namespace": "mail", "metadata.name": "op-0", "metadata.uid": "u"}
@@ -312,7 +312,7 @@ def test_extra_values_are_rendered(helm: Helm) -> None:
 
 
 def test_security_context_fields_can_be_changed_and_removed(helm: Helm) -> None:
-    """OpenShift chooses the user itself, and refuses a pod that names another one."""
+    """OpenShift assigns the user, and rejects a pod with another one."""
     values = {
         "podSecurityContext": {
             "runAsUser": None,
@@ -389,7 +389,7 @@ def test_helm_lint_passes(helm: Helm, case: str) -> None:
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
 def test_proxy_pods_get_the_pull_policy_of_the_values(helm: Helm, policy: str) -> None:
-    """A cluster whose nodes have the image, and no registry to pull ``latest`` from."""
+    """As in a cluster whose nodes have the image, without a registry for ``latest``."""
     values: Object = {"proxyImage": {"tag": "latest", "pullPolicy": policy}}
     [container] = named(helm.objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {})

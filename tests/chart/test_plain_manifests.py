@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``deploy/`` is the chart without Helm: generated from it, and applied over what 0.1.0 has installed."""
+"""The plain manifests of ``deploy/`` are generated from the chart, and apply over those of 0.1.0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "charts"))
 from plain_manifests import DEPLOY, NAMESPACE, RELEASE, pages  # type: ignore[import-not-found]
 
 RELEASED = Path(__file__).parent / "data/operator-0.1.0.yaml"
-"""``deploy/operator.yaml`` as 0.1.0 had it, written by hand."""
+"""``deploy/operator.yaml`` of release 0.1.0, which was not generated."""
 
 
 def _documents(path: Path) -> list[Object]:
@@ -35,7 +35,7 @@ def test_plain_manifests_are_fresh(helm: Helm) -> None:
 
 
 def test_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
-    """Whatever it is about: there is no list of what is compared."""
+    """Any change: the comparison covers whole objects."""
 
     def render(values: Object) -> list[Object]:
         objects = release_objects(helm, RELEASE, NAMESPACE, values)
@@ -47,7 +47,7 @@ def test_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
 
 
 def test_deployment_selector_equals_that_of_release_0_1_0() -> None:
-    """It cannot be changed: an apply over it would be refused."""
+    """The API server rejects a change of a selector."""
     now, before = (named(_documents(path), "Deployment") for path in (DEPLOY / "operator.yaml", RELEASED))
     assert now["spec"]["selector"] == before["spec"]["selector"]
     assert (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that are wrong are refused with a message that names them; the pages about values are fresh."""
+"""Invalid values are rejected with a message that names them; the generated pages of values are fresh."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        # a typo in a key
+        # misspelt keys
         ({"replicsa": 2}, "replicsa"),
         ({"metrics": {"podMonitr": {}}}, "podMonitr"),
         ({"metrics": {"podMonitor": {"enable": True}}}, "enable"),
         ({"proxies": {"edge": {"spec": SERVERS, "nmespace": "a"}}}, "nmespace"),
         ({"extraEnv": [{"nam": "A"}]}, "nam"),
-        # a wrong type, or a value outside of what makes sense
+        # wrong types, and values out of range
         ({"replicas": "two"}, "/replicas"),
         ({"replicas": 0}, "/replicas"),
         ({"crds": {"keep": "maybe"}}, "/crds/keep"),
@@ -95,7 +95,7 @@ def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], 
     "example", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_example_is_valid_in_the_values(helm: Helm, example: Path) -> None:
-    """What the API server takes, the schema of the values takes."""
+    """The schema of the values accepts whatever the API server accepts."""
     [found] = [one for one in documents(example.read_text()) if one["kind"] == "MailProxy"]
     [made] = of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
     assert made["spec"] == found["spec"]
@@ -109,8 +109,7 @@ def test_schema_has_exactly_the_values() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     assert _undeclared(schema, defaults) == []
-    # Helm itself adds "global" to the values of a chart that another one contains, and hands on "enabled",
-    # by which that one decides whether it does.
+    # Helm adds "global" to the values of a subchart, and passes on "enabled", the parent chart's condition.
     assert schema["properties"].keys() - defaults.keys() == {"global", "enabled"}
 
 
@@ -134,7 +133,7 @@ def _leaves(tree: dict[str, Any], listed: set[str], path: str = "") -> list[str]
     found: list[str] = []
     for key, value in tree.items():
         name = f"{path}{key}"
-        # What is described as a whole needs no word about its parts.
+        # A value with a comment needs no comments on its parts.
         inside = isinstance(value, dict) and value and name not in listed
         found += _leaves(value, listed, f"{name}.") if inside else [name]
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Dockerfile, its lists of packages and ``.dockerignore`` say."""
+"""The Dockerfile, its lists of packages, and ``.dockerignore``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PINNED = re.compile(r"^([a-z0-9][a-z0-9._-]*)==\S+")
 
 
 def _pinned(name: str) -> dict[str, int]:
-    """How many hashes each package of a list has."""
+    """The number of hashes of each package of a list."""
     found: dict[str, int] = {}
     for line in (IMAGES / f"requirements-{name}.txt").read_text().splitlines():
         if pinned := PINNED.match(line):
@@ -46,7 +46,7 @@ def test_every_package_is_pinned_by_its_hashes(name: str) -> None:
 
 @pytest.mark.parametrize("image", LISTS)
 def test_locked_lists_have_every_dependency(image: str) -> None:
-    """One that was forgotten is found when the image is built; an outdated list here."""
+    """Direct dependencies only; a missing indirect one is found when the image is built."""
     command = [sys.executable, str(IMAGES / "wanted.py"), image]
     asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in asked}
@@ -114,7 +114,7 @@ def test_images_have_the_same_instructions_and_environment(dockerfile: Dockerfil
 
 
 def _is_sent(path: str) -> bool:
-    """Whether ``.dockerignore`` lets a file into the build: the last line that fits decides."""
+    """Whether a file is in the build context: the last matching line of ``.dockerignore`` decides."""
     parts = path.split("/")
     ways = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
     sent = True

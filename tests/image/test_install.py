@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pip install mailproxy``: a wheel, installed into an environment that has nothing else."""
+"""``pip install mailproxy``: the wheel in an empty virtual environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OFFLINE: Final = ("Could not find a version that satisfies", "Temporary failure 
 
 @pytest.fixture(scope="module")
 def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are after ``pip install .``, without extras."""
+    """The folder of the programs after ``pip install .``, without extras."""
     folder = tmp_path_factory.mktemp("install")
     sources = folder / "sources"
     for name in ("operator", "proxy"):
@@ -55,7 +55,7 @@ def test_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Path) -
     for arguments in (["check", "-f", file], ["convert", file]):
         done = run(bin_folder / "mailproxy", *arguments)
         assert done.returncode == 0, done.stderr
-    # An address that is none of this machine's: it gets as far as opening its listeners.
+    # An address of another machine: the proxy starts, and fails to open its listener.
     file.write_text(CONFIGURATION.replace("127.0.0.1:1143", "192.0.2.1:1143"))
     done = run(bin_folder / "mailproxy", "run", "-f", file, "--admin", "127.0.0.1:0")
     assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr

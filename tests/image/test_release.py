@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release needs: one version everywhere, the licence, the bills of materials."""
+"""A release: one version everywhere, the licence, the bills of materials, image names."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_licence_files_are_complete() -> None:
 
 @pytest.mark.parametrize("name", VERSIONED)
 def test_version_is_the_same_in_every_file(name: str) -> None:
-    """Whatever looks like a version of ours, on its own line or as the tag of an image."""
+    """Every version of MailProxy, on its own line or as the tag of an image."""
     text = (ROOT / name).read_text()
     found = re.findall(r"(?im)^(?:ARG )?(?:appVersion|version)\s*[:=]\s*\"?(\d[\w.+-]*)", text)
     found += re.findall(r"mailproxy/mailproxy(?:-operator)?:([\w.+-]+)", text)
@@ -92,7 +92,7 @@ def test_make_writes_the_bills_of_materials(image: str, tmp_path: Path) -> None:
 
 
 def test_make_tags_images_with_the_names_of_the_chart() -> None:
-    """So that a node that has them needs no registry."""
+    """So a node that has the images needs no registry."""
     printed = subprocess.run(
         ["make", "-n", "images"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dockerfile's steps, done one by one: what is in the images, and that their programs start in them."""
+"""The steps of the Dockerfile, run one by one: the contents of the images, and the start of their programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.servers.programs import Ports
 
 pytestmark = pytest.mark.interop
 
-# Told by a shell in the image: who am I, is the tree read-only, is the health check content, what is the end?
+# Printed by a shell in the image: the user, whether the root is read-only, the health check, the exit code.
 WATCH_THE_PROXY = """
 id -u; id -g
 touch /opt/mailproxy/x 2>/dev/null && echo "can be written to"
@@ -77,13 +77,13 @@ def test_bytecode_is_compiled_with_unchecked_hashes(replay: Replay, stage: str) 
     [package] = (replay.layer(stage) / "opt/mailproxy/lib").glob("python3.*/site-packages/mailproxy_config")
     compiled = list((package / "__pycache__").glob("*.pyc"))
     assert len(compiled) == len(list(package.glob("*.py")))
-    # The flags of PEP 552: made from a hash, which is not checked.
+    # The flags of PEP 552: hash-based, and the hash is not checked.
     assert {path.read_bytes()[4:8] for path in compiled} == {b"\1\0\0\0"}
 
 
 @pytest.fixture
 def configured(replay: Replay) -> Iterator[Path]:
-    """The configuration that the operator would mount."""
+    """The configuration as the operator mounts it."""
     resource = Resource.read(
         body(servers=[server("imap", "imap", 1143)], drain={"delay": "0s", "timeout": "1s"})
     )
@@ -111,7 +111,7 @@ def test_proxy_starts_unprivileged_with_read_only_root(replay: Replay, dockerfil
 async def test_operator_starts_unprivileged_with_read_only_root(
     replay: Replay, dockerfile: Dockerfile
 ) -> None:
-    """With the arguments that the chart gives it, against an emulated API server."""
+    """With the arguments of the chart, and an emulated API server."""
     port = Ports().take()
     entry = dockerfile.stages["operator"].last("ENTRYPOINT").words()
     kubeconfig = replay.layer("operator") / "kubeconfig"

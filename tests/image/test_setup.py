@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make`` on a fresh machine: what is missing is named, and a half-made environment is made anew."""
+"""``make`` on a fresh machine: missing programs are reported, and an incomplete environment is created again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PRETENDING: Final = """#!/bin/sh
-# An interpreter that is not as the real one: {what}
+# A modified interpreter: {what}
 shift
 exec {python} -c 'import sys; {what}; exec(sys.argv[1])' "$1"
 """
@@ -27,7 +27,7 @@ def _interpreter(folder: Path, what: str) -> Path:
 
 
 def _make(target: str, python: Path | str, venv: Path) -> subprocess.CompletedProcess[str]:
-    """Without an index: what has to be downloaded is not."""
+    """Run ``make`` without a package index, so that nothing is downloaded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE"))}
     return subprocess.run(
         ["make", "-s", target, f"PYTHON={python}", f"VENV={venv}"],
@@ -60,7 +60,7 @@ def test_missing_python_is_reported(tmp_path: Path) -> None:
 
 
 def _half_made(venv: Path) -> None:
-    """What ``python -m venv`` leaves behind where ensurepip is missing."""
+    """Create what ``python -m venv`` leaves behind if ensurepip is missing."""
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text("home = /nowhere\n")
     (venv / "bin/python").symlink_to("/nowhere/python3")
@@ -68,7 +68,7 @@ def _half_made(venv: Path) -> None:
 
 @pytest.mark.parametrize("stamp", ["", ".installed", ".installed-demo"])
 def test_incomplete_environment_is_created_again(tmp_path: Path, stamp: str) -> None:
-    """Also where it was complete once, and its interpreter has gone."""
+    """Also if it was complete, and its interpreter was removed."""
     venv = tmp_path / "venv"
     _half_made(venv)
     if stamp:

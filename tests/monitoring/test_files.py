@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of ``deploy/monitoring``: fresh, valid, and of use to a real Prometheus."""
+"""The files of ``deploy/monitoring`` are fresh and valid, and work with a real Prometheus."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from support.sidecars import pod
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 CRD = MONITORING.parent / "crd.yaml"
 
-# What Kubernetes tells Prometheus about a pod of the MailProxy "edge" in namespace "mail".
+# The meta labels of Prometheus' service discovery for a pod of the MailProxy "edge" in namespace "mail".
 POD = {
     "__meta_kubernetes_namespace": "mail",
     "__meta_kubernetes_pod_name": "edge-0",
     "__meta_kubernetes_pod_container_port_name": "admin",
     "__meta_kubernetes_pod_label_mailproxy_dev_proxy": "edge",
     "__meta_kubernetes_pod_annotation_prometheus_io_scrape": "true",
-    # A sidecar's pod may have the path of its application here.
+    # In a sidecar's pod, this may be the path of the application.
     "__meta_kubernetes_pod_annotation_prometheus_io_path": "/elsewhere",
 }
 
@@ -86,9 +86,9 @@ def test_promtool_accepts_the_static_configuration(needs: Needs) -> None:
 
 @pytest.mark.interop
 def test_annotated_pods_are_discovered_with_their_labels(needs: Needs, busy: Places, tmp_path: Path) -> None:
-    """With what Kubernetes says about a pod, the target gets the labels that dashboards and alerts need."""
+    """From its meta labels, a target gets the labels that dashboards and alerts need."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
-    del scrape["kubernetes_sd_configs"]  # a Prometheus may be built without it
+    del scrape["kubernetes_sd_configs"]  # Prometheus may be built without Kubernetes
     admin = busy.proxies[0].admin
     unwanted = [
         {**POD, "__meta_kubernetes_pod_container_port_name": "imap-143"},
@@ -121,12 +121,12 @@ def test_pod_monitor_for_all_proxies_sets_the_same_job() -> None:
 
 
 def _snake(relabeling: dict[str, Any]) -> dict[str, Any]:
-    """Write a relabeling of a PodMonitor as Prometheus itself has it."""
+    """Convert a relabeling of a PodMonitor to that of a Prometheus configuration."""
     return {re.sub("[A-Z]", lambda one: f"_{one[0].lower()}", key): it for key, it in relabeling.items()}
 
 
 def test_every_proxy_pod_has_the_label_of_the_scrape_files() -> None:
-    """A sidecar's pod as well as those of a workload."""
+    """In every mode, including sidecars."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
     [selector] = scrape["kubernetes_sd_configs"][0]["selectors"]
     [expression] = _read("scrape/podmonitor.yaml")["spec"]["selector"]["matchExpressions"]

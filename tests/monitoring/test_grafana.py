@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboards are what a current Grafana stores: no unknown field, none missing, no wrong value."""
+"""The dashboards match Grafana's schema: no unknown, missing or invalid field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in (MONITORING / "dashboards").glob("*.json")}
 SCHEMA = json.loads((Path(__file__).parent / "grafana/dashboard.schema.json").read_text())
 
-# A query to a data source of the type prometheus, as far as Grafana stores it.
+# The stored fields of a query to a data source of the type prometheus.
 QUERY = {
     "type": "object",
     "required": ["refId", "expr"],
@@ -44,10 +44,10 @@ def _complaints(part: str, found: Any) -> list[str]:
 
 
 def complaints(dashboard: dict[str, Any]) -> list[str]:
-    """Everything that Grafana would not have stored so."""
+    """All deviations from Grafana's schema."""
     whole = copy.deepcopy(dashboard)
     for variable in whole["templating"]["list"]:
-        variable.pop("definition", None)  # stored with a query variable, though no type tells of it
+        variable.pop("definition", None)  # stored with a query variable, but not in the schema
     panels = whole.pop("panels")
     queries = [query for panel in panels for query in panel.get("targets", [])]
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about monitoring names what there is."""
+"""docs/monitoring.md lists every alert and recording rule, and the pictures show every panel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules, tried by promtool: what is recorded has the right value, alerts fire on the data they are for."""
+"""Unit tests of the rules with promtool: recorded values are right, and alerts fire only on their data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Series = list[tuple[str, str]]
 
 
 def _buckets(metric: str, labels: str) -> Series:
-    """A hundred observations a minute, half of them below a second, all of them below two."""
+    """A histogram with 100 observations per minute, half of them below 1 second, all below 2."""
     return [
         (f'{metric}_bucket{{{labels}, le="1"}}', "0+50x20"),
         (f'{metric}_bucket{{{labels}, le="2"}}', "0+100x20"),
@@ -35,7 +35,7 @@ def _buckets(metric: str, labels: str) -> Series:
     ]
 
 
-# record -> what there is, the labels of what is recorded, its value after ten minutes
+# recording rule -> input series, labels of the recorded series, its value after ten minutes
 RECORDED: dict[str, tuple[Series, str, float]] = {
     "namespace_job_protocol_result:mailproxy_logins:rate5m": (
         [
@@ -84,23 +84,23 @@ RECORDED: dict[str, tuple[Series, str, float]] = {
 }
 
 OPERATOR_POD = 'namespace="system", job="op", pod="op-0"'
-# As Prometheus has it without honorLabels: the pod's namespace is that of the operator.
+# As scraped without honorLabels: the label namespace is that of the operator's pod.
 CONDITION = f'mailproxy_operator_condition{{{OPERATOR_POD}, exported_namespace="mail", name="edge"'
 RESOURCES = f'mailproxy_operator_resources{{{OPERATOR_POD}, ready="true"}}'
 RECONCILES = f"mailproxy_operator_reconciles_total{{{OPERATOR_POD}"
 LEADER = f"mailproxy_operator_leader{{{OPERATOR_POD}}}"
 STANDBY = LEADER.replace("op-0", "op-1")
 
-# alert -> data on which it fires after 90 minutes, several cases in which it does not
+# alert -> input series on which it fires after 90 minutes, and cases in which it does not fire
 OPERATOR: dict[str, tuple[Series, list[Series]]] = {
     "MailProxyOperatorNotReconciling": (
         [(RESOURCES, "3x100"), (f'{RECONCILES}, result="ok"}}', "5x100")],
         [
             # a fresh installation without resources
             [(RESOURCES, "0x100"), (f'{RECONCILES}, result="ok"}}', "0x100")],
-            # one that has begun a quarter of an hour ago, with its first resource
+            # an operator that started 15 minutes ago, with its first resource
             [(RESOURCES, "_x75 1x100"), (f'{RECONCILES}, result="ok"}}', "_x75 1x100")],
-            # a resync every ten minutes, which finds a resource that its user has to mend
+            # a resync every ten minutes, with a resource that is not valid
             [
                 (RESOURCES, "1x100"),
                 (f'{RECONCILES}, result="hopeless"}}', " ".join(f"{n}x9" for n in range(12))),
@@ -119,7 +119,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
                 (f'{RECONCILES}, result="retry"}}', "0+60x100"),
                 (f'{RECONCILES}, result="error"}}', "0+6x100"),
             ],
-            # resources that their users have to mend
+            # resources that are not valid
             [
                 (f'{RECONCILES}, result="ok"}}', "0+6x100"),
                 (f'{RECONCILES}, result="hopeless"}}', "0+60x100"),
@@ -136,7 +136,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
         [
             [(f'{CONDITION}, type="Ready", status="True"}}', "1x100")],
             [(f'{CONDITION}, type="Reconciling", status="False"}}', "1x100")],
-            # gone, and back
+            # not running, then running again
             [(f'{CONDITION}, type="Ready", status="False"}}', "1x85 0x20")],
         ],
     ),
@@ -159,7 +159,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
 
 
 def _judged(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[str, Any]) -> str:
-    """Have promtool run one unit test; gives what it says."""
+    """Run one unit test with promtool, and return its output."""
     promtool = needs("promtool")
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [{"interval": "1m", **test}]}
@@ -175,7 +175,7 @@ def _series(series: Series) -> list[dict[str, str]]:
 @pytest.mark.parametrize("record", RECORDED)
 def test_recording_rules_have_expected_values(needs: Needs, tmp_path: Path, record: str) -> None:
     series, labels, value = RECORDED[record]
-    # Rounded, for promtool compares floats bit by bit; that takes the name away.
+    # Rounded, because promtool compares floats exactly; rounding removes the name.
     expected = {"labels": f"{{{labels}}}", "value": value}
     asked = {"expr": f"round({record}, 0.001)", "eval_time": "10m", "exp_samples": [expected]}
     test = {"input_series": _series(series), "promql_expr_test": [asked]}
@@ -185,7 +185,7 @@ def test_recording_rules_have_expected_values(needs: Needs, tmp_path: Path, reco
 def _firing(
     needs: Needs, folder: Path, rules: dict[str, Any], series: Series, alert: str, minute: int
 ) -> str:
-    """Return which alerts of a name fire: promtool shows what it did not expect."""
+    """Return the firing alerts of a name, from promtool's message about unexpected alerts."""
     folder.mkdir()
     firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
     asked = {"expr": firing, "eval_time": f"{minute}m", "exp_samples": []}
@@ -207,7 +207,7 @@ def test_operator_alerts_fire_only_on_their_data(needs: Needs, tmp_path: Path, a
 
 @pytest.mark.interop
 def test_resource_alerts_work_with_honor_labels(needs: Needs, tmp_path: Path) -> None:
-    """With honorLabels, as the chart's monitors have it."""
+    """With honorLabels, as in the chart's monitors."""
     series = 'mailproxy_operator_condition{namespace="mail", name="edge", type="Ready", status="False"}'
     said = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
     assert 'mailproxy="edge"' in said
@@ -226,7 +226,7 @@ def test_missing_operator_is_down(needs: Needs, tmp_path: Path) -> None:
 
 
 def _of(name: str, series: Series) -> Series:
-    """The data on which an alert fires, as that of another MailProxy."""
+    """The input series of an alert, with the labels of another MailProxy."""
     job = f'namespace="{name}", mailproxy="edge", job="{name}/edge"'
     return [(one.replace('job="mail/edge"', job), values) for one, values in series]
 
@@ -235,7 +235,7 @@ def _of(name: str, series: Series) -> Series:
 @pytest.mark.parametrize("alert", SERIES)
 def test_two_proxies_have_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
     series = [*_of("a", SERIES[alert]), *_of("b", SERIES[alert])]
-    # What makes a hash or a certificate of one proxy strange must not come from the other one.
+    # A hash or a certificate of one proxy must not be compared with those of the other.
     said = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
     for namespace in ("a", "b"):
         assert f'mailproxy="edge", namespace="{namespace}"' in said, said
@@ -254,7 +254,7 @@ def test_config_skew_compares_pods_of_one_proxy(needs: Needs, tmp_path: Path) ->
 
 
 def _rollout(old_minutes: int, drain_minutes: int) -> Series:
-    """From minute 20 on a pod of the next configuration; the old one goes on, then drains."""
+    """From minute 20 on, a pod has the next configuration; the old pod continues, then drains."""
     old, new = (f'{POD.replace("edge-0", name)}, mailproxy="edge"' for name in ("old", "new"))
     return [
         (f'mailproxy_config_info{{{old}, hash="a"}}', f"1x{20 + old_minutes + drain_minutes}"),
@@ -276,7 +276,7 @@ def test_rollout_is_not_a_config_skew(needs: Needs, tmp_path: Path) -> None:
 
 @pytest.mark.interop
 def test_proxies_with_their_own_jobs_are_not_down(needs: Needs, tmp_path: Path) -> None:
-    """Those that are found by their annotations have NAMESPACE/NAME as their job, not one for all."""
+    """Proxies that are discovered by annotations have NAMESPACE/NAME as their job, not a common one."""
     job = 'namespace="mail", mailproxy="edge", job="mail/edge"'
     rules, alert = plain_rules(), "MailProxyDown"
     one_of_two: Series = [(f'up{{{job}, pod="a"}}', "1x90"), (f'up{{{job}, pod="b"}}', "0x90")]
