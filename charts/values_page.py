@@ -26,8 +26,8 @@ _MARK = "# -- "
 _README = """\
 # mailproxy-operator
 
-This chart installs the operator of MailProxy, which runs SMTP, IMAP and POP3 proxies with nginx's mail directives from a custom
-resource. It needs Kubernetes 1.29 or newer, and Helm 3 or 4.
+This chart installs the operator of MailProxy, which runs SMTP, IMAP and POP3 proxies with nginx's mail
+directives from a custom resource. It needs Kubernetes 1.29 or newer, and Helm 3 or 4.
 
 ```sh
 helm install mailproxy-operator charts/mailproxy-operator --namespace mailproxy-system --create-namespace
@@ -51,8 +51,8 @@ _REFERENCE = """\
 
 Generated from `charts/mailproxy-operator/values.yaml` by `python charts/values_page.py`; do not edit.
 
-This page lists all values of the chart. The chart rejects unknown keys, values of the wrong type, and values that contradict
-each other.
+This page lists all values of the chart. The chart rejects unknown keys, values of the wrong type, and values
+that contradict each other.
 
 """
 

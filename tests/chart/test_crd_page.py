@@ -37,7 +37,7 @@ def test_crd_page_lists_every_field(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "expected"),
     [
         ({"type": "boolean"}, "`true` \\| `false`"),
         ({"enum": ["V1", "V2"]}, "`V1` \\| `V2`"),
@@ -50,5 +50,5 @@ def test_crd_page_lists_every_field(part: str) -> None:
         ({"type": "string", "format": "date-time"}, "date-time"),
     ],
 )
-def test_kind_describes_a_schema(schema: Schema, said: str) -> None:
-    assert kind(schema) == said
+def test_kind_describes_a_schema(schema: Schema, expected: str) -> None:
+    assert kind(schema) == expected

@@ -158,6 +158,6 @@ def test_every_command_of_ours_parses(program: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", _of("helm"))
 def test_every_helm_option_exists(helm: Helm, words: list[str]) -> None:
-    known = helm.good(words[0], "--help")
+    known = helm.check_output(words[0], "--help")
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert {option for option in options if not re.search(rf"(^|[\s,]){option}\b", known)} == set()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from support.helm import ROOT
-from support.helm_schemas import VERSIONS, faults, violations
+from support.helm_schemas import VERSIONS, pod_security_violations, schema_errors
 from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import proxy as proxies
@@ -39,8 +39,8 @@ def _of_kind(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_example_objects_are_valid_and_restricted(version: str) -> None:
     objects = [one for one in EXAMPLE if one["kind"] != "MailProxy"]
-    assert [fault for one in objects for fault in faults(one, version)] == []
-    assert violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
+    assert [fault for one in objects for fault in schema_errors(one, version)] == []
+    assert pod_security_violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
 
 
 def test_auth_http_is_the_address_of_the_service() -> None:
@@ -108,5 +108,5 @@ def test_wrong_password_is_logged_as_on_the_page(first: tuple[Proxy, int]) -> No
     with pytest.raises(imaplib.IMAP4.error):
         client.login("alice", "guessed")
     client.shutdown()
-    said = proxy.event("session", user="alice", result="upstream_denied")
-    assert f'"result":"{said["result"]}"' in PAGE
+    event = proxy.event("session", user="alice", result="upstream_denied")
+    assert f'"result":"{event["result"]}"' in PAGE

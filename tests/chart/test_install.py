@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.helm import CHART, Helm, Object, given, of_kind
+from support.helm import CHART, Helm, Object, objects_of_kind, value_options
 from support.helm_cluster import CRD, NAMESPACE, RELEASE, ChartCluster, chart_cluster
 from support.kube_cluster import Operator
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
@@ -23,7 +23,7 @@ SPEC: Object = {
     "mail": {"serverName": "mail.example.com", "authHttp": "http://auth.mail.svc:9000/auth"},
     "servers": [{"name": "imap", "protocol": "imap", "listen": [{"port": 143}]}],
 }
-PROXIES = given({"proxies": {"edge": {"spec": SPEC}}})
+PROXIES = value_options({"proxies": {"edge": {"spec": SPEC}}})
 OPERATOR = "mp-mailproxy-operator"
 # The lists of objects that the chart creates, which must be empty after uninstalling.
 LEFT = (
@@ -54,11 +54,11 @@ def empty(cluster: ChartCluster) -> Iterator[ChartCluster]:
     yield cluster
     cluster.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
     cluster.api.asker.ask("DELETE", CRD)
-    eventually(lambda: not cluster.is_there(CRD), "the CRD to be gone")
+    eventually(lambda: not cluster.exists(CRD), "the CRD to be gone")
 
 
 def _helm(cluster: ChartCluster, *args: str) -> str:
-    return cluster.helm.good(*args, "--namespace", NAMESPACE)
+    return cluster.helm.check_output(*args, "--namespace", NAMESPACE)
 
 
 def _state(cluster: ChartCluster) -> tuple[int, int, str]:
@@ -81,10 +81,10 @@ def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
     """A first install without the CRD in the cluster; then upgrades, rollback, uninstall, install."""
     command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--timeout", "60s", *PROXIES]
     with empty.helm.start(*command) as installing:
-        empty.complete(f"{OPERATOR}-await-crd")
-        said, _ = installing.communicate(timeout=60)
-    assert installing.returncode == 0, said
-    assert "mailp/edge" in said
+        empty.run_job(f"{OPERATOR}-await-crd")
+        output, _ = installing.communicate(timeout=60)
+    assert installing.returncode == 0, output
+    assert "mailp/edge" in output
     first = _state(empty)
 
     _helm(empty, "upgrade", RELEASE, str(CHART), *PROXIES)
@@ -96,7 +96,7 @@ def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
 
     _helm(empty, "uninstall", RELEASE)
     assert _left(empty) == []
-    assert empty.is_there(CRD)
+    assert empty.exists(CRD)
     assert empty.api.found("MailProxy", NAMESPACE, "edge")["metadata"]["uid"] == first[2]
     _helm(empty, "install", RELEASE, str(CHART), *PROXIES)
     assert _state(empty)[1:] == first[1:], "the kept MailProxy has changed"
@@ -104,9 +104,9 @@ def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
 
 def test_uninstall_without_keep_removes_everything(empty: ChartCluster) -> None:
     _helm(empty, "install", RELEASE, str(CHART), "--set", "crds.keep=false")
-    assert empty.is_there(CRD)
+    assert empty.exists(CRD)
     _helm(empty, "uninstall", RELEASE)
-    eventually(lambda: not empty.is_there(CRD), "the CRD to be gone")
+    eventually(lambda: not empty.exists(CRD), "the CRD to be gone")
     assert _left(empty) == []
 
 
@@ -133,10 +133,10 @@ def test_permissions_suffice_and_helm_test_passes(empty: ChartCluster) -> None:
         eventually(lambda: empty.api.create(made).status == 201, "the kind to be served")
         eventually(lambda: empty.api.find("Deployment", NAMESPACE, "edge"), "the proxy's Deployment")
         with empty.helm.start("test", RELEASE, "--namespace", NAMESPACE, "--timeout", "60s") as testing:
-            said = empty.complete(f"{OPERATOR}-test", OPERATOR_URL=operator.admin.url)
-            assert "as a dry run: 201" in said
-            said, _ = testing.communicate(timeout=60)
-        assert testing.returncode == 0, said
+            output = empty.run_job(f"{OPERATOR}-test", OPERATOR_URL=operator.admin.url)
+            assert "as a dry run: 201" in output
+            output, _ = testing.communicate(timeout=60)
+        assert testing.returncode == 0, output
     finally:
         operator.stop()
     assert [one["metadata"]["name"] for one in empty.api.list("MailProxy", NAMESPACE)] == ["edge"]
@@ -158,7 +158,7 @@ def test_api_server_accepts_every_object_with_strict_validation(
         **more,
     }
     objects = cluster.helm.objects(values, "--kube-version", "1.36")
-    assert of_kind(objects, "NetworkPolicy")
+    assert objects_of_kind(objects, "NetworkPolicy")
     command = [str(kubectl), f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side",
                "--dry-run=server", "--validate=strict", "-f", "-"]  # fmt: skip
     done = subprocess.run(

@@ -13,7 +13,7 @@ from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
-from support.helm import CHART, ROOT, Helm, Object, given
+from support.helm import CHART, ROOT, Helm, Object, value_options
 
 UNSAFE: Object = {
     "spec": {"servers": [{"name": "imap", "listen": [{"port": 143}]}], "sysctls": {"unsafe": "Allow"}}
@@ -23,8 +23,10 @@ UNSAFE: Object = {
 def notes(helm: Helm, values: Object, *options: str) -> str:
     if helm.major == 3:
         pytest.skip("needs Helm 4: Helm 3 asks a cluster even for a trial run")
-    said = helm.good("install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *given(values), *options)
-    return said.partition("NOTES:")[2]
+    output = helm.check_output(
+        "install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *value_options(values), *options
+    )
+    return output.partition("NOTES:")[2]
 
 
 def _renders(text: str) -> bool:
@@ -38,7 +40,7 @@ def test_notes_show_a_valid_resource(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "note"),
     [
         ({"crds": {"keep": False}}, "uninstalling this release deletes every MailProxy"),
         ({"crds": {"enabled": False}}, "upgrade it yourself"),
@@ -50,9 +52,9 @@ def test_notes_show_a_valid_resource(helm: Helm) -> None:
         ({"proxies": {"edge": UNSAFE}}, "kubectl -n mail wait --for=condition=Ready mailp/edge"),
     ],
 )
-def test_note_is_printed_only_with_its_values(helm: Helm, values: Object, said: str) -> None:
-    assert said in notes(helm, values)
-    assert said not in notes(helm, {})
+def test_note_is_printed_only_with_its_values(helm: Helm, values: Object, note: str) -> None:
+    assert note in notes(helm, values)
+    assert note not in notes(helm, {})
 
 
 def test_install_page_shows_valid_resources() -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mailproxy_operator.cli import _parser as operator_arguments
-from support.helm import ROOT, Helm, Object, named, release_objects
+from support.helm import ROOT, Helm, Object, find_object, release_objects
 from support.helm_cluster import ChartCluster, chart_cluster
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
 from support.kubectl import Kubectl, find_kubectl
@@ -39,7 +39,9 @@ def test_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
 
     def render(values: Object) -> list[Object]:
         objects = release_objects(helm, RELEASE, NAMESPACE, values)
-        named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"] = "x"
+        find_object(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"][0][
+            "name"
+        ] = "x"
         return objects
 
     changed = {path.name for path, content in pages(render).items() if path.read_text() != content}
@@ -48,7 +50,9 @@ def test_change_of_the_chart_changes_the_plain_manifests(helm: Helm) -> None:
 
 def test_deployment_selector_equals_that_of_release_0_1_0() -> None:
     """The API server rejects a change of a selector."""
-    now, before = (named(_documents(path), "Deployment") for path in (DEPLOY / "operator.yaml", RELEASED))
+    now, before = (
+        find_object(_documents(path), "Deployment") for path in (DEPLOY / "operator.yaml", RELEASED)
+    )
     assert now["spec"]["selector"] == before["spec"]["selector"]
     assert (
         before["spec"]["selector"]["matchLabels"].items()
@@ -57,10 +61,12 @@ def test_deployment_selector_equals_that_of_release_0_1_0() -> None:
 
 
 def test_operator_parses_arguments_of_the_plain_manifests() -> None:
-    deployment = named(_documents(DEPLOY / "operator.yaml"), "Deployment")
+    deployment = find_object(_documents(DEPLOY / "operator.yaml"), "Deployment")
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     options = operator_arguments().parse_args(container["args"])
-    image = named(_documents(RELEASED), "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"][0]
+    image = find_object(_documents(RELEASED), "Deployment")["spec"]["template"]["spec"]["containers"][0][
+        "env"
+    ][0]
     assert options.image == image["value"]
 
 
@@ -79,12 +85,12 @@ def test_plain_manifests_apply_over_release_0_1_0(cluster: ChartCluster, tmp_pat
     if program is None:
         pytest.skip("needs kubectl")
     kubectl = Kubectl(program, cluster.kubeconfig)
-    said = kubectl("apply", "--server-side", "-f", str(RELEASED))
-    assert "error" not in said.lower(), said
-    said = kubectl("apply", "--server-side", "--force-conflicts", "-k", str(DEPLOY))
-    assert "error" not in said.lower(), said
+    output = kubectl("apply", "--server-side", "-f", str(RELEASED))
+    assert "error" not in output.lower(), output
+    output = kubectl("apply", "--server-side", "--force-conflicts", "-k", str(DEPLOY))
+    assert "error" not in output.lower(), output
     live = cluster.api.found("Deployment", NAMESPACE, RELEASE)["spec"]["template"]["spec"]["containers"][0]
-    [wanted] = named(_documents(DEPLOY / "operator.yaml"), "Deployment")["spec"]["template"]["spec"][
+    [wanted] = find_object(_documents(DEPLOY / "operator.yaml"), "Deployment")["spec"]["template"]["spec"][
         "containers"
     ]
     assert live["args"] == wanted["args"]

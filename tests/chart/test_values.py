@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.helm import CHART, ROOT, Helm, documents, of_kind
+from support.helm import CHART, ROOT, Helm, load_objects, objects_of_kind
 
 sys.path.insert(0, str(ROOT / "charts"))
 from values_page import pages, values  # type: ignore[import-not-found]
@@ -65,7 +65,7 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
             "metrics.serviceMonitor.enabled needs",
         ),
         ({"webhook": {"enabled": True, "certificateSecret": "a"}}, "webhook.certificateSecret needs"),
-        ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle without"),
+        ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle needs"),
         ({"webhook": {"failurePolicy": "Maybe"}}, "/webhook/failurePolicy"),
         ({"webhook": {"timeoutSeconds": 31}}, "/webhook/timeoutSeconds"),
         ({"webhook": {"enabled": True, "port": 8080}}, "webhook.port and metrics.port"),
@@ -86,9 +86,9 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
     ],
 )
 def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], named: str) -> None:
-    said = helm.refusal(given)
+    message = helm.error_of(given)
     # Helm 3 writes a path with dots.
-    assert named in said or named.strip("/").replace("/", ".") in said
+    assert named in message or named.strip("/").replace("/", ".") in message
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], 
 )
 def test_every_example_is_valid_in_the_values(helm: Helm, example: Path) -> None:
     """The schema of the values accepts whatever the API server accepts."""
-    [found] = [one for one in documents(example.read_text()) if one["kind"] == "MailProxy"]
-    [made] = of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
+    [found] = [one for one in load_objects(example.read_text()) if one["kind"] == "MailProxy"]
+    [made] = objects_of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
     assert made["spec"] == found["spec"]
 
 
 def test_older_kubernetes_is_rejected(helm: Helm) -> None:
-    assert ">=1.29" in helm.refusal(None, "--kube-version", "1.28.9")
+    assert ">=1.29" in helm.error_of(None, "--kube-version", "1.28.9")
 
 
 def test_schema_has_exactly_the_values() -> None:

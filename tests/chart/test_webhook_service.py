@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.helm import CHART, Helm, Object, given
+from support.helm import CHART, Helm, Object, value_options
 from support.helm_cluster import (
     NAMESPACE,
     RELEASE,
@@ -52,8 +52,8 @@ def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
         pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
     address, port = own_address(), Ports().take()
     with chart_cluster(found, tmp_path_factory.mktemp("webhook"), helm, reaches_services=True) as cluster:
-        values = given({"webhook": {"enabled": True, "port": port}})
-        helm.good("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
+        values = value_options({"webhook": {"enabled": True, "port": port}})
+        helm.check_output("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
         for manifest in serving_endpoints(cluster, SERVICE, OPERATOR, address):
             _ = cluster.api.asker.ask("POST", manifest.pop("path"), manifest).good
         operator = _operator(cluster)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from support.helm import CHART, Helm, Object, given
+from support.helm import CHART, Helm, Object, value_options
 from support.helm_cluster import (
     NAMESPACE,
     RELEASE,
@@ -47,8 +47,12 @@ class Release:
     operators: list[Operator] = field(default_factory=list)
 
     def helm(self, command: str, webhook: Object, *options: str) -> None:
-        values = given({"webhook": {"enabled": True, "port": self.port, "failurePolicy": "Fail", **webhook}})
-        self.cluster.helm.good(command, RELEASE, str(CHART), "--namespace", NAMESPACE, *options, *values)
+        values = value_options(
+            {"webhook": {"enabled": True, "port": self.port, "failurePolicy": "Fail", **webhook}}
+        )
+        self.cluster.helm.check_output(
+            command, RELEASE, str(CHART), "--namespace", NAMESPACE, *options, *values
+        )
 
     def roll(self) -> None:
         """Start an operator with the Deployment's current arguments, in place of the old one."""

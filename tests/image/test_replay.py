@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of the Dockerfile, run one by one: the contents of the images, and the start of their programs."""
+"""The steps of the Dockerfile, run one by one: contents of the images, start of their programs."""
 
 from __future__ import annotations
 
@@ -136,9 +136,9 @@ async def test_operator_starts_unprivileged_with_read_only_root(
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()
-            said, _ = await asyncio.wait_for(process.communicate(), 20)
+            output, _ = await asyncio.wait_for(process.communicate(), 20)
             kubeconfig.unlink()
-        assert process.returncode == 0, said.decode()
+        assert process.returncode == 0, output.decode()
 
 
 def _kubeconfig(url: str) -> dict[str, object]:

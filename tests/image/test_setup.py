@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make`` on a fresh machine: missing programs are reported, and an incomplete environment is created again."""
+"""``make`` on a fresh machine: missing programs are reported, an incomplete environment is replaced."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
-from support.helm_schemas import faults
+from support.helm_schemas import schema_errors
 from support.needs import Needs
 from support.operator_bodies import body
 from support.prometheus_world.places import Places
@@ -79,9 +79,9 @@ def test_promtool_accepts_the_rules(needs: Needs, name: str) -> None:
 
 @pytest.mark.interop
 def test_promtool_accepts_the_static_configuration(needs: Needs) -> None:
-    said = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
-    assert "FAILED" not in said
-    assert "is valid prometheus config file syntax" in said
+    output = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
+    assert "FAILED" not in output
+    assert "is valid prometheus config file syntax" in output
 
 
 @pytest.mark.interop
@@ -117,7 +117,7 @@ def test_pod_monitor_for_all_proxies_sets_the_same_job() -> None:
     wanted = [one for one in scrape["relabel_configs"] if one.get("target_label") in {"job", "mailproxy"}]
     assert [_snake(one) for one in endpoint.pop("relabelings")] == wanted
     monitor["spec"].pop("namespaceSelector")
-    assert faults(monitor, "1.36") == []
+    assert schema_errors(monitor, "1.36") == []
 
 
 def _snake(relabeling: dict[str, Any]) -> dict[str, Any]:

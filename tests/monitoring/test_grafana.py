@@ -63,7 +63,7 @@ def test_dashboard_matches_the_grafana_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "wrong", "said"),
+    ("path", "wrong", "expected"),
     [
         (["graphToltip"], 1, "graphToltip"),
         (["templating", "list", 0, "refresh"], 7, "refresh"),
@@ -73,7 +73,7 @@ def test_dashboard_matches_the_grafana_schema(name: str) -> None:
         (["panels", 0, "colapsed"], True, "colapsed"),
     ],
 )
-def test_schema_check_finds_mistakes(path: list[Any], wrong: object, said: str) -> None:
+def test_schema_check_finds_mistakes(path: list[Any], wrong: object, expected: str) -> None:
     dashboard = copy.deepcopy(DASHBOARDS["proxies"])
     *way, last = path
     place = dashboard
@@ -81,7 +81,7 @@ def test_schema_check_finds_mistakes(path: list[Any], wrong: object, said: str) 
         place = place[step]
     place[last] = wrong
     [complaint] = complaints(dashboard)
-    assert said in complaint
+    assert expected in complaint
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)

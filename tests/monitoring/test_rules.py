@@ -196,22 +196,22 @@ def _firing(
 @pytest.mark.parametrize("alert", OPERATOR)
 def test_operator_alerts_fire_only_on_their_data(needs: Needs, tmp_path: Path, alert: str) -> None:
     fires, silent = OPERATOR[alert]
-    said = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
+    output = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
     about_a_resource = alert in {"MailProxyNotReady", "MailProxyStalled"}
-    assert f'namespace="{"mail" if about_a_resource else "system"}"' in said, said
-    assert ('mailproxy="edge"' in said) == about_a_resource, said
+    assert f'namespace="{"mail" if about_a_resource else "system"}"' in output, output
+    assert ('mailproxy="edge"' in output) == about_a_resource, output
     for number, series in enumerate(silent):
-        said = _firing(needs, tmp_path / str(number), chart_rules(), series, alert, 90)
-        assert PASSED in said, said
+        output = _firing(needs, tmp_path / str(number), chart_rules(), series, alert, 90)
+        assert PASSED in output, output
 
 
 @pytest.mark.interop
 def test_resource_alerts_work_with_honor_labels(needs: Needs, tmp_path: Path) -> None:
     """With honorLabels, as in the chart's monitors."""
     series = 'mailproxy_operator_condition{namespace="mail", name="edge", type="Ready", status="False"}'
-    said = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
-    assert 'mailproxy="edge"' in said
-    assert 'namespace="mail"' in said
+    output = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
+    assert 'mailproxy="edge"' in output
+    assert 'namespace="mail"' in output
 
 
 @pytest.mark.interop
@@ -236,9 +236,9 @@ def _of(name: str, series: Series) -> Series:
 def test_two_proxies_have_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
     series = [*_of("a", SERIES[alert]), *_of("b", SERIES[alert])]
     # A hash or a certificate of one proxy must not be compared with those of the other.
-    said = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
+    output = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
     for namespace in ("a", "b"):
-        assert f'mailproxy="edge", namespace="{namespace}"' in said, said
+        assert f'mailproxy="edge", namespace="{namespace}"' in output, output
 
 
 @pytest.mark.interop
@@ -269,8 +269,8 @@ def test_rollout_is_not_a_config_skew(needs: Needs, tmp_path: Path) -> None:
     """Pods of both configurations run for ten minutes, and the old ones drain for an hour."""
     rules, alert = plain_rules(), "MailProxyConfigSkew"
     for minute in (29, 35, 60, 90):
-        said = _firing(needs, tmp_path / str(minute), rules, _rollout(10, 60), alert, minute)
-        assert PASSED in said, said
+        output = _firing(needs, tmp_path / str(minute), rules, _rollout(10, 60), alert, minute)
+        assert PASSED in output, output
     assert alert in _firing(needs, tmp_path / "skew", rules, _rollout(40, 5), alert, 50)
 
 
