@@ -47,7 +47,7 @@ def test_every_package_is_pinned_by_its_hashes(name: str) -> None:
 @pytest.mark.parametrize("image", LISTS)
 def test_locked_lists_have_every_dependency(image: str) -> None:
     """Direct dependencies only; a missing indirect one is found when the image is built."""
-    command = [sys.executable, str(IMAGES / "wanted.py"), image]
+    command = [sys.executable, str(IMAGES / "direct_requirements.py"), image]
     asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     names = {re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in asked}
     assert names <= _pinned(image).keys(), "run: make locks"

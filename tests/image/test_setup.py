@@ -74,8 +74,8 @@ def test_incomplete_environment_is_created_again(tmp_path: Path, stamp: str) -> 
     if stamp:
         (venv / stamp).touch()
     done = _make("demo" if "demo" in stamp else "setup", sys.executable, venv)
-    assert f"{venv} is incomplete or of an older Python: making it anew" in done.stdout
-    assert "Installing MailProxy and what it needs" in done.stdout
+    assert f"{venv} is incomplete or of an older Python: creating it again" in done.stdout
+    assert "Installing MailProxy and its dependencies" in done.stdout
     assert subprocess.run([venv / "bin/python", "-c", "import pip"], check=False).returncode == 0
     assert done.returncode != 0, "there was no index"
     assert not list(venv.glob(".installed*")), "the next call installs it"
@@ -86,7 +86,7 @@ def test_foreign_folder_is_not_changed(tmp_path: Path) -> None:
     venv.mkdir()
     (venv / "letters").write_text("mine")
     done = _make("setup", sys.executable, venv)
-    assert f"{venv} is no virtual environment, and not empty" in done.stderr
+    assert f"{venv} is not a virtual environment and not empty" in done.stderr
     assert (venv / "letters").read_text() == "mine"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server for the chart.  It has no nodes; Jobs run in the test, with their service account's token."""
+"""A real API server for the chart, without nodes: Jobs run on this machine, as their service account."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ChartCluster:
         return done.stdout
 
     def _run(self, job: Object, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a Job's container in this process's environment: command, variables, service account token."""
+        """Run a Job's container on this machine: command, variables, service account token."""
         spec = job["spec"]["template"]["spec"]
         [container] = spec["containers"]
         account = self._folder / spec["serviceAccountName"]
