@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the bill of materials of an image as CycloneDX JSON: ``python deploy/images/sbom.py proxy > sbom.json``.
+"""Prints the bill of materials of an image as CycloneDX JSON: ``python deploy/images/sbom.py proxy``.
 
 Its source is the list from which the image is installed, including the hashes.
 """
