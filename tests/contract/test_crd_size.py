@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CRD fits into the annotation of plain ``kubectl apply``, as docs/install.md states."""
+"""The CRD fits into the annotation of plain ``kubectl apply``, as docs/install.md says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LARGEST_ANNOTATIONS = 256 * 1024
-"""Maximum size in bytes of all annotations of an object (``TotalAnnotationSizeLimitB`` of Kubernetes)."""
+"""Bytes of all annotations of an object together (``TotalAnnotationSizeLimitB`` of Kubernetes)."""
 
 
-def test_crd_fits_into_an_annotation() -> None:
+def test_crd_fits_into_last_applied_annotation() -> None:
     crd = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
     copy = json.dumps(crd, separators=(",", ":"))
     assert len(copy.encode()) < LARGEST_ANNOTATIONS / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules about the files of the repository: source roots, lengths, docstrings, dependencies."""
+"""Rules about files and packages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ STOP_LINES: Final = 600
 
 
 @pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
-def test_source_root_is_not_a_package(folder: str) -> None:
-    """``operator/__init__.py`` would hide the module of the standard library, and Python would not start."""
+def test_source_roots_are_not_packages(folder: str) -> None:
+    """``operator/__init__.py`` would shadow the module of the standard library."""
     assert not (ROOT / folder / "__init__.py").exists()
 
 
@@ -28,22 +28,22 @@ def test_python_starts_with_the_checkout_on_its_path() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_no_source_file_is_too_long() -> None:
+def test_no_source_file_exceeds_500_lines() -> None:
     long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := _lines(path)) > STOP_LINES}
     assert long == {}
 
 
 def test_every_package_has_a_docstring() -> None:
-    missing = [
+    silent = [
         str(path.relative_to(ROOT))
         for path in SOURCES
         if path.name == "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
     ]
-    assert missing == []
+    assert silent == []
 
 
-def test_proxy_runs_without_the_operators_libraries() -> None:
-    """The proxy's image has neither kopf nor the Kubernetes client."""
+def test_proxy_does_not_need_libraries_of_the_operator() -> None:
+    """The image of the proxy contains neither kopf nor the Kubernetes client."""
     code = (
         "import sys; sys.modules['kopf'] = sys.modules['kubernetes'] = None\n"
         "import mailproxy.app, mailproxy.cli, mailproxy.worker\n"

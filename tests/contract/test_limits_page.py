@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of docs/limits.md has an existing test or transcript."""
+"""Every row of docs/limits.md names an existing test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS: Final = pages.rows(PAGE)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
-def test_every_limit_has_all_cells_and_a_test(row: tuple[str, ...]) -> None:
+def test_rows_are_complete(row: tuple[str, ...]) -> None:
     what, bound, _default, consequence, shown = row
     assert what
     assert bound
@@ -23,16 +23,16 @@ def test_every_limit_has_all_cells_and_a_test(row: tuple[str, ...]) -> None:
     assert pages.missing(shown) == []
 
 
-def test_the_page_has_rows() -> None:
+def test_page_has_rows() -> None:
     assert len(ROWS) > 60
 
 
-def test_no_limit_is_listed_twice() -> None:
+def test_limits_are_unique() -> None:
     names = [row[0] for row in ROWS]
     assert len(names) == len(set(names))
 
 
-def test_constants_of_limits_exist() -> None:
+def test_named_constants_exist() -> None:
     sources = "\n".join(path.read_text() for path in (PAGE.parents[1] / "proxy").rglob("*.py"))
     named = {word for row in ROWS for word in pages.quoted(row[1]) if word.isupper()}
     assert named

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs that tests start: lists of packages, and skipped tests without them."""
+"""Missing programs: tests are skipped with the name of the package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_ci_installs_every_needed_package() -> None:
     assert sorted(_installed_by_ci()) == DEBIAN
 
 
-def test_contributing_page_lists_every_needed_package() -> None:
+def test_contributing_page_names_every_package() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     [command] = re.findall(r"apt install ((?:[a-z0-9-]+(?:\s|\\)+)+)", page)
     assert sorted(command.replace("\\", " ").split()) == DEBIAN
@@ -47,27 +47,27 @@ def test_every_needed_program_has_a_package() -> None:
     assert {part for parts in PARTS.values() for part in parts} <= PACKAGES.keys()
 
 
-def test_no_test_searches_programs_without_needs() -> None:
-    """Otherwise it fails, or is skipped without the name of the package."""
+def test_tests_find_programs_only_through_needs() -> None:
+    """Otherwise the test fails, or is skipped without the name of the package."""
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in TESTS.rglob("*.py")}
     found = {path for path, text in sources.items() if re.search(r"shutil\.which\(", text)}
     assert found == {"tests/support/needs.py", "tests/support/kubectl.py"}
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
-def test_missing_program_skips_and_names_its_package(name: str) -> None:
+def test_missing_program_skips_with_package_name(name: str) -> None:
     with pytest.raises(pytest.skip.Exception) as skipped:
         require(name, find=lambda one: None if one == name else f"/bin/{one}")
     assert f"needs {Path(name).name} (Debian: {PACKAGES[name]})" in str(skipped.value)
 
 
-def test_missing_part_of_a_server_skips() -> None:
-    """Without dovecot-lmtpd, Dovecot exits with a fatal error about an unknown protocol."""
+def test_missing_part_skips_before_server_starts() -> None:
+    """Dovecot without dovecot-lmtpd ends with a fatal error about an unknown protocol."""
     with pytest.raises(pytest.skip.Exception, match=r"needs lmtp \(Debian: dovecot-lmtpd\)"):
         require("dovecot", find=lambda one: None if one == "dovecot/lmtp" else f"/bin/{one}")
 
 
-def test_all_missing_packages_are_named() -> None:
+def test_all_missing_programs_are_named_together() -> None:
     with pytest.raises(pytest.skip.Exception) as skipped:
         require("dovecot", find=lambda _: None)
     assert all(package in str(skipped.value) for package in DEBIAN if package.startswith("dovecot"))

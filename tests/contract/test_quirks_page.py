@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of docs/quirks.md has a reason and an existing test, and all numbered quirks are listed."""
+"""docs/quirks.md lists every known difference from nginx, with its reason and its test."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from support import pages
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "quirks.md"
 ROWS: Final = pages.rows(PAGE)
-NUMBERED: Final = [row for row in ROWS if row[0].startswith("Q-")]
-UNNUMBERED: Final = [row for row in ROWS if not row[0].startswith("Q-")]
+KNOWN: Final = [row for row in ROWS if row[0].startswith("Q-")]
+OTHERS: Final = [row for row in ROWS if not row[0].startswith("Q-")]
 
 
-def test_every_numbered_quirk_is_listed_once() -> None:
-    assert [row[0] for row in NUMBERED] == [f"Q-{number:02}" for number in range(1, 43)]
+def test_every_known_difference_is_listed_once() -> None:
+    assert [row[0] for row in KNOWN] == [f"Q-{number:02}" for number in range(1, 43)]
 
 
-@pytest.mark.parametrize("row", NUMBERED, ids=lambda row: row[0])
-def test_numbered_quirk_has_kind_reason_and_test(row: tuple[str, ...]) -> None:
-    _, kind, *texts, shown = row
+@pytest.mark.parametrize("row", KNOWN, ids=lambda row: row[0])
+def test_known_difference_has_decision_and_test(row: tuple[str, ...]) -> None:
+    _, kind, *told, shown = row
     assert kind in {"copied", "fixed", "chosen"}
-    assert len(texts) == 3
-    assert all(texts)
+    assert len(told) == 3
+    assert all(told)
     assert pages.missing(shown) == []
 
 
-@pytest.mark.parametrize("row", UNNUMBERED, ids=lambda row: row[0][:60])
-def test_other_difference_has_reason_and_test(row: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: row[0][:60])
+def test_other_difference_has_explanation_and_test(row: tuple[str, ...]) -> None:
     nginx, ours, why, shown = row
     assert all((nginx, ours, why))
     assert pages.missing(shown) == []
 
 
-def test_the_page_has_rows() -> None:
-    assert len(UNNUMBERED) > 40
+def test_page_has_rows() -> None:
+    assert len(OTHERS) > 40

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every vulnerability of nginx in docs/security.md has an explanation and an existing test."""
+"""docs/security.md has a reason and a test for each vulnerability of nginx's mail modules."""
 
 from __future__ import annotations
 
