@@ -70,6 +70,12 @@ def _without_extra(options: argparse.Namespace, error: ModuleNotFoundError) -> i
     """
     library = (error.name or "").partition(".")[0]
     extra = getattr(options, "extra", None)
+    if library == "mailproxy_demo":
+        sys.stderr.write(
+            "mailproxy-operator: this command is not part of the wheel; in a checkout of "
+            "https://github.com/mailproxy/mailproxy, install it: pip install --editable '.[demo]'\n"
+        )
+        return Exit.CANNOT_START
     if extra is None or not library or library.startswith("mailproxy"):
         raise error
     sys.stderr.write(
@@ -327,7 +333,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 
 def _local(options: argparse.Namespace) -> int:
-    from mailproxy_operator.local.command import local_command  # noqa: PLC0415
+    from mailproxy_demo.command import local_command  # noqa: PLC0415
 
     if options.file is None and not options.demo:
         sys.stderr.write("local needs FILE, or --demo\n")

@@ -12,11 +12,13 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-SOURCES: Final = sorted((ROOT / "proxy").rglob("*.py")) + sorted((ROOT / "operator").rglob("*.py"))
+SOURCES: Final = sorted(
+    file for root in ("demo", "operator", "proxy") for file in (ROOT / root).rglob("*.py")
+)
 STOP_LINES: Final = 600
 
 
-@pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
+@pytest.mark.parametrize("folder", ["demo", "operator", "proxy", "tests", "tests/operator"])
 def test_a_source_root_is_no_package(folder: str) -> None:
     """``operator/__init__.py`` would hide the standard library's module: nothing would start."""
     assert not (ROOT / folder / "__init__.py").exists()

@@ -92,8 +92,8 @@ def test_local_refuses_what_is_wrong_to_begin_with(
 
 def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
     source = (
-        "import sys; import mailproxy_operator.cli, mailproxy_operator.local.command,"
-        "mailproxy_operator.local.demo.demo, mailproxy_operator.render.text;"
+        "import sys; import mailproxy_operator.cli, mailproxy_demo.command,"
+        "mailproxy_demo.demo, mailproxy_operator.render.text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

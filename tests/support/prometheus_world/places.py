@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy_operator.local.demo.world import MailWorld
+from mailproxy_demo.mail_servers import MailWorld
 from support.dns_server import DnsServer, dns_server, host, ptr
 from support.dns_server import found as answering
 from support.servers import proxy as proxies

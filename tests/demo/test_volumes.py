@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator.local.volumes import Files, NotMountable, read_object, volume_files, write_volume
+from mailproxy_demo.volumes import Files, NotMountable, read_object, volume_files, write_volume
 
 
 def shown(directory: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from mailproxy_operator.local import tether
+from mailproxy_demo import pdeathsig as tether
 
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 HEALTHY_AFTER_SECONDS = 30.0

@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from urllib.request import urlopen
 
-from mailproxy_operator.local.demo.mailbox import Account
+from mailproxy_demo.memory_mailbox import Account
 
 TIMEOUT = 10
 _LOGINS = re.compile(r"^mailproxy_logins_total\{(?P<labels>[^}]*)\} (?P<value>\S+)", re.MULTILINE)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mailproxy_operator.local.demo.imap_fetch import Search, fetched, marks_seen, wanted_items
-from mailproxy_operator.local.demo.imap_syntax import (
+from mailproxy_demo.imap_fetch import Search, fetched, marks_seen, wanted_items
+from mailproxy_demo.imap_syntax import (
     BadSyntax,
     Word,
     announced_literal,
@@ -17,9 +17,9 @@ from mailproxy_operator.local.demo.imap_syntax import (
     placeholder,
     words,
 )
-from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox, Message
-from mailproxy_operator.local.demo.sasl import plain_credentials
-from mailproxy_operator.local.demo.wire import MAX_LINE, Gone, Wire
+from mailproxy_demo.memory_mailbox import MAX_BYTES, Account, Mailbox, Message
+from mailproxy_demo.sasl import plain_credentials
+from mailproxy_demo.wire import MAX_LINE, Gone, Wire
 
 MAX_LITERALS = 16
 _CAPABILITY = b"CAPABILITY IMAP4rev1 LITERAL+ IDLE UIDPLUS AUTH=PLAIN"

@@ -12,14 +12,14 @@ from pathlib import Path
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import StartTls
+from mailproxy_demo import summary
+from mailproxy_demo.adapter import Adapter, preferred_port, supply_certificates
+from mailproxy_demo.local import LocalOptions, run_local
+from mailproxy_demo.local_cluster import LocalCluster
+from mailproxy_demo.login_check import Place, Visitor
+from mailproxy_demo.mail_servers import MailWorld
+from mailproxy_demo.manifest_file import FileSource
 from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.local.demo import summary
-from mailproxy_operator.local.demo.adapt import Adapter, preferred_port, supply_certificates
-from mailproxy_operator.local.demo.visit import Place, Visitor
-from mailproxy_operator.local.demo.world import MailWorld
-from mailproxy_operator.local.machine import LocalCluster
-from mailproxy_operator.local.runner import LocalOptions, run_local
-from mailproxy_operator.local.source import FileSource
 
 _EVERYWHERE = {"*", "0.0.0.0", "[::]"}  # noqa: S104  compared, not bound
 

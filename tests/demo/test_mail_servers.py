@@ -13,7 +13,7 @@ from email.message import EmailMessage
 import aiohttp
 import pytest
 
-from mailproxy_operator.local.demo.world import MailWorld
+from mailproxy_demo.mail_servers import MailWorld
 
 USER, PASSWORD = "alice", "wonderland"
 

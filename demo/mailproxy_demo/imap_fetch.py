@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 
-from mailproxy_operator.local.demo.imap_syntax import BadSyntax, Word, chosen_numbers, literal, string
-from mailproxy_operator.local.demo.mailbox import Message
+from mailproxy_demo.imap_syntax import BadSyntax, Word, chosen_numbers, literal, string
+from mailproxy_demo.memory_mailbox import Message
 
 _MACROS: dict[str, list[Word]] = {
     "ALL": ["FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE"],

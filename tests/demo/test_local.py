@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator.local import runner
-from mailproxy_operator.local.runner import LocalOptions, run_local
-from mailproxy_operator.local.source import FileSource
+from mailproxy_demo import local as runner
+from mailproxy_demo.local import LocalOptions, run_local
+from mailproxy_demo.manifest_file import FileSource
 from support import operator_proxy
 from support.operator_bodies import body, server
 
@@ -62,7 +62,7 @@ class Local:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("mailproxy_operator.local.process.BACK_OFF_SECONDS", (0.05,))
+    monkeypatch.setattr("mailproxy_demo.container_process.BACK_OFF_SECONDS", (0.05,))
 
 
 @pytest.mark.parametrize(("is_well", "code"), [(True, 0), (False, 1)])

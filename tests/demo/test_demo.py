@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_operator.local.demo.adapt import Adapter, preferred_port, supply_certificates
-from mailproxy_operator.local.demo.certificate import self_signed
-from mailproxy_operator.local.demo.demo import places_of
-from mailproxy_operator.local.demo.mailbox import Account
-from mailproxy_operator.local.demo.summary import invitation, told
-from mailproxy_operator.local.demo.visit import Place, Step, Visitor, successes
+from mailproxy_demo.adapter import Adapter, preferred_port, supply_certificates
+from mailproxy_demo.certificate import self_signed
+from mailproxy_demo.demo import places_of
+from mailproxy_demo.login_check import Place, Step, Visitor, successes
+from mailproxy_demo.memory_mailbox import Account
+from mailproxy_demo.summary import invitation, told
 from support.operator_bodies import body, server
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[2]
 PLACES = {
     "smtp": Place("127.0.0.1", 1025, True),
     "imap": Place("127.0.0.1", 1143, True),
@@ -48,7 +48,7 @@ async def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
 
 
 def test_the_example_is_the_built_in_manifest() -> None:
-    builtin = ROOT / "operator" / "mailproxy_operator" / "local" / "demo" / "demo.yaml"
+    builtin = ROOT / "demo" / "mailproxy_demo" / "demo.yaml"
     assert (ROOT / "deploy" / "examples" / "demo.yaml").read_text() == builtin.read_text()
 
 

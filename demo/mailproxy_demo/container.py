@@ -7,10 +7,10 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from mailproxy_demo.container_process import LocalProcess
 from mailproxy_operator import names
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import DAEMON_SET, Manifest
-from mailproxy_operator.local.process import LocalProcess
 
 
 @dataclass(slots=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox
-from mailproxy_operator.local.demo.sasl import decoded, plain_credentials
-from mailproxy_operator.local.demo.wire import Gone, Wire
+from mailproxy_demo.memory_mailbox import MAX_BYTES, Account, Mailbox
+from mailproxy_demo.sasl import decoded, plain_credentials
+from mailproxy_demo.wire import Gone, Wire
 
 MAX_RECIPIENTS = 100
 _CAPABILITIES = (

@@ -15,8 +15,8 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from mailproxy_operator.local.demo.mailbox import Account
-from mailproxy_operator.local.demo.sasl import apop_digest, cram_md5_digest
+from mailproxy_demo.memory_mailbox import Account
+from mailproxy_demo.sasl import apop_digest, cram_md5_digest
 
 _DIGESTS = {"cram-md5": cram_md5_digest, "apop": apop_digest}
 

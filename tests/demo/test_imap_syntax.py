@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy_operator.local.demo.imap_syntax import (
+from mailproxy_demo.imap_syntax import (
     BadSyntax,
     Word,
     announced_literal,

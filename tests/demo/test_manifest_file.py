@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator.local.source import FileSource, read_resource
+from mailproxy_demo.manifest_file import FileSource, read_resource
 
 RESOURCE = "kind: MailProxy\nmetadata: {name: edge}\n"
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mailproxy_operator.local.demo.mailbox import Account, Mailbox, Message
-from mailproxy_operator.local.demo.wire import Wire
+from mailproxy_demo.memory_mailbox import Account, Mailbox, Message
+from mailproxy_demo.wire import Wire
 
 _CAPABILITIES = (b"+OK", b"TOP", b"UIDL", b"USER", b"PIPELINING", b".")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mailproxy_operator.local.demo.mailbox import Account
-from mailproxy_operator.local.demo.visit import Place, Step
+from mailproxy_demo.login_check import Place, Step
+from mailproxy_demo.memory_mailbox import Account
 
 
 def told(steps: Sequence[Step]) -> str:

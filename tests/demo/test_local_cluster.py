@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from mailproxy_demo.container import way_out
+from mailproxy_demo.container_process import proxy_command
+from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD
-from mailproxy_operator.local.container import way_out
-from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
-from mailproxy_operator.local.process import proxy_command
 from mailproxy_operator.reconcile import Outcome, Reconciler
 from mailproxy_operator.settings import Platform
 from support import operator_proxy

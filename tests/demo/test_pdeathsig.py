@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mailproxy_operator.local import tether
+from mailproxy_demo import pdeathsig as tether
 from support.operator_bodies import body
 from support.servers.programs import Ports, eventually
 

@@ -7,8 +7,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from mailproxy_operator.local.runner import LocalOptions, run_local
-from mailproxy_operator.local.source import FileSource
+from mailproxy_demo.local import LocalOptions, run_local
+from mailproxy_demo.manifest_file import FileSource
 
 
 def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: bool) -> int:
@@ -21,7 +21,7 @@ def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: 
         ConfigError: The manifest is not valid.
     """
     if demo:
-        from mailproxy_operator.local.demo.demo import run_demo  # noqa: PLC0415
+        from mailproxy_demo.demo import run_demo  # noqa: PLC0415
 
         return asyncio.run(run_demo(file, once=once, say=_say, log=_log))
     if file is None:

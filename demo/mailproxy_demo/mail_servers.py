@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Self
 
-from mailproxy_operator.local.demo import imap, pop3, smtp
-from mailproxy_operator.local.demo.auth_service import AuthService
-from mailproxy_operator.local.demo.mailbox import Account, Mailbox
-from mailproxy_operator.local.demo.wire import LineServer
+from mailproxy_demo import imap, pop3, smtp
+from mailproxy_demo.auth_http_service import AuthService
+from mailproxy_demo.memory_mailbox import Account, Mailbox
+from mailproxy_demo.wire import LineServer
 
 _SERVERS = {"imap": imap.converse, "pop3": pop3.converse, "smtp": smtp.converse}
 

@@ -16,11 +16,11 @@ import yaml
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_demo.container_process import proxy_command
+from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster
+from mailproxy_demo.manifest_file import FileSource
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
-from mailproxy_operator.local.process import proxy_command
-from mailproxy_operator.local.source import FileSource
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
 
