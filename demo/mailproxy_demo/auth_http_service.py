@@ -1,78 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP authentication service as nginx's ``auth_http`` expects one.
+"""An authentication service as nginx's ``auth_http`` requests one.
 
-The request carries what is known about the client in headers; the answer
-says in headers whether the client may come in, and to which server.
+A request describes the client in its headers.  The headers of the response allow or deny the login, and name
+the upstream.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import hmac
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from aiohttp import web
 
-from mailproxy_demo.memory_mailbox import Account
-from mailproxy_demo.sasl import apop_digest, cram_md5_digest
 
-_DIGESTS = {"cram-md5": cram_md5_digest, "apop": apop_digest}
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The one user of the demo.  The password is no secret: the demo prints it."""
+
+    user: str = "alice"
+    password: str = "wonderland"  # noqa: S105  it is printed for everyone to try
 
 
-def answer(headers: Mapping[str, str], account: Account, upstream_ports: Mapping[str, int]) -> dict[str, str]:
-    """Decide about one request.
+def auth_response(
+    headers: Mapping[str, str], account: Account, upstream_ports: Mapping[str, int]
+) -> dict[str, str]:
+    """Allow or deny one login.
 
     Args:
         headers: The request's headers; user and password are percent-encoded.
-        account: Who may come in.
-        upstream_ports: The port of each protocol's server on loopback.
+        account: The user who can log in.
+        upstream_ports: The port of each protocol's upstream on loopback.
 
     Returns:
-        The headers of the answer.  A digest mechanism keeps the password from
-        the proxy, so the answer has to supply it (``Auth-Pass``).
+        The headers of the response.  A digest mechanism does not send the password, so the response has it
+        (``Auth-Pass``).
     """
-    method, user = headers.get("Auth-Method", "plain"), unquote(headers.get("Auth-User", ""))
-    secret = unquote(headers.get("Auth-Pass", ""))
+    method, salt = headers.get("Auth-Method", "plain"), headers.get("Auth-Salt", "")
+    user, secret = unquote(headers.get("Auth-User", "")), unquote(headers.get("Auth-Pass", ""))
     port = upstream_ports.get(headers.get("Auth-Protocol", ""))
-    if port is None or not _is_right(method, user, secret, headers.get("Auth-Salt", ""), account):
+    password = account.password.encode()
+    expected = {
+        "plain": account.password,
+        "cram-md5": hmac.new(password, salt.encode(), hashlib.md5).hexdigest(),
+        "apop": hashlib.md5(salt.encode() + password).hexdigest(),  # noqa: S324  RFC 1939 prescribes MD5
+    }.get(method, "")
+    is_right = hmac.compare_digest(f"{user}\0{secret}".encode(), f"{account.user}\0{expected}".encode())
+    if port is None or not expected or not is_right:
         return {"Auth-Status": "Invalid login or password", "Auth-Wait": "1"}
-    granted = {"Auth-Status": "OK", "Auth-Server": "127.0.0.1", "Auth-Port": str(port)}
-    return granted | ({"Auth-Pass": account.password} if method in _DIGESTS else {})
+    allowed = {"Auth-Status": "OK", "Auth-Server": "127.0.0.1", "Auth-Port": str(port)}
+    return allowed if method == "plain" else allowed | {"Auth-Pass": account.password}
 
 
-def _is_right(method: str, user: str, secret: str, salt: str, account: Account) -> bool:
-    if method in _DIGESTS:
-        expected = _DIGESTS[method](salt, account.password)
-        return user == account.user and hmac.compare_digest(expected.encode(), secret.encode())
-    return method == "plain" and account.admits(user, secret)
+class AuthHttpService:
+    """The service on a loopback port.  An asynchronous context manager: it runs until that ends.
 
-
-class AuthService:
-    """The service on a loopback port, for as long as the context lasts."""
+    Attributes:
+        port: Its port; 0 until it runs, where a free one was asked for.
+    """
 
     def __init__(self, account: Account, upstream_ports: Mapping[str, int], port: int = 0) -> None:
-        self._account = account
-        self._upstream_ports = upstream_ports
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1)
+        async def handle(request: web.Request) -> web.Response:
+            return web.Response(headers=auth_response(request.headers, account, upstream_ports))
+
+        app = web.Application()
+        app.router.add_get("/auth", handle)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         self.port = port
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
-        await site.start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
-        return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with asyncio.timeout(5):
-            await self._runner.cleanup()
-
-    def _app(self) -> web.Application:
-        app = web.Application()
-        app.router.add_get("/auth", self._handle)
-        return app
-
-    async def _handle(self, request: web.Request) -> web.Response:
-        return web.Response(headers=answer(request.headers, self._account, self._upstream_ports))
+        await self._runner.cleanup()

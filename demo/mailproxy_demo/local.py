@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole loop on one machine: watch a file, reconcile, run, show the status."""
+"""``mailproxy-operator local``: watches a file, reconciles it as the operator does, and prints the status."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,81 +19,118 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_demo.container_process import proxy_command
 from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster
-from mailproxy_demo.manifest_file import FileSource
+from mailproxy_demo.manifest_file import ManifestFile
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 READY_SECONDS = 30.0
-TRIES = 3
+MAX_RESTARTS = 3
 
 WhenReady = Callable[[LocalCluster], Awaitable[bool]]
 
 
+def local_command(file: Path | None, *, secrets: Path | None, demo: bool, once: bool) -> int:
+    """Run a manifest on this machine: the status goes to standard output, everything else to standard error.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The manifest is not valid.
+    """
+
+    def report(line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    def log(line: str) -> None:
+        report(f"  proxy | {line}")
+
+    async def is_ready(_: LocalCluster) -> bool:
+        return True
+
+    if demo:
+        from mailproxy_demo.demo import run_demo  # noqa: PLC0415  Twisted takes time to import
+
+        return asyncio.run(run_demo(file, once=once, report=report, log=log))
+    if file is None:
+        raise ValueError("only the demo has a default manifest")
+    options = LocalOptions(
+        secrets=secrets,
+        when_ready=is_ready if once else None,
+        once=once,
+        out=sys.stdout,
+        report=report,
+        log=log,
+    )
+    return asyncio.run(run_local(ManifestFile(file), options))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalOptions:
-    """What `local` was asked to do.
+    """The options of `local`.
 
     Attributes:
-        secrets: Where Secrets and ConfigMaps are looked for: ``DIR/NAME/KEY``.
-        when_ready: Called once, when the proxy serves; tells whether all was well.
+        secrets: The directory of Secrets and ConfigMaps: ``DIR/NAME/KEY``.
+        when_ready: Called once, when the proxy is ready; ``False`` makes the exit code 1.
         once: Whether to end after that.
-        out: Where the status goes as YAML, if anywhere.
-        say: Takes lines for people.
-        log: Takes lines that the proxy wrote.
-        launch: Turns a container's command into one for this machine.
+        out: Receives the status as YAML; ``None`` when nobody reads it.
+        report: Receives lines for the user.
+        log: Receives the lines that the proxy writes.
+        launch: Translates a container's command into one for this machine.
     """
 
     secrets: Path | None
     when_ready: WhenReady | None
     once: bool
     out: TextIO | None
-    say: Callable[[str], None]
+    report: Callable[[str], None]
     log: Callable[[str], None]
     launch: Callable[[Sequence[str]], list[str]] = proxy_command
 
 
-async def run_local(source: FileSource, options: LocalOptions) -> int:
-    """Run a resource on this machine until a signal comes.
+async def run_local(file: ManifestFile, options: LocalOptions) -> int:
+    """Run a manifest until a signal arrives.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The resource is not valid to begin with.
+        ConfigError: The manifest is not valid at the start.
     """
-    body = source.read()
-    if body is None:
+    manifest = file.read()
+    if manifest is None:
         return 0
-    parse_manifest(body)
+    parse_manifest(manifest)
     with tempfile.TemporaryDirectory(prefix="mailproxy-") as root:
         async with asyncio.TaskGroup() as tasks:
-            run = _Run(source, options, tasks, Path(root))
-            with run.signals():
-                return await run.go(body)
+            run = _LocalRun(file, options, tasks, Path(root))
+            with run.signal_handlers():
+                return await run.run(manifest)
 
 
-class _Run:
-    """One run: the state between two looks."""
+class _LocalRun:
+    """One run: what is kept between two reconciles."""
 
     def __init__(
-        self, source: FileSource, options: LocalOptions, tasks: asyncio.TaskGroup, root: Path
+        self, file: ManifestFile, options: LocalOptions, tasks: asyncio.TaskGroup, root: Path
     ) -> None:
-        self._source = source
+        self._file = file
         self._options = options
         self._tasks = tasks
-        self._woken = asyncio.Event()
-        self._stopping = False
-        self._code = 0
-        self._shown: Manifest = {}
+        self._changed = asyncio.Event()
+        self._is_stopping = False
+        self._exit_code = 0
+        self._status: Manifest = {}
         self._key = Key("default", "")
-        self._visit: asyncio.Task[None] | None = None
+        self._check: asyncio.Task[None] | None = None
         self._cluster = LocalCluster(
             tasks,
-            wake=self._woken.set,
-            say=options.say,
+            changed=self._changed.set,
+            report=options.report,
             log=options.log,
             secrets=options.secrets,
             launch=options.launch,
@@ -103,112 +141,110 @@ class _Run:
         self._reconciler = Reconciler(self._cluster, platform)
 
     @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Take the first signal as the wish to drain, the second as the wish to be quick."""
+    def signal_handlers(self) -> Iterator[None]:
+        """The first signal drains the proxy, the second ends it at once."""
         loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
 
-    def _signalled(self) -> None:
-        if self._stopping:
-            self._options.say("not waiting any longer")
+    def _on_signal(self) -> None:
+        if self._is_stopping:
+            self._options.report("ending at once")
             self._tasks.create_task(self._cluster.shut_down())
         else:
-            self._options.say("draining; once more ends it at once")
-        self._stopping = True
-        self._woken.set()
+            self._options.report("draining; a second signal ends it at once")
+        self._stop()
 
-    async def go(self, body: Manifest) -> int:
-        """Look, act, wait, until told to stop; then drain."""
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._changed.set()
+
+    async def run(self, manifest: Manifest) -> int:
+        """Reconcile whenever something changes, until a signal arrives; then drain.
+
+        Returns:
+            The exit code.
+        """
         deadline = asyncio.get_running_loop().time() + READY_SECONDS
         try:
-            await self._take(body)
-            await self._look()
-            while not self._stopping:
-                if self._is_hopeless(deadline):
-                    self._give_up()
+            await self._apply(manifest)
+            await self._reconcile()
+            while not self._is_stopping:
+                if self._has_failed_to_start(deadline):
+                    ready = self._condition("Ready")
+                    self._options.report(
+                        f"the proxy does not become ready: {ready.get('reason')}: {ready.get('message')}"
+                    )
+                    self._exit_code = 1
                     break
-                await self._wait()
-                if not self._stopping:
-                    await self._look_if_needed()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._changed.wait()
+                if not self._is_stopping:
+                    await self._poll()
         finally:
-            if self._visit is not None:
-                self._visit.cancel()
+            if self._check is not None:
+                self._check.cancel()
             await self._cluster.shut_down()
-        return self._code
+        return self._exit_code
 
-    def _is_hopeless(self, deadline: float) -> bool:
-        """Tell whether somebody waits for the end and the proxy never gets as far."""
-        if not self._options.once or self._visit is not None:
+    def _has_failed_to_start(self, deadline: float) -> bool:
+        """Return whether a run that ends by itself would wait for a proxy that never becomes ready."""
+        if not self._options.once or self._check is not None:
             return False
-        return asyncio.get_running_loop().time() > deadline or self._cluster.restarts >= TRIES
+        return asyncio.get_running_loop().time() > deadline or self._cluster.restarts >= MAX_RESTARTS
 
-    async def _wait(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self._woken.wait()
-
-    async def _look_if_needed(self) -> None:
+    async def _poll(self) -> None:
+        """Read the file and the volumes, and reconcile if anything changed or is not settled."""
         try:
-            body = self._source.read()
+            manifest = self._file.read()
         except ConfigError as error:
-            self._options.say(f"{error}\nthe configuration that runs is kept")
-            body = None
-        if body is not None:
-            await self._take(body)
+            self._options.report(f"{error}\nthe running configuration is kept")
+            manifest = None
+        if manifest is not None:
+            await self._apply(manifest)
         self._cluster.refresh_volumes()
-        if self._woken.is_set() or body is not None or not self._is_settled():
-            await self._look()
+        is_settled = self._is_true("Ready") or self._is_true("Stalled")
+        if self._changed.is_set() or manifest is not None or not is_settled:
+            await self._reconcile()
 
-    async def _take(self, body: Manifest) -> None:
-        metadata: Any = body.get("metadata") or {}
+    async def _apply(self, manifest: Manifest) -> None:
+        metadata: Any = manifest.get("metadata") or {}
         key = Key(str(metadata.get("namespace", "default")), str(metadata.get("name", "")))
         if self._key.name and key != self._key:
-            self._options.say(f"the resource is now called {key}; stop and start to follow it")
+            self._options.report(f"the resource is now called {key}; restart to run it")
             return
         self._key = key
-        if (body.get("spec") or {}).get("mode") == "Sidecar":
-            self._options.say("mode Sidecar has no pods of its own, so nothing is run here")
-        await self._cluster.apply(body)
+        if (manifest.get("spec") or {}).get("mode") == "Sidecar":
+            self._options.report("mode Sidecar has no pods of its own, so nothing is run here")
+        await self._cluster.apply(manifest)
 
-    async def _look(self) -> None:
-        self._woken.clear()
+    async def _reconcile(self) -> None:
+        self._changed.clear()
         outcome = await self._reconciler.reconcile(self._key)
-        if outcome.status and outcome.status != self._shown:
-            self._shown = outcome.status
-            self._show()
-        if self._visit is None and self._is_ready() and self._options.when_ready is not None:
-            self._visit = self._tasks.create_task(self._visited(self._options.when_ready))
+        if outcome.status and outcome.status != self._status:
+            self._status = outcome.status
+            if self._options.out is not None:
+                text = yaml.safe_dump({"status": self._status}, sort_keys=False, allow_unicode=True)
+                self._options.out.write(f"---\n{text}")
+                self._options.out.flush()
+        if self._check is None and self._is_true("Ready") and self._options.when_ready is not None:
+            self._check = self._tasks.create_task(self._run_check(self._options.when_ready))
 
-    def _show(self) -> None:
-        if self._options.out is not None:
-            shown = yaml.safe_dump({"status": self._shown}, sort_keys=False, allow_unicode=True)
-            self._options.out.write(f"---\n{shown}")
-            self._options.out.flush()
-
-    async def _visited(self, when_ready: WhenReady) -> None:
+    async def _run_check(self, when_ready: WhenReady) -> None:
         if not await when_ready(self._cluster):
-            self._code = 1
+            self._exit_code = 1
         if self._options.once:
-            self._stopping = True
-            self._woken.set()
-
-    def _give_up(self) -> None:
-        self._code = 1
-        found = self._condition("Ready")
-        self._options.say(f"the proxy does not become ready: {found.get('reason')}: {found.get('message')}")
+            self._stop()
 
     def _condition(self, name: str) -> Manifest:
-        found: list[Manifest] = self._shown.get("conditions", [])
-        return next((one for one in found if one["type"] == name), {})
+        conditions: list[Manifest] = self._status.get("conditions", [])
+        return next((one for one in conditions if one["type"] == name), {})
 
-    def _is_ready(self) -> bool:
-        return bool(self._condition("Ready").get("status") == "True")
-
-    def _is_settled(self) -> bool:
-        return self._is_ready() or bool(self._condition("Stalled").get("status") == "True")
+    def _is_true(self, name: str) -> bool:
+        return bool(self._condition(name).get("status") == "True")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Becomes another program that ends when whoever began it ends, however that comes about.
+"""Starts a program that receives SIGTERM when its parent ends, however the parent ends.
 
-``python tether.py PARENT PROGRAM ARGUMENT...``: PARENT is the process id of whoever begins it.
-It stands alone, so that it costs next to nothing to start.  Only Linux has such a tie (prctl(2));
-elsewhere the program is simply run.
+``python pdeathsig.py PARENT PROGRAM ARGUMENT...``: PARENT is the parent's process id.  It imports nothing of
+this package, so that it starts fast.  Only Linux has such a signal (PR_SET_PDEATHSIG of prctl(2)); elsewhere
+the program is started without it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Tie the process to its parent, and become the program."""
+    """Ask for the signal, and execute the program."""
     parent, program = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # it ended before the call
             sys.exit(1)
-    os.execvp(program[0], program)  # noqa: S606  no shell: these very words
+    os.execvp(program[0], program)  # noqa: S606  no shell: the arguments as they are
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ def _add_local(parser: argparse.ArgumentParser) -> None:
 
 
 def _local(options: argparse.Namespace) -> int:
-    from mailproxy_demo.command import local_command  # noqa: PLC0415
+    from mailproxy_demo.local import local_command  # noqa: PLC0415
 
     if options.file is None and not options.demo:
         sys.stderr.write("local needs FILE, or --demo\n")

@@ -92,7 +92,7 @@ def test_local_refuses_what_is_wrong_to_begin_with(
 
 def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
     source = (
-        "import sys; import mailproxy_operator.cli, mailproxy_demo.command,"
+        "import sys; import mailproxy_operator.cli, mailproxy_demo.local,"
         "mailproxy_demo.demo, mailproxy_operator.render.text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
