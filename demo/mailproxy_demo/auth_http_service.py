@@ -58,7 +58,7 @@ class AuthHttpService:
     """The service on a loopback port.  An asynchronous context manager: it runs until that ends.
 
     Attributes:
-        port: Its port; 0 until it runs, where a free one was asked for.
+        port: Its port.  With 0, a free one is chosen when the service starts.
     """
 
     def __init__(self, account: Account, upstream_ports: Mapping[str, int], port: int = 0) -> None:

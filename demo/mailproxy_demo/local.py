@@ -77,7 +77,7 @@ class LocalOptions:
         secrets: The directory of Secrets and ConfigMaps: ``DIR/NAME/KEY``.
         when_ready: Called once, when the proxy is ready; ``False`` makes the exit code 1.
         once: Whether to end after that.
-        out: Receives the status as YAML; ``None`` when nobody reads it.
+        out: Receives the status as YAML; ``None`` to leave it out.
         report: Receives lines for the user.
         log: Receives the lines that the proxy writes.
         launch: Translates a container's command into one for this machine.

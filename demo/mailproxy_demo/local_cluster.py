@@ -313,7 +313,7 @@ class LocalCluster:
             await asyncio.sleep(REPLACE_SECONDS)
         if workload["spec"].get("replicas", 1) > 1:
             self._report(
-                f"{key.name} asks for {workload['spec']['replicas']} replicas; one machine's ports fit one"
+                f"{key.name} asks for {workload['spec']['replicas']} replicas; one machine has ports for one"
             )
         generation = workload["metadata"]["generation"]
         self._containers[key] = Container(copy.deepcopy(template), f"{key.name}-local-{generation}")

@@ -45,10 +45,10 @@ class MessagePart:
 
     def getHeaders(self, negate: bool, *names: bytes | str) -> MimeMessage:
         """Return the header fields of these names, or all others.  Bytes outside of ASCII become ``?``."""
-        wanted = {(name.decode() if isinstance(name, bytes) else name).lower() for name in names}
+        chosen = {(name.decode() if isinstance(name, bytes) else name).lower() for name in names}
         found = MimeMessage()
         for name, value in self._mime.items():
-            if (name.lower() in wanted) is not negate:
+            if (name.lower() in chosen) is not negate:
                 found[name] = str(value).encode("ascii", "replace").decode()
         return found
 
@@ -174,7 +174,7 @@ class ImapMailbox(MailboxInfo):
         self._is_writable = True
 
     def refresh(self, *, is_writable: bool) -> None:
-        """Show the messages that are there now, unless the session has INBOX selected."""
+        """Take over the current messages, unless the session has INBOX selected."""
         if not self._listeners:
             self._messages = list(self._mailbox.messages)
             self._is_writable = is_writable
@@ -186,7 +186,7 @@ class ImapMailbox(MailboxInfo):
             listener.newMessages(len(self._messages), None)
 
     def addListener(self, listener: imap4.IMAP4Server) -> None:
-        """Begin to notify a session."""
+        """Notify a session of new messages from now on."""
         self._listeners.append(listener)
         self._mailbox.selected.add(self)
 
@@ -291,7 +291,7 @@ class ImapMailbox(MailboxInfo):
         mode: int,
         uid: bool,
     ) -> dict[int, list[str]]:
-        """Change flags: ``mode`` 1 adds them, -1 removes them, 0 replaces those that are there.
+        """Change flags: ``mode`` 1 adds them, -1 removes them, 0 replaces all flags.
 
         Returns:
             The flags of each message, by sequence number.

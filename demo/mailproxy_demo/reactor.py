@@ -21,7 +21,7 @@ def install_reactor(report: Callable[[str], object]) -> AsyncioSelectorReactor:
         report: Receives the errors that Twisted logs.
 
     Raises:
-        twisted.internet.error.ReactorAlreadyInstalledError: There is a reactor.
+        twisted.internet.error.ReactorAlreadyInstalledError: It was called before.
     """
 
     def observe(event: LogEvent) -> None:

@@ -119,7 +119,7 @@ async def test_second_signal_ends_at_once(tmp_path: Path) -> None:
         running = tasks.create_task(run.run())
         await run.until(lambda: "listening" in run.logged)
         os.kill(os.getpid(), signal.SIGTERM)
-        await run.until(lambda: "asked" in run.logged)
+        await run.until(lambda: "SIGTERM" in run.logged)
         assert not running.done()
         os.kill(os.getpid(), signal.SIGTERM)
         assert await running == 0
@@ -131,7 +131,7 @@ def slow_proxy(_: Sequence[str]) -> list[str]:
         "import signal, sys\n"
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
         "print('listening', flush=True)\n"
-        "signal.sigwait({signal.SIGTERM}); print('asked', flush=True)\n"
+        "signal.sigwait({signal.SIGTERM}); print('SIGTERM', flush=True)\n"
         "signal.sigwait({signal.SIGTERM})\n"
     )
     return [sys.executable, "-c", source]

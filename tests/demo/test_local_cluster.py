@@ -128,11 +128,11 @@ async def test_missing_secret_is_reported_until_it_exists(tmp_path: Path) -> Non
         found = await local.until("ResolvedRefs", "SecretNotFound")
         assert 'secret "tls" not found' in found["message"]
         assert "--secrets DIR" in found["message"]
-        place = tmp_path / "secrets" / "tls"
-        place.mkdir(parents=True)
-        (place / "tls.crt").write_text("C")
+        secret = tmp_path / "secrets" / "tls"
+        secret.mkdir(parents=True)
+        (secret / "tls.crt").write_text("C")
         found = await local.until("ResolvedRefs", "SecretKeyNotFound")
-        (place / "tls.key").write_text("K")
+        (secret / "tls.key").write_text("K")
         await local.until("ResolvedRefs", "ResolvedRefs")
         assert (tmp_path / "refs" / "secrets" / "tls" / "tls.key").read_text() == "K"
 

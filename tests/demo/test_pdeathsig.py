@@ -46,9 +46,9 @@ def test_proxy_ends_when_local_is_killed(tmp_path: Path) -> None:
 
 
 def test_program_is_not_started_when_parent_has_ended() -> None:
-    nobody = "1" if os.getpid() != 1 else "2"
+    other_process = "1" if os.getpid() != 1 else "2"
     found = subprocess.run(
-        [sys.executable, pdeathsig.__file__, nobody, "echo", "started"],
+        [sys.executable, pdeathsig.__file__, other_process, "echo", "started"],
         capture_output=True,
         timeout=20,
         check=False,

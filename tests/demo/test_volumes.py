@@ -67,7 +67,7 @@ def test_files_of_volume(volume: dict[str, Any], files: Files | None) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"name": "nobody"}, 'secret "nobody" not found'),
+        ({"name": "missing"}, 'secret "missing" not found'),
         (
             {"name": "tls", "items": [{"key": "ca.crt", "path": "x"}]},
             'secret "tls" references non-existent secret key: ca.crt',
@@ -83,5 +83,5 @@ def test_object_is_read_from_directory(tmp_path: Path) -> None:
     (tmp_path / "tls").mkdir()
     (tmp_path / "tls" / "tls.crt").write_bytes(b"C")
     assert read_object(tmp_path, "tls") == {"tls.crt": b"C"}
-    assert read_object(tmp_path, "nobody") is None
+    assert read_object(tmp_path, "missing") is None
     assert read_object(None, "tls") is None
