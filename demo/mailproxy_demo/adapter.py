@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mailproxy_config.compile import references
+from mailproxy_config.compile import collect_references
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.secret_refs import ReferenceKind
 from mailproxy_operator.kinds import Manifest
@@ -121,7 +121,7 @@ def create_certificates(manifest: Mapping[str, Any], directory: Path) -> bytes:
         ConfigError: The manifest is not valid.
     """
     certificate, key = self_signed()
-    for reference in references(parse_manifest(manifest)):
+    for reference in collect_references(parse_manifest(manifest)):
         secret = directory / reference.name
         is_tls = reference.kind is ReferenceKind.SECRET and set(reference.keys) <= set(_PAIR)
         if is_tls and not secret.exists():
