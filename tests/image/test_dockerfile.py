@@ -56,6 +56,7 @@ def test_locked_lists_have_every_dependency(image: str) -> None:
 def test_no_image_has_the_dependencies_of_the_other() -> None:
     assert not {"aiohttp", "kopf", "kubernetes"} & _pinned("proxy").keys()
     assert not {"aiodns", "crossplane"} & _pinned("operator").keys()
+    assert not any("twisted" in _pinned(image) for image in LISTS)
 
 
 def test_proxy_imports_every_dependency() -> None:
@@ -140,6 +141,7 @@ def _fits(path: str, pattern: str) -> bool:
         ("operator/mailproxy_operator/cli.py", True),
         ("proxy/mailproxy/session/session.py", True),
         ("deploy/images/requirements-proxy.txt", True),
+        ("demo/mailproxy_demo/local.py", False),
         ("deploy/crd.yaml", False),
         ("proxy/mailproxy/__pycache__/cli.cpython-313.pyc", False),
         ("tests/config/test_units.py", False),

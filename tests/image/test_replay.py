@@ -54,6 +54,7 @@ def test_each_image_has_only_its_own_packages(replay: Replay) -> None:
     assert not {"kopf", "kubernetes", "mailproxy_operator"} & proxy
     assert {"mailproxy_operator", "mailproxy_config", "kopf", "kubernetes"} <= operator
     assert not {"aiodns", "crossplane"} & operator
+    assert not {"mailproxy_demo", "twisted"} & (proxy | operator)
     for found in (proxy, operator):
         assert not {"pip", "setuptools", "hatchling", "pytest", "mypy"} & found
 
