@@ -96,7 +96,7 @@ def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) ->
 
 
 @pytest.mark.parametrize(
-    ("bytes", "method"),
+    ("data", "method"),
     [
         (b"a1 LOGIN john secret\r\n", Method.PASSWORD),
         (b"a1 AUTHENTICATE PLAIN AGpvaG4Ac2VjcmV0\r\n", Method.PLAIN),

@@ -32,7 +32,7 @@ def test_a_reply_is_one_line(reply: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "bytes"),
+    ("reply", "data"),
     [
         (replies.completed(b"a1"), b"a1 OK completed\r\n"),
         (replies.invalid(b"a1"), b"a1 BAD invalid command\r\n"),

@@ -14,7 +14,7 @@ from mailproxy.protocols.line_buffer import LineReader
 from support.driving import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(
-    ("bytes", "line"),
+    ("raw", "line"),
     [
         (b"NOOP\r\n", b"NOOP"),
         (b"NOOP\n", b"NOOP"),
@@ -59,11 +59,11 @@ def test_a_line_that_fills_the_buffer_without_an_end_is_too_long_at_once() -> No
 def test_what_continues_a_command_counts_with_it() -> None:
     reader = LineReader(64)
     reader.just_line(b"a {3}\r\n")
-    drive(reader.raw(3), b"abc {2}\r\nde\r\n")
+    drive(reader.data(3), b"abc {2}\r\nde\r\n")
     assert reader.consumed == 7 + 3
     drive(reader.line(54))
     assert reader.consumed == 7 + 3 + 6
-    drive(reader.raw(2))
+    drive(reader.data(2))
     drive(reader.line(46))
     assert reader.consumed == 7 + 3 + 6 + 2 + 2
     assert reader.held == b""
@@ -110,7 +110,7 @@ def test_a_line_that_was_held_back_moves_to_the_front() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "bytes"),
+    ("limit", "raw"),
     [
         (3, b"abc\n"),  # the line end is the fourth byte
         (0, b""),
@@ -136,7 +136,7 @@ def test_a_short_line_passes_a_lower_limit_and_leaves_the_rest() -> None:
 def test_bytes_are_taken_as_they_are() -> None:
     reader = LineReader(16)
     drive(reader.line(), b"x\nab")
-    driven = drive(reader.raw(5), b"\n", b"\r\0tail\n")
+    driven = drive(reader.data(5), b"\n", b"\r\0tail\n")
     assert driven.result == b"ab\n\r\0"
     assert limits(driven) == [14, 13]
     assert reader.consumed == len(b"x\nabxxx")
@@ -146,8 +146,8 @@ def test_bytes_are_taken_as_they_are() -> None:
 def test_bytes_at_hand_need_not_be_asked_for() -> None:
     reader = LineReader(16)
     drive(reader.line(), b"x\nabcd")
-    assert drive(reader.raw(4)).result == b"abcd"
-    assert drive(reader.raw(0)).result == b""
+    assert drive(reader.data(4)).result == b"abcd"
+    assert drive(reader.data(0)).result == b""
     assert drive(reader.line(), b"y\n").result == b"y"
 
 
@@ -155,7 +155,7 @@ def test_more_bytes_than_the_buffer_holds_are_refused_before_they_are_read() -> 
     reader = LineReader(16)
     drive(reader.line(), b"x\nab")
     with pytest.raises(LineTooLong) as caught:
-        drive(reader.raw(17))
+        drive(reader.data(17))
     assert caught.value.seen == b"ab"
 
 

@@ -18,7 +18,7 @@ FIRST = b"+OK Capability list follows\r\n"
 
 
 @pytest.mark.parametrize(
-    ("reply", "bytes"),
+    ("reply", "data"),
     [
         (replies.mechanisms, b"+OK methods supported:\r\nPLAIN\r\nLOGIN\r\nCRAM-MD5\r\nEXTERNAL\r\n.\r\n"),
         (

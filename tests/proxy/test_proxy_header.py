@@ -74,7 +74,7 @@ def test_unknown_carries_no_addresses(line: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "result"),
+    ("data", "result"),
     [
         # bytes                                              why
         (b"a1 LOGIN john secret\r\n", MISSING),
@@ -113,7 +113,7 @@ def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> 
 
 
 @pytest.mark.parametrize(
-    ("bytes", "addresses"),
+    ("data", "addresses"),
     [
         (v2(b"\x21\x11", IPV4_BODY), ProxyAddresses(b"192.0.2.1", b"192.0.2.2", 56324, 25)),
         (v2(b"\x21\x21", IPV6_BODY), ProxyAddresses(b"2001:db8::1", b"::ffff:1.2.3.4", 1, 2)),
@@ -125,7 +125,7 @@ def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresse
 
 
 @pytest.mark.parametrize(
-    ("bytes", "result"),
+    ("data", "result"),
     [
         (v2(b"\x20\x00", b""), ProxyHeaderResult.LOCAL),
         (v2(b"\x20\x11", IPV4_BODY), ProxyHeaderResult.LOCAL),

@@ -13,7 +13,7 @@ from mailproxy.dns.dns_names import host_name, packed, reverse_name, with_port
 
 
 @pytest.mark.parametrize(
-    ("address", "bytes"),
+    ("address", "data"),
     [
         ("192.0.2.1", b"\xc0\0\2\1"),
         ("::1", bytes(15) + b"\1"),

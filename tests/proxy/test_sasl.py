@@ -43,7 +43,7 @@ def b64(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes"),
+    ("text", "data"),
     [
         (b"", b""),
         (b"=", b""),
@@ -100,7 +100,7 @@ def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: M
 
 
 @pytest.mark.parametrize(
-    ("bytes", "unsafe"),
+    ("data", "unsafe"),
     [(b"", False), (b"a\tb \xff\x7f", False), (b"\r", True), (b"a\n", True), (b"\0a", True)],
 )
 def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> None:

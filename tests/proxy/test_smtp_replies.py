@@ -21,7 +21,7 @@ AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
 
 
 @pytest.mark.parametrize(
-    ("reply", "bytes"),
+    ("reply", "data"),
     [
         (replies.greeting, b"220 mx ESMTP ready\r\n"),
         (replies.hello, b"250 mx\r\n"),

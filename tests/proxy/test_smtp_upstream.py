@@ -143,7 +143,7 @@ def test_the_proxy_header_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "text"),
+    ("data", "text"),
     [
         (b"john", b"john"),
         (b"john+work@x.example", b"john+2Bwork@x.example"),
