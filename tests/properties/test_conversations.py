@@ -115,12 +115,12 @@ def converse(  # noqa: C901 - one case per action
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
                 case sansio.Note(event):
                     heard.notes.append(event)
-                case sansio.Authorize(request):
+                case sansio.Authenticate(request):
                     heard.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
-                case sansio.StartTls():
+                case sansio.UpgradeToTls():
                     heard.course.append("tls")
                     answer = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
                 case _:

@@ -19,15 +19,22 @@ from mailproxy.enums import (
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
 from mailproxy.protocols.frontend import (
     CertificateFault,
+    CommandHandling,
+    CommandResult,
     Frontend,
     FrontendConfig,
-    Outcome,
-    Turn,
     certificate_fault,
     classify_bad_line,
-    has_controls,
+    has_control_chars,
 )
-from mailproxy.protocols.sansio import Authorize, MakeChallenge, ProtocolGenerator, Send, StartTls, Wait
+from mailproxy.protocols.sansio import (
+    Authenticate,
+    MakeChallenge,
+    ProtocolGenerator,
+    Send,
+    UpgradeToTls,
+    Wait,
+)
 from mailproxy.protocols.sasl import Framing
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -42,7 +49,7 @@ from mailproxy.protocols.types import (
     UpstreamLogin,
 )
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
-from mailproxy_config.model import StartTls as Policy
+from mailproxy_config.model import UpgradeToTls as Policy
 from support import configs
 from support.driving import Driven, drive
 
@@ -71,14 +78,14 @@ class Small(Frontend):
     def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
         return UpstreamLogin(grant, request.credentials.method, self.reader.rest())
 
-    def turn(self, line: bytes) -> Turn:
+    def turn(self, line: bytes) -> CommandHandling:
         if line == b"NOOP":
             return OK
         if line == b"ASK":
             return self.attempt(Credentials(Method.NONE))
         return self.at_length(line)
 
-    def at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
+    def at_length(self, line: bytes) -> ProtocolGenerator[CommandResult]:
         word, *arguments = line.split(b" ")
         if word == b"BYE":
             return SessionEnd(CloseReason.CLIENT_QUIT)
@@ -153,7 +160,7 @@ def test_a_line_that_is_no_command_is_called_what_it_looks_like(line: bytes, kin
 
 
 def test_control_bytes_are_those_of_ascii() -> None:
-    assert [byte for byte in range(256) if has_controls(bytes((byte,)))] == [*range(32), 127]
+    assert [byte for byte in range(256) if has_control_chars(bytes((byte,)))] == [*range(32), 127]
 
 
 def test_the_clients_time_begins_with_the_greeting() -> None:
@@ -213,7 +220,7 @@ def test_tls_is_not_to_be_had_where_it_is_not_offered(policy: Policy, tls: TlsIn
     driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
     assert driven.said == b"hello\r\nwhat?\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
-    assert not any(isinstance(action, StartTls) for action in driven.asked)
+    assert not any(isinstance(action, UpgradeToTls) for action in driven.asked)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +306,7 @@ def test_what_was_postponed_is_granted_denied_or_given_up_like_anything_else() -
 def test_attempts_are_counted_from_one_and_a_postponed_one_is_not_another() -> None:
     denied = AuthDenied(b"no", wait=1)
     driven = talk(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
-    questions = [action.request for action in driven.asked if isinstance(action, Authorize)]
+    questions = [action.request for action in driven.asked if isinstance(action, Authenticate)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 

@@ -9,7 +9,13 @@ import pytest
 
 from mailproxy.enums import CloseReason, ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerClosed, ShuttingDown, UpstreamError
-from mailproxy.protocols.upstream_reply import LINE, UpstreamLoginBase, broke_off, read_reply, refused
+from mailproxy.protocols.upstream_reply import (
+    ONE_LINE,
+    UpstreamLoginBase,
+    read_reply,
+    upstream_disconnected,
+    upstream_refused,
+)
 from mailproxy_config.model import ByteCount, Protocol, SendProxyProtocol
 from support import configs
 from support.driving import drive, limits
@@ -41,28 +47,28 @@ def test_a_reply_is_bounded_as_a_whole() -> None:
     assert caught.value.kind is ProtocolErrorKind.REPLY_TOO_LONG
     assert caught.value.stage is UpstreamStage.HELLO
     with pytest.raises(UpstreamError):
-        drive(read_reply(b"12345678", LINE, 8, GREETING))
+        drive(read_reply(b"12345678", ONE_LINE, 8, GREETING))
 
 
 @pytest.mark.parametrize("gone", [PeerClosed(), ShuttingDown()])
 def test_what_ends_it_is_for_who_knows_how_far_the_login_has_come(gone: Exception) -> None:
     with pytest.raises(type(gone)):
-        drive(read_reply(b"+", LINE, 8, GREETING), gone)
+        drive(read_reply(b"+", ONE_LINE, 8, GREETING), gone)
 
 
 def test_an_upstream_that_is_gone_is_told_with_how_far_it_had_come() -> None:
-    assert broke_off(GREETING).kind is ProtocolErrorKind.NO_GREETING
-    later = broke_off(UpstreamStage.LOGIN)
+    assert upstream_disconnected(GREETING).kind is ProtocolErrorKind.NO_GREETING
+    later = upstream_disconnected(UpstreamStage.LOGIN)
     assert (later.kind, later.stage) == (None, UpstreamStage.LOGIN)
     assert later.reason is CloseReason.UPSTREAM_ERROR
 
 
 def test_a_refusal_carries_whole_lines_only() -> None:
-    refusal = refused(b"-ERR no\r\nhalf", UpstreamStage.LOGIN, is_honest=False)
+    refusal = upstream_refused(b"-ERR no\r\nhalf", UpstreamStage.LOGIN, is_honest=False)
     assert refusal.reply == b"-ERR no\r\n"
     assert refusal.stage is UpstreamStage.LOGIN
     assert refusal.kind is ProtocolErrorKind.UNEXPECTED_REPLY
-    assert refused(b"-ERR no\r\n", UpstreamStage.LOGIN, is_honest=True).kind is None
+    assert upstream_refused(b"-ERR no\r\n", UpstreamStage.LOGIN, is_honest=True).kind is None
 
 
 @pytest.mark.parametrize("version", SendProxyProtocol)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
 from mailproxy.protocols.imap import IMAP
-from mailproxy.protocols.sansio import Action, Authorize, MakeChallenge, Note, Receive, Send
+from mailproxy.protocols.sansio import Authenticate, Effect, MakeChallenge, Note, Receive, Send
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -76,11 +76,11 @@ def talk(
     return came
 
 
-def _answer(came: Talk, action: Action, decision: AuthAllowed | AuthDenied) -> Any:
+def _answer(came: Talk, action: Effect, decision: AuthAllowed | AuthDenied) -> Any:
     match action:
         case Send(said):
             came.said += said
-        case Authorize(request):
+        case Authenticate(request):
             came.asked.append(request.credentials)
             return decision
         case MakeChallenge(name):

@@ -8,7 +8,7 @@ import pytest
 from mailproxy.enums import Method
 from mailproxy.errors import AuthUnavailable
 from mailproxy.protocols.auth_retry import ask_again
-from mailproxy.protocols.sansio import Authorize, Wait
+from mailproxy.protocols.sansio import Authenticate, Wait
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -31,7 +31,7 @@ def test_a_decision_is_given_back_as_it_is() -> None:
     driven = drive(ask_again(request, AuthDeferred(1)), None, denied)
     assert driven.result is denied
     (_, asked) = driven.asked
-    assert isinstance(asked, Authorize)
+    assert isinstance(asked, Authenticate)
     assert asked.request is request
 
 
@@ -46,7 +46,7 @@ def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
     result: object = None
     try:
         while True:
-            if isinstance(action, Authorize):
+            if isinstance(action, Authenticate):
                 requests.append((action.request.attempt, action.request.credentials))
             elif isinstance(action, Wait):
                 waits.append(action.seconds)

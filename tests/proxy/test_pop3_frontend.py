@@ -16,8 +16,8 @@ from mailproxy.enums import (
     ProtocolViolation,
 )
 from mailproxy.protocols.pop3 import replies
-from mailproxy.protocols.pop3.frontend import Pop3FrontendFactory
-from mailproxy.protocols.sansio import Authorize
+from mailproxy.protocols.pop3.frontend import Pop3FrontendConfig
+from mailproxy.protocols.sansio import Authenticate
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -43,7 +43,7 @@ def b64encode(data: bytes) -> bytes:
 
 
 def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
-    frontend = Pop3FrontendFactory(configs.server(Protocol.POP3, **directives))
+    frontend = Pop3FrontendConfig(configs.server(Protocol.POP3, **directives))
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
     return drive(frontend.converse(client), *answers)
 
@@ -57,7 +57,7 @@ def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
     driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, asked) = driven.asked
-    assert isinstance(asked, Authorize)
+    assert isinstance(asked, Authenticate)
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
@@ -85,7 +85,7 @@ def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    asked = [action for action in driven.asked if isinstance(action, Authorize)]
+    asked = [action for action in driven.asked if isinstance(action, Authenticate)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
     assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
@@ -178,7 +178,7 @@ def test_apop_answers_the_greetings_challenge() -> None:
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [action.request for action in driven.asked if isinstance(action, Authorize)]
+    requests = [action.request for action in driven.asked if isinstance(action, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.salt == CHALLENGE for request in requests)
 

@@ -18,8 +18,8 @@ from mailproxy.protocols.proxy_protocol import (
     Header,
     address_text,
     crc32c,
-    outbound,
-    read,
+    outbound_header,
+    read_header,
 )
 from mailproxy.protocols.types import Client, ClientCertificate, ProxyAddresses, TlsInfo
 from mailproxy_config.model import Protocol, SendProxyProtocol
@@ -57,7 +57,7 @@ IPV6_BODY = (
 )
 def test_version_1_gives_the_addresses_as_received(line: bytes, addresses: ProxyAddresses) -> None:
     header = Header(len(line) + 2, addresses, 1, ProxyHeaderResult.V1)
-    assert read(line + b"\r\nrest") == header
+    assert read_header(line + b"\r\nrest") == header
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_version_1_gives_the_addresses_as_received(line: bytes, addresses: Proxy
 )
 def test_unknown_carries_no_addresses(line: bytes) -> None:
     assert len(line) + 2 <= MAX_V1
-    assert read(line + b"\r\na1 NOOP\r\n") == Header(len(line) + 2, None, 1, ProxyHeaderResult.UNKNOWN)
+    assert read_header(line + b"\r\na1 NOOP\r\n") == Header(len(line) + 2, None, 1, ProxyHeaderResult.UNKNOWN)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_unknown_carries_no_addresses(line: bytes) -> None:
 )
 def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(data)
+        read_header(data)
     assert bad.value.result is result
 
 
@@ -121,7 +121,7 @@ def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> 
     ],
 )
 def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresses) -> None:
-    assert read(data + b"rest") == Header(len(data), addresses, 2, ProxyHeaderResult.V2)
+    assert read_header(data + b"rest") == Header(len(data), addresses, 2, ProxyHeaderResult.V2)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresse
     ],
 )
 def test_version_2_without_tcp_addresses_is_skipped(data: bytes, result: ProxyHeaderResult) -> None:
-    assert read(data + b"rest") == Header(len(data), None, 2, result)
+    assert read_header(data + b"rest") == Header(len(data), None, 2, result)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_version_2_without_tcp_addresses_is_skipped(data: bytes, result: ProxyHe
 )
 def test_what_is_no_version_2_header(data: bytes) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(data)
+        read_header(data)
     assert bad.value.result is INVALID
 
 
@@ -169,25 +169,25 @@ def test_what_is_no_version_2_header(data: bytes) -> None:
     ],
 )
 def test_a_header_may_come_in_pieces(whole: bytes) -> None:
-    complete = read(whole)
+    complete = read_header(whole)
     assert complete is not None
     assert complete.consumed == len(whole)
     for cut in range(len(whole)):
-        assert read(whole[:cut]) is None
-    assert read(whole + b"* junk") == complete
+        assert read_header(whole[:cut]) is None
+    assert read_header(whole + b"* junk") == complete
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PROXY ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x0c"]))
 def test_any_bytes_are_a_header_or_none_or_too_few(data: bytes, start: bytes) -> None:
     try:
-        header = read(start + data)
+        header = read_header(start + data)
     except BadHeader:
         return
     assert header is None or header.consumed <= len(start + data)
 
 
 def test_the_largest_header_is_never_too_few_bytes() -> None:
-    assert read(v2(b"\x20\x00", bytes(MAX_V2 - 16))) is not None
+    assert read_header(v2(b"\x20\x00", bytes(MAX_V2 - 16))) is not None
 
 
 # ---- text ----
@@ -216,7 +216,7 @@ def test_addresses_are_written_as_nginx_writes_them(address: str, text: str) -> 
 
 
 def test_no_header_is_written_where_none_is_wanted() -> None:
-    assert outbound(server(Protocol.IMAP), Client("192.0.2.1", 1, "192.0.2.2", 2)) == b""
+    assert outbound_header(server(Protocol.IMAP), Client("192.0.2.1", 1, "192.0.2.2", 2)) == b""
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_no_header_is_written_where_none_is_wanted() -> None:
     ],
 )
 def test_version_1_to_an_upstream(client: Client, line: bytes) -> None:
-    assert outbound(V1, client) == line
+    assert outbound_header(V1, client) == line
 
 
 @pytest.mark.parametrize(
@@ -253,18 +253,18 @@ def test_version_1_to_an_upstream(client: Client, line: bytes) -> None:
     ],
 )
 def test_version_2_to_an_upstream(client: Client, header: str) -> None:
-    assert outbound(V2, client) == bytes.fromhex(header)
+    assert outbound_header(V2, client) == bytes.fromhex(header)
 
 
 def test_version_2_widens_the_ipv4_side_of_two_families() -> None:
-    header = outbound(V2, Client("192.0.2.1", 1, "::1", 2))
+    header = outbound_header(V2, Client("192.0.2.1", 1, "::1", 2))
     assert header[12:16] == bytes.fromhex("21 21 002b")
     assert header[16:32] == ipaddress.ip_address("::ffff:192.0.2.1").packed
     assert header[32:48] == ipaddress.ip_address("::1").packed
 
 
 def test_version_2_says_local_for_a_unix_client() -> None:
-    header = outbound(V2, Client("unix:", 0, "unix:/run/imap", 0))
+    header = outbound_header(V2, Client("unix:", 0, "unix:/run/imap", 0))
     assert header[:-4] == SIGNATURE + bytes.fromhex("20 00 0007 03 0004")
 
 
@@ -307,7 +307,7 @@ FULL = TlsInfo(
     ],
 )  # fmt: skip
 def test_version_2_tells_about_tls(tls: TlsInfo, values: bytes) -> None:
-    header = outbound(V2, Client("192.0.2.1", 1, "192.0.2.2", 2, tls=tls))
+    header = outbound_header(V2, Client("192.0.2.1", 1, "192.0.2.2", 2, tls=tls))
     assert header[28:-7] == values
     assert int.from_bytes(header[14:16], "big") == len(header) - 16
 
@@ -330,8 +330,8 @@ def test_what_we_write_we_can_read(
 ) -> None:
     client = Client(str(source), source_port, str(destination), destination_port, tls=tls)
     for version, config in enumerate((V1, V2), start=1):
-        data = outbound(config, client)
-        header = read(data + b"* OK")
+        data = outbound_header(config, client)
+        header = read_header(data + b"* OK")
         assert header is not None
         assert header.addresses is not None
         assert (header.consumed, header.version) == (len(data), version)
@@ -354,5 +354,5 @@ def _plain(text: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 def test_the_checksum_covers_the_whole_header(
     source: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 ) -> None:
-    header = outbound(V2, Client(str(source), port, str(source), 25))
+    header = outbound_header(V2, Client(str(source), port, str(source), 25))
     assert crc32c(header[:-4] + bytes(4)).to_bytes(4, "big") == header[-4:]

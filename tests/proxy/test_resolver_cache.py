@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy.dns.cache import Cache
-from mailproxy.dns.measures import Answer
+from mailproxy.dns.measures import LookupResult
 from mailproxy.enums import CacheResult, DnsResult
 from mailproxy.telemetry.metrics import Meter
 
@@ -24,12 +24,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def found(ttl: int | None) -> Answer[str]:
-    return Answer(DnsResult.OK, "value", ttl)
+def found(ttl: int | None) -> LookupResult[str]:
+    return LookupResult(DnsResult.OK, "value", ttl)
 
 
-NOTHING: Answer[str] = Answer(DnsResult.NXDOMAIN, ttl=0)
-INVALID: Answer[str] = Answer(DnsResult.INVALID, ttl=60)
+NOTHING: LookupResult[str] = LookupResult(DnsResult.NXDOMAIN, ttl=0)
+INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ INVALID: Answer[str] = Answer(DnsResult.INVALID, ttl=60)
     ],
 )
 def test_an_answer_is_believed_for_a_time(
-    clock: list[float], answer: Answer[str], valid: float | None, last: float, gone: float
+    clock: list[float], answer: LookupResult[str], valid: float | None, last: float, gone: float
 ) -> None:
     cache: Cache[str, str] = Cache(valid, Meter())
     cache.put("key", answer)
@@ -60,7 +60,7 @@ def test_an_answer_is_believed_for_a_time(
 
 def test_a_failure_that_may_pass_is_not_kept() -> None:
     cache: Cache[str, str] = Cache(300.0, Meter())
-    cache.put("key", Answer(DnsResult.SERVFAIL))
+    cache.put("key", LookupResult(DnsResult.SERVFAIL))
     assert cache.get("key") is None
 
 

@@ -10,22 +10,22 @@ import pytest
 
 from mailproxy.dns.cache import Cache
 from mailproxy.dns.lookup import LookupCache, _Waiter
-from mailproxy.dns.measures import Answer
+from mailproxy.dns.measures import LookupResult
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import Meter
 
-OK: Answer[str] = Answer(DnsResult.OK, "value", 60)
-NO_ANSWER: Answer[str] = Answer(DnsResult.INVALID)
+OK: LookupResult[str] = LookupResult(DnsResult.OK, "value", 60)
+NO_ANSWER: LookupResult[str] = LookupResult(DnsResult.INVALID)
 
 
 class Questions:
     """Holds every question until the test answers it."""
 
     def __init__(self) -> None:
-        self.open: dict[str, asyncio.Future[Answer[str]]] = {}
+        self.open: dict[str, asyncio.Future[LookupResult[str]]] = {}
         self.asked: list[str] = []
 
-    async def ask(self, key: str) -> Answer[str]:
+    async def ask(self, key: str) -> LookupResult[str]:
         self.asked.append(key)
         self.open[key] = asyncio.get_running_loop().create_future()
         return await self.open[key]
@@ -41,7 +41,7 @@ class Table:
         self.look_ups = LookupCache(
             DnsPurpose.PTR, self.questions.ask, timeout=timeout, cache=cache, meter=self.meter, limit=limit
         )
-        self.heard: list[Answer[str]] = []
+        self.heard: list[LookupResult[str]] = []
 
     def find(self, key: str) -> Callable[[], None]:
         return self.look_ups.find(key, self.heard.append)
@@ -67,7 +67,7 @@ async def test_everybody_hears_the_one_answer() -> None:
     assert table.look_ups.cached("a") is OK
 
 
-def crash(_: Answer[str]) -> None:
+def crash(_: LookupResult[str]) -> None:
     raise ZeroDivisionError
 
 
@@ -127,7 +127,7 @@ async def test_who_leaves_between_answer_and_news_hears_nothing() -> None:
     table = Table()
     cancel: list[Callable[[], None]] = []
 
-    def first(_: Answer[str]) -> None:
+    def first(_: LookupResult[str]) -> None:
         cancel[0]()
 
     table.look_ups.find("a", first)
@@ -139,9 +139,9 @@ async def test_who_leaves_between_answer_and_news_hears_nothing() -> None:
 
 async def test_the_limit_of_time_is_one_of_the_answers() -> None:
     table = Table(timeout=0.01)
-    heard: asyncio.Future[Answer[str]] = asyncio.get_running_loop().create_future()
+    heard: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
     table.look_ups.find("a", heard.set_result)
-    assert await heard == Answer(DnsResult.TIMEOUT)
+    assert await heard == LookupResult(DnsResult.TIMEOUT)
     assert table.meter.dns_timeouts[DnsPurpose.PTR].value == 1
     assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
     table.meter.settle()
@@ -162,11 +162,11 @@ async def test_closing_answers_everybody(is_asked: bool) -> None:
 async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
     meter = Meter()
 
-    async def broken(_: str) -> Answer[str]:
+    async def broken(_: str) -> LookupResult[str]:
         raise ZeroDivisionError
 
     look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, meter), meter=meter)
-    heard: list[Answer[str]] = []
+    heard: list[LookupResult[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
     look_ups.find("a", heard.append)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.dns import dns_client
-from mailproxy.dns.dns_client import DnsClient, Failed, RetryPolicy, system_servers
+from mailproxy.dns.dns_client import DnsClient, DnsError, RetryPolicy, system_servers
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
@@ -104,7 +104,7 @@ async def test_while_nobody_can_be_reached_attempts_go_on() -> None:
 async def test_a_failure_is_an_answer_and_goes_to_nobody_else(three: list[DnsServer]) -> None:
     three[0].otherwise = Reply(code=SERVFAIL)
     servers = servers_for(*three)
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
     await servers.close()
     assert failed.value.result is DnsResult.SERVFAIL
@@ -115,7 +115,7 @@ async def test_every_server_gets_one_chance_to_give_a_usable_answer(three: list[
     for server in three:
         server.otherwise = Reply(code=9)
     servers = servers_for(*three)
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
     await servers.close()
     assert failed.value.result is DnsResult.INVALID
@@ -196,7 +196,7 @@ async def test_nothing_below_us_remembers_an_answer(three: list[DnsServer], repl
     three[0].otherwise = reply
     servers = servers_for(three[0])
     for _ in range(3):
-        with suppress(Failed):
+        with suppress(DnsError):
             await ask(servers, "again.example")
     await servers.close()
     assert len(three[0].asked) == 3
@@ -226,7 +226,7 @@ async def test_questions_that_nobody_waits_for_still_count(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await ask(servers, f"n{number}.example")
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "one-too-many.example")
     await servers.close()
     assert failed.value.result is DnsResult.INVALID
@@ -244,7 +244,7 @@ async def test_closing_ends_every_question(three: list[DnsServer]) -> None:
 
 
 async def failure(servers: DnsClient, name: str) -> DnsResult:
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, name)
     return failed.value.result
 

@@ -14,7 +14,14 @@ from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
 from mailproxy.protocols.line_buffer import LineReader
 from mailproxy.protocols.sansio import ProtocolGenerator
-from mailproxy.protocols.sasl import Framing, Refusal, authenticate, decoded, is_unsafe, mechanism
+from mailproxy.protocols.sasl import (
+    Framing,
+    SaslFailure,
+    authenticate,
+    decode_base64,
+    find_mechanism,
+    is_unsafe,
+)
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 from support.driving import Driven, drive
@@ -67,20 +74,20 @@ def b64(data: bytes) -> bytes:
     ],
 )
 def test_base64_is_read_as_nginx_reads_it(text: bytes, data: bytes | None) -> None:
-    assert decoded(text) == data
+    assert decode_base64(text) == data
 
 
 @given(st.binary(max_size=200))
 def test_base64_round_trips_with_and_without_padding(data: bytes) -> None:
-    assert decoded(b64(data)) == data
-    assert decoded(b64(data).rstrip(b"=")) == data
+    assert decode_base64(b64(data)) == data
+    assert decode_base64(b64(data).rstrip(b"=")) == data
 
 
 @given(st.text("AQgw+/=b*-", max_size=9).map(str.encode))
 def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
     digits, _, _ = text.partition(b"=")
     is_base64 = not digits.strip(b"AQgw+/b") and len(digits) % 4 != 1
-    assert decoded(text) == (b64decode(digits + b"==") if is_base64 else None)
+    assert decode_base64(text) == (b64decode(digits + b"==") if is_base64 else None)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
     ],
 )
 def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: Method | None) -> None:
-    assert mechanism(words) is method
+    assert find_mechanism(words) is method
 
 
 @pytest.mark.parametrize(
@@ -151,50 +158,52 @@ def test_an_exchange_gives_credentials(
 @pytest.mark.parametrize(
     ("words", "said", "refusal"),
     [
-        ((), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"NTLM",), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b"a", b"b"), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b"!"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"PLAIN", b64(b"u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b64(b"\0u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b64(b"\0u\0p\0")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
-        ((b"PLAIN",), (b"*\r\n",), Refusal(Method.PLAIN, LoginResult.ABORTED)),
-        ((b"PLAIN", b"*"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"PLAIN",), (b"* x\r\n",), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"NTLM",), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"a", b"b"), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"!"), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN", b64(b"u")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u\0p\0")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"PLAIN",), (b"*\r\n",), SaslFailure(Method.PLAIN, LoginResult.ABORTED)),
+        ((b"PLAIN", b"*"), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN",), (b"* x\r\n",), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
         (
             (b"PLAIN",),
             (b"AHUAcA 2 3 4\r\n",),
-            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS, counts=True),
+            SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS, counts=True),
         ),
         (
             (b"PLAIN",),
             (b"AHU\rAcA\r\n",),
-            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR, counts=True),
+            SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR, counts=True),
         ),
-        ((b"LOGIN", b64(b"u\n")), (b"\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
-        ((b"LOGIN",), (b"!\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"LOGIN", b"YQ"), (b"*\n",), Refusal(Method.LOGIN, LoginResult.ABORTED)),
-        ((b"CRAM-MD5", b"YQ"), (), Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"LOGIN", b64(b"u\n")), (b"\n",), SaslFailure(Method.LOGIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"LOGIN",), (b"!\n",), SaslFailure(Method.LOGIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"LOGIN", b"YQ"), (b"*\n",), SaslFailure(Method.LOGIN, LoginResult.ABORTED)),
+        ((b"CRAM-MD5", b"YQ"), (), SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
         (
             (b"CRAM-MD5",),
             (b64(DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
         ),
-        ((b"CRAM-MD5",), (b"*\n",), Refusal(Method.CRAM_MD5, LoginResult.ABORTED)),
+        ((b"CRAM-MD5",), (b"*\n",), SaslFailure(Method.CRAM_MD5, LoginResult.ABORTED)),
         (
             (b"CRAM-MD5",),
             (b64(b"u x" + DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
         ),
         (
             (b"CRAM-MD5",),
             (b64(b"u\r " + DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.CONTROL_CHAR),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.CONTROL_CHAR),
         ),
-        ((b"EXTERNAL", b64(b"a\0")), (), Refusal(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"EXTERNAL", b64(b"a\0")), (), SaslFailure(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
     ],
 )
-def test_an_exchange_may_fail(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: Refusal) -> None:
+def test_an_exchange_may_fail(
+    words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: SaslFailure
+) -> None:
     assert exchange(*words, said=said).result == refusal
 
 
@@ -208,7 +217,7 @@ def test_an_exchange_may_fail(words: tuple[bytes, ...], said: tuple[bytes, ...],
 )
 def test_two_mechanisms_work_only_where_they_are_enabled(words: tuple[bytes, ...], method: Method) -> None:
     driven = exchange(*words, enabled=frozenset({AuthMethod.PLAIN}))
-    assert driven.result == Refusal(method, LoginResult.METHOD_DISABLED)
+    assert driven.result == SaslFailure(method, LoginResult.METHOD_DISABLED)
     assert driven.said == b""
 
 

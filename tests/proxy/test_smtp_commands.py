@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import has_controls
+from mailproxy.protocols.frontend import has_control_chars
 from mailproxy.protocols.smtp.commands import USUAL, Command, parse
 
 
@@ -104,7 +104,7 @@ def test_a_glance_reads_what_parse_reads(start: bytes, rest: str) -> None:
         is_plain = (
             command.word == b"AUTH" and command.arguments[:1] and command.arguments[0].upper() == b"PLAIN"
         )
-        if command.word == b"EHLO" and len(command.arguments) == 1 and not has_controls(command.text):
+        if command.word == b"EHLO" and len(command.arguments) == 1 and not has_control_chars(command.text):
             words = (command.arguments[0], b"")
         elif is_plain and len(command.arguments) == 2:
             words = (b"", command.arguments[1])

@@ -14,9 +14,9 @@ from mailproxy.enums import (
     ProtocolErrorKind,
     ProtocolViolation,
 )
-from mailproxy.protocols.sansio import Authorize, Peek, ResolveClient
+from mailproxy.protocols.sansio import Authenticate, Peek, ResolveClient
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontendFactory
+from mailproxy.protocols.smtp.frontend import SmtpFrontendConfig
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -38,7 +38,7 @@ TLS = TlsInfo("TLSv1.3", "c")
 
 
 def talk(*answers: object, client: Client | None = None, **directives: object) -> Driven:
-    frontend = SmtpFrontendFactory(configs.server(Protocol.SMTP, server_name="mx", **directives))
+    frontend = SmtpFrontendConfig(configs.server(Protocol.SMTP, server_name="mx", **directives))
     return drive(frontend.converse(client or Client("192.0.2.1")), *answers)
 
 
@@ -131,7 +131,7 @@ def test_rcpt_asks_with_the_envelope_and_logs_in_as_nobody() -> None:
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
     asked = driven.asked[-1]
-    assert isinstance(asked, Authorize)
+    assert isinstance(asked, Authenticate)
     assert asked.request.credentials == Credentials(Method.NONE)
     assert asked.request.envelope == envelope
 

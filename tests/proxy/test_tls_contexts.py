@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mailproxy.tls.context import ServerTls, build, fingerprint
-from mailproxy.tls.openssl import Unreachable
+from mailproxy.tls.openssl import OpenSslUnavailable
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
@@ -27,7 +27,7 @@ from support.configs import server
 from support.tls_authority import Authority
 from support.tls_peers import KEY, TLS_PORT, Pair, client_of, shaken
 
-OUT_OF_REACH = Unreachable("the layout of its ssl objects is not known")
+OUT_OF_REACH = OpenSslUnavailable("the layout of its ssl objects is not known")
 
 KEYS = TicketKeys([KEY])
 

@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from mailproxy.tls.openssl import OpenSsl, Unreachable, load_openssl, probe
+from mailproxy.tls.openssl import OpenSsl, OpenSslUnavailable, load_openssl, probe
 
 WORD = struct.calcsize("P")
 HEAD = object.__basicsize__
@@ -32,13 +32,13 @@ def test_a_context_is_the_one_that_ssl_speaks_of() -> None:
 
 @pytest.mark.parametrize("head", [0, WORD, HEAD + WORD, HEAD + 2 * WORD])
 def test_another_layout_is_refused(head: int) -> None:
-    assert probe(head=head) == Unreachable("the layout of its ssl objects is not known")
+    assert probe(head=head) == OpenSslUnavailable("the layout of its ssl objects is not known")
 
 
 @pytest.mark.parametrize("library", ["libc.so.6", "/nonexistent/libssl.so"])
 def test_another_library_is_refused(library: str) -> None:
     found = probe(library)
-    assert isinstance(found, Unreachable)
+    assert isinstance(found, OpenSslUnavailable)
     assert found.reason.startswith("its OpenSSL cannot be called: ")
 
 

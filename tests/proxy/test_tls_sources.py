@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.inputs import files, fingerprint, session_context
+from mailproxy.tls.inputs import fingerprint, session_context, tls_files
 from mailproxy_config.model import (
     CertificateFiles,
     ListenConfig,
@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> ServerConfig:
 
 
 def names(config: ServerConfig) -> set[str]:
-    listed = files(config)
+    listed = tls_files(config)
     assert len(listed) == len(set(listed))
     return {Path(path).name for path in listed}
 
@@ -57,7 +57,7 @@ def test_what_verifies_nobody_is_not_looked_at(config: ServerConfig) -> None:
 
 
 def test_no_tls_no_files(config: ServerConfig) -> None:
-    assert files(dataclasses.replace(config, starttls=StartTls.DISABLED)) == ()
+    assert tls_files(dataclasses.replace(config, starttls=StartTls.DISABLED)) == ()
 
 
 @pytest.mark.parametrize("name", ["cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.protocols.real_ip import TrustedPeers, apply
+from mailproxy.protocols.real_ip import TrustedPeers, apply_real_ip
 from mailproxy.protocols.types import Client, ProxyAddresses
 
 PEERS = TrustedPeers(["10.0.0.0/8", "192.0.2.7", "192.0.2.130/25", "2001:db8::/32", "::1", "unix:"])
@@ -72,7 +72,7 @@ def proxied(source: bytes) -> ProxyAddresses:
 )
 def test_a_trusted_peer_s_word_replaces_address_and_port(source: bytes, address: str) -> None:
     client = Client("10.0.0.1", 1000, "10.0.0.2", 143, proxied=proxied(source))
-    assert apply(client, PEERS)
+    assert apply_real_ip(client, PEERS)
     assert (client.address, client.port) == (address, 56324)
     assert (client.local_address, client.local_port) == ("10.0.0.2", 143)
 
@@ -89,11 +89,11 @@ def test_a_trusted_peer_s_word_replaces_address_and_port(source: bytes, address:
 )
 def test_otherwise_nothing_changes(peer: str, addresses: ProxyAddresses | None) -> None:
     client = Client(peer, 1000, proxied=addresses)
-    assert not apply(client, PEERS)
+    assert not apply_real_ip(client, PEERS)
     assert (client.address, client.port) == (peer, 1000)
 
 
 def test_no_entries_no_replacement() -> None:
     client = Client("10.0.0.1", 1000, proxied=proxied(b"192.0.2.99"))
-    assert not apply(client, TrustedPeers([]))
+    assert not apply_real_ip(client, TrustedPeers([]))
     assert client.address == "10.0.0.1"

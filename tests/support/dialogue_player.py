@@ -175,20 +175,20 @@ class Player:
             except SessionError as thrown:
                 failure = thrown
 
-    def _answer(self, action: sansio.Action) -> Any:  # noqa: C901, PLR0911 - one case per action
+    def _answer(self, action: sansio.Effect) -> Any:  # noqa: C901, PLR0911 - one case per action
         match action:
             case sansio.Send(data):
                 self._said += data
             case sansio.Note(event):
                 self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
-            case sansio.Deadline(seconds):
+            case sansio.SetDeadline(seconds):
                 self._asides["deadline"].append(f"deadline {seconds:g}s")
             case sansio.MakeChallenge(name):
                 self._asides["challenge"].append("challenge")
                 return f"<1304717.1795355079@{name}>".encode()
             case sansio.Receive(limit):
                 return self._hear(limit)
-            case sansio.Authorize(request):
+            case sansio.Authenticate(request):
                 return self._authorize(request)
             case sansio.Peek(seconds, limit):
                 return self._overhear(seconds, limit)
@@ -196,7 +196,7 @@ class Player:
                 self._do(f"wait {seconds:g}s")
             case sansio.ResolveClient():
                 return unescaped(self._ask("resolve"))
-            case sansio.StartTls():
+            case sansio.UpgradeToTls():
                 return self._start_tls()
         return None
 

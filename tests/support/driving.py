@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy.protocols.sansio import Action, Deadline, Note, ProtocolGenerator, Receive, Send, Telling
+from mailproxy.protocols.sansio import Effect, Note, OneEffect, ProtocolGenerator, Receive, Send, SetDeadline
 
 
 @dataclass
@@ -16,15 +16,15 @@ class Driven:
     result: Any = None
     finished: bool = False
     said: bytes = b""
-    asked: list[Action] = field(default_factory=list)
+    asked: list[Effect] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
 
 
-def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any) -> Driven:
+def drive(dialogue: ProtocolGenerator[Any] | OneEffect | tuple[()], *answers: Any) -> Driven:
     """Run a dialogue until it ends, or waits for an answer that is not there.
 
-    ``Send``, ``Note`` and ``Deadline`` answer themselves; everything else takes
+    ``Send``, ``Note`` and ``SetDeadline`` answer themselves; everything else takes
     the next of ``answers``.  An exception among them is thrown.
     """
     if isinstance(dialogue, tuple):  # one that needs no answer
@@ -45,7 +45,7 @@ def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any)
                 driven.said += data
             case Note(event):
                 driven.notes.append(event)
-            case Deadline(seconds):
+            case SetDeadline(seconds):
                 driven.deadlines.append(seconds)
             case _:
                 driven.asked.append(action)
@@ -54,7 +54,7 @@ def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any)
                 answer = waiting.pop(0)
 
 
-def _telling(actions: Telling | tuple[()]) -> ProtocolGenerator[None]:
+def _telling(actions: OneEffect | tuple[()]) -> ProtocolGenerator[None]:
     yield from actions
 
 

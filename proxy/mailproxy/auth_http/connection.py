@@ -32,7 +32,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines, TimeoutQueue
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.tls.client import ClientTls, tls_words
+from mailproxy.tls.client import ClientTls, describe_tls_error
 
 CONNECT_SECONDS: Final = 4.0
 """The most that one address may take to be connected to, TLS included, while there are others to try.
@@ -223,7 +223,9 @@ class AuthConnection:
             self.service.engine.reactor.want(self.fd, WRITE)
         except OSError as error:
             where = _where(self.target)
-            self._try_next(AuthUnreachable(f"TLS with {where}: {tls_words(error)}", AuthErrorReason.TLS))
+            self._try_next(
+                AuthUnreachable(f"TLS with {where}: {describe_tls_error(error)}", AuthErrorReason.TLS)
+            )
         else:
             self._shaking_hands = False
             self._ready()

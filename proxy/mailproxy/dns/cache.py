@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-from mailproxy.dns.measures import MAX_ENTRIES, MAX_TTL, NEGATIVE_TTL, Answer, Meter, V
+from mailproxy.dns.measures import MAX_ENTRIES, MAX_TTL, NEGATIVE_TTL, LookupResult, Meter, V
 from mailproxy.enums import CacheResult, DnsResult
 
 K = TypeVar("K")
@@ -29,7 +29,7 @@ class Cache(Generic[K, V]):
         self._valid = valid
         self._size = size
         # A plain dictionary finds its oldest entry by walking over all that were deleted before it.
-        self._entries: OrderedDict[K, tuple[float, Answer[V]]] = OrderedDict()
+        self._entries: OrderedDict[K, tuple[float, LookupResult[V]]] = OrderedDict()
         # The cells themselves: hashing an enum's member costs more than the look-up.
         self._hits = meter.dns_cache[CacheResult.HIT]
         self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
@@ -37,7 +37,7 @@ class Cache(Generic[K, V]):
         self._stale = meter.dns_cache[CacheResult.STALE]
         self._gauge = meter.dns_cache_entries
 
-    def get(self, key: K) -> Answer[V] | None:
+    def get(self, key: K) -> LookupResult[V] | None:
         """Give an answer that may still be believed."""
         entry = self._entries.get(key)
         if entry is None:
@@ -54,7 +54,7 @@ class Cache(Generic[K, V]):
             self._hits.value += 1
         return answer
 
-    def put(self, key: K, answer: Answer[V]) -> None:
+    def put(self, key: K, answer: LookupResult[V]) -> None:
         """Keep an answer, if it may be kept."""
         if answer.ttl is None:
             return
@@ -70,7 +70,7 @@ class Cache(Generic[K, V]):
         self._gauge.value -= len(self._entries)
         self._entries.clear()
 
-    def _lifetime(self, answer: Answer[V]) -> float:
+    def _lifetime(self, answer: LookupResult[V]) -> float:
         valid = self._valid
         if answer.result is DnsResult.NXDOMAIN:
             return NEGATIVE_TTL if valid is None else min(valid, NEGATIVE_TTL)

@@ -12,9 +12,9 @@ from typing import Final, cast
 
 import pycares
 
-from mailproxy.dns.dns_client import DnsClient, Failed
+from mailproxy.dns.dns_client import DnsClient, DnsError
 from mailproxy.dns.dns_names import host_name, packed, reverse_name
-from mailproxy.dns.measures import Answer
+from mailproxy.dns.measures import LookupResult
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 
@@ -37,24 +37,24 @@ class ClientLookup:
         self._servers = servers or DnsClient(config)
         self._kinds = ["A"] * config.ipv4 + ["AAAA"] * config.ipv6
 
-    async def name(self, address: bytes) -> Answer[bytes]:
+    async def name(self, address: bytes) -> LookupResult[bytes]:
         """Ask what a packed address is called: the first ``PTR`` record counts.
 
         The answer is ``INVALID``, and may be kept, when that is no host name.
         """
         try:
             records = await self._servers.ask(reverse_name(address), "PTR", self._servers.turn())
-        except Failed as failed:
-            return Answer(failed.result, ttl=0 if failed.result is DnsResult.NXDOMAIN else None)
+        except DnsError as failed:
+            return LookupResult(failed.result, ttl=0 if failed.result is DnsResult.NXDOMAIN else None)
         if not records:
-            return Answer(DnsResult.NXDOMAIN, ttl=0)
+            return LookupResult(DnsResult.NXDOMAIN, ttl=0)
         record = next((record for record in records if isinstance(record.data, pycares.PTRRecordData)), None)
         if record is None:
-            return Answer(DnsResult.INVALID)
+            return LookupResult(DnsResult.INVALID)
         name = host_name(cast(pycares.PTRRecordData, record.data).dname)
-        return Answer(DnsResult.INVALID if name is None else DnsResult.OK, name, record.ttl)
+        return LookupResult(DnsResult.INVALID if name is None else DnsResult.OK, name, record.ttl)
 
-    async def addresses(self, name: bytes) -> Answer[frozenset[bytes]]:
+    async def addresses(self, name: bytes) -> LookupResult[frozenset[bytes]]:
         """Ask for all addresses of a host, of the families that the directive allows.
 
         One family that fails spoils the other, as in nginx; one that is merely
@@ -69,8 +69,8 @@ class ClientLookup:
                 ]
         except ExceptionGroup as failures:
             failed = failures.exceptions[0]
-            if isinstance(failed, Failed):
-                return Answer(failed.result)
+            if isinstance(failed, DnsError):
+                return LookupResult(failed.result)
             raise
         return _joined([family.result() for family in families])
 
@@ -89,7 +89,7 @@ class ClientLookup:
             seen.add(name)
             try:
                 records = await self._servers.ask(name, kind, turn)
-            except Failed as failed:
+            except DnsError as failed:
                 if failed.result is DnsResult.NXDOMAIN:
                     return None
                 raise
@@ -98,7 +98,7 @@ class ClientLookup:
             if addresses or not records:
                 return addresses, ttls
             if alias is None:
-                raise Failed(DnsResult.INVALID)
+                raise DnsError(DnsResult.INVALID)
             name = alias
         return None
 
@@ -116,14 +116,14 @@ def _read(records: Sequence[pycares.DNSRecord]) -> tuple[list[bytes], str | None
     return [address for address in found if address is not None], alias
 
 
-def _joined(families: Sequence[_Found | None]) -> Answer[frozenset[bytes]]:
+def _joined(families: Sequence[_Found | None]) -> LookupResult[frozenset[bytes]]:
     ttls: list[int] = []
     addresses: set[bytes] = set()
     for found in families:
         if found is None:
-            return Answer(DnsResult.NXDOMAIN, ttl=0)
+            return LookupResult(DnsResult.NXDOMAIN, ttl=0)
         addresses.update(found[0])
         ttls += found[1]
     if not addresses:
-        return Answer(DnsResult.NXDOMAIN, ttl=0)
-    return Answer(DnsResult.OK, frozenset(addresses), min(ttls))
+        return LookupResult(DnsResult.NXDOMAIN, ttl=0)
+    return LookupResult(DnsResult.OK, frozenset(addresses), min(ttls))

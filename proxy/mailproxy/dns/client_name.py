@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mailproxy.dns.cache import Cache
 from mailproxy.dns.dns_names import packed
 from mailproxy.dns.lookup import LookupCache
-from mailproxy.dns.measures import Answer, Cancel, Failure, Meter, unreported
+from mailproxy.dns.measures import Cancel, LookupResult, Meter, OnFailure, unreported
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy_config.model import ResolverConfig
@@ -47,7 +47,7 @@ class Resolver:
         timeout: float,
         meter: Meter,
         servers: DnsClient | None = None,
-        failed: Failure = unreported,
+        failed: OnFailure = unreported,
     ) -> None:
         # Only who has a resolver pays for the DNS library.
         from mailproxy.dns.client_lookup import ClientLookup  # noqa: PLC0415
@@ -136,7 +136,7 @@ class _Confirmation:
         self._name = b""
         self.step: Cancel = _nothing
 
-    def named(self, answer: Answer[bytes]) -> None:
+    def named(self, answer: LookupResult[bytes]) -> None:
         if answer.value is None:
             self._done(_placeholder(answer.result))
             return
@@ -150,14 +150,14 @@ class _Confirmation:
         self._name = name
         self.step = self._resolver.addresses.find(name, self.confirmed)
 
-    def confirmed(self, answer: Answer[Addresses]) -> None:
+    def confirmed(self, answer: LookupResult[Addresses]) -> None:
         self._done(_verdict(self._address, self._name, answer))
 
     def cancel(self) -> None:
         self.step()
 
 
-def _verdict(address: bytes, name: bytes, answer: Answer[Addresses]) -> bytes:
+def _verdict(address: bytes, name: bytes, answer: LookupResult[Addresses]) -> bytes:
     if answer.value is None:
         return _placeholder(answer.result)
     return name if address in answer.value else UNAVAILABLE

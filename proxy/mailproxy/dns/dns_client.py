@@ -30,7 +30,7 @@ from mailproxy.enums import DnsResult
 from mailproxy_config.addresses import host_port
 from mailproxy_config.model import ResolverConfig
 
-MAX_QUESTIONS: Final = 4_000
+MAX_QUERIES: Final = 4_000
 """Questions with the DNS library, those included that nobody waits for any longer."""
 _DNS_PORT: Final = 53
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -64,7 +64,7 @@ class RetryPolicy:
     pause: float = 5.0
 
 
-class Failed(Exception):
+class DnsError(Exception):
     """A question was answered with a failure.
 
     Attributes:
@@ -76,15 +76,15 @@ class Failed(Exception):
         self.result = result
 
 
-class _Silence(Exception):
+class _NoReply(Exception):
     """No server answered in time; worth asking again at once."""
 
 
-class _NobodyThere(Exception):
+class _ServersUnreachable(Exception):
     """No server could be reached; worth asking again after a pause."""
 
 
-class _Unusable(Exception):
+class _UnusableReply(Exception):
     """What came back is no answer to the question; another server may do better."""
 
 
@@ -141,13 +141,13 @@ class DnsClient:
         while True:
             try:
                 return await self._attempt(name, kind, turn)
-            except _NobodyThere:
+            except _ServersUnreachable:
                 await asyncio.sleep(self._pace.pause)
-            except _Unusable as error:
+            except _UnusableReply as error:
                 unusable += 1
                 if unusable >= len(self._servers):
-                    raise Failed(DnsResult.INVALID) from error
-            except _Silence:
+                    raise DnsError(DnsResult.INVALID) from error
+            except _NoReply:
                 pass
             turn += 1
 
@@ -160,8 +160,8 @@ class DnsClient:
     async def _attempt(self, name: str, kind: str, turn: int) -> Sequence[pycares.DNSRecord]:
         """Ask once round."""
         library = await self._for_question(name, kind, turn)
-        if self._busy >= MAX_QUESTIONS:
-            raise Failed(DnsResult.INVALID)
+        if self._busy >= MAX_QUERIES:
+            raise DnsError(DnsResult.INVALID)
         future = library.query_dns(name, kind)
         self._busy += 1
         future.add_done_callback(self._freed)
@@ -171,22 +171,22 @@ class DnsClient:
         except aiodns.error.DNSError as error:
             return self._judged(error.args[0], name, kind)
         if not answer:
-            raise _Unusable  # a code that the library has no word for
+            raise _UnusableReply  # a code that the library has no word for
         self._known[name, kind] = time.monotonic() + min(record.ttl for record in answer)
         return answer
 
     def _judged(self, code: int, name: str, kind: str) -> Sequence[pycares.DNSRecord]:
         if code == errno.ARES_ETIMEOUT:
-            raise _Silence
+            raise _NoReply
         if code in _UNREACHABLE:
-            raise _NobodyThere
+            raise _ServersUnreachable
         if code in _ABSENT:
             self._known[name, kind] = time.monotonic() + _LIBRARY_TTL
         if code == errno.ARES_ENODATA:
             return ()
         if code in _FAILURES:
-            raise Failed(_FAILURES[code])
-        raise _Unusable
+            raise DnsError(_FAILURES[code])
+        raise _UnusableReply
 
     def _freed(self, future: asyncio.Future[pycares.DNSResult]) -> None:
         self._busy -= 1
@@ -233,11 +233,11 @@ class DnsClient:
             if self._servers:
                 return
             if time.monotonic() < self._find_again_at:
-                raise _NobodyThere
+                raise _ServersUnreachable
             self._servers = await self._found_servers()
             if not self._servers:
                 self._find_again_at = time.monotonic() + self._pace.pause
-                raise _NobodyThere
+                raise _ServersUnreachable
 
     async def _found_servers(self) -> tuple[str, ...]:
         if self._config.system:

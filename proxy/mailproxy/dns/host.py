@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any, Final
 
 from mailproxy.dns.dns_names import packed, with_port
-from mailproxy.dns.measures import Failure, Meter, count, unreported
+from mailproxy.dns.measures import Meter, OnFailure, count_lookup, unreported
 from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy_config.model import AuthHttp
 
-REFRESH: Final = 30.0
+REFRESH_INTERVAL: Final = 30.0
 """Seconds that must lie between two look-ups while connections succeed."""
-RETRY: Final = 1.0
+RETRY_INTERVAL: Final = 1.0
 """Seconds that must lie between two look-ups in any case."""
-LIMIT: Final = 30.0
+LOOKUP_TIMEOUT: Final = 30.0
 """Seconds after which a look-up counts as timed out."""
 MAX_ADDRESSES: Final = 16
 """Addresses of one host that are used; more are ignored."""
@@ -68,7 +68,7 @@ class HostAddresses:
         meter: Meter,
         ask: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
-        failed: Failure = unreported,
+        failed: OnFailure = unreported,
     ) -> None:
         self._report = failed
         self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
@@ -98,7 +98,7 @@ class HostAddresses:
             Whether there is an address.  If not, taking one goes on trying.
         """
         if not self._is_fixed:
-            await asyncio.wait((self._look(),), timeout=LIMIT)
+            await asyncio.wait((self._look(),), timeout=LOOKUP_TIMEOUT)
         return bool(self._targets)
 
     def take(self, tried: Sequence[Target] = ()) -> Target | None:
@@ -125,9 +125,9 @@ class HostAddresses:
     def _take_working(self, tried: Sequence[Target]) -> Target | None:
         """Give the next address that did not fail; without one, that whose failure is oldest."""
         targets, now = self._targets, self._clock()
-        count, first = len(targets), self._next
+        count_lookup, first = len(targets), self._next
         best, oldest = -1, math.inf
-        for index in (*range(first, count), *range(min(first, count))):
+        for index in (*range(first, count_lookup), *range(min(first, count_lookup))):
             if targets[index] in tried:
                 continue
             until = self._failed.get(targets[index], 0.0)
@@ -138,7 +138,7 @@ class HostAddresses:
                 best, oldest = index, until
         if best < 0:
             return None
-        self._next = (best + 1) % count
+        self._next = (best + 1) % count_lookup
         return targets[best]
 
     def failed(self, target: Target) -> bool:
@@ -150,7 +150,7 @@ class HostAddresses:
         now = self._clock()
         is_news = self._failed.get(target, 0.0) <= now
         self._failed[target] = now + FAILED_SECONDS
-        self._interval = RETRY
+        self._interval = RETRY_INTERVAL
         return is_news
 
     def works(self, target: Target) -> None:
@@ -172,19 +172,19 @@ class HostAddresses:
         began = self._clock()
         ask = partial(self._ask, self._host, self._port, type=socket.SOCK_STREAM)
         answer = asyncio.get_running_loop().run_in_executor(None, ask)
-        done, _ = await asyncio.wait((answer,), timeout=LIMIT)
+        done, _ = await asyncio.wait((answer,), timeout=LOOKUP_TIMEOUT)
         if not done:
-            count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
+            count_lookup(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LOOKUP_TIMEOUT)
             self._report(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._learn(answer)
         if done:
-            count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
+            count_lookup(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
             if result is not DnsResult.OK:
                 self._report(DnsPurpose.AUTH, self._host, result)
 
     def _learn(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
-        self._interval = REFRESH if self._targets else RETRY
+        self._interval = REFRESH_INTERVAL if self._targets else RETRY_INTERVAL
         try:
             found = dict.fromkeys((int(family), address) for family, *_, address in answer.result())
         except socket.gaierror as error:
@@ -193,7 +193,7 @@ class HostAddresses:
             return DnsResult.INVALID
         self._targets = targets = tuple(found)[:MAX_ADDRESSES]
         self._failed = {target: until for target, until in self._failed.items() if target in targets}
-        self._interval = REFRESH
+        self._interval = REFRESH_INTERVAL
         return DnsResult.OK
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Generic
 
 from mailproxy.dns.cache import Cache, K
-from mailproxy.dns.measures import MAX_LOOK_UPS, Answer, Cancel, Meter, V, count
+from mailproxy.dns.measures import MAX_LOOKUPS, Cancel, LookupResult, Meter, V, count_lookup
 from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 
@@ -20,12 +20,12 @@ class _Waiter(Generic[K, V]):
 
     __slots__ = ("_done", "_question", "owner")
 
-    def __init__(self, question: _Question[K, V], done: Callable[[Answer[V]], None]) -> None:
+    def __init__(self, question: _PendingLookup[K, V], done: Callable[[LookupResult[V]], None]) -> None:
         self._question = question
         self.owner = done
-        self._done: Callable[[Answer[V]], None] | None = done
+        self._done: Callable[[LookupResult[V]], None] | None = done
 
-    def tell(self, answer: Answer[V]) -> None:
+    def tell(self, answer: LookupResult[V]) -> None:
         done, self._done = self._done, None
         if done is not None:
             done(answer)
@@ -36,12 +36,12 @@ class _Waiter(Generic[K, V]):
             self._question.lose(self)
 
 
-class _Question(Generic[K, V]):
+class _PendingLookup(Generic[K, V]):
     """A look-up under way, and who waits for it."""
 
     __slots__ = ("_pending", "key", "task", "waiters")
 
-    def __init__(self, pending: dict[K, _Question[K, V]], key: K) -> None:
+    def __init__(self, pending: dict[K, _PendingLookup[K, V]], key: K) -> None:
         self._pending = pending
         self.key = key
         self.task: asyncio.Task[None] | None = None
@@ -62,7 +62,7 @@ class _Question(Generic[K, V]):
         if self._pending.get(self.key) is self:
             del self._pending[self.key]
 
-    def tell(self, answer: Answer[V]) -> None:
+    def tell(self, answer: LookupResult[V]) -> None:
         """Answer everybody, each on its own: one who fails must not cost the others theirs."""
         self.end()
         loop = asyncio.get_running_loop()
@@ -87,12 +87,12 @@ class LookupCache(Generic[K, V]):
     def __init__(
         self,
         purpose: DnsPurpose,
-        ask: Callable[[K], Awaitable[Answer[V]]],
+        ask: Callable[[K], Awaitable[LookupResult[V]]],
         *,
         timeout: float,
         cache: Cache[K, V],
         meter: Meter,
-        limit: int = MAX_LOOK_UPS,
+        limit: int = MAX_LOOKUPS,
         failed: Callable[[K, DnsResult], None] | None = None,
     ) -> None:
         self._failed = failed
@@ -102,11 +102,11 @@ class LookupCache(Generic[K, V]):
         self._cache = cache
         self._meter = meter
         self._limit = limit
-        self._pending: dict[K, _Question[K, V]] = {}
+        self._pending: dict[K, _PendingLookup[K, V]] = {}
         self._tasks = TaskSet()
         self.cached = cache.get
 
-    def find(self, key: K, done: Callable[[Answer[V]], None]) -> Cancel:
+    def find(self, key: K, done: Callable[[LookupResult[V]], None]) -> Cancel:
         """Ask, together with whoever asks the same already; ``done`` hears the answer.
 
         Above the limit ``done`` is told at once that there is no answer.
@@ -114,9 +114,9 @@ class LookupCache(Generic[K, V]):
         question = self._pending.get(key)
         if question is None:
             if len(self._pending) >= self._limit:
-                done(Answer(DnsResult.INVALID))
+                done(LookupResult(DnsResult.INVALID))
                 return _nothing
-            question = _Question(self._pending, key)
+            question = _PendingLookup(self._pending, key)
             question.task = self._tasks.begin(self._run(question))
         waiter = _Waiter(question, done)
         question.waiters[waiter] = None
@@ -125,29 +125,29 @@ class LookupCache(Generic[K, V]):
     async def close(self) -> None:
         """Give up on everything under way; who waits is told so."""
         for question in tuple(self._pending.values()):
-            question.tell(Answer(DnsResult.INVALID))
+            question.tell(LookupResult(DnsResult.INVALID))
         await self._tasks.close()
         self._cache.clear()
 
-    async def _run(self, question: _Question[K, V]) -> None:
+    async def _run(self, question: _PendingLookup[K, V]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        answer: Answer[V] = Answer(DnsResult.INVALID)
+        answer: LookupResult[V] = LookupResult(DnsResult.INVALID)
         try:
             answer = await self._answer(question.key)
-            count(self._meter, self._purpose, answer.result, loop.time() - began)
+            count_lookup(self._meter, self._purpose, answer.result, loop.time() - began)
             self._cache.put(question.key, answer)
             if self._failed is not None and answer.result not in _ANSWERED:
                 self._failed(question.key, answer.result)
         finally:
             question.tell(answer)
 
-    async def _answer(self, key: K) -> Answer[V]:
+    async def _answer(self, key: K) -> LookupResult[V]:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._ask(key)
         except TimeoutError:
-            return Answer(DnsResult.TIMEOUT)
+            return LookupResult(DnsResult.TIMEOUT)
 
 
 def _nothing() -> None:

@@ -20,7 +20,7 @@ NEGATIVE_TTL: Final = 10
 """Seconds that "there is no such name" is believed; ``valid=`` may shorten it."""
 MAX_ENTRIES: Final = 10_000
 """Answers kept per kind of look-up; the oldest makes room for a new one."""
-MAX_LOOK_UPS: Final = 1_000
+MAX_LOOKUPS: Final = 1_000
 """Look-ups under way per kind; who asks for one more is told to try again later."""
 
 
@@ -73,7 +73,7 @@ class Meter(Protocol):
         ...
 
 
-Failure = Callable[[DnsPurpose, str, DnsResult], None]
+OnFailure = Callable[[DnsPurpose, str, DnsResult], None]
 """Called with what was looked up in vain: an address or a name."""
 
 
@@ -82,7 +82,7 @@ def unreported(_purpose: DnsPurpose, _name: str, _result: DnsResult) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[V]):
+class LookupResult(Generic[V]):
     """How a look-up ended.
 
     ``value`` is ``None`` for every failure.  ``ttl`` is how many seconds the
@@ -94,7 +94,7 @@ class Answer(Generic[V]):
     ttl: int | None = None
 
 
-def count(meter: Meter, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
+def count_lookup(meter: Meter, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
     """Count one look-up that was put to a name server."""
     meter.dns_queries[purpose, result].value += 1
     meter.dns_seconds[purpose].observe(seconds)

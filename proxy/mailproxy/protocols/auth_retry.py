@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from mailproxy.errors import AuthUnavailable
-from mailproxy.protocols.sansio import Authorize, ProtocolGenerator, wait
+from mailproxy.protocols.sansio import Authenticate, ProtocolGenerator, wait
 from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
 
 POSTPONED_AT_MOST: Final = 86400
@@ -34,5 +34,5 @@ def ask_again(request: AuthRequest, postponed: AuthDeferred) -> ProtocolGenerato
             request.credentials = replace(request.credentials, user=decision.user)
         if decision.password is not None:
             request.credentials = replace(request.credentials, password=decision.password)
-        decision = yield Authorize(request)
+        decision = yield Authenticate(request)
     return decision

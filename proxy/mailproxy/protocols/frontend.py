@@ -32,18 +32,18 @@ from mailproxy.protocols.auth_retry import ask_again
 from mailproxy.protocols.line_buffer import LineReader
 from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.protocols.sansio import (
-    Authorize,
-    Deadline,
+    Authenticate,
     ProtocolGenerator,
     Receive,
     Send,
+    SetDeadline,
     make_challenge,
     note,
     send,
-    start_tls,
+    upgrade_to_tls,
     wait,
 )
-from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
+from mailproxy.protocols.sasl import Framing, SaslFailure, authenticate, find_mechanism
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
@@ -70,9 +70,9 @@ _CONTROLS: Final = bytes((*range(0x20), 0x7F))
 
 UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
 
-Outcome = AuthRequest | SessionEnd | None
+CommandResult = AuthRequest | SessionEnd | None
 """What a command leads to: a question, the end, or another turn."""
-Turn = Send | AuthRequest | ProtocolGenerator[Outcome]
+CommandHandling = Send | AuthRequest | ProtocolGenerator[CommandResult]
 """What follows from a line: one reply and another turn, a question, or more words on either side."""
 
 
@@ -95,7 +95,7 @@ def certificate_fault(server: ServerConfig, tls: TlsInfo) -> CertificateFault | 
     return None
 
 
-def has_controls(data: bytes) -> bool:
+def has_control_chars(data: bytes) -> bool:
     """Whether there is an ASCII control byte, TAB and DEL included."""
     return len(data.translate(None, _CONTROLS)) != len(data)
 
@@ -106,7 +106,7 @@ def classify_bad_line(line: bytes) -> ProtocolErrorKind:
         return ProtocolErrorKind.PROXY_HEADER
     if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_WORDS):
         return ProtocolErrorKind.FOREIGN_PROTOCOL
-    if has_controls(line):
+    if has_control_chars(line):
         return ProtocolErrorKind.CONTROL_CHAR
     return ProtocolErrorKind.UNKNOWN_COMMAND
 
@@ -136,7 +136,7 @@ class FrontendConfig:
         self.limit = limit
         self.greeting = greeting
         self.greets_alike = greets_alike and server.ssl_verify_client is VerifyClient.DISABLED
-        self.deadline = Deadline(server.timeout)
+        self.deadline = SetDeadline(server.timeout)
         self.only_in_tls = server.starttls is StartTls.ONLY
         self.receive = Receive(limit)
 
@@ -186,7 +186,7 @@ class Frontend(ABC, Generic[P_co]):
         return None
 
     @abstractmethod
-    def turn(self, line: bytes) -> Turn:
+    def turn(self, line: bytes) -> CommandHandling:
         """Take a command's first line, and say what follows from it."""
 
     @abstractmethod
@@ -225,11 +225,11 @@ class Frontend(ABC, Generic[P_co]):
                 if isinstance(step, Send):
                     yield step
                     continue
-                outcome: Outcome | UpstreamLogin = (
+                outcome: CommandResult | UpstreamLogin = (
                     step if isinstance(step, AuthRequest) else (yield from step)
                 )
                 if isinstance(outcome, AuthRequest):
-                    decision: Decision = yield Authorize(outcome)
+                    decision: Decision = yield Authenticate(outcome)
                     if isinstance(decision, AuthAllowed):
                         return self.identified(outcome, decision)
                     outcome = yield from self._not_at_once(outcome, decision)
@@ -318,7 +318,7 @@ class Frontend(ABC, Generic[P_co]):
         if self.reader.clear():
             yield from note(ProtocolViolation(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS))
         yield from send(go_ahead)
-        self.client.tls = yield from start_tls()
+        self.client.tls = yield from upgrade_to_tls()
         return (yield from self._check_certificate())
 
     def _check_certificate(self) -> ProtocolGenerator[SessionEnd | None]:
@@ -357,7 +357,7 @@ class Frontend(ABC, Generic[P_co]):
             none; or ``SessionEnd`` when that was its last error.
         """
         if self.tls_is_missing:
-            yield from self._refuse_in_clear(mechanism(arguments))
+            yield from self._refuse_in_clear(find_mechanism(arguments))
             return None
         result = yield from authenticate(
             arguments,
@@ -367,7 +367,7 @@ class Frontend(ABC, Generic[P_co]):
             challenge=self.challenge,
             budget=budget,
         )
-        if isinstance(result, Refusal):
+        if isinstance(result, SaslFailure):
             return (yield from self.answer(result))
         return result
 
@@ -377,7 +377,7 @@ class Frontend(ABC, Generic[P_co]):
         else:
             yield from self.refuse(method, LoginResult.TLS_REQUIRED)
 
-    def answer(self, refusal: Refusal) -> ProtocolGenerator[SessionEnd | None]:
+    def answer(self, refusal: SaslFailure) -> ProtocolGenerator[SessionEnd | None]:
         """Answer a SASL exchange that gave no credentials."""
         if refusal.method is not None and refusal.result is not None:
             yield from note(LoginRefused(refusal.method, refusal.result))

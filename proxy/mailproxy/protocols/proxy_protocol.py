@@ -77,7 +77,7 @@ class Header:
     result: ProxyHeaderResult
 
 
-def read(buffer: bytes) -> Header | None:
+def read_header(buffer: bytes) -> Header | None:
     """Read the header at the beginning of a connection, however it is cut.
 
     Args:
@@ -98,7 +98,7 @@ def read(buffer: bytes) -> Header | None:
     raise BadHeader(ProxyHeaderResult.MISSING)
 
 
-def begins(buffer: bytes) -> bool:
+def begins_header(buffer: bytes) -> bool:
     """Whether these first bytes of a connection are those of a header."""
     return buffer.startswith((_KEYWORD, SIGNATURE))
 
@@ -193,7 +193,7 @@ def address_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return str(address)
 
 
-def outbound(server: ServerConfig, client: Client) -> bytes:
+def outbound_header(server: ServerConfig, client: Client) -> bytes:
     """Write the header for the upstream (directive ``proxy_protocol``).
 
     Source is the client, after ``set_real_ip_from``; destination is where we

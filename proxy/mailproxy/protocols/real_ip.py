@@ -66,7 +66,7 @@ class TrustedPeers:
         return any(number >> shift in numbers for shift, numbers in networks.items())
 
 
-def apply(client: Client, peers: TrustedPeers) -> bool:
+def apply_real_ip(client: Client, peers: TrustedPeers) -> bool:
     """Replace the client's address and port by what the PROXY header says, if the peer is trusted.
 
     To be called once, while ``client.address`` is still the TCP peer's.

@@ -13,8 +13,8 @@ The rules an interpreter keeps:
 * ``Send`` may be held back and joined with what follows, but is on its way
   before any other action waits.  One flight, one write.
 * Nothing is read from the peer unless ``Receive`` or ``Peek`` asks for it.
-* ``Receive`` is limited by the deadline that ``Deadline`` set last; ``Wait``,
-  ``Authorize`` and ``Resolve`` keep their own time.
+* ``Receive`` is limited by the deadline that ``SetDeadline`` set last; ``Wait``,
+  ``Authenticate`` and ``Resolve`` keep their own time.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ class Peek:
 
 
 @dataclass(slots=True)
-class Deadline:
+class SetDeadline:
     """From now on, all ``Receive`` together may take this many seconds."""
 
     seconds: float
 
 
 @dataclass(slots=True)
-class StartTls:
+class UpgradeToTls:
     """Make the connection a TLS connection.  What the peer sent in clear before is not to survive it."""
 
 
 @dataclass(slots=True)
-class Authorize:
+class Authenticate:
     """Ask the authorization service about this attempt; the answer is a ``Decision``.
 
     ``AuthUnavailable`` is thrown where it gave none that can be used.  Let it
@@ -100,16 +100,27 @@ class Note:
     event: NoteValue
 
 
-Action = Send | Receive | Peek | Deadline | StartTls | Authorize | ResolveClient | MakeChallenge | Wait | Note
+Effect = (
+    Send
+    | Receive
+    | Peek
+    | SetDeadline
+    | UpgradeToTls
+    | Authenticate
+    | ResolveClient
+    | MakeChallenge
+    | Wait
+    | Note
+)
 
-ProtocolGenerator = Generator[Action, Any, T]
+ProtocolGenerator = Generator[Effect, Any, T]
 """A conversation that returns a ``T``; which answer an action gets is known to the helpers alone."""
 
-Telling = tuple[Action]
+OneEffect = tuple[Effect]
 """An action without an answer, for ``yield from``; a tuple costs a fraction of a generator."""
 
 
-def send(data: bytes) -> Telling:
+def send(data: bytes) -> OneEffect:
     """Say these bytes to the peer."""
     return (Send(data),)
 
@@ -133,13 +144,13 @@ def peek(seconds: float, limit: int) -> ProtocolGenerator[bytes]:
     return cast("bytes", (yield Peek(seconds, limit)))
 
 
-def start_tls() -> ProtocolGenerator[TlsInfo]:
+def upgrade_to_tls() -> ProtocolGenerator[TlsInfo]:
     """Make the connection a TLS connection.
 
     Raises:
         TlsFailed: The handshake did not complete; there is nobody to talk to any more.
     """
-    return cast("TlsInfo", (yield StartTls()))
+    return cast("TlsInfo", (yield UpgradeToTls()))
 
 
 def resolve_client() -> ProtocolGenerator[bytes]:
@@ -152,11 +163,11 @@ def make_challenge(server_name: str) -> ProtocolGenerator[bytes]:
     return cast("bytes", (yield MakeChallenge(server_name)))
 
 
-def wait(seconds: float) -> Telling:
+def wait(seconds: float) -> OneEffect:
     """Let time pass."""
     return (Wait(seconds),)
 
 
-def note(event: NoteValue) -> Telling:
+def note(event: NoteValue) -> OneEffect:
     """Tell that something worth counting or logging happened."""
     return (Note(event),)

@@ -57,7 +57,7 @@ class Framing:
         return self.prefix + b2a_base64(text, newline=False) + b"\r\n"
 
 
-class Refusal(NamedTuple):
+class SaslFailure(NamedTuple):
     """Why an exchange gave no credentials.
 
     Every refusal is answered with the protocol's invalid-command reply; only
@@ -82,12 +82,12 @@ class _Exchange(NamedTuple):
     end: int | None
 
 
-def mechanism(arguments: Sequence[bytes]) -> Method | None:
+def find_mechanism(arguments: Sequence[bytes]) -> Method | None:
     """Tell which mechanism an AUTH command asks for, ``None`` if there is no such one."""
     return _MECHANISMS.get(arguments[0].upper()) if arguments else None
 
 
-def decoded(text: bytes) -> bytes | None:
+def decode_base64(text: bytes) -> bytes | None:
     """Decode base64 as nginx does, ``None`` if it is none.
 
     Everything from the first ``=`` on is ignored, padding is optional, and
@@ -120,7 +120,7 @@ def authenticate(
     enabled: frozenset[AuthMethod],
     challenge: Callable[[], ProtocolGenerator[bytes]],
     budget: int | None = None,
-) -> ProtocolGenerator[Credentials | Refusal]:
+) -> ProtocolGenerator[Credentials | SaslFailure]:
     """Carry on one SASL exchange, from the words after AUTH to the credentials.
 
     Args:
@@ -135,12 +135,12 @@ def authenticate(
     Raises:
         LineTooLong: A response line, or all of them, exceeded the limit.
     """
-    method = mechanism(arguments)
+    method = find_mechanism(arguments)
     if method is None or len(arguments) > 2:
-        return Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)
+        return SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)
     needed = _ON_DEMAND.get(method)
     if needed is not None and needed not in enabled:
-        return Refusal(method, LoginResult.METHOD_DISABLED)
+        return SaslFailure(method, LoginResult.METHOD_DISABLED)
     exchange = _Exchange(framing, reader, method, None if budget is None else reader.consumed + budget)
     initial = arguments[1] if len(arguments) == 2 else None
     if method is Method.CRAM_MD5:
@@ -150,36 +150,36 @@ def authenticate(
     return (yield from _one_response(exchange, initial))
 
 
-def _one_response(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | Refusal]:
+def _one_response(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | SaslFailure]:
     """PLAIN and EXTERNAL: the client says it all in one response."""
     is_plain = exchange.method is _PLAIN
     prompt = exchange.framing.empty if is_plain else exchange.framing.user
     response = yield from _response(exchange, initial, prompt)
-    if isinstance(response, Refusal):
+    if isinstance(response, SaslFailure):
         return response
     return _plain(response) if is_plain else _checked(Credentials(Method.EXTERNAL, response))
 
 
-def _login(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | Refusal]:
+def _login(exchange: _Exchange, initial: bytes | None) -> ProtocolGenerator[Credentials | SaslFailure]:
     """The LOGIN mechanism: user name, then password, each in a response of its own."""
     user = yield from _response(exchange, initial, exchange.framing.user)
-    if isinstance(user, Refusal):
+    if isinstance(user, SaslFailure):
         return user
     password = yield from _response(exchange, None, exchange.framing.password)
-    if isinstance(password, Refusal):
+    if isinstance(password, SaslFailure):
         return password
     return _checked(Credentials(Method.LOGIN, user, Secret(password)))
 
 
 def _cram_md5(
     exchange: _Exchange, initial: bytes | None, challenge: Callable[[], ProtocolGenerator[bytes]]
-) -> ProtocolGenerator[Credentials | Refusal]:
+) -> ProtocolGenerator[Credentials | SaslFailure]:
     """CRAM-MD5 (RFC 2195): the server speaks first, so there is no initial response."""
     if initial is not None:
         return _malformed(Method.CRAM_MD5, ProtocolErrorKind.BAD_ARGUMENTS)
     salt = yield from challenge()
     response = yield from _response(exchange, None, exchange.framing.challenge(salt))
-    if isinstance(response, Refusal):
+    if isinstance(response, SaslFailure):
         return response
     user, _, digest = response.partition(b" ")
     if len(digest) != _DIGEST_LENGTH:
@@ -187,15 +187,15 @@ def _cram_md5(
     return _checked(Credentials(Method.CRAM_MD5, user, Secret(digest), salt))
 
 
-def plain(response: bytes) -> Credentials | Refusal:
+def parse_plain(response: bytes) -> Credentials | SaslFailure:
     """Read the whole of PLAIN: the response as the client wrote it, in base64."""
-    message = decoded(response)
+    message = decode_base64(response)
     if message is None:
         return _malformed(_PLAIN, ProtocolErrorKind.BASE64_INVALID)
     return _plain(message)
 
 
-def _plain(message: bytes) -> Credentials | Refusal:
+def _plain(message: bytes) -> Credentials | SaslFailure:
     """PLAIN (RFC 4616): ``authzid NUL authcid NUL passwd``; the authzid is ignored."""
     parts = message.split(b"\0", 2)
     if len(parts) < 3:
@@ -208,7 +208,7 @@ def _plain(message: bytes) -> Credentials | Refusal:
 
 def _response(
     exchange: _Exchange, initial: bytes | None, prompt: bytes
-) -> ProtocolGenerator[bytes | Refusal]:
+) -> ProtocolGenerator[bytes | SaslFailure]:
     """The decoded response: the one that came with the command, or the next line's first word.
 
     No command is recognised here, and the words behind the first are ignored,
@@ -224,14 +224,14 @@ def _response(
         if others and sum(map(bool, others.split(b" "))) >= exchange.framing.words:
             return _malformed(exchange.method, ProtocolErrorKind.BAD_ARGUMENTS, counts=True)
         if line == b"*":
-            return Refusal(exchange.method, LoginResult.ABORTED)
-    response = decoded(initial)
+            return SaslFailure(exchange.method, LoginResult.ABORTED)
+    response = decode_base64(initial)
     if response is None:
         return _malformed(exchange.method, ProtocolErrorKind.BASE64_INVALID)
     return response
 
 
-def _checked(credentials: Credentials) -> Credentials | Refusal:
+def _checked(credentials: Credentials) -> Credentials | SaslFailure:
     """Let nothing pass that could end a line, or a field, at the service or the upstream."""
     password = credentials.password
     if is_unsafe(credentials.user if password is None else credentials.user + password.reveal()):
@@ -239,5 +239,5 @@ def _checked(credentials: Credentials) -> Credentials | Refusal:
     return credentials
 
 
-def _malformed(method: Method, kind: ProtocolErrorKind, *, counts: bool = False) -> Refusal:
-    return Refusal(method, LoginResult.BAD_CREDENTIALS_SYNTAX, kind, counts)
+def _malformed(method: Method, kind: ProtocolErrorKind, *, counts: bool = False) -> SaslFailure:
+    return SaslFailure(method, LoginResult.BAD_CREDENTIALS_SYNTAX, kind, counts)

@@ -22,7 +22,7 @@ LF: Final = 10
 """A number: bytes are searched for one faster than for bytes."""
 _CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
 """The stages at which a refusal is about this client."""
-LINE: Final = re.compile(rb"[^\n]*\n")
+ONE_LINE: Final = re.compile(rb"[^\n]*\n")
 """A reply of one line."""
 
 
@@ -64,26 +64,30 @@ def read_reply(
     fresh = heard
     while LF not in fresh or whole.match(heard) is None:
         if len(heard) >= limit:
-            raise failed("upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG, heard)
+            raise upstream_error(
+                "upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG, heard
+            )
         fresh = yield Receive(limit - len(heard))
         heard += fresh
     return heard
 
 
-def failed(
+def upstream_error(
     message: str, stage: UpstreamStage, kind: ProtocolErrorKind | None = None, heard: bytes = b""
 ) -> UpstreamError:
     """Make the error for a login that cannot go on."""
     return UpstreamError(message, stage=stage, kind=kind, reply=heard)
 
 
-def broke_off(stage: UpstreamStage) -> UpstreamError:
+def upstream_disconnected(stage: UpstreamStage) -> UpstreamError:
     """Make the error for an upstream that is gone, which is worse before it has said anything."""
     silent = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
-    return failed("upstream broke off", stage, silent)
+    return upstream_error("upstream broke off", stage, silent)
 
 
-def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool, is_bye: bool = False) -> UpstreamRefused:
+def upstream_refused(
+    heard: bytes, stage: UpstreamStage, *, is_honest: bool, is_bye: bool = False
+) -> UpstreamRefused:
     """Make the error for a complete reply that is not the one hoped for.
 
     Args:

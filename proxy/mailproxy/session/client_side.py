@@ -19,7 +19,7 @@ from mailproxy.enums import LoginDenied, LoginRefused, LoginResult, Method, Prot
 from mailproxy.errors import AuthTimedOut, AuthUnavailable, InvalidAuthResponse, PeerClosed, SessionError
 from mailproxy.loop.epoll import hung_up
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action
+from mailproxy.protocols.sansio import Effect
 from mailproxy.protocols.types import (
     TEMPUNAVAIL,
     UNAVAILABLE,
@@ -142,7 +142,7 @@ class ClientSide(ProtocolDriver):
 
     # -- what the conversation asks for
 
-    def _authorize(self, action: sansio.Authorize) -> object:
+    def _authorize(self, action: sansio.Authenticate) -> object:
         request: AuthRequest = action.request
         credentials = request.credentials
         record = self.record
@@ -196,7 +196,7 @@ class ClientSide(ProtocolDriver):
         self._login_seconds += seconds
         self.record.auth_seconds = (self.record.auth_seconds or 0.0) + seconds
 
-    def _start_tls(self, _action: sansio.StartTls) -> object:
+    def _start_tls(self, _action: sansio.UpgradeToTls) -> object:
         self._stage = stage = TlsHandshake(self, TlsMode.STARTTLS, self._tls_started)
         left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
         self.engine.timers.disarm(self)
@@ -281,12 +281,12 @@ class ClientSide(ProtocolDriver):
         if self._method is not None:
             self._count_login(LoginResult.ABORTED)
 
-    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: ProtocolDriver.set_deadline,
+    _PERFORM: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Peek: ProtocolDriver.overhear,
         sansio.Wait: ProtocolDriver.wait,
-        sansio.Authorize: _authorize,
-        sansio.StartTls: _start_tls,
+        sansio.Authenticate: _authorize,
+        sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
         sansio.Note: _note,

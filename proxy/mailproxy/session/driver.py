@@ -22,7 +22,7 @@ from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE, hung_up
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator, Receive, Send
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator, Receive, Send
 from mailproxy.tls.connection import TlsConnection
 
 HIGH_WATER: Final = 16 * 1024
@@ -71,10 +71,10 @@ class ProtocolDriver(ABC):
         "timer",
         "tls",
     )
-    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
+    _PERFORM: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {}
 
     # set before they are looked at, so not at the start
-    _held: Action | None
+    _held: Effect | None
     _limit: int
     _wake: asyncio.TimerHandle | None
 
@@ -180,7 +180,7 @@ class ProtocolDriver(ABC):
 
     # -- performing
 
-    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - the interpreter's one loop: splitting it costs a call per action
+    def _run(self, value: object, step: Callable[[Any], Effect] | None = None) -> None:  # noqa: C901, PLR0912 - the interpreter's one loop: splitting it costs a call per action
         dialogue = self._dialogue
         assert dialogue is not None  # noqa: S101 - whoever waits has one
         try:
@@ -274,7 +274,7 @@ class ProtocolDriver(ABC):
         self._outgoing = data[sent:]
         return False
 
-    def _hold(self, action: Action | None) -> None:
+    def _hold(self, action: Effect | None) -> None:
         """Go on with ``action`` (``None``: with the dialogue) when the peer has taken what it was told."""
         self._held = action
         self._state = FLUSHING
@@ -304,7 +304,7 @@ class ProtocolDriver(ABC):
         self._flushed(held)
         return None
 
-    def _flushed(self, held: Action | None) -> None:
+    def _flushed(self, held: Effect | None) -> None:
         if held is None:
             self.resume(None)
         else:
@@ -333,7 +333,7 @@ class ProtocolDriver(ABC):
 
     # -- the actions that need nothing but the peer and time
 
-    def set_deadline(self, action: sansio.Deadline) -> None:
+    def set_deadline(self, action: sansio.SetDeadline) -> None:
         """Perform ``Deadline``."""
         engine, seconds = self.engine, action.seconds
         self._deadline = engine.reactor.now + seconds
@@ -358,5 +358,5 @@ class ProtocolDriver(ABC):
         self.resume(answer)
 
 
-def _same(action: Action) -> Action:
+def _same(action: Effect) -> Effect:
     return action

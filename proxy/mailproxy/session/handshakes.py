@@ -120,7 +120,7 @@ class ProxyHeaderReader:
             raise proxy_protocol.BadHeader(
                 ProxyHeaderResult.INVALID if self._seen else ProxyHeaderResult.MISSING
             )
-        header = proxy_protocol.read(self._seen + chunk)
+        header = proxy_protocol.read_header(self._seen + chunk)
         if header is None:
             self._seen += sock.recv(len(chunk))
         else:
@@ -135,7 +135,7 @@ class ProxyHeaderReader:
         result = header.result
         client.proxied = header.addresses
         if header.addresses is not None and server.trusted:
-            if real_ip.apply(client, server.trusted):
+            if real_ip.apply_real_ip(client, server.trusted):
                 session.client_changed()
             else:
                 result = ProxyHeaderResult.UNTRUSTED
@@ -310,7 +310,7 @@ def _look_for_header(session: Staged) -> None:
 
     OpenSSL does not give back what was no TLS, so a connection before this one has to have failed.
     """
-    if not proxy_protocol.begins(_peek(session.sock)):
+    if not proxy_protocol.begins_header(_peek(session.sock)):
         session.server.suspects_proxy_header = False
         return
     session.server.numbers.errors[ProtocolErrorKind.PROXY_HEADER].value += 1

@@ -21,7 +21,7 @@ from mailproxy.errors import (
 )
 from mailproxy.loop.epoll import READ
 from mailproxy.protocols.redaction import reply_for_log
-from mailproxy.protocols.sansio import Action
+from mailproxy.protocols.sansio import Effect
 from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
 from mailproxy.session.client_side import AUTH_STAGE, ClientSide
 from mailproxy.session.relay import Relay, start_relay
@@ -188,7 +188,7 @@ class Session(ClientSide):
             self._outgoing = b""
         self._leave(reason)
 
-    def _flushed(self, held: Action | None) -> None:
+    def _flushed(self, held: Effect | None) -> None:
         if self._reason is not None:
             self._leave(self._reason)
         else:

@@ -17,7 +17,7 @@ from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.session.driver import ASIDE, READING, ProtocolDriver
 from mailproxy.session.virtual_server import VirtualServer
@@ -232,8 +232,8 @@ class UpstreamConnection(ProtocolDriver):
         """What the upstream has not taken yet of what it was told."""
         return self._outgoing
 
-    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: ProtocolDriver.set_deadline,
+    _PERFORM: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Wait: ProtocolDriver.wait,
     }
 

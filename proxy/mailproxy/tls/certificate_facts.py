@@ -37,7 +37,7 @@ def client_certificate(native: OpenSsl, x509: int, der: bytes) -> ClientCertific
     )
 
 
-def own_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | None]:
+def key_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | None]:
     """Name a certificate's signature algorithm and its key: ``RSA-SHA256`` and ``RSA2048``.
 
     The key is ``None`` for types other than RSA, DSA and EC.

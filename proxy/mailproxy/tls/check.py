@@ -9,7 +9,7 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ServerConfig
 
 
-def tried(server: ServerConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+def check_tls(server: ServerConfig) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
     """Put the TLS of a server to work that uses it; certificates and keys are read.
 
     A server without a certificate, which is reported elsewhere, is looked at for the rest.

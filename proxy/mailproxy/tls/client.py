@@ -34,7 +34,7 @@ class ClientTls:
         )
 
 
-def tls_words(error: OSError) -> str:
+def describe_tls_error(error: OSError) -> str:
     """Say what was wrong with a handshake, in OpenSSL's words where it has some."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message

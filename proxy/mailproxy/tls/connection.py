@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
 from mailproxy.protocols.types import TlsInfo
-from mailproxy.tls.certificate_facts import client_certificate, own_algorithms
+from mailproxy.tls.certificate_facts import client_certificate, key_algorithms
 from mailproxy.tls.client_certs import TOLERABLE, is_bad
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import VerifyClient
@@ -333,7 +333,7 @@ class TlsConnection(ssl.SSLSocket):
         info.server_name = lib.SSL_get_servername(pointer, _HOST_NAME)
         x509 = lib.SSL_get_certificate(pointer)
         if x509 and x509 not in known:
-            known[x509] = own_algorithms(native, x509)
+            known[x509] = key_algorithms(native, x509)
         if x509:
             info.own_signature, info.own_key = known[x509]
 

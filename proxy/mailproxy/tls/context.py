@@ -16,8 +16,8 @@ from typing import Final, TypeGuard
 from mailproxy.tls import client_certs, key_pairs, parameters, resumption
 from mailproxy.tls.connection import TlsConnection, TlsParams
 from mailproxy.tls.context_builder import ContextBuilder
-from mailproxy.tls.inputs import files, fingerprint, session_context
-from mailproxy.tls.openssl import OpenSsl, Unreachable, load_openssl
+from mailproxy.tls.inputs import fingerprint, session_context
+from mailproxy.tls.openssl import OpenSsl, OpenSslUnavailable, load_openssl
 from mailproxy.tls.ticket_keys import TicketKeys
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
@@ -67,7 +67,7 @@ def build(
     *,
     ticket_keys: TicketKeys,
     previous: ServerTls | None = None,
-    native: OpenSsl | Unreachable | None = None,
+    native: OpenSsl | OpenSslUnavailable | None = None,
 ) -> ServerTls:
     """Put a server's TLS directives to work.
 
@@ -123,7 +123,7 @@ def _terms(draft: ContextBuilder, library: OpenSsl | None) -> TlsParams:
     )
 
 
-def _make_do(draft: ContextBuilder, why: Unreachable) -> None:
+def _make_do(draft: ContextBuilder, why: OpenSslUnavailable) -> None:
     """Serve what ``ssl`` alone can, refuse what was asked for and cannot be, and say so."""
     server = draft.server
     not_to_be_had = {

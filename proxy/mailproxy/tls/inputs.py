@@ -13,7 +13,7 @@ from mailproxy_config.model import ServerConfig, VerifyClient
 _UNREADABLE = "unreadable"
 
 
-def files(server: ServerConfig) -> tuple[str, ...]:
+def tls_files(server: ServerConfig) -> tuple[str, ...]:
     """Name every file that ``build`` reads for this server, each once; none where TLS is not used.
 
     As in nginx, what verifies clients is not looked at while ``ssl_verify_client`` is off.
@@ -35,7 +35,7 @@ def fingerprint(server: ServerConfig) -> str:
         for field in fields(server)
         if field.name.startswith("ssl_") or field.name in {"name", "protocol", "proxy_protocol"}
     )
-    contents = map(_digest, files(server))
+    contents = map(_digest, tls_files(server))
     return _digest_of(("mailproxy", *directives, *contents)).hex()
 
 

@@ -125,7 +125,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
+class OpenSslUnavailable:
     """Why the OpenSSL behind ``ssl`` cannot be reached on this Python."""
 
     reason: str
@@ -181,12 +181,12 @@ def reason_of(error: ssl.SSLError) -> str:
 
 
 @functools.cache
-def load_openssl() -> OpenSsl | Unreachable:
+def load_openssl() -> OpenSsl | OpenSslUnavailable:
     """Reach the library of this process; the answer never changes."""
     return probe()
 
 
-def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | Unreachable:
+def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | OpenSslUnavailable:
     """Look whether everything is where it should be.
 
     Args:
@@ -195,18 +195,18 @@ def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | Unreac
         head: Bytes before the first field of an object.
     """
     if platform.python_implementation() != "CPython":
-        return Unreachable("objects of this Python cannot be looked into")
+        return OpenSslUnavailable("objects of this Python cannot be looked into")
     try:
         lib = _declared(ctypes.PyDLL(path or getattr(_ssl, "__file__", None)))
     except (OSError, AttributeError) as error:
-        return Unreachable(f"its OpenSSL cannot be called: {error}")
+        return OpenSslUnavailable(f"its OpenSSL cannot be called: {error}")
     if lib.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER:
-        return Unreachable("it carries another OpenSSL than the one that can be called")
+        return OpenSslUnavailable("it carries another OpenSSL than the one that can be called")
     if ssl.OPENSSL_VERSION_INFO[:2] < _OLDEST:
-        return Unreachable(f"{ssl.OPENSSL_VERSION} is older than 3.0")
+        return OpenSslUnavailable(f"{ssl.OPENSSL_VERSION} is older than 3.0")
     native = OpenSsl(lib, head)
     if not (_contexts_agree(native) and _connections_agree(native)):
-        return Unreachable("the layout of its ssl objects is not known")
+        return OpenSslUnavailable("the layout of its ssl objects is not known")
     return native
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from mailproxy.protocols.imap import replies
-from mailproxy.protocols.imap.frontend import ImapFrontendFactory
+from mailproxy.protocols.imap.frontend import ImapFrontendConfig
 from mailproxy.protocols.imap.upstream import ImapUpstream
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy_config.model import Protocol
@@ -15,7 +15,7 @@ IMAP: Final = MailProtocol(
     name=Protocol.IMAP,
     ports=frozenset((143, 993)),
     alpn=b"imap",
-    frontend=ImapFrontendFactory,
+    frontend=ImapFrontendConfig,
     upstream=ImapUpstream,
     internal_error=replies.INTERNAL_ERROR,
     shutdown=replies.SHUTDOWN,

@@ -13,10 +13,10 @@ from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
 from mailproxy.protocols.frontend import (
     CertificateFault,
+    CommandHandling,
+    CommandResult,
     Frontend,
     FrontendConfig,
-    Outcome,
-    Turn,
     classify_bad_line,
 )
 from mailproxy.protocols.imap import replies
@@ -53,7 +53,7 @@ _CERTIFICATE_REPLIES: Final = {
 }
 
 
-class ImapFrontendFactory(FrontendConfig):
+class ImapFrontendConfig(FrontendConfig):
     """One server's side of the conversations with IMAP clients."""
 
     __slots__ = ("capabilities",)
@@ -67,7 +67,7 @@ class ImapFrontendFactory(FrontendConfig):
         return ImapFrontend(self, client).converse()
 
 
-class ImapFrontend(Frontend[ImapFrontendFactory]):
+class ImapFrontend(Frontend[ImapFrontendConfig]):
     """One IMAP client's conversation; ``_tag`` is the latest command's, which every reply begins with."""
 
     framing: ClassVar[Framing] = _FRAMING
@@ -84,7 +84,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
         """Give the reply to a login that the authorization service denied."""
         return replies.denied(self._tag, denied.text)
 
-    def turn(self, line: bytes) -> Turn:
+    def turn(self, line: bytes) -> CommandHandling:
         """Read a command: LOGIN with two atoms at a glance, any other at length."""
         login = PLAIN_LOGIN.fullmatch(line)
         if login is None or (self.prepared.only_in_tls and self.client.tls is None):
@@ -106,7 +106,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
             self._tag = tag_of(too_long.seen)
             raise
 
-    def _at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
+    def _at_length(self, line: bytes) -> ProtocolGenerator[CommandResult]:
         """Read a command with its literals, and answer it."""
         command = yield from self._whole(begin(line))
         self._tag = command.tag
@@ -146,7 +146,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
 
     # ---- commands ----
 
-    def _dispatch(self, command: Command) -> ProtocolGenerator[Outcome]:
+    def _dispatch(self, command: Command) -> ProtocolGenerator[CommandResult]:
         match command.word:
             case b"LOGIN":
                 return (yield from self._login(command.arguments))
@@ -170,7 +170,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
             return self.prepared.capabilities.only
         return self.prepared.capabilities.starttls
 
-    def _login(self, arguments: list[bytes]) -> ProtocolGenerator[Outcome]:
+    def _login(self, arguments: list[bytes]) -> ProtocolGenerator[CommandResult]:
         """LOGIN (RFC 9051 section 6.2.3): a user name, which is not empty, and a password, which may be."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
@@ -185,7 +185,7 @@ class ImapFrontend(Frontend[ImapFrontendFactory]):
             return None
         return self.attempt(Credentials(_PASSWORD, user, Secret(password)))
 
-    def _authenticate(self, arguments: list[bytes]) -> ProtocolGenerator[Outcome]:
+    def _authenticate(self, arguments: list[bytes]) -> ProtocolGenerator[CommandResult]:
         """AUTHENTICATE (RFC 9051 section 6.2.2); its response lines share the command's limit."""
         outcome = yield from self.exchange(arguments, self.server.imap_auth, self._room())
         if isinstance(outcome, Credentials):

@@ -14,10 +14,17 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_reply import LF, LINE, UpstreamLoginBase, broke_off, read_reply, refused
+from mailproxy.protocols.upstream_reply import (
+    LF,
+    ONE_LINE,
+    UpstreamLoginBase,
+    read_reply,
+    upstream_disconnected,
+    upstream_refused,
+)
 
 _READY: Final = b"* OK"
 _BYE: Final = b"* BYE"
@@ -49,7 +56,7 @@ class ImapUpstream(UpstreamLoginBase):
         receive, stage = self.receive, _GREETING
         try:
             if self.introduces:
-                yield Send(outbound(self.server, client))
+                yield Send(outbound_header(self.server, client))
             heard: bytes = yield receive
             if not (heard.startswith(_READY) and LF in heard):
                 heard = yield from self._hear_greeting_out(heard)
@@ -62,14 +69,14 @@ class ImapUpstream(UpstreamLoginBase):
                 if not (heard.startswith(hoped_for) and LF in heard):
                     heard = yield from self._hear_out(heard, hoped_for, identified.tag)
         except PeerDisconnected as gone:
-            raise broke_off(stage) from gone
+            raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(heard)
 
     def _hear_greeting_out(self, heard: bytes) -> ProtocolGenerator[bytes]:
-        heard = yield from read_reply(heard, LINE, self.limit, _GREETING)
+        heard = yield from read_reply(heard, ONE_LINE, self.limit, _GREETING)
         if heard.startswith(_READY):
             return heard
-        raise refused(heard, _GREETING, is_honest=heard.startswith(_BYE))
+        raise upstream_refused(heard, _GREETING, is_honest=heard.startswith(_BYE))
 
     def _hear_out(self, heard: bytes, hoped_for: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
         """Insist on what was hoped for; only the beginning of the line that counts is looked at."""
@@ -80,7 +87,7 @@ class ImapUpstream(UpstreamLoginBase):
             return heard
         is_bye = line.startswith(_BYE)
         is_honest = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
-        raise refused(heard, _LOGIN, is_honest=is_honest, is_bye=is_bye)
+        raise upstream_refused(heard, _LOGIN, is_honest=is_honest, is_bye=is_bye)
 
 
 def _steps(greeting: bytes, identified: UpstreamLogin) -> tuple[_Step, ...]:

@@ -6,7 +6,13 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.protocols.frontend import CertificateFault, Frontend, FrontendConfig, Outcome, Turn
+from mailproxy.protocols.frontend import (
+    CertificateFault,
+    CommandHandling,
+    CommandResult,
+    Frontend,
+    FrontendConfig,
+)
 from mailproxy.protocols.pop3 import commands, replies
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, send
 from mailproxy.protocols.sasl import Framing, is_unsafe
@@ -28,7 +34,7 @@ _PASSWORD: Final = Method.PASSWORD
 _CHALLENGED: Final = frozenset((AuthMethod.APOP, AuthMethod.CRAM_MD5))
 
 
-class Pop3FrontendFactory(FrontendConfig):
+class Pop3FrontendConfig(FrontendConfig):
     """One server's side of the conversation with POP3 clients, its lists prepared once."""
 
     __slots__ = ("capabilities", "capabilities_in_clear", "mechanisms")
@@ -50,7 +56,7 @@ class Pop3FrontendFactory(FrontendConfig):
         return Pop3Frontend(self, client).converse()
 
 
-class Pop3Frontend(Frontend[Pop3FrontendFactory]):
+class Pop3Frontend(Frontend[Pop3FrontendConfig]):
     """One client's conversation; ``user`` is what USER named, while PASS is awaited."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=commands.MAX_ARGUMENTS)
@@ -61,7 +67,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
 
     __slots__ = ("user",)
 
-    def __init__(self, prepared: Pop3FrontendFactory, client: Client) -> None:
+    def __init__(self, prepared: Pop3FrontendConfig, client: Client) -> None:
         super().__init__(prepared, client)
         self.user: bytes | None = None
 
@@ -80,7 +86,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
         """Give the reply to a denied login."""
         return replies.denial(denied)
 
-    def turn(self, line: bytes) -> Turn:
+    def turn(self, line: bytes) -> CommandHandling:
         """Read a command: USER and then PASS at a glance, any other at length."""
         user, self.user = self.user, None
         if user is not None:
@@ -98,7 +104,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
         """Put together what is known of a client that may log in."""
         return UpstreamLogin(grant, request.credentials.method, self.reader.rest())
 
-    def _at_length(self, line: bytes, user: bytes | None) -> ProtocolGenerator[Outcome]:
+    def _at_length(self, line: bytes, user: bytes | None) -> ProtocolGenerator[CommandResult]:
         """Take any command; after USER nearly all of them make it forgotten."""
         command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
@@ -113,7 +119,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
 
     def _after_user(
         self, user: bytes, word: bytes, arguments: tuple[bytes, ...]
-    ) -> ProtocolGenerator[Outcome]:
+    ) -> ProtocolGenerator[CommandResult]:
         """State "user": a PASS that could not be taken at a glance, and what does not disturb it."""
         if word == commands.PASS and arguments:
             yield from self._refuse_unsafe(_PASSWORD)
@@ -128,7 +134,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
             )
         return None
 
-    def _user(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _user(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         """USER without a name that could be taken, or before TLS."""
         if self.tls_is_missing:
             yield from self.refuse(Method.PASSWORD, LoginResult.TLS_REQUIRED)
@@ -138,24 +144,24 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
             )
         return None
 
-    def _pass(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _pass(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE)
         return None
 
-    def _capa(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _capa(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         frontend = self.prepared
         in_clear = self.client.tls is None
         yield from send(frontend.capabilities_in_clear if in_clear else frontend.capabilities)
         return None
 
-    def _noop(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _noop(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         yield from send(replies.OK)
         return None
 
-    def _stls(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _stls(self, _arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         return (yield from self.upgrade(replies.OK))
 
-    def _apop(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _apop(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         if self.tls_is_missing:
             yield from self.refuse(Method.APOP, LoginResult.TLS_REQUIRED)
         elif AuthMethod.APOP not in self.server.pop3_auth:
@@ -170,7 +176,7 @@ class Pop3Frontend(Frontend[Pop3FrontendFactory]):
             yield from self._refuse_unsafe(Method.APOP)
         return None
 
-    def _auth(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[Outcome]:
+    def _auth(self, arguments: tuple[bytes, ...]) -> ProtocolGenerator[CommandResult]:
         if not arguments and not self.tls_is_missing:
             yield from send(self.prepared.mechanisms)
             return None

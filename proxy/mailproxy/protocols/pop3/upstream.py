@@ -7,18 +7,18 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.protocols.upstream_reply import (
     LF,
-    LINE,
+    ONE_LINE,
     UpstreamLoginBase,
-    broke_off,
-    failed,
     read_reply,
-    refused,
+    upstream_disconnected,
+    upstream_error,
+    upstream_refused,
 )
 
 _GREETING: Final = UpstreamStage.GREETING
@@ -42,7 +42,7 @@ class Pop3Upstream(UpstreamLoginBase):
         receive, stage = self.receive, _GREETING
         try:
             if self.introduces:
-                yield Send(outbound(self.server, client))
+                yield Send(outbound_header(self.server, client))
             heard: bytes = yield receive
             if not (heard.startswith(_POSITIVE) and LF in heard):
                 heard = yield from self._hear_out(heard, stage)
@@ -53,15 +53,15 @@ class Pop3Upstream(UpstreamLoginBase):
                 if not (heard.startswith(_POSITIVE) and LF in heard):
                     heard = yield from self._hear_out(heard, stage)
         except PeerDisconnected as gone:
-            raise broke_off(stage) from gone
+            raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(heard)
 
     def _hear_out(self, heard: bytes, stage: UpstreamStage) -> ProtocolGenerator[bytes]:
         """Insist on a positive reply; only its beginning is looked at."""
-        heard = yield from read_reply(heard, LINE, self.limit, stage)
+        heard = yield from read_reply(heard, ONE_LINE, self.limit, stage)
         if heard.startswith(_POSITIVE):
             return heard
-        raise refused(heard, stage, is_honest=heard.startswith(b"-ERR"))
+        raise upstream_refused(heard, stage, is_honest=heard.startswith(b"-ERR"))
 
 
 def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
@@ -72,8 +72,8 @@ def _commands(grant: AuthAllowed) -> tuple[bytes, bytes]:
     """
     user, password = grant.user, grant.password
     if password is None:
-        raise failed("no password available", _LOGIN)
+        raise upstream_error("no password available", _LOGIN)
     secret = password.reveal()
     if is_unsafe(user + secret):
-        raise failed("control characters in the credentials for the upstream", _LOGIN)
+        raise upstream_error("control characters in the credentials for the upstream", _LOGIN)
     return b"USER " + user + b"\r\n", b"PASS " + secret + b"\r\n"

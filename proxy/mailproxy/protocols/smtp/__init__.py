@@ -7,7 +7,7 @@ from typing import Final
 
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontendFactory
+from mailproxy.protocols.smtp.frontend import SmtpFrontendConfig
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy_config.model import Protocol
 
@@ -17,7 +17,7 @@ SMTP: Final = MailProtocol(
     name=Protocol.SMTP,
     ports=frozenset((25, 465, 587)),
     alpn=b"smtp",
-    frontend=SmtpFrontendFactory,
+    frontend=SmtpFrontendConfig,
     upstream=SmtpUpstream,
     internal_error=replies.INTERNAL_ERROR,
     shutdown=replies.SHUTDOWN,

@@ -8,14 +8,14 @@ from typing import ClassVar
 from mailproxy.enums import CloseReason, LogNote, Method, ProtocolErrorKind, ProtocolViolation
 from mailproxy.protocols.frontend import (
     CertificateFault,
+    CommandHandling,
+    CommandResult,
     Frontend,
     FrontendConfig,
-    Outcome,
-    Turn,
-    has_controls,
+    has_control_chars,
 )
 from mailproxy.protocols.sansio import ProtocolGenerator, Send, note, peek, resolve_client, send
-from mailproxy.protocols.sasl import Framing, plain
+from mailproxy.protocols.sasl import Framing, parse_plain
 from mailproxy.protocols.smtp import commands, replies
 from mailproxy.protocols.smtp.commands import Command
 from mailproxy.protocols.types import (
@@ -31,7 +31,7 @@ from mailproxy.protocols.types import (
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 
-class SmtpFrontendFactory(FrontendConfig):
+class SmtpFrontendConfig(FrontendConfig):
     """One server's side of the conversation with SMTP clients, its replies prepared once."""
 
     __slots__ = ("capabilities", "capabilities_in_clear", "hello")
@@ -54,7 +54,7 @@ class SmtpFrontendFactory(FrontendConfig):
         return SmtpFrontend(self, client).converse()
 
 
-class SmtpFrontend(Frontend[SmtpFrontendFactory]):
+class SmtpFrontend(Frontend[SmtpFrontendConfig]):
     """One client's conversation.
 
     Attributes:
@@ -71,7 +71,7 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
 
     __slots__ = ("esmtp", "helo", "mail")
 
-    def __init__(self, prepared: SmtpFrontendFactory, client: Client) -> None:
+    def __init__(self, prepared: SmtpFrontendConfig, client: Client) -> None:
         super().__init__(prepared, client)
         self.helo: bytes | None = None
         self.mail: bytes | None = None
@@ -99,7 +99,7 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
         """Give the reply to a denied login, or to a denied RCPT."""
         return replies.denial(denied)
 
-    def turn(self, line: bytes) -> Turn:
+    def turn(self, line: bytes) -> CommandHandling:
         """Read a command: EHLO and AUTH PLAIN at a glance, any other at length."""
         usual = commands.USUAL.fullmatch(line)
         if usual is None:
@@ -109,7 +109,7 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
             return self._greeted(helo, extended=True)
         if self.prepared.only_in_tls and self.client.tls is None:
             return self._at_length(line)
-        credentials = plain(response)
+        credentials = parse_plain(response)
         if isinstance(credentials, Credentials):
             return self.attempt(credentials)
         return self.answer(credentials)
@@ -128,23 +128,23 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
         self.esmtp = True
         return self.prepared.capabilities_in_clear if self.client.tls is None else self.prepared.capabilities
 
-    def _at_length(self, line: bytes) -> ProtocolGenerator[Outcome]:
+    def _at_length(self, line: bytes) -> ProtocolGenerator[CommandResult]:
         """Take any command, and answer it."""
         command = commands.parse(line)
         if isinstance(command, ProtocolErrorKind):
             return (yield from self.count(command))
         return (yield from self._COMMANDS[command.word](self, command))
 
-    def _hello(self, command: Command) -> ProtocolGenerator[Outcome]:
+    def _hello(self, command: Command) -> ProtocolGenerator[CommandResult]:
         if len(command.arguments) != 1:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
-        elif has_controls(command.text):
+        elif has_control_chars(command.text):
             yield from self.reject(ProtocolErrorKind.CONTROL_CHAR, replies.INVALID_ARGUMENT)
         else:
             yield self._greeted(command.arguments[0], extended=command.word == commands.EHLO)
         return None
 
-    def _auth(self, command: Command) -> ProtocolGenerator[Outcome]:
+    def _auth(self, command: Command) -> ProtocolGenerator[CommandResult]:
         if not command.arguments and not self.tls_is_missing:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
             return None
@@ -153,7 +153,7 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
             return self.attempt(credentials)
         return credentials
 
-    def _mail(self, command: Command) -> ProtocolGenerator[Outcome]:
+    def _mail(self, command: Command) -> ProtocolGenerator[CommandResult]:
         if AuthMethod.NONE not in self.server.smtp_auth:
             yield from note(LogNote("client was rejected", command.text))
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.AUTH_REQUIRED)
@@ -166,7 +166,7 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
             yield from send(replies.OK)
         return None
 
-    def _rcpt(self, command: Command) -> ProtocolGenerator[Outcome]:
+    def _rcpt(self, command: Command) -> ProtocolGenerator[CommandResult]:
         if self.mail is None:
             yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE, replies.BAD_SEQUENCE)
         elif (yield from self._has_address(command)):
@@ -179,30 +179,30 @@ class SmtpFrontend(Frontend[SmtpFrontendFactory]):
         if not command.arguments:
             yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS, replies.INVALID_ARGUMENT)
             return False
-        if has_controls(command.text):
+        if has_control_chars(command.text):
             yield from self.reject(ProtocolErrorKind.CONTROL_CHAR, replies.INVALID_ARGUMENT)
             return False
         return True
 
-    def _rset(self, _command: Command) -> ProtocolGenerator[Outcome]:
+    def _rset(self, _command: Command) -> ProtocolGenerator[CommandResult]:
         self.mail = None
         yield from send(replies.OK)
         return None
 
-    def _noop(self, _command: Command) -> ProtocolGenerator[Outcome]:
+    def _noop(self, _command: Command) -> ProtocolGenerator[CommandResult]:
         yield from send(replies.OK)
         return None
 
-    def _quit(self, _command: Command) -> ProtocolGenerator[Outcome]:
+    def _quit(self, _command: Command) -> ProtocolGenerator[CommandResult]:
         yield from send(replies.BYE)
         return SessionEnd(CloseReason.CLIENT_QUIT)
 
-    def _unserved(self, _command: Command) -> ProtocolGenerator[Outcome]:
+    def _unserved(self, _command: Command) -> ProtocolGenerator[CommandResult]:
         """VRFY, EXPN and HELP are known, and nobody answers them."""
         yield from self.reject(ProtocolErrorKind.UNKNOWN_COMMAND)
         return None
 
-    def _starttls(self, _command: Command) -> ProtocolGenerator[Outcome]:
+    def _starttls(self, _command: Command) -> ProtocolGenerator[CommandResult]:
         if self.tls_is_offered:
             self.helo = self.mail = None
         return (yield from self.upgrade(replies.START_TLS))

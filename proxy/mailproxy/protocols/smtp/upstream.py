@@ -10,12 +10,18 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Send
 from mailproxy.protocols.sasl import is_unsafe
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.types import AuthAllowed, Client, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_reply import UpstreamLoginBase, broke_off, failed, read_reply, refused
+from mailproxy.protocols.upstream_reply import (
+    UpstreamLoginBase,
+    read_reply,
+    upstream_disconnected,
+    upstream_error,
+    upstream_refused,
+)
 from mailproxy_config.model import ServerConfig
 
 _GREETING: Final = UpstreamStage.GREETING
@@ -65,7 +71,7 @@ class SmtpUpstream(UpstreamLoginBase):
         receive, stage = self.receive, _GREETING
         try:
             if self.introduces:
-                yield Send(outbound(self.server, client))
+                yield Send(outbound_header(self.server, client))
             heard: bytes = yield receive
             if _WELCOME.match(heard) is None:
                 heard = yield from self._hear_out(heard, _WELCOME, stage)
@@ -75,7 +81,7 @@ class SmtpUpstream(UpstreamLoginBase):
                 if hoped_for.match(heard) is None:
                     heard = yield from self._hear_out(heard, hoped_for, stage)
         except PeerDisconnected as gone:
-            raise broke_off(stage) from gone
+            raise upstream_disconnected(stage) from gone
         return UpstreamLoginResult(replies.AUTHENTICATED if identified.envelope is None else heard)
 
     def _hear_out(
@@ -86,7 +92,7 @@ class SmtpUpstream(UpstreamLoginBase):
         if hoped_for.match(heard):
             return heard
         is_bye = heard.startswith(b"421")  # RFC 5321 section 3.8
-        raise refused(heard, stage, is_honest=_HONEST.match(heard) is not None, is_bye=is_bye)
+        raise upstream_refused(heard, stage, is_honest=_HONEST.match(heard) is not None, is_bye=is_bye)
 
     def _steps(self, client: Client, identified: UpstreamLogin) -> Iterator[_Step]:
         """Say who we are, who the client is, and what it called itself; then log in, or begin its message.
@@ -126,9 +132,9 @@ def xtext(data: bytes) -> bytes:
 def _authentication(grant: AuthAllowed) -> bytes:
     """Word AUTH PLAIN with an initial response, whatever the client used."""
     if grant.password is None:
-        raise failed("no password available", _LOGIN)
+        raise upstream_error("no password available", _LOGIN)
     password = grant.password.reveal()
     if is_unsafe(grant.user + password):
-        raise failed("control characters in the credentials for the upstream", _LOGIN)
+        raise upstream_error("control characters in the credentials for the upstream", _LOGIN)
     message = b2a_base64(b"\0" + grant.user + b"\0" + password, newline=False)
     return b"AUTH PLAIN " + message + b"\r\n"
