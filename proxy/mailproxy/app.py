@@ -18,8 +18,8 @@ from mailproxy.context import Drained, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.epoll import Reactor
 from mailproxy.net import plan
-from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
@@ -27,7 +27,7 @@ from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 
@@ -208,7 +208,7 @@ class App:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self._auth:
-            addresses = HostAddresses(where, meter=self._engine.meter, failed=self._engine.look_up_failed)
+            addresses = HostAddresses(where, meter=self._engine.meter, on_failure=self._engine.look_up_failed)
             tls = ClientTls(where.host) if where.tls else None
             self._auth[key] = AuthHttpClient(
                 self._engine, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
@@ -224,7 +224,7 @@ class App:
                 config.resolver,
                 timeout=config.resolver_timeout,
                 meter=self._engine.meter,
-                failed=self._engine.look_up_failed,
+                on_failure=self._engine.look_up_failed,
             )
         return self._resolvers[key]
 

@@ -24,7 +24,7 @@ from .dump import FORMAT, config_hash
 from .errors import ConfigError, Problem, Problems
 from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
 from .manifest_places import ManifestPlaces
-from .model import ProxyConfig, ServerConfig, VerifyClient
+from .model import ProxyConfig, ServerConfig
 from .rendered import parse_json, parse_rendered
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
@@ -251,23 +251,7 @@ def _files(server: ServerConfig) -> Iterator[tuple[str, str]]:
     for header in server.auth_http_header:
         if header.value_file is not None:
             yield "auth_http_header", header.value_file
-    if server.tls_is_used:
-        yield from _tls_files(server)
-
-
-def _tls_files(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    for pair in server.ssl_certificate:
-        yield "ssl_certificate", pair.certificate
-        yield "ssl_certificate_key", pair.key
-    for path in server.ssl_session_ticket_key:
-        yield "ssl_session_ticket_key", path
-    names = ["dhparam", "password_file"]
-    if server.ssl_verify_client is not VerifyClient.DISABLED:
-        names += ["client_certificate", "trusted_certificate", "crl"]
-    for name in names:
-        path = getattr(server, f"ssl_{name}")
-        if path is not None:
-            yield f"ssl_{name}", path
+    yield from server.tls_files
 
 
 def _unreadable(path: str) -> str:

@@ -265,6 +265,27 @@ class ServerConfig:
         """Whether this server needs certificates: an ``ssl`` listener, or ``starttls``."""
         return self.starttls is not StartTls.DISABLED or any(listen.ssl for listen in self.listen)
 
+    @property
+    def tls_files(self) -> tuple[tuple[str, str], ...]:
+        """Every file that its TLS reads, as directive and path; none if TLS is not used.
+
+        As in nginx, the files for verifying clients are not read with ``ssl_verify_client off``.
+        """
+        if not self.tls_is_used:
+            return ()
+        named: list[tuple[str, str | None]] = []
+        for pair in self.ssl_certificate:
+            named += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
+        named += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
+        named += [("ssl_dhparam", self.ssl_dhparam), ("ssl_password_file", self.ssl_password_file)]
+        if self.ssl_verify_client is not VerifyClient.DISABLED:
+            named += [
+                ("ssl_client_certificate", self.ssl_client_certificate),
+                ("ssl_trusted_certificate", self.ssl_trusted_certificate),
+                ("ssl_crl", self.ssl_crl),
+            ]
+        return tuple((directive, path) for directive, path in named if path is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainConfig:

@@ -184,7 +184,7 @@ def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, h
 def test_a_service_that_postpones_its_answer_for_ever_gives_none(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy.protocols.auth_retry.POSTPONED_AT_MOST", 1)
+    monkeypatch.setattr("mailproxy.protocols.frontend.MAX_DEFERRAL", 1)
 
     async def play() -> None:
         async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.registry import PROTOCOLS
 from support import transcripts
 from support.dialogue_player import Differs, Player
 from support.transcripts import Step, Transcript

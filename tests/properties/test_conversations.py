@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, SessionError, UpstreamError
-from mailproxy.protocols import PROTOCOLS, sansio
+from mailproxy.protocols import sansio
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -134,7 +135,7 @@ def converse(  # noqa: C901 - one case per action
 
 
 def frontend(server: ServerConfig) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
-    return PROTOCOLS[server.protocol].frontend(server).converse(Client("192.0.2.1"))
+    return PROTOCOLS[server.protocol].frontend_for(server)(Client("192.0.2.1")).run()
 
 
 def server(protocol: Protocol, **directives: Any) -> ServerConfig:

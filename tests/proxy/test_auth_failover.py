@@ -167,7 +167,7 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
-    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "ask", look_up)
+    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "getaddrinfo", look_up)
 
     def by_name(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return build(AuthHttp(host="localhost", port=auth.port), listen)

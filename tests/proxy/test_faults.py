@@ -334,7 +334,7 @@ CASES = [
     case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
     case("lingering: time", (LingeringClose, "on_timeout"), says_too_much, sessions=0),
     case("closing: deferred", (session, "close_now"), quits),
-    case("names: a callback", (_Waiter, "tell"), is_looked_up, service="names"),
+    case("names: a callback", (_Waiter, "deliver"), is_looked_up, service="names"),
     case("names: a step", (_Confirmation, "named"), is_looked_up, service="names"),
     case("names: the session", (ClientSide, "_named"), is_looked_up, service="names"),
 ]

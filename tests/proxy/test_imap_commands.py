@@ -14,8 +14,8 @@ from mailproxy.protocols.imap.commands import (
     Command,
     Rejected,
     Unfinished,
-    begin,
-    go_on,
+    parse_continuation,
+    parse_line,
     tag_of,
 )
 
@@ -46,7 +46,7 @@ UNKNOWN, BAD, LITERAL, CONTROL = (
     ],
 )
 def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[bytes]) -> None:
-    assert begin(line) == Command(tag, word, arguments)
+    assert parse_line(line) == Command(tag, word, arguments)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[b
 )
 def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, synchronizing: bool) -> None:
     word = line.split(b" ")[1]
-    assert begin(line) == Unfinished(Command(b"t", word, arguments), size, synchronizing)
+    assert parse_line(line) == Unfinished(Command(b"t", word, arguments), size, synchronizing)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, sy
     ],
 )
 def test_what_is_no_command(line: bytes, tag: bytes, kind: ProtocolErrorKind, closes: bool) -> None:
-    assert begin(line) == Rejected(tag, kind, closes)
+    assert parse_line(line) == Rejected(tag, kind, closes)
 
 
 def announced() -> Unfinished:
-    unfinished = begin(b"a1 LOGIN {5}")
+    unfinished = parse_line(b"a1 LOGIN {5}")
     assert isinstance(unfinished, Unfinished)
     return unfinished
 
@@ -129,7 +129,7 @@ def announced() -> Unfinished:
     ],
 )
 def test_reading_on_behind_a_literal(line: bytes, then: Command | Unfinished | Rejected) -> None:
-    assert go_on(announced(), b"\r\n\0 {", line) == then
+    assert parse_continuation(announced(), b"\r\n\0 {", line) == then
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_tag_of_any_line(line: bytes, tag: bytes) -> None:
     st.sampled_from([b"", b"a1 LOGIN ", b"a1 noop ", b'a1 LOGIN "', b"a1 LOGIN a {3}"]),
 )
 def test_any_line_is_a_command_or_none(data: bytes, start: bytes) -> None:
-    command = begin(start + data)
+    command = parse_line(start + data)
     if isinstance(command, Rejected):
         assert b"\r" not in command.tag
         return
@@ -160,7 +160,7 @@ def test_the_short_way_to_a_login_leads_to_the_same_place(user: bytes, password:
     line = b"a1 LOGIN %b %b" % (user, password)
     found = PLAIN_LOGIN.fullmatch(line)
     if found is not None:
-        assert begin(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
+        assert parse_line(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
 
 
 @pytest.mark.parametrize("line", [b"a1 login john s3cr{}et", b'A.B-_  LOGIN   john   \xe4"  '])
@@ -190,14 +190,14 @@ def quoted(text: bytes) -> bytes:
 @given(st.lists(st.binary(max_size=20).filter(lambda text: b"\r" not in text), max_size=3))
 def test_quoted_arguments_come_back(arguments: list[bytes]) -> None:
     line = b"a1 NOOP " + b" ".join(map(quoted, arguments))
-    assert begin(line) == Command(b"a1", b"NOOP", arguments)
+    assert parse_line(line) == Command(b"a1", b"NOOP", arguments)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=3))
 def test_literal_arguments_come_back(arguments: list[bytes]) -> None:
-    command = begin(b"a1 NOOP {%d}" % len(arguments[0]))
+    command = parse_line(b"a1 NOOP {%d}" % len(arguments[0]))
     for data, following in zip(arguments, [*arguments[1:], None], strict=True):
         assert isinstance(command, Unfinished)
         assert command.size == len(data)
-        command = go_on(command, data, b"" if following is None else b" {%d+}" % len(following))
+        command = parse_continuation(command, data, b"" if following is None else b" {%d+}" % len(following))
     assert command == Command(b"a1", b"NOOP", arguments)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
-from mailproxy.protocols.imap import IMAP
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import Authenticate, Effect, MakeChallenge, Note, Receive, Send
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -33,6 +33,7 @@ from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
+IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP)
 EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
 SMALL = server(Protocol.IMAP, imap_client_buffer=ByteCount(48), max_errors=3, imap_auth=EVERY_METHOD)
@@ -57,7 +58,7 @@ def talk(
 ) -> Talk:
     """Say these bytes, at most ``cut`` at once, get that decision, and leave."""
     came = Talk()
-    dialogue = IMAP.frontend(config).converse(Client("192.0.2.1"))
+    dialogue = IMAP.frontend_for(config)(Client("192.0.2.1")).run()
     answer: Any = None
     try:
         while True:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
-from mailproxy.protocols.imap import IMAP
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import Receive, Send
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import ByteCount, Protocol
@@ -23,6 +23,7 @@ from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
+IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP, proxy_buffer=ByteCount(64))
 TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 PASSWORD = b"MARK3D"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, parse
+from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, parse_line
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, par
     ],
 )
 def test_a_command(line: bytes, command: Command) -> None:
-    assert parse(line) == command
+    assert parse_line(line) == command
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_command(line: bytes, command: Command) -> None:
     ],
 )
 def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
-    assert parse(line) is kind
+    assert parse_line(line) is kind
 
 
 WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
@@ -56,7 +56,7 @@ WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 
 @given(st.sampled_from([b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS"]), st.lists(WORDS, max_size=3))
 def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
-    assert parse(b" ".join([word, *arguments])) == Command(word, tuple(arguments))
+    assert parse_line(b" ".join([word, *arguments])) == Command(word, tuple(arguments))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_glance_reads_what_parse_reads(text: bytes) -> None:
     for pattern, word in ((USER_LINE, b"USER"), (PASS_LINE, b"PASS")):
         for line in (text, word + text, word + b" " + text):
             found = pattern.fullmatch(line)
-            command = parse(line)
+            command = parse_line(line)
             is_usual = (
                 isinstance(command, Command)
                 and command.word == word

@@ -16,7 +16,7 @@ from mailproxy.enums import (
     ProtocolViolation,
 )
 from mailproxy.protocols.pop3 import replies
-from mailproxy.protocols.pop3.frontend import Pop3FrontendConfig
+from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
 from mailproxy.protocols.sansio import Authenticate
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -43,9 +43,9 @@ def b64encode(data: bytes) -> bytes:
 
 
 def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
-    frontend = Pop3FrontendConfig(configs.server(Protocol.POP3, **directives))
+    config = Pop3FrontendConfig(configs.server(Protocol.POP3, **directives))
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
-    return drive(frontend.converse(client), *answers)
+    return drive(Pop3Frontend(config, client).run(), *answers)
 
 
 def said(driven: Driven) -> list[bytes]:
@@ -180,7 +180,7 @@ def test_apop_answers_the_greetings_challenge() -> None:
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
     requests = [action.request for action in driven.asked if isinstance(action, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
-    assert all(request.credentials.salt == CHALLENGE for request in requests)
+    assert all(request.credentials.challenge == CHALLENGE for request in requests)
 
 
 def test_apop_that_is_not_enabled_is_refused() -> None:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.protocols.line_buffer import LineReader
-from mailproxy.protocols.sansio import ProtocolGenerator
+from mailproxy.protocols.sansio import LineReader, ProtocolGenerator
 from mailproxy.protocols.sasl import (
     Framing,
     SaslFailure,
@@ -41,7 +40,7 @@ def challenge() -> ProtocolGenerator[bytes]:
 def exchange(*words: bytes, said: tuple[bytes, ...] = (), enabled: frozenset[AuthMethod] = EVERY) -> Driven:
     reader = LineReader(256)
     return drive(
-        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, challenge=challenge), *said
+        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, get_challenge=challenge), *said
     )
 
 
@@ -230,9 +229,9 @@ def test_two_mechanisms_always_work(words: tuple[bytes, ...]) -> None:
 
 def with_budget(budget: int, *said: bytes) -> Any:
     reader = LineReader(64)
-    drive(reader.line(), b"before\n")
+    drive(reader.read_line(), b"before\n")
     dialogue = authenticate(
-        (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, challenge=challenge, budget=budget
+        (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, get_challenge=challenge, budget=budget
     )
     return drive(dialogue, *said).result
 

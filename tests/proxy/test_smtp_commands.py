@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
 from mailproxy.protocols.frontend import has_control_chars
-from mailproxy.protocols.smtp.commands import USUAL, Command, parse
+from mailproxy.protocols.smtp.commands import USUAL, Command, parse_line
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from mailproxy.protocols.smtp.commands import USUAL, Command, parse
     ],
 )
 def test_a_command(line: bytes, command: Command) -> None:
-    assert parse(line) == command
+    assert parse_line(line) == command
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_command(line: bytes, command: Command) -> None:
     ],
 )
 def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
-    assert parse(line) is kind
+    assert parse_line(line) is kind
 
 
 WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
@@ -60,7 +60,7 @@ WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 @given(st.sampled_from([b"HELO", b"AUTH", b"MAIL", b"RCPT", b"NOOP"]), st.lists(WORDS, max_size=11))
 def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
     line = b" ".join([word, *arguments])
-    assert parse(line) == Command(word, tuple(arguments), line)
+    assert parse_line(line) == Command(word, tuple(arguments), line)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None,
 )
 def test_a_glance_reads_what_parse_reads(start: bytes, rest: str) -> None:
     line = start + rest.encode("latin-1")
-    found, command = USUAL.fullmatch(line), parse(line)
+    found, command = USUAL.fullmatch(line), parse_line(line)
     words: tuple[bytes, ...] = ()
     if isinstance(command, Command):
         is_plain = (

@@ -16,7 +16,7 @@ from mailproxy.enums import (
 )
 from mailproxy.protocols.sansio import Authenticate, Peek, ResolveClient
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontendConfig
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -38,8 +38,9 @@ TLS = TlsInfo("TLSv1.3", "c")
 
 
 def talk(*answers: object, client: Client | None = None, **directives: object) -> Driven:
-    frontend = SmtpFrontendConfig(configs.server(Protocol.SMTP, server_name="mx", **directives))
-    return drive(frontend.converse(client or Client("192.0.2.1")), *answers)
+    config = SmtpFrontendConfig(configs.server(Protocol.SMTP, server_name="mx", **directives))
+    frontend = SmtpFrontend(config, client or Client("192.0.2.1"))
+    return drive(frontend.run(), *answers)
 
 
 def codes(driven: Driven) -> list[bytes]:

@@ -14,7 +14,7 @@ import pytest
 
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.tls.context import ServerTls
-from mailproxy.tls.ticket_keys import TicketKey, TicketKeys
+from mailproxy.tls.resumption import TicketKey, TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ByteCount, Protocol, ProxyConfig, Seconds, SessionCache
 from support.configs import server
@@ -128,7 +128,7 @@ def test_a_cache_is_no_larger_than_it_says(ours: Issued) -> None:
     context = client(ssl.TLSVersion.TLSv1_2)
     for _ in range(10):
         shaken(tls, context)
-    assert 0 < tls.terms.context.session_stats()["number"] <= 3
+    assert 0 < tls.params.context.session_stats()["number"] <= 3
 
 
 def test_a_session_has_its_time(ours: Issued) -> None:
@@ -139,8 +139,8 @@ def test_a_session_has_its_time(ours: Issued) -> None:
 
 
 def test_one_ticket_is_sent_and_none_where_none_could_be_used(ours: Issued) -> None:
-    assert tls_of(ours).terms.context.num_tickets == 1
-    assert tls_of(ours, ssl_session_tickets=False).terms.context.num_tickets == 0
+    assert tls_of(ours).params.context.num_tickets == 1
+    assert tls_of(ours, ssl_session_tickets=False).params.context.num_tickets == 0
 
 
 # -- ssl_session_ticket_key

@@ -176,7 +176,7 @@ def test_compression_of_certificates_is_no_reason_to_fail(ours: Issued) -> None:
 
 
 def test_a_client_may_not_renegotiate(ours: Issued) -> None:
-    assert tls_of(ours, **TLS12).terms.context.options & ssl.OP_NO_RENEGOTIATION
+    assert tls_of(ours, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_a_handshake_after_a_refused_configuration_is_undisturbed(ours: Issued) -> None:

@@ -116,7 +116,7 @@ class Player:
         server, protocol = self.transcript.server, self.protocol
         self._speaker, self._listener = "S", "C"
         try:
-            result = self._perform(protocol.frontend(server).converse(client))
+            result = self._perform(protocol.frontend_for(server)(client).run())
         except ShuttingDown as failure:
             self._close(protocol.shutdown, failure)
             return
@@ -316,8 +316,8 @@ def _request_text(request: AuthRequest) -> str:
         words += ["by", credentials.method.value]
     if request.attempt != 1:
         words += ["attempt", str(request.attempt)]
-    if credentials.salt is not None:
-        words += ["salt", escaped(credentials.salt)]
+    if credentials.challenge is not None:
+        words += ["salt", escaped(credentials.challenge)]
     if envelope is not None:
         words += [
             "helo",

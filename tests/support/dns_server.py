@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name server on loopback, over UDP and TCP, that says exactly what a test tells it to say."""
+"""A name server on loopback, over UDP and TCP, with replies chosen by the test; and a lookup to await."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from mailproxy.dns import Resolver
 
 KINDS: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
 _NAMES: Final = {number: kind for kind, number in KINDS.items()}
@@ -192,3 +194,10 @@ def _message(asked: bytes, end: int, reply: Reply, transport: str) -> bytes | No
         for record in records
     )
     return head + asked[12:end] + (b"\xc0" if reply.garbage else b"") + body
+
+
+async def client_name(resolver: Resolver, address: str) -> bytes:
+    """Wait for the confirmed name of a client."""
+    name: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    resolver.look_up(address, name.set_result)
+    return await name

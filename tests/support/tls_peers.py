@@ -16,7 +16,7 @@ from typing import Any, Final
 from mailproxy.protocols.types import TlsInfo
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls, build
-from mailproxy.tls.ticket_keys import KEY_BYTES, TicketKeys
+from mailproxy.tls.resumption import KEY_BYTES, TicketKeys
 from mailproxy_config.model import ListenConfig, Protocol
 from support.configs import server
 from support.tls_authority import Authority, Issued

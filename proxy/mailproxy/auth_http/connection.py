@@ -208,7 +208,7 @@ class AuthConnection:
         if code:
             self._try_next(_connecting(self.target, os.strerror(code)))
         elif self.service.tls is not None:
-            self.sock = self.service.tls.over(self.sock)
+            self.sock = self.service.tls.wrap(self.sock)
             self._shaking_hands = True
             self._shake_hands()
         else:

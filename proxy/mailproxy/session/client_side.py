@@ -98,7 +98,7 @@ class ClientSide(ProtocolDriver):
             self._enter(self.numbers.starting)
             self._begin_stage(proxy_header=proxy_header, tls=tls)
         else:
-            self.begin(self.server.frontend.converse(self.client))
+            self.begin(self.server.frontend(self.client).run())
 
     def _begin_stage(self, *, proxy_header: bool, tls: bool) -> None:
         if proxy_header:
@@ -108,7 +108,7 @@ class ClientSide(ProtocolDriver):
             self._shake_hands()
         else:
             self._enter(self.numbers.preauth)
-            self.begin(self.server.frontend.converse(self.client))
+            self.begin(self.server.frontend(self.client).run())
 
     def _shake_hands(self) -> None:
         self._stage = stage = TlsHandshake(self, TlsMode.IMPLICIT, self._handshake_done)

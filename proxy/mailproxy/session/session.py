@@ -20,9 +20,9 @@ from mailproxy.errors import (
     UpstreamRefused,
 )
 from mailproxy.loop.epoll import READ
-from mailproxy.protocols.redaction import reply_for_log
 from mailproxy.protocols.sansio import Effect
 from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy.session.client_side import AUTH_STAGE, ClientSide
 from mailproxy.session.relay import Relay, start_relay
 from mailproxy.session.relay_end import RelayEnd

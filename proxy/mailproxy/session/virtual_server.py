@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.dns import Resolver
 from mailproxy.loop.timeouts import TimeoutQueue
+from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
-from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
+from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.types import Client
+from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.telemetry.log import LogWriter
 from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
 from mailproxy.tls.context import ServerTls
@@ -38,9 +43,9 @@ class VirtualServer:
     """Where its sessions are logged."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because what came was no TLS; the next one is looked at."""
-    frontend: FrontendFactory = field(init=False)
-    upstream: Upstream = field(init=False)
+    frontend: Callable[[Client], Frontend[Any]] = field(init=False)
+    upstream: UpstreamLoginBase = field(init=False)
 
     def __post_init__(self) -> None:
-        self.frontend = self.protocol.frontend(self.config)
+        self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a server's TLS is made of: which they are, and whether anything about them changed."""
+"""The files that a server's TLS is built from, and digests that change with them."""
 
 from __future__ import annotations
 
@@ -14,59 +14,46 @@ _UNREADABLE = "unreadable"
 
 
 def tls_files(server: ServerConfig) -> tuple[str, ...]:
-    """Name every file that ``build`` reads for this server, each once; none where TLS is not used.
-
-    As in nginx, what verifies clients is not looked at while ``ssl_verify_client`` is off.
-    """
-    if not server.tls_is_used:
-        return ()
-    named: list[str | None] = [
-        path for pair in server.ssl_certificate for path in (pair.certificate, pair.key)
-    ]
-    named += [server.ssl_password_file, server.ssl_dhparam, *server.ssl_session_ticket_key]
-    named += _for_verification(server)
-    return tuple(dict.fromkeys(path for path in named if path is not None))
+    """Return every file that ``context.build`` reads for this server, each once."""
+    return tuple(dict.fromkeys(path for _, path in server.tls_files))
 
 
 def fingerprint(server: ServerConfig) -> str:
-    """Digest all that ``build`` depends on: the directives, and what the files hold."""
+    """Return a digest of all inputs of ``context.build``: directives, and contents of files."""
     directives = (
         f"{field.name}={_ordered(getattr(server, field.name))!r}"
         for field in fields(server)
         if field.name.startswith("ssl_") or field.name in {"name", "protocol", "proxy_protocol"}
     )
-    contents = map(_digest, tls_files(server))
-    return _digest_of(("mailproxy", *directives, *contents)).hex()
+    contents = map(_file_digest, tls_files(server))
+    return _digest(("mailproxy", *directives, *contents)).hex()
 
 
 def session_context(server: ServerConfig) -> bytes:
-    """Digest what sessions must have in common to be resumed here (``SSL_CTX_set_session_id_context``).
+    """Return the context in which TLS sessions may be resumed (``SSL_CTX_set_session_id_context``), 32 bytes.
 
-    To nginx's ``MAIL``, certificates and CA list come all the other things a
-    client was verified by: a verdict is not older than the rules it rests on.
+    nginx digests ``MAIL``, the certificates and the CA list.  Here all other
+    directives for the verification of clients are digested too, so that a
+    session is not resumed after they have changed.
     """
-    certificates = (_digest(pair.certificate) for pair in server.ssl_certificate)
+    certificates = (_file_digest(pair.certificate) for pair in server.ssl_certificate)
     rules = (f"{server.ssl_verify_client}", f"{server.ssl_verify_depth}")
-    verified_by = (_digest(path) if path else "" for path in _for_verification(server))
-    return _digest_of(("MAIL", *certificates, *rules, *verified_by))
-
-
-def _for_verification(server: ServerConfig) -> tuple[str | None, ...]:
-    if server.ssl_verify_client is VerifyClient.DISABLED:
-        return ()
-    return server.ssl_client_certificate, server.ssl_trusted_certificate, server.ssl_crl
+    paths: tuple[str | None, ...] = ()
+    if server.ssl_verify_client is not VerifyClient.DISABLED:
+        paths = server.ssl_client_certificate, server.ssl_trusted_certificate, server.ssl_crl
+    return _digest(("MAIL", *certificates, *rules, *(_file_digest(path) if path else "" for path in paths)))
 
 
 def _ordered(value: object) -> object:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
-def _digest(path: str) -> str:
+def _file_digest(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return _UNREADABLE
 
 
-def _digest_of(parts: Iterable[str]) -> bytes:
+def _digest(parts: Iterable[str]) -> bytes:
     return hashlib.sha256("\n".join(parts).encode()).digest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that IMAP clients hear from us, and nobody else's."""
+"""The replies to IMAP clients."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _MECHANISMS: Final = (
 
 
 def completed(tag: bytes) -> bytes:
-    """A command did what it should."""
+    """Reply that a command succeeded."""
     return tag + b" OK completed\r\n"
 
 
 def invalid(tag: bytes) -> bytes:
-    """A command is not understood, or not now."""
+    """Reply that a command is unknown, malformed or not allowed now."""
     return tag + b" BAD invalid command\r\n"
 
 
 def denied(tag: bytes, text: bytes) -> bytes:
-    """The authorization service said no, in these words."""
+    """Reply that the authentication service denied the login, with its text."""
     return b"%b NO %b\r\n" % (tag, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The untagged CAPABILITY replies of one server, and which of them applies when.
+    """The untagged CAPABILITY replies of one server.
 
-    ``plain`` where STARTTLS is not offered (any more), ``starttls`` where it
-    is, ``only`` where nothing else will do (directives ``imap_capabilities``,
+    ``plain`` is for clients that are not offered STARTTLS, ``starttls`` for
+    those that are, ``only`` for those that must use it (directives ``imap_capabilities``,
     ``imap_auth``, ``starttls``).
     """
 
@@ -56,7 +56,7 @@ class Capabilities:
 
 
 def capabilities(server: ServerConfig) -> Capabilities:
-    """Put a server's CAPABILITY replies together; the order of mechanisms is fixed."""
+    """Build the CAPABILITY replies of a server; the order of mechanisms is fixed."""
     words = b"".join(b" " + word.encode() for word in server.imap_capabilities)
     mechanisms = b"".join(word for method, word in _MECHANISMS if method in server.imap_auth)
     start = b"* CAPABILITY" + words

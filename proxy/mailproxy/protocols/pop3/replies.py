@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that we say to a POP3 client (RFC 1939, RFC 2449, RFC 5034)."""
+"""The replies to POP3 clients (RFC 1939, RFC 2449, RFC 5034)."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ _MECHANISMS: Final = (
     (AuthMethod.CRAM_MD5, ("CRAM-MD5",)),
     (AuthMethod.EXTERNAL, ("EXTERNAL",)),
 )
-"""In the order of the lists; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
+"""In the order of the replies; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
 
 
 def greeting(challenge: bytes) -> bytes:
-    """Greet with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
+    """Return the greeting with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
     return b"+OK POP3 ready " + challenge + b"\r\n"
 
 
 def denial(denied: AuthDenied) -> bytes:
-    """Pass on why the authorization service denied the login."""
+    """Return the reply to a denied login, with the text of the authentication service."""
     return b"-ERR " + denied.text + b"\r\n"
 
 
 def mechanisms(server: ServerConfig) -> bytes:
-    """Answer AUTH without an argument."""
+    """Return the reply to AUTH without an argument."""
     return _listing("+OK methods supported:", _offered(server))
 
 
 def capabilities(server: ServerConfig) -> bytes:
-    """Answer CAPA where there is no STLS to offer: ``starttls off``, TLS already, or after USER."""
+    """Return the reply to CAPA without STLS: ``starttls off``, with TLS, or after USER."""
     return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server)))
 
 
 def capabilities_with_stls(server: ServerConfig) -> bytes:
-    """Answer CAPA with ``starttls on`` before TLS."""
+    """Return the reply to CAPA before TLS with ``starttls on``."""
     return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server), "STLS"))
 
 
 def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Answer CAPA with ``starttls only`` before TLS: there is no way to log in yet."""
+    """Return the reply to CAPA before TLS with ``starttls only``: logins are not possible yet."""
     usable = (word for word in server.pop3_capabilities if word.upper() != "USER")
     return _listing(_CAPABILITIES, (*usable, "STLS"))
 

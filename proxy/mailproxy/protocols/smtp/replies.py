@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that we say to an SMTP client (RFC 5321, RFC 2034, RFC 4954)."""
+"""The replies to SMTP clients (RFC 5321, RFC 2034, RFC 4954)."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ _MECHANISMS: Final = (
     (AuthMethod.CRAM_MD5, "CRAM-MD5"),
     (AuthMethod.EXTERNAL, "EXTERNAL"),
 )
-"""In the order of the list, whatever the directive's."""
+"""In the order of the reply, whatever the directive's."""
 
 
 def greeting(server: ServerConfig) -> bytes:
-    """Greet."""
+    """Return the greeting."""
     return f"220 {server.server_name} ESMTP ready\r\n".encode()
 
 
 def hello(server: ServerConfig) -> bytes:
-    """Answer HELO."""
+    """Return the reply to HELO."""
     return f"250 {server.server_name}\r\n".encode()
 
 
 def denial(denied: AuthDenied) -> bytes:
-    """Pass on why the authorization service denied the login, with its own code if it gave one."""
+    """Return the reply to a denied login, with text and perhaps code of the authentication service."""
     return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
 
 
 def capabilities(server: ServerConfig) -> bytes:
-    """Answer EHLO where there is no STARTTLS to offer."""
+    """Return the reply to EHLO without STARTTLS."""
     return _listing((server.server_name, *server.smtp_capabilities, *_auth(server)))
 
 
 def capabilities_with_starttls(server: ServerConfig) -> bytes:
-    """Answer EHLO with ``starttls on`` before TLS."""
+    """Return the reply to EHLO before TLS with ``starttls on``."""
     return _listing((server.server_name, *server.smtp_capabilities, *_auth(server), "STARTTLS"))
 
 
 def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Answer EHLO with ``starttls only`` before TLS: there is no way to log in yet."""
+    """Return the reply to EHLO before TLS with ``starttls only``: logins are not possible yet."""
     return _listing((server.server_name, *server.smtp_capabilities, "STARTTLS"))
 
 

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailproxy.dns import dns_client
-from mailproxy.dns.dns_client import DnsClient, DnsError, RetryPolicy, system_servers
+from mailproxy.dns.dns_client import DnsClient, DnsError, RetryPolicy, host_name, reverse_name, system_servers
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
 
-QUICK = RetryPolicy(first=0.25, rounds=1, pause=0.01)
+QUICK = RetryPolicy(first_timeout=0.25, rounds=1, pause=0.01)
 ANY = found(host("192.0.2.1", ttl=3600))
 SILENT = Reply(silent=True)
 
@@ -31,13 +34,13 @@ async def three() -> AsyncIterator[list[DnsServer]]:
         yield servers
 
 
-def servers_for(*servers: DnsServer | str, pace: RetryPolicy = QUICK) -> DnsClient:
+def servers_for(*servers: DnsServer | str, retry: RetryPolicy = QUICK) -> DnsClient:
     addresses = tuple(server if isinstance(server, str) else server.address for server in servers)
-    return DnsClient(ResolverConfig(addresses=addresses), pace)
+    return DnsClient(ResolverConfig(addresses=addresses), retry)
 
 
 async def ask(servers: DnsClient, name: str) -> list[str]:
-    records = await servers.ask(name, "A", servers.turn())
+    records = await servers.query(name, "A", servers.next_server())
     return [getattr(record.data, "addr", "") for record in records]
 
 
@@ -57,8 +60,8 @@ async def test_every_look_up_begins_with_the_next_server(three: list[DnsServer])
 
 async def test_questions_of_one_turn_go_to_one_server(three: list[DnsServer]) -> None:
     servers = servers_for(*three)
-    turn = servers.turn() + servers.turn()
-    await asyncio.gather(*(servers.ask("a.example", kind, turn) for kind in ("A", "AAAA")))
+    turn = servers.next_server() + servers.next_server()
+    await asyncio.gather(*(servers.query("a.example", kind, turn) for kind in ("A", "AAAA")))
     await servers.close()
     assert counts(three) == [0, 2, 0]
 
@@ -205,13 +208,13 @@ async def test_nothing_below_us_remembers_an_answer(three: list[DnsServer], repl
 async def test_what_the_library_may_remember_is_bounded(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns_client, "_MAX_KNOWN", 4)
+    monkeypatch.setattr(dns_client, "_MAX_CACHED", 4)
     servers = servers_for(three[0])
     made = []
     for number in range(9):
         await ask(servers, f"n{number}.example")
         made.append(servers._library)
-        assert len(servers._known) <= 4
+        assert len(servers._cached_until) <= 4
     await servers.close()
     assert len(set(map(id, made))) == 3
 
@@ -219,9 +222,9 @@ async def test_what_the_library_may_remember_is_bounded(
 async def test_questions_that_nobody_waits_for_still_count(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns_client, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(dns_client, "MAX_QUERIES", 2)
     three[0].otherwise = SILENT
-    servers = servers_for(three[0], pace=RetryPolicy(first=5.0))
+    servers = servers_for(three[0], retry=RetryPolicy(first_timeout=5.0))
     for number in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
@@ -253,12 +256,42 @@ async def test_a_server_may_have_an_ipv6_address() -> None:
     async with dns_server("::1") as server:
         server.otherwise = found(ptr("a.example"))
         servers = servers_for(server)
-        records = await servers.ask("x.ip6.arpa", "PTR", servers.turn())
+        records = await servers.query("x.ip6.arpa", "PTR", servers.next_server())
         await servers.close()
     assert len(records) == 1
     assert server.address.startswith("[::1]:")
 
 
 async def test_without_a_port_it_is_53() -> None:
-    assert await dns_client._addresses("192.0.2.53") == ["192.0.2.53:53"]
-    assert await dns_client._addresses("[2001:db8::53]") == ["[2001:db8::53]:53"]
+    assert await dns_client._servers_of("192.0.2.53") == ["192.0.2.53:53"]
+    assert await dns_client._servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
+
+
+@given(st.ip_addresses())
+def test_the_reverse_name_is_the_one_everybody_uses(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    assert reverse_name(address.packed) == address.reverse_pointer
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("mail.example.com", b"mail.example.com"),
+        ("MAIL.example.com.", b"mail.example.com"),
+        (b"mail-1.example", b"mail-1.example"),
+        ("1.2.3.4", b"1.2.3.4"),
+        ("", None),
+        (".", None),
+        ("a b", None),
+        ("a_b", None),
+        ("a\\.b", None),
+        ("a\\010b", None),
+        ("a\n", None),
+        ("mäil", None),
+        (b"m\xe4il", None),
+        ("[UNAVAILABLE]", None),
+    ],
+)
+def test_only_plain_names_are_host_names(name: str | bytes, host: bytes | None) -> None:
+    assert host_name(name) == host

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.errors import LineTooLong, PeerClosed
-from mailproxy.protocols.line_buffer import LineReader
+from mailproxy.protocols.sansio import LineReader
 from support.driving import drive, limits
 
 ONE_LINE = pytest.mark.parametrize(
@@ -29,66 +29,66 @@ ONE_LINE = pytest.mark.parametrize(
 
 @ONE_LINE
 def test_a_line_comes_without_its_line_end(raw: bytes, line: bytes) -> None:
-    assert drive(LineReader(64).line(), raw).result == line
+    assert drive(LineReader(64).read_line(), raw).result == line
 
 
 @ONE_LINE
 def test_a_line_that_comes_alone_and_whole_is_taken_at_once(raw: bytes, line: bytes) -> None:
     reader = LineReader(8)
-    assert reader.just_line(raw) == line
-    assert (reader.held, reader.consumed) == (b"", len(raw))
+    assert reader.single_line(raw) == line
+    assert (reader.buffered, reader.consumed) == (b"", len(raw))
 
 
 @pytest.mark.parametrize("raw", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
 def test_anything_else_is_kept_for_line(raw: bytes) -> None:
     reader, other = LineReader(16), LineReader(16)
-    assert reader.just_line(raw) is None
-    assert reader.held == raw
+    assert reader.single_line(raw) is None
+    assert reader.buffered == raw
     rest = () if b"\n" in raw else (b"x\n",)
-    assert drive(reader.line(), *rest).result == drive(other.line(), raw, *rest).result
-    assert (reader.rest(), reader.consumed) == (other.rest(), other.consumed)
+    assert drive(reader.read_line(), *rest).result == drive(other.read_line(), raw, *rest).result
+    assert (reader.take_unread(), reader.consumed) == (other.take_unread(), other.consumed)
 
 
 def test_a_line_that_fills_the_buffer_without_an_end_is_too_long_at_once() -> None:
     reader = LineReader(4)
-    assert reader.just_line(b"abcd") is None
+    assert reader.single_line(b"abcd") is None
     with pytest.raises(LineTooLong):
-        drive(reader.line())
+        drive(reader.read_line())
 
 
 def test_what_continues_a_command_counts_with_it() -> None:
     reader = LineReader(64)
-    reader.just_line(b"a {3}\r\n")
-    drive(reader.data(3), b"abc {2}\r\nde\r\n")
+    reader.single_line(b"a {3}\r\n")
+    drive(reader.read_exactly(3), b"abc {2}\r\nde\r\n")
     assert reader.consumed == 7 + 3
-    drive(reader.line(54))
+    drive(reader.read_line(54))
     assert reader.consumed == 7 + 3 + 6
-    drive(reader.data(2))
-    drive(reader.line(46))
+    drive(reader.read_exactly(2))
+    drive(reader.read_line(46))
     assert reader.consumed == 7 + 3 + 6 + 2 + 2
-    assert reader.held == b""
-    drive(reader.line(), b"b\r\n")
+    assert reader.buffered == b""
+    drive(reader.read_line(), b"b\r\n")
     assert reader.consumed == 3
 
 
 def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
     reader = LineReader(64)
-    assert drive(reader.line(), b"one\r\ntwo\nthr").result == b"one"
-    assert drive(reader.line()).result == b"two"
-    assert drive(reader.line(), b"ee\n").result == b"three"
+    assert drive(reader.read_line(), b"one\r\ntwo\nthr").result == b"one"
+    assert drive(reader.read_line()).result == b"two"
+    assert drive(reader.read_line(), b"ee\n").result == b"three"
     assert reader.consumed == len(b"three\n")
 
 
 def test_a_line_may_come_in_any_number_of_pieces() -> None:
-    driven = drive(LineReader(8).line(), b"a", b"b", b"\r", b"\n")
+    driven = drive(LineReader(8).read_line(), b"a", b"b", b"\r", b"\n")
     assert driven.result == b"ab"
     assert limits(driven) == [8, 7, 6, 5]
 
 
 def test_the_limit_includes_the_line_end() -> None:
-    assert drive(LineReader(4).line(), b"ab\r\n").result == b"ab"
+    assert drive(LineReader(4).read_line(), b"ab\r\n").result == b"ab"
     with pytest.raises(LineTooLong) as caught:
-        drive(LineReader(4).line(), b"abc\r")
+        drive(LineReader(4).read_line(), b"abc\r")
     assert caught.value.seen == b"abc\r"
     assert "4 bytes" in str(caught.value)
     assert "abc" not in str(caught.value)
@@ -96,15 +96,15 @@ def test_the_limit_includes_the_line_end() -> None:
 
 def test_the_limit_is_for_a_line_and_not_for_all_that_comes() -> None:
     reader = LineReader(4)
-    assert drive(reader.line(), b"a\nb\n").result == b"a"
-    assert drive(reader.line()).result == b"b"
-    assert drive(reader.line(), b"cd\r\n").result == b"cd"
+    assert drive(reader.read_line(), b"a\nb\n").result == b"a"
+    assert drive(reader.read_line()).result == b"b"
+    assert drive(reader.read_line(), b"cd\r\n").result == b"cd"
 
 
 def test_a_line_that_was_held_back_moves_to_the_front() -> None:
     reader = LineReader(4)
-    drive(reader.line(), b"a\nbc")
-    driven = drive(reader.line(), b"\r\n")
+    drive(reader.read_line(), b"a\nbc")
+    driven = drive(reader.read_line(), b"\r\n")
     assert driven.result == b"bc"
     assert limits(driven) == [2]
 
@@ -119,63 +119,61 @@ def test_a_line_that_was_held_back_moves_to_the_front() -> None:
 )
 def test_a_line_can_have_less_than_the_buffer(limit: int, raw: bytes) -> None:
     with pytest.raises(LineTooLong):
-        drive(LineReader(64).line(limit), *filter(None, [raw]))
+        drive(LineReader(64).read_line(limit), *filter(None, [raw]))
 
 
 def test_a_larger_limit_than_the_buffer_means_nothing() -> None:
     with pytest.raises(LineTooLong):
-        drive(LineReader(2).line(100), b"ab")
+        drive(LineReader(2).read_line(100), b"ab")
 
 
 def test_a_short_line_passes_a_lower_limit_and_leaves_the_rest() -> None:
     reader = LineReader(64)
-    assert drive(reader.line(4), b"ab\r\nmuch more than four").result == b"ab"
-    assert reader.rest() == b"much more than four"
+    assert drive(reader.read_line(4), b"ab\r\nmuch more than four").result == b"ab"
+    assert reader.take_unread() == b"much more than four"
 
 
 def test_bytes_are_taken_as_they_are() -> None:
     reader = LineReader(16)
-    drive(reader.line(), b"x\nab")
-    driven = drive(reader.data(5), b"\n", b"\r\0tail\n")
+    drive(reader.read_line(), b"x\nab")
+    driven = drive(reader.read_exactly(5), b"\n", b"\r\0tail\n")
     assert driven.result == b"ab\n\r\0"
     assert limits(driven) == [14, 13]
     assert reader.consumed == len(b"x\nabxxx")
-    assert drive(reader.line()).result == b"tail"
+    assert drive(reader.read_line()).result == b"tail"
 
 
 def test_bytes_at_hand_need_not_be_asked_for() -> None:
     reader = LineReader(16)
-    drive(reader.line(), b"x\nabcd")
-    assert drive(reader.data(4)).result == b"abcd"
-    assert drive(reader.data(0)).result == b""
-    assert drive(reader.line(), b"y\n").result == b"y"
+    drive(reader.read_line(), b"x\nabcd")
+    assert drive(reader.read_exactly(4)).result == b"abcd"
+    assert drive(reader.read_exactly(0)).result == b""
+    assert drive(reader.read_line(), b"y\n").result == b"y"
 
 
 def test_more_bytes_than_the_buffer_holds_are_refused_before_they_are_read() -> None:
     reader = LineReader(16)
-    drive(reader.line(), b"x\nab")
+    drive(reader.read_line(), b"x\nab")
     with pytest.raises(LineTooLong) as caught:
-        drive(reader.data(17))
+        drive(reader.read_exactly(17))
     assert caught.value.seen == b"ab"
 
 
-@pytest.mark.parametrize("taken", [LineReader.rest, LineReader.clear])
-def test_what_is_unread_is_handed_over_once(taken: object) -> None:
-    assert callable(taken)
+def test_what_is_unread_is_handed_over_once() -> None:
     reader = LineReader(64)
-    drive(reader.line(), b"one\r\ntwo")
-    assert taken(reader) == b"two"
-    assert taken(reader) == b""
-    assert drive(reader.line(), b"new\n").result == b"new"
+    drive(reader.read_line(), b"one\r\ntwo")
+    assert reader.take_unread() == b"two"
+    assert reader.take_unread() == b""
+    assert drive(reader.read_line(), b"new\n").result == b"new"
 
 
 def test_a_peer_that_closes_does_not_take_back_whole_lines() -> None:
     reader = LineReader(64)
-    drive(reader.line(), b"one\ntwo\nthr")
-    assert drive(reader.line()).result == b"two"
+    drive(reader.read_line(), b"one\ntwo\nthr")
+    assert drive(reader.read_line()).result == b"two"
     with pytest.raises(PeerClosed):
-        drive(reader.line(), PeerClosed())
-    assert reader.rest() == b"thr"
+        drive(reader.read_line(), PeerClosed())
+    assert reader.take_unread() == b"thr"
 
 
 @given(st.lists(st.binary(max_size=6), max_size=8), st.data())
@@ -187,7 +185,7 @@ def test_cuts_do_not_matter(lines: list[bytes], data: st.DataObject) -> None:
     reader = LineReader(8)
     read = []
     for _ in lines:
-        dialogue = reader.line()
+        dialogue = reader.read_line()
         answer: bytes | None = None
         try:
             while True:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.protocols.types import TlsInfo
-from mailproxy.tls import client_certs
+from mailproxy.protocols.types import CertificateFault, TlsInfo, certificate_fault
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import SessionCache, VerifyClient
@@ -86,7 +85,7 @@ def test_a_good_certificate_is_good(
     assert info.certificate is not None
     assert info.certificate.subject == b"CN=alice"
     assert (info.verify_code, info.verify_error, info.verify_is_tolerable) == (0, b"ok", False)
-    assert not client_certs.is_bad(mode, info)
+    assert certificate_fault(mode, info) is None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -96,7 +95,7 @@ def test_no_certificate_completes_too(
 ) -> None:
     info = told(verifying(authority, mode), None, version)
     assert (info.certificate, info.verify_code) == (None, 0)
-    assert client_certs.is_bad(mode, info) is (mode is VerifyClient.REQUIRED)
+    assert (certificate_fault(mode, info) is CertificateFault.MISSING) is (mode is VerifyClient.REQUIRED)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -122,8 +121,8 @@ def test_a_bad_certificate_completes_and_says_why(
     info = told(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
     assert (info.verify_code, info.verify_is_tolerable) == (code, tolerable)
     assert info.verify_error
-    assert client_certs.is_bad(VerifyClient.OPTIONAL_NO_CA, info) is not tolerable
-    assert client_certs.is_bad(VerifyClient.OPTIONAL, info)
+    assert (certificate_fault(VerifyClient.OPTIONAL_NO_CA, info) is None) is tolerable
+    assert certificate_fault(VerifyClient.OPTIONAL, info) is CertificateFault.INVALID
 
 
 def test_off_asks_for_nothing(authority: Authority) -> None:

@@ -18,14 +18,13 @@ from mailproxy.enums import (
 )
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, LineTooLong
 from mailproxy.protocols.frontend import (
-    CertificateFault,
     CommandHandling,
     CommandResult,
     Frontend,
     FrontendConfig,
-    certificate_fault,
     classify_bad_line,
     has_control_chars,
+    repeat_deferred,
 )
 from mailproxy.protocols.sansio import (
     Authenticate,
@@ -41,15 +40,19 @@ from mailproxy.protocols.types import (
     AuthDeferred,
     AuthDenied,
     AuthRequest,
+    CertificateFault,
     Client,
     ClientCertificate,
     Credentials,
+    Envelope,
+    Secret,
     SessionEnd,
     TlsInfo,
     UpstreamLogin,
+    certificate_fault,
 )
 from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, VerifyClient
-from mailproxy_config.model import UpgradeToTls as Policy
+from mailproxy_config.model import StartTls as Policy
 from support import configs
 from support.driving import Driven, drive
 
@@ -58,7 +61,7 @@ GRANTED = AuthAllowed("192.0.2.10", 110, b"u")
 OK = Send(b"ok\r\n")
 
 
-class Small(Frontend):
+class Small(Frontend[FrontendConfig]):
     """Understands NOOP, AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=3)
@@ -69,20 +72,20 @@ class Small(Frontend):
 
     __slots__ = ()
 
-    def invalid(self) -> bytes:
+    def invalid_reply(self) -> bytes:
         return b"what?\r\n"
 
-    def denial(self, denied: AuthDenied) -> bytes:
+    def denied_reply(self, denied: AuthDenied) -> bytes:
         return b"no: " + denied.text + b"\r\n"
 
-    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
-        return UpstreamLogin(grant, request.credentials.method, self.reader.rest())
+    def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
+        return UpstreamLogin(grant, request.credentials.method, self.reader.take_unread())
 
-    def turn(self, line: bytes) -> CommandHandling:
+    def handle_command(self, line: bytes) -> CommandHandling:
         if line == b"NOOP":
             return OK
         if line == b"ASK":
-            return self.attempt(Credentials(Method.NONE))
+            return self.auth_request(Credentials(Method.NONE))
         return self.at_length(line)
 
     def at_length(self, line: bytes) -> ProtocolGenerator[CommandResult]:
@@ -90,16 +93,15 @@ class Small(Frontend):
         if word == b"BYE":
             return SessionEnd(CloseReason.CLIENT_QUIT)
         if word == b"STARTTLS":
-            return (yield from self.upgrade(b"go ahead\r\n"))
+            return (yield from self.starttls(b"go ahead\r\n"))
         if word == b"OLD":
-            yield from self.refuse(
+            yield from self.refuse_login(
                 Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX, *map(classify_bad_line, arguments)
             )
             return None
         if word == b"AUTH":
-            result = yield from self.exchange(arguments, frozenset({AuthMethod.CRAM_MD5}))
-            return self.attempt(result) if isinstance(result, Credentials) else result
-        return (yield from self.count(classify_bad_line(word)))
+            return (yield from self.authenticate_sasl(arguments, frozenset({AuthMethod.CRAM_MD5})))
+        return (yield from self.count_error(classify_bad_line(word)))
 
 
 def small(config: ServerConfig, client: Client) -> Small:
@@ -111,7 +113,7 @@ def server(**directives: object) -> ServerConfig:
 
 
 def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> Driven:
-    return drive(small(config, Client("192.0.2.1", tls=tls)).converse(), *answers)
+    return drive(small(config, Client("192.0.2.1", tls=tls)).run(), *answers)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> 
 def test_a_certificate_is_judged_by_ssl_verify_client(
     mode: VerifyClient, tls: TlsInfo, fault: CertificateFault | None
 ) -> None:
-    assert certificate_fault(server(ssl_verify_client=mode), tls) is fault
+    assert certificate_fault(mode, tls) is fault
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_the_last_counted_error_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bytes", "kind"),
+    ("data", "kind"),
     [
         (b"x" * 64, ProtocolErrorKind.LINE_TOO_LONG),
         (b"\x16\x03\x01" + b"x" * 61, ProtocolErrorKind.FOREIGN_PROTOCOL),
@@ -199,7 +201,7 @@ def test_a_long_line_within_an_exchange_ends_it_too() -> None:
 def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
     tls = TlsInfo("TLSv1.3", "c")
     client = Client("192.0.2.1")
-    dialogue = small(server(starttls=Policy.ENABLED), client).converse()
+    dialogue = small(server(starttls=Policy.ENABLED), client).run()
     driven = drive(dialogue, b"STARTTLS\nBYE\n", tls, b"BYE\n")
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
     assert driven.said == b"hello\r\ngo ahead\r\n"
@@ -325,3 +327,51 @@ def test_what_nobody_here_can_answer_passes_through() -> None:
 
 def test_the_bytes_of_a_long_line_are_not_in_the_error_text() -> None:
     assert "secret" not in str(LineTooLong(b"PASS secret", 4))
+
+
+CLIENT = Client("192.0.2.1")
+APOP = Credentials(Method.APOP, b"alice", Secret(b"digest"), b"<1.2@x>")
+
+
+def test_a_decision_is_given_back_as_it_is() -> None:
+    request = AuthRequest(APOP, 2, CLIENT, Envelope(b"", b"MAIL x", b"RCPT y"))
+    denied = AuthDenied(b"no", wait=3)
+    driven = drive(repeat_deferred(request, AuthDeferred(1)), None, denied)
+    assert driven.result is denied
+    (_, asked) = driven.asked
+    assert isinstance(asked, Authenticate)
+    assert asked.request is request
+
+
+def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
+    request = AuthRequest(APOP, 1, CLIENT)
+    granted = AuthAllowed("192.0.2.10", 110, b"alice")
+    requests = []
+    dialogue = repeat_deferred(request, AuthDeferred(7))
+    answers = iter([None, AuthDeferred(1, b"bob", Secret(b"other")), None, granted])
+    action = dialogue.send(None)
+    waits = []
+    result: object = None
+    try:
+        while True:
+            if isinstance(action, Authenticate):
+                requests.append((action.request.attempt, action.request.credentials))
+            elif isinstance(action, Wait):
+                waits.append(action.seconds)
+            action = dialogue.send(next(answers))
+    except StopIteration as end:
+        result = end.value
+    assert result is granted
+    assert waits == [7, 1]
+    changed = Credentials(Method.APOP, b"bob", Secret(b"other"), b"<1.2@x>")
+    assert requests == [(1, APOP), (1, changed)]
+    assert APOP.user == b"alice"
+
+
+def test_a_service_may_put_an_attempt_off_for_a_day_in_all() -> None:
+    pauses = AuthDeferred(43200), None, AuthDeferred(43200), None
+    request = AuthRequest(APOP, 1, CLIENT)
+    granted = AuthAllowed("192.0.2.10", 110, b"alice")
+    assert drive(repeat_deferred(request, pauses[0]), *pauses[1:], granted).result is granted
+    with pytest.raises(AuthUnavailable):
+        drive(repeat_deferred(request, pauses[0]), *pauses[1:], AuthDeferred(1))

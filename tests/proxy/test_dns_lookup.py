@@ -8,10 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.dns.cache import Cache
-from mailproxy.dns.lookup import LookupCache, _Waiter
-from mailproxy.dns.measures import LookupResult
-from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy.dns.lookup import LookupCache, LookupResult, ResultCache, _Waiter, packed
+from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import Meter
 
 OK: LookupResult[str] = LookupResult(DnsResult.OK, "value", 60)
@@ -37,9 +35,8 @@ class Table:
     def __init__(self, *, timeout: float = 0, limit: int = 3) -> None:
         self.questions = Questions()
         self.meter = Meter()
-        cache: Cache[str, str] = Cache(None, self.meter)
         self.look_ups = LookupCache(
-            DnsPurpose.PTR, self.questions.ask, timeout=timeout, cache=cache, meter=self.meter, limit=limit
+            DnsPurpose.PTR, self.questions.ask, timeout=timeout, valid=None, meter=self.meter, limit=limit
         )
         self.heard: list[LookupResult[str]] = []
 
@@ -165,7 +162,7 @@ async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
     async def broken(_: str) -> LookupResult[str]:
         raise ZeroDivisionError
 
-    look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, meter), meter=meter)
+    look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, meter=meter)
     heard: list[LookupResult[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
@@ -193,3 +190,106 @@ async def test_losing_interest_does_not_search_among_all_who_wait(monkeypatch: p
     assert compared < 1_000
     assert table.heard == []
     await table.look_ups.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.25]
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    monkeypatch.setattr("mailproxy.dns.lookup.time", Clock)
+    return now
+
+
+def found(ttl: int | None) -> LookupResult[str]:
+    return LookupResult(DnsResult.OK, "value", ttl)
+
+
+NOTHING: LookupResult[str] = LookupResult(DnsResult.NXDOMAIN, ttl=0)
+INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
+
+
+@pytest.mark.parametrize(
+    ("answer", "valid", "last", "gone"),
+    [
+        (found(60), None, 1060.9, 1061.0),
+        (found(0), None, 1000.9, 1001.0),  # good within its own second
+        (found(2**31), None, 1000.0 + 86400, 1001.0 + 86400),
+        (found(60), 5.0, 1005.9, 1006.0),
+        (found(0), 300.0, 1300.9, 1301.0),
+        (found(60), 0.0, 1000.9, 1001.0),
+        (NOTHING, None, 1010.9, 1011.0),
+        (NOTHING, 300.0, 1010.9, 1011.0),
+        (NOTHING, 2.0, 1002.9, 1003.0),
+        (INVALID, None, 1060.9, 1061.0),  # a bad name is an answer, as lasting as a good one
+    ],
+)
+def test_an_answer_is_believed_for_a_time(
+    clock: list[float], answer: LookupResult[str], valid: float | None, last: float, gone: float
+) -> None:
+    cache: ResultCache[str, str] = ResultCache(valid, Meter())
+    cache.put("key", answer)
+    clock[0] = last
+    assert cache.get("key") is answer
+    clock[0] = gone
+    assert cache.get("key") is None
+
+
+def test_a_failure_that_may_pass_is_not_kept() -> None:
+    cache: ResultCache[str, str] = ResultCache(300.0, Meter())
+    cache.put("key", LookupResult(DnsResult.SERVFAIL))
+    assert cache.get("key") is None
+
+
+def test_the_oldest_makes_room_and_the_gauge_knows() -> None:
+    meter = Meter()
+    cache: ResultCache[int, str] = ResultCache(None, meter, size=3)
+    other: ResultCache[int, str] = ResultCache(None, meter, size=3)
+    other.put(0, found(60))
+    for key in (1, 2, 3, 1, 4, 5):
+        cache.put(key, found(60))
+    assert [key for key in range(6) if cache.get(key)] == [1, 4, 5]
+    assert meter.dns_cache_entries.value == 4
+    cache.clear()
+    assert cache.get(5) is None
+    assert meter.dns_cache_entries.value == 1
+
+
+def test_every_look_up_is_counted_by_how_it_ended(clock: list[float]) -> None:
+    meter = Meter()
+    cache: ResultCache[str, str] = ResultCache(None, meter)
+    cache.put("found", found(1))
+    cache.put("nothing", NOTHING)
+    for key in ("found", "nothing", "unknown"):
+        cache.get(key)
+    clock[0] += 3
+    for key in ("found", "found"):
+        cache.get(key)
+    assert {result: meter.dns_cache[result].value for result in CacheResult} == {
+        CacheResult.HIT: 1,
+        CacheResult.NEGATIVE_HIT: 1,
+        CacheResult.MISS: 2,
+        CacheResult.STALE: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("address", "data"),
+    [
+        ("192.0.2.1", b"\xc0\0\2\1"),
+        ("::1", bytes(15) + b"\1"),
+        ("::ffff:192.0.2.1", bytes(10) + b"\xff\xff\xc0\0\2\1"),
+        ("fe80::1%eth0", b"\xfe\x80" + bytes(13) + b"\1"),
+        ("192.0.2.1:25", None),
+        ("unix:", None),
+        ("", None),
+        ("\0", None),
+        ("\u0661.2.3.4", None),
+    ],
+)
+def test_an_address_becomes_its_bytes(address: str, data: bytes | None) -> None:
+    assert packed(address) == data

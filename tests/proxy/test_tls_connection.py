@@ -72,7 +72,7 @@ def test_the_old_socket_gives_its_descriptor_away(tls: ServerTls) -> None:
     ours = tls.accept(far)
     assert (far.fileno(), ours.fileno()) == (-1, descriptor)
     assert isinstance(ours, ssl.SSLSocket)
-    assert ours.context is tls.terms.context
+    assert ours.context is tls.params.context
     assert not ours.getblocking()
     near.close()
     ours.close()

@@ -29,6 +29,7 @@ from support.dns_server import (
     DnsServer,
     Record,
     Reply,
+    client_name,
     cname,
     dns_server,
     found,
@@ -45,7 +46,7 @@ NAME = "mail.example.com"
 ALIASED = Record("PTR", wire(NAME), owner=wire("x.example"))
 SILENT = Reply(silent=True)
 EMPTY = Reply()
-QUICK = RetryPolicy(first=0.25, rounds=1, pause=0.01)
+QUICK = RetryPolicy(first_timeout=0.25, rounds=1, pause=0.01)
 
 
 @pytest.fixture
@@ -62,12 +63,12 @@ class Asking:
     """A resolver and its numbers."""
 
     def __init__(
-        self, *addresses: str, timeout: float = 10.0, pace: RetryPolicy = QUICK, **config: Any
+        self, *addresses: str, timeout: float = 10.0, retry: RetryPolicy = QUICK, **config: Any
     ) -> None:
         self.config = ResolverConfig(addresses=addresses, **config)
         self.meter = Meter()
         self.resolver = Resolver(
-            self.config, timeout=timeout, meter=self.meter, servers=DnsClient(self.config, pace)
+            self.config, timeout=timeout, meter=self.meter, client=DnsClient(self.config, retry)
         )
 
     def queries(self, purpose: DnsPurpose, result: DnsResult) -> int:
@@ -80,7 +81,7 @@ class Asking:
         await self.resolver.close()
 
     async def name(self, address: str = CLIENT) -> bytes:
-        return await self.resolver.client_name(address)
+        return await client_name(self.resolver, address)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def monotonic() -> float:
             return now[0]
 
-    monkeypatch.setattr("mailproxy.dns.cache.time", Clock)
+    monkeypatch.setattr("mailproxy.dns.lookup.time", Clock)
     monkeypatch.setattr("mailproxy.dns.dns_client.time", Clock)
     return now
 

@@ -49,7 +49,7 @@ class Hosts:
         self.now = 1000.0
         self.meter = Meter()
         self.system = system
-        self.hosts = HostAddresses(WHERE, meter=self.meter, ask=system, clock=lambda: self.now)
+        self.hosts = HostAddresses(WHERE, meter=self.meter, getaddrinfo=system, clock=lambda: self.now)
 
     def results(self) -> dict[DnsResult, int]:
         cells = {result: self.meter.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
@@ -57,8 +57,8 @@ class Hosts:
 
     async def settled(self) -> None:
         """Wait for a look-up under way."""
-        if self.hosts._looking is not None:
-            await self.hosts._looking
+        if self.hosts._lookup is not None:
+            await self.hosts._lookup
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, A
     def never(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise AssertionError
 
-    hosts = HostAddresses(where, meter=Meter(), ask=never)
+    hosts = HostAddresses(where, meter=Meter(), getaddrinfo=never)
     assert await hosts.start()
     hosts.failed(target)
     assert [hosts.take(), hosts.take()] == [target, target]
@@ -131,7 +131,7 @@ async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
     test.hosts.take()
     await test.settled()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
-    assert test.hosts._failed.keys() == {(_V4, ("192.0.2.2", 9000))}
+    assert test.hosts._failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
     await test.hosts.close()
 
 
@@ -220,7 +220,7 @@ async def test_a_host_that_was_never_found_is_looked_for_every_second() -> None:
 
 
 async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LIMIT", 0.01)
+    monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.01)
     test = Hosts(System("192.0.2.1"))
     test.system.gate.clear()
     assert not await test.hosts.start()  # gave up waiting

@@ -5,27 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy.protocols import PROTOCOLS
-from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.registry import PROTOCOLS, MailProtocol
 from mailproxy_config.model import Protocol
 
 
 def test_every_protocol_of_the_configuration_is_spoken() -> None:
     assert set(PROTOCOLS) == set(Protocol)
     assert all(name is protocol.name for name, protocol in PROTOCOLS.items())
-
-
-@pytest.mark.parametrize(
-    ("name", "ports"),
-    [
-        (Protocol.IMAP, {143, 993}),
-        (Protocol.POP3, {110, 995}),
-        (Protocol.SMTP, {25, 465, 587}),
-    ],
-)
-def test_each_has_its_usual_ports_and_its_alpn_name(name: Protocol, ports: set[int]) -> None:
-    assert PROTOCOLS[name].ports == ports
-    assert PROTOCOLS[name].alpn == name.value.encode()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from mailproxy.tls.context import ServerTls, build, fingerprint
 from mailproxy.tls.openssl import OpenSslUnavailable
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     ByteCount,
