@@ -96,14 +96,12 @@ class Asking:
         ("nonsense", TEMPUNAVAIL),
     ],
 )
-async def test_a_name_counts_when_it_leads_back_to_the_client(
-    dns: DnsServer, address: str, name: bytes
-) -> None:
+async def test_name_is_confirmed_by_forward_lookup(dns: DnsServer, address: str, name: bytes) -> None:
     async with Asking(dns.address) as asking:
         assert await asking.name(address) == name
 
 
-async def test_the_questions_are_those_of_nginx(dns: DnsServer) -> None:
+async def test_queries_are_those_of_nginx(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         await asking.name()
     assert dns.asked[0] == ("udp", REVERSE, "PTR")
@@ -138,9 +136,7 @@ async def test_the_questions_are_those_of_nginx(dns: DnsServer) -> None:
         (found(ptr((b"[UNAVAILABLE]",))), TEMPUNAVAIL, DnsResult.INVALID),  # must not pass for ours
     ],
 )  # fmt: skip
-async def test_what_the_reverse_answer_leads_to(
-    dns: DnsServer, reply: Reply, name: bytes, result: DnsResult
-) -> None:
+async def test_client_name_by_ptr_reply(dns: DnsServer, reply: Reply, name: bytes, result: DnsResult) -> None:
     dns.zone[REVERSE, "PTR"] = reply
     async with Asking(dns.address) as asking:
         assert await asking.name() == name
@@ -175,7 +171,7 @@ A_OK, AAAA_OK = found(host(CLIENT)), found(host(CLIENT_6))
         (found(cname("gone.example")), EMPTY, UNAVAILABLE, DnsResult.NXDOMAIN),
     ],
 )
-async def test_what_the_forward_answers_lead_to(
+async def test_client_name_by_address_replies(
     dns: DnsServer, a: Reply, aaaa: Reply, name: bytes, result: DnsResult
 ) -> None:
     dns.zone[NAME, "A"], dns.zone[NAME, "AAAA"] = a, aaaa
@@ -187,7 +183,7 @@ async def test_what_the_forward_answers_lead_to(
         assert asking.queries(DnsPurpose.PTR, DnsResult.OK) == 1
 
 
-async def test_a_chain_of_aliases_has_an_end(dns: DnsServer) -> None:
+async def test_alias_chain_is_limited(dns: DnsServer) -> None:
     for link in range(60):
         dns.zone[f"n{link}.example", "A"] = found(cname(f"n{link + 1}.example"))
     dns.zone[NAME, "A"], dns.zone[NAME, "AAAA"] = found(cname("n0.example")), EMPTY
@@ -205,7 +201,7 @@ async def test_a_chain_of_aliases_has_an_end(dns: DnsServer) -> None:
         ({"ipv4": False}, CLIENT_6, b"mail.example.com"),
     ],
 )
-async def test_a_family_that_is_off_is_not_asked_for(
+async def test_disabled_address_family_is_not_queried(
     dns: DnsServer, families: dict[str, Any], address: str, name: bytes
 ) -> None:
     async with Asking(dns.address, **families) as asking:
@@ -214,7 +210,7 @@ async def test_a_family_that_is_off_is_not_asked_for(
 
 
 @pytest.mark.parametrize("question", [(REVERSE, "PTR"), (NAME, "A"), (NAME, "AAAA")])
-async def test_silence_ends_at_resolver_timeout(dns: DnsServer, question: tuple[str, str]) -> None:
+async def test_lookup_ends_at_resolver_timeout(dns: DnsServer, question: tuple[str, str]) -> None:
     dns.zone[question] = SILENT
     purpose = DnsPurpose.PTR if question[1] == "PTR" else DnsPurpose.FORWARD
     async with Asking(dns.address, timeout=0.05) as asking:
@@ -223,20 +219,20 @@ async def test_silence_ends_at_resolver_timeout(dns: DnsServer, question: tuple[
         assert asking.queries(purpose, DnsResult.TIMEOUT) == 1
 
 
-async def test_without_a_limit_the_question_is_asked_until_there_is_an_answer(dns: DnsServer) -> None:
+async def test_zero_resolver_timeout_repeats_query_until_reply(dns: DnsServer) -> None:
     dns.zone[REVERSE, "PTR"] = [SILENT, SILENT, found(ptr(NAME))]
     async with Asking(dns.address, timeout=0) as asking:
         assert await asking.name() == b"mail.example.com"
     assert dns.kinds().count("PTR") == 3
 
 
-async def test_an_answer_with_a_wrong_id_is_ignored(dns: DnsServer) -> None:
+async def test_reply_with_wrong_id_is_ignored(dns: DnsServer) -> None:
     dns.zone[REVERSE, "PTR"] = [Reply((ptr("wrong.example"),), wrong_id=True), found(ptr(NAME))]
     async with Asking(dns.address) as asking:
         assert await asking.name() == b"mail.example.com"
 
 
-async def test_a_malformed_answer_sends_us_to_the_next_server(dns: DnsServer) -> None:
+async def test_malformed_reply_is_retried_at_next_server(dns: DnsServer) -> None:
     async with dns_server() as other:
         other.zone[REVERSE, "PTR"] = Reply((ptr(NAME),), garbage=True)
         async with Asking(other.address, dns.address) as asking:
@@ -244,7 +240,7 @@ async def test_a_malformed_answer_sends_us_to_the_next_server(dns: DnsServer) ->
         assert (other.kinds()[0], dns.kinds()[0]) == ("PTR", "PTR")
 
 
-async def test_a_truncated_answer_is_fetched_over_tcp(dns: DnsServer) -> None:
+async def test_truncated_reply_is_repeated_over_tcp(dns: DnsServer) -> None:
     dns.zone[NAME, "A"] = Reply((host(CLIENT),), truncated=True)
     dns.zone[REVERSE, "PTR"] = Reply((ptr(NAME),), truncated=True)
     async with Asking(dns.address) as asking:
@@ -252,7 +248,7 @@ async def test_a_truncated_answer_is_fetched_over_tcp(dns: DnsServer) -> None:
     assert [kind for transport, _, kind in dns.asked if transport == "tcp"] == ["PTR", "A"]
 
 
-async def test_a_known_name_is_told_at_once(dns: DnsServer) -> None:
+async def test_cached_name_is_returned_at_once(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         await asking.name()
         told: list[bytes] = []
@@ -264,14 +260,14 @@ async def test_a_known_name_is_told_at_once(dns: DnsServer) -> None:
     assert asking.meter.dns_cache_entries.value == 0
 
 
-async def test_a_name_is_confirmed_once_for_all_who_bear_it(dns: DnsServer) -> None:
+async def test_confirmation_is_cached_by_name(dns: DnsServer) -> None:
     dns.answers_ptr("2.2.0.192.in-addr.arpa", ptr(NAME))
     async with Asking(dns.address) as asking:
         assert [await asking.name(), await asking.name("192.0.2.2")] == [b"mail.example.com", UNAVAILABLE]
     assert sorted(dns.kinds()) == ["A", "AAAA", "PTR", "PTR"]
 
 
-async def test_a_name_outlives_its_confirmation(dns: DnsServer, clock: list[float]) -> None:
+async def test_expired_confirmation_is_repeated_with_cached_name(dns: DnsServer, clock: list[float]) -> None:
     dns.zone[NAME, "A"] = found(host(CLIENT, ttl=0))
     async with Asking(dns.address, ipv6=False) as asking:
         for _ in range(3):
@@ -280,20 +276,20 @@ async def test_a_name_outlives_its_confirmation(dns: DnsServer, clock: list[floa
     assert dns.kinds() == ["PTR", "A", "A", "A"]
 
 
-async def test_that_there_is_no_name_is_remembered_too(dns: DnsServer) -> None:
+async def test_nxdomain_is_cached(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         assert [await asking.name("192.0.2.9") for _ in range(3)] == [UNAVAILABLE] * 3
         assert asking.meter.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
     assert len(dns.asked) == 1
 
 
-async def test_a_passing_failure_is_not_remembered(dns: DnsServer) -> None:
+async def test_servfail_is_not_cached(dns: DnsServer) -> None:
     dns.zone[REVERSE, "PTR"] = [Reply(code=SERVFAIL), found(ptr(NAME))]
     async with Asking(dns.address) as asking:
         assert [await asking.name(), await asking.name()] == [TEMPUNAVAIL, b"mail.example.com"]
 
 
-async def test_valid_replaces_the_ttl(dns: DnsServer, clock: list[float]) -> None:
+async def test_valid_replaces_ttl(dns: DnsServer, clock: list[float]) -> None:
     dns.answers_ptr(REVERSE, ptr(NAME, ttl=3600))
     dns.zone[NAME, "A"] = found(host(CLIENT, ttl=0))
     async with Asking(dns.address, valid=Seconds(5.0), ipv6=False) as asking:
@@ -318,14 +314,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-async def test_those_who_ask_the_same_share_one_question(dns: DnsServer) -> None:
+async def test_simultaneous_lookups_share_queries(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         names = await asyncio.gather(*(asking.name() for _ in range(20)))
     assert names == [b"mail.example.com"] * 20
     assert len(dns.asked) == 3
 
 
-async def test_who_has_left_is_told_nothing(dns: DnsServer) -> None:
+async def test_cancelled_lookup_is_not_called_back(dns: DnsServer) -> None:
     told: list[bytes] = []
     async with Asking(dns.address) as asking:
         leave = asking.resolver.look_up(CLIENT, told.append)
@@ -337,7 +333,7 @@ async def test_who_has_left_is_told_nothing(dns: DnsServer) -> None:
     assert told == []
 
 
-async def test_closing_tells_everybody_that_there_is_no_name_for_now(dns: DnsServer) -> None:
+async def test_closing_resolver_ends_lookups_with_tempunavail(dns: DnsServer) -> None:
     dns.zone[REVERSE, "PTR"] = SILENT
     async with Asking(dns.address) as asking:
         told: list[bytes] = []
@@ -347,7 +343,7 @@ async def test_closing_tells_everybody_that_there_is_no_name_for_now(dns: DnsSer
     assert told == [TEMPUNAVAIL]
 
 
-def test_the_dns_library_is_not_loaded_without_need() -> None:
+def test_dns_library_is_loaded_only_with_resolver() -> None:
     program = "import sys, mailproxy.dns; sys.exit(bool({'aiodns', 'pycares'} & set(sys.modules)))"
     path = ":".join(entry for entry in sys.path if entry)
     done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": path}, check=False)
@@ -355,7 +351,7 @@ def test_the_dns_library_is_not_loaded_without_need() -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=20), max_size=6))
-async def test_no_name_breaks_us(labels: list[bytes]) -> None:
+async def test_any_ptr_labels_give_name_or_tempunavail(labels: list[bytes]) -> None:
     allowed = set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-")
     async with dns_server() as dns:
         dns.answers_ptr(REVERSE, ptr(labels))

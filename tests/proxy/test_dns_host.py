@@ -69,7 +69,7 @@ class Hosts:
         (AuthHttp(host="localhost", unix_path="/run/auth"), (socket.AF_UNIX, "/run/auth")),
     ],
 )
-async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, Any]) -> None:
+async def test_ip_address_needs_no_lookup(where: AuthHttp, target: tuple[int, Any]) -> None:
     def never(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise AssertionError
 
@@ -80,7 +80,7 @@ async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, A
     await hosts.close()
 
 
-async def test_addresses_are_taken_in_turn() -> None:
+async def test_addresses_are_used_in_turn() -> None:
     test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
     assert await test.hosts.start()
     taken = [test.hosts.take() for _ in range(4)]
@@ -93,7 +93,7 @@ async def test_addresses_are_taken_in_turn() -> None:
     assert test.results() == {DnsResult.OK: 1}
 
 
-async def test_an_address_that_failed_comes_last_for_ten_seconds() -> None:
+async def test_failed_address_is_last_resort_for_ten_seconds() -> None:
     test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
@@ -110,7 +110,7 @@ async def test_an_address_that_failed_comes_last_for_ten_seconds() -> None:
     await test.hosts.close()
 
 
-async def test_where_all_failed_the_oldest_failure_is_tried_first() -> None:
+async def test_oldest_failure_is_tried_first_if_all_failed() -> None:
     test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
@@ -121,7 +121,7 @@ async def test_where_all_failed_the_oldest_failure_is_tried_first() -> None:
     await test.hosts.close()
 
 
-async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
+async def test_failures_of_removed_addresses_are_dropped() -> None:
     test = Hosts(System("192.0.2.1", "192.0.2.2"))
     assert await test.hosts.start()
     for target in test.hosts.targets:
@@ -143,17 +143,17 @@ async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
         ((socket.AF_UNIX, "/run/auth"), "unix:/run/auth"),
     ],
 )
-def test_an_address_as_a_log_has_it(target: tuple[int, Any], text: str) -> None:
+def test_target_text_formats_address(target: tuple[int, Any], text: str) -> None:
     assert target_text(target) == text
 
 
-async def test_no_more_than_sixteen_are_kept() -> None:
+async def test_at_most_sixteen_addresses_are_used() -> None:
     test = Hosts(System(*(f"192.0.2.{number}" for number in range(1, 30))))
     await test.hosts.start()
     assert len(test.hosts.targets) == module.MAX_ADDRESSES == 16
 
 
-async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
+async def test_previous_addresses_are_used_during_lookup() -> None:
     test = Hosts(System("192.0.2.1"))
     await test.hosts.start()
     test.now += 29
@@ -169,7 +169,7 @@ async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
     await test.hosts.close()
 
 
-async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
+async def test_failed_connection_starts_lookup_after_one_second() -> None:
     test = Hosts(System("192.0.2.1"))
     await test.hosts.start()
     test.hosts.failed((_V4, ("192.0.2.1", 9000)))
@@ -194,7 +194,7 @@ async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
         (OSError(5, "?"), DnsResult.INVALID),
     ],
 )
-async def test_a_failed_look_up_leaves_the_last_good_addresses(error: OSError, result: DnsResult) -> None:
+async def test_failed_lookup_keeps_previous_addresses(error: OSError, result: DnsResult) -> None:
     test = Hosts(System("192.0.2.1"))
     await test.hosts.start()
     test.now += 30
@@ -206,7 +206,7 @@ async def test_a_failed_look_up_leaves_the_last_good_addresses(error: OSError, r
     await test.hosts.close()
 
 
-async def test_a_host_that_was_never_found_is_looked_for_every_second() -> None:
+async def test_unresolved_host_is_looked_up_every_second() -> None:
     test = Hosts(System(socket.gaierror(socket.EAI_NONAME, "?")))
     assert not await test.hosts.start()
     assert test.hosts.take() is None
@@ -219,7 +219,7 @@ async def test_a_host_that_was_never_found_is_looked_for_every_second() -> None:
     await test.hosts.close()
 
 
-async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.01)
     test = Hosts(System("192.0.2.1"))
     test.system.gate.clear()
@@ -237,7 +237,7 @@ async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPa
     await test.hosts.close()
 
 
-async def test_the_system_s_resolver_is_what_is_asked() -> None:
+async def test_getaddrinfo_is_used() -> None:
     hosts = HostAddresses(AuthHttp(host="localhost", port=9000), meter=Meter())
     assert await hosts.start()
     assert {address[0] for _, address in hosts.targets} <= {"127.0.0.1", "::1"}

@@ -53,7 +53,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_everybody_hears_the_one_answer() -> None:
+async def test_waiters_share_one_result() -> None:
     table = Table()
     table.find("a")
     table.find("a")
@@ -68,7 +68,7 @@ def crash(_: LookupResult[str]) -> None:
     raise ZeroDivisionError
 
 
-async def test_one_that_fails_does_not_cost_the_others_their_answer() -> None:
+async def test_exception_in_one_callback_does_not_affect_others() -> None:
     table = Table()
     table.look_ups.find("a", crash)
     table.find("a")
@@ -80,7 +80,7 @@ async def test_one_that_fails_does_not_cost_the_others_their_answer() -> None:
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
 
 
-async def test_above_the_limit_there_is_no_answer() -> None:
+async def test_lookups_above_limit_are_invalid() -> None:
     table = Table(limit=2)
     for key in ("a", "b", "c", "a"):
         table.find(key)()  # whoever leaves makes room
@@ -94,7 +94,7 @@ async def test_above_the_limit_there_is_no_answer() -> None:
     await table.look_ups.close()
 
 
-async def test_the_question_ends_with_the_last_who_waits() -> None:
+async def test_lookup_is_cancelled_with_last_waiter() -> None:
     table = Table(limit=1)
     first, second = table.find("a"), table.find("a")
     await settled()
@@ -111,7 +111,7 @@ async def test_the_question_ends_with_the_last_who_waits() -> None:
     await table.look_ups.close()
 
 
-async def test_who_asks_again_at_once_asks_anew() -> None:
+async def test_lookup_after_cancel_is_new() -> None:
     table = Table()
     table.find("a")()
     table.find("a")
@@ -120,7 +120,7 @@ async def test_who_asks_again_at_once_asks_anew() -> None:
     assert table.heard == [OK]
 
 
-async def test_who_leaves_between_answer_and_news_hears_nothing() -> None:
+async def test_waiter_cancelled_before_delivery_gets_nothing() -> None:
     table = Table()
     cancel: list[Callable[[], None]] = []
 
@@ -134,7 +134,7 @@ async def test_who_leaves_between_answer_and_news_hears_nothing() -> None:
     assert table.heard == []
 
 
-async def test_the_limit_of_time_is_one_of_the_answers() -> None:
+async def test_timeout_is_a_result_and_is_counted() -> None:
     table = Table(timeout=0.01)
     heard: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
     table.look_ups.find("a", heard.set_result)
@@ -146,7 +146,7 @@ async def test_the_limit_of_time_is_one_of_the_answers() -> None:
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
-async def test_closing_answers_everybody(is_asked: bool) -> None:
+async def test_closing_delivers_invalid_to_waiters(is_asked: bool) -> None:
     table = Table()
     table.find("a")
     if is_asked:
@@ -156,7 +156,7 @@ async def test_closing_answers_everybody(is_asked: bool) -> None:
     assert table.heard == [NO_ANSWER]
 
 
-async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
+async def test_exception_in_query_is_reported_and_delivers_invalid() -> None:
     meter = Meter()
 
     async def broken(_: str) -> LookupResult[str]:
@@ -172,7 +172,7 @@ async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
 
 
-async def test_losing_interest_does_not_search_among_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancel_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody behind one address asks the same, and may leave at the same time."""
     compared = 0
 
@@ -228,7 +228,7 @@ INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
         (INVALID, None, 1060.9, 1061.0),  # a bad name is an answer, as lasting as a good one
     ],
 )
-def test_an_answer_is_believed_for_a_time(
+def test_result_is_cached_until_it_expires(
     clock: list[float], answer: LookupResult[str], valid: float | None, last: float, gone: float
 ) -> None:
     cache: ResultCache[str, str] = ResultCache(valid, Meter())
@@ -239,13 +239,13 @@ def test_an_answer_is_believed_for_a_time(
     assert cache.get("key") is None
 
 
-def test_a_failure_that_may_pass_is_not_kept() -> None:
+def test_result_without_ttl_is_not_cached() -> None:
     cache: ResultCache[str, str] = ResultCache(300.0, Meter())
     cache.put("key", LookupResult(DnsResult.SERVFAIL))
     assert cache.get("key") is None
 
 
-def test_the_oldest_makes_room_and_the_gauge_knows() -> None:
+def test_full_cache_removes_oldest_and_gauge_follows() -> None:
     meter = Meter()
     cache: ResultCache[int, str] = ResultCache(None, meter, size=3)
     other: ResultCache[int, str] = ResultCache(None, meter, size=3)
@@ -259,7 +259,7 @@ def test_the_oldest_makes_room_and_the_gauge_knows() -> None:
     assert meter.dns_cache_entries.value == 1
 
 
-def test_every_look_up_is_counted_by_how_it_ended(clock: list[float]) -> None:
+def test_cache_lookups_are_counted_by_result(clock: list[float]) -> None:
     meter = Meter()
     cache: ResultCache[str, str] = ResultCache(None, meter)
     cache.put("found", found(1))
@@ -291,5 +291,5 @@ def test_every_look_up_is_counted_by_how_it_ended(clock: list[float]) -> None:
         ("\u0661.2.3.4", None),
     ],
 )
-def test_an_address_becomes_its_bytes(address: str, data: bytes | None) -> None:
+def test_packed_address(address: str, data: bytes | None) -> None:
     assert packed(address) == data

@@ -137,7 +137,7 @@ def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> 
         (VerifyClient.OPTIONAL_NO_CA, TlsInfo("TLSv1.3", "c", verify_code=10), CertificateFault.INVALID),
     ],
 )
-def test_a_certificate_is_judged_by_ssl_verify_client(
+def test_certificate_fault_by_ssl_verify_client(
     mode: VerifyClient, tls: TlsInfo, fault: CertificateFault | None
 ) -> None:
     assert certificate_fault(mode, tls) is fault
@@ -157,21 +157,21 @@ def test_a_certificate_is_judged_by_ssl_verify_client(
         (b"\xc3\xa9", ProtocolErrorKind.UNKNOWN_COMMAND),
     ],
 )
-def test_a_line_that_is_no_command_is_called_what_it_looks_like(line: bytes, kind: ProtocolErrorKind) -> None:
+def test_bad_line_is_classified(line: bytes, kind: ProtocolErrorKind) -> None:
     assert classify_bad_line(line) is kind
 
 
-def test_control_bytes_are_those_of_ascii() -> None:
+def test_control_chars_are_those_of_ascii() -> None:
     assert [byte for byte in range(256) if has_control_chars(bytes((byte,)))] == [*range(32), 127]
 
 
-def test_the_clients_time_begins_with_the_greeting() -> None:
+def test_timeout_starts_at_greeting() -> None:
     driven = talk(server(timeout=7.0))
     assert driven.said == b"hello\r\n"
     assert driven.deadlines == [7.0]
 
 
-def test_the_last_counted_error_is_answered() -> None:
+def test_max_errors_replies_to_last_error_and_ends_session() -> None:
     driven = talk(server(max_errors=2), b"one\ntwo\nthree\n")
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
@@ -186,19 +186,19 @@ def test_the_last_counted_error_is_answered() -> None:
         (b"\x16\x03\x01" + b"x" * 61, ProtocolErrorKind.FOREIGN_PROTOCOL),
     ],
 )
-def test_a_line_that_is_too_long_ends_it(data: bytes, kind: ProtocolErrorKind) -> None:
+def test_too_long_line_ends_session(data: bytes, kind: ProtocolErrorKind) -> None:
     driven = talk(server(max_errors=1), data)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.said == b"hello\r\nwhat?\r\n"
     assert driven.notes == [LogNote("client sent too long command"), ProtocolViolation(kind)]
 
 
-def test_a_long_line_within_an_exchange_ends_it_too() -> None:
+def test_too_long_sasl_response_ends_session() -> None:
     driven = talk(server(), b"AUTH PLAIN\n", b"A" * 64)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
-def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
+def test_starttls_discards_buffer_and_sends_no_greeting() -> None:
     tls = TlsInfo("TLSv1.3", "c")
     client = Client("192.0.2.1")
     dialogue = small(server(starttls=Policy.ENABLED), client).run()
@@ -218,7 +218,7 @@ def test_tls_starts_with_an_empty_buffer_and_no_greeting() -> None:
         (Policy.ONLY, TlsInfo("TLSv1.3", "c")),
     ],
 )
-def test_tls_is_not_to_be_had_where_it_is_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
+def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
     driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
     assert driven.said == b"hello\r\nwhat?\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
@@ -236,7 +236,7 @@ def test_tls_is_not_to_be_had_where_it_is_not_offered(policy: Policy, tls: TlsIn
         ),
     ],
 )
-def test_the_verdict_on_a_certificate_is_spoken(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
+def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
     driven = talk(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
     assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
     assert driven.said == reply
@@ -246,7 +246,7 @@ def test_the_verdict_on_a_certificate_is_spoken(tls: TlsInfo, reply: bytes, rema
     assert later.said == b"hello\r\ngo ahead\r\n" + reply
 
 
-def test_starttls_only_allows_no_login_in_clear() -> None:
+def test_starttls_only_refuses_sasl_without_tls() -> None:
     driven = talk(server(starttls=Policy.ONLY), b"AUTH PLAIN AHUAcA\nAUTH NTLM\n", b"BYE\n")
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [
@@ -255,21 +255,21 @@ def test_starttls_only_allows_no_login_in_clear() -> None:
     ]
 
 
-def test_a_refused_attempt_is_answered_and_noted() -> None:
+def test_refused_login_gets_reply_and_note() -> None:
     driven = talk(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
     refused = LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX)
     assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [refused, refused, ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)]
 
 
-def test_one_challenge_serves_the_whole_session() -> None:
+def test_challenge_is_the_same_for_whole_session() -> None:
     driven = talk(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
     assert driven.said == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
     assert sum(isinstance(action, MakeChallenge) for action in driven.asked) == 1
     assert driven.notes == 2 * [LoginRefused(Method.CRAM_MD5, LoginResult.ABORTED)]
 
 
-def test_a_refused_exchange_counts_only_where_its_line_was_malformed() -> None:
+def test_failed_sasl_exchange_is_counted_only_if_line_is_malformed() -> None:
     driven = talk(server(max_errors=1), b"AUTH EXTERNAL\nAUTH NTLM\nAUTH PLAIN !\nAUTH PLAIN\na\rb\n")
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.notes == [
@@ -283,20 +283,20 @@ def test_a_refused_exchange_counts_only_where_its_line_was_malformed() -> None:
     ]
 
 
-def test_a_grant_ends_it() -> None:
+def test_allowed_login_ends_frontend() -> None:
     assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN)
 
 
 @pytest.mark.parametrize(
     "cut", [(b"NOOP\nNOOP\nASK\nSTAT\n",), (b"NOOP\n", b"NO", b"OP\r\nASK\nST", b"AT\n")]
 )
-def test_turns_are_taken_however_the_lines_come(cut: tuple[bytes, ...]) -> None:
+def test_pipelined_commands_are_handled_in_order(cut: tuple[bytes, ...]) -> None:
     driven = talk(server(), *cut[:3], GRANTED)
     assert driven.said == b"hello\r\nok\r\nok\r\n"
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
 
 
-def test_what_was_postponed_is_granted_denied_or_given_up_like_anything_else() -> None:
+def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
     later = AuthDeferred(2, b"bob")
     assert talk(server(), b"ASK\n", later, None, GRANTED).result == UpstreamLogin(GRANTED, Method.NONE)
     denied = talk(server(), b"ASK\n", later, None, AuthDenied(b"no"))
@@ -305,14 +305,14 @@ def test_what_was_postponed_is_granted_denied_or_given_up_like_anything_else() -
         talk(server(), b"ASK\n", AuthDeferred(86401))
 
 
-def test_attempts_are_counted_from_one_and_a_postponed_one_is_not_another() -> None:
+def test_deferred_request_keeps_login_attempt_number() -> None:
     denied = AuthDenied(b"no", wait=1)
     driven = talk(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
     questions = [action.request for action in driven.asked if isinstance(action, Authenticate)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
-def test_a_denial_closes_unless_it_says_how_long_to_wait() -> None:
+def test_denied_login_with_auth_wait_keeps_connection() -> None:
     driven = talk(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
     assert driven.result == SessionEnd(CloseReason.AUTH_REJECTED)
     assert driven.said == b"hello\r\nno: later\r\nno: never\r\n"
@@ -320,12 +320,12 @@ def test_a_denial_closes_unless_it_says_how_long_to_wait() -> None:
     assert driven.deadlines == [60.0, 60.0]
 
 
-def test_what_nobody_here_can_answer_passes_through() -> None:
+def test_session_errors_are_not_caught() -> None:
     with pytest.raises(AuthUnreachable):
         talk(server(), b"ASK\n", AuthUnreachable())
 
 
-def test_the_bytes_of_a_long_line_are_not_in_the_error_text() -> None:
+def test_line_too_long_text_has_no_client_bytes() -> None:
     assert "secret" not in str(LineTooLong(b"PASS secret", 4))
 
 
@@ -333,7 +333,7 @@ CLIENT = Client("192.0.2.1")
 APOP = Credentials(Method.APOP, b"alice", Secret(b"digest"), b"<1.2@x>")
 
 
-def test_a_decision_is_given_back_as_it_is() -> None:
+def test_repeated_request_returns_decision() -> None:
     request = AuthRequest(APOP, 2, CLIENT, Envelope(b"", b"MAIL x", b"RCPT y"))
     denied = AuthDenied(b"no", wait=3)
     driven = drive(repeat_deferred(request, AuthDeferred(1)), None, denied)
@@ -343,7 +343,7 @@ def test_a_decision_is_given_back_as_it_is() -> None:
     assert asked.request is request
 
 
-def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
+def test_deferred_request_is_repeated_with_new_credentials() -> None:
     request = AuthRequest(APOP, 1, CLIENT)
     granted = AuthAllowed("192.0.2.10", 110, b"alice")
     requests = []
@@ -368,7 +368,7 @@ def test_a_postponed_question_is_repeated_as_the_same_attempt() -> None:
     assert APOP.user == b"alice"
 
 
-def test_a_service_may_put_an_attempt_off_for_a_day_in_all() -> None:
+def test_deferral_above_one_day_is_unavailable() -> None:
     pauses = AuthDeferred(43200), None, AuthDeferred(43200), None
     request = AuthRequest(APOP, 1, CLIENT)
     granted = AuthAllowed("192.0.2.10", 110, b"alice")

@@ -92,7 +92,7 @@ def _answer(came: Talk, action: Effect, decision: AuthAllowed | AuthDenied) -> A
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
-def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) -> None:
+def test_session_follows_transcript(transcript: transcripts.Transcript) -> None:
     Player(transcript, IMAP).play()
 
 
@@ -104,13 +104,13 @@ def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) ->
         (b"a1 AUTHENTICATE LOGIN am9obg==\r\nc2VjcmV0\r\n", Method.LOGIN),
     ],
 )
-def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(data: bytes, method: Method) -> None:
+def test_login_result_has_pipelined_bytes(data: bytes, method: Method) -> None:
     grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(b"secret"))
     came = talk(data + b"a2 SELECT INBOX\r\na3", decision=grant)
     assert came.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
 
 
-def test_quitting_is_no_error() -> None:
+def test_logout_ends_session_without_error() -> None:
     assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
@@ -129,12 +129,12 @@ STREAMS = st.lists(PIECES, max_size=25).map(b"".join)
 
 
 @given(STREAMS, st.integers(1, 9))
-def test_cuts_do_not_matter(data: bytes, cut: int) -> None:
+def test_result_does_not_depend_on_chunks(data: bytes, cut: int) -> None:
     assert talk(data, SMALL, cut=cut) == talk(data, SMALL)
 
 
 @given(STREAMS)
-def test_what_we_say_is_well_formed(data: bytes) -> None:
+def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
     said = talk(data, SMALL).said
     assert said.endswith(b"\r\n")
     for line in said.removesuffix(b"\r\n").split(b"\r\n"):
@@ -144,7 +144,7 @@ def test_what_we_say_is_well_formed(data: bytes) -> None:
 
 
 @given(STREAMS)
-def test_nobody_is_asked_about_credentials_with_a_line_in_them(data: bytes) -> None:
+def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
     for credentials in talk(data, SMALL).asked:
         password = b"" if credentials.password is None else credentials.password.reveal()
         assert not set(credentials.user + password) & set(b"\r\n\0")
@@ -164,7 +164,7 @@ def test_nobody_is_asked_about_credentials_with_a_line_in_them(data: bytes) -> N
         b"MARK3D",
     ],
 )
-def test_no_password_shows_in_what_is_said_or_noted(login: bytes) -> None:
+def test_password_is_not_in_replies_or_notes(login: bytes) -> None:
     came = talk(login)
     assert b"MARK3D" not in came.said
     assert "MARK3D" not in repr(came)

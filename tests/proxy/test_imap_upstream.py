@@ -57,12 +57,12 @@ def log_in(
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
-def test_the_conversation_goes_as_written(transcript: transcripts.Transcript, *, cut: bool) -> None:
+def test_session_follows_transcript(transcript: transcripts.Transcript, *, cut: bool) -> None:
     Player(transcript, IMAP, cut and transcript.may_be_cut).play()
 
 
 @given(st.binary(max_size=30).filter(lambda user: b"\0" not in user))
-def test_a_user_s_name_is_what_its_literal_says(user: bytes) -> None:
+def test_user_name_literal_has_its_length(user: bytes) -> None:
     heard, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
     assert heard.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
     assert isinstance(result, (UpstreamLoginResult, UpstreamError))
@@ -81,7 +81,7 @@ LINES = st.lists(
 
 
 @given(LINES)
-def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[bytes]) -> None:
+def test_any_upstream_bytes_end_in_login_or_error(lines: list[bytes]) -> None:
     heard, result = log_in(b"* OK\r\n" + b"".join(lines))
     assert heard.startswith(b"a1 LOGIN {4}\r\n")
     shown = result.reply if isinstance(result, (UpstreamLoginResult, UpstreamRefused)) else b""
@@ -90,5 +90,5 @@ def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[by
     assert "MARK3D" not in str(result)
 
 
-def test_a_login_is_never_spoken_before_the_greeting() -> None:
+def test_login_is_not_sent_before_greeting() -> None:
     assert log_in(b"")[0] == log_in(b"* BYE\r\n")[0] == log_in(b"* OK")[0] == b""

@@ -53,7 +53,7 @@ def said(driven: Driven) -> list[bytes]:
     return driven.said.split(b"\r\n")[1:-1]
 
 
-def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
+def test_login_result_has_credentials_and_pipelined_bytes() -> None:
     driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, asked) = driven.asked
@@ -61,15 +61,15 @@ def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
-def test_a_command_has_512_bytes() -> None:
+def test_command_limit_is_512_bytes() -> None:
     assert limits(talk()) == [512]
 
 
-def test_a_command_has_the_bytes_of_the_directive() -> None:
+def test_command_limit_is_client_buffer_directive() -> None:
     assert limits(talk(pop3_client_buffer=128)) == [128]
 
 
-def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
+def test_long_password_logs_in_with_every_method() -> None:
     password = b"p" * 90
     plain = b64encode(b"\0alice@mail.example.com\0" + password)
     for lines in (
@@ -81,7 +81,7 @@ def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
         assert driven.result == UpstreamLogin(GRANTED, driven.result.method)
 
 
-def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
+def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
@@ -91,7 +91,7 @@ def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
 
-def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
+def test_sasl_response_above_its_limit_ends_session() -> None:
     driven = talk(b"AUTH PLAIN\r\n", b"A" * 4096)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
@@ -106,14 +106,14 @@ def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
         (b"AUTH\n", True, StartTls.ONLY, replies.mechanisms),
     ],
 )
-def test_lists_depend_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
+def test_capa_reply_depends_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.POP3, starttls=starttls)
     assert talk(line, tls=tls, starttls=starttls).said == replies.GREETING + reply(server)
 
 
 @pytest.mark.parametrize("method", [AuthMethod.APOP, AuthMethod.CRAM_MD5])
-def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod) -> None:
+def test_greeting_has_challenge_if_a_method_needs_it(method: AuthMethod) -> None:
     assert talk(CHALLENGE, pop3_auth=frozenset({method})).said == replies.greeting(CHALLENGE)
 
 
@@ -127,13 +127,13 @@ def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod
         (b"PASS", ProtocolErrorKind.BAD_ARGUMENTS),
     ],
 )
-def test_after_user_an_error_starts_over(line: bytes, erred: ProtocolErrorKind) -> None:
+def test_error_after_user_resets_user_name(line: bytes, erred: ProtocolErrorKind) -> None:
     driven = talk(b"USER alice\n" + line + b"\nPASS secret\n")
     assert said(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
     assert driven.notes == [ProtocolViolation(erred), ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
 
 
-def test_after_user_capa_and_noop_change_nothing() -> None:
+def test_capa_and_noop_after_user_keep_user_name() -> None:
     driven = talk(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
     assert driven.finished
     assert b"STLS" not in driven.said
@@ -157,7 +157,7 @@ def test_after_user_capa_and_noop_change_nothing() -> None:
         (b"AUTH NTLM", [ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)]),
     ],
 )
-def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[object]) -> None:
+def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, notes: list[object]) -> None:
     driven = talk(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
     assert said(driven) == [b"-ERR invalid command", b"+OK"]
     assert driven.notes == notes
@@ -167,13 +167,13 @@ def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[objec
     ("line", "method"),
     [(b"USER a", Method.PASSWORD), (b"APOP a b", Method.APOP), (b"AUTH LOGIN", Method.LOGIN)],
 )
-def test_before_tls_there_may_be_no_login(line: bytes, method: Method) -> None:
+def test_starttls_only_refuses_login_without_tls(line: bytes, method: Method) -> None:
     driven = talk(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
     assert said(driven) == [b"-ERR invalid command"] * 2
     assert driven.notes[0] == LoginRefused(method, LoginResult.TLS_REQUIRED)
 
 
-def test_apop_answers_the_greetings_challenge() -> None:
+def test_apop_responds_to_challenge_of_greeting() -> None:
     driven = talk(
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
@@ -183,11 +183,11 @@ def test_apop_answers_the_greetings_challenge() -> None:
     assert all(request.credentials.challenge == CHALLENGE for request in requests)
 
 
-def test_apop_that_is_not_enabled_is_refused() -> None:
+def test_apop_is_refused_if_not_configured() -> None:
     assert talk(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
 
 
-def test_after_a_denial_user_must_come_again() -> None:
+def test_denied_login_resets_user_name() -> None:
     driven = talk(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
     assert said(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
@@ -198,5 +198,5 @@ def test_stls_starts_tls() -> None:
     assert said(driven) == [b"+OK", b"+OK"]
 
 
-def test_a_sasl_login_is_a_login() -> None:
+def test_sasl_login_is_sent_to_authentication_service() -> None:
     assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")

@@ -32,20 +32,20 @@ FIRST = b"+OK Capability list follows\r\n"
         (replies.capabilities_before_tls, FIRST + b"TOP\r\nUSERS\r\nSTLS\r\n.\r\n"),
     ],
 )
-def test_a_list(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:
+def test_multi_line_reply(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:
     assert reply(SERVER) == data
 
 
-def test_the_greeting_may_carry_a_challenge() -> None:
+def test_greeting_with_challenge() -> None:
     assert replies.greeting(b"<1.2@x>") == b"+OK POP3 ready <1.2@x>\r\n"
 
 
-def test_a_denial_is_passed_on() -> None:
+def test_denied_reply_has_text_of_authentication_service() -> None:
     assert replies.denial(AuthDenied(b"no", code=b"454 4.7.0")) == b"-ERR no\r\n"
 
 
 @pytest.mark.parametrize("name", [name for name in vars(replies) if name.isupper() and name[0] != "_"])
-def test_every_reply_is_one_line_with_a_status(name: str) -> None:
+def test_every_reply_is_one_line_with_status(name: str) -> None:
     reply = getattr(replies, name)
     assert reply.endswith(b"\r\n")
     assert reply.count(b"\r") == reply.count(b"\n") == 1

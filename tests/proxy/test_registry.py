@@ -9,7 +9,7 @@ from mailproxy.protocols.registry import PROTOCOLS, MailProtocol
 from mailproxy_config.model import Protocol
 
 
-def test_every_protocol_of_the_configuration_is_spoken() -> None:
+def test_registry_has_every_protocol_of_configuration() -> None:
     assert set(PROTOCOLS) == set(Protocol)
     assert all(name is protocol.name for name, protocol in PROTOCOLS.items())
 
@@ -22,7 +22,7 @@ def test_every_protocol_of_the_configuration_is_spoken() -> None:
         (Protocol.SMTP, (b"451 4.3.2 Internal server error", b"421 4.3.2 ", b"421 4.3.2 ")),
     ],
 )
-def test_each_has_its_own_words_for_trouble(name: Protocol, starts: tuple[bytes, bytes, bytes]) -> None:
+def test_error_replies_of_each_protocol(name: Protocol, starts: tuple[bytes, bytes, bytes]) -> None:
     protocol: MailProtocol = PROTOCOLS[name]
     for reply, start in zip((protocol.internal_error, protocol.shutdown, protocol.busy), starts, strict=True):
         assert reply.startswith(start)

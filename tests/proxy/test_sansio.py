@@ -28,19 +28,19 @@ ONE_LINE = pytest.mark.parametrize(
 
 
 @ONE_LINE
-def test_a_line_comes_without_its_line_end(raw: bytes, line: bytes) -> None:
+def test_read_line_strips_line_end(raw: bytes, line: bytes) -> None:
     assert drive(LineReader(64).read_line(), raw).result == line
 
 
 @ONE_LINE
-def test_a_line_that_comes_alone_and_whole_is_taken_at_once(raw: bytes, line: bytes) -> None:
+def test_single_line_returns_complete_line(raw: bytes, line: bytes) -> None:
     reader = LineReader(8)
     assert reader.single_line(raw) == line
     assert (reader.buffered, reader.consumed) == (b"", len(raw))
 
 
 @pytest.mark.parametrize("raw", [b"NOO", b"NOOP\r", b"one\ntwo\n", b"one\r\nt", b"\n\n"])
-def test_anything_else_is_kept_for_line(raw: bytes) -> None:
+def test_single_line_buffers_anything_else(raw: bytes) -> None:
     reader, other = LineReader(16), LineReader(16)
     assert reader.single_line(raw) is None
     assert reader.buffered == raw
@@ -49,14 +49,14 @@ def test_anything_else_is_kept_for_line(raw: bytes) -> None:
     assert (reader.take_unread(), reader.consumed) == (other.take_unread(), other.consumed)
 
 
-def test_a_line_that_fills_the_buffer_without_an_end_is_too_long_at_once() -> None:
+def test_full_buffer_without_line_end_is_too_long() -> None:
     reader = LineReader(4)
     assert reader.single_line(b"abcd") is None
     with pytest.raises(LineTooLong):
         drive(reader.read_line())
 
 
-def test_what_continues_a_command_counts_with_it() -> None:
+def test_continuation_lines_add_to_consumed() -> None:
     reader = LineReader(64)
     reader.single_line(b"a {3}\r\n")
     drive(reader.read_exactly(3), b"abc {2}\r\nde\r\n")
@@ -71,7 +71,7 @@ def test_what_continues_a_command_counts_with_it() -> None:
     assert reader.consumed == 3
 
 
-def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
+def test_buffered_lines_are_returned_without_receive() -> None:
     reader = LineReader(64)
     assert drive(reader.read_line(), b"one\r\ntwo\nthr").result == b"one"
     assert drive(reader.read_line()).result == b"two"
@@ -79,13 +79,13 @@ def test_lines_that_came_together_are_handed_out_without_asking_again() -> None:
     assert reader.consumed == len(b"three\n")
 
 
-def test_a_line_may_come_in_any_number_of_pieces() -> None:
+def test_line_in_pieces_is_joined() -> None:
     driven = drive(LineReader(8).read_line(), b"a", b"b", b"\r", b"\n")
     assert driven.result == b"ab"
     assert limits(driven) == [8, 7, 6, 5]
 
 
-def test_the_limit_includes_the_line_end() -> None:
+def test_limit_includes_line_end() -> None:
     assert drive(LineReader(4).read_line(), b"ab\r\n").result == b"ab"
     with pytest.raises(LineTooLong) as caught:
         drive(LineReader(4).read_line(), b"abc\r")
@@ -94,14 +94,14 @@ def test_the_limit_includes_the_line_end() -> None:
     assert "abc" not in str(caught.value)
 
 
-def test_the_limit_is_for_a_line_and_not_for_all_that_comes() -> None:
+def test_limit_applies_to_each_line() -> None:
     reader = LineReader(4)
     assert drive(reader.read_line(), b"a\nb\n").result == b"a"
     assert drive(reader.read_line()).result == b"b"
     assert drive(reader.read_line(), b"cd\r\n").result == b"cd"
 
 
-def test_a_line_that_was_held_back_moves_to_the_front() -> None:
+def test_incomplete_line_moves_to_start_of_buffer() -> None:
     reader = LineReader(4)
     drive(reader.read_line(), b"a\nbc")
     driven = drive(reader.read_line(), b"\r\n")
@@ -117,23 +117,23 @@ def test_a_line_that_was_held_back_moves_to_the_front() -> None:
         (-1, b""),
     ],
 )
-def test_a_line_can_have_less_than_the_buffer(limit: int, raw: bytes) -> None:
+def test_lower_limit_than_buffer_applies(limit: int, raw: bytes) -> None:
     with pytest.raises(LineTooLong):
         drive(LineReader(64).read_line(limit), *filter(None, [raw]))
 
 
-def test_a_larger_limit_than_the_buffer_means_nothing() -> None:
+def test_higher_limit_than_buffer_is_ignored() -> None:
     with pytest.raises(LineTooLong):
         drive(LineReader(2).read_line(100), b"ab")
 
 
-def test_a_short_line_passes_a_lower_limit_and_leaves_the_rest() -> None:
+def test_short_line_within_lower_limit_leaves_rest() -> None:
     reader = LineReader(64)
     assert drive(reader.read_line(4), b"ab\r\nmuch more than four").result == b"ab"
     assert reader.take_unread() == b"much more than four"
 
 
-def test_bytes_are_taken_as_they_are() -> None:
+def test_read_exactly_returns_any_bytes() -> None:
     reader = LineReader(16)
     drive(reader.read_line(), b"x\nab")
     driven = drive(reader.read_exactly(5), b"\n", b"\r\0tail\n")
@@ -143,7 +143,7 @@ def test_bytes_are_taken_as_they_are() -> None:
     assert drive(reader.read_line()).result == b"tail"
 
 
-def test_bytes_at_hand_need_not_be_asked_for() -> None:
+def test_read_exactly_uses_buffer_first() -> None:
     reader = LineReader(16)
     drive(reader.read_line(), b"x\nabcd")
     assert drive(reader.read_exactly(4)).result == b"abcd"
@@ -151,7 +151,7 @@ def test_bytes_at_hand_need_not_be_asked_for() -> None:
     assert drive(reader.read_line(), b"y\n").result == b"y"
 
 
-def test_more_bytes_than_the_buffer_holds_are_refused_before_they_are_read() -> None:
+def test_read_exactly_above_limit_receives_nothing() -> None:
     reader = LineReader(16)
     drive(reader.read_line(), b"x\nab")
     with pytest.raises(LineTooLong) as caught:
@@ -159,7 +159,7 @@ def test_more_bytes_than_the_buffer_holds_are_refused_before_they_are_read() -> 
     assert caught.value.seen == b"ab"
 
 
-def test_what_is_unread_is_handed_over_once() -> None:
+def test_take_unread_empties_buffer() -> None:
     reader = LineReader(64)
     drive(reader.read_line(), b"one\r\ntwo")
     assert reader.take_unread() == b"two"
@@ -167,7 +167,7 @@ def test_what_is_unread_is_handed_over_once() -> None:
     assert drive(reader.read_line(), b"new\n").result == b"new"
 
 
-def test_a_peer_that_closes_does_not_take_back_whole_lines() -> None:
+def test_buffered_lines_are_read_after_disconnect() -> None:
     reader = LineReader(64)
     drive(reader.read_line(), b"one\ntwo\nthr")
     assert drive(reader.read_line()).result == b"two"
@@ -177,7 +177,7 @@ def test_a_peer_that_closes_does_not_take_back_whole_lines() -> None:
 
 
 @given(st.lists(st.binary(max_size=6), max_size=8), st.data())
-def test_cuts_do_not_matter(lines: list[bytes], data: st.DataObject) -> None:
+def test_result_does_not_depend_on_chunks(lines: list[bytes], data: st.DataObject) -> None:
     lines = [line.replace(b"\n", b".").rstrip(b"\r") for line in lines]
     stream = b"".join(line + b"\r\n" for line in lines)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)))) | {0, len(stream)})

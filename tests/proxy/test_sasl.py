@@ -72,7 +72,7 @@ def b64(data: bytes) -> bytes:
         (b"\xff\xff\xff\xff", None),
     ],
 )
-def test_base64_is_read_as_nginx_reads_it(text: bytes, data: bytes | None) -> None:
+def test_base64_is_decoded_like_nginx(text: bytes, data: bytes | None) -> None:
     assert decode_base64(text) == data
 
 
@@ -83,7 +83,7 @@ def test_base64_round_trips_with_and_without_padding(data: bytes) -> None:
 
 
 @given(st.text("AQgw+/=b*-", max_size=9).map(str.encode))
-def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
+def test_base64_ignores_everything_from_first_padding(text: bytes) -> None:
     digits, _, _ = text.partition(b"=")
     is_base64 = not digits.strip(b"AQgw+/b") and len(digits) % 4 != 1
     assert decode_base64(text) == (b64decode(digits + b"==") if is_base64 else None)
@@ -101,7 +101,7 @@ def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
         ((), None),
     ],
 )
-def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: Method | None) -> None:
+def test_mechanism_is_found_by_name(words: tuple[bytes, ...], method: Method | None) -> None:
     assert find_mechanism(words) is method
 
 
@@ -109,7 +109,7 @@ def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: M
     ("data", "unsafe"),
     [(b"", False), (b"a\tb \xff\x7f", False), (b"\r", True), (b"a\n", True), (b"\0a", True)],
 )
-def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> None:
+def test_cr_lf_and_nul_are_unsafe(data: bytes, unsafe: bool) -> None:
     assert is_unsafe(data) is unsafe
 
 
@@ -146,7 +146,7 @@ def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> Non
         ((b"EXTERNAL",), (b" x\r\n",), b"334 VXNlcm5hbWU6\r\n", Credentials(Method.EXTERNAL)),
     ],
 )
-def test_an_exchange_gives_credentials(
+def test_sasl_exchange_returns_credentials(
     words: tuple[bytes, ...], said: tuple[bytes, ...], prompts: bytes, credentials: Credentials
 ) -> None:
     driven = exchange(*words, said=said)
@@ -200,9 +200,7 @@ def test_an_exchange_gives_credentials(
         ((b"EXTERNAL", b64(b"a\0")), (), SaslFailure(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
     ],
 )
-def test_an_exchange_may_fail(
-    words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: SaslFailure
-) -> None:
+def test_sasl_exchange_fails(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: SaslFailure) -> None:
     assert exchange(*words, said=said).result == refusal
 
 
@@ -214,14 +212,14 @@ def test_an_exchange_may_fail(
         ((b"EXTERNAL", b"YQ=="), Method.EXTERNAL),
     ],
 )
-def test_two_mechanisms_work_only_where_they_are_enabled(words: tuple[bytes, ...], method: Method) -> None:
+def test_cram_md5_and_external_need_configuration(words: tuple[bytes, ...], method: Method) -> None:
     driven = exchange(*words, enabled=frozenset({AuthMethod.PLAIN}))
     assert driven.result == SaslFailure(method, LoginResult.METHOD_DISABLED)
     assert driven.said == b""
 
 
 @pytest.mark.parametrize("words", [(b"PLAIN", b"AHUAcA"), (b"LOGIN", b"dQ")])
-def test_two_mechanisms_always_work(words: tuple[bytes, ...]) -> None:
+def test_plain_and_login_always_work(words: tuple[bytes, ...]) -> None:
     assert isinstance(
         exchange(*words, said=(b"cA\n",) * (words[0] == b"LOGIN"), enabled=frozenset()).result, Credentials
     )
@@ -236,13 +234,13 @@ def with_budget(budget: int, *said: bytes) -> Any:
     return drive(dialogue, *said).result
 
 
-def test_all_response_lines_may_share_one_budget() -> None:
+def test_response_lines_share_budget() -> None:
     assert isinstance(with_budget(12, b"YQ==\r\n", b"Yg==\r\n"), Credentials)
     with pytest.raises(LineTooLong):
         with_budget(11, b"YQ==\r\n", b"Yg==\r\n")
 
 
-def test_no_secret_shows_in_what_is_printed() -> None:
+def test_credentials_repr_has_no_secret() -> None:
     result = exchange(b"PLAIN", b64(b"\0u\0hunter2")).result
     assert "hunter2" not in repr(result)
     assert "hunter2" not in repr(exchange(b"PLAIN", b64(b"\0u\0hunter2\n")).result)

@@ -33,7 +33,7 @@ from mailproxy.protocols.smtp.commands import USUAL, Command, parse_line
         (b"StartTLS", Command(b"STARTTLS", (), b"StartTLS")),
     ],
 )
-def test_a_command(line: bytes, command: Command) -> None:
+def test_parse_command(line: bytes, command: Command) -> None:
     assert parse_line(line) == command
 
 
@@ -50,7 +50,7 @@ def test_a_command(line: bytes, command: Command) -> None:
         (b"CONNECT mx:25 HTTP/1.1", ProtocolErrorKind.FOREIGN_PROTOCOL),
     ],
 )
-def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
+def test_syntax_error_has_kind(line: bytes, kind: ProtocolErrorKind) -> None:
     assert parse_line(line) is kind
 
 
@@ -58,7 +58,7 @@ WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
 
 
 @given(st.sampled_from([b"HELO", b"AUTH", b"MAIL", b"RCPT", b"NOOP"]), st.lists(WORDS, max_size=11))
-def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
+def test_formatted_command_round_trips(word: bytes, arguments: list[bytes]) -> None:
     line = b" ".join([word, *arguments])
     assert parse_line(line) == Command(word, tuple(arguments), line)
 
@@ -87,7 +87,7 @@ def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None
         (b"AUTH LOGIN a", None),
     ],
 )
-def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
+def test_usual_commands_pattern_matches(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
     found = USUAL.fullmatch(line)
     assert (found and found.groups()) == groups
 
@@ -96,7 +96,7 @@ def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None,
     st.sampled_from([b"EHLO ", b"ehlo", b"AUTH PLAIN ", b"auth plain", b"AUTH "]),
     st.text(" PLAINx\0\t\r\x7f\xff", max_size=7),
 )
-def test_a_glance_reads_what_parse_reads(start: bytes, rest: str) -> None:
+def test_pattern_agrees_with_parser(start: bytes, rest: str) -> None:
     line = start + rest.encode("latin-1")
     found, command = USUAL.fullmatch(line), parse_line(line)
     words: tuple[bytes, ...] = ()

@@ -49,14 +49,14 @@ def codes(driven: Driven) -> list[bytes]:
     return [line[:3] for line in lines if line[3:4] == b" "]
 
 
-def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
+def test_login_result_has_credentials_and_pipelined_bytes() -> None:
     driven = talk(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
     assert driven.result == UpstreamLogin(
         GRANTED, Method.PLAIN, b"MAIL FROM:<a>\r\nRC", helo=b"cl", esmtp=True
     )
 
 
-def test_a_command_has_the_client_buffer() -> None:
+def test_command_limit_is_smtp_client_buffer() -> None:
     assert limits(talk(smtp_client_buffer=100)) == [100]
 
 
@@ -69,14 +69,14 @@ def test_a_command_has_the_client_buffer() -> None:
         (TLS, StartTls.ONLY, replies.capabilities),
     ],
 )
-def test_capabilities_depend_on_tls(tls: TlsInfo | None, starttls: StartTls, reply: object) -> None:
+def test_ehlo_reply_depends_on_tls(tls: TlsInfo | None, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.SMTP, server_name="mx", starttls=starttls)
     driven = talk(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
     assert driven.said == replies.greeting(server) + reply(server)
 
 
-def test_the_name_is_looked_up_and_the_delay_waited_for_before_the_greeting() -> None:
+def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
     client = Client("192.0.2.1")
     resolver = ResolverConfig(system=True)
     driven = talk(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
@@ -86,7 +86,7 @@ def test_the_name_is_looked_up_and_the_delay_waited_for_before_the_greeting() ->
     assert driven.deadlines == [60.0]
 
 
-def test_who_speaks_before_the_greeting_gets_none() -> None:
+def test_early_talker_gets_no_greeting() -> None:
     driven = talk(b"H", smtp_greeting_delay=3.0)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.said == replies.EARLY_TALKER
@@ -116,18 +116,18 @@ def test_who_speaks_before_the_greeting_gets_none() -> None:
         (b"STARTTLS", b"500", ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)),
     ],
 )
-def test_wrong_use_is_answered_and_does_not_count(line: bytes, code: bytes, note: object) -> None:
+def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, code: bytes, note: object) -> None:
     driven = talk(line + b"\nNOOP\n", smtp_auth=NONE, max_errors=1)
     assert codes(driven)[-2:] == [code, b"250"]
     assert driven.notes == [note]
 
 
-def test_a_syntax_error_counts() -> None:
+def test_syntax_error_is_counted() -> None:
     driven = talk(b"DATA\n", max_errors=1)
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
 
 
-def test_rcpt_asks_with_the_envelope_and_logs_in_as_nobody() -> None:
+def test_rcpt_sends_auth_request_with_envelope() -> None:
     driven = talk(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
@@ -137,7 +137,7 @@ def test_rcpt_asks_with_the_envelope_and_logs_in_as_nobody() -> None:
     assert asked.request.envelope == envelope
 
 
-def test_a_sender_stays_until_it_is_taken_back() -> None:
+def test_mail_is_kept_until_reset() -> None:
     driven = talk(
         b"MAIL a\nRCPT b\nMAIL c\nRSET\nRCPT d\nMAIL e\nHELO f\nMAIL g\nQUIT\n", DENIED, None, smtp_auth=NONE
     )
@@ -145,7 +145,7 @@ def test_a_sender_stays_until_it_is_taken_back() -> None:
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
-def test_without_none_mail_needs_a_login() -> None:
+def test_mail_without_smtp_auth_none_needs_login() -> None:
     driven = talk(b"MAIL FROM:<a>\n")
     assert codes(driven) == [b"530"]
     assert driven.notes == [
@@ -154,14 +154,14 @@ def test_without_none_mail_needs_a_login() -> None:
     ]
 
 
-def test_starttls_only_stops_logins_and_transactions_in_clear() -> None:
+def test_starttls_only_refuses_login_and_mail_without_tls() -> None:
     driven = talk(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
     assert driven.said.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
     assert codes(driven) == [b"530", b"500", b"500"]
     assert driven.notes[1] == LoginRefused(Method.LOGIN, LoginResult.TLS_REQUIRED)
 
 
-def test_starttls_forgets_the_name_and_the_sender_but_not_ehlo() -> None:
+def test_starttls_resets_helo_and_mail_but_not_esmtp() -> None:
     driven = talk(
         b"EHLO cl\nMAIL a\nSTARTTLS\n",
         TLS,
@@ -174,6 +174,6 @@ def test_starttls_forgets_the_name_and_the_sender_but_not_ehlo() -> None:
     assert driven.result == UpstreamLogin(GRANTED, Method.PLAIN, esmtp=True)
 
 
-def test_a_denied_login_may_be_tried_again() -> None:
+def test_denied_login_with_auth_wait_may_be_repeated() -> None:
     driven = talk(b"AUTH PLAIN AHUAcA\nAUTH PLAIN\n", DENIED, None, b"*\n")
     assert codes(driven) == [b"535", b"334", b"500"]

@@ -53,7 +53,7 @@ def openssl_says(issued: Issued, *options: str) -> bytes:
         ("CN=a\r\nX: y", b"CN=a\\0D\\0AX: y"),
     ],
 )
-def test_names_are_in_rfc_2253_form(authority: Authority, subject: str, printed: bytes) -> None:
+def test_subject_and_issuer_are_in_rfc_2253_form(authority: Authority, subject: str, printed: bytes) -> None:
     issued = authority.issue(subject)
     certificate = presented(authority, issued)
     assert certificate.subject == printed
@@ -70,21 +70,19 @@ def test_names_are_in_rfc_2253_form(authority: Authority, subject: str, printed:
         ("O=Ex", None),
     ],
 )
-def test_the_common_name_is_utf_8_and_the_first(
-    authority: Authority, subject: str, common_name: bytes | None
-) -> None:
+def test_common_name_is_first_in_utf8(authority: Authority, subject: str, common_name: bytes | None) -> None:
     assert presented(authority, authority.issue(subject)).common_name == common_name
 
 
 @pytest.mark.parametrize("serial", [1, 0xABCDEF, 0x7F << 144])
-def test_the_serial_number_is_upper_case_hexadecimal(authority: Authority, serial: int) -> None:
+def test_serial_is_upper_case_hexadecimal(authority: Authority, serial: int) -> None:
     issued = authority.issue(serial=serial)
     certificate = presented(authority, issued)
     assert certificate.serial == openssl_says(issued, "-serial")
     assert int(certificate.serial, 16) == serial
 
 
-def test_the_fingerprint_and_the_pem_are_the_certificate_s(authority: Authority) -> None:
+def test_fingerprint_and_pem_are_of_the_certificate(authority: Authority) -> None:
     issued = authority.issue()
     certificate = presented(authority, issued)
     der = issued.certificate.public_bytes(Encoding.DER)
@@ -101,7 +99,7 @@ def test_the_fingerprint_and_the_pem_are_the_certificate_s(authority: Authority)
         dt.datetime(9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC),  # RFC 5280 section 4.1.2.5: no end, nearly
     ],
 )
-def test_our_certificates_say_when_they_expire(authority: Authority, expires: dt.datetime) -> None:
+def test_not_after_of_each_certificate(authority: Authority, expires: dt.datetime) -> None:
     tls = tls_of(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
     assert tls.not_after == (expires.timestamp(), (expires + DAY).timestamp())
 
@@ -120,7 +118,7 @@ def test_our_certificates_say_when_they_expire(authority: Authority, expires: dt
         (b"\x00" * 15, None),
     ],
 )
-def test_a_certificate_with_an_odd_date_loads_and_has_an_expiry_or_none(
+def test_certificate_with_odd_date_loads_with_or_without_expiry(
     authority: Authority, written: bytes, expires: float | None
 ) -> None:
     issued = authority.issue(expires=dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC))

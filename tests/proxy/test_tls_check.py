@@ -12,7 +12,7 @@ from support.tls_authority import Authority
 from support.tls_peers import TLS_PORT
 
 
-def test_what_openssl_refuses_is_reported(tmp_path: Path) -> None:
+def test_check_reports_problems_of_openssl(tmp_path: Path) -> None:
     pair = (Authority(tmp_path).issue().files,)
     good = server(Protocol.IMAP, name="good", listen=TLS_PORT, ssl_certificate=pair)
     bad = server(Protocol.IMAP, name="bad", listen=TLS_PORT, ssl_certificate=pair, ssl_ciphers="nonsense")

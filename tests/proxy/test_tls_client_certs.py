@@ -78,7 +78,7 @@ def for_servers(authority: Authority) -> Issued:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mode", EVERY_MODE)
-def test_a_good_certificate_is_good(
+def test_valid_certificate_is_accepted(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
     info = told(verifying(authority, mode), authority.issue("CN=alice"), version)
@@ -90,7 +90,7 @@ def test_a_good_certificate_is_good(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mode", EVERY_MODE)
-def test_no_certificate_completes_too(
+def test_handshake_without_certificate_completes(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
     info = told(verifying(authority, mode), None, version)
@@ -111,7 +111,7 @@ def test_no_certificate_completes_too(
         (of_another_and_for_servers, 26, False),  # OpenSSL alone would end with 21
     ],
 )
-def test_a_bad_certificate_completes_and_says_why(
+def test_handshake_with_bad_certificate_completes_with_verify_code(
     authority: Authority,
     make: Callable[[Authority], Issued],
     code: int,
@@ -125,20 +125,20 @@ def test_a_bad_certificate_completes_and_says_why(
     assert certificate_fault(VerifyClient.OPTIONAL, info) is CertificateFault.INVALID
 
 
-def test_off_asks_for_nothing(authority: Authority) -> None:
+def test_verify_client_off_requests_no_certificate(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_client_certificate="/nonexistent")
     info = told(tls, authority.issue("CN=alice"))
     assert info.certificate is None
 
 
-def test_optional_without_a_ca_needs_none(authority: Authority) -> None:
+def test_optional_no_ca_needs_no_ca_file(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
     info = told(tls, authority.issue("CN=alice"))
     assert (info.verify_code, info.verify_is_tolerable) == (21, True)
 
 
 @pytest.mark.parametrize("mode", [VerifyClient.REQUIRED, VerifyClient.OPTIONAL])
-def test_the_others_need_one(authority: Authority, mode: VerifyClient) -> None:
+def test_required_and_optional_need_ca_file(authority: Authority, mode: VerifyClient) -> None:
     with pytest.raises(ConfigError) as caught:
         tls_of(authority.issue(), ssl_verify_client=mode)
     assert str(caught.value) == (
@@ -148,7 +148,7 @@ def test_the_others_need_one(authority: Authority, mode: VerifyClient) -> None:
 
 
 @pytest.mark.parametrize(("depth", "code"), [(0, 22), (1, 0), (2, 0)])
-def test_a_chain_may_be_too_long(authority: Authority, depth: int, code: int) -> None:
+def test_chain_above_verify_depth_is_bad(authority: Authority, depth: int, code: int) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
@@ -157,14 +157,14 @@ def test_a_chain_may_be_too_long(authority: Authority, depth: int, code: int) ->
     assert info.verify_code == code
 
 
-def test_a_revoked_certificate_is_refused_and_others_are_not(authority: Authority) -> None:
+def test_revoked_certificate_is_bad_and_others_are_not(authority: Authority) -> None:
     revoked, other = authority.issue("CN=gone"), authority.issue("CN=alice")
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocations(revoked))
     assert told(tls, revoked).verify_code == 23
     assert told(tls, other).verify_code == 0
 
 
-def test_the_whole_chain_needs_lists(authority: Authority) -> None:
+def test_crl_is_required_for_whole_chain(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
@@ -177,7 +177,7 @@ def test_the_whole_chain_needs_lists(authority: Authority) -> None:
     assert told(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
 
 
-def test_certificates_among_the_lists_are_not_trusted(authority: Authority) -> None:
+def test_certificates_in_crl_file_are_not_trusted(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Another CA")
     mixed = Path(other.revocations()).read_bytes() + Path(other.file).read_bytes()
     tls = verifying(authority, ssl_crl=authority.write("mixed", mixed))
@@ -192,7 +192,7 @@ def test_certificates_among_the_lists_are_not_trusted(authority: Authority) -> N
         ("ssl_crl", b"nothing", "cannot load CRL"),
     ],
 )
-def test_files_that_hold_something_else_are_refused(
+def test_client_ca_and_crl_files_with_other_content_are_problems(
     authority: Authority, directive: str, contents: bytes, words: str
 ) -> None:
     path = authority.write("bad", contents)
@@ -205,7 +205,7 @@ def test_files_that_hold_something_else_are_refused(
 
 
 @pytest.mark.parametrize("directive", ["ssl_client_certificate", "ssl_trusted_certificate", "ssl_crl"])
-def test_files_that_are_missing_are_refused(authority: Authority, directive: str) -> None:
+def test_missing_client_ca_and_crl_files_are_problems(authority: Authority, directive: str) -> None:
     with pytest.raises(ConfigError) as caught:
         verifying(authority, **named(directive, "/nonexistent"))
     (problem,) = caught.value.problems
@@ -223,7 +223,7 @@ def test_files_that_are_missing_are_refused(authority: Authority, directive: str
         ({"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}, True),
     ],
 )
-def test_a_good_verdict_is_resumed_with_its_certificate(
+def test_resumed_session_has_certificate(
     authority: Authority, version: ssl.TLSVersion, directives: dict[str, Any], resumed: bool
 ) -> None:
     tls = verifying(authority, VerifyClient.REQUIRED, **directives)
@@ -237,7 +237,7 @@ def test_a_good_verdict_is_resumed_with_its_certificate(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version: ssl.TLSVersion) -> None:
+def test_resumed_session_keeps_tolerated_verify_code(authority: Authority, version: ssl.TLSVersion) -> None:
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA)
     context = client_of(certificate=authority.self_signed())
     context.minimum_version = context.maximum_version = version
@@ -255,7 +255,7 @@ def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, version: ssl.TLSVersion) -> None:
+def test_bad_certificate_is_never_resumed_as_valid(authority: Authority, version: ssl.TLSVersion) -> None:
     cached: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}
     for directives in ({}, cached):
         tls = verifying(authority, **directives)
@@ -267,7 +267,7 @@ def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, vers
         assert again.resumed is not bool(directives)  # out of the cache it was taken; a ticket remembers
 
 
-def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> None:
+def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None:
     alice, ours = authority.issue("CN=alice"), authority.issue()
     common: dict[str, Any] = {
         "ssl_verify_client": VerifyClient.OPTIONAL,
@@ -285,7 +285,7 @@ def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> Non
 # -- what the client is told
 
 
-def test_only_the_client_authorities_are_announced(authority: Authority) -> None:
+def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Quiet CA")
     tls = verifying(authority, ssl_trusted_certificate=other.file)
     assert told(tls, other.issue("CN=bob")).verify_code == 0
@@ -297,7 +297,7 @@ def test_only_the_client_authorities_are_announced(authority: Authority) -> None
     assert "Quiet CA" not in names
 
 
-def test_a_certificate_of_another_make_of_client(authority: Authority) -> None:
+def test_openssl_client_certificate_is_verified(authority: Authority) -> None:
     alice = authority.issue("O=Ex, Inc/CN=alice")
     tls = verifying(authority, VerifyClient.REQUIRED)
     with serving(tls) as port:
@@ -305,7 +305,7 @@ def test_a_certificate_of_another_make_of_client(authority: Authority) -> None:
     assert "verify=0 CN=alice,O=Ex\\, Inc" in said
 
 
-def test_our_chain_is_not_completed_from_what_clients_are_verified_with(authority: Authority) -> None:
+def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     tls = tls_of(middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file)
     with serving(tls) as port:

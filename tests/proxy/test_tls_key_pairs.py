@@ -33,7 +33,7 @@ def refusal(*pairs: tuple[str, str], **directives: Any) -> str:
     return str(caught.value)
 
 
-def test_the_certificate_that_suits_the_client_is_presented(authority: Authority, ours: Issued) -> None:
+def test_certificate_is_chosen_by_key_type(authority: Authority, ours: Issued) -> None:
     tls = tls_of(ours, authority.issue(key="rsa"), ssl_protocols=TLS12)
     for kind in ("ECDSA", "RSA"):
         context = client_of(authority)
@@ -41,7 +41,7 @@ def test_the_certificate_that_suits_the_client_is_presented(authority: Authority
         assert shaken(tls, context)[0].cipher == f"ECDHE-{kind}-AES128-GCM-SHA256"
 
 
-def test_a_chain_is_sent_along(authority: Authority) -> None:
+def test_chain_is_sent(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     issued = middle.issue()
     chain = Path(issued.files.certificate)
@@ -58,13 +58,13 @@ def test_passphrases_are_tried_in_order(authority: Authority, contents: bytes) -
     assert shaken(tls, client_of(authority))[0].version == "TLSv1.3"
 
 
-def test_passphrases_and_open_keys_go_together(authority: Authority, ours: Issued) -> None:
+def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"one\ntwo\n")
     one, two = authority.issue(passphrase=b"one"), authority.issue(key="rsa", passphrase=b"two")
     assert len(tls_of(ours, one, two, ssl_password_file=path).not_after) == 3
 
 
-def test_a_key_that_no_passphrase_opens(authority: Authority) -> None:
+def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
     issued = authority.issue(passphrase=b"secret")
     pair = (issued.files.certificate, issued.files.key)
     said = refusal(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
@@ -75,13 +75,15 @@ def test_a_key_that_no_passphrase_opens(authority: Authority) -> None:
     assert refusal(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
 
 
-def test_a_passphrase_longer_than_openssl_takes(authority: Authority, ours: Issued) -> None:
+def test_too_long_passphrase_is_a_problem(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
     said = refusal((ours.files.certificate, ours.files.key), ssl_password_file=path)
     assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
-def test_everything_that_is_wrong_is_told_at_once(authority: Authority, ours: Issued, tmp_path: Path) -> None:
+def test_all_problems_of_key_pairs_are_reported_together(
+    authority: Authority, ours: Issued, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.pem"
     bad.write_bytes(b"-----BEGIN CERTIFICATE-----\nnonsense\n")
     empty = tmp_path / "empty.pem"
@@ -119,7 +121,7 @@ def test_everything_that_is_wrong_is_told_at_once(authority: Authority, ours: Is
         ({"listen": (ListenConfig(port=993, ssl=True),), "starttls": StartTls.ENABLED}, "listen ... ssl"),
     ],
 )
-def test_no_certificate_at_all(directives: dict[str, Any], mode: str) -> None:
+def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: str) -> None:
     assert refusal(**directives) == (
         f'servers[imap].ssl_certificate: no "ssl_certificate" is defined for the "{mode}" directive'
     )

@@ -15,13 +15,13 @@ WORD = struct.calcsize("P")
 HEAD = object.__basicsize__
 
 
-def test_it_is_reached_once() -> None:
+def test_load_openssl_is_cached() -> None:
     native = load_openssl()
     assert isinstance(native, OpenSsl)
     assert load_openssl() is native
 
 
-def test_a_context_is_the_one_that_ssl_speaks_of() -> None:
+def test_context_address_is_that_of_ssl() -> None:
     native = probe()
     assert isinstance(native, OpenSsl)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -31,22 +31,22 @@ def test_a_context_is_the_one_that_ssl_speaks_of() -> None:
 
 
 @pytest.mark.parametrize("head", [0, WORD, HEAD + WORD, HEAD + 2 * WORD])
-def test_another_layout_is_refused(head: int) -> None:
+def test_probe_rejects_other_layout(head: int) -> None:
     assert probe(head=head) == OpenSslUnavailable("the layout of its ssl objects is not known")
 
 
 @pytest.mark.parametrize("library", ["libc.so.6", "/nonexistent/libssl.so"])
-def test_another_library_is_refused(library: str) -> None:
+def test_probe_rejects_other_library(library: str) -> None:
     found = probe(library)
     assert isinstance(found, OpenSslUnavailable)
     assert found.reason.startswith("its OpenSSL cannot be called: ")
 
 
-def test_the_extension_itself_may_be_named() -> None:
+def test_probe_accepts_path_of_extension() -> None:
     assert isinstance(probe(_ssl.__file__), OpenSsl)
 
 
-def test_errors_are_told_once_and_leave_the_queue_empty() -> None:
+def test_errors_empties_queue() -> None:
     native = load_openssl()
     assert isinstance(native, OpenSsl)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -55,7 +55,7 @@ def test_errors_are_told_once_and_leave_the_queue_empty() -> None:
     assert native.errors() == "no reason given"
 
 
-def test_what_openssl_prints_is_collected() -> None:
+def test_printed_returns_bio_content() -> None:
     native = load_openssl()
     assert isinstance(native, OpenSsl)
     assert native.printed(lambda bio: None) == b""

@@ -38,7 +38,7 @@ GREETING = UpstreamStage.GREETING
         ((b"o", b"ne\r", b"\nt", b"wo", b"\nmore"), [63, 60, 58, 56]),
     ],
 )
-def test_a_reply_is_heard_out_within_the_room_that_is_left(
+def test_read_reply_receives_at_most_the_rest_of_the_limit(
     chunks: tuple[bytes, ...], rooms: list[int]
 ) -> None:
     driven = drive(read_reply(chunks[0], TWO_LINES, 64, GREETING), *chunks[1:])
@@ -46,7 +46,7 @@ def test_a_reply_is_heard_out_within_the_room_that_is_left(
     assert limits(driven) == rooms
 
 
-def test_a_reply_is_bounded_as_a_whole() -> None:
+def test_reply_above_limit_is_an_error() -> None:
     assert drive(read_reply(b"250-x\r\n", TWO_LINES, 8, GREETING), b"\n").finished
     with pytest.raises(UpstreamError) as caught:
         drive(read_reply(b"250-x\r\n", TWO_LINES, 8, UpstreamStage.HELLO), b"2")
@@ -57,19 +57,19 @@ def test_a_reply_is_bounded_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("gone", [PeerClosed(), ShuttingDown()])
-def test_what_ends_it_is_for_who_knows_how_far_the_login_has_come(gone: Exception) -> None:
+def test_read_reply_does_not_catch_disconnects(gone: Exception) -> None:
     with pytest.raises(type(gone)):
         drive(read_reply(b"+", ONE_LINE, 8, GREETING), gone)
 
 
-def test_an_upstream_that_is_gone_is_told_with_how_far_it_had_come() -> None:
+def test_disconnect_before_greeting_is_a_violation() -> None:
     assert upstream_disconnected(GREETING).kind is ProtocolErrorKind.NO_GREETING
     later = upstream_disconnected(UpstreamStage.LOGIN)
     assert (later.kind, later.stage) == (None, UpstreamStage.LOGIN)
     assert later.reason is CloseReason.UPSTREAM_ERROR
 
 
-def test_a_refusal_carries_whole_lines_only() -> None:
+def test_refused_reply_has_complete_lines_only() -> None:
     refusal = upstream_refused(b"-ERR no\r\nhalf", UpstreamStage.LOGIN, is_valid_reply=False)
     assert refusal.reply == b"-ERR no\r\n"
     assert refusal.stage is UpstreamStage.LOGIN
@@ -78,7 +78,7 @@ def test_a_refusal_carries_whole_lines_only() -> None:
 
 
 @pytest.mark.parametrize("version", SendProxyProtocol)
-def test_the_client_is_introduced_where_that_is_wanted(version: SendProxyProtocol) -> None:
+def test_proxy_header_is_sent_if_configured(version: SendProxyProtocol) -> None:
     login = Pop3Upstream(configs.server(Protocol.POP3, proxy_protocol=version, proxy_buffer=ByteCount(8)))
     assert login.sends_proxy_header is (version is not SendProxyProtocol.DISABLED)
     assert login.receive.limit == login.limit == 8
@@ -104,7 +104,7 @@ def steps(reply: bytes, password: bytes) -> int:
     "password",
     [bytes(range(33, 127)) * 40, b" ".join(b"%04d" % number for number in range(800)), b"1 2 3 " * 600],
 )
-def test_a_long_password_makes_no_more_work_than_a_reply_is_long(password: bytes) -> None:
+def test_reply_for_log_is_fast_with_long_password(password: bytes) -> None:
     """Whoever may try to log in chooses how long a password is."""
     reply = b"NO login failed"
     words = len(set(password.split()))
@@ -112,7 +112,7 @@ def test_a_long_password_makes_no_more_work_than_a_reply_is_long(password: bytes
 
 
 @pytest.mark.parametrize("long", [b"x" * 40, b"x" * 4000])
-def test_a_part_of_a_password_is_found_whichever_of_the_two_is_longer(long: bytes) -> None:
+def test_reply_for_log_finds_parts_of_password(long: bytes) -> None:
     password = long + b"secret42" + long
     for repeated in (b"secret42", password[:60], password[-60:]):
         assert reply_for_log(b"NO bad command " + repeated, b"user", Secret(password)) == WITHHELD
@@ -121,7 +121,7 @@ def test_a_part_of_a_password_is_found_whichever_of_the_two_is_longer(long: byte
     assert reply_for_log(b"NO bad command " + encoded[-40:], b"user", Secret(password)) == WITHHELD
 
 
-def test_what_is_not_logged_is_not_searched() -> None:
+def test_reply_for_log_searches_only_logged_bytes() -> None:
     begins_there = b"-ERR ".ljust(MAX_LOGGED - 4, b".") + b"hunter2hunter2"
     far_behind = b"-ERR ".ljust(MAX_LOGGED * 2, b".") + b"hunter2hunter2"
     password = Secret(b"hunter2hunter2")
