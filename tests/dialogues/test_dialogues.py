@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played against the conversations directly, whole and cut at every byte."""
+"""Every transcript is played against the protocol generators, with whole lines and byte by byte."""
 
 from __future__ import annotations
 

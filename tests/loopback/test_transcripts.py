@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played once more over real sockets, through a whole worker."""
+"""Every transcript is played over sockets, through a whole worker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which server is asked, in which order, and how long."""
+"""DNS queries: choice of server, repetition, limits, and the names in them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a client is, asked of a name server that says what the test wants."""
+"""Client names, with a name server whose replies the test chooses."""
 
 from __future__ import annotations
 

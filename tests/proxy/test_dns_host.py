@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the authorization service is: in turn, kept fresh, never waited for."""
+"""The addresses of the authentication service: used in turn, refreshed in the background."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Hosts:
         return {result: value for result, value in cells.items() if value}
 
     async def settled(self) -> None:
-        """Wait for a look-up under way."""
+        """Wait for a lookup under way."""
         if self.hosts._lookup is not None:
             await self.hosts._lookup
 

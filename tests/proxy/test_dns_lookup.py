@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharing, limiting and losing interest, over questions that the test answers itself."""
+"""Lookups: sharing, limits, cancellation, caching."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Questions:
 
 
 class Table:
-    """Look-ups, who answers them, and what was heard."""
+    """Lookups, who answers them, and what was heard."""
 
     def __init__(self, *, timeout: float = 0, limit: int = 3) -> None:
         self.questions = Questions()
         self.meter = Meter()
-        self.look_ups = LookupCache(
+        self.lookups = LookupCache(
             DnsPurpose.PTR, self.questions.ask, timeout=timeout, valid=None, meter=self.meter, limit=limit
         )
         self.heard: list[LookupResult[str]] = []
 
     def find(self, key: str) -> Callable[[], None]:
-        return self.look_ups.find(key, self.heard.append)
+        return self.lookups.find(key, self.heard.append)
 
     async def answer(self, key: str) -> None:
         self.questions.open[key].set_result(OK)
@@ -61,7 +61,7 @@ async def test_waiters_share_one_result() -> None:
     await table.answer("a")
     assert table.heard == [OK, OK]
     assert table.questions.asked == ["a"]
-    assert table.look_ups.cached("a") is OK
+    assert table.lookups.cached("a") is OK
 
 
 def crash(_: LookupResult[str]) -> None:
@@ -70,7 +70,7 @@ def crash(_: LookupResult[str]) -> None:
 
 async def test_exception_in_one_callback_does_not_affect_others() -> None:
     table = Table()
-    table.look_ups.find("a", crash)
+    table.lookups.find("a", crash)
     table.find("a")
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
@@ -91,7 +91,7 @@ async def test_lookups_above_limit_are_invalid() -> None:
     assert table.heard == [NO_ANSWER]
     await settled()
     assert table.questions.asked == ["a", "b"]
-    await table.look_ups.close()
+    await table.lookups.close()
 
 
 async def test_lookup_is_cancelled_with_last_waiter() -> None:
@@ -108,7 +108,7 @@ async def test_lookup_is_cancelled_with_last_waiter() -> None:
     assert table.questions.asked == ["a", "b"]
     assert table.heard == []
     assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
-    await table.look_ups.close()
+    await table.lookups.close()
 
 
 async def test_lookup_after_cancel_is_new() -> None:
@@ -127,7 +127,7 @@ async def test_waiter_cancelled_before_delivery_gets_nothing() -> None:
     def first(_: LookupResult[str]) -> None:
         cancel[0]()
 
-    table.look_ups.find("a", first)
+    table.lookups.find("a", first)
     cancel.append(table.find("a"))
     await settled()
     await table.answer("a")
@@ -137,7 +137,7 @@ async def test_waiter_cancelled_before_delivery_gets_nothing() -> None:
 async def test_timeout_is_a_result_and_is_counted() -> None:
     table = Table(timeout=0.01)
     heard: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
-    table.look_ups.find("a", heard.set_result)
+    table.lookups.find("a", heard.set_result)
     assert await heard == LookupResult(DnsResult.TIMEOUT)
     assert table.meter.dns_timeouts[DnsPurpose.PTR].value == 1
     assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
@@ -151,7 +151,7 @@ async def test_closing_delivers_invalid_to_waiters(is_asked: bool) -> None:
     table.find("a")
     if is_asked:
         await settled()
-    await table.look_ups.close()
+    await table.lookups.close()
     await settled()
     assert table.heard == [NO_ANSWER]
 
@@ -162,11 +162,11 @@ async def test_exception_in_query_is_reported_and_delivers_invalid() -> None:
     async def broken(_: str) -> LookupResult[str]:
         raise ZeroDivisionError
 
-    look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, meter=meter)
+    lookups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, meter=meter)
     heard: list[LookupResult[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
-    look_ups.find("a", heard.append)
+    lookups.find("a", heard.append)
     await settled()
     assert heard == [NO_ANSWER]
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
@@ -189,7 +189,7 @@ async def test_cancel_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> No
         cancel()
     assert compared < 1_000
     assert table.heard == []
-    await table.look_ups.close()
+    await table.lookups.close()
 
 
 @pytest.fixture

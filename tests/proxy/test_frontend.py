@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all conversations with clients share, shown on the smallest one there can be."""
+"""What the frontends of the three protocols share, tested with a minimal one."""
 
 from __future__ import annotations
 
@@ -167,14 +167,14 @@ def test_control_chars_are_those_of_ascii() -> None:
 
 def test_timeout_starts_at_greeting() -> None:
     driven = talk(server(timeout=7.0))
-    assert driven.said == b"hello\r\n"
+    assert driven.sent == b"hello\r\n"
     assert driven.deadlines == [7.0]
 
 
 def test_max_errors_replies_to_last_error_and_ends_session() -> None:
     driven = talk(server(max_errors=2), b"one\ntwo\nthree\n")
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
-    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     erred = ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)
     assert driven.notes == [erred, erred, LogNote("client sent too many invalid commands")]
 
@@ -189,7 +189,7 @@ def test_max_errors_replies_to_last_error_and_ends_session() -> None:
 def test_too_long_line_ends_session(data: bytes, kind: ProtocolErrorKind) -> None:
     driven = talk(server(max_errors=1), data)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
-    assert driven.said == b"hello\r\nwhat?\r\n"
+    assert driven.sent == b"hello\r\nwhat?\r\n"
     assert driven.notes == [LogNote("client sent too long command"), ProtocolViolation(kind)]
 
 
@@ -201,10 +201,10 @@ def test_too_long_sasl_response_ends_session() -> None:
 def test_starttls_discards_buffer_and_sends_no_greeting() -> None:
     tls = TlsInfo("TLSv1.3", "c")
     client = Client("192.0.2.1")
-    dialogue = small(server(starttls=Policy.ENABLED), client).run()
-    driven = drive(dialogue, b"STARTTLS\nBYE\n", tls, b"BYE\n")
+    generator = small(server(starttls=Policy.ENABLED), client).run()
+    driven = drive(generator, b"STARTTLS\nBYE\n", tls, b"BYE\n")
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
-    assert driven.said == b"hello\r\ngo ahead\r\n"
+    assert driven.sent == b"hello\r\ngo ahead\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS)]
     assert client.tls is tls
     assert driven.deadlines == [60.0]
@@ -220,9 +220,9 @@ def test_starttls_discards_buffer_and_sends_no_greeting() -> None:
 )
 def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
     driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
-    assert driven.said == b"hello\r\nwhat?\r\n"
+    assert driven.sent == b"hello\r\nwhat?\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
-    assert not any(isinstance(action, UpgradeToTls) for action in driven.asked)
+    assert not any(isinstance(effect, UpgradeToTls) for effect in driven.asked)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,16 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
 def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
     driven = talk(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
     assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
-    assert driven.said == reply
+    assert driven.sent == reply
     assert driven.notes == [remark]
     later = talk(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
     assert later.result == SessionEnd(CloseReason.TLS_FAILED)
-    assert later.said == b"hello\r\ngo ahead\r\n" + reply
+    assert later.sent == b"hello\r\ngo ahead\r\n" + reply
 
 
 def test_starttls_only_refuses_sasl_without_tls() -> None:
     driven = talk(server(starttls=Policy.ONLY), b"AUTH PLAIN AHUAcA\nAUTH NTLM\n", b"BYE\n")
-    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [
         LoginRefused(Method.PLAIN, LoginResult.TLS_REQUIRED),
         ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS),
@@ -258,14 +258,14 @@ def test_starttls_only_refuses_sasl_without_tls() -> None:
 def test_refused_login_gets_reply_and_note() -> None:
     driven = talk(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
     refused = LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX)
-    assert driven.said == b"hello\r\nwhat?\r\nwhat?\r\n"
+    assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [refused, refused, ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)]
 
 
 def test_challenge_is_the_same_for_whole_session() -> None:
     driven = talk(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
-    assert driven.said == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
-    assert sum(isinstance(action, MakeChallenge) for action in driven.asked) == 1
+    assert driven.sent == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
+    assert sum(isinstance(effect, MakeChallenge) for effect in driven.asked) == 1
     assert driven.notes == 2 * [LoginRefused(Method.CRAM_MD5, LoginResult.ABORTED)]
 
 
@@ -292,7 +292,7 @@ def test_allowed_login_ends_frontend() -> None:
 )
 def test_pipelined_commands_are_handled_in_order(cut: tuple[bytes, ...]) -> None:
     driven = talk(server(), *cut[:3], GRANTED)
-    assert driven.said == b"hello\r\nok\r\nok\r\n"
+    assert driven.sent == b"hello\r\nok\r\nok\r\n"
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
 
 
@@ -300,7 +300,7 @@ def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
     later = AuthDeferred(2, b"bob")
     assert talk(server(), b"ASK\n", later, None, GRANTED).result == UpstreamLogin(GRANTED, Method.NONE)
     denied = talk(server(), b"ASK\n", later, None, AuthDenied(b"no"))
-    assert (denied.said, denied.result) == (b"hello\r\nno: no\r\n", SessionEnd(CloseReason.AUTH_REJECTED))
+    assert (denied.sent, denied.result) == (b"hello\r\nno: no\r\n", SessionEnd(CloseReason.AUTH_REJECTED))
     with pytest.raises(AuthUnavailable):
         talk(server(), b"ASK\n", AuthDeferred(86401))
 
@@ -308,15 +308,15 @@ def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
 def test_deferred_request_keeps_login_attempt_number() -> None:
     denied = AuthDenied(b"no", wait=1)
     driven = talk(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
-    questions = [action.request for action in driven.asked if isinstance(action, Authenticate)]
+    questions = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
 def test_denied_login_with_auth_wait_keeps_connection() -> None:
     driven = talk(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
     assert driven.result == SessionEnd(CloseReason.AUTH_REJECTED)
-    assert driven.said == b"hello\r\nno: later\r\nno: never\r\n"
-    assert [action.seconds for action in driven.asked if isinstance(action, Wait)] == [3]
+    assert driven.sent == b"hello\r\nno: later\r\nno: never\r\n"
+    assert [effect.seconds for effect in driven.asked if isinstance(effect, Wait)] == [3]
     assert driven.deadlines == [60.0, 60.0]
 
 
@@ -347,18 +347,18 @@ def test_deferred_request_is_repeated_with_new_credentials() -> None:
     request = AuthRequest(APOP, 1, CLIENT)
     granted = AuthAllowed("192.0.2.10", 110, b"alice")
     requests = []
-    dialogue = repeat_deferred(request, AuthDeferred(7))
+    generator = repeat_deferred(request, AuthDeferred(7))
     answers = iter([None, AuthDeferred(1, b"bob", Secret(b"other")), None, granted])
-    action = dialogue.send(None)
+    effect = generator.send(None)
     waits = []
     result: object = None
     try:
         while True:
-            if isinstance(action, Authenticate):
-                requests.append((action.request.attempt, action.request.credentials))
-            elif isinstance(action, Wait):
-                waits.append(action.seconds)
-            action = dialogue.send(next(answers))
+            if isinstance(effect, Authenticate):
+                requests.append((effect.request.attempt, effect.request.credentials))
+            elif isinstance(effect, Wait):
+                waits.append(effect.seconds)
+            effect = generator.send(next(answers))
     except StopIteration as end:
         result = end.value
     assert result is granted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP command lines, from bytes to what they mean."""
+"""The parser of IMAP command lines."""
 
 from __future__ import annotations
 

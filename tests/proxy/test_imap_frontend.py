@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP's conversation with clients: what must hold whatever they send.
+"""The IMAP server side before login.
 
-Single behaviours are transcripts (``tests/dialogues/imap``); here all of them
-are played once more, so that this file alone covers the module, and then
-anything goes.
+Single behaviours are transcripts (``tests/dialogues/imap``), which are played
+here too; the generated tests check properties that hold for any input.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 class Talk:
     """What came of one conversation with a client that says it all and leaves."""
 
-    said: bytes = b""
+    sent: bytes = b""
     asked: list[Credentials] = field(default_factory=list)
     notes: list[object] = field(default_factory=list)
     result: UpstreamLogin | SessionEnd | None = None
@@ -58,16 +57,16 @@ def talk(
 ) -> Talk:
     """Say these bytes, at most ``cut`` at once, get that decision, and leave."""
     came = Talk()
-    dialogue = IMAP.frontend_for(config)(Client("192.0.2.1")).run()
+    generator = IMAP.frontend_for(config)(Client("192.0.2.1")).run()
     answer: Any = None
     try:
         while True:
-            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
-            if isinstance(action, Receive):
-                taken = cut or action.limit
+            effect = generator.throw(PeerClosed()) if answer == b"" else generator.send(answer)
+            if isinstance(effect, Receive):
+                taken = cut or effect.limit
                 answer, data = data[:taken], data[taken:]
             else:
-                answer = _answer(came, action, decision or AuthDenied(b"no", 1))
+                answer = _answer(came, effect, decision or AuthDenied(b"no", 1))
     except StopIteration as finished:
         came.result = finished.value
     except PeerClosed:
@@ -77,10 +76,10 @@ def talk(
     return came
 
 
-def _answer(came: Talk, action: Effect, decision: AuthAllowed | AuthDenied) -> Any:
-    match action:
+def _answer(came: Talk, effect: Effect, decision: AuthAllowed | AuthDenied) -> Any:
+    match effect:
         case Send(said):
-            came.said += said
+            came.sent += said
         case Authenticate(request):
             came.asked.append(request.credentials)
             return decision
@@ -135,7 +134,7 @@ def test_result_does_not_depend_on_chunks(data: bytes, cut: int) -> None:
 
 @given(STREAMS)
 def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
-    said = talk(data, SMALL).said
+    said = talk(data, SMALL).sent
     assert said.endswith(b"\r\n")
     for line in said.removesuffix(b"\r\n").split(b"\r\n"):
         assert not set(line) & set(b"\r\n\0")
@@ -166,5 +165,5 @@ def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
 )
 def test_password_is_not_in_replies_or_notes(login: bytes) -> None:
     came = talk(login)
-    assert b"MARK3D" not in came.said
+    assert b"MARK3D" not in came.sent
     assert "MARK3D" not in repr(came)

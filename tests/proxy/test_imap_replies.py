@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What IMAP clients hear from us."""
+"""The replies to IMAP clients."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP's conversation with upstreams: what must hold whatever they say.
+"""The login at IMAP upstreams.
 
-Single behaviours are transcripts; those are played once more, so that this
-file alone covers the module, and then anything goes.
+Single behaviours are transcripts (``tests/dialogues/imap``), which are played
+here too; the generated tests check properties that hold for any input.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def log_in(
 ) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
     """Say these bytes to a login, and leave; tell what was heard, and what came of it."""
     grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
-    dialogue = IMAP.upstream(SERVER).log_in(
+    generator = IMAP.upstream(SERVER).log_in(
         Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
     )
     heard = b""
     answer: Any = None
     try:
         while True:
-            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
+            effect = generator.throw(PeerClosed()) if answer == b"" else generator.send(answer)
             answer = None
-            match action:
+            match effect:
                 case Send(said):
                     heard += said
                 case Receive(limit):

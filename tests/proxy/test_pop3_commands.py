@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POP3 command lines."""
+"""The parser of POP3 command lines."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with POP3 clients: its states, shown shortly.  The wording is in the transcripts."""
+"""The POP3 server side before login: its states.  The texts of replies are in the transcripts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
 
 def said(driven: Driven) -> list[bytes]:
     """The replies without the greeting."""
-    return driven.said.split(b"\r\n")[1:-1]
+    return driven.sent.split(b"\r\n")[1:-1]
 
 
 def test_login_result_has_credentials_and_pipelined_bytes() -> None:
@@ -85,7 +85,7 @@ def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
     driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    asked = [action for action in driven.asked if isinstance(action, Authenticate)]
+    asked = [effect for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
     assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
@@ -109,12 +109,12 @@ def test_sasl_response_above_its_limit_ends_session() -> None:
 def test_capa_reply_depends_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.POP3, starttls=starttls)
-    assert talk(line, tls=tls, starttls=starttls).said == replies.GREETING + reply(server)
+    assert talk(line, tls=tls, starttls=starttls).sent == replies.GREETING + reply(server)
 
 
 @pytest.mark.parametrize("method", [AuthMethod.APOP, AuthMethod.CRAM_MD5])
 def test_greeting_has_challenge_if_a_method_needs_it(method: AuthMethod) -> None:
-    assert talk(CHALLENGE, pop3_auth=frozenset({method})).said == replies.greeting(CHALLENGE)
+    assert talk(CHALLENGE, pop3_auth=frozenset({method})).sent == replies.greeting(CHALLENGE)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_error_after_user_resets_user_name(line: bytes, erred: ProtocolErrorKind
 def test_capa_and_noop_after_user_keep_user_name() -> None:
     driven = talk(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
     assert driven.finished
-    assert b"STLS" not in driven.said
+    assert b"STLS" not in driven.sent
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_apop_responds_to_challenge_of_greeting() -> None:
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [action.request for action in driven.asked if isinstance(action, Authenticate)]
+    requests = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
     assert all(request.credentials.challenge == CHALLENGE for request in requests)
 

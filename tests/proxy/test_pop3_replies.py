@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line said to a POP3 client."""
+"""The replies to POP3 clients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in at a POP3 server."""
+"""The login at POP3 upstreams."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def log_in(
 
 def test_upstream_login_sends_user_and_pass() -> None:
     driven = log_in(b"+OK hello\r\n", b"+OK\n", b"+OK yes\r\nand more")
-    assert driven.said == b"USER u\r\nPASS p\r\n"
+    assert driven.sent == b"USER u\r\nPASS p\r\n"
     assert driven.result == UpstreamLoginResult(b"+OK yes\r\nand more")
 
 
 def test_proxy_header_is_sent_first() -> None:
     driven = log_in(proxy_protocol=SendProxyProtocol.V1)
-    assert driven.said == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 110\r\n"
+    assert driven.sent == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 110\r\n"
 
 
 @pytest.mark.parametrize(

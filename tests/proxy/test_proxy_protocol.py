@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PROXY header, in and out."""
+"""PROXY headers: parsing and writing."""
 
 from __future__ import annotations
 

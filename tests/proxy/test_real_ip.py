@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose word about a client's address is taken."""
+"""``set_real_ip_from``: trusted peers, and the replacement of a client's address."""
 
 from __future__ import annotations
 

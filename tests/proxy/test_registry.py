@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three protocols and what each provides."""
+"""The table of protocols."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line reader: one bounded buffer, lines and literals out."""
+"""``LineReader``: lines and literals from a buffer of limited size."""
 
 from __future__ import annotations
 
@@ -185,12 +185,12 @@ def test_result_does_not_depend_on_chunks(lines: list[bytes], data: st.DataObjec
     reader = LineReader(8)
     read = []
     for _ in lines:
-        dialogue = reader.read_line()
+        generator = reader.read_line()
         answer: bytes | None = None
         try:
             while True:
-                action = dialogue.send(answer)
-                room = getattr(action, "limit", 0)
+                effect = generator.send(answer)
+                room = getattr(effect, "limit", 0)
                 assert 0 < room <= 8
                 answer, pieces[:1] = pieces[0][:room], filter(None, [pieces[0][room:]])
         except StopIteration as end:

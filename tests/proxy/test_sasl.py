@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four mechanisms, apart from any protocol."""
+"""SASL exchanges, independent of a protocol."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_sasl_exchange_returns_credentials(
 ) -> None:
     driven = exchange(*words, said=said)
     assert driven.result == credentials
-    assert driven.said == prompts
+    assert driven.sent == prompts
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_sasl_exchange_fails(words: tuple[bytes, ...], said: tuple[bytes, ...], 
 def test_cram_md5_and_external_need_configuration(words: tuple[bytes, ...], method: Method) -> None:
     driven = exchange(*words, enabled=frozenset({AuthMethod.PLAIN}))
     assert driven.result == SaslFailure(method, LoginResult.METHOD_DISABLED)
-    assert driven.said == b""
+    assert driven.sent == b""
 
 
 @pytest.mark.parametrize("words", [(b"PLAIN", b"AHUAcA"), (b"LOGIN", b"dQ")])
@@ -228,10 +228,10 @@ def test_plain_and_login_always_work(words: tuple[bytes, ...]) -> None:
 def with_budget(budget: int, *said: bytes) -> Any:
     reader = LineReader(64)
     drive(reader.read_line(), b"before\n")
-    dialogue = authenticate(
+    generator = authenticate(
         (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, get_challenge=challenge, budget=budget
     )
-    return drive(dialogue, *said).result
+    return drive(generator, *said).result
 
 
 def test_response_lines_share_budget() -> None:

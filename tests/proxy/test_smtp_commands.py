@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SMTP command lines."""
+"""The parser of SMTP command lines."""
 
 from __future__ import annotations
 

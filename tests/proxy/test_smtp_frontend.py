@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with SMTP clients: its states, shown shortly.  The wording is in the transcripts."""
+"""The SMTP server side before login: its states.  The texts of replies are in the transcripts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def talk(*answers: object, client: Client | None = None, **directives: object) -
 
 def codes(driven: Driven) -> list[bytes]:
     """The codes of the replies without the greeting."""
-    lines = driven.said.split(b"\r\n")[1:-1]
+    lines = driven.sent.split(b"\r\n")[1:-1]
     return [line[:3] for line in lines if line[3:4] == b" "]
 
 
@@ -73,7 +73,7 @@ def test_ehlo_reply_depends_on_tls(tls: TlsInfo | None, starttls: StartTls, repl
     assert callable(reply)
     server = configs.server(Protocol.SMTP, server_name="mx", starttls=starttls)
     driven = talk(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
-    assert driven.said == replies.greeting(server) + reply(server)
+    assert driven.sent == replies.greeting(server) + reply(server)
 
 
 def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
@@ -81,15 +81,15 @@ def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
     resolver = ResolverConfig(system=True)
     driven = talk(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
     assert client.host == b"host.example"
-    assert [type(action) for action in driven.asked[:2]] == [ResolveClient, Peek]
-    assert driven.said == b"220 mx ESMTP ready\r\n"
+    assert [type(effect) for effect in driven.asked[:2]] == [ResolveClient, Peek]
+    assert driven.sent == b"220 mx ESMTP ready\r\n"
     assert driven.deadlines == [60.0]
 
 
 def test_early_talker_gets_no_greeting() -> None:
     driven = talk(b"H", smtp_greeting_delay=3.0)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
-    assert driven.said == replies.EARLY_TALKER
+    assert driven.sent == replies.EARLY_TALKER
     assert driven.notes == [
         LogNote("client was rejected before greeting"),
         ProtocolViolation(ProtocolErrorKind.EARLY_TALKER),
@@ -156,7 +156,7 @@ def test_mail_without_smtp_auth_none_needs_login() -> None:
 
 def test_starttls_only_refuses_login_and_mail_without_tls() -> None:
     driven = talk(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
-    assert driven.said.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
+    assert driven.sent.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
     assert codes(driven) == [b"530", b"500", b"500"]
     assert driven.notes[1] == LoginRefused(Method.LOGIN, LoginResult.TLS_REQUIRED)
 

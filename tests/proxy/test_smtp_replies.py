@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line said to an SMTP client."""
+"""The replies to SMTP clients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in at an SMTP server.  The whole table of combinations is in the transcripts."""
+"""The login at SMTP upstreams.  All combinations of directives are in the transcripts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def log_in(
 
 def test_xclient_is_sent_before_clients_ehlo() -> None:
     driven = log_in(b"220 a\r\n", b"250-b\r\n250 c\r\n", b"220 d\r\n", b"250 e\n", helo=b"cl", esmtp=True)
-    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
+    assert driven.sent == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
@@ -58,24 +58,24 @@ def test_xclient_is_sent_before_clients_ehlo() -> None:
     ],
 )
 def test_xclient_address_has_postfix_form(address: str, attribute: bytes) -> None:
-    assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).said
+    assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).sent
 
 
 def test_xclient_leaves_out_unknown_attributes() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"250 c\n", user=b"")
-    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example\r\n"
+    assert driven.sent == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example\r\n"
     assert driven.finished
 
 
 def test_without_xclient_ehlo_has_server_name() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", xclient=False, helo=b"cl")
-    assert driven.said == b"HELO mx\r\n"
+    assert driven.sent == b"HELO mx\r\n"
     assert driven.finished
 
 
 def test_proxy_smtp_auth_sends_auth_plain() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"235 c\n", xclient=False, proxy_smtp_auth=True)
-    assert driven.said == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
+    assert driven.sent == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
@@ -89,14 +89,14 @@ def test_mail_and_rcpt_are_repeated_and_any_reply_is_passed() -> None:
         proxy_smtp_auth=True,
         envelope=ENVELOPE,
     )
-    assert driven.said == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
+    assert driven.sent == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
     assert driven.result == UpstreamLoginResult(b"550-d\r\n550 e\r\nmore")
 
 
 def test_multi_line_reply_in_pieces_counts_by_first_line() -> None:
     driven = log_in(b"22", b"0-a\r\n5", b"54 b\n", b"250-c\r\n", b"25", b"0 d\r\n", b"220 e\n", helo=None)
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
-    assert driven.said.count(b"\r\n") == 2
+    assert driven.sent.count(b"\r\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_unsafe_credentials_are_not_sent(user: bytes, password: bytes | None) ->
 
 def test_proxy_header_is_sent_first() -> None:
     driven = log_in(proxy_protocol=SendProxyProtocol.V1)
-    assert driven.said == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"
+    assert driven.sent == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"
 
 
 @pytest.mark.parametrize(

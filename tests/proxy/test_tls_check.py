@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS put to work without running anything."""
+"""The check of a server's TLS without running it."""
 
 from __future__ import annotations
 

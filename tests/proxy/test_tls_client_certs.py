@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client certificates: the handshake always completes, and the verdict is right, resumed or not."""
+"""Client certificates: the handshake completes, the verify code is right, also when resumed; descriptions."""
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from mailproxy.protocols.types import CertificateFault, TlsInfo, certificate_fault
+from mailproxy.protocols.types import CertificateFault, ClientCertificate, TlsInfo, certificate_fault
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import SessionCache, VerifyClient
@@ -319,3 +321,79 @@ def s_client(port: int, *options: str) -> str:
     return subprocess.run(
         command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False
     ).stdout.decode()
+
+
+@pytest.fixture
+def dn_authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "C=DE/O=Ex, Inc/CN=Test CA")
+
+
+def presented(dn_authority: Authority, issued: Issued) -> ClientCertificate:
+    """The description of a client's certificate."""
+    tls = tls_of(
+        dn_authority.issue(),
+        ssl_verify_client=VerifyClient.OPTIONAL_NO_CA,
+        ssl_client_certificate=dn_authority.file,
+    )
+    info, _ = shaken(tls, client_of(certificate=issued))
+    assert info.certificate is not None
+    return info.certificate
+
+
+def openssl_x509(issued: Issued, *options: str) -> bytes:
+    """The output of ``openssl x509``."""
+    command = ["openssl", "x509", "-noout", "-in", issued.files.certificate, *options]
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    return printed.split(b"=", 1)[1].rstrip(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("subject", "printed"),
+    [
+        ("CN=alice", b"CN=alice"),
+        ("O=Ex, Inc/CN=alice", b"CN=alice,O=Ex\\, Inc"),
+        ('C=DE/O=a+b;c<d>"e"/CN=#x', b'CN=\\#x,O=a\\+b\\;c\\<d\\>\\"e\\",C=DE'),
+        ("CN= x ", b"CN=\\ x\\ "),
+        ("CN=Käthe", b"CN=K\\C3\\A4the"),
+        ("CN=a\r\nX: y", b"CN=a\\0D\\0AX: y"),
+    ],
+)
+def test_subject_and_issuer_are_in_rfc_2253_form(
+    dn_authority: Authority, subject: str, printed: bytes
+) -> None:
+    issued = dn_authority.issue(subject)
+    certificate = presented(dn_authority, issued)
+    assert certificate.subject == printed
+    assert certificate.subject == openssl_x509(issued, "-subject", "-nameopt", "RFC2253")
+    assert certificate.issuer == b"CN=Test CA,O=Ex\\, Inc,C=DE"
+
+
+@pytest.mark.parametrize(
+    ("subject", "common_name"),
+    [
+        ("O=Ex/CN=alice", b"alice"),
+        ("CN=Käthe", "Käthe".encode()),
+        ("CN=first/CN=second", b"first"),
+        ("O=Ex", None),
+    ],
+)
+def test_common_name_is_first_in_utf8(
+    dn_authority: Authority, subject: str, common_name: bytes | None
+) -> None:
+    assert presented(dn_authority, dn_authority.issue(subject)).common_name == common_name
+
+
+@pytest.mark.parametrize("serial", [1, 0xABCDEF, 0x7F << 144])
+def test_serial_is_upper_case_hexadecimal(dn_authority: Authority, serial: int) -> None:
+    issued = dn_authority.issue(serial=serial)
+    certificate = presented(dn_authority, issued)
+    assert certificate.serial == openssl_x509(issued, "-serial")
+    assert int(certificate.serial, 16) == serial
+
+
+def test_fingerprint_and_pem_are_of_the_certificate(dn_authority: Authority) -> None:
+    issued = dn_authority.issue()
+    certificate = presented(dn_authority, issued)
+    der = issued.certificate.public_bytes(Encoding.DER)
+    assert certificate.fingerprint == hashlib.sha1(der).hexdigest().encode()
+    assert certificate.pem == issued.certificate.public_bytes(Encoding.PEM)

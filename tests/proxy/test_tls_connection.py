@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections under TLS: handshakes step by step, bytes, the goodbye, and what strangers may send."""
+"""TLS connections: handshake, data, shutdown, and malformed input."""
 
 from __future__ import annotations
 

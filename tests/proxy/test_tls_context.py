@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building a server's TLS: again only when something changed, and what is left without OpenSSL's help."""
+"""Building a server's TLS: reuse after a reload, and operation without OpenSSL's functions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a server's TLS is made of, and what a change of them changes."""
+"""The files and digests of a server's TLS."""
 
 from __future__ import annotations
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own certificates: several, encrypted, wrong; and what is said about the wrong ones."""
+"""The server's certificates: several, encrypted keys, problems, and their expiry."""
 
 from __future__ import annotations
 
+import datetime as dt
+import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import CertificateFiles, ListenConfig, StartTls
-from support.tls_authority import Authority, Issued
+from support.tls_authority import DAY, NOW, Authority, Issued
 from support.tls_peers import client_of, shaken, tls_of
 
 TLS12 = frozenset({"TLSv1.2"})
@@ -125,3 +128,46 @@ def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: 
     assert refusal(**directives) == (
         f'servers[imap].ssl_certificate: no "ssl_certificate" is defined for the "{mode}" directive'
     )
+
+
+@pytest.mark.parametrize(
+    "expires",
+    [
+        NOW + 30 * DAY,
+        NOW - DAY,
+        dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC),
+        dt.datetime(9999, 12, 30, 23, 59, 59, tzinfo=dt.UTC),  # RFC 5280 section 4.1.2.5: no end, nearly
+    ],
+)
+def test_not_after_of_each_certificate(authority: Authority, expires: dt.datetime) -> None:
+    tls = tls_of(authority.issue(expires=expires), authority.issue(key="rsa", expires=expires + DAY))
+    assert tls.not_after == (expires.timestamp(), (expires + DAY).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("written", "expires"),
+    [
+        (b"99991231235959Z", 253402300799.0),
+        (b"00010101000000Z", -62135596800.0),
+        (b"00000101000000Z", None),
+        (b"205113040506070", None),
+        (b"20511304050607Z", None),
+        (b"20510304256099Z", None),
+        (b"2051030405.007Z", None),
+        (b"xxxxxxxxxxxxxxZ", None),
+        (b"\x00" * 15, None),
+    ],
+)
+def test_certificate_with_odd_date_loads_with_or_without_expiry(
+    authority: Authority, written: bytes, expires: float | None
+) -> None:
+    issued = authority.issue(expires=dt.datetime(2051, 3, 4, 5, 6, 7, tzinfo=dt.UTC))
+    der = issued.certificate.public_bytes(Encoding.DER)
+    assert der.count(b"20510304050607Z") == 1
+    odd = der.replace(b"20510304050607Z", written)
+    Path(issued.files.certificate).write_text(ssl.DER_cert_to_PEM_cert(odd))
+    (found,) = tls_of(issued).not_after
+    if written.startswith(b"0000"):
+        assert found is None or found < -62135596800.0  # depends on the version of OpenSSL
+    else:
+        assert found == expires

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reaching OpenSSL behind ``ssl``: found where it is, refused where it is not, never a crash."""
+"""Calling the OpenSSL of ``ssl``: its pointers are found, and any other layout or library is rejected."""
 
 from __future__ import annotations
 
 import _ssl
 import ssl
 import struct
+from pathlib import Path
 
 import pytest
 
 from mailproxy.tls.openssl import OpenSsl, OpenSslUnavailable, load_openssl, probe
+from support.tls_authority import Authority
 
 WORD = struct.calcsize("P")
 HEAD = object.__basicsize__
@@ -55,7 +57,13 @@ def test_errors_empties_queue() -> None:
     assert native.errors() == "no reason given"
 
 
-def test_printed_returns_bio_content() -> None:
+def test_printed_returns_bio_content(tmp_path: Path) -> None:
     native = load_openssl()
     assert isinstance(native, OpenSsl)
+    lib = native.lib
+    files = Authority(tmp_path).issue(serial=0xABCDEF).files
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    serial = lib.X509_get0_serialNumber(lib.SSL_CTX_get0_certificate(native.context(context)))
+    assert native.printed(lambda bio: lib.i2a_ASN1_INTEGER(bio, serial)) == b"ABCDEF"
     assert native.printed(lambda bio: None) == b""

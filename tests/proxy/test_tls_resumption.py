@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions are resumed where they may be, by whom they may be, and nowhere else."""
+"""Session resumption: caches, tickets, and the rotation of ticket keys."""
 
 from __future__ import annotations
 

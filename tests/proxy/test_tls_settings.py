@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a handshake may agree on is what the directives say."""
+"""Directives for the TLS handshake."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an upstream says: received out, and kept whole."""
+"""Replies of upstreams: read up to a limit, and shortened for the log."""
 
 from __future__ import annotations
 
