@@ -62,8 +62,8 @@ def test_transcript_with_extra_line_fails(extra: Step) -> None:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["Only one line of prose.", "  S  +OK"], "where that comes from"),
-        (["What.", "Where."], "shows nothing"),
+        (["Only one line of prose.", "  S  +OK"], "no source"),
+        (["What.", "Where."], "no steps"),
         (["What.", "Where.", "colour: blue", "  S  +OK"], "unknown"),
         (["What.", "Where.", "  X  +OK"], "no mark"),
     ],
