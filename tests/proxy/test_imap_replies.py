@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mailproxy.protocols.imap import replies
-from mailproxy_config.model import AuthMethod, Protocol
+from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support.configs import server
 
 ALL = [
@@ -66,7 +66,6 @@ def test_capability_replies_by_starttls(
     words: tuple[str, ...], methods: set[AuthMethod], plain: bytes, only: bytes
 ) -> None:
     config = server(Protocol.IMAP, imap_capabilities=words, imap_auth=frozenset(methods))
-    capabilities = replies.capabilities(config)
-    assert capabilities.plain == plain + b"\r\n"
-    assert capabilities.starttls == plain + b" STARTTLS\r\n"
-    assert capabilities.only == only
+    assert replies.capabilities(config) == plain + b"\r\n"
+    assert replies.capabilities(config, StartTls.ENABLED) == plain + b" STARTTLS\r\n"
+    assert replies.capabilities(config, StartTls.ONLY) == only

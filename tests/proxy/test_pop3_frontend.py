@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
+from functools import partial
 
 import pytest
 
@@ -100,8 +101,8 @@ def test_sasl_response_above_its_limit_ends_session() -> None:
     ("line", "tls", "starttls", "reply"),
     [
         (b"CAPA\n", False, StartTls.DISABLED, replies.capabilities),
-        (b"CAPA\n", False, StartTls.ENABLED, replies.capabilities_with_stls),
-        (b"CAPA\n", False, StartTls.ONLY, replies.capabilities_before_tls),
+        (b"CAPA\n", False, StartTls.ENABLED, partial(replies.capabilities, starttls=StartTls.ENABLED)),
+        (b"CAPA\n", False, StartTls.ONLY, partial(replies.capabilities, starttls=StartTls.ONLY)),
         (b"CAPA\n", True, StartTls.ONLY, replies.capabilities),
         (b"AUTH\n", True, StartTls.ONLY, replies.mechanisms),
     ],

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from mailproxy.protocols.pop3 import replies
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls
 from support import configs
 
 EVERY = frozenset({AuthMethod.PLAIN, AuthMethod.APOP, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL})
@@ -26,10 +27,10 @@ FIRST = b"+OK Capability list follows\r\n"
             FIRST + b"TOP\r\nuser\r\nUSERS\r\nSASL PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n.\r\n",
         ),
         (
-            replies.capabilities_with_stls,
+            partial(replies.capabilities, starttls=StartTls.ENABLED),
             FIRST + b"TOP\r\nuser\r\nUSERS\r\nSASL PLAIN LOGIN CRAM-MD5 EXTERNAL\r\nSTLS\r\n.\r\n",
         ),
-        (replies.capabilities_before_tls, FIRST + b"TOP\r\nUSERS\r\nSTLS\r\n.\r\n"),
+        (partial(replies.capabilities, starttls=StartTls.ONLY), FIRST + b"TOP\r\nUSERS\r\nSTLS\r\n.\r\n"),
     ],
 )
 def test_multi_line_reply(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from mailproxy.enums import (
@@ -64,8 +66,8 @@ def test_command_limit_is_smtp_client_buffer() -> None:
     ("tls", "starttls", "reply"),
     [
         (None, StartTls.DISABLED, replies.capabilities),
-        (None, StartTls.ENABLED, replies.capabilities_with_starttls),
-        (None, StartTls.ONLY, replies.capabilities_before_tls),
+        (None, StartTls.ENABLED, partial(replies.capabilities, starttls=StartTls.ENABLED)),
+        (None, StartTls.ONLY, partial(replies.capabilities, starttls=StartTls.ONLY)),
         (TLS, StartTls.ONLY, replies.capabilities),
     ],
 )

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from mailproxy.protocols.smtp import replies
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, Protocol, ServerConfig
+from mailproxy_config.model import AuthMethod, Protocol, ServerConfig, StartTls
 from support import configs
 
 EVERY = frozenset(
     {AuthMethod.NONE, AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}
 )
+ENABLED = partial(replies.capabilities, starttls=StartTls.ENABLED)
+ONLY = partial(replies.capabilities, starttls=StartTls.ONLY)
 SERVER = configs.server(Protocol.SMTP, server_name="mx", smtp_auth=EVERY, smtp_capabilities=("SIZE 1", "DSN"))
 AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
 
@@ -27,10 +30,13 @@ AUTH = b"AUTH PLAIN LOGIN CRAM-MD5 EXTERNAL\r\n"
         (replies.hello, b"250 mx\r\n"),
         (replies.capabilities, b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 " + AUTH),
         (
-            replies.capabilities_with_starttls,
+            ENABLED,
             b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250-" + AUTH + b"250 STARTTLS\r\n",
         ),
-        (replies.capabilities_before_tls, b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 STARTTLS\r\n"),
+        (
+            partial(replies.capabilities, starttls=StartTls.ONLY),
+            b"250-mx\r\n250-SIZE 1\r\n250-DSN\r\n250 STARTTLS\r\n",
+        ),
     ],
 )
 def test_replies_have_server_name(reply: Callable[[ServerConfig], bytes], data: bytes) -> None:

@@ -421,7 +421,7 @@ def repeat_deferred(
     while isinstance(decision, AuthDeferred):
         left -= decision.wait
         if left < 0:
-            raise AuthUnavailable("postponed for more than a day")
+            raise AuthUnavailable("deferred for more than a day")
         yield from wait(decision.wait)
         if decision.user is not None:
             request.credentials = replace(request.credentials, user=decision.user)

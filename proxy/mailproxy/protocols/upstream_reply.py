@@ -98,7 +98,7 @@ def read_reply(
 def upstream_disconnected(stage: UpstreamStage) -> UpstreamError:
     """Make the error for an upstream that closed the connection; without a greeting it is a violation."""
     kind = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
-    return UpstreamError("upstream broke off", stage=stage, kind=kind)
+    return UpstreamError("upstream closed the connection", stage=stage, kind=kind)
 
 
 def upstream_refused(

@@ -348,6 +348,6 @@ def _failure(error: OSError) -> tuple[TlsFailure, str]:
     if not isinstance(error, ssl.SSLError):
         return TlsFailure.EOF, type(error).__name__
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
-        return TlsFailure.EOF, "the client has gone"
+        return TlsFailure.EOF, "client closed the connection"
     reason = reason_of(error)
     return _FAILURES.get(reason, TlsFailure.OTHER), reason.replace("_", " ").lower()

@@ -41,7 +41,7 @@ from mailproxy.protocols.types import (
     SessionEnd,
     UpstreamLogin,
 )
-from mailproxy_config.model import ServerConfig, StartTls
+from mailproxy_config.model import ServerConfig
 
 _GREETING: Final = Send(replies.GREETING)
 _PASSWORD: Final = Method.PASSWORD  # saves 0.25 µs per login on Python 3.11, 0.08 µs on 3.13
@@ -50,11 +50,12 @@ _PASSWORD: Final = Method.PASSWORD  # saves 0.25 µs per login on Python 3.11, 0
 class ImapFrontendConfig(FrontendConfig):
     """What all IMAP frontends of one server share."""
 
-    __slots__ = ("capabilities",)
+    __slots__ = ("capabilities", "capabilities_in_clear")
 
     def __init__(self, server: ServerConfig) -> None:
         super().__init__(server, server.imap_client_buffer, _GREETING)
         self.capabilities = replies.capabilities(server)
+        self.capabilities_in_clear = replies.capabilities(server, server.starttls)
 
 
 class ImapFrontend(Frontend[ImapFrontendConfig]):
@@ -146,20 +147,15 @@ class ImapFrontend(Frontend[ImapFrontendConfig]):
             case b"STARTTLS":
                 return (yield from self.starttls(replies.completed(self._tag)))
             case b"CAPABILITY":
-                yield from send(self._capabilities() + replies.completed(self._tag))
+                config = self.config
+                untagged = config.capabilities_in_clear if self.client.tls is None else config.capabilities
+                yield from send(untagged + replies.completed(self._tag))
             case b"LOGOUT":
                 yield from send(replies.BYE + replies.completed(self._tag))
                 return SessionEnd(CloseReason.CLIENT_QUIT)
             case _:
                 yield from send(replies.completed(self._tag))
         return None
-
-    def _capabilities(self) -> bytes:
-        if not self.is_tls_offered:
-            return self.config.capabilities.plain
-        if self.server.starttls is StartTls.ONLY:
-            return self.config.capabilities.only
-        return self.config.capabilities.starttls
 
     def _login(self, arguments: list[bytes]) -> ProtocolGenerator[CommandResult]:
         """LOGIN (RFC 9051 section 6.2.3): a user name, which is not empty, and a password, which may be."""

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 GREETING: Final = b"* OK IMAP4 ready\r\n"
 CONTINUE: Final = b"+ OK\r\n"
@@ -41,27 +40,16 @@ def denied(tag: bytes, text: bytes) -> bytes:
     return b"%b NO %b\r\n" % (tag, text)
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """The untagged CAPABILITY replies of one server.
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the untagged CAPABILITY response; the order of mechanisms is fixed.
 
-    ``plain`` is for clients that are not offered STARTTLS, ``starttls`` for
-    those that are, ``only`` for those that must use it (directives ``imap_capabilities``,
-    ``imap_auth``, ``starttls``).
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
     """
-
-    plain: bytes
-    starttls: bytes
-    only: bytes
-
-
-def capabilities(server: ServerConfig) -> Capabilities:
-    """Build the CAPABILITY replies of a server; the order of mechanisms is fixed."""
-    words = b"".join(b" " + word.encode() for word in server.imap_capabilities)
+    words = "".join(f" {word}" for word in server.imap_capabilities).encode()
+    if starttls is StartTls.ONLY:
+        return b"* CAPABILITY" + words + b" STARTTLS LOGINDISABLED\r\n"
     mechanisms = b"".join(word for method, word in _MECHANISMS if method in server.imap_auth)
-    start = b"* CAPABILITY" + words
-    return Capabilities(
-        plain=start + mechanisms + b"\r\n",
-        starttls=start + mechanisms + b" STARTTLS\r\n",
-        only=start + b" STARTTLS LOGINDISABLED\r\n",
-    )
+    end = b"\r\n" if starttls is StartTls.DISABLED else b" STARTTLS\r\n"
+    return b"* CAPABILITY" + words + mechanisms + end

@@ -26,7 +26,7 @@ from mailproxy.protocols.types import (
     SessionEnd,
     UpstreamLogin,
 )
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
+from mailproxy_config.model import AuthMethod, ServerConfig
 
 _GREETING: Final = Send(replies.GREETING)
 _OK: Final = Send(replies.OK)
@@ -44,12 +44,7 @@ class Pop3FrontendConfig(FrontendConfig):
         super().__init__(server, server.pop3_client_buffer, _GREETING, is_greeting_static=is_greeting_static)
         self.mechanisms = replies.mechanisms(server)
         self.capabilities = replies.capabilities(server)
-        in_clear = {
-            StartTls.DISABLED: replies.capabilities,
-            StartTls.ENABLED: replies.capabilities_with_stls,
-            StartTls.ONLY: replies.capabilities_before_tls,
-        }
-        self.capabilities_in_clear = in_clear[server.starttls](server)
+        self.capabilities_in_clear = replies.capabilities(server, server.starttls)
 
 
 class Pop3Frontend(Frontend[Pop3FrontendConfig]):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
@@ -38,35 +38,29 @@ def denial(denied: AuthDenied) -> bytes:
 
 def mechanisms(server: ServerConfig) -> bytes:
     """Return the reply to AUTH without an argument."""
-    return _listing("+OK methods supported:", _offered(server))
+    return _multi_line("+OK methods supported:", _sasl_mechanisms(server))
 
 
-def capabilities(server: ServerConfig) -> bytes:
-    """Return the reply to CAPA without STLS: ``starttls off``, with TLS, or after USER."""
-    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server)))
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the reply to CAPA.
+
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS or after USER.  With ``ONLY`` the
+            capabilities for logins, USER and SASL, are left out.
+    """
+    if starttls is StartTls.ONLY:
+        lines = [word for word in server.pop3_capabilities if word.upper() != "USER"]
+    else:
+        lines = [*server.pop3_capabilities, " ".join(("SASL", *_sasl_mechanisms(server)))]
+    if starttls is not StartTls.DISABLED:
+        lines.append("STLS")
+    return _multi_line("+OK Capability list follows", lines)
 
 
-def capabilities_with_stls(server: ServerConfig) -> bytes:
-    """Return the reply to CAPA before TLS with ``starttls on``."""
-    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server), "STLS"))
+def _sasl_mechanisms(server: ServerConfig) -> list[str]:
+    return [word for method, words in _MECHANISMS if method in server.pop3_auth for word in words]
 
 
-def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Return the reply to CAPA before TLS with ``starttls only``: logins are not possible yet."""
-    usable = (word for word in server.pop3_capabilities if word.upper() != "USER")
-    return _listing(_CAPABILITIES, (*usable, "STLS"))
-
-
-_CAPABILITIES: Final = "+OK Capability list follows"
-
-
-def _offered(server: ServerConfig) -> tuple[str, ...]:
-    return tuple(word for method, words in _MECHANISMS if method in server.pop3_auth for word in words)
-
-
-def _sasl(server: ServerConfig) -> str:
-    return " ".join(("SASL", *_offered(server)))
-
-
-def _listing(first: str, lines: Iterable[str]) -> bytes:
+def _multi_line(first: str, lines: Iterable[str]) -> bytes:
     return "".join(f"{line}\r\n" for line in (first, *lines, ".")).encode()

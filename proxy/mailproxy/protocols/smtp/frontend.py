@@ -28,7 +28,7 @@ from mailproxy.protocols.types import (
     SessionEnd,
     UpstreamLogin,
 )
-from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
+from mailproxy_config.model import AuthMethod, ServerConfig
 
 
 class SmtpFrontendConfig(FrontendConfig):
@@ -42,12 +42,7 @@ class SmtpFrontendConfig(FrontendConfig):
         super().__init__(server, server.smtp_client_buffer, greeting, is_greeting_static=is_static)
         self.hello = Send(replies.hello(server))
         self.capabilities = Send(replies.capabilities(server))
-        in_clear = {
-            StartTls.DISABLED: replies.capabilities,
-            StartTls.ENABLED: replies.capabilities_with_starttls,
-            StartTls.ONLY: replies.capabilities_before_tls,
-        }
-        self.capabilities_in_clear = Send(in_clear[server.starttls](server))
+        self.capabilities_in_clear = Send(replies.capabilities(server, server.starttls))
 
 
 class SmtpFrontend(Frontend[SmtpFrontendConfig]):

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 OK: Final = b"250 2.0.0 OK\r\n"
 BYE: Final = b"221 2.0.0 Bye\r\n"
@@ -50,26 +49,18 @@ def denial(denied: AuthDenied) -> bytes:
     return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
 
 
-def capabilities(server: ServerConfig) -> bytes:
-    """Return the reply to EHLO without STARTTLS."""
-    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server)))
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the reply to EHLO.
 
-
-def capabilities_with_starttls(server: ServerConfig) -> bytes:
-    """Return the reply to EHLO before TLS with ``starttls on``."""
-    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server), "STARTTLS"))
-
-
-def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Return the reply to EHLO before TLS with ``starttls only``: logins are not possible yet."""
-    return _listing((server.server_name, *server.smtp_capabilities, "STARTTLS"))
-
-
-def _auth(server: ServerConfig) -> tuple[str, ...]:
-    words = [word for method, word in _MECHANISMS if method in server.smtp_auth]
-    return (" ".join(("AUTH", *words)),) if words else ()
-
-
-def _listing(lines: Sequence[str]) -> bytes:
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+    """
+    lines = [server.server_name, *server.smtp_capabilities]
+    mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
+    if mechanisms and starttls is not StartTls.ONLY:
+        lines.append(" ".join(("AUTH", *mechanisms)))
+    if starttls is not StartTls.DISABLED:
+        lines.append("STARTTLS")
     all_but_last = "".join(f"250-{line}\r\n" for line in lines[:-1])
     return f"{all_but_last}250 {lines[-1]}\r\n".encode()
