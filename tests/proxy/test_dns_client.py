@@ -137,7 +137,7 @@ async def test_server_host_name_means_all_its_addresses(
     servers = servers_for(f"ns.example:{three[0].port}")
     for number in range(3):
         await ask(servers, f"n{number}.example")
-    answers.clear()  # never looked at again
+    answers.clear()  # resolved only once
     await ask(servers, "again.example")
     await servers.close()
     assert len(three[0].asked) == 4
@@ -172,7 +172,7 @@ async def test_resolver_system_uses_resolv_conf(
     servers = DnsClient(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
     assert await ask(servers, "a") == ["192.0.2.1"]
     await servers.close()
-    assert three[1].asked == [("udp", "a", "A")]  # the search list is for people
+    assert three[1].asked == [("udp", "a", "A")]  # the search list is not used
 
 
 @pytest.mark.parametrize(

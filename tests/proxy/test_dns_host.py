@@ -20,8 +20,8 @@ WHERE = AuthHttp(host="auth.example", port=9000)
 _V4, _V6 = socket.AF_INET, socket.AF_INET6
 
 
-class System:
-    """Stands in for the system's resolver."""
+class FakeGetaddrinfo:
+    """A replacement for ``getaddrinfo``."""
 
     def __init__(self, *answers: str | OSError) -> None:
         self.answer: tuple[str | OSError, ...] = answers
@@ -43,9 +43,9 @@ class System:
 
 
 class Hosts:
-    """The addresses, their clock and their numbers."""
+    """The addresses, with a clock and metrics."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: FakeGetaddrinfo) -> None:
         self.now = 1000.0
         self.meter = Meter()
         self.system = system
@@ -55,8 +55,8 @@ class Hosts:
         cells = {result: self.meter.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
         return {result: value for result, value in cells.items() if value}
 
-    async def settled(self) -> None:
-        """Wait for a lookup under way."""
+    async def lookup_ended(self) -> None:
+        """Wait for a lookup in progress."""
         if self.hosts._lookup is not None:
             await self.hosts._lookup
 
@@ -81,7 +81,7 @@ async def test_ip_address_needs_no_lookup(where: AuthHttp, target: tuple[int, An
 
 
 async def test_addresses_are_used_in_turn() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
     assert await test.hosts.start()
     taken = [test.hosts.take() for _ in range(4)]
     assert taken == [
@@ -94,11 +94,11 @@ async def test_addresses_are_used_in_turn() -> None:
 
 
 async def test_failed_address_is_last_resort_for_ten_seconds() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
     assert test.hosts.failed(second)
-    assert not test.hosts.failed(second)  # no news
+    assert not test.hosts.failed(second)  # already marked
     assert [test.hosts.take() for _ in range(4)] == [first, third, first, third]
     assert test.hosts.take((first, third)) == second
     assert test.hosts.take((first, second, third)) is None
@@ -111,7 +111,7 @@ async def test_failed_address_is_last_resort_for_ten_seconds() -> None:
 
 
 async def test_oldest_failure_is_tried_first_if_all_failed() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
     for target in (second, third, first):
@@ -122,14 +122,14 @@ async def test_oldest_failure_is_tried_first_if_all_failed() -> None:
 
 
 async def test_failures_of_removed_addresses_are_dropped() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2"))
     assert await test.hosts.start()
     for target in test.hosts.targets:
         test.hosts.failed(target)
     test.system.answer = ("192.0.2.2", "192.0.2.7")
     test.now += 1
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
     assert test.hosts._failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
     await test.hosts.close()
@@ -148,13 +148,13 @@ def test_target_text_formats_address(target: tuple[int, Any], text: str) -> None
 
 
 async def test_at_most_sixteen_addresses_are_used() -> None:
-    test = Hosts(System(*(f"192.0.2.{number}" for number in range(1, 30))))
+    test = Hosts(FakeGetaddrinfo(*(f"192.0.2.{number}" for number in range(1, 30))))
     await test.hosts.start()
     assert len(test.hosts.targets) == module.MAX_ADDRESSES == 16
 
 
 async def test_previous_addresses_are_used_during_lookup() -> None:
-    test = Hosts(System("192.0.2.1"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.now += 29
     test.hosts.take()
@@ -163,21 +163,21 @@ async def test_previous_addresses_are_used_during_lookup() -> None:
     test.system.answer = ("192.0.2.7",)
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
     assert test.system.asked == 2
     await test.hosts.close()
 
 
 async def test_failed_connection_starts_lookup_after_one_second() -> None:
-    test = Hosts(System("192.0.2.1"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.hosts.failed((_V4, ("192.0.2.1", 9000)))
     test.hosts.take()
     assert test.system.asked == 1  # not within a second
     test.now += 1
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     test.now += 1
     test.hosts.take()
     assert test.system.asked == 2  # and not again without another failure
@@ -195,33 +195,33 @@ async def test_failed_connection_starts_lookup_after_one_second() -> None:
     ],
 )
 async def test_failed_lookup_keeps_previous_addresses(error: OSError, result: DnsResult) -> None:
-    test = Hosts(System("192.0.2.1"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.now += 30
     test.system.answer = (error,)
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     assert test.results() == {DnsResult.OK: 1, result: 1}
     await test.hosts.close()
 
 
 async def test_unresolved_host_is_looked_up_every_second() -> None:
-    test = Hosts(System(socket.gaierror(socket.EAI_NONAME, "?")))
+    test = Hosts(FakeGetaddrinfo(socket.gaierror(socket.EAI_NONAME, "?")))
     assert not await test.hosts.start()
     assert test.hosts.take() is None
     assert test.system.asked == 1
     test.now += 1
     test.system.answer = ("192.0.2.1",)
     assert test.hosts.take() is None
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     await test.hosts.close()
 
 
 async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.01)
-    test = Hosts(System("192.0.2.1"))
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     test.system.gate.clear()
     assert not await test.hosts.start()  # gave up waiting
     for _ in range(5):
@@ -230,9 +230,9 @@ async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert test.system.asked == 1
     await asyncio.sleep(0.02)
     test.system.gate.set()
-    await test.settled()
+    await test.lookup_ended()
     assert test.meter.dns_timeouts[DnsPurpose.AUTH].value == 1
-    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # late is better than never
+    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # a late result is used
     assert test.results() == {DnsResult.TIMEOUT: 1}
     await test.hosts.close()
 

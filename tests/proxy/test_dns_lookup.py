@@ -13,55 +13,55 @@ from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.telemetry.metrics import Meter
 
 OK: LookupResult[str] = LookupResult(DnsResult.OK, "value", 60)
-NO_ANSWER: LookupResult[str] = LookupResult(DnsResult.INVALID)
+INVALID_RESULT: LookupResult[str] = LookupResult(DnsResult.INVALID)
 
 
-class Questions:
-    """Holds every question until the test answers it."""
+class Queries:
+    """Holds every query until the test sets its result."""
 
     def __init__(self) -> None:
         self.open: dict[str, asyncio.Future[LookupResult[str]]] = {}
-        self.asked: list[str] = []
+        self.keys: list[str] = []
 
-    async def ask(self, key: str) -> LookupResult[str]:
-        self.asked.append(key)
+    async def query(self, key: str) -> LookupResult[str]:
+        self.keys.append(key)
         self.open[key] = asyncio.get_running_loop().create_future()
         return await self.open[key]
 
 
-class Table:
-    """Lookups, who answers them, and what was heard."""
+class Harness:
+    """A ``LookupCache``, its queries, and the delivered results."""
 
     def __init__(self, *, timeout: float = 0, limit: int = 3) -> None:
-        self.questions = Questions()
+        self.queries = Queries()
         self.meter = Meter()
         self.lookups = LookupCache(
-            DnsPurpose.PTR, self.questions.ask, timeout=timeout, valid=None, meter=self.meter, limit=limit
+            DnsPurpose.PTR, self.queries.query, timeout=timeout, valid=None, meter=self.meter, limit=limit
         )
-        self.heard: list[LookupResult[str]] = []
+        self.results: list[LookupResult[str]] = []
 
     def find(self, key: str) -> Callable[[], None]:
-        return self.lookups.find(key, self.heard.append)
+        return self.lookups.find(key, self.results.append)
 
-    async def answer(self, key: str) -> None:
-        self.questions.open[key].set_result(OK)
-        await settled()
+    async def finish(self, key: str) -> None:
+        self.queries.open[key].set_result(OK)
+        await run_callbacks()
 
 
-async def settled() -> None:
+async def run_callbacks() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def test_waiters_share_one_result() -> None:
-    table = Table()
-    table.find("a")
-    table.find("a")
-    await settled()
-    await table.answer("a")
-    assert table.heard == [OK, OK]
-    assert table.questions.asked == ["a"]
-    assert table.lookups.cached("a") is OK
+    harness = Harness()
+    harness.find("a")
+    harness.find("a")
+    await run_callbacks()
+    await harness.finish("a")
+    assert harness.results == [OK, OK]
+    assert harness.queries.keys == ["a"]
+    assert harness.lookups.cached("a") is OK
 
 
 def crash(_: LookupResult[str]) -> None:
@@ -69,91 +69,91 @@ def crash(_: LookupResult[str]) -> None:
 
 
 async def test_exception_in_one_callback_does_not_affect_others() -> None:
-    table = Table()
-    table.lookups.find("a", crash)
-    table.find("a")
+    harness = Harness()
+    harness.lookups.find("a", crash)
+    harness.find("a")
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
-    await settled()
-    await table.answer("a")
-    assert table.heard == [OK]
+    await run_callbacks()
+    await harness.finish("a")
+    assert harness.results == [OK]
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
 
 
 async def test_lookups_above_limit_are_invalid() -> None:
-    table = Table(limit=2)
+    harness = Harness(limit=2)
     for key in ("a", "b", "c", "a"):
-        table.find(key)()  # whoever leaves makes room
+        harness.find(key)()  # cancelling makes room
     for key in ("a", "b", "a"):
-        table.find(key)
-    assert table.heard == []
-    table.find("c")()
-    assert table.heard == [NO_ANSWER]
-    await settled()
-    assert table.questions.asked == ["a", "b"]
-    await table.lookups.close()
+        harness.find(key)
+    assert harness.results == []
+    harness.find("c")()
+    assert harness.results == [INVALID_RESULT]
+    await run_callbacks()
+    assert harness.queries.keys == ["a", "b"]
+    await harness.lookups.close()
 
 
 async def test_lookup_is_cancelled_with_last_waiter() -> None:
-    table = Table(limit=1)
-    first, second = table.find("a"), table.find("a")
-    await settled()
+    harness = Harness(limit=1)
+    first, second = harness.find("a"), harness.find("a")
+    await run_callbacks()
     first()
-    assert not table.questions.open["a"].cancelled()
+    assert not harness.queries.open["a"].cancelled()
     second()
-    await settled()
-    assert table.questions.open["a"].cancelled()
-    table.find("b")
-    await settled()
-    assert table.questions.asked == ["a", "b"]
-    assert table.heard == []
-    assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
-    await table.lookups.close()
+    await run_callbacks()
+    assert harness.queries.open["a"].cancelled()
+    harness.find("b")
+    await run_callbacks()
+    assert harness.queries.keys == ["a", "b"]
+    assert harness.results == []
+    assert harness.meter.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
+    await harness.lookups.close()
 
 
 async def test_lookup_after_cancel_is_new() -> None:
-    table = Table()
-    table.find("a")()
-    table.find("a")
-    await settled()
-    await table.answer("a")
-    assert table.heard == [OK]
+    harness = Harness()
+    harness.find("a")()
+    harness.find("a")
+    await run_callbacks()
+    await harness.finish("a")
+    assert harness.results == [OK]
 
 
 async def test_waiter_cancelled_before_delivery_gets_nothing() -> None:
-    table = Table()
+    harness = Harness()
     cancel: list[Callable[[], None]] = []
 
     def first(_: LookupResult[str]) -> None:
         cancel[0]()
 
-    table.lookups.find("a", first)
-    cancel.append(table.find("a"))
-    await settled()
-    await table.answer("a")
-    assert table.heard == []
+    harness.lookups.find("a", first)
+    cancel.append(harness.find("a"))
+    await run_callbacks()
+    await harness.finish("a")
+    assert harness.results == []
 
 
 async def test_timeout_is_a_result_and_is_counted() -> None:
-    table = Table(timeout=0.01)
-    heard: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
-    table.lookups.find("a", heard.set_result)
-    assert await heard == LookupResult(DnsResult.TIMEOUT)
-    assert table.meter.dns_timeouts[DnsPurpose.PTR].value == 1
-    assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
-    table.meter.settle()
-    assert sum(table.meter.dns_seconds[DnsPurpose.PTR].counts) == 1
+    harness = Harness(timeout=0.01)
+    results: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
+    harness.lookups.find("a", results.set_result)
+    assert await results == LookupResult(DnsResult.TIMEOUT)
+    assert harness.meter.dns_timeouts[DnsPurpose.PTR].value == 1
+    assert harness.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
+    harness.meter.settle()
+    assert sum(harness.meter.dns_seconds[DnsPurpose.PTR].counts) == 1
 
 
-@pytest.mark.parametrize("is_asked", [True, False])
-async def test_closing_delivers_invalid_to_waiters(is_asked: bool) -> None:
-    table = Table()
-    table.find("a")
-    if is_asked:
-        await settled()
-    await table.lookups.close()
-    await settled()
-    assert table.heard == [NO_ANSWER]
+@pytest.mark.parametrize("is_started", [True, False])
+async def test_closing_delivers_invalid_to_waiters(is_started: bool) -> None:
+    harness = Harness()
+    harness.find("a")
+    if is_started:
+        await run_callbacks()
+    await harness.lookups.close()
+    await run_callbacks()
+    assert harness.results == [INVALID_RESULT]
 
 
 async def test_exception_in_query_is_reported_and_delivers_invalid() -> None:
@@ -163,17 +163,17 @@ async def test_exception_in_query_is_reported_and_delivers_invalid() -> None:
         raise ZeroDivisionError
 
     lookups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, meter=meter)
-    heard: list[LookupResult[str]] = []
+    results: list[LookupResult[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
-    lookups.find("a", heard.append)
-    await settled()
-    assert heard == [NO_ANSWER]
+    lookups.find("a", results.append)
+    await run_callbacks()
+    assert results == [INVALID_RESULT]
     assert [type(crash) for crash in crashes] == [ZeroDivisionError]
 
 
 async def test_cancel_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody behind one address asks the same, and may leave at the same time."""
+    """All clients behind one address wait for the same lookup, and may disconnect at the same time."""
     compared = 0
 
     def equal(self: object, other: object) -> bool:
@@ -183,13 +183,13 @@ async def test_cancel_takes_constant_time(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(_Waiter, "__eq__", equal)
     monkeypatch.setattr(_Waiter, "__hash__", object.__hash__)
-    table = Table()
-    cancels = [table.find("key") for _ in range(1_000)]
+    harness = Harness()
+    cancels = [harness.find("key") for _ in range(1_000)]
     for cancel in reversed(cancels):
         cancel()
     assert compared < 1_000
-    assert table.heard == []
-    await table.lookups.close()
+    assert harness.results == []
+    await harness.lookups.close()
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
     ("answer", "valid", "last", "gone"),
     [
         (found(60), None, 1060.9, 1061.0),
-        (found(0), None, 1000.9, 1001.0),  # good within its own second
+        (found(0), None, 1000.9, 1001.0),  # valid within its own second
         (found(2**31), None, 1000.0 + 86400, 1001.0 + 86400),
         (found(60), 5.0, 1005.9, 1006.0),
         (found(0), 300.0, 1300.9, 1301.0),
@@ -225,7 +225,7 @@ INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
         (NOTHING, None, 1010.9, 1011.0),
         (NOTHING, 300.0, 1010.9, 1011.0),
         (NOTHING, 2.0, 1002.9, 1003.0),
-        (INVALID, None, 1060.9, 1061.0),  # a bad name is an answer, as lasting as a good one
+        (INVALID, None, 1060.9, 1061.0),  # an invalid name is cached like a valid one
     ],
 )
 def test_result_is_cached_until_it_expires(
