@@ -61,8 +61,8 @@ GRANTED = AuthAllowed("192.0.2.10", 110, b"u")
 OK = Send(b"ok\r\n")
 
 
-class Small(Frontend[FrontendConfig]):
-    """Understands NOOP, AUTH, ASK, STARTTLS and BYE; everything else is a syntax error."""
+class MinimalFrontend(Frontend[FrontendConfig]):
+    """Has the commands NOOP, AUTH, ASK, OLD, STARTTLS and BYE; everything else is a syntax error."""
 
     framing: ClassVar[Framing] = Framing(b"+ ", words=3)
     certificate_replies: ClassVar[dict[CertificateFault, bytes]] = {
@@ -86,9 +86,9 @@ class Small(Frontend[FrontendConfig]):
             return OK
         if line == b"ASK":
             return self.auth_request(Credentials(Method.NONE))
-        return self.at_length(line)
+        return self.handle_other(line)
 
-    def at_length(self, line: bytes) -> ProtocolGenerator[CommandResult]:
+    def handle_other(self, line: bytes) -> ProtocolGenerator[CommandResult]:
         word, *arguments = line.split(b" ")
         if word == b"BYE":
             return SessionEnd(CloseReason.CLIENT_QUIT)
@@ -104,16 +104,16 @@ class Small(Frontend[FrontendConfig]):
         return (yield from self.count_error(classify_bad_line(word)))
 
 
-def small(config: ServerConfig, client: Client) -> Small:
-    return Small(FrontendConfig(config, 64, Send(b"hello\r\n")), client)
+def frontend_for(config: ServerConfig, client: Client) -> MinimalFrontend:
+    return MinimalFrontend(FrontendConfig(config, 64, Send(b"hello\r\n")), client)
 
 
 def server(**directives: object) -> ServerConfig:
     return configs.server(Protocol.POP3, **directives)
 
 
-def talk(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> Driven:
-    return drive(small(config, Client("192.0.2.1", tls=tls)).run(), *answers)
+def play(config: ServerConfig, *answers: object, tls: TlsInfo | None = None) -> Driven:
+    return drive(frontend_for(config, Client("192.0.2.1", tls=tls)).run(), *answers)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_control_chars_are_those_of_ascii() -> None:
 
 
 def test_timeout_starts_at_greeting() -> None:
-    driven = talk(server(timeout=7.0))
+    driven = play(server(timeout=7.0))
     assert driven.sent == b"hello\r\n"
     assert driven.deadlines == [7.0]
 
 
 def test_max_errors_replies_to_last_error_and_ends_session() -> None:
-    driven = talk(server(max_errors=2), b"one\ntwo\nthree\n")
+    driven = play(server(max_errors=2), b"one\ntwo\nthree\n")
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     erred = ProtocolViolation(ProtocolErrorKind.UNKNOWN_COMMAND)
@@ -187,21 +187,21 @@ def test_max_errors_replies_to_last_error_and_ends_session() -> None:
     ],
 )
 def test_too_long_line_ends_session(data: bytes, kind: ProtocolErrorKind) -> None:
-    driven = talk(server(max_errors=1), data)
+    driven = play(server(max_errors=1), data)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.sent == b"hello\r\nwhat?\r\n"
     assert driven.notes == [LogNote("client sent too long command"), ProtocolViolation(kind)]
 
 
 def test_too_long_sasl_response_ends_session() -> None:
-    driven = talk(server(), b"AUTH PLAIN\n", b"A" * 64)
+    driven = play(server(), b"AUTH PLAIN\n", b"A" * 64)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
 def test_starttls_discards_buffer_and_sends_no_greeting() -> None:
     tls = TlsInfo("TLSv1.3", "c")
     client = Client("192.0.2.1")
-    generator = small(server(starttls=Policy.ENABLED), client).run()
+    generator = frontend_for(server(starttls=Policy.ENABLED), client).run()
     driven = drive(generator, b"STARTTLS\nBYE\n", tls, b"BYE\n")
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
     assert driven.sent == b"hello\r\ngo ahead\r\n"
@@ -219,7 +219,7 @@ def test_starttls_discards_buffer_and_sends_no_greeting() -> None:
     ],
 )
 def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None) -> None:
-    driven = talk(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
+    driven = play(server(starttls=policy, max_errors=1), b"STARTTLS\n", b"BYE\n", tls=tls)
     assert driven.sent == b"hello\r\nwhat?\r\n"
     assert driven.notes == [ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
     assert not any(isinstance(effect, UpgradeToTls) for effect in driven.asked)
@@ -237,17 +237,17 @@ def test_starttls_is_refused_if_not_offered(policy: Policy, tls: TlsInfo | None)
     ],
 )
 def test_bad_certificate_gets_reply_and_ends_session(tls: TlsInfo, reply: bytes, remark: LogNote) -> None:
-    driven = talk(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
+    driven = play(server(ssl_verify_client=VerifyClient.REQUIRED), tls=tls)
     assert driven.result == SessionEnd(CloseReason.TLS_FAILED)
     assert driven.sent == reply
     assert driven.notes == [remark]
-    later = talk(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
+    later = play(server(ssl_verify_client=VerifyClient.REQUIRED, starttls=Policy.ENABLED), b"STARTTLS\n", tls)
     assert later.result == SessionEnd(CloseReason.TLS_FAILED)
     assert later.sent == b"hello\r\ngo ahead\r\n" + reply
 
 
 def test_starttls_only_refuses_sasl_without_tls() -> None:
-    driven = talk(server(starttls=Policy.ONLY), b"AUTH PLAIN AHUAcA\nAUTH NTLM\n", b"BYE\n")
+    driven = play(server(starttls=Policy.ONLY), b"AUTH PLAIN AHUAcA\nAUTH NTLM\n", b"BYE\n")
     assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [
         LoginRefused(Method.PLAIN, LoginResult.TLS_REQUIRED),
@@ -256,21 +256,21 @@ def test_starttls_only_refuses_sasl_without_tls() -> None:
 
 
 def test_refused_login_gets_reply_and_note() -> None:
-    driven = talk(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
+    driven = play(server(max_errors=1), b"OLD\nOLD \x07\nBYE\n")
     refused = LoginRefused(Method.APOP, LoginResult.BAD_CREDENTIALS_SYNTAX)
     assert driven.sent == b"hello\r\nwhat?\r\nwhat?\r\n"
     assert driven.notes == [refused, refused, ProtocolViolation(ProtocolErrorKind.CONTROL_CHAR)]
 
 
 def test_challenge_is_the_same_for_whole_session() -> None:
-    driven = talk(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
+    driven = play(server(), b"AUTH CRAM-MD5\n", b"<1.2@x>", b"*\nAUTH CRAM-MD5\n*\nBYE\n")
     assert driven.sent == b"hello\r\n" + 2 * b"+ PDEuMkB4Pg==\r\nwhat?\r\n"
     assert sum(isinstance(effect, MakeChallenge) for effect in driven.asked) == 1
     assert driven.notes == 2 * [LoginRefused(Method.CRAM_MD5, LoginResult.ABORTED)]
 
 
 def test_failed_sasl_exchange_is_counted_only_if_line_is_malformed() -> None:
-    driven = talk(server(max_errors=1), b"AUTH EXTERNAL\nAUTH NTLM\nAUTH PLAIN !\nAUTH PLAIN\na\rb\n")
+    driven = play(server(max_errors=1), b"AUTH EXTERNAL\nAUTH NTLM\nAUTH PLAIN !\nAUTH PLAIN\na\rb\n")
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
     assert driven.notes == [
         LoginRefused(Method.EXTERNAL, LoginResult.METHOD_DISABLED),
@@ -284,36 +284,36 @@ def test_failed_sasl_exchange_is_counted_only_if_line_is_malformed() -> None:
 
 
 def test_allowed_login_ends_frontend() -> None:
-    assert talk(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN)
+    assert play(server(), b"AUTH PLAIN AHUAcA\n", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN)
 
 
 @pytest.mark.parametrize(
     "cut", [(b"NOOP\nNOOP\nASK\nSTAT\n",), (b"NOOP\n", b"NO", b"OP\r\nASK\nST", b"AT\n")]
 )
 def test_pipelined_commands_are_handled_in_order(cut: tuple[bytes, ...]) -> None:
-    driven = talk(server(), *cut[:3], GRANTED)
+    driven = play(server(), *cut[:3], GRANTED)
     assert driven.sent == b"hello\r\nok\r\nok\r\n"
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, cut[2][-2:] if len(cut) > 1 else b"STAT\n")
 
 
 def test_deferred_request_may_be_allowed_denied_or_fail() -> None:
     later = AuthDeferred(2, b"bob")
-    assert talk(server(), b"ASK\n", later, None, GRANTED).result == UpstreamLogin(GRANTED, Method.NONE)
-    denied = talk(server(), b"ASK\n", later, None, AuthDenied(b"no"))
+    assert play(server(), b"ASK\n", later, None, GRANTED).result == UpstreamLogin(GRANTED, Method.NONE)
+    denied = play(server(), b"ASK\n", later, None, AuthDenied(b"no"))
     assert (denied.sent, denied.result) == (b"hello\r\nno: no\r\n", SessionEnd(CloseReason.AUTH_REJECTED))
     with pytest.raises(AuthUnavailable):
-        talk(server(), b"ASK\n", AuthDeferred(86401))
+        play(server(), b"ASK\n", AuthDeferred(86401))
 
 
 def test_deferred_request_keeps_login_attempt_number() -> None:
     denied = AuthDenied(b"no", wait=1)
-    driven = talk(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
+    driven = play(server(), b"ASK\nASK\n", denied, None, AuthDeferred(1), None, denied, None)
     questions = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [question.attempt for question in questions] == [1, 2, 2]
 
 
 def test_denied_login_with_auth_wait_keeps_connection() -> None:
-    driven = talk(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
+    driven = play(server(), b"ASK\nASK\n", AuthDenied(b"later", wait=3), None, AuthDenied(b"never"))
     assert driven.result == SessionEnd(CloseReason.AUTH_REJECTED)
     assert driven.sent == b"hello\r\nno: later\r\nno: never\r\n"
     assert [effect.seconds for effect in driven.asked if isinstance(effect, Wait)] == [3]
@@ -322,7 +322,7 @@ def test_denied_login_with_auth_wait_keeps_connection() -> None:
 
 def test_session_errors_are_not_caught() -> None:
     with pytest.raises(AuthUnreachable):
-        talk(server(), b"ASK\n", AuthUnreachable())
+        play(server(), b"ASK\n", AuthUnreachable())
 
 
 def test_line_too_long_text_has_no_client_bytes() -> None:

@@ -40,8 +40,8 @@ TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 
 
 @dataclass
-class Talk:
-    """What came of one conversation with a client that says it all and leaves."""
+class Session:
+    """The result of a session with a client that sends everything and disconnects."""
 
     sent: bytes = b""
     asked: list[Credentials] = field(default_factory=list)
@@ -49,14 +49,14 @@ class Talk:
     result: UpstreamLogin | SessionEnd | None = None
 
 
-def talk(
+def play(
     data: bytes,
     config: ServerConfig = SERVER,
     decision: AuthAllowed | AuthDenied | None = None,
     cut: int = 0,
-) -> Talk:
-    """Say these bytes, at most ``cut`` at once, get that decision, and leave."""
-    came = Talk()
+) -> Session:
+    """Send these bytes, at most ``cut`` at once, with this decision, then disconnect."""
+    session = Session()
     generator = IMAP.frontend_for(config)(Client("192.0.2.1")).run()
     answer: Any = None
     try:
@@ -66,27 +66,27 @@ def talk(
                 taken = cut or effect.limit
                 answer, data = data[:taken], data[taken:]
             else:
-                answer = _answer(came, effect, decision or AuthDenied(b"no", 1))
+                answer = _answer(session, effect, decision or AuthDenied(b"no", 1))
     except StopIteration as finished:
-        came.result = finished.value
+        session.result = finished.value
     except PeerClosed:
         pass
-    if isinstance(came.result, UpstreamLogin):
-        came.result.unread += data
-    return came
+    if isinstance(session.result, UpstreamLogin):
+        session.result.unread += data
+    return session
 
 
-def _answer(came: Talk, effect: Effect, decision: AuthAllowed | AuthDenied) -> Any:
+def _answer(session: Session, effect: Effect, decision: AuthAllowed | AuthDenied) -> Any:
     match effect:
-        case Send(said):
-            came.sent += said
+        case Send(sent):
+            session.sent += sent
         case Authenticate(request):
-            came.asked.append(request.credentials)
+            session.asked.append(request.credentials)
             return decision
         case MakeChallenge(name):
             return b"<1.2@%b>" % name.encode()
         case Note(event):
-            came.notes.append(event)
+            session.notes.append(event)
     return None
 
 
@@ -105,12 +105,12 @@ def test_session_follows_transcript(transcript: transcripts.Transcript) -> None:
 )
 def test_login_result_has_pipelined_bytes(data: bytes, method: Method) -> None:
     grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(b"secret"))
-    came = talk(data + b"a2 SELECT INBOX\r\na3", decision=grant)
-    assert came.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
+    session = play(data + b"a2 SELECT INBOX\r\na3", decision=grant)
+    assert session.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
 
 
 def test_logout_ends_session_without_error() -> None:
-    assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
+    assert play(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 PIECES = st.one_of(
@@ -129,14 +129,14 @@ STREAMS = st.lists(PIECES, max_size=25).map(b"".join)
 
 @given(STREAMS, st.integers(1, 9))
 def test_result_does_not_depend_on_chunks(data: bytes, cut: int) -> None:
-    assert talk(data, SMALL, cut=cut) == talk(data, SMALL)
+    assert play(data, SMALL, cut=cut) == play(data, SMALL)
 
 
 @given(STREAMS)
 def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
-    said = talk(data, SMALL).sent
-    assert said.endswith(b"\r\n")
-    for line in said.removesuffix(b"\r\n").split(b"\r\n"):
+    sent = play(data, SMALL).sent
+    assert sent.endswith(b"\r\n")
+    for line in sent.removesuffix(b"\r\n").split(b"\r\n"):
         assert not set(line) & set(b"\r\n\0")
         assert len(line) <= 200
         assert line.startswith((b"* ", b"+ ")) or line.split(b" ")[1] in {b"OK", b"BAD", b"NO"}
@@ -144,7 +144,7 @@ def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
 
 @given(STREAMS)
 def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
-    for credentials in talk(data, SMALL).asked:
+    for credentials in play(data, SMALL).asked:
         password = b"" if credentials.password is None else credentials.password.reveal()
         assert not set(credentials.user + password) & set(b"\r\n\0")
 
@@ -164,6 +164,6 @@ def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
     ],
 )
 def test_password_is_not_in_replies_or_notes(login: bytes) -> None:
-    came = talk(login)
-    assert b"MARK3D" not in came.sent
-    assert "MARK3D" not in repr(came)
+    session = play(login)
+    assert b"MARK3D" not in session.sent
+    assert "MARK3D" not in repr(session)

@@ -43,19 +43,19 @@ def b64encode(data: bytes) -> bytes:
     return b2a_base64(data, newline=False)
 
 
-def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
+def play(*answers: object, tls: bool = False, **directives: object) -> Driven:
     config = Pop3FrontendConfig(configs.server(Protocol.POP3, **directives))
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
     return drive(Pop3Frontend(config, client).run(), *answers)
 
 
-def said(driven: Driven) -> list[bytes]:
-    """The replies without the greeting."""
+def replies_in(driven: Driven) -> list[bytes]:
+    """The replies after the greeting."""
     return driven.sent.split(b"\r\n")[1:-1]
 
 
 def test_login_result_has_credentials_and_pipelined_bytes() -> None:
-    driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
+    driven = play(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, asked) = driven.asked
     assert isinstance(asked, Authenticate)
@@ -63,11 +63,11 @@ def test_login_result_has_credentials_and_pipelined_bytes() -> None:
 
 
 def test_command_limit_is_512_bytes() -> None:
-    assert limits(talk()) == [512]
+    assert limits(play()) == [512]
 
 
 def test_command_limit_is_client_buffer_directive() -> None:
-    assert limits(talk(pop3_client_buffer=128)) == [128]
+    assert limits(play(pop3_client_buffer=128)) == [128]
 
 
 def test_long_password_logs_in_with_every_method() -> None:
@@ -78,22 +78,22 @@ def test_long_password_logs_in_with_every_method() -> None:
         b"AUTH PLAIN " + plain + b"\r\n",
         b"AUTH PLAIN\r\n" + plain + b"\r\n",
     ):
-        driven = talk(*lines.splitlines(keepends=True), GRANTED)
+        driven = play(*lines.splitlines(keepends=True), GRANTED)
         assert driven.result == UpstreamLogin(GRANTED, driven.result.method)
 
 
 def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
-    driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
+    driven = play(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
     asked = [effect for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
-    assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
+    assert replies_in(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
 
 def test_sasl_response_above_its_limit_ends_session() -> None:
-    driven = talk(b"AUTH PLAIN\r\n", b"A" * 4096)
+    driven = play(b"AUTH PLAIN\r\n", b"A" * 4096)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
@@ -110,12 +110,12 @@ def test_sasl_response_above_its_limit_ends_session() -> None:
 def test_capa_reply_depends_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.POP3, starttls=starttls)
-    assert talk(line, tls=tls, starttls=starttls).sent == replies.GREETING + reply(server)
+    assert play(line, tls=tls, starttls=starttls).sent == replies.GREETING + reply(server)
 
 
 @pytest.mark.parametrize("method", [AuthMethod.APOP, AuthMethod.CRAM_MD5])
 def test_greeting_has_challenge_if_a_method_needs_it(method: AuthMethod) -> None:
-    assert talk(CHALLENGE, pop3_auth=frozenset({method})).sent == replies.greeting(CHALLENGE)
+    assert play(CHALLENGE, pop3_auth=frozenset({method})).sent == replies.greeting(CHALLENGE)
 
 
 @pytest.mark.parametrize(
@@ -129,13 +129,13 @@ def test_greeting_has_challenge_if_a_method_needs_it(method: AuthMethod) -> None
     ],
 )
 def test_error_after_user_resets_user_name(line: bytes, erred: ProtocolErrorKind) -> None:
-    driven = talk(b"USER alice\n" + line + b"\nPASS secret\n")
-    assert said(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
+    driven = play(b"USER alice\n" + line + b"\nPASS secret\n")
+    assert replies_in(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
     assert driven.notes == [ProtocolViolation(erred), ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
 
 
 def test_capa_and_noop_after_user_keep_user_name() -> None:
-    driven = talk(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
+    driven = play(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
     assert driven.finished
     assert b"STLS" not in driven.sent
 
@@ -159,8 +159,8 @@ def test_capa_and_noop_after_user_keep_user_name() -> None:
     ],
 )
 def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, notes: list[object]) -> None:
-    driven = talk(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
-    assert said(driven) == [b"-ERR invalid command", b"+OK"]
+    driven = play(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
+    assert replies_in(driven) == [b"-ERR invalid command", b"+OK"]
     assert driven.notes == notes
 
 
@@ -169,13 +169,13 @@ def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, notes: list[
     [(b"USER a", Method.PASSWORD), (b"APOP a b", Method.APOP), (b"AUTH LOGIN", Method.LOGIN)],
 )
 def test_starttls_only_refuses_login_without_tls(line: bytes, method: Method) -> None:
-    driven = talk(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
-    assert said(driven) == [b"-ERR invalid command"] * 2
+    driven = play(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
+    assert replies_in(driven) == [b"-ERR invalid command"] * 2
     assert driven.notes[0] == LoginRefused(method, LoginResult.TLS_REQUIRED)
 
 
 def test_apop_responds_to_challenge_of_greeting() -> None:
-    driven = talk(
+    driven = play(
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
@@ -185,19 +185,19 @@ def test_apop_responds_to_challenge_of_greeting() -> None:
 
 
 def test_apop_is_refused_if_not_configured() -> None:
-    assert talk(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
+    assert play(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
 
 
 def test_denied_login_resets_user_name() -> None:
-    driven = talk(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
-    assert said(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
+    driven = play(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
+    assert replies_in(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 def test_stls_starts_tls() -> None:
-    driven = talk(b"STLS\n", TlsInfo("TLSv1.3", "c"), b"QUIT\n", starttls=StartTls.ENABLED)
-    assert said(driven) == [b"+OK", b"+OK"]
+    driven = play(b"STLS\n", TlsInfo("TLSv1.3", "c"), b"QUIT\n", starttls=StartTls.ENABLED)
+    assert replies_in(driven) == [b"+OK", b"+OK"]
 
 
 def test_sasl_login_is_sent_to_authentication_service() -> None:
-    assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")
+    assert play(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")

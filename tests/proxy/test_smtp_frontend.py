@@ -39,27 +39,27 @@ NONE = frozenset({AuthMethod.NONE})
 TLS = TlsInfo("TLSv1.3", "c")
 
 
-def talk(*answers: object, client: Client | None = None, **directives: object) -> Driven:
+def play(*answers: object, client: Client | None = None, **directives: object) -> Driven:
     config = SmtpFrontendConfig(configs.server(Protocol.SMTP, server_name="mx", **directives))
     frontend = SmtpFrontend(config, client or Client("192.0.2.1"))
     return drive(frontend.run(), *answers)
 
 
 def codes(driven: Driven) -> list[bytes]:
-    """The codes of the replies without the greeting."""
+    """The codes of the replies after the greeting."""
     lines = driven.sent.split(b"\r\n")[1:-1]
     return [line[:3] for line in lines if line[3:4] == b" "]
 
 
 def test_login_result_has_credentials_and_pipelined_bytes() -> None:
-    driven = talk(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
+    driven = play(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
     assert driven.result == UpstreamLogin(
         GRANTED, Method.PLAIN, b"MAIL FROM:<a>\r\nRC", helo=b"cl", esmtp=True
     )
 
 
 def test_command_limit_is_smtp_client_buffer() -> None:
-    assert limits(talk(smtp_client_buffer=100)) == [100]
+    assert limits(play(smtp_client_buffer=100)) == [100]
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_command_limit_is_smtp_client_buffer() -> None:
 def test_ehlo_reply_depends_on_tls(tls: TlsInfo | None, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.SMTP, server_name="mx", starttls=starttls)
-    driven = talk(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
+    driven = play(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
     assert driven.sent == replies.greeting(server) + reply(server)
 
 
 def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
     client = Client("192.0.2.1")
     resolver = ResolverConfig(system=True)
-    driven = talk(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
+    driven = play(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
     assert client.host == b"host.example"
     assert [type(effect) for effect in driven.asked[:2]] == [ResolveClient, Peek]
     assert driven.sent == b"220 mx ESMTP ready\r\n"
@@ -89,7 +89,7 @@ def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
 
 
 def test_early_talker_gets_no_greeting() -> None:
-    driven = talk(b"H", smtp_greeting_delay=3.0)
+    driven = play(b"H", smtp_greeting_delay=3.0)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
     assert driven.sent == replies.EARLY_TALKER
     assert driven.notes == [
@@ -119,18 +119,18 @@ def test_early_talker_gets_no_greeting() -> None:
     ],
 )
 def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, code: bytes, note: object) -> None:
-    driven = talk(line + b"\nNOOP\n", smtp_auth=NONE, max_errors=1)
+    driven = play(line + b"\nNOOP\n", smtp_auth=NONE, max_errors=1)
     assert codes(driven)[-2:] == [code, b"250"]
     assert driven.notes == [note]
 
 
 def test_syntax_error_is_counted() -> None:
-    driven = talk(b"DATA\n", max_errors=1)
+    driven = play(b"DATA\n", max_errors=1)
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
 
 
 def test_rcpt_sends_auth_request_with_envelope() -> None:
-    driven = talk(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
+    driven = play(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
     asked = driven.asked[-1]
@@ -140,7 +140,7 @@ def test_rcpt_sends_auth_request_with_envelope() -> None:
 
 
 def test_mail_is_kept_until_reset() -> None:
-    driven = talk(
+    driven = play(
         b"MAIL a\nRCPT b\nMAIL c\nRSET\nRCPT d\nMAIL e\nHELO f\nMAIL g\nQUIT\n", DENIED, None, smtp_auth=NONE
     )
     assert codes(driven) == [b"250", b"535", b"503", b"250", b"503", b"250", b"250", b"250", b"221"]
@@ -148,7 +148,7 @@ def test_mail_is_kept_until_reset() -> None:
 
 
 def test_mail_without_smtp_auth_none_needs_login() -> None:
-    driven = talk(b"MAIL FROM:<a>\n")
+    driven = play(b"MAIL FROM:<a>\n")
     assert codes(driven) == [b"530"]
     assert driven.notes == [
         LogNote("client was rejected", b"MAIL FROM:<a>"),
@@ -157,14 +157,14 @@ def test_mail_without_smtp_auth_none_needs_login() -> None:
 
 
 def test_starttls_only_refuses_login_and_mail_without_tls() -> None:
-    driven = talk(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
+    driven = play(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
     assert driven.sent.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
     assert codes(driven) == [b"530", b"500", b"500"]
     assert driven.notes[1] == LoginRefused(Method.LOGIN, LoginResult.TLS_REQUIRED)
 
 
 def test_starttls_resets_helo_and_mail_but_not_esmtp() -> None:
-    driven = talk(
+    driven = play(
         b"EHLO cl\nMAIL a\nSTARTTLS\n",
         TLS,
         b"RCPT b\nAUTH PLAIN AHUAcA\n",
@@ -177,5 +177,5 @@ def test_starttls_resets_helo_and_mail_but_not_esmtp() -> None:
 
 
 def test_denied_login_with_auth_wait_may_be_repeated() -> None:
-    driven = talk(b"AUTH PLAIN AHUAcA\nAUTH PLAIN\n", DENIED, None, b"*\n")
+    driven = play(b"AUTH PLAIN AHUAcA\nAUTH PLAIN\n", DENIED, None, b"*\n")
     assert codes(driven) == [b"535", b"334", b"500"]
