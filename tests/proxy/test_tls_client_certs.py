@@ -40,7 +40,7 @@ def named(directive: str, path: str) -> dict[str, Any]:
     return {directive: path}
 
 
-def told(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
+def verified(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
     context = client_of(certificate=certificate)
     context.minimum_version = context.maximum_version = version
     return shaken(tls, context)[0]
@@ -83,7 +83,7 @@ def for_servers(authority: Authority) -> Issued:
 def test_valid_certificate_is_accepted(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
-    info = told(verifying(authority, mode), authority.issue("CN=alice"), version)
+    info = verified(verifying(authority, mode), authority.issue("CN=alice"), version)
     assert info.certificate is not None
     assert info.certificate.subject == b"CN=alice"
     assert (info.verify_code, info.verify_error, info.verify_is_tolerable) == (0, b"ok", False)
@@ -95,7 +95,7 @@ def test_valid_certificate_is_accepted(
 def test_handshake_without_certificate_completes(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
-    info = told(verifying(authority, mode), None, version)
+    info = verified(verifying(authority, mode), None, version)
     assert (info.certificate, info.verify_code) == (None, 0)
     assert (certificate_fault(mode, info) is CertificateFault.MISSING) is (mode is VerifyClient.REQUIRED)
 
@@ -120,7 +120,7 @@ def test_handshake_with_bad_certificate_completes_with_verify_code(
     tolerable: bool,
     version: ssl.TLSVersion,
 ) -> None:
-    info = told(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
+    info = verified(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
     assert (info.verify_code, info.verify_is_tolerable) == (code, tolerable)
     assert info.verify_error
     assert (certificate_fault(VerifyClient.OPTIONAL_NO_CA, info) is None) is tolerable
@@ -129,13 +129,13 @@ def test_handshake_with_bad_certificate_completes_with_verify_code(
 
 def test_verify_client_off_requests_no_certificate(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_client_certificate="/nonexistent")
-    info = told(tls, authority.issue("CN=alice"))
+    info = verified(tls, authority.issue("CN=alice"))
     assert info.certificate is None
 
 
 def test_optional_no_ca_needs_no_ca_file(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
-    info = told(tls, authority.issue("CN=alice"))
+    info = verified(tls, authority.issue("CN=alice"))
     assert (info.verify_code, info.verify_is_tolerable) == (21, True)
 
 
@@ -155,15 +155,15 @@ def test_chain_above_verify_depth_is_bad(authority: Authority, depth: int, code:
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
-    info = told(verifying(authority, ssl_verify_depth=depth), issued)
+    info = verified(verifying(authority, ssl_verify_depth=depth), issued)
     assert info.verify_code == code
 
 
 def test_revoked_certificate_is_bad_and_others_are_not(authority: Authority) -> None:
     revoked, other = authority.issue("CN=gone"), authority.issue("CN=alice")
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocations(revoked))
-    assert told(tls, revoked).verify_code == 23
-    assert told(tls, other).verify_code == 0
+    assert verified(tls, revoked).verify_code == 23
+    assert verified(tls, other).verify_code == 0
 
 
 def test_crl_is_required_for_whole_chain(authority: Authority) -> None:
@@ -172,18 +172,18 @@ def test_crl_is_required_for_whole_chain(authority: Authority) -> None:
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
     tls = verifying(authority, ssl_verify_depth=3, ssl_crl=middle.revocations())
-    assert told(tls, issued).verify_code == 3
+    assert verified(tls, issued).verify_code == 3
     both = middle.write(
         "crls", Path(middle.revocations()).read_bytes() + Path(authority.revocations()).read_bytes()
     )
-    assert told(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
+    assert verified(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
 
 
 def test_certificates_in_crl_file_are_not_trusted(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Another CA")
     mixed = Path(other.revocations()).read_bytes() + Path(other.file).read_bytes()
     tls = verifying(authority, ssl_crl=authority.write("mixed", mixed))
-    assert told(tls, other.issue("CN=mallory")).verify_code != 0
+    assert verified(tls, other.issue("CN=mallory")).verify_code != 0
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None
 def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Quiet CA")
     tls = verifying(authority, ssl_trusted_certificate=other.file)
-    assert told(tls, other.issue("CN=bob")).verify_code == 0
+    assert verified(tls, other.issue("CN=bob")).verify_code == 0
     with serving(tls) as port:
         said = s_client(port)
     assert "CN = Test CA" in said
@@ -316,7 +316,7 @@ def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> Non
 
 
 def s_client(port: int, *options: str) -> str:
-    """What ``openssl s_client`` prints about a connection."""
+    """The output of ``openssl s_client``."""
     command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
     return subprocess.run(
         command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False
@@ -328,7 +328,7 @@ def dn_authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path, "C=DE/O=Ex, Inc/CN=Test CA")
 
 
-def presented(dn_authority: Authority, issued: Issued) -> ClientCertificate:
+def description_of(dn_authority: Authority, issued: Issued) -> ClientCertificate:
     """The description of a client's certificate."""
     tls = tls_of(
         dn_authority.issue(),
@@ -362,7 +362,7 @@ def test_subject_and_issuer_are_in_rfc_2253_form(
     dn_authority: Authority, subject: str, printed: bytes
 ) -> None:
     issued = dn_authority.issue(subject)
-    certificate = presented(dn_authority, issued)
+    certificate = description_of(dn_authority, issued)
     assert certificate.subject == printed
     assert certificate.subject == openssl_x509(issued, "-subject", "-nameopt", "RFC2253")
     assert certificate.issuer == b"CN=Test CA,O=Ex\\, Inc,C=DE"
@@ -380,20 +380,20 @@ def test_subject_and_issuer_are_in_rfc_2253_form(
 def test_common_name_is_first_in_utf8(
     dn_authority: Authority, subject: str, common_name: bytes | None
 ) -> None:
-    assert presented(dn_authority, dn_authority.issue(subject)).common_name == common_name
+    assert description_of(dn_authority, dn_authority.issue(subject)).common_name == common_name
 
 
 @pytest.mark.parametrize("serial", [1, 0xABCDEF, 0x7F << 144])
 def test_serial_is_upper_case_hexadecimal(dn_authority: Authority, serial: int) -> None:
     issued = dn_authority.issue(serial=serial)
-    certificate = presented(dn_authority, issued)
+    certificate = description_of(dn_authority, issued)
     assert certificate.serial == openssl_x509(issued, "-serial")
     assert int(certificate.serial, 16) == serial
 
 
 def test_fingerprint_and_pem_are_of_the_certificate(dn_authority: Authority) -> None:
     issued = dn_authority.issue()
-    certificate = presented(dn_authority, issued)
+    certificate = description_of(dn_authority, issued)
     der = issued.certificate.public_bytes(Encoding.DER)
     assert certificate.fingerprint == hashlib.sha1(der).hexdigest().encode()
     assert certificate.pem == issued.certificate.public_bytes(Encoding.PEM)

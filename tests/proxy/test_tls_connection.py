@@ -36,8 +36,8 @@ def tls(authority: Authority) -> ServerTls:
     return tls_of(authority.issue())
 
 
-def stranger(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
-    """Somebody who has said this before our side came to the handshake."""
+def client_sending(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
+    """A client that has sent these bytes before the server side starts the handshake."""
     near, far = socket.socketpair()
     far.setblocking(False)
     near.settimeout(5)
@@ -57,7 +57,7 @@ def test_handshake_result(tls: ServerTls, authority: Authority, version: ssl.TLS
 
 
 def test_handshake_waits_for_client(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+    near, ours = client_sending(tls, b"")
     assert ours.handshake() is HandshakeStep.WANT_READ
     near.close()
     ours.close()
@@ -89,7 +89,7 @@ def test_accept_detaches_socket(tls: ServerTls) -> None:
     ],
 )
 def test_other_bytes_fail_handshake(tls: ServerTls, said: bytes, failure: TlsFailure) -> None:
-    near, ours = stranger(tls, said)
+    near, ours = client_sending(tls, said)
     with pytest.raises(TlsHandshakeFailed) as caught:
         ours.handshake()
     assert caught.value.failure is failure
@@ -100,7 +100,7 @@ def test_other_bytes_fail_handshake(tls: ServerTls, said: bytes, failure: TlsFai
 
 
 def test_disconnect_during_handshake_is_eof(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+    near, ours = client_sending(tls, b"")
     near.close()
     with pytest.raises(TlsHandshakeFailed) as caught:
         ours.handshake()
@@ -123,7 +123,7 @@ def test_reset_during_handshake_is_eof(tls: ServerTls) -> None:
 
 
 def test_pending_is_zero_after_close(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+    near, ours = client_sending(tls, b"")
     ours.close()
     assert ours.pending() == 0
     near.close()
@@ -152,15 +152,15 @@ def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authori
 )
 @given(said=st.binary(max_size=600))
 def test_any_bytes_wait_or_fail_handshake(tls: ServerTls, said: bytes) -> None:
-    near, ours = stranger(tls, said)
+    near, ours = client_sending(tls, said)
     near.close()
     with pytest.raises(TlsHandshakeFailed):
-        shake_alone(ours)
+        handshake_alone(ours)
     ours.close()
 
 
-def shake_alone(ours: TlsConnection) -> None:
-    """As many steps as somebody who has left can still answer."""
+def handshake_alone(ours: TlsConnection) -> None:
+    """Continue the handshake with a client that is disconnected."""
     for _ in range(3):
         ours.handshake()
 
@@ -188,13 +188,13 @@ def test_client_that_rejects_certificate_fails(tls: ServerTls, tmp_path: Path) -
 def failure_with(tls: ServerTls, context: ssl.SSLContext) -> TlsFailure:
     pair = Pair(tls, context)
     with pytest.raises(TlsHandshakeFailed) as caught:
-        shake_in_vain(pair)
+        failing_handshake(pair)
     pair.close()
     return caught.value.failure
 
 
-def shake_in_vain(pair: Pair) -> None:
-    """Both sides of a handshake in which the client may be the one to give up."""
+def failing_handshake(pair: Pair) -> None:
+    """Perform both sides of a handshake that fails on either side."""
     for _ in range(3):
         with suppress(ssl.SSLError):
             pair.client.do_handshake()
@@ -332,7 +332,7 @@ def test_unwrap_sends_close_notify_and_reading_still_works(tls: ServerTls, autho
 
 @pytest.mark.parametrize("moment", ["before the handshake", "after a failure", "after the end"])
 def test_unwrap_never_raises(tls: ServerTls, moment: str) -> None:
-    near, ours = stranger(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
+    near, ours = client_sending(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
     if moment == "after a failure":
         with pytest.raises(TlsHandshakeFailed):
             ours.handshake()
@@ -344,7 +344,7 @@ def test_unwrap_never_raises(tls: ServerTls, moment: str) -> None:
 
 
 def test_failed_unwrap_leaves_no_openssl_error(tls: ServerTls, authority: Authority) -> None:
-    near, ours = stranger(tls, b"")
+    near, ours = client_sending(tls, b"")
     ours.unwrap()
     info, _ = shaken(tls, client_of(authority))
     assert info.version
@@ -387,7 +387,7 @@ def test_2000_handshakes_leak_nothing(authority: Authority) -> None:
 
 
 def test_connection_object_is_small(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+    near, ours = client_sending(tls, b"")
     assert vars(ours) == {}
     near.close()
     ours.close()
@@ -418,6 +418,6 @@ def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
 
 
 def _segments_out(sock: socket.socket) -> int:
-    """Segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
+    """The number of segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
     told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
     return int.from_bytes(told[156:160], sys.byteorder)

@@ -24,7 +24,7 @@ from support.configs import server
 
 @pytest.fixture
 def config(tmp_path: Path) -> ServerConfig:
-    """A server that names every file there is."""
+    """A server with all directives that name files."""
     for name in ("cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"):
         (tmp_path / name).write_bytes(name.encode())
     return server(

@@ -29,7 +29,7 @@ def ours(authority: Authority) -> Issued:
     return authority.issue()
 
 
-def refusal(*pairs: tuple[str, str], **directives: Any) -> str:
+def problem(*pairs: tuple[str, str], **directives: Any) -> str:
     files = tuple(CertificateFiles(certificate=certificate, key=key) for certificate, key in pairs)
     with pytest.raises(ConfigError) as caught:
         tls_of(ssl_certificate=files, **directives)
@@ -70,17 +70,17 @@ def test_unencrypted_key_works_with_password_file(authority: Authority, ours: Is
 def test_wrong_passphrase_is_a_problem(authority: Authority) -> None:
     issued = authority.issue(passphrase=b"secret")
     pair = (issued.files.certificate, issued.files.key)
-    said = refusal(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
+    said = problem(pair, ssl_password_file=authority.write("passphrases", b"hunter1\nhunter2\n"))
     assert said == (
         f'servers[imap].ssl_certificate[0]: cannot load certificate key "{issued.files.key}": '
         "no passphrase in ssl_password_file opens it"
     )
-    assert refusal(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
+    assert problem(pair).endswith("it is encrypted: name a file with its passphrase in ssl_password_file")
 
 
 def test_too_long_passphrase_is_a_problem(authority: Authority, ours: Issued) -> None:
     path = authority.write("passphrases", b"x" * 1025)
-    said = refusal((ours.files.certificate, ours.files.key), ssl_password_file=path)
+    said = problem((ours.files.certificate, ours.files.key), ssl_password_file=path)
     assert said == "servers[imap].ssl_password_file: a passphrase has more than 1024 bytes"
 
 
@@ -93,7 +93,7 @@ def test_all_problems_of_key_pairs_are_reported_together(
     empty.write_bytes(b"")
     other = authority.issue()
     certificate, key = ours.files.certificate, ours.files.key
-    said = refusal(
+    said = problem(
         (certificate, key),
         (str(bad), key),
         (certificate, str(empty)),
@@ -125,7 +125,7 @@ def test_all_problems_of_key_pairs_are_reported_together(
     ],
 )
 def test_missing_ssl_certificate_is_a_problem(directives: dict[str, Any], mode: str) -> None:
-    assert refusal(**directives) == (
+    assert problem(**directives) == (
         f'servers[imap].ssl_certificate: no "ssl_certificate" is defined for the "{mode}" directive'
     )
 

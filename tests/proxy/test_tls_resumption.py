@@ -43,7 +43,7 @@ def client(version: ssl.TLSVersion) -> ssl.SSLContext:
 
 
 def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> bool:
-    """Whether a session with one is resumed with the other."""
+    """Whether a session of the first is resumed by the second."""
     context = client(version)
     _, session = shaken(first, context)
     info, _ = shaken(second, context, session=session)
@@ -240,7 +240,7 @@ def test_replace_with_bad_key_keeps_keys(length: int) -> None:
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -250,7 +250,7 @@ class Clock:
 
 
 class Workers:
-    """Two workers whose ticket keys the supervisor rotates; each receives them when the test says so."""
+    """Two workers whose ticket keys the supervisor rotates; the test chooses when each receives them."""
 
     def __init__(self, ours: Issued, timeout: int) -> None:
         self.clock = Clock()
@@ -407,7 +407,7 @@ def test_openssl_client_resumes_after_rotation_with_other_worker(
 
 
 def serve_once(paths: tuple[str, str], pipe: Any) -> None:
-    """A worker of its own: says where it listens, serves until told to stop."""
+    """A worker process: sends its port through the pipe, and serves until it is stopped."""
     from mailproxy.tls.context import build
     from mailproxy_config.model import CertificateFiles
 
@@ -447,7 +447,7 @@ def test_openssl_client_reconnects_and_resumes(ours: Issued) -> None:
 
 
 def s_client(port: int, *options: str) -> str:
-    """What ``openssl s_client`` prints about a connection."""
+    """The output of ``openssl s_client``."""
     command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
     return subprocess.run(
         command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False

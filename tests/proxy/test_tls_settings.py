@@ -33,14 +33,14 @@ def rsa(authority: Authority) -> Issued:
     return authority.issue(key="rsa")
 
 
-def refusal(*issued: Issued, **directives: Any) -> str:
+def problem(*issued: Issued, **directives: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         tls_of(*issued, **directives)
     return str(caught.value)
 
 
-def agreed(tls: ServerTls, *options: str) -> str:
-    """What ``openssl s_client`` says about a connection, or about its failure."""
+def s_client_output(tls: ServerTls, *options: str) -> str:
+    """The output of ``openssl s_client``, also after a failure."""
     with serving(tls) as port:
         command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
         done = subprocess.run(command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
@@ -68,7 +68,7 @@ def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoke
     heard = {
         version
         for version, option in options.items()
-        if f"{version} resumed=" in agreed(tls, option, *OLD_CLIENT)
+        if f"{version} resumed=" in s_client_output(tls, option, *OLD_CLIENT)
     }
     assert heard == spoken
 
@@ -79,11 +79,11 @@ def test_unsupported_protocol_is_a_notice(ours: Issued) -> None:
 
 
 def test_no_supported_protocol_is_a_problem(ours: Issued) -> None:
-    assert "has none of SSLv2" in refusal(ours, ssl_protocols=frozenset({"SSLv2"}))
+    assert "has none of SSLv2" in problem(ours, ssl_protocols=frozenset({"SSLv2"}))
 
 
 def test_invalid_ciphers_are_a_problem(ours: Issued) -> None:
-    assert refusal(ours, ssl_ciphers="nonsense").startswith(
+    assert problem(ours, ssl_ciphers="nonsense").startswith(
         'servers[imap].ssl_ciphers: SSL_CTX_set_cipher_list("nonsense") failed: '
     )
 
@@ -109,12 +109,12 @@ def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen
     ],
 )
 def test_ssl_ecdh_curve_selects_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
-    said = agreed(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
+    said = s_client_output(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
     assert f"Server Temp Key: {chosen}" in said
 
 
 def test_unknown_groups_are_a_problem(ours: Issued) -> None:
-    assert refusal(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
+    assert problem(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
         'servers[imap].ssl_ecdh_curve: SSL_CTX_set1_curves_list("X25519:nonsense") failed: '
     )
 
@@ -138,14 +138,14 @@ def test_dh_ciphers_need_ssl_dhparam(rsa: Issued, tmp_path: Path) -> None:
     ciphers: dict[str, Any] = {"ssl_ciphers": "DHE-RSA-AES128-GCM-SHA256", **TLS12}
     tls = tls_of(rsa, ssl_dhparam=str(parameters), **ciphers)
     assert shaken(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
-    assert "handshake failure" in agreed(tls_of(rsa, **ciphers), "-tls1_2")
+    assert "handshake failure" in s_client_output(tls_of(rsa, **ciphers), "-tls1_2")
 
 
 def test_invalid_dhparam_file_is_a_problem(ours: Issued, tmp_path: Path) -> None:
     bad = tmp_path / "dh.pem"
     bad.write_bytes(b"nothing")
-    assert refusal(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
-    assert refusal(ours, ssl_dhparam="/nonexistent").endswith(
+    assert problem(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
+    assert problem(ours, ssl_dhparam="/nonexistent").endswith(
         'cannot read "/nonexistent": No such file or directory'
     )
 
@@ -154,11 +154,11 @@ def test_ssl_conf_command_overrides_directives(ours: Issued) -> None:
     commands = (("Ciphersuites", "TLS_AES_128_GCM_SHA256"), ("Protocol", "-TLSv1.2"))
     tls = tls_of(ours, ssl_conf_command=commands)
     assert shaken(tls, client_of())[0].cipher == "TLS_AES_128_GCM_SHA256"
-    assert "resumed=" not in agreed(tls, "-tls1_2")
+    assert "resumed=" not in s_client_output(tls, "-tls1_2")
 
 
 def test_every_failed_ssl_conf_command_is_a_problem(ours: Issued) -> None:
-    said = refusal(
+    said = problem(
         ours, ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha"))
     )
     first, second = said.split("\n")
@@ -180,7 +180,7 @@ def test_renegotiation_is_disabled(ours: Issued) -> None:
 
 
 def test_handshake_works_after_failed_build(ours: Issued) -> None:
-    refusal(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
+    problem(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
     pair = Pair(tls_of(ours), client_of())
     assert pair.shake().version == "TLSv1.3"
     pair.close()
@@ -196,4 +196,4 @@ def test_handshake_works_after_failed_build(ours: Issued) -> None:
     ],
 )
 def test_openssl_client_alpn(ours: Issued, offered: str, heard: str) -> None:
-    assert heard in agreed(tls_of(ours), "-alpn", offered)
+    assert heard in s_client_output(tls_of(ours), "-alpn", offered)
