@@ -264,7 +264,7 @@ CASES = [
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
     case("session: start", (ClientSide, "start"), connects_and_is_told),
-    case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(APOLOGY), **HEADER),
+    case("PROXY header: parsing", (proxy_protocol, "read_header"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: reading", (ProxyHeaderReader, "_take"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: detached", (ClientSide, "client_changed"), sends_header(APOLOGY), **HEADER),
     case("PROXY header: done", (ClientSide, "header_done"), sends_header(APOLOGY), **HEADER),
@@ -335,7 +335,7 @@ CASES = [
     case("lingering: time", (LingeringClose, "on_timeout"), says_too_much, sessions=0),
     case("closing: deferred", (session, "close_now"), quits),
     case("names: a callback", (_Waiter, "deliver"), is_looked_up, service="names"),
-    case("names: a step", (_Confirmation, "named"), is_looked_up, service="names"),
+    case("names: a step", (_Confirmation, "on_name"), is_looked_up, service="names"),
     case("names: the session", (ClientSide, "_named"), is_looked_up, service="names"),
 ]
 

@@ -206,7 +206,7 @@ def test_an_event_as_json() -> None:
         "nothing": None,
         "enum": "drain",
         "secret": "***",
-        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)",
+        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'a', password=***, challenge=None)",
     }
 
 

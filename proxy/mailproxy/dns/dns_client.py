@@ -28,8 +28,7 @@ from pycares import errno
 
 from mailproxy.dns.lookup import LookupResult, packed
 from mailproxy.enums import DnsResult
-from mailproxy.telemetry.log_format import endpoint
-from mailproxy_config.addresses import host_port
+from mailproxy_config.addresses import format_host_port, parse_host_port
 from mailproxy_config.model import ResolverConfig
 
 MAX_QUERIES: Final = 4_000
@@ -333,20 +332,20 @@ def system_servers(resolv_conf: Path) -> tuple[str, ...]:
     except OSError:
         words = []
     servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and packed(line[1])]
-    return tuple(endpoint(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
+    return tuple(format_host_port(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
 
 
 async def _servers_of(address: str) -> list[str]:
     """Return the servers for one address of the directive; none for a host name that does not resolve."""
-    written, port = host_port(address)
+    written, port = parse_host_port(address)
     host, port = written.strip("[]"), port or _DNS_PORT
     if packed(host):
-        return [endpoint(host, port)]
+        return [format_host_port(host, port)]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError:
         return []
-    return [endpoint(str(sockaddr[0]), port) for *_, sockaddr in found]
+    return [format_host_port(str(sockaddr[0]), port) for *_, sockaddr in found]
 
 
 def _addresses_and_alias(records: Sequence[pycares.DNSRecord]) -> tuple[list[bytes], str | None]:

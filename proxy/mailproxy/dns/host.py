@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from mailproxy.dns.lookup import OnFailure, TaskSet, count_lookup, ignore_failure, packed
 from mailproxy.enums import DnsPurpose, DnsResult
-from mailproxy.telemetry.log_format import endpoint
 from mailproxy.telemetry.metrics import Meter
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import AuthHttp
 
 REFRESH_INTERVAL: Final = 30.0
@@ -209,4 +209,4 @@ def target_text(target: Target) -> str:
     family, address = target
     if family == socket.AF_UNIX:
         return f"unix:{address}"
-    return endpoint(address[0], address[1])
+    return format_host_port(address[0], address[1])

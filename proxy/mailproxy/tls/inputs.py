@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from mailproxy_config.model import ServerConfig, VerifyClient
+from mailproxy_config.model import ServerConfig
 
 _UNREADABLE = "unreadable"
 
@@ -38,10 +38,10 @@ def session_context(server: ServerConfig) -> bytes:
     """
     certificates = (_file_digest(pair.certificate) for pair in server.ssl_certificate)
     rules = (f"{server.ssl_verify_client}", f"{server.ssl_verify_depth}")
-    paths: tuple[str | None, ...] = ()
-    if server.ssl_verify_client is not VerifyClient.DISABLED:
-        paths = server.ssl_client_certificate, server.ssl_trusted_certificate, server.ssl_crl
-    return _digest(("MAIL", *certificates, *rules, *(_file_digest(path) if path else "" for path in paths)))
+    verified_by = (
+        f"{directive}={_file_digest(path)}" for directive, path in server.client_verification_files
+    )
+    return _digest(("MAIL", *certificates, *rules, *verified_by))
 
 
 def _ordered(value: object) -> object:
