@@ -17,8 +17,8 @@ from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net import plan
-from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
@@ -26,7 +26,7 @@ from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 
@@ -180,7 +180,9 @@ class App:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self.auth_clients:
-            addresses = HostAddresses(where, meter=self.context.meter, failed=self.context.log_lookup_failure)
+            addresses = HostAddresses(
+                where, meter=self.context.meter, on_failure=self.context.log_lookup_failure
+            )
             tls = ClientTls(where.host) if where.tls else None
             self.auth_clients[key] = AuthHttpClient(
                 self.context, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
@@ -196,7 +198,7 @@ class App:
                 config.resolver,
                 timeout=config.resolver_timeout,
                 meter=self.context.meter,
-                failed=self.context.log_lookup_failure,
+                on_failure=self.context.log_lookup_failure,
             )
         return self._resolvers[key]
 

@@ -15,7 +15,7 @@ import pytest
 
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.enums import Method
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import (
@@ -146,7 +146,7 @@ def test_smtp_upstream_commands_are_single_lines(address: str, sends: SendProxyP
     client = Client(address, 1, "unix:" if address == "unix:" else address, 25, host=b"c.example")
     granted = UpstreamLogin(AuthAllowed("192.0.2.9", 25, HOSTILE.encode()), Method.PLAIN, helo=b"c.example")
     dialogue = SmtpUpstream(server).log_in(client, granted)
-    sent: list[bytes] = [outbound(server, client)]
+    sent: list[bytes] = [outbound_header(server, client)]
     replies = iter([b"220 hello\r\n"])
     reply: Any = None
     while True:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, SessionError, UpstreamError
-from mailproxy.protocols import PROTOCOLS, sansio
+from mailproxy.protocols import sansio
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -115,12 +116,12 @@ def converse(  # noqa: C901 - one case per action
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
                 case sansio.Note(event):
                     heard.notes.append(event)
-                case sansio.Authorize(request):
+                case sansio.Authenticate(request):
                     heard.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
-                case sansio.StartTls():
+                case sansio.UpgradeToTls():
                     heard.course.append("tls")
                     answer = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
                 case _:
@@ -134,7 +135,7 @@ def converse(  # noqa: C901 - one case per action
 
 
 def frontend(server: ServerConfig) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
-    return PROTOCOLS[server.protocol].frontend(server).converse(Client("192.0.2.1"))
+    return PROTOCOLS[server.protocol].frontend_for(server)(Client("192.0.2.1")).run()
 
 
 def server(protocol: Protocol, **directives: Any) -> ServerConfig:

@@ -17,8 +17,8 @@ from mailproxy.dns import HostAddresses
 from mailproxy.enums import CloseReason
 from mailproxy.loop.epoll import READ
 from mailproxy.loop.worker_loop import make_loop
-from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.session.accept import MAX_ACCEPTS_PER_EVENT, Listener, ListenTarget
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer

@@ -143,7 +143,7 @@ def test_every_address_is_tried_once(how: str) -> None:
                 assert w.value("mailproxy_auth_errors_total", "connect") == 1
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
                 assert not pool(w).connections
-                failed = pool(w).addresses._failed
+                failed = pool(w).addresses._failed_until
                 assert {target[1][1] for target in failed} == {first, second}
 
     run(play)
@@ -167,7 +167,7 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
-    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "ask", look_up)
+    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "getaddrinfo", look_up)
 
     def by_name(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return build(AuthHttp(host="localhost", port=auth.port), listen)

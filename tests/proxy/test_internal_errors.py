@@ -264,9 +264,9 @@ CASES = [
     case("listener: the record", (accept, "SessionRecord"), connects),
     case("listener: itself", (Listener, "_accept"), is_accepted_later, sessions=0),
     case("session: start", (Session, "start"), connects_and_is_told),
-    case("PROXY header: parsing", (proxy_protocol, "read"), sends_header(INTERNAL_ERROR), **HEADER),
+    case("PROXY header: parsing", (proxy_protocol, "read_header"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: reading", (ProxyHeaderReader, "_read"), sends_header(INTERNAL_ERROR), **HEADER),
-    case("PROXY header: real IP", (real_ip, "apply"), sends_header(INTERNAL_ERROR), **HEADER),
+    case("PROXY header: real IP", (real_ip, "apply_real_ip"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: done", (Session, "on_proxy_header"), sends_header(INTERNAL_ERROR), **HEADER),
     case("PROXY header: before TLS", (ProxyHeaderReader, "_read"), sends_header(b""), **HEADER, **IMPLICIT),
     case("PROXY header: time", (ProxyHeaderReader, "on_timeout"), waits, **HEADER, **SOON),
@@ -342,8 +342,8 @@ CASES = [
     case("lingering: readiness", (LingeringClose, "on_event"), says_too_much, sessions=0),
     case("lingering: the end", (LingeringClose, "abort"), says_too_much, sessions=0),
     case("closing: deferred", (Epoll, "close_socket"), quits),
-    case("names: a callback", (_Waiter, "tell"), is_looked_up, service="names"),
-    case("names: a step", (_Confirmation, "named"), is_looked_up, service="names"),
+    case("names: a callback", (_Waiter, "deliver"), is_looked_up, service="names"),
+    case("names: a step", (_Confirmation, "on_name"), is_looked_up, service="names"),
     case("names: the session", (Session, "_on_host"), is_looked_up, service="names"),
 ]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a transcript over real sockets, through a whole worker: client, service and upstream are scripted.
+"""Plays a transcript over sockets, through a whole worker: client, service and upstream follow the script.
 
 The steps are those of ``dialogue_player``.  What is compared: every byte that
 the client and the upstream get, every byte of the request to the
@@ -55,7 +55,7 @@ _UPSTREAMS: Final = frozenset(
 
 
 class HurriedLoop(WorkerLoop):
-    """A worker's loop on which the waits of conversations, and nothing else, pass fifty times as fast."""
+    """A worker's event loop in which the pauses of sessions, and nothing else, are fifty times shorter."""
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
@@ -84,7 +84,7 @@ def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
 
 @dataclass
 class _Arrivals:
-    """Whoever connects to a port of ours, and an end for them all."""
+    """The connections to a port of the test."""
 
     peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -116,10 +116,10 @@ class _Player:
     is_over: bool = False
     tls: ssl.SSLObject | None = None
 
-    # ---- the scene ----
+    # ---- set-up ----
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
-        """Start everybody, and connect."""
+        """Start the services and the worker, and connect."""
         ports = [
             await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
         ]
@@ -138,7 +138,7 @@ class _Player:
         stack.callback(abort, self.client.writer)
 
     def _server(self, auth: AuthHttp) -> ServerConfig:
-        """The transcript's server, with real places and files in it; time for silence is made short."""
+        """The transcript's server with real addresses and files, and short timeouts."""
         server = self.transcript.server
         changes: dict[str, Any] = {"auth_http": auth, "error_log": LogLevel.INFO}
         if any(step.text == "falls silent" for step in self.transcript.steps):
@@ -166,7 +166,7 @@ class _Player:
 
     @contextlib.asynccontextmanager
     async def _names(self) -> AsyncIterator[DnsServer]:
-        """A name server that knows what the transcript's look-up finds."""
+        """A name server with the records that the transcript needs."""
         name = next(
             step.text.partition(" -> ")[2] for step in self.transcript.steps if "resolve" in step.text
         )
@@ -200,10 +200,10 @@ class _Player:
         await client.writer.start_tls(context)
         self.tls = client.writer.get_extra_info("ssl_object")
 
-    # ---- the course of it ----
+    # ---- the steps ----
 
     async def play(self) -> None:
-        """Take one step after the other, and look at what is left."""
+        """Perform all steps, and compare what is left."""
         for step in self.transcript.steps:
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -235,7 +235,7 @@ class _Player:
         if step.is_joined:
             return
         await peer.writer.drain()
-        for _ in range(4):  # then the proxy has read it, if it wants to
+        for _ in range(4):  # then the proxy has read it, if it reads at all
             await asyncio.sleep(0)
 
     async def _upstream(self) -> Peer:
@@ -244,7 +244,7 @@ class _Player:
         return self.upstream
 
     def _with_real_places(self, data: bytes) -> bytes:
-        """Where we accept connections cannot be made up, and the PROXY header to an upstream tells it."""
+        """Replace the listening address in an expected PROXY header by the real one."""
         if not data.startswith(b"PROXY "):
             return data
         port = data.split()[-1]
@@ -288,10 +288,10 @@ class _Player:
         self.upstream_speaks = answered.startswith("granted")
         await self.asking.send(answer(answered, self.upstream_port))
 
-    # ---- the end of it ----
+    # ---- the end ----
 
     async def _end(self) -> None:
-        """Make sure that nobody has more to say than was written down."""
+        """Check that neither side sent more than the transcript has."""
         last = self.transcript.steps[-1]
         async with asyncio.timeout(PATIENCE):
             if self.relays:
@@ -315,7 +315,7 @@ class _Player:
                 abort(writer)
 
     def _compare_accounts(self, log: str) -> None:
-        """Compare what was counted and logged with the asides, of sorts that the transcript has."""
+        """Compare counters and log with the notes of the transcript, if it has any of the kind."""
         steps = self.transcript.steps
         notes = [step.text for step in steps if step.text.startswith("note ")]
         erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))

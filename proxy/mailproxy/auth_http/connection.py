@@ -26,7 +26,7 @@ from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthRespon
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.tls.client import tls_words
+from mailproxy.tls.client import describe_tls_error
 
 if TYPE_CHECKING:
     from mailproxy.auth_http.client import AuthHttpClient, PendingRequest
@@ -162,7 +162,7 @@ class AuthConnection:
         if code:
             self._try_next(_connect_error(self.target, os.strerror(code)))
         elif self.http_client.tls is not None:
-            self.sock = self.http_client.tls.over(self.sock)
+            self.sock = self.http_client.tls.wrap(self.sock)
             self._is_in_handshake = True
             self._do_handshake()
         else:
@@ -177,7 +177,9 @@ class AuthConnection:
             self.http_client.context.epoll.modify(self.fd, WRITE)
         except OSError as error:
             where = _address_text(self.target)
-            self._try_next(AuthUnreachable(f"TLS with {where}: {tls_words(error)}", AuthErrorReason.TLS))
+            self._try_next(
+                AuthUnreachable(f"TLS with {where}: {describe_tls_error(error)}", AuthErrorReason.TLS)
+            )
         else:
             self._is_in_handshake = False
             self._on_open()

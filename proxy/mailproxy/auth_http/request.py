@@ -82,7 +82,7 @@ class RequestTemplate:
         """Render a request, blank line included; it contains the client's password."""
         credentials = request.credentials
         client = request.client
-        user, secret, salt = credentials.user, credentials.password, credentials.salt
+        user, secret, challenge = credentials.user, credentials.password, credentials.challenge
         password = b"" if secret is None else secret.reveal()
         both = user + password
         if len(both.translate(None, _SPECIAL)) != len(both):
@@ -93,7 +93,7 @@ class RequestTemplate:
         return self._templates[credentials.method] % (
             user,
             password,
-            b"" if salt is None else b"\r\nAuth-Salt: " + _one_line(salt),
+            b"" if challenge is None else b"\r\nAuth-Salt: " + _one_line(challenge),
             request.attempt,
             client.address.encode("utf-8", "surrogateescape"),
             client_headers,

@@ -129,7 +129,7 @@ class Listener:
         sock: socket.SocketType | None = None
         try:
             if self._is_tls:
-                sock = TlsConnection.of(self._family, fd)
+                sock = TlsConnection.from_fd(self._family, fd)
             else:
                 sock = plain = socket.SocketType(self._family, _STREAM, 0, fd)
                 plain.setblocking(False)

@@ -24,7 +24,7 @@ from mailproxy.loop.epoll import BROKEN, NO_EVENTS, READ, WRITE, hung_up
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator, Receive, Send
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator, Receive, Send
 from mailproxy.tls.connection import TlsConnection
 
 HIGH_WATER: Final = 16 * 1024
@@ -93,10 +93,10 @@ class ProtocolDriver(ABC):
         "timer",
         "tls",
     )
-    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {}
 
     # Set before they are read, so not in ``__init__``.
-    _next_effect: Action | None
+    _next_effect: Effect | None
     """Performed when the peer has accepted what was sent; ``None`` resumes the generator."""
     _read_limit: int
 
@@ -132,7 +132,7 @@ class ProtocolDriver(ABC):
         if self._generator is not None:
             self._run(error, self._generator.throw)
 
-    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - one loop: splitting it costs a call per effect
+    def _run(self, value: object, step: Callable[[Any], Effect] | None = None) -> None:  # noqa: C901, PLR0912 - one loop: splitting it costs a call per effect
         generator = self._generator
         assert generator is not None  # noqa: S101 - what waits has one
         try:
@@ -311,7 +311,7 @@ class ProtocolDriver(ABC):
         self._outgoing = data[sent:]
         return False
 
-    def _wait_until_sent(self, effect: Action | None) -> None:
+    def _wait_until_sent(self, effect: Effect | None) -> None:
         """Perform ``effect`` (``None``: resume the generator) when the peer has accepted what was sent."""
         self._next_effect = effect
         self.state = DriverState.FLUSHING
@@ -379,7 +379,7 @@ class ProtocolDriver(ABC):
 
     # -- the effects that need only the peer and time
 
-    def set_deadline(self, effect: sansio.Deadline) -> None:
+    def set_deadline(self, effect: sansio.SetDeadline) -> None:
         """Perform ``Deadline``."""
         context, seconds = self.context, effect.seconds
         self._deadline = context.epoll.now + seconds
@@ -404,5 +404,5 @@ class ProtocolDriver(ABC):
         self.resume(result)
 
 
-def _same(effect: Action) -> Action:
+def _same(effect: Effect) -> Effect:
     return effect

@@ -88,7 +88,7 @@ class ProxyHeaderReader:
             raise proxy_protocol.BadHeader(
                 ProxyHeaderResult.INVALID if self._seen else ProxyHeaderResult.MISSING
             )
-        header = proxy_protocol.read(self._seen + chunk)
+        header = proxy_protocol.read_header(self._seen + chunk)
         if header is None:
             self._seen += sock.recv(len(chunk))
         else:
@@ -103,7 +103,7 @@ class ProxyHeaderReader:
         result = header.result
         client.proxied = header.addresses
         if header.addresses is not None and server.trusted:
-            if real_ip.apply(client, server.trusted):
+            if real_ip.apply_real_ip(client, server.trusted):
                 record = session.record
                 record.client, record.client_port, record.proxied = client.address, client.port, True
             else:
@@ -276,7 +276,7 @@ def _check_for_proxy_header(session: Session) -> None:
     OpenSSL does not return bytes that are not TLS, so this is checked on the
     connection after one that failed.
     """
-    if not proxy_protocol.begins(_peek(session.sock)):
+    if not proxy_protocol.begins_header(_peek(session.sock)):
         session.server.suspects_proxy_header = False
         return
     session.server.protocol_meter.errors[ProtocolErrorKind.PROXY_HEADER].value += 1

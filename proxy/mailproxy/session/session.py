@@ -37,8 +37,8 @@ from mailproxy.enums import CloseReason, LoginResult, Method
 from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError, UpstreamRefused
 from mailproxy.loop.epoll import READ, hung_up
 from mailproxy.protocols import sansio, types
-from mailproxy.protocols.redaction import reply_for_log
-from mailproxy.protocols.sansio import Action
+from mailproxy.protocols.sansio import Effect
+from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.lingering_close import end_writing, lingering_close
@@ -126,7 +126,7 @@ class Session(ProtocolDriver):
     def start(self, *, proxy_header: bool, tls: bool) -> None:
         """Begin with what the listener expects: PROXY header, TLS handshake, or neither."""
         if not (proxy_header or tls):
-            self.begin(self.server.frontend.converse(self.client))
+            self.begin(self.server.frontend(self.client).run())
             return
         self._enter(self.protocol_meter.starting)
         if proxy_header:
@@ -162,7 +162,7 @@ class Session(ProtocolDriver):
 
     def _greet(self) -> None:
         self._enter(self.protocol_meter.preauth)
-        self.begin(self.server.frontend.converse(self.client))
+        self.begin(self.server.frontend(self.client).run())
 
     def _resolve_client(self, _effect: sansio.ResolveClient) -> object:
         resolver = self.server.resolver
@@ -188,7 +188,7 @@ class Session(ProtocolDriver):
     def _make_challenge(self, effect: sansio.MakeChallenge) -> object:
         return self.context.make_challenge(effect.server_name)
 
-    def _start_tls(self, _effect: sansio.StartTls) -> object:
+    def _start_tls(self, _effect: sansio.UpgradeToTls) -> object:
         self._handshake = handshake = TlsHandshake(self, enums.TlsMode.STARTTLS, self._on_starttls)
         left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
         self.context.timers.disarm(self)
@@ -218,7 +218,7 @@ class Session(ProtocolDriver):
 
     # -- the authentication service
 
-    def _authorize(self, effect: sansio.Authorize) -> object:
+    def _authorize(self, effect: sansio.Authenticate) -> object:
         request, record, server = effect.request, self.record, self.server
         credentials = request.credentials
         if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
@@ -488,12 +488,12 @@ class Session(ProtocolDriver):
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0
 
-    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: ProtocolDriver.set_deadline,
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Peek: ProtocolDriver.peek,
         sansio.Wait: ProtocolDriver.wait,
-        sansio.Authorize: _authorize,
-        sansio.StartTls: _start_tls,
+        sansio.Authenticate: _authorize,
+        sansio.UpgradeToTls: _start_tls,
         sansio.ResolveClient: _resolve_client,
         sansio.MakeChallenge: _make_challenge,
         sansio.Note: _note,

@@ -15,7 +15,7 @@ from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator
 from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
 from mailproxy.session.driver import DriverState, ProtocolDriver
 from mailproxy_config.model import SendProxyProtocol
@@ -213,8 +213,8 @@ class UpstreamConnection(ProtocolDriver):
         """Bytes that the upstream has not accepted yet."""
         return self._outgoing
 
-    _EFFECTS: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: ProtocolDriver.set_deadline,
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Wait: ProtocolDriver.wait,
     }
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
@@ -12,8 +14,11 @@ from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
 from mailproxy.enums import CloseReason, LoginResult
 from mailproxy.loop.timeouts import TimeoutQueue
+from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
-from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
+from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.types import Client
+from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy.telemetry.labels import Limit
 from mailproxy.telemetry.log import LogWriter
 from mailproxy.telemetry.metrics import Gauge, ProtocolMeter, ServerMeter
@@ -45,11 +50,11 @@ class VirtualServer:
     """The log of its sessions."""
     suspects_proxy_header: bool = False
     """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
-    frontend: FrontendFactory = field(init=False)
-    upstream: Upstream = field(init=False)
+    frontend: Callable[[Client], Frontend[Any]] = field(init=False)
+    upstream: UpstreamLoginBase = field(init=False)
 
     def __post_init__(self) -> None:
-        self.frontend = self.protocol.frontend(self.config)
+        self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
 
     def record_end(

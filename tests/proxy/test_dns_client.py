@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which server is asked, in which order, and how long."""
+"""DNS queries: choice of server, repetition, limits, and the names in them."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mailproxy.dns import dns_client
-from mailproxy.dns.dns_client import DnsClient, Failed, RetryPolicy, system_servers
+from mailproxy.dns.dns_client import DnsClient, DnsError, RetryPolicy, host_name, reverse_name, system_servers
 from mailproxy.enums import DnsResult
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import NXDOMAIN, SERVFAIL, DnsServer, Reply, dns_server, found, free_port, host, ptr
 
-QUICK = RetryPolicy(first=0.25, rounds=1, pause=0.01)
+QUICK = RetryPolicy(first_timeout=0.25, rounds=1, pause=0.01)
 ANY = found(host("192.0.2.1", ttl=3600))
 SILENT = Reply(silent=True)
 
@@ -31,13 +34,13 @@ async def three() -> AsyncIterator[list[DnsServer]]:
         yield servers
 
 
-def servers_for(*servers: DnsServer | str, pace: RetryPolicy = QUICK) -> DnsClient:
+def servers_for(*servers: DnsServer | str, retry: RetryPolicy = QUICK) -> DnsClient:
     addresses = tuple(server if isinstance(server, str) else server.address for server in servers)
-    return DnsClient(ResolverConfig(addresses=addresses), pace)
+    return DnsClient(ResolverConfig(addresses=addresses), retry)
 
 
 async def ask(servers: DnsClient, name: str) -> list[str]:
-    records = await servers.ask(name, "A", servers.turn())
+    records = await servers.query(name, "A", servers.next_server())
     return [getattr(record.data, "addr", "") for record in records]
 
 
@@ -45,7 +48,7 @@ def counts(servers: list[DnsServer]) -> list[int]:
     return [len(server.asked) for server in servers]
 
 
-async def test_every_look_up_begins_with_the_next_server(three: list[DnsServer]) -> None:
+async def test_each_lookup_starts_with_next_server(three: list[DnsServer]) -> None:
     servers = servers_for(*three)
     seen = []
     for number in range(6):
@@ -55,15 +58,15 @@ async def test_every_look_up_begins_with_the_next_server(three: list[DnsServer])
     assert seen == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 2, 2]]
 
 
-async def test_questions_of_one_turn_go_to_one_server(three: list[DnsServer]) -> None:
+async def test_queries_of_one_lookup_go_to_one_server(three: list[DnsServer]) -> None:
     servers = servers_for(*three)
-    turn = servers.turn() + servers.turn()
-    await asyncio.gather(*(servers.ask("a.example", kind, turn) for kind in ("A", "AAAA")))
+    turn = servers.next_server() + servers.next_server()
+    await asyncio.gather(*(servers.query("a.example", kind, turn) for kind in ("A", "AAAA")))
     await servers.close()
     assert counts(three) == [0, 2, 0]
 
 
-async def test_a_silent_server_costs_a_repetition_at_the_next(three: list[DnsServer]) -> None:
+async def test_query_without_reply_is_repeated_at_next_server(three: list[DnsServer]) -> None:
     three[0].otherwise = SILENT
     servers = servers_for(*three)
     assert await ask(servers, "a.example") == ["192.0.2.1"]
@@ -71,7 +74,7 @@ async def test_a_silent_server_costs_a_repetition_at_the_next(three: list[DnsSer
     assert counts(three) == [1, 1, 0]
 
 
-async def test_silence_is_asked_again_as_long_as_somebody_waits(three: list[DnsServer]) -> None:
+async def test_query_without_reply_is_repeated_without_end(three: list[DnsServer]) -> None:
     three[0].otherwise = SILENT
     servers = servers_for(three[0])
     async with asyncio.TaskGroup() as group:
@@ -82,13 +85,13 @@ async def test_silence_is_asked_again_as_long_as_somebody_waits(three: list[DnsS
     await servers.close()
 
 
-async def test_who_cannot_be_reached_is_passed_over(three: list[DnsServer]) -> None:
+async def test_unreachable_server_is_skipped(three: list[DnsServer]) -> None:
     servers = servers_for(f"127.0.0.1:{free_port()}", three[0])
     assert await ask(servers, "a.example") == ["192.0.2.1"]
     await servers.close()
 
 
-async def test_while_nobody_can_be_reached_attempts_go_on() -> None:
+async def test_attempts_continue_while_no_server_is_reachable() -> None:
     port = free_port()
     servers = servers_for(f"127.0.0.1:{port}")
     async with asyncio.TaskGroup() as group:
@@ -101,28 +104,28 @@ async def test_while_nobody_can_be_reached_attempts_go_on() -> None:
     await servers.close()
 
 
-async def test_a_failure_is_an_answer_and_goes_to_nobody_else(three: list[DnsServer]) -> None:
+async def test_servfail_is_not_repeated_at_other_servers(three: list[DnsServer]) -> None:
     three[0].otherwise = Reply(code=SERVFAIL)
     servers = servers_for(*three)
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
     await servers.close()
     assert failed.value.result is DnsResult.SERVFAIL
     assert counts(three) == [1, 0, 0]
 
 
-async def test_every_server_gets_one_chance_to_give_a_usable_answer(three: list[DnsServer]) -> None:
+async def test_unusable_replies_of_all_servers_are_invalid(three: list[DnsServer]) -> None:
     for server in three:
         server.otherwise = Reply(code=9)
     servers = servers_for(*three)
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "a.example")
     await servers.close()
     assert failed.value.result is DnsResult.INVALID
     assert counts(three) == [1, 1, 1]
 
 
-async def test_a_name_of_a_server_stands_for_all_its_addresses(
+async def test_server_host_name_means_all_its_addresses(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lookup(name: str, port: int, *_: object, **__: object) -> list[tuple[object, ...]]:
@@ -134,13 +137,13 @@ async def test_a_name_of_a_server_stands_for_all_its_addresses(
     servers = servers_for(f"ns.example:{three[0].port}")
     for number in range(3):
         await ask(servers, f"n{number}.example")
-    answers.clear()  # never looked at again
+    answers.clear()  # resolved only once
     await ask(servers, "again.example")
     await servers.close()
     assert len(three[0].asked) == 4
 
 
-async def test_a_server_whose_name_is_unknown_is_looked_for_again(
+async def test_unresolved_server_host_name_is_retried(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
@@ -160,7 +163,7 @@ async def test_a_server_whose_name_is_unknown_is_looked_for_again(
     assert tries == 3
 
 
-async def test_the_system_s_servers_are_used_where_the_directive_says_so(
+async def test_resolver_system_uses_resolv_conf(
     three: list[DnsServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dns_client, "_DNS_PORT", three[1].port)
@@ -169,7 +172,7 @@ async def test_the_system_s_servers_are_used_where_the_directive_says_so(
     servers = DnsClient(ResolverConfig(system=True), QUICK, resolv_conf=resolv_conf)
     assert await ask(servers, "a") == ["192.0.2.1"]
     await servers.close()
-    assert three[1].asked == [("udp", "a", "A")]  # the search list is for people
+    assert three[1].asked == [("udp", "a", "A")]  # the search list is not used
 
 
 @pytest.mark.parametrize(
@@ -182,9 +185,7 @@ async def test_the_system_s_servers_are_used_where_the_directive_says_so(
         ("", ("127.0.0.1:53",)),
     ],
 )
-def test_the_system_s_servers_are_its_nameserver_lines(
-    tmp_path: Path, text: str, servers: tuple[str, ...]
-) -> None:
+def test_system_servers_are_nameserver_lines(tmp_path: Path, text: str, servers: tuple[str, ...]) -> None:
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text(text)
     assert system_servers(resolv_conf) == servers
@@ -192,48 +193,46 @@ def test_the_system_s_servers_are_its_nameserver_lines(
 
 
 @pytest.mark.parametrize("reply", [ANY, Reply(code=NXDOMAIN), Reply()])
-async def test_nothing_below_us_remembers_an_answer(three: list[DnsServer], reply: Reply) -> None:
+async def test_dns_library_does_not_cache(three: list[DnsServer], reply: Reply) -> None:
     three[0].otherwise = reply
     servers = servers_for(three[0])
     for _ in range(3):
-        with suppress(Failed):
+        with suppress(DnsError):
             await ask(servers, "again.example")
     await servers.close()
     assert len(three[0].asked) == 3
 
 
-async def test_what_the_library_may_remember_is_bounded(
-    three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dns_client, "_MAX_KNOWN", 4)
+async def test_dns_library_cache_is_limited(three: list[DnsServer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_client, "_MAX_CACHED", 4)
     servers = servers_for(three[0])
     made = []
     for number in range(9):
         await ask(servers, f"n{number}.example")
         made.append(servers._library)
-        assert len(servers._known) <= 4
+        assert len(servers._cached_until) <= 4
     await servers.close()
     assert len(set(map(id, made))) == 3
 
 
-async def test_questions_that_nobody_waits_for_still_count(
+async def test_abandoned_queries_count_towards_limit(
     three: list[DnsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dns_client, "MAX_QUESTIONS", 2)
+    monkeypatch.setattr(dns_client, "MAX_QUERIES", 2)
     three[0].otherwise = SILENT
-    servers = servers_for(three[0], pace=RetryPolicy(first=5.0))
+    servers = servers_for(three[0], retry=RetryPolicy(first_timeout=5.0))
     for number in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await ask(servers, f"n{number}.example")
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, "one-too-many.example")
     await servers.close()
     assert failed.value.result is DnsResult.INVALID
     assert len(three[0].asked) == 2
 
 
-async def test_closing_ends_every_question(three: list[DnsServer]) -> None:
+async def test_closing_dns_client_ends_queries(three: list[DnsServer]) -> None:
     three[0].otherwise = SILENT
     servers = servers_for(three[0])
     async with asyncio.TaskGroup() as group:
@@ -244,21 +243,51 @@ async def test_closing_ends_every_question(three: list[DnsServer]) -> None:
 
 
 async def failure(servers: DnsClient, name: str) -> DnsResult:
-    with pytest.raises(Failed) as failed:
+    with pytest.raises(DnsError) as failed:
         await ask(servers, name)
     return failed.value.result
 
 
-async def test_a_server_may_have_an_ipv6_address() -> None:
+async def test_server_may_have_ipv6_address() -> None:
     async with dns_server("::1") as server:
         server.otherwise = found(ptr("a.example"))
         servers = servers_for(server)
-        records = await servers.ask("x.ip6.arpa", "PTR", servers.turn())
+        records = await servers.query("x.ip6.arpa", "PTR", servers.next_server())
         await servers.close()
     assert len(records) == 1
     assert server.address.startswith("[::1]:")
 
 
-async def test_without_a_port_it_is_53() -> None:
-    assert await dns_client._addresses("192.0.2.53") == ["192.0.2.53:53"]
-    assert await dns_client._addresses("[2001:db8::53]") == ["[2001:db8::53]:53"]
+async def test_default_port_is_53() -> None:
+    assert await dns_client._servers_of("192.0.2.53") == ["192.0.2.53:53"]
+    assert await dns_client._servers_of("[2001:db8::53]") == ["[2001:db8::53]:53"]
+
+
+@given(st.ip_addresses())
+def test_reverse_name_is_reverse_pointer(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    assert reverse_name(address.packed) == address.reverse_pointer
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        ("mail.example.com", b"mail.example.com"),
+        ("MAIL.example.com.", b"mail.example.com"),
+        (b"mail-1.example", b"mail-1.example"),
+        ("1.2.3.4", b"1.2.3.4"),
+        ("", None),
+        (".", None),
+        ("a b", None),
+        ("a_b", None),
+        ("a\\.b", None),
+        ("a\\010b", None),
+        ("a\n", None),
+        ("mäil", None),
+        (b"m\xe4il", None),
+        ("[UNAVAILABLE]", None),
+    ],
+)
+def test_host_name_accepts_only_plain_names(name: str | bytes, host: bytes | None) -> None:
+    assert host_name(name) == host

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building a server's TLS: again only when something changed, and what is left without OpenSSL's help."""
+"""Building a server's TLS: reuse after a reload, and operation without OpenSSL's functions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from mailproxy.tls.context import ServerTls, build, fingerprint
-from mailproxy.tls.openssl import Unreachable
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.openssl import OpenSslUnavailable
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     ByteCount,
@@ -27,7 +27,7 @@ from support.configs import server
 from support.tls_authority import Authority
 from support.tls_peers import KEY, TLS_PORT, Pair, client_of, shaken
 
-OUT_OF_REACH = Unreachable("the layout of its ssl objects is not known")
+OUT_OF_REACH = OpenSslUnavailable("the layout of its ssl objects is not known")
 
 KEYS = TicketKeys([KEY])
 
@@ -46,7 +46,7 @@ def changed(config: ServerConfig, **directives: Any) -> ServerConfig:
     return dataclasses.replace(config, **directives)
 
 
-def test_nothing_new_is_nothing_built(config: ServerConfig) -> None:
+def test_build_without_changes_returns_previous(config: ServerConfig) -> None:
     first = build(config, ticket_keys=KEYS)
     again = build(changed(config, timeout=Seconds(1.0)), ticket_keys=KEYS, previous=first)
     assert again is first
@@ -61,14 +61,14 @@ def test_nothing_new_is_nothing_built(config: ServerConfig) -> None:
         {"protocol": Protocol.POP3},
     ],
 )
-def test_another_directive_builds_anew(config: ServerConfig, directives: dict[str, Any]) -> None:
+def test_changed_directive_builds_new_context(config: ServerConfig, directives: dict[str, Any]) -> None:
     first = build(config, ticket_keys=KEYS)
     again = build(changed(config, **directives), ticket_keys=KEYS, previous=first)
     assert again is not first
     assert again.fingerprint_of_inputs != first.fingerprint_of_inputs
 
 
-def test_another_file_builds_anew_and_is_served(config: ServerConfig, authority: Authority) -> None:
+def test_changed_file_builds_new_context(config: ServerConfig, authority: Authority) -> None:
     first = build(config, ticket_keys=KEYS)
     renewed = authority.issue("CN=renewed").files
     (current,) = config.ssl_certificate
@@ -83,7 +83,7 @@ def test_another_file_builds_anew_and_is_served(config: ServerConfig, authority:
     pair.close()
 
 
-def test_a_broken_file_leaves_the_previous_alone(config: ServerConfig) -> None:
+def test_broken_file_keeps_previous_context(config: ServerConfig) -> None:
     first = build(config, ticket_keys=KEYS)
     Path(config.ssl_certificate[0].key).write_bytes(b"")
     with pytest.raises(ConfigError):
@@ -98,9 +98,7 @@ def without_openssl(config: ServerConfig, **directives: Any) -> ServerTls:
     return build(changed(config, **directives), ticket_keys=KEYS, native=OUT_OF_REACH)
 
 
-def test_the_plain_things_are_served_and_what_is_missing_is_told(
-    config: ServerConfig, authority: Authority
-) -> None:
+def test_without_openssl_basic_tls_works_with_notices(config: ServerConfig, authority: Authority) -> None:
     tls = without_openssl(config, ssl_session_tickets=False, ssl_ecdh_curve="prime256v1")
     context = client_of(authority)
     context.set_alpn_protocols(["imap"])
@@ -129,7 +127,7 @@ def test_the_plain_things_are_served_and_what_is_missing_is_told(
         ("ssl_conf_command", (("Ciphersuites", "TLS_AES_128_GCM_SHA256"),)),
     ],
 )
-def test_what_cannot_be_served_is_refused_by_name(
+def test_without_openssl_unsupported_directives_are_problems(
     config: ServerConfig, directive: str, value: object
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -140,12 +138,12 @@ def test_what_cannot_be_served_is_refused_by_name(
     )
 
 
-def test_a_curve_that_does_not_exist_is_refused_there_too(config: ServerConfig) -> None:
+def test_without_openssl_unknown_curve_is_a_problem(config: ServerConfig) -> None:
     with pytest.raises(ConfigError, match="unknown elliptic curve name"):
         without_openssl(config, ssl_ecdh_curve="nonsense")
 
 
-def test_wrong_files_are_told_there_too(config: ServerConfig, authority: Authority) -> None:
+def test_without_openssl_bad_files_are_problems(config: ServerConfig, authority: Authority) -> None:
     key = authority.issue().files.key
     (pair,) = config.ssl_certificate
     with pytest.raises(ConfigError) as caught:
@@ -153,7 +151,7 @@ def test_wrong_files_are_told_there_too(config: ServerConfig, authority: Authori
     assert "it is not the key of" in str(caught.value)
 
 
-def test_compression_is_told_there_too(config: ServerConfig) -> None:
+def test_without_openssl_compression_is_a_notice(config: ServerConfig) -> None:
     compressing = without_openssl(config, ssl_certificate_compression=True)
     assert [notice.path for notice in compressing.notices] == [
         "servers[imap].ssl_certificate_compression",

@@ -1,31 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three protocols and what each provides."""
+"""The table of protocols."""
 
 from __future__ import annotations
 
 import pytest
 
-from mailproxy.protocols import PROTOCOLS
-from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.registry import PROTOCOLS, MailProtocol
 from mailproxy_config.model import Protocol
 
 
-def test_every_protocol_of_the_configuration_is_spoken() -> None:
+def test_registry_has_every_protocol_of_configuration() -> None:
     assert set(PROTOCOLS) == set(Protocol)
     assert all(name is protocol.name for name, protocol in PROTOCOLS.items())
-
-
-@pytest.mark.parametrize(
-    ("name", "ports"),
-    [
-        (Protocol.IMAP, {143, 993}),
-        (Protocol.POP3, {110, 995}),
-        (Protocol.SMTP, {25, 465, 587}),
-    ],
-)
-def test_each_has_its_usual_ports_and_its_alpn_name(name: Protocol, ports: set[int]) -> None:
-    assert PROTOCOLS[name].ports == ports
-    assert PROTOCOLS[name].alpn == name.value.encode()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +22,7 @@ def test_each_has_its_usual_ports_and_its_alpn_name(name: Protocol, ports: set[i
         (Protocol.SMTP, (b"451 4.3.2 Internal server error", b"421 4.3.2 ", b"421 4.3.2 ")),
     ],
 )
-def test_each_has_its_own_words_for_trouble(name: Protocol, starts: tuple[bytes, bytes, bytes]) -> None:
+def test_error_replies_of_each_protocol(name: Protocol, starts: tuple[bytes, bytes, bytes]) -> None:
     protocol: MailProtocol = PROTOCOLS[name]
     for reply, start in zip((protocol.internal_error, protocol.shutdown, protocol.busy), starts, strict=True):
         assert reply.startswith(start)

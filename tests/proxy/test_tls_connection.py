@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections under TLS: handshakes step by step, bytes, the goodbye, and what strangers may send."""
+"""TLS connections: handshake, data, shutdown, and malformed input."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def tls(authority: Authority) -> ServerTls:
     return tls_of(authority.issue())
 
 
-def stranger(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
-    """Somebody who has said this before our side came to the handshake."""
+def client_sending(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]:
+    """A client that has sent these bytes before the server side starts the handshake."""
     near, far = socket.socketpair()
     far.setblocking(False)
     near.settimeout(5)
@@ -46,9 +46,7 @@ def stranger(tls: ServerTls, said: bytes) -> tuple[socket.socket, TlsConnection]
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_handshake_says_what_it_settled(
-    tls: ServerTls, authority: Authority, version: ssl.TLSVersion
-) -> None:
+def test_handshake_result(tls: ServerTls, authority: Authority, version: ssl.TLSVersion) -> None:
     context = client_of(authority)
     context.minimum_version = context.maximum_version = version
     info, _ = shaken(tls, context, host="localhost")
@@ -58,21 +56,21 @@ def test_a_handshake_says_what_it_settled(
     assert (info.alpn, info.certificate, info.verify_code, info.server_name) == (None, None, 0, None)
 
 
-def test_a_handshake_waits_for_the_client(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+def test_handshake_waits_for_client(tls: ServerTls) -> None:
+    near, ours = client_sending(tls, b"")
     assert ours.handshake() is HandshakeStep.WANT_READ
     near.close()
     ours.close()
 
 
-def test_the_old_socket_gives_its_descriptor_away(tls: ServerTls) -> None:
+def test_accept_detaches_socket(tls: ServerTls) -> None:
     near, far = socket.socketpair()
     far.setblocking(False)
     descriptor = far.fileno()
     ours = tls.accept(far)
     assert (far.fileno(), ours.fileno()) == (-1, descriptor)
     assert isinstance(ours, ssl.SSLSocket)
-    assert ours.context is tls.terms.context
+    assert ours.context is tls.params.context
     assert not ours.getblocking()
     near.close()
     ours.close()
@@ -90,8 +88,8 @@ def test_the_old_socket_gives_its_descriptor_away(tls: ServerTls) -> None:
         (b"\x15\x03\x01\x00\x02\x02\x28", TlsFailure.OTHER),  # an alert: handshake failure
     ],
 )
-def test_what_is_no_handshake_fails(tls: ServerTls, said: bytes, failure: TlsFailure) -> None:
-    near, ours = stranger(tls, said)
+def test_other_bytes_fail_handshake(tls: ServerTls, said: bytes, failure: TlsFailure) -> None:
+    near, ours = client_sending(tls, said)
     with pytest.raises(TlsHandshakeFailed) as caught:
         ours.handshake()
     assert caught.value.failure is failure
@@ -101,8 +99,8 @@ def test_what_is_no_handshake_fails(tls: ServerTls, said: bytes, failure: TlsFai
     ours.close()
 
 
-def test_a_client_that_leaves_is_told_apart(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+def test_disconnect_during_handshake_is_eof(tls: ServerTls) -> None:
+    near, ours = client_sending(tls, b"")
     near.close()
     with pytest.raises(TlsHandshakeFailed) as caught:
         ours.handshake()
@@ -110,7 +108,7 @@ def test_a_client_that_leaves_is_told_apart(tls: ServerTls) -> None:
     ours.close()
 
 
-def test_a_connection_that_is_reset_is_a_client_that_left(tls: ServerTls) -> None:
+def test_reset_during_handshake_is_eof(tls: ServerTls) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         accepted, _ = listener.accept()
@@ -124,17 +122,15 @@ def test_a_connection_that_is_reset_is_a_client_that_left(tls: ServerTls) -> Non
     ours.close()
 
 
-def test_nothing_is_pending_after_the_end(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+def test_pending_is_zero_after_close(tls: ServerTls) -> None:
+    near, ours = client_sending(tls, b"")
     ours.close()
     assert ours.pending() == 0
     near.close()
 
 
 @pytest.mark.parametrize("injected", [b"a1 NOOP\r\n", b"a2 LOGIN eve evil\r\n" * 40])
-def test_bytes_in_clear_before_the_handshake_break_it_and_are_never_read(
-    tls: ServerTls, authority: Authority, injected: bytes
-) -> None:
+def test_clear_text_before_handshake_fails_it(tls: ServerTls, authority: Authority, injected: bytes) -> None:
     near, far = socket.socketpair()
     far.setblocking(False)
     near.sendall(injected)  # after STARTTLS, in the gap before the ClientHello
@@ -155,28 +151,28 @@ def test_bytes_in_clear_before_the_handshake_break_it_and_are_never_read(
     max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(said=st.binary(max_size=600))
-def test_whatever_is_said_the_handshake_waits_or_fails(tls: ServerTls, said: bytes) -> None:
-    near, ours = stranger(tls, said)
+def test_any_bytes_wait_or_fail_handshake(tls: ServerTls, said: bytes) -> None:
+    near, ours = client_sending(tls, said)
     near.close()
     with pytest.raises(TlsHandshakeFailed):
-        shake_alone(ours)
+        handshake_alone(ours)
     ours.close()
 
 
-def shake_alone(ours: TlsConnection) -> None:
-    """As many steps as somebody who has left can still answer."""
+def handshake_alone(ours: TlsConnection) -> None:
+    """Continue the handshake with a client that is disconnected."""
     for _ in range(3):
         ours.handshake()
 
 
-def test_versions_that_do_not_meet(tls: ServerTls, authority: Authority) -> None:
+def test_no_common_version_fails(tls: ServerTls, authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_protocols=frozenset({"TLSv1.3"}))
     context = client_of(authority)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     assert failure_with(tls, context) is TlsFailure.UNSUPPORTED_VERSION
 
 
-def test_ciphers_that_do_not_meet(authority: Authority) -> None:
+def test_no_common_cipher_fails(authority: Authority) -> None:
     tls = tls_of(
         authority.issue(), ssl_protocols=frozenset({"TLSv1.2"}), ssl_ciphers="ECDHE-ECDSA-AES256-GCM-SHA384"
     )
@@ -185,20 +181,20 @@ def test_ciphers_that_do_not_meet(authority: Authority) -> None:
     assert failure_with(tls, context) is TlsFailure.NO_SHARED_CIPHER
 
 
-def test_a_client_that_does_not_trust_us(tls: ServerTls, tmp_path: Path) -> None:
+def test_client_that_rejects_certificate_fails(tls: ServerTls, tmp_path: Path) -> None:
     assert failure_with(tls, client_of(Authority(tmp_path, "CN=Another CA"))) is TlsFailure.VERIFY_FAILED
 
 
 def failure_with(tls: ServerTls, context: ssl.SSLContext) -> TlsFailure:
     pair = Pair(tls, context)
     with pytest.raises(TlsHandshakeFailed) as caught:
-        shake_in_vain(pair)
+        failing_handshake(pair)
     pair.close()
     return caught.value.failure
 
 
-def shake_in_vain(pair: Pair) -> None:
-    """Both sides of a handshake in which the client may be the one to give up."""
+def failing_handshake(pair: Pair) -> None:
+    """Perform both sides of a handshake that fails on either side."""
     for _ in range(3):
         with suppress(ssl.SSLError):
             pair.client.do_handshake()
@@ -215,7 +211,7 @@ def shake_in_vain(pair: Pair) -> None:
         (Protocol.IMAP, [], None),
     ],
 )
-def test_our_protocol_is_chosen(
+def test_alpn_selects_protocol(
     authority: Authority, protocol: Protocol, offered: list[str], chosen: bytes | None
 ) -> None:
     context = client_of(authority)
@@ -225,7 +221,7 @@ def test_our_protocol_is_chosen(
 
 
 @pytest.mark.parametrize("offered", [["http/1.1"], ["pop3", "h2"], ["ximap"], ["imap4"]])
-def test_other_protocols_end_the_handshake(tls: ServerTls, authority: Authority, offered: list[str]) -> None:
+def test_alpn_mismatch_fails_handshake(tls: ServerTls, authority: Authority, offered: list[str]) -> None:
     context = client_of(authority)
     context.set_alpn_protocols(offered)
     pair = Pair(tls, context)
@@ -239,7 +235,7 @@ def test_other_protocols_end_the_handshake(tls: ServerTls, authority: Authority,
     pair.close()
 
 
-def test_bytes_go_both_ways(tls: ServerTls, authority: Authority) -> None:
+def test_bytes_are_sent_in_both_directions(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     assert pair.tell(b"* OK ready\r\n") == b"* OK ready\r\n"
@@ -255,7 +251,7 @@ def test_bytes_go_both_ways(tls: ServerTls, authority: Authority) -> None:
     pair.close()
 
 
-def test_what_was_read_ahead_is_pending(tls: ServerTls, authority: Authority) -> None:
+def test_read_ahead_bytes_are_pending(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     for record in (b"one", b"two", b"three"):
@@ -267,7 +263,7 @@ def test_what_was_read_ahead_is_pending(tls: ServerTls, authority: Authority) ->
     pair.close()
 
 
-def test_what_comes_with_the_end_of_the_handshake_is_pending(tls: ServerTls, authority: Authority) -> None:
+def test_bytes_with_end_of_handshake_are_pending(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     with pytest.raises(ssl.SSLWantReadError):
         pair.client.do_handshake()
@@ -280,7 +276,7 @@ def test_what_comes_with_the_end_of_the_handshake_is_pending(tls: ServerTls, aut
     pair.close()
 
 
-def test_a_write_goes_as_far_as_the_socket_lets_it(tls: ServerTls, authority: Authority) -> None:
+def test_send_writes_until_socket_is_full(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     data = bytes(range(256)) * 8192
@@ -303,7 +299,7 @@ def test_a_write_goes_as_far_as_the_socket_lets_it(tls: ServerTls, authority: Au
     pair.close()
 
 
-def test_the_client_says_goodbye(tls: ServerTls, authority: Authority) -> None:
+def test_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     pair.tell(b"x")
@@ -314,7 +310,7 @@ def test_the_client_says_goodbye(tls: ServerTls, authority: Authority) -> None:
     pair.close()
 
 
-def test_a_client_that_leaves_without_goodbye_has_ended_too(tls: ServerTls, authority: Authority) -> None:
+def test_close_without_close_notify_ends_stream(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     pair.tell(b"x")
@@ -323,7 +319,7 @@ def test_a_client_that_leaves_without_goodbye_has_ended_too(tls: ServerTls, auth
     pair.close()
 
 
-def test_we_say_goodbye_and_still_hear_the_client(tls: ServerTls, authority: Authority) -> None:
+def test_unwrap_sends_close_notify_and_reading_still_works(tls: ServerTls, authority: Authority) -> None:
     pair = Pair(tls, client_of(authority))
     pair.shake()
     pair.tell(b"x")
@@ -335,8 +331,8 @@ def test_we_say_goodbye_and_still_hear_the_client(tls: ServerTls, authority: Aut
 
 
 @pytest.mark.parametrize("moment", ["before the handshake", "after a failure", "after the end"])
-def test_a_goodbye_never_fails(tls: ServerTls, moment: str) -> None:
-    near, ours = stranger(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
+def test_unwrap_never_raises(tls: ServerTls, moment: str) -> None:
+    near, ours = client_sending(tls, b"EHLO x.example\r\n" if moment == "after a failure" else b"")
     if moment == "after a failure":
         with pytest.raises(TlsHandshakeFailed):
             ours.handshake()
@@ -347,10 +343,8 @@ def test_a_goodbye_never_fails(tls: ServerTls, moment: str) -> None:
     ours.close()
 
 
-def test_an_unhappy_goodbye_leaves_no_error_for_the_next_connection(
-    tls: ServerTls, authority: Authority
-) -> None:
-    near, ours = stranger(tls, b"")
+def test_failed_unwrap_leaves_no_openssl_error(tls: ServerTls, authority: Authority) -> None:
+    near, ours = client_sending(tls, b"")
     ours.unwrap()
     info, _ = shaken(tls, client_of(authority))
     assert info.version
@@ -358,7 +352,7 @@ def test_an_unhappy_goodbye_leaves_no_error_for_the_next_connection(
     ours.close()
 
 
-def test_the_server_name_and_our_certificate_are_told_where_the_upstream_wants_them(
+def test_sni_and_server_certificate_only_with_proxy_v2(
     authority: Authority,
 ) -> None:
     ecdsa, rsa = authority.issue(), authority.issue(key="rsa")
@@ -376,7 +370,7 @@ def test_the_server_name_and_our_certificate_are_told_where_the_upstream_wants_t
     assert (info.server_name, info.own_signature, info.own_key) == (None, b"ecdsa-with-SHA256", b"EC256")
 
 
-def test_2000_handshakes_leave_nothing_behind(authority: Authority) -> None:
+def test_2000_handshakes_leak_nothing(authority: Authority) -> None:
     tls = tls_of(
         authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_client_certificate=authority.file
     )
@@ -392,14 +386,14 @@ def test_2000_handshakes_leave_nothing_behind(authority: Authority) -> None:
     assert descriptors() == open_before
 
 
-def test_a_connection_has_no_dictionary_of_its_own_worth_mentioning(tls: ServerTls) -> None:
-    near, ours = stranger(tls, b"")
+def test_connection_object_is_small(tls: ServerTls) -> None:
+    near, ours = client_sending(tls, b"")
     assert vars(ours) == {}
     near.close()
     ours.close()
 
 
-def test_many_records_leave_in_full_segments(authority: Authority) -> None:
+def test_many_records_are_sent_in_full_segments(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname(), timeout=20)
         far, _ = listener.accept()
@@ -424,6 +418,6 @@ def test_many_records_leave_in_full_segments(authority: Authority) -> None:
 
 
 def _segments_out(sock: socket.socket) -> int:
-    """Segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
+    """The number of segments with data that the kernel has sent (tcp(7), ``tcp_info``)."""
     told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
     return int.from_bytes(told[156:160], sys.byteorder)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client certificates: the handshake always completes, and the verdict is right, resumed or not."""
+"""Client certificates: the handshake completes, the verify code is right, also when resumed; descriptions."""
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from mailproxy.protocols.types import TlsInfo
-from mailproxy.tls import client_certs
+from mailproxy.protocols.types import CertificateFault, ClientCertificate, TlsInfo, certificate_fault
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import SessionCache, VerifyClient
@@ -39,7 +40,7 @@ def named(directive: str, path: str) -> dict[str, Any]:
     return {directive: path}
 
 
-def told(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
+def verified(tls: ServerTls, certificate: Issued | None, version: ssl.TLSVersion = VERSIONS[1]) -> TlsInfo:
     context = client_of(certificate=certificate)
     context.minimum_version = context.maximum_version = version
     return shaken(tls, context)[0]
@@ -79,24 +80,24 @@ def for_servers(authority: Authority) -> Issued:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mode", EVERY_MODE)
-def test_a_good_certificate_is_good(
+def test_valid_certificate_is_accepted(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
-    info = told(verifying(authority, mode), authority.issue("CN=alice"), version)
+    info = verified(verifying(authority, mode), authority.issue("CN=alice"), version)
     assert info.certificate is not None
     assert info.certificate.subject == b"CN=alice"
     assert (info.verify_code, info.verify_error, info.verify_is_tolerable) == (0, b"ok", False)
-    assert not client_certs.is_bad(mode, info)
+    assert certificate_fault(mode, info) is None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("mode", EVERY_MODE)
-def test_no_certificate_completes_too(
+def test_handshake_without_certificate_completes(
     authority: Authority, mode: VerifyClient, version: ssl.TLSVersion
 ) -> None:
-    info = told(verifying(authority, mode), None, version)
+    info = verified(verifying(authority, mode), None, version)
     assert (info.certificate, info.verify_code) == (None, 0)
-    assert client_certs.is_bad(mode, info) is (mode is VerifyClient.REQUIRED)
+    assert (certificate_fault(mode, info) is CertificateFault.MISSING) is (mode is VerifyClient.REQUIRED)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -112,34 +113,34 @@ def test_no_certificate_completes_too(
         (of_another_and_for_servers, 26, False),  # OpenSSL alone would end with 21
     ],
 )
-def test_a_bad_certificate_completes_and_says_why(
+def test_handshake_with_bad_certificate_completes_with_verify_code(
     authority: Authority,
     make: Callable[[Authority], Issued],
     code: int,
     tolerable: bool,
     version: ssl.TLSVersion,
 ) -> None:
-    info = told(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
+    info = verified(verifying(authority, VerifyClient.OPTIONAL_NO_CA), make(authority), version)
     assert (info.verify_code, info.verify_is_tolerable) == (code, tolerable)
     assert info.verify_error
-    assert client_certs.is_bad(VerifyClient.OPTIONAL_NO_CA, info) is not tolerable
-    assert client_certs.is_bad(VerifyClient.OPTIONAL, info)
+    assert (certificate_fault(VerifyClient.OPTIONAL_NO_CA, info) is None) is tolerable
+    assert certificate_fault(VerifyClient.OPTIONAL, info) is CertificateFault.INVALID
 
 
-def test_off_asks_for_nothing(authority: Authority) -> None:
+def test_verify_client_off_requests_no_certificate(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_client_certificate="/nonexistent")
-    info = told(tls, authority.issue("CN=alice"))
+    info = verified(tls, authority.issue("CN=alice"))
     assert info.certificate is None
 
 
-def test_optional_without_a_ca_needs_none(authority: Authority) -> None:
+def test_optional_no_ca_needs_no_ca_file(authority: Authority) -> None:
     tls = tls_of(authority.issue(), ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
-    info = told(tls, authority.issue("CN=alice"))
+    info = verified(tls, authority.issue("CN=alice"))
     assert (info.verify_code, info.verify_is_tolerable) == (21, True)
 
 
 @pytest.mark.parametrize("mode", [VerifyClient.REQUIRED, VerifyClient.OPTIONAL])
-def test_the_others_need_one(authority: Authority, mode: VerifyClient) -> None:
+def test_required_and_optional_need_ca_file(authority: Authority, mode: VerifyClient) -> None:
     with pytest.raises(ConfigError) as caught:
         tls_of(authority.issue(), ssl_verify_client=mode)
     assert str(caught.value) == (
@@ -149,40 +150,40 @@ def test_the_others_need_one(authority: Authority, mode: VerifyClient) -> None:
 
 
 @pytest.mark.parametrize(("depth", "code"), [(0, 22), (1, 0), (2, 0)])
-def test_a_chain_may_be_too_long(authority: Authority, depth: int, code: int) -> None:
+def test_chain_above_verify_depth_is_bad(authority: Authority, depth: int, code: int) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
-    info = told(verifying(authority, ssl_verify_depth=depth), issued)
+    info = verified(verifying(authority, ssl_verify_depth=depth), issued)
     assert info.verify_code == code
 
 
-def test_a_revoked_certificate_is_refused_and_others_are_not(authority: Authority) -> None:
+def test_revoked_certificate_is_bad_and_others_are_not(authority: Authority) -> None:
     revoked, other = authority.issue("CN=gone"), authority.issue("CN=alice")
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA, ssl_crl=authority.revocations(revoked))
-    assert told(tls, revoked).verify_code == 23
-    assert told(tls, other).verify_code == 0
+    assert verified(tls, revoked).verify_code == 23
+    assert verified(tls, other).verify_code == 0
 
 
-def test_the_whole_chain_needs_lists(authority: Authority) -> None:
+def test_crl_is_required_for_whole_chain(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     issued = middle.issue("CN=alice")
     chain = Path(issued.files.certificate)
     chain.write_bytes(chain.read_bytes() + Path(middle.file).read_bytes())
     tls = verifying(authority, ssl_verify_depth=3, ssl_crl=middle.revocations())
-    assert told(tls, issued).verify_code == 3
+    assert verified(tls, issued).verify_code == 3
     both = middle.write(
         "crls", Path(middle.revocations()).read_bytes() + Path(authority.revocations()).read_bytes()
     )
-    assert told(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
+    assert verified(verifying(authority, ssl_verify_depth=3, ssl_crl=both), issued).verify_code == 0
 
 
-def test_certificates_among_the_lists_are_not_trusted(authority: Authority) -> None:
+def test_certificates_in_crl_file_are_not_trusted(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Another CA")
     mixed = Path(other.revocations()).read_bytes() + Path(other.file).read_bytes()
     tls = verifying(authority, ssl_crl=authority.write("mixed", mixed))
-    assert told(tls, other.issue("CN=mallory")).verify_code != 0
+    assert verified(tls, other.issue("CN=mallory")).verify_code != 0
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_certificates_among_the_lists_are_not_trusted(authority: Authority) -> N
         ("ssl_crl", b"nothing", "cannot load CRL"),
     ],
 )
-def test_files_that_hold_something_else_are_refused(
+def test_client_ca_and_crl_files_with_other_content_are_problems(
     authority: Authority, directive: str, contents: bytes, words: str
 ) -> None:
     path = authority.write("bad", contents)
@@ -206,7 +207,7 @@ def test_files_that_hold_something_else_are_refused(
 
 
 @pytest.mark.parametrize("directive", ["ssl_client_certificate", "ssl_trusted_certificate", "ssl_crl"])
-def test_files_that_are_missing_are_refused(authority: Authority, directive: str) -> None:
+def test_missing_client_ca_and_crl_files_are_problems(authority: Authority, directive: str) -> None:
     with pytest.raises(ConfigError) as caught:
         verifying(authority, **named(directive, "/nonexistent"))
     (problem,) = caught.value.problems
@@ -224,7 +225,7 @@ def test_files_that_are_missing_are_refused(authority: Authority, directive: str
         ({"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}, True),
     ],
 )
-def test_a_good_verdict_is_resumed_with_its_certificate(
+def test_resumed_session_has_certificate(
     authority: Authority, version: ssl.TLSVersion, directives: dict[str, Any], resumed: bool
 ) -> None:
     tls = verifying(authority, VerifyClient.REQUIRED, **directives)
@@ -238,7 +239,7 @@ def test_a_good_verdict_is_resumed_with_its_certificate(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version: ssl.TLSVersion) -> None:
+def test_resumed_session_keeps_tolerated_verify_code(authority: Authority, version: ssl.TLSVersion) -> None:
     tls = verifying(authority, VerifyClient.OPTIONAL_NO_CA)
     context = client_of(certificate=authority.self_signed())
     context.minimum_version = context.maximum_version = version
@@ -256,7 +257,7 @@ def test_a_tolerated_verdict_is_resumed_as_it_was(authority: Authority, version:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, version: ssl.TLSVersion) -> None:
+def test_bad_certificate_is_never_resumed_as_valid(authority: Authority, version: ssl.TLSVersion) -> None:
     cached: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SessionCache(builtin=100)}
     for directives in ({}, cached):
         tls = verifying(authority, **directives)
@@ -268,7 +269,7 @@ def test_a_bad_verdict_is_never_resumed_as_a_good_one(authority: Authority, vers
         assert again.resumed is not bool(directives)  # out of the cache it was taken; a ticket remembers
 
 
-def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> None:
+def test_session_is_not_resumed_after_rules_change(authority: Authority) -> None:
     alice, ours = authority.issue("CN=alice"), authority.issue()
     common: dict[str, Any] = {
         "ssl_verify_client": VerifyClient.OPTIONAL,
@@ -286,10 +287,10 @@ def test_a_verdict_is_not_resumed_under_newer_rules(authority: Authority) -> Non
 # -- what the client is told
 
 
-def test_only_the_client_authorities_are_announced(authority: Authority) -> None:
+def test_only_ssl_client_certificate_names_are_sent(authority: Authority) -> None:
     other = Authority(authority.folder, "CN=Quiet CA")
     tls = verifying(authority, ssl_trusted_certificate=other.file)
-    assert told(tls, other.issue("CN=bob")).verify_code == 0
+    assert verified(tls, other.issue("CN=bob")).verify_code == 0
     with serving(tls) as port:
         said = s_client(port)
     assert "CN = Test CA" in said
@@ -298,7 +299,7 @@ def test_only_the_client_authorities_are_announced(authority: Authority) -> None
     assert "Quiet CA" not in names
 
 
-def test_a_certificate_of_another_make_of_client(authority: Authority) -> None:
+def test_openssl_client_certificate_is_verified(authority: Authority) -> None:
     alice = authority.issue("O=Ex, Inc/CN=alice")
     tls = verifying(authority, VerifyClient.REQUIRED)
     with serving(tls) as port:
@@ -306,7 +307,7 @@ def test_a_certificate_of_another_make_of_client(authority: Authority) -> None:
     assert "verify=0 CN=alice,O=Ex\\, Inc" in said
 
 
-def test_our_chain_is_not_completed_from_what_clients_are_verified_with(authority: Authority) -> None:
+def test_server_chain_has_no_client_ca_certificates(authority: Authority) -> None:
     middle = Authority(authority.folder, "CN=Middle CA", signer=authority)
     tls = tls_of(middle.issue(), ssl_verify_client=VerifyClient.OPTIONAL, ssl_trusted_certificate=middle.file)
     with serving(tls) as port:
@@ -315,8 +316,84 @@ def test_our_chain_is_not_completed_from_what_clients_are_verified_with(authorit
 
 
 def s_client(port: int, *options: str) -> str:
-    """What ``openssl s_client`` prints about a connection."""
+    """The output of ``openssl s_client``."""
     command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
     return subprocess.run(
         command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False
     ).stdout.decode()
+
+
+@pytest.fixture
+def dn_authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "C=DE/O=Ex, Inc/CN=Test CA")
+
+
+def description_of(dn_authority: Authority, issued: Issued) -> ClientCertificate:
+    """The description of a client's certificate."""
+    tls = tls_of(
+        dn_authority.issue(),
+        ssl_verify_client=VerifyClient.OPTIONAL_NO_CA,
+        ssl_client_certificate=dn_authority.file,
+    )
+    info, _ = shaken(tls, client_of(certificate=issued))
+    assert info.certificate is not None
+    return info.certificate
+
+
+def openssl_x509(issued: Issued, *options: str) -> bytes:
+    """The output of ``openssl x509``."""
+    command = ["openssl", "x509", "-noout", "-in", issued.files.certificate, *options]
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    return printed.split(b"=", 1)[1].rstrip(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("subject", "printed"),
+    [
+        ("CN=alice", b"CN=alice"),
+        ("O=Ex, Inc/CN=alice", b"CN=alice,O=Ex\\, Inc"),
+        ('C=DE/O=a+b;c<d>"e"/CN=#x', b'CN=\\#x,O=a\\+b\\;c\\<d\\>\\"e\\",C=DE'),
+        ("CN= x ", b"CN=\\ x\\ "),
+        ("CN=Käthe", b"CN=K\\C3\\A4the"),
+        ("CN=a\r\nX: y", b"CN=a\\0D\\0AX: y"),
+    ],
+)
+def test_subject_and_issuer_are_in_rfc_2253_form(
+    dn_authority: Authority, subject: str, printed: bytes
+) -> None:
+    issued = dn_authority.issue(subject)
+    certificate = description_of(dn_authority, issued)
+    assert certificate.subject == printed
+    assert certificate.subject == openssl_x509(issued, "-subject", "-nameopt", "RFC2253")
+    assert certificate.issuer == b"CN=Test CA,O=Ex\\, Inc,C=DE"
+
+
+@pytest.mark.parametrize(
+    ("subject", "common_name"),
+    [
+        ("O=Ex/CN=alice", b"alice"),
+        ("CN=Käthe", "Käthe".encode()),
+        ("CN=first/CN=second", b"first"),
+        ("O=Ex", None),
+    ],
+)
+def test_common_name_is_first_in_utf8(
+    dn_authority: Authority, subject: str, common_name: bytes | None
+) -> None:
+    assert description_of(dn_authority, dn_authority.issue(subject)).common_name == common_name
+
+
+@pytest.mark.parametrize("serial", [1, 0xABCDEF, 0x7F << 144])
+def test_serial_is_upper_case_hexadecimal(dn_authority: Authority, serial: int) -> None:
+    issued = dn_authority.issue(serial=serial)
+    certificate = description_of(dn_authority, issued)
+    assert certificate.serial == openssl_x509(issued, "-serial")
+    assert int(certificate.serial, 16) == serial
+
+
+def test_fingerprint_and_pem_are_of_the_certificate(dn_authority: Authority) -> None:
+    issued = dn_authority.issue()
+    certificate = description_of(dn_authority, issued)
+    der = issued.certificate.public_bytes(Encoding.DER)
+    assert certificate.fingerprint == hashlib.sha1(der).hexdigest().encode()
+    assert certificate.pem == issued.certificate.public_bytes(Encoding.PEM)

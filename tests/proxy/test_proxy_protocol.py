@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PROXY header, in and out."""
+"""PROXY headers: parsing and writing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mailproxy.protocols.proxy_protocol import (
     Header,
     address_text,
     crc32c,
-    outbound,
-    read,
+    outbound_header,
+    read_header,
 )
 from mailproxy.protocols.types import Client, ClientCertificate, ProxyAddresses, TlsInfo
 from mailproxy_config.model import Protocol, SendProxyProtocol
@@ -55,9 +55,9 @@ IPV6_BODY = (
         ),
     ],
 )
-def test_version_1_gives_the_addresses_as_received(line: bytes, addresses: ProxyAddresses) -> None:
+def test_read_v1_keeps_addresses_as_received(line: bytes, addresses: ProxyAddresses) -> None:
     header = Header(len(line) + 2, addresses, 1, ProxyHeaderResult.V1)
-    assert read(line + b"\r\nrest") == header
+    assert read_header(line + b"\r\nrest") == header
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_version_1_gives_the_addresses_as_received(line: bytes, addresses: Proxy
         b"PROXY UNKNOWN %b %b 65535 65535" % (LONGEST_IPV6, LONGEST_IPV6),
     ],
 )
-def test_unknown_carries_no_addresses(line: bytes) -> None:
+def test_read_v1_unknown_has_no_addresses(line: bytes) -> None:
     assert len(line) + 2 <= MAX_V1
-    assert read(line + b"\r\na1 NOOP\r\n") == Header(len(line) + 2, None, 1, ProxyHeaderResult.UNKNOWN)
+    assert read_header(line + b"\r\na1 NOOP\r\n") == Header(len(line) + 2, None, 1, ProxyHeaderResult.UNKNOWN)
 
 
 @pytest.mark.parametrize(
-    ("bytes", "result"),
+    ("data", "result"),
     [
         # bytes                                              why
         (b"a1 LOGIN john secret\r\n", MISSING),
@@ -103,9 +103,9 @@ def test_unknown_carries_no_addresses(line: bytes) -> None:
         (b"PROXY " + b"x" * 101, INVALID),
     ],
 )
-def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> None:
+def test_invalid_v1_header_is_rejected(data: bytes, result: ProxyHeaderResult) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(data)
+        read_header(data)
     assert bad.value.result is result
 
 
@@ -113,19 +113,19 @@ def test_what_is_no_version_1_header(data: bytes, result: ProxyHeaderResult) -> 
 
 
 @pytest.mark.parametrize(
-    ("bytes", "addresses"),
+    ("data", "addresses"),
     [
         (v2(b"\x21\x11", IPV4_BODY), ProxyAddresses(b"192.0.2.1", b"192.0.2.2", 56324, 25)),
         (v2(b"\x21\x21", IPV6_BODY), ProxyAddresses(b"2001:db8::1", b"::ffff:1.2.3.4", 1, 2)),
         (v2(b"\x21\x11", IPV4_BODY + bytes(4084)), ProxyAddresses(b"192.0.2.1", b"192.0.2.2", 56324, 25)),
     ],
 )
-def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresses) -> None:
-    assert read(data + b"rest") == Header(len(data), addresses, 2, ProxyHeaderResult.V2)
+def test_read_v2_formats_addresses(data: bytes, addresses: ProxyAddresses) -> None:
+    assert read_header(data + b"rest") == Header(len(data), addresses, 2, ProxyHeaderResult.V2)
 
 
 @pytest.mark.parametrize(
-    ("bytes", "result"),
+    ("data", "result"),
     [
         (v2(b"\x20\x00", b""), ProxyHeaderResult.LOCAL),
         (v2(b"\x20\x11", IPV4_BODY), ProxyHeaderResult.LOCAL),
@@ -135,8 +135,8 @@ def test_version_2_gives_addresses_as_text(data: bytes, addresses: ProxyAddresse
         (v2(b"\x2f\x11", IPV4_BODY), ProxyHeaderResult.UNKNOWN),
     ],
 )
-def test_version_2_without_tcp_addresses_is_skipped(data: bytes, result: ProxyHeaderResult) -> None:
-    assert read(data + b"rest") == Header(len(data), None, 2, result)
+def test_read_v2_without_tcp_addresses_has_none(data: bytes, result: ProxyHeaderResult) -> None:
+    assert read_header(data + b"rest") == Header(len(data), None, 2, result)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,9 @@ def test_version_2_without_tcp_addresses_is_skipped(data: bytes, result: ProxyHe
         SIGNATURE + b"\x21\x11\xff\xff",
     ],
 )
-def test_what_is_no_version_2_header(data: bytes) -> None:
+def test_invalid_v2_header_is_rejected(data: bytes) -> None:
     with pytest.raises(BadHeader) as bad:
-        read(data)
+        read_header(data)
     assert bad.value.result is INVALID
 
 
@@ -168,26 +168,26 @@ def test_what_is_no_version_2_header(data: bytes) -> None:
         v2(b"\x20\x00", b"tlv"),
     ],
 )
-def test_a_header_may_come_in_pieces(whole: bytes) -> None:
-    complete = read(whole)
+def test_incomplete_header_returns_none(whole: bytes) -> None:
+    complete = read_header(whole)
     assert complete is not None
     assert complete.consumed == len(whole)
     for cut in range(len(whole)):
-        assert read(whole[:cut]) is None
-    assert read(whole + b"* junk") == complete
+        assert read_header(whole[:cut]) is None
+    assert read_header(whole + b"* junk") == complete
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PROXY ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x0c"]))
-def test_any_bytes_are_a_header_or_none_or_too_few(data: bytes, start: bytes) -> None:
+def test_any_bytes_are_header_invalid_or_incomplete(data: bytes, start: bytes) -> None:
     try:
-        header = read(start + data)
+        header = read_header(start + data)
     except BadHeader:
         return
     assert header is None or header.consumed <= len(start + data)
 
 
-def test_the_largest_header_is_never_too_few_bytes() -> None:
-    assert read(v2(b"\x20\x00", bytes(MAX_V2 - 16))) is not None
+def test_max_v2_bytes_are_never_incomplete() -> None:
+    assert read_header(v2(b"\x20\x00", bytes(MAX_V2 - 16))) is not None
 
 
 # ---- text ----
@@ -207,7 +207,7 @@ def test_the_largest_header_is_never_too_few_bytes() -> None:
         ("192.0.2.1", "192.0.2.1"),
     ],
 )
-def test_addresses_are_written_as_nginx_writes_them(address: str, text: str) -> None:
+def test_address_text_has_nginx_format(address: str, text: str) -> None:
     assert address_text(ipaddress.ip_address(address)) == text
     assert ipaddress.ip_address(text) == ipaddress.ip_address(address)
 
@@ -215,8 +215,8 @@ def test_addresses_are_written_as_nginx_writes_them(address: str, text: str) -> 
 # ---- outbound ----
 
 
-def test_no_header_is_written_where_none_is_wanted() -> None:
-    assert outbound(server(Protocol.IMAP), Client("192.0.2.1", 1, "192.0.2.2", 2)) == b""
+def test_outbound_header_is_empty_if_disabled() -> None:
+    assert outbound_header(server(Protocol.IMAP), Client("192.0.2.1", 1, "192.0.2.2", 2)) == b""
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_no_header_is_written_where_none_is_wanted() -> None:
         (Client("2001:db8::1", 1, "192.0.2.2", 2), b"PROXY TCP6 2001:db8::1 ::ffff:192.0.2.2 1 2\r\n"),
     ],
 )
-def test_version_1_to_an_upstream(client: Client, line: bytes) -> None:
-    assert outbound(V1, client) == line
+def test_outbound_v1_header(client: Client, line: bytes) -> None:
+    assert outbound_header(V1, client) == line
 
 
 @pytest.mark.parametrize(
@@ -252,19 +252,19 @@ def test_version_1_to_an_upstream(client: Client, line: bytes) -> None:
         ),
     ],
 )
-def test_version_2_to_an_upstream(client: Client, header: str) -> None:
-    assert outbound(V2, client) == bytes.fromhex(header)
+def test_outbound_v2_header(client: Client, header: str) -> None:
+    assert outbound_header(V2, client) == bytes.fromhex(header)
 
 
-def test_version_2_widens_the_ipv4_side_of_two_families() -> None:
-    header = outbound(V2, Client("192.0.2.1", 1, "::1", 2))
+def test_outbound_v2_maps_ipv4_if_families_differ() -> None:
+    header = outbound_header(V2, Client("192.0.2.1", 1, "::1", 2))
     assert header[12:16] == bytes.fromhex("21 21 002b")
     assert header[16:32] == ipaddress.ip_address("::ffff:192.0.2.1").packed
     assert header[32:48] == ipaddress.ip_address("::1").packed
 
 
-def test_version_2_says_local_for_a_unix_client() -> None:
-    header = outbound(V2, Client("unix:", 0, "unix:/run/imap", 0))
+def test_outbound_v2_is_local_for_unix_client() -> None:
+    header = outbound_header(V2, Client("unix:", 0, "unix:/run/imap", 0))
     assert header[:-4] == SIGNATURE + bytes.fromhex("20 00 0007 03 0004")
 
 
@@ -306,13 +306,13 @@ FULL = TlsInfo(
         ),
     ],
 )  # fmt: skip
-def test_version_2_tells_about_tls(tls: TlsInfo, values: bytes) -> None:
-    header = outbound(V2, Client("192.0.2.1", 1, "192.0.2.2", 2, tls=tls))
+def test_outbound_v2_has_tls_tlvs(tls: TlsInfo, values: bytes) -> None:
+    header = outbound_header(V2, Client("192.0.2.1", 1, "192.0.2.2", 2, tls=tls))
     assert header[28:-7] == values
     assert int.from_bytes(header[14:16], "big") == len(header) - 16
 
 
-def test_the_checksum_is_castagnoli_s() -> None:
+def test_crc32c_check_value() -> None:
     assert crc32c(b"123456789") == 0xE3069283
 
 
@@ -321,7 +321,7 @@ PORTS = st.integers(0, 65535)
 
 
 @given(ADDRESSES, ADDRESSES, PORTS, PORTS, st.sampled_from([None, FULL]))
-def test_what_we_write_we_can_read(
+def test_outbound_header_can_be_read(
     source: ipaddress.IPv4Address | ipaddress.IPv6Address,
     destination: ipaddress.IPv4Address | ipaddress.IPv6Address,
     source_port: int,
@@ -330,8 +330,8 @@ def test_what_we_write_we_can_read(
 ) -> None:
     client = Client(str(source), source_port, str(destination), destination_port, tls=tls)
     for version, config in enumerate((V1, V2), start=1):
-        data = outbound(config, client)
-        header = read(data + b"* OK")
+        data = outbound_header(config, client)
+        header = read_header(data + b"* OK")
         assert header is not None
         assert header.addresses is not None
         assert (header.consumed, header.version) == (len(data), version)
@@ -351,8 +351,8 @@ def _plain(text: bytes) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 @given(ADDRESSES, PORTS)
-def test_the_checksum_covers_the_whole_header(
+def test_outbound_v2_checksum_covers_whole_header(
     source: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 ) -> None:
-    header = outbound(V2, Client(str(source), port, str(source), 25))
+    header = outbound_header(V2, Client(str(source), port, str(source), 25))
     assert crc32c(header[:-4] + bytes(4)).to_bytes(4, "big") == header[-4:]

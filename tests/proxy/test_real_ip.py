@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose word about a client's address is taken."""
+"""``set_real_ip_from``: trusted peers, and the replacement of a client's address."""
 
 from __future__ import annotations
 
 import pytest
 
-from mailproxy.protocols.real_ip import TrustedPeers, apply
+from mailproxy.protocols.real_ip import TrustedPeers, apply_real_ip
 from mailproxy.protocols.types import Client, ProxyAddresses
 
 PEERS = TrustedPeers(["10.0.0.0/8", "192.0.2.7", "192.0.2.130/25", "2001:db8::/32", "::1", "unix:"])
@@ -34,18 +34,18 @@ PEERS = TrustedPeers(["10.0.0.0/8", "192.0.2.7", "192.0.2.130/25", "2001:db8::/3
         ("nonsense", False),
     ],
 )
-def test_a_peer_is_trusted_by_address_network_or_socket(peer: str, trusted: bool) -> None:
+def test_peer_is_trusted_by_address_network_or_unix_socket(peer: str, trusted: bool) -> None:
     assert PEERS.trusts(peer) is trusted
 
 
-def test_everybody_can_be_trusted_one_family_at_a_time() -> None:
+def test_all_addresses_of_a_family_can_be_trusted() -> None:
     assert TrustedPeers(["0.0.0.0/0"]).trusts("::ffff:192.0.2.1")
     assert TrustedPeers(["::/0"]).trusts("2001:db8::1")
     assert not TrustedPeers(["::/0"]).trusts("::ffff:192.0.2.1")
     assert TrustedPeers(["fe80::/10"]).trusts("fe80::1%eth0")
 
 
-def test_nobody_is_trusted_without_entries() -> None:
+def test_no_peer_is_trusted_without_entries() -> None:
     assert not TrustedPeers([])
     assert not TrustedPeers([]).trusts("10.0.0.1")
     assert TrustedPeers(["unix:"])
@@ -53,7 +53,7 @@ def test_nobody_is_trusted_without_entries() -> None:
 
 
 @pytest.mark.parametrize("entry", ["mail.example.com", "10.0.0.0/33", "unix:/run/x", "", "10.0.0"])
-def test_an_entry_is_an_address_a_network_or_unix(entry: str) -> None:
+def test_invalid_entry_raises_value_error(entry: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         TrustedPeers([entry])
 
@@ -70,9 +70,9 @@ def proxied(source: bytes) -> ProxyAddresses:
         (b"0:0:0:0:0:ffff:102:304", "::ffff:1.2.3.4"),
     ],
 )
-def test_a_trusted_peer_s_word_replaces_address_and_port(source: bytes, address: str) -> None:
+def test_trusted_peer_replaces_address_and_port(source: bytes, address: str) -> None:
     client = Client("10.0.0.1", 1000, "10.0.0.2", 143, proxied=proxied(source))
-    assert apply(client, PEERS)
+    assert apply_real_ip(client, PEERS)
     assert (client.address, client.port) == (address, 56324)
     assert (client.local_address, client.local_port) == ("10.0.0.2", 143)
 
@@ -87,13 +87,13 @@ def test_a_trusted_peer_s_word_replaces_address_and_port(source: bytes, address:
         ("10.0.0.1", proxied(b"\xff")),
     ],
 )
-def test_otherwise_nothing_changes(peer: str, addresses: ProxyAddresses | None) -> None:
+def test_untrusted_or_missing_address_changes_nothing(peer: str, addresses: ProxyAddresses | None) -> None:
     client = Client(peer, 1000, proxied=addresses)
-    assert not apply(client, PEERS)
+    assert not apply_real_ip(client, PEERS)
     assert (client.address, client.port) == (peer, 1000)
 
 
-def test_no_entries_no_replacement() -> None:
+def test_without_entries_nothing_is_replaced() -> None:
     client = Client("10.0.0.1", 1000, proxied=proxied(b"192.0.2.99"))
-    assert not apply(client, TrustedPeers([]))
+    assert not apply_real_ip(client, TrustedPeers([]))
     assert client.address == "10.0.0.1"

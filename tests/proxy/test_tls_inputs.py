@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a server's TLS is made of, and what a change of them changes."""
+"""The files and digests of a server's TLS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.tls.inputs import files, fingerprint, session_context
+from mailproxy.tls.inputs import fingerprint, session_context, tls_files
 from mailproxy_config.model import (
     CertificateFiles,
     ListenConfig,
@@ -24,7 +24,7 @@ from support.configs import server
 
 @pytest.fixture
 def config(tmp_path: Path) -> ServerConfig:
-    """A server that names every file there is."""
+    """A server with all directives that name files."""
     for name in ("cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"):
         (tmp_path / name).write_bytes(name.encode())
     return server(
@@ -42,26 +42,26 @@ def config(tmp_path: Path) -> ServerConfig:
 
 
 def names(config: ServerConfig) -> set[str]:
-    listed = files(config)
+    listed = tls_files(config)
     assert len(listed) == len(set(listed))
     return {Path(path).name for path in listed}
 
 
-def test_every_file_is_named_once(config: ServerConfig) -> None:
+def test_tls_files_are_unique(config: ServerConfig) -> None:
     assert names(config) == {"cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"}
 
 
-def test_what_verifies_nobody_is_not_looked_at(config: ServerConfig) -> None:
+def test_client_ca_files_are_left_out_with_verify_client_off(config: ServerConfig) -> None:
     off = dataclasses.replace(config, ssl_verify_client=VerifyClient.DISABLED)
     assert names(off) == {"cert", "key", "dh", "passphrases", "tickets"}
 
 
-def test_no_tls_no_files(config: ServerConfig) -> None:
-    assert files(dataclasses.replace(config, starttls=StartTls.DISABLED)) == ()
+def test_server_without_tls_has_no_files(config: ServerConfig) -> None:
+    assert tls_files(dataclasses.replace(config, starttls=StartTls.DISABLED)) == ()
 
 
 @pytest.mark.parametrize("name", ["cert", "key", "dh", "passphrases", "tickets", "clients", "trusted", "crl"])
-def test_every_file_counts(config: ServerConfig, tmp_path: Path, name: str) -> None:
+def test_fingerprint_changes_with_every_file(config: ServerConfig, tmp_path: Path, name: str) -> None:
     before = fingerprint(config)
     assert fingerprint(config) == before
     (tmp_path / name).write_bytes(b"something else")
@@ -82,7 +82,7 @@ def test_every_file_counts(config: ServerConfig, tmp_path: Path, name: str) -> N
         ({"listen": (ListenConfig(port=1143),)}, False),
     ],
 )
-def test_directives_count_where_they_matter(
+def test_fingerprint_changes_with_tls_directives_only(
     config: ServerConfig, directives: dict[str, Any], counts: bool
 ) -> None:
     changed = dataclasses.replace(config, **directives)
@@ -93,7 +93,7 @@ def test_directives_count_where_they_matter(
     ("name", "counts"),
     [("cert", True), ("clients", True), ("trusted", True), ("crl", True), ("key", False), ("tickets", False)],
 )
-def test_sessions_depend_on_what_a_verdict_depends_on(
+def test_session_context_changes_with_verification(
     config: ServerConfig, tmp_path: Path, name: str, counts: bool
 ) -> None:
     before = session_context(config)
@@ -102,6 +102,6 @@ def test_sessions_depend_on_what_a_verdict_depends_on(
     assert (session_context(config) != before) is counts
 
 
-def test_sessions_do_not_depend_on_the_server_s_name_or_protocol(config: ServerConfig) -> None:
+def test_session_context_ignores_server_name_and_protocol(config: ServerConfig) -> None:
     other = dataclasses.replace(config, name="pop3", protocol=Protocol.POP3)
     assert session_context(other) == session_context(config)

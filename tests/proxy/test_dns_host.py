@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the authorization service is: in turn, kept fresh, never waited for."""
+"""The addresses of the authentication service: used in turn, refreshed in the background."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WHERE = AuthHttp(host="auth.example", port=9000)
 _V4, _V6 = socket.AF_INET, socket.AF_INET6
 
 
-class System:
-    """Stands in for the system's resolver."""
+class FakeGetaddrinfo:
+    """A replacement for ``getaddrinfo``."""
 
     def __init__(self, *answers: str | OSError) -> None:
         self.answer: tuple[str | OSError, ...] = answers
@@ -43,22 +43,22 @@ class System:
 
 
 class Hosts:
-    """The addresses, their clock and their numbers."""
+    """The addresses, with a clock and metrics."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: FakeGetaddrinfo) -> None:
         self.now = 1000.0
         self.meter = Meter()
         self.system = system
-        self.hosts = HostAddresses(WHERE, meter=self.meter, ask=system, clock=lambda: self.now)
+        self.hosts = HostAddresses(WHERE, meter=self.meter, getaddrinfo=system, clock=lambda: self.now)
 
     def results(self) -> dict[DnsResult, int]:
         cells = {result: self.meter.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
         return {result: value for result, value in cells.items() if value}
 
-    async def settled(self) -> None:
-        """Wait for a look-up under way."""
-        if self.hosts._looking is not None:
-            await self.hosts._looking
+    async def lookup_ended(self) -> None:
+        """Wait for a lookup in progress."""
+        if self.hosts._lookup is not None:
+            await self.hosts._lookup
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,19 @@ class Hosts:
         (AuthHttp(host="localhost", unix_path="/run/auth"), (socket.AF_UNIX, "/run/auth")),
     ],
 )
-async def test_an_address_needs_no_look_up(where: AuthHttp, target: tuple[int, Any]) -> None:
+async def test_ip_address_needs_no_lookup(where: AuthHttp, target: tuple[int, Any]) -> None:
     def never(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise AssertionError
 
-    hosts = HostAddresses(where, meter=Meter(), ask=never)
+    hosts = HostAddresses(where, meter=Meter(), getaddrinfo=never)
     assert await hosts.start()
     hosts.failed(target)
     assert [hosts.take(), hosts.take()] == [target, target]
     await hosts.close()
 
 
-async def test_addresses_are_taken_in_turn() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
+async def test_addresses_are_used_in_turn() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1"))
     assert await test.hosts.start()
     taken = [test.hosts.take() for _ in range(4)]
     assert taken == [
@@ -93,12 +93,12 @@ async def test_addresses_are_taken_in_turn() -> None:
     assert test.results() == {DnsResult.OK: 1}
 
 
-async def test_an_address_that_failed_comes_last_for_ten_seconds() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+async def test_failed_address_is_last_resort_for_ten_seconds() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
     assert test.hosts.failed(second)
-    assert not test.hosts.failed(second)  # no news
+    assert not test.hosts.failed(second)  # already marked
     assert [test.hosts.take() for _ in range(4)] == [first, third, first, third]
     assert test.hosts.take((first, third)) == second
     assert test.hosts.take((first, second, third)) is None
@@ -110,8 +110,8 @@ async def test_an_address_that_failed_comes_last_for_ten_seconds() -> None:
     await test.hosts.close()
 
 
-async def test_where_all_failed_the_oldest_failure_is_tried_first() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2", "192.0.2.3"))
+async def test_oldest_failure_is_tried_first_if_all_failed() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2", "192.0.2.3"))
     assert await test.hosts.start()
     first, second, third = test.hosts.targets
     for target in (second, third, first):
@@ -121,17 +121,17 @@ async def test_where_all_failed_the_oldest_failure_is_tried_first() -> None:
     await test.hosts.close()
 
 
-async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
-    test = Hosts(System("192.0.2.1", "192.0.2.2"))
+async def test_failures_of_removed_addresses_are_dropped() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1", "192.0.2.2"))
     assert await test.hosts.start()
     for target in test.hosts.targets:
         test.hosts.failed(target)
     test.system.answer = ("192.0.2.2", "192.0.2.7")
     test.now += 1
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
-    assert test.hosts._failed.keys() == {(_V4, ("192.0.2.2", 9000))}
+    assert test.hosts._failed_until.keys() == {(_V4, ("192.0.2.2", 9000))}
     await test.hosts.close()
 
 
@@ -143,18 +143,18 @@ async def test_failures_of_addresses_that_are_no_more_are_forgotten() -> None:
         ((socket.AF_UNIX, "/run/auth"), "unix:/run/auth"),
     ],
 )
-def test_an_address_as_a_log_has_it(target: tuple[int, Any], text: str) -> None:
+def test_target_text_formats_address(target: tuple[int, Any], text: str) -> None:
     assert target_text(target) == text
 
 
-async def test_no_more_than_sixteen_are_kept() -> None:
-    test = Hosts(System(*(f"192.0.2.{number}" for number in range(1, 30))))
+async def test_at_most_sixteen_addresses_are_used() -> None:
+    test = Hosts(FakeGetaddrinfo(*(f"192.0.2.{number}" for number in range(1, 30))))
     await test.hosts.start()
     assert len(test.hosts.targets) == module.MAX_ADDRESSES == 16
 
 
-async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
-    test = Hosts(System("192.0.2.1"))
+async def test_previous_addresses_are_used_during_lookup() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.now += 29
     test.hosts.take()
@@ -163,21 +163,21 @@ async def test_old_addresses_are_used_while_new_ones_are_looked_for() -> None:
     test.system.answer = ("192.0.2.7",)
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.7", 9000))
     assert test.system.asked == 2
     await test.hosts.close()
 
 
-async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
-    test = Hosts(System("192.0.2.1"))
+async def test_failed_connection_starts_lookup_after_one_second() -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.hosts.failed((_V4, ("192.0.2.1", 9000)))
     test.hosts.take()
     assert test.system.asked == 1  # not within a second
     test.now += 1
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     test.now += 1
     test.hosts.take()
     assert test.system.asked == 2  # and not again without another failure
@@ -194,34 +194,34 @@ async def test_a_failed_connection_brings_the_next_look_up_forward() -> None:
         (OSError(5, "?"), DnsResult.INVALID),
     ],
 )
-async def test_a_failed_look_up_leaves_the_last_good_addresses(error: OSError, result: DnsResult) -> None:
-    test = Hosts(System("192.0.2.1"))
+async def test_failed_lookup_keeps_previous_addresses(error: OSError, result: DnsResult) -> None:
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     await test.hosts.start()
     test.now += 30
     test.system.answer = (error,)
     test.hosts.take()
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     assert test.results() == {DnsResult.OK: 1, result: 1}
     await test.hosts.close()
 
 
-async def test_a_host_that_was_never_found_is_looked_for_every_second() -> None:
-    test = Hosts(System(socket.gaierror(socket.EAI_NONAME, "?")))
+async def test_unresolved_host_is_looked_up_every_second() -> None:
+    test = Hosts(FakeGetaddrinfo(socket.gaierror(socket.EAI_NONAME, "?")))
     assert not await test.hosts.start()
     assert test.hosts.take() is None
     assert test.system.asked == 1
     test.now += 1
     test.system.answer = ("192.0.2.1",)
     assert test.hosts.take() is None
-    await test.settled()
+    await test.lookup_ended()
     assert test.hosts.take() == (_V4, ("192.0.2.1", 9000))
     await test.hosts.close()
 
 
-async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LIMIT", 0.01)
-    test = Hosts(System("192.0.2.1"))
+async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.01)
+    test = Hosts(FakeGetaddrinfo("192.0.2.1"))
     test.system.gate.clear()
     assert not await test.hosts.start()  # gave up waiting
     for _ in range(5):
@@ -230,14 +230,14 @@ async def test_there_is_never_more_than_one_look_up(monkeypatch: pytest.MonkeyPa
     assert test.system.asked == 1
     await asyncio.sleep(0.02)
     test.system.gate.set()
-    await test.settled()
+    await test.lookup_ended()
     assert test.meter.dns_timeouts[DnsPurpose.AUTH].value == 1
-    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # late is better than never
+    assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # a late result is used
     assert test.results() == {DnsResult.TIMEOUT: 1}
     await test.hosts.close()
 
 
-async def test_the_system_s_resolver_is_what_is_asked() -> None:
+async def test_getaddrinfo_is_used() -> None:
     hosts = HostAddresses(AuthHttp(host="localhost", port=9000), meter=Meter())
     assert await hosts.start()
     assert {address[0] for _, address in hosts.targets} <= {"127.0.0.1", "::1"}
