@@ -17,7 +17,7 @@ from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import Drained, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.epoll import Reactor
-from mailproxy.net import plan
+from mailproxy.net.listen_plan import plan
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.types import Secret

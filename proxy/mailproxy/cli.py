@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
         signal.signal(signum, _leave)
     from mailproxy.supervisor.options import Settings  # noqa: PLC0415
     from mailproxy.supervisor.supervisor import run  # noqa: PLC0415
-    from mailproxy.telemetry.log import LogFormat  # noqa: PLC0415
+    from mailproxy.telemetry.log_writer import LogFormat  # noqa: PLC0415
 
     address, port = options.admin
     settings = Settings(
@@ -118,7 +118,7 @@ def admin(text: str) -> tuple[str, int]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mailproxy.supervisor.verdict import described, judge  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import described, judge  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
 
     source = _source(options.file)
@@ -162,7 +162,7 @@ def _data(file: Path) -> bytes:
     Raises:
         ConfigError: It cannot be read.
     """
-    from mailproxy.supervisor.config_files import read  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import read  # noqa: PLC0415
     from mailproxy_config.yaml_reader import LARGEST_DOCUMENT  # noqa: PLC0415
 
     if str(file) == "-":
@@ -175,7 +175,7 @@ def _source(file: Path) -> str:
 
 
 def _complain(problems: Iterable[Problem], prefix: str = "") -> None:
-    from mailproxy.supervisor.verdict import printable  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import printable  # noqa: PLC0415
 
     for problem in problems:
         sys.stderr.write(f"{prefix}{printable(problem)}\n")

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -21,13 +22,50 @@ from typing import Final, Protocol
 from mailproxy import app
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
-from mailproxy.supervisor.reserve import Reserve
-from mailproxy.telemetry.log import Bridge, Log, LogFormat
+from mailproxy.telemetry.log import Bridge, Log
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.openssl import load_openssl
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
+
+FILES: Final = 16
+"""Descriptors beyond those for listening sockets: what a reload opens while it reads files."""
+
+
+class Reserve:
+    """Descriptors that nobody else gets; ``release`` makes room, ``fill`` takes it back."""
+
+    def __init__(self) -> None:
+        self._wanted = FILES
+        self._held: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """How many are held now."""
+        return len(self._held)
+
+    def keep(self, sockets: int) -> None:
+        """Hold enough for so many listening sockets and some files, as far as there is room."""
+        self._wanted = sockets + FILES
+        while len(self._held) > self._wanted:
+            os.close(self._held.pop())
+        self.fill()
+
+    def fill(self) -> None:
+        """Take back what was released, as far as there is room; call it again later for the rest."""
+        try:
+            while len(self._held) < self._wanted:
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return
+
+    def release(self, count: int | None = None) -> None:
+        """Make room for so many descriptors; for as many as possible without a number."""
+        for _ in range(len(self._held) if count is None else min(count, len(self._held))):
+            os.close(self._held.pop())
+
 
 REPORT_SECONDS: Final = 5.0
 """How often metrics are sent unasked; a worker that is killed takes no more than that with it."""

@@ -47,7 +47,7 @@ def test_the_proxy_runs_without_the_operators_libraries() -> None:
     code = (
         "import sys; sys.modules['kopf'] = sys.modules['kubernetes'] = None\n"
         "import mailproxy.app, mailproxy.cli, mailproxy.worker\n"
-        "import mailproxy.supervisor.supervisor, mailproxy.admin"
+        "import mailproxy.supervisor.supervisor, mailproxy.supervisor.admin_endpoint"
     )
     path = f"{ROOT / 'proxy'}"
     done = subprocess.run(

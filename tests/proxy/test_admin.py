@@ -14,7 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from mailproxy import admin, http_server
+from mailproxy import http_server
+from mailproxy.supervisor import admin_endpoint
 from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import Protocol
@@ -74,8 +75,10 @@ class Ask:
 
 
 @asynccontextmanager
-async def running(supervisor: Supervisor, address: str = "127.0.0.1") -> AsyncIterator[admin.Running]:
-    endpoint = await admin.serve(address, 0, supervisor)
+async def running(
+    supervisor: Supervisor, address: str = "127.0.0.1"
+) -> AsyncIterator[admin_endpoint.Running]:
+    endpoint = await admin_endpoint.serve(address, 0, supervisor)
     try:
         yield endpoint
     finally:
@@ -137,7 +140,7 @@ async def test_a_worker_that_does_not_answer_costs_a_scrape_its_deadline_and_not
     ask: Ask, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ask("/metrics")
-    monkeypatch.setattr(admin, "SNAPSHOT_SECONDS", 0.01)
+    monkeypatch.setattr(admin_endpoint, "SNAPSHOT_SECONDS", 0.01)
     supervisor.answers.clear()
     status, _, text = await ask("/metrics")
     assert status == 200
@@ -261,13 +264,13 @@ async def test_without_ipv6_the_address_of_both_families_takes_ipv4(
     async with running(supervisor, "::") as endpoint:
         assert endpoint.address == "0.0.0.0"
         with pytest.raises(OSError, match="not supported"):
-            await admin.serve("::1", 0, supervisor)
+            await admin_endpoint.serve("::1", 0, supervisor)
 
 
 async def test_an_address_in_use_is_the_callers_business(supervisor: Supervisor) -> None:
     async with running(supervisor) as endpoint:
         with pytest.raises(OSError, match="in use") as caught:
-            await admin.serve("127.0.0.1", endpoint.port, supervisor)
+            await admin_endpoint.serve("127.0.0.1", endpoint.port, supervisor)
     assert caught.value.errno == errno.EADDRINUSE
 
 
@@ -282,7 +285,7 @@ async def test_a_loop_that_cannot_serve_leaves_no_socket(
 
     monkeypatch.setattr(asyncio, "start_server", refuse)
     with pytest.raises(OSError, match="Too many"):
-        await admin.serve("127.0.0.1", 0, supervisor)
+        await admin_endpoint.serve("127.0.0.1", 0, supervisor)
     assert bound[0].fileno() == -1
 
 
@@ -290,7 +293,7 @@ async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) 
     async with running(supervisor) as endpoint, aiohttp.ClientSession() as client:
         assert (await Ask(client, endpoint.port)("/healthz"))[0] == 200
         port = endpoint.port
-    again = await admin.serve("127.0.0.1", port, supervisor)
+    again = await admin_endpoint.serve("127.0.0.1", port, supervisor)
     await again.close()
 
 

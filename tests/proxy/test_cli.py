@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from mailproxy.cli import admin, default_log_format, main, workers
-from mailproxy.supervisor.verdict import judge
+from mailproxy.supervisor.config_check import judge
 from mailproxy.tls.openssl import Unreachable
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.dump import dump

@@ -33,7 +33,7 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session import Session
 from mailproxy.session.upstream import UpstreamConnection
-from mailproxy.telemetry.log import LogWriter
+from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants

@@ -22,7 +22,8 @@ from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.session.accept import AT_ONCE, Listener, ListenTarget
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs

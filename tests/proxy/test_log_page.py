@@ -11,8 +11,7 @@ from typing import Final
 import pytest
 
 from mailproxy.enums import LoginResult, Method
-from mailproxy.telemetry.log_format import json_event, json_session, text_event, text_session
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import SessionRecord, json_event, json_session, text_event, text_session
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
 STAMP: Final = "2026-11-23T04:16:47.500Z"

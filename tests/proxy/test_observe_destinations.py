@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.telemetry.log import Log, LogFormat
-from mailproxy.telemetry.log_files import FileSink
-from mailproxy.telemetry.log_syslog import SyslogSink
-from mailproxy.telemetry.log_writer import CAPACITY
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_sinks import CAPACITY, FileSink, SyslogSink
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ErrorLog, LogLevel, Protocol, ProxyConfig, SyslogServer
 from support.configs import server

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.escape import Stamp, is_plain, quoted, quoted_bytes
+from mailproxy.telemetry.log_format import Stamp, is_plain, quoted, quoted_bytes
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.protocols.types import Credentials, Secret
-from mailproxy.telemetry.log_format import LINE_LIMIT, json_event, json_session, text_event, text_session
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import (
+    LINE_LIMIT,
+    SessionRecord,
+    json_event,
+    json_session,
+    text_event,
+    text_session,
+)
 
 STAMP = "2026-11-23T04:16:47.500Z"
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, Client, Credentials, Secret
-from mailproxy.telemetry.log import Bridge, Log, LogFormat, LogWriter
-from mailproxy.telemetry.log_writer import CAPACITY
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log import Bridge, Log
+from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_sinks import CAPACITY
+from mailproxy.telemetry.log_writer import LogFormat, LogWriter
 from mailproxy_config.model import LogLevel, Protocol, ProxyConfig
 from support.configs import server
 from support.fuzz import examples

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mailproxy.enums import AuthErrorReason
+from mailproxy.enums import AuthErrorReason, ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.aggregate import Aggregator, Build, Distribution, Page, SupervisorFacts
-from mailproxy.telemetry.labels import ReloadResult, RestartReason
 from mailproxy.telemetry.metrics import Meter, Snapshot, Value
 from mailproxy_config.model import Protocol
 from support.fuzz import examples

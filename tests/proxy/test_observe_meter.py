@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mailproxy import enums
 from mailproxy.telemetry.definitions import BY_NAME, CATALOGUE, NANO, Merge
 from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Histogram, Meter, Value
-from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.model import Protocol
 
 Series = dict[tuple[str, tuple[str, ...]], Value]

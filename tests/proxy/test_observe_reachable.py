@@ -17,17 +17,16 @@ from pathlib import Path
 import pytest
 
 from mailproxy import enums
+from mailproxy.enums import TlsVersion
 from mailproxy.protocols import PROTOCOLS
-from mailproxy.telemetry import labels
 from mailproxy.telemetry.definitions import CATALOGUE
-from mailproxy.telemetry.labels import TlsVersion
 from mailproxy_config import model
 from mailproxy_config.model import Protocol
 from support.tls_authority import Authority
 from support.tls_peers import client_of, shaken, tls_of
 
 SOURCES = Path(__file__).parents[2] / "proxy"
-DEFINITIONS = {"events.py", "words.py"}
+DEFINITIONS = {"enums.py"}
 FROM_ELSEWHERE: dict[type[Enum], str] = {
     Protocol: "the configuration",
     TlsVersion: "OpenSSL",
@@ -40,7 +39,7 @@ def enumerations() -> list[type[Enum]]:
     sets = {label.values for family in CATALOGUE for label in family.labels if label.values is not None}
     known = [
         one
-        for module in (enums, labels, model)
+        for module in (enums, model)
         for one in vars(module).values()
         if isinstance(one, type) and issubclass(one, Enum) and one.__module__ == module.__name__
     ]

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import SessionRecord
 
 
 def test_a_record_needs_nothing_to_begin_with() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from mailproxy.telemetry.definitions import CATALOGUE
-from mailproxy.telemetry.reference_page import reference
+from mailproxy.telemetry.metrics_reference import reference
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
 def test_the_page_is_fresh() -> None:
-    hint = "run: python -m mailproxy.telemetry.reference_page > docs/reference/metrics.md"
+    hint = "run: python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md"
     assert PAGE.read_text() == reference(), hint
 
 
@@ -26,6 +26,6 @@ def test_every_metric_has_its_section() -> None:
 
 def test_the_module_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(
-        str(Path(__file__).parents[2] / "proxy/mailproxy/telemetry/reference_page.py"), run_name="__main__"
+        str(Path(__file__).parents[2] / "proxy/mailproxy/telemetry/metrics_reference.py"), run_name="__main__"
     )
     assert capsys.readouterr().out == reference()

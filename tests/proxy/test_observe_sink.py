@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.log_writer import CAPACITY, PIECE, Sink
+from mailproxy.telemetry.log_sinks import CAPACITY, PIECE, Sink
 
 LINE = "x" * 99 + "\n"
 FULL = CAPACITY // len(LINE)

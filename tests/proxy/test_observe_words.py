@@ -7,21 +7,21 @@ from enum import StrEnum
 
 import pytest
 
-from mailproxy.telemetry import labels
+from mailproxy import enums
 
 
 @pytest.mark.parametrize(
     ("enum", "values"),
     [
-        (labels.Limit, ["conn_total", "max_errors"]),
-        (labels.LimitMode, ["enforce"]),
-        (labels.Direction, ["to_upstream", "to_client"]),
-        (labels.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
-        (labels.ReloadResult, ["success", "failure"]),
-        (labels.RestartReason, ["crash", "killed", "requested", "unresponsive"]),
-        (labels.LoginOutcome, ["success", "failure"]),
-        (labels.ConnectResult, ["ok", "error"]),
-        (labels.Authenticated, ["true", "false"]),
+        (enums.Limit, ["conn_total", "max_errors"]),
+        (enums.LimitMode, ["enforce"]),
+        (enums.Direction, ["to_upstream", "to_client"]),
+        (enums.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
+        (enums.ReloadResult, ["success", "failure"]),
+        (enums.RestartReason, ["crash", "killed", "requested", "unresponsive"]),
+        (enums.LoginOutcome, ["success", "failure"]),
+        (enums.ConnectResult, ["ok", "error"]),
+        (enums.Authenticated, ["true", "false"]),
     ],
 )
 def test_values_are_spelt_as_documented(enum: type[StrEnum], values: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy.net import resolve_names
+from mailproxy.net.listen_plan import resolve_names
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ListenConfig, Protocol, ProxyConfig
 from support.configs import server

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net import Route, SocketPlan, listen_conflicts
-from mailproxy.net.listen_conflicts import somebody_else_listens
+from mailproxy.net import listen_open
+from mailproxy.net.listen_open import somebody_else_listens
+from mailproxy.net.listen_plan import Route, SocketPlan
 
 
 def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
@@ -22,9 +23,7 @@ def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
 def test_our_own_listeners_are_no_strangers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        assert [address for address, _ in listen_conflicts._listeners(socket.AF_INET, port)] == [
-            b"\x7f\0\0\1"
-        ]
+        assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
         assert not somebody_else_listens(planned("127.0.0.1", port))
 
 
@@ -60,12 +59,12 @@ def test_strangers_are_those_who_are_in_the_way(
     tables = {socket.AF_INET: tmp_path / "tcp", socket.AF_INET6: tmp_path / "tcp6"}
     for family, lines in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
         tables[family].write_text(HEAD + "".join(LINE.format(*line) for line in lines))
-    monkeypatch.setattr(listen_conflicts, "_TABLES", tables)
+    monkeypatch.setattr(listen_open, "_TABLES", tables)
     assert somebody_else_listens(planned(mine, 143, ipv6only=ipv6only)) is is_taken
 
 
 def test_where_the_kernel_does_not_tell_there_may_be_somebody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listen_conflicts, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
+    monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
     assert somebody_else_listens(planned("127.0.0.1", 143))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net import CannotListen, Route, SocketPlan, close_sockets, open_sockets
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.listen_open import close_sockets, open_sockets
+from mailproxy.net.listen_plan import Route, SocketPlan
 from mailproxy_config.model import KeepAlive
 
 R00 = Route(0, 0)

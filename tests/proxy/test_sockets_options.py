@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net import Clamp, Route, SocketPlan, clamps, close_sockets, open_sockets
+from mailproxy.net.listen_open import close_sockets, open_sockets
+from mailproxy.net.listen_plan import Route, SocketPlan
+from mailproxy.net.socket_options import Clamp, clamps
 from mailproxy_config.model import KeepAlive
 
 _SOL, _TCP = socket.SOL_SOCKET, socket.IPPROTO_TCP

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.unix_paths import remove_if_dead
+from mailproxy.net.listen_open import remove_if_dead
 
 
 def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.net import Route, SocketPlan, difference, plan
-from mailproxy.net.listen_plan import is_host_name
+from mailproxy.net.listen_plan import Route, SocketPlan, difference, is_host_name, plan
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig, Protocol, ProxyConfig
 from support.configs import server

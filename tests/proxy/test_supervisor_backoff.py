@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.supervisor.backoff import Backoff
+from mailproxy.supervisor.launcher import Backoff
 
 
 @pytest.mark.parametrize(

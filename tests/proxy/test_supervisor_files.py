@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.supervisor.config_files import read, referenced
+from mailproxy.supervisor.config_check import read, referenced
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttpHeader,

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.supervisor import fork_server, heartbeat
+from mailproxy.supervisor import child_process, fork_server
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, deployment, launcher, our_sources
+from support.processes import STAND_IN, deployment, make_launcher, our_sources
 from support.proxies import process_name
 
 __all__ = ["our_sources"]
@@ -31,7 +31,7 @@ class Bench:
         self.tasks = tasks
         self.events: list[tuple[str, dict[str, object]]] = []
         self.workers: list[WorkerProcess] = []
-        self.launcher: Launcher = launcher(tasks, STAND_IN, self._tell)
+        self.launcher: Launcher = make_launcher(tasks, STAND_IN, self._tell)
 
     def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))
@@ -171,7 +171,7 @@ async def test_who_waits_for_a_worker_learns_of_the_fork_servers_death(bench: Be
 
 async def test_a_fork_server_that_hangs_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.start()
-    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 2.0)
+    monkeypatch.setattr(child_process, "HUNG_SECONDS", 2.0)
     hung = bench.launcher.pid
     os.kill(hung, signal.SIGSTOP)
     with pytest.raises(OSError, match="the fork server has ended"):

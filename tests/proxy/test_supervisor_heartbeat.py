@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from mailproxy.supervisor import heartbeat as module
-from mailproxy.supervisor.heartbeat import (
+from mailproxy.supervisor import child_process as module
+from mailproxy.supervisor.child_process import (
     HUNG_AT_ANY_RATE_SECONDS,
     HUNG_SECONDS,
     LATE_SECONDS,

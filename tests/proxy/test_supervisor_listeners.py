@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net import CannotListen, Route, SocketPlan
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.listen_plan import Route, SocketPlan
 from mailproxy.supervisor.listening_sockets import Listeners, Sockets
 from support.proxies import free_port
 

@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mailproxy.supervisor import backoff, heartbeat, worker_process
+from mailproxy.enums import RestartReason
+from mailproxy.supervisor import child_process, launcher, worker_process
 from mailproxy.supervisor import worker_pool as module
 from mailproxy.supervisor.worker_pool import FUTILE_STARTS, CannotStart, WorkerPool
 from mailproxy.supervisor.worker_process import WorkerProcess
-from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
-from support.processes import deployment, launcher, our_sources
+from support.processes import deployment, make_launcher, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -35,7 +35,7 @@ class Bench:
         self.snapshots: dict[int, Snapshot] = {}
         self.writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
-        self.launcher = launcher(tasks, tell=self.tell)
+        self.launcher = make_launcher(tasks, tell=self.tell)
         self.pool = WorkerPool(
             tasks,
             self.launcher,
@@ -189,8 +189,8 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (await bench.launcher.start(bench.reported)).kill()  # the fork server has imported everything by now
-    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 2.0)
-    monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(child_process, "HUNG_SECONDS", 2.0)
+    monkeypatch.setattr(launcher, "INTERVAL_SECONDS", 0.01)
     start, stopped = bench.launcher.start, []
 
     async def stop_at_first(reported: worker_process.Reporter) -> WorkerProcess:
@@ -199,7 +199,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
             os.kill(worker.pid, signal.SIGSTOP)
             stopped.append(worker.pid)
         else:
-            monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 60.0)
+            monkeypatch.setattr(child_process, "HUNG_SECONDS", 60.0)
         return worker
 
     monkeypatch.setattr(bench.launcher, "start", stop_at_first)
@@ -237,7 +237,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(
         return await real(reported)
 
     monkeypatch.setattr(bench.launcher, "start", start)
-    monkeypatch.setattr(backoff, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(launcher, "INTERVAL_SECONDS", 0.01)
     await bench.pool.start(deployment(bench.listeners))
     assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}] * 6
     assert bench.pool.restarts[RestartReason.CRASH] == 6

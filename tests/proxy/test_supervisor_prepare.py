@@ -13,13 +13,12 @@ from typing import Any, Final, NoReturn
 
 import pytest
 
-from mailproxy import admin
-from mailproxy.net import SocketPlan
-from mailproxy.supervisor import cpus
+from mailproxy.net.listen_plan import SocketPlan
+from mailproxy.supervisor import admin_endpoint, cpus
+from mailproxy.supervisor.config_check import Verdict, judge
 from mailproxy.supervisor.config_loader import CannotListen, PreparedConfig, in_thread
 from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.status import Status
-from mailproxy.supervisor.verdict import Verdict, judge
 from mailproxy_config.errors import ConfigError
 from support.proxies import free_port
 from support.tls_authority import Authority
@@ -232,7 +231,7 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
         return judge(*arguments, **options)
 
     monkeypatch.setattr("mailproxy.supervisor.config_loader.judge", compute)
-    endpoint = await admin.serve("127.0.0.1", 0, Status())
+    endpoint = await admin_endpoint.serve("127.0.0.1", 0, Status())
     async with asyncio.TaskGroup() as tasks:
         loading = tasks.create_task(setting.preparation.prepare())
         try:

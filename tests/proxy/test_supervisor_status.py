@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.enums import RestartReason
+from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol

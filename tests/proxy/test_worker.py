@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from mailproxy.enums import RestartReason
 from mailproxy.supervisor.worker_process import WorkerGone, WorkerProcess
-from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, deployment, launcher, our_sources
+from support.processes import STAND_IN, deployment, make_launcher, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -50,7 +50,7 @@ async def bench() -> AsyncIterator[Bench]:
     snapshots: list[Snapshot] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-            starting = launcher(tasks)
+            starting = make_launcher(tasks)
             worker = await starting.start(lambda _, snapshot: snapshots.append(snapshot))
             tasks.create_task(worker.watch())
             try:
@@ -289,7 +289,7 @@ async def test_the_level_of_the_command_line_wins(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-            starting = launcher(tasks, (*STAND_IN, *options))
+            starting = make_launcher(tasks, (*STAND_IN, *options))
             worker = await starting.start(lambda *_: None)
             tasks.create_task(worker.watch())
             bench = Bench(worker, listener, [])

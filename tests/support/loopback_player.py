@@ -22,9 +22,10 @@ from typing import Any, Final
 
 from mailproxy.app import App, WorkerLoop
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.net import plan
+from mailproxy.net.listen_plan import plan
 from mailproxy.session.driver import ProtocolDriver
-from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import (
     AuthHttp,

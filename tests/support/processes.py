@@ -14,11 +14,11 @@ from typing import Final
 import pytest
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.listening_sockets import Sockets
-from mailproxy.supervisor.worker_pool import LogCallback
+from mailproxy.supervisor.worker_process import LogCallback
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from support.configs import server
@@ -30,7 +30,7 @@ STAND_IN: Final = ("--log-format", "text")
 """The command line of a stand-in's worker."""
 
 
-def launcher(
+def make_launcher(
     tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: LogCallback | None = None
 ) -> Launcher:
     """Start workers of the stand-in from a fork server of their own; a test process has threads."""

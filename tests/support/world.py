@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from mailproxy.app import App, WorkerLoop, make_loop
-from mailproxy.net import plan
-from mailproxy.telemetry.log import Log, LogFormat
+from mailproxy.net.listen_plan import plan
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 from support.streams import abort

@@ -10,16 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Final
 
 from mailproxy.net.bind_errors import CannotListen
-from mailproxy.net.listen_conflicts import somebody_else_listens
 from mailproxy.net.listen_plan import SocketPlan
 from mailproxy.net.socket_options import configure
-from mailproxy.net.unix_paths import remove_if_dead
 
 _MPTCP: Final = 262
 """``IPPROTO_MPTCP`` of linux/in.h; C libraries before glibc 2.32 and musl 1.2.3 have no name for it."""
@@ -147,3 +148,76 @@ def _make_sure_it_is_free(planned: SocketPlan) -> None:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or somebody_else_listens(planned):
                 raise
+
+
+_TABLES: Final = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
+_LISTEN: Final = "0A"
+
+
+def somebody_else_listens(planned: SocketPlan) -> bool:
+    """Tell whether another process listens where the plan wants to.
+
+    Where the kernel does not tell, the answer is yes.
+    """
+    families = [planned.family]
+    if planned.family == socket.AF_INET6 and not planned.ipv6only:
+        families.append(socket.AF_INET)
+    try:
+        ours = set(_our_sockets())
+        return any(
+            inode not in ours
+            for family in families
+            for address, inode in _listeners(family, planned.port)
+            if _overlap(socket.inet_pton(planned.family, planned.address), address)
+        )
+    except (OSError, ValueError):
+        return True
+
+
+def _overlap(one: bytes, other: bytes) -> bool:
+    return one == other or not any(one) or not any(other)
+
+
+def _our_sockets() -> Iterator[int]:
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the folder's own descriptor is closed by now
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith("socket:["):
+                yield int(target[8:-1])
+
+
+def _listeners(family: socket.AddressFamily, port: int) -> Iterator[tuple[bytes, int]]:
+    """Packed address and inode of everything that listens on a port (proc(5))."""
+    for line in _TABLES[family].read_text("ascii").splitlines()[1:]:
+        fields = line.split()
+        address, _, hexadecimal = fields[1].partition(":")
+        if fields[3] == _LISTEN and int(hexadecimal, 16) == port:
+            words = bytes.fromhex(address)
+            # Each group of four bytes is printed as a number of this machine.
+            size = len(words) // 4
+            yield struct.pack(f"={size}I", *struct.unpack(f">{size}I", words)), int(fields[9])
+
+
+def remove_if_dead(path: str) -> None:
+    """Remove the file of a UNIX socket that nobody accepts on; without one there is nothing to do.
+
+    Raises:
+        OSError: ``EADDRINUSE`` if somebody listens there, ``ENOTSOCK`` if it is
+            some other file, or whatever the file system says.
+    """
+    try:
+        mode = Path(path).lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    if _somebody_listens(path):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    Path(path).unlink(missing_ok=True)
+
+
+def _somebody_listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        error = probe.connect_ex(path)
+    return error not in (errno.ECONNREFUSED, errno.ENOENT)

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mailproxy.context import WorkerContext
-from mailproxy.enums import CloseReason
+from mailproxy.enums import CloseReason, Limit
 from mailproxy.loop.epoll import QUIET, READ
 from mailproxy.protocols.types import Client
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.labels import Limit
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 

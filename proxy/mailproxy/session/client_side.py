@@ -33,9 +33,8 @@ from mailproxy.protocols.types import (
 from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field
+from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge, ProtocolMeter
-from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.model import LogLevel
 
 AUTH_STAGE: Final = "auth"

@@ -21,8 +21,7 @@ from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.protocols.frontend import UNEXPECTED_PROXY_HEADER
 from mailproxy.protocols.types import Client, TlsInfo
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed, cork
 from mailproxy_config.model import LogLevel
 

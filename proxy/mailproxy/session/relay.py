@@ -19,8 +19,8 @@ from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.relay_socket import RelaySocket, SinkBroken
 from mailproxy.session.session_end import book_end
 from mailproxy.session.virtual_server import VirtualServer
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy.telemetry.session_record import SessionRecord
 
 # An enumeration is slow to ask for its members.
 _CLIENT_CLOSED: Final = CloseReason.CLIENT_CLOSED

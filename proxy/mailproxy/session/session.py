@@ -29,8 +29,7 @@ from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session_end import book_end
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field, endpoint
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import Field, SessionRecord, endpoint
 from mailproxy_config.model import LogLevel
 
 _SAY_NOTHING: Final = frozenset(

@@ -7,11 +7,10 @@ import time
 from typing import Final
 
 from mailproxy.context import WorkerContext
-from mailproxy.enums import CloseReason, LoginResult
+from mailproxy.enums import CloseReason, Limit, LoginResult
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.labels import Limit
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy.telemetry.session_record import SessionRecord
 
 _SUCCESS: Final = LoginResult.SUCCESS
 _MAX_ERRORS: Final = CloseReason.MAX_ERRORS

@@ -11,7 +11,7 @@ from mailproxy.dns import Resolver
 from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
-from mailproxy.telemetry.log import LogWriter
+from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import ServerConfig

@@ -12,27 +12,85 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from mailproxy.net import CannotListen, plan, resolve_names
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.listen_plan import plan, resolve_names
 from mailproxy.supervisor import cpus
-from mailproxy.supervisor.config_files import read, referenced
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.supervisor.config_check import in_order, judge, read, referenced
+from mailproxy.supervisor.ipc_messages import Configure
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
-from mailproxy.supervisor.listening_sockets import Listeners
-from mailproxy.supervisor.log_servers import with_addresses
+from mailproxy.supervisor.listening_sockets import Listeners, Sockets
 from mailproxy.supervisor.options import Settings
-from mailproxy.supervisor.verdict import in_order, judge
 from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
-from mailproxy_config.model import ProxyConfig
+from mailproxy_config.model import ErrorLog, ProxyConfig, SyslogServer
 
-__all__ = ["CannotListen", "PreparedConfig", "in_thread"]
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConfigRevision:
+    """What the workers are to run.
+
+    Attributes:
+        serial: Tells it from every other deployment of this supervisor's life.
+        config: The configuration.
+        text: The same, as canonical JSON.
+        hash: Of that text.
+        generation: Of the resource it came from, 0 without one.
+        loaded_at: When it was loaded, as a Unix time.
+        hostname: This machine's name.
+        names: What host names in the configuration resolved to.
+        workers: How many workers there are to be.
+        notices: What is accepted but worth telling.
+        located: Gives a worker's problem the place in the file that it comes from.
+        sockets: What to listen on: for each key, one socket for each worker
+            and perhaps some for all of them, or just one for all.
+        ticket_keys: The keys that all workers seal TLS session tickets with.
+    """
+
+    serial: int
+    config: ProxyConfig
+    text: str = field(repr=False)
+    hash: str
+    generation: int
+    loaded_at: float
+    hostname: str
+    names: Mapping[str, tuple[str, ...]]
+    workers: int
+    notices: tuple[Problem, ...] = ()
+    located: Callable[[Problem], Problem] = field(default=lambda problem: problem)
+    sockets: Sockets
+    ticket_keys: KeyRotation
+
+    def order(self) -> Configure:
+        """Make the message for a worker, with the current ticket keys."""
+        return Configure(
+            serial=self.serial,
+            config=self.text,
+            hash=self.hash,
+            generation=self.generation,
+            loaded_at=self.loaded_at,
+            hostname=self.hostname,
+            names=self.names,
+            sockets=tuple(key for key, sockets in self._shares(0) for _ in sockets),
+            ticket_keys=self.ticket_keys.of(rotated_timeouts(self.config)),
+        )
+
+    def sockets_of(self, place: int) -> list[socket.socket]:
+        """Give the listening sockets of the worker at a place (from 0), in the order of ``order``."""
+        return [sock for _, sockets in self._shares(place) for sock in sockets]
+
+    def _shares(self, place: int) -> Iterator[tuple[str, list[socket.socket]]]:
+        """Give a worker's sockets by key: its own, and those that there are beyond the number of workers."""
+        for key, sockets in self.sockets.by_key.items():
+            yield key, [sockets[place % min(len(sockets), self.workers)], *sockets[self.workers :]]
+
 
 ResultT = TypeVar("ResultT")
 
@@ -147,3 +205,37 @@ async def in_thread(work: Callable[[], ResultT]) -> ResultT:
 
     threading.Thread(target=run, name="preparing", daemon=True).start()
     return await done
+
+
+def with_addresses(config: ProxyConfig) -> ProxyConfig:
+    """The same configuration with an address wherever a syslog server is given by its name.
+
+    This waits for name servers.
+
+    Raises:
+        ConfigError: A name is not known.
+    """
+    if not config.error_logs:
+        return config
+    found: dict[SyslogServer, SyslogServer] = {}
+    servers = (replace(each, error_logs=_located(each.error_logs, found)) for each in config.servers)
+    return replace(config, error_logs=_located(config.error_logs, found), servers=tuple(servers))
+
+
+def _located(logs: Iterable[ErrorLog], found: dict[SyslogServer, SyslogServer]) -> tuple[ErrorLog, ...]:
+    return tuple(
+        log if log.syslog is None else replace(log, syslog=_with_address(log.syslog, found)) for log in logs
+    )
+
+
+def _with_address(server: SyslogServer, found: dict[SyslogServer, SyslogServer]) -> SyslogServer:
+    if server.unix_path is not None:
+        return server
+    if server not in found:
+        try:
+            known = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:
+            reason = f'host not found in syslog server "{server.address}"'
+            raise ConfigError([Problem("error_log", reason)]) from error
+        found[server] = replace(server, address=str(known[0][4][0]))
+    return found[server]

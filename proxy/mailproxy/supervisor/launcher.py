@@ -7,17 +7,44 @@ import asyncio
 import errno
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.backoff import Backoff
-from mailproxy.supervisor.child_process import Child
+from mailproxy.supervisor.child_process import LOOK_SECONDS, Child, Heartbeat
 from mailproxy.supervisor.fork_server import ForkServer
-from mailproxy.supervisor.heartbeat import LOOK_SECONDS, Heartbeat
 from mailproxy.supervisor.ipc import pair
-from mailproxy.supervisor.worker_pool import LogCallback
-from mailproxy.supervisor.worker_process import Reporter, WorkerProcess
+from mailproxy.supervisor.worker_process import LogCallback, Reporter, WorkerProcess
 from mailproxy_config.model import LogLevel
+
+WINDOW_SECONDS: Final = 10.0
+FREE: Final = 3
+INTERVAL_SECONDS: Final = 1.0
+
+
+class Backoff:
+    """Counts deaths.
+
+    The first three within ten seconds cost nothing; after that, replacements
+    start at least one second apart.
+    """
+
+    def __init__(self) -> None:
+        self._deaths: deque[float] = deque(maxlen=FREE + 1)
+        self._next = 0.0
+
+    def pause(self, now: float) -> float:
+        """Count a death, and say how many seconds to wait before its replacement starts.
+
+        Args:
+            now: Monotonic time in seconds.
+        """
+        self._deaths.append(now)
+        recent = sum(1 for death in self._deaths if now - death < WINDOW_SECONDS)
+        start = now if recent <= FREE else max(now, self._next)
+        self._next = start + INTERVAL_SECONDS
+        return start - now
 
 
 class Launcher:

@@ -13,7 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from mailproxy.net import CannotListen, Clamp, SocketPlan, clamps, close_sockets, difference, open_sockets
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.listen_open import close_sockets, open_sockets
+from mailproxy.net.listen_plan import SocketPlan, difference
+from mailproxy.net.socket_options import Clamp, clamps
 
 SURPLUS_AT_MOST: Final = 512
 """Sockets that are kept beyond the number of workers, of all addresses together; every worker gets them."""

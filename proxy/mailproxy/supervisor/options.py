@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mailproxy.telemetry.log import LogFormat
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy_config.model import LogLevel
 
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
-from mailproxy.admin import SNAPSHOT_SECONDS
+from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.supervisor import version
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.supervisor.admin_endpoint import SNAPSHOT_SECONDS
+from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
-from mailproxy.telemetry.labels import ReloadResult, RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy.telemetry.process_stats import process_figures
 from mailproxy_config.errors import Problem

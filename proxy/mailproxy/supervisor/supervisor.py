@@ -18,16 +18,15 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from mailproxy import admin
 from mailproxy.file_watcher import FileWatcher
-from mailproxy.supervisor import fork_server, ipc_messages
-from mailproxy.supervisor.config_loader import CannotListen, PreparedConfig, in_thread
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.net.bind_errors import CannotListen
+from mailproxy.supervisor import admin_endpoint, fork_server, ipc_messages
+from mailproxy.supervisor.config_check import in_order, printable
+from mailproxy.supervisor.config_loader import ConfigRevision, PreparedConfig, in_thread
 from mailproxy.supervisor.fork_server import ForkServer
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.status import Status
-from mailproxy.supervisor.verdict import in_order, printable
 from mailproxy.supervisor.worker_pool import CannotStart, WorkerPool
 from mailproxy.telemetry.log import Bridge, Log
 from mailproxy_config.errors import ConfigError, Problem
@@ -123,7 +122,7 @@ class Supervisor:
         """Serve the admin endpoint as long as anything runs."""
         address, port = self._settings.admin_address, self._settings.admin_port
         try:
-            endpoint = await admin.serve(address, port, self._status)
+            endpoint = await admin_endpoint.serve(address, port, self._status)
         except OSError as error:
             reason = f"cannot listen on {address}:{port} (--admin): {error.strerror or error}"
             return self._fail(_CANNOT_START, [Problem("", reason)])
@@ -134,7 +133,7 @@ class Supervisor:
             await endpoint.close()
 
     async def _live(
-        self, tasks: asyncio.TaskGroup, deployment: ConfigRevision, endpoint: admin.Running
+        self, tasks: asyncio.TaskGroup, deployment: ConfigRevision, endpoint: admin_endpoint.Running
     ) -> int:
         launcher = Launcher(
             tasks,
@@ -153,7 +152,7 @@ class Supervisor:
         tasks: asyncio.TaskGroup,
         launcher: Launcher,
         deployment: ConfigRevision,
-        endpoint: admin.Running,
+        endpoint: admin_endpoint.Running,
     ) -> int:
         pool = WorkerPool(
             tasks, launcher, reported=self._status.reported, gone=self._status.gone, tell=self._tell
@@ -334,7 +333,7 @@ class Supervisor:
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._tell(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
 
-    def _tell_where(self, deployment: ConfigRevision, endpoint: admin.Running) -> None:
+    def _tell_where(self, deployment: ConfigRevision, endpoint: admin_endpoint.Running) -> None:
         self._tell(
             LogLevel.NOTICE,
             "listening",

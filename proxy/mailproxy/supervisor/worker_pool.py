@@ -15,12 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from mailproxy.enums import RestartReason
 from mailproxy.supervisor import ipc_messages
-from mailproxy.supervisor.backoff import Backoff
-from mailproxy.supervisor.config_revision import ConfigRevision
-from mailproxy.supervisor.heartbeat import LOOK_SECONDS
-from mailproxy.supervisor.worker_process import RELOAD_SECONDS, Reporter, WorkerGone, WorkerProcess
-from mailproxy.telemetry.labels import RestartReason
+from mailproxy.supervisor.child_process import LOOK_SECONDS
+from mailproxy.supervisor.config_loader import ConfigRevision
+from mailproxy.supervisor.launcher import Backoff
+from mailproxy.supervisor.worker_process import (
+    RELOAD_SECONDS,
+    LogCallback,
+    Reporter,
+    WorkerGone,
+    WorkerProcess,
+)
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
@@ -35,13 +41,6 @@ _GRACE_SECONDS: Final = 10.0
 
 class CannotStart(Exception):
     """Workers end before they are ready."""
-
-
-class LogCallback(Protocol):
-    """The supervisor's log."""
-
-    def __call__(self, level: LogLevel, name: str, /, **fields: object) -> None:
-        """Write that something happened."""
 
 
 class Launch(Protocol):

@@ -16,15 +16,15 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from mailproxy.enums import RestartReason
 from mailproxy.supervisor import ipc_messages
-from mailproxy.supervisor.child_process import Child
-from mailproxy.supervisor.heartbeat import Heartbeat
+from mailproxy.supervisor.child_process import Child, Heartbeat
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
-from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import LogLevel
 
 RELOAD_SECONDS: Final = 600.0
 """What a worker gets at a reload for putting a configuration to work; a start takes as long as it takes."""
@@ -40,6 +40,13 @@ Reporter = Callable[[int, Snapshot], None]
 """Called with a worker's key and its snapshot."""
 
 _keys = count(1)
+
+
+class LogCallback(Protocol):
+    """The supervisor's log."""
+
+    def __call__(self, level: LogLevel, name: str, /, **fields: object) -> None:
+        """Write that something happened."""
 
 
 class WorkerGone(Exception):

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.definitions import Family, Kind, Merge
-from mailproxy.telemetry.labels import ReloadResult, RestartReason
 from mailproxy.telemetry.metrics import Snapshot, Value
 
 Labels = tuple[str, ...]

@@ -12,7 +12,6 @@ from enum import Enum, StrEnum
 from typing import Final
 
 from mailproxy import enums
-from mailproxy.telemetry import labels
 from mailproxy_config.model import Protocol
 
 
@@ -125,7 +124,7 @@ SESSIONS_ACTIVE: Final = Family(
 SESSION_DURATION: Final = Family(
     name="mailproxy_session_duration_seconds",
     kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("authenticated", labels.Authenticated)),
+    labels=(_PROTOCOL, _closed("authenticated", enums.Authenticated)),
     buckets=SESSION_BUCKETS,
     help="How long client connections lasted, by whether they got to an upstream.",
 )
@@ -138,7 +137,7 @@ PROXY_HEADERS: Final = Family(
 LIMIT_REJECTIONS: Final = Family(
     name="mailproxy_limit_rejections_total",
     kind=Kind.COUNTER,
-    labels=(_SERVER, _closed("limit", labels.Limit), _closed("mode", labels.LimitMode)),
+    labels=(_SERVER, _closed("limit", enums.Limit), _closed("mode", enums.LimitMode)),
     help="Clients turned away because a limit was reached.",
     from_start=True,
 )
@@ -159,7 +158,7 @@ LOGINS: Final = Family(
 LOGIN_DURATION: Final = Family(
     name="mailproxy_login_duration_seconds",
     kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("result", labels.LoginOutcome)),
+    labels=(_PROTOCOL, _closed("result", enums.LoginOutcome)),
     buckets=LOGIN_BUCKETS,
     help="From complete credentials to the answer to the client, pauses that the service asked for left out.",
 )
@@ -187,7 +186,7 @@ AUTH_IN_FLIGHT: Final = Family(
 UPSTREAM_CONNECT_DURATION: Final = Family(
     name="mailproxy_upstream_connect_duration_seconds",
     kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("result", labels.ConnectResult)),
+    labels=(_PROTOCOL, _closed("result", enums.ConnectResult)),
     buckets=CONNECT_BUCKETS,
     help="Time to connect to an upstream.",
 )
@@ -201,14 +200,14 @@ UPSTREAM_ERRORS: Final = Family(
 RELAYED_BYTES: Final = Family(
     name="mailproxy_relayed_bytes_total",
     kind=Kind.COUNTER,
-    labels=(_PROTOCOL, _closed("direction", labels.Direction)),
+    labels=(_PROTOCOL, _closed("direction", enums.Direction)),
     help="Bytes relayed after login, what the client had sent ahead included.",
     from_start=True,
 )
 TLS_HANDSHAKES: Final = Family(
     name="mailproxy_tls_handshakes_total",
     kind=Kind.COUNTER,
-    labels=(_TLS_MODE, _closed("version", labels.TlsVersion)),
+    labels=(_TLS_MODE, _closed("version", enums.TlsVersion)),
     help="TLS handshakes completed with clients.",
 )
 TLS_RESUMED: Final = Family(
@@ -297,7 +296,7 @@ CONFIG_GENERATION: Final = Family(
 CONFIG_RELOADS: Final = Family(
     name="mailproxy_config_reloads_total",
     kind=Kind.COUNTER,
-    labels=(_closed("result", labels.ReloadResult),),
+    labels=(_closed("result", enums.ReloadResult),),
     help="Attempts to load a configuration, the first one included.",
     merge=Merge.OWN,
     from_start=True,
@@ -320,7 +319,7 @@ WORKERS: Final = Family(
 WORKER_RESTARTS: Final = Family(
     name="mailproxy_worker_restarts_total",
     kind=Kind.COUNTER,
-    labels=(_closed("reason", labels.RestartReason),),
+    labels=(_closed("reason", enums.RestartReason),),
     merge=Merge.OWN,
     help="Worker processes that had to be replaced.",
     from_start=True,

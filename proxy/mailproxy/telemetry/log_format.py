@@ -7,12 +7,109 @@ A session's line is put together in one piece, for there is one per session
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from json import encoder
 from typing import Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.telemetry.escape import USER_LIMIT, is_plain, quoted, quoted_bytes, whole
-from mailproxy.telemetry.session_record import SessionRecord
+
+USER_LIMIT: Final = 256
+"""Bytes of a user name that the log keeps."""
+MARK: Final = "..."
+"""Stands where something was cut off."""
+
+whole: Final = encoder.encode_basestring_ascii
+"""Puts text between quotation marks, escaped as JSON has it; ``quoted`` without its limit."""
+
+
+def quoted(text: str, limit: int) -> str:
+    """Put text between quotation marks, escaped as JSON has it, and cut after ``limit`` characters."""
+    if len(text) <= limit:
+        return whole(text)
+    return whole(text[:limit] + MARK)
+
+
+def quoted_bytes(data: bytes, limit: int) -> str:
+    r"""Put bytes between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
+    if len(data) <= limit:
+        return whole(data.decode("utf-8", "backslashreplace"))
+    return whole(data[:limit].decode("utf-8", "backslashreplace") + MARK)
+
+
+def is_plain(text: str) -> bool:
+    """Whether text may stand between quotation marks as it is."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+class Stamp:
+    """The time of day as RFC 3339 has it, in UTC with milliseconds; seconds are formatted once."""
+
+    __slots__ = ("_prefix", "_second")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._prefix = ""
+
+    def __call__(self, now: float) -> str:
+        """Write a Unix time down, e.g. ``2026-11-23T04:05:06.789Z``."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return f"{self._prefix}{int((now - second) * 1000):03d}Z"
+
+
+@dataclass(slots=True, eq=False)
+class SessionRecord:
+    """Everything the log tells about one session.
+
+    Times are seconds: ``started`` on the monotonic clock, the others spans,
+    and ``None`` where that stage was never reached.  ``user`` is as the client
+    wrote it; the log escapes and cuts it.  There is no field for a password.
+    """
+
+    session: str = ""
+    """From ``Log.session_id``."""
+    server: str = ""
+    protocol: str = ""
+    client: str = ""
+    """The client's address without its port (after ``set_real_ip_from``)."""
+    client_port: int = 0
+    started: float = 0.0
+    proxied: bool = False
+    """Whether the address came from a PROXY header."""
+    tls: str | None = None
+    """TLS version, by OpenSSL's name."""
+    cipher: str = ""
+    user: bytes = b""
+    method: Method | None = None
+    result: LoginResult | None = None
+    """How the last attempt to log in ended."""
+    attempts: int = 0
+    errors: int = 0
+    error: ProtocolErrorKind | None = None
+    """The last of them."""
+    upstream: str = ""
+    upstream_port: int = 0
+    stage: str | None = None
+    """Where the last login failed: ``auth``, or how far it had come at the upstream."""
+    reply: bytes | None = None
+    """What whoever refused it replied, fit for a log (``protocols.redaction``)."""
+    auth_seconds: float | None = None
+    """Time the authentication service took, all attempts together."""
+    upstream_seconds: float | None = None
+    """Time to connect and log in at the upstream."""
+    login_seconds: float | None = None
+    """From complete credentials to the answer to the client."""
+    duration: float = 0.0
+    bytes_to_upstream: int = 0
+    bytes_to_client: int = 0
+    reason: CloseReason | None = None
+    is_silent: bool = False
+    """Whether the client closed the connection before it sent anything."""
+
 
 Field = object
 """What an event's field may be: text, bytes, numbers, truth, ``None``, or what ``str`` prints well."""

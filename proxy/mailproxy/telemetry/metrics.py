@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict, TypeVar
 
 from mailproxy import enums
-from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.labels import (
+from mailproxy.enums import (
     Authenticated,
     ConnectResult,
     Direction,
@@ -24,6 +23,7 @@ from mailproxy.telemetry.labels import (
     LoginOutcome,
     TlsVersion,
 )
+from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.process_stats import process_figures
 from mailproxy_config.model import Protocol
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from mailproxy.tls.inputs import files
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import NOT_REGULAR, Loaded, check_files, is_mounted, load
 from mailproxy_config.model import ProxyConfig
+from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 
 _LINE = re.compile(r"(.*):([0-9]+)")
 
@@ -138,3 +141,30 @@ def printable(problem: Problem) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def read(path: Path, *, once: bool = False) -> bytes:
+    """Read a configuration file, as far as a configuration may be long and one byte more.
+
+    Args:
+        path: The file.
+        once: It is never read again, so that it may be a pipe.
+
+    Raises:
+        ConfigError: It cannot be read, or is a pipe or a device, which a reload could not read again.
+    """
+    if not once and path.exists() and not path.is_file() and not path.is_dir():
+        reason = "is not a regular file: run reads it again at every reload"
+        raise ConfigError([Problem(str(path), reason)])
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_DOCUMENT + 1)
+    except OSError as error:
+        raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
+
+
+def referenced(config: ProxyConfig) -> frozenset[Path]:
+    """Name every file whose contents matter to a configuration: certificates, keys, header values."""
+    tls = (path for server in config.servers for path in files(server))
+    headers = (header.value_file for server in config.servers for header in server.auth_http_header)
+    return frozenset(Path(path) for path in (*tls, *headers) if path is not None)
