@@ -17,7 +17,7 @@ from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import Drained, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.epoll import Reactor
-from mailproxy.net.listen_plan import plan
+from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.types import Secret
@@ -250,7 +250,7 @@ class App:
         old, self._listeners = self._listeners, []
         for listener in old:
             listener.close()
-        for planned in plan(config, names):
+        for planned in plan_sockets(config, names):
             doors = {
                 address: ListenTarget(
                     servers[route.server], config.servers[route.server].listen[route.listen]

@@ -63,12 +63,12 @@ def _run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end what has only begun to start
     for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
         signal.signal(signum, _leave)
-    from mailproxy.supervisor.options import Settings  # noqa: PLC0415
+    from mailproxy.supervisor.options import RunOptions  # noqa: PLC0415
     from mailproxy.supervisor.supervisor import run  # noqa: PLC0415
     from mailproxy.telemetry.log_writer import LogFormat  # noqa: PLC0415
 
     address, port = options.admin
-    settings = Settings(
+    settings = RunOptions(
         file=options.file,
         workers=options.workers,
         admin_address=address,
@@ -118,12 +118,12 @@ def admin(text: str) -> tuple[str, int]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mailproxy.supervisor.config_check import described, judge  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import check_config, summary  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
 
     source = _source(options.file)
     try:
-        verdict = judge(_data(options.file), source=source, hostname=socket.gethostname())
+        verdict = check_config(_data(options.file), source=source, hostname=socket.gethostname())
     except ConfigError as error:
         _complain(error.problems)
         return Exit.WRONG_INPUT
@@ -133,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
     _complain(verdict.problems)
     if verdict.problems:
         return Exit.WRONG_INPUT
-    write_output(described(verdict, source or "standard input") + "\n")
+    write_output(summary(verdict, source or "standard input") + "\n")
     return Exit.FINE
 
 
@@ -162,12 +162,12 @@ def _data(file: Path) -> bytes:
     Raises:
         ConfigError: It cannot be read.
     """
-    from mailproxy.supervisor.config_check import read  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import read_config  # noqa: PLC0415
     from mailproxy_config.yaml_reader import LARGEST_DOCUMENT  # noqa: PLC0415
 
     if str(file) == "-":
         return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)
-    return read(file, once=True)
+    return read_config(file, once=True)
 
 
 def _source(file: Path) -> str:
@@ -175,10 +175,10 @@ def _source(file: Path) -> str:
 
 
 def _complain(problems: Iterable[Problem], prefix: str = "") -> None:
-    from mailproxy.supervisor.config_check import printable  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import format_problem  # noqa: PLC0415
 
     for problem in problems:
-        sys.stderr.write(f"{prefix}{printable(problem)}\n")
+        sys.stderr.write(f"{prefix}{format_problem(problem)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

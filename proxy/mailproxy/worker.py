@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from mailproxy import app
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
-from mailproxy.telemetry.log import Bridge, Log
+from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.openssl import load_openssl
@@ -34,7 +34,7 @@ FILES: Final = 16
 """Descriptors beyond those for listening sockets: what a reload opens while it reads files."""
 
 
-class Reserve:
+class DescriptorReserve:
     """Descriptors that nobody else gets; ``release`` makes room, ``fill`` takes it back."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Application(Protocol):
         """End everything at once."""
 
 
-class Service:
+class WorkerService:
     """What one worker process does, from its start to its end.
 
     Args:
@@ -120,7 +120,7 @@ class Service:
         self._orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._channel: Channel
         self._obeying: asyncio.Task[None]
-        self._reserve = Reserve()
+        self._reserve = DescriptorReserve()
         self._is_frozen = False
         self._is_leaving = False
 
@@ -282,11 +282,11 @@ def run(
         signal.signal(signum, signal.SIG_IGN)
     level = LogLevel(options.log_level) if options.log_level else None
     log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE, is_fixed=level is not None)
-    logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
+    logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
     meter = Meter()
 
     async def serve() -> None:
-        service = Service(make_app(log=log, meter=meter), meter=meter, log=log)
+        service = WorkerService(make_app(log=log, meter=meter), meter=meter, log=log)
         await service.run(socket.socket(fileno=options.control_fd))
 
     try:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mailproxy_monitoring.pages import pages
 
-from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
@@ -154,14 +154,14 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 @pytest.mark.interop
 def test_the_page_of_a_busy_proxy_is_what_prometheus_likes(needs: Needs, busy: Places) -> None:
     promtool, proxy = needs("promtool"), busy.proxies[0]
-    for family in CATALOGUE:
+    for family in ALL_METRICS:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
     assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
 def test_the_adapter_asks_for_what_there_is() -> None:
     [rule] = _read("prometheus-adapter.yaml")["rules"]["custom"]
-    assert rule["seriesQuery"].partition("{")[0] in {family.name for family in CATALOGUE}
+    assert rule["seriesQuery"].partition("{")[0] in {family.name for family in ALL_METRICS}
 
 
 def test_kube_state_metrics_reads_fields_that_the_crd_has() -> None:

@@ -16,12 +16,12 @@ import pytest
 
 from mailproxy import http_server
 from mailproxy.supervisor import admin_endpoint
-from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
+from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import Protocol
 from support.needs import Needs
 
-BUILD = Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
+BUILD = BuildInfo(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
 
 
 class Supervisor:
@@ -43,7 +43,7 @@ class Supervisor:
         await self.answers.wait()
         self._totals.update(1, self.meter.snapshot())
 
-    def page(self) -> Page:
+    def page(self) -> MetricsPage:
         return self._totals.page(SupervisorFacts(build=BUILD, workers=1, started=1.7e9))
 
     def unready(self) -> str:
@@ -77,7 +77,7 @@ class Ask:
 @asynccontextmanager
 async def running(
     supervisor: Supervisor, address: str = "127.0.0.1"
-) -> AsyncIterator[admin_endpoint.Running]:
+) -> AsyncIterator[admin_endpoint.AdminEndpoint]:
     endpoint = await admin_endpoint.serve(address, 0, supervisor)
     try:
         yield endpoint

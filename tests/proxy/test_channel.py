@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailproxy.supervisor import ipc as module
-from mailproxy.supervisor.ipc import MAX_DESCRIPTORS, MAX_MESSAGE, Channel, ChannelError, Message, pair
+from mailproxy.supervisor.ipc import (
+    MAX_DESCRIPTORS,
+    MAX_MESSAGE_SIZE,
+    Channel,
+    ChannelError,
+    Message,
+    channel_pair,
+)
 from support.fuzz import examples
 
 
@@ -57,7 +64,7 @@ class End:
 
 @pytest.fixture
 async def ends() -> Iterator[tuple[End, End]]:  # type: ignore[misc]
-    left, right = (End(sock) for sock in pair())
+    left, right = (End(sock) for sock in channel_pair())
     yield left, right
     left.drop()
     right.drop()
@@ -146,7 +153,7 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
         # what the peer sends                               why it is given up
         (struct.pack(">II", 5, 0) + b"nope!", "not JSON"),
         (struct.pack(">II", 2, 0) + b"[]", "not a JSON object"),
-        (struct.pack(">II", MAX_MESSAGE + 1, 0), "at most"),
+        (struct.pack(">II", MAX_MESSAGE_SIZE + 1, 0), "at most"),
         (struct.pack(">II", 2, MAX_DESCRIPTORS + 1) + b"{}", "at most"),
         (struct.pack(">II", 2, 1) + b"{}", "missing"),
         (struct.pack(">II", 9, 0) + b"{}", "middle"),
@@ -163,7 +170,7 @@ async def test_a_peer_that_talks_nonsense_is_given_up(ends: tuple[End, End], raw
 
 
 async def test_sending_to_a_peer_that_is_gone_is_told_as_its_end() -> None:
-    ours, theirs = pair()
+    ours, theirs = channel_pair()
     left = End(ours)
     theirs.close()
     left.channel.send({"anybody": "there"})
@@ -174,7 +181,7 @@ async def test_sending_to_a_peer_that_is_gone_is_told_as_its_end() -> None:
 
 async def test_a_peer_that_does_not_read_is_refused_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BACKLOG", 1024 * 1024)
-    ours, theirs = pair()
+    ours, theirs = channel_pair()
     left = End(ours)
     before = open_descriptors()
     message = {"text": "x" * 400_000}
@@ -200,7 +207,7 @@ async def test_too_many_descriptors_are_refused_before_anything_is_sent(
 
 
 async def test_flush_sends_what_waits_without_the_loop() -> None:
-    ours, theirs = pair()
+    ours, theirs = channel_pair()
     left = End(ours)
     text = "x" * (2 * 1024 * 1024)
     left.channel.send({"text": text})
@@ -212,7 +219,7 @@ async def test_flush_sends_what_waits_without_the_loop() -> None:
 
 
 async def test_flush_gives_up_on_a_peer_that_does_not_read() -> None:
-    ours, theirs = pair()
+    ours, theirs = channel_pair()
     left = End(ours)
     left.channel.send({"text": "x" * (8 * 1024 * 1024)})
     left.channel.flush(0.01)
@@ -223,7 +230,7 @@ async def test_flush_gives_up_on_a_peer_that_does_not_read() -> None:
 
 async def test_nothing_stays_open_after_close() -> None:
     before = open_descriptors()
-    left, right = (End(sock) for sock in pair())
+    left, right = (End(sock) for sock in channel_pair())
     left.channel.send({"text": "x" * (1024 * 1024)}, [0])
     right.channel.send({}, [0] * 300)
     await left.until(messages=1)
@@ -241,14 +248,14 @@ async def test_nothing_stays_open_after_close() -> None:
 )
 def test_where_the_stream_is_cut_does_not_matter(messages: list[Message], cut: int) -> None:
     async def play() -> list[Message]:
-        recorder, wire = pair()
+        recorder, wire = channel_pair()
         sender = Channel(recorder, received=lambda *_: None, closed=lambda _: None)
         for message in messages:
             sender.send(message)
         sender.close()
         raw = await asyncio.to_thread(_read_all, wire)
         wire.close()
-        ours, theirs = pair()
+        ours, theirs = channel_pair()
         right = End(theirs)
         for start in range(0, len(raw), cut):
             ours.sendall(raw[start : start + cut])

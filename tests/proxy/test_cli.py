@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from mailproxy.cli import admin, default_log_format, main, workers
-from mailproxy.supervisor.config_check import judge
+from mailproxy.supervisor.config_check import check_config
 from mailproxy.tls.openssl import Unreachable
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.dump import dump
@@ -271,14 +271,14 @@ def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
     assert main(["check", str(file)]) == 0
     assert f"there is no such file; {told}" in capsys.readouterr().err
     with pytest.raises(ConfigError) as raised:
-        judge(file.read_bytes(), source=str(file), hostname="h").runnable()
+        check_config(file.read_bytes(), source=str(file), hostname="h").runnable()
     assert all(told in problem.reason for problem in raised.value.problems)
 
 
 def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "k"}}}
     manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
-    verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
+    verdict = check_config(dump(compile_proxy(manifest)), source=str(file), hostname="h")
     assert [str(problem) for problem in verdict.absent] == [
         "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
         "does the Secret auth have the key k?"

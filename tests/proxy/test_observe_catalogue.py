@@ -10,7 +10,7 @@ from enum import StrEnum
 import pytest
 
 from mailproxy import enums
-from mailproxy.telemetry.definitions import BY_NAME, CATALOGUE, Family, Kind, Merge
+from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, Aggregation, MetricDefinition, MetricType
 from mailproxy_config.model import Protocol
 
 FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_version", "openssl_version"}
@@ -18,7 +18,7 @@ FREE_LABELS = {"server", "certificate", "hash", "version", "revision", "python_v
 
 PERSONAL = {"user", "domain", "client", "address", "host", "sni", "upstream", "secret", "name", "ip"}
 
-EVERY = pytest.mark.parametrize("family", CATALOGUE, ids=lambda family: family.name)
+EVERY = pytest.mark.parametrize("family", ALL_METRICS, ids=lambda family: family.name)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_names_and_labels_that_dashboards_rely_on_are_kept(name: str, labels: tu
 
 
 def test_the_catalogue_is_complete() -> None:
-    assert {(family.kind.value[0], family.name, family.label_names) for family in CATALOGUE} == {
+    assert {(family.kind.value[0], family.name, family.label_names) for family in ALL_METRICS} == {
         ("c", "mailproxy_connections_accepted_total", ("server", "protocol")),
         ("g", "mailproxy_connections_active", ("server", "protocol")),
         ("c", "mailproxy_connections_closed_total", ("server", "protocol", "reason")),
@@ -91,21 +91,21 @@ def test_the_catalogue_is_complete() -> None:
 
 
 @EVERY
-def test_names_have_our_prefix_and_end_in_their_unit(family: Family) -> None:
+def test_names_have_our_prefix_and_end_in_their_unit(family: MetricDefinition) -> None:
     assert family.name.startswith(("mailproxy_", "process_"))
-    assert family.name.endswith("_total") == (family.kind is Kind.COUNTER)
-    assert family.kind is not Kind.HISTOGRAM or family.name.endswith("_seconds")
+    assert family.name.endswith("_total") == (family.kind is MetricType.COUNTER)
+    assert family.kind is not MetricType.HISTOGRAM or family.name.endswith("_seconds")
     assert not {"ms", "millis", "kb", "minutes", "percent"} & set(family.name.split("_"))
 
 
 @EVERY
-def test_every_metric_is_explained(family: Family) -> None:
+def test_every_metric_is_explained(family: MetricDefinition) -> None:
     assert family.help.endswith(".")
     assert len(family.help) > 20
 
 
 @EVERY
-def test_label_values_come_from_closed_sets(family: Family) -> None:
+def test_label_values_come_from_closed_sets(family: MetricDefinition) -> None:
     for label in family.labels:
         assert label.name not in PERSONAL
         assert (label.values is None) == (
@@ -114,14 +114,14 @@ def test_label_values_come_from_closed_sets(family: Family) -> None:
 
 
 @EVERY
-def test_histograms_alone_have_buckets_and_these_grow(family: Family) -> None:
-    assert bool(family.buckets) == (family.kind is Kind.HISTOGRAM)
+def test_histograms_alone_have_buckets_and_these_grow(family: MetricDefinition) -> None:
+    assert bool(family.buckets) == (family.kind is MetricType.HISTOGRAM)
     assert list(family.buckets) == sorted(set(family.buckets))
 
 
 @EVERY
-def test_counters_and_histograms_are_never_merged_but_by_adding(family: Family) -> None:
-    assert family.kind is Kind.GAUGE or family.merge in {Merge.SUM, Merge.OWN}
+def test_counters_and_histograms_are_never_merged_but_by_adding(family: MetricDefinition) -> None:
+    assert family.kind is MetricType.GAUGE or family.merge in {Aggregation.SUM, Aggregation.OWN}
 
 
 @pytest.mark.parametrize(

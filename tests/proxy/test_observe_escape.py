@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.log_format import Stamp, is_plain, quoted, quoted_bytes
+from mailproxy.telemetry.log_format import TimestampFormatter, is_unquoted, quote_bytes, quote_limited
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from mailproxy.telemetry.log_format import Stamp, is_plain, quoted, quoted_bytes
     ],
 )
 def test_bytes_become_a_json_string(data: bytes, written: str) -> None:
-    assert quoted_bytes(data, 64) == written
+    assert quote_bytes(data, 64) == written
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def test_bytes_become_a_json_string(data: bytes, written: str) -> None:
     ],
 )
 def test_long_bytes_are_cut_and_say_so(data: bytes, written: str) -> None:
-    assert quoted_bytes(data, 8) == written
+    assert quote_bytes(data, 8) == written
 
 
 @given(st.binary(max_size=600))
 def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None:
-    written = quoted_bytes(data, 256)
+    written = quote_bytes(data, 256)
     assert written.isascii()
     assert written.isprintable()
     assert len(written) <= 6 * 256 + len('"..."')
@@ -52,7 +52,7 @@ def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None
 
 @given(st.text(max_size=600))
 def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
-    written = quoted(text, 100)
+    written = quote_limited(text, 100)
     assert written.isascii()
     assert written.isprintable()
     assert json.loads(written) == (text if len(text) <= 100 else text[:100] + "...")
@@ -60,7 +60,7 @@ def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
 
 @given(st.text(max_size=20))
 def test_plain_text_is_what_needs_no_escape(text: str) -> None:
-    assert is_plain(text) == (quoted(text, 100) == f'"{text}"')
+    assert is_unquoted(text) == (quote_limited(text, 100) == f'"{text}"')
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ def test_plain_text_is_what_needs_no_escape(text: str) -> None:
     ],
 )
 def test_times_are_utc_with_milliseconds(now: float, written: str) -> None:
-    stamp = Stamp()
+    stamp = TimestampFormatter()
     assert stamp(1795407407.0) == "2026-11-23T04:16:47.000Z"
     assert stamp(now) == written

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.protocols.types import AuthAllowed, AuthRequest, Client, Credentials, Secret
-from mailproxy.telemetry.log import Bridge, Log
+from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.log_sinks import CAPACITY
 from mailproxy.telemetry.log_writer import LogFormat, LogWriter
@@ -281,7 +281,7 @@ def test_no_password_gets_through_whatever_its_bytes(tmp_path: Path, password: b
 def test_what_libraries_log_comes_in_our_format(page: Page, theirs: int, ours: str) -> None:
     log = page.log(level=LogLevel.DEBUG)
     record = logging.LogRecord("asyncio", theirs, "", 0, "Task %s\nfailed", ("x",), None)
-    Bridge(log).emit(record)
+    LibraryLogHandler(log).emit(record)
     log.flush()
     assert page.events() == [
         {"time": STAMP, "level": ours, "event": "library", "logger": "asyncio", "text": "Task x\nfailed"}
@@ -290,6 +290,6 @@ def test_what_libraries_log_comes_in_our_format(page: Page, theirs: int, ours: s
 
 def test_what_libraries_log_is_filtered_like_anything_else(page: Page) -> None:
     log = page.log(level=LogLevel.ERROR)
-    Bridge(log).emit(logging.LogRecord("asyncio", logging.WARNING, "", 0, "slow", (), None))
+    LibraryLogHandler(log).emit(logging.LogRecord("asyncio", logging.WARNING, "", 0, "slow", (), None))
     log.flush()
     assert page.lines() == []

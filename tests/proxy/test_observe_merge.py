@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import AuthErrorReason, ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.aggregate import Aggregator, Build, Distribution, Page, SupervisorFacts
+from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, HistogramValue, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Meter, Snapshot, Value
 from mailproxy_config.model import Protocol
 from support.fuzz import examples
 
-BUILD = Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
+BUILD = BuildInfo(version="1", revision="abc", python_version="3.11", openssl_version="3.0")
 OWN = SupervisorFacts(build=BUILD, workers=2, started=1000.0)
 
 
 def snapshot(
-    cells: Iterable[tuple[c.Family, tuple[str, ...], Value]], *, life: int = 1, number: int = 1
+    cells: Iterable[tuple[c.MetricDefinition, tuple[str, ...], Value]], *, life: int = 1, number: int = 1
 ) -> Snapshot:
     """A worker's snapshot with these series."""
     series: dict[str, list[tuple[tuple[str, ...], Value]]] = {}
@@ -31,7 +31,9 @@ def snapshot(
     return {"life": life, "number": number, "series": series}  # type: ignore[typeddict-item]
 
 
-def merged(family: c.Family, *values: Value, own: SupervisorFacts = OWN) -> float | Distribution | None:
+def merged(
+    family: c.MetricDefinition, *values: Value, own: SupervisorFacts = OWN
+) -> float | HistogramValue | None:
     """What the page shows of a metric without labels, given what each worker says."""
     totals = Aggregator()
     for worker, value in enumerate(values):
@@ -55,7 +57,7 @@ def merged(family: c.Family, *values: Value, own: SupervisorFacts = OWN) -> floa
     ],
 )
 def test_each_metric_is_merged_by_its_own_rule(
-    family: c.Family, values: tuple[Value, ...], shown: float
+    family: c.MetricDefinition, values: tuple[Value, ...], shown: float
 ) -> None:
     assert merged(family, *values) == shown
 
@@ -63,7 +65,7 @@ def test_each_metric_is_merged_by_its_own_rule(
 def test_histograms_add_bucket_by_bucket() -> None:
     counts = [1] * (len(c.LAG_BUCKETS) + 1)
     shown = merged(c.LOOP_LAG, [c.NANO, *counts], [2 * c.NANO, *counts])
-    assert shown == Distribution(3.0, tuple(2 * n for n in counts))
+    assert shown == HistogramValue(3.0, tuple(2 * n for n in counts))
 
 
 def test_every_configuration_that_some_worker_runs_is_shown() -> None:
@@ -204,7 +206,7 @@ def test_what_a_meter_says_is_what_the_page_shows() -> None:
     page = totals.page(OWN)
     assert page[c.CONNECTIONS_ACCEPTED] == {("a", "imap"): 3}
     shown = page[c.LOGIN_DURATION]["imap", "success"]
-    assert shown == Distribution(0.25, tuple(int(bound == 0.25) for bound in (*c.LOGIN_BUCKETS, 99)))
+    assert shown == HistogramValue(0.25, tuple(int(bound == 0.25) for bound in (*c.LOGIN_BUCKETS, 99)))
 
 
 # -- whatever happens
@@ -227,7 +229,7 @@ class World:
         self._lives = count()
         self.meters = [self._born() for _ in range(3)]
         self.mail: list[tuple[int, Snapshot]] = []
-        self.shown: Page = {}
+        self.shown: MetricsPage = {}
 
     def _born(self) -> Meter:
         meter = Meter()
@@ -260,17 +262,17 @@ class World:
     def look(self) -> None:
         page = self.totals.page(OWN)
         for family, series in self.shown.items():
-            if family.kind is not c.Kind.GAUGE:
+            if family.kind is not c.MetricType.GAUGE:
                 for labels, before in series.items():
                     assert has_not_fallen(before, page[family][labels]), (family.name, labels)
         self.shown = page
 
 
-def has_not_fallen(before: float | Distribution, now: float | Distribution) -> bool:
-    if isinstance(before, Distribution) and isinstance(now, Distribution):
+def has_not_fallen(before: float | HistogramValue, now: float | HistogramValue) -> bool:
+    if isinstance(before, HistogramValue) and isinstance(now, HistogramValue):
         return now.sum >= before.sum and all(b >= a for a, b in zip(before.counts, now.counts, strict=True))
-    assert not isinstance(before, Distribution)
-    assert not isinstance(now, Distribution)
+    assert not isinstance(before, HistogramValue)
+    assert not isinstance(now, HistogramValue)
     return now >= before
 
 

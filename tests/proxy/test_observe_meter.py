@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy import enums
-from mailproxy.telemetry.definitions import BY_NAME, CATALOGUE, NANO, Merge
+from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, NANO, Aggregation
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Histogram, Meter, Value
@@ -194,7 +194,7 @@ def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
     moved = {P + name for _, name, _ in TABLE} | {P + name for _, name, _ in SPANS}
     config = {P + "config_info"} | {name for name in BY_NAME if name.startswith(P + "config_last")}
     config |= {P + "config_generation"}
-    theirs = {f.name for f in CATALOGUE if f.merge is not Merge.OWN and f.name.startswith(P)}
+    theirs = {f.name for f in ALL_METRICS if f.merge is not Aggregation.OWN and f.name.startswith(P)}
     assert moved | config == theirs
 
 
@@ -246,7 +246,7 @@ def test_what_alerts_look_at_is_there_from_the_start() -> None:
     meter = busy()
     names = {name for name, _ in series(meter)}
     assert {
-        family.name for family in CATALOGUE if family.from_start and family.merge is not Merge.OWN
+        family.name for family in ALL_METRICS if family.from_start and family.merge is not Aggregation.OWN
     } <= names
     logins = [labels for name, labels in series(meter) if name == P + "logins_total"]
     assert len(logins) == len(Protocol) * len(enums.Method) * len(enums.LoginResult)

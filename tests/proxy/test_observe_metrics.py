@@ -12,8 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from mailproxy import enums
-from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
-from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
+from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.telemetry.process_stats import process_figures
 from mailproxy.telemetry.prometheus import PageCollector, expose
@@ -23,7 +23,7 @@ from support.needs import Needs
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
 
-def full_page(servers: int = 1) -> Page:
+def full_page(servers: int = 1) -> MetricsPage:
     """A page on which every metric has something to tell."""
     meter, totals = Meter(), Aggregator()
     for number in range(servers):
@@ -46,7 +46,7 @@ def full_page(servers: int = 1) -> Page:
     totals.update(1, meter.snapshot())
     return totals.page(
         SupervisorFacts(
-            build=Build(version="1", revision="abc", python_version="3.11", openssl_version="3.0"),
+            build=BuildInfo(version="1", revision="abc", python_version="3.11", openssl_version="3.0"),
             workers=1,
             started=1.7e9,
             process=process_figures(),
@@ -61,13 +61,13 @@ def text() -> str:
 
 def test_a_full_page_has_every_metric_of_the_catalogue(text: str) -> None:
     shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
-    assert shown == {family.name for family in CATALOGUE}
+    assert shown == {family.name for family in ALL_METRICS}
 
 
 def test_every_sample_has_the_labels_that_were_declared(text: str) -> None:
     declared = {
         family.name + suffix: set(family.label_names) | ({"le"} if suffix == "_bucket" else set())
-        for family in CATALOGUE
+        for family in ALL_METRICS
         for suffix in ("", "_bucket", "_sum", "_count")
     }
     samples = [sample for family in plain_text(text) for sample in family.samples]
@@ -107,7 +107,7 @@ def test_the_format_is_what_was_asked_for(accept: str, content_type: str) -> Non
 def test_openmetrics_parses_strictly_and_tells_the_same() -> None:
     page = full_page()
     families = list(openmetrics(expose(page, OPENMETRICS).body.decode()))  # type: ignore[no-untyped-call]
-    assert {f.name for f in families} == {family.name.removesuffix("_total") for family in CATALOGUE}
+    assert {f.name for f in families} == {family.name.removesuffix("_total") for family in ALL_METRICS}
     ours = [(s.name, s.labels, s.value) for f in families for s in f.samples]
     theirs = [(s.name, s.labels, s.value) for f in plain_text(expose(page).body.decode()) for s in f.samples]
     assert ours == theirs

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.log_sinks import CAPACITY, PIECE, Sink
+from mailproxy.telemetry.log_sinks import CAPACITY, PIECE, StreamSink
 
 LINE = "x" * 99 + "\n"
 FULL = CAPACITY // len(LINE)
@@ -60,13 +60,13 @@ def refused(*_: object) -> int:
 
 
 @pytest.fixture
-def sink(reader: Reader) -> Iterator[Sink]:
-    sink = Sink(reader.fd)
+def sink(reader: Reader) -> Iterator[StreamSink]:
+    sink = StreamSink(reader.fd)
     yield sink
     sink.close(0)
 
 
-def test_lines_wait_until_they_are_flushed(reader: Reader, sink: Sink) -> None:
+def test_lines_wait_until_they_are_flushed(reader: Reader, sink: StreamSink) -> None:
     sink.put(["one\n"])
     sink.put([])
     sink.put(["two\n"])
@@ -77,7 +77,7 @@ def test_lines_wait_until_they_are_flushed(reader: Reader, sink: Sink) -> None:
     assert reader.read() == b""
 
 
-def test_a_reader_that_does_not_read_costs_lines_and_no_time(reader: Reader, sink: Sink) -> None:
+def test_a_reader_that_does_not_read_costs_lines_and_no_time(reader: Reader, sink: StreamSink) -> None:
     total = 3 * FULL
     assert fill(sink, total) > 0
     assert sink.dropped > 0
@@ -92,7 +92,7 @@ def test_a_reader_that_does_not_read_costs_lines_and_no_time(reader: Reader, sin
     assert sink.size == 0
 
 
-def fill(sink: Sink, lines: int) -> int:
+def fill(sink: StreamSink, lines: int) -> int:
     """Queue lines and flush now and then; returns how many flushes did not go through."""
     stuck = 0
     for number in range(lines):
@@ -102,7 +102,7 @@ def fill(sink: Sink, lines: int) -> int:
     return stuck
 
 
-def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: Sink) -> None:
+def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: StreamSink) -> None:
     reader.close()
     sink.put([LINE])
     sink.put([LINE])
@@ -120,7 +120,7 @@ def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pyt
         tty.setraw(shell.fileno())
         if not may_open:
             monkeypatch.setattr(os, "open", refused)
-        sink = Sink(shell.fileno())
+        sink = StreamSink(shell.fileno())
         sink.put([LINE])
         assert sink.flush()
         assert sees.read(len(LINE)) == LINE.encode()
@@ -133,39 +133,41 @@ def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pyt
 def test_an_inherited_pipe_stays_as_blocking_as_it_was() -> None:
     out, into = os.pipe()
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
-        sink = Sink(writes.fileno())
+        sink = StreamSink(writes.fileno())
         sink.put([LINE])
         sink.close(1)
         assert os.get_blocking(writes.fileno())
         assert reads.read(len(LINE)) == LINE.encode()
 
 
-def test_closing_gives_a_slow_reader_so_much_time_and_no_more(reader: Reader, sink: Sink) -> None:
+def test_closing_gives_a_slow_reader_so_much_time_and_no_more(reader: Reader, sink: StreamSink) -> None:
     fill(sink, 2 * FULL)
     sink.close(0.01)
     assert sink.size > 0
 
 
-def test_closing_writes_what_waits(reader: Reader, sink: Sink) -> None:
+def test_closing_writes_what_waits(reader: Reader, sink: StreamSink) -> None:
     sink.put([LINE])
     sink.close(1)
     assert reader.read() == LINE.encode()
 
 
-def test_nothing_is_written_after_closing(reader: Reader, sink: Sink) -> None:
+def test_nothing_is_written_after_closing(reader: Reader, sink: StreamSink) -> None:
     sink.close(0)
     sink.put([LINE])
     assert not sink.flush()
     assert (reader.read(), sink.dropped) == (b"", 1)
 
 
-def test_a_full_queue_counts_what_it_cannot_take(reader: Reader, sink: Sink) -> None:
+def test_a_full_queue_counts_what_it_cannot_take(reader: Reader, sink: StreamSink) -> None:
     for _ in range(FULL + 5):
         sink.put([LINE])
     assert (sink.dropped, sink.size) == (5, FULL * len(LINE))
 
 
-def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(reader: Reader, sink: Sink) -> None:
+def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(
+    reader: Reader, sink: StreamSink
+) -> None:
     del reader
     sink.put([LINE] * (FULL - 1))
     room = CAPACITY - sink.size
@@ -174,7 +176,7 @@ def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(reader: Re
     assert (sink.dropped, sink.size) == (2, (FULL - 1) * len(LINE) + 2 * len(shorter))
 
 
-def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: Sink) -> None:
+def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: StreamSink) -> None:
     batches = 5 * [FULL // 10 * [LINE]]
     for lines in batches:
         sink.put(lines)
@@ -193,7 +195,7 @@ def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) 
     out, into = os.pipe()
     os.set_blocking(out, False)
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
-        sink = Sink(writes.fileno())
+        sink = StreamSink(writes.fileno())
         put: list[str] = []
         received = b""
         for number, sizes in enumerate(batches):
@@ -215,7 +217,7 @@ def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) 
 def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one message per write
     with ours, theirs:
-        sink = Sink(ours.fileno())
+        sink = StreamSink(ours.fileno())
         for size in (100, 4000, 90, 7, PIECE, PIECE + 1, 5):
             sink.put(["x" * (size - 1) + "\n"])
         sink.close(1)
@@ -224,7 +226,7 @@ def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
 
 def test_a_file_is_written_like_any_other(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        sink = Sink(file.fileno())
+        sink = StreamSink(file.fileno())
         for _ in range(FULL):
             sink.put([LINE])
         assert sink.flush()

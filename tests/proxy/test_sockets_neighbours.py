@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from mailproxy.net import listen_open
-from mailproxy.net.listen_open import somebody_else_listens
-from mailproxy.net.listen_plan import Route, SocketPlan
+from mailproxy.net.listen_open import is_used_by_other_process
+from mailproxy.net.listen_plan import ListenRef, SocketPlan
 
 
 def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     return SocketPlan(
-        key="", family=family, address=address, port=port, ipv6only=ipv6only, default=Route(0, 0)
+        key="", family=family, address=address, port=port, ipv6only=ipv6only, default=ListenRef(0, 0)
     )
 
 
@@ -24,7 +24,7 @@ def test_our_own_listeners_are_no_strangers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
-        assert not somebody_else_listens(planned("127.0.0.1", port))
+        assert not is_used_by_other_process(planned("127.0.0.1", port))
 
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -60,11 +60,11 @@ def test_strangers_are_those_who_are_in_the_way(
     for family, lines in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
         tables[family].write_text(HEAD + "".join(LINE.format(*line) for line in lines))
     monkeypatch.setattr(listen_open, "_TABLES", tables)
-    assert somebody_else_listens(planned(mine, 143, ipv6only=ipv6only)) is is_taken
+    assert is_used_by_other_process(planned(mine, 143, ipv6only=ipv6only)) is is_taken
 
 
 def test_where_the_kernel_does_not_tell_there_may_be_somebody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
-    assert somebody_else_listens(planned("127.0.0.1", 143))
+    assert is_used_by_other_process(planned("127.0.0.1", 143))

@@ -18,10 +18,10 @@ import pytest
 
 from mailproxy.net.bind_errors import CannotListen
 from mailproxy.net.listen_open import close_sockets, open_sockets
-from mailproxy.net.listen_plan import Route, SocketPlan
+from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy_config.model import KeepAlive
 
-R00 = Route(0, 0)
+R00 = ListenRef(0, 0)
 
 
 def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:

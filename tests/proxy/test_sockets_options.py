@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy.net.listen_open import close_sockets, open_sockets
-from mailproxy.net.listen_plan import Route, SocketPlan
-from mailproxy.net.socket_options import Clamp, clamps
+from mailproxy.net.listen_plan import ListenRef, SocketPlan
+from mailproxy.net.socket_options import ClampedOption, clamped_options
 from mailproxy_config.model import KeepAlive
 
 _SOL, _TCP = socket.SOL_SOCKET, socket.IPPROTO_TCP
@@ -23,7 +23,7 @@ def planned(**values: object) -> SocketPlan:
         "family": socket.AF_INET,
         "address": "127.0.0.1",
         "port": 0,
-        "default": Route(0, 0),
+        "default": ListenRef(0, 0),
     }
     return SocketPlan(**{**defaults, **values})  # type: ignore[arg-type] # a table of values
 
@@ -66,7 +66,7 @@ def test_a_plain_listener_has_the_system_s_own_values(opened: Opened) -> None:
         assert client.getsockopt(_SOL, socket.SO_KEEPALIVE) == 0
         assert client.getsockopt(_TCP, socket.TCP_KEEPIDLE) == system("tcp_keepalive_time")
     assert sock.getsockopt(_SOL, socket.SO_REUSEADDR) == 1
-    assert clamps(planned(), sock) == ()
+    assert clamped_options(planned(), sock) == ()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_so_keepalive_reaches_the_client_s_socket(
         interval or system("tcp_keepalive_intvl"),
         count or system("tcp_keepalive_probes"),
     ]
-    assert clamps(planned(keepalive=keepalive), sock) == ()
+    assert clamped_options(planned(keepalive=keepalive), sock) == ()
 
 
 def core(name: str) -> int | None:
@@ -122,16 +122,16 @@ def test_buffers_are_set_and_what_was_cut_is_told(
     fits = planned(**{option: 65536})
     sock = opened(fits)
     assert sock.getsockopt(_SOL, number) == 131072
-    assert clamps(fits, sock) == ()
+    assert clamped_options(fits, sock) == ()
 
     small = planned(**{option: 1})
-    assert clamps(small, opened(small)) == ()  # raised to the least there can be
+    assert clamped_options(small, opened(small)) == ()  # raised to the least there can be
 
     huge = planned(**{option: 2**30})
     sock = opened(huge)
-    (clamp,) = clamps(huge, sock)
+    (clamp,) = clamped_options(huge, sock)
     granted = sock.getsockopt(_SOL, number) // 2
-    assert clamp == Clamp(option, 2**30, granted)
+    assert clamp == ClampedOption(option, 2**30, granted)
     assert granted == (core(limit) or granted)
 
 
@@ -146,12 +146,12 @@ def test_the_backlog_is_cut_to_somaxconn(opened: Opened) -> None:
     plan = planned(backlog=longest + 1)
     sock = opened(plan)
     assert backlog_of(sock) == longest
-    assert clamps(plan, sock) == (Clamp("backlog", longest + 1, longest),)
+    assert clamped_options(plan, sock) == (ClampedOption("backlog", longest + 1, longest),)
 
 
 def test_without_a_word_from_the_kernel_nothing_is_claimed(opened: Opened, tmp_path: Path) -> None:
     plan = planned(backlog=2**20)
-    assert clamps(plan, opened(plan), somaxconn=tmp_path / "absent") == ()
+    assert clamped_options(plan, opened(plan), somaxconn=tmp_path / "absent") == ()
 
 
 def test_options_change_in_place(opened: Opened) -> None:

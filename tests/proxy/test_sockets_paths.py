@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.listen_open import remove_if_dead
+from mailproxy.net.listen_open import remove_stale_socket
 
 
 def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> None:
@@ -17,9 +17,9 @@ def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> N
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
         sock.listen()
-    remove_if_dead(str(path))
+    remove_stale_socket(str(path))
     assert not path.exists()
-    remove_if_dead(str(path))
+    remove_stale_socket(str(path))
 
 
 def test_who_is_too_busy_to_accept_is_not_dead(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_who_is_too_busy_to_accept_is_not_dead(tmp_path: Path) -> None:
         sock.listen(0)
         client.connect(str(path))
         with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is what counts
-            remove_if_dead(str(path))
+            remove_stale_socket(str(path))
     assert refused.value.errno == errno.EADDRINUSE
     assert path.exists()
 
@@ -44,6 +44,6 @@ def test_what_is_no_socket_stays(tmp_path: Path, kind: str) -> None:
     else:
         path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is what counts
-        remove_if_dead(str(path))
+        remove_stale_socket(str(path))
     assert refused.value.errno == errno.ENOTSOCK
     assert path.is_symlink() or path.exists()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.net.listen_plan import Route, SocketPlan, difference, is_host_name, plan
+from mailproxy.net.listen_plan import ListenRef, SocketPlan, diff_plans, is_host_name, plan_sockets
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig, Protocol, ProxyConfig
 from support.configs import server
@@ -32,11 +32,11 @@ def config(*servers: tuple[ListenConfig, ...]) -> ProxyConfig:
     )
 
 
-def shape(*servers: tuple[ListenConfig, ...]) -> dict[str, tuple[Route, dict[str, Route]]]:
-    return {p.key: (p.default, dict(p.routes)) for p in plan(config(*servers), NAMES)}
+def shape(*servers: tuple[ListenConfig, ...]) -> dict[str, tuple[ListenRef, dict[str, ListenRef]]]:
+    return {p.key: (p.default, dict(p.routes)) for p in plan_sockets(config(*servers), NAMES)}
 
 
-R00, R01, R02, R10 = Route(0, 0), Route(0, 1), Route(0, 2), Route(1, 0)
+R00, R01, R02, R10 = ListenRef(0, 0), ListenRef(0, 1), ListenRef(0, 2), ListenRef(1, 0)
 
 
 LOCAL, LOCAL_2, BOTH = "127.0.0.1", "127.0.0.2", "mail.example"
@@ -74,7 +74,7 @@ V4, V6 = "0.0.0.0:143", "[::]:143"
     ],
 )
 def test_lines_become_sockets(
-    servers: list[list[ListenConfig]], sockets: dict[str, tuple[Route, dict[str, Route]]]
+    servers: list[list[ListenConfig]], sockets: dict[str, tuple[ListenRef, dict[str, ListenRef]]]
 ) -> None:
     assert shape(*map(tuple, servers)) == sockets
 
@@ -90,7 +90,7 @@ def test_a_socket_has_what_its_line_says() -> None:
         so_keepalive=keepalive,
         multipath=True,
     )
-    assert plan(config((full,)), {}) == (
+    assert plan_sockets(config((full,)), {}) == (
         SocketPlan(
             key="[::1]:143",
             family=socket.AF_INET6,
@@ -109,11 +109,11 @@ def test_a_socket_has_what_its_line_says() -> None:
 
 def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
     tcp: dict[str, Any] = {"so_keepalive": KeepAlive(), "multipath": True, "ipv6only": False}
-    (planned,) = plan(config((line("unix:/run/a", None, rcvbuf=ByteCount(4096), **tcp),)), {})
+    (planned,) = plan_sockets(config((line("unix:/run/a", None, rcvbuf=ByteCount(4096), **tcp),)), {})
     assert planned.is_unix
     assert (planned.keepalive, planned.multipath, planned.ipv6only) == (None, False, True)
     assert planned.rcvbuf == 4096
-    (planned,) = plan(config((line("*", **tcp),)), {})
+    (planned,) = plan_sockets(config((line("*", **tcp),)), {})
     assert (planned.keepalive, planned.multipath, planned.ipv6only) == (KeepAlive(), True, True)
 
 
@@ -139,7 +139,7 @@ def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
 )
 def test_an_address_belongs_to_one_line(servers: list[list[ListenConfig]], problems: list[str]) -> None:
     with pytest.raises(ConfigError) as refused:
-        plan(config(*map(tuple, servers)), NAMES)
+        plan_sockets(config(*map(tuple, servers)), NAMES)
     assert str(refused.value).splitlines() == problems
 
 
@@ -171,7 +171,7 @@ def test_only_names_are_looked_up(address: str, is_name: bool) -> None:
 )
 def test_every_line_can_be_reached_and_none_twice(lines: list[ListenConfig]) -> None:
     try:
-        sockets = plan(config(tuple(lines)), NAMES)
+        sockets = plan_sockets(config(tuple(lines)), NAMES)
     except ConfigError:
         return
     reached = [route for planned in sockets for route in (planned.default, *planned.routes.values())]
@@ -209,17 +209,17 @@ def test_a_socket_stays_when_it_can_take_what_is_new(
     old: SocketPlan, changes: dict[str, Any], stays: bool
 ) -> None:
     new = replace(old, **changes)
-    found = difference((old,), (new,))
+    found = diff_plans((old,), (new,))
     assert (found.stays, found.opens, found.closes) == (((new,), (), ()) if stays else ((), (new,), (old,)))
 
 
 def test_a_path_stays_whatever_changes() -> None:
     old = replace(GIVEN, key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", keepalive=None)
     new = replace(old, rcvbuf=None)
-    assert difference((old,), (new,)).stays == (new,)
+    assert diff_plans((old,), (new,)).stays == (new,)
 
 
 def test_addresses_come_and_go() -> None:
     gone, stays, comes = (replace(OLD, key=key) for key in "abc")
-    found = difference((gone, stays), (stays, comes))
+    found = diff_plans((gone, stays), (stays, comes))
     assert (found.stays, found.opens, found.closes) == ((stays,), (comes,), (gone,))

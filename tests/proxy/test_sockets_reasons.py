@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from mailproxy.net.bind_errors import CannotListen, hint
-from mailproxy.net.listen_plan import Route, SocketPlan
+from mailproxy.net.listen_plan import ListenRef, SocketPlan
 
-TCP = SocketPlan(key="*:25", family=socket.AF_INET, address="0.0.0.0", port=25, default=Route(0, 0))
-UNIX = SocketPlan(key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", port=0, default=Route(0, 0))
+TCP = SocketPlan(key="*:25", family=socket.AF_INET, address="0.0.0.0", port=25, default=ListenRef(0, 0))
+UNIX = SocketPlan(key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", port=0, default=ListenRef(0, 0))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.supervisor.config_check import read, referenced
+from mailproxy.supervisor.config_check import read_config, referenced_files
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttpHeader,
@@ -26,7 +26,7 @@ from support.configs import server
 def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(b"x" * (LARGEST_DOCUMENT + 1000))
-    assert len(read(file)) == LARGEST_DOCUMENT + 1
+    assert len(read_config(file)) == LARGEST_DOCUMENT + 1
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Pat
 )
 def test_what_cannot_be_read_is_a_problem_of_the_file(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        read(tmp_path / name)
+        read_config(tmp_path / name)
     (problem,) = caught.value.problems
     assert (problem.path, problem.reason) == (str(tmp_path / name), f"cannot be read: {reason}")
 
@@ -60,15 +60,15 @@ def test_certificates_keys_and_header_values_matter() -> None:
             ),
         )
     )
-    assert referenced(config) == set(map(Path, ("/1.crt", "/1.key", "/ca.crt", "/ticket", "/header")))
+    assert referenced_files(config) == set(map(Path, ("/1.crt", "/1.key", "/ca.crt", "/ticket", "/header")))
 
 
 def test_a_pipe_can_be_checked_but_not_run(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(ConfigError, match="is not a regular file: run reads it again at every reload"):
-        read(pipe)
+        read_config(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=(b"x" * 10,))
     writer.start()
-    assert read(pipe, once=True) == b"x" * 10
+    assert read_config(pipe, once=True) == b"x" * 10
     writer.join()

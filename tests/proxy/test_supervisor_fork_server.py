@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.supervisor import child_process, fork_server
-from mailproxy.supervisor.launcher import Launcher
+from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
 from support.processes import STAND_IN, deployment, make_launcher, our_sources
@@ -31,7 +31,7 @@ class Bench:
         self.tasks = tasks
         self.events: list[tuple[str, dict[str, object]]] = []
         self.workers: list[WorkerProcess] = []
-        self.launcher: Launcher = make_launcher(tasks, STAND_IN, self._tell)
+        self.launcher: WorkerLauncher = make_launcher(tasks, STAND_IN, self._tell)
 
     def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mailproxy.net.bind_errors import CannotListen
-from mailproxy.net.listen_plan import Route, SocketPlan
-from mailproxy.supervisor.listening_sockets import Listeners, Sockets
+from mailproxy.net.listen_plan import ListenRef, SocketPlan
+from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
 from support.proxies import free_port
 
 
@@ -23,19 +23,19 @@ def tcp(port: int, *, rcvbuf: int | None = None, backlog: int = 511) -> SocketPl
         port=port,
         rcvbuf=rcvbuf,
         backlog=backlog,
-        default=Route(0, 0),
+        default=ListenRef(0, 0),
     )
 
 
 def unix(path: Path) -> SocketPlan:
     return SocketPlan(
-        key=f"unix:{path}", family=socket.AF_UNIX, address=str(path), port=0, default=Route(0, 0)
+        key=f"unix:{path}", family=socket.AF_UNIX, address=str(path), port=0, default=ListenRef(0, 0)
     )
 
 
 @pytest.fixture
-def listeners() -> Iterator[Listeners]:
-    found = Listeners()
+def listeners() -> Iterator[ListeningSockets]:
+    found = ListeningSockets()
     yield found
     found.close()
 
@@ -45,12 +45,12 @@ def is_open(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def numbers(sockets: Sockets) -> dict[str, list[int]]:
+def numbers(sockets: SocketSet) -> dict[str, list[int]]:
     return {key: [sock.fileno() for sock in group] for key, group in sockets.by_key.items()}
 
 
 def test_every_worker_gets_a_socket_of_each_address_and_all_share_a_path(
-    listeners: Listeners, tmp_path: Path
+    listeners: ListeningSockets, tmp_path: Path
 ) -> None:
     port, path = free_port(), tmp_path / "x"
     sockets = listeners.prepare([tcp(port), unix(path)], 3)
@@ -62,7 +62,7 @@ def test_every_worker_gets_a_socket_of_each_address_and_all_share_a_path(
     assert is_open(port)
 
 
-def test_what_stays_is_not_opened_again(listeners: Listeners) -> None:
+def test_what_stays_is_not_opened_again(listeners: ListeningSockets) -> None:
     kept, dropped, added = free_port(), free_port(), free_port()
     first = listeners.prepare([tcp(kept), tcp(dropped)], 1)
     listeners.commit(first)
@@ -74,7 +74,7 @@ def test_what_stays_is_not_opened_again(listeners: Listeners) -> None:
     assert numbers(second)[f"127.0.0.1:{kept}"] == numbers(first)[f"127.0.0.1:{kept}"]
 
 
-def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listeners) -> None:
+def test_the_number_of_sockets_follows_the_number_of_workers(listeners: ListeningSockets) -> None:
     port = free_port()
     listeners.commit(listeners.prepare([tcp(port)], 1))
     three = listeners.prepare([tcp(port)], 3)
@@ -85,7 +85,7 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listener
 
 
 def test_of_very_many_sockets_some_are_given_up(
-    listeners: Listeners, monkeypatch: pytest.MonkeyPatch
+    listeners: ListeningSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.supervisor.listening_sockets.SURPLUS_AT_MOST", 5)
     port, other = free_port(), free_port()
@@ -97,7 +97,7 @@ def test_of_very_many_sockets_some_are_given_up(
     assert is_open(port)
 
 
-def test_what_is_discarded_leaves_no_trace(listeners: Listeners, tmp_path: Path) -> None:
+def test_what_is_discarded_leaves_no_trace(listeners: ListeningSockets, tmp_path: Path) -> None:
     port, other, path = free_port(), free_port(), tmp_path / "x"
     first = listeners.prepare([tcp(port, rcvbuf=8192)], 1)
     listeners.commit(first)
@@ -112,7 +112,7 @@ def test_what_is_discarded_leaves_no_trace(listeners: Listeners, tmp_path: Path)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 8192
 
 
-def test_a_failure_closes_what_was_opened_on_the_way(listeners: Listeners) -> None:
+def test_a_failure_closes_what_was_opened_on_the_way(listeners: ListeningSockets) -> None:
     port, other = free_port(), free_port()
     listeners.commit(listeners.prepare([tcp(port)], 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -123,7 +123,9 @@ def test_a_failure_closes_what_was_opened_on_the_way(listeners: Listeners) -> No
     assert not is_open(other)
 
 
-def test_an_address_can_be_opened_anew_with_what_an_open_socket_cannot_take(listeners: Listeners) -> None:
+def test_an_address_can_be_opened_anew_with_what_an_open_socket_cannot_take(
+    listeners: ListeningSockets,
+) -> None:
     port = free_port()
     first = listeners.prepare([tcp(port, rcvbuf=8192)], 1)
     listeners.commit(first)
@@ -134,7 +136,7 @@ def test_an_address_can_be_opened_anew_with_what_an_open_socket_cannot_take(list
     assert first.by_key[f"127.0.0.1:{port}"][0].fileno() == -1
 
 
-def test_closing_frees_ports_and_removes_files(listeners: Listeners, tmp_path: Path) -> None:
+def test_closing_frees_ports_and_removes_files(listeners: ListeningSockets, tmp_path: Path) -> None:
     port, path = free_port(), tmp_path / "x"
     listeners.commit(listeners.prepare([tcp(port), unix(path)], 2))
     assert path.exists()
@@ -144,9 +146,9 @@ def test_closing_frees_ports_and_removes_files(listeners: Listeners, tmp_path: P
     assert not path.exists()
 
 
-def test_what_the_kernel_cuts_is_told_by_address(listeners: Listeners) -> None:
+def test_what_the_kernel_cuts_is_told_by_address(listeners: ListeningSockets) -> None:
     port = free_port()
     sockets = listeners.prepare([tcp(port, backlog=2**30)], 2)
     listeners.commit(sockets)
-    told = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamps()]
+    told = [(key, clamp.option, clamp.wanted) for key, clamp in sockets.clamped_options()]
     assert told == [(f"127.0.0.1:{port}", "backlog", 2**30)]

@@ -14,7 +14,7 @@ import pytest
 from mailproxy.enums import RestartReason
 from mailproxy.supervisor import child_process, launcher, worker_process
 from mailproxy.supervisor import worker_pool as module
-from mailproxy.supervisor.worker_pool import FUTILE_STARTS, CannotStart, WorkerPool
+from mailproxy.supervisor.worker_pool import MAX_STARTUP_FAILURES, CannotStart, WorkerPool
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
@@ -173,7 +173,7 @@ async def test_a_start_that_a_worker_refuses_fails_with_its_problems(bench: Benc
 
 
 async def test_a_start_fails_when_workers_only_die(bench: Bench) -> None:
-    with pytest.raises(CannotStart, match=f"{FUTILE_STARTS} workers ended"):
+    with pytest.raises(CannotStart, match=f"{MAX_STARTUP_FAILURES} workers ended"):
         await bench.pool.start(deployment(bench.listeners, "crash"))
 
 
@@ -195,7 +195,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
 
     async def stop_at_first(reported: worker_process.Reporter) -> WorkerProcess:
         worker = await start(reported)
-        if len(stopped) <= FUTILE_STARTS:
+        if len(stopped) <= MAX_STARTUP_FAILURES:
             os.kill(worker.pid, signal.SIGSTOP)
             stopped.append(worker.pid)
         else:
@@ -205,7 +205,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     monkeypatch.setattr(bench.launcher, "start", stop_at_first)
     await bench.pool.start(deployment(bench.listeners))
     assert [event["pid"] for event in bench.told("worker_hangs")] == stopped
-    assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == FUTILE_STARTS + 1
+    assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == MAX_STARTUP_FAILURES + 1
 
 
 async def test_a_hung_worker_that_the_kernel_does_not_end_is_logged_once(

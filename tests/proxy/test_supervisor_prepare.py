@@ -15,9 +15,9 @@ import pytest
 
 from mailproxy.net.listen_plan import SocketPlan
 from mailproxy.supervisor import admin_endpoint, cpus
-from mailproxy.supervisor.config_check import Verdict, judge
-from mailproxy.supervisor.config_loader import CannotListen, PreparedConfig, in_thread
-from mailproxy.supervisor.options import Settings
+from mailproxy.supervisor.config_check import CheckResult, check_config
+from mailproxy.supervisor.config_loader import CannotListen, ConfigLoader, in_thread
+from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy_config.errors import ConfigError
 from support.proxies import free_port
@@ -41,7 +41,7 @@ class Setting:
     def __init__(self, folder: Path, **options: object) -> None:
         self.file = folder / "mailproxy.yaml"
         self.port = free_port()
-        self.preparation = PreparedConfig(Settings(file=self.file, **options))  # type: ignore[arg-type]
+        self.preparation = ConfigLoader(RunOptions(file=self.file, **options))  # type: ignore[arg-type]
         self.write()
 
     def write(self, **changes: object) -> None:
@@ -224,11 +224,11 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
     """The load computes in Python all the time, as a scanner of YAML does."""
     started, release = threading.Event(), threading.Event()
 
-    def compute(*arguments: Any, **options: Any) -> Verdict:
+    def compute(*arguments: Any, **options: Any) -> CheckResult:
         started.set()
         while not release.is_set():
             pass
-        return judge(*arguments, **options)
+        return check_config(*arguments, **options)
 
     monkeypatch.setattr("mailproxy.supervisor.config_loader.judge", compute)
     endpoint = await admin_endpoint.serve("127.0.0.1", 0, Status())

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from mailproxy.app import App, WorkerLoop
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.net.listen_plan import plan
+from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.session.driver import ProtocolDriver
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_writer import LogFormat
@@ -178,7 +178,7 @@ class _Player:
 
     async def _listen(self, server: ServerConfig) -> None:
         config = ProxyConfig(servers=(server,))
-        (planned,) = plan(config, {})
+        (planned,) = plan_sockets(config, {})
         if self._is_unix:
             self.sock = _unix_socket(f"{self.folder}/listener")
         self.port = 0 if self._is_unix else self.sock.getsockname()[1]

@@ -16,8 +16,8 @@ import pytest
 from mailproxy.supervisor import fork_server
 from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
-from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.listening_sockets import Sockets
+from mailproxy.supervisor.launcher import WorkerLauncher
+from mailproxy.supervisor.listening_sockets import SocketSet
 from mailproxy.supervisor.worker_process import LogCallback
 from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
@@ -32,11 +32,11 @@ STAND_IN: Final = ("--log-format", "text")
 
 def make_launcher(
     tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: LogCallback | None = None
-) -> Launcher:
+) -> WorkerLauncher:
     """Start workers of the stand-in from a fork server of their own; a test process has threads."""
     fork_server.become_subreaper()
-    another = functools.partial(fork_server.execute, WORKER)
-    return Launcher(tasks, another(), arguments, another=another, tell=tell or (lambda *_, **__: None))
+    another = functools.partial(fork_server.spawn, WORKER)
+    return WorkerLauncher(tasks, another(), arguments, another=another, tell=tell or (lambda *_, **__: None))
 
 
 @pytest.fixture
@@ -68,6 +68,6 @@ def deployment(
         hostname="host.example.com",
         names={},
         workers=workers,
-        sockets=Sockets(by_key={"one": list(listeners)}),
+        sockets=SocketSet(by_key={"one": list(listeners)}),
         ticket_keys=KeyRotation(),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from mailproxy.app import App, WorkerLoop, make_loop
-from mailproxy.net.listen_plan import plan
+from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy.telemetry.metrics import Meter
@@ -224,7 +224,9 @@ async def world(
     where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
     server = build(where, ListenConfig(address="127.0.0.1", port=port))
     config = ProxyConfig(servers=(server,), worker_connections=limit)
-    await app.apply(config, {planned.key: [sock] for planned in plan(config, {})}, names={}, ticket_keys={})
+    await app.apply(
+        config, {planned.key: [sock] for planned in plan_sockets(config, {})}, names={}, ticket_keys={}
+    )
 
     def read_log() -> str:
         log.flush()

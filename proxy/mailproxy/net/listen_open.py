@@ -20,7 +20,7 @@ from typing import Final
 
 from mailproxy.net.bind_errors import CannotListen
 from mailproxy.net.listen_plan import SocketPlan
-from mailproxy.net.socket_options import configure
+from mailproxy.net.socket_options import set_options
 
 _MPTCP: Final = 262
 """``IPPROTO_MPTCP`` of linux/in.h; C libraries before glibc 2.32 and musl 1.2.3 have no name for it."""
@@ -61,7 +61,7 @@ def open_sockets(
     kept = list(inherited[:wanted])
     try:
         for sock in kept:
-            configure(planned, sock)
+            set_options(planned, sock)
             sock.listen(planned.backlog)
         missing = wanted - len(kept)
         return kept + (_opened(planned, missing, sleep) if missing > 0 else [])
@@ -79,7 +79,7 @@ def close_sockets(planned: SocketPlan, sockets: Sequence[socket.socket]) -> None
         sock.close()
     if planned.is_unix:
         with suppress(OSError):
-            remove_if_dead(planned.address)
+            remove_stale_socket(planned.address)
 
 
 def _opened(planned: SocketPlan, count: int, sleep: Callable[[float], None]) -> list[socket.socket]:
@@ -96,7 +96,7 @@ def _opened(planned: SocketPlan, count: int, sleep: Callable[[float], None]) -> 
 def _bound(planned: SocketPlan, count: int) -> list[socket.socket]:
     with ExitStack() as opened:
         if planned.is_unix:
-            remove_if_dead(planned.address)
+            remove_stale_socket(planned.address)
         else:
             _make_sure_it_is_free(planned)
         sockets = [opened.enter_context(_made(planned)) for _ in range(count)]
@@ -119,7 +119,7 @@ def _made(planned: SocketPlan, *, is_shared: bool = True) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(is_shared))
         if planned.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(planned.ipv6only))
-        configure(planned, sock)
+        set_options(planned, sock)
     except OSError:
         sock.close()
         raise
@@ -146,7 +146,7 @@ def _make_sure_it_is_free(planned: SocketPlan) -> None:
         try:
             _bind(planned, probe)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or somebody_else_listens(planned):
+            if error.errno != errno.EADDRINUSE or is_used_by_other_process(planned):
                 raise
 
 
@@ -154,7 +154,7 @@ _TABLES: Final = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("
 _LISTEN: Final = "0A"
 
 
-def somebody_else_listens(planned: SocketPlan) -> bool:
+def is_used_by_other_process(planned: SocketPlan) -> bool:
     """Tell whether another process listens where the plan wants to.
 
     Where the kernel does not tell, the answer is yes.
@@ -198,7 +198,7 @@ def _listeners(family: socket.AddressFamily, port: int) -> Iterator[tuple[bytes,
             yield struct.pack(f"={size}I", *struct.unpack(f">{size}I", words)), int(fields[9])
 
 
-def remove_if_dead(path: str) -> None:
+def remove_stale_socket(path: str) -> None:
     """Remove the file of a UNIX socket that nobody accepts on; without one there is nothing to do.
 
     Raises:

@@ -22,7 +22,7 @@ _UNIX: Final = "unix:"
 _WILDCARDS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - what to look for
 
 
-class Route(NamedTuple):
+class ListenRef(NamedTuple):
     """A ``listen`` line: the index of its server, and its own index there."""
 
     server: int
@@ -49,8 +49,8 @@ class SocketPlan:
     ipv6only: bool = True
     keepalive: KeepAlive | None = None
     multipath: bool = False
-    default: Route
-    routes: Mapping[str, Route] = field(default_factory=dict)
+    default: ListenRef
+    routes: Mapping[str, ListenRef] = field(default_factory=dict)
 
     @property
     def is_unix(self) -> bool:
@@ -59,7 +59,7 @@ class SocketPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class SocketDiff:
     """What a reload does to sockets.
 
     ``stays`` and ``opens`` are plans of the new configuration, ``closes`` of the
@@ -80,10 +80,10 @@ class _Entry(NamedTuple):
     address: str
     port: int
     listen: ListenConfig
-    route: Route
+    route: ListenRef
 
 
-def plan(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[SocketPlan, ...]:
+def plan_sockets(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[SocketPlan, ...]:
     """Decide which sockets a configuration needs.
 
     Args:
@@ -105,14 +105,14 @@ def plan(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[Socke
     return tuple(planned for group in groups.values() for planned in _grouped(group))
 
 
-def difference(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> Difference:
+def diff_plans(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> SocketDiff:
     """Compare what is open with what is wanted."""
     before = {planned.key: planned for planned in old}
     stays = tuple(
         planned for planned in new if planned.key in before and _can_become(before[planned.key], planned)
     )
     staying = {planned.key for planned in stays}
-    return Difference(
+    return SocketDiff(
         stays=stays,
         opens=tuple(planned for planned in new if planned.key not in staying),
         closes=tuple(planned for planned in old if planned.key not in staying),
@@ -133,7 +133,7 @@ def is_host_name(address: str) -> bool:
 def _entries(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> Iterator[_Entry]:
     for number, server in enumerate(config.servers):
         for index, listen in enumerate(server.listen):
-            route = Route(number, index)
+            route = ListenRef(number, index)
             if listen.address.startswith(_UNIX):
                 yield _Entry(socket.AF_UNIX, listen.address.removeprefix(_UNIX), 0, listen, route)
                 continue
@@ -159,7 +159,7 @@ def _canonical(address: str) -> str:
 
 def _refuse_duplicates(entries: Sequence[_Entry]) -> None:
     problems = Problems()
-    seen: dict[str, Route] = {}
+    seen: dict[str, ListenRef] = {}
     for entry in entries:
         first = seen.setdefault(_key(entry), entry.route)
         if first is not entry.route:
@@ -167,7 +167,7 @@ def _refuse_duplicates(entries: Sequence[_Entry]) -> None:
     problems.raise_if_any()
 
 
-def _path(route: Route) -> str:
+def _path(route: ListenRef) -> str:
     return f"servers[{route.server}].listen[{route.listen}]"
 
 
@@ -183,7 +183,7 @@ def _grouped(group: Sequence[_Entry]) -> Iterator[SocketPlan]:
             yield _planned(entry, {})
 
 
-def _planned(entry: _Entry, routes: Mapping[str, Route]) -> SocketPlan:
+def _planned(entry: _Entry, routes: Mapping[str, ListenRef]) -> SocketPlan:
     listen = entry.listen
     is_tcp = entry.family != socket.AF_UNIX
     return SocketPlan(

@@ -20,7 +20,7 @@ _SOL: Final = socket.SOL_SOCKET
 
 
 @dataclass(frozen=True, slots=True)
-class Clamp:
+class ClampedOption:
     """Something the kernel did not grant in full.
 
     ``option`` is the ``listen`` parameter: ``backlog``, ``rcvbuf``, ``sndbuf``
@@ -32,7 +32,7 @@ class Clamp:
     got: int
 
 
-def configure(planned: SocketPlan, sock: socket.socket) -> None:
+def set_options(planned: SocketPlan, sock: socket.socket) -> None:
     """Set whatever may be set at any time.
 
     Raises:
@@ -45,7 +45,9 @@ def configure(planned: SocketPlan, sock: socket.socket) -> None:
         sock.setsockopt(_TCP, socket.TCP_NODELAY, 1)
 
 
-def clamps(planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAXCONN) -> tuple[Clamp, ...]:
+def clamped_options(
+    planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAXCONN
+) -> tuple[ClampedOption, ...]:
     """Compare what a listening socket has with what it should have.
 
     All sockets of a plan have the same; asking about one is enough.
@@ -58,7 +60,7 @@ def clamps(planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAX
     found = []
     longest = _number(somaxconn)
     if longest is not None and longest < planned.backlog:
-        found.append(Clamp("backlog", planned.backlog, longest))
+        found.append(ClampedOption("backlog", planned.backlog, longest))
     for name, level, option, value in _wanted(planned):
         got = sock.getsockopt(level, option)
         if option in (socket.SO_RCVBUF, socket.SO_SNDBUF) and level == _SOL:
@@ -66,7 +68,7 @@ def clamps(planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAX
             if got > value:
                 continue  # raised to the least there can be
         if got != value:
-            found.append(Clamp(name, value, got))
+            found.append(ClampedOption(name, value, got))
     return tuple(found)
 
 

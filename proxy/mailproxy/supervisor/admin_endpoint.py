@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from mailproxy.http_server import HttpServer, Request, Response
 
 if TYPE_CHECKING:
-    from mailproxy.telemetry.aggregate import Page
+    from mailproxy.telemetry.aggregate import MetricsPage
 
 SNAPSHOT_SECONDS: Final = 1.0
 """How long a scrape waits for workers; who does not answer counts with its last snapshot."""
@@ -33,7 +33,7 @@ class Source(Protocol):
         """Ask every worker for its numbers; cancelled when it takes too long."""
         ...
 
-    def page(self) -> Page:
+    def page(self) -> MetricsPage:
         """Give the sums as they are known now (``Totals.page``)."""
         ...
 
@@ -49,7 +49,7 @@ class Source(Protocol):
         ...
 
 
-class Running:
+class AdminEndpoint:
     """An endpoint that answers.
 
     Attributes:
@@ -68,7 +68,7 @@ class Running:
         await self._server.close()
 
 
-async def serve(address: str, port: int, source: Source) -> Running:
+async def serve(address: str, port: int, source: Source) -> AdminEndpoint:
     """Answer on an address.
 
     Args:
@@ -87,7 +87,7 @@ async def serve(address: str, port: int, source: Source) -> Running:
     except BaseException:
         bound.close()
         raise
-    return Running(server, bound)
+    return AdminEndpoint(server, bound)
 
 
 class _Answers:

@@ -15,7 +15,7 @@ UNKNOWN: Final = 255
 """Stands for an exit code that somebody else took."""
 
 
-class Child:
+class ChildProcess:
     """A child process of ours.
 
     It is waited for in a thread and reaped on the event loop, so that

@@ -23,7 +23,7 @@ _LINE = re.compile(r"(.*):([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class CheckResult:
     """What was found.
 
     Attributes:
@@ -46,13 +46,13 @@ class Verdict:
         Raises:
             ConfigError: With every problem, absent files among them.
         """
-        problems = in_order((*self.problems, *self.absent))
+        problems = sort_problems((*self.problems, *self.absent))
         if problems or self.loaded is None:
             raise ConfigError(problems, partial=self.loaded)
         return self.loaded
 
 
-def judge(text: bytes, *, source: str, hostname: str) -> Verdict:
+def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
     """Find out everything about a configuration.
 
     Args:
@@ -66,21 +66,21 @@ def judge(text: bytes, *, source: str, hostname: str) -> Verdict:
     except ConfigError as error:
         loaded, problems = error.partial, error.problems
     if loaded is None:
-        return Verdict(loaded=None, problems=problems, notices=(), absent=())
+        return CheckResult(loaded=None, problems=problems, notices=(), absent=())
     missing = check_files(loaded.config, kind=loaded.kind)
     tls, notices = _tls(loaded.config, missing)
     located = loaded.located
     absent = [problem for problem in missing if is_mounted(problem)]
     lacking = [problem for problem in missing if not is_mounted(problem)]
-    return Verdict(
+    return CheckResult(
         loaded=loaded,
-        problems=in_order((*problems, *map(located, lacking), *map(located, tls))),
-        notices=in_order((*loaded.notices, *_once(map(located, notices)))),
-        absent=in_order(map(located, absent)),
+        problems=sort_problems((*problems, *map(located, lacking), *map(located, tls))),
+        notices=sort_problems((*loaded.notices, *_once(map(located, notices)))),
+        absent=sort_problems(map(located, absent)),
     )
 
 
-def in_order(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+def sort_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Each problem once; those of lines of a file by line, the others as they come."""
     return tuple(sorted(dict.fromkeys(problems), key=_line))
 
@@ -126,7 +126,7 @@ def _renamed(name: str, index: str) -> Callable[[Problem], Problem]:
     return lambda problem: Problem(problem.path.replace(name, index, 1), problem.reason)
 
 
-def described(verdict: Verdict, source: str) -> str:
+def summary(verdict: CheckResult, source: str) -> str:
     """One line about a configuration without problems: ``nginx.conf: ok, 4 servers, 6 listeners``."""
     assert verdict.loaded is not None  # noqa: S101 -- it has no problems
     servers = verdict.loaded.config.servers
@@ -134,7 +134,7 @@ def described(verdict: Verdict, source: str) -> str:
     return f"{source}: ok, {_counted(len(servers), 'server')}, {_counted(listeners, 'listener')}"
 
 
-def printable(problem: Problem) -> str:
+def format_problem(problem: Problem) -> str:
     """A problem as one line: a terminal obeys control characters, and a file may hold any."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(problem))
 
@@ -143,7 +143,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def read(path: Path, *, once: bool = False) -> bytes:
+def read_config(path: Path, *, once: bool = False) -> bytes:
     """Read a configuration file, as far as a configuration may be long and one byte more.
 
     Args:
@@ -163,7 +163,7 @@ def read(path: Path, *, once: bool = False) -> bytes:
         raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
 
 
-def referenced(config: ProxyConfig) -> frozenset[Path]:
+def referenced_files(config: ProxyConfig) -> frozenset[Path]:
     """Name every file whose contents matter to a configuration: certificates, keys, header values."""
     tls = (path for server in config.servers for path in files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)

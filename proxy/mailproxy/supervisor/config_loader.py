@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from mailproxy.net.bind_errors import CannotListen
-from mailproxy.net.listen_plan import plan, resolve_names
+from mailproxy.net.listen_plan import plan_sockets, resolve_names
 from mailproxy.supervisor import cpus
-from mailproxy.supervisor.config_check import in_order, judge, read, referenced
+from mailproxy.supervisor.config_check import check_config, read_config, referenced_files, sort_problems
 from mailproxy.supervisor.ipc_messages import Configure
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
-from mailproxy.supervisor.listening_sockets import Listeners, Sockets
-from mailproxy.supervisor.options import Settings
+from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
+from mailproxy.supervisor.options import RunOptions
 from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
@@ -65,7 +65,7 @@ class ConfigRevision:
     workers: int
     notices: tuple[Problem, ...] = ()
     located: Callable[[Problem], Problem] = field(default=lambda problem: problem)
-    sockets: Sockets
+    sockets: SocketSet
     ticket_keys: KeyRotation
 
     def order(self) -> Configure:
@@ -95,7 +95,7 @@ class ConfigRevision:
 ResultT = TypeVar("ResultT")
 
 
-class PreparedConfig:
+class ConfigLoader:
     """Makes deployments out of the configuration file, and owns the sockets that they share.
 
     Attributes:
@@ -104,11 +104,11 @@ class PreparedConfig:
         ticket_keys: What TLS session tickets are sealed with.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunOptions) -> None:
         self.files: frozenset[Path] = frozenset([settings.file])
         self._settings = settings
         self._running_files: frozenset[Path] = frozenset()
-        self._listeners = Listeners()
+        self._listeners = ListeningSockets()
         self._serials = count(1)
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
@@ -126,7 +126,7 @@ class PreparedConfig:
         """Close whatever this deployment does not need; it runs."""
         self._listeners.commit(deployment.sockets)
         self.ticket_keys.keep(rotated_timeouts(deployment.config))
-        self._running_files = referenced(deployment.config)
+        self._running_files = referenced_files(deployment.config)
         self.files = self._running_files | {self._settings.file}
 
     def discard(self, deployment: ConfigRevision) -> None:
@@ -139,14 +139,14 @@ class PreparedConfig:
 
     def _prepare(self) -> ConfigRevision:
         path = self._settings.file
-        verdict = judge(read(path), source=str(path), hostname=self._hostname)
+        verdict = check_config(read_config(path), source=str(path), hostname=self._hostname)
         if verdict.loaded is not None:
-            self.files = self._running_files | referenced(verdict.loaded.config) | {path}
+            self.files = self._running_files | referenced_files(verdict.loaded.config) | {path}
         loaded = verdict.runnable()
         try:
             return self._deployment(loaded, verdict.notices)
         except ConfigError as error:
-            raise ConfigError(in_order(map(loaded.located, error.problems))) from None
+            raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None
         except CannotListen as error:
             error.locate(loaded)
             raise
@@ -168,7 +168,7 @@ class PreparedConfig:
             workers=workers,
             notices=notices,
             located=loaded.located,
-            sockets=self._listeners.prepare(plan(config, names), workers),
+            sockets=self._listeners.prepare(plan_sockets(config, names), workers),
             ticket_keys=self.ticket_keys,
         )
 

@@ -39,7 +39,7 @@ NAME: Final = "mailproxy-fork"
 """The process's name (``/proc/PID/comm``)."""
 WORKER_NAME: Final = "mailproxy-work"
 """The name of the workers' processes."""
-LARGEST_MESSAGE: Final = 4096
+MAX_REQUEST_SIZE: Final = 4096
 """The longest request and reply, in bytes."""
 
 _PR_SET_NAME: Final = 15
@@ -87,7 +87,7 @@ def become_subreaper() -> None:
         raise OSError(code, os.strerror(code))
 
 
-def fork(module: str) -> ForkServer:
+def fork_from_here(module: str) -> ForkServer:
     """Fork a fork server from this process, which must have one thread and no event loop.
 
     Args:
@@ -105,7 +105,7 @@ def fork(module: str) -> ForkServer:
     return ForkServer(pid, ours)
 
 
-def execute(module: str) -> ForkServer:
+def spawn(module: str) -> ForkServer:
     """Start a fork server as a fresh interpreter, from a process that may have threads.
 
     Args:
@@ -180,7 +180,7 @@ def _run(module: str, control: socket.socket) -> int:
     gc.collect()
     gc.freeze()  # a collection would write to every object, and each worker would get its own copy of them
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_SIZE, 1)
         if not request:
             return 0
         if not descriptors:  # lost on the way, for want of room for them here

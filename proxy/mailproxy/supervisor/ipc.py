@@ -29,7 +29,7 @@ from typing import Final
 
 Message = dict[str, object]
 
-MAX_MESSAGE: Final = 16 * 1024 * 1024
+MAX_MESSAGE_SIZE: Final = 16 * 1024 * 1024
 """The largest JSON text of one message, in bytes."""
 
 MAX_DESCRIPTORS: Final = 1600
@@ -247,14 +247,14 @@ class Channel:
             self._closed(error)
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
+def channel_pair() -> tuple[socket.socket, socket.socket]:
     """Make the two ends: ours, and the one that a worker inherits."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _require_within_limits(length: int, count: int) -> None:
-    if length > MAX_MESSAGE:
-        raise ChannelError(f"message of {length} bytes, at most {MAX_MESSAGE} accepted")
+    if length > MAX_MESSAGE_SIZE:
+        raise ChannelError(f"message of {length} bytes, at most {MAX_MESSAGE_SIZE} accepted")
     if count > MAX_DESCRIPTORS:
         raise ChannelError(f"{count} descriptors in one message, at most {MAX_DESCRIPTORS} accepted")
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.child_process import LOOK_SECONDS, Child, Heartbeat
+from mailproxy.supervisor.child_process import LOOK_SECONDS, ChildProcess, Heartbeat
 from mailproxy.supervisor.fork_server import ForkServer
-from mailproxy.supervisor.ipc import pair
+from mailproxy.supervisor.ipc import channel_pair
 from mailproxy.supervisor.worker_process import LogCallback, Reporter, WorkerProcess
 from mailproxy_config.model import LogLevel
 
@@ -47,7 +47,7 @@ class Backoff:
         return start - now
 
 
-class Launcher:
+class WorkerLauncher:
     """The fork server as the supervisor sees it.
 
     Args:
@@ -91,7 +91,7 @@ class Launcher:
         Raises:
             OSError: The system gives us no process or no sockets, or the fork server has ended.
         """
-        ours, theirs = pair()
+        ours, theirs = channel_pair()
         try:
             with theirs:
                 pid = await self._fork(theirs.fileno())
@@ -108,7 +108,7 @@ class Launcher:
     def _adopt(self, server: ForkServer) -> None:
         server.control.setblocking(False)
         self._control: socket.socket = server.control
-        self._child = Child(server.pid)
+        self._child = ChildProcess(server.pid)
 
     async def _keep(self) -> None:
         """Replace the fork server whenever it ends; workers that it has forked go on."""
@@ -150,7 +150,7 @@ class Launcher:
 
     async def _reply(self, control: socket.socket) -> bytes:
         try:
-            return await asyncio.get_running_loop().sock_recv(control, fork_server.LARGEST_MESSAGE)
+            return await asyncio.get_running_loop().sock_recv(control, fork_server.MAX_REQUEST_SIZE)
         except OSError:
             return b""
 

@@ -15,28 +15,28 @@ from typing import Final
 
 from mailproxy.net.bind_errors import CannotListen
 from mailproxy.net.listen_open import close_sockets, open_sockets
-from mailproxy.net.listen_plan import SocketPlan, difference
-from mailproxy.net.socket_options import Clamp, clamps
+from mailproxy.net.listen_plan import SocketPlan, diff_plans
+from mailproxy.net.socket_options import ClampedOption, clamped_options
 
-SURPLUS_AT_MOST: Final = 512
+MAX_SURPLUS_SOCKETS: Final = 512
 """Sockets that are kept beyond the number of workers, of all addresses together; every worker gets them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sockets:
+class SocketSet:
     """Open sockets by key, with the plans that they were opened by."""
 
     plans: tuple[SocketPlan, ...] = ()
     by_key: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
 
-    def clamps(self) -> Iterator[tuple[str, Clamp]]:
+    def clamped_options(self) -> Iterator[tuple[str, ClampedOption]]:
         """Tell what the kernel did not grant, by key."""
         for planned in self.plans:
-            for clamp in clamps(planned, self.by_key[planned.key][0]):
+            for clamp in clamped_options(planned, self.by_key[planned.key][0]):
                 yield planned.key, clamp
 
 
-class Listeners:
+class ListeningSockets:
     """What is open.  ``prepare`` opens more; after that comes ``commit`` or ``discard``.
 
     A socket that a smaller number of workers leaves over stays open, and all
@@ -44,9 +44,9 @@ class Listeners:
     """
 
     def __init__(self) -> None:
-        self._current = Sockets()
+        self._current = SocketSet()
 
-    def prepare(self, plans: Sequence[SocketPlan], count: int) -> Sockets:
+    def prepare(self, plans: Sequence[SocketPlan], count: int) -> SocketSet:
         """Open whatever these plans need beyond what is open; blocks, for seconds where a port is taken.
 
         Args:
@@ -57,8 +57,8 @@ class Listeners:
             CannotListen: And nothing has changed.
         """
         by_key: dict[str, Sequence[socket.socket]] = {}
-        change = difference(self._current.plans, plans)
-        most = count + SURPLUS_AT_MOST // max(len(plans), 1)
+        change = diff_plans(self._current.plans, plans)
+        most = count + MAX_SURPLUS_SOCKETS // max(len(plans), 1)
         try:
             for planned in change.stays:
                 inherited = self._current.by_key[planned.key]
@@ -67,16 +67,16 @@ class Listeners:
             for planned in change.opens:
                 by_key[planned.key] = open_sockets(planned, count)
         except CannotListen:
-            self.discard(Sockets(tuple(plans), by_key))
+            self.discard(SocketSet(tuple(plans), by_key))
             raise
-        return Sockets(tuple(plans), by_key)
+        return SocketSet(tuple(plans), by_key)
 
-    def commit(self, sockets: Sockets) -> None:
+    def commit(self, sockets: SocketSet) -> None:
         """Make this what is open, and close whatever is not part of it."""
         before, self._current = self._current, sockets
         _close_beyond(before, sockets)
 
-    def discard(self, sockets: Sockets) -> None:
+    def discard(self, sockets: SocketSet) -> None:
         """Close whatever was opened for this, and bring back the options of what stays."""
         _close_beyond(sockets, self._current)
         for planned in self._current.plans:
@@ -90,7 +90,7 @@ class Listeners:
             close_sockets(planned, self._current.by_key[planned.key])
 
 
-def _close_beyond(sockets: Sockets, kept: Sockets) -> None:
+def _close_beyond(sockets: SocketSet, kept: SocketSet) -> None:
     """Close what is in the one and not in the other."""
     staying = {id(sock) for group in kept.by_key.values() for sock in group}
     for planned in sockets.plans:

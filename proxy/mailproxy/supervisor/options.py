@@ -12,7 +12,7 @@ from mailproxy_config.model import LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class RunOptions:
     """The options of ``mailproxy run``.
 
     Attributes:

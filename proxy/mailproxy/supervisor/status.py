@@ -15,7 +15,7 @@ from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.supervisor import version
 from mailproxy.supervisor.admin_endpoint import SNAPSHOT_SECONDS
 from mailproxy.supervisor.config_loader import ConfigRevision
-from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
+from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy.telemetry.process_stats import process_figures
 from mailproxy_config.errors import Problem
@@ -103,7 +103,7 @@ class Status:
         if self.pool is not None:
             await self.pool.report(self._reports, SNAPSHOT_SECONDS)
 
-    def page(self) -> Page:
+    def page(self) -> MetricsPage:
         """Give the sums as they are known now."""
         facts = SupervisorFacts(
             build=_build(),
@@ -143,9 +143,9 @@ class Status:
 
 
 @functools.cache
-def _build() -> Build:
+def _build() -> BuildInfo:
     """Look up what is running; not at the start, which need not wait for it."""
-    return Build(
+    return BuildInfo(
         version=version.version(),
         revision=version.revision(),
         python_version=platform.python_version(),

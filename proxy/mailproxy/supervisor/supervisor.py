@@ -21,14 +21,14 @@ from typing import Final
 from mailproxy.file_watcher import FileWatcher
 from mailproxy.net.bind_errors import CannotListen
 from mailproxy.supervisor import admin_endpoint, fork_server, ipc_messages
-from mailproxy.supervisor.config_check import in_order, printable
-from mailproxy.supervisor.config_loader import ConfigRevision, PreparedConfig, in_thread
+from mailproxy.supervisor.config_check import format_problem, sort_problems
+from mailproxy.supervisor.config_loader import ConfigLoader, ConfigRevision, in_thread
 from mailproxy.supervisor.fork_server import ForkServer
-from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.options import Settings
+from mailproxy.supervisor.launcher import WorkerLauncher
+from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.worker_pool import CannotStart, WorkerPool
-from mailproxy.telemetry.log import Bridge, Log
+from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
@@ -52,7 +52,7 @@ _CANNOT_START: Final = 3
 _logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> int:
+def run(settings: RunOptions) -> int:
     """Run the proxy until a signal ends it.
 
     Returns:
@@ -62,14 +62,16 @@ def run(settings: Settings) -> int:
     raise_descriptor_limit()
     try:
         fork_server.become_subreaper()
-        server = fork_server.fork(settings.worker_module)  # while there is neither a thread nor a loop
+        server = fork_server.fork_from_here(
+            settings.worker_module
+        )  # while there is neither a thread nor a loop
     except OSError as error:
         sys.stderr.write(f"mailproxy: cannot start a process for workers: {error.strerror or error}\n")
         return _CANNOT_START
     sys.setswitchinterval(_SWITCH_SECONDS)
     level = settings.log_level
     log = Log(2, settings.log_format, level or LogLevel.NOTICE, is_fixed=level is not None)
-    logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
+    logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
     try:
         return asyncio.run(Supervisor(settings, log, server).run())
     finally:
@@ -80,13 +82,13 @@ def run(settings: Settings) -> int:
 class Supervisor:
     """The one process that starts, feeds, replaces and ends the others."""
 
-    def __init__(self, settings: Settings, log: Log, server: ForkServer) -> None:
+    def __init__(self, settings: RunOptions, log: Log, server: ForkServer) -> None:
         self._settings = settings
         self._log = log
         self._server = server
         self._status = Status()
         self._watch = FileWatcher([settings.file])
-        self._preparation = PreparedConfig(settings)
+        self._preparation = ConfigLoader(settings)
         self._reload_wanted = asyncio.Event()
         self._ending = asyncio.Event()
         self._keys_changed = asyncio.Event()
@@ -133,13 +135,13 @@ class Supervisor:
             await endpoint.close()
 
     async def _live(
-        self, tasks: asyncio.TaskGroup, deployment: ConfigRevision, endpoint: admin_endpoint.Running
+        self, tasks: asyncio.TaskGroup, deployment: ConfigRevision, endpoint: admin_endpoint.AdminEndpoint
     ) -> int:
-        launcher = Launcher(
+        launcher = WorkerLauncher(
             tasks,
             self._server,
             self._worker_arguments(),
-            another=functools.partial(fork_server.execute, self._settings.worker_module),
+            another=functools.partial(fork_server.spawn, self._settings.worker_module),
             tell=self._tell,
         )
         try:
@@ -150,9 +152,9 @@ class Supervisor:
     async def _serve(
         self,
         tasks: asyncio.TaskGroup,
-        launcher: Launcher,
+        launcher: WorkerLauncher,
         deployment: ConfigRevision,
-        endpoint: admin_endpoint.Running,
+        endpoint: admin_endpoint.AdminEndpoint,
     ) -> int:
         pool = WorkerPool(
             tasks, launcher, reported=self._status.reported, gone=self._status.gone, tell=self._tell
@@ -181,7 +183,7 @@ class Supervisor:
         if self._ending.is_set():
             return 0
         if isinstance(error, ConfigError):
-            return self._fail(_WRONG_INPUT, in_order(map(deployment.located, error.problems)))
+            return self._fail(_WRONG_INPUT, sort_problems(map(deployment.located, error.problems)))
         return self._fail(_CANNOT_START, [Problem("", str(error))])
 
     # -- configuration
@@ -196,7 +198,7 @@ class Supervisor:
             await in_thread(functools.partial(self._log.open, deployment.config))
         except ConfigError as error:
             self._preparation.discard(deployment)
-            raise ConfigError(in_order(map(deployment.located, error.problems))) from error
+            raise ConfigError(sort_problems(map(deployment.located, error.problems))) from error
         return deployment
 
     async def _look_at_files(self) -> None:
@@ -228,7 +230,7 @@ class Supervisor:
             await pool.change_to(deployment)
         except ConfigError as error:
             self._preparation.discard(deployment)
-            self._refused(in_order(map(deployment.located, error.problems)))
+            self._refused(sort_problems(map(deployment.located, error.problems)))
         else:
             self._accepted(deployment)
 
@@ -329,11 +331,11 @@ class Supervisor:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if limit != resource.RLIM_INFINITY and limit < needed:
             self._tell(LogLevel.WARN, "open_files_limit_is_low", limit=limit, needed=needed)
-        for key, clamp in deployment.sockets.clamps():
+        for key, clamp in deployment.sockets.clamped_options():
             fields = {"option": clamp.option, "wanted": clamp.wanted, "got": clamp.got}
             self._tell(LogLevel.WARN, "socket_option_clamped", listener=key, **fields)
 
-    def _tell_where(self, deployment: ConfigRevision, endpoint: admin_endpoint.Running) -> None:
+    def _tell_where(self, deployment: ConfigRevision, endpoint: admin_endpoint.AdminEndpoint) -> None:
         self._tell(
             LogLevel.NOTICE,
             "listening",
@@ -349,7 +351,7 @@ class Supervisor:
 
     def _fail(self, code: int, problems: Iterable[Problem]) -> int:
         for problem in problems:
-            sys.stderr.write(f"mailproxy: {printable(problem)}\n")
+            sys.stderr.write(f"mailproxy: {format_problem(problem)}\n")
         return code
 
     def _worker_arguments(self) -> tuple[str, ...]:

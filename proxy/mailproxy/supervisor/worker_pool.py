@@ -30,7 +30,7 @@ from mailproxy.supervisor.worker_process import (
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
-FUTILE_STARTS: Final = 5
+MAX_STARTUP_FAILURES: Final = 5
 """So many workers may exit before the first start is complete; then it has failed."""
 
 FORCE_SECONDS: Final = 2.0
@@ -336,8 +336,10 @@ class WorkerPool:
 
     def _count_futile(self) -> None:
         self._futile += 1
-        if self._futile == FUTILE_STARTS and not self._started.done():
-            self._started.set_exception(CannotStart(f"{FUTILE_STARTS} workers ended before they were ready"))
+        if self._futile == MAX_STARTUP_FAILURES and not self._started.done():
+            self._started.set_exception(
+                CannotStart(f"{MAX_STARTUP_FAILURES} workers ended before they were ready")
+            )
 
     def _tell_refusal(self, error: ConfigError) -> None:
         for problem in error.problems:

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from mailproxy.enums import RestartReason
 from mailproxy.supervisor import ipc_messages
-from mailproxy.supervisor.child_process import Child, Heartbeat
+from mailproxy.supervisor.child_process import ChildProcess, Heartbeat
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError, Problem
@@ -77,7 +77,7 @@ class WorkerProcess:
         self.exited = asyncio.Event()
         self.is_draining = False
         self.heartbeat = Heartbeat(pid)
-        self._child = Child(pid)
+        self._child = ChildProcess(pid)
         self._was_hung = False
         self._reported = reported
         self._is_silent = asyncio.Event()

@@ -16,30 +16,30 @@ from typing import Final
 
 from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.definitions import Family, Kind, Merge
+from mailproxy.telemetry.definitions import Aggregation, MetricDefinition, MetricType
 from mailproxy.telemetry.metrics import Snapshot, Value
 
 Labels = tuple[str, ...]
 _Series = dict[Labels, Value]
 
-_GRAVES: Final = 1024
+MAX_RETIRED: Final = 1024
 """Retired workers whose late snapshots are recognised."""
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
+class HistogramValue:
     """A histogram's totals: the sum in seconds, and one count per bucket and for what lies above."""
 
     sum: float
     counts: tuple[int, ...]
 
 
-Page = dict[Family, dict[Labels, "float | Distribution"]]
+MetricsPage = dict[MetricDefinition, dict[Labels, "float | HistogramValue"]]
 """What ``/metrics`` shows: values by metric and label values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
+class BuildInfo:
     """What is running: the labels of ``mailproxy_build_info``."""
 
     version: str
@@ -57,7 +57,7 @@ class SupervisorFacts:
     any worker saw it.
     """
 
-    build: Build
+    build: BuildInfo
     workers: int
     started: float
     restarts: Mapping[RestartReason, int] = field(default_factory=dict)
@@ -114,11 +114,11 @@ class Aggregator:
             return
         self._gone.pop(worker_id, None)
         self._gone[worker_id] = last.life
-        while len(self._gone) > _GRAVES:
+        while len(self._gone) > MAX_RETIRED:
             del self._gone[next(iter(self._gone))]
         for name, series in last.series.items():
             family = c.BY_NAME[name]
-            if family.merge is Merge.SUM:
+            if family.merge is Aggregation.SUM:
                 _add(self._base.setdefault(name, {}), _remains(family, series))
 
     def keep_servers(self, names: Iterable[str]) -> None:
@@ -127,16 +127,16 @@ class Aggregator:
         for name, series in self._base.items():
             self._base[name] = self._shown(c.BY_NAME[name], series)
 
-    def page(self, own: SupervisorFacts) -> Page:
+    def page(self, own: SupervisorFacts) -> MetricsPage:
         """Add everything up."""
-        page: Page = {}
-        for family in c.CATALOGUE:
-            merged = _own(family, own) if family.merge is Merge.OWN else self._merged(family, own)
+        page: MetricsPage = {}
+        for family in c.ALL_METRICS:
+            merged = _own(family, own) if family.merge is Aggregation.OWN else self._merged(family, own)
             if merged:
                 page[family] = {labels: _shown_value(family, value) for labels, value in merged.items()}
         return page
 
-    def _merged(self, family: Family, own: SupervisorFacts) -> _Series:
+    def _merged(self, family: MetricDefinition, own: SupervisorFacts) -> _Series:
         merged: _Series = {}
         parts = [self._base.get(family.name, {}), _supervisor_part(family, own)]
         parts += [last.series.get(family.name, {}) for last in self._last.values()]
@@ -144,24 +144,24 @@ class Aggregator:
             _join(family.merge, merged, self._shown(family, series))
         return merged
 
-    def _shown(self, family: Family, series: _Series) -> _Series:
+    def _shown(self, family: MetricDefinition, series: _Series) -> _Series:
         if self._servers is None or family.label_names[:1] != ("server",):
             return series
         return {labels: value for labels, value in series.items() if labels[0] in self._servers}
 
 
-def _remains(family: Family, series: _Series) -> _Series:
+def _remains(family: MetricDefinition, series: _Series) -> _Series:
     """What is left of a dead worker's series: a gauge goes on as 0, so that no series vanishes with it."""
-    return dict.fromkeys(series, 0) if family.kind is Kind.GAUGE else series
+    return dict.fromkeys(series, 0) if family.kind is MetricType.GAUGE else series
 
 
-def _join(rule: Merge, into: _Series, series: _Series) -> None:
+def _join(rule: Aggregation, into: _Series, series: _Series) -> None:
     match rule:
-        case Merge.SUM:
+        case Aggregation.SUM:
             _add(into, series)
-        case Merge.MIN:
+        case Aggregation.MIN:
             into |= {k: min(into[k], v) if k in into else v for k, v in series.items()}
-        case Merge.MAX:
+        case Aggregation.MAX:
             into |= {k: max(into[k], v) if k in into else v for k, v in series.items()}
         case _:
             into |= series
@@ -178,13 +178,13 @@ def _add(into: _Series, series: _Series) -> None:
             into[labels] = known + value  # type: ignore[operator]
 
 
-def _shown_value(family: Family, value: Value) -> float | Distribution:
+def _shown_value(family: MetricDefinition, value: Value) -> float | HistogramValue:
     if isinstance(value, list):
-        return Distribution(value[0] / c.NANO, tuple(value[1:]))
+        return HistogramValue(value[0] / c.NANO, tuple(value[1:]))
     return value if family.parts == 1 else value / family.parts
 
 
-def _supervisor_part(family: Family, own: SupervisorFacts) -> _Series:
+def _supervisor_part(family: MetricDefinition, own: SupervisorFacts) -> _Series:
     """What the supervisor adds to a metric of the workers."""
     if family.name in own.process:
         return {(): own.process[family.name]}
@@ -195,10 +195,10 @@ def _supervisor_part(family: Family, own: SupervisorFacts) -> _Series:
     return {}
 
 
-def _own(family: Family, own: SupervisorFacts) -> _Series:
+def _own(family: MetricDefinition, own: SupervisorFacts) -> _Series:
     """The metrics that are the supervisor's alone."""
     build = own.build
-    values: dict[Family, _Series] = {
+    values: dict[MetricDefinition, _Series] = {
         c.BUILD_INFO: {(build.version, build.revision, build.python_version, build.openssl_version): 1},
         c.WORKERS: {(): own.workers},
         c.WORKER_RESTARTS: {(reason.value,): own.restarts.get(reason, 0) for reason in RestartReason},

@@ -15,7 +15,7 @@ from mailproxy import enums
 from mailproxy_config.model import Protocol
 
 
-class Kind(StrEnum):
+class MetricType(StrEnum):
     """A metric's type."""
 
     COUNTER = "counter"
@@ -23,7 +23,7 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Merge(StrEnum):
+class Aggregation(StrEnum):
     """How the values of several workers become one."""
 
     SUM = "sum"
@@ -45,7 +45,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class MetricDefinition:
     """One metric.
 
     ``from_start`` promises that every series is there with 0 before anything
@@ -53,11 +53,11 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: MetricType
     help: str
     labels: tuple[Label, ...] = ()
     buckets: tuple[float, ...] = ()
-    merge: Merge = Merge.SUM
+    merge: Aggregation = Aggregation.SUM
     from_start: bool = False
     parts: int = 1
     """Whole numbers per unit in which workers hand in the value; they add up the same in any order."""
@@ -87,289 +87,289 @@ _PROTOCOL = _closed("protocol", Protocol)
 _TLS_MODE = _closed("mode", enums.TlsMode)
 _PURPOSE = _closed("purpose", enums.DnsPurpose)
 
-CONNECTIONS_ACCEPTED: Final = Family(
+CONNECTIONS_ACCEPTED: Final = MetricDefinition(
     name="mailproxy_connections_accepted_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_SERVER, _PROTOCOL),
     help="Client connections accepted.",
     from_start=True,
 )
-CONNECTIONS_ACTIVE: Final = Family(
+CONNECTIONS_ACTIVE: Final = MetricDefinition(
     name="mailproxy_connections_active",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     labels=(_SERVER, _PROTOCOL),
     help="Client connections that are open.",
     from_start=True,
 )
-CONNECTIONS_CLOSED: Final = Family(
+CONNECTIONS_CLOSED: Final = MetricDefinition(
     name="mailproxy_connections_closed_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_SERVER, _PROTOCOL, _closed("reason", enums.CloseReason)),
     help="Client connections that ended, by the first cause of their end.",
     from_start=True,
 )
-CONNECTIONS_LIMIT: Final = Family(
+CONNECTIONS_LIMIT: Final = MetricDefinition(
     name="mailproxy_connections_limit",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     help="Client connections that all workers together accept at most (workerConnections times workers).",
     from_start=True,
 )
-SESSIONS_ACTIVE: Final = Family(
+SESSIONS_ACTIVE: Final = MetricDefinition(
     name="mailproxy_sessions_active",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     labels=(_PROTOCOL, _closed("state", enums.SessionState)),
     help="Sessions by the phase they are in.",
     from_start=True,
 )
-SESSION_DURATION: Final = Family(
+SESSION_DURATION: Final = MetricDefinition(
     name="mailproxy_session_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("authenticated", enums.Authenticated)),
     buckets=SESSION_BUCKETS,
     help="How long client connections lasted, by whether they got to an upstream.",
 )
-PROXY_HEADERS: Final = Family(
+PROXY_HEADERS: Final = MetricDefinition(
     name="mailproxy_proxy_protocol_headers_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_SERVER, _closed("result", enums.ProxyHeaderResult)),
     help="PROXY protocol headers expected from clients, by what came.",
 )
-LIMIT_REJECTIONS: Final = Family(
+LIMIT_REJECTIONS: Final = MetricDefinition(
     name="mailproxy_limit_rejections_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_SERVER, _closed("limit", enums.Limit), _closed("mode", enums.LimitMode)),
     help="Clients turned away because a limit was reached.",
     from_start=True,
 )
-PROTOCOL_ERRORS: Final = Family(
+PROTOCOL_ERRORS: Final = MetricDefinition(
     name="mailproxy_protocol_errors_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("error", enums.ProtocolErrorKind)),
     help="Protocol violations of clients, or upstreams (no_greeting, unexpected_reply, reply_too_long).",
     from_start=True,
 )
-LOGINS: Final = Family(
+LOGINS: Final = MetricDefinition(
     name="mailproxy_logins_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("method", enums.Method), _closed("result", enums.LoginResult)),
     help="Attempts to log in: one per complete set of credentials or (smtp_auth none) recipient asked about.",
     from_start=True,
 )
-LOGIN_DURATION: Final = Family(
+LOGIN_DURATION: Final = MetricDefinition(
     name="mailproxy_login_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("result", enums.LoginOutcome)),
     buckets=LOGIN_BUCKETS,
     help="From complete credentials to the answer to the client, pauses that the service asked for left out.",
 )
-AUTH_REQUEST_DURATION: Final = Family(
+AUTH_REQUEST_DURATION: Final = MetricDefinition(
     name="mailproxy_auth_request_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("outcome", enums.AuthOutcome)),
     buckets=LOGIN_BUCKETS,
     help="One request to the authentication service, from connecting to the end of the answer's header.",
     from_start=True,
 )
-AUTH_ERRORS: Final = Family(
+AUTH_ERRORS: Final = MetricDefinition(
     name="mailproxy_auth_errors_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_closed("reason", enums.AuthErrorReason),),
     help="Requests to the authentication service that gave no usable answer.",
     from_start=True,
 )
-AUTH_IN_FLIGHT: Final = Family(
+AUTH_IN_FLIGHT: Final = MetricDefinition(
     name="mailproxy_auth_requests_in_flight",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     help="Requests to the authentication service that have not been answered yet.",
     from_start=True,
 )
-UPSTREAM_CONNECT_DURATION: Final = Family(
+UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
     name="mailproxy_upstream_connect_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("result", enums.ConnectResult)),
     buckets=CONNECT_BUCKETS,
     help="Time to connect to an upstream.",
 )
-UPSTREAM_ERRORS: Final = Family(
+UPSTREAM_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_errors_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
     help="Logins at upstreams that failed, by how far they had come; stage login counts refusals too.",
     from_start=True,
 )
-RELAYED_BYTES: Final = Family(
+RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("direction", enums.Direction)),
     help="Bytes relayed after login, what the client had sent ahead included.",
     from_start=True,
 )
-TLS_HANDSHAKES: Final = Family(
+TLS_HANDSHAKES: Final = MetricDefinition(
     name="mailproxy_tls_handshakes_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_TLS_MODE, _closed("version", enums.TlsVersion)),
     help="TLS handshakes completed with clients.",
 )
-TLS_RESUMED: Final = Family(
+TLS_RESUMED: Final = MetricDefinition(
     name="mailproxy_tls_sessions_resumed_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_TLS_MODE,),
     help="Completed TLS handshakes that resumed an earlier session.",
 )
-TLS_FAILURES: Final = Family(
+TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_tls_handshake_failures_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_TLS_MODE, _closed("reason", enums.TlsFailure)),
     help="TLS handshakes with clients that failed.",
 )
-TLS_DURATION: Final = Family(
+TLS_DURATION: Final = MetricDefinition(
     name="mailproxy_tls_handshake_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_TLS_MODE,),
     buckets=HANDSHAKE_BUCKETS,
     help="Time that completed TLS handshakes with clients took.",
 )
-CERTIFICATE_EXPIRY: Final = Family(
+CERTIFICATE_EXPIRY: Final = MetricDefinition(
     name="mailproxy_tls_certificate_expiry_timestamp_seconds",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     labels=(_SERVER, Label("certificate")),
-    merge=Merge.MIN,
+    merge=Aggregation.MIN,
     help="When the loaded certificate expires; certificate is its position in sslCertificate, from 0.",
 )
-DNS_TIMEOUTS: Final = Family(
+DNS_TIMEOUTS: Final = MetricDefinition(
     name="mailproxy_dns_timeouts_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PURPOSE,),
     help="Questions to name servers without an answer within resolverTimeout.",
     from_start=True,
 )
-DNS_QUERIES: Final = Family(
+DNS_QUERIES: Final = MetricDefinition(
     name="mailproxy_dns_queries_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_PURPOSE, _closed("result", enums.DnsResult)),
     help="Questions asked of name servers.",
 )
-DNS_DURATION: Final = Family(
+DNS_DURATION: Final = MetricDefinition(
     name="mailproxy_dns_query_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     labels=(_PURPOSE,),
     buckets=DNS_BUCKETS,
     help="Time until a name server answered.",
 )
-DNS_CACHE: Final = Family(
+DNS_CACHE: Final = MetricDefinition(
     name="mailproxy_dns_cache_requests_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_closed("result", enums.CacheResult),),
     help="Look-ups in the resolver's cache.",
 )
-DNS_CACHE_ENTRIES: Final = Family(
+DNS_CACHE_ENTRIES: Final = MetricDefinition(
     name="mailproxy_dns_cache_entries",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     help="Names in the resolver's cache.",
     from_start=True,
 )
-CONFIG_INFO: Final = Family(
+CONFIG_INFO: Final = MetricDefinition(
     name="mailproxy_config_info",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     labels=(Label("hash"),),
-    merge=Merge.EACH,
+    merge=Aggregation.EACH,
     help="1 for the configuration that runs; two series while workers change over.",
 )
-CONFIG_SUCCESSFUL: Final = Family(
+CONFIG_SUCCESSFUL: Final = MetricDefinition(
     name="mailproxy_config_last_reload_successful",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.MIN,
     help="1, or 0 while the newest configuration was refused and the previous one runs.",
 )
-CONFIG_TIMESTAMP: Final = Family(
+CONFIG_TIMESTAMP: Final = MetricDefinition(
     name="mailproxy_config_last_reload_success_timestamp_seconds",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.MIN,
     help="When the configuration that runs was loaded.",
 )
-CONFIG_GENERATION: Final = Family(
+CONFIG_GENERATION: Final = MetricDefinition(
     name="mailproxy_config_generation",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.MIN,
     help="Generation of the MailProxy resource that the configuration came from, 0 without one.",
 )
-CONFIG_RELOADS: Final = Family(
+CONFIG_RELOADS: Final = MetricDefinition(
     name="mailproxy_config_reloads_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_closed("result", enums.ReloadResult),),
     help="Attempts to load a configuration, the first one included.",
-    merge=Merge.OWN,
+    merge=Aggregation.OWN,
     from_start=True,
 )
-BUILD_INFO: Final = Family(
+BUILD_INFO: Final = MetricDefinition(
     name="mailproxy_build_info",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     labels=(Label("version"), Label("revision"), Label("python_version"), Label("openssl_version")),
-    merge=Merge.OWN,
+    merge=Aggregation.OWN,
     help="1; the labels are the version that is running.",
     from_start=True,
 )
-WORKERS: Final = Family(
+WORKERS: Final = MetricDefinition(
     name="mailproxy_workers",
-    kind=Kind.GAUGE,
-    merge=Merge.OWN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.OWN,
     help="Worker processes alive.",
     from_start=True,
 )
-WORKER_RESTARTS: Final = Family(
+WORKER_RESTARTS: Final = MetricDefinition(
     name="mailproxy_worker_restarts_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     labels=(_closed("reason", enums.RestartReason),),
-    merge=Merge.OWN,
+    merge=Aggregation.OWN,
     help="Worker processes that had to be replaced.",
     from_start=True,
 )
-DRAINING: Final = Family(
+DRAINING: Final = MetricDefinition(
     name="mailproxy_draining",
-    kind=Kind.GAUGE,
-    merge=Merge.MAX,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.MAX,
     help="1 while the proxy drains.",
     from_start=True,
 )
-LOOP_LAG: Final = Family(
+LOOP_LAG: Final = MetricDefinition(
     name="mailproxy_event_loop_lag_seconds",
-    kind=Kind.HISTOGRAM,
+    kind=MetricType.HISTOGRAM,
     buckets=LAG_BUCKETS,
     help="How late a timer of 100 ms (of 1 s while nothing happens) fired.",
     from_start=True,
 )
-PROCESS_MEMORY: Final = Family(
+PROCESS_MEMORY: Final = MetricDefinition(
     name="process_resident_memory_bytes",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     help="Resident memory of all processes together.",
 )
-PROCESS_FDS: Final = Family(
+PROCESS_FDS: Final = MetricDefinition(
     name="process_open_fds",
-    kind=Kind.GAUGE,
+    kind=MetricType.GAUGE,
     help="Open file descriptors of all processes together.",
 )
-PROCESS_MAX_FDS: Final = Family(
+PROCESS_MAX_FDS: Final = MetricDefinition(
     name="process_max_fds",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.MIN,
     help="File descriptors that a process may open.",
 )
-PROCESS_CPU: Final = Family(
+PROCESS_CPU: Final = MetricDefinition(
     name="process_cpu_seconds_total",
-    kind=Kind.COUNTER,
+    kind=MetricType.COUNTER,
     parts=NANO,
     help="User and system CPU time of all processes together, those that ended included.",
 )
-PROCESS_START: Final = Family(
+PROCESS_START: Final = MetricDefinition(
     name="process_start_time_seconds",
-    kind=Kind.GAUGE,
-    merge=Merge.OWN,
+    kind=MetricType.GAUGE,
+    merge=Aggregation.OWN,
     help="When the proxy was started.",
 )
 
-CATALOGUE: Final[tuple[Family, ...]] = tuple(
-    item for item in dict(globals()).values() if isinstance(item, Family)
+ALL_METRICS: Final[tuple[MetricDefinition, ...]] = tuple(
+    item for item in dict(globals()).values() if isinstance(item, MetricDefinition)
 )
 """All of them, in the order above."""
 
-BY_NAME: Final[dict[str, Family]] = {family.name: family for family in CATALOGUE}
+BY_NAME: Final[dict[str, MetricDefinition]] = {family.name: family for family in ALL_METRICS}

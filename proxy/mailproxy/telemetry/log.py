@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mailproxy.telemetry.log_sinks import LogSink
-from mailproxy.telemetry.log_writer import RANKS, Destinations, LogFormat, LogWriter, Output
+from mailproxy.telemetry.log_writer import SEVERITY_RANKS, Destinations, LogFormat, LogWriter, Output
 from mailproxy_config.model import ErrorLog, LogLevel, ProxyConfig, ServerConfig
 
 
@@ -40,7 +40,7 @@ class Log(LogWriter):
         is_fixed: bool = False,
     ) -> None:
         self._destinations = Destinations(stream)
-        super().__init__([Output(self._destinations.standard_error, RANKS[level])], format, now)
+        super().__init__([Output(self._destinations.standard_error, SEVERITY_RANKS[level])], format, now)
         self._level = level
         self._is_fixed = is_fixed
         self._life = os.urandom(4).hex()
@@ -57,7 +57,7 @@ class Log(LogWriter):
     @level.setter
     def level(self, level: LogLevel) -> None:
         self._level = level
-        self.outputs = [Output(self._destinations.standard_error, RANKS[level])]
+        self.outputs = [Output(self._destinations.standard_error, SEVERITY_RANKS[level])]
 
     def session_id(self) -> str:
         """Make the next session's name: this process's random one, and a number, both hexadecimal."""
@@ -146,10 +146,10 @@ def _with_notices(outputs: Sequence[Output], standard_error: LogSink) -> list[Ou
     """The same logs, with notices on standard error."""
     others = [each for each in outputs if each.sink is not standard_error]
     ranks = [each.rank for each in outputs if each.sink is standard_error]
-    return [*others, Output(standard_error, min([*ranks, RANKS[LogLevel.NOTICE]]))]
+    return [*others, Output(standard_error, min([*ranks, SEVERITY_RANKS[LogLevel.NOTICE]]))]
 
 
-class Bridge(logging.Handler):
+class LibraryLogHandler(logging.Handler):
     """Hands on what libraries tell the standard library's ``logging``: asyncio's complaints above all."""
 
     _LEVELS: Final = (

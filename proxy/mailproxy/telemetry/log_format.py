@@ -20,30 +20,30 @@ USER_LIMIT: Final = 256
 MARK: Final = "..."
 """Stands where something was cut off."""
 
-whole: Final = encoder.encode_basestring_ascii
-"""Puts text between quotation marks, escaped as JSON has it; ``quoted`` without its limit."""
+quote: Final = encoder.encode_basestring_ascii
+"""Puts text between quotation marks, escaped as JSON has it; ``quote_limited`` without its limit."""
 
 
-def quoted(text: str, limit: int) -> str:
+def quote_limited(text: str, limit: int) -> str:
     """Put text between quotation marks, escaped as JSON has it, and cut after ``limit`` characters."""
     if len(text) <= limit:
-        return whole(text)
-    return whole(text[:limit] + MARK)
+        return quote(text)
+    return quote(text[:limit] + MARK)
 
 
-def quoted_bytes(data: bytes, limit: int) -> str:
+def quote_bytes(data: bytes, limit: int) -> str:
     r"""Put bytes between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
     if len(data) <= limit:
-        return whole(data.decode("utf-8", "backslashreplace"))
-    return whole(data[:limit].decode("utf-8", "backslashreplace") + MARK)
+        return quote(data.decode("utf-8", "backslashreplace"))
+    return quote(data[:limit].decode("utf-8", "backslashreplace") + MARK)
 
 
-def is_plain(text: str) -> bool:
+def is_unquoted(text: str) -> bool:
     """Whether text may stand between quotation marks as it is."""
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
-class Stamp:
+class TimestampFormatter:
     """The time of day as RFC 3339 has it, in UTC with milliseconds; seconds are formatted once."""
 
     __slots__ = ("_prefix", "_second")
@@ -146,7 +146,7 @@ def _seconds(span: float | None) -> str:
 
 
 def _string(text: str) -> str:
-    return quoted(text, _TEXT_LIMIT)
+    return quote_limited(text, _TEXT_LIMIT)
 
 
 def json_session(record: SessionRecord, stamp: str) -> str:
@@ -154,7 +154,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
     r = record
     server, client, upstream = r.server, r.client, r.upstream
     if len(server) + len(client) + len(upstream) <= _TEXT_LIMIT:  # one look instead of three, nearly always
-        server, client, upstream = whole(server), whole(client), whole(upstream)
+        server, client, upstream = quote(server), quote(client), quote(upstream)
     else:
         server, client, upstream = _string(server), _string(client), _string(upstream)
     tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")
@@ -164,7 +164,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{"true" if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
-        f'"user":{quoted_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
+        f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
@@ -177,7 +177,7 @@ def json_session(record: SessionRecord, stamp: str) -> str:
 def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
         return _FINE  # an earlier attempt failed
-    reply = "null" if r.reply is None else quoted_bytes(r.reply, _TEXT_LIMIT)
+    reply = "null" if r.reply is None else quote_bytes(r.reply, _TEXT_LIMIT)
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
@@ -212,14 +212,14 @@ def text_session(record: SessionRecord, stamp: str) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [f"user={quoted_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
         parts.append(f"stage={r.stage}")
     if r.reply is not None and is_failure:
-        parts.append(f"reply={quoted_bytes(r.reply, _TEXT_LIMIT)}")
+        parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
         parts.append(f"upstream={_word(endpoint(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
@@ -230,9 +230,9 @@ def _login_parts(r: SessionRecord) -> list[str]:
 
 def _word(text: str, limit: int = _TEXT_LIMIT) -> str:
     """Leave text as it is where that reads as one word; else quote it."""
-    if text and len(text) <= limit and is_plain(text) and " " not in text and "=" not in text:
+    if text and len(text) <= limit and is_unquoted(text) and " " not in text and "=" not in text:
         return text
-    return quoted(text, limit)
+    return quote_limited(text, limit)
 
 
 def _value(value: Field, limit: int) -> str:
@@ -243,8 +243,8 @@ def _value(value: Field, limit: int) -> str:
     if isinstance(value, int | float):
         return f"{value:.6g}" if isinstance(value, float) else f"{value:d}"
     if isinstance(value, bytes):
-        return quoted_bytes(value, limit)
-    return quoted(str(value), limit)
+        return quote_bytes(value, limit)
+    return quote_limited(str(value), limit)
 
 
 def _text_value(value: Field, limit: int) -> str:

@@ -110,7 +110,7 @@ class LogSink(Protocol):
         ...
 
 
-class Sink:
+class StreamSink:
     """A bounded queue of lines in front of a descriptor.
 
     Attributes:
@@ -345,7 +345,7 @@ class FileSink:
             self._end()
 
 
-def open_log(path: str) -> FileSink | Sink:
+def open_log_file(path: str) -> FileSink | StreamSink:
     """Open a log file; what is no regular file (a pipe, a device) is written like standard error.
 
     Raises:
@@ -355,7 +355,7 @@ def open_log(path: str) -> FileSink | Sink:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         return FileSink(path)
-    return Sink(fd, owns=True)
+    return StreamSink(fd, owns=True)
 
 
 _SEVERITIES: Final = {

@@ -13,13 +13,13 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from mailproxy.telemetry import log_format
-from mailproxy.telemetry.log_format import SessionRecord, Stamp
-from mailproxy.telemetry.log_sinks import FileSink, LogSink, Sink, SyslogSink, open_log
+from mailproxy.telemetry.log_format import SessionRecord, TimestampFormatter
+from mailproxy.telemetry.log_sinks import FileSink, LogSink, StreamSink, SyslogSink, open_log_file
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ErrorLog, LogLevel, SyslogServer
 
-RANKS: Final = {level: rank for rank, level in enumerate(LogLevel)}
-_SESSIONS: Final = RANKS[LogLevel.ERROR]
+SEVERITY_RANKS: Final = {level: rank for rank, level in enumerate(LogLevel)}
+_SESSIONS: Final = SEVERITY_RANKS[LogLevel.ERROR]
 _STANDARD: Final = {
     "/dev/stderr": 2,
     "/dev/fd/2": 2,
@@ -29,9 +29,9 @@ _STANDARD: Final = {
     "/proc/self/fd/1": 1,
 }
 _MOST_LINKS: Final = 40
-_DEBUG: Final = RANKS[LogLevel.DEBUG]
-_NOTHING: Final = len(RANKS)
-_URGENT: Final = RANKS[LogLevel.WARN]
+_DEBUG: Final = SEVERITY_RANKS[LogLevel.DEBUG]
+_NOTHING: Final = len(SEVERITY_RANKS)
+_URGENT: Final = SEVERITY_RANKS[LogLevel.WARN]
 _AT_ONCE: Final = 64
 """Sessions whose lines are put together without waiting for somebody to call ``flush``."""
 _ENOUGH: Final = 32 * 1024
@@ -65,7 +65,7 @@ class Destinations:
     """
 
     def __init__(self, standard_error: int) -> None:
-        self.standard_error = Sink(standard_error)
+        self.standard_error = StreamSink(standard_error)
         self._standard_error_fd = standard_error
         self._open: WeakValueDictionary[Target, LogSink] = WeakValueDictionary()
         self._lock = threading.Lock()  # files are opened in a thread, while lines are flushed
@@ -83,7 +83,7 @@ class Destinations:
         """
         ranks: dict[int, tuple[LogSink, int]] = {}
         for log in logs:
-            sink, rank = self._sink(log), RANKS[level or log.level]
+            sink, rank = self._sink(log), SEVERITY_RANKS[level or log.level]
             _, known = ranks.get(id(sink), (sink, rank))
             ranks[id(sink)] = sink, min(known, rank)
         return tuple(Output(sink, rank) for sink, rank in ranks.values())
@@ -115,9 +115,9 @@ class Destinations:
         if isinstance(target, SyslogServer):
             return SyslogSink(target, hostname=self._hostname)
         if isinstance(target, int):
-            return Sink(target)
+            return StreamSink(target)
         try:
-            return open_log(target)
+            return open_log_file(target)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ConfigError(
@@ -166,7 +166,7 @@ class LogWriter:
     def __init__(self, outputs: Sequence[Output], format: LogFormat, now: Callable[[], float]) -> None:
         self._format = format
         self._now = now
-        self._stamp = Stamp()
+        self._stamp = TimestampFormatter()
         self._session = log_format.json_session if format is LogFormat.JSON else log_format.text_session
         self._event = log_format.json_event if format is LogFormat.JSON else log_format.text_event
         self._ended: list[tuple[SessionRecord, float]] = []
@@ -219,7 +219,7 @@ class LogWriter:
 
     def takes(self, level: LogLevel) -> bool:
         """Whether an event of this level would be written; for events that are costly to describe."""
-        return RANKS[level] >= self._rank
+        return SEVERITY_RANKS[level] >= self._rank
 
     def event(self, level: LogLevel, name: str, /, **fields: log_format.Field) -> None:
         """Write that something happened.
@@ -230,7 +230,7 @@ class LogWriter:
             fields: What is known about it; names are fixed words, values are
                 escaped and cut.
         """
-        rank = RANKS[level]
+        rank = SEVERITY_RANKS[level]
         if rank < self._rank:
             return
         self.write_sessions()

@@ -118,24 +118,24 @@ class Registry:
     __slots__ = ("_histograms", "_series")
 
     def __init__(self) -> None:
-        self._series: dict[c.Family, dict[tuple[str, ...], Cell]] = {}
+        self._series: dict[c.MetricDefinition, dict[tuple[str, ...], Cell]] = {}
         self._histograms: list[Histogram] = []
 
-    def counter(self, family: c.Family, *labels: str) -> Counter:
+    def counter(self, family: c.MetricDefinition, *labels: str) -> Counter:
         """Make the counter with these label values."""
         return self._enter(family, labels, Counter())
 
-    def gauge(self, family: c.Family, *labels: str) -> Gauge:
+    def gauge(self, family: c.MetricDefinition, *labels: str) -> Gauge:
         """Make the gauge with these label values."""
         return self._enter(family, labels, Gauge())
 
-    def histogram(self, family: c.Family, *labels: str) -> Histogram:
+    def histogram(self, family: c.MetricDefinition, *labels: str) -> Histogram:
         """Make the histogram with these label values."""
         histogram = Histogram(family.buckets)
         self._histograms.append(histogram)
         return self._enter(family, labels, histogram)
 
-    def _enter(self, family: c.Family, labels: tuple[str, ...], cell: CellT) -> CellT:
+    def _enter(self, family: c.MetricDefinition, labels: tuple[str, ...], cell: CellT) -> CellT:
         self._series.setdefault(family, {})[tuple(map(str, labels))] = cell
         return cell
 
@@ -144,7 +144,7 @@ class Registry:
         for histogram in self._histograms:
             histogram.settle()
 
-    def drop(self, family: c.Family, *labels: str) -> None:
+    def drop(self, family: c.MetricDefinition, *labels: str) -> None:
         """Forget all series of a metric whose first labels are these."""
         kept = self._series.get(family, {})
         for key in [key for key in kept if key[: len(labels)] == labels]:

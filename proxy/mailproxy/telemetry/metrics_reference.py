@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from mailproxy.telemetry.definitions import CATALOGUE, Family, Label, Merge
+from mailproxy.telemetry.definitions import ALL_METRICS, Aggregation, Label, MetricDefinition
 
 _HEAD = """\
 # Metrics
@@ -22,11 +22,11 @@ anything happened; others appear with their first value.
 No label ever holds a user, an address or a host name.
 """
 _MERGED = {
-    Merge.SUM: "sum",
-    Merge.MIN: "minimum",
-    Merge.MAX: "maximum",
-    Merge.EACH: "each value that some worker has",
-    Merge.OWN: "of the supervisor",
+    Aggregation.SUM: "sum",
+    Aggregation.MIN: "minimum",
+    Aggregation.MAX: "maximum",
+    Aggregation.EACH: "each value that some worker has",
+    Aggregation.OWN: "of the supervisor",
 }
 _FREE = {
     "server": "name of a `server` in the configuration",
@@ -41,7 +41,7 @@ def _label(label: Label) -> str:
     return f"* `{label.name}`: " + " ".join(f"`{value}`" for value in label.values)
 
 
-def _section(family: Family) -> str:
+def _section(family: MetricDefinition) -> str:
     facts = [family.kind.value, f"over workers: {_MERGED[family.merge]}"]
     if family.from_start:
         facts.append("from the start")
@@ -55,7 +55,7 @@ def _section(family: Family) -> str:
 
 def reference() -> str:
     """Write the page."""
-    return "\n".join([_HEAD, *map(_section, CATALOGUE)])
+    return "\n".join([_HEAD, *map(_section, ALL_METRICS)])
 
 
 if __name__ == "__main__":
