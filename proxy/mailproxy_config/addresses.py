@@ -252,3 +252,8 @@ def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
 def _uri(text: str) -> str:
     """The request target; nginx would send a bare query without its slash."""
     return text if text.startswith("/") else "/" + text
+
+
+def format_host_port(host: str, port: int) -> str:
+    """Return ``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors 0 to 2: they may be closed, and standard output may be a full disk."""
+"""What command line programs share: standard streams that may be closed or full, and exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
+from enum import IntEnum
 from typing import Final
 
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -49,3 +50,12 @@ def write_output(text: str) -> None:
 def discard_output() -> None:
     """Send what standard output still buffers to ``/dev/null``; it would fail again when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``mailproxy`` and ``mailproxy-operator``."""
+
+    OK = 0
+    INVALID_INPUT = 1
+    USAGE = 2
+    CANNOT_START = 3

@@ -37,7 +37,7 @@ class Supervisor:
         self.was_asked = asyncio.Event()
         self._totals = Aggregator()
 
-    async def snapshots(self) -> None:
+    async def refresh(self) -> None:
         self.asked += 1
         self.was_asked.set()
         await self.answers.wait()
@@ -46,7 +46,7 @@ class Supervisor:
     def page(self) -> MetricsPage:
         return self._totals.page(SupervisorFacts(build=BUILD, workers=1, started=1.7e9))
 
-    def unready(self) -> str:
+    def unready_reason(self) -> str:
         return "" if self.is_ready else "starting"
 
     def config(self) -> dict[str, object]:

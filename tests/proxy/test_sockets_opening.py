@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_open import close_sockets, open_sockets
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy_config.model import KeepAlive
@@ -100,7 +100,7 @@ def test_an_ipv6_wildcard_takes_ipv4_only_when_told_to(ipv6only: bool) -> None:
     port = free_port()
     planned = ipv6("::", port, ipv6only=ipv6only)
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
-        with pytest.raises(CannotListen, match="address family"):
+        with pytest.raises(ListenError, match="address family"):
             open_sockets(planned, 1)
         return
     with opened(planned) as sockets:
@@ -175,7 +175,7 @@ def stranger(address: str, port: int, *, shares: bool) -> Iterator[None]:
 def test_a_stranger_s_port_is_not_shared(shares: bool, theirs: str) -> None:
     port = free_port()
     pauses: list[float] = []
-    with stranger(theirs, port, shares=shares), pytest.raises(CannotListen) as refused:
+    with stranger(theirs, port, shares=shares), pytest.raises(ListenError) as refused:
         open_sockets(ipv4("127.0.0.1", port), 2, sleep=pauses.append)
     assert pauses == [0.5] * 4
     assert refused.value.key == f"127.0.0.1:{port}"
@@ -185,7 +185,7 @@ def test_a_stranger_s_port_is_not_shared(shares: bool, theirs: str) -> None:
 
 def test_a_stranger_is_noticed_behind_a_socket_of_our_own() -> None:
     port = free_port()
-    with stranger("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(CannotListen):
+    with stranger("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(ListenError):
         open_sockets(ipv4("127.0.0.1", port), 1, sleep=lambda _: None)
 
 
@@ -215,7 +215,7 @@ def test_a_port_that_becomes_free_is_taken() -> None:
 
 
 def test_other_failures_are_told_at_once() -> None:
-    with pytest.raises(CannotListen) as refused:
+    with pytest.raises(ListenError) as refused:
         open_sockets(ipv4("192.0.2.1", 143), 1, sleep=never)
     assert str(refused.value) == (
         "cannot listen on 192.0.2.1:143: Cannot assign requested address"
@@ -226,7 +226,7 @@ def test_other_failures_are_told_at_once() -> None:
 def test_a_refused_option_leaves_nothing_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     planned = replace(ipv4("127.0.0.1", free_port()), keepalive=KeepAlive(count=1000))
-    with pytest.raises(CannotListen, match="Invalid argument"):
+    with pytest.raises(ListenError, match="Invalid argument"):
         open_sockets(planned, 3, sleep=never)
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -245,10 +245,10 @@ def test_a_privileged_port_is_refused_with_a_way_out() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     planned = ipv4("127.0.0.1", 143)
     if first <= 143:
-        with suppress(CannotListen):  # taken, perhaps; but privileged it is not
+        with suppress(ListenError):  # taken, perhaps; but privileged it is not
             close_sockets(planned, open_sockets(planned, 1, sleep=lambda _: None))
         return
-    with pytest.raises(CannotListen) as refused:
+    with pytest.raises(ListenError) as refused:
         open_sockets(planned, 1, sleep=never)
     assert refused.value.reason == "Permission denied"
     assert "ip_unprivileged_port_start to 143 or less" in refused.value.hint
@@ -267,7 +267,7 @@ def test_multipath_tcp_is_used_or_refused_in_plain_words() -> None:
     port = free_port()
     planned = replace(ipv4("127.0.0.1", port), multipath=True)
     if not kernel_has_multipath():
-        with pytest.raises(CannotListen, match="Multipath TCP"):
+        with pytest.raises(ListenError, match="Multipath TCP"):
             open_sockets(planned, 1, sleep=never)
         return
     with opened(planned, count=2) as sockets:
@@ -305,7 +305,7 @@ def test_a_living_process_s_path_is_left_alone(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as living:
         living.bind(str(path))
         living.listen()
-        with pytest.raises(CannotListen, match="in use"):
+        with pytest.raises(ListenError, match="in use"):
             open_sockets(unix(path), 1, sleep=pauses.append)
         close_sockets(unix(path), [])
         assert path.is_socket()
@@ -315,12 +315,12 @@ def test_a_living_process_s_path_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "imap.sock"
     path.write_text("mine")
-    with pytest.raises(CannotListen, match="not a socket"):
+    with pytest.raises(ListenError, match="not a socket"):
         open_sockets(unix(path), 1, sleep=never)
     close_sockets(unix(path), [])
     assert path.read_text() == "mine"
 
 
 def test_a_path_without_a_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CannotListen, match="folder of the socket does not exist"):
+    with pytest.raises(ListenError, match="directory of the socket does not exist"):
         open_sockets(unix(tmp_path / "absent" / "imap.sock"), 1, sleep=never)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.bind_errors import CannotListen, hint
+from mailproxy.net.bind_errors import ListenError, hint
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 
 TCP = SocketPlan(key="*:25", family=socket.AF_INET, address="0.0.0.0", port=25, default=ListenRef(0, 0))
@@ -32,14 +32,14 @@ UNIX = SocketPlan(key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", po
 )
 def test_a_way_out_is_named(planned: SocketPlan, number: int, words: str) -> None:
     error = OSError(number, os.strerror(number))
-    told = CannotListen(planned, error)
+    told = ListenError(planned, error)
     assert words in hint(planned, error)
     assert str(told).startswith(f"cannot listen on {planned.key}: {os.strerror(number)}")
     assert bool(words) is ("(" in str(told))
 
 
 def test_an_error_without_a_number_keeps_its_words() -> None:
-    assert CannotListen(UNIX, OSError("AF_UNIX path too long")).reason == "AF_UNIX path too long"
+    assert ListenError(UNIX, OSError("AF_UNIX path too long")).reason == "AF_UNIX path too long"
 
 
 def test_the_first_free_port_is_the_kernel_s(tmp_path: Path) -> None:

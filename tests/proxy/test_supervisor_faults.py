@@ -90,11 +90,11 @@ def test_a_worker_that_hangs_is_seen_replaced_and_its_queued_clients_are_served(
 
 
 def test_a_fork_server_that_dies_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
-    (gone,) = proxy.fork_servers()
+    (on_exit,) = proxy.fork_servers()
     workers = set(proxy.workers())
-    os.kill(gone, signal.SIGKILL)
-    assert proxy.until_told("fork_server_exited")["pid"] == gone
-    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [gone], "another fork server")
+    os.kill(on_exit, signal.SIGKILL)
+    assert proxy.until_told("fork_server_exited")["pid"] == on_exit
+    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [on_exit], "another fork server")
     assert set(proxy.workers()) == workers
     killed = min(workers)
     os.kill(killed, signal.SIGKILL)

@@ -17,7 +17,7 @@ from mailproxy.supervisor import child_process, fork_server
 from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, deployment, make_launcher, our_sources
+from support.processes import STAND_IN, make_launcher, make_revision, our_sources
 from support.proxies import process_name
 
 __all__ = ["our_sources"]
@@ -31,9 +31,9 @@ class Bench:
         self.tasks = tasks
         self.events: list[tuple[str, dict[str, object]]] = []
         self.workers: list[WorkerProcess] = []
-        self.launcher: WorkerLauncher = make_launcher(tasks, STAND_IN, self._tell)
+        self.launcher: WorkerLauncher = make_launcher(tasks, STAND_IN, self._log_event)
 
-    def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+    def _log_event(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))
 
     async def start(self) -> WorkerProcess:
@@ -130,8 +130,8 @@ async def test_workers_do_not_draw_the_same_random_numbers(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(2):
             worker = await bench.start()
-            wanted = deployment([listener], "random")
-            await worker.configure(wanted.order(), wanted.sockets_of(0))
+            wanted = make_revision([listener], "random")
+            await worker.configure(wanted.configure_message(), wanted.sockets_for(0))
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             keys.add((await reader.readline()).split()[3])
             writer.close()
@@ -142,10 +142,10 @@ async def test_workers_do_not_draw_the_same_random_numbers(
 
 async def test_a_fork_server_that_dies_is_replaced_and_its_workers_go_on(bench: Bench) -> None:
     first = await bench.start()
-    gone = bench.launcher.pid
-    os.kill(gone, signal.SIGKILL)
-    await bench.until(lambda: bench.launcher.pid != gone)
-    assert bench.events == [("fork_server_exited", {"pid": gone, "exit_code": -9})]
+    on_exit = bench.launcher.pid
+    os.kill(on_exit, signal.SIGKILL)
+    await bench.until(lambda: bench.launcher.pid != on_exit)
+    assert bench.events == [("fork_server_exited", {"pid": on_exit, "exit_code": -9})]
     await first.report(1, 60)
     assert parent(first.pid) == os.getpid()
     second = await bench.start()

@@ -13,11 +13,11 @@ import pytest
 
 from mailproxy.supervisor import child_process as module
 from mailproxy.supervisor.child_process import (
-    HUNG_AT_ANY_RATE_SECONDS,
+    CHECK_SECONDS,
+    HUNG_CPU_SECONDS,
+    HUNG_LIMIT_SECONDS,
     HUNG_SECONDS,
     LATE_SECONDS,
-    LOOK_SECONDS,
-    SPIN_SECONDS,
     Heartbeat,
     cpu_seconds,
 )
@@ -49,22 +49,22 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
         (HUNG_SECONDS - 1, 0.0, False, False),
         (HUNG_SECONDS, 0.0, True, True),  # stopped, or waiting for what does not come
         (HUNG_SECONDS, 0.015 * HUNG_SECONDS, False, False),  # a limit of 15 thousandths of a processor
-        (HUNG_SECONDS, SPIN_SECONDS, True, True),  # runs and runs
-        (HUNG_AT_ANY_RATE_SECONDS - 1, 5.0, False, False),
-        (HUNG_AT_ANY_RATE_SECONDS, 5.0, True, False),
-        (10 * HUNG_AT_ANY_RATE_SECONDS, 20.0, True, False),  # a slow start goes on
+        (HUNG_SECONDS, HUNG_CPU_SECONDS, True, True),  # runs and runs
+        (HUNG_LIMIT_SECONDS - 1, 5.0, False, False),
+        (HUNG_LIMIT_SECONDS, 5.0, True, False),
+        (10 * HUNG_LIMIT_SECONDS, 20.0, True, False),  # a slow start goes on
         (HUNG_SECONDS, None, False, False),  # the time it used is not known
-        (HUNG_AT_ANY_RATE_SECONDS, None, True, True),
+        (HUNG_LIMIT_SECONDS, None, True, True),
     ],
 )
 def test_who_is_silent_hangs_if_it_does_not_run_or_only_runs(
     silent: Callable[[float, float | None], Heartbeat],
-    silence: float,
+    silent_seconds: float,
     ran: float | None,
     serving_hangs: bool,
     loading_hangs: bool,
 ) -> None:
-    heartbeat = silent(silence, ran)
+    heartbeat = silent(silent_seconds, ran)
     assert heartbeat.is_hung(is_loading=False) is serving_hangs
     assert heartbeat.is_hung(is_loading=True) is loading_hangs
 
@@ -73,7 +73,7 @@ def test_a_worker_is_late_before_it_hangs_and_not_after_a_sign_of_life() -> None
     heartbeat = Heartbeat(os.getpid())
     while not heartbeat.is_late:
         heartbeat.look()
-    assert heartbeat.silence == LATE_SECONDS < HUNG_SECONDS
+    assert heartbeat.silent_seconds == LATE_SECONDS < HUNG_SECONDS
     heartbeat.beat()
     assert not heartbeat.is_late
 
@@ -84,7 +84,7 @@ def test_a_gap_in_which_the_observer_was_stopped_counts_as_one_look(monkeypatch:
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)
     heartbeat.look()
-    assert heartbeat.silence == 2 * LOOK_SECONDS
+    assert heartbeat.silent_seconds == 2 * CHECK_SECONDS
     assert not heartbeat.is_late
 
 

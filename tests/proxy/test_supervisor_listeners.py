@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.net.bind_errors import CannotListen
+from mailproxy.net.bind_errors import ListenError
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
 from support.proxies import free_port
@@ -117,7 +117,7 @@ def test_a_failure_closes_what_was_opened_on_the_way(listeners: ListeningSockets
     listeners.commit(listeners.prepare([tcp(port)], 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         wanted = [tcp(port), tcp(other), tcp(taken.getsockname()[1])]
-        with pytest.raises(CannotListen):
+        with pytest.raises(ListenError):
             listeners.prepare(wanted, 2)
     assert is_open(port)
     assert not is_open(other)

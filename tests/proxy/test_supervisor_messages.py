@@ -25,11 +25,17 @@ CONFIGURE = m.Configure(
     sockets=("0.0.0.0:143", "unix:/run/x"),
     ticket_keys=KEYS,
 )
-TO_WORKER: list[m.ToWorker] = [CONFIGURE, m.TicketKeys(KEYS), m.Drain(2.5, 300.0), m.Report(9), m.Stop()]
+TO_WORKER: list[m.ToWorker] = [
+    CONFIGURE,
+    m.TicketKeys(KEYS),
+    m.Drain(2.5, 300.0),
+    m.RequestSnapshot(9),
+    m.Stop(),
+]
 TO_SUPERVISOR: list[m.ToSupervisor] = [
-    m.Ready(3),
-    m.Refused(3, (Problem("spec.servers[0]", "no"), Problem("", "nor that"))),
-    m.Leaving(),
+    m.Applied(3),
+    m.Rejected(3, (Problem("spec.servers[0]", "no"), Problem("", "nor that"))),
+    m.Draining(),
     m.Drained(),
 ]
 
@@ -52,8 +58,8 @@ def test_the_supervisor_hears_what_was_said(message: m.ToSupervisor) -> None:
 def test_a_snapshot_arrives_with_its_number() -> None:
     meter = Meter()
     meter.draining.value = 1
-    match m.decode_for_supervisor(over_the_wire(m.Reported(5, meter.snapshot()))):
-        case m.Reported(number, snapshot):
+    match m.decode_for_supervisor(over_the_wire(m.SnapshotReport(5, meter.snapshot()))):
+        case m.SnapshotReport(number, snapshot):
             assert number == 5
             assert snapshot["number"] == 1
             assert snapshot["series"]["mailproxy_draining"] == [[[], 1]]  # type: ignore[comparison-overlap]

@@ -14,12 +14,12 @@ import pytest
 from mailproxy.enums import RestartReason
 from mailproxy.supervisor import child_process, launcher, worker_process
 from mailproxy.supervisor import worker_pool as module
-from mailproxy.supervisor.worker_pool import MAX_STARTUP_FAILURES, CannotStart, WorkerPool
+from mailproxy.supervisor.worker_pool import MAX_STARTUP_FAILURES, StartupError, WorkerPool
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import LogLevel
-from support.processes import deployment, make_launcher, our_sources
+from support.processes import make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -31,23 +31,23 @@ class Bench:
     def __init__(self, tasks: asyncio.TaskGroup, listeners: list[socket.socket]) -> None:
         self.listeners = listeners
         self.events: list[tuple[str, dict[str, object]]] = []
-        self.gone: list[int] = []
+        self.on_exit: list[int] = []
         self.snapshots: dict[int, Snapshot] = {}
         self.writers: list[asyncio.StreamWriter] = []
         self._news = asyncio.Event()
-        self.launcher = make_launcher(tasks, tell=self.tell)
+        self.launcher = make_launcher(tasks, log_event=self.log_event)
         self.pool = WorkerPool(
             tasks,
             self.launcher,
-            reported=self.reported,
-            gone=self.gone.append,
-            tell=self.tell,
+            on_snapshot=self.on_snapshot,
+            on_exit=self.on_exit.append,
+            log_event=self.log_event,
         )
 
-    def reported(self, key: int, snapshot: Snapshot) -> None:
+    def on_snapshot(self, key: int, snapshot: Snapshot) -> None:
         self.snapshots[key] = snapshot
 
-    def tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+    def log_event(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))
         self._news.set()
 
@@ -60,20 +60,20 @@ class Bench:
                 self._news.clear()
                 await self._news.wait()
 
-    async def client(self, place: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await asyncio.open_connection(*self.listeners[place].getsockname())
+    async def client(self, slot: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self.listeners[slot].getsockname())
         self.writers.append(writer)
         self.greeted = (await asyncio.wait_for(reader.readline(), 20)).decode().split()
         return reader, writer
 
-    async def relay(self, place: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await self.client(place)
+    async def relay(self, slot: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self.client(slot)
         writer.write(b"RELAY\r\n")
         assert await reader.readline() == b"RELAY\r\n"
         return reader, writer
 
-    async def greeting(self, place: int = 0) -> list[str]:
-        _, writer = await self.client(place)
+    async def greeting(self, slot: int = 0) -> list[str]:
+        _, writer = await self.client(slot)
         writer.close()
         return self.greeted
 
@@ -91,38 +91,38 @@ async def bench() -> AsyncIterator[Bench]:
         finally:
             for writer in bench.writers:
                 writer.close()
-            await bench.pool.stopped()
+            await bench.pool.stop_and_wait()
     for listener in listeners:
         listener.close()
     assert bench.pool.alive == 0
 
 
 async def test_every_place_has_a_worker_on_its_own_socket(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=3))
+    await bench.pool.start(make_revision(bench.listeners, workers=3))
     assert bench.pool.is_settled
     assert (bench.pool.alive, bench.pool.serving) == (3, 3)
-    greetings = [await bench.greeting(place) for place in range(3)]
+    greetings = [await bench.greeting(slot) for slot in range(3)]
     assert {int(greeting[2]) for greeting in greetings} == set(bench.pids())
 
 
 async def test_one_socket_can_serve_all_places(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners[:1], workers=2))
+    await bench.pool.start(make_revision(bench.listeners[:1], workers=2))
     assert int((await bench.greeting())[2]) in bench.pids()
 
 
 async def test_a_killed_worker_is_replaced_and_its_clients_wait_for_the_new_one(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=1))
+    await bench.pool.start(make_revision(bench.listeners, workers=1))
     killed = bench.pids()[0]
     os.kill(killed, signal.SIGKILL)
     assert int((await bench.greeting())[2]) != killed
     await bench.until(lambda: bench.told("worker_exited"))
     assert bench.told("worker_exited") == [{"pid": killed, "exit_code": -9}]
     assert bench.pool.restarts[RestartReason.KILLED] == 1
-    assert len(bench.gone) == 1
+    assert len(bench.on_exit) == 1
 
 
 async def test_a_worker_that_leaves_is_replaced_before_it_is_gone(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=1, drain_timeout=60.0))
+    await bench.pool.start(make_revision(bench.listeners, workers=1, drain_timeout=60.0))
     reader, writer = await bench.relay()
     leaving = bench.pids()[0]
     os.kill(leaving, signal.SIGTERM)
@@ -138,29 +138,29 @@ async def test_a_worker_that_leaves_is_replaced_before_it_is_gone(bench: Bench) 
 
 
 async def test_all_workers_change_over_and_nobody_is_restarted(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=2))
-    await bench.pool.change_to(deployment(bench.listeners, "pop3", serial=2, workers=2))
+    await bench.pool.start(make_revision(bench.listeners, workers=2))
+    await bench.pool.change_to(make_revision(bench.listeners, "pop3", serial=2, workers=2))
     assert bench.pool.is_settled
-    assert [(await bench.greeting(place))[1] for place in (0, 1)] == ["pop3", "pop3"]
+    assert [(await bench.greeting(slot))[1] for slot in (0, 1)] == ["pop3", "pop3"]
     assert sum(bench.pool.restarts.values()) == 0
 
 
 @pytest.mark.parametrize("bad", ["refused", "crash"])
 async def test_what_one_worker_refuses_none_runs(bench: Bench, bad: str) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.start(make_revision(bench.listeners, workers=2))
     with pytest.raises(ConfigError):
-        await bench.pool.change_to(deployment(bench.listeners, bad, serial=2, workers=2))
+        await bench.pool.change_to(make_revision(bench.listeners, bad, serial=2, workers=2))
     await bench.until(lambda: bench.pool.is_settled)
-    assert [(await bench.greeting(place))[1] for place in (0, 1)] == ["imap", "imap"]
+    assert [(await bench.greeting(slot))[1] for slot in (0, 1)] == ["imap", "imap"]
 
 
 async def test_more_workers_are_started_and_superfluous_ones_drain(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=1))
-    await bench.pool.change_to(deployment(bench.listeners, serial=2, workers=3))
+    await bench.pool.start(make_revision(bench.listeners, workers=1))
+    await bench.pool.change_to(make_revision(bench.listeners, serial=2, workers=3))
     await bench.until(lambda: bench.pool.is_settled)
     assert bench.pool.serving == 3
     reader, _ = await bench.client(2)
-    await bench.pool.change_to(deployment(bench.listeners, serial=3, workers=1))
+    await bench.pool.change_to(make_revision(bench.listeners, serial=3, workers=1))
     assert await reader.readline() == b"BYE\r\n"
     await bench.until(lambda: bench.pool.alive == 1)
     assert bench.pool.is_settled
@@ -169,32 +169,32 @@ async def test_more_workers_are_started_and_superfluous_ones_drain(bench: Bench)
 
 async def test_a_start_that_a_worker_refuses_fails_with_its_problems(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="no worker wants this"):
-        await bench.pool.start(deployment(bench.listeners, "refused", workers=2))
+        await bench.pool.start(make_revision(bench.listeners, "refused", workers=2))
 
 
 async def test_a_start_fails_when_workers_only_die(bench: Bench) -> None:
-    with pytest.raises(CannotStart, match=f"{MAX_STARTUP_FAILURES} workers ended"):
-        await bench.pool.start(deployment(bench.listeners, "crash"))
+    with pytest.raises(StartupError, match=f"{MAX_STARTUP_FAILURES} workers ended"):
+        await bench.pool.start(make_revision(bench.listeners, "crash"))
 
 
 async def test_a_start_takes_as_long_as_it_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RELOAD_SECONDS", 0.1)
-    await bench.pool.start(deployment(bench.listeners, "slow", workers=2))
+    await bench.pool.start(make_revision(bench.listeners, "slow", workers=2))
     assert bench.told("worker_exited") == []
     with pytest.raises(ConfigError, match="ended while it applied this"):
-        await bench.pool.change_to(deployment(bench.listeners, "slow", serial=2, workers=2))
+        await bench.pool.change_to(make_revision(bench.listeners, "slow", serial=2, workers=2))
 
 
 async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (await bench.launcher.start(bench.reported)).kill()  # the fork server has imported everything by now
+    (await bench.launcher.start(bench.on_snapshot)).kill()  # the fork server has imported everything by now
     monkeypatch.setattr(child_process, "HUNG_SECONDS", 2.0)
     monkeypatch.setattr(launcher, "INTERVAL_SECONDS", 0.01)
     start, stopped = bench.launcher.start, []
 
-    async def stop_at_first(reported: worker_process.Reporter) -> WorkerProcess:
-        worker = await start(reported)
+    async def stop_at_first(on_snapshot: worker_process.SnapshotCallback) -> WorkerProcess:
+        worker = await start(on_snapshot)
         if len(stopped) <= MAX_STARTUP_FAILURES:
             os.kill(worker.pid, signal.SIGSTOP)
             stopped.append(worker.pid)
@@ -203,7 +203,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
         return worker
 
     monkeypatch.setattr(bench.launcher, "start", stop_at_first)
-    await bench.pool.start(deployment(bench.listeners))
+    await bench.pool.start(make_revision(bench.listeners))
     assert [event["pid"] for event in bench.told("worker_hangs")] == stopped
     assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == MAX_STARTUP_FAILURES + 1
 
@@ -211,19 +211,19 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
 async def test_a_hung_worker_that_the_kernel_does_not_end_is_logged_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=1))
+    await bench.pool.start(make_revision(bench.listeners, workers=1))
     worker = next(iter(bench.pool._alive))
     monkeypatch.setattr(worker.heartbeat, "is_hung", lambda **_: True)
     monkeypatch.setattr(worker, "kill", lambda: None)
     for _ in range(3):
-        bench.pool._look_at(worker)
+        bench.pool._check_heartbeat(worker)
     assert len(bench.told("worker_hangs")) == 1
 
 
 async def test_a_start_can_be_given_up(bench: Bench) -> None:
     asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
-    with pytest.raises(CannotStart, match="stopped during the start"):
-        await bench.pool.start(deployment(bench.listeners, "hang"))
+    with pytest.raises(StartupError, match="stopped during the start"):
+        await bench.pool.start(make_revision(bench.listeners, "hang"))
 
 
 async def test_a_worker_that_cannot_be_started_is_tried_again(
@@ -231,26 +231,26 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(
 ) -> None:
     real, failures = bench.launcher.start, [OSError(11, "Resource temporarily unavailable")] * 6
 
-    async def start(reported: worker_process.Reporter) -> WorkerProcess:
+    async def start(on_snapshot: worker_process.SnapshotCallback) -> WorkerProcess:
         if failures:
             raise failures.pop()
-        return await real(reported)
+        return await real(on_snapshot)
 
     monkeypatch.setattr(bench.launcher, "start", start)
     monkeypatch.setattr(launcher, "INTERVAL_SECONDS", 0.01)
-    await bench.pool.start(deployment(bench.listeners))
+    await bench.pool.start(make_revision(bench.listeners))
     assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}] * 6
     assert bench.pool.restarts[RestartReason.CRASH] == 6
 
 
 async def test_a_report_comes_from_everybody_who_is_alive(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.start(make_revision(bench.listeners, workers=2))
     await bench.pool.report(1, 10.0)
     assert len(bench.snapshots) == 2
 
 
 async def test_a_report_waits_no_longer_than_it_is_told(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.start(make_revision(bench.listeners, workers=2))
     os.kill(bench.pids()[0], signal.SIGSTOP)
     await bench.pool.report(1, 0.3)
     assert len(bench.snapshots) == 1
@@ -258,7 +258,7 @@ async def test_a_report_waits_no_longer_than_it_is_told(bench: Bench) -> None:
 
 
 async def test_draining_returns_when_the_last_session_is_over(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=2))
+    await bench.pool.start(make_revision(bench.listeners, workers=2))
     _, writer = await bench.relay(1)
     async with asyncio.TaskGroup() as tasks:
         draining = tasks.create_task(bench.pool.drain(0.0, 60.0))
@@ -270,7 +270,7 @@ async def test_draining_returns_when_the_last_session_is_over(bench: Bench) -> N
 
 
 async def test_stopping_cuts_a_drain_short(bench: Bench) -> None:
-    await bench.pool.start(deployment(bench.listeners, workers=1))
+    await bench.pool.start(make_revision(bench.listeners, workers=1))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(bench.pool.drain(1000.0, 1000.0))
         await asyncio.sleep(0)
@@ -282,7 +282,7 @@ async def test_a_worker_that_does_not_even_stop_is_killed(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FORCE_SECONDS", 0.1)
-    await bench.pool.start(deployment(bench.listeners, workers=1))
+    await bench.pool.start(make_revision(bench.listeners, workers=1))
     os.kill(bench.pids()[0], signal.SIGSTOP)
-    await bench.pool.stopped()
+    await bench.pool.stop_and_wait()
     assert bench.told("worker_exited") == [{"pid": bench.pids()[0], "exit_code": -9}]

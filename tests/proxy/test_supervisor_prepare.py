@@ -16,7 +16,7 @@ import pytest
 from mailproxy.net.listen_plan import SocketPlan
 from mailproxy.supervisor import admin_endpoint, cpus
 from mailproxy.supervisor.config_check import CheckResult, check_config
-from mailproxy.supervisor.config_loader import CannotListen, ConfigLoader, in_thread
+from mailproxy.supervisor.config_loader import ConfigLoader, ListenError, in_thread
 from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.status import Status
 from mailproxy_config.errors import ConfigError
@@ -57,21 +57,21 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
 
 
 async def test_it_has_everything_that_a_worker_needs(setting: Setting) -> None:
-    deployment = await setting.preparation.prepare()
-    setting.preparation.commit(deployment)
-    order = deployment.order()
+    revision = await setting.preparation.prepare()
+    setting.preparation.commit(revision)
+    order = revision.configure_message()
     assert order.sockets == (f"127.0.0.1:{setting.port}",)
     assert (order.serial, order.generation) == (1, 3)
     assert order.ticket_keys == {}  # nothing here uses TLS
-    assert deployment.config.servers[0].server_name == order.hostname
-    assert [sock.getsockname() for sock in deployment.sockets_of(0)] == [("127.0.0.1", setting.port)]
+    assert revision.config.servers[0].server_name == order.hostname
+    assert [sock.getsockname() for sock in revision.sockets_for(0)] == [("127.0.0.1", setting.port)]
 
 
 async def test_every_worker_gets_its_own_socket_and_the_places_go_round(setting: Setting) -> None:
     setting.write(workers="workers: 2")
-    deployment = await setting.preparation.prepare()
-    setting.preparation.commit(deployment)
-    first, second, third = (deployment.sockets_of(place)[0].fileno() for place in range(3))
+    revision = await setting.preparation.prepare()
+    setting.preparation.commit(revision)
+    first, second, third = (revision.sockets_for(slot)[0].fileno() for slot in range(3))
     assert first == third != second
 
 
@@ -101,9 +101,9 @@ async def test_the_option_wins_over_the_file(
 ) -> None:
     setting = Setting(tmp_path, workers=option)
     setting.write(workers=written)
-    deployment = await setting.preparation.prepare()
-    assert deployment.workers == count
-    setting.preparation.discard(deployment)
+    revision = await setting.preparation.prepare()
+    assert revision.workers == count
+    setting.preparation.discard(revision)
 
 
 async def test_missing_files_are_told_and_watched_for(setting: Setting, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ async def test_what_is_watched_follows_what_runs(setting: Setting, tmp_path: Pat
     ("address", "error", "reason"),
     [
         ("no-such-host.invalid", ConfigError, "host not found"),
-        ("192.0.2.77", CannotListen, "no interface of this machine"),
+        ("192.0.2.77", ListenError, "no interface of this machine"),
     ],
 )
 async def test_what_cannot_be_listened_on_is_told(
@@ -159,7 +159,7 @@ async def test_problems_of_a_start_name_the_line_that_check_names(setting: Setti
     }
     for line, begins in cases.items():
         setting.file.write_text(f"mail {{ auth_http a; server {{ protocol imap;\n{line}\n}} }}")
-        with pytest.raises((ConfigError, CannotListen)) as caught:
+        with pytest.raises((ConfigError, ListenError)) as caught:
             await setting.preparation.prepare()
         error = caught.value
         problems = error.problems if isinstance(error, ConfigError) else [error.problem]
@@ -187,9 +187,9 @@ async def test_notices_from_tls_come_along(setting: Setting, tmp_path: Path) -> 
     pair = Authority(tmp_path).issue().files
     files = f"{{certificateFile: {pair.certificate}, keyFile: {pair.key}}}"
     setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}], sslProtocols: [SSLv2, TLSv1.3]")
-    deployment = await setting.preparation.prepare()
-    setting.preparation.discard(deployment)
-    assert [str(notice) for notice in deployment.notices] == [
+    revision = await setting.preparation.prepare()
+    setting.preparation.discard(revision)
+    assert [str(notice) for notice in revision.notices] == [
         f"spec.servers[0].sslProtocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
     ]
 
@@ -205,11 +205,11 @@ async def test_a_privileged_port_names_the_capability_and_the_sysctl(
     setting: Setting, text: str, is_manifest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(plans: Sequence[SocketPlan], _count: int) -> NoReturn:
-        raise CannotListen(plans[0], PermissionError(errno.EACCES, "Permission denied"))
+        raise ListenError(plans[0], PermissionError(errno.EACCES, "Permission denied"))
 
     monkeypatch.setattr(setting.preparation._listeners, "prepare", refuse)
     setting.file.write_text(text)
-    with pytest.raises(CannotListen) as caught:
+    with pytest.raises(ListenError) as caught:
         await setting.preparation.prepare()
     told = str(caught.value.problem)
     assert "CAP_NET_BIND_SERVICE" in told

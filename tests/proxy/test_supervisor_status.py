@@ -16,7 +16,7 @@ from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
-from support.processes import deployment
+from support.processes import make_revision
 
 
 @dataclass
@@ -26,9 +26,9 @@ class StillWorkers:
     alive: int = 2
     serving: int = 2
     is_settled: bool = True
-    wanted: ConfigRevision = field(default_factory=lambda: deployment([]))
+    wanted: ConfigRevision = field(default_factory=lambda: make_revision([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
-    late: dict[int, float] = field(default_factory=dict)
+    unresponsive: dict[int, float] = field(default_factory=dict)
     asked: list[tuple[int, float]] = field(default_factory=list)
 
     async def report(self, number: int, seconds: float) -> None:
@@ -55,24 +55,24 @@ def test_it_is_ready_while_clients_are_taken(
 ) -> None:
     status.pool = StillWorkers(serving=serving)
     status.is_started, status.is_draining = is_started, is_draining
-    assert (status.unready() == "") is ready
+    assert (status.unready_reason() == "") is ready
 
 
 def test_it_is_not_ready_without_workers(status: Status) -> None:
     status.is_started = True
-    assert status.unready() == "starting"
+    assert status.unready_reason() == "starting"
 
 
 def test_it_is_not_ready_while_a_worker_does_not_report(status: Status) -> None:
-    status.pool = StillWorkers(late={4711: 12.0, 4712: 29.0})
+    status.pool = StillWorkers(unresponsive={4711: 12.0, 4712: 29.0})
     status.is_started = True
-    assert status.unready() == (
+    assert status.unready_reason() == (
         "worker 4711 has not reported for 12 s; worker 4712 has not reported for 29 s"
     )
 
 
 def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
-    first, second = deployment([]), deployment([], "pop3", serial=2)
+    first, second = make_revision([]), make_revision([], "pop3", serial=2)
     assert status.config() == {"hash": None, "generation": None, "loaded_at": None, "last_error": None}
     status.pool = StillWorkers(wanted=first)
     assert status.config()["hash"] is None
@@ -90,13 +90,13 @@ def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
 
 
 def test_a_refusal_stays_until_something_is_accepted(status: Status) -> None:
-    status.loaded(deployment([]))
+    status.loaded(make_revision([]))
     status.refused((Problem("spec.servers[0]", "no"), Problem("", "nor that")))
     assert status.config()["last_error"] == "spec.servers[0]: no; nor that"
     page = status.page()
     assert page[c.CONFIG_SUCCESSFUL] == {(): 0}
     assert page[c.CONFIG_RELOADS] == {("success",): 1, ("failure",): 1}
-    status.loaded(deployment([]))
+    status.loaded(make_revision([]))
     assert status.config()["last_error"] is None
     assert c.CONFIG_SUCCESSFUL not in status.page()
 
@@ -110,8 +110,8 @@ def test_a_dead_workers_counts_stay(status: Status) -> None:
     meters = [Meter(), Meter()]
     for key, meter in enumerate(meters):
         meter.server("imap", Protocol.IMAP).accepted.value = 5
-        status.reported(key, meter.snapshot())
-    status.gone(0)
+        status.on_snapshot(key, meter.snapshot())
+    status.on_exit(0)
     assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
 
 
@@ -130,10 +130,10 @@ def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
 
 async def test_workers_are_asked_with_a_new_number_each_time(status: Status) -> None:
     workers = StillWorkers()
-    await status.snapshots()
+    await status.refresh()
     status.pool = workers
-    await status.snapshots()
-    await status.snapshots()
+    await status.refresh()
+    await status.refresh()
     assert workers.asked == [(2, 1.0), (3, 1.0)]
 
 

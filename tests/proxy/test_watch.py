@@ -55,12 +55,12 @@ def test_a_change_is_told_when_it_rests(file: Path) -> None:
     watch = FileWatcher([file])
     write(file, "half")
     assert watch.changed() == ()
-    assert watch.is_restless
+    assert watch.is_changing
     append(file, " and the rest")
     assert watch.changed() == ()
-    assert watch.is_restless
+    assert watch.is_changing
     assert watch.changed() == (file,)
-    assert not watch.is_restless
+    assert not watch.is_changing
 
 
 def test_the_swap_of_a_mounted_config_map_is_a_change(tmp_path: Path) -> None:

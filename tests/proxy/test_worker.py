@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mailproxy.enums import RestartReason
-from mailproxy.supervisor.worker_process import WorkerGone, WorkerProcess
+from mailproxy.supervisor.worker_process import WorkerExited, WorkerProcess
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError
-from support.processes import STAND_IN, deployment, make_launcher, our_sources
+from support.processes import STAND_IN, make_launcher, make_revision, our_sources
 
 __all__ = ["our_sources"]
 pytestmark = pytest.mark.usefixtures("our_sources")
@@ -33,8 +33,8 @@ class Bench:
         self.snapshots = snapshots
 
     async def configure(self, name: str = "imap", *, serial: int = 1, seconds: float | None = None) -> None:
-        wanted = deployment([self.listener], name, serial=serial)
-        await self.worker.configure(wanted.order(), wanted.sockets_of(0), seconds=seconds)
+        wanted = make_revision([self.listener], name, serial=serial)
+        await self.worker.configure(wanted.configure_message(), wanted.sockets_for(0), seconds=seconds)
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self.listener.getsockname())
@@ -52,7 +52,7 @@ async def bench() -> AsyncIterator[Bench]:
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             starting = make_launcher(tasks)
             worker = await starting.start(lambda _, snapshot: snapshots.append(snapshot))
-            tasks.create_task(worker.watch())
+            tasks.create_task(worker.wait_for_exit())
             try:
                 yield Bench(worker, listener, snapshots)
             finally:
@@ -97,11 +97,11 @@ async def test_a_refusal_comes_back_with_its_problems_and_changes_nothing(bench:
 
 
 async def test_a_configuration_that_makes_no_sense_is_refused(bench: Bench) -> None:
-    wanted = deployment([bench.listener])
-    broken = wanted.order()
+    wanted = make_revision([bench.listener])
+    broken = wanted.configure_message()
     object.__setattr__(broken, "config", '{"format": "nonsense"}')
     with pytest.raises(ConfigError):
-        await bench.worker.configure(broken, wanted.sockets_of(0))
+        await bench.worker.configure(broken, wanted.sockets_for(0))
 
 
 async def test_draining_says_goodbye_lets_relays_go_on_and_ends(bench: Bench) -> None:
@@ -153,7 +153,7 @@ async def test_a_signal_of_its_own_makes_it_leave_and_say_so_first(
     writer.write(b"RELAY\r\n")
     assert await reader.readline() == b"RELAY\r\n"
     os.kill(bench.worker.pid, signum)
-    await bench.worker.left.wait()
+    await bench.worker.stopped_accepting.wait()
     assert not bench.worker.exited.is_set()
     writer.close()
     await bench.worker.exited.wait()
@@ -165,7 +165,7 @@ async def test_a_terminals_signals_are_for_the_supervisor(bench: Bench, signum: 
     await bench.configure()
     os.kill(bench.worker.pid, signum)
     await bench.worker.report(1, 10)
-    assert not bench.worker.left.is_set()
+    assert not bench.worker.stopped_accepting.is_set()
     assert os.getsid(bench.worker.pid) != os.getsid(0)
 
 
@@ -180,17 +180,17 @@ async def test_it_leaves_when_the_supervisor_is_gone(bench: Bench) -> None:
 
 
 async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench) -> None:
-    with pytest.raises(WorkerGone):
+    with pytest.raises(WorkerExited):
         await bench.configure("crash")
     await bench.worker.exited.wait()
     assert bench.worker.reason is RestartReason.CRASH
     assert bench.worker.exit_code == 7
-    with pytest.raises(WorkerGone):
+    with pytest.raises(WorkerExited):
         await bench.worker.report(1, 10)
 
 
 async def test_a_worker_that_does_not_answer_is_killed(bench: Bench) -> None:
-    with pytest.raises(WorkerGone):
+    with pytest.raises(WorkerExited):
         await bench.configure("hang", seconds=0.5)
     await bench.worker.exited.wait()
     assert bench.worker.reason is RestartReason.KILLED
@@ -291,7 +291,7 @@ async def test_the_level_of_the_command_line_wins(
         async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
             starting = make_launcher(tasks, (*STAND_IN, *options))
             worker = await starting.start(lambda *_: None)
-            tasks.create_task(worker.watch())
+            tasks.create_task(worker.wait_for_exit())
             bench = Bench(worker, listener, [])
             await bench.configure()
             _, writer = await bench.client()

@@ -31,12 +31,14 @@ STAND_IN: Final = ("--log-format", "text")
 
 
 def make_launcher(
-    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: LogCallback | None = None
+    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, log_event: LogCallback | None = None
 ) -> WorkerLauncher:
     """Start workers of the stand-in from a fork server of their own; a test process has threads."""
     fork_server.become_subreaper()
-    another = functools.partial(fork_server.spawn, WORKER)
-    return WorkerLauncher(tasks, another(), arguments, another=another, tell=tell or (lambda *_, **__: None))
+    spawn = functools.partial(fork_server.spawn, WORKER)
+    return WorkerLauncher(
+        tasks, spawn(), arguments, spawn=spawn, log_event=log_event or (lambda *_, **__: None)
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 
-def deployment(
+def make_revision(
     listeners: Sequence[socket.socket],
     name: str = "imap",
     *,

@@ -16,9 +16,11 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import cast
 
+from mailproxy.app import App
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Counter, Meter
 from mailproxy.worker import run
@@ -120,4 +122,4 @@ def preload() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker process."""
-    return run(argv, make_app=StandIn, make_loop=asyncio.SelectorEventLoop)
+    return run(argv, make_app=cast("Callable[..., App]", StandIn), make_loop=asyncio.SelectorEventLoop)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ``listen`` lines to sockets.  Pure: nothing is looked up or opened here.
+"""The sockets that the ``listen`` lines of a configuration need, and host names in them.
 
 Lines for several addresses of one port share the socket of the wildcard
 address, where there is one, unless they carry ``bind`` (or a parameter that
-implies it; the configuration's compiler has set ``bind`` then).  Which line a
-connection belongs to is told by the local address it was accepted on.
+implies it; the configuration's compiler has set ``bind`` then).  The
+local address of an accepted connection decides to which line it belongs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import KeepAlive, ListenConfig, ProxyConfig
 
@@ -34,14 +35,14 @@ class SocketPlan:
     """One address to listen on.
 
     ``key`` names it: ``0.0.0.0:143``, ``[::]:143``, ``unix:/run/x``.  A
-    connection belongs to ``routes[local address]``, as ``getsockname`` writes
-    that address, and to ``default`` where nothing stands for it.
+    connection belongs to ``routes[local address]``, written as ``getsockname``
+    does, and to ``default`` where there is no such entry.
     """
 
     key: str
     family: socket.AddressFamily
     address: str
-    """As ``bind`` wants it: an IP address without brackets, or a path."""
+    """For ``bind``: an IP address without brackets, or a path."""
     port: int
     backlog: int = 511
     rcvbuf: int | None = None
@@ -60,11 +61,11 @@ class SocketPlan:
 
 @dataclass(frozen=True, slots=True)
 class SocketDiff:
-    """What a reload does to sockets.
+    """How a reload changes the sockets.
 
     ``stays`` and ``opens`` are plans of the new configuration, ``closes`` of the
-    old one.  A key can be in both ``opens`` and ``closes``: something changed
-    that an open socket cannot take; open the new one first, so that no client
+    old one.  A key can be in both ``opens`` and ``closes``: an option changed
+    that an open socket cannot take.  Open the new one first, so that no client
     is refused in between.
     """
 
@@ -84,7 +85,7 @@ class _Entry(NamedTuple):
 
 
 def plan_sockets(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[SocketPlan, ...]:
-    """Decide which sockets a configuration needs.
+    """Compute the sockets that a configuration needs.  Pure.
 
     Args:
         config: The configuration.
@@ -94,7 +95,7 @@ def plan_sockets(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tup
         One plan per socket, in the order of the configuration.
 
     Raises:
-        ConfigError: Two lines come to the same address, which only host names can hide until now.
+        ConfigError: Two lines have the same address, which was hidden by host names until now.
     """
     entries = list(_entries(config, names))
     _refuse_duplicates(entries)
@@ -106,10 +107,10 @@ def plan_sockets(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tup
 
 
 def diff_plans(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> SocketDiff:
-    """Compare what is open with what is wanted."""
+    """Compare the open sockets with those of a new configuration."""
     before = {planned.key: planned for planned in old}
     stays = tuple(
-        planned for planned in new if planned.key in before and _can_become(before[planned.key], planned)
+        planned for planned in new if planned.key in before and _can_reuse(before[planned.key], planned)
     )
     staying = {planned.key for planned in stays}
     return SocketDiff(
@@ -143,7 +144,7 @@ def _entries(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> Iterato
 
 
 def _addresses(address: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Give the addresses in the form that ``getsockname`` has."""
+    """Yield the addresses in the form that ``getsockname`` has."""
     if address == "*":
         yield _WILDCARDS[socket.AF_INET]
     elif address.startswith("["):
@@ -205,16 +206,16 @@ def _planned(entry: _Entry, routes: Mapping[str, ListenRef]) -> SocketPlan:
 def _key(entry: _Entry) -> str:
     if entry.family == socket.AF_UNIX:
         return _UNIX + entry.address
-    return f"[{entry.address}]:{entry.port}" if ":" in entry.address else f"{entry.address}:{entry.port}"
+    return format_host_port(entry.address, entry.port)
 
 
-def _can_become(old: SocketPlan, new: SocketPlan) -> bool:
-    """Whether an open socket can take what is new.
+def _can_reuse(old: SocketPlan, new: SocketPlan) -> bool:
+    """Whether an open socket can take the new options.
 
     The protocol and IPV6_V6ONLY are fixed once a socket is bound, and an option
-    that is no longer given cannot be brought back to what it would have been.
+    that is no longer given cannot be set back to the kernel's default.
     A UNIX socket stays in any case: two of them cannot have the same path, and
-    its buffers are those of who writes.
+    its buffers are those of the sender.
     """
     if new.is_unix:
         return True
@@ -239,13 +240,13 @@ def _settings(planned: SocketPlan) -> tuple[object, ...]:
 def resolve_names(config: ProxyConfig) -> dict[str, tuple[str, ...]]:
     """Look up every host name that a configuration listens on or trusts, with the system's resolver.
 
-    Blocks until the system's resolver has answered or given up.
+    Blocks until the system's resolver has answered or timed out.
 
     Returns:
-        The addresses of each, without brackets, of the families this machine has.
+        The addresses of each, without brackets, of the address families of this machine.
 
     Raises:
-        ConfigError: Some cannot be found; a problem for each line that names one.
+        ConfigError: Some are not found; one problem for each line with such a name.
     """
     problems = Problems()
     found: dict[str, tuple[str, ...]] = {}
@@ -259,7 +260,7 @@ def resolve_names(config: ProxyConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _host_names(config: ProxyConfig) -> Iterator[tuple[str, str]]:
-    """Every host name, with the path of the field that has it."""
+    """Yield every host name with the path of its field."""
     for number, server in enumerate(config.servers):
         for index, listen in enumerate(server.listen):
             if is_host_name(listen.address):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The admin endpoint: ``/metrics``, ``/healthz``, ``/readyz``, ``/config``.
 
-Lives in the supervisor and answers for all workers.  It decides nothing: a
-``Source`` knows the facts.  The Prometheus library is imported when metrics
-are asked for: a start need not wait for it.
+It runs in the supervisor and reports the ``Status`` of all processes.  The
+Prometheus library is imported at the first request for metrics, so that it
+does not delay the start.
 """
 
 from __future__ import annotations
@@ -14,47 +14,17 @@ import errno
 import importlib
 import json
 import socket
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Protocol
 
 from mailproxy.http_server import HttpServer, Request, Response
-
-if TYPE_CHECKING:
-    from mailproxy.telemetry.aggregate import MetricsPage
-
-SNAPSHOT_SECONDS: Final = 1.0
-"""How long a scrape waits for workers; who does not answer counts with its last snapshot."""
-
-
-class Source(Protocol):
-    """What the endpoint asks of the supervisor."""
-
-    async def snapshots(self) -> None:
-        """Ask every worker for its numbers; cancelled when it takes too long."""
-        ...
-
-    def page(self) -> MetricsPage:
-        """Give the sums as they are known now (``Totals.page``)."""
-        ...
-
-    def unready(self) -> str:
-        """Return why clients are not accepted, or not by all workers; empty where they are."""
-        ...
-
-    def config(self) -> Mapping[str, object]:
-        """Give ``hash``, ``generation``, ``loaded_at`` and ``last_error``; nothing secret.
-
-        ``hash`` is that of the configuration which all workers run.
-        """
-        ...
+from mailproxy.supervisor.status import SNAPSHOT_SECONDS, Status
 
 
 class AdminEndpoint:
-    """An endpoint that answers.
+    """A running admin endpoint.
 
     Attributes:
-        address: Where, as bound.
-        port: Likewise; of interest when port 0 was asked for.
+        address: Its address.
+        port: Its port, also where port 0 was requested.
     """
 
     def __init__(self, server: HttpServer, bound: socket.socket) -> None:
@@ -64,24 +34,24 @@ class AdminEndpoint:
         self.address, self.port = bound.getsockname()[:2]
 
     async def close(self) -> None:
-        """Stop answering; an answer that is under way gets a second."""
+        """Stop serving; a response in progress gets one second."""
         await self._server.close()
 
 
-async def serve(address: str, port: int, source: Source) -> AdminEndpoint:
-    """Answer on an address.
+async def serve(address: str, port: int, status: Status) -> AdminEndpoint:
+    """Serve the admin endpoint on an address.
 
     Args:
-        address: An IPv4 or IPv6 address, brackets or not.  ``::`` takes IPv4
-            too, and nothing but IPv4 where the system has no IPv6.
-        port: 0 for any.
-        source: Who knows the answers.
+        address: An IPv4 or IPv6 address, with or without brackets.  ``::``
+            accepts IPv4 too, and only IPv4 where the system has no IPv6.
+        port: 0 for any free port.
+        status: What to report.
 
     Raises:
-        OSError: It cannot be bound: in use, not permitted, not ours.
+        OSError: bind(2) failed: in use, not permitted, not a local address.
     """
-    server = HttpServer(_Answers(source).answer)
-    bound = _bound_for(address.removeprefix("[").removesuffix("]"), port)
+    server = HttpServer(_Handlers(status).handle)
+    bound = _bind_dual_stack(address.removeprefix("[").removesuffix("]"), port)
     try:
         await server.listen(bound)
     except BaseException:
@@ -90,13 +60,13 @@ async def serve(address: str, port: int, source: Source) -> AdminEndpoint:
     return AdminEndpoint(server, bound)
 
 
-class _Answers:
-    """What is answered to each request."""
+class _Handlers:
+    """The response to each request."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._turn = asyncio.Lock()
-        self._refreshed = float("-inf")
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._lock = asyncio.Lock()
+        self._refreshed_at = float("-inf")
         self._paths = {
             "/metrics": self._metrics,
             "/healthz": self._health,
@@ -104,7 +74,7 @@ class _Answers:
             "/config": self._config,
         }
 
-    async def answer(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         path = self._paths.get(request.path)
         if path is None:
             return _text(404, "There is nothing here. There is:\n" + "".join(f"{it}\n" for it in self._paths))
@@ -113,37 +83,37 @@ class _Answers:
         return await path(request)
 
     async def _metrics(self, request: Request) -> Response:
-        # The first scrape loads the Prometheus library, while probes are answered.
+        # The first scrape imports the Prometheus library in a thread, so that probes are still served.
         library = await asyncio.to_thread(importlib.import_module, "mailproxy.telemetry.prometheus")
         await self._refresh()
         headers = request.headers
         shown = library.expose(
-            self._source.page(), headers.get("accept", ""), headers.get("accept-encoding", "")
+            self._status.page(), headers.get("accept", ""), headers.get("accept-encoding", "")
         )
         encoding = {"Content-Encoding": shown.encoding} if shown.encoding else {}
         return Response(200, shown.body, shown.content_type, {"Vary": "Accept, Accept-Encoding", **encoding})
 
     async def _refresh(self) -> None:
-        """Have numbers that are not older than the question; who waits for the same ones shares them."""
+        """Get metrics that are not older than the request; requests that wait at the same time share them."""
         loop = asyncio.get_running_loop()
-        came = loop.time()
-        async with self._turn:
-            if self._refreshed >= came:
+        requested_at = loop.time()
+        async with self._lock:
+            if self._refreshed_at >= requested_at:
                 return
-            self._refreshed = loop.time()
+            self._refreshed_at = loop.time()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SNAPSHOT_SECONDS):
-                    await self._source.snapshots()
+                    await self._status.refresh()
 
     async def _health(self, _: Request) -> Response:
         return _text(200, "ok\n")
 
     async def _readiness(self, _: Request) -> Response:
-        reason = self._source.unready()
+        reason = self._status.unready_reason()
         return _text(503, f"not ready: {reason}\n") if reason else _text(200, "ready\n")
 
     async def _config(self, _: Request) -> Response:
-        body = json.dumps(dict(self._source.config()), indent=2) + "\n"
+        body = json.dumps(dict(self._status.config()), indent=2) + "\n"
         return Response(200, body.encode(), "application/json")
 
 
@@ -151,17 +121,17 @@ def _text(status: int, text: str) -> Response:
     return Response(status, text.encode())
 
 
-def _bound_for(address: str, port: int) -> socket.socket:
-    """Bind, with both families on the one address that means both."""
+def _bind_dual_stack(address: str, port: int) -> socket.socket:
+    """Bind a socket; the address ``::`` accepts both families."""
     try:
-        return _bound(socket.AF_INET6 if ":" in address else socket.AF_INET, address, port)
+        return _bind(socket.AF_INET6 if ":" in address else socket.AF_INET, address, port)
     except OSError as error:
         if address != "::" or error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
             raise
-        return _bound(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - what was asked for, as far as there is
+        return _bind(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - what was requested, on a system without IPv6
 
 
-def _bound(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _bind(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is known about a configuration before it runs; for ``check``, ``run`` and reloads alike.
+"""Checks a configuration before it runs: for ``mailproxy check``, ``run`` and reloads.
 
-The text is read, the files that it refers to are looked for, and TLS is put to
-work once.  All of it happens even where some of it fails, so that every
-problem is reported in one go, with the same words and the same place.
+The file is parsed, the files that it refers to are checked, and TLS contexts
+are created.  All steps run even where one fails, so that all problems are
+reported at once.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ _LINE = re.compile(r"(.*):([0-9]+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        loaded: The configuration, as far as it could be read where there are problems;
-            ``None`` where it could not be read at all.
-        problems: What prevents it from running, each once.
-        notices: What is accepted but worth telling, each once.
-        absent: Files from Secrets and ConfigMaps that are not here: a problem where it is to run,
-            none where it is only checked.
+        loaded: The configuration; where there are problems, the part that could be parsed, or ``None``.
+        problems: Errors, each once.
+        notices: Warnings, each once.
+        absent: Missing files of Secrets and ConfigMaps: errors for ``run``, but not for ``check``.
     """
 
     loaded: Loaded | None
@@ -41,7 +39,7 @@ class CheckResult:
     absent: tuple[Problem, ...]
 
     def runnable(self) -> Loaded:
-        """The configuration that is to run.
+        """Return the configuration to run.
 
         Raises:
             ConfigError: With every problem, absent files among them.
@@ -53,11 +51,11 @@ class CheckResult:
 
 
 def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
-    """Find out everything about a configuration.
+    """Check a configuration.
 
     Args:
         text: The content of its file.
-        source: The file's path, for problems.
+        source: The file's path, for error messages.
         hostname: The machine's name.
     """
     try:
@@ -75,13 +73,13 @@ def check_config(text: bytes, *, source: str, hostname: str) -> CheckResult:
     return CheckResult(
         loaded=loaded,
         problems=sort_problems((*problems, *map(located, lacking), *map(located, tls))),
-        notices=sort_problems((*loaded.notices, *_once(map(located, notices)))),
+        notices=sort_problems((*loaded.notices, *_unique_notices(map(located, notices)))),
         absent=sort_problems(map(located, absent)),
     )
 
 
 def sort_problems(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Each problem once; those of lines of a file by line, the others as they come."""
+    """Remove duplicates, and sort the problems that have a line by their lines."""
     return tuple(sorted(dict.fromkeys(problems), key=_line))
 
 
@@ -90,8 +88,8 @@ def _line(problem: Problem) -> tuple[str, int]:
     return (found[1], int(found[2])) if found else ("", 0)
 
 
-def _once(notices: Iterable[Problem]) -> Iterator[Problem]:
-    """One notice for what is true of the process, and so of every server."""
+def _unique_notices(notices: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield one notice for what applies to the process, and therefore to every server."""
     seen: set[str] = set()
     for notice in notices:
         reason = notice.reason.rpartition('": ')[2]
@@ -101,7 +99,7 @@ def _once(notices: Iterable[Problem]) -> Iterator[Problem]:
 
 
 def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """What OpenSSL refuses, and what it serves otherwise than asked; missing files are known already."""
+    """Return what OpenSSL rejects, and what it changes; missing files are reported elsewhere."""
     if not any(server.tls_is_used for server in config.servers):
         return [], []
     # Not at the top: ``check`` of a configuration without TLS needs no OpenSSL.
@@ -112,7 +110,7 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     found: tuple[list[Problem], list[Problem]] = ([], [])
     for index, server in enumerate(config.servers):
         if server.tls_is_used and f"servers[{index}]" not in endless:
-            rename = _renamed(f"servers[{server.name}]", f"servers[{index}]")
+            rename = _with_index(f"servers[{server.name}]", f"servers[{index}]")
             problems, notices = tried(server)
             found[0].extend(
                 rename(problem) for problem in problems if not any(path in problem.reason for path in paths)
@@ -121,34 +119,34 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     return found
 
 
-def _renamed(name: str, index: str) -> Callable[[Problem], Problem]:
-    """Servers by number: in a configuration with errors two may have one name."""
+def _with_index(name: str, index: str) -> Callable[[Problem], Problem]:
+    """Replace names of servers by numbers: in an invalid configuration two may have the same name."""
     return lambda problem: Problem(problem.path.replace(name, index, 1), problem.reason)
 
 
-def summary(verdict: CheckResult, source: str) -> str:
-    """One line about a configuration without problems: ``nginx.conf: ok, 4 servers, 6 listeners``."""
-    assert verdict.loaded is not None  # noqa: S101 -- it has no problems
-    servers = verdict.loaded.config.servers
+def summary(result: CheckResult, source: str) -> str:
+    """Return one line about a valid configuration: ``nginx.conf: ok, 4 servers, 6 listeners``."""
+    assert result.loaded is not None  # noqa: S101 -- it has no problems
+    servers = result.loaded.config.servers
     listeners = sum(len(server.listen) for server in servers)
-    return f"{source}: ok, {_counted(len(servers), 'server')}, {_counted(listeners, 'listener')}"
+    return f"{source}: ok, {_plural(len(servers), 'server')}, {_plural(listeners, 'listener')}"
 
 
 def format_problem(problem: Problem) -> str:
-    """A problem as one line: a terminal obeys control characters, and a file may hold any."""
+    """Return a problem as one line, with control characters escaped: a file may contain any."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(problem))
 
 
-def _counted(number: int, what: str) -> str:
+def _plural(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def read_config(path: Path, *, once: bool = False) -> bytes:
-    """Read a configuration file, as far as a configuration may be long and one byte more.
+    """Read a configuration file, up to one byte more than the maximum size.
 
     Args:
         path: The file.
-        once: It is never read again, so that it may be a pipe.
+        once: The file is not read again, so it may be a pipe.
 
     Raises:
         ConfigError: It cannot be read, or is a pipe or a device, which a reload could not read again.
@@ -164,7 +162,7 @@ def read_config(path: Path, *, once: bool = False) -> bytes:
 
 
 def referenced_files(config: ProxyConfig) -> frozenset[Path]:
-    """Name every file whose contents matter to a configuration: certificates, keys, header values."""
+    """Return the files that a configuration refers to: certificates, keys, header values."""
     tls = (path for server in config.servers for path in files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)
     return frozenset(Path(path) for path in (*tls, *headers) if path is not None)

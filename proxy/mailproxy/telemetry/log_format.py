@@ -14,6 +14,7 @@ from json import encoder
 from typing import Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
 """Bytes of a user name that the log keeps."""
@@ -185,7 +186,7 @@ def endpoint(address: str, port: int) -> str:
     """Write an address with its port; a UNIX socket has none."""
     if not port:
         return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return format_host_port(address, port)
 
 
 def text_session(record: SessionRecord, stamp: str) -> str:
