@@ -201,7 +201,7 @@ class App:
             numbers=meter.protocol(config.protocol),
             patience=self._engine.timers.lane(config.timeout),
             idleness=self._engine.timers.lane(config.proxy_timeout),
-            log=self._engine.log.of(config),
+            log=self._engine.log.for_server(config),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
@@ -351,7 +351,7 @@ class App:
         next_due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
         engine.loop.call_at(next_due, self._tick, next_due)  # first, so that it goes on whatever raises below
         engine.meter.loop_lag.observe(max(now - due, 0.0))
-        engine.meter.settle()
+        engine.meter.flush()
         self._ticks += 1
         if is_calm or self._ticks % _FLUSH_EVERY == 0:
             engine.log.flush()

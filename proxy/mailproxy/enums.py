@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The closed sets of words for what happens, and the notes that conversations make.
+"""Enumerations: values of metric labels and log fields, and the notes of frontends.
 
-Metrics, the session log and the conversations all use these words; a metric's
-label takes its values from here and from nowhere else.
+Metrics, the session log and the frontends use them; every closed set of label
+values is defined here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Method(StrEnum):
 
 
 class LoginResult(StrEnum):
-    """How an attempt to log in ended."""
+    """How a login ended."""
 
     SUCCESS = "success"
     DENIED = "denied"
@@ -84,7 +84,7 @@ class CloseReason(StrEnum):
 
 
 class AuthOutcome(StrEnum):
-    """How one request to the authorization service ended."""
+    """How one request to the authentication service ended."""
 
     OK = "ok"
     DENIED = "denied"
@@ -94,7 +94,7 @@ class AuthOutcome(StrEnum):
 
 
 class AuthErrorReason(StrEnum):
-    """Why a request to the authorization service gave no usable answer."""
+    """Why a request to the authentication service got no usable response."""
 
     DNS = "dns"
     CONNECT = "connect"
@@ -107,7 +107,7 @@ class AuthErrorReason(StrEnum):
 
 
 class UpstreamStage(StrEnum):
-    """How far a login at the upstream had come."""
+    """The step of a login at the upstream."""
 
     CONNECT = "connect"
     GREETING = "greeting"
@@ -119,7 +119,7 @@ class UpstreamStage(StrEnum):
 
 
 class ProxyHeaderResult(StrEnum):
-    """What became of a PROXY header that a listener asked for."""
+    """The result of reading the PROXY header that a listener requires."""
 
     V1 = "v1"
     V2 = "v2"
@@ -132,7 +132,7 @@ class ProxyHeaderResult(StrEnum):
 
 
 class TlsMode(StrEnum):
-    """How TLS began."""
+    """How TLS was started."""
 
     IMPLICIT = "implicit"
     STARTTLS = "starttls"
@@ -162,7 +162,7 @@ class DnsPurpose(StrEnum):
 
 
 class DnsResult(StrEnum):
-    """How a question to a name server ended."""
+    """How a DNS query ended."""
 
     OK = "ok"
     NXDOMAIN = "nxdomain"
@@ -173,7 +173,7 @@ class DnsResult(StrEnum):
 
 
 class CacheResult(StrEnum):
-    """How a look-up in the resolver's cache ended."""
+    """How a lookup in the resolver's cache ended."""
 
     HIT = "hit"
     MISS = "miss"
@@ -182,7 +182,7 @@ class CacheResult(StrEnum):
 
 
 class SessionState(StrEnum):
-    """The phase a session is in."""
+    """The phase of a session."""
 
     STARTING = "starting"
     PREAUTH = "preauth"
@@ -193,14 +193,14 @@ class SessionState(StrEnum):
 
 @dataclass(slots=True)
 class ProtocolViolation:
-    """A client broke its protocol's rules, or spoke out of turn."""
+    """A client violated its protocol."""
 
     kind: ProtocolErrorKind
 
 
 @dataclass(slots=True)
 class LoginRefused:
-    """An attempt to log in that never reached the authorization service."""
+    """A login that was refused without a request to the authentication service."""
 
     method: Method
     result: LoginResult
@@ -208,7 +208,7 @@ class LoginRefused:
 
 @dataclass(slots=True)
 class LoginDenied:
-    """The authentication service denied a login; ``text`` is its answer, fit for a log."""
+    """The authentication service denied a login; ``text`` is its reply, prepared for the log."""
 
     text: bytes
     code: bytes | None = None
@@ -216,10 +216,10 @@ class LoginDenied:
 
 @dataclass(slots=True)
 class LogNote:
-    """Something for the log at ``info``: a fixed sentence, and bytes that the log will escape.
+    """A log event at ``info``: a fixed name, and bytes that the log escapes.
 
-    ``text`` never holds a password.  ``is_ours`` is for what an administrator
-    has to mend: it is logged at ``error``.
+    ``text`` never holds a password.  With ``is_ours``, the administrator
+    has to fix the cause, and the event is logged at ``error``.
     """
 
     event: str
@@ -231,20 +231,14 @@ Note = ProtocolViolation | LoginRefused | LoginDenied | LogNote
 
 
 class Limit(StrEnum):
-    """A limit that turned a client away."""
+    """A limit because of which a client was rejected."""
 
     CONN_TOTAL = "conn_total"
     MAX_ERRORS = "max_errors"
 
 
-class LimitMode(StrEnum):
-    """What a limit does when it is hit."""
-
-    ENFORCE = "enforce"
-
-
 class Direction(StrEnum):
-    """Which way relayed bytes went."""
+    """The direction of relayed bytes."""
 
     TO_UPSTREAM = "to_upstream"
     TO_CLIENT = "to_client"
@@ -261,14 +255,14 @@ class TlsVersion(StrEnum):
 
 
 class ReloadResult(StrEnum):
-    """How an attempt to load a configuration ended."""
+    """How loading a configuration ended."""
 
     SUCCESS = "success"
     FAILURE = "failure"
 
 
 class RestartReason(StrEnum):
-    """Why a worker had to be replaced."""
+    """Why a worker was replaced."""
 
     CRASH = "crash"
     KILLED = "killed"
@@ -277,21 +271,21 @@ class RestartReason(StrEnum):
 
 
 class LoginOutcome(StrEnum):
-    """Whether a login went through, where its time is all that is told."""
+    """The result of a login, as a label of its duration."""
 
     SUCCESS = "success"
     FAILURE = "failure"
 
 
 class ConnectResult(StrEnum):
-    """Whether an upstream could be connected to."""
+    """The result of connecting to an upstream."""
 
     OK = "ok"
     ERROR = "error"
 
 
 class Authenticated(StrEnum):
-    """Whether a session got as far as its upstream."""
+    """Whether the client of a session has logged in."""
 
     TRUE = "true"
     FALSE = "false"

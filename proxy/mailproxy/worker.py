@@ -160,7 +160,7 @@ class WorkerService:
         self._send(ipc_messages.Applied(order.serial))
 
     async def _open_logs(self, config: ProxyConfig, sockets: Sequence[socket.socket]) -> None:
-        """Open the configuration's logs, in a thread since a disk may be slow; closes the sockets on failure."""
+        """Open the configuration's logs, files in a thread; closes the sockets on failure."""
         try:
             if config.error_logs:
                 await asyncio.to_thread(self._log.open, config)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mailproxy import http_server as module
 from mailproxy.http_server import (
-    CONNECTIONS,
     IDLE_SECONDS,
-    LEAST_IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MIN_IDLE_SECONDS,
     BadRequest,
     HttpServer,
     Request,
@@ -93,7 +93,7 @@ async def serving(body: bytes = b"ok\n") -> AsyncIterator[Server]:
 
 async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_longest() -> None:
     async with serving() as server:
-        quiet = [await server.connect() for _ in range(CONNECTIONS)]
+        quiet = [await server.connect() for _ in range(MAX_CONNECTIONS)]
         assert b" 200 " in await quiet[0].ask()
         assert b" 200 " in await (await server.connect()).ask(LAST)
         assert await quiet[1].is_closed()  # the first one has sent a request since
@@ -103,7 +103,7 @@ async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_longest
 
 async def test_probes_are_answered_while_quiet_connections_keep_coming() -> None:
     async with serving() as server:
-        for number in range(5 * CONNECTIONS):
+        for number in range(5 * MAX_CONNECTIONS):
             await server.connect()
             if number % 7 == 0:
                 assert b" 200 " in await (await server.connect()).ask(LAST)
@@ -111,7 +111,7 @@ async def test_probes_are_answered_while_quiet_connections_keep_coming() -> None
 
 async def test_who_sends_a_byte_now_and_then_is_idle() -> None:
     async with serving() as server:
-        slow = [await server.connect() for _ in range(CONNECTIONS)]
+        slow = [await server.connect() for _ in range(MAX_CONNECTIONS)]
         for byte in b"GET /healthz":
             for client in slow:
                 client.writer.write(bytes([byte]))
@@ -124,10 +124,10 @@ async def test_who_sends_a_byte_now_and_then_is_idle() -> None:
     ("connections", "seconds"),
     [
         (1, IDLE_SECONDS),
-        (CONNECTIONS // 2, IDLE_SECONDS),
-        (CONNECTIONS * 3 // 4, LEAST_IDLE_SECONDS + (IDLE_SECONDS - LEAST_IDLE_SECONDS) / 2),
-        (CONNECTIONS, LEAST_IDLE_SECONDS),
-        (CONNECTIONS + 1, LEAST_IDLE_SECONDS),
+        (MAX_CONNECTIONS // 2, IDLE_SECONDS),
+        (MAX_CONNECTIONS * 3 // 4, MIN_IDLE_SECONDS + (IDLE_SECONDS - MIN_IDLE_SECONDS) / 2),
+        (MAX_CONNECTIONS, MIN_IDLE_SECONDS),
+        (MAX_CONNECTIONS + 1, MIN_IDLE_SECONDS),
     ],
 )
 def test_the_fuller_it_is_the_shorter_a_connection_may_be_idle(connections: int, seconds: float) -> None:

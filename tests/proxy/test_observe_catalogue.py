@@ -44,7 +44,7 @@ def test_names_and_labels_that_dashboards_rely_on_are_kept(name: str, labels: tu
 
 
 def test_the_catalogue_is_complete() -> None:
-    assert {(family.kind.value[0], family.name, family.label_names) for family in ALL_METRICS} == {
+    assert {(family.type.value[0], family.name, family.label_names) for family in ALL_METRICS} == {
         ("c", "mailproxy_connections_accepted_total", ("server", "protocol")),
         ("g", "mailproxy_connections_active", ("server", "protocol")),
         ("c", "mailproxy_connections_closed_total", ("server", "protocol", "reason")),
@@ -93,8 +93,8 @@ def test_the_catalogue_is_complete() -> None:
 @EVERY
 def test_names_have_our_prefix_and_end_in_their_unit(family: MetricDefinition) -> None:
     assert family.name.startswith(("mailproxy_", "process_"))
-    assert family.name.endswith("_total") == (family.kind is MetricType.COUNTER)
-    assert family.kind is not MetricType.HISTOGRAM or family.name.endswith("_seconds")
+    assert family.name.endswith("_total") == (family.type is MetricType.COUNTER)
+    assert family.type is not MetricType.HISTOGRAM or family.name.endswith("_seconds")
     assert not {"ms", "millis", "kb", "minutes", "percent"} & set(family.name.split("_"))
 
 
@@ -115,13 +115,13 @@ def test_label_values_come_from_closed_sets(family: MetricDefinition) -> None:
 
 @EVERY
 def test_histograms_alone_have_buckets_and_these_grow(family: MetricDefinition) -> None:
-    assert bool(family.buckets) == (family.kind is MetricType.HISTOGRAM)
+    assert bool(family.buckets) == (family.type is MetricType.HISTOGRAM)
     assert list(family.buckets) == sorted(set(family.buckets))
 
 
 @EVERY
 def test_counters_and_histograms_are_never_merged_but_by_adding(family: MetricDefinition) -> None:
-    assert family.kind is MetricType.GAUGE or family.merge in {Aggregation.SUM, Aggregation.OWN}
+    assert family.type is MetricType.GAUGE or family.aggregation in {Aggregation.SUM, Aggregation.OWN}
 
 
 @pytest.mark.parametrize(

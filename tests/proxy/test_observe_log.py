@@ -26,7 +26,7 @@ from support.fuzz import examples
 
 NOW = 1795407407.5
 STAMP = "2026-11-23T04:16:47.500Z"
-MARKED = b"s3cr3t-MARK"
+MARKED = b"s3cr3t-ELLIPSIS"
 
 
 class Page:
@@ -104,7 +104,7 @@ def configured(level: LogLevel, *servers: LogLevel, **changes: Any) -> ProxyConf
 def run_with(log: Log, config: ProxyConfig) -> list[LogWriter]:
     """Put a configuration to work; gives the logs of its servers."""
     log.open(config)
-    writers = [log.of(each) for each in config.servers]
+    writers = [log.for_server(each) for each in config.servers]
     log.adopt(config)
     return writers
 

@@ -94,7 +94,7 @@ def test_the_supervisor_says_what_it_alone_knows() -> None:
         started=1000.0,
         restarts={RestartReason.CRASH: 2},
         reloads={ReloadResult.SUCCESS: 5},
-        config_refused=True,
+        config_rejected=True,
         draining=True,
         process={c.PROCESS_MEMORY.name: 1000, c.PROCESS_CPU.name: c.NANO, c.PROCESS_MAX_FDS.name: 100},
     )
@@ -262,7 +262,7 @@ class World:
     def look(self) -> None:
         page = self.totals.page(OWN)
         for family, series in self.shown.items():
-            if family.kind is not c.MetricType.GAUGE:
+            if family.type is not c.MetricType.GAUGE:
                 for labels, before in series.items():
                     assert has_not_fallen(before, page[family][labels]), (family.name, labels)
         self.shown = page

@@ -194,7 +194,7 @@ def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
     moved = {P + name for _, name, _ in TABLE} | {P + name for _, name, _ in SPANS}
     config = {P + "config_info"} | {name for name in BY_NAME if name.startswith(P + "config_last")}
     config |= {P + "config_generation"}
-    theirs = {f.name for f in ALL_METRICS if f.merge is not Aggregation.OWN and f.name.startswith(P)}
+    theirs = {f.name for f in ALL_METRICS if f.aggregation is not Aggregation.OWN and f.name.startswith(P)}
     assert moved | config == theirs
 
 
@@ -211,7 +211,7 @@ def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
 def test_buckets_include_their_upper_bound(seconds: float, bucket: int) -> None:
     histogram = Histogram((0.1, 1.0))
     histogram.observe(seconds)
-    histogram.settle()
+    histogram.flush()
     assert histogram.counts.index(1) == bucket
     assert histogram.sum == seconds
 
@@ -222,10 +222,10 @@ def test_when_spans_are_settled_does_not_matter(steps: list[float | None]) -> No
     histogram = Histogram(bounds)
     for step in steps:
         if step is None:
-            histogram.settle()
+            histogram.flush()
         else:
             histogram.observe(step)
-    histogram.settle()
+    histogram.flush()
     spans = [step for step in steps if step is not None]
     low, middle = (sum(span <= bound for span in spans) for bound in bounds)
     assert histogram.counts == [low, middle - low, len(spans) - middle]
@@ -238,7 +238,7 @@ def test_nothing_waits_once_a_meter_has_settled() -> None:
     cells = [cell(meter) for cell, _, _ in SPANS]
     for cell in cells:
         cell.observe(0.5)
-    meter.settle()
+    meter.flush()
     assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
@@ -246,7 +246,9 @@ def test_what_alerts_look_at_is_there_from_the_start() -> None:
     meter = busy()
     names = {name for name, _ in series(meter)}
     assert {
-        family.name for family in ALL_METRICS if family.from_start and family.merge is not Aggregation.OWN
+        family.name
+        for family in ALL_METRICS
+        if family.from_start and family.aggregation is not Aggregation.OWN
     } <= names
     logins = [labels for name, labels in series(meter) if name == P + "logins_total"]
     assert len(logins) == len(Protocol) * len(enums.Method) * len(enums.LoginResult)
@@ -316,15 +318,6 @@ def test_the_configuration_that_runs_is_told_once_there_is_one() -> None:
         (P + "config_last_reload_success_timestamp_seconds", ()): 20.0,
         (P + "config_generation", ()): 2,
     }
-
-
-def test_a_refused_configuration_leaves_the_running_one() -> None:
-    meter = Meter()
-    meter.config_loaded("old", 1, 10.0)
-    meter.config_refused()
-    told = series(meter)
-    assert told[P + "config_last_reload_successful", ()] == 0
-    assert told[P + "config_info", ("old",)] == 1
 
 
 def test_snapshots_of_one_life_are_numbered() -> None:

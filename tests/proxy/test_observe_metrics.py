@@ -15,7 +15,7 @@ from mailproxy import enums
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy.telemetry.metrics import Meter
-from mailproxy.telemetry.process_stats import process_figures
+from mailproxy.telemetry.process_stats import process_stats
 from mailproxy.telemetry.prometheus import PageCollector, expose
 from mailproxy_config.model import Protocol
 from support.needs import Needs
@@ -49,7 +49,7 @@ def full_page(servers: int = 1) -> MetricsPage:
             build=BuildInfo(version="1", revision="abc", python_version="3.11", openssl_version="3.0"),
             workers=1,
             started=1.7e9,
-            process=process_figures(),
+            process=process_stats(),
         )
     )
 

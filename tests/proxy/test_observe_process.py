@@ -13,11 +13,11 @@ from mailproxy.telemetry.definitions import BY_NAME
 
 
 def test_figures_are_of_this_process() -> None:
-    before = process_stats.process_figures()
+    before = process_stats.process_stats()
     ballast = mmap.mmap(-1, 32 << 20)  # straight from the kernel: the heap may have as much lying about
     ballast.write(bytes(len(ballast)))
     with Path("/proc/self/stat").open() as one, Path("/proc/self/stat").open() as two:
-        after = process_stats.process_figures()
+        after = process_stats.process_stats()
         assert one.fileno() != two.fileno()
     assert (
         after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"] > len(ballast) // 2
@@ -28,12 +28,12 @@ def test_figures_are_of_this_process() -> None:
 
 
 def test_figures_are_in_the_catalogue() -> None:
-    assert process_stats.process_figures().keys() <= BY_NAME.keys()
+    assert process_stats.process_stats().keys() <= BY_NAME.keys()
 
 
 def test_without_proc_the_rest_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(process_stats, "_STATM", tmp_path / "statm")
-    assert process_stats.process_figures().keys() == {"process_cpu_seconds_total", "process_max_fds"}
+    assert process_stats.process_stats().keys() == {"process_cpu_seconds_total", "process_max_fds"}
 
 
 def test_descriptors_are_listed_where_the_kernel_does_not_count_them(
@@ -46,4 +46,4 @@ def test_descriptors_are_listed_where_the_kernel_does_not_count_them(
     for name in "012":
         (tmp_path / name).touch()
     monkeypatch.setattr(process_stats, "_FDS", Uncounted(tmp_path))
-    assert process_stats.process_figures()["process_open_fds"] == 3
+    assert process_stats.process_stats()["process_open_fds"] == 3

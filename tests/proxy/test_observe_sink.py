@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.telemetry.log_sinks import CAPACITY, PIECE, StreamSink
+from mailproxy.telemetry.log_sinks import CAPACITY, CHUNK_SIZE, StreamSink
 
 LINE = "x" * 99 + "\n"
 FULL = CAPACITY // len(LINE)
@@ -190,7 +190,7 @@ def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: St
     assert (sink.dropped, sink.size) == (total - written // len(LINE), 0)
 
 
-@given(st.lists(st.lists(st.integers(0, PIECE - 1), max_size=60), max_size=9))
+@given(st.lists(st.lists(st.integers(0, CHUNK_SIZE - 1), max_size=60), max_size=9))
 def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) -> None:
     out, into = os.pipe()
     os.set_blocking(out, False)
@@ -218,10 +218,10 @@ def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one message per write
     with ours, theirs:
         sink = StreamSink(ours.fileno())
-        for size in (100, 4000, 90, 7, PIECE, PIECE + 1, 5):
+        for size in (100, 4000, 90, 7, CHUNK_SIZE, CHUNK_SIZE + 1, 5):
             sink.put(["x" * (size - 1) + "\n"])
         sink.close(1)
-        assert [len(theirs.recv(1 << 16)) for _ in range(6)] == [100, 4090, 7, PIECE, PIECE + 1, 5]
+        assert [len(theirs.recv(1 << 16)) for _ in range(6)] == [100, 4090, 7, CHUNK_SIZE, CHUNK_SIZE + 1, 5]
 
 
 def test_a_file_is_written_like_any_other(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from mailproxy import enums
     ("enum", "values"),
     [
         (enums.Limit, ["conn_total", "max_errors"]),
-        (enums.LimitMode, ["enforce"]),
         (enums.Direction, ["to_upstream", "to_client"]),
         (enums.TlsVersion, ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3", "other"]),
         (enums.ReloadResult, ["success", "failure"]),

@@ -144,7 +144,7 @@ async def test_the_limit_of_time_is_one_of_the_answers() -> None:
     assert await heard == Answer(DnsResult.TIMEOUT)
     assert table.meter.dns_timeouts[DnsPurpose.PTR].value == 1
     assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
-    table.meter.settle()
+    table.meter.flush()
     assert sum(table.meter.dns_seconds[DnsPurpose.PTR].counts) == 1
 
 

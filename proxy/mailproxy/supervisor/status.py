@@ -17,7 +17,7 @@ from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.worker_pool import WorkerPool
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Snapshot
-from mailproxy.telemetry.process_stats import process_figures
+from mailproxy.telemetry.process_stats import process_stats
 from mailproxy_config.errors import Problem
 
 SNAPSHOT_SECONDS: Final = 1.0
@@ -83,9 +83,9 @@ class Status:
             started=self._started_at,
             restarts=self.pool.restarts if self.pool else {},
             reloads=self._reloads,
-            config_refused=self._last_error is not None,
+            config_rejected=self._last_error is not None,
             draining=self.is_draining,
-            process=process_figures(),
+            process=process_stats(),
         )
         return self._aggregator.page(facts)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log: one line per session when it ends, and one per event worth an administrator's time.
+"""The log: one line per session when it ends, and one per event.
 
-Nothing here knows a password: records have no field for one, ``Secret`` prints
-as ``***``, and everything a stranger said is escaped and cut.
+No password is ever logged: records have no field for one, ``Secret`` prints as
+``***``, and everything that a client sent is escaped and truncated.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Log(LogWriter):
 
     Args:
         stream: The descriptor of standard error.
-        format: How lines look, in every log.
-        level: The least severe level that is written there.
-        now: Unix time.
-        is_fixed: Whether ``level`` comes from the command line (``--log-level``):
-            it then holds for every log, whatever the configuration says.
+        format: The format of all logs.
+        level: The least severe level that is written to standard error.
+        now: Returns the Unix time.
+        is_fixed: Whether ``level`` is that of the command line (``--log-level``),
+            which replaces the level of every log in the configuration.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Log(LogWriter):
         self._sessions = 0
         self._servers: dict[Sequence[ErrorLog], LogWriter] = {}
         self._next: dict[Sequence[ErrorLog], LogWriter] = {}
-        self._next_outputs: Sequence[Output] = ()  # keeps what was opened until it is adopted
+        self._next_outputs: Sequence[Output] = ()  # keeps open what is not adopted yet
 
     @property
     def level(self) -> LogLevel:
@@ -60,30 +60,30 @@ class Log(LogWriter):
         self.outputs = [Output(self._destinations.standard_error, SEVERITY_RANKS[level])]
 
     def session_id(self) -> str:
-        """Make the next session's name: this process's random one, and a number, both hexadecimal."""
+        """Return the ID of the next session: a random number of this process and a counter, in hex."""
         self._sessions += 1
         return f"{self._life}-{self._sessions:x}"
 
-    # -- what a configuration says
+    # -- the logs of a configuration
 
     def open(self, config: ProxyConfig) -> None:
-        """Open what a configuration logs to; nothing is written there before ``adopt``.
+        """Open the logs of a configuration; they are used after ``adopt``.
 
-        This may wait for a disk.
+        This may block on a disk.
 
         Raises:
             ConfigError: A file cannot be written to.
         """
         forced = self._level if self._is_fixed else None
         prepared: dict[Sequence[ErrorLog], LogWriter] = {}
-        self._next_outputs = self._destinations.outputs(_logs(config), forced)
+        self._next_outputs = self._destinations.outputs(_configured_logs(config), forced)
         for server in config.servers:
-            self._writer(prepared, _logs(server))
+            self._writer(prepared, _configured_logs(server))
         self._next = prepared
 
-    def of(self, server: ServerConfig) -> LogWriter:
-        """The logs of a server block."""
-        return self._writer(self._next, _logs(server))
+    def for_server(self, server: ServerConfig) -> LogWriter:
+        """Return the log of a server block."""
+        return self._writer(self._next, _configured_logs(server))
 
     def _writer(self, known: dict[Sequence[ErrorLog], LogWriter], logs: Sequence[ErrorLog]) -> LogWriter:
         writer = known.get(logs) or self._servers.get(logs)
@@ -94,15 +94,16 @@ class Log(LogWriter):
         return writer
 
     def adopt(self, config: ProxyConfig, *, notices: bool = False) -> None:
-        """Write to the logs of a configuration that runs from now on.
+        """Use the logs of a configuration from now on.
 
         Args:
-            config: What was given to ``open``.
-            notices: Whether standard error gets the notices of this process in
-                any case.
+            config: The argument of the last ``open``.
+            notices: Whether notices are written to standard error in any case.
         """
         self.flush()
-        outputs = list(self._destinations.outputs(_logs(config), self._level if self._is_fixed else None))
+        outputs = list(
+            self._destinations.outputs(_configured_logs(config), self._level if self._is_fixed else None)
+        )
         if notices and not self._is_fixed:
             outputs = _with_notices(outputs, self._destinations.standard_error)
         self.outputs = outputs
@@ -111,13 +112,13 @@ class Log(LogWriter):
         self._servers, self._next, self._next_outputs = self._next, {}, ()
 
     def reopen(self) -> None:
-        """Open every log file anew (``SIGUSR1``); what cannot be opened goes on as it is."""
+        """Reopen every log file (``SIGUSR1``); the old file stays in use where that fails."""
         self.flush()
         for sink in self._destinations.sinks():
             sink.reopen()
 
     def flush(self) -> None:
-        """Write what waits in any log of this process, as far as that goes without waiting."""
+        """Write the queued lines of all logs, as far as that does not block."""
         self.write_sessions()
         for writer in self._servers.values():
             writer.write_sessions()
@@ -131,26 +132,26 @@ class Log(LogWriter):
                 self.event(LogLevel.ERROR, "log_not_reopened", path=path, reason=failure)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Write what waits before the process ends, for at most so many seconds."""
+        """Write the queued lines before the process exits, for at most ``seconds``."""
         self.flush()
         for sink in self._destinations.sinks():
             sink.close(seconds)
 
 
-def _logs(config: ProxyConfig | ServerConfig) -> tuple[ErrorLog, ...]:
-    """The logs of a configuration; without any, standard error."""
+def _configured_logs(config: ProxyConfig | ServerConfig) -> tuple[ErrorLog, ...]:
+    """Return the logs of a configuration; standard error where there are none."""
     return config.error_logs or (ErrorLog(level=config.error_log),)
 
 
 def _with_notices(outputs: Sequence[Output], standard_error: LogSink) -> list[Output]:
-    """The same logs, with notices on standard error."""
+    """Return the same logs, with notices on standard error."""
     others = [each for each in outputs if each.sink is not standard_error]
     ranks = [each.rank for each in outputs if each.sink is standard_error]
     return [*others, Output(standard_error, min([*ranks, SEVERITY_RANKS[LogLevel.NOTICE]]))]
 
 
 class LibraryLogHandler(logging.Handler):
-    """Hands on what libraries tell the standard library's ``logging``: asyncio's complaints above all."""
+    """Writes records of the standard library's ``logging`` to the log: those of asyncio, above all."""
 
     _LEVELS: Final = (
         (logging.CRITICAL, LogLevel.CRIT),

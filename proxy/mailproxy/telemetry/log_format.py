@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two looks of a log line: JSON for machines, ``key=value`` for people.
+"""The two formats of log lines: JSON (RFC 8259) for programs, ``key=value`` for people.
 
-A session's line is put together in one piece, for there is one per session
-(RFC 8259 for JSON; every line is ASCII and ends in one line feed).
+Every line is printable ASCII and ends in one line feed: control characters,
+quotation marks, invalid UTF-8, U+2028 and bidirectional controls are escaped,
+so that no client can break a line.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy_config.addresses import format_host_port
 
 USER_LIMIT: Final = 256
-"""Bytes of a user name that the log keeps."""
-MARK: Final = "..."
-"""Stands where something was cut off."""
+"""Bytes of a user name that are logged."""
+ELLIPSIS: Final = "..."
+"""Marks a truncated value."""
 
 quote: Final = encoder.encode_basestring_ascii
-"""Puts text between quotation marks, escaped as JSON has it; ``quote_limited`` without its limit."""
+"""Return text as a JSON string, without a limit."""
 
 
 def quote_limited(text: str, limit: int) -> str:
-    """Put text between quotation marks, escaped as JSON has it, and cut after ``limit`` characters."""
+    """Return text as a JSON string, truncated after ``limit`` characters."""
     if len(text) <= limit:
         return quote(text)
-    return quote(text[:limit] + MARK)
+    return quote(text[:limit] + ELLIPSIS)
 
 
 def quote_bytes(data: bytes, limit: int) -> str:
-    r"""Put bytes between quotation marks: UTF-8 where it is, ``\\xNN`` where it is not."""
+    r"""Return bytes as a JSON string, truncated: UTF-8 decoded, other bytes as ``\\xNN``."""
     if len(data) <= limit:
         return quote(data.decode("utf-8", "backslashreplace"))
-    return quote(data[:limit].decode("utf-8", "backslashreplace") + MARK)
+    return quote(data[:limit].decode("utf-8", "backslashreplace") + ELLIPSIS)
 
 
 def is_unquoted(text: str) -> bool:
-    """Whether text may stand between quotation marks as it is."""
+    """Return whether text needs no escapes in a JSON string."""
     return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
 class TimestampFormatter:
-    """The time of day as RFC 3339 has it, in UTC with milliseconds; seconds are formatted once."""
+    """Formats times as in RFC 3339, in UTC with milliseconds; each second is formatted once."""
 
     __slots__ = ("_prefix", "_second")
 
@@ -54,7 +55,7 @@ class TimestampFormatter:
         self._prefix = ""
 
     def __call__(self, now: float) -> str:
-        """Write a Unix time down, e.g. ``2026-11-23T04:05:06.789Z``."""
+        """Format a Unix time, e.g. ``2026-11-23T04:05:06.789Z``."""
         second = int(now)
         if second != self._second:
             self._second = second
@@ -64,11 +65,12 @@ class TimestampFormatter:
 
 @dataclass(slots=True, eq=False)
 class SessionRecord:
-    """Everything the log tells about one session.
+    """The values of one session's log line, set while the session runs.
 
-    Times are seconds: ``started`` on the monotonic clock, the others spans,
-    and ``None`` where that stage was never reached.  ``user`` is as the client
-    wrote it; the log escapes and cuts it.  There is no field for a password.
+    Times are in seconds: ``started`` on the monotonic clock, the others are
+    durations, ``None`` where the stage was not reached.  ``user`` is what the
+    client sent; the log escapes and truncates it.  There is no field for a
+    password.
     """
 
     session: str = ""
@@ -80,30 +82,30 @@ class SessionRecord:
     client_port: int = 0
     started: float = 0.0
     proxied: bool = False
-    """Whether the address came from a PROXY header."""
+    """Whether the address is from a PROXY header."""
     tls: str | None = None
     """TLS version, by OpenSSL's name."""
     cipher: str = ""
     user: bytes = b""
     method: Method | None = None
     result: LoginResult | None = None
-    """How the last attempt to log in ended."""
+    """The result of the last login."""
     attempts: int = 0
     errors: int = 0
     error: ProtocolErrorKind | None = None
-    """The last of them."""
+    """The last protocol error."""
     upstream: str = ""
     upstream_port: int = 0
     stage: str | None = None
-    """Where the last login failed: ``auth``, or how far it had come at the upstream."""
+    """The step at which the last login failed: ``auth``, or an ``UpstreamStage``."""
     reply: bytes | None = None
-    """What whoever refused it replied, fit for a log (``protocols.redaction``)."""
+    """The reply that refused it, prepared for the log (``protocols.redaction``)."""
     auth_seconds: float | None = None
-    """Time the authentication service took, all attempts together."""
+    """Time of all requests to the authentication service."""
     upstream_seconds: float | None = None
     """Time to connect and log in at the upstream."""
     login_seconds: float | None = None
-    """From complete credentials to the answer to the client."""
+    """Time from complete credentials to the reply to the client."""
     duration: float = 0.0
     bytes_to_upstream: int = 0
     bytes_to_client: int = 0
@@ -113,10 +115,10 @@ class SessionRecord:
 
 
 Field = object
-"""What an event's field may be: text, bytes, numbers, truth, ``None``, or what ``str`` prints well."""
+"""A field of an event: str, bytes, a number, bool, ``None``, or a value that ``str`` formats."""
 
 LINE_LIMIT: Final = 4096
-"""Bytes of a line; a pipe takes so many in one piece (``PIPE_BUF``)."""
+"""Maximum bytes of an event's line; a pipe takes so many atomically (``PIPE_BUF``)."""
 _TEXT_LIMIT: Final = 200
 _VALUE_LIMITS: Final = (2048, 256, 32)
 
@@ -125,17 +127,17 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
-_FINE: Final = '"stage":null,"reply":null'
+_NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
 
-_SPANS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
+_DURATIONS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
 
 
-def _spans(r: SessionRecord) -> str:
+def _durations(r: SessionRecord) -> str:
     auth, upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
     if auth is not None and upstream is not None and login is not None:
-        return _SPANS % (auth, upstream, login, r.duration)
+        return _DURATIONS % (auth, upstream, login, r.duration)
     return (
         f'"auth_seconds":{_seconds(auth)},"upstream_seconds":{_seconds(upstream)},'
         f'"login_seconds":{_seconds(login)},"duration_seconds":{r.duration:.3f}'
@@ -146,19 +148,21 @@ def _seconds(span: float | None) -> str:
     return "null" if span is None else f"{span:.4f}"
 
 
-def _string(text: str) -> str:
+def _json_string(text: str) -> str:
     return quote_limited(text, _TEXT_LIMIT)
 
 
 def json_session(record: SessionRecord, stamp: str) -> str:
-    """Write a session's line as JSON; every field is always there, ``null`` for what never was."""
+    """Format a session's line as JSON; every field is present, ``null`` where there is no value."""
     r = record
     server, client, upstream = r.server, r.client, r.upstream
-    if len(server) + len(client) + len(upstream) <= _TEXT_LIMIT:  # one look instead of three, nearly always
+    if (
+        len(server) + len(client) + len(upstream) <= _TEXT_LIMIT
+    ):  # one comparison instead of three, nearly always
         server, client, upstream = quote(server), quote(client), quote(upstream)
     else:
-        server, client, upstream = _string(server), _string(client), _string(upstream)
-    tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")
+        server, client, upstream = _json_string(server), _json_string(client), _json_string(upstream)
+    tls, cipher = (_json_string(r.tls), _json_string(r.cipher)) if r.tls else ("null", "null")
     level = "debug" if r.is_silent else "info"
     return (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
@@ -169,37 +173,34 @@ def json_session(record: SessionRecord, stamp: str) -> str:
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
-        f"{_FINE if r.stage is None else _failure(r)},"
-        f'{_spans(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
+        f"{_NO_FAILURE if r.stage is None else _failure(r)},"
+        f'{_durations(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
 
 
 def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
-        return _FINE  # an earlier attempt failed
+        return _NO_FAILURE  # an earlier login failed
     reply = "null" if r.reply is None else quote_bytes(r.reply, _TEXT_LIMIT)
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
 def endpoint(address: str, port: int) -> str:
-    """Write an address with its port; a UNIX socket has none."""
+    """Return an address with its port; a UNIX socket has none."""
     if not port:
         return address
     return format_host_port(address, port)
 
 
 def text_session(record: SessionRecord, stamp: str) -> str:
-    """Write a session's line for people: who, what, where to, how long, how much, why it ended.
-
-    What never was is left out.
-    """
+    """Format a session's line as text; fields without a value are left out."""
     r = record
     level = "debug" if r.is_silent else "info"
-    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_word(r.server)}"]
-    parts.append(f"client={_word(endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
+    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_text_string(r.server)}"]
+    parts.append(f"client={_text_string(endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
     if r.tls:
-        parts.append(f"tls={_word(r.tls)} cipher={_word(r.cipher)}")
+        parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
@@ -222,14 +223,14 @@ def _login_parts(r: SessionRecord) -> list[str]:
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_word(endpoint(r.upstream, r.upstream_port))}")
+        parts.append(f"upstream={_text_string(endpoint(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
             parts.append(f"{name}={span:.4f}s")
     return parts
 
 
-def _word(text: str, limit: int = _TEXT_LIMIT) -> str:
+def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:
     """Leave text as it is where that reads as one word; else quote it."""
     if text and len(text) <= limit and is_unquoted(text) and " " not in text and "=" not in text:
         return text
@@ -249,11 +250,11 @@ def _value(value: Field, limit: int) -> str:
 
 
 def _text_value(value: Field, limit: int) -> str:
-    return _word(value, limit) if isinstance(value, str) else _value(value, limit)
+    return _text_string(value, limit) if isinstance(value, str) else _value(value, limit)
 
 
 def json_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -> str:
-    """Write an event as JSON.  Values are cut shorter until the line is at most ``LINE_LIMIT`` long."""
+    """Format an event as JSON; values are truncated until the line is at most ``LINE_LIMIT`` long."""
     head = f'{{"time":"{stamp}","level":"{level}","event":"{name}"'
     line = ""
     for limit in _VALUE_LIMITS:
@@ -264,7 +265,7 @@ def json_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -
 
 
 def text_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -> str:
-    """Write an event for people.  Values are cut shorter until the line is at most ``LINE_LIMIT`` long."""
+    """Format an event as text; values are truncated until the line is at most ``LINE_LIMIT`` long."""
     line = ""
     for limit in _VALUE_LIMITS:
         values = "".join(f" {key}={_text_value(value, limit)}" for key, value in fields.items())

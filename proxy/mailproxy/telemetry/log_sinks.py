@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where log lines go: whole, in pieces that a pipe takes at once, and never at the price of waiting.
+"""The outputs of the log: a descriptor, a file, a syslog server.  None of them ever blocks.
 
-A reader that does not read costs lines, which are counted, and nothing else.
-What was inherited is opened anew where that is possible, because making it
-non-blocking would make it so for everybody who shares it.
+A slow reader loses lines, which are counted, and nothing else.  An inherited
+descriptor is reopened where that is possible, since making it non-blocking
+would affect all processes that share it.
+
+Files are written by a thread, so that no disk blocks the event loop.  What a
+full or broken disk does not take is lost, counted, and reported as soon as the
+file takes lines again.  A syslog server gets one datagram per line, in the
+form of RFC 3164 section 4 as nginx writes it.
 """
 
 from __future__ import annotations
@@ -23,16 +28,12 @@ from typing import Final, Protocol
 from mailproxy_config.model import LogLevel, SyslogServer
 from mailproxy_config.syslog import FACILITIES
 
-PIECE: Final = 4096
-"""Bytes per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
+CHUNK_SIZE: Final = 4096
+"""Maximum bytes per write; a pipe takes so many atomically (``PIPE_BUF``, pipe(7))."""
 CAPACITY: Final = 256 * 1024
-"""Bytes that may wait for a slow reader."""
+"""Maximum bytes that are queued for a slow reader."""
 
 Writer = Callable[[bytes], int]
-
-
-def _nothing() -> None:
-    pass
 
 
 def _closed(_: bytes) -> int:
@@ -40,43 +41,43 @@ def _closed(_: bytes) -> int:
 
 
 def _writer(fd: int) -> tuple[Writer, Callable[[], None]]:
-    """Find the way to write to a descriptor that never waits, and how to let go of it."""
+    """Return a function that writes to a descriptor without blocking, and one that closes what it uses."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
-        return (lambda piece: os.write(fd, piece)), _nothing
+        return (lambda chunk: os.write(fd, chunk)), lambda: None
     if stat.S_ISSOCK(mode):
         peer = socket.socket(fileno=os.dup(fd))
-        return (lambda piece: peer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)), peer.close
+        return (lambda chunk: peer.send(chunk, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)), peer.close
     try:
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY)
-    except OSError:  # somebody else's (a container's output, often), or no /proc
-        return _shared(fd, mode), _nothing
-    return (lambda piece: os.write(own, piece)), lambda: os.close(own)
+    except OSError:  # it belongs to another user (often a container's output), or there is no /proc
+        return _shared(fd, mode), lambda: None
+    return (lambda chunk: os.write(own, chunk)), lambda: os.close(own)
 
 
 def _shared(fd: int, mode: int) -> Writer:
-    """Write to a descriptor that cannot be opened anew.
+    """Return a function that writes to a descriptor which cannot be reopened.
 
-    A pipe into somebody else's hands is shared with processes of ours alone,
-    so it may become non-blocking.  A terminal is shared with a shell, which
-    would suffer; so poll(2) has to promise room.
+    A pipe to another user's process is shared only with processes of this
+    proxy, so it may become non-blocking.  A terminal is shared with a shell,
+    which needs it blocking; so poll(2) is called before each write.
     """
     if stat.S_ISFIFO(mode):
         os.set_blocking(fd, False)
-        return lambda piece: os.write(fd, piece)
+        return lambda chunk: os.write(fd, chunk)
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
 
-    def write(piece: bytes) -> int:
+    def write(chunk: bytes) -> int:
         if not poll.poll(0):
             raise BlockingIOError
-        return os.write(fd, piece)
+        return os.write(fd, chunk)
 
     return write
 
 
 class LogSink(Protocol):
-    """Where finished lines go; nothing here waits.
+    """An output for formatted lines; no method blocks, except ``close``.
 
     Attributes:
         dropped: Lines lost since they were last reported.
@@ -86,7 +87,7 @@ class LogSink(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """The number of queued bytes."""
         ...
 
     def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
@@ -94,28 +95,28 @@ class LogSink(Protocol):
         ...
 
     def flush(self) -> bool:
-        """Write what can be written without waiting; returns whether all of it was."""
+        """Write queued lines without blocking; returns whether all were written."""
         ...
 
     def reopen(self) -> None:
-        """Open a file anew."""
+        """Reopen a file."""
         ...
 
     def failure(self) -> str | None:
-        """Why it could not be opened anew, once."""
+        """Return, once, why a file could not be reopened."""
         ...
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for at most so many seconds; nothing is written after that."""
+        """Write queued lines for at most ``seconds``; nothing is written after that."""
         ...
 
 
 class StreamSink:
-    """A bounded queue of lines in front of a descriptor.
+    """A bounded queue of lines for a descriptor.
 
     Attributes:
-        size: Bytes that wait.
-        dropped: Lines lost since the last time anybody was told.
+        size: The number of queued bytes.
+        dropped: Lines lost since they were last reported.
     """
 
     def __init__(self, fd: int, *, owns: bool = False) -> None:
@@ -124,13 +125,13 @@ class StreamSink:
         self._write, self._release = _writer(fd)
         self._lines: list[str] = []
         self._waiting = b""
-        self._start = 0  # in it, of what is in no piece yet
-        self._piece = b""
+        self._start = 0  # of the part that is in no chunk yet
+        self._chunk = b""
         self.size = 0
         self.dropped = 0
 
     def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
-        """Queue lines of ASCII, each with its line feed; count as dropped what the queue has no room for."""
+        """Queue lines of ASCII, each with its line feed; those that do not fit are counted as dropped."""
         del level
         size = self.size + sum(map(len, lines))
         if size <= CAPACITY:
@@ -145,26 +146,26 @@ class StreamSink:
                 self.dropped += 1
 
     def flush(self) -> bool:
-        """Write what can be written without waiting.
+        """Write queued lines without blocking.
 
         Returns:
-            Whether nothing waits any more and nothing was lost on the way.
+            Whether the queue is empty and no line was lost.
         """
-        while piece := self._piece or self._next_piece():
+        while chunk := self._chunk or self._next_chunk():
             try:
-                sent = self._write(piece)
+                sent = self._write(chunk)
             except (BlockingIOError, InterruptedError):
-                self._piece = piece
+                self._chunk = chunk
                 return False
-            except OSError:  # nobody reads any more, or the disk is full
-                self._lose(piece)
+            except OSError:  # there is no reader any more, or the disk is full
+                self._drop(chunk)
                 return False
-            self._piece = piece[sent:]
+            self._chunk = chunk[sent:]
             self.size -= sent
         return True
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for at most so many seconds; nothing is written after that."""
+        """Write queued lines for at most ``seconds``; nothing is written after that."""
         deadline = time.monotonic() + seconds
         room = select.poll()
         room.register(self._fd, select.POLLOUT)
@@ -173,79 +174,79 @@ class StreamSink:
         self._end()
 
     def reopen(self) -> None:
-        """Nothing to open anew: whoever started the process opened this."""
+        """Do nothing: an inherited descriptor cannot be reopened."""
 
     def failure(self) -> str | None:
-        """Why it could not be opened anew: there is nothing to fail."""
+        """Return ``None``: ``reopen`` does nothing."""
         return None
 
     def _end(self) -> None:
         self._release()
         if self._owns:
             os.close(self._fd)
-        self._write, self._release, self._owns = _closed, _nothing, False
+        self._write, self._release, self._owns = _closed, lambda: None, False
 
     def __del__(self) -> None:
         if "_lines" in self.__dict__:  # it was opened
             self._end()
 
-    def _next_piece(self) -> bytes:
-        """Take as many whole lines as a pipe takes at once; at least one, if there is any."""
+    def _next_chunk(self) -> bytes:
+        """Return as many whole lines as one write takes; at least one, if there is any."""
         if self._start == len(self._waiting):
             self._waiting, self._start = "".join(self._lines).encode("ascii"), 0
             self._lines.clear()
         waiting, start = self._waiting, self._start
-        end = waiting.rfind(b"\n", start, start + PIECE) + 1 or waiting.find(b"\n", start) + 1
+        end = waiting.rfind(b"\n", start, start + CHUNK_SIZE) + 1 or waiting.find(b"\n", start) + 1
         self._start = end
         return waiting[start:end]
 
-    def _lose(self, piece: bytes) -> None:
-        self.dropped += piece.count(b"\n") + self._waiting.count(b"\n", self._start) + len(self._lines)
+    def _drop(self, chunk: bytes) -> None:
+        self.dropped += chunk.count(b"\n") + self._waiting.count(b"\n", self._start) + len(self._lines)
         self._lines.clear()
         self._waiting, self._start = b"", 0
-        self._piece = b""
+        self._chunk = b""
         self.size = 0
 
 
 FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-"""Appending: several processes write into one file, each write in one piece."""
+"""``O_APPEND``, since several processes write to one file, a whole chunk at a time."""
 MODE: Final = 0o644
 _REOPEN: Final = b""
 
 
 class _Writer:
-    """What the thread works with.  It must not hold the sink, whose end is its own end."""
+    """The state of the thread.  It has no reference to the sink, so that the sink can be collected."""
 
     def __init__(self, path: str, fd: int) -> None:
         self.path = path
         self.fd = fd
         self.queue: SimpleQueue[bytes | None] = SimpleQueue()
         self.done = 0
-        """Bytes that were written or lost; only the thread changes it."""
+        """Bytes that were written or lost; only the thread sets it."""
         self.lost = 0
-        """Lines that were lost; only the thread changes it."""
+        """Lines that were lost; only the thread sets it."""
         self.is_healthy = True
         """Whether the last line was written."""
         self.failure: str | None = None
-        """Why the file could not be opened anew."""
+        """Why the file could not be reopened."""
         self._is_torn = False
 
     def run(self) -> None:
-        """Write until there is no more to come."""
-        while (piece := self.queue.get()) is not None:
-            if piece is _REOPEN:
-                self._reopen()
+        """Write until the queue is closed."""
+        while (chunk := self.queue.get()) is not None:
+            if chunk is _REOPEN:
+                self.reopen()
             else:
-                self._write(piece)
-                self.done += len(piece)
+                self._write(chunk)
+                self.done += len(chunk)
         os.close(self.fd)
 
-    def _write(self, piece: bytes) -> None:
-        rest = b"\n" + piece if self._is_torn else piece
+    def _write(self, chunk: bytes) -> None:
+        rest = b"\n" + chunk if self._is_torn else chunk
         while rest:
             try:
                 sent = os.write(self.fd, rest)
-            except OSError:  # the disk is full, or gone
+            except OSError:  # the disk is full, or was removed
                 self.lost += rest.count(b"\n", 1 if rest[:1] == b"\n" else 0)
                 self.is_healthy = False
                 return
@@ -253,7 +254,8 @@ class _Writer:
             rest = rest[sent:]
         self.is_healthy = True
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
+        """Open the file again, and close the old descriptor."""
         try:
             fd = os.open(self.path, FLAGS, MODE)
         except OSError as error:
@@ -265,7 +267,7 @@ class _Writer:
 
 
 class FileSink:
-    """A bounded queue of lines in front of a file.
+    """A bounded queue of lines for a file.
 
     Attributes:
         dropped: Lines lost since they were last reported.
@@ -285,11 +287,11 @@ class FileSink:
 
     @property
     def size(self) -> int:
-        """Bytes that wait, those that the thread has among them."""
+        """The number of queued bytes, those of the thread included."""
         return self._put - self._writer.done
 
     def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
-        """Queue lines of ASCII, each with its line feed; count what the queue has no room for."""
+        """Queue lines of ASCII, each with its line feed; those that do not fit are counted as dropped."""
         del level
         if self._is_closed:
             return
@@ -301,7 +303,7 @@ class FileSink:
                 self.dropped += 1
 
     def flush(self) -> bool:
-        """Hand what waits to the thread; returns whether all of it was written, and the last line too."""
+        """Pass queued lines to the thread; returns whether all were written."""
         if self._lines:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._writer.run, name="log", daemon=True)
@@ -313,20 +315,20 @@ class FileSink:
         return not lost and self._writer.is_healthy and self.size == 0
 
     def reopen(self) -> None:
-        """Open the file anew, after what was logged before; it may have been moved away (``SIGUSR1``)."""
+        """Reopen the file, after the queued lines; it may have been renamed (``SIGUSR1``)."""
         self.flush()
         if self._thread is None:
-            self._writer._reopen()  # noqa: SLF001 - there is no thread that could do it
+            self._writer.reopen()  # there is no thread yet
         else:
             self._writer.queue.put(_REOPEN)
 
     def failure(self) -> str | None:
-        """Why the file could not be opened anew, once."""
+        """Return, once, why the file could not be reopened."""
         failure, self._writer.failure = self._writer.failure, None
         return failure
 
     def close(self, seconds: float = 0.0) -> None:
-        """Write what waits, for at most so many seconds; nothing is written after that."""
+        """Write queued lines for at most ``seconds``; nothing is written after that."""
         if not self._is_closed:
             self.flush()
             self._end()
@@ -346,7 +348,7 @@ class FileSink:
 
 
 def open_log_file(path: str) -> FileSink | StreamSink:
-    """Open a log file; what is no regular file (a pipe, a device) is written like standard error.
+    """Open a log file; what is not a regular file (a pipe, a device) is written like standard error.
 
     Raises:
         OSError: It cannot be opened for writing.
@@ -369,20 +371,20 @@ _SEVERITIES: Final = {
     LogLevel.DEBUG: 7,
 }
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.EINTR})
+_QUEUE_FULL_ERRNOS: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.EINTR})
 
 
 class SyslogSink:
-    """A bounded queue of datagrams in front of a socket that never waits.
+    """A bounded queue of datagrams for a non-blocking socket.
 
     Args:
-        server: Where to; a host name was replaced by an address before.
+        server: The server, by address.
         hostname: This machine's name, for the header.
-        now: Unix time.
+        now: Returns the Unix time.
 
     Attributes:
         dropped: Lines lost since they were last reported.
-        size: Bytes that wait.
+        size: The number of queued bytes.
     """
 
     def __init__(self, server: SyslogServer, *, hostname: str, now: Callable[[], float] = time.time) -> None:
@@ -412,15 +414,15 @@ class SyslogSink:
                 self.dropped += 1
 
     def flush(self) -> bool:
-        """Send what can be sent without waiting; what a server does not take is lost.
+        """Send queued datagrams without blocking; one that the server rejects is lost.
 
         Returns:
-            Whether nothing waits any more and nothing was lost on the way.
+            Whether the queue is empty and no line was lost.
         """
         lost = 0
         while self._waiting:
             code = self._send(self._waiting[0])
-            if code in _FULL:
+            if code in _QUEUE_FULL_ERRNOS:
                 break
             lost += code != 0
             self.size -= len(self._waiting.popleft())
@@ -428,16 +430,16 @@ class SyslogSink:
         return not (lost or self._waiting)
 
     def _send(self, datagram: bytes) -> int:
-        """Send one datagram; a socket that fails is replaced once. Returns the error number, or 0."""
+        """Send one datagram, once more on a new socket where it fails; returns errno, or 0."""
         code = 0
         for _ in range(2):
             try:
                 if self._socket is None:
-                    self._socket = _connected(self._server)
+                    self._socket = _connect(self._server)
                 self._socket.send(datagram, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except OSError as error:
                 code = error.errno or errno.EIO
-                if code in _FULL:
+                if code in _QUEUE_FULL_ERRNOS:
                     return code
                 self._disconnect()
             else:
@@ -450,22 +452,22 @@ class SyslogSink:
             self._socket = None
 
     def reopen(self) -> None:
-        """Connect anew with the next line."""
+        """Connect again with the next line."""
         self._disconnect()
 
     def failure(self) -> str | None:
-        """Why it could not be opened anew: nothing fails before a line is sent."""
+        """Return ``None``: no error occurs before a line is sent."""
         return None
 
     def close(self, seconds: float = 0.0) -> None:
-        """Send what waits, for at most so many seconds."""
+        """Send queued datagrams for at most ``seconds``."""
         deadline = time.monotonic() + seconds
         while not self.flush() and self._waiting and time.monotonic() < deadline:
             time.sleep(0.01)
         self._disconnect()
 
 
-def _connected(server: SyslogServer) -> socket.socket:
+def _connect(server: SyslogServer) -> socket.socket:
     if server.unix_path is not None:
         family, target = socket.AF_UNIX, server.unix_path
     else:

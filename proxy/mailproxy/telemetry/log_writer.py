@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which logs there are, each open once however many levels and servers write to it."""
+"""Writes log lines to the outputs of a configuration, each of which is open once.
+
+``Destinations`` opens outputs; ``LogWriter`` formats lines and writes them to
+the outputs that take their level.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,8 @@ from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ErrorLog, LogLevel, SyslogServer
 
 SEVERITY_RANKS: Final = {level: rank for rank, level in enumerate(LogLevel)}
-_SESSIONS: Final = SEVERITY_RANKS[LogLevel.ERROR]
-_STANDARD: Final = {
+_SESSION_RANK: Final = SEVERITY_RANKS[LogLevel.ERROR]
+_STANDARD_STREAMS: Final = {
     "/dev/stderr": 2,
     "/dev/fd/2": 2,
     "/proc/self/fd/2": 2,
@@ -28,40 +32,40 @@ _STANDARD: Final = {
     "/dev/fd/1": 1,
     "/proc/self/fd/1": 1,
 }
-_MOST_LINKS: Final = 40
+_MAX_LINKS: Final = 40
 _DEBUG: Final = SEVERITY_RANKS[LogLevel.DEBUG]
-_NOTHING: Final = len(SEVERITY_RANKS)
-_URGENT: Final = SEVERITY_RANKS[LogLevel.WARN]
-_AT_ONCE: Final = 64
-"""Sessions whose lines are put together without waiting for somebody to call ``flush``."""
-_ENOUGH: Final = 32 * 1024
-"""Bytes that are written without waiting for somebody to call ``flush``."""
+_NO_OUTPUT_RANK: Final = len(SEVERITY_RANKS)
+_FLUSH_RANK: Final = SEVERITY_RANKS[LogLevel.WARN]
+_MAX_PENDING_SESSIONS: Final = 64
+"""Ended sessions whose lines are formatted without waiting for ``flush``."""
+_FLUSH_SIZE: Final = 32 * 1024
+"""Queued bytes that are written without waiting for ``flush``."""
 
 Target = int | str | SyslogServer
-"""A descriptor that we were started with, the path of a file, or a syslog server."""
+"""An inherited descriptor, the path of a file, or a syslog server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One log and what it takes: events from a level on, and session lines unless that is above ``error``."""
+    """An output and its minimum severity; it takes session lines too, unless that is above ``error``."""
 
     sink: LogSink
     rank: int
 
     @property
     def takes_sessions(self) -> bool:
-        """Whether lines about sessions are written here."""
-        return self.rank <= _SESSIONS
+        """Whether session lines are written to it."""
+        return self.rank <= _SESSION_RANK
 
 
 class Destinations:
-    """The open logs of one process.
+    """The open outputs of one process.
 
-    A log is closed when nothing that writes to it is left: sessions of a
-    configuration that was replaced go on writing to its logs.
+    An output is closed when no writer uses it any more: sessions of a replaced
+    configuration still write to its logs.
 
     Args:
-        standard_error: The descriptor of the log that is always there.
+        standard_error: The descriptor of standard error, which is always open.
     """
 
     def __init__(self, standard_error: int) -> None:
@@ -72,11 +76,11 @@ class Destinations:
         self._hostname = socket.gethostname()
 
     def outputs(self, logs: Sequence[ErrorLog], level: LogLevel | None = None) -> tuple[Output, ...]:
-        """Open logs, or give those that are open already.
+        """Open outputs, or return those that are open already.
 
         Args:
-            logs: What is wanted; of several that are the same, the one that takes most counts.
-            level: What counts instead of each log's own level.
+            logs: The configured logs; of duplicates, the lowest level is used.
+            level: Replaces each log's own level.
 
         Raises:
             ConfigError: A file cannot be written to.
@@ -89,19 +93,19 @@ class Destinations:
         return tuple(Output(sink, rank) for sink, rank in ranks.values())
 
     def sinks(self) -> Iterable[LogSink]:
-        """Every log that is open."""
+        """Return every open output."""
         with self._lock:
             return {id(sink): sink for sink in (self.standard_error, *self._open.values())}.values()
 
     def files(self) -> Iterable[tuple[str, FileSink]]:
-        """Every log file that is open, with its path."""
+        """Return every open log file, with its path."""
         with self._lock:
             return [(str(key), sink) for key, sink in self._open.items() if isinstance(sink, FileSink)]
 
     def _sink(self, log: ErrorLog) -> LogSink:
         if log.file is None and log.syslog is None:
             return self.standard_error
-        target = log.syslog or _followed(log.file or "")
+        target = log.syslog or _resolve_links(log.file or "")
         if target == 2:
             return self.standard_error
         sink = self._open.get(target)
@@ -131,11 +135,11 @@ class Destinations:
             ) from error
 
 
-def _followed(path: str) -> int | str:
-    """Follow links: a log file is often a link to ``/dev/stderr``, which cannot always be opened."""
-    for _ in range(_MOST_LINKS):
-        if path in _STANDARD:
-            return _STANDARD[path]
+def _resolve_links(path: str) -> int | str:
+    """Follow links: a log file is often a link to ``/dev/stderr``, which not every process may open."""
+    for _ in range(_MAX_LINKS):
+        if path in _STANDARD_STREAMS:
+            return _STANDARD_STREAMS[path]
         try:
             path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
         except (OSError, ValueError):
@@ -144,23 +148,23 @@ def _followed(path: str) -> int | str:
 
 
 class LogFormat(StrEnum):
-    """How lines look (``--log-format``)."""
+    """The format of log lines (``--log-format``)."""
 
     JSON = "json"
     TEXT = "text"
 
 
 class LogWriter:
-    """Lines for one set of logs: those of the process, or those of a server block.
+    """Writes lines to one set of outputs: those of the process, or those of a server block.
 
-    A log takes the events from its level on.  Session lines are no errors and
-    come at every level from ``debug`` to ``error`` (nginx's default, and
-    ours); ``crit`` and above leave them out.  The line of a session in which
-    the client sent nothing comes at ``debug`` alone.
+    An output takes events from its level on.  Session lines are written at
+    every level from ``debug`` to ``error`` (the default, as in nginx), but not
+    at ``crit`` and above.  The line of a session in which the client sent
+    nothing is written at ``debug`` only.
 
-    Lines are buffered.  Whoever owns the event loop calls ``flush`` about
-    every second and when things are quiet; warnings and worse are written at
-    once.  Writing never waits: see ``sink`` and ``file_sink``.
+    Lines are buffered.  The worker and the supervisor call ``flush`` about
+    every second and when idle; warnings and worse are written at once.
+    Writing never blocks: see ``log_sinks``.
     """
 
     def __init__(self, outputs: Sequence[Output], format: LogFormat, now: Callable[[], float]) -> None:
@@ -169,41 +173,41 @@ class LogWriter:
         self._stamp = TimestampFormatter()
         self._session = log_format.json_session if format is LogFormat.JSON else log_format.text_session
         self._event = log_format.json_event if format is LogFormat.JSON else log_format.text_event
-        self._ended: list[tuple[SessionRecord, float]] = []
+        self._ended_sessions: list[tuple[SessionRecord, float]] = []
         self.is_retired = False
         self.outputs = outputs
 
     @property
     def outputs(self) -> Sequence[Output]:
-        """The logs."""
+        """The outputs."""
         return self._outputs
 
     @outputs.setter
     def outputs(self, outputs: Sequence[Output]) -> None:
         self._outputs = tuple(outputs)
         self._sinks = tuple({id(each.sink): each.sink for each in outputs}.values())
-        self._rank = min((each.rank for each in outputs), default=_NOTHING)
+        self._rank = min((each.rank for each in outputs), default=_NO_OUTPUT_RANK)
         self._takes_sessions = any(each.takes_sessions for each in outputs)
 
     def session(self, record: SessionRecord) -> None:
-        """Write the line of a session that is over; the record is this log's from now on.
+        """Write the line of an ended session; the record must not change after this.
 
-        Lines are put together many at a time: one by one, each would find its
-        code and tables driven out of the processor's caches by a whole login.
+        Lines are formatted in batches: one by one, each would find its code
+        and tables evicted from the CPU caches by a whole login.
         """
         if self._takes_sessions and (not record.is_silent or self._rank == _DEBUG):
-            ended = self._ended
+            ended = self._ended_sessions
             ended.append((record, self._now()))
-            if len(ended) >= _AT_ONCE or self.is_retired:
+            if len(ended) >= _MAX_PENDING_SESSIONS or self.is_retired:
                 self.write_sessions()
-                if self.is_retired or self._sinks[0].size > _ENOUGH:
+                if self.is_retired or self._sinks[0].size > _FLUSH_SIZE:
                     self.flush()
 
     def write_sessions(self) -> None:
-        """Put the lines of ended sessions together; ``flush`` does that first."""
-        if self._ended:
+        """Format the lines of ended sessions; ``flush`` calls this first."""
+        if self._ended_sessions:
             line, stamp = self._session, self._stamp
-            written = [line(record, stamp(when)) for record, when in self._ended]
+            written = [line(record, stamp(when)) for record, when in self._ended_sessions]
             for output in self._outputs:
                 if output.rank == _DEBUG:
                     output.sink.put(written)
@@ -211,24 +215,24 @@ class LogWriter:
                     output.sink.put(
                         [
                             text
-                            for text, (record, _) in zip(written, self._ended, strict=True)
+                            for text, (record, _) in zip(written, self._ended_sessions, strict=True)
                             if not record.is_silent
                         ]
                     )
-            self._ended.clear()
+            self._ended_sessions.clear()
 
     def takes(self, level: LogLevel) -> bool:
-        """Whether an event of this level would be written; for events that are costly to describe."""
+        """Return whether an event of this level would be written; for events whose fields are costly."""
         return SEVERITY_RANKS[level] >= self._rank
 
     def event(self, level: LogLevel, name: str, /, **fields: log_format.Field) -> None:
-        """Write that something happened.
+        """Write an event.
 
         Args:
-            level: How bad it is.
-            name: A fixed word for it, with underscores.
-            fields: What is known about it; names are fixed words, values are
-                escaped and cut.
+            level: Its severity.
+            name: Its fixed name, with underscores.
+            fields: Its details; names are fixed, values are escaped and
+                truncated.
         """
         rank = SEVERITY_RANKS[level]
         if rank < self._rank:
@@ -238,11 +242,11 @@ class LogWriter:
         for output in self._outputs:
             if rank >= output.rank:
                 output.sink.put(line, level)
-        if rank >= _URGENT or self.is_retired or self._sinks[0].size > _ENOUGH:
+        if rank >= _FLUSH_RANK or self.is_retired or self._sinks[0].size > _FLUSH_SIZE:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as that goes without waiting."""
+        """Write queued lines, as far as that does not block."""
         self.write_sessions()
         for sink in self._sinks:
             self._flush(sink)

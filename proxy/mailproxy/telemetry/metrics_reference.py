@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference page of all metrics.
 
-``python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md`` makes it.
+``python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md`` writes it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Counters and histograms include workers that are gone. Series marked *from the s
 anything happened; others appear with their first value.
 No label ever holds a user, an address or a host name.
 """
-_MERGED = {
+_AGGREGATIONS = {
     Aggregation.SUM: "sum",
     Aggregation.MIN: "minimum",
     Aggregation.MAX: "maximum",
     Aggregation.EACH: "each value that some worker has",
     Aggregation.OWN: "of the supervisor",
 }
-_FREE = {
+_OPEN_LABELS = {
     "server": "name of a `server` in the configuration",
     "certificate": "position in `sslCertificate`, from `0`",
     "hash": "hash of the configuration",
@@ -37,12 +37,12 @@ _FREE = {
 
 def _label(label: Label) -> str:
     if label.values is None:
-        return f"* `{label.name}`: {_FREE.get(label.name, 'as it is')}"
+        return f"* `{label.name}`: {_OPEN_LABELS.get(label.name, 'as it is')}"
     return f"* `{label.name}`: " + " ".join(f"`{value}`" for value in label.values)
 
 
 def _section(family: MetricDefinition) -> str:
-    facts = [family.kind.value, f"over workers: {_MERGED[family.merge]}"]
+    facts = [family.type.value, f"over workers: {_AGGREGATIONS[family.aggregation]}"]
     if family.from_start:
         facts.append("from the start")
     lines = [f"## `{family.name}`", "", family.help, "", f"*{'; '.join(facts)}*"]
@@ -54,7 +54,7 @@ def _section(family: MetricDefinition) -> str:
 
 
 def reference() -> str:
-    """Write the page."""
+    """Return the page."""
     return "\n".join([_HEAD, *map(_section, ALL_METRICS)])
 
 

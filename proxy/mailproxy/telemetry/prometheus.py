@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page of numbers as Prometheus wants it.  Belongs to the supervisor: workers never import it."""
+"""The exposition formats of Prometheus.  Only the supervisor imports this module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mailproxy.telemetry.definitions import ALL_METRICS, MetricDefinition, Metri
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """An answer to a scrape."""
+    """The response to a scrape."""
 
     body: bytes
     content_type: str
@@ -30,26 +30,26 @@ class Exposition:
 
 
 class PageCollector(Collector):
-    """Shows one page; there are no ``_created`` series, they would add half as much again."""
+    """Collects one page; without ``_created`` series, which would make it half as large again."""
 
     def __init__(self, page: MetricsPage) -> None:
         self._page = page
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of the page in the catalogue's order."""
+        """Yield every metric of the page."""
         return (_metric(family, series) for family, series in self._page.items())
 
     def describe(self) -> Iterator[Metric]:
-        """Name every metric of the catalogue, so that a registry notices a name that is taken."""
+        """Yield every defined metric, so that a registry detects duplicate names."""
         return (_metric(family, {}) for family in ALL_METRICS)
 
 
 def expose(page: MetricsPage, accept: str = "", accept_encoding: str = "") -> Exposition:
-    """Write a page down.
+    """Encode a page.
 
     Args:
-        page: What to show.
-        accept: The ``Accept`` header: OpenMetrics for who prefers it, else the text format.
+        page: The values.
+        accept: The ``Accept`` header; OpenMetrics where it is preferred, else the text format.
         accept_encoding: The ``Accept-Encoding`` header.
     """
     registry = CollectorRegistry(auto_describe=False)
@@ -70,9 +70,9 @@ def _accepts_gzip(accept_encoding: str) -> bool:
 
 
 def _metric(family: MetricDefinition, series: dict[Labels, float | HistogramValue]) -> Metric:
-    if family.kind is MetricType.HISTOGRAM:
+    if family.type is MetricType.HISTOGRAM:
         return _histogram(family, series)
-    shape = CounterMetricFamily if family.kind is MetricType.COUNTER else GaugeMetricFamily
+    shape = CounterMetricFamily if family.type is MetricType.COUNTER else GaugeMetricFamily
     return _numbers(shape(family.name, family.help, labels=family.label_names), series)
 
 
