@@ -220,7 +220,7 @@ class _Connection:
                 await self._writer.wait_closed()
 
     async def refuse(self, response: Response) -> None:
-        """Send a response and close, after reading what the client still sends: unread data causes a reset."""
+        """Send a response and close, after reading what the client still sends: unread data resets it."""
         self._writer.write(_head(response, keeps_alive=False) + response.body)
         self._writer.write_eof()
         with suppress(TimeoutError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from mailproxy_monitoring.pages import pages
+from mailproxy_monitoring.generated_files import generated_files
 
 from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy_operator.render import planned, render
@@ -45,9 +45,9 @@ def _read(name: str) -> Any:
     return yaml.safe_load((MONITORING / name).read_text())
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", generated_files(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
 def test_what_is_generated_is_fresh(path: Path) -> None:
-    assert path.read_text() == pages()[path], "run: make generate"
+    assert path.read_text() == generated_files()[path], "run: make generate"
 
 
 @pytest.mark.parametrize(

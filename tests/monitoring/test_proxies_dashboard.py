@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 import pytest
+from mailproxy_monitoring.generated_files import DASHBOARDS
 from mailproxy_monitoring.grafana import Panel
-from mailproxy_monitoring.pages import DASHBOARDS
-from mailproxy_monitoring.proxies import PROXIES
+from mailproxy_monitoring.proxies_dashboard import PROXIES
 from mailproxy_monitoring.rules import RECORDS
 
 from mailproxy.telemetry.definitions import ALL_METRICS

@@ -311,7 +311,7 @@ def test_the_plain_rules_are_the_operators_alerts_for_every_proxy() -> None:
         assert "namespace, mailproxy, job" in rule["expr"]
         assert "JOB" not in rule["expr"]
         assert "PROXY" not in rule["expr"]
-        assert "WHO" not in rule["annotations"]["summary"]
+        assert "JOB" not in rule["annotations"]["summary"]
 
 
 @pytest.mark.interop

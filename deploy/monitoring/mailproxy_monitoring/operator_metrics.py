@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of the operator's metrics, made from the registry on which the operator counts."""
+"""The reference page of the operator's metrics, generated from its registry."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _OPEN: Final = {
     "python_version": "of Python",
     "kopf_version": "of kopf",
 }
-"""Labels whose series appear when there is something to tell."""
+"""Labels whose series appear with their first value."""
 
 
 def operator_metrics() -> str:
-    """Write the page."""
+    """Return the page."""
     registry = Meters().registry
-    collectors = registry._names_to_collectors  # noqa: SLF001  nothing public tells of labels without series
+    collectors = registry._names_to_collectors  # noqa: SLF001  no public API lists labels without series
     sections = [_section(family, collectors[family.name]) for family in registry.collect()]
     return "\n".join([_HEAD, *sections])
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the proxy depends on: the authentication service, mail servers, TLS, name servers."""
+"""Dashboard rows: the services that the proxy uses: authentication, mail servers, TLS, DNS."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mailproxy_monitoring.grafana import Panel, Row
-from mailproxy_monitoring.queries import FROM_CACHE, WHO, quantile, rate
+from mailproxy_monitoring.queries import FROM_CACHE, JOB, quantile, rate
 
 AUTHENTICATION: Final = Row(
     "Authentication service",
@@ -17,7 +17,7 @@ AUTHENTICATION: Final = Row(
             unit="reqps",
             width=6,
             queries=((rate("mailproxy_auth_request_duration_seconds_count", "outcome"), "{{outcome}}"),),
-            help="denied and wait are the service's own answers; error and timeout are the lack of one.",
+            help="denied and wait are responses of the service; error and timeout: there was none.",
         ),
         Panel(
             title="Latency",
@@ -27,21 +27,21 @@ AUTHENTICATION: Final = Row(
                 (quantile(share, "mailproxy_auth_request_duration_seconds"), name)
                 for share, name in ((0.5, "median"), (0.9, "90 %"), (0.99, "99 %"))
             ),
-            help="From connecting to the end of the answer's header.",
+            help="From connecting to the end of the response's header.",
         ),
         Panel(
             title="Requests in flight",
             width=6,
-            queries=((f"sum (mailproxy_auth_requests_in_flight{{{WHO}}})", "in flight"),),
-            help="A growing number is a service that does not keep up.",
+            queries=((f"sum (mailproxy_auth_requests_in_flight{{{JOB}}})", "in flight"),),
+            help="A growing number: the service is too slow.",
         ),
         Panel(
             title="Errors, by reason",
             stacked=True,
             unit="reqps",
             width=6,
-            queries=((rate("mailproxy_auth_errors_total", "reason", WHO), "{{reason}}"),),
-            help="Requests without a usable answer.",
+            queries=((rate("mailproxy_auth_errors_total", "reason", JOB), "{{reason}}"),),
+            help="Requests without a usable response.",
         ),
     ),
 )
@@ -63,7 +63,7 @@ UPSTREAMS: Final = Row(
             stacked=True,
             unit="ops",
             queries=((rate("mailproxy_upstream_errors_total", "stage"), "{{stage}}"),),
-            help="How far the login at the mail server had come; login counts refusals too.",
+            help="The step of the login that failed; login includes wrong passwords.",
         ),
         Panel(
             title="Relayed",
@@ -82,7 +82,7 @@ TLS: Final = Row(
             stacked=True,
             unit="ops",
             width=6,
-            queries=((rate("mailproxy_tls_handshakes_total", "version, mode", WHO), "{{version}} {{mode}}"),),
+            queries=((rate("mailproxy_tls_handshakes_total", "version, mode", JOB), "{{version}} {{mode}}"),),
             help="Completed ones.",
         ),
         Panel(
@@ -90,8 +90,8 @@ TLS: Final = Row(
             stacked=True,
             unit="ops",
             width=6,
-            queries=((rate("mailproxy_tls_handshake_failures_total", "reason", WHO), "{{reason}}"),),
-            help="not_tls: somebody speaks plain text to a TLS port.",
+            queries=((rate("mailproxy_tls_handshake_failures_total", "reason", JOB), "{{reason}}"),),
+            help="not_tls: a client uses a TLS port without TLS.",
         ),
         Panel(
             title="Resumed",
@@ -99,8 +99,8 @@ TLS: Final = Row(
             width=6,
             queries=(
                 (
-                    f"{rate('mailproxy_tls_sessions_resumed_total', where=WHO)}"
-                    f" / {rate('mailproxy_tls_handshakes_total', where=WHO)}",
+                    f"{rate('mailproxy_tls_sessions_resumed_total', where=JOB)}"
+                    f" / {rate('mailproxy_tls_handshakes_total', where=JOB)}",
                     "of all handshakes",
                 ),
             ),
@@ -110,13 +110,13 @@ TLS: Final = Row(
             title="Handshake time, 99th percentile",
             unit="s",
             width=6,
-            queries=((quantile(0.99, "mailproxy_tls_handshake_duration_seconds", "mode", WHO), "{{mode}}"),),
+            queries=((quantile(0.99, "mailproxy_tls_handshake_duration_seconds", "mode", JOB), "{{mode}}"),),
             help="Includes the network's round trips.",
         ),
     ),
 )
 
-NAMES: Final = Row(
+DNS: Final = Row(
     "DNS",
     (
         Panel(
@@ -124,7 +124,7 @@ NAMES: Final = Row(
             stacked=True,
             unit="reqps",
             width=6,
-            queries=((rate("mailproxy_dns_queries_total", "result", WHO), "{{result}}"),),
+            queries=((rate("mailproxy_dns_queries_total", "result", JOB), "{{result}}"),),
             help="To name servers: names of clients, of the authentication service.",
         ),
         Panel(
@@ -132,7 +132,7 @@ NAMES: Final = Row(
             stacked=True,
             unit="reqps",
             width=6,
-            queries=((rate("mailproxy_dns_timeouts_total", "purpose", WHO), "{{purpose}}"),),
+            queries=((rate("mailproxy_dns_timeouts_total", "purpose", JOB), "{{purpose}}"),),
             help="ptr and forward delay SMTP greetings; auth stops logins.",
         ),
         Panel(
@@ -140,9 +140,9 @@ NAMES: Final = Row(
             unit="s",
             width=6,
             queries=(
-                (quantile(0.99, "mailproxy_dns_query_duration_seconds", "purpose", WHO), "{{purpose}}"),
+                (quantile(0.99, "mailproxy_dns_query_duration_seconds", "purpose", JOB), "{{purpose}}"),
             ),
-            help="Of the questions that were answered.",
+            help="Of the queries that got a response.",
         ),
         Panel(
             title="Answered from the cache",
@@ -151,7 +151,7 @@ NAMES: Final = Row(
             queries=(
                 (
                     f"{rate('mailproxy_dns_cache_requests_total', where=FROM_CACHE)}"
-                    f" / {rate('mailproxy_dns_cache_requests_total', where=WHO)}",
+                    f" / {rate('mailproxy_dns_cache_requests_total', where=JOB)}",
                     "of all look-ups",
                 ),
             ),

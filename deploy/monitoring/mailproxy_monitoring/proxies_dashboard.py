@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard of the proxies: is mail login working, and if not, where does it break?"""
+"""The dashboard of the proxies: whether logins work, and where they fail."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from mailproxy_monitoring.clients import CONNECTIONS, LOGINS
-from mailproxy_monitoring.glance import GLANCE
+from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
 from mailproxy_monitoring.grafana import Dashboard, Variable
-from mailproxy_monitoring.peers import AUTHENTICATION, NAMES, TLS, UPSTREAMS
-from mailproxy_monitoring.process import PROCESS, PROTOCOL
-from mailproxy_monitoring.queries import WHO
+from mailproxy_monitoring.overview import OVERVIEW
+from mailproxy_monitoring.processes import PROCESS, PROTOCOL
+from mailproxy_monitoring.queries import JOB
+from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, UPSTREAMS
 
 PROXIES: Final = Dashboard(
     uid="mailproxy-proxies",
@@ -26,8 +26,8 @@ PROXIES: Final = Dashboard(
         Variable(
             name="protocol",
             label="Protocol",
-            query=f"label_values(mailproxy_connections_active{{{WHO}}}, protocol)",
+            query=f"label_values(mailproxy_connections_active{{{JOB}}}, protocol)",
         ),
     ),
-    rows=(GLANCE, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TLS, NAMES, PROTOCOL, PROCESS),
+    rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TLS, DNS, PROTOCOL, PROCESS),
 )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients do: connections and logins."""
+"""Dashboard rows: connections of clients, and logins."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mailproxy_monitoring.grafana import Panel, Row
-from mailproxy_monitoring.queries import ASKED, BAD_HIGH, DENIED, LOGIN, WHO, buckets, rate
+from mailproxy_monitoring.queries import BAD_HIGH, DENIED, FILTER, JOB, LOGIN, buckets, rate
 
 CONNECTIONS: Final = Row(
     "Connections",
@@ -20,13 +20,13 @@ CONNECTIONS: Final = Row(
         Panel(
             title="Active, by protocol",
             stacked=True,
-            queries=((f"sum by (protocol) (mailproxy_connections_active{{{ASKED}}})", "{{protocol}}"),),
+            queries=((f"sum by (protocol) (mailproxy_connections_active{{{FILTER}}})", "{{protocol}}"),),
             help="Clients connected.",
         ),
         Panel(
             title="Sessions, by what they are doing",
             stacked=True,
-            queries=((f"sum by (state) (mailproxy_sessions_active{{{ASKED}}})", "{{state}}"),),
+            queries=((f"sum by (state) (mailproxy_sessions_active{{{FILTER}}})", "{{state}}"),),
             help="Many in auth: the authentication service is slow. Many in upstream: the mail servers are.",
         ),
         Panel(
@@ -35,26 +35,26 @@ CONNECTIONS: Final = Row(
             steps=BAD_HIGH,
             queries=(
                 (
-                    f"sum by (pod, instance) (mailproxy_connections_active{{{WHO}}})"
-                    f" / sum by (pod, instance) (mailproxy_connections_limit{{{WHO}}})",
+                    f"sum by (pod, instance) (mailproxy_connections_active{{{JOB}}})"
+                    f" / sum by (pod, instance) (mailproxy_connections_limit{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="At 100 % new clients are turned away with the protocol's busy reply.",
+            help="At 100 % new clients are rejected with the protocol's busy reply.",
         ),
         Panel(
             title="Closed, by reason",
             stacked=True,
             unit="cps",
             queries=((rate("mailproxy_connections_closed_total", "reason"), "{{reason}}"),),
-            help="The first cause of each end.",
+            help="By the first cause of the end.",
         ),
         Panel(
             title="How long connections lasted",
             kind="heatmap",
             unit="s",
             queries=((buckets("mailproxy_session_duration_seconds"), "{{le}}"),),
-            help="Short ones are clients that fail or hammer, long ones are clients that wait for mail.",
+            help="Short ones are clients that fail or retry all the time, long ones are clients that wait for mail.",
         ),
     ),
 )
@@ -75,7 +75,7 @@ LOGINS: Final = Row(
             stacked=True,
             unit="ops",
             queries=((rate("mailproxy_logins_total", "method"), "{{method}}"),),
-            help="How clients prove who they are.",
+            help="The authentication methods of clients.",
             width=12,
         ),
         Panel(
@@ -89,8 +89,13 @@ LOGINS: Final = Row(
         Panel(
             title="Denied share",
             unit="percentunit",
-            queries=((f"{rate(LOGIN, 'protocol', DENIED)} / {rate(LOGIN, 'protocol')}", "{{protocol}}"),),
-            help="Near 100 %: passwords are being guessed, or the service lets nobody in.",
+            queries=(
+                (
+                    f"{rate(LOGIN, 'protocol', DENIED)} / {rate(LOGIN, 'protocol')}",
+                    "{{protocol}}",
+                ),
+            ),
+            help="Near 100 %: passwords are being guessed, or the service denies all logins.",
             width=12,
         ),
     ),

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first row: is mail login working, and if not, where does it break?"""
+"""Dashboard row: whether logins work, and where they fail."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mailproxy_monitoring.grafana import Panel, Row
-from mailproxy_monitoring.queries import ASKED, BAD_LOW, LOGIN, SEEN_THROUGH, SUCCESSFUL, WHO, quantile, rate
+from mailproxy_monitoring.queries import (
+    BAD_LOW,
+    COMPLETED,
+    FILTER,
+    JOB,
+    LOGIN,
+    SUCCESSFUL,
+    quantile,
+    rate,
+)
 
-GLANCE: Final = Row(
+OVERVIEW: Final = Row(
     "At a glance",
     (
         Panel(
@@ -16,7 +25,7 @@ GLANCE: Final = Row(
             kind="stat",
             width=4,
             height=4,
-            queries=((f"sum (mailproxy_connections_active{{{ASKED}}})", ""),),
+            queries=((f"sum (mailproxy_connections_active{{{FILTER}}})", ""),),
             help="Clients connected now.",
         ),
         Panel(
@@ -26,7 +35,7 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             queries=((rate("mailproxy_logins_total"), ""),),
-            help="Attempts to log in per second, whatever became of them.",
+            help="Logins per second, successful or not.",
         ),
         Panel(
             title="Successful logins",
@@ -36,8 +45,8 @@ GLANCE: Final = Row(
             height=4,
             steps=BAD_LOW,
             decimals=1,
-            queries=((f"{rate(LOGIN, where=SUCCESSFUL)} / {rate(LOGIN, where=SEEN_THROUGH)}", ""),),
-            help="Of all attempts that clients did not break off. Wrong passwords count as failures here.",
+            queries=((f"{rate(LOGIN, where=SUCCESSFUL)} / {rate(LOGIN, where=COMPLETED)}", ""),),
+            help="Of all logins that clients did not abort. Wrong passwords count as failures here.",
         ),
         Panel(
             title="Login time, 99th percentile",
@@ -47,7 +56,7 @@ GLANCE: Final = Row(
             height=4,
             steps=((None, "green"), (1.0, "orange"), (5.0, "red")),
             queries=((quantile(0.99, "mailproxy_login_duration_seconds"), ""),),
-            help="From complete credentials to the answer, pauses that the service asked for left out.",
+            help="From complete credentials to the reply, without pauses that the service requested.",
         ),
         Panel(
             title="Pods and configurations",
@@ -55,13 +64,13 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             queries=(
-                (f"count (mailproxy_build_info{{{WHO}}})", "pods"),
+                (f"count (mailproxy_build_info{{{JOB}}})", "pods"),
                 (
-                    f"max (count by (job) (count by (job, hash) (mailproxy_config_info{{{WHO}}})))",
+                    f"max (count by (job) (count by (job, hash) (mailproxy_config_info{{{JOB}}})))",
                     "configurations",
                 ),
             ),
-            help="More than one configuration of one proxy for minutes: some pod refused the new one.",
+            help="More than one configuration of one proxy for minutes: a pod rejected the new one.",
         ),
         Panel(
             title="Next certificate ends in",
@@ -73,7 +82,7 @@ GLANCE: Final = Row(
             steps=((None, "red"), (7.0, "orange"), (21.0, "green")),
             queries=(
                 (
-                    f"(min (mailproxy_tls_certificate_expiry_timestamp_seconds{{{WHO}}}) - time()) / 86400",
+                    f"(min (mailproxy_tls_certificate_expiry_timestamp_seconds{{{JOB}}}) - time()) / 86400",
                     "",
                 ),
             ),
@@ -85,7 +94,7 @@ GLANCE: Final = Row(
             queries=(
                 (
                     "sort_desc (sum by (result) (increase(mailproxy_logins_total"
-                    f'{{{ASKED}, result!~"success|aborted"}}[$__range])) > 0)',
+                    f'{{{FILTER}, result!~"success|aborted"}}[$__range])) > 0)',
                     "{{result}}",
                 ),
             ),
@@ -99,12 +108,12 @@ GLANCE: Final = Row(
             queries=(
                 (
                     "sort_desc (sum by (reason) (increase("
-                    f"mailproxy_auth_errors_total{{{WHO}}}[$__range])) > 0)",
+                    f"mailproxy_auth_errors_total{{{JOB}}}[$__range])) > 0)",
                     "{{reason}}",
                 ),
             ),
             steps=((None, "orange"),),
-            help="Requests that gave no usable answer.",
+            help="Requests without a usable response.",
         ),
         Panel(
             title="Where it broke: mail servers",
@@ -112,12 +121,12 @@ GLANCE: Final = Row(
             queries=(
                 (
                     "sort_desc (sum by (stage) (increase("
-                    f"mailproxy_upstream_errors_total{{{ASKED}}}[$__range])) > 0)",
+                    f"mailproxy_upstream_errors_total{{{FILTER}}}[$__range])) > 0)",
                     "{{stage}}",
                 ),
             ),
             steps=((None, "orange"),),
-            help="How far the login at the mail server had come.",
+            help="The step of the login at the mail server that failed.",
         ),
     ),
 )

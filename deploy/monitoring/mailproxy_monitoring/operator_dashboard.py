@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard of the operator: does what is written in MailProxy resources become true?"""
+"""The dashboard of the operator: whether MailProxy resources are reconciled."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mailproxy_monitoring.grafana import Dashboard, Panel, Row, Variable
-from mailproxy_monitoring.queries import WHO, quantile, rate
+from mailproxy_monitoring.queries import JOB, quantile, rate
 
-GLANCE: Final = Row(
+OVERVIEW: Final = Row(
     "At a glance",
     (
         Panel(
@@ -16,7 +16,7 @@ GLANCE: Final = Row(
             kind="stat",
             width=4,
             height=4,
-            queries=((f'sum (mailproxy_operator_resources{{{WHO}, ready="true"}})', ""),),
+            queries=((f'sum (mailproxy_operator_resources{{{JOB}, ready="true"}})', ""),),
             help="MailProxy resources whose Ready condition is True.",
         ),
         Panel(
@@ -25,7 +25,7 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             steps=((None, "green"), (1.0, "red")),
-            queries=((f'sum (mailproxy_operator_resources{{{WHO}, ready!="true"}})', ""),),
+            queries=((f'sum (mailproxy_operator_resources{{{JOB}, ready!="true"}})', ""),),
             help="kubectl get mailp -A -o wide names them, and the reason.",
         ),
         Panel(
@@ -34,7 +34,7 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             steps=((None, "green"), (1.0, "red")),
-            queries=((f"sum (mailproxy_operator_circuit_breakers_open{{{WHO}}})", ""),),
+            queries=((f"sum (mailproxy_operator_circuit_breakers_open{{{JOB}}})", ""),),
             help="Nodes refuse a sysctl that the resource asks for; its status names it.",
         ),
         Panel(
@@ -43,7 +43,7 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             steps=((None, "red"), (1.0, "green"), (2.0, "red")),
-            queries=((f"sum (mailproxy_operator_leader{{{WHO}}})", ""),),
+            queries=((f"sum (mailproxy_operator_leader{{{JOB}}})", ""),),
             help="One, of however many replicas; none while the Lease changes hands.",
         ),
         Panel(
@@ -53,15 +53,15 @@ GLANCE: Final = Row(
             width=4,
             height=4,
             steps=((None, "green"), (1200.0, "orange"), (1800.0, "red")),
-            queries=((f"time() - max (mailproxy_operator_last_success_timestamp_seconds{{{WHO}}})", ""),),
-            help="Everything is looked at every ten minutes, whether or not something changed.",
+            queries=((f"time() - max (mailproxy_operator_last_success_timestamp_seconds{{{JOB}}})", ""),),
+            help="Every resource is reconciled every ten minutes, whether or not something changed.",
         ),
         Panel(
             title="Waiting",
             kind="stat",
             width=4,
             height=4,
-            queries=((f"sum (mailproxy_operator_queue_depth{{{WHO}}})", ""),),
+            queries=((f"sum (mailproxy_operator_queue_depth{{{JOB}}})", ""),),
             help="Resources that wait for a reconcile.",
         ),
     ),
@@ -74,35 +74,35 @@ RECONCILES: Final = Row(
             title="By result",
             stacked=True,
             unit="ops",
-            queries=((rate("mailproxy_operator_reconciles_total", "result", WHO), "{{result}}"),),
-            help="retry: it will be tried again. hopeless: somebody has to change the resource."
+            queries=((rate("mailproxy_operator_reconciles_total", "result", JOB), "{{result}}"),),
+            help="retry: it will be tried again. hopeless: the resource must be changed."
             " error: a fault of the operator; its log has the traceback.",
         ),
         Panel(
             title="Time",
             unit="s",
             queries=tuple(
-                (quantile(share, "mailproxy_operator_reconcile_duration_seconds", where=WHO), name)
+                (quantile(share, "mailproxy_operator_reconcile_duration_seconds", where=JOB), name)
                 for share, name in ((0.5, "median"), (0.99, "99 %"))
             ),
             help="One reconcile, requests to the API server and to pods included.",
         ),
         Panel(
             title="Waiting",
-            queries=((f"sum (mailproxy_operator_queue_depth{{{WHO}}})", "waiting"),),
+            queries=((f"sum (mailproxy_operator_queue_depth{{{JOB}}})", "waiting"),),
             help="A queue that does not empty is an API server that is slow.",
         ),
         Panel(
             title="Resources, by Ready",
             stacked=True,
-            queries=((f"sum by (ready) (mailproxy_operator_resources{{{WHO}}})", "{{ready}}"),),
+            queries=((f"sum by (ready) (mailproxy_operator_resources{{{JOB}}})", "{{ready}}"),),
             help="",
         ),
         Panel(
             title="Resources refused, by reason",
             queries=(
                 (
-                    f"sum by (reason) (increase(mailproxy_operator_config_errors_total{{{WHO}}}"
+                    f"sum by (reason) (increase(mailproxy_operator_config_errors_total{{{JOB}}}"
                     "[$__rate_interval]))",
                     "{{reason}}",
                 ),
@@ -112,11 +112,11 @@ RECONCILES: Final = Row(
         Panel(
             title="Repaired and removed, by kind",
             queries=(
-                (rate("mailproxy_operator_drift_repairs_total", "kind", WHO), "repaired: {{kind}}"),
-                (rate("mailproxy_operator_prunes_total", "kind", WHO), "removed: {{kind}}"),
+                (rate("mailproxy_operator_drift_repairs_total", "kind", JOB), "repaired: {{kind}}"),
+                (rate("mailproxy_operator_prunes_total", "kind", JOB), "removed: {{kind}}"),
             ),
             unit="ops",
-            help="Repairs again and again: somebody else writes the same fields.",
+            help="Repairs again and again: another client writes the same fields.",
         ),
     ),
 )
@@ -128,14 +128,14 @@ API: Final = Row(
             title="Requests, by verb",
             stacked=True,
             unit="reqps",
-            queries=((rate("mailproxy_operator_api_requests_total", "verb", WHO), "{{verb}}"),),
-            help="Nothing to do means nothing written: patches in the quiet are drift.",
+            queries=((rate("mailproxy_operator_api_requests_total", "verb", JOB), "{{verb}}"),),
+            help="Without changes nothing is written: patches then are drift.",
         ),
         Panel(
             title="Requests, by answer",
             stacked=True,
             unit="reqps",
-            queries=((rate("mailproxy_operator_api_requests_total", "code", WHO), "{{code}}"),),
+            queries=((rate("mailproxy_operator_api_requests_total", "code", JOB), "{{code}}"),),
             help="429: the API server limits our requests. 4xx: rights or quota; see a resource's status.",
         ),
         Panel(
@@ -143,7 +143,7 @@ API: Final = Row(
             unit="s",
             queries=(
                 (
-                    quantile(0.99, "mailproxy_operator_api_request_duration_seconds", "verb", WHO),
+                    quantile(0.99, "mailproxy_operator_api_request_duration_seconds", "verb", JOB),
                     "{{verb}}",
                 ),
             ),
@@ -154,12 +154,12 @@ API: Final = Row(
             stacked=True,
             queries=(
                 (
-                    f"sum by (reason) (increase(mailproxy_operator_watch_restarts_total{{{WHO}}}"
+                    f"sum by (reason) (increase(mailproxy_operator_watch_restarts_total{{{JOB}}}"
                     "[$__rate_interval]))",
                     "{{reason}}",
                 ),
             ),
-            help="expired and closed now and then are the API server's way. error: it refuses, or cannot be"
+            help="expired and closed now and then are normal. error: refused by the API server, or it cannot be"
             " reached. inactive: it was silent for too long; what was missed meanwhile, the next look finds.",
         ),
         Panel(
@@ -167,7 +167,7 @@ API: Final = Row(
             stacked=True,
             queries=(
                 (
-                    f"sum by (result) (increase(mailproxy_operator_sidecar_admissions_total{{{WHO}}}"
+                    f"sum by (result) (increase(mailproxy_operator_sidecar_admissions_total{{{JOB}}}"
                     "[$__rate_interval]))",
                     "{{result}}",
                 ),
@@ -180,7 +180,7 @@ API: Final = Row(
             stacked=True,
             queries=(
                 (
-                    f"count by (version, revision) (mailproxy_operator_build_info{{{WHO}}})",
+                    f"count by (version, revision) (mailproxy_operator_build_info{{{JOB}}})",
                     "{{version}} {{revision}}",
                 ),
             ),
@@ -205,5 +205,5 @@ OPERATOR: Final = Dashboard(
             query='label_values(mailproxy_operator_build_info{namespace=~"$namespace"}, job)',
         ),
     ),
-    rows=(GLANCE, RECONCILES, API),
+    rows=(OVERVIEW, RECONCILES, API),
 )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong, and what runs."""
+"""Dashboard rows: protocol errors, and the proxy's processes."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from mailproxy_monitoring.grafana import Panel, Row
-from mailproxy_monitoring.queries import BAD_HIGH, WHO, quantile, rate
+from mailproxy_monitoring.queries import BAD_HIGH, JOB, quantile, rate
 
 PROTOCOL: Final = Row(
     "Protocol and abuse",
@@ -23,7 +23,7 @@ PROTOCOL: Final = Row(
             title="PROXY headers, by result",
             stacked=True,
             unit="ops",
-            queries=((rate("mailproxy_proxy_protocol_headers_total", "result", WHO), "{{result}}"),),
+            queries=((rate("mailproxy_proxy_protocol_headers_total", "result", JOB), "{{result}}"),),
             help="missing: a health check, or a load balancer that sends none."
             " untrusted: setRealIpFrom does not name the balancer.",
         ),
@@ -31,7 +31,7 @@ PROTOCOL: Final = Row(
             title="Turned away by a limit",
             stacked=True,
             unit="ops",
-            queries=((rate("mailproxy_limit_rejections_total", "limit", WHO), "{{limit}}"),),
+            queries=((rate("mailproxy_limit_rejections_total", "limit", JOB), "{{limit}}"),),
             help="conn_total: workerConnections is reached. max_errors: too many bad commands.",
         ),
     ),
@@ -44,7 +44,7 @@ PROCESS: Final = Row(
             title="Pods, by configuration",
             stacked=True,
             width=6,
-            queries=((f"count by (hash) (mailproxy_config_info{{{WHO}}})", "{{hash}}"),),
+            queries=((f"count by (hash) (mailproxy_config_info{{{JOB}}})", "{{hash}}"),),
             help="Two for long: drift. Compare with status.configHash of the MailProxy.",
         ),
         Panel(
@@ -52,15 +52,15 @@ PROCESS: Final = Row(
             width=6,
             queries=(
                 (
-                    f"sum by (result) (increase(mailproxy_config_reloads_total{{{WHO}}}[$__rate_interval]))",
+                    f"sum by (result) (increase(mailproxy_config_reloads_total{{{JOB}}}[$__rate_interval]))",
                     "{{result}}",
                 ),
                 (
-                    f"count (mailproxy_config_last_reload_successful{{{WHO}}} == 0) or vector(0)",
+                    f"count (mailproxy_config_last_reload_successful{{{JOB}}} == 0) or vector(0)",
                     "pods that run an old one",
                 ),
             ),
-            help="A failure changes nothing; the log and /config say why.",
+            help="A failure changes nothing; the log and /config have the reason.",
         ),
         Panel(
             title="Since the running configuration was loaded",
@@ -69,20 +69,20 @@ PROCESS: Final = Row(
             queries=(
                 (
                     "time() - min by (pod, instance) "
-                    f"(mailproxy_config_last_reload_success_timestamp_seconds{{{WHO}}})",
+                    f"(mailproxy_config_last_reload_success_timestamp_seconds{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
-            help="Pods whose line does not fall together with the others' missed a change.",
+            help="A pod whose line does not fall with the others has missed a change.",
         ),
         Panel(
             title="Workers and drains",
             width=6,
             queries=(
-                (f"sum (mailproxy_workers{{{WHO}}})", "workers"),
-                (f"sum (mailproxy_draining{{{WHO}}})", "pods that drain"),
+                (f"sum (mailproxy_workers{{{JOB}}})", "workers"),
+                (f"sum (mailproxy_draining{{{JOB}}})", "pods that drain"),
                 (
-                    f"sum by (reason) (increase(mailproxy_worker_restarts_total{{{WHO}}}[$__rate_interval]))",
+                    f"sum by (reason) (increase(mailproxy_worker_restarts_total{{{JOB}}}[$__rate_interval]))",
                     "restarts: {{reason}}",
                 ),
             ),
@@ -94,7 +94,7 @@ PROCESS: Final = Row(
             width=6,
             queries=(
                 (
-                    quantile(0.99, "mailproxy_event_loop_lag_seconds", "pod, instance", WHO),
+                    quantile(0.99, "mailproxy_event_loop_lag_seconds", "pod, instance", JOB),
                     "{{pod}} {{instance}}",
                 ),
             ),
@@ -105,8 +105,8 @@ PROCESS: Final = Row(
             width=6,
             queries=(
                 (
-                    f"sum by (pod, instance) (rate(process_cpu_seconds_total{{{WHO}}}[$__rate_interval])"
-                    f" and on (job, instance) mailproxy_build_info{{{WHO}}})",
+                    f"sum by (pod, instance) (rate(process_cpu_seconds_total{{{JOB}}}[$__rate_interval])"
+                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
@@ -118,8 +118,8 @@ PROCESS: Final = Row(
             width=6,
             queries=(
                 (
-                    f"sum by (pod, instance) (process_resident_memory_bytes{{{WHO}}}"
-                    f" and on (job, instance) mailproxy_build_info{{{WHO}}})",
+                    f"sum by (pod, instance) (process_resident_memory_bytes{{{JOB}}}"
+                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
@@ -132,10 +132,10 @@ PROCESS: Final = Row(
             steps=BAD_HIGH,
             queries=(
                 (
-                    f"sum by (pod, instance) (process_open_fds{{{WHO}}}"
-                    f" and on (job, instance) mailproxy_build_info{{{WHO}}})"
-                    f" / sum by (pod, instance) (process_max_fds{{{WHO}}} * on (job, instance) group_left ()"
-                    f" mailproxy_workers{{{WHO}}})",
+                    f"sum by (pod, instance) (process_open_fds{{{JOB}}}"
+                    f" and on (job, instance) mailproxy_build_info{{{JOB}}})"
+                    f" / sum by (pod, instance) (process_max_fds{{{JOB}}} * on (job, instance) group_left ()"
+                    f" mailproxy_workers{{{JOB}}})",
                     "{{pod}} {{instance}}",
                 ),
             ),
