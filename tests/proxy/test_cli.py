@@ -313,7 +313,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
 
 
 @pytest.mark.parametrize(
-    ("bytes", "line", "reason"),
+    ("data", "line", "reason"),
     [
         (b"mail {", ":1", "unexpected end of file"),
         (b"mail {\n\xff }", ":2", "is not UTF-8 text"),

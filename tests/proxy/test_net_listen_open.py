@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening, sharing and closing, on the real kernel."""
+"""Opening and closing listening sockets."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -16,8 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from mailproxy.net import listen_open
 from mailproxy.net.bind_errors import ListenError
-from mailproxy.net.listen_open import close_sockets, open_sockets
+from mailproxy.net.listen_open import (
+    close_sockets,
+    is_used_by_other_process,
+    open_sockets,
+    remove_stale_socket,
+)
 from mailproxy.net.listen_plan import ListenRef, SocketPlan
 from mailproxy_config.model import KeepAlive
 
@@ -324,3 +331,97 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
 def test_a_path_without_a_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="directory of the socket does not exist"):
         open_sockets(unix(tmp_path / "absent" / "imap.sock"), 1, sleep=never)
+
+
+def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return SocketPlan(
+        key="", family=family, address=address, port=port, ipv6only=ipv6only, default=ListenRef(0, 0)
+    )
+
+
+def test_our_own_listeners_are_no_strangers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
+        assert not is_used_by_other_process(planned("127.0.0.1", port))
+
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+LINE = "   0: {}:008F 00000000:0000 {} 00000000:00000000 00:00000000 00000000  1000 0 1 1 0 100 0 0 10 0\n"
+LOOPBACK, ANY, LOOPBACK_6, ANY_6 = "0100007F", "0" * 8, "0" * 24 + "01000000", "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("v4", "v6", "mine", "ipv6only", "is_taken"),
+    [
+        ([(LOOPBACK, "0A")], [], "127.0.0.1", True, True),
+        ([(LOOPBACK, "0A")], [], "0.0.0.0", True, True),
+        ([(ANY, "0A")], [], "127.0.0.1", True, True),
+        ([(LOOPBACK, "0A")], [], "127.0.0.2", True, False),
+        ([(LOOPBACK, "01")], [], "127.0.0.1", True, False),  # connected, not listening
+        ([], [(LOOPBACK_6, "0A")], "::1", True, True),
+        ([], [(ANY_6, "0A")], "::1", True, True),
+        ([], [(LOOPBACK_6, "0A")], "::2", True, False),
+        ([(ANY, "0A")], [], "::", True, False),
+        ([(ANY, "0A")], [], "::", False, True),  # both families
+    ],
+)
+def test_strangers_are_those_who_are_in_the_way(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    v4: list[tuple[str, str]],
+    v6: list[tuple[str, str]],
+    mine: str,
+    ipv6only: bool,
+    is_taken: bool,
+) -> None:
+    tables = {socket.AF_INET: tmp_path / "tcp", socket.AF_INET6: tmp_path / "tcp6"}
+    for family, lines in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
+        tables[family].write_text(HEAD + "".join(LINE.format(*line) for line in lines))
+    monkeypatch.setattr(listen_open, "_TABLES", tables)
+    assert is_used_by_other_process(planned(mine, 143, ipv6only=ipv6only)) is is_taken
+
+
+def test_where_the_kernel_does_not_tell_there_may_be_somebody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
+    assert is_used_by_other_process(planned("127.0.0.1", 143))
+
+
+def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+        sock.listen()
+    remove_stale_socket(str(path))
+    assert not path.exists()
+    remove_stale_socket(str(path))
+
+
+def test_who_is_too_busy_to_accept_is_not_dead(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
+        sock.bind(str(path))
+        sock.listen(0)
+        client.connect(str(path))
+        with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is what counts
+            remove_stale_socket(str(path))
+    assert refused.value.errno == errno.EADDRINUSE
+    assert path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    if kind == "file":
+        path.touch()
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError) as refused:  # noqa: PT011 - the number is what counts
+        remove_stale_socket(str(path))
+    assert refused.value.errno == errno.ENOTSOCK
+    assert path.is_symlink() or path.exists()

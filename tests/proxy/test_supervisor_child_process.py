@@ -43,7 +43,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
 
 
 @pytest.mark.parametrize(
-    ("silence", "ran", "serving_hangs", "loading_hangs"),
+    ("silent_seconds", "ran", "serving_hangs", "loading_hangs"),
     [
         # silent for               CPU time used meanwhile
         (HUNG_SECONDS - 1, 0.0, False, False),

@@ -148,7 +148,7 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
 
 
 @pytest.mark.parametrize(
-    ("bytes", "reason"),
+    ("raw", "reason"),
     [
         # what the peer sends                               why it is given up
         (struct.pack(">II", 5, 0) + b"nope!", "not JSON"),
@@ -156,8 +156,8 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
         (struct.pack(">II", MAX_MESSAGE_SIZE + 1, 0), "at most"),
         (struct.pack(">II", 2, MAX_DESCRIPTORS + 1) + b"{}", "at most"),
         (struct.pack(">II", 2, 1) + b"{}", "missing"),
-        (struct.pack(">II", 9, 0) + b"{}", "middle"),
-        (b"\x00", "middle"),
+        (struct.pack(">II", 9, 0) + b"{}", "within"),
+        (b"\x00", "within"),
     ],
 )
 async def test_a_peer_that_talks_nonsense_is_given_up(ends: tuple[End, End], raw: bytes, reason: str) -> None:

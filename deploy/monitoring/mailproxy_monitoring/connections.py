@@ -54,7 +54,7 @@ CONNECTIONS: Final = Row(
             kind="heatmap",
             unit="s",
             queries=((buckets("mailproxy_session_duration_seconds"), "{{le}}"),),
-            help="Short ones are clients that fail or retry all the time, long ones are clients that wait for mail.",
+            help="Short: clients that fail or retry all the time. Long: clients that wait for mail.",
         ),
     ),
 )

@@ -159,8 +159,8 @@ API: Final = Row(
                     "{{reason}}",
                 ),
             ),
-            help="expired and closed now and then are normal. error: refused by the API server, or it cannot be"
-            " reached. inactive: it was silent for too long; what was missed meanwhile, the next look finds.",
+            help="expired and closed now and then are normal. error: the API server refuses,"
+            " or cannot be reached. inactive: silent for too long; the next listing finds missed changes.",
         ),
         Panel(
             title="Sidecars asked for, by what became of it",
