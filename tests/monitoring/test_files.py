@@ -46,7 +46,7 @@ def _read(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", generated_files(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
-def test_what_is_generated_is_fresh(path: Path) -> None:
+def test_generated_files_are_up_to_date(path: Path) -> None:
     assert path.read_text() == generated_files()[path], "run: make generate"
 
 
@@ -73,12 +73,12 @@ def test_a_dashboard_is_laid_out_without_gaps_and_overlaps(path: Path) -> None:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("name", ["rules/mailproxy.yaml", "rules/operator.yaml"])
-def test_promtool_takes_the_rules(needs: Needs, name: str) -> None:
+def test_promtool_accepts_the_rules(needs: Needs, name: str) -> None:
     assert "SUCCESS" in output_of([needs("promtool"), "check", "rules", str(MONITORING / name)])
 
 
 @pytest.mark.interop
-def test_promtool_takes_the_plain_configuration(needs: Needs) -> None:
+def test_promtool_accepts_the_plain_configuration(needs: Needs) -> None:
     said = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
     assert "FAILED" not in said
     assert "is valid prometheus config file syntax" in said
@@ -152,14 +152,14 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 
 
 @pytest.mark.interop
-def test_the_page_of_a_busy_proxy_is_what_prometheus_likes(needs: Needs, busy: Places) -> None:
+def test_prometheus_accepts_the_metrics_of_a_busy_proxy(needs: Needs, busy: Places) -> None:
     promtool, proxy = needs("promtool"), busy.proxies[0]
     for family in ALL_METRICS:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
     assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
-def test_the_adapter_asks_for_what_there_is() -> None:
+def test_adapter_uses_existing_metrics() -> None:
     [rule] = _read("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["seriesQuery"].partition("{")[0] in {family.name for family in ALL_METRICS}
 

@@ -58,7 +58,7 @@ def complaints(dashboard: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboard_is_what_grafana_stores(name: str) -> None:
+def test_dashboard_matches_the_grafana_schema(name: str) -> None:
     assert complaints(DASHBOARDS[name]) == []
 
 
@@ -73,7 +73,7 @@ def test_a_dashboard_is_what_grafana_stores(name: str) -> None:
         (["panels", 0, "colapsed"], True, "colapsed"),
     ],
 )
-def test_a_slip_would_be_found(path: list[Any], wrong: object, said: str) -> None:
+def test_schema_detects_an_error(path: list[Any], wrong: object, said: str) -> None:
     dashboard = copy.deepcopy(DASHBOARDS["proxies"])
     *way, last = path
     place = dashboard
@@ -85,7 +85,7 @@ def test_a_slip_would_be_found(path: list[Any], wrong: object, said: str) -> Non
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_every_variable_that_is_asked_with_exists(name: str) -> None:
+def test_every_used_variable_exists(name: str) -> None:
     text = json.dumps(DASHBOARDS[name]["panels"])
     variables = {one["name"] for one in DASHBOARDS[name]["templating"]["list"]}
     built_in = {"__range", "__rate_interval", "__interval"}

@@ -15,12 +15,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "monitoring.md").read_text()
 
 
-def test_it_lists_every_alert_with_its_severity() -> None:
+def test_page_lists_every_alert_with_its_severity() -> None:
     listed = re.findall(r"^\| (MailProxy\w+) \|.*\| (\w+) \|$", PAGE, re.MULTILINE)
     assert listed == [(alert.name, alert.severity) for alert in (*ALERTS, *OPERATOR_ALERTS)]
 
 
-def test_it_lists_everything_that_is_recorded() -> None:
+def test_page_lists_every_recording_rule() -> None:
     assert re.findall(r"^\| `(\w+:\w+:\w+)` \|", PAGE, re.MULTILINE) == list(RECORDS)
 
 

@@ -47,7 +47,7 @@ def test_the_legend_names_labels_that_the_series_have(watcher: Watcher, panel: P
 
 @pytest.mark.interop
 @pytest.mark.parametrize("record", RECORDS)
-def test_what_is_recorded_has_data(watcher: Watcher, record: str) -> None:
+def test_recording_rules_have_data(watcher: Watcher, record: str) -> None:
     assert eventually(lambda: has_data(watcher.now(record)), record)
 
 
@@ -55,7 +55,7 @@ def test_what_is_recorded_has_data(watcher: Watcher, record: str) -> None:
 @pytest.mark.parametrize(
     ("label", "value"), [("namespace", "mail"), ("job", "mail/edge"), ("protocol", "imap")]
 )
-def test_the_choices_at_the_top_are_found(watcher: Watcher, label: str, value: str) -> None:
+def test_dashboard_variables_have_values(watcher: Watcher, label: str, value: str) -> None:
     [variable] = [one for one in PROXIES.variables if one.name == label]
     [selector] = re.findall(r"label_values\((.+), \w+\)", variable.query)
     asked = {"match[]": substituted(selector)}
@@ -73,7 +73,7 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     }
 
 
-def test_no_panel_shows_a_person_or_an_address() -> None:
+def test_no_panel_shows_a_user_or_an_address() -> None:
     panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
     queries = " ".join(query for panel in panels for query, _ in panel.queries)
     assert not re.search(r"\b(user|client|address|host|sni|upstream_address)\b", queries)

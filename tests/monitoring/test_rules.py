@@ -173,7 +173,7 @@ def _series(series: Series) -> list[dict[str, str]]:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("record", RECORDED)
-def test_what_is_recorded(needs: Needs, tmp_path: Path, record: str) -> None:
+def test_recording_rules_compute_their_values(needs: Needs, tmp_path: Path, record: str) -> None:
     series, labels, value = RECORDED[record]
     # Rounded, for promtool compares floats bit by bit; that takes the name away.
     expected = {"labels": f"{{{labels}}}", "value": value}
@@ -194,7 +194,7 @@ def _firing(
 
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", OPERATOR)
-def test_the_operators_alerts_fire_and_are_silent(needs: Needs, tmp_path: Path, alert: str) -> None:
+def test_operator_alerts_fire_and_resolve(needs: Needs, tmp_path: Path, alert: str) -> None:
     fires, silent = OPERATOR[alert]
     said = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
     about_a_resource = alert in {"MailProxyNotReady", "MailProxyStalled"}
@@ -215,7 +215,7 @@ def test_an_alert_about_a_resource_honours_the_labels_of_the_metric(needs: Needs
 
 
 @pytest.mark.interop
-def test_an_operator_that_is_gone_is_down(needs: Needs, tmp_path: Path) -> None:
+def test_missing_operator_fires_down(needs: Needs, tmp_path: Path) -> None:
     rules, alert = chart_rules(), "MailProxyOperatorDown"
     vanished = [(LEADER, "1x30"), (LEADER.replace("system", "other"), "1x100")]
     assert 'namespace="system"' in _firing(needs, tmp_path / "one", rules, vanished, alert, 60)
@@ -242,7 +242,7 @@ def test_alerts_of_two_proxies_are_two_alerts(needs: Needs, tmp_path: Path, aler
 
 
 @pytest.mark.interop
-def test_proxies_with_different_configurations_do_not_disagree(needs: Needs, tmp_path: Path) -> None:
+def test_different_proxies_are_no_config_skew(needs: Needs, tmp_path: Path) -> None:
     series: Series = [
         (
             f'mailproxy_config_info{{namespace="{name}", mailproxy="x", job="{name}/x", hash="{name}"}}',
@@ -265,7 +265,7 @@ def _rollout(old_minutes: int, drain_minutes: int) -> Series:
 
 
 @pytest.mark.interop
-def test_ordinary_rollout_is_no_skew(needs: Needs, tmp_path: Path) -> None:
+def test_rollout_is_no_config_skew(needs: Needs, tmp_path: Path) -> None:
     """Pods of both configurations run for ten minutes, and the old ones drain for an hour."""
     rules, alert = plain_rules(), "MailProxyConfigSkew"
     for minute in (29, 35, 60, 90):
@@ -275,7 +275,7 @@ def test_ordinary_rollout_is_no_skew(needs: Needs, tmp_path: Path) -> None:
 
 
 @pytest.mark.interop
-def test_proxies_with_jobs_of_their_own_are_not_down(needs: Needs, tmp_path: Path) -> None:
+def test_proxies_with_other_jobs_are_not_down(needs: Needs, tmp_path: Path) -> None:
     """Those that are found by their annotations have NAMESPACE/NAME as their job, not one for all."""
     job = 'namespace="mail", mailproxy="edge", job="mail/edge"'
     rules, alert = plain_rules(), "MailProxyDown"
@@ -342,7 +342,7 @@ def test_a_plain_alert_names_the_instance(needs: Needs, tmp_path: Path) -> None:
     assert PASSED in _judged(needs, tmp_path, plain_rules(), test)
 
 
-def test_rules_ask_only_for_metrics_that_there_are() -> None:
+def test_rules_use_only_existing_metrics() -> None:
     exposed = Meters().exposition()[0].decode()
     known = {family.name for family in ALL_METRICS} | set(
         re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE)

@@ -23,5 +23,5 @@ from mailproxy import enums
         (enums.Authenticated, ["true", "false"]),
     ],
 )
-def test_values_are_spelt_as_documented(enum: type[StrEnum], values: list[str]) -> None:
+def test_enum_values_are_as_documented(enum: type[StrEnum], values: list[str]) -> None:
     assert [word.value for word in enum] == values

@@ -42,7 +42,7 @@ def append(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("change", [write, rename, append])
-def test_a_change_is_told_once(file: Path, change: object) -> None:
+def test_change_is_reported_once(file: Path, change: object) -> None:
     watch = FileWatcher([file])
     assert settle(watch) == []
     assert callable(change)
@@ -51,7 +51,7 @@ def test_a_change_is_told_once(file: Path, change: object) -> None:
     assert settle(watch) == []
 
 
-def test_a_change_is_told_when_it_rests(file: Path) -> None:
+def test_change_is_reported_when_the_file_is_stable(file: Path) -> None:
     watch = FileWatcher([file])
     write(file, "half")
     assert watch.changed() == ()
@@ -76,14 +76,14 @@ def test_the_swap_of_a_mounted_config_map_is_a_change(tmp_path: Path) -> None:
     assert settle(watch) == [file]
 
 
-def test_the_same_contents_under_another_time_are_no_change(file: Path) -> None:
+def test_same_contents_with_new_mtime_are_no_change(file: Path) -> None:
     watch = FileWatcher([file])
     os.utime(file, ns=(1, 1))
     rename(file, "one")
     assert settle(watch) == []
 
 
-def test_going_back_before_anybody_looked_twice_is_no_change(file: Path) -> None:
+def test_reverted_change_is_not_reported(file: Path) -> None:
     watch = FileWatcher([file])
     write(file, "two")
     assert watch.changed() == ()
@@ -91,7 +91,7 @@ def test_going_back_before_anybody_looked_twice_is_no_change(file: Path) -> None
     assert settle(watch) == []
 
 
-def test_coming_and_going_are_changes(file: Path, tmp_path: Path) -> None:
+def test_creation_and_removal_are_changes(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "tls.crt"
     watch = FileWatcher([file, other])
     other.write_text("certificate")
@@ -102,7 +102,7 @@ def test_coming_and_going_are_changes(file: Path, tmp_path: Path) -> None:
     assert settle(watch) == [file]
 
 
-def test_several_changes_are_told_together(tmp_path: Path) -> None:
+def test_several_changes_are_reported_together(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("tls.crt", "tls.key")]
     watch = FileWatcher(paths)
     for path in paths:
@@ -110,7 +110,7 @@ def test_several_changes_are_told_together(tmp_path: Path) -> None:
     assert settle(watch) == paths
 
 
-def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Path, tmp_path: Path) -> None:
+def test_watch_keeps_the_state_of_unchanged_files(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "tls.key"
     watch = FileWatcher([file, other])
     write(file, "two")
@@ -122,12 +122,12 @@ def test_what_is_watched_can_be_replaced_without_forgetting_what_stays(file: Pat
 
 
 @pytest.mark.parametrize("path", [Path("/nowhere/at/all"), Path("/"), Path("a\0b")])
-def test_what_cannot_be_read_is_watched_all_the_same(path: Path) -> None:
+def test_unreadable_file_is_watched(path: Path) -> None:
     watch = FileWatcher([path])
     assert settle(watch) == []
 
 
-def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(file: Path) -> None:
+def test_pipe_in_place_of_a_file_does_not_block(file: Path) -> None:
     file.write_text("a")
     watch = FileWatcher([file])
     file.unlink()

@@ -66,7 +66,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
         (LogLevel.EMERG, False),
     ],
 )
-def test_sessions_are_told_unless_only_disasters_are_wanted(
+def test_session_lines_are_written_up_to_level_error(
     page: Page, level: LogLevel, tells_sessions: bool
 ) -> None:
     log = page.log(level=level)
@@ -76,7 +76,7 @@ def test_sessions_are_told_unless_only_disasters_are_wanted(
 
 
 @pytest.mark.parametrize("level", LogLevel)
-def test_events_below_the_level_are_left_out(page: Page, level: LogLevel) -> None:
+def test_events_below_the_level_are_not_written(page: Page, level: LogLevel) -> None:
     log = page.log(level=level)
     for each in LogLevel:
         log.event(each, "tick")
@@ -128,7 +128,7 @@ def test_a_server_may_have_a_level_of_its_own(page: Page) -> None:
         (LogLevel.DEBUG, LogLevel.CRIT, []),
     ],
 )
-def test_the_command_lines_level_holds_for_sessions_too(
+def test_log_level_option_applies_to_sessions(
     page: Page, own: LogLevel, forced: LogLevel, expected: list[str]
 ) -> None:
     log = page.log(level=forced, is_fixed=True)
@@ -142,7 +142,7 @@ def test_the_command_lines_level_holds_for_sessions_too(
 
 
 @pytest.mark.parametrize("level", LogLevel)
-def test_a_session_in_which_nothing_was_sent_is_logged_at_debug_alone(page: Page, level: LogLevel) -> None:
+def test_silent_session_is_logged_at_debug_only(page: Page, level: LogLevel) -> None:
     log = page.log(level=level)
     log.session(SessionRecord(session="s-1", is_silent=True))
     log.session(SessionRecord(session="s-2"))
@@ -160,7 +160,7 @@ def test_a_session_in_which_nothing_was_sent_is_logged_at_debug_alone(page: Page
         (LogFormat.TEXT, f'{STAMP} warn reload_refused path="a b"'),
     ],
 )
-def test_both_formats_tell_the_same(page: Page, format: LogFormat, line: str) -> None:
+def test_both_formats_have_the_same_events(page: Page, format: LogFormat, line: str) -> None:
     page.log(format=format, level=LogLevel.WARN).event(LogLevel.WARN, "reload_refused", path="a b")
     assert page.lines() == [line]
 
@@ -172,7 +172,7 @@ def test_sessions_have_both_formats_too(page: Page) -> None:
     assert page.lines()[0].startswith(f"{STAMP} info session s-1 imap ")
 
 
-def test_lines_are_gathered_and_warnings_are_not_kept_waiting(page: Page) -> None:
+def test_lines_are_buffered_and_warnings_are_flushed(page: Page) -> None:
     log = page.log(level=LogLevel.INFO)
     log.session(SessionRecord())
     log.event(LogLevel.NOTICE, "calm")
@@ -181,7 +181,7 @@ def test_lines_are_gathered_and_warnings_are_not_kept_waiting(page: Page) -> Non
     assert [event["event"] for event in page.events()] == ["session", "calm", "urgent"]
 
 
-def test_a_busy_log_writes_by_itself(page: Page) -> None:
+def test_full_buffer_is_flushed(page: Page) -> None:
     log = page.log(level=LogLevel.INFO)
     for _ in range(100):
         log.session(SessionRecord())
@@ -189,7 +189,7 @@ def test_a_busy_log_writes_by_itself(page: Page) -> None:
     assert len(page.lines()) > 100
 
 
-def test_session_names_differ_within_a_process_and_between_processes(page: Page) -> None:
+def test_session_ids_are_unique(page: Page) -> None:
     one, other = page.log(), page.log()
     names = [log.session_id() for log in (one, other) for _ in range(100)]
     assert len(set(names)) == 200
@@ -197,7 +197,7 @@ def test_session_names_differ_within_a_process_and_between_processes(page: Page)
     assert max(map(len, names)) <= 12
 
 
-def test_lost_lines_are_counted_and_told_when_the_reader_is_back() -> None:
+def test_dropped_lines_are_counted_and_reported() -> None:
     out, into = os.pipe()
     os.set_blocking(out, False)
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb") as writes:
@@ -217,7 +217,7 @@ def test_lost_lines_are_counted_and_told_when_the_reader_is_back() -> None:
     assert ticks == sorted(ticks)
 
 
-def test_closing_writes_what_waits(page: Page) -> None:
+def test_close_writes_queued_lines(page: Page) -> None:
     log = page.log()
     log.session(SessionRecord())
     log.close()
@@ -243,7 +243,7 @@ def holders(password: bytes) -> list[object]:
 
 @pytest.mark.parametrize("holder", holders(MARKED), ids=lambda holder: type(holder).__name__)
 @pytest.mark.parametrize("format", LogFormat)
-def test_whatever_carries_a_password_prints_without_it(page: Page, format: LogFormat, holder: object) -> None:
+def test_repr_of_values_with_passwords_has_none(page: Page, format: LogFormat, holder: object) -> None:
     log = page.log(format=format, level=LogLevel.DEBUG)
     log.event(LogLevel.DEBUG, "transcript", what=holder)
     log.flush()
@@ -254,7 +254,7 @@ def test_whatever_carries_a_password_prints_without_it(page: Page, format: LogFo
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(50))
 @given(password=st.binary(min_size=1).map(lambda data: MARKED + data))
-def test_no_password_gets_through_whatever_its_bytes(tmp_path: Path, password: bytes) -> None:
+def test_no_password_is_logged(tmp_path: Path, password: bytes) -> None:
     page = Page(tmp_path / "log")
     for format in LogFormat:
         log = page.log(format=format, level=LogLevel.DEBUG)
@@ -278,7 +278,7 @@ def test_no_password_gets_through_whatever_its_bytes(tmp_path: Path, password: b
         (5, "debug"),
     ],
 )
-def test_what_libraries_log_comes_in_our_format(page: Page, theirs: int, ours: str) -> None:
+def test_library_records_have_the_log_format(page: Page, theirs: int, ours: str) -> None:
     log = page.log(level=LogLevel.DEBUG)
     record = logging.LogRecord("asyncio", theirs, "", 0, "Task %s\nfailed", ("x",), None)
     LibraryLogHandler(log).emit(record)
@@ -288,7 +288,7 @@ def test_what_libraries_log_comes_in_our_format(page: Page, theirs: int, ours: s
     ]
 
 
-def test_what_libraries_log_is_filtered_like_anything_else(page: Page) -> None:
+def test_library_records_are_filtered_by_level(page: Page) -> None:
     log = page.log(level=LogLevel.ERROR)
     LibraryLogHandler(log).emit(logging.LogRecord("asyncio", logging.WARNING, "", 0, "slow", (), None))
     log.flush()

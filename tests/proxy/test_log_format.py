@@ -89,7 +89,7 @@ def test_a_session_as_json() -> None:
     }
 
 
-def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
+def test_session_without_login_has_the_same_fields() -> None:
     line = json.loads(json_session(SessionRecord(session="x"), STAMP))
     assert list(line) == list(json.loads(json_session(success(), STAMP)))
     assert {key for key, value in line.items() if value is None} == {
@@ -107,7 +107,7 @@ def test_a_session_that_never_got_anywhere_has_the_same_fields() -> None:
     }
 
 
-def test_a_session_for_people() -> None:
+def test_session_as_text() -> None:
     record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
     assert text_session(record, STAMP) == (
         f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
@@ -117,7 +117,7 @@ def test_a_session_for_people() -> None:
     )
 
 
-def test_what_never_was_is_left_out_for_people() -> None:
+def test_text_session_omits_missing_values() -> None:
     record = SessionRecord("1-1", "mx", "smtp", "2001:db8::1", 25, reason=CloseReason.PREAUTH_TIMEOUT)
     assert text_session(record, STAMP) == (
         f"{STAMP} info session 1-1 smtp server=mx client=[2001:db8::1]:25 duration=0.000s "
@@ -158,7 +158,7 @@ RECORDS = st.builds(
 
 
 @given(RECORDS)
-def test_whatever_a_stranger_says_a_session_is_one_line_of_json(record: SessionRecord) -> None:
+def test_any_client_data_is_one_line_of_json(record: SessionRecord) -> None:
     line = json_session(record, STAMP)
     assert_is_one_line(line)
     told = json.loads(line)
@@ -174,7 +174,7 @@ def cut(text: str) -> str:
 
 
 @given(RECORDS)
-def test_whatever_a_stranger_says_a_session_is_one_line_for_people(record: SessionRecord) -> None:
+def test_any_client_data_is_one_line_of_text(record: SessionRecord) -> None:
     assert_is_one_line(text_session(record, STAMP))
 
 
@@ -221,7 +221,7 @@ def test_an_event_as_json() -> None:
     }
 
 
-def test_an_event_for_people() -> None:
+def test_event_as_text() -> None:
     assert text_event("warn", "something", STAMP, FIELDS) == (
         f'{STAMP} warn something text="two words" word=one bytes="a\\"\\n\\\\xff" number=3 share=0.123457 '
         'whole=60 yes=true no=false nothing=null enum=drain secret="***" '
@@ -241,7 +241,7 @@ def test_an_event_for_people() -> None:
         {f"f{n}": "\x00" * 3000 for n in range(12)},
     ],
 )
-def test_an_event_fits_into_a_pipe_in_one_piece(write: Any, fields: dict[str, object]) -> None:
+def test_event_is_at_most_pipe_buf_long(write: Any, fields: dict[str, object]) -> None:
     line = write("info", "something", STAMP, fields)
     assert_is_one_line(line)
     assert len(line) <= LINE_LIMIT
@@ -249,13 +249,13 @@ def test_an_event_fits_into_a_pipe_in_one_piece(write: Any, fields: dict[str, ob
 
 
 @pytest.mark.parametrize("write", [json_event, text_event])
-def test_an_event_of_very_many_fields_is_one_line_nevertheless(write: Any) -> None:
+def test_event_with_many_fields_is_one_line(write: Any) -> None:
     line = write("info", "something", STAMP, {f"f{n}": "x" * 100 for n in range(200)})
     assert line.count("\n") == 1
     assert line.count("x" * 32 + "...") == 200
 
 
-def test_values_are_cut_no_more_than_they_must() -> None:
+def test_values_are_truncated_no_more_than_needed() -> None:
     told = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
     assert told["where"] == "x" * 2048 + "..."
 
@@ -285,7 +285,7 @@ def test_bytes_become_a_json_string(data: bytes, written: str) -> None:
         (b"x" * 7 + "ü".encode(), r'"xxxxxxx\\xc3..."'),  # cut in the middle of a character
     ],
 )
-def test_long_bytes_are_cut_and_say_so(data: bytes, written: str) -> None:
+def test_long_bytes_are_truncated_with_a_mark(data: bytes, written: str) -> None:
     assert quote_bytes(data, 8) == written
 
 
@@ -307,7 +307,7 @@ def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
 
 
 @given(st.text(max_size=20))
-def test_plain_text_is_what_needs_no_escape(text: str) -> None:
+def test_unquoted_text_needs_no_escape(text: str) -> None:
     assert is_unquoted(text) == (quote_limited(text, 100) == f'"{text}"')
 
 
@@ -327,16 +327,16 @@ def test_times_are_utc_with_milliseconds(now: float, written: str) -> None:
     assert stamp(now) == written
 
 
-def test_a_record_needs_nothing_to_begin_with() -> None:
+def test_record_has_defaults() -> None:
     record = SessionRecord()
     assert (record.user, record.method, record.result, record.reason) == (b"", None, None, None)
 
 
-def test_a_record_has_room_for_nothing_else() -> None:
+def test_record_has_no_other_attributes() -> None:
     with pytest.raises(AttributeError):
         SessionRecord().password = b"x"  # type: ignore[attr-defined]
 
 
-def test_no_field_is_for_a_secret() -> None:
+def test_record_has_no_field_for_a_secret() -> None:
     secret = {"password", "secret", "credentials", "salt", "digest", "token"}
     assert not secret & {field.name for field in fields(SessionRecord)}

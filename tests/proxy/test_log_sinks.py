@@ -66,7 +66,7 @@ def sink(reader: Reader) -> Iterator[StreamSink]:
     sink.close(0)
 
 
-def test_lines_wait_until_they_are_flushed(reader: Reader, sink: StreamSink) -> None:
+def test_lines_are_queued_until_flush(reader: Reader, sink: StreamSink) -> None:
     sink.put(["one\n"])
     sink.put([])
     sink.put(["two\n"])
@@ -77,7 +77,7 @@ def test_lines_wait_until_they_are_flushed(reader: Reader, sink: StreamSink) -> 
     assert reader.read() == b""
 
 
-def test_a_reader_that_does_not_read_costs_lines_and_no_time(reader: Reader, sink: StreamSink) -> None:
+def test_slow_reader_loses_lines_without_blocking(reader: Reader, sink: StreamSink) -> None:
     total = 3 * FULL
     assert fill(sink, total) > 0
     assert sink.dropped > 0
@@ -102,7 +102,7 @@ def fill(sink: StreamSink, lines: int) -> int:
     return stuck
 
 
-def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: StreamSink) -> None:
+def test_closed_reader_loses_lines_without_error(reader: Reader, sink: StreamSink) -> None:
     reader.close()
     sink.put([LINE])
     sink.put([LINE])
@@ -114,7 +114,7 @@ def test_a_reader_that_is_gone_costs_lines_and_no_error(reader: Reader, sink: St
 
 
 @pytest.mark.parametrize("may_open", [True, False])
-def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_stays_blocking(may_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     screen, terminal = pty.openpty()
     with os.fdopen(screen, "rb", buffering=0) as sees, os.fdopen(terminal, "wb", buffering=0) as shell:
         tty.setraw(shell.fileno())
@@ -130,7 +130,7 @@ def test_a_terminal_stays_as_blocking_as_it_was(may_open: bool, monkeypatch: pyt
         sink.close(0)
 
 
-def test_an_inherited_pipe_stays_as_blocking_as_it_was() -> None:
+def test_inherited_pipe_stays_blocking() -> None:
     out, into = os.pipe()
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
         sink = StreamSink(writes.fileno())
@@ -140,13 +140,13 @@ def test_an_inherited_pipe_stays_as_blocking_as_it_was() -> None:
         assert reads.read(len(LINE)) == LINE.encode()
 
 
-def test_closing_gives_a_slow_reader_so_much_time_and_no_more(reader: Reader, sink: StreamSink) -> None:
+def test_close_has_a_timeout(reader: Reader, sink: StreamSink) -> None:
     fill(sink, 2 * FULL)
     sink.close(0.01)
     assert sink.size > 0
 
 
-def test_closing_writes_what_waits(reader: Reader, sink: StreamSink) -> None:
+def test_close_writes_queued_lines(reader: Reader, sink: StreamSink) -> None:
     sink.put([LINE])
     sink.close(1)
     assert reader.read() == LINE.encode()
@@ -159,15 +159,13 @@ def test_nothing_is_written_after_closing(reader: Reader, sink: StreamSink) -> N
     assert (reader.read(), sink.dropped) == (b"", 1)
 
 
-def test_a_full_queue_counts_what_it_cannot_take(reader: Reader, sink: StreamSink) -> None:
+def test_full_queue_counts_dropped_lines(reader: Reader, sink: StreamSink) -> None:
     for _ in range(FULL + 5):
         sink.put([LINE])
     assert (sink.dropped, sink.size) == (5, FULL * len(LINE))
 
 
-def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(
-    reader: Reader, sink: StreamSink
-) -> None:
+def test_put_takes_as_many_lines_as_fit(reader: Reader, sink: StreamSink) -> None:
     del reader
     sink.put([LINE] * (FULL - 1))
     room = CAPACITY - sink.size
@@ -176,7 +174,7 @@ def test_of_many_lines_at_once_those_are_taken_that_there_is_room_for(
     assert (sink.dropped, sink.size) == (2, (FULL - 1) * len(LINE) + 2 * len(shorter))
 
 
-def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: StreamSink) -> None:
+def test_queued_lines_of_closed_reader_are_counted(reader: Reader, sink: StreamSink) -> None:
     batches = 5 * [FULL // 10 * [LINE]]
     for lines in batches:
         sink.put(lines)
@@ -191,7 +189,7 @@ def test_what_waits_for_a_reader_that_leaves_is_counted(reader: Reader, sink: St
 
 
 @given(st.lists(st.lists(st.integers(0, CHUNK_SIZE - 1), max_size=60), max_size=9))
-def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) -> None:
+def test_every_line_arrives_in_order_or_is_counted(batches: list[list[int]]) -> None:
     out, into = os.pipe()
     os.set_blocking(out, False)
     with os.fdopen(out, "rb", buffering=0) as reads, os.fdopen(into, "wb", buffering=0) as writes:
@@ -214,7 +212,7 @@ def test_every_line_arrives_in_its_turn_or_is_counted(batches: list[list[int]]) 
     assert (len(put) - len(arrived), sink.size) == (sink.dropped, 0)
 
 
-def test_pieces_are_whole_lines_that_a_pipe_takes_at_once() -> None:
+def test_chunks_are_whole_lines_up_to_pipe_buf() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # one message per write
     with ours, theirs:
         sink = StreamSink(ours.fileno())

@@ -60,7 +60,7 @@ def configured(*main: ErrorLog, imap: tuple[ErrorLog, ...] = ()) -> ProxyConfig:
 # -- several logs
 
 
-def test_each_log_takes_what_its_level_says(tmp_path: Path, standard_error: int) -> None:
+def test_each_log_takes_events_from_its_level(tmp_path: Path, standard_error: int) -> None:
     quiet, loud, imap = (tmp_path / name for name in ("quiet", "loud", "imap"))
     log = Log(standard_error, LogFormat.TEXT)
     config = configured(
@@ -98,7 +98,7 @@ def test_the_same_log_twice_gets_each_line_once(tmp_path: Path, standard_error: 
     assert names(tmp_path / "a") == ["info", "error"]
 
 
-def test_a_reload_leaves_earlier_sessions_their_log(tmp_path: Path, standard_error: int) -> None:
+def test_sessions_before_a_reload_keep_their_log(tmp_path: Path, standard_error: int) -> None:
     log = Log(standard_error, LogFormat.TEXT)
     before, after = configured(to(tmp_path / "a")), configured(to(tmp_path / "b"))
     log.open(before)
@@ -115,7 +115,7 @@ def test_a_reload_leaves_earlier_sessions_their_log(tmp_path: Path, standard_err
     assert sorted(names(tmp_path / "b")) == ["main", "session"]
 
 
-def test_a_log_that_nobody_writes_to_any_more_is_closed(tmp_path: Path, standard_error: int) -> None:
+def test_unused_log_is_closed(tmp_path: Path, standard_error: int) -> None:
     log = Log(standard_error, LogFormat.TEXT)
 
     def is_open(path: Path) -> bool:
@@ -135,7 +135,7 @@ def test_a_log_that_nobody_writes_to_any_more_is_closed(tmp_path: Path, standard
     assert names(tmp_path / "a") == ["here"]
 
 
-def test_the_command_lines_level_holds_for_every_log(tmp_path: Path, standard_error: int) -> None:
+def test_log_level_option_applies_to_every_log(tmp_path: Path, standard_error: int) -> None:
     log = Log(standard_error, LogFormat.TEXT, LogLevel.WARN, is_fixed=True)
     config = configured(to(tmp_path / "a", LogLevel.DEBUG), to(tmp_path / "b", LogLevel.EMERG))
     log.open(config)
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_written_is_an_error(
 # -- files
 
 
-def test_a_file_is_opened_anew_behind_what_was_logged_before(tmp_path: Path) -> None:
+def test_file_is_reopened_after_queued_lines(tmp_path: Path) -> None:
     path, moved = tmp_path / "a", tmp_path / "a.1"
     sink = FileSink(str(path))
     sink.put(["one\n"])
@@ -210,9 +210,7 @@ def test_a_file_is_opened_anew_behind_what_was_logged_before(tmp_path: Path) -> 
     assert path.read_text() == "three\n"
 
 
-def test_a_file_that_cannot_be_opened_anew_goes_on_and_that_is_logged(
-    tmp_path: Path, standard_error: int
-) -> None:
+def test_file_that_cannot_be_reopened_stays_in_use_and_is_logged(tmp_path: Path, standard_error: int) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     log = Log(standard_error, LogFormat.TEXT)
@@ -229,7 +227,7 @@ def test_a_file_that_cannot_be_opened_anew_goes_on_and_that_is_logged(
     assert names(tmp_path / "moved" / "a")[-1] == "after"
 
 
-def test_a_slow_disk_keeps_nobody_waiting_and_loses_only_what_is_too_much(
+def test_slow_disk_does_not_block_and_loses_only_overflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goes_on, begun = threading.Event(), threading.Event()
@@ -365,7 +363,7 @@ def test_facility_level_tag_and_host_name_are_in_the_header(
     sink.close()
 
 
-def test_a_syslog_server_that_is_gone_costs_lines_and_they_are_counted(tmp_path: Path) -> None:
+def test_unreachable_syslog_server_loses_lines_and_counts_them(tmp_path: Path) -> None:
     where = SyslogServer(unix_path=str(tmp_path / "log"))
     sink = SyslogSink(where, hostname="")
     sink.put(["one\n"] * 3)
@@ -379,7 +377,7 @@ def test_a_syslog_server_that_is_gone_costs_lines_and_they_are_counted(tmp_path:
     sink.close()
 
 
-def test_a_syslog_server_that_does_not_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_slow_syslog_server_does_not_block(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(str(tmp_path / "log"))
         sink = SyslogSink(SyslogServer(unix_path=str(tmp_path / "log")), hostname="")

@@ -30,7 +30,7 @@ UNIX = SocketPlan(key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", po
         (TCP, errno.EIO, ""),
     ],
 )
-def test_a_way_out_is_named(planned: SocketPlan, number: int, words: str) -> None:
+def test_errors_have_a_hint(planned: SocketPlan, number: int, words: str) -> None:
     error = OSError(number, os.strerror(number))
     told = ListenError(planned, error)
     assert words in hint(planned, error)
@@ -38,11 +38,11 @@ def test_a_way_out_is_named(planned: SocketPlan, number: int, words: str) -> Non
     assert bool(words) is ("(" in str(told))
 
 
-def test_an_error_without_a_number_keeps_its_words() -> None:
+def test_error_without_errno_keeps_its_message() -> None:
     assert ListenError(UNIX, OSError("AF_UNIX path too long")).reason == "AF_UNIX path too long"
 
 
-def test_the_first_free_port_is_the_kernel_s(tmp_path: Path) -> None:
+def test_first_unprivileged_port_is_read_from_proc(tmp_path: Path) -> None:
     start = tmp_path / "start"
     error = PermissionError(errno.EACCES, "")
     assert "below 1024" in hint(TCP, error, port_start=start)

@@ -103,7 +103,7 @@ def test_every_worker_has_a_socket_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("ipv6only", [True, False])
-def test_an_ipv6_wildcard_takes_ipv4_only_when_told_to(ipv6only: bool) -> None:
+def test_ipv6_wildcard_accepts_ipv4_only_with_ipv6only_off(ipv6only: bool) -> None:
     port = free_port()
     planned = ipv6("::", port, ipv6only=ipv6only)
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists():
@@ -179,7 +179,7 @@ def stranger(address: str, port: int, *, shares: bool) -> Iterator[None]:
 
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("theirs", ["127.0.0.1", "0.0.0.0"])
-def test_a_stranger_s_port_is_not_shared(shares: bool, theirs: str) -> None:
+def test_port_of_another_process_is_not_shared(shares: bool, theirs: str) -> None:
     port = free_port()
     pauses: list[float] = []
     with stranger(theirs, port, shares=shares), pytest.raises(ListenError) as refused:
@@ -190,7 +190,7 @@ def test_a_stranger_s_port_is_not_shared(shares: bool, theirs: str) -> None:
     assert refused.value.hint
 
 
-def test_a_stranger_is_noticed_behind_a_socket_of_our_own() -> None:
+def test_listener_of_another_process_is_detected_beside_own_socket() -> None:
     port = free_port()
     with stranger("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(ListenError):
         open_sockets(ipv4("127.0.0.1", port), 1, sleep=lambda _: None)
@@ -206,7 +206,7 @@ def opened_wildcard(port: int) -> Iterator[None]:
         yield
 
 
-def test_a_port_that_becomes_free_is_taken() -> None:
+def test_port_that_becomes_free_is_opened() -> None:
     port = free_port()
     pauses: list[float] = []
     with ExitStack() as there:
@@ -221,7 +221,7 @@ def test_a_port_that_becomes_free_is_taken() -> None:
     sock.close()
 
 
-def test_other_failures_are_told_at_once() -> None:
+def test_other_errors_are_raised_without_retry() -> None:
     with pytest.raises(ListenError) as refused:
         open_sockets(ipv4("192.0.2.1", 143), 1, sleep=never)
     assert str(refused.value) == (
@@ -230,7 +230,7 @@ def test_other_failures_are_told_at_once() -> None:
     )
 
 
-def test_a_refused_option_leaves_nothing_open() -> None:
+def test_rejected_option_leaves_no_socket_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     planned = replace(ipv4("127.0.0.1", free_port()), keepalive=KeepAlive(count=1000))
     with pytest.raises(ListenError, match="Invalid argument"):
@@ -248,7 +248,7 @@ def unprivileged() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unprivileged")
-def test_a_privileged_port_is_refused_with_a_way_out() -> None:
+def test_privileged_port_error_has_a_hint() -> None:
     first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
     planned = ipv4("127.0.0.1", 143)
     if first <= 143:
@@ -270,7 +270,7 @@ def kernel_has_multipath() -> bool:
     return True
 
 
-def test_multipath_tcp_is_used_or_refused_in_plain_words() -> None:
+def test_multipath_tcp_is_used_or_error_has_a_hint() -> None:
     port = free_port()
     planned = replace(ipv4("127.0.0.1", port), multipath=True)
     if not kernel_has_multipath():
@@ -285,7 +285,7 @@ def test_multipath_tcp_is_used_or_refused_in_plain_words() -> None:
         close_sockets(planned, plain + back)
 
 
-def test_a_path_is_one_socket_for_all_and_open_to_everybody(tmp_path: Path) -> None:
+def test_unix_path_is_one_socket_with_mode_0666(tmp_path: Path) -> None:
     planned = unix(tmp_path / "imap.sock")
     sockets = open_sockets(planned, 4, sleep=never)
     assert len(sockets) == 1
@@ -298,7 +298,7 @@ def test_a_path_is_one_socket_for_all_and_open_to_everybody(tmp_path: Path) -> N
     assert not (tmp_path / "imap.sock").exists()
 
 
-def test_a_dead_process_s_path_is_taken_over(tmp_path: Path) -> None:
+def test_stale_unix_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "imap.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -306,7 +306,7 @@ def test_a_dead_process_s_path_is_taken_over(tmp_path: Path) -> None:
         assert path.is_socket()
 
 
-def test_a_living_process_s_path_is_left_alone(tmp_path: Path) -> None:
+def test_unix_socket_in_use_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "imap.sock"
     pauses: list[float] = []
     with socket.socket(socket.AF_UNIX) as living:
@@ -319,7 +319,7 @@ def test_a_living_process_s_path_is_left_alone(tmp_path: Path) -> None:
     assert len(pauses) == 4
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_not_a_socket_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "imap.sock"
     path.write_text("mine")
     with pytest.raises(ListenError, match="not a socket"):
@@ -328,7 +328,7 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_a_path_without_a_folder_is_told(tmp_path: Path) -> None:
+def test_unix_path_without_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ListenError, match="directory of the socket does not exist"):
         open_sockets(unix(tmp_path / "absent" / "imap.sock"), 1, sleep=never)
 
@@ -340,7 +340,7 @@ def planned(address: str, port: int, *, ipv6only: bool = True) -> SocketPlan:
     )
 
 
-def test_our_own_listeners_are_no_strangers() -> None:
+def test_own_listeners_are_not_conflicts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         assert [address for address, _ in listen_open._listeners(socket.AF_INET, port)] == [b"\x7f\0\0\1"]
@@ -367,7 +367,7 @@ LOOPBACK, ANY, LOOPBACK_6, ANY_6 = "0100007F", "0" * 8, "0" * 24 + "01000000", "
         ([(ANY, "0A")], [], "::", False, True),  # both families
     ],
 )
-def test_strangers_are_those_who_are_in_the_way(
+def test_listeners_of_other_processes_are_conflicts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     v4: list[tuple[str, str]],
@@ -383,14 +383,12 @@ def test_strangers_are_those_who_are_in_the_way(
     assert is_used_by_other_process(planned(mine, 143, ipv6only=ipv6only)) is is_taken
 
 
-def test_where_the_kernel_does_not_tell_there_may_be_somebody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_proc_counts_as_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen_open, "_TABLES", {socket.AF_INET: tmp_path / "absent"})
     assert is_used_by_other_process(planned("127.0.0.1", 143))
 
 
-def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> None:
+def test_stale_socket_is_removed_and_missing_file_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
@@ -400,7 +398,7 @@ def test_the_dead_are_removed_and_the_absent_are_no_trouble(tmp_path: Path) -> N
     remove_stale_socket(str(path))
 
 
-def test_who_is_too_busy_to_accept_is_not_dead(tmp_path: Path) -> None:
+def test_socket_with_full_backlog_is_not_stale(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as client:
         sock.bind(str(path))
@@ -413,7 +411,7 @@ def test_who_is_too_busy_to_accept_is_not_dead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_what_is_no_socket_stays(tmp_path: Path, kind: str) -> None:
+def test_file_that_is_not_a_socket_is_not_removed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     if kind == "file":
         path.touch()

@@ -80,13 +80,13 @@ V4, V6 = "0.0.0.0:143", "[::]:143"
         ([[line(BOTH), line("*")]], {"[2001:db8::1]:143": (R00, {}), V4: (R01, {"192.0.2.1": R00})}),
     ],
 )
-def test_lines_become_sockets(
+def test_listen_lines_become_sockets(
     servers: list[list[ListenConfig]], sockets: dict[str, tuple[ListenRef, dict[str, ListenRef]]]
 ) -> None:
     assert shape(*map(tuple, servers)) == sockets
 
 
-def test_a_socket_has_what_its_line_says() -> None:
+def test_socket_has_the_options_of_its_line() -> None:
     keepalive = KeepAlive(idle=1800)
     full = line(
         "[::1]",
@@ -114,7 +114,7 @@ def test_a_socket_has_what_its_line_says() -> None:
     )
 
 
-def test_what_is_meant_for_tcp_does_not_reach_a_path() -> None:
+def test_tcp_options_are_not_set_on_unix_sockets() -> None:
     tcp: dict[str, Any] = {"so_keepalive": KeepAlive(), "multipath": True, "ipv6only": False}
     (planned,) = plan_sockets(config((line("unix:/run/a", None, rcvbuf=ByteCount(4096), **tcp),)), {})
     assert planned.is_unix
@@ -161,7 +161,7 @@ def test_an_address_belongs_to_one_line(servers: list[list[ListenConfig]], probl
         ("mail.example.com", True),
     ],
 )
-def test_only_names_are_looked_up(address: str, is_name: bool) -> None:
+def test_only_host_names_are_looked_up(address: str, is_name: bool) -> None:
     assert is_host_name(address) is is_name
 
 
@@ -176,7 +176,7 @@ def test_only_names_are_looked_up(address: str, is_name: bool) -> None:
         max_size=6,
     )
 )
-def test_every_line_can_be_reached_and_none_twice(lines: list[ListenConfig]) -> None:
+def test_every_line_has_exactly_one_route(lines: list[ListenConfig]) -> None:
     try:
         sockets = plan_sockets(config(tuple(lines)), NAMES)
     except ConfigError:
@@ -212,7 +212,7 @@ GIVEN = replace(OLD, rcvbuf=4096, sndbuf=4096, keepalive=KeepAlive(idle=10, inte
         (OLD, {"ipv6only": False}, False),
     ],
 )
-def test_a_socket_stays_when_it_can_take_what_is_new(
+def test_socket_stays_if_it_can_take_the_new_options(
     old: SocketPlan, changes: dict[str, Any], stays: bool
 ) -> None:
     new = replace(old, **changes)
@@ -220,13 +220,13 @@ def test_a_socket_stays_when_it_can_take_what_is_new(
     assert (found.stays, found.opens, found.closes) == (((new,), (), ()) if stays else ((), (new,), (old,)))
 
 
-def test_a_path_stays_whatever_changes() -> None:
+def test_unix_socket_stays_with_any_change() -> None:
     old = replace(GIVEN, key="unix:/run/a", family=socket.AF_UNIX, address="/run/a", keepalive=None)
     new = replace(old, rcvbuf=None)
     assert diff_plans((old,), (new,)).stays == (new,)
 
 
-def test_addresses_come_and_go() -> None:
+def test_new_addresses_open_and_removed_ones_close() -> None:
     gone, stays, comes = (replace(OLD, key=key) for key in "abc")
     found = diff_plans((gone, stays), (stays, comes))
     assert (found.stays, found.opens, found.closes) == ((stays,), (comes,), (gone,))
@@ -237,7 +237,7 @@ def listening_on(*addresses: str) -> ProxyConfig:
     return ProxyConfig(servers=(server(Protocol.IMAP, listen=listen),))
 
 
-def test_the_system_s_resolver_is_asked() -> None:
+def test_system_resolver_is_used() -> None:
     found = resolve_names(listening_on("*", "127.0.0.1", "[::1]", "unix:/run/a", "localhost"))
     assert set(found) == {"localhost"}
     assert set(found["localhost"]) <= {"127.0.0.1", "::1"}
@@ -259,7 +259,9 @@ def test_every_address_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "?"), UnicodeError("label too long")])
-def test_every_line_with_an_unknown_name_is_told(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_every_line_with_an_unknown_name_is_reported(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def lookup(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise error
 
@@ -272,7 +274,7 @@ def test_every_line_with_an_unknown_name_is_told(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_who_is_trusted_by_name_is_looked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_in_set_real_ip_from_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = ("10.0.0.0/8", "2001:db8::1", "unix:", "lb.example")
     trusting = ProxyConfig(servers=(server(Protocol.IMAP, set_real_ip_from=entries),))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("192.0.2.9", 0))])

@@ -59,7 +59,7 @@ def system(name: str) -> int:
     return int(Path("/proc/sys/net/ipv4", name).read_text())
 
 
-def test_a_plain_listener_has_the_system_s_own_values(opened: Opened) -> None:
+def test_plain_listener_has_system_defaults(opened: Opened) -> None:
     sock = opened(planned())
     with accepted(sock) as client:
         assert client.getsockopt(_TCP, socket.TCP_NODELAY) == 1
@@ -116,7 +116,7 @@ def core(name: str) -> int | None:
     ("option", "number", "limit"),
     [("rcvbuf", socket.SO_RCVBUF, "rmem_max"), ("sndbuf", socket.SO_SNDBUF, "wmem_max")],
 )
-def test_buffers_are_set_and_what_was_cut_is_told(
+def test_buffers_are_set_and_clamps_are_reported(
     opened: Opened, option: str, number: int, limit: str
 ) -> None:
     fits = planned(**{option: 65536})
@@ -140,7 +140,7 @@ def backlog_of(sock: socket.socket) -> int:
     return int.from_bytes(sock.getsockopt(_TCP, socket.TCP_INFO, 32)[28:32], "little")
 
 
-def test_the_backlog_is_cut_to_somaxconn(opened: Opened) -> None:
+def test_backlog_is_clamped_to_somaxconn(opened: Opened) -> None:
     longest = int(Path("/proc/sys/net/core/somaxconn").read_text())
     assert backlog_of(opened(planned(backlog=7))) == 7
     plan = planned(backlog=longest + 1)
@@ -149,7 +149,7 @@ def test_the_backlog_is_cut_to_somaxconn(opened: Opened) -> None:
     assert clamped_options(plan, sock) == (ClampedOption("backlog", longest + 1, longest),)
 
 
-def test_without_a_word_from_the_kernel_nothing_is_claimed(opened: Opened, tmp_path: Path) -> None:
+def test_unreadable_somaxconn_reports_no_clamp(opened: Opened, tmp_path: Path) -> None:
     plan = planned(backlog=2**20)
     assert clamped_options(plan, opened(plan), somaxconn=tmp_path / "absent") == ()
 

@@ -35,7 +35,7 @@ def proxy(manifest: Manifest) -> Iterator[Proxy]:
 # -- starting
 
 
-def test_it_serves_and_says_where(manifest: Manifest, proxy: Proxy) -> None:
+def test_listening_event_has_the_addresses(manifest: Manifest, proxy: Proxy) -> None:
     told = proxy.until_told("listening")
     assert told["listeners"] == f"127.0.0.1:{manifest.port}"
     assert told["workers"] == 2
@@ -61,7 +61,7 @@ def test_it_serves_and_says_where(manifest: Manifest, proxy: Proxy) -> None:
         (["--admin", "[::1]:{taken}"], None, 1, "cannot be read"),
     ],
 )
-def test_what_prevents_the_start_is_told(
+def test_failed_start_prints_the_problem(
     tmp_path: Path, arguments: list[str], text: str | None, code: int, says: str
 ) -> None:
     file = tmp_path / "mailproxy.yaml"
@@ -73,14 +73,14 @@ def test_what_prevents_the_start_is_told(
         until(lambda: says in "".join(proxy.lines), says)
 
 
-def test_a_taken_port_is_three_before_any_worker_starts(manifest: Manifest) -> None:
+def test_port_in_use_exits_with_3_before_workers_start(manifest: Manifest) -> None:
     with socket.create_server(("127.0.0.1", manifest.port)), Proxy(manifest.path) as proxy:
         assert proxy.exit_code() == 3
         until(lambda: "another process listens there" in "".join(proxy.lines))
         assert not proxy.told("worker_exited")
 
 
-def test_a_taken_admin_port_is_three(manifest: Manifest) -> None:
+def test_admin_port_in_use_exits_with_3(manifest: Manifest) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         admin = f"127.0.0.1:{taken.getsockname()[1]}"
         with Proxy(manifest.path, command=COMMAND, options=["--admin", admin]) as proxy:
@@ -91,13 +91,13 @@ def test_a_taken_admin_port_is_three(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("refused", 1), ("crash", 3)])
-def test_workers_that_cannot_start_end_it(manifest: Manifest, name: str, code: int) -> None:
+def test_proxy_exits_when_workers_cannot_start(manifest: Manifest, name: str, code: int) -> None:
     manifest.write(name=name)
     with Proxy(manifest.path) as proxy:
         assert proxy.exit_code() == code
 
 
-def test_a_start_that_fails_leaves_no_socket_file(tmp_path: Path, manifest: Manifest) -> None:
+def test_failed_start_removes_unix_sockets(tmp_path: Path, manifest: Manifest) -> None:
     path = tmp_path / "imap.sock"
     manifest.write(name="refused", listen=f'{{address: "unix:{path}"}}')
     with Proxy(manifest.path) as proxy:
@@ -106,7 +106,7 @@ def test_a_start_that_fails_leaves_no_socket_file(tmp_path: Path, manifest: Mani
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_it_can_be_ended_before_it_is_ready(manifest: Manifest, signum: signal.Signals) -> None:
+def test_signal_before_ready_ends_the_proxy(manifest: Manifest, signum: signal.Signals) -> None:
     manifest.write(name="hang")
     with Proxy(manifest.path) as proxy:
         until(proxy.workers)
@@ -122,7 +122,7 @@ def server_name(port: int) -> str:
         return client.greeting.split()[3]
 
 
-def test_a_hangup_loads_it_again_and_leaves_sessions_alone(manifest: Manifest, proxy: Proxy) -> None:
+def test_sighup_reloads_and_keeps_sessions(manifest: Manifest, proxy: Proxy) -> None:
     workers = sorted(proxy.workers())
     with Client(manifest.port) as client:
         manifest.write(server_name="two")
@@ -139,14 +139,14 @@ def test_a_hangup_loads_it_again_and_leaves_sessions_alone(manifest: Manifest, p
     assert proxy.metric("mailproxy_config_info") == 1
 
 
-def test_a_changed_file_is_loaded_again(manifest: Manifest, proxy: Proxy) -> None:
+def test_changed_file_is_reloaded(manifest: Manifest, proxy: Proxy) -> None:
     manifest.write(server_name="two")
     proxy.until_told("configuration_loaded", 2)
     assert server_name(manifest.port) == "two"
     assert proxy.told("file_changed")[0]["path"] == str(manifest.path)
 
 
-def test_a_swapped_config_map_is_loaded_again(tmp_path: Path, manifest: Manifest) -> None:
+def test_swapped_config_map_is_reloaded(tmp_path: Path, manifest: Manifest) -> None:
     mount = tmp_path / "mount"
     for version in ("one", "two"):
         (mount / version).mkdir(parents=True)
@@ -163,7 +163,9 @@ def test_a_swapped_config_map_is_loaded_again(tmp_path: Path, manifest: Manifest
 
 
 @pytest.mark.parametrize("bad", [{"server_name": "[]"}, {"name": "refused"}])
-def test_a_bad_configuration_changes_nothing(manifest: Manifest, proxy: Proxy, bad: dict[str, str]) -> None:
+def test_invalid_reload_keeps_the_configuration(
+    manifest: Manifest, proxy: Proxy, bad: dict[str, str]
+) -> None:
     before = proxy.config()["hash"]
     with Client(manifest.port) as client:
         manifest.write(**bad)
@@ -197,9 +199,7 @@ def test_a_large_file_is_refused_at_a_reload_without_being_read(manifest: Manife
     assert proxy.get("/healthz")[0] == 200
 
 
-def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
-    manifest: Manifest, proxy: Proxy
-) -> None:
+def test_configuration_that_crashes_a_worker_reaches_only_one(manifest: Manifest, proxy: Proxy) -> None:
     before = set(proxy.workers())
 
     def is_replaced() -> bool:
@@ -212,7 +212,7 @@ def test_a_configuration_that_a_worker_dies_of_costs_only_that_worker(
     assert server_name(manifest.port) == "one"
 
 
-def test_a_listener_is_added_while_the_other_one_stays(manifest: Manifest, proxy: Proxy) -> None:
+def test_reload_adds_a_listener(manifest: Manifest, proxy: Proxy) -> None:
     other = free_port()
     with Client(manifest.port) as client:
         both = ", ".join(f"{{address: 127.0.0.1, port: {port}}}" for port in (manifest.port, other))
@@ -230,7 +230,7 @@ def test_a_listener_is_added_while_the_other_one_stays(manifest: Manifest, proxy
         assert client.ask("still here") == "still here"
 
 
-def test_a_new_port_that_is_taken_changes_nothing(manifest: Manifest, proxy: Proxy) -> None:
+def test_reload_with_port_in_use_keeps_the_configuration(manifest: Manifest, proxy: Proxy) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         manifest.write(listen=f"{{address: 127.0.0.1, port: {port}}}", server_name="two")
@@ -238,7 +238,7 @@ def test_a_new_port_that_is_taken_changes_nothing(manifest: Manifest, proxy: Pro
     assert server_name(manifest.port) == "one"
 
 
-def test_the_number_of_workers_follows(manifest: Manifest, proxy: Proxy) -> None:
+def test_reload_changes_the_number_of_workers(manifest: Manifest, proxy: Proxy) -> None:
     manifest.write(workers=3)
     until(lambda: len(proxy.workers()) == 3, "three workers")
     until(lambda: proxy.config()["hash"] == proxy.told("configuration_loaded")[-1]["hash"], "the new hash")
@@ -249,7 +249,7 @@ def test_the_number_of_workers_follows(manifest: Manifest, proxy: Proxy) -> None
         assert server_name(manifest.port) == "one"
 
 
-def test_fewer_workers_leave_no_queued_client_behind(manifest: Manifest, proxy: Proxy) -> None:
+def test_fewer_workers_still_accept_queued_clients(manifest: Manifest, proxy: Proxy) -> None:
     manifest.write(workers=3)
     until(lambda: len(proxy.workers()) == 3, "three workers")
     until(lambda: proxy.metric("mailproxy_workers ") == 3, "their readiness")
@@ -267,7 +267,7 @@ def test_fewer_workers_leave_no_queued_client_behind(manifest: Manifest, proxy: 
         client.close()
 
 
-def test_many_reloads_leave_no_descriptors_behind(manifest: Manifest, proxy: Proxy) -> None:
+def test_many_reloads_leak_no_descriptors(manifest: Manifest, proxy: Proxy) -> None:
     def descriptors() -> list[int]:
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in (proxy.process.pid, *sorted(proxy.workers()))]
 
@@ -318,7 +318,7 @@ def accepted(proxy: Proxy) -> float:
     return proxy.metric("mailproxy_connections_accepted_total")
 
 
-def test_a_killed_worker_is_replaced_and_no_counter_falls(manifest: Manifest, proxy: Proxy) -> None:
+def test_killed_worker_is_replaced_and_counters_do_not_decrease(manifest: Manifest, proxy: Proxy) -> None:
     for _ in range(20):
         server_name(manifest.port)
     assert accepted(proxy) == 20
@@ -332,7 +332,7 @@ def test_a_killed_worker_is_replaced_and_no_counter_falls(manifest: Manifest, pr
     assert accepted(proxy) == 40
 
 
-def test_it_runs_where_whoever_started_it_ignores_sigchld(manifest: Manifest) -> None:
+def test_proxy_runs_with_inherited_ignored_sigchld(manifest: Manifest) -> None:
     """execve(2) keeps an ignored signal ignored, and the kernel then keeps no exit codes (sigaction(2))."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -348,7 +348,7 @@ def test_it_runs_where_whoever_started_it_ignores_sigchld(manifest: Manifest) ->
         assert proxy.exit_code() == 0
 
 
-def test_a_worker_that_is_asked_to_leave_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
+def test_sigterm_to_a_worker_replaces_it(manifest: Manifest, proxy: Proxy) -> None:
     server_name(manifest.port)
     asked = proxy.workers()[0]
     os.kill(asked, signal.SIGTERM)
@@ -358,7 +358,7 @@ def test_a_worker_that_is_asked_to_leave_is_replaced(manifest: Manifest, proxy: 
     assert proxy.get("/readyz")[0] == 200
 
 
-def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, proxy: Proxy) -> None:
+def test_scrape_does_not_wait_for_hung_worker(manifest: Manifest, proxy: Proxy) -> None:
     for _ in range(10):
         server_name(manifest.port)
     assert accepted(proxy) == 10
@@ -369,7 +369,7 @@ def test_a_scrape_does_not_wait_for_a_worker_that_hangs(manifest: Manifest, prox
         os.kill(pid, signal.SIGCONT)
 
 
-def test_no_process_outlives_a_supervisor_that_is_killed(manifest: Manifest, proxy: Proxy) -> None:
+def test_workers_exit_when_the_supervisor_is_killed(manifest: Manifest, proxy: Proxy) -> None:
     workers = [*proxy.workers(), *proxy.fork_servers()]
     with Client(manifest.port) as relaying, Client(manifest.port) as waiting:
         assert relaying.ask("RELAY") == "RELAY"
@@ -385,9 +385,7 @@ def test_no_process_outlives_a_supervisor_that_is_killed(manifest: Manifest, pro
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT, signal.SIGINT])
-def test_draining_lets_relays_go_on_and_ends_with_nothing_left(
-    manifest: Manifest, signum: signal.Signals
-) -> None:
+def test_drain_keeps_relays_and_leaves_no_process(manifest: Manifest, signum: signal.Signals) -> None:
     manifest.write(timeout="60s")
     with Proxy(manifest.path) as proxy:
         proxy.until_told("listening")
@@ -415,7 +413,7 @@ def refused(port: int) -> bool:
     return False
 
 
-def test_relays_are_cut_when_the_time_is_over(manifest: Manifest, proxy: Proxy) -> None:
+def test_drain_timeout_ends_relays(manifest: Manifest, proxy: Proxy) -> None:
     with Client(manifest.port) as relaying:
         assert relaying.ask("RELAY") == "RELAY"
         proxy.signal(signal.SIGTERM)
@@ -423,7 +421,7 @@ def test_relays_are_cut_when_the_time_is_over(manifest: Manifest, proxy: Proxy) 
     assert proxy.exit_code() == 0
 
 
-def test_a_second_signal_ends_it_at_once(manifest: Manifest) -> None:
+def test_second_signal_stops_at_once(manifest: Manifest) -> None:
     manifest.write(timeout="1000s")
     with Proxy(manifest.path) as proxy:
         proxy.until_told("listening")
@@ -436,7 +434,7 @@ def test_a_second_signal_ends_it_at_once(manifest: Manifest) -> None:
             assert relaying.line() == ""
 
 
-def test_it_accepts_until_the_delay_is_over(manifest: Manifest) -> None:
+def test_proxy_accepts_during_drain_delay(manifest: Manifest) -> None:
     manifest.path.write_text(manifest.text().replace("delay: 0s", "delay: 2s"))
     with Proxy(manifest.path) as proxy:
         proxy.until_told("listening")
@@ -464,7 +462,7 @@ def test_a_unix_socket_is_removed_at_the_end(tmp_path: Path, manifest: Manifest)
 # -- with the real thing
 
 
-def test_the_real_application_greets_reloads_and_says_goodbye(manifest: Manifest) -> None:
+def test_real_application_greets_reloads_and_drains(manifest: Manifest) -> None:
     with Proxy(manifest.path, command=COMMAND) as proxy:
         proxy.until_told("listening")
         with Client(manifest.port) as client:

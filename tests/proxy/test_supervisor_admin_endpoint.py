@@ -91,7 +91,7 @@ async def ask(supervisor: Supervisor) -> AsyncIterator[Ask]:
         yield Ask(client, endpoint.port)
 
 
-async def test_alive_is_alive_whatever_else(ask: Ask, supervisor: Supervisor) -> None:
+async def test_healthz_is_200_when_not_ready(ask: Ask, supervisor: Supervisor) -> None:
     supervisor.is_ready = False
     assert (await ask("/healthz"))[::2] == (200, "ok\n")
 
@@ -99,20 +99,20 @@ async def test_alive_is_alive_whatever_else(ask: Ask, supervisor: Supervisor) ->
 @pytest.mark.parametrize(
     ("is_ready", "status", "text"), [(True, 200, "ready\n"), (False, 503, "not ready: starting\n")]
 )
-async def test_ready_is_what_the_supervisor_says(
+async def test_readyz_follows_the_status(
     ask: Ask, supervisor: Supervisor, is_ready: bool, status: int, text: str
 ) -> None:
     supervisor.is_ready = is_ready
     assert (await ask("/readyz"))[::2] == (status, text)
 
 
-async def test_the_configuration_is_told_as_json(ask: Ask, supervisor: Supervisor) -> None:
+async def test_config_is_json(ask: Ask, supervisor: Supervisor) -> None:
     status, headers, text = await ask("/config")
     assert (status, headers["Content-Type"]) == (200, "application/json")
     assert json.loads(text) == supervisor.config()
 
 
-async def test_a_scrape_asks_for_fresh_numbers(ask: Ask, supervisor: Supervisor) -> None:
+async def test_scrape_requests_new_snapshots(ask: Ask, supervisor: Supervisor) -> None:
     server = supervisor.meter.server("a", Protocol.IMAP)
     for number in (1, 2):
         server.accepted.value += 1
@@ -128,15 +128,13 @@ async def test_a_scrape_gets_the_format_it_accepts(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(("accepted", "encoding"), [("gzip", "gzip"), ("identity", None)])
-async def test_a_scrape_is_packed_when_that_is_accepted(
-    ask: Ask, accepted: str, encoding: str | None
-) -> None:
+async def test_scrape_is_gzipped_where_accepted(ask: Ask, accepted: str, encoding: str | None) -> None:
     _, headers, text = await ask("/metrics", Accept_Encoding=accepted)
     assert headers.get("Content-Encoding") == encoding
     assert "mailproxy_workers 1.0\n" in text
 
 
-async def test_a_worker_that_does_not_answer_costs_a_scrape_its_deadline_and_nothing_else(
+async def test_worker_without_reply_delays_scrape_by_its_timeout(
     ask: Ask, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ask("/metrics")
@@ -147,7 +145,7 @@ async def test_a_worker_that_does_not_answer_costs_a_scrape_its_deadline_and_not
     assert "mailproxy_logins_total" in text
 
 
-async def test_scrapes_that_wait_together_share_one_question(ask: Ask, supervisor: Supervisor) -> None:
+async def test_concurrent_scrapes_share_one_refresh(ask: Ask, supervisor: Supervisor) -> None:
     supervisor.answers.clear()
     async with asyncio.TaskGroup() as scrapes:
         first = scrapes.create_task(ask("/metrics"))
@@ -160,7 +158,7 @@ async def test_scrapes_that_wait_together_share_one_question(ask: Ask, superviso
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/../etc/passwd", "/config.json"])
-async def test_elsewhere_there_is_a_list_of_what_there_is(ask: Ask, path: str) -> None:
+async def test_unknown_path_lists_the_endpoints(ask: Ask, path: str) -> None:
     status, _, text = await ask(path)
     assert status == 404
     assert text.splitlines()[1:] == ["/metrics", "/healthz", "/readyz", "/config"]
@@ -168,7 +166,7 @@ async def test_elsewhere_there_is_a_list_of_what_there_is(ask: Ask, path: str) -
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/config"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
-async def test_nothing_can_be_changed_here(ask: Ask, method: str, path: str) -> None:
+async def test_other_methods_are_405(ask: Ask, method: str, path: str) -> None:
     status, headers, _ = await ask(path, method)
     assert (status, headers["Allow"]) == (405, "GET, HEAD")
 
@@ -181,7 +179,7 @@ async def test_head_is_get_without_a_body(ask: Ask, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/config", "/nothing"])
-async def test_nothing_is_cached_and_nothing_is_told_about_versions(ask: Ask, path: str) -> None:
+async def test_responses_have_no_store_and_no_version(ask: Ask, path: str) -> None:
     _, headers, _ = await ask(path)
     assert (headers["Cache-Control"], headers["Server"]) == ("no-store", "mailproxy")
 
@@ -208,12 +206,12 @@ async def said(port: int, data: bytes) -> bytes:
         b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03\r\n\r\n",
     ],
 )
-async def test_what_is_too_long_or_not_http_is_refused(ask: Ask, data: bytes) -> None:
+async def test_invalid_or_long_request_is_400(ask: Ask, data: bytes) -> None:
     assert (await said(ask.port, data)).startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert (await ask("/healthz"))[0] == 200
 
 
-async def test_a_connection_that_asks_nothing_is_closed(
+async def test_connection_without_request_is_closed(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", 0.05)
@@ -221,7 +219,7 @@ async def test_a_connection_that_asks_nothing_is_closed(
         assert await said(endpoint.port, b"GET /healthz HTTP/1.1\r\nHost:") == b""
 
 
-async def test_a_connection_that_left_without_a_question_is_forgotten(
+async def test_connection_closed_without_request_is_dropped(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", 0.02)
@@ -232,7 +230,7 @@ async def test_a_connection_that_left_without_a_question_is_forgotten(
         assert b"ok" in await said(endpoint.port, b"GET /healthz HTTP/1.0\r\n\r\n")
 
 
-async def test_a_connection_that_asked_in_time_is_kept(
+async def test_connection_with_timely_requests_is_kept(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "FIRST_REQUEST_SECONDS", 0.01)
@@ -244,13 +242,13 @@ async def test_a_connection_that_asked_in_time_is_kept(
 
 
 @pytest.mark.parametrize("address", ["[::]", "::"])
-async def test_the_address_of_both_families_takes_both(supervisor: Supervisor, address: str) -> None:
+async def test_dual_stack_address_accepts_both_families(supervisor: Supervisor, address: str) -> None:
     async with running(supervisor, address) as endpoint, aiohttp.ClientSession() as client:
         assert (await Ask(client, endpoint.port)("/healthz"))[0] == 200
         assert endpoint.address == "::"
 
 
-async def test_without_ipv6_the_address_of_both_families_takes_ipv4(
+async def test_dual_stack_address_without_ipv6_accepts_ipv4(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = socket.socket
@@ -267,14 +265,14 @@ async def test_without_ipv6_the_address_of_both_families_takes_ipv4(
             await admin_endpoint.serve("::1", 0, supervisor)
 
 
-async def test_an_address_in_use_is_the_callers_business(supervisor: Supervisor) -> None:
+async def test_address_in_use_raises_oserror(supervisor: Supervisor) -> None:
     async with running(supervisor) as endpoint:
         with pytest.raises(OSError, match="in use") as caught:
             await admin_endpoint.serve("127.0.0.1", endpoint.port, supervisor)
     assert caught.value.errno == errno.EADDRINUSE
 
 
-async def test_a_loop_that_cannot_serve_leaves_no_socket(
+async def test_failed_listen_closes_the_socket(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound: list[socket.socket] = []
@@ -289,7 +287,7 @@ async def test_a_loop_that_cannot_serve_leaves_no_socket(
     assert bound[0].fileno() == -1
 
 
-async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) -> None:
+async def test_close_releases_the_address(supervisor: Supervisor) -> None:
     async with running(supervisor) as endpoint, aiohttp.ClientSession() as client:
         assert (await Ask(client, endpoint.port)("/healthz"))[0] == 200
         port = endpoint.port
@@ -298,7 +296,7 @@ async def test_a_closed_endpoint_lets_go_of_its_address(supervisor: Supervisor) 
 
 
 @pytest.mark.interop
-async def test_promtool_likes_what_is_served(needs: Needs, ask: Ask) -> None:
+async def test_promtool_accepts_the_metrics(needs: Needs, ask: Ask) -> None:
     promtool = needs("promtool")
     _, _, text = await ask("/metrics")
     run = await asyncio.create_subprocess_exec(

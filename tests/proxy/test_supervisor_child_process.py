@@ -57,7 +57,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
         (HUNG_LIMIT_SECONDS, None, True, True),
     ],
 )
-def test_who_is_silent_hangs_if_it_does_not_run_or_only_runs(
+def test_silent_process_hangs_if_it_is_idle_or_spins(
     silent: Callable[[float, float | None], Heartbeat],
     silent_seconds: float,
     ran: float | None,
@@ -69,7 +69,7 @@ def test_who_is_silent_hangs_if_it_does_not_run_or_only_runs(
     assert heartbeat.is_hung(is_loading=True) is loading_hangs
 
 
-def test_a_worker_is_late_before_it_hangs_and_not_after_a_sign_of_life() -> None:
+def test_worker_is_late_before_it_hangs_and_not_after_a_message() -> None:
     heartbeat = Heartbeat(os.getpid())
     while not heartbeat.is_late:
         heartbeat.look()
@@ -78,7 +78,7 @@ def test_a_worker_is_late_before_it_hangs_and_not_after_a_sign_of_life() -> None
     assert not heartbeat.is_late
 
 
-def test_a_gap_in_which_the_observer_was_stopped_counts_as_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_of_the_supervisor_counts_as_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     heartbeat = Heartbeat(os.getpid())
     heartbeat.look()
     real = time.monotonic

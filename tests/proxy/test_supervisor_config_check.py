@@ -23,7 +23,7 @@ from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 
-def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Path) -> None:
+def test_file_is_read_up_to_one_byte_over_the_maximum(tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(b"x" * (LARGEST_DOCUMENT + 1000))
     assert len(read_config(file)) == LARGEST_DOCUMENT + 1
@@ -32,14 +32,14 @@ def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "reason"), [("missing", "No such file or directory"), (".", "Is a directory")]
 )
-def test_what_cannot_be_read_is_a_problem_of_the_file(tmp_path: Path, name: str, reason: str) -> None:
+def test_unreadable_file_is_a_problem(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_config(tmp_path / name)
     (problem,) = caught.value.problems
     assert (problem.path, problem.reason) == (str(tmp_path / name), f"cannot be read: {reason}")
 
 
-def test_certificates_keys_and_header_values_matter() -> None:
+def test_certificates_keys_and_header_values_are_referenced_files() -> None:
     config = ProxyConfig(
         servers=(
             server(

@@ -56,7 +56,7 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
     setting.preparation.close()
 
 
-async def test_it_has_everything_that_a_worker_needs(setting: Setting) -> None:
+async def test_revision_has_everything_a_worker_needs(setting: Setting) -> None:
     revision = await setting.preparation.prepare()
     setting.preparation.commit(revision)
     order = revision.configure_message()
@@ -67,7 +67,7 @@ async def test_it_has_everything_that_a_worker_needs(setting: Setting) -> None:
     assert [sock.getsockname() for sock in revision.sockets_for(0)] == [("127.0.0.1", setting.port)]
 
 
-async def test_every_worker_gets_its_own_socket_and_the_places_go_round(setting: Setting) -> None:
+async def test_every_worker_gets_its_own_socket(setting: Setting) -> None:
     setting.write(workers="workers: 2")
     revision = await setting.preparation.prepare()
     setting.preparation.commit(revision)
@@ -75,7 +75,7 @@ async def test_every_worker_gets_its_own_socket_and_the_places_go_round(setting:
     assert first == third != second
 
 
-async def test_the_same_key_seals_tickets_for_as_long_as_it_runs(setting: Setting) -> None:
+async def test_ticket_keys_stay_the_same_over_reloads(setting: Setting) -> None:
     first = await setting.preparation.prepare()
     setting.preparation.commit(first)
     second = await setting.preparation.prepare()
@@ -96,7 +96,7 @@ async def test_the_same_key_seals_tickets_for_as_long_as_it_runs(setting: Settin
         ("auto", "workers: 3", cpus.usable()),
     ],
 )
-async def test_the_option_wins_over_the_file(
+async def test_workers_option_overrides_the_file(
     tmp_path: Path, option: object, written: str, count: int
 ) -> None:
     setting = Setting(tmp_path, workers=option)
@@ -106,7 +106,7 @@ async def test_the_option_wins_over_the_file(
     setting.preparation.discard(revision)
 
 
-async def test_missing_files_are_told_and_watched_for(setting: Setting, tmp_path: Path) -> None:
+async def test_missing_files_are_reported_and_watched(setting: Setting, tmp_path: Path) -> None:
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     files = f"{{certificateFile: {certificate}, keyFile: {key}}}"
     setting.write(ssl=", ssl: true", more=f", sslCertificate: [{files}]")
@@ -119,7 +119,7 @@ async def test_missing_files_are_told_and_watched_for(setting: Setting, tmp_path
     assert setting.preparation.files == {setting.file, certificate, key}
 
 
-async def test_what_is_watched_follows_what_runs(setting: Setting, tmp_path: Path) -> None:
+async def test_watched_files_are_those_of_the_running_configuration(setting: Setting, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("value")
     rendered = "authHttpHeader: [{name: X-Key, valueFrom: {secretKeyRef: {name: auth, key: key}}}]"
@@ -141,7 +141,7 @@ async def test_what_is_watched_follows_what_runs(setting: Setting, tmp_path: Pat
         ("192.0.2.77", ListenError, "no interface of this machine"),
     ],
 )
-async def test_what_cannot_be_listened_on_is_told(
+async def test_address_that_cannot_be_bound_is_reported(
     setting: Setting, address: str, error: type[Exception], reason: str
 ) -> None:
     setting.write(address=address)
@@ -149,7 +149,7 @@ async def test_what_cannot_be_listened_on_is_told(
         await setting.preparation.prepare()
 
 
-async def test_problems_of_a_start_name_the_line_that_check_names(setting: Setting, tmp_path: Path) -> None:
+async def test_start_and_check_report_the_same_lines(setting: Setting, tmp_path: Path) -> None:
     cases = {
         "listen no-such-host.invalid:143;": f'{setting.file}:2: "listen": host not found',
         "listen 192.0.2.77:10143;": f'{setting.file}:2: "listen": cannot listen on 192.0.2.77:10143: ',
@@ -248,7 +248,7 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
     await endpoint.close()
 
 
-async def test_a_thread_gives_its_result_or_its_error() -> None:
+async def test_in_thread_returns_the_result_or_raises() -> None:
     def fail() -> int:
         raise ValueError("no")
 
@@ -257,7 +257,7 @@ async def test_a_thread_gives_its_result_or_its_error() -> None:
         await in_thread(fail)
 
 
-def test_nobody_waits_for_a_thread_that_is_not_needed_any_more() -> None:
+def test_cancelled_thread_does_not_delay_exit() -> None:
     release = threading.Event()
 
     async def give_up() -> None:

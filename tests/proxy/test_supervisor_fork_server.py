@@ -140,7 +140,7 @@ async def test_workers_do_not_draw_the_same_random_numbers(
     assert len(keys) == 2
 
 
-async def test_a_fork_server_that_dies_is_replaced_and_its_workers_go_on(bench: Bench) -> None:
+async def test_killed_fork_server_is_replaced_and_its_workers_stay(bench: Bench) -> None:
     first = await bench.start()
     on_exit = bench.launcher.pid
     os.kill(on_exit, signal.SIGKILL)
@@ -152,7 +152,7 @@ async def test_a_fork_server_that_dies_is_replaced_and_its_workers_go_on(bench: 
     await second.report(1, 60)
 
 
-async def test_the_exit_code_is_known_also_after_the_fork_servers_death(bench: Bench) -> None:
+async def test_exit_code_is_known_after_the_fork_server_exits(bench: Bench) -> None:
     worker = await bench.start()
     os.kill(bench.launcher.pid, signal.SIGKILL)
     await bench.until(lambda: bench.events)
@@ -161,7 +161,7 @@ async def test_the_exit_code_is_known_also_after_the_fork_servers_death(bench: B
     assert worker.exit_code == -signal.SIGABRT
 
 
-async def test_who_waits_for_a_worker_learns_of_the_fork_servers_death(bench: Bench) -> None:
+async def test_pending_start_fails_when_the_fork_server_exits(bench: Bench) -> None:
     await bench.start()
     os.kill(bench.launcher.pid, signal.SIGSTOP)
     asyncio.get_running_loop().call_later(0.1, os.kill, bench.launcher.pid, signal.SIGKILL)
@@ -194,7 +194,7 @@ async def test_a_worker_that_cannot_be_forked_is_an_error_with_its_reason(bench:
     assert bench.launcher.pid == pid
 
 
-async def test_a_start_that_is_given_up_leaves_no_worker(bench: Bench) -> None:
+async def test_cancelled_start_leaves_no_worker(bench: Bench) -> None:
     bench.launcher.close()
     with pytest.raises(OSError, match="the fork server has ended"):
         await bench.launcher.start(lambda *_: None)

@@ -114,7 +114,7 @@ async def test_received_descriptors_are_not_inherited_by_other_programs(ends: tu
     assert not os.get_inheritable(right.descriptors[0])
 
 
-async def test_a_message_larger_than_the_socket_buffer_waits_for_room(ends: tuple[End, End]) -> None:
+async def test_message_larger_than_the_socket_buffer_is_queued(ends: tuple[End, End]) -> None:
     left, right = ends
     text = "x" * (3 * 1024 * 1024)
     left.channel.send({"text": text}, [0])
@@ -134,7 +134,7 @@ async def test_the_sender_may_close_its_descriptors_at_once(ends: tuple[End, End
     assert os.readlink(f"/proc/self/fd/{right.descriptors[0]}") == "/memfd:mine (deleted)"
 
 
-async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End]) -> None:
+async def test_orderly_close_is_reported_once_without_error(ends: tuple[End, End]) -> None:
     left, right = ends
     left.channel.send({"last": 1})
     left.channel.close()
@@ -160,7 +160,7 @@ async def test_an_orderly_end_is_told_once_without_a_reason(ends: tuple[End, End
         (b"\x00", "within"),
     ],
 )
-async def test_a_peer_that_talks_nonsense_is_given_up(ends: tuple[End, End], raw: bytes, reason: str) -> None:
+async def test_invalid_message_closes_the_channel(ends: tuple[End, End], raw: bytes, reason: str) -> None:
     left, right = ends
     left.sock.send(raw)
     left.channel.close()
@@ -169,7 +169,7 @@ async def test_a_peer_that_talks_nonsense_is_given_up(ends: tuple[End, End], raw
     assert reason in str(right.ends[0])
 
 
-async def test_sending_to_a_peer_that_is_gone_is_told_as_its_end() -> None:
+async def test_send_to_closed_peer_reports_its_close() -> None:
     ours, theirs = channel_pair()
     left = End(ours)
     theirs.close()
@@ -179,7 +179,7 @@ async def test_sending_to_a_peer_that_is_gone_is_told_as_its_end() -> None:
     left.drop()
 
 
-async def test_a_peer_that_does_not_read_is_refused_more(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_send_to_peer_that_does_not_read_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BACKLOG", 1024 * 1024)
     ours, theirs = channel_pair()
     left = End(ours)
@@ -195,9 +195,7 @@ async def test_a_peer_that_does_not_read_is_refused_more(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("count", [MAX_DESCRIPTORS + 1])
-async def test_too_many_descriptors_are_refused_before_anything_is_sent(
-    ends: tuple[End, End], count: int
-) -> None:
+async def test_too_many_descriptors_raise_before_sending(ends: tuple[End, End], count: int) -> None:
     left, right = ends
     with pytest.raises(ChannelError, match="at most"):
         left.channel.send({}, [0] * count)
@@ -206,7 +204,7 @@ async def test_too_many_descriptors_are_refused_before_anything_is_sent(
     assert right.messages == [{"fine": True}]
 
 
-async def test_flush_sends_what_waits_without_the_loop() -> None:
+async def test_flush_sends_queued_messages_without_the_event_loop() -> None:
     ours, theirs = channel_pair()
     left = End(ours)
     text = "x" * (2 * 1024 * 1024)
@@ -218,7 +216,7 @@ async def test_flush_sends_what_waits_without_the_loop() -> None:
     theirs.close()
 
 
-async def test_flush_gives_up_on_a_peer_that_does_not_read() -> None:
+async def test_flush_has_a_timeout() -> None:
     ours, theirs = channel_pair()
     left = End(ours)
     left.channel.send({"text": "x" * (8 * 1024 * 1024)})

@@ -46,12 +46,12 @@ def over_the_wire(message: m.ToWorker | m.ToSupervisor) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
-def test_a_worker_hears_what_was_said(message: m.ToWorker) -> None:
+def test_messages_to_a_worker_are_decoded(message: m.ToWorker) -> None:
     assert m.decode_for_worker(over_the_wire(message)) == message
 
 
 @pytest.mark.parametrize("message", TO_SUPERVISOR, ids=lambda message: type(message).__name__)
-def test_the_supervisor_hears_what_was_said(message: m.ToSupervisor) -> None:
+def test_messages_to_the_supervisor_are_decoded(message: m.ToSupervisor) -> None:
     assert m.decode_for_supervisor(over_the_wire(message)) == message
 
 
@@ -82,14 +82,14 @@ def test_a_snapshot_arrives_with_its_number() -> None:
         {"type": "refused", "serial": 1, "problems": [["only a path"]]},
     ],
 )
-def test_anything_else_is_refused_on_both_sides(data: dict[str, object]) -> None:
+def test_other_messages_are_errors(data: dict[str, object]) -> None:
     with pytest.raises(ChannelError):
         m.decode_for_worker(data)
     with pytest.raises(ChannelError):
         m.decode_for_supervisor(data)
 
 
-def test_neither_configuration_nor_key_are_shown() -> None:
+def test_repr_hides_configuration_and_keys() -> None:
     assert "s3cret" not in repr(CONFIGURE)
     for message in (CONFIGURE, m.TicketKeys(KEYS)):
         assert KEYS[300][0].hex() not in repr(message)

@@ -62,7 +62,7 @@ def test_every_worker_gets_a_socket_of_each_address_and_all_share_a_path(
     assert is_open(port)
 
 
-def test_what_stays_is_not_opened_again(listeners: ListeningSockets) -> None:
+def test_unchanged_sockets_are_not_reopened(listeners: ListeningSockets) -> None:
     kept, dropped, added = free_port(), free_port(), free_port()
     first = listeners.prepare([tcp(kept), tcp(dropped)], 1)
     listeners.commit(first)
@@ -84,7 +84,7 @@ def test_the_number_of_sockets_follows_the_number_of_workers(listeners: Listenin
     assert numbers(one) == numbers(three)  # clients may be queued at each
 
 
-def test_of_very_many_sockets_some_are_given_up(
+def test_number_of_surplus_sockets_is_limited(
     listeners: ListeningSockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.supervisor.listening_sockets.SURPLUS_AT_MOST", 5)
@@ -97,7 +97,7 @@ def test_of_very_many_sockets_some_are_given_up(
     assert is_open(port)
 
 
-def test_what_is_discarded_leaves_no_trace(listeners: ListeningSockets, tmp_path: Path) -> None:
+def test_discard_closes_new_sockets_and_restores_options(listeners: ListeningSockets, tmp_path: Path) -> None:
     port, other, path = free_port(), free_port(), tmp_path / "x"
     first = listeners.prepare([tcp(port, rcvbuf=8192)], 1)
     listeners.commit(first)
@@ -112,7 +112,7 @@ def test_what_is_discarded_leaves_no_trace(listeners: ListeningSockets, tmp_path
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * 8192
 
 
-def test_a_failure_closes_what_was_opened_on_the_way(listeners: ListeningSockets) -> None:
+def test_failure_closes_new_sockets(listeners: ListeningSockets) -> None:
     port, other = free_port(), free_port()
     listeners.commit(listeners.prepare([tcp(port)], 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -123,7 +123,7 @@ def test_a_failure_closes_what_was_opened_on_the_way(listeners: ListeningSockets
     assert not is_open(other)
 
 
-def test_an_address_can_be_opened_anew_with_what_an_open_socket_cannot_take(
+def test_changed_fixed_option_reopens_the_address(
     listeners: ListeningSockets,
 ) -> None:
     port = free_port()
@@ -146,7 +146,7 @@ def test_closing_frees_ports_and_removes_files(listeners: ListeningSockets, tmp_
     assert not path.exists()
 
 
-def test_what_the_kernel_cuts_is_told_by_address(listeners: ListeningSockets) -> None:
+def test_clamped_options_are_reported_by_address(listeners: ListeningSockets) -> None:
     port = free_port()
     sockets = listeners.prepare([tcp(port, backlog=2**30)], 2)
     listeners.commit(sockets)

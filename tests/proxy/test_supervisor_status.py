@@ -50,7 +50,7 @@ def status() -> Status:
         (True, True, 2, False),
     ],
 )
-def test_it_is_ready_while_clients_are_taken(
+def test_status_is_ready_while_clients_are_accepted(
     status: Status, is_started: bool, is_draining: bool, serving: int, ready: bool
 ) -> None:
     status.pool = StillWorkers(serving=serving)
@@ -58,12 +58,12 @@ def test_it_is_ready_while_clients_are_taken(
     assert (status.unready_reason() == "") is ready
 
 
-def test_it_is_not_ready_without_workers(status: Status) -> None:
+def test_status_is_not_ready_without_workers(status: Status) -> None:
     status.is_started = True
     assert status.unready_reason() == "starting"
 
 
-def test_it_is_not_ready_while_a_worker_does_not_report(status: Status) -> None:
+def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
     status.pool = StillWorkers(unresponsive={4711: 12.0, 4712: 29.0})
     status.is_started = True
     assert status.unready_reason() == (
@@ -89,7 +89,7 @@ def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
     }
 
 
-def test_a_refusal_stays_until_something_is_accepted(status: Status) -> None:
+def test_last_error_stays_until_a_configuration_is_applied(status: Status) -> None:
     status.loaded(make_revision([]))
     status.refused((Problem("spec.servers[0]", "no"), Problem("", "nor that")))
     assert status.config()["last_error"] == "spec.servers[0]: no; nor that"
@@ -101,12 +101,12 @@ def test_a_refusal_stays_until_something_is_accepted(status: Status) -> None:
     assert c.CONFIG_SUCCESSFUL not in status.page()
 
 
-def test_what_is_wrong_is_cut_where_it_is_long(status: Status) -> None:
+def test_long_error_is_truncated(status: Status) -> None:
     status.refused(tuple(Problem("spec", "x" * 100) for _ in range(1000)))
     assert len(str(status.config()["last_error"])) == 4096
 
 
-def test_a_dead_workers_counts_stay(status: Status) -> None:
+def test_counters_of_exited_worker_stay(status: Status) -> None:
     meters = [Meter(), Meter()]
     for key, meter in enumerate(meters):
         meter.server("imap", Protocol.IMAP).accepted.value = 5
@@ -128,7 +128,7 @@ def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
     assert labels[3] == ssl.OPENSSL_VERSION
 
 
-async def test_workers_are_asked_with_a_new_number_each_time(status: Status) -> None:
+async def test_each_refresh_has_a_new_number(status: Status) -> None:
     workers = StillWorkers()
     await status.refresh()
     status.pool = workers

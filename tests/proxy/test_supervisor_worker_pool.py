@@ -97,7 +97,7 @@ async def bench() -> AsyncIterator[Bench]:
     assert bench.pool.alive == 0
 
 
-async def test_every_place_has_a_worker_on_its_own_socket(bench: Bench) -> None:
+async def test_every_slot_has_a_worker_on_its_own_socket(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=3))
     assert bench.pool.is_settled
     assert (bench.pool.alive, bench.pool.serving) == (3, 3)
@@ -105,12 +105,12 @@ async def test_every_place_has_a_worker_on_its_own_socket(bench: Bench) -> None:
     assert {int(greeting[2]) for greeting in greetings} == set(bench.pids())
 
 
-async def test_one_socket_can_serve_all_places(bench: Bench) -> None:
+async def test_one_socket_can_serve_all_slots(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners[:1], workers=2))
     assert int((await bench.greeting())[2]) in bench.pids()
 
 
-async def test_a_killed_worker_is_replaced_and_its_clients_wait_for_the_new_one(bench: Bench) -> None:
+async def test_queued_clients_of_killed_worker_are_served_by_its_replacement(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     killed = bench.pids()[0]
     os.kill(killed, signal.SIGKILL)
@@ -121,7 +121,7 @@ async def test_a_killed_worker_is_replaced_and_its_clients_wait_for_the_new_one(
     assert len(bench.on_exit) == 1
 
 
-async def test_a_worker_that_leaves_is_replaced_before_it_is_gone(bench: Bench) -> None:
+async def test_draining_worker_is_replaced_before_it_exits(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1, drain_timeout=60.0))
     reader, writer = await bench.relay()
     leaving = bench.pids()[0]
@@ -137,7 +137,7 @@ async def test_a_worker_that_leaves_is_replaced_before_it_is_gone(bench: Bench) 
     assert bench.told("worker_exited") == [{"pid": leaving, "exit_code": 0}]
 
 
-async def test_all_workers_change_over_and_nobody_is_restarted(bench: Bench) -> None:
+async def test_reload_applies_to_all_workers_without_restart(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     await bench.pool.change_to(make_revision(bench.listeners, "pop3", serial=2, workers=2))
     assert bench.pool.is_settled
@@ -146,7 +146,7 @@ async def test_all_workers_change_over_and_nobody_is_restarted(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("bad", ["refused", "crash"])
-async def test_what_one_worker_refuses_none_runs(bench: Bench, bad: str) -> None:
+async def test_configuration_rejected_by_one_worker_is_applied_to_none(bench: Bench, bad: str) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     with pytest.raises(ConfigError):
         await bench.pool.change_to(make_revision(bench.listeners, bad, serial=2, workers=2))
@@ -154,7 +154,7 @@ async def test_what_one_worker_refuses_none_runs(bench: Bench, bad: str) -> None
     assert [(await bench.greeting(slot))[1] for slot in (0, 1)] == ["imap", "imap"]
 
 
-async def test_more_workers_are_started_and_superfluous_ones_drain(bench: Bench) -> None:
+async def test_more_workers_start_and_surplus_workers_drain(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     await bench.pool.change_to(make_revision(bench.listeners, serial=2, workers=3))
     await bench.until(lambda: bench.pool.is_settled)
@@ -167,17 +167,17 @@ async def test_more_workers_are_started_and_superfluous_ones_drain(bench: Bench)
     assert sum(bench.pool.restarts.values()) == 0
 
 
-async def test_a_start_that_a_worker_refuses_fails_with_its_problems(bench: Bench) -> None:
+async def test_start_fails_with_the_problems_of_the_worker(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="no worker wants this"):
         await bench.pool.start(make_revision(bench.listeners, "refused", workers=2))
 
 
-async def test_a_start_fails_when_workers_only_die(bench: Bench) -> None:
+async def test_start_fails_when_workers_keep_exiting(bench: Bench) -> None:
     with pytest.raises(StartupError, match=f"{MAX_STARTUP_FAILURES} workers ended"):
         await bench.pool.start(make_revision(bench.listeners, "crash"))
 
 
-async def test_a_start_takes_as_long_as_it_takes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_has_no_timeout(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RELOAD_SECONDS", 0.1)
     await bench.pool.start(make_revision(bench.listeners, "slow", workers=2))
     assert bench.told("worker_exited") == []
@@ -185,7 +185,7 @@ async def test_a_start_takes_as_long_as_it_takes(bench: Bench, monkeypatch: pyte
         await bench.pool.change_to(make_revision(bench.listeners, "slow", serial=2, workers=2))
 
 
-async def test_only_a_worker_that_exits_counts_as_a_failed_start(
+async def test_hung_worker_does_not_count_as_startup_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (await bench.launcher.start(bench.on_snapshot)).kill()  # the fork server has imported everything by now
@@ -208,7 +208,7 @@ async def test_only_a_worker_that_exits_counts_as_a_failed_start(
     assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == MAX_STARTUP_FAILURES + 1
 
 
-async def test_a_hung_worker_that_the_kernel_does_not_end_is_logged_once(
+async def test_hung_worker_that_survives_sigkill_is_logged_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
@@ -220,15 +220,13 @@ async def test_a_hung_worker_that_the_kernel_does_not_end_is_logged_once(
     assert len(bench.told("worker_hangs")) == 1
 
 
-async def test_a_start_can_be_given_up(bench: Bench) -> None:
+async def test_start_can_be_stopped(bench: Bench) -> None:
     asyncio.get_running_loop().call_later(0.3, bench.pool.stop)
     with pytest.raises(StartupError, match="stopped during the start"):
         await bench.pool.start(make_revision(bench.listeners, "hang"))
 
 
-async def test_a_worker_that_cannot_be_started_is_tried_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_fork_is_retried(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real, failures = bench.launcher.start, [OSError(11, "Resource temporarily unavailable")] * 6
 
     async def start(on_snapshot: worker_process.SnapshotCallback) -> WorkerProcess:
@@ -243,13 +241,13 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(
     assert bench.pool.restarts[RestartReason.CRASH] == 6
 
 
-async def test_a_report_comes_from_everybody_who_is_alive(bench: Bench) -> None:
+async def test_report_requests_snapshots_of_all_workers(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     await bench.pool.report(1, 10.0)
     assert len(bench.snapshots) == 2
 
 
-async def test_a_report_waits_no_longer_than_it_is_told(bench: Bench) -> None:
+async def test_report_has_a_timeout(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     os.kill(bench.pids()[0], signal.SIGSTOP)
     await bench.pool.report(1, 0.3)
@@ -257,7 +255,7 @@ async def test_a_report_waits_no_longer_than_it_is_told(bench: Bench) -> None:
     os.kill(bench.pids()[0], signal.SIGKILL)
 
 
-async def test_draining_returns_when_the_last_session_is_over(bench: Bench) -> None:
+async def test_drain_returns_after_the_last_session(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=2))
     _, writer = await bench.relay(1)
     async with asyncio.TaskGroup() as tasks:
@@ -269,7 +267,7 @@ async def test_draining_returns_when_the_last_session_is_over(bench: Bench) -> N
     assert sum(bench.pool.restarts.values()) == 0
 
 
-async def test_stopping_cuts_a_drain_short(bench: Bench) -> None:
+async def test_stop_ends_a_drain(bench: Bench) -> None:
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(bench.pool.drain(1000.0, 1000.0))
@@ -278,9 +276,7 @@ async def test_stopping_cuts_a_drain_short(bench: Bench) -> None:
     assert bench.pool.alive == 0
 
 
-async def test_a_worker_that_does_not_even_stop_is_killed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_that_ignores_stop_is_killed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORCE_SECONDS", 0.1)
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     os.kill(bench.pids()[0], signal.SIGSTOP)

@@ -60,7 +60,7 @@ async def bench() -> AsyncIterator[Bench]:
                 starting.close()
 
 
-async def test_it_runs_what_it_is_told_and_reports(bench: Bench) -> None:
+async def test_worker_applies_configuration_and_reports_metrics(bench: Bench) -> None:
     await bench.configure()
     assert bench.worker.running == 1
     _, writer = await bench.client()
@@ -72,7 +72,7 @@ async def test_it_runs_what_it_is_told_and_reports(bench: Bench) -> None:
     writer.close()
 
 
-async def test_a_reload_leaves_open_sessions_alone(bench: Bench) -> None:
+async def test_reload_keeps_open_sessions(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
     await bench.configure("pop3", serial=2)
@@ -85,7 +85,7 @@ async def test_a_reload_leaves_open_sessions_alone(bench: Bench) -> None:
     second.close()
 
 
-async def test_a_refusal_comes_back_with_its_problems_and_changes_nothing(bench: Bench) -> None:
+async def test_rejected_configuration_returns_problems_and_keeps_the_previous_one(bench: Bench) -> None:
     await bench.configure()
     with pytest.raises(ConfigError, match="no worker wants this") as caught:
         await bench.configure("refused", serial=2)
@@ -96,7 +96,7 @@ async def test_a_refusal_comes_back_with_its_problems_and_changes_nothing(bench:
     writer.close()
 
 
-async def test_a_configuration_that_makes_no_sense_is_refused(bench: Bench) -> None:
+async def test_invalid_configuration_is_rejected(bench: Bench) -> None:
     wanted = make_revision([bench.listener])
     broken = wanted.configure_message()
     object.__setattr__(broken, "config", '{"format": "nonsense"}')
@@ -104,7 +104,7 @@ async def test_a_configuration_that_makes_no_sense_is_refused(bench: Bench) -> N
         await bench.worker.configure(broken, wanted.sockets_for(0))
 
 
-async def test_draining_says_goodbye_lets_relays_go_on_and_ends(bench: Bench) -> None:
+async def test_drain_closes_waiting_clients_and_keeps_relays(bench: Bench) -> None:
     await bench.configure()
     waiting, first = await bench.client()
     relaying, second = await bench.client()
@@ -121,7 +121,7 @@ async def test_draining_says_goodbye_lets_relays_go_on_and_ends(bench: Bench) ->
     first.close()
 
 
-async def test_draining_ends_relays_when_their_time_is_over(bench: Bench) -> None:
+async def test_drain_timeout_closes_relays(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
     writer.write(b"RELAY\r\n")
@@ -134,7 +134,7 @@ async def test_draining_ends_relays_when_their_time_is_over(bench: Bench) -> Non
     writer.close()
 
 
-async def test_stopping_ends_it_at_once_even_while_it_drains(bench: Bench) -> None:
+async def test_stop_exits_at_once_while_draining(bench: Bench) -> None:
     await bench.configure()
     _, writer = await bench.client()
     bench.worker.drain(1000.0, 1000.0)
@@ -145,7 +145,7 @@ async def test_stopping_ends_it_at_once_even_while_it_drains(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGQUIT])
-async def test_a_signal_of_its_own_makes_it_leave_and_say_so_first(
+async def test_sigterm_to_a_worker_drains_it_and_notifies_the_supervisor(
     bench: Bench, signum: signal.Signals
 ) -> None:
     await bench.configure()
@@ -161,7 +161,7 @@ async def test_a_signal_of_its_own_makes_it_leave_and_say_so_first(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
-async def test_a_terminals_signals_are_for_the_supervisor(bench: Bench, signum: signal.Signals) -> None:
+async def test_worker_ignores_signals_of_the_terminal(bench: Bench, signum: signal.Signals) -> None:
     await bench.configure()
     os.kill(bench.worker.pid, signum)
     await bench.worker.report(1, 10)
@@ -169,7 +169,7 @@ async def test_a_terminals_signals_are_for_the_supervisor(bench: Bench, signum: 
     assert os.getsid(bench.worker.pid) != os.getsid(0)
 
 
-async def test_it_leaves_when_the_supervisor_is_gone(bench: Bench) -> None:
+async def test_worker_drains_when_the_supervisor_exits(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
     bench.worker._channel.close()
@@ -179,7 +179,7 @@ async def test_it_leaves_when_the_supervisor_is_gone(bench: Bench) -> None:
     writer.close()
 
 
-async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench) -> None:
+async def test_exit_while_configuring_is_a_crash(bench: Bench) -> None:
     with pytest.raises(WorkerExited):
         await bench.configure("crash")
     await bench.worker.exited.wait()
@@ -189,14 +189,14 @@ async def test_a_worker_that_ends_over_a_configuration_has_crashed(bench: Bench)
         await bench.worker.report(1, 10)
 
 
-async def test_a_worker_that_does_not_answer_is_killed(bench: Bench) -> None:
+async def test_worker_without_reply_is_killed(bench: Bench) -> None:
     with pytest.raises(WorkerExited):
         await bench.configure("hang", seconds=0.5)
     await bench.worker.exited.wait()
     assert bench.worker.reason is RestartReason.KILLED
 
 
-async def test_it_has_no_descriptors_but_its_own(bench: Bench) -> None:
+async def test_worker_inherits_no_descriptors(bench: Bench) -> None:
     strange = os.open("/dev/zero", os.O_RDONLY)
     os.set_inheritable(strange, True)
     try:
@@ -216,7 +216,7 @@ def descriptors(pid: int) -> list[int]:
     return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
 
 
-async def test_it_can_be_reloaded_while_clients_hold_every_descriptor(bench: Bench) -> None:
+async def test_reload_works_while_clients_use_all_descriptors(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
     pid = bench.worker.pid
@@ -235,7 +235,7 @@ async def test_it_can_be_reloaded_while_clients_hold_every_descriptor(bench: Ben
         sock.close()
 
 
-async def test_a_reload_without_room_for_the_sockets_is_refused_and_ends_no_session(bench: Bench) -> None:
+async def test_reload_with_too_many_sockets_is_rejected_and_keeps_sessions(bench: Bench) -> None:
     await bench.configure()
     reader, writer = await bench.client()
     resource.prlimit(bench.worker.pid, resource.RLIMIT_NOFILE, (3, 1024))
@@ -250,7 +250,7 @@ async def test_a_reload_without_room_for_the_sockets_is_refused_and_ends_no_sess
     writer.close()
 
 
-async def test_a_supervisor_out_of_descriptors_refuses_the_reload(
+async def test_reload_is_rejected_when_supervisor_has_no_free_descriptors(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.configure()
@@ -268,7 +268,7 @@ async def test_a_supervisor_out_of_descriptors_refuses_the_reload(
     assert bench.worker.running == 3
 
 
-async def test_reloading_many_times_leaves_no_descriptor_behind(bench: Bench) -> None:
+async def test_many_reloads_leak_no_descriptor(bench: Bench) -> None:
     counts = []
     for serial in range(1, 6):
         await bench.configure(serial=serial)
@@ -284,7 +284,7 @@ async def test_reloading_many_times_leaves_no_descriptor_behind(bench: Bench) ->
         (("--log-level", "crit"), False),
     ],
 )
-async def test_the_level_of_the_command_line_wins(
+async def test_log_level_option_overrides_error_log(
     options: tuple[str, ...], is_told: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

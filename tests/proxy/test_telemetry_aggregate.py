@@ -56,7 +56,7 @@ def merged(
         (c.PROCESS_CPU, (c.NANO, c.NANO // 2), 1.5),
     ],
 )
-def test_each_metric_is_merged_by_its_own_rule(
+def test_each_metric_is_aggregated_by_its_rule(
     family: c.MetricDefinition, values: tuple[Value, ...], shown: float
 ) -> None:
     assert merged(family, *values) == shown
@@ -68,7 +68,7 @@ def test_histograms_add_bucket_by_bucket() -> None:
     assert shown == HistogramValue(3.0, tuple(2 * n for n in counts))
 
 
-def test_every_configuration_that_some_worker_runs_is_shown() -> None:
+def test_config_info_has_every_configuration_of_a_worker() -> None:
     totals = Aggregator()
     totals.update(1, snapshot([(c.CONFIG_INFO, ("old",), 1)]))
     totals.update(2, snapshot([(c.CONFIG_INFO, ("new",), 1)]))
@@ -78,7 +78,7 @@ def test_every_configuration_that_some_worker_runs_is_shown() -> None:
     assert totals.page(OWN)[c.CONFIG_INFO] == {("new",): 1}
 
 
-def test_a_certificate_is_as_old_as_the_oldest_loaded() -> None:
+def test_certificate_expiry_is_the_minimum() -> None:
     totals = Aggregator()
     totals.update(
         1, snapshot([(c.CERTIFICATE_EXPIRY, ("a", "0"), 50.0), (c.CERTIFICATE_EXPIRY, ("b", "0"), 10.0)])
@@ -87,7 +87,7 @@ def test_a_certificate_is_as_old_as_the_oldest_loaded() -> None:
     assert totals.page(OWN)[c.CERTIFICATE_EXPIRY] == {("a", "0"): 40.0, ("b", "0"): 10.0}
 
 
-def test_the_supervisor_says_what_it_alone_knows() -> None:
+def test_supervisor_adds_its_own_metrics() -> None:
     own = SupervisorFacts(
         build=BUILD,
         workers=3,
@@ -114,7 +114,7 @@ def test_the_supervisor_says_what_it_alone_knows() -> None:
     }
 
 
-def test_a_dead_worker_leaves_its_counters_and_takes_its_gauges() -> None:
+def test_retired_worker_keeps_counters_and_drops_gauges() -> None:
     totals = Aggregator()
     totals.update(
         1,
@@ -137,7 +137,7 @@ def test_a_dead_worker_leaves_its_counters_and_takes_its_gauges() -> None:
     assert c.CONFIG_GENERATION not in page
 
 
-def test_who_does_not_answer_counts_with_the_last_snapshot() -> None:
+def test_silent_worker_counts_with_its_last_snapshot() -> None:
     totals = Aggregator()
     totals.update(1, snapshot([(c.DNS_CACHE_ENTRIES, (), 4)]))
     totals.update(2, snapshot([(c.DNS_CACHE_ENTRIES, (), 1)]))
@@ -171,7 +171,7 @@ def test_no_order_of_arrival_counts_anything_twice(said: list[object], shown: in
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): shown}
 
 
-def test_the_dead_that_are_remembered_are_bounded() -> None:
+def test_number_of_retired_workers_is_bounded() -> None:
     totals = Aggregator()
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))
@@ -180,13 +180,13 @@ def test_the_dead_that_are_remembered_are_bounded() -> None:
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): 3000}
 
 
-def test_a_metric_nobody_declared_is_left_out() -> None:
+def test_undefined_metric_is_ignored() -> None:
     totals = Aggregator()
     totals.update(1, {"life": 1, "number": 1, "series": {"mailproxy_surprise": [((), 1)]}})
     assert totals.page(OWN).keys() == Aggregator().page(OWN).keys()
 
 
-def test_a_removed_server_goes_from_the_dead_the_living_and_those_to_come() -> None:
+def test_removed_server_disappears_from_all_workers() -> None:
     totals = Aggregator()
     both = [(c.CONNECTIONS_ACCEPTED, ("a", "imap"), 1), (c.CONNECTIONS_ACCEPTED, ("b", "imap"), 2)]
     totals.update(1, snapshot(both))
@@ -198,7 +198,7 @@ def test_a_removed_server_goes_from_the_dead_the_living_and_those_to_come() -> N
     assert totals.page(OWN)[c.CONNECTIONS_ACCEPTED] == {("a", "imap"): 2}
 
 
-def test_what_a_meter_says_is_what_the_page_shows() -> None:
+def test_page_of_one_worker_has_its_values() -> None:
     meter, totals = Meter(), Aggregator()
     meter.server("a", Protocol.IMAP).accepted.value += 3
     meter.protocol(Protocol.IMAP).login_seconds[True].observe(0.25)
@@ -278,7 +278,7 @@ def has_not_fallen(before: float | HistogramValue, now: float | HistogramValue) 
 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.lists(STEP, max_size=40))
-def test_nothing_that_counts_ever_falls(steps: list[tuple[str, int, float | None]]) -> None:
+def test_counters_never_decrease(steps: list[tuple[str, int, float | None]]) -> None:
     world = World()
     for step in steps:
         world.step(*step)
@@ -289,7 +289,7 @@ def test_nothing_that_counts_ever_falls(steps: list[tuple[str, int, float | None
 @given(
     st.lists(st.floats(0, 1e9, allow_nan=False), min_size=1, max_size=8), st.randoms(use_true_random=False)
 )
-def test_sums_do_not_depend_on_who_dies_first(spans: list[float], chance: object) -> None:
+def test_sums_do_not_depend_on_the_order_of_exits(spans: list[float], chance: object) -> None:
     def shown(order: list[int]) -> object:
         totals = Aggregator()
         for worker, span in enumerate(spans):

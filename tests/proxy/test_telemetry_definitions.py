@@ -43,7 +43,7 @@ def test_names_and_labels_that_dashboards_rely_on_are_kept(name: str, labels: tu
     assert BY_NAME[name].label_names == labels
 
 
-def test_the_catalogue_is_complete() -> None:
+def test_all_metrics_are_defined() -> None:
     assert {(family.type.value[0], family.name, family.label_names) for family in ALL_METRICS} == {
         ("c", "mailproxy_connections_accepted_total", ("server", "protocol")),
         ("g", "mailproxy_connections_active", ("server", "protocol")),
@@ -91,7 +91,7 @@ def test_the_catalogue_is_complete() -> None:
 
 
 @EVERY
-def test_names_have_our_prefix_and_end_in_their_unit(family: MetricDefinition) -> None:
+def test_metric_names_have_prefix_and_unit(family: MetricDefinition) -> None:
     assert family.name.startswith(("mailproxy_", "process_"))
     assert family.name.endswith("_total") == (family.type is MetricType.COUNTER)
     assert family.type is not MetricType.HISTOGRAM or family.name.endswith("_seconds")
@@ -99,7 +99,7 @@ def test_names_have_our_prefix_and_end_in_their_unit(family: MetricDefinition) -
 
 
 @EVERY
-def test_every_metric_is_explained(family: MetricDefinition) -> None:
+def test_every_metric_has_help(family: MetricDefinition) -> None:
     assert family.help.endswith(".")
     assert len(family.help) > 20
 
@@ -114,13 +114,13 @@ def test_label_values_come_from_closed_sets(family: MetricDefinition) -> None:
 
 
 @EVERY
-def test_histograms_alone_have_buckets_and_these_grow(family: MetricDefinition) -> None:
+def test_only_histograms_have_buckets_in_order(family: MetricDefinition) -> None:
     assert bool(family.buckets) == (family.type is MetricType.HISTOGRAM)
     assert list(family.buckets) == sorted(set(family.buckets))
 
 
 @EVERY
-def test_counters_and_histograms_are_never_merged_but_by_adding(family: MetricDefinition) -> None:
+def test_counters_and_histograms_are_summed(family: MetricDefinition) -> None:
     assert family.type is MetricType.GAUGE or family.aggregation in {Aggregation.SUM, Aggregation.OWN}
 
 
@@ -146,12 +146,12 @@ def test_counters_and_histograms_are_never_merged_but_by_adding(family: MetricDe
         ("mailproxy_worker_restarts_total", "reason", enums.RestartReason),
     ],
 )
-def test_words_are_those_that_sessions_use(name: str, label: str, enum: type[StrEnum]) -> None:
+def test_label_values_are_those_of_the_enums(name: str, label: str, enum: type[StrEnum]) -> None:
     values = {it.name: it.values for it in BY_NAME[name].labels}[label]
     assert values == tuple(word.value for word in enum)
 
 
-def test_workers_carry_no_library_for_metrics_or_http() -> None:
+def test_workers_do_not_import_prometheus_client_or_aiohttp() -> None:
     modules = "metrics, log, log_format, aggregate, definitions"
     probe = (
         f"import sys; from mailproxy.telemetry import {modules};"

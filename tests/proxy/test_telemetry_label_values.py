@@ -85,7 +85,7 @@ def test_every_value_of_a_label_can_be_set(enumeration: type[Enum], named: set[t
         assert list(unnamed(enumeration, named)) == []
 
 
-def test_a_value_that_nothing_sets_is_found(named: set[tuple[str, str]]) -> None:
+def test_unused_label_value_is_detected(named: set[tuple[str, str]]) -> None:
     class AuthErrorReason(Enum):
         DNS = "dns"
         NEVER = "never"
@@ -101,7 +101,7 @@ def test_every_protocol_can_be_configured() -> None:
 
 
 @pytest.mark.parametrize("version", [one for one in TlsVersion if one is not TlsVersion.OTHER])
-def test_every_version_of_tls_is_what_openssl_calls_it(version: TlsVersion, tmp_path: Path) -> None:
+def test_tls_versions_have_the_names_of_openssl(version: TlsVersion, tmp_path: Path) -> None:
     tls = tls_of(Authority(tmp_path).issue(), ssl_protocols=(version.value,), ssl_ciphers="ALL:@SECLEVEL=0")
     client = client_of()
     client.set_ciphers("ALL:@SECLEVEL=0")

@@ -168,7 +168,7 @@ def changes(meter: Meter, before: Series) -> Series:
 
 
 @pytest.mark.parametrize(("move", "name", "labels"), TABLE, ids=[f"{n}-{'-'.join(w)}" for _, n, w in TABLE])
-def test_a_cell_moves_its_series_alone(
+def test_cell_changes_only_its_series(
     move: Callable[[Meter], None], name: str, labels: tuple[str, ...]
 ) -> None:
     meter = busy()
@@ -178,7 +178,7 @@ def test_a_cell_moves_its_series_alone(
 
 
 @pytest.mark.parametrize(("cell", "name", "labels"), SPANS, ids=[f"{n}-{'-'.join(w)}" for _, n, w in SPANS])
-def test_a_span_lands_in_one_bucket_of_its_series_alone(
+def test_duration_changes_one_bucket_of_its_series(
     cell: Callable[[Meter], Histogram], name: str, labels: tuple[str, ...]
 ) -> None:
     meter = busy()
@@ -190,7 +190,7 @@ def test_a_span_lands_in_one_bucket_of_its_series_alone(
     }
 
 
-def test_every_metric_of_the_workers_is_moved_by_the_tests_above() -> None:
+def test_every_worker_metric_is_tested_above() -> None:
     moved = {P + name for _, name, _ in TABLE} | {P + name for _, name, _ in SPANS}
     config = {P + "config_info"} | {name for name in BY_NAME if name.startswith(P + "config_last")}
     config |= {P + "config_generation"}
@@ -217,7 +217,7 @@ def test_buckets_include_their_upper_bound(seconds: float, bucket: int) -> None:
 
 
 @given(st.lists(st.floats(0, 5) | st.just(None)))
-def test_when_spans_are_settled_does_not_matter(steps: list[float | None]) -> None:
+def test_time_of_flush_does_not_matter(steps: list[float | None]) -> None:
     bounds = (0.1, 1.0)
     histogram = Histogram(bounds)
     for step in steps:
@@ -233,7 +233,7 @@ def test_when_spans_are_settled_does_not_matter(steps: list[float | None]) -> No
     assert (histogram.state() is None) == (not spans)
 
 
-def test_nothing_waits_once_a_meter_has_settled() -> None:
+def test_flush_leaves_no_pending_durations() -> None:
     meter = busy()
     cells = [cell(meter) for cell, _, _ in SPANS]
     for cell in cells:
@@ -242,7 +242,7 @@ def test_nothing_waits_once_a_meter_has_settled() -> None:
     assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
-def test_what_alerts_look_at_is_there_from_the_start() -> None:
+def test_from_start_series_exist_with_0() -> None:
     meter = busy()
     names = {name for name, _ in series(meter)}
     assert {
@@ -254,7 +254,7 @@ def test_what_alerts_look_at_is_there_from_the_start() -> None:
     assert len(logins) == len(Protocol) * len(enums.Method) * len(enums.LoginResult)
 
 
-def test_the_rest_appears_when_there_is_something_to_tell() -> None:
+def test_other_series_appear_with_their_first_value() -> None:
     meter = busy()
     assert P + "tls_handshakes_total" not in {name for name, _ in series(meter)}
     meter.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
@@ -269,7 +269,7 @@ def test_protocols_that_are_not_configured_have_no_series() -> None:
     assert {labels[0] for name, labels in series(meter) if name == P + "logins_total"} == {"pop3"}
 
 
-def test_a_reload_goes_on_with_the_same_cells() -> None:
+def test_reload_keeps_cells() -> None:
     meter = Meter()
     meter.server("a", Protocol.IMAP).accepted.value += 2
     meter.protocol(Protocol.IMAP).bytes_to_client.value += 7
@@ -280,7 +280,7 @@ def test_a_reload_goes_on_with_the_same_cells() -> None:
     assert series(meter)[P + "relayed_bytes_total", ("imap", "to_client")] == 8
 
 
-def test_a_removed_server_takes_its_series_along_and_no_others() -> None:
+def test_removed_server_loses_only_its_series() -> None:
     meter = Meter()
     kept = meter.server("a", Protocol.IMAP)
     gone = meter.server("b", Protocol.POP3)
@@ -306,7 +306,7 @@ def test_certificates_are_those_of_the_last_load() -> None:
     assert dict.keys(meter.certificate_expiry) == {("a", 0)}
 
 
-def test_the_configuration_that_runs_is_told_once_there_is_one() -> None:
+def test_config_metrics_appear_with_the_first_configuration() -> None:
     meter = Meter()
     assert not [name for name, _ in series(meter) if name.startswith(P + "config")]
     meter.config_loaded("old", 1, 10.0)
@@ -327,11 +327,11 @@ def test_snapshots_of_one_life_are_numbered() -> None:
     assert one["number"] < two["number"]
 
 
-def test_a_snapshot_has_the_figures_of_its_process() -> None:
+def test_snapshot_has_process_stats() -> None:
     assert {"process_cpu_seconds_total", "process_open_fds"} <= Meter().snapshot()["series"].keys()
 
 
-def test_ten_thousand_strangers_leave_the_number_of_series_unchanged(tmp_path: object) -> None:
+def test_number_of_series_does_not_depend_on_clients(tmp_path: object) -> None:
     meter, chance = busy(), random.Random(1)
     with open(f"{tmp_path}/log", "wb") as file:
         log = Log(file.fileno())

@@ -12,7 +12,7 @@ from mailproxy.telemetry import process_stats
 from mailproxy.telemetry.definitions import BY_NAME
 
 
-def test_figures_are_of_this_process() -> None:
+def test_process_stats_are_of_this_process() -> None:
     before = process_stats.process_stats()
     ballast = mmap.mmap(-1, 32 << 20)  # straight from the kernel: the heap may have as much lying about
     ballast.write(bytes(len(ballast)))
@@ -27,11 +27,11 @@ def test_figures_are_of_this_process() -> None:
     assert after["process_max_fds"] == before["process_max_fds"] > 0
 
 
-def test_figures_are_in_the_catalogue() -> None:
+def test_process_stats_are_defined_metrics() -> None:
     assert process_stats.process_stats().keys() <= BY_NAME.keys()
 
 
-def test_without_proc_the_rest_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_the_other_values_are_returned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(process_stats, "_STATM", tmp_path / "statm")
     assert process_stats.process_stats().keys() == {"process_cpu_seconds_total", "process_max_fds"}
 

@@ -59,12 +59,12 @@ def text() -> str:
     return expose(full_page()).body.decode()
 
 
-def test_a_full_page_has_every_metric_of_the_catalogue(text: str) -> None:
+def test_full_page_has_every_metric(text: str) -> None:
     shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert shown == {family.name for family in ALL_METRICS}
 
 
-def test_every_sample_has_the_labels_that_were_declared(text: str) -> None:
+def test_every_sample_has_the_defined_labels(text: str) -> None:
     declared = {
         family.name + suffix: set(family.label_names) | ({"le"} if suffix == "_bucket" else set())
         for family in ALL_METRICS
@@ -74,7 +74,7 @@ def test_every_sample_has_the_labels_that_were_declared(text: str) -> None:
     assert [s for s in samples if set(s.labels) != declared[s.name]] == []
 
 
-def test_buckets_include_those_below_and_end_in_the_count(text: str) -> None:
+def test_buckets_are_cumulative_and_end_in_the_count(text: str) -> None:
     name = 'mailproxy_login_duration_seconds_bucket{le="%s",protocol="imap",result="success"} %s\n'
     assert name % ("0.01", "0.0") in text
     assert name % ("0.025", "1.0") in text
@@ -87,7 +87,7 @@ def test_names_from_the_configuration_are_escaped(text: str) -> None:
     assert r'mailproxy_connections_accepted_total{protocol="imap",server="se\"rver\\0"} 0.0' in text
 
 
-def test_there_are_no_series_about_creation(text: str) -> None:
+def test_there_are_no_created_series(text: str) -> None:
     assert "_created" not in text
 
 
@@ -100,11 +100,11 @@ def test_there_are_no_series_about_creation(text: str) -> None:
         (OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
     ],
 )
-def test_the_format_is_what_was_asked_for(accept: str, content_type: str) -> None:
+def test_format_follows_the_accept_header(accept: str, content_type: str) -> None:
     assert expose({}, accept).content_type.startswith(content_type)
 
 
-def test_openmetrics_parses_strictly_and_tells_the_same() -> None:
+def test_openmetrics_parses_and_has_the_same_values() -> None:
     page = full_page()
     families = list(openmetrics(expose(page, OPENMETRICS).body.decode()))  # type: ignore[no-untyped-call]
     assert {f.name for f in families} == {family.name.removesuffix("_total") for family in ALL_METRICS}
@@ -124,7 +124,7 @@ def test_openmetrics_parses_strictly_and_tells_the_same() -> None:
         ("br", None),
     ],
 )
-def test_it_is_packed_when_that_is_accepted(accept_encoding: str, encoding: str | None) -> None:
+def test_page_is_gzipped_where_accepted(accept_encoding: str, encoding: str | None) -> None:
     page = full_page()
     shown = expose(page, "", accept_encoding)
     assert shown.encoding == encoding
@@ -132,7 +132,7 @@ def test_it_is_packed_when_that_is_accepted(accept_encoding: str, encoding: str 
     assert body == expose(page).body
 
 
-def test_a_registry_notices_a_name_that_is_taken() -> None:
+def test_registry_detects_duplicate_names() -> None:
     registry = CollectorRegistry()
     Counter("mailproxy_logins", "Somebody else's.", registry=registry)
     with pytest.raises(ValueError, match="mailproxy_logins"):
@@ -146,7 +146,7 @@ def test_the_number_of_series_is_bounded(servers: int, bound: int) -> None:
 
 
 @pytest.mark.interop
-def test_promtool_finds_nothing_to_complain_about(needs: Needs, text: str) -> None:
+def test_promtool_reports_no_problem(needs: Needs, text: str) -> None:
     promtool = needs("promtool")
     run = subprocess.run(
         [promtool, "check", "metrics"], input=text, text=True, capture_output=True, timeout=30, check=False

@@ -21,7 +21,7 @@ NONE: Final = SessionRecord("s-3")
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_commands_find_the_sessions_that_did_not_go_well(number: int) -> None:
+def test_documented_grep_finds_failed_sessions(number: int) -> None:
     line, event = ((json_session, json_event), (text_session, text_event))[number]
     lines = [line(record, STAMP) for record in (GOOD, BAD, NONE)]
     lines.append(event("error", "other", STAMP, {"a": "session"}))
@@ -32,7 +32,7 @@ def test_the_commands_find_the_sessions_that_did_not_go_well(number: int) -> Non
     assert found.stdout.splitlines(keepends=True) == lines[1:3]
 
 
-def test_every_event_that_the_page_names_is_logged_somewhere() -> None:
+def test_every_documented_event_exists() -> None:
     folder = Path(__file__).parents[2] / "proxy" / "mailproxy"
     sources = "\n".join(path.read_text() for path in folder.rglob("*.py"))
     table = PAGE[PAGE.index("| Event | Level |") : PAGE.index("`errorLog.level` chooses")].strip()
