@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peers that a mail proxy needs: an authorization service and mail servers, in one lean process.
+"""Stubs of an authentication service and of mail servers, in one process.
 
-Run as ``python -m benchmarks.peers AUTH IMAP BARE POP3 SMTP`` (ports).  The
+Run as ``python -m benchmarks.stub_servers AUTH IMAP BARE POP3 SMTP`` (ports).  The
 upstream at ``IMAP`` greets as Dovecot does, with its capabilities; the one at
 ``BARE`` says nothing that helps.  After a login, ``x GIVE`` makes an IMAP
 upstream send without end, and ``x TAKE`` makes it swallow everything.
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 
 Talk = Callable[[int], None]
-"""Goes on with a connection that has something to say."""
+"""Handles a readable connection."""
 
 CHUNK = b"x" * 65536
 DOVECOT = (
@@ -42,8 +42,8 @@ _LINES = 4096
 _BATCH = 256
 
 
-class Peers:
-    """Everybody's connections on one epoll."""
+class StubServers:
+    """All connections, on one epoll."""
 
     def __init__(self, auth: int, imap: int, bare: int, pop3: int, smtp: int) -> None:
         self._epoll = select.epoll()
@@ -54,11 +54,11 @@ class Peers:
         self._imap, self._bare, self._pop3, self._smtp = (
             AUTHORIZED % port for port in (imap, bare, pop3, smtp)
         )
-        self._listen(auth, self._authorize)
-        self._listen(imap, self._log_in, DOVECOT)
-        self._listen(bare, self._log_in, b"* OK ready\r\n")
-        self._listen(pop3, self._speak_pop3, b"+OK Dovecot ready.\r\n")
-        self._listen(smtp, self._speak_smtp, READY)
+        self._listen(auth, self._serve_auth)
+        self._listen(imap, self._serve_login, DOVECOT)
+        self._listen(bare, self._serve_login, b"* OK ready\r\n")
+        self._listen(pop3, self._serve_pop3, b"+OK Dovecot ready.\r\n")
+        self._listen(smtp, self._serve_smtp, READY)
 
     def _listen(self, port: int, talk: Talk, greeting: bytes = b"") -> None:
         listener = socket.create_server(("127.0.0.1", port), backlog=4096)
@@ -82,7 +82,7 @@ class Peers:
         self._listeners[listener.fileno()] = take
 
     def serve(self) -> None:
-        """Serve until the process is ended."""
+        """Serve until the process is killed."""
         poll, talks, listeners = self._epoll.poll, self._talks, self._listeners
         heard = select.EPOLLIN
         while True:
@@ -93,21 +93,21 @@ class Peers:
                     elif mask == heard:
                         talks[fd](fd)
                     else:
-                        self._on_other(fd, mask)
+                        self._on_close_or_writable(fd, mask)
                 except OSError:
                     if fd in talks:
                         self._close(fd)
 
-    def _on_other(self, fd: int, mask: int) -> None:
-        """Whoever hangs up is not read to the end, but where that is the point; or there is room to give."""
+    def _on_close_or_writable(self, fd: int, mask: int) -> None:
+        """Close a connection that the peer has closed, or send bulk data where there is room."""
         if mask == select.EPOLLOUT:
-            self._give(fd)
-        elif mask & select.EPOLLIN and self._talks[fd] == self._swallow:
-            self._swallow(fd)
+            self._send_bulk(fd)
+        elif mask & select.EPOLLIN and self._talks[fd] == self._discard:
+            self._discard(fd)
         else:
             self._close(fd)
 
-    def _authorize(self, fd: int) -> None:
+    def _serve_auth(self, fd: int) -> None:
         asked = os.read(fd, _LINES)
         if b"Auth-Protocol: imap" in asked:
             os.write(fd, self._bare if b"Auth-User: bare" in asked else self._imap)
@@ -116,8 +116,8 @@ class Peers:
         if b" HTTP/1.0\r\n" in asked:
             self._close(fd)
 
-    def _log_in(self, fd: int) -> None:
-        """Log anybody in, by literals of both kinds or in one line."""
+    def _serve_login(self, fd: int) -> None:
+        """Accept any login, with both kinds of literals or in one line."""
         heard = os.read(fd, _LINES)
         tag = self._tags.pop(fd, b"") or heard.partition(b" ")[0]
         if heard.endswith(b"}\r\n") and b"+}\r\n" not in heard:
@@ -125,26 +125,26 @@ class Peers:
             os.write(fd, b"+ OK\r\n")
         else:
             os.write(fd, tag + LOGGED_IN)
-            self._talks[fd] = self._speak_imap
+            self._talks[fd] = self._serve_imap
 
-    def _speak_imap(self, fd: int) -> None:
-        """Answer every line."""
+    def _serve_imap(self, fd: int) -> None:
+        """Reply to every line."""
         heard = os.read(fd, _LINES)
         if heard.startswith(b"x GIVE"):
             os.set_blocking(fd, False)
             self._epoll.modify(fd, select.EPOLLOUT | select.EPOLLRDHUP)
         elif heard.startswith(b"x TAKE"):
-            self._talks[fd] = self._swallow
+            self._talks[fd] = self._discard
         else:
             os.write(fd, NOOP)
 
-    def _speak_pop3(self, fd: int) -> None:
-        """Say yes to everything."""
+    def _serve_pop3(self, fd: int) -> None:
+        """Accept every command."""
         os.read(fd, _LINES)
         os.write(fd, b"+OK\r\n")
 
-    def _speak_smtp(self, fd: int) -> None:
-        """Say yes to everything, with XCLIENT among what EHLO lists."""
+    def _serve_smtp(self, fd: int) -> None:
+        """Accept every command; EHLO lists XCLIENT."""
         heard = os.read(fd, _LINES)
         if heard.startswith(b"XCLIENT"):
             os.write(fd, READY)
@@ -153,11 +153,11 @@ class Peers:
         else:
             os.write(fd, b"250 OK\r\n")
 
-    def _swallow(self, fd: int) -> None:
+    def _discard(self, fd: int) -> None:
         if not os.readv(fd, [self._sink]):
             self._close(fd)
 
-    def _give(self, fd: int) -> None:
+    def _send_bulk(self, fd: int) -> None:
         try:
             for _ in range(8):
                 if os.write(fd, CHUNK) < len(CHUNK):
@@ -172,6 +172,6 @@ class Peers:
 
 
 if __name__ == "__main__":
-    peers = Peers(*map(int, sys.argv[1:]))
-    gc.disable()  # nothing in here makes cycles
-    peers.serve()
+    stub_servers = StubServers(*map(int, sys.argv[1:]))
+    gc.disable()  # this module creates no reference cycles
+    stub_servers.serve()

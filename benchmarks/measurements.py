@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.processes import Bench, Proxy, more_descriptors
+from benchmarks.processes import Bench, Proxy, raise_open_files_limit
 
 BOTH: Final = ("nginx", "mailproxy")
 GIB: Final = 1 << 30
 CLIENTS: Final = 32
-"""Who log in over and over: enough that the proxy always has somebody to serve."""
+"""Clients that log in repeatedly: enough that the proxy is never idle."""
 
 
 @dataclass
 class Row:
-    """One figure of both proxies, and how they compare.
+    """One value of both proxies, and their ratio.
 
     Attributes:
         unit: Of ``nginx`` and ``mailproxy``, which are medians.
@@ -98,7 +98,7 @@ def _logins(run: Bench, scene: str, conns: int, seconds: float, **how: object) -
     def measure(proxy: Proxy) -> Figures:
         where = run.scene(proxy, scene, **how)
         before, load, started = proxy.cpu(), run.load_cpu(), time.monotonic()
-        report = run.crowds.do("saturate", where, conns=conns, seconds=seconds)
+        report = run.load.do("saturate", where, conns=conns, seconds=seconds)
         cpu, load, took = proxy.cpu() - before, run.load_cpu() - load, time.monotonic() - started
         busy = {"proxy busy": cpu / took, "load busy": load / took}
         return {"cpu": cpu / max(report["done"], 1), **busy, **report}
@@ -123,7 +123,7 @@ SATURATED: Final[tuple[tuple[str, str, dict[str, object], str], ...]] = (
 
 
 def logins(run: Bench, pace: Pace) -> Iterator[Row]:
-    """CPU per login, with clients (``--clients``) that log in over and over, as fast as they are let."""
+    """CPU per login, with clients (``--clients``) that log in repeatedly, as fast as possible."""
     _start(run)
     for work, scene, how, target in SATURATED:
         found = _rounds(run, pace, _logins(run, scene, pace.clients, pace.seconds, **how))
@@ -148,7 +148,7 @@ def rates(run: Bench, pace: Pace) -> Iterator[Row]:
 
 
 def paced(run: Bench, pace: Pace) -> Iterator[Row]:
-    """The same at a steady rate, when the machine is not full."""
+    """The same at a fixed rate, with idle CPU."""
     _start(run)
     plans = (
         ("imap", 200, "1.2", "1.1"),
@@ -160,7 +160,7 @@ def paced(run: Bench, pace: Pace) -> Iterator[Row]:
 
         def measure(proxy: Proxy, scene: str = scene, rate: int = rate) -> Figures:
             before = proxy.cpu()
-            report = run.crowds.do("pace", run.scene(proxy, scene), rate=rate, seconds=pace.seconds * 1.5)
+            report = run.load.do("pace", run.scene(proxy, scene), rate=rate, seconds=pace.seconds * 1.5)
             return {"cpu": (proxy.cpu() - before) / report["done"], **report}
 
         found = _rounds(run, pace, measure)
@@ -177,9 +177,9 @@ def exchanges(run: Bench, pace: Pace) -> Iterator[Row]:
 
         def measure(proxy: Proxy, scene: str = scene) -> Figures:
             where = run.scene(proxy, scene)
-            run.crowds.do("hold", where, keep=True, count=32)
+            run.load.do("hold", where, keep=True, count=32)
             before = proxy.cpu()
-            report = run.crowds.do("exchange", where, keep=True, conns=32, seconds=pace.seconds)
+            report = run.load.do("exchange", where, keep=True, conns=32, seconds=pace.seconds)
             return {"cpu": (proxy.cpu() - before) / max(report["done"], 1), **report}
 
         found = _rounds(run, pace, measure)
@@ -204,9 +204,9 @@ def bulk(run: Bench, pace: Pace) -> Iterator[Row]:
                 proxy: Proxy, scene: str = scene, what: str = what, streams: int = streams
             ) -> Figures:
                 where = run.scene(proxy, scene)
-                run.crowds.do("hold", where, keep=True, count=streams)
+                run.load.do("hold", where, keep=True, count=streams)
                 before = proxy.cpu()
-                report = run.crowds.do(what, where, keep=True, streams=streams, seconds=pace.seconds)
+                report = run.load.do(what, where, keep=True, streams=streams, seconds=pace.seconds)
                 return {"cpu": (proxy.cpu() - before) / report["bytes"], "rate": report["per_second"]}
 
             found = _rounds(run, pace, measure)
@@ -228,7 +228,7 @@ def memory(run: Bench, pace: Pace) -> Iterator[Row]:
 
 def _many() -> int:
     """Ten thousand sessions, or as many as there are descriptors for: each takes two of a worker."""
-    return min(10_000, (more_descriptors() - 400) // 200 * 100)
+    return min(10_000, (raise_open_files_limit() - 400) // 200 * 100)
 
 
 def _memory_rows(many: int) -> tuple[tuple[str, str, float], ...]:
@@ -251,16 +251,16 @@ def _hold(run: Bench, proxy: Proxy, scene: str, pace: Pace) -> Figures:
 
     def login() -> float:
         before = proxy.cpu()
-        done = run.crowds.do("saturate", plain, conns=CLIENTS, seconds=pace.seconds)["done"]
+        done = run.load.do("saturate", plain, conns=CLIENTS, seconds=pace.seconds)["done"]
         return (proxy.cpu() - before) / max(done, 1)
 
     login()
     for count in (100, 1000):
-        run.crowds.do("hold", where, keep=True, count=count)
+        run.load.do("hold", where, keep=True, count=count)
         found[f"login beside {count:,} idle"] = login()
     before_them = proxy.rss()
     for count in (4000, many):
-        run.crowds.do("hold", where, keep=True, count=count)
+        run.load.do("hold", where, keep=True, count=count)
         time.sleep(0.3)
         found[f"per session, {count:,} idle"] = (proxy.rss() - before_them) / (count - 1000)
     found[f"login beside {many:,} idle"] = login()
@@ -268,14 +268,14 @@ def _hold(run: Bench, proxy: Proxy, scene: str, pace: Pace) -> Figures:
     before = proxy.cpu()
     time.sleep(3)
     found[f"CPU of a worker with {many:,} idle"] = (proxy.cpu() - before) / 3
-    run.crowds.do("leave", where, keep=True)
+    run.load.do("leave", where, keep=True)
     time.sleep(1.5)
     found["memory of a worker after all have left"] = float(proxy.rss())
     return found
 
 
 def rest(run: Bench, _pace: Pace) -> Iterator[Row]:
-    """CPU at rest, without sessions: of a worker, and of the process above it."""
+    """CPU at rest, without sessions: of a worker, and of the supervisor."""
     _start(run)
     time.sleep(1)
     workers, above = {}, {}
@@ -292,7 +292,7 @@ def rest(run: Bench, _pace: Pace) -> Iterator[Row]:
 
 
 def price(run: Bench, pace: Pace) -> Iterator[Row]:
-    """What the session log and the histograms cost: without (in the column of nginx), and with."""
+    """The cost of the session log and the histograms: without (in the column of nginx), and with."""
     run.restart("nginx")
     for work, without in (
         ("session log", {"options": ("--log-level", "crit")}),
@@ -319,33 +319,29 @@ def churn(run: Bench, pace: Pace) -> Iterator[Row]:
         proxy = run.proxies[name]
         done = 0.0
         while done < 5000:
-            done += run.crowds.do("saturate", run.scene(proxy, "imap"), conns=100, seconds=pace.seconds)[
-                "done"
-            ]
+            done += run.load.do("saturate", run.scene(proxy, "imap"), conns=100, seconds=pace.seconds)["done"]
         first[name] = proxy.rss()
         while done < 30000:
-            done += run.crowds.do("saturate", run.scene(proxy, "imap"), conns=100, seconds=pace.seconds)[
-                "done"
-            ]
+            done += run.load.do("saturate", run.scene(proxy, "imap"), conns=100, seconds=pace.seconds)["done"]
         last[name] = proxy.rss()
     yield Row("memory after 5,000 logins", "MB", first["nginx"] / 1e6, first["mailproxy"] / 1e6)
     yield Row("memory after 30,000 logins", "MB", last["nginx"] / 1e6, last["mailproxy"] / 1e6)
 
 
 def siege(run: Bench, pace: Pace) -> Iterator[Row]:
-    """Logins at 100/s beside 1,000 each of silent clients, half-made handshakes and half-said literals."""
+    """Logins at 100/s with 1,000 each of silent clients, incomplete handshakes and incomplete literals."""
     _start(run)
     for name in BOTH:
         proxy = run.proxies[name]
-        run.crowds.do("stall", run.scene(proxy, "imap", user="silent"), keep=True, count=1000)
-        run.crowds.do(
+        run.load.do("stall", run.scene(proxy, "imap", user="silent"), keep=True, count=1000)
+        run.load.do(
             "stall",
             run.scene(proxy, "imaps", user="half"),
             keep=True,
             count=1000,
             data="\x16\x03\x01\x02\x00\x01",
         )
-        run.crowds.do(
+        run.load.do(
             "stall",
             run.scene(proxy, "imap", user="literal"),
             keep=True,
@@ -355,7 +351,7 @@ def siege(run: Bench, pace: Pace) -> Iterator[Row]:
 
     def measure(proxy: Proxy) -> Figures:
         before = proxy.cpu()
-        report = run.crowds.do("pace", run.scene(proxy, "imap"), rate=100, seconds=pace.seconds * 1.5)
+        report = run.load.do("pace", run.scene(proxy, "imap"), rate=100, seconds=pace.seconds * 1.5)
         return {"cpu": (proxy.cpu() - before) / report["done"], **report}
 
     found = _rounds(run, pace, measure)
@@ -371,11 +367,11 @@ def siege(run: Bench, pace: Pace) -> Iterator[Row]:
     )
     for name in BOTH:
         for scene, user in (("imap", "silent"), ("imaps", "half"), ("imap", "literal")):
-            run.crowds.do("leave", run.scene(run.proxies[name], scene, user=user), keep=True)
+            run.load.do("leave", run.scene(run.proxies[name], scene, user=user), keep=True)
 
 
 def workers(run: Bench, pace: Pace) -> Iterator[Row]:
-    """Two workers beside two nginx workers, on whatever processors there are (the load needs them too)."""
+    """Two workers and two nginx workers, on all processors (which the load needs too)."""
     _start(run, workers=2)
     for scene, target in (("imap", "1.0"), ("imaps", "0.9")):
         found = _rounds(run, pace, _logins(run, scene, 64, pace.seconds))
