@@ -23,7 +23,7 @@ Proxies run on processor 0; clients, upstreams and the authentication service on
 proxy take turns in every round and run the same configuration; the proxy has its metrics and its session log
 on, nginx logs errors only. CPU is the worker's own, from `/proc/PID/task/*/schedstat`; memory is `Pss` from
 `/proc/PID/smaps_rollup`. A ratio is the proxy's figure over nginx's in the same round, figures are medians.
-Less is better, but for what is per second. Where a table has *busy* columns, they say how much of its
+Less is better, except for rates per second. *Busy* columns show how much of its
 processor the proxy took, and how much of the other the load (clients, upstreams, authentication service) took
 meanwhile, both by the same books: where the load is at 100 % and the proxy is not, the load set the pace, and
 a proxy that waits now and then wakes up more often for the same work."""

@@ -140,7 +140,7 @@ def _has_more(heard: bytes) -> bool:
 class Client:
     """One client, from connecting to its login.
 
-    It must not be what a measurement waits for.  So its socket is the plain
+    It must not be the bottleneck of a measurement.  So its socket is the plain
     one beneath Python's, and blocks, which saves a system call and never
     happens: on loopback, connect is done when it returns, what there is to
     read has been announced, and what is said is short.
@@ -262,7 +262,7 @@ class ClientGroup:
     def _poll_once(self, timeout: float) -> None:
         clients = self.clients
         for fd, _ in self.epoll.poll(max(timeout, 0.0), _BATCH):
-            # a client has one event a turn, and leaves in its own: whose it is can be told by the descriptor
+            # a client has one event per iteration and closes in its own, so the descriptor identifies it
             clients[fd].on_event()
 
     def _new(self) -> None:

@@ -78,7 +78,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def kubeconfig(cluster: Cluster) -> Path:
-    """Write the kubeconfig of somebody with the operator's own rights."""
+    """Write a kubeconfig with the operator's rights."""
     return cluster.kubeconfig("bench", cluster.operator_token())
 
 

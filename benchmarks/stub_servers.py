@@ -3,10 +3,10 @@
 
 Run as ``python -m benchmarks.stub_servers AUTH IMAP BARE POP3 SMTP`` (ports).  The
 upstream at ``IMAP`` greets as Dovecot does, with its capabilities; the one at
-``BARE`` says nothing that helps.  After a login, ``x GIVE`` makes an IMAP
+``BARE`` advertises no capabilities.  After a login, ``x GIVE`` makes an IMAP
 upstream send without end, and ``x TAKE`` makes it swallow everything.
 
-Peers must not be what a measurement waits for.  So connections are bare
+The stubs must not be the bottleneck of a measurement.  So connections are bare
 descriptors, and all that is known of one is which function its next event
 goes to.  They block, which saves a system call each and never happens: what
 there is to read has been announced, and what is said is short.

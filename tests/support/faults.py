@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exceptions of our own, injected where a test says, and what must be left after one."""
+"""Injected exceptions, and what must be released after one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Break = Callable[[], None]
 
 
 class Fault(Exception):
-    """Ours, and about something that must not be logged."""
+    """An exception with a text that must not be logged."""
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Break:
@@ -39,13 +39,13 @@ def breaking(monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]) -> Break:
 
 
 def clear(w: World) -> None:
-    """Close what the test itself has opened."""
+    """Close what the test has opened."""
     for writer in (*w.writers, *w.upstream.writers, *w.auth.writers):
         abort(writer)
 
 
 async def descriptors(app: App, expected: int) -> int:
-    """How many descriptors are open besides the pipes in stock; waits until no more than expected are."""
+    """Return the open descriptors without pooled pipes; waits until they are as few as expected."""
     found = 0
     for _ in range(100):
         found = invariants.descriptors() - 2 * len(app._engine.pipes._kept)

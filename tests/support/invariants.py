@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for a worker once all its sessions are over, whatever was done to it."""
+"""Checks of a worker after all its sessions have ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mailproxy.enums import LoginResult
 from mailproxy.telemetry.metrics import Meter
 
 _SETTLING: Final = 30.0
-"""Seconds after which what should have ended never will; a lingering connection takes up to two."""
+"""Timeout in seconds until all sessions have ended; a lingering close takes up to two."""
 _NOW: Final = (
     "mailproxy_connections_active",
     "mailproxy_sessions_active",
@@ -29,18 +29,18 @@ _ATTEMPTS: Final = re.compile(r" attempts=([0-9]+)")
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def series(meter: Meter, family: str) -> dict[tuple[str, ...], Any]:
-    """All series of one family that have something to tell."""
+    """Return the series of a metric that have a value."""
     told = meter.snapshot()["series"].get(family, [])
     return {tuple(labels): value for labels, value in told if value}
 
 
 async def settle(app: App, meter: Meter) -> None:
-    """Wait until nothing is left over, and tell what is if that does not happen."""
+    """Wait until nothing is left of ended sessions; returns what is left."""
     try:
         async with asyncio.timeout(_SETTLING):
             while any(leftovers(app, meter)):
@@ -50,7 +50,7 @@ async def settle(app: App, meter: Meter) -> None:
 
 
 def leftovers(app: App, meter: Meter) -> Iterator[str]:
-    """Tell what is left of sessions that are over: themselves, timers, descriptors, questions, gauges."""
+    """Return what is left of ended sessions: sessions, timers, descriptors, requests, gauges."""
     engine = app._engine
     found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
     found["timers"] = engine.timers.waiting()
@@ -65,7 +65,7 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
 
 
 def check_accounts(meter: Meter, log: str) -> None:
-    """Check that everybody who came has left, and that every attempt to log in was counted once.
+    """Check that every accepted connection was closed, and that every login was counted once.
 
     Args:
         meter: Of a worker without sessions.

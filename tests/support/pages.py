@@ -15,7 +15,7 @@ _TEST: Final = re.compile(r"^\s*(?:async )?def (test_\w+)", re.MULTILINE)
 
 
 def rows(page: Path) -> list[tuple[str, ...]]:
-    """All rows of all tables of a page, without their heads."""
+    """Return all rows of all tables of a page, without their headers."""
     found: list[tuple[str, ...]] = []
     lines = page.read_text("utf-8").splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
@@ -26,12 +26,12 @@ def rows(page: Path) -> list[tuple[str, ...]]:
 
 
 def quoted(cell: str) -> list[str]:
-    """What stands between backticks in a cell."""
+    """Return the texts between backticks in a cell."""
     return _QUOTED.findall(cell)
 
 
 def missing(cell: str) -> list[str]:
-    """What a cell names that does not exist, where it must name a test or transcript at least."""
+    """Return the missing tests and transcripts that a cell names; it must name one."""
     named = quoted(cell)
     return [name for name in named if not _exists(name)] if named else ["a test"]
 

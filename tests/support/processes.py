@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes around a stand-in application, and what they are told."""
+"""Worker processes with a stand-in application, and their configuration."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ROOT: Final = Path(__file__).parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "tests")])
 WORKER: Final = "support.standin_worker"
 STAND_IN: Final = ("--log-format", "text")
-"""The command line of a stand-in's worker."""
+"""The command line of a stand-in worker."""
 
 
 def make_launcher(
     tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, log_event: LogCallback | None = None
 ) -> WorkerLauncher:
-    """Start workers of the stand-in from a fork server of their own; a test process has threads."""
+    """Start stand-in workers from a fork server, since the test process has threads."""
     fork_server.become_subreaper()
     spawn = functools.partial(fork_server.spawn, WORKER)
     return WorkerLauncher(
@@ -43,7 +43,7 @@ def make_launcher(
 
 @pytest.fixture
 def our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have processes that a test starts use the sources as they are."""
+    """Make processes that a test starts import the sources of this checkout."""
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process around a small application of our own, for tests of processes rather than of mail.
+"""A worker process with a stand-in application, for tests of processes rather than of mail.
 
-Every client is greeted with ``server NAME PID SERVER_NAME``, after the first server.  Until it says
-``RELAY`` it is told ``BYE`` when the proxy drains; after that it is echoed.  A
-server named ``refused`` makes the application refuse its configuration, one
-named ``crash`` ends the process, one named ``hang`` never gets ready,
-one named ``slow`` takes a second.  A
-server named ``random`` greets with a random number in place of its name.
+The greeting is ``server NAME PID SERVER_NAME``, of the first server.  A client that has
+not sent ``RELAY`` gets ``BYE`` when the proxy drains.  The name of a server selects a
+fault: with ``refused`` the application rejects the configuration, with ``crash`` the
+process exits, with ``hang`` it never becomes ready, with ``slow`` it takes a second.  A
+server named ``random`` greets with a random number instead of its name.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
 
 
 class StandIn:
-    """Accepts, greets, echoes."""
+    """Greets clients, and echoes what they send."""
 
     def __init__(self, *, log: Log, meter: Meter) -> None:
         self._log = log
@@ -117,9 +116,9 @@ def _shown(server: ServerConfig) -> str:
 
 
 def preload() -> None:
-    """Nothing to do beforehand."""
+    """Load nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be a worker process."""
+    """Run a worker process."""
     return run(argv, make_app=cast("Callable[..., App]", StandIn), make_loop=asyncio.SelectorEventLoop)

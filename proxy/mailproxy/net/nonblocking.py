@@ -7,6 +7,6 @@ import ssl
 from typing import Final
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""Not now: the poll tells when."""
+"""The operation would block."""
 CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
-"""The peer says nothing more; what a plain socket tells by reading no bytes."""
+"""The peer has closed TLS; a plain socket returns no bytes instead."""
