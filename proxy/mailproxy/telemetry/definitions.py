@@ -129,19 +129,19 @@ SESSION_DURATION: Final = MetricDefinition(
     type=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("authenticated", enums.Authenticated)),
     buckets=SESSION_BUCKETS,
-    help="How long client connections lasted, by whether they got to an upstream.",
+    help="Duration of client connections, by whether they reached an upstream.",
 )
 PROXY_HEADERS: Final = MetricDefinition(
     name="mailproxy_proxy_protocol_headers_total",
     type=MetricType.COUNTER,
     labels=(_SERVER, _closed("result", enums.ProxyHeaderResult)),
-    help="PROXY protocol headers expected from clients, by what came.",
+    help="PROXY protocol headers required from clients, by result.",
 )
 LIMIT_REJECTIONS: Final = MetricDefinition(
     name="mailproxy_limit_rejections_total",
     type=MetricType.COUNTER,
     labels=(_SERVER, _closed("limit", enums.Limit), Label("mode", (LIMIT_MODE,))),
-    help="Clients turned away because a limit was reached.",
+    help="Clients rejected because a limit was reached.",
     from_start=True,
 )
 PROTOCOL_ERRORS: Final = MetricDefinition(
@@ -155,7 +155,7 @@ LOGINS: Final = MetricDefinition(
     name="mailproxy_logins_total",
     type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("method", enums.Method), _closed("result", enums.LoginResult)),
-    help="Attempts to log in: one per complete set of credentials or (smtp_auth none) recipient asked about.",
+    help="Logins: one per complete set of credentials or (smtp_auth none) recipient.",
     from_start=True,
 )
 LOGIN_DURATION: Final = MetricDefinition(
@@ -163,27 +163,27 @@ LOGIN_DURATION: Final = MetricDefinition(
     type=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("result", enums.LoginOutcome)),
     buckets=LOGIN_BUCKETS,
-    help="From complete credentials to the answer to the client, pauses that the service asked for left out.",
+    help="Time from complete credentials to the reply to the client, without Auth-Wait pauses.",
 )
 AUTH_REQUEST_DURATION: Final = MetricDefinition(
     name="mailproxy_auth_request_duration_seconds",
     type=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("outcome", enums.AuthOutcome)),
     buckets=LOGIN_BUCKETS,
-    help="One request to the authentication service, from connecting to the end of the answer's header.",
+    help="One request to the authentication service, from connecting to the end of the response's header.",
     from_start=True,
 )
 AUTH_ERRORS: Final = MetricDefinition(
     name="mailproxy_auth_errors_total",
     type=MetricType.COUNTER,
     labels=(_closed("reason", enums.AuthErrorReason),),
-    help="Requests to the authentication service that gave no usable answer.",
+    help="Requests to the authentication service without a usable response.",
     from_start=True,
 )
 AUTH_IN_FLIGHT: Final = MetricDefinition(
     name="mailproxy_auth_requests_in_flight",
     type=MetricType.GAUGE,
-    help="Requests to the authentication service that have not been answered yet.",
+    help="Requests to the authentication service in progress.",
     from_start=True,
 )
 UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
@@ -197,14 +197,14 @@ UPSTREAM_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_errors_total",
     type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
-    help="Logins at upstreams that failed, by how far they had come; stage login counts refusals too.",
+    help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
 RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
     type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("direction", enums.Direction)),
-    help="Bytes relayed after login, what the client had sent ahead included.",
+    help="Bytes relayed after login, including what the client sent ahead.",
     from_start=True,
 )
 TLS_HANDSHAKES: Final = MetricDefinition(
@@ -230,7 +230,7 @@ TLS_DURATION: Final = MetricDefinition(
     type=MetricType.HISTOGRAM,
     labels=(_TLS_MODE,),
     buckets=HANDSHAKE_BUCKETS,
-    help="Time that completed TLS handshakes with clients took.",
+    help="Duration of completed TLS handshakes with clients.",
 )
 CERTIFICATE_EXPIRY: Final = MetricDefinition(
     name="mailproxy_tls_certificate_expiry_timestamp_seconds",
@@ -243,27 +243,27 @@ DNS_TIMEOUTS: Final = MetricDefinition(
     name="mailproxy_dns_timeouts_total",
     type=MetricType.COUNTER,
     labels=(_PURPOSE,),
-    help="Questions to name servers without an answer within resolverTimeout.",
+    help="Queries to name servers without a response within resolverTimeout.",
     from_start=True,
 )
 DNS_QUERIES: Final = MetricDefinition(
     name="mailproxy_dns_queries_total",
     type=MetricType.COUNTER,
     labels=(_PURPOSE, _closed("result", enums.DnsResult)),
-    help="Questions asked of name servers.",
+    help="Queries to name servers.",
 )
 DNS_DURATION: Final = MetricDefinition(
     name="mailproxy_dns_query_duration_seconds",
     type=MetricType.HISTOGRAM,
     labels=(_PURPOSE,),
     buckets=DNS_BUCKETS,
-    help="Time until a name server answered.",
+    help="Time until a name server responded.",
 )
 DNS_CACHE: Final = MetricDefinition(
     name="mailproxy_dns_cache_requests_total",
     type=MetricType.COUNTER,
     labels=(_closed("result", enums.CacheResult),),
-    help="Look-ups in the resolver's cache.",
+    help="Lookups in the resolver's cache.",
 )
 DNS_CACHE_ENTRIES: Final = MetricDefinition(
     name="mailproxy_dns_cache_entries",
@@ -276,19 +276,19 @@ CONFIG_INFO: Final = MetricDefinition(
     type=MetricType.GAUGE,
     labels=(Label("hash"),),
     aggregation=Aggregation.EACH,
-    help="1 for the configuration that runs; two series while workers change over.",
+    help="1 for the running configuration; two series during a reload.",
 )
 CONFIG_SUCCESSFUL: Final = MetricDefinition(
     name="mailproxy_config_last_reload_successful",
     type=MetricType.GAUGE,
     aggregation=Aggregation.MIN,
-    help="1, or 0 while the newest configuration was refused and the previous one runs.",
+    help="1, or 0 while the last configuration was rejected and the previous one runs.",
 )
 CONFIG_TIMESTAMP: Final = MetricDefinition(
     name="mailproxy_config_last_reload_success_timestamp_seconds",
     type=MetricType.GAUGE,
     aggregation=Aggregation.MIN,
-    help="When the configuration that runs was loaded.",
+    help="When the running configuration was loaded.",
 )
 CONFIG_GENERATION: Final = MetricDefinition(
     name="mailproxy_config_generation",
@@ -300,7 +300,7 @@ CONFIG_RELOADS: Final = MetricDefinition(
     name="mailproxy_config_reloads_total",
     type=MetricType.COUNTER,
     labels=(_closed("result", enums.ReloadResult),),
-    help="Attempts to load a configuration, the first one included.",
+    help="Loads of a configuration, the first one included.",
     aggregation=Aggregation.OWN,
     from_start=True,
 )
@@ -309,14 +309,14 @@ BUILD_INFO: Final = MetricDefinition(
     type=MetricType.GAUGE,
     labels=(Label("version"), Label("revision"), Label("python_version"), Label("openssl_version")),
     aggregation=Aggregation.OWN,
-    help="1; the labels are the version that is running.",
+    help="1; the labels are the running version.",
     from_start=True,
 )
 WORKERS: Final = MetricDefinition(
     name="mailproxy_workers",
     type=MetricType.GAUGE,
     aggregation=Aggregation.OWN,
-    help="Worker processes alive.",
+    help="Running worker processes.",
     from_start=True,
 )
 WORKER_RESTARTS: Final = MetricDefinition(
@@ -324,7 +324,7 @@ WORKER_RESTARTS: Final = MetricDefinition(
     type=MetricType.COUNTER,
     labels=(_closed("reason", enums.RestartReason),),
     aggregation=Aggregation.OWN,
-    help="Worker processes that had to be replaced.",
+    help="Worker processes that were replaced.",
     from_start=True,
 )
 DRAINING: Final = MetricDefinition(
@@ -338,7 +338,7 @@ LOOP_LAG: Final = MetricDefinition(
     name="mailproxy_event_loop_lag_seconds",
     type=MetricType.HISTOGRAM,
     buckets=LAG_BUCKETS,
-    help="How late a timer of 100 ms (of 1 s while nothing happens) fired.",
+    help="How late a timer of 100 ms (of 1 s while idle) fired.",
     from_start=True,
 )
 PROCESS_MEMORY: Final = MetricDefinition(
