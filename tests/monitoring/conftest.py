@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of the dashboards and rules, which are no installed package."""
+"""Fixtures, and the path of the generator, which is not an installed package."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ sys.path.insert(0, str(MONITORING))
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """A proxy to which clients come all the time, and no longer: threads of clients would be in the way
-    of tests that replace functions, count descriptors, or draw by chance."""
+    """A proxy under traffic, only for this module: threads of clients would disturb tests that replace
+    functions, count descriptors, or use random numbers."""
     with places(tmp_path_factory.mktemp("busy")) as found, traffic(found) as faults:
         yield found
     assert faults == []

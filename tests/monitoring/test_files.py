@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of ``deploy/monitoring``: fresh, valid, and of use to a real Prometheus."""
+"""The files of ``deploy/monitoring``: up to date, valid, and accepted by Prometheus."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboards are what a current Grafana stores: no unknown field, none missing, no wrong value."""
+"""The dashboards match the schema of a current Grafana."""
 
 from __future__ import annotations
 

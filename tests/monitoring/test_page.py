@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about monitoring names what there is."""
+"""The page about monitoring matches the alerts and rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of the proxies' dashboard, asked of a Prometheus that scrapes a proxy under traffic."""
+"""Every query of the proxies' dashboard, on a Prometheus that scrapes a proxy under traffic."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_dashboard_variables_have_values(watcher: Watcher, label: str, value: st
 
 
 def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
-    """What nobody looks at need not be measured; these are for looking things up."""
+    """Every metric is used, except for some that are for troubleshooting."""
     shown = " ".join(query for panel in PROXIES.panels for query, _ in panel.queries)
     unshown = {one.name for one in ALL_METRICS if one.name not in shown}
     assert unshown == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules, tried by promtool: what is recorded has the right value, alerts fire on the data they are for."""
+"""Rules, tested with promtool: recorded values, and alerts on given data."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
 
 
 def _judged(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[str, Any]) -> str:
-    """Have promtool run one unit test; gives what it says."""
+    """Run one unit test with promtool; returns its output."""
     promtool = needs("promtool")
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [{"interval": "1m", **test}]}

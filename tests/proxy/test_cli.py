@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments, exit codes, and what goes where."""
+"""Arguments, exit codes and output of the command."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_convert_reports_an_unreadable_file(
 
 
 def test_convert_reports_a_file_without_permission(tmp_path: Path) -> None:
-    """As somebody else, for root may read everything."""
+    """Run as another user, since root may read everything."""
     file = tmp_path / "nginx.conf"
     file.write_text(NGINX)
     file.chmod(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label values are an interface: dashboards and alerts spell them out."""
+"""Label values are an interface: dashboards and alerts use them."""
 
 from __future__ import annotations
 

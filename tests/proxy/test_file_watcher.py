@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A change is told once, when it has come to rest, however the file was changed."""
+"""A change is reported once, when the file is stable, however it was changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def settle(watch: FileWatcher) -> list[Path]:
-    """Look until nothing moves any more."""
+    """Poll until nothing changes."""
     told = list(watch.changed())
     for _ in range(5):
         told += watch.changed()

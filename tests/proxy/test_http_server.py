@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small HTTP server: whatever clients do, the next request is answered, and the log stays short."""
+"""The HTTP server: timeouts, limits, and requests of misbehaving clients."""
 
 from __future__ import annotations
 

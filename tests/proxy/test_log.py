@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log: levels, buffering, session names, recovery, and that no secret gets through."""
+"""The log: levels, buffering, session IDs, recovery, and no secrets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARKED = b"s3cr3t-ELLIPSIS"
 
 
 class Page:
-    """A log that writes to a file, and what stands there."""
+    """A log that writes to a file, and its content."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -102,7 +102,7 @@ def configured(level: LogLevel, *servers: LogLevel, **changes: Any) -> ProxyConf
 
 
 def run_with(log: Log, config: ProxyConfig) -> list[LogWriter]:
-    """Put a configuration to work; gives the logs of its servers."""
+    """Open and adopt a configuration; returns the logs of its servers."""
     log.open(config)
     writers = [log.for_server(each) for each in config.servers]
     log.adopt(config)
@@ -228,7 +228,7 @@ def test_close_writes_queued_lines(page: Page) -> None:
 
 
 def holders(password: bytes) -> list[object]:
-    """Everything that carries a password through the proxy."""
+    """All values that contain a password."""
     secret = Secret(password)
     credentials = Credentials(Method.PLAIN, b"alice", secret)
     return [

@@ -30,7 +30,7 @@ STAMP = "2026-11-23T04:16:47.500Z"
 
 
 def success(**changes: Any) -> SessionRecord:
-    """A session that went well."""
+    """A session with a successful login."""
     facts: dict[str, Any] = {
         "session": "0a1b2c3d-1f",
         "server": "imaps",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing without waiting: slow readers cost lines, dead ones cost lines, nobody costs time."""
+"""Output of the log to descriptors: slow and closed readers lose lines, and no write blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FULL = CAPACITY // len(LINE)
 
 
 class Reader:
-    """The other end, and the descriptor that leads to it."""
+    """The reading end of a pipe, and the descriptor of its writing end."""
 
     def __init__(self, fd: int, read: Callable[[], bytes], close: Callable[[], None]) -> None:
         self.fd = fd
@@ -31,7 +31,7 @@ class Reader:
 
 
 def drained(fd: int) -> bytes:
-    """All that can be read now."""
+    """Return what can be read now."""
     data = b""
     with contextlib.suppress(BlockingIOError):
         while more := os.read(fd, 1 << 20):
@@ -93,7 +93,7 @@ def test_slow_reader_loses_lines_without_blocking(reader: Reader, sink: StreamSi
 
 
 def fill(sink: StreamSink, lines: int) -> int:
-    """Queue lines and flush now and then; returns how many flushes did not go through."""
+    """Queue lines and flush at times; returns the number of incomplete flushes."""
     stuck = 0
     for number in range(lines):
         sink.put([LINE])

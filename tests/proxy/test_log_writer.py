@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs in files and at syslog servers: several with their levels, opened anew, full, lost."""
+"""Logs in files and at syslog servers: levels, reopening, overflow, loss."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def standard_error(tmp_path: Path) -> Iterator[int]:
 
 
 def names(path: Path) -> list[str]:
-    """What happened, as a log in text has it."""
+    """Return the events of a text log."""
     return [line.split()[2] for line in path.read_text().splitlines()]
 
 

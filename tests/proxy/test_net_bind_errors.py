@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said when an address cannot be listened on."""
+"""Errors of listening sockets."""
 
 from __future__ import annotations
 

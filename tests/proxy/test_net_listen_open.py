@@ -77,7 +77,7 @@ def connect(address: str, port: int) -> socket.socket:
 
 
 def who_hears(sockets: list[list[socket.socket]], address: str, port: int) -> int:
-    """Connect, and tell in which group somebody can accept."""
+    """Connect, and return the group of sockets that can accept."""
     with connect(address, port):
         ready, _, _ = select.select([sock for some in sockets for sock in some], [], [], 5)
         ready[0].accept()[0].close()
@@ -154,7 +154,7 @@ def test_more_workers_get_more_sockets_and_fewer_leave_some_over() -> None:
         more[2].close()
 
 
-STRANGER = """
+OTHER_PROCESS = """
 import socket, sys
 sock = socket.socket(getattr(socket, sys.argv[1]))
 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -167,10 +167,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def stranger(address: str, port: int, *, shares: bool) -> Iterator[None]:
-    """Another process of the same user that listens, and may be willing to share."""
+def other_process(address: str, port: int, *, shares: bool) -> Iterator[None]:
+    """Another process of the same user that listens, with or without SO_REUSEPORT."""
     family = "AF_INET6" if ":" in address else "AF_INET"
-    command = [sys.executable, "-c", STRANGER, family, address, str(port), str(int(shares))]
+    command = [sys.executable, "-c", OTHER_PROCESS, family, address, str(port), str(int(shares))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"listening\n"
@@ -182,7 +182,7 @@ def stranger(address: str, port: int, *, shares: bool) -> Iterator[None]:
 def test_port_of_another_process_is_not_shared(shares: bool, theirs: str) -> None:
     port = free_port()
     pauses: list[float] = []
-    with stranger(theirs, port, shares=shares), pytest.raises(ListenError) as refused:
+    with other_process(theirs, port, shares=shares), pytest.raises(ListenError) as refused:
         open_sockets(ipv4("127.0.0.1", port), 2, sleep=pauses.append)
     assert pauses == [0.5] * 4
     assert refused.value.key == f"127.0.0.1:{port}"
@@ -192,13 +192,13 @@ def test_port_of_another_process_is_not_shared(shares: bool, theirs: str) -> Non
 
 def test_listener_of_another_process_is_detected_beside_own_socket() -> None:
     port = free_port()
-    with stranger("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(ListenError):
+    with other_process("127.0.0.1", port, shares=True), opened_wildcard(port), pytest.raises(ListenError):
         open_sockets(ipv4("127.0.0.1", port), 1, sleep=lambda _: None)
 
 
 @contextmanager
 def opened_wildcard(port: int) -> Iterator[None]:
-    """A wildcard socket of ours, put beside the stranger's by force."""
+    """A wildcard socket of this process, bound in spite of the other process."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("0.0.0.0", port))
@@ -210,7 +210,7 @@ def test_port_that_becomes_free_is_opened() -> None:
     port = free_port()
     pauses: list[float] = []
     with ExitStack() as there:
-        there.enter_context(stranger("127.0.0.1", port, shares=True))
+        there.enter_context(other_process("127.0.0.1", port, shares=True))
 
         def wait(seconds: float) -> None:
             pauses.append(seconds)
@@ -240,7 +240,7 @@ def test_rejected_option_leaves_no_socket_open() -> None:
 
 @pytest.fixture
 def unprivileged() -> Iterator[None]:
-    """Give up root, if we have it, for one test."""
+    """Drop root privileges, if any, for one test."""
     user = os.geteuid()
     os.seteuid(user or 65534)
     yield

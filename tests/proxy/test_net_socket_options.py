@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options, as the kernel says it has them."""
+"""Options of sockets, as the kernel reports them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole proxies as processes: started, reloaded, wounded, drained."""
+"""Whole proxies as processes: start, reload, failures, drain."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ BUILD = BuildInfo(version="1", revision="abc", python_version="3.11", openssl_ve
 
 
 class Supervisor:
-    """What the endpoint asks, with one worker whose answers can be held up."""
+    """A status with one worker, whose replies can be delayed."""
 
     def __init__(self) -> None:
         self.meter = Meter()
@@ -185,7 +185,7 @@ async def test_responses_have_no_store_and_no_version(ask: Ask, path: str) -> No
 
 
 async def said(port: int, data: bytes) -> bytes:
-    """Say something and read until the end."""
+    """Send bytes and read until the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         async with asyncio.timeout(10):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which silent process hangs, and which is only slow."""
+"""Heartbeats: which silent process hangs, and which is only slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ITSELF = 4711
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], Heartbeat]:
-    """Make the heartbeat of a process that was silent for a while and used so much CPU time meanwhile."""
+    """Create the heartbeat of a process with given silence and CPU time."""
 
     def make(seconds: float, ran: float | None) -> Heartbeat:
         heartbeat = Heartbeat(ITSELF)
@@ -35,7 +35,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float | None], H
         used: list[float | None] = [None if ran is None else 5.0]
         monkeypatch.setattr(module, "cpu_seconds", lambda _: used[0])
         for _ in range(int(seconds)):
-            heartbeat.look()
+            heartbeat.check()
         used[0] = None if ran is None else 5.0 + ran
         return heartbeat
 
@@ -72,7 +72,7 @@ def test_silent_process_hangs_if_it_is_idle_or_spins(
 def test_worker_is_late_before_it_hangs_and_not_after_a_message() -> None:
     heartbeat = Heartbeat(os.getpid())
     while not heartbeat.is_late:
-        heartbeat.look()
+        heartbeat.check()
     assert heartbeat.silent_seconds == LATE_SECONDS < HUNG_SECONDS
     heartbeat.beat()
     assert not heartbeat.is_late
@@ -80,10 +80,10 @@ def test_worker_is_late_before_it_hangs_and_not_after_a_message() -> None:
 
 def test_pause_of_the_supervisor_counts_as_one_check(monkeypatch: pytest.MonkeyPatch) -> None:
     heartbeat = Heartbeat(os.getpid())
-    heartbeat.look()
+    heartbeat.check()
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)
-    heartbeat.look()
+    heartbeat.check()
     assert heartbeat.silent_seconds == 2 * CHECK_SECONDS
     assert not heartbeat.is_late
 

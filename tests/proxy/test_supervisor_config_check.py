@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file is read with a limit, and the files that matter to it are known."""
+"""Reading of a configuration file, and the files that it refers to."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration is ready to run, or the reason why not is known, before any worker hears of it."""
+"""Loading a configuration before it is sent to workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ spec:
 
 
 class Setting:
-    """A file, and what prepares it."""
+    """A file and its loader."""
 
     def __init__(self, folder: Path, **options: object) -> None:
         self.file = folder / "mailproxy.yaml"
@@ -221,7 +221,7 @@ async def test_a_privileged_port_names_the_capability_and_the_sysctl(
 async def test_healthz_answers_while_a_configuration_is_loaded(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The load computes in Python all the time, as a scanner of YAML does."""
+    """Load with CPU-bound Python code, like a YAML scanner."""
     started, release = threading.Event(), threading.Event()
 
     def compute(*arguments: Any, **options: Any) -> CheckResult:
@@ -230,7 +230,7 @@ async def test_healthz_answers_while_a_configuration_is_loaded(
             pass
         return check_config(*arguments, **options)
 
-    monkeypatch.setattr("mailproxy.supervisor.config_loader.judge", compute)
+    monkeypatch.setattr("mailproxy.supervisor.config_loader.check_config", compute)
     endpoint = await admin_endpoint.serve("127.0.0.1", 0, Status())
     async with asyncio.TaskGroup() as tasks:
         loading = tasks.create_task(setting.preparation.prepare())
@@ -266,7 +266,7 @@ def test_cancelled_thread_does_not_delay_exit() -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(give_up())
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "preparing"]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "config-loader"]
     release.set()
     thread.join(10)
     assert not thread.is_alive()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``workers: auto`` is what this process may really use."""
+"""``workers: auto`` is the number of CPUs that this process may use."""
 
 from __future__ import annotations
 

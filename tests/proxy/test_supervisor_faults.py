@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole proxies as processes, when something is wrong with them or around them."""
+"""Whole proxies as processes, with faults."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers are forked from a process that has one thread, and nothing that is not meant for them."""
+"""Workers are forked from a process with one thread, and inherit nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("our_sources")
 
 
 class Bench:
-    """A launcher, what it logs, and the workers that it started."""
+    """A launcher, its log events, and its workers."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.tasks = tasks

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages and descriptors arrive whole, in order and once; a broken peer costs the channel alone."""
+"""Messages and descriptors arrive complete, in order and once; an invalid peer closes the channel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from support.fuzz import examples
 
 @dataclass
 class End:
-    """One end, with everything that came to it."""
+    """One end, with everything that it received."""
 
     sock: socket.socket
     messages: list[Message] = field(default_factory=list)

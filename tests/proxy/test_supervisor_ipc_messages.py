@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said on the channel comes out as it went in, and nothing else is taken for it."""
+"""Messages are decoded as they were encoded, and other data is an error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that die now and then are replaced at once, those that die all the time one a second."""
+"""Replacements start at once, or one per second when workers exit all the time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reload opens what is new and closes what is not wanted any more; one that fails changes nothing."""
+"""A reload opens new sockets and closes removed ones; a failed reload changes nothing."""
 
 from __future__ import annotations
 

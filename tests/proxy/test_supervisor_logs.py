@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy run -f nginx.conf`` writes the logs that the file names; whole processes."""
+"""``mailproxy run -f nginx.conf`` writes the configured logs; whole processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def running(file: Path, *options: str) -> Iterator[Proxy]:
 
 
 def leave(conf: Conf) -> None:
-    """One session that the log tells of."""
+    """Run one session that is logged."""
     with socket.create_connection(("127.0.0.1", conf.port), 30) as client:
         client.recv(100)
         client.sendall(b"a LOGOUT\r\n")

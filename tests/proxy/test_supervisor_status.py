@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the admin endpoint says is true of all processes together."""
+"""The status of all processes, as the admin endpoint reports it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.processes import make_revision
 
 @dataclass
 class StillWorkers:
-    """Workers to whom nothing happens."""
+    """A pool with constant values."""
 
     alive: int = 2
     serving: int = 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As many workers as wanted, on what is wanted, whatever happens to them."""
+"""The pool: replacement of workers, reloads, draining."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("our_sources")
 
 
 class Bench:
-    """A pool, one socket per place, and everything that it told."""
+    """A pool, one socket per slot, and its log events."""
 
     def __init__(self, tasks: asyncio.TaskGroup, listeners: list[socket.socket]) -> None:
         self.listeners = listeners
@@ -51,7 +51,7 @@ class Bench:
         self.events.append((name, fields))
         self._news.set()
 
-    def told(self, name: str) -> list[dict[str, object]]:
+    def logged(self, name: str) -> list[dict[str, object]]:
         return [fields for event, fields in self.events if event == name]
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -78,7 +78,7 @@ class Bench:
         return self.greeted
 
     def pids(self) -> list[int]:
-        return [fields["pid"] for fields in self.told("worker_ready")]  # type: ignore[misc]
+        return [fields["pid"] for fields in self.logged("worker_ready")]  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ async def test_queued_clients_of_killed_worker_are_served_by_its_replacement(ben
     killed = bench.pids()[0]
     os.kill(killed, signal.SIGKILL)
     assert int((await bench.greeting())[2]) != killed
-    await bench.until(lambda: bench.told("worker_exited"))
-    assert bench.told("worker_exited") == [{"pid": killed, "exit_code": -9}]
+    await bench.until(lambda: bench.logged("worker_exited"))
+    assert bench.logged("worker_exited") == [{"pid": killed, "exit_code": -9}]
     assert bench.pool.restarts[RestartReason.KILLED] == 1
     assert len(bench.on_exit) == 1
 
@@ -129,12 +129,12 @@ async def test_draining_worker_is_replaced_before_it_exits(bench: Bench) -> None
     await bench.until(lambda: len(bench.pids()) == 2)
     assert int((await bench.greeting())[2]) != leaving
     assert bench.pool.restarts[RestartReason.REQUESTED] == 1
-    assert bench.told("worker_exited") == []
+    assert bench.logged("worker_exited") == []
     writer.write(b"still here\r\n")
     assert await reader.readline() == b"still here\r\n"
     writer.close()
-    await bench.until(lambda: bench.told("worker_exited"))
-    assert bench.told("worker_exited") == [{"pid": leaving, "exit_code": 0}]
+    await bench.until(lambda: bench.logged("worker_exited"))
+    assert bench.logged("worker_exited") == [{"pid": leaving, "exit_code": 0}]
 
 
 async def test_reload_applies_to_all_workers_without_restart(bench: Bench) -> None:
@@ -180,7 +180,7 @@ async def test_start_fails_when_workers_keep_exiting(bench: Bench) -> None:
 async def test_start_has_no_timeout(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RELOAD_SECONDS", 0.1)
     await bench.pool.start(make_revision(bench.listeners, "slow", workers=2))
-    assert bench.told("worker_exited") == []
+    assert bench.logged("worker_exited") == []
     with pytest.raises(ConfigError, match="ended while it applied this"):
         await bench.pool.change_to(make_revision(bench.listeners, "slow", serial=2, workers=2))
 
@@ -204,7 +204,7 @@ async def test_hung_worker_does_not_count_as_startup_failure(
 
     monkeypatch.setattr(bench.launcher, "start", stop_at_first)
     await bench.pool.start(make_revision(bench.listeners))
-    assert [event["pid"] for event in bench.told("worker_hangs")] == stopped
+    assert [event["pid"] for event in bench.logged("worker_hangs")] == stopped
     assert bench.pool.restarts[RestartReason.UNRESPONSIVE] == MAX_STARTUP_FAILURES + 1
 
 
@@ -217,7 +217,7 @@ async def test_hung_worker_that_survives_sigkill_is_logged_once(
     monkeypatch.setattr(worker, "kill", lambda: None)
     for _ in range(3):
         bench.pool._check_heartbeat(worker)
-    assert len(bench.told("worker_hangs")) == 1
+    assert len(bench.logged("worker_hangs")) == 1
 
 
 async def test_start_can_be_stopped(bench: Bench) -> None:
@@ -237,7 +237,7 @@ async def test_failed_fork_is_retried(bench: Bench, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bench.launcher, "start", start)
     monkeypatch.setattr(launcher, "INTERVAL_SECONDS", 0.01)
     await bench.pool.start(make_revision(bench.listeners))
-    assert bench.told("worker_not_started") == [{"reason": "Resource temporarily unavailable"}] * 6
+    assert bench.logged("worker_not_started") == [{"reason": "Resource temporarily unavailable"}] * 6
     assert bench.pool.restarts[RestartReason.CRASH] == 6
 
 
@@ -281,4 +281,4 @@ async def test_worker_that_ignores_stop_is_killed(bench: Bench, monkeypatch: pyt
     await bench.pool.start(make_revision(bench.listeners, workers=1))
     os.kill(bench.pids()[0], signal.SIGSTOP)
     await bench.pool.stop_and_wait()
-    assert bench.told("worker_exited") == [{"pid": bench.pids()[0], "exit_code": -9}]
+    assert bench.logged("worker_exited") == [{"pid": bench.pids()[0], "exit_code": -9}]

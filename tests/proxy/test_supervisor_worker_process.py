@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process obeys its channel, and never outlives it."""
+"""A worker process handles the supervisor's messages, and exits with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("our_sources")
 
 
 class Bench:
-    """One worker, its listening socket, and the snapshots it sent."""
+    """One worker, its listening socket and its snapshots."""
 
     def __init__(self, worker: WorkerProcess, listener: socket.socket, snapshots: list[Snapshot]) -> None:
         self.worker = worker

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several workers, one page: nothing that counts ever falls, whoever dies in whatever order."""
+"""Metrics of several workers on one page: no counter decreases, in whatever order workers exit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def snapshot(
 def merged(
     family: c.MetricDefinition, *values: Value, own: SupervisorFacts = OWN
 ) -> float | HistogramValue | None:
-    """What the page shows of a metric without labels, given what each worker says."""
+    """Return the aggregated value of a metric without labels, for a value of each worker."""
     totals = Aggregator()
     for worker, value in enumerate(values):
         totals.update(worker, snapshot([(family, (), value)]))
@@ -176,7 +176,7 @@ def test_number_of_retired_workers_is_bounded() -> None:
     for worker in range(3000):
         totals.update(worker, snapshot([(c.DNS_TIMEOUTS, ("ptr",), 1)]))
         totals.retire(worker)
-    assert len(totals._gone) == 1024
+    assert len(totals._retired) == 1024
     assert totals.page(OWN)[c.DNS_TIMEOUTS] == {("ptr",): 3000}
 
 
@@ -222,7 +222,7 @@ STEP = st.one_of(
 
 
 class World:
-    """Three workers that work, report, die and come back, and what was shown so far."""
+    """Three workers that count, report, exit and restart, and the pages so far."""
 
     def __init__(self) -> None:
         self.totals = Aggregator()

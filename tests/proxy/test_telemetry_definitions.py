@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The catalogue itself: names, units, labels, and the promises made to dashboards."""
+"""The definitions of metrics: names, units, labels, and those that dashboards rely on."""
 
 from __future__ import annotations
 

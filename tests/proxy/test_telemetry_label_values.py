@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every value of a label that the reference page lists can be set: by some line of the proxy's code.
+"""Every documented label value is set by some line of the proxy's code.
 
 A member of a label's enumeration that no code names, except where values are
 compared or the enumeration is defined, can never be shown, and an
@@ -31,7 +31,7 @@ FROM_ELSEWHERE: dict[type[Enum], str] = {
     Protocol: "the configuration",
     TlsVersion: "OpenSSL",
 }
-"""Whose values no code names; a test of its own shows each of them."""
+"""Enumerations whose members are not named in the code; other tests cover them."""
 
 
 def enumerations() -> list[type[Enum]]:
@@ -56,7 +56,7 @@ class Named(ast.NodeVisitor):
         self.members: set[tuple[str, str]] = set()
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """Comparing sets nothing."""
+        """Skip comparisons."""
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.value, ast.Name):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meters: every cell moves its own series and no other."""
+"""Metrics of a worker: every cell changes its own series and no other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Series = dict[tuple[str, tuple[str, ...]], Value]
 
 
 def series(meter: Meter) -> Series:
-    """All series of a snapshot but the operating system's, after a trip through JSON."""
+    """Return all series of a snapshot but those of the process, encoded and decoded as JSON."""
     taken = json.loads(json.dumps(meter.snapshot()))["series"]
     return {
         (name, tuple(labels)): value
@@ -33,7 +33,7 @@ def series(meter: Meter) -> Series:
 
 
 def bucketed(family: str, bucket: int, seconds: float) -> list[int]:
-    """What a histogram says after one span in one bucket."""
+    """Return the state of a histogram after one duration in one bucket."""
     counts = [0] * (len(BY_NAME[family].buckets) + 1)
     counts[bucket] = 1
     return [int(seconds * NANO), *counts]
@@ -154,7 +154,7 @@ def bump(cell: object) -> None:
 
 
 def busy() -> Meter:
-    """A meter with all cells that the tables below move, still at nothing."""
+    """A meter with all cells that the tables below change, with initial values."""
     meter = Meter()
     for protocol in Protocol:
         meter.protocol(protocol)

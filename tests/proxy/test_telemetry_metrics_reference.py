@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page is made from the catalogue."""
+"""The reference page is generated from the definitions."""
 
 from __future__ import annotations
 

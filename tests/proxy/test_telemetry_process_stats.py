@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operating system says about a process."""
+"""Memory, descriptors and CPU time of the process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scrape gets, in both formats, and what Prometheus's own checker says to it."""
+"""Exposition in both formats, checked with Prometheus's own tool."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 
 
 def full_page(servers: int = 1) -> MetricsPage:
-    """A page on which every metric has something to tell."""
+    """A page on which every metric has a value."""
     meter, totals = Meter(), Aggregator()
     for number in range(servers):
         server = meter.server(f'se"rver\\{number}', Protocol.IMAP)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/troubleshooting.md says to do with the log works on what is logged."""
+"""The commands and events of docs/troubleshooting.md match the log."""
 
 from __future__ import annotations
 
