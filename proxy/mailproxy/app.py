@@ -24,7 +24,7 @@ from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.ticket_keys import TicketKeys
@@ -82,15 +82,15 @@ class App:
 
     Args:
         log: Where sessions and events are told.
-        meter: The numbers that sessions bump.
+        metrics: The numbers that sessions bump.
     """
 
-    def __init__(self, *, log: Log, meter: Meter) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the loop that make_loop() made"
             raise TypeError(message)
-        self._engine = WorkerContext(loop, loop.reactor, log=log, meter=meter)
+        self._engine = WorkerContext(loop, loop.reactor, log=log, metrics=metrics)
         loop.reactor.on_crash = self._engine.crashed
         loop.set_exception_handler(self._engine.escaped)
         self._listeners: list[Listener] = []
@@ -143,8 +143,8 @@ class App:
         self._engine.limit = config.worker_connections
         for service in self._auth.values():
             service.resize(config.worker_connections)
-        self._engine.meter.connections_limit.value = config.worker_connections
-        self._engine.meter.keep_servers(server.name for server in config.servers)
+        self._engine.metrics.connections_limit.value = config.worker_connections
+        self._engine.metrics.keep_servers(server.name for server in config.servers)
         self._tell_expiries(servers)
         self._listen(config, servers, sockets, names)
         self._servers = {server.config.name: server for server in servers}
@@ -188,7 +188,7 @@ class App:
             seconds = int(config.ssl_session_timeout)
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
             tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
-        meter = self._engine.meter
+        metrics = self._engine.metrics
         return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
@@ -197,8 +197,8 @@ class App:
             resolver=self._resolver(config),
             tls=tls,
             trusted=_trusted(config, names),
-            meter=meter.server(config.name, config.protocol),
-            numbers=meter.protocol(config.protocol),
+            metrics=metrics.server(config.name, config.protocol),
+            numbers=metrics.protocol(config.protocol),
             patience=self._engine.timers.lane(config.timeout),
             idleness=self._engine.timers.lane(config.proxy_timeout),
             log=self._engine.log.for_server(config),
@@ -208,7 +208,7 @@ class App:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self._auth:
-            addresses = HostAddresses(where, meter=self._engine.meter, failed=self._engine.look_up_failed)
+            addresses = HostAddresses(where, metrics=self._engine.metrics, failed=self._engine.look_up_failed)
             tls = ClientTls(where.host) if where.tls else None
             self._auth[key] = AuthHttpClient(
                 self._engine, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
@@ -223,7 +223,7 @@ class App:
             self._resolvers[key] = Resolver(
                 config.resolver,
                 timeout=config.resolver_timeout,
-                meter=self._engine.meter,
+                metrics=self._engine.metrics,
                 failed=self._engine.look_up_failed,
             )
         return self._resolvers[key]
@@ -231,7 +231,7 @@ class App:
     def _tell_expiries(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
             name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
-            self._engine.meter.set_certificates(name, not_after)
+            self._engine.metrics.set_certificates(name, not_after)
             for position, expiry in enumerate(not_after):
                 if expiry is None:
                     self._engine.log.event(
@@ -299,7 +299,7 @@ class App:
         """
         engine = self._engine
         engine.draining = True
-        engine.meter.draining.value = 1
+        engine.metrics.draining.value = 1
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
@@ -350,8 +350,8 @@ class App:
         is_calm = self._polls - polls <= _CALM
         next_due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
         engine.loop.call_at(next_due, self._tick, next_due)  # first, so that it goes on whatever raises below
-        engine.meter.loop_lag.observe(max(now - due, 0.0))
-        engine.meter.flush()
+        engine.metrics.loop_lag.observe(max(now - due, 0.0))
+        engine.metrics.flush()
         self._ticks += 1
         if is_calm or self._ticks % _FLUSH_EVERY == 0:
             engine.log.flush()

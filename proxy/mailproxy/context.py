@@ -16,7 +16,7 @@ from mailproxy.loop.epoll import Reactor
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import LogLevel
 
 CHUNK: Final = 256 * 1024
@@ -45,12 +45,14 @@ class WorkerContext:
         limit: How many may be (``worker_connections``).
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, metrics: WorkerMetrics
+    ) -> None:
         self.loop = loop
         self.reactor = reactor
         self.timers = Timeouts(loop, reactor)
         self.log = log
-        self.meter = meter
+        self.metrics = metrics
         self.live: set[Drained] = set()
         self.clients = 0
         self.limit = 512

@@ -24,7 +24,7 @@ from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.telemetry.log import LibraryLogHandler, Log
 from mailproxy.telemetry.log_writer import LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls.openssl import load_openssl
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
@@ -84,13 +84,13 @@ class WorkerService:
 
     Args:
         application: The application.
-        meter: Its metrics.
+        metrics: Its metrics.
         log: Its log.
     """
 
-    def __init__(self, application: app.App, *, meter: Meter, log: Log) -> None:
+    def __init__(self, application: app.App, *, metrics: WorkerMetrics, log: Log) -> None:
         self._app = application
-        self._meter = meter
+        self._metrics = metrics
         self._log = log
         self._drain = DrainConfig()
         self._commands: asyncio.Queue[_Command] = asyncio.Queue()
@@ -156,7 +156,7 @@ class WorkerService:
             return
         self._reserve.keep(len(sockets))
         self._adopt(config)
-        self._meter.config_loaded(order.hash, order.generation, order.loaded_at)
+        self._metrics.config_loaded(order.hash, order.generation, order.loaded_at)
         self._send(ipc_messages.Applied(order.serial))
 
     async def _open_logs(self, config: ProxyConfig, sockets: Sequence[socket.socket]) -> None:
@@ -219,7 +219,7 @@ class WorkerService:
             self._report()
 
     def _report(self, number: int = 0) -> None:
-        self._send(ipc_messages.SnapshotReport(number, self._meter.snapshot()))
+        self._send(ipc_messages.SnapshotReport(number, self._metrics.snapshot()))
 
     def _send(self, message: ipc_messages.ToSupervisor) -> None:
         try:
@@ -248,7 +248,7 @@ def run(
 
     Args:
         argv: Command line arguments; ``None`` for the process's own.
-        make_app: Called with ``log`` and ``meter``.
+        make_app: Called with ``log`` and ``metrics``.
         make_loop: Creates the event loop.
     """
     options = _options(argv)
@@ -257,10 +257,10 @@ def run(
     level = LogLevel(options.log_level) if options.log_level else None
     log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE, is_fixed=level is not None)
     logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
-    meter = Meter()
+    metrics = WorkerMetrics()
 
     async def serve() -> None:
-        service = WorkerService(make_app(log=log, meter=meter), meter=meter, log=log)
+        service = WorkerService(make_app(log=log, metrics=metrics), metrics=metrics, log=log)
         await service.run(socket.socket(fileno=options.control_fd))
 
     try:

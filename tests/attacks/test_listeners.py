@@ -119,7 +119,7 @@ def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPa
                 assert b"nvalid command" in await client.rest()
             assert len(w.app._engine.lingering) <= 5
             assert w.app.sessions == 0
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
 
     run(play)
 
@@ -135,7 +135,7 @@ def test_who_goes_on_talking_after_the_end_is_cut_off(protocol: Protocol) -> Non
                 while True:
                     await client.say(b"NOOP\r\n" * 1000)
                     await asyncio.sleep(0)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
 
     run(play)
 

@@ -114,7 +114,7 @@ def test_a_client_while_the_service_is_asked(protocol: Protocol) -> None:
 
 
 async def _asked(w: World) -> None:
-    while not w.meter.auth_in_flight.value:
+    while not w.metrics.auth_in_flight.value:
         await asyncio.sleep(0.005)
 
 
@@ -152,7 +152,7 @@ def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> Non
             client = await w.client()
             await client.line()
             await client.say(LOGINS[protocol])
-            while not w.auth.requests or w.meter.auth_in_flight.value:
+            while not w.auth.requests or w.metrics.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
             await w.settled()
@@ -250,7 +250,7 @@ def test_a_client_while_we_connect(protocol: Protocol) -> None:
             client = await w.client()
             await client.line()
             await client.say(LOGINS[protocol])
-            while not w.auth.requests or w.meter.auth_in_flight.value:
+            while not w.auth.requests or w.metrics.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
             await w.settled()

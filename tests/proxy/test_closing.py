@@ -17,7 +17,7 @@ from mailproxy.closing import LINGER_BYTES, LingeringClose, close_now, end_writi
 from mailproxy.context import WorkerContext
 from mailproxy.loop.epoll import READ
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from support.tls_authority import Authority
 from support.tls_peers import Pair, client_of, tls_of
 
@@ -29,7 +29,7 @@ def engine() -> Iterator[WorkerContext]:
     loop = make_loop()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     log = Log(nowhere)
-    yield WorkerContext(loop, loop.reactor, log=log, meter=Meter())
+    yield WorkerContext(loop, loop.reactor, log=log, metrics=WorkerMetrics())
     log.close()
     os.close(nowhere)
     loop.close()

@@ -108,7 +108,7 @@ def test_a_session_that_raises_does_not_keep_the_others_from_draining(
                 await w.app.drain(5.0)
             await asyncio.gather(*(heard(peer) for peer in peers))
             assert w.app.sessions == 0
-            closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
+            closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")
             assert {labels[2]: count for labels, count in closed.items()} == {"drain": 2, "internal_error": 1}
 
     run(play)
@@ -135,7 +135,7 @@ def test_what_raises_while_it_ends_is_closed_all_the_same(monkeypatch: pytest.Mo
                 peer.writer.write_eof()
             await asyncio.gather(*(heard(peer) for peer in (*peers, *relaying)))
             clear(w)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert HIDDEN not in w.read_log()
 

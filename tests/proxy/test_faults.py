@@ -406,7 +406,7 @@ def test_what_raises_ends_its_own_session_and_leaves_nothing(
                 async with asyncio.timeout(20):
                     await case.play(Stage(w, identities, break_))
             clear(w)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert await polls_per_second(w.app) < 100
             check(w, case)
@@ -420,10 +420,10 @@ def check(w: World, case: Case) -> None:
     assert HIDDEN not in log
     assert "Fault" in log
     assert "library" not in log
-    closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
+    closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")
     reasons = {"internal_error"}
     if case.name.startswith("service:"):
         reasons.add("auth_unavailable")  # where a connection to the service ends, so does the request in it
     assert sum(count for labels, count in closed.items() if labels[2] in reasons) == case.sessions
-    accepted = sum(invariants.series(w.meter, "mailproxy_connections_accepted_total").values())
+    accepted = sum(invariants.series(w.metrics, "mailproxy_connections_accepted_total").values())
     assert accepted == sum(closed.values())

@@ -24,7 +24,7 @@ from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_writer import LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs
 from support.world import listening_socket
@@ -38,7 +38,7 @@ class Scene:
     def __init__(self, log: int) -> None:
         loop = make_loop()
         self.log = Log(log, LogFormat.TEXT)
-        self.engine = WorkerContext(loop, loop.reactor, log=self.log, meter=Meter())
+        self.engine = WorkerContext(loop, loop.reactor, log=self.log, metrics=WorkerMetrics())
         self.listeners: list[Listener] = []
         self.clients: list[socket.socket] = []
 
@@ -54,13 +54,13 @@ class Scene:
         server = VirtualServer(
             config,
             protocol=PROTOCOLS[protocol],
-            auth=AuthHttpClient(engine, HostAddresses(config.auth_http, meter=engine.meter), 60.0),
+            auth=AuthHttpClient(engine, HostAddresses(config.auth_http, metrics=engine.metrics), 60.0),
             template=RequestTemplate(config, (), keep_alive=True),
             resolver=None,
             tls=None,
             trusted=TrustedPeers(()),
-            meter=engine.meter.server(config.name, protocol),
-            numbers=engine.meter.protocol(protocol),
+            metrics=engine.metrics.server(config.name, protocol),
+            numbers=engine.metrics.protocol(protocol),
             patience=engine.timers.lane(config.timeout),
             idleness=engine.timers.lane(config.proxy_timeout),
             log=self.log,
@@ -182,7 +182,7 @@ def test_an_event_brings_one_client_and_the_next_event_the_next(scene: Scene) ->
         assert len(scene.sessions) == scene.engine.clients == count
     listener.on_event(READ)  # another worker was faster
     assert scene.engine.clients == 3
-    assert listener.default.server.meter.active.value == 3
+    assert listener.default.server.metrics.active.value == 3
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,13 @@ def test_above_the_limit_a_client_is_sent_away(
     refused = [scene.knock("127.0.0.1", listener) for _ in range(3)]
     assert [client.recv(200) for client in refused] == [said] * 3
     assert scene.sessions == []
-    meter = door.server.meter
-    assert (meter.accepted.value, meter.active.value, meter.closed[CloseReason.LIMIT].value) == (3, 0, 3)
-    assert meter.limit_rejections["conn_total"].value == 3
+    metrics = door.server.metrics
+    assert (metrics.accepted.value, metrics.active.value, metrics.closed[CloseReason.LIMIT].value) == (
+        3,
+        0,
+        3,
+    )
+    assert metrics.limit_rejections["conn_total"].value == 3
     assert scene.engine.clients == 0
     scene.log.flush()
     assert (tmp_path / "log").read_text().count("worker_connections_not_enough") == 1

@@ -17,7 +17,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.dns_client import DnsClient, RetryPolicy
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ResolverConfig, Seconds
 from support.dns_server import (
     FORMERR,
@@ -65,13 +65,13 @@ class Asking:
         self, *addresses: str, timeout: float = 10.0, pace: RetryPolicy = QUICK, **config: Any
     ) -> None:
         self.config = ResolverConfig(addresses=addresses, **config)
-        self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self.resolver = Resolver(
-            self.config, timeout=timeout, meter=self.meter, servers=DnsClient(self.config, pace)
+            self.config, timeout=timeout, metrics=self.metrics, servers=DnsClient(self.config, pace)
         )
 
     def queries(self, purpose: DnsPurpose, result: DnsResult) -> int:
-        return self.meter.dns_queries[purpose, result].value
+        return self.metrics.dns_queries[purpose, result].value
 
     async def __aenter__(self) -> Asking:
         return self
@@ -218,7 +218,7 @@ async def test_silence_ends_at_resolver_timeout(dns: DnsServer, question: tuple[
     purpose = DnsPurpose.PTR if question[1] == "PTR" else DnsPurpose.FORWARD
     async with Asking(dns.address, timeout=0.05) as asking:
         assert await asking.name() == TEMPUNAVAIL
-        assert asking.meter.dns_timeouts[purpose].value == 1
+        assert asking.metrics.dns_timeouts[purpose].value == 1
         assert asking.queries(purpose, DnsResult.TIMEOUT) == 1
 
 
@@ -257,10 +257,10 @@ async def test_a_known_name_is_told_at_once(dns: DnsServer) -> None:
         told: list[bytes] = []
         asking.resolver.look_up(CLIENT, told.append)
         assert told == [b"mail.example.com"]
-        assert asking.meter.dns_cache[CacheResult.HIT].value == 2
-        assert asking.meter.dns_cache_entries.value == 2
+        assert asking.metrics.dns_cache[CacheResult.HIT].value == 2
+        assert asking.metrics.dns_cache_entries.value == 2
     assert len(dns.asked) == 3
-    assert asking.meter.dns_cache_entries.value == 0
+    assert asking.metrics.dns_cache_entries.value == 0
 
 
 async def test_a_name_is_confirmed_once_for_all_who_bear_it(dns: DnsServer) -> None:
@@ -282,7 +282,7 @@ async def test_a_name_outlives_its_confirmation(dns: DnsServer, clock: list[floa
 async def test_that_there_is_no_name_is_remembered_too(dns: DnsServer) -> None:
     async with Asking(dns.address) as asking:
         assert [await asking.name("192.0.2.9") for _ in range(3)] == [UNAVAILABLE] * 3
-        assert asking.meter.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
+        assert asking.metrics.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
     assert len(dns.asked) == 1
 
 

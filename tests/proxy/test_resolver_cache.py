@@ -8,7 +8,7 @@ import pytest
 from mailproxy.dns.cache import Cache
 from mailproxy.dns.measures import Answer
 from mailproxy.enums import CacheResult, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ INVALID: Answer[str] = Answer(DnsResult.INVALID, ttl=60)
 def test_an_answer_is_believed_for_a_time(
     clock: list[float], answer: Answer[str], valid: float | None, last: float, gone: float
 ) -> None:
-    cache: Cache[str, str] = Cache(valid, Meter())
+    cache: Cache[str, str] = Cache(valid, WorkerMetrics())
     cache.put("key", answer)
     clock[0] = last
     assert cache.get("key") is answer
@@ -59,28 +59,28 @@ def test_an_answer_is_believed_for_a_time(
 
 
 def test_a_failure_that_may_pass_is_not_kept() -> None:
-    cache: Cache[str, str] = Cache(300.0, Meter())
+    cache: Cache[str, str] = Cache(300.0, WorkerMetrics())
     cache.put("key", Answer(DnsResult.SERVFAIL))
     assert cache.get("key") is None
 
 
 def test_the_oldest_makes_room_and_the_gauge_knows() -> None:
-    meter = Meter()
-    cache: Cache[int, str] = Cache(None, meter, size=3)
-    other: Cache[int, str] = Cache(None, meter, size=3)
+    metrics = WorkerMetrics()
+    cache: Cache[int, str] = Cache(None, metrics, size=3)
+    other: Cache[int, str] = Cache(None, metrics, size=3)
     other.put(0, found(60))
     for key in (1, 2, 3, 1, 4, 5):
         cache.put(key, found(60))
     assert [key for key in range(6) if cache.get(key)] == [1, 4, 5]
-    assert meter.dns_cache_entries.value == 4
+    assert metrics.dns_cache_entries.value == 4
     cache.clear()
     assert cache.get(5) is None
-    assert meter.dns_cache_entries.value == 1
+    assert metrics.dns_cache_entries.value == 1
 
 
 def test_every_look_up_is_counted_by_how_it_ended(clock: list[float]) -> None:
-    meter = Meter()
-    cache: Cache[str, str] = Cache(None, meter)
+    metrics = WorkerMetrics()
+    cache: Cache[str, str] = Cache(None, metrics)
     cache.put("found", found(1))
     cache.put("nothing", NOTHING)
     for key in ("found", "nothing", "unknown"):
@@ -88,7 +88,7 @@ def test_every_look_up_is_counted_by_how_it_ended(clock: list[float]) -> None:
     clock[0] += 3
     for key in ("found", "found"):
         cache.get(key)
-    assert {result: meter.dns_cache[result].value for result in CacheResult} == {
+    assert {result: metrics.dns_cache[result].value for result in CacheResult} == {
         CacheResult.HIT: 1,
         CacheResult.NEGATIVE_HIT: 1,
         CacheResult.MISS: 2,

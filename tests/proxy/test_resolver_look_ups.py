@@ -12,7 +12,7 @@ from mailproxy.dns.cache import Cache
 from mailproxy.dns.lookup import LookupCache, _Waiter
 from mailproxy.dns.measures import Answer
 from mailproxy.enums import DnsPurpose, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 
 OK: Answer[str] = Answer(DnsResult.OK, "value", 60)
 NO_ANSWER: Answer[str] = Answer(DnsResult.INVALID)
@@ -36,10 +36,15 @@ class Table:
 
     def __init__(self, *, timeout: float = 0, limit: int = 3) -> None:
         self.questions = Questions()
-        self.meter = Meter()
-        cache: Cache[str, str] = Cache(None, self.meter)
+        self.metrics = WorkerMetrics()
+        cache: Cache[str, str] = Cache(None, self.metrics)
         self.look_ups = LookupCache(
-            DnsPurpose.PTR, self.questions.ask, timeout=timeout, cache=cache, meter=self.meter, limit=limit
+            DnsPurpose.PTR,
+            self.questions.ask,
+            timeout=timeout,
+            cache=cache,
+            metrics=self.metrics,
+            limit=limit,
         )
         self.heard: list[Answer[str]] = []
 
@@ -110,7 +115,7 @@ async def test_the_question_ends_with_the_last_who_waits() -> None:
     await settled()
     assert table.questions.asked == ["a", "b"]
     assert table.heard == []
-    assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
+    assert table.metrics.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
     await table.look_ups.close()
 
 
@@ -142,10 +147,10 @@ async def test_the_limit_of_time_is_one_of_the_answers() -> None:
     heard: asyncio.Future[Answer[str]] = asyncio.get_running_loop().create_future()
     table.look_ups.find("a", heard.set_result)
     assert await heard == Answer(DnsResult.TIMEOUT)
-    assert table.meter.dns_timeouts[DnsPurpose.PTR].value == 1
-    assert table.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
-    table.meter.flush()
-    assert sum(table.meter.dns_seconds[DnsPurpose.PTR].counts) == 1
+    assert table.metrics.dns_timeouts[DnsPurpose.PTR].value == 1
+    assert table.metrics.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
+    table.metrics.flush()
+    assert sum(table.metrics.dns_seconds[DnsPurpose.PTR].counts) == 1
 
 
 @pytest.mark.parametrize("is_asked", [True, False])
@@ -160,12 +165,14 @@ async def test_closing_answers_everybody(is_asked: bool) -> None:
 
 
 async def test_a_bug_below_is_reported_and_leaves_nobody_waiting() -> None:
-    meter = Meter()
+    metrics = WorkerMetrics()
 
     async def broken(_: str) -> Answer[str]:
         raise ZeroDivisionError
 
-    look_ups = LookupCache(DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, meter), meter=meter)
+    look_ups = LookupCache(
+        DnsPurpose.PTR, broken, timeout=0, cache=Cache[str, str](None, metrics), metrics=metrics
+    )
     heard: list[Answer[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))

@@ -371,7 +371,8 @@ def test_connections_that_send_nothing_are_logged_at_debug_alone(
 async def closed(w: World) -> None:
     """Wait until one connection was counted as closed."""
     while not any(
-        count for labels, count in w.meter.snapshot()["series"].get("mailproxy_connections_closed_total", [])
+        count
+        for labels, count in w.metrics.snapshot()["series"].get("mailproxy_connections_closed_total", [])
     ):
         await asyncio.sleep(0.005)
 

@@ -17,7 +17,7 @@ import pytest
 from mailproxy import http_server
 from mailproxy.supervisor import admin_endpoint
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import Protocol
 from support.needs import Needs
 
@@ -28,8 +28,8 @@ class Supervisor:
     """A status with one worker, whose replies can be delayed."""
 
     def __init__(self) -> None:
-        self.meter = Meter()
-        self.meter.protocol(Protocol.IMAP)
+        self.metrics = WorkerMetrics()
+        self.metrics.protocol(Protocol.IMAP)
         self.is_ready = True
         self.answers = asyncio.Event()
         self.answers.set()
@@ -41,7 +41,7 @@ class Supervisor:
         self.asked += 1
         self.was_asked.set()
         await self.answers.wait()
-        self._totals.update(1, self.meter.snapshot())
+        self._totals.update(1, self.metrics.snapshot())
 
     def page(self) -> MetricsPage:
         return self._totals.page(SupervisorFacts(build=BUILD, workers=1, started=1.7e9))
@@ -113,7 +113,7 @@ async def test_config_is_json(ask: Ask, supervisor: Supervisor) -> None:
 
 
 async def test_scrape_requests_new_snapshots(ask: Ask, supervisor: Supervisor) -> None:
-    server = supervisor.meter.server("a", Protocol.IMAP)
+    server = supervisor.metrics.server("a", Protocol.IMAP)
     for number in (1, 2):
         server.accepted.value += 1
         status, headers, text = await ask("/metrics")

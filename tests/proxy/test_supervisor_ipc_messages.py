@@ -10,7 +10,7 @@ import pytest
 
 from mailproxy.supervisor import ipc_messages as m
 from mailproxy.supervisor.ipc import ChannelError
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.errors import Problem
 
 KEYS = {300: (bytes(range(80)), bytes(80)), 60: (bytes(range(1, 81)),)}
@@ -56,9 +56,9 @@ def test_messages_to_the_supervisor_are_decoded(message: m.ToSupervisor) -> None
 
 
 def test_a_snapshot_arrives_with_its_number() -> None:
-    meter = Meter()
-    meter.draining.value = 1
-    match m.decode_for_supervisor(over_the_wire(m.SnapshotReport(5, meter.snapshot()))):
+    metrics = WorkerMetrics()
+    metrics.draining.value = 1
+    match m.decode_for_supervisor(over_the_wire(m.SnapshotReport(5, metrics.snapshot()))):
         case m.SnapshotReport(number, snapshot):
             assert number == 5
             assert snapshot["number"] == 1

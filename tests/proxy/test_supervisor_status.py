@@ -13,7 +13,7 @@ from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
 from support.processes import make_revision
@@ -107,10 +107,10 @@ def test_long_error_is_truncated(status: Status) -> None:
 
 
 def test_counters_of_exited_worker_stay(status: Status) -> None:
-    meters = [Meter(), Meter()]
-    for key, meter in enumerate(meters):
-        meter.server("imap", Protocol.IMAP).accepted.value = 5
-        status.on_snapshot(key, meter.snapshot())
+    meters = [WorkerMetrics(), WorkerMetrics()]
+    for key, metrics in enumerate(meters):
+        metrics.server("imap", Protocol.IMAP).accepted.value = 5
+        status.on_snapshot(key, metrics.snapshot())
     status.on_exit(0)
     assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
 

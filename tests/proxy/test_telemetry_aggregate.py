@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mailproxy.enums import AuthErrorReason, ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, HistogramValue, MetricsPage, SupervisorFacts
-from mailproxy.telemetry.metrics import Meter, Snapshot, Value
+from mailproxy.telemetry.metrics import Snapshot, Value, WorkerMetrics
 from mailproxy_config.model import Protocol
 from support.fuzz import examples
 
@@ -199,10 +199,10 @@ def test_removed_server_disappears_from_all_workers() -> None:
 
 
 def test_page_of_one_worker_has_its_values() -> None:
-    meter, totals = Meter(), Aggregator()
-    meter.server("a", Protocol.IMAP).accepted.value += 3
-    meter.protocol(Protocol.IMAP).login_seconds[True].observe(0.25)
-    totals.update(1, meter.snapshot())
+    metrics, totals = WorkerMetrics(), Aggregator()
+    metrics.server("a", Protocol.IMAP).accepted.value += 3
+    metrics.protocol(Protocol.IMAP).login_seconds[True].observe(0.25)
+    totals.update(1, metrics.snapshot())
     page = totals.page(OWN)
     assert page[c.CONNECTIONS_ACCEPTED] == {("a", "imap"): 3}
     shown = page[c.LOGIN_DURATION]["imap", "success"]
@@ -231,29 +231,29 @@ class World:
         self.mail: list[tuple[int, Snapshot]] = []
         self.shown: MetricsPage = {}
 
-    def _born(self) -> Meter:
-        meter = Meter()
-        meter._life = next(self._lives)
-        return meter
+    def _born(self) -> WorkerMetrics:
+        metrics = WorkerMetrics()
+        metrics._life = next(self._lives)
+        return metrics
 
     def step(self, what: str, worker: int, detail: float | None) -> None:
-        meter = self.meters[worker]
+        metrics = self.meters[worker]
         match what:
             case "count":
                 assert detail is not None
-                meter.auth_errors[AuthErrorReason.TLS].value += 1
-                meter.server("a", Protocol.IMAP).accepted.value += 1
-                meter.loop_lag.observe(detail / 1e6)
-                meter.protocol(Protocol.IMAP).session_seconds[True].observe(detail)
+                metrics.auth_errors[AuthErrorReason.TLS].value += 1
+                metrics.server("a", Protocol.IMAP).accepted.value += 1
+                metrics.loop_lag.observe(detail / 1e6)
+                metrics.protocol(Protocol.IMAP).session_seconds[True].observe(detail)
             case "report":
-                report = meter.snapshot()
+                report = metrics.snapshot()
                 self.mail.append((worker, report))
                 self.totals.update(worker, report)
             case "deliver late" if self.mail:
                 self.totals.update(*self.mail[worker % len(self.mail)])
             case "restart":
                 if detail:  # else it was killed, and nobody has noticed before the next one speaks
-                    self.totals.update(worker, meter.snapshot())
+                    self.totals.update(worker, metrics.snapshot())
                 self.meters[worker] = self._born()
             case "retire":
                 self.totals.retire(worker)
@@ -293,9 +293,9 @@ def test_sums_do_not_depend_on_the_order_of_exits(spans: list[float], chance: ob
     def shown(order: list[int]) -> object:
         totals = Aggregator()
         for worker, span in enumerate(spans):
-            meter = Meter()
-            meter.loop_lag.observe(span)
-            totals.update(worker, meter.snapshot())
+            metrics = WorkerMetrics()
+            metrics.loop_lag.observe(span)
+            totals.update(worker, metrics.snapshot())
         for worker in order:
             totals.retire(worker)
         return totals.page(OWN)[c.LOOP_LAG]

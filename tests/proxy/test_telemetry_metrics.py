@@ -15,15 +15,15 @@ from mailproxy import enums
 from mailproxy.telemetry.definitions import ALL_METRICS, BY_NAME, NANO, Aggregation
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_format import SessionRecord
-from mailproxy.telemetry.metrics import Histogram, Meter, Value
+from mailproxy.telemetry.metrics import Histogram, Value, WorkerMetrics
 from mailproxy_config.model import Protocol
 
 Series = dict[tuple[str, tuple[str, ...]], Value]
 
 
-def series(meter: Meter) -> Series:
+def series(metrics: WorkerMetrics) -> Series:
     """Return all series of a snapshot but those of the process, encoded and decoded as JSON."""
-    taken = json.loads(json.dumps(meter.snapshot()))["series"]
+    taken = json.loads(json.dumps(metrics.snapshot()))["series"]
     return {
         (name, tuple(labels)): value
         for name, cells in taken.items()
@@ -40,7 +40,7 @@ def bucketed(family: str, bucket: int, seconds: float) -> list[int]:
 
 
 P = "mailproxy_"
-TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
+TABLE: list[tuple[Callable[[WorkerMetrics], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.server("s", Protocol.IMAP).accepted), "connections_accepted_total", ("s", "imap")),
     (lambda m: bump(m.server("s", Protocol.IMAP).active), "connections_active", ("s", "imap")),
     (
@@ -119,7 +119,7 @@ TABLE: list[tuple[Callable[[Meter], None], str, tuple[str, ...]]] = [
     (lambda m: bump(m.draining), "draining", ()),
 ]
 
-SPANS: list[tuple[Callable[[Meter], Histogram], str, tuple[str, ...]]] = [
+SPANS: list[tuple[Callable[[WorkerMetrics], Histogram], str, tuple[str, ...]]] = [
     (lambda m: m.protocol(Protocol.IMAP).session_seconds[True], "session_duration_seconds", ("imap", "true")),
     (
         lambda m: m.protocol(Protocol.IMAP).session_seconds[False],
@@ -153,39 +153,39 @@ def bump(cell: object) -> None:
     cell.value += 1  # type: ignore[attr-defined]
 
 
-def busy() -> Meter:
-    """A meter with all cells that the tables below change, with initial values."""
-    meter = Meter()
+def busy() -> WorkerMetrics:
+    """A metrics with all cells that the tables below change, with initial values."""
+    metrics = WorkerMetrics()
     for protocol in Protocol:
-        meter.protocol(protocol)
-    meter.server("s", Protocol.IMAP)
-    meter.set_certificates("s", [0, 0])
-    return meter
+        metrics.protocol(protocol)
+    metrics.server("s", Protocol.IMAP)
+    metrics.set_certificates("s", [0, 0])
+    return metrics
 
 
-def changes(meter: Meter, before: Series) -> Series:
-    return {key: value for key, value in series(meter).items() if before.get(key) != value}
+def changes(metrics: WorkerMetrics, before: Series) -> Series:
+    return {key: value for key, value in series(metrics).items() if before.get(key) != value}
 
 
 @pytest.mark.parametrize(("move", "name", "labels"), TABLE, ids=[f"{n}-{'-'.join(w)}" for _, n, w in TABLE])
 def test_cell_changes_only_its_series(
-    move: Callable[[Meter], None], name: str, labels: tuple[str, ...]
+    move: Callable[[WorkerMetrics], None], name: str, labels: tuple[str, ...]
 ) -> None:
-    meter = busy()
-    before = series(meter)
-    move(meter)
-    assert changes(meter, before) == {(P + name, labels): 1}
+    metrics = busy()
+    before = series(metrics)
+    move(metrics)
+    assert changes(metrics, before) == {(P + name, labels): 1}
 
 
 @pytest.mark.parametrize(("cell", "name", "labels"), SPANS, ids=[f"{n}-{'-'.join(w)}" for _, n, w in SPANS])
 def test_duration_changes_one_bucket_of_its_series(
-    cell: Callable[[Meter], Histogram], name: str, labels: tuple[str, ...]
+    cell: Callable[[WorkerMetrics], Histogram], name: str, labels: tuple[str, ...]
 ) -> None:
-    meter = busy()
-    before = series(meter)
-    cell(meter).observe(0.5)
+    metrics = busy()
+    before = series(metrics)
+    cell(metrics).observe(0.5)
     bounds = BY_NAME[P + name].buckets
-    assert changes(meter, before) == {
+    assert changes(metrics, before) == {
         (P + name, labels): bucketed(P + name, sum(bound < 0.5 for bound in bounds), 0.5)
     }
 
@@ -234,84 +234,84 @@ def test_time_of_flush_does_not_matter(steps: list[float | None]) -> None:
 
 
 def test_flush_leaves_no_pending_durations() -> None:
-    meter = busy()
-    cells = [cell(meter) for cell, _, _ in SPANS]
+    metrics = busy()
+    cells = [cell(metrics) for cell, _, _ in SPANS]
     for cell in cells:
         cell.observe(0.5)
-    meter.flush()
+    metrics.flush()
     assert [(cell.sum, sum(cell.counts), cell._pending) for cell in cells] == [(0.5, 1, [])] * len(cells)
 
 
 def test_from_start_series_exist_with_0() -> None:
-    meter = busy()
-    names = {name for name, _ in series(meter)}
+    metrics = busy()
+    names = {name for name, _ in series(metrics)}
     assert {
         family.name
         for family in ALL_METRICS
         if family.from_start and family.aggregation is not Aggregation.OWN
     } <= names
-    logins = [labels for name, labels in series(meter) if name == P + "logins_total"]
+    logins = [labels for name, labels in series(metrics) if name == P + "logins_total"]
     assert len(logins) == len(Protocol) * len(enums.Method) * len(enums.LoginResult)
 
 
 def test_other_series_appear_with_their_first_value() -> None:
-    meter = busy()
-    assert P + "tls_handshakes_total" not in {name for name, _ in series(meter)}
-    meter.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
-    assert [labels for name, labels in series(meter) if name == P + "tls_handshakes_total"] == [
+    metrics = busy()
+    assert P + "tls_handshakes_total" not in {name for name, _ in series(metrics)}
+    metrics.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.2"].value += 1
+    assert [labels for name, labels in series(metrics) if name == P + "tls_handshakes_total"] == [
         ("implicit", "TLSv1.2")
     ]
 
 
 def test_protocols_that_are_not_configured_have_no_series() -> None:
-    meter = Meter()
-    meter.protocol(Protocol.POP3)
-    assert {labels[0] for name, labels in series(meter) if name == P + "logins_total"} == {"pop3"}
+    metrics = WorkerMetrics()
+    metrics.protocol(Protocol.POP3)
+    assert {labels[0] for name, labels in series(metrics) if name == P + "logins_total"} == {"pop3"}
 
 
 def test_reload_keeps_cells() -> None:
-    meter = Meter()
-    meter.server("a", Protocol.IMAP).accepted.value += 2
-    meter.protocol(Protocol.IMAP).bytes_to_client.value += 7
-    meter.keep_servers(["a"])
-    meter.server("a", Protocol.IMAP).accepted.value += 1
-    meter.protocol(Protocol.IMAP).bytes_to_client.value += 1
-    assert series(meter)[P + "connections_accepted_total", ("a", "imap")] == 3
-    assert series(meter)[P + "relayed_bytes_total", ("imap", "to_client")] == 8
+    metrics = WorkerMetrics()
+    metrics.server("a", Protocol.IMAP).accepted.value += 2
+    metrics.protocol(Protocol.IMAP).bytes_to_client.value += 7
+    metrics.keep_servers(["a"])
+    metrics.server("a", Protocol.IMAP).accepted.value += 1
+    metrics.protocol(Protocol.IMAP).bytes_to_client.value += 1
+    assert series(metrics)[P + "connections_accepted_total", ("a", "imap")] == 3
+    assert series(metrics)[P + "relayed_bytes_total", ("imap", "to_client")] == 8
 
 
 def test_removed_server_loses_only_its_series() -> None:
-    meter = Meter()
-    kept = meter.server("a", Protocol.IMAP)
-    gone = meter.server("b", Protocol.POP3)
-    meter.set_certificates("a", [1.0])
-    meter.set_certificates("b", [2.0])
-    meter.keep_servers(["a"])
+    metrics = WorkerMetrics()
+    kept = metrics.server("a", Protocol.IMAP)
+    gone = metrics.server("b", Protocol.POP3)
+    metrics.set_certificates("a", [1.0])
+    metrics.set_certificates("b", [2.0])
+    metrics.keep_servers(["a"])
     gone.active.value -= 1  # its sessions end later, and must be able to
     kept.accepted.value += 1
-    servers = {labels[0] for name, labels in series(meter) if BY_NAME[name].label_names[:1] == ("server",)}
+    servers = {labels[0] for name, labels in series(metrics) if BY_NAME[name].label_names[:1] == ("server",)}
     assert servers == {"a"}
-    meter.certificate_expiry["b", 0].value = 3.0
-    assert series(meter)[P + "tls_certificate_expiry_timestamp_seconds", ("b", "0")] == 3.0
+    metrics.certificate_expiry["b", 0].value = 3.0
+    assert series(metrics)[P + "tls_certificate_expiry_timestamp_seconds", ("b", "0")] == 3.0
 
 
 def test_certificates_are_those_of_the_last_load() -> None:
-    meter = Meter()
-    meter.set_certificates("a", [1.0, 2.0])
-    meter.set_certificates("a", [3.0])
+    metrics = WorkerMetrics()
+    metrics.set_certificates("a", [1.0, 2.0])
+    metrics.set_certificates("a", [3.0])
     expiries = {
-        k: v for k, v in series(meter).items() if k[0] == P + "tls_certificate_expiry_timestamp_seconds"
+        k: v for k, v in series(metrics).items() if k[0] == P + "tls_certificate_expiry_timestamp_seconds"
     }
     assert expiries == {(P + "tls_certificate_expiry_timestamp_seconds", ("a", "0")): 3.0}
-    assert dict.keys(meter.certificate_expiry) == {("a", 0)}
+    assert dict.keys(metrics.certificate_expiry) == {("a", 0)}
 
 
 def test_config_metrics_appear_with_the_first_configuration() -> None:
-    meter = Meter()
-    assert not [name for name, _ in series(meter) if name.startswith(P + "config")]
-    meter.config_loaded("old", 1, 10.0)
-    meter.config_loaded("new", 2, 20.0)
-    config = {(name, labels): value for (name, labels), value in series(meter).items() if "config" in name}
+    metrics = WorkerMetrics()
+    assert not [name for name, _ in series(metrics) if name.startswith(P + "config")]
+    metrics.config_loaded("old", 1, 10.0)
+    metrics.config_loaded("new", 2, 20.0)
+    config = {(name, labels): value for (name, labels), value in series(metrics).items() if "config" in name}
     assert config == {
         (P + "config_info", ("new",)): 1,
         (P + "config_last_reload_successful", ()): 1,
@@ -321,33 +321,33 @@ def test_config_metrics_appear_with_the_first_configuration() -> None:
 
 
 def test_snapshots_of_one_life_are_numbered() -> None:
-    meter = Meter()
-    one, two, other = meter.snapshot(), meter.snapshot(), Meter().snapshot()
+    metrics = WorkerMetrics()
+    one, two, other = metrics.snapshot(), metrics.snapshot(), WorkerMetrics().snapshot()
     assert one["life"] == two["life"] < other["life"]
     assert one["number"] < two["number"]
 
 
 def test_snapshot_has_process_stats() -> None:
-    assert {"process_cpu_seconds_total", "process_open_fds"} <= Meter().snapshot()["series"].keys()
+    assert {"process_cpu_seconds_total", "process_open_fds"} <= WorkerMetrics().snapshot()["series"].keys()
 
 
 def test_number_of_series_does_not_depend_on_clients(tmp_path: object) -> None:
-    meter, chance = busy(), random.Random(1)
+    metrics, chance = busy(), random.Random(1)
     with open(f"{tmp_path}/log", "wb") as file:
         log = Log(file.fileno())
 
         def visit() -> None:
-            numbers, server = meter.protocol(Protocol.IMAP), meter.server("s", Protocol.IMAP)
+            numbers, server = metrics.protocol(Protocol.IMAP), metrics.server("s", Protocol.IMAP)
             record = SessionRecord(log.session_id(), server="s", protocol="imap")
             record.user, record.client = chance.randbytes(12), f"198.51.100.{chance.randrange(256)}"
             server.closed[chance.choice(list(enums.CloseReason))].value += 1
             numbers.logins[enums.Method.PLAIN, chance.choice(list(enums.LoginResult))].value += 1
             numbers.errors[chance.choice(list(enums.ProtocolErrorKind))].value += 1
-            meter.tls_handshakes[enums.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
+            metrics.tls_handshakes[enums.TlsMode.IMPLICIT, chance.randbytes(4).hex()].value += 1
             log.session(record)
 
         visit()
-        before = len(series(meter))
+        before = len(series(metrics))
         for _ in range(10_000):
             visit()
-        assert len(series(meter)) == before
+        assert len(series(metrics)) == before

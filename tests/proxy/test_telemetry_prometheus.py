@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain_tex
 from mailproxy import enums
 from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.definitions import ALL_METRICS
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.telemetry.process_stats import process_stats
 from mailproxy.telemetry.prometheus import PageCollector, expose
 from mailproxy_config.model import Protocol
@@ -25,25 +25,25 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 
 def full_page(servers: int = 1) -> MetricsPage:
     """A page on which every metric has a value."""
-    meter, totals = Meter(), Aggregator()
+    metrics, totals = WorkerMetrics(), Aggregator()
     for number in range(servers):
-        server = meter.server(f'se"rver\\{number}', Protocol.IMAP)
+        server = metrics.server(f'se"rver\\{number}', Protocol.IMAP)
         server.proxy_headers[enums.ProxyHeaderResult.V1].value += 1
-        meter.set_certificates(f"server{number}", [1.8e9])
+        metrics.set_certificates(f"server{number}", [1.8e9])
     for protocol in Protocol:
-        numbers = meter.protocol(protocol)
+        numbers = metrics.protocol(protocol)
         numbers.session_seconds[True].observe(70)
         numbers.login_seconds[True].observe(0.02)
         numbers.upstream_connect[True].observe(0.002)
-    meter.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
-    meter.tls_resumed[enums.TlsMode.IMPLICIT].value += 1
-    meter.tls_failures[enums.TlsMode.IMPLICIT, enums.TlsFailure.EOF].value += 1
-    meter.tls_seconds[enums.TlsMode.IMPLICIT].observe(0.004)
-    meter.dns_queries[enums.DnsPurpose.PTR, enums.DnsResult.OK].value += 1
-    meter.dns_seconds[enums.DnsPurpose.PTR].observe(0.004)
-    meter.dns_cache[enums.CacheResult.HIT].value += 1
-    meter.config_loaded("0a1b", 4, 1.7e9)
-    totals.update(1, meter.snapshot())
+    metrics.tls_handshakes[enums.TlsMode.IMPLICIT, "TLSv1.3"].value += 2
+    metrics.tls_resumed[enums.TlsMode.IMPLICIT].value += 1
+    metrics.tls_failures[enums.TlsMode.IMPLICIT, enums.TlsFailure.EOF].value += 1
+    metrics.tls_seconds[enums.TlsMode.IMPLICIT].observe(0.004)
+    metrics.dns_queries[enums.DnsPurpose.PTR, enums.DnsResult.OK].value += 1
+    metrics.dns_seconds[enums.DnsPurpose.PTR].observe(0.004)
+    metrics.dns_cache[enums.CacheResult.HIT].value += 1
+    metrics.config_loaded("0a1b", 4, 1.7e9)
+    totals.update(1, metrics.snapshot())
     return totals.page(
         SupervisorFacts(
             build=BuildInfo(version="1", revision="abc", python_version="3.11", openssl_version="3.0"),

@@ -21,7 +21,7 @@ from typing import cast
 
 from mailproxy.app import App
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Counter, Meter
+from mailproxy.telemetry.metrics import Counter, WorkerMetrics
 from mailproxy.worker import run
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
@@ -30,9 +30,9 @@ from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
 class StandIn:
     """Greets clients, and echoes what they send."""
 
-    def __init__(self, *, log: Log, meter: Meter) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
         self._log = log
-        self._meter = meter
+        self._metrics = metrics
         self._servers: list[asyncio.Server] = []
         self._greeted: dict[asyncio.StreamWriter, bool] = {}
         self._greeting = b""
@@ -54,8 +54,8 @@ class StandIn:
         for server in self._servers:
             server.close()
         first = config.servers[0]
-        self._meter.keep_servers(server.name for server in config.servers)
-        self._accepted = self._meter.server(first.name, first.protocol).accepted
+        self._metrics.keep_servers(server.name for server in config.servers)
+        self._accepted = self._metrics.server(first.name, first.protocol).accepted
         self._greeting = f"server {first.name} {os.getpid()} {_shown(first)}\r\n".encode()
         self._servers = [
             await asyncio.start_server(self._serve, sock=sock)

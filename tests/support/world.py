@@ -16,7 +16,7 @@ from mailproxy.app import App, WorkerLoop, make_loop
 from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.log_writer import LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 from support.streams import abort
 
@@ -148,7 +148,7 @@ class World:
     """A worker and everybody around it."""
 
     app: App
-    meter: Meter
+    metrics: WorkerMetrics
     auth: AuthServer
     upstream: Upstream
     port: int
@@ -168,7 +168,7 @@ class World:
 
     def value(self, family: str, *labels: str) -> Any:
         """The current value of a series, or 0."""
-        for found, value in self.meter.snapshot()["series"].get(family, []):
+        for found, value in self.metrics.snapshot()["series"].get(family, []):
             if tuple(found) == labels:
                 return value
         return 0
@@ -216,9 +216,9 @@ async def world(
     ]
     read, write = os.pipe()
     os.set_blocking(read, False)
-    meter = Meter()
+    metrics = WorkerMetrics()
     log = Log(write, LogFormat.TEXT, LogLevel.INFO)
-    app = App(log=log, meter=meter)
+    app = App(log=log, metrics=metrics)
     sock = listening_socket()
     port = sock.getsockname()[1]
     where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
@@ -234,7 +234,7 @@ async def world(
             return os.read(read, 1 << 20).decode()
         return ""
 
-    made = World(app, meter, auth, upstream, port, read_log)
+    made = World(app, metrics, auth, upstream, port, read_log)
     try:
         yield made
     finally:

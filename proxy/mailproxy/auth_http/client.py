@@ -91,7 +91,7 @@ class AuthHttpClient:
         self.reuses = keeps
         self.patience: TimeoutQueue = engine.timers.lane(DRAIN_SECONDS)
         self.seconds = seconds
-        self._in_flight = engine.meter.auth_in_flight
+        self._in_flight = engine.metrics.auth_in_flight
         self._wake: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._idle: list[AuthConnection] = []
@@ -280,7 +280,7 @@ class AuthHttpClient:
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
         self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
-        self.engine.meter.auth_errors[error.failure].value += 1
+        self.engine.metrics.auth_errors[error.failure].value += 1
 
     def _abandon(self, question: PendingRequest) -> None:
         """Stop whatever is done for a request that is settled."""

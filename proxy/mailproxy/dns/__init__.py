@@ -8,6 +8,6 @@ hand for who must connect to it.  Nothing in here ever blocks the loop.
 
 from mailproxy.dns.client_name import Resolver
 from mailproxy.dns.host import HostAddresses, Target, target_text
-from mailproxy.dns.measures import Cancel, Meter
+from mailproxy.dns.measures import Cancel, WorkerMetrics
 
-__all__ = ["Cancel", "HostAddresses", "Meter", "Resolver", "Target", "target_text"]
+__all__ = ["Cancel", "HostAddresses", "Resolver", "Target", "WorkerMetrics", "target_text"]

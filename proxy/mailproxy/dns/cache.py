@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from typing import Final, Generic, TypeVar
 
-from mailproxy.dns.measures import MAX_ENTRIES, MAX_TTL, NEGATIVE_TTL, Answer, Meter, V
+from mailproxy.dns.measures import MAX_ENTRIES, MAX_TTL, NEGATIVE_TTL, Answer, V, WorkerMetrics
 from mailproxy.enums import CacheResult, DnsResult
 
 K = TypeVar("K")
@@ -21,21 +21,21 @@ class Cache(Generic[K, V]):
 
     Args:
         valid: ``valid=`` of the ``resolver`` directive, in seconds; replaces every TTL.
-        meter: Counts look-ups and entries.
+        metrics: Counts look-ups and entries.
         size: How many answers are kept.
     """
 
-    def __init__(self, valid: float | None, meter: Meter, *, size: int = MAX_ENTRIES) -> None:
+    def __init__(self, valid: float | None, metrics: WorkerMetrics, *, size: int = MAX_ENTRIES) -> None:
         self._valid = valid
         self._size = size
         # A plain dictionary finds its oldest entry by walking over all that were deleted before it.
         self._entries: OrderedDict[K, tuple[float, Answer[V]]] = OrderedDict()
         # The cells themselves: hashing an enum's member costs more than the look-up.
-        self._hits = meter.dns_cache[CacheResult.HIT]
-        self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
-        self._misses = meter.dns_cache[CacheResult.MISS]
-        self._stale = meter.dns_cache[CacheResult.STALE]
-        self._gauge = meter.dns_cache_entries
+        self._hits = metrics.dns_cache[CacheResult.HIT]
+        self._negative_hits = metrics.dns_cache[CacheResult.NEGATIVE_HIT]
+        self._misses = metrics.dns_cache[CacheResult.MISS]
+        self._stale = metrics.dns_cache[CacheResult.STALE]
+        self._gauge = metrics.dns_cache_entries
 
     def get(self, key: K) -> Answer[V] | None:
         """Give an answer that may still be believed."""

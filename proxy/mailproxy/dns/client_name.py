@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mailproxy.dns.cache import Cache
 from mailproxy.dns.dns_names import packed
 from mailproxy.dns.lookup import LookupCache
-from mailproxy.dns.measures import Answer, Cancel, Failure, Meter, unreported
+from mailproxy.dns.measures import Answer, Cancel, Failure, WorkerMetrics, unreported
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy_config.model import ResolverConfig
@@ -35,7 +35,7 @@ class Resolver:
     Args:
         config: The directive.
         timeout: ``resolver_timeout`` in seconds: the limit of each of the two look-ups; 0 is no limit.
-        meter: Where look-ups are counted.
+        metrics: Where look-ups are counted.
         servers: Who is asked; the directive's own where none is given.
         failed: Called for each look-up that fails or times out.
     """
@@ -45,7 +45,7 @@ class Resolver:
         config: ResolverConfig,
         *,
         timeout: float,
-        meter: Meter,
+        metrics: WorkerMetrics,
         servers: DnsClient | None = None,
         failed: Failure = unreported,
     ) -> None:
@@ -57,16 +57,16 @@ class Resolver:
             DnsPurpose.PTR,
             self._questions.name,
             timeout=timeout,
-            cache=Cache(config.valid, meter),
-            meter=meter,
+            cache=Cache(config.valid, metrics),
+            metrics=metrics,
             failed=lambda address, result: failed(DnsPurpose.PTR, str(ip_address(address)), result),
         )
         self.addresses: LookupCache[bytes, Addresses] = LookupCache(
             DnsPurpose.FORWARD,
             self._questions.addresses,
             timeout=timeout,
-            cache=Cache(config.valid, meter),
-            meter=meter,
+            cache=Cache(config.valid, metrics),
+            metrics=metrics,
             failed=lambda name, result: failed(DnsPurpose.FORWARD, name.decode("ascii", "replace"), result),
         )
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from mailproxy.dns.dns_names import packed, with_port
-from mailproxy.dns.measures import Failure, Meter, count, unreported
+from mailproxy.dns.measures import Failure, WorkerMetrics, count, unreported
 from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy_config.model import AuthHttp
@@ -52,7 +52,7 @@ class HostAddresses:
 
     Args:
         where: Host and port, or a UNIX socket.  What is no name is never looked up.
-        meter: Where look-ups are counted, for the purpose ``auth``.
+        metrics: Where look-ups are counted, for the purpose ``auth``.
         ask: ``socket.getaddrinfo``, or what stands in for it.
         clock: Monotonic seconds.
         failed: Called for each look-up without an address.
@@ -65,7 +65,7 @@ class HostAddresses:
         self,
         where: AuthHttp,
         *,
-        meter: Meter,
+        metrics: WorkerMetrics,
         ask: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
         failed: Failure = unreported,
@@ -74,7 +74,7 @@ class HostAddresses:
         self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
         self._host = where.host.strip("[]")
         self._port = where.port
-        self._meter = meter
+        self._metrics = metrics
         self._ask = ask
         self._clock = clock
         self._tasks = TaskSet()
@@ -174,12 +174,12 @@ class HostAddresses:
         answer = asyncio.get_running_loop().run_in_executor(None, ask)
         done, _ = await asyncio.wait((answer,), timeout=LIMIT)
         if not done:
-            count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
+            count(self._metrics, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
             self._report(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._learn(answer)
         if done:
-            count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
+            count(self._metrics, DnsPurpose.AUTH, result, self._clock() - began)
             if result is not DnsResult.OK:
                 self._report(DnsPurpose.AUTH, self._host, result)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Generic
 
 from mailproxy.dns.cache import Cache, K
-from mailproxy.dns.measures import MAX_LOOK_UPS, Answer, Cancel, Meter, V, count
+from mailproxy.dns.measures import MAX_LOOK_UPS, Answer, Cancel, V, WorkerMetrics, count
 from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
 
@@ -79,7 +79,7 @@ class LookupCache(Generic[K, V]):
         ask: Puts one question to the name servers.
         timeout: ``resolver_timeout`` in seconds; 0 is no limit.
         cache: Where answers are kept.
-        meter: Counts questions and durations.
+        metrics: Counts questions and durations.
         limit: How many may be under way.
         failed: Called for each that fails or times out; that there is no such name is no failure.
     """
@@ -91,7 +91,7 @@ class LookupCache(Generic[K, V]):
         *,
         timeout: float,
         cache: Cache[K, V],
-        meter: Meter,
+        metrics: WorkerMetrics,
         limit: int = MAX_LOOK_UPS,
         failed: Callable[[K, DnsResult], None] | None = None,
     ) -> None:
@@ -100,7 +100,7 @@ class LookupCache(Generic[K, V]):
         self._ask = ask
         self._timeout = timeout or None
         self._cache = cache
-        self._meter = meter
+        self._metrics = metrics
         self._limit = limit
         self._pending: dict[K, _Question[K, V]] = {}
         self._tasks = TaskSet()
@@ -135,7 +135,7 @@ class LookupCache(Generic[K, V]):
         answer: Answer[V] = Answer(DnsResult.INVALID)
         try:
             answer = await self._answer(question.key)
-            count(self._meter, self._purpose, answer.result, loop.time() - began)
+            count(self._metrics, self._purpose, answer.result, loop.time() - began)
             self._cache.put(question.key, answer)
             if self._failed is not None and answer.result not in _ANSWERED:
                 self._failed(question.key, answer.result)

@@ -44,7 +44,7 @@ class Histogram(Protocol):
         ...
 
 
-class Meter(Protocol):
+class WorkerMetrics(Protocol):
     """The cells that name look-ups move; see the catalogue of metrics."""
 
     @property
@@ -94,9 +94,9 @@ class Answer(Generic[V]):
     ttl: int | None = None
 
 
-def count(meter: Meter, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
+def count(metrics: WorkerMetrics, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
     """Count one look-up that was put to a name server."""
-    meter.dns_queries[purpose, result].value += 1
-    meter.dns_seconds[purpose].observe(seconds)
+    metrics.dns_queries[purpose, result].value += 1
+    metrics.dns_seconds[purpose].observe(seconds)
     if result is DnsResult.TIMEOUT:
-        meter.dns_timeouts[purpose].value += 1
+        metrics.dns_timeouts[purpose].value += 1

@@ -130,9 +130,9 @@ class Listener:
 
     def _lose(self, fd: int, sock: socket.SocketType | None, crash: Exception) -> None:
         """Close a client for whom no session could be made."""
-        meter = self.default.server.meter
-        meter.accepted.value += 1
-        meter.closed[CloseReason.INTERNAL_ERROR].value += 1
+        metrics = self.default.server.metrics
+        metrics.accepted.value += 1
+        metrics.closed[CloseReason.INTERNAL_ERROR].value += 1
         self.engine.report_crash(self, crash, "Listener")
         if sock is None:
             os.close(fd)
@@ -160,9 +160,9 @@ class Listener:
             time.monotonic(),
         )
         session = Session(engine, server, sock, client, record)
-        meter = server.meter
-        meter.accepted.value += 1
-        meter.active.value += 1
+        metrics = server.metrics
+        metrics.accepted.value += 1
+        metrics.active.value += 1
         engine.clients += 1
         try:
             engine.reactor.add(session.fd, session, READ)
@@ -171,10 +171,10 @@ class Listener:
             engine.crashed(session, crash)
 
     def _refuse(self, sock: socket.SocketType, door: ListenTarget) -> None:
-        meter = door.server.meter
-        meter.accepted.value += 1
-        meter.limit_rejections[Limit.CONN_TOTAL].value += 1
-        meter.closed[CloseReason.LIMIT].value += 1
+        metrics = door.server.metrics
+        metrics.accepted.value += 1
+        metrics.limit_rejections[Limit.CONN_TOTAL].value += 1
+        metrics.closed[CloseReason.LIMIT].value += 1
         if not door.listen.ssl:
             with suppress(OSError):
                 sock.send(door.server.protocol.busy)

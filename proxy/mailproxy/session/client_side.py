@@ -34,7 +34,7 @@ from mailproxy.session.driver import PENDING, ProtocolDriver
 from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field, SessionRecord
-from mailproxy.telemetry.metrics import Gauge, ProtocolMeter
+from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics
 from mailproxy_config.model import LogLevel
 
 AUTH_STAGE: Final = "auth"
@@ -74,7 +74,7 @@ class ClientSide(ProtocolDriver):
     )
 
     client: Client
-    numbers: ProtocolMeter
+    numbers: ProtocolMetrics
     record: SessionRecord
     server: VirtualServer
     _asked: float

@@ -138,7 +138,7 @@ class ProxyHeaderReader:
                 session.client_changed()
             else:
                 result = ProxyHeaderResult.UNTRUSTED
-        server.meter.proxy_headers[result].value += 1
+        server.metrics.proxy_headers[result].value += 1
         session.header_done(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:
@@ -149,7 +149,7 @@ class ProxyHeaderReader:
         session = self.leave()
         if session is None:
             return
-        session.server.meter.proxy_headers[result].value += 1
+        session.server.metrics.proxy_headers[result].value += 1
         came = self._seen + _peek(session.sock)
         if came or result is ProxyHeaderResult.TIMEOUT:
             level = LogLevel.INFO if result is ProxyHeaderResult.TIMEOUT else LogLevel.ERROR
@@ -254,11 +254,11 @@ class TlsHandshake:
             return
         self.is_done = True
         info = sock.info()
-        meter = session.engine.meter
-        meter.tls_handshakes[self._mode, info.version].value += 1
-        meter.tls_seconds[self._mode].observe(time.monotonic() - self._started)
+        metrics = session.engine.metrics
+        metrics.tls_handshakes[self._mode, info.version].value += 1
+        metrics.tls_seconds[self._mode].observe(time.monotonic() - self._started)
         if info.resumed:
-            meter.tls_resumed[self._mode].value += 1
+            metrics.tls_resumed[self._mode].value += 1
         session.record.tls = info.version
         session.record.cipher = info.cipher
         session.engine.reactor.hand_over(session.fd, session)
@@ -273,7 +273,7 @@ class TlsHandshake:
         session = self.leave()
         if session is None:
             return
-        session.engine.meter.tls_failures[self._mode, failure].value += 1
+        session.engine.metrics.tls_failures[self._mode, failure].value += 1
         if failure is TlsFailure.NOT_TLS:
             session.server.suspects_proxy_header = True
         elif failure is TlsFailure.EOF and not self._is_halfway and self._mode is TlsMode.IMPLICIT:

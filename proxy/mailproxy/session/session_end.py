@@ -32,10 +32,10 @@ def book_end(
     record.reason = reason
     state.value -= 1
     engine.clients -= 1
-    meter = server.meter
-    meter.active.value -= 1
-    meter.closed[reason].value += 1
+    metrics = server.metrics
+    metrics.active.value -= 1
+    metrics.closed[reason].value += 1
     if reason is _MAX_ERRORS:
-        meter.limit_rejections[Limit.MAX_ERRORS].value += 1
+        metrics.limit_rejections[Limit.MAX_ERRORS].value += 1
     server.numbers.session_seconds[record.result is _SUCCESS].observe(duration)
     server.log.session(record)

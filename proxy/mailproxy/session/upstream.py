@@ -21,7 +21,7 @@ from mailproxy.protocols.sansio import Action, ProtocolGenerator
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
 from mailproxy.session.driver import ASIDE, READING, ProtocolDriver
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.metrics import ProtocolMeter
+from mailproxy.telemetry.metrics import ProtocolMetrics
 from mailproxy_config.model import SendProxyProtocol
 
 Target = str | tuple[str, int]
@@ -45,7 +45,7 @@ class Principal(Protocol):
 
     client: Client
     engine: WorkerContext
-    numbers: ProtocolMeter
+    numbers: ProtocolMetrics
     server: VirtualServer
 
     def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:

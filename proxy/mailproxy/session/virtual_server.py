@@ -12,7 +12,7 @@ from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
 from mailproxy.telemetry.log_writer import LogWriter
-from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
+from mailproxy.telemetry.metrics import ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import ServerConfig
 
@@ -28,8 +28,8 @@ class VirtualServer:
     resolver: Resolver | None
     tls: ServerTls | None
     trusted: TrustedPeers
-    meter: ServerMeter
-    numbers: ProtocolMeter
+    metrics: ServerMetrics
+    numbers: ProtocolMetrics
     patience: TimeoutQueue
     """For deadlines of ``timeout``."""
     idleness: TimeoutQueue

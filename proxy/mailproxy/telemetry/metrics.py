@@ -173,7 +173,7 @@ def _zero(cell: Cell) -> Value:
     return [0, *cell.counts] if isinstance(cell, Histogram) else 0
 
 
-class ServerMeter:
+class ServerMetrics:
     """The cells of one server."""
 
     __slots__ = ("accepted", "active", "closed", "limit_rejections", "proxy_headers")
@@ -190,7 +190,7 @@ class ServerMeter:
         }
 
 
-class ProtocolMeter:
+class ProtocolMetrics:
     """The cells of one protocol, shared by all its servers."""
 
     __slots__ = (
@@ -265,7 +265,7 @@ class Expiries(dict[tuple[str, int], Gauge]):
         return cell
 
 
-class Meter:
+class WorkerMetrics:
     """All cells of one worker process.
 
     Cells of servers and protocols are created at first use, and are kept when
@@ -274,8 +274,8 @@ class Meter:
 
     def __init__(self) -> None:
         self._registry = registry = Registry()
-        self._servers: dict[tuple[str, Protocol], ServerMeter] = {}
-        self._protocols: dict[Protocol, ProtocolMeter] = {}
+        self._servers: dict[tuple[str, Protocol], ServerMetrics] = {}
+        self._protocols: dict[Protocol, ProtocolMetrics] = {}
         self._life = time.monotonic_ns()
         self._number = 0
         self.auth_errors = {r: registry.counter(c.AUTH_ERRORS, r) for r in enums.AuthErrorReason}
@@ -304,17 +304,17 @@ class Meter:
         self.connections_limit = registry.gauge(c.CONNECTIONS_LIMIT)
         self.draining = registry.gauge(c.DRAINING)
 
-    def server(self, name: str, protocol: Protocol) -> ServerMeter:
+    def server(self, name: str, protocol: Protocol) -> ServerMetrics:
         """Return the cells of a server."""
         key = (name, protocol)
         if key not in self._servers:
-            self._servers[key] = ServerMeter(self._registry, name, protocol)
+            self._servers[key] = ServerMetrics(self._registry, name, protocol)
         return self._servers[key]
 
-    def protocol(self, protocol: Protocol) -> ProtocolMeter:
+    def protocol(self, protocol: Protocol) -> ProtocolMetrics:
         """Return the cells of a protocol."""
         if protocol not in self._protocols:
-            self._protocols[protocol] = ProtocolMeter(self._registry, protocol)
+            self._protocols[protocol] = ProtocolMetrics(self._registry, protocol)
         return self._protocols[protocol]
 
     def keep_servers(self, names: Iterable[str]) -> None:
@@ -324,7 +324,7 @@ class Meter:
         """
         kept = frozenset(names)
         self._registry.keep_servers(kept)
-        self._servers = {key: meter for key, meter in self._servers.items() if key[0] in kept}
+        self._servers = {key: metrics for key, metrics in self._servers.items() if key[0] in kept}
         for gone in [key for key in self.certificate_expiry if key[0] not in kept]:
             del self.certificate_expiry[gone]
 
