@@ -39,7 +39,7 @@ class Bench:
     async def start(self) -> WorkerProcess:
         worker = await self.launcher.start(lambda *_: None)
         self.workers.append(worker)
-        self.tasks.create_task(worker.watch())
+        self.tasks.create_task(worker.wait_for_exit())
         return worker
 
     async def until(self, condition: Callable[[], object]) -> None:
