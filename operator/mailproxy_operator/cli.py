@@ -307,11 +307,11 @@ def _render_sidecar(options: argparse.Namespace, platform: Platform) -> int:
 
 
 def _text(path: Path) -> str:
-    from mailproxy_config.decode import plain_text  # noqa: PLC0415
+    from mailproxy_config.decode import decode_text  # noqa: PLC0415
     from mailproxy_config.errors import Problem  # noqa: PLC0415
 
     try:
-        return plain_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))
+        return decode_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError([Problem(str(path), error.strerror or "cannot be read")]) from error
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_config.decode import parse_json
+from mailproxy_config.rendered import parse_rendered
 from mailproxy_operator.kinds import (
     DAEMON_SET,
     DEPLOYMENT,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.supervisor.config_check import read_config, referenced_files
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttpHeader,
@@ -19,14 +20,13 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 
 def test_file_is_read_up_to_one_byte_over_the_maximum(tmp_path: Path) -> None:
     file = tmp_path / "large"
-    file.write_bytes(b"x" * (LARGEST_DOCUMENT + 1000))
-    assert len(read_config(file)) == LARGEST_DOCUMENT + 1
+    file.write_bytes(b"x" * (MAX_FILE_BYTES + 1000))
+    assert len(read_config(file)) == MAX_FILE_BYTES + 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_operator import names
 from mailproxy_operator.kinds import Manifest
 
@@ -19,7 +19,7 @@ def read_resource(text: str, source: str) -> Manifest:
     Raises:
         ConfigError: It is no YAML, or there is not exactly one.
     """
-    found: list[Any] = documents(text, source=source)
+    found: list[Any] = load_documents(text, source=source)
     resources = [one for one in found if isinstance(one, dict) and one.get("kind") == names.KIND]
     if len(resources) != 1:
         raise ConfigError(

@@ -27,10 +27,10 @@ from mailproxy.supervisor.ipc_messages import Configure
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
 from mailproxy.supervisor.options import RunOptions
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
 from mailproxy_config.model import ErrorLog, ProxyConfig, SyslogServer
+from mailproxy_config.rendered import dump
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

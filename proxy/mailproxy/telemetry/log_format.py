@@ -186,19 +186,14 @@ def _failure(r: SessionRecord) -> str:
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
-def endpoint(address: str, port: int) -> str:
-    """Return an address with its port; a UNIX socket has none."""
-    if not port:
-        return address
-    return format_host_port(address, port)
-
-
 def text_session(record: SessionRecord, stamp: str) -> str:
     """Format a session's line as text; fields without a value are left out."""
     r = record
     level = "debug" if r.is_silent else "info"
     parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_text_string(r.server)}"]
-    parts.append(f"client={_text_string(endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
+    parts.append(
+        f"client={_text_string(format_host_port(r.client, r.client_port))}{' proxied' if r.proxied else ''}"
+    )
     if r.tls:
         parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
     if r.method is not None:
@@ -223,7 +218,7 @@ def _login_parts(r: SessionRecord) -> list[str]:
     if r.reply is not None and is_failure:
         parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_text_string(endpoint(r.upstream, r.upstream_port))}")
+        parts.append(f"upstream={_text_string(format_host_port(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
             parts.append(f"{name}={span:.4f}s")

@@ -25,8 +25,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from mailproxy_config.model import LogLevel, SyslogServer
-from mailproxy_config.syslog import FACILITIES
+from mailproxy_config.model import FACILITIES, LogLevel, SyslogServer
 
 CHUNK_SIZE: Final = 4096
 """Maximum bytes per write; a pipe takes so many atomically (``PIPE_BUF``, pipe(7))."""

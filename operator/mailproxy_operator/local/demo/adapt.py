@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mailproxy_config.compile import references
+from mailproxy_config.compile import collect_references
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.secret_refs import ReferenceKind
 from mailproxy_operator.kinds import Manifest
@@ -105,7 +105,7 @@ def supply_certificates(body: Mapping[str, Any], directory: Path) -> bytes:
         ConfigError: The resource is not valid.
     """
     certificate, key = self_signed()
-    for reference in references(parse_manifest(body)):
+    for reference in collect_references(parse_manifest(body)):
         place = directory / reference.name
         if (
             reference.kind is ReferenceKind.SECRET
