@@ -58,7 +58,7 @@ imports: setup  ## Check who imports whom
 	$(BIN)/lint-imports
 
 fix: setup  ## Format, sort imports, apply safe fixes, name the licence
-	grep -rL --include='*.py' 'SPDX-License-Identifier' operator proxy tests benchmarks charts deploy | xargs -r sed -i '1i # SPDX-License-Identifier: Apache-2.0'
+	grep -rL --include='*.py' 'SPDX-License-Identifier' demo operator proxy tests benchmarks charts deploy | xargs -r sed -i '1i # SPDX-License-Identifier: Apache-2.0'
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

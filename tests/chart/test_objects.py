@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.command import settings_from
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource

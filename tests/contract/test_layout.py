@@ -12,11 +12,13 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-SOURCES: Final = sorted((ROOT / "proxy").rglob("*.py")) + sorted((ROOT / "operator").rglob("*.py"))
+SOURCES: Final = sorted(
+    file for root in ("demo", "operator", "proxy") for file in (ROOT / root).rglob("*.py")
+)
 STOP_LINES: Final = 600
 
 
-@pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
+@pytest.mark.parametrize("folder", ["demo", "operator", "proxy", "tests", "tests/operator"])
 def test_source_roots_are_not_packages(folder: str) -> None:
     """``operator/__init__.py`` would shadow the module of the standard library."""
     assert not (ROOT / folder / "__init__.py").exists()

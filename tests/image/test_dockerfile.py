@@ -56,6 +56,7 @@ def test_the_lists_have_what_the_project_asks_for(image: str) -> None:
 def test_each_image_is_free_of_what_the_other_needs() -> None:
     assert not {"aiohttp", "kopf", "kubernetes"} & _pinned("proxy").keys()
     assert not {"aiodns", "crossplane"} & _pinned("operator").keys()
+    assert not any("twisted" in _pinned(image) for image in LISTS)
 
 
 def test_the_proxy_imports_every_library_that_it_depends_on() -> None:
@@ -140,6 +141,7 @@ def _fits(path: str, pattern: str) -> bool:
         ("operator/mailproxy_operator/cli.py", True),
         ("proxy/mailproxy/session/session.py", True),
         ("deploy/images/requirements-proxy.txt", True),
+        ("demo/mailproxy_demo/local.py", False),
         ("deploy/crd.yaml", False),
         ("proxy/mailproxy/__pycache__/cli.cpython-313.pyc", False),
         ("tests/config/test_units.py", False),

@@ -27,7 +27,7 @@ def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs are after ``pip install .``, without extras."""
     folder = tmp_path_factory.mktemp("install")
     sources = folder / "sources"
-    for name in ("operator", "proxy"):
+    for name in ("demo", "operator", "proxy"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
@@ -70,11 +70,24 @@ def test_the_operator_needs_its_extra_and_names_it(bin_folder: Path) -> None:
     assert line.endswith("which the extra 'operator' installs: pip install 'mailproxy[operator]'")
 
 
-def test_the_demo_needs_its_extra_and_names_it(bin_folder: Path) -> None:
-    done = run(bin_folder / "mailproxy-operator", "local", "--demo", "--once")
+def test_wheel_has_no_demo(bin_folder: Path) -> None:
+    """The sources that it was built from have the package."""
+    [site] = (bin_folder.parent / "lib").glob("python3.*/site-packages")
+    packages = {path.name for path in site.iterdir() if path.name.startswith("mailproxy")}
+    packages = {name for name in packages if not name.endswith(".dist-info")}
+    assert packages == {"mailproxy", "mailproxy_config", "mailproxy_operator"}
+    assert not (site / "mailproxy_operator/local").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--demo", "--once"], ["-f", "edge.yaml"]])
+def test_local_without_the_demo_reports_how_to_install_it(bin_folder: Path, arguments: list[str]) -> None:
+    done = run(bin_folder / "mailproxy-operator", "local", *arguments)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].endswith("pip install 'mailproxy[demo]'")
-    assert "Traceback" not in done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        "mailproxy-operator: this command needs mailproxy_demo, which is not in the wheel; "
+    )
+    assert line.endswith(": pip install --editable '.[demo]'")
 
 
 @pytest.mark.parametrize("command", ["crd", "render"])

@@ -18,7 +18,7 @@ from mailproxy_operator.settings import DEFAULT_IMAGE
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LICENCE: Final = f"SPDX-License-Identifier: {PROJECT['license']}"
-FOLDERS: Final = ("operator", "proxy", "tests", "benchmarks", "charts", "deploy")
+FOLDERS: Final = ("demo", "operator", "proxy", "tests", "benchmarks", "charts", "deploy")
 SOURCES: Final = {".py", ".ts", ".tpl"}
 TEMPLATES: Final = ROOT / "charts/mailproxy-operator/templates"
 VERSIONED: Final = (

@@ -54,6 +54,7 @@ def test_each_image_carries_what_its_program_needs_and_not_the_other(replay: Rep
     assert not {"kopf", "kubernetes", "mailproxy_operator"} & proxy
     assert {"mailproxy_operator", "mailproxy_config", "kopf", "kubernetes"} <= operator
     assert not {"aiodns", "crossplane"} & operator
+    assert not {"mailproxy_demo", "twisted"} & (proxy | operator)
     for found in (proxy, operator):
         assert not {"pip", "setuptools", "hatchling", "pytest", "mypy"} & found
 

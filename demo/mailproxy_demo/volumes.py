@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as the kubelet lays them out: a directory of symlinks through ``..data``, swapped in one step."""
+"""Volumes with the kubelet's layout: symlinks through ``..data``, which is replaced atomically."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 Files = dict[str, bytes]
-"""Relative path to content."""
+"""Content by relative path."""
 
 
 class NotMountable(Exception):
-    """A volume refers to something that is not there; the text is the kubelet's."""
+    """A volume refers to an object or key that does not exist; the text is the kubelet's."""
 
 
 def write_volume(directory: Path, files: Mapping[str, bytes]) -> bool:
-    """Make a directory show these files, all at once.
+    """Replace the files of a volume atomically.
 
     Args:
-        directory: Where the volume is mounted; made when missing.
-        files: What it shall show; nothing happens when it already does.
+        directory: Where the volume is mounted; created when missing.
+        files: Its files; nothing is written when it has exactly these.
 
     Returns:
         Whether anything changed.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if _shown(directory) == dict(files):
+    if _read_volume(directory) == dict(files):
         return False
     new = Path(tempfile.mkdtemp(prefix="..", dir=directory))
     for path, content in files.items():
@@ -38,26 +38,26 @@ def write_volume(directory: Path, files: Mapping[str, bytes]) -> bool:
         (new / path).chmod(0o400)
     old = directory / "..data"
     previous = old.resolve() if old.is_symlink() else None
-    _point(directory / "..data", new.name)
-    wanted = {path.split("/")[0] for path in files}
-    for name in wanted:
-        _point(directory / name, f"..data/{name}")
+    _replace_link(directory / "..data", new.name)
+    names = {path.split("/")[0] for path in files}
+    for name in names:
+        _replace_link(directory / name, f"..data/{name}")
     for entry in directory.iterdir():
-        if not entry.name.startswith("..") and entry.name not in wanted:
+        if not entry.name.startswith("..") and entry.name not in names:
             entry.unlink()
     if previous is not None:
         shutil.rmtree(previous, ignore_errors=True)
     return True
 
 
-def _shown(directory: Path) -> Files | None:
+def _read_volume(directory: Path) -> Files | None:
     data = directory / "..data"
     if not data.is_symlink():
         return None
     return {str(path.relative_to(data)): path.read_bytes() for path in data.rglob("*") if path.is_file()}
 
 
-def _point(link: Path, target: str) -> None:
+def _replace_link(link: Path, target: str) -> None:
     if link.is_symlink() and os.readlink(link) == target:
         return
     fresh = link.with_name(f"{link.name}_tmp")
@@ -66,14 +66,14 @@ def _point(link: Path, target: str) -> None:
 
 
 def volume_files(volume: Mapping[str, Any], read: Callable[[str, str], Files | None]) -> Files | None:
-    """Collect what a volume of a pod shows.
+    """Return the files of a pod's volume.
 
     Args:
         volume: One entry of the pod's ``volumes``.
-        read: Gives the data of a ``Secret`` or ``ConfigMap`` by kind and name.
+        read: Returns the data of a ``Secret`` or ``ConfigMap`` by kind and name; ``None`` when there is none.
 
     Returns:
-        The files; ``None`` for kinds of volume that start empty.
+        The files; ``None`` for kinds of volumes that start empty.
 
     Raises:
         NotMountable: An object or a key is missing.
@@ -109,7 +109,7 @@ def _items(
 
 def read_object(directory: Path | None, name: str) -> Files | None:
     """Read a Secret or ConfigMap from a directory: one directory per object, one file per key."""
-    place = directory / name if directory else None
-    if place is None or not place.is_dir():
+    folder = directory / name if directory else None
+    if folder is None or not folder.is_dir():
         return None
-    return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

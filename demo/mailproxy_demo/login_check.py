@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logs in once through the proxy with each protocol, as any mail program would."""
+"""Logs in once through the proxy with each protocol, with the mail clients of the standard library."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from email.utils import formatdate
 from urllib.request import urlopen
 
-from mailproxy_operator.local.demo.mailbox import Account
+from mailproxy_demo.auth_http_service import Account
 
 TIMEOUT = 10
 _LOGINS = re.compile(r"^mailproxy_logins_total\{(?P<labels>[^}]*)\} (?P<value>\S+)", re.MULTILINE)
@@ -23,53 +23,57 @@ _LOGINS = re.compile(r"^mailproxy_logins_total\{(?P<labels>[^}]*)\} (?P<value>\S
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that was tried.
+    """One step of the check.
 
     Attributes:
-        problem: Why it failed; empty when it did not.
+        name: A protocol, or ``metrics``.
+        result: What was done; empty when it failed.
+        error: Why it failed; empty when it did not.
     """
 
     name: str
-    told: str
+    result: str
     milliseconds: float
-    problem: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server of the resource listens.
+class Endpoint:
+    """A listener of the proxy.
 
     Attributes:
-        offers_starttls: Whether the client shall upgrade.
+        has_starttls: Whether it offers STARTTLS; the client then uses it.
     """
 
     host: str
     port: int
-    offers_starttls: bool
+    has_starttls: bool
 
 
-class Visitor:
-    """A user who sends a message and reads it back.
+class LoginCheck:
+    """Sends a message by SMTP, and reads it by IMAP and POP3.
 
     Args:
-        account: Who.
-        places: Where each protocol is found.
-        certificate: What to trust, PEM.
-        admin: Base URL of the admin endpoint.
+        account: The user who logs in.
+        endpoints: A listener of each protocol.
+        certificate: The certificate to trust, PEM.
+        admin: Base URL of the proxy's admin endpoint.
     """
 
-    def __init__(self, account: Account, places: Mapping[str, Place], certificate: bytes, admin: str) -> None:
+    def __init__(
+        self, account: Account, endpoints: Mapping[str, Endpoint], certificate: bytes, admin: str
+    ) -> None:
         self._account = account
-        self._places = places
+        self._endpoints = endpoints
         self._admin = admin
         self._context = ssl.create_default_context(cadata=certificate.decode())
         self._subject = f"Hello through the proxy {time.time_ns():x}"
 
-    def steps(self) -> list[Step]:
-        """Try everything that the resource offers; blocks, so run it in a thread."""
-        tries = {"smtp": self._send, "imap": self._fetch, "pop3": self._retrieve}
-        done = [_tried(name.upper(), go) for name, go in tries.items() if name in self._places]
-        return [*done, _tried("metrics", self._count)]
+    def run(self) -> list[Step]:
+        """Log in with each protocol, and read the metrics.  Blocks: run it in a thread."""
+        checks = {"smtp": self._send, "imap": self._fetch, "pop3": self._retrieve}
+        steps = [_run_step(name.upper(), check) for name, check in checks.items() if name in self._endpoints]
+        return [*steps, _run_step("metrics", self._count_logins)]
 
     def _send(self) -> str:
         message = EmailMessage()
@@ -77,11 +81,11 @@ class Visitor:
         message["To"] = "bob@example.test"
         message["Subject"] = self._subject
         message["Date"] = formatdate()
-        message.set_content("This came in by SMTP and goes out by IMAP and POP3.\n")
-        place = self._places["smtp"]
-        with smtplib.SMTP(place.host, place.port, timeout=TIMEOUT) as client:
+        message.set_content("Sent by SMTP, read by IMAP and POP3.\n")
+        endpoint = self._endpoints["smtp"]
+        with smtplib.SMTP(endpoint.host, endpoint.port, timeout=TIMEOUT) as client:
             client.ehlo()
-            if place.offers_starttls:
+            if endpoint.has_starttls:
                 client.starttls(context=self._context)
                 client.ehlo()
             client.login(self._account.user, self._account.password)
@@ -89,9 +93,9 @@ class Visitor:
         return "logged in and sent a message"
 
     def _fetch(self) -> str:
-        place = self._places["imap"]
-        client = imaplib.IMAP4(place.host, place.port, timeout=TIMEOUT)
-        if place.offers_starttls:
+        endpoint = self._endpoints["imap"]
+        client = imaplib.IMAP4(endpoint.host, endpoint.port, timeout=TIMEOUT)
+        if endpoint.has_starttls:
             client.starttls(self._context)
         client.login(self._account.user, self._account.password)
         client.select()
@@ -102,13 +106,13 @@ class Visitor:
         content = fetched[0][1] if isinstance(fetched[0], tuple) else b""
         client.logout()
         if self._subject.encode() not in content:
-            raise LookupError("the message that was fetched is another one")
+            raise LookupError("another message was fetched")
         return f"logged in and fetched that message, {len(content)} bytes"
 
     def _retrieve(self) -> str:
-        place = self._places["pop3"]
-        client = poplib.POP3(place.host, place.port, timeout=TIMEOUT)
-        if place.offers_starttls:
+        endpoint = self._endpoints["pop3"]
+        client = poplib.POP3(endpoint.host, endpoint.port, timeout=TIMEOUT)
+        if endpoint.has_starttls:
             client.stls(self._context)
         client.user(self._account.user)
         client.pass_(self._account.password)
@@ -116,21 +120,21 @@ class Visitor:
         _, lines, size = client.retr(count)
         client.quit()
         if f"Subject: {self._subject}".encode() not in lines:
-            raise LookupError("the message that was retrieved is another one")
+            raise LookupError("another message was retrieved")
         return f"logged in and retrieved it, {size} bytes"
 
-    def _count(self) -> str:
-        with urlopen(f"{self._admin}/metrics", timeout=TIMEOUT) as answer:  # noqa: S310  an URL of our own
-            text = answer.read(4_000_000).decode()
-        counted = successes(text)
-        missing = [name for name in self._places if counted.get(name, 0) < 1]
+    def _count_logins(self) -> str:
+        with urlopen(f"{self._admin}/metrics", timeout=TIMEOUT) as response:  # noqa: S310  an URL of our own
+            text = response.read(4_000_000).decode()
+        counted = successful_logins(text)
+        missing = [name for name in self._endpoints if counted.get(name, 0) < 1]
         if missing:
             raise LookupError(f"no successful login counted for {', '.join(missing)}")
-        return "logins counted: " + ", ".join(f"{name} {counted[name]:.0f}" for name in self._places)
+        return "logins counted: " + ", ".join(f"{name} {counted[name]:.0f}" for name in self._endpoints)
 
 
-def successes(metrics: str) -> dict[str, float]:
-    """Sum up successful logins by protocol from Prometheus text."""
+def successful_logins(metrics: str) -> dict[str, float]:
+    """Return the number of successful logins by protocol, from metrics in Prometheus' text format."""
     counted: dict[str, float] = {}
     for found in _LOGINS.finditer(metrics):
         labels = dict(re.findall(r'(\w+)="([^"]*)"', found["labels"]))
@@ -140,10 +144,10 @@ def successes(metrics: str) -> dict[str, float]:
     return counted
 
 
-def _tried(name: str, go: Callable[[], str]) -> Step:
-    begun = time.perf_counter()
+def _run_step(name: str, check: Callable[[], str]) -> Step:
+    started = time.perf_counter()
     try:
-        told, problem = go(), ""
+        result, message = check(), ""
     except (OSError, LookupError, smtplib.SMTPException, imaplib.IMAP4.error, poplib.error_proto) as error:
-        told, problem = "", f"{type(error).__name__}: {error}"
-    return Step(name, told, (time.perf_counter() - begun) * 1000, problem)
+        result, message = "", f"{type(error).__name__}: {error}"
+    return Step(name, result, (time.perf_counter() - started) * 1000, message)

@@ -1,50 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One machine as a cluster: the same reconcile, with a process behind it."""
+"""The reconciler with a cluster on this machine: a process for each workload."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mailproxy_demo.container_process import proxy_command
+from mailproxy_demo.local_cluster import LOCAL_VERSION, LocalCluster, port_advice
 from mailproxy_operator.cluster import Key
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD
-from mailproxy_operator.local.container import way_out
-from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
-from mailproxy_operator.local.process import proxy_command
 from mailproxy_operator.reconcile import Outcome, Reconciler
 from mailproxy_operator.settings import Platform
 from support import operator_proxy
 from support.operator_bodies import body
 
 EDGE = Key("mail", "edge")
+Launch = Callable[[Sequence[str]], list[str]]
 
 
-def stand_in(words: Sequence[str]) -> list[str]:
+def fake_proxy(words: Sequence[str]) -> list[str]:
     return [sys.executable, str(Path(operator_proxy.__file__)), *words[1:]]
 
 
-class Machine:
-    """A local cluster with a reconciler on it."""
+def exiting_proxy(_: Sequence[str]) -> list[str]:
+    return [sys.executable, "-c", "raise SystemExit('Permission denied')"]
 
-    def __init__(self, tasks: asyncio.TaskGroup, root: Path) -> None:
-        self.woken = asyncio.Event()
-        self.said: list[str] = []
+
+class Machine:
+    """A local cluster and its reconciler."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, root: Path, launch: Launch) -> None:
+        self.changed = asyncio.Event()
+        self.reported: list[str] = []
         self.logged: list[str] = []
         self.config = root / "config" / "mailproxy.json"
         self.cluster = LocalCluster(
             tasks,
-            wake=self.woken.set,
-            say=self.said.append,
+            changed=self.changed.set,
+            report=self.reported.append,
             log=self.logged.append,
             secrets=root / "secrets",
-            launch=stand_in,
+            launch=launch,
         )
         platform = Platform(
             kube_version=LOCAL_VERSION, config_dir=str(root / "config"), refs_dir=str(root / "refs")
@@ -59,7 +63,7 @@ class Machine:
         """Reconcile whenever something happens, until a condition has this reason."""
         async with asyncio.timeout(20):
             while True:
-                self.woken.clear()
+                self.changed.clear()
                 self.cluster.refresh_volumes()
                 outcome = await self.reconciler.reconcile(EDGE)
                 found: dict[str, Any] = next(
@@ -69,20 +73,20 @@ class Machine:
                     return found
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1):
-                        await self.woken.wait()
+                        await self.changed.wait()
 
 
 @asynccontextmanager
-async def machine(root: Path) -> AsyncIterator[Machine]:
+async def machine(root: Path, launch: Launch = fake_proxy) -> AsyncIterator[Machine]:
     async with asyncio.TaskGroup() as tasks:
-        running = Machine(tasks, root)
+        running = Machine(tasks, root, launch)
         try:
             yield running
         finally:
             await running.cluster.shut_down()
 
 
-async def test_a_resource_becomes_a_process_that_is_drained_at_the_end(tmp_path: Path) -> None:
+async def test_resource_becomes_process_that_is_drained_at_end(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(replicas=1)
         await local.until("Available", "MinimumReplicasAvailable")
@@ -93,7 +97,7 @@ async def test_a_resource_becomes_a_process_that_is_drained_at_the_end(tmp_path:
     assert local.logged == ["listening", "drained"]
 
 
-async def test_a_change_of_configuration_reaches_the_file_and_keeps_the_process(tmp_path: Path) -> None:
+async def test_changed_configuration_is_written_and_process_is_kept(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(replicas=1)
         await local.until("Available", "MinimumReplicasAvailable")
@@ -103,7 +107,7 @@ async def test_a_change_of_configuration_reaches_the_file_and_keeps_the_process(
     assert local.logged.count("listening") == 1
 
 
-async def test_a_new_port_replaces_the_process(tmp_path: Path) -> None:
+async def test_new_port_replaces_process(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(replicas=1)
         await local.until("Available", "MinimumReplicasAvailable")
@@ -113,7 +117,7 @@ async def test_a_new_port_replaces_the_process(tmp_path: Path) -> None:
     assert local.logged == ["listening", "drained", "listening", "drained"]
 
 
-async def test_a_missing_secret_is_told_and_waited_for(tmp_path: Path) -> None:
+async def test_missing_secret_is_reported_until_it_exists(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         mail = {
             "authHttp": "http://127.0.0.1:1/",
@@ -124,33 +128,33 @@ async def test_a_missing_secret_is_told_and_waited_for(tmp_path: Path) -> None:
         found = await local.until("ResolvedRefs", "SecretNotFound")
         assert 'secret "tls" not found' in found["message"]
         assert "--secrets DIR" in found["message"]
-        place = tmp_path / "secrets" / "tls"
-        place.mkdir(parents=True)
-        (place / "tls.crt").write_text("C")
+        secret = tmp_path / "secrets" / "tls"
+        secret.mkdir(parents=True)
+        (secret / "tls.crt").write_text("C")
         found = await local.until("ResolvedRefs", "SecretKeyNotFound")
-        (place / "tls.key").write_text("K")
+        (secret / "tls.key").write_text("K")
         await local.until("ResolvedRefs", "ResolvedRefs")
         assert (tmp_path / "refs" / "secrets" / "tls" / "tls.key").read_text() == "K"
 
 
-async def test_one_machine_runs_one_replica(tmp_path: Path) -> None:
+async def test_one_replica_runs_of_several(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(replicas=3)
         await local.until("Available", "MinimumReplicasAvailable")
         live = await local.cluster.get(DEPLOYMENT, EDGE)
         assert live is not None
         assert live["status"]["replicas"] == live["spec"]["replicas"] == 1
-    assert any("3 replicas" in line for line in local.said)
+    assert any("3 replicas" in line for line in local.reported)
 
 
-async def test_a_daemon_set_is_one_process_too(tmp_path: Path) -> None:
+async def test_daemon_set_is_one_process(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(mode="DaemonSet")
         await local.until("Available", "MinimumReplicasAvailable")
         assert await local.cluster.get(DAEMON_SET, EDGE)
 
 
-async def test_scaling_to_zero_ends_the_process(tmp_path: Path) -> None:
+async def test_scaling_to_zero_ends_process(tmp_path: Path) -> None:
     async with machine(tmp_path) as local:
         await local.put(replicas=1)
         await local.until("Available", "MinimumReplicasAvailable")
@@ -159,33 +163,26 @@ async def test_scaling_to_zero_ends_the_process(tmp_path: Path) -> None:
         assert await local.cluster.list_labelled(POD, "mail", {}) == []
 
 
-async def test_a_process_that_does_not_start_is_told_with_the_way_out(tmp_path: Path) -> None:
-    async with machine(tmp_path) as local:
+async def test_process_that_exits_is_restarted_and_reported_with_advice(tmp_path: Path) -> None:
+    async with machine(tmp_path, exiting_proxy) as local:
         await local.put(replicas=1)
-        await local.until("Available", "MinimumReplicasAvailable")
-        [container] = local.cluster._containers.values()
-        assert container.process is not None
-        container.process._command = [sys.executable, "-c", "raise SystemExit('Permission denied')"]
-        assert container.process._process is not None
-        container.process._process.kill()
-        await local.until("Available", "PodsNotReady")
         while "need root" not in (await local.until("Available", "PodsNotReady"))["message"]:
-            local.woken.clear()
-            await local.woken.wait()
+            local.changed.clear()
+            await local.changed.wait()
         assert local.cluster.restarts >= 1
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("output", "advice"),
     [
         ("bind: [Errno 13] Permission denied", "portStrategy: HighPort"),
         ("something else", ""),
     ],
 )
-def test_the_way_out(said: str, advice: str) -> None:
-    assert advice in way_out(said)
-    assert bool(way_out(said)) is bool(advice)
+def test_advice_for_ports_that_need_root(output: str, advice: str) -> None:
+    assert advice in port_advice(output)
+    assert bool(port_advice(output)) is bool(advice)
 
 
-def test_the_proxy_of_this_installation_is_run() -> None:
+def test_proxy_of_this_installation_is_run() -> None:
     assert proxy_command(["mailproxy", "run"]) == [sys.executable, "-m", "mailproxy", "run"]

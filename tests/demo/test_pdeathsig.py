@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``local`` has begun ends with it, even when it is killed."""
+"""The proxy that ``local`` started ends with it, even when ``local`` is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mailproxy_operator.local import tether
+from mailproxy_demo import pdeathsig
 from support.operator_bodies import body
 from support.servers.programs import Ports, eventually
 
@@ -28,7 +28,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_killed_operator_leaves_no_proxy_behind(tmp_path: Path) -> None:
+def test_proxy_ends_when_local_is_killed(tmp_path: Path) -> None:
     port = Ports().take()
     listener = {"address": "127.0.0.1", "port": port}
     servers = [{"name": "imap", "protocol": "imap", "listen": [listener]}]
@@ -45,10 +45,10 @@ def test_a_killed_operator_leaves_no_proxy_behind(tmp_path: Path) -> None:
     eventually(lambda: not listens(port), "the proxy to end")
 
 
-def test_whoever_lost_its_parent_does_not_begin() -> None:
-    nobody = "1" if os.getpid() != 1 else "2"
+def test_program_is_not_started_when_parent_has_ended() -> None:
+    other_process = "1" if os.getpid() != 1 else "2"
     found = subprocess.run(
-        [sys.executable, tether.__file__, nobody, "echo", "begun"],
+        [sys.executable, pdeathsig.__file__, other_process, "echo", "started"],
         capture_output=True,
         timeout=20,
         check=False,
@@ -56,6 +56,6 @@ def test_whoever_lost_its_parent_does_not_begin() -> None:
     assert (found.returncode, found.stdout) == (1, b"")
 
 
-def test_it_becomes_the_very_program() -> None:
-    command = [sys.executable, tether.__file__, str(os.getpid()), "echo", "a b", "$c"]
+def test_program_receives_its_arguments_unchanged() -> None:
+    command = [sys.executable, pdeathsig.__file__, str(os.getpid()), "echo", "a b", "$c"]
     assert subprocess.run(command, capture_output=True, timeout=20, check=True).stdout == b"a b $c\n"

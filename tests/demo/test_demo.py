@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a newcomer runs it, and how it fits itself to the machine."""
+"""The demo from its command, and how it adapts a manifest to the machine."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from pathlib import Path
 import pytest
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_operator.local.demo.adapt import Adapter, preferred_port, supply_certificates
-from mailproxy_operator.local.demo.certificate import self_signed
-from mailproxy_operator.local.demo.demo import places_of
-from mailproxy_operator.local.demo.mailbox import Account
-from mailproxy_operator.local.demo.summary import invitation, told
-from mailproxy_operator.local.demo.visit import Place, Step, Visitor, successes
+from mailproxy_demo.adapter import ManifestAdapter, auth_port, create_certificates, self_signed
+from mailproxy_demo.auth_http_service import Account
+from mailproxy_demo.demo import find_endpoints, format_steps, instructions
+from mailproxy_demo.login_check import Endpoint, LoginCheck, Step, successful_logins
 from support.operator_bodies import body, server
 
-ROOT = Path(__file__).parents[4]
-PLACES = {
-    "smtp": Place("127.0.0.1", 1025, True),
-    "imap": Place("127.0.0.1", 1143, True),
-    "pop3": Place("127.0.0.1", 1110, True),
+ENDPOINTS = {
+    "smtp": Endpoint("127.0.0.1", 1025, True),
+    "imap": Endpoint("127.0.0.1", 1143, True),
+    "pop3": Endpoint("127.0.0.1", 1110, True),
 }
 
 
-async def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
+async def test_demo_logs_in_with_every_protocol(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mailproxy_operator", "local", "--demo", "--once",
@@ -47,25 +44,20 @@ async def test_the_demo_shows_that_it_works(tmp_path: Path) -> None:
     ]
 
 
-def test_the_example_is_the_built_in_manifest() -> None:
-    builtin = ROOT / "operator" / "mailproxy_operator" / "local" / "demo" / "demo.yaml"
-    assert (ROOT / "deploy" / "examples" / "demo.yaml").read_text() == builtin.read_text()
-
-
-def test_a_taken_port_is_replaced_by_a_free_one_and_told_once() -> None:
-    said: list[str] = []
+def test_taken_port_is_replaced_and_reported_once() -> None:
+    reported: list[str] = []
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         listen = [{"address": "127.0.0.1", "port": port}]
         resource = body(servers=[{"name": "imap", "protocol": "imap", "listen": listen, "authHttp": "x"}])
-        adapt = Adapter("http://127.0.0.1:7/auth", said.append)
+        adapt = ManifestAdapter("http://127.0.0.1:7/auth", reported.append)
         first, second = adapt(resource), adapt(resource)
     assert first == second
     chosen = first["spec"]["servers"][0]["listen"][0]["port"]
     assert chosen != port
-    assert said == [f"port {port} is taken; using {chosen} instead"]
+    assert reported == [f"port {port} is taken; using {chosen} instead"]
     assert first["spec"]["mail"]["authHttp"] == "http://127.0.0.1:7/auth"
     assert "authHttp" not in first["spec"]["servers"][0]
     assert resource["spec"]["servers"][0]["listen"][0]["port"] == port
@@ -74,35 +66,35 @@ def test_a_taken_port_is_replaced_by_a_free_one_and_told_once() -> None:
 @pytest.mark.parametrize(
     "spec", [None, "text", {"servers": "none", "mail": 3}, {"servers": [1, {"listen": 2}]}]
 )
-def test_what_is_not_a_resource_is_left_for_the_reader_to_refuse(spec: object) -> None:
-    adapted = Adapter("http://x/", lambda _: None)({"kind": "MailProxy", "spec": spec})
+def test_manifest_with_wrong_types_is_left_unchanged(spec: object) -> None:
+    adapted = ManifestAdapter("http://x/", lambda _: None)({"kind": "MailProxy", "spec": spec})
     assert adapted["kind"] == "MailProxy"
 
 
-def test_the_port_of_the_authentication_service_is_kept_where_it_is_free() -> None:
+def test_port_of_auth_http_is_used_when_it_is_free() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert preferred_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == 0
-    assert preferred_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == port
-    assert preferred_port({}) == 0
+        assert auth_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == 0
+    assert auth_port(body(mail={"authHttp": f"http://127.0.0.1:{port}/"})) == port
+    assert auth_port({}) == 0
 
 
-def test_certificates_are_made_only_where_there_are_none(tmp_path: Path) -> None:
+def test_certificate_is_created_for_missing_secret_only(tmp_path: Path) -> None:
     mail = {
         "authHttp": "http://x/",
         "starttls": "Enabled",
         "sslCertificate": [{"secretName": "a"}, {"secretName": "b"}],
     }
     (tmp_path / "b").mkdir()
-    certificate = supply_certificates(body(mail=mail), tmp_path)
+    certificate = create_certificates(body(mail=mail), tmp_path)
     assert (tmp_path / "a" / "tls.crt").read_bytes() == certificate
     assert (tmp_path / "a" / "tls.key").stat().st_mode & 0o077 == 0
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def test_places_are_listeners_in_clear_text() -> None:
+def test_endpoints_are_listeners_without_implicit_tls() -> None:
     listen = [
         {"port": 1993, "ssl": True},
         {"port": 1144, "proxyProtocol": True},
@@ -119,36 +111,36 @@ def test_places_are_listeners_in_clear_text() -> None:
         ],
     )
     assert parse_manifest(resource)
-    assert places_of(resource) == {
-        "imap": Place("127.0.0.1", 1143, False),
-        "smtp": Place("127.0.0.1", 1025, True),
+    assert find_endpoints(resource) == {
+        "imap": Endpoint("127.0.0.1", 1143, False),
+        "smtp": Endpoint("127.0.0.1", 1025, True),
     }
 
 
-def test_successful_logins_are_summed_up() -> None:
+def test_successful_logins_are_counted_by_protocol() -> None:
     text = (
         'mailproxy_logins_total{method="plain",protocol="imap",result="success"} 2.0\n'
         'mailproxy_logins_total{method="password",protocol="imap",result="success"} 1\n'
         'mailproxy_logins_total{method="plain",protocol="smtp",result="denied"} 4\n'
         'mailproxy_logins_created{method="plain",protocol="pop3",result="success"} 9\n'
     )
-    assert successes(text) == {"imap": 3.0}
+    assert successful_logins(text) == {"imap": 3.0}
 
 
-def test_a_visit_to_nobody_tells_what_failed() -> None:
+def test_failed_steps_have_their_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nowhere = free.getsockname()[1]
-    places = {name: Place("127.0.0.1", nowhere, False) for name in PLACES}
-    visitor = Visitor(Account(), places, self_signed()[0], f"http://127.0.0.1:{nowhere}")
-    steps = visitor.steps()
+    endpoints = {name: Endpoint("127.0.0.1", nowhere, False) for name in ENDPOINTS}
+    check = LoginCheck(Account(), endpoints, self_signed()[0], f"http://127.0.0.1:{nowhere}")
+    steps = check.run()
     assert [step.name for step in steps] == ["SMTP", "IMAP", "POP3", "metrics"]
-    assert all("refused" in step.problem for step in steps)
-    assert told(steps).count("FAILED") == 4
+    assert all("refused" in step.error for step in steps)
+    assert format_steps(steps).count("FAILED") == 4
 
 
-def test_the_invitation_names_everything_one_needs() -> None:
-    text = invitation(Account(), PLACES, "http://127.0.0.1:9", file="demo.yaml")
+def test_instructions_name_addresses_credentials_and_commands() -> None:
+    text = instructions(Account(), ENDPOINTS, "http://127.0.0.1:9", file="demo.yaml")
     for part in (
         "127.0.0.1:1143 (STARTTLS)",
         "alice",
@@ -160,14 +152,14 @@ def test_the_invitation_names_everything_one_needs() -> None:
         "/metrics",
     ):
         assert part in text
-    assert "swaks" not in invitation(Account(), {"imap": PLACES["imap"]}, "http://x", file="f")
+    assert "swaks" not in instructions(Account(), {"imap": ENDPOINTS["imap"]}, "http://x", file="f")
 
 
-def test_a_step_that_went_well() -> None:
-    assert told([Step("SMTP", "sent", 12.4)]) == "  ok     SMTP     sent (12 ms)"
+def test_format_of_passed_step() -> None:
+    assert format_steps([Step("SMTP", "sent", 12.4)]) == "  ok     SMTP     sent (12 ms)"
 
 
-async def test_the_demos_certificate_is_good_for_strict_clients(tmp_path: Path) -> None:
+async def test_certificate_passes_strict_verification(tmp_path: Path) -> None:
     """Python 3.13 verifies with ``VERIFY_X509_STRICT``."""
     certificate, key = self_signed()
     (tmp_path / "both.pem").write_bytes(certificate + key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container as a local process: started, watched, started again with growing pauses."""
+"""A container as a local process: started, probed, restarted with growing pauses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from mailproxy_operator.local import tether
+from mailproxy_demo import pdeathsig
 
 BACK_OFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 HEALTHY_AFTER_SECONDS = 30.0
@@ -26,7 +26,7 @@ KEPT_LINES = 12
 
 @dataclass(slots=True)
 class ProcessState:
-    """What a pod's status would say about the container."""
+    """The state of a container, as a pod's status has it."""
 
     is_running: bool = False
     is_ready: bool = False
@@ -35,14 +35,14 @@ class ProcessState:
     last_lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
 
 
-class LocalProcess:
-    """One container's process, kept running until it is stopped.
+class ContainerProcess:
+    """The process of one container, restarted until it is stopped.
 
     Args:
         command: Program and arguments.
-        admin: The base URL of its admin endpoint.
+        admin: The base URL of the proxy's admin endpoint.
         changed: Called whenever ``state`` has changed.
-        log: Called with every line it writes.
+        log: Receives each line that the process writes.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class LocalProcess:
         self._changed = changed
         self._log = log
         self._process: Process | None = None
-        self._is_wanted = True
+        self._is_stopped = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep the process running; returns after ``stop``, when it has ended."""
+        """Keep the process running.  Returns after ``stop``, when the process has ended."""
         failures = 0
-        while self._is_wanted:
-            begun = asyncio.get_running_loop().time()
+        while not self._is_stopped:
+            started = asyncio.get_running_loop().time()
             await self._run_once()
-            if not self._is_wanted:
+            if self._is_stopped:
                 return
-            lasted = asyncio.get_running_loop().time() - begun
-            failures = 0 if lasted > HEALTHY_AFTER_SECONDS else failures + 1
+            duration = asyncio.get_running_loop().time() - started
+            failures = 0 if duration > HEALTHY_AFTER_SECONDS else failures + 1
             pause = BACK_OFF_SECONDS[min(max(failures - 1, 0), len(BACK_OFF_SECONDS) - 1)]
             self.state.restarts += 1
             self._changed()
@@ -75,11 +75,14 @@ class LocalProcess:
                     await self._stopping.wait()
 
     async def stop(self, grace: float) -> None:
-        """Ask the process to drain; after the grace period it is ended.
+        """Send SIGTERM, which drains the proxy, and SIGKILL after the grace period.
 
-        Called again while it drains, it asks again, which the proxy takes for "at once".
+        A second call while the proxy drains sends a second SIGTERM, which ends it at once.
+
+        Args:
+            grace: The grace period, in seconds.
         """
-        self._is_wanted = False
+        self._is_stopped = True
         self._stopping.set()
         process = self._process
         if process is None or process.returncode is not None:
@@ -99,8 +102,10 @@ class LocalProcess:
 
     async def _run_once(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *_tied(self._command), stdin=asyncio.subprocess.DEVNULL, stdout=PIPE,
-            stderr=asyncio.subprocess.STDOUT, start_new_session=True, limit=65536,
+            # A demo that is killed cannot stop the proxy; the kernel does.
+            sys.executable, "-SE", pdeathsig.__file__, str(os.getpid()), *self._command,
+            stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True, limit=65536,
         )  # fmt: skip
         self.state.is_running = True
         self._changed()
@@ -121,7 +126,7 @@ class LocalProcess:
         while True:
             try:
                 line = await process.stdout.readline()
-            except ValueError:  # a line beyond the limit: the rest of it follows
+            except ValueError:  # the line is longer than the limit; the rest of it follows
                 continue
             if not line:
                 return
@@ -132,30 +137,21 @@ class LocalProcess:
     async def _probe(self) -> None:
         async with aiohttp.ClientSession(timeout=PROBE_TIMEOUT) as session:
             while True:
-                is_ready = await self._answers(session)
+                is_ready = await self._is_ready(session)
                 if is_ready != self.state.is_ready:
                     self.state.is_ready = is_ready
                     self.state.exit_code = None
                     self._changed()
                 await asyncio.sleep(PROBE_SECONDS * (10 if is_ready else 1))
 
-    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+    async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
         try:
-            async with session.get(f"{self._admin}/readyz") as answer:
-                return answer.status == 200
+            async with session.get(f"{self._admin}/readyz") as response:
+                return response.status == 200
         except (aiohttp.ClientError, OSError):
             return False
 
 
-def _tied(command: Sequence[str]) -> list[str]:
-    """Have a program end when we do: what is killed cannot stop what it has begun."""
-    return [sys.executable, "-SE", tether.__file__, str(os.getpid()), *command]
-
-
-def proxy_command(words: Sequence[str]) -> list[str]:
-    """Turn a container's command into one for this machine.
-
-    The container runs ``mailproxy ...``; here the same program is run from
-    the installation that runs us.
-    """
-    return [sys.executable, "-m", *words] if words[0] == "mailproxy" else list(words)
+def proxy_command(command: Sequence[str]) -> list[str]:
+    """Translate the command of the proxy's container: ``mailproxy`` is run from this installation."""
+    return [sys.executable, "-m", *command] if command[0] == "mailproxy" else list(command)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that `local` watches: one MailProxy manifest, read as kubectl would read it."""
+"""The manifest that ``local`` watches: a YAML file with one MailProxy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from mailproxy_operator.kinds import Manifest
 
 
 def read_resource(text: str, source: str) -> Manifest:
-    """Read the one MailProxy of a YAML text.
+    """Return the one MailProxy of a YAML text.
 
     Raises:
-        ConfigError: It is no YAML, or there is not exactly one.
+        ConfigError: It is not YAML, or does not have exactly one MailProxy.
     """
     found: list[Any] = load_documents(text, source=source)
     resources = [one for one in found if isinstance(one, dict) and one.get("kind") == names.KIND]
     if len(resources) != 1:
-        raise ConfigError(
-            [Problem(source, f"holds {len(resources)} resources of kind {names.KIND}, not one")]
-        )
+        raise ConfigError([Problem(source, f"has {len(resources)} resources of kind {names.KIND}, not one")])
     body: Manifest = resources[0]
     metadata = body.get("metadata")
     if isinstance(metadata, dict):
@@ -32,24 +30,24 @@ def read_resource(text: str, source: str) -> Manifest:
     return body
 
 
-class FileSource:
-    """A manifest in a file that somebody edits.
+class ManifestFile:
+    """A manifest in a file that can change at any time.
 
     Args:
         path: The file.
-        adapt: Applied to every resource that is read.
+        adapt: Applied to the manifest each time it is read.
     """
 
-    def __init__(self, path: Path, adapt: Callable[[Manifest], Manifest] = lambda body: body) -> None:
+    def __init__(self, path: Path, adapt: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
         self._path = path
         self._adapt = adapt
-        self._seen: str | None = None
+        self._last_read: str | None = None
 
     def read(self) -> Manifest | None:
-        """Return the resource if the file has changed since the last call.
+        """Return the manifest if the file has changed since the last call; else ``None``.
 
         Raises:
-            ConfigError: The file cannot be read, or holds no resource; told once per content.
+            ConfigError: The file cannot be read, or is not a manifest; raised once for the same content.
         """
         text, failure = "", None
         try:
@@ -58,9 +56,9 @@ class FileSource:
             reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
             failure = ConfigError([Problem(str(self._path), reason or "cannot be read")])
         marker = str(failure) if failure else text
-        if marker == self._seen:
+        if marker == self._last_read:
             return None
-        self._seen = marker
+        self._last_read = marker
         if failure:
             raise failure
         return self._adapt(read_resource(text, str(self._path)))
