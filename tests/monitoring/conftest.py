@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures, and the path of the generator, which is not an installed package."""
+"""The path of the dashboards' and rules' sources, which are not installed, and a proxy under traffic."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ sys.path.insert(0, str(MONITORING))
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """A proxy under traffic, only for this module: threads of clients would disturb tests that replace
-    functions, count descriptors, or use random numbers."""
+    """A proxy under continuous traffic, which ends with the module: client threads would disturb tests
+    that replace functions, count descriptors, or use random values."""
     with places(tmp_path_factory.mktemp("busy")) as found, traffic(found) as faults:
         yield found
     assert faults == []
@@ -31,7 +31,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 @pytest.fixture(scope="module")
 def watcher(needs: Needs, busy: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
-    """Prometheus, scraping it."""
+    """A Prometheus that scrapes this proxy."""
     path = needs("prometheus")
     scrape = as_pods("mail/edge", "mail", {"edge-0": busy.proxies[0].admin})
     rules = [MONITORING / "rules/mailproxy.yaml"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about monitoring matches the alerts and rules."""
+"""docs/monitoring.md lists every alert and recording rule, and the pictures show every panel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_page_lists_every_recording_rule() -> None:
 
 
 @pytest.mark.parametrize("name", ["proxies", "operator"])
-def test_the_pictures_show_every_panel(name: str) -> None:
+def test_pictures_show_every_panel(name: str) -> None:
     from mailproxy_monitoring.generated_files import DASHBOARDS
 
     picture = (DOCS / f"pictures/{name}.svg").read_text()
@@ -34,7 +34,7 @@ def test_the_pictures_show_every_panel(name: str) -> None:
     assert "No data" not in picture
 
 
-def test_the_readmes_picture_shows_the_first_row() -> None:
+def test_readme_picture_shows_the_first_row() -> None:
     picture = (DOCS / "pictures/glance.svg").read_text()
     from mailproxy_monitoring.generated_files import DASHBOARDS
 

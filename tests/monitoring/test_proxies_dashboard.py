@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of the proxies' dashboard, on a Prometheus that scrapes a proxy under traffic."""
+"""Every query of the proxies' dashboard, with a Prometheus that scrapes a proxy under traffic."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def has_data(found: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.interop
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
-def test_the_query_returns_data(watcher: Watcher, panel: Panel, query: str) -> None:
+def test_query_returns_data(watcher: Watcher, panel: Panel, query: str) -> None:
     assert eventually(lambda: has_data(watcher.now(substituted(query))), f"{panel.title}: {query}")
 
 
 @pytest.mark.interop
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
-def test_the_legend_names_labels_that_the_series_have(watcher: Watcher, panel: Panel, query: str) -> None:
+def test_legend_uses_labels_of_the_series(watcher: Watcher, panel: Panel, query: str) -> None:
     [legend] = [legend for one, legend in panel.queries if one == query]
     found = eventually(lambda: watcher.now(substituted(query)), query)
     assert set(re.findall(r"{{(\w+)}}", legend)) <= found[0]["metric"].keys()
@@ -63,7 +63,7 @@ def test_dashboard_variables_have_values(watcher: Watcher, label: str, value: st
 
 
 def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
-    """Every metric is used, except for some that are for troubleshooting."""
+    """The exceptions are for queries by hand."""
     shown = " ".join(query for panel in PROXIES.panels for query, _ in panel.queries)
     unshown = {one.name for one in ALL_METRICS if one.name not in shown}
     assert unshown == {
@@ -73,7 +73,7 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     }
 
 
-def test_no_panel_shows_a_user_or_an_address() -> None:
+def test_no_query_has_a_user_or_an_address() -> None:
     panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
     queries = " ".join(query for panel in panels for query, _ in panel.queries)
     assert not re.search(r"\b(user|client|address|host|sni|upstream_address)\b", queries)

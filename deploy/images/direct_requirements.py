@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints what an image asks for, before versions are pinned: ``wanted.py proxy``, ``operator`` or ``build``.
+"""Prints the direct requirements of an image, without pinned versions: ``direct_requirements.py proxy``.
 
-The proxy's image has what the distribution depends on.  The operator's has its
-extra alone, which is complete in itself: it needs no DNS library and no reader of ``nginx.conf``.
+The proxy's image has the dependencies of the distribution.  The operator's image has only those of its
+extra, which is complete: it needs neither the DNS library nor the parser of ``nginx.conf``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
-def wanted(image: str) -> list[str]:
+def direct_requirements(image: str) -> list[str]:
     """Read the requirements of an image from ``pyproject.toml``.
 
+    Args:
+        image: ``proxy``, ``operator`` or ``build``.
+
     Raises:
-        KeyError: There is no such image.
+        KeyError: The image does not exist.
     """
     found = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     project = found["project"]
@@ -31,4 +34,4 @@ def wanted(image: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(wanted(sys.argv[1])) + "\n")
+    sys.stdout.write("\n".join(direct_requirements(sys.argv[1])) + "\n")
