@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks [NAME ...]``: measure, print, and perhaps write the page of results."""
+"""``python -m benchmarks [NAME ...]``: measures, prints, and optionally writes the page of results."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measures import BOTH, CLIENTS, MEASURES, Pace, Row
-from benchmarks.processes import Missing, bench
+from benchmarks.measurements import BOTH, CLIENTS, MEASURES, Pace, Row
+from benchmarks.processes import MissingProgram, bench
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 _METHOD = """\
-Proxies run on processor 0; clients, upstreams and the authorization service on processor 1. nginx and the
+Proxies run on processor 0; clients, upstreams and the authentication service on processor 1. nginx and the
 proxy take turns in every round and run the same configuration; the proxy has its metrics and its session log
 on, nginx logs errors only. CPU is the worker's own, from `/proc/PID/task/*/schedstat`; memory is `Pss` from
 `/proc/PID/smaps_rollup`. A ratio is the proxy's figure over nginx's in the same round, figures are medians.
-Less is better, but for what is per second. Where a table has *busy* columns, they say how much of its
-processor the proxy took, and how much of the other the load (clients, upstreams, authorization service) took
+Less is better, except for rates per second. *Busy* columns show how much of its
+processor the proxy took, and how much of the other the load (clients, upstreams, authentication service) took
 meanwhile, both by the same books: where the load is at 100 % and the proxy is not, the load set the pace, and
 a proxy that waits now and then wakes up more often for the same work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is named, or everything."""
+    """Run the named measurements, or all."""
     options = _options(argv)
     names = options.names or list(MEASURES)
     found: list[tuple[str, list[Row]]] = []
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append(row)
                     print(f"  {_line(row)}", flush=True)
                 found.append((name, rows))
-    except Missing as missing:
+    except MissingProgram as missing:
         print(f"not installed: {missing}", file=sys.stderr)
         return 2
     minutes = (time.monotonic() - started) / 60

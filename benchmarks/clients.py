@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The load: mail clients by the hundred in one lean process; run as ``python -m benchmarks.clients``.
+"""The load: hundreds of mail clients in one process; run as ``python -m benchmarks.clients``.
 
-It is told what to do by lines of JSON on standard input, and answers each with
+It reads commands as lines of JSON from standard input, and replies to each with
 one on standard output.
 """
 
@@ -28,7 +28,7 @@ _BATCH = 256
 
 @dataclass
 class Scene:
-    """Where to, and how to log in there.
+    """An address, and how to log in there.
 
     Attributes:
         tls: ``none``, ``implicit`` or ``starttls``.
@@ -45,7 +45,7 @@ class Scene:
     user: str = "user"
 
     def commands(self) -> list[bytes]:
-        """What a client says, each after a whole reply; ``STARTTLS`` stands for the handshake too."""
+        """The commands of a client, each sent after a whole reply; ``STARTTLS`` includes the handshake."""
         user = self.user.encode() + b"@example.com"
         start = {"imap": b"s STARTTLS\r\n", "pop3": b"STLS\r\n", "smtp": b"STARTTLS\r\n"}[self.protocol]
         plain = base64.b64encode(b"\0" + user + b"\0" + PASSWORD)
@@ -58,14 +58,14 @@ class Scene:
 
 
 @dataclass
-class Tally:
-    """What came of it."""
+class LoginStats:
+    """Counts and latencies of logins."""
 
     done: int = 0
     latencies: list[float] = field(default_factory=list)
 
     def report(self, seconds: float) -> dict[str, float]:
-        """Sum it up; latencies in milliseconds."""
+        """Return the summary; latencies in milliseconds."""
         times = sorted(self.latencies) or [0.0]
         return {
             "done": self.done,
@@ -76,7 +76,7 @@ class Tally:
 
 
 class Tls:
-    """A client's side of TLS, in memory.
+    """The client side of TLS, in memory.
 
     OpenSSL reads a record in two goes and a flight in a dozen; from memory
     they cost nothing, and the flight was one system call.
@@ -84,16 +84,16 @@ class Tls:
 
     __slots__ = ("_object", "incoming", "is_secure", "outgoing", "sock")
 
-    def __init__(self, sock: socket.SocketType, crowd: Crowd) -> None:
+    def __init__(self, sock: socket.SocketType, group: ClientGroup) -> None:
         self.sock = sock
         self.is_secure = False
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._object = crowd.context.wrap_bio(
-            self.incoming, self.outgoing, server_hostname="mail.example.com", session=crowd.session
+        self._object = group.context.wrap_bio(
+            self.incoming, self.outgoing, server_hostname="mail.example.com", session=group.session
         )
 
-    def shake_hands(self) -> bool:
-        """Go on as far as it gets, and tell whether that was the end."""
+    def handshake(self) -> bool:
+        """Continue the handshake; returns whether it is complete."""
         with suppress(ssl.SSLWantReadError):
             self._object.do_handshake()
             self.is_secure = True
@@ -102,7 +102,7 @@ class Tls:
         return self.is_secure
 
     def read(self) -> bytes:
-        """Decrypt whatever whole records have come."""
+        """Decrypt the complete records that were received."""
         data, incoming = b"", self.incoming
         with suppress(ssl.SSLWantReadError):
             while incoming.pending:
@@ -110,21 +110,21 @@ class Tls:
         return data
 
     def read_into(self, buffer: bytearray) -> int:
-        """Do the same for the number of bytes alone."""
+        """Do the same, but return only the number of bytes."""
         count, incoming = 0, self.incoming
         with suppress(ssl.SSLWantReadError):
             while incoming.pending:
                 count += self._object.read(_RECORD, buffer)
         return count
 
-    def sealed(self, data: bytes) -> bytes:
+    def encrypt(self, data: bytes) -> bytes:
         """Encrypt."""
         self._object.write(data)
         return self.outgoing.read()
 
     @property
     def session(self) -> ssl.SSLSession | None:
-        """What later handshakes may resume.
+        """The session that later handshakes may resume.
 
         All of them resume one: Python writes a session out and reads it in
         again, certificate and all, whenever it is asked for.
@@ -133,48 +133,48 @@ class Tls:
 
 
 def _has_more(heard: bytes) -> bool:
-    """Tell whether the last line of an SMTP reply announces another."""
+    """Return whether the last line of an SMTP reply is followed by another."""
     return heard[heard.rfind(b"\n", 0, -1) + 4 :][:1] == b"-"
 
 
 class Client:
-    """One client from its connect to its login.
+    """One client, from connecting to its login.
 
-    It must not be what a measurement waits for.  So its socket is the plain
+    It must not be the bottleneck of a measurement.  So its socket is the plain
     one beneath Python's, and blocks, which saves a system call and never
     happens: on loopback, connect is done when it returns, what there is to
     read has been announced, and what is said is short.
     """
 
-    __slots__ = ("_heard", "_next", "crowd", "fd", "sock", "started", "tls")
+    __slots__ = ("_heard", "_next", "fd", "group", "sock", "started", "tls")
 
-    def __init__(self, crowd: Crowd, started: float) -> None:
-        self.crowd = crowd
+    def __init__(self, group: ClientGroup, started: float) -> None:
+        self.group = group
         self.started = started
         self.sock = sock = socket.SocketType(_INET, _STREAM)
         self.tls: Tls | None = None
         self._next = 0
         self._heard = b""
-        sock.connect(crowd.address)
+        sock.connect(group.address)
         self.fd = fd = sock.fileno()
-        crowd.clients[fd] = self
-        crowd.epoll.register(fd, select.EPOLLIN)
-        if crowd.scene.tls == "implicit":
+        group.clients[fd] = self
+        group.epoll.register(fd, select.EPOLLIN)
+        if group.scene.tls == "implicit":
             self._start_tls()
 
     def on_event(self) -> None:
-        """Go on with the handshake, or hear a reply."""
-        data = self.hear()
+        """Continue the handshake, or read a reply."""
+        data = self.receive()
         if data:
             heard = self._heard + data
-            if heard.endswith(b"\r\n") and not (self.crowd.is_smtp and _has_more(heard)):
+            if heard.endswith(b"\r\n") and not (self.group.is_smtp and _has_more(heard)):
                 self._heard = b""
-                self._said(heard)
+                self._on_reply(heard)
             else:
                 self._heard = heard
 
-    def hear(self) -> bytes:
-        """Read what has come; nothing where it was part of a record, or of the handshake."""
+    def receive(self) -> bytes:
+        """Read what was received; nothing where it was part of a record or of the handshake."""
         data = self.sock.recv(_READ)
         if not data:
             raise SystemExit(f"a connection was closed after {self._heard!r}")
@@ -183,48 +183,48 @@ class Client:
             return data
         tls.incoming.write(data)
         if not tls.is_secure:
-            if not tls.shake_hands():
+            if not tls.handshake():
                 return b""
-            if self.crowd.scene.tls == "starttls":
-                self._said(b"")
+            if self.group.scene.tls == "starttls":
+                self._on_reply(b"")
         return tls.read()
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send."""
         if self.tls is None:
             self.sock.send(data)
         else:
-            self.sock.send(self.tls.sealed(data))
+            self.sock.send(self.tls.encrypt(data))
 
-    def _said(self, heard: bytes) -> None:
-        crowd, step = self.crowd, self._next
-        if step == crowd.last:
+    def _on_reply(self, heard: bytes) -> None:
+        group, step = self.group, self._next
+        if step == group.last:
             if not (b"OK" in heard or heard.startswith(b"235")):
                 raise SystemExit(f"a login was refused: {heard!r}")
-            crowd.logged_in(self)
-        elif step == 1 and crowd.scene.tls == "starttls" and self.tls is None:
+            group.logged_in(self)
+        elif step == 1 and group.scene.tls == "starttls" and self.tls is None:
             self._start_tls()
         else:
             self._next = step + 1
-            self.say(crowd.commands[step])
+            self.send(group.commands[step])
 
     def _start_tls(self) -> None:
-        # two flights in a row, ours after STARTTLS, must not wait for an acknowledgement
+        # two flights in a row after STARTTLS must not wait for an acknowledgement (Nagle)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.tls = Tls(self.sock, self.crowd)
-        self.tls.shake_hands()
+        self.tls = Tls(self.sock, self.group)
+        self.tls.handshake()
 
     def leave(self) -> None:
         """Close."""
-        crowd = self.crowd
-        if crowd.scene.resume and crowd.session is None and self.tls is not None:
-            crowd.session = self.tls.session
-        del crowd.clients[self.fd]
+        group = self.group
+        if group.scene.resume and group.session is None and self.tls is not None:
+            group.session = self.tls.session
+        del group.clients[self.fd]
         self.sock.close()
 
 
-class Crowd:
-    """Clients of one kind."""
+class ClientGroup:
+    """Clients of one target."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -235,7 +235,7 @@ class Crowd:
         self.epoll = select.epoll()
         self.clients: dict[int, Client] = {}
         self.idle: list[Client] = []
-        self.tally = Tally()
+        self.tally = LoginStats()
         self.session: ssl.SSLSession | None = None
         self.keeps = False
         self._on_login: Any = None
@@ -248,7 +248,7 @@ class Crowd:
             )
 
     def logged_in(self, client: Client) -> None:
-        """Count a login; keep the client, or have it leave and the next one come."""
+        """Count a login; keep the client, or replace it by the next one."""
         self.tally.done += 1
         self.tally.latencies.append(time.monotonic() - client.started)
         if self.keeps:
@@ -259,26 +259,26 @@ class Crowd:
         if self._on_login is not None:
             self._on_login()
 
-    def _turn(self, timeout: float) -> None:
+    def _poll_once(self, timeout: float) -> None:
         clients = self.clients
         for fd, _ in self.epoll.poll(max(timeout, 0.0), _BATCH):
-            # a client has one event a turn, and leaves in its own: whose it is can be told by the descriptor
+            # a client has one event per iteration and closes in its own, so the descriptor identifies it
             clients[fd].on_event()
 
     def _new(self) -> None:
         Client(self, time.monotonic())
 
-    # -- what a crowd can do
+    # -- commands
 
     def saturate(self, conns: int, seconds: float) -> dict[str, float]:
-        """Log in over and over, so many at a time."""
+        """Log in repeatedly, with ``conns`` clients at a time."""
         self._on_login = self._new
         for _ in range(conns):
             self._new()
         self._fresh()
         started = time.monotonic()
         while time.monotonic() < started + seconds:
-            self._turn(0.1)
+            self._poll_once(0.1)
         took = time.monotonic() - started
         report = self.tally.report(took)
         self._on_login = None
@@ -286,7 +286,7 @@ class Crowd:
         return report
 
     def pace(self, rate: float, seconds: float) -> dict[str, float]:
-        """Log in at so many a second, whatever comes of it."""
+        """Log in at a fixed rate per second."""
         self._on_login = None
         self._fresh()
         started = time.monotonic()
@@ -298,11 +298,11 @@ class Crowd:
                 begun += 1
             if now > started + seconds + 20:
                 raise SystemExit(f"{self.tally.done} of {total} logins")
-            self._turn(started + begun / rate - time.monotonic() if begun < total else 0.5)
+            self._poll_once(started + begun / rate - time.monotonic() if begun < total else 0.5)
         return self.tally.report(time.monotonic() - started)
 
     def hold(self, count: int, at_once: int = 64) -> dict[str, float]:
-        """Have ``count`` clients logged in and idle."""
+        """Log in ``count`` clients, which stay idle."""
         self.keeps = True
         self._fresh()
         before = len(self.idle)
@@ -320,43 +320,43 @@ class Crowd:
         for _ in range(begun):
             self._new()
         while len(self.idle) < count:
-            self._turn(0.5)
+            self._poll_once(0.5)
         self._on_login = None
         self.keeps = False
         return self.tally.report(time.monotonic() - started)
 
     def leave(self) -> dict[str, float]:
-        """Have everybody leave."""
+        """Close all clients."""
         for client in list(self.clients.values()):
             client.leave()
         self.idle.clear()
         return {}
 
     def exchange(self, conns: int, seconds: float) -> dict[str, float]:
-        """Have so many clients say NOOP and wait for the answer, over and over."""
+        """Send NOOP and wait for the reply, repeatedly, with ``conns`` clients."""
         self.hold(conns)
         noop, done = b"x NOOP\r\n", 0
-        epoll, clients = self._watched(select.EPOLLIN)
+        epoll, clients = self._epoll_of_clients(select.EPOLLIN)
         for client in clients.values():
-            client.say(noop)
+            client.send(noop)
         started = time.monotonic()
         while time.monotonic() < started + seconds:
             for fd, _ in epoll.poll(0.1):
                 client = clients[fd]
-                if client.hear().endswith(b"\n"):
+                if client.receive().endswith(b"\n"):
                     done += 1
-                    client.say(noop)
+                    client.send(noop)
         took = time.monotonic() - started
         epoll.close()
         self.leave()
         return {"done": done, "per_second": done / took}
 
     def fetch(self, streams: int, seconds: float) -> dict[str, float]:
-        """Have so many clients read as fast as they can."""
+        """Read as fast as possible with ``streams`` clients."""
         self.hold(streams)
-        epoll, clients = self._watched(select.EPOLLIN)
+        epoll, clients = self._epoll_of_clients(select.EPOLLIN)
         for client in clients.values():
-            client.say(b"x GIVE\r\n")
+            client.send(b"x GIVE\r\n")
         moved, buffer, record = 0, bytearray(1 << 18), bytearray(_RECORD)
         view = memoryview(buffer)
         started = time.monotonic()
@@ -374,11 +374,11 @@ class Crowd:
         return {"bytes": moved, "per_second": moved / took}
 
     def store(self, streams: int, seconds: float) -> dict[str, float]:
-        """Have so many clients write as fast as they can."""
+        """Write as fast as possible with ``streams`` clients."""
         self.hold(streams)
-        epoll, clients = self._watched(select.EPOLLOUT)
+        epoll, clients = self._epoll_of_clients(select.EPOLLOUT)
         for client in clients.values():
-            client.say(b"x TAKE\r\n")
+            client.send(b"x TAKE\r\n")
             client.sock.setblocking(False)
         time.sleep(0.2)
         moved, chunk = 0, b"x" * (1 << 16)
@@ -388,7 +388,7 @@ class Crowd:
             for fd, _ in epoll.poll(0.1):
                 client, rest = clients[fd], unsent[fd]
                 if not rest:
-                    rest = memoryview(chunk if client.tls is None else client.tls.sealed(chunk))
+                    rest = memoryview(chunk if client.tls is None else client.tls.encrypt(chunk))
                     moved += len(chunk)
                 with suppress(BlockingIOError):
                     rest = rest[client.sock.send(rest) :]
@@ -399,7 +399,7 @@ class Crowd:
         return {"bytes": moved, "per_second": moved / took}
 
     def stall(self, count: int, data: str = "") -> dict[str, float]:
-        """Connect ``count`` times, say ``data``, and then nothing."""
+        """Connect ``count`` times, send ``data``, and then nothing."""
         for number in range(count):
             sock = socket.create_connection(("127.0.0.1", self.scene.port))
             if data:
@@ -409,46 +409,46 @@ class Crowd:
                 time.sleep(0.005)
         return {"done": count}
 
-    def _watched(self, events: int) -> tuple[select.epoll, dict[int, Client]]:
-        """Those who are logged in, by descriptor, on an epoll of their own."""
+    def _epoll_of_clients(self, events: int) -> tuple[select.epoll, dict[int, Client]]:
+        """Return the logged-in clients by descriptor, and an epoll of them."""
         epoll, clients = select.epoll(), {client.fd: client for client in self.idle}
         for fd in clients:
             epoll.register(fd, events)
         return epoll, clients
 
     def _fresh(self) -> None:
-        self.tally = Tally()
+        self.tally = LoginStats()
 
     def _drain(self) -> None:
         deadline = time.monotonic() + 5.0
         while len(self.clients) > len(self.idle) and time.monotonic() < deadline:
-            self._turn(0.1)
+            self._poll_once(0.1)
 
 
 class _Stalled(Client):
-    """A connection that says nothing any more."""
+    """A connection that sends nothing more."""
 
     __slots__ = ()
 
-    def __init__(self, crowd: Crowd, sock: socket.socket) -> None:  # pylint: disable=super-init-not-called
-        self.crowd, self.sock, self.fd, self.tls = crowd, sock, sock.fileno(), None
-        crowd.clients[self.fd] = self
+    def __init__(self, group: ClientGroup, sock: socket.socket) -> None:  # pylint: disable=super-init-not-called
+        self.group, self.sock, self.fd, self.tls = group, sock, sock.fileno(), None
+        group.clients[self.fd] = self
 
 
 def main() -> None:
-    """Obey, line by line."""
+    """Execute commands, line by line."""
     gc.disable()  # clients make no cycles
-    crowds: dict[str, Crowd] = {}
+    load: dict[str, ClientGroup] = {}
     for line in sys.stdin:
         order = json.loads(line)
         scene = Scene(**order["scene"])
         name = json.dumps(order["scene"], sort_keys=True) if order.get("keep") else ""
-        crowd = crowds.get(name) if name else None
-        if crowd is None:
-            crowd = Crowd(scene)
+        group = load.get(name) if name else None
+        if group is None:
+            group = ClientGroup(scene)
             if name:
-                crowds[name] = crowd
-        answer = getattr(crowd, order["do"])(**order.get("with", {}))
+                load[name] = group
+        answer = getattr(group, order["do"])(**order.get("with", {}))
         print(json.dumps(answer), flush=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks.deadlines``: what deadlines cost, by how many there are.
+"""``python -m benchmarks.deadlines``: the cost of deadlines, by their number.
 
 Needs no nginx and no network: deadlines are set and expire in this process, by a
 clock that the measurement turns.  Processor time of this process, the best of
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 from unittest import mock
 
-from mailproxy.loop import timeouts as timeouts_module
+from mailproxy.app import WorkerLoop
+from mailproxy.loop import timeouts as timers_module
 from mailproxy.loop.timeouts import Deadlines, TimeoutQueue, Timeouts
-from mailproxy.loop.worker_loop import WorkerLoop
 
 SIZES: Final = (10_000, 40_000, 160_000)
 _LENGTH: Final = 60.0
@@ -28,8 +28,8 @@ _BATCHES: Final = 1_000
 """Moments at which deadlines expire, where they do not all expire at once."""
 
 
-class Timed:
-    """Something with a deadline."""
+class Item:
+    """An object with a deadline."""
 
     __slots__ = ("over", "timer")
 
@@ -38,68 +38,70 @@ class Timed:
         self.over = False
 
     def on_timeout(self) -> None:
-        """Note that the time is over."""
+        """Count the timeout."""
         self.over = True
 
 
 @dataclass
-class Scene:
-    """A queue, what waits in it, and the clock."""
+class Setup:
+    """A timeout queue, its items, and the clock."""
 
     timers: Timeouts
     queue: TimeoutQueue
-    timed: list[Timed]
+    timed: list[Item]
     now: float = 0.0
 
     def fire(self) -> None:
-        """Expire what is due, as the event loop does."""
-        self.queue.expire()
+        """Do what a timer of the event loop does."""
+        if self.queue._wake is not None:  # noqa: SLF001 - the measured part itself
+            self.queue._wake.cancel()  # noqa: SLF001
+        self.queue._fire()  # noqa: SLF001
 
 
-def arm(scene: Scene) -> None:
-    """Set them."""
-    for one in scene.timed:
-        scene.queue.arm(one)
+def arm(setup: Setup) -> None:
+    """Set all deadlines."""
+    for one in setup.timed:
+        setup.queue.arm(one)
 
 
-def disarm(scene: Scene) -> None:
-    """Forget them, in the order in which they were set."""
-    for one in scene.timed:
-        scene.timers.disarm(one)
+def disarm(setup: Setup) -> None:
+    """Cancel them, in the order in which they were set."""
+    for one in setup.timed:
+        setup.timers.disarm(one)
 
 
-def expire_at_once(scene: Scene) -> None:
-    """Let all expire at one moment."""
-    scene.now += _LENGTH
-    scene.fire()
+def expire_at_once(setup: Setup) -> None:
+    """Let all expire at the same time."""
+    setup.now += _LENGTH
+    setup.fire()
 
 
-def expire_in_batches(scene: Scene) -> None:
-    """Let them expire at a thousand moments, as clients do that came one after the other."""
-    waiting = scene.queue.waiting
-    step = len(scene.timed) // _BATCHES
-    for number, one in enumerate(scene.timed):
+def expire_in_batches(setup: Setup) -> None:
+    """Let them expire at a thousand times, as those of clients that connected one after the other."""
+    waiting = setup.queue.waiting
+    step = len(setup.timed) // _BATCHES
+    for number, one in enumerate(setup.timed):
         waiting[one] = number // step + 1.0
     for moment in range(1, _BATCHES + 1):
-        scene.now = moment + 0.0
-        scene.fire()
+        setup.now = moment + 0.0
+        setup.fire()
 
 
-def expire_behind_others(scene: Scene) -> None:
-    """Let the last thousand expire one by one, behind all the others, which were forgotten."""
-    disarm_count = len(scene.timed) - _BATCHES
-    for one in scene.timed[:disarm_count]:
-        scene.timers.disarm(one)
-    waiting = scene.queue.waiting
-    for number, one in enumerate(scene.timed[disarm_count:]):
+def expire_behind_others(setup: Setup) -> None:
+    """Let the last thousand expire one by one, after all others were cancelled."""
+    disarm_count = len(setup.timed) - _BATCHES
+    for one in setup.timed[:disarm_count]:
+        setup.timers.disarm(one)
+    waiting = setup.queue.waiting
+    for number, one in enumerate(setup.timed[disarm_count:]):
         waiting[one] = number + 1.0
     for moment in range(1, _BATCHES + 1):
-        scene.now = moment + 0.0
-        scene.fire()
+        setup.now = moment + 0.0
+        setup.fire()
 
 
-Work = Callable[[Scene], None]
-WORKS: Final[dict[str, tuple[Sequence[Work], Work]]] = {
+Operation = Callable[[Setup], None]
+OPERATIONS: Final[dict[str, tuple[Sequence[Operation], Operation]]] = {
     # what: done before, measured
     "set": ((), arm),
     "forget": ((arm,), disarm),
@@ -109,23 +111,23 @@ WORKS: Final[dict[str, tuple[Sequence[Work], Work]]] = {
 }
 
 
-def measure(before: Sequence[Work], work: Work, size: int, rounds: int) -> float:
-    """Give the processor time that some work takes, in seconds: the least of several rounds."""
+def measure(before: Sequence[Operation], work: Operation, size: int, rounds: int) -> float:
+    """Return the CPU time of an operation in seconds: the minimum of several rounds."""
     return min(_once(before, work, size) for _ in range(rounds))
 
 
-def _once(before: Sequence[Work], work: Work, size: int) -> float:
+def _once(before: Sequence[Operation], work: Operation, size: int) -> float:
     loop = WorkerLoop()
     try:
         asyncio.set_event_loop(loop)
-        timers = Timeouts(loop, loop.epoll)
-        loop.epoll.now = 0.0
-        scene = Scene(timers, timers.queue(_LENGTH), [Timed() for _ in range(size)])
-        with mock.patch.object(timeouts_module, "time", mock.Mock(monotonic=lambda: scene.now)):
+        timers = Timeouts(loop, loop.reactor)
+        loop.reactor.now = 0.0
+        setup = Setup(timers, timers.queue(_LENGTH), [Item() for _ in range(size)])
+        with mock.patch.object(timers_module, "time", mock.Mock(monotonic=lambda: setup.now)):
             for one in before:
-                one(scene)
+                one(setup)
             started = time.process_time()
-            work(scene)
+            work(setup)
             return time.process_time() - started
     finally:
         asyncio.set_event_loop(None)
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     print("| deadlines | " + " | ".join(f"{size:,}" for size in SIZES) + " |")
     print("|---|" + "---|" * len(SIZES))
-    for name, (before, work) in WORKS.items():
+    for name, (before, work) in OPERATIONS.items():
         spent = [measure(before, work, size, options.rounds) for size in SIZES]
         cells = [f"{seconds * 1e9 / size:.0f} ns" for seconds, size in zip(spent, SIZES, strict=True)]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)

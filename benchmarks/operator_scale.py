@@ -27,8 +27,8 @@ from support.kube_world import Addresses, World
 from support.operator_bodies import body
 from support.servers.programs import Ports, Running
 
-HANDS = 8
-PATIENCE = 900.0
+THREADS = 8
+TIMEOUT_SECONDS = 900.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show("operator, start", start_of_operator(cluster))
             operator = Operator(cluster, "bench", kubeconfig(cluster), [f"--resync={options.resync}"])
             try:
-                crowd(cluster, operator.started(), options)
+                group(cluster, operator.started(), options)
             finally:
                 operator.stop()
     return 0
@@ -78,7 +78,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def kubeconfig(cluster: Cluster) -> Path:
-    """Write the kubeconfig of somebody with the operator's own rights."""
+    """Write a kubeconfig with the operator's rights."""
     return cluster.kubeconfig("bench", cluster.operator_token())
 
 
@@ -149,12 +149,12 @@ def _children(pid: int) -> list[int]:
     return [int(one) for one in text.split()]
 
 
-def crowd(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> None:
+def group(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> None:
     """Measure many resources, from nothing until all have settled, and then at rest."""
     world = World(cluster, operator, Addresses())
     names = [f"edge-{number}" for number in range(options.count)]
     before, begun = usage(operator.pid), time.monotonic()
-    with ThreadPoolExecutor(HANDS) as hands:
+    with ThreadPoolExecutor(THREADS) as hands:
         list(hands.map(lambda name: world.put(name, replicas=0), names))
         created = time.monotonic() - begun
         list(hands.map(lambda name: _roll_out(world, name), names))
@@ -178,7 +178,7 @@ def crowd(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> 
 
 
 def _roll_out(world: World, name: str) -> None:
-    world.until(lambda: world.find("Deployment", name) is not None, name, patience=PATIENCE)
+    world.until(lambda: world.find("Deployment", name) is not None, name, patience=TIMEOUT_SECONDS)
     world.report(world.found("Deployment", name), 0)
 
 
@@ -190,7 +190,7 @@ def _until_settled(world: World, names: Sequence[str]) -> None:
             waiting.pop()
         return not waiting
 
-    world.until(all_are, "all to settle", patience=PATIENCE)
+    world.until(all_are, "all to settle", patience=TIMEOUT_SECONDS)
 
 
 def _asked(cluster: Cluster) -> list[Request]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs during a measurement, and what the operating system says about it."""
+"""The processes of a measurement, and their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LISTENERS: Final = ("imap", "pop3", "smtp", "imaps", "pop3s", "smtps", "rsa")
 PEERS: Final = ("auth", "imap", "bare", "pop3", "smtp")
 
 
-class Missing(Exception):
-    """Something that has to be installed is not."""
+class MissingProgram(Exception):
+    """A required program is not installed."""
 
 
 @dataclass
 class Ports:
-    """Which ports are whose; fixed, and outside the range that clients get theirs from."""
+    """The ports, which are fixed and outside the ephemeral range."""
 
     base: int = 24000
 
@@ -58,7 +58,7 @@ def pinned(cpu: str, *command: str, **options: Any) -> subprocess.Popen[str]:  #
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a process that was started here, and wait for it."""
+    """Terminate a process that was started here, and wait for it."""
     process.terminate()
     try:
         process.wait(10)
@@ -67,8 +67,8 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def more_descriptors() -> int:
-    """Ask for as many descriptors as can be had, for ourselves and whom we start; tell how many those are."""
+def raise_open_files_limit() -> int:
+    """Raise the limit of open files, for this process and its children; returns the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max(hard, 65536)
     for limit in (wanted, hard):
@@ -87,7 +87,7 @@ class Proxy:
     workers: tuple[int, ...] = ()
 
     def cpu(self) -> float:
-        """Seconds of processor time that its workers have used, from the scheduler's own books."""
+        """Seconds of processor time that its workers have used, from the scheduler."""
         return sum(map(cpu_of, self.workers))
 
     def supervisor_cpu(self) -> float:
@@ -95,11 +95,11 @@ class Proxy:
         return cpu_of(self.process.pid)
 
     def rss(self) -> int:
-        """Bytes of memory that its workers occupy (``Pss``: a page that others have too counts in part)."""
+        """Bytes of memory of its workers (``Pss``: a shared page counts in part)."""
         return sum(map(pss_of, self.workers))
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate it."""
         stop(self.process)
 
 
@@ -123,8 +123,8 @@ def _children(pid: int) -> tuple[int, ...]:
     return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-class Crowds:
-    """The process that plays the clients."""
+class LoadProcess:
+    """The process of the clients."""
 
     def __init__(self, python: str) -> None:
         self.process = pinned(
@@ -132,7 +132,7 @@ class Crowds:
         )
 
     def do(self, what: str, scene: Scene, *, keep: bool = False, **how: object) -> dict[str, float]:
-        """Have the clients of a scene do something; ``keep`` remembers them for the next time."""
+        """Run a command of a client group; ``keep`` keeps the group for the next command."""
         order = {"do": what, "scene": asdict(scene), "keep": keep, "with": how}
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
@@ -146,7 +146,7 @@ class Crowds:
         return answer
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate it."""
         stop(self.process)
 
 
@@ -155,18 +155,18 @@ class Bench:
     """Everything that a measurement needs, running.
 
     Attributes:
-        peers: The process identifier of the upstreams and the authorization service.
+        peers: The process identifier of the upstreams and the authentication service.
         proxies: ``nginx`` and ``mailproxy``, by name, in the order they are measured in.
     """
 
     folder: Path
     python: str
-    crowds: Crowds
-    peers: int
+    load: LoadProcess
+    stub_servers: int
     proxies: dict[str, Proxy] = field(default_factory=dict)
 
     def restart(self, name: str, *, workers: int = 1, options: tuple[str, ...] = (), path: str = "") -> Proxy:
-        """Start a proxy, afresh if it runs; ``path`` is a folder of modules for ours."""
+        """Start or restart a proxy; ``path`` is a directory of modules for mailproxy."""
         if name in self.proxies:
             self.proxies[name].stop()
         if name == "nginx":
@@ -177,8 +177,8 @@ class Bench:
         return proxy
 
     def load_cpu(self) -> float:
-        """Seconds of processor time that clients and peers have used, who share a processor."""
-        return cpu_of(self.crowds.process.pid) + cpu_of(self.peers)
+        """Seconds of processor time that clients and stub servers, which share a processor."""
+        return cpu_of(self.load.process.pid) + cpu_of(self.stub_servers)
 
     def scene(self, proxy: Proxy, name: str, **how: Any) -> Scene:  # noqa: ANN401 - as Scene has them
         """A scene at a proxy: ``imaps`` is IMAP with implicit TLS, and so on."""
@@ -189,25 +189,27 @@ class Bench:
 
 @contextmanager
 def bench(python: str) -> Iterator[Bench]:
-    """Start peers and clients; proxies are started when a measurement asks for them."""
+    """Start stub servers and clients; measurements start the proxies."""
     if shutil.which("nginx") is None:
-        raise Missing("nginx, with its mail module (Debian: nginx-core libnginx-mod-mail)")
-    more_descriptors()
+        raise MissingProgram("nginx, with its mail module (Debian: nginx-core libnginx-mod-mail)")
+    raise_open_files_limit()
     with tempfile.TemporaryDirectory(prefix="mailproxy-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         _certificates(folder)
-        peers = pinned(LOAD_CPU, python, "-m", "benchmarks.peers", *(str(PORTS.peer(peer)) for peer in PEERS))
-        crowds = Crowds(python)
-        made = Bench(folder, python, crowds, peers.pid)
+        stub_servers = pinned(
+            LOAD_CPU, python, "-m", "benchmarks.stub_servers", *(str(PORTS.peer(peer)) for peer in PEERS)
+        )
+        load = LoadProcess(python)
+        made = Bench(folder, python, load, stub_servers.pid)
         try:
-            _wait_for(PORTS.peer("smtp"), peers)
+            _wait_for(PORTS.peer("smtp"), stub_servers)
             yield made
         finally:
             for proxy in made.proxies.values():
                 proxy.stop()
-            crowds.stop()
-            stop(peers)
+            load.stop()
+            stop(stub_servers)
 
 
 def start_nginx(folder: Path, workers: int) -> Proxy:
@@ -221,7 +223,7 @@ def start_nginx(folder: Path, workers: int) -> Proxy:
 
 
 def start_mailproxy(folder: Path, python: str, workers: int, options: tuple[str, ...], path: str) -> Proxy:
-    """Start the proxy, on the very same configuration."""
+    """Start mailproxy, with the same configuration."""
     (folder / "mailproxy.conf").write_text(nginx_conf(folder, "mailproxy", workers))
     modules = [*([str(_ROOT / path)] if path else []), str(_ROOT / "proxy"), *sys.path[1:]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(modules)}
@@ -253,7 +255,7 @@ def _command(pid: int) -> str:
 
 
 def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
-    """Write the configuration that both run: everything on but look-ups of names."""
+    """Return the configuration of both: everything enabled but DNS lookups."""
     servers = []
     for name in LISTENERS:
         is_tls = name in {"imaps", "pop3s", "smtps", "rsa"}
@@ -263,8 +265,9 @@ def nginx_conf(folder: Path, proxy: str, workers: int) -> str:
         tls = f"ssl_certificate {folder}/{kind}.crt; ssl_certificate_key {folder}/{kind}.key;"
         servers.append(f"  server {{ {listen} protocol {protocol}; starttls on; {tls} }}")
     module = f"load_module {_MODULE};\n" if _MODULE.exists() and proxy == "nginx" else ""
+    limit = raise_open_files_limit()
     return (
-        f"{module}daemon off;\nworker_processes {workers};\nworker_rlimit_nofile {more_descriptors()};\n"
+        f"{module}daemon off;\nworker_processes {workers};\nworker_rlimit_nofile {limit};\n"
         f"error_log {folder}/{proxy}.error error;\npid {folder}/{proxy}.pid;\n"
         "events { worker_connections 40000; }\n"
         f"mail {{\n  server_name mail.example.com;\n  auth_http 127.0.0.1:{PORTS.peer('auth')}/auth;\n"
@@ -283,7 +286,7 @@ def _certificates(folder: Path) -> None:
 
 
 def _wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None) -> None:
-    """Wait until a process listens; of one that ended, or never does, tell what it wrote last."""
+    """Wait until a process listens; raises with the end of its log where it does not."""
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -296,4 +299,4 @@ def _wait_for(port: int, process: subprocess.Popen[str], log: Path | None = None
     said = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log and log.exists() else ""
     code = process.poll()
     end = "is still running" if code is None else f"ended with {code}"
-    raise RuntimeError(f"nobody listens on {port}: {process.args!r} {end}\n{said}".rstrip())
+    raise RuntimeError(f"no process listens on {port}: {process.args!r} {end}\n{said}".rstrip())

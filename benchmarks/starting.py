@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start costs: time until ready, CPU time, memory of each process, and CPU time while idle.
+"""The cost of a start: time until ready, CPU time, memory of each process, and CPU time while idle.
 
     python -m benchmarks.starting [--workers N] [--servers N] [--idle SECONDS] [--runs N]
 

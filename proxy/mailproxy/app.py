@@ -16,14 +16,14 @@ from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.net import plan
+from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
 from mailproxy.tls.resumption import TicketKeys
@@ -50,7 +50,7 @@ class App:
 
     Args:
         log: The log of sessions and events.
-        meter: The metrics.
+        metrics: The metrics.
 
     Attributes:
         auth_clients: The clients of authentication services, by their configuration.
@@ -58,12 +58,12 @@ class App:
         listeners: The listening sockets of the current configuration.
     """
 
-    def __init__(self, *, log: Log, meter: Meter) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
             message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self.context = WorkerContext(loop, loop.epoll, log=log, meter=meter)
+        self.context = WorkerContext(loop, loop.epoll, log=log, metrics=metrics)
         loop.epoll.on_error = self.context.handle_error
         loop.set_exception_handler(self.context.handle_loop_exception)
         self.listeners: list[Listener] = []
@@ -115,8 +115,8 @@ class App:
         self.context.limit = config.worker_connections
         for service in self.auth_clients.values():
             service.resize(config.worker_connections)
-        self.context.meter.connections_limit.value = config.worker_connections
-        self.context.meter.keep_servers(server.name for server in config.servers)
+        self.context.metrics.connections_limit.value = config.worker_connections
+        self.context.metrics.keep_servers(server.name for server in config.servers)
         self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
         self._servers = {server.config.name: server for server in servers}
@@ -160,7 +160,7 @@ class App:
             seconds = int(config.ssl_session_timeout)
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
             tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
-        meter = self.context.meter
+        metrics = self.context.metrics
         return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
@@ -169,11 +169,11 @@ class App:
             resolver=self._resolver(config),
             tls=tls,
             trusted=_trusted(config, names),
-            meter=meter.server(config.name, config.protocol),
-            protocol_meter=meter.protocol(config.protocol),
+            metrics=metrics.server(config.name, config.protocol),
+            protocol_metrics=metrics.protocol(config.protocol),
             login_timeouts=self.context.timers.queue(config.timeout),
             idle_timeouts=self.context.timers.queue(config.proxy_timeout),
-            log=self.context.log.of(config),
+            log=self.context.log.for_server(config),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
@@ -181,7 +181,7 @@ class App:
         key = (where, config.auth_http_timeout, keeps, maximum)
         if key not in self.auth_clients:
             addresses = HostAddresses(
-                where, meter=self.context.meter, on_failure=self.context.log_lookup_failure
+                where, metrics=self.context.metrics, on_failure=self.context.log_lookup_failure
             )
             tls = ClientTls(where.host) if where.tls else None
             self.auth_clients[key] = AuthHttpClient(
@@ -197,7 +197,7 @@ class App:
             self._resolvers[key] = Resolver(
                 config.resolver,
                 timeout=config.resolver_timeout,
-                meter=self.context.meter,
+                metrics=self.context.metrics,
                 on_failure=self.context.log_lookup_failure,
             )
         return self._resolvers[key]
@@ -205,7 +205,7 @@ class App:
     def _report_expiry(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
             name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
-            self.context.meter.set_certificates(name, not_after)
+            self.context.metrics.set_certificates(name, not_after)
             for position, expiry in enumerate(not_after):
                 if expiry is None:
                     self.context.log.event(
@@ -224,7 +224,7 @@ class App:
         old, self.listeners = self.listeners, []
         for listener in old:
             listener.close()
-        for planned in plan(config, names):
+        for planned in plan_sockets(config, names):
             targets = {
                 address: ListenTarget(
                     servers[route.server], config.servers[route.server].listen[route.listen]
@@ -273,7 +273,7 @@ class App:
         """
         context = self.context
         context.draining = True
-        context.meter.draining.value = 1
+        context.metrics.draining.value = 1
         for listener in self.listeners:
             listener.close()
         self.listeners.clear()
@@ -324,8 +324,8 @@ class App:
         is_idle = self._iterations - iterations <= _MAX_IDLE_ITERATIONS
         next_due = now + (_IDLE_LAG_INTERVAL if is_idle else _LAG_INTERVAL)
         context.loop.call_at(next_due, self._tick, next_due)  # first: whatever raises below, it goes on
-        context.meter.loop_lag.observe(max(now - due, 0.0))
-        context.meter.settle()
+        context.metrics.loop_lag.observe(max(now - due, 0.0))
+        context.metrics.flush()
         self._ticks += 1
         if is_idle or self._ticks % _TICKS_PER_FLUSH == 0:
             context.log.flush()

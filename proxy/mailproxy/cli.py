@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``mailproxy``: arguments, exit codes, and nothing else.
+"""The command ``mailproxy``: its arguments and exit codes.
 
-Exit codes: 0 fine, 1 the input is wrong, 2 usage, 3 could not start.  What a
-subcommand needs is imported when it is asked for, so that ``--help`` and
-``check`` do not wait for libraries that only ``run`` uses.
+A subcommand imports what it needs when it runs, so that ``--help`` and
+``check`` do not load libraries that only ``run`` uses.
 """
 
 from __future__ import annotations
@@ -13,26 +12,22 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from enum import IntEnum
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import LogLevel
-from mailproxy_config.standard_streams import OutputError, discard_output, open_standard_streams, write_output
+from mailproxy_config.standard_streams import (
+    ExitCode,
+    OutputError,
+    discard_output,
+    open_standard_streams,
+    write_output,
+)
 
 _FORMATS = ("json", "text")
-_MOST_WORKERS = 1024
+_MAX_WORKERS = 1024
 _FILE_HELP = "a MailProxy manifest, a rendered configuration, or an nginx.conf"
-
-
-class Exit(IntEnum):
-    """How the command ends."""
-
-    FINE = 0
-    WRONG_INPUT = 1
-    USAGE = 2
-    CANNOT_START = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,25 +45,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of standard output has closed it
         discard_output()
-        return Exit.WRONG_INPUT
+        return ExitCode.INVALID_INPUT
     except OutputError as error:
         sys.stderr.write(f"mailproxy: {error}\n")
-        return Exit.WRONG_INPUT
+        return ExitCode.INVALID_INPUT
     return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end what has only begun to start
-    for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor takes over, nothing is lost
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a log rotation must not end a process that is starting
+    for signum in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them
         signal.signal(signum, _leave)
-    from mailproxy.supervisor.options import Settings  # noqa: PLC0415
+    from mailproxy.supervisor.options import RunOptions  # noqa: PLC0415
     from mailproxy.supervisor.supervisor import run  # noqa: PLC0415
-    from mailproxy.telemetry.log import LogFormat  # noqa: PLC0415
+    from mailproxy.telemetry.log_writer import LogFormat  # noqa: PLC0415
 
     address, port = options.admin
-    settings = Settings(
+    run_options = RunOptions(
         file=options.file,
         workers=options.workers,
         admin_address=address,
@@ -76,36 +71,36 @@ def _run(options: argparse.Namespace) -> int:
         log_format=LogFormat(options.log_format or default_log_format()),
         log_level=LogLevel(options.log_level) if options.log_level else None,
     )
-    return run(settings)
+    return run(run_options)
 
 
 def default_log_format() -> str:
-    """How log lines look unless somebody says so: text on a terminal, JSON for programs."""
+    """Return the default of ``--log-format``: text on a terminal, JSON otherwise."""
     return "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def _leave(*_: object) -> NoReturn:
-    raise SystemExit(Exit.FINE)
+    raise SystemExit(ExitCode.OK)
 
 
 def workers(text: str) -> int | Literal["auto"]:
-    """Read ``--workers``.
+    """Parse ``--workers``.
 
     Raises:
         argparse.ArgumentTypeError: It is neither ``auto`` nor a number from 1 on.
     """
     if text == "auto":
         return "auto"
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= _MOST_WORKERS:
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_WORKERS:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 1 to {_MOST_WORKERS}")
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number from 1 to {_MAX_WORKERS}")
 
 
 def admin(text: str) -> tuple[str, int]:
-    """Read ``--admin``: an address, in brackets where it is IPv6, and a port (0 for any).
+    """Parse ``--admin``: an address, in brackets where it is IPv6, and a port (0 for any).
 
     Raises:
-        argparse.ArgumentTypeError: It is not.
+        argparse.ArgumentTypeError: It is not ``ADDRESS:PORT``.
     """
     address, _, port = text.rpartition(":")
     bare = address.removeprefix("[").removesuffix("]")
@@ -118,23 +113,23 @@ def admin(text: str) -> tuple[str, int]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from mailproxy.supervisor.verdict import described, judge  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import check_config, summary  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
 
     source = _source(options.file)
     try:
-        verdict = judge(_data(options.file), source=source, hostname=socket.gethostname())
+        result = check_config(_read(options.file), source=source, hostname=socket.gethostname())
     except ConfigError as error:
-        _complain(error.problems)
-        return Exit.WRONG_INPUT
-    _complain(verdict.notices, "note: ")
-    # What a Secret holds is nowhere but in a pod, so its absence says nothing here.
-    _complain(verdict.absent, "note: ")
-    _complain(verdict.problems)
-    if verdict.problems:
-        return Exit.WRONG_INPUT
-    write_output(described(verdict, source or "standard input") + "\n")
-    return Exit.FINE
+        _print_problems(error.problems)
+        return ExitCode.INVALID_INPUT
+    _print_problems(result.notices, "note: ")
+    # Files of a Secret exist only in a pod, so a missing one is not an error here.
+    _print_problems(result.absent, "note: ")
+    _print_problems(result.problems)
+    if result.problems:
+        return ExitCode.INVALID_INPUT
+    write_output(summary(result, source or "standard input") + "\n")
+    return ExitCode.OK
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -146,39 +141,39 @@ def _convert(options: argparse.Namespace) -> int:
     source = _source(options.file)
     names = {"name": options.name, "namespace": options.namespace}
     try:
-        text = decode_text(_data(options.file), source)
+        text = decode_text(_read(options.file), source)
         manifest = parse_nginx(text, source=source, **names, only_to_print=True)
     except ConfigError as error:
-        _complain(error.problems)
-        return Exit.WRONG_INPUT
-    _complain(manifest.notices)
+        _print_problems(error.problems)
+        return ExitCode.INVALID_INPUT
+    _print_problems(manifest.notices)
     write_output(to_manifest_yaml(manifest))
-    return Exit.FINE
+    return ExitCode.OK
 
 
-def _data(file: Path) -> bytes:
-    """Read the configuration, from standard input for ``-``; a pipe will do, since it is read once.
+def _read(file: Path) -> bytes:
+    """Read the configuration, once; ``-`` is standard input, and a pipe is accepted.
 
     Raises:
         ConfigError: It cannot be read.
     """
-    from mailproxy.supervisor.config_files import read  # noqa: PLC0415
+    from mailproxy.supervisor.config_check import read_config  # noqa: PLC0415
     from mailproxy_config.decode import MAX_FILE_BYTES  # noqa: PLC0415
 
     if str(file) == "-":
         return sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-    return read(file, once=True)
+    return read_config(file, once=True)
 
 
 def _source(file: Path) -> str:
     return "" if str(file) == "-" else str(file)
 
 
-def _complain(problems: Iterable[Problem], prefix: str = "") -> None:
-    from mailproxy.supervisor.verdict import printable  # noqa: PLC0415
+def _print_problems(problems: Iterable[Problem], prefix: str = "") -> None:
+    from mailproxy.supervisor.config_check import format_problem  # noqa: PLC0415
 
     for problem in problems:
-        sys.stderr.write(f"{prefix}{printable(problem)}\n")
+        sys.stderr.write(f"{prefix}{format_problem(problem)}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,14 +189,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_file(parser: argparse.ArgumentParser, kinds: str, read: Callable[[str], Path] = Path) -> None:
-    """The configuration, as an argument or with ``-f``."""
+    """Add the argument FILE, also as ``-f``."""
     one = parser.add_mutually_exclusive_group(required=True)
     one.add_argument("file", nargs="?", type=read, metavar="FILE", help=kinds)
     one.add_argument("-f", "--file", dest="option", type=read, metavar="FILE", help="the same")
 
 
 class _Version(argparse.Action):
-    """``--version``, looked up only when it is asked for."""
+    """``--version``: imports the version only when it is requested."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from mailproxy.supervisor.version import version  # noqa: PLC0415
@@ -229,10 +224,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=admin,
         default=("127.0.0.1", 9113),
         metavar="ADDRESS:PORT",
-        help="where /metrics, /healthz, /readyz and /config answer (127.0.0.1:9113; port 0: any)",
+        help="address of /metrics, /healthz, /readyz and /config (127.0.0.1:9113; port 0: any)",
     )
     parser.add_argument(
-        "--log-format", choices=_FORMATS, help="how log lines look (text on a terminal, json elsewhere)"
+        "--log-format", choices=_FORMATS, help="format of log lines (text on a terminal, json elsewhere)"
     )
     parser.add_argument(
         "--log-level",
@@ -263,5 +258,5 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def _regular_path(text: str) -> Path:
     if text == "-":
-        raise argparse.ArgumentTypeError("standard input cannot be read again; run wants a file")
+        raise argparse.ArgumentTypeError("standard input cannot be read again at a reload; run needs a file")
     return Path(text)

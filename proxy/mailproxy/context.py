@@ -21,7 +21,7 @@ from mailproxy.loop.epoll import Epoll
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import LogLevel
 
 BUFFER_BYTES: Final = 256 * 1024
@@ -72,12 +72,14 @@ class WorkerContext:
         live: Every session and relay; a drain waits for them.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: Epoll, *, log: Log, meter: Meter) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, epoll: Epoll, *, log: Log, metrics: WorkerMetrics
+    ) -> None:
         self.loop = loop
         self.epoll = epoll
         self.timers = Timeouts(loop, epoll)
         self.log = log
-        self.meter = meter
+        self.metrics = metrics
         self.live: set[Drainable] = set()
         self.clients = 0
         self.limit = 512

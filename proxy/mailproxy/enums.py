@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Closed sets of values for metrics' labels and log fields, and the events that protocols report.
+"""Enumerations: values of metric labels and log fields, and the notes of frontends.
 
-A label of a metric takes its values from here only.
+Metrics, the session log and the frontends use them; every closed set of label
+values is defined here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Method(StrEnum):
 
 
 class LoginResult(StrEnum):
-    """The result of a login."""
+    """How a login ended."""
 
     SUCCESS = "success"
     DENIED = "denied"
@@ -83,7 +84,7 @@ class CloseReason(StrEnum):
 
 
 class AuthOutcome(StrEnum):
-    """The result of a request to the authentication service."""
+    """How one request to the authentication service ended."""
 
     OK = "ok"
     DENIED = "denied"
@@ -106,7 +107,7 @@ class AuthErrorReason(StrEnum):
 
 
 class UpstreamStage(StrEnum):
-    """The stage of a login at the upstream."""
+    """The step of a login at the upstream."""
 
     CONNECT = "connect"
     GREETING = "greeting"
@@ -118,7 +119,7 @@ class UpstreamStage(StrEnum):
 
 
 class ProxyHeaderResult(StrEnum):
-    """The result of reading a PROXY header, on a listener with ``proxy_protocol``."""
+    """The result of reading the PROXY header that a listener requires."""
 
     V1 = "v1"
     V2 = "v2"
@@ -161,7 +162,7 @@ class DnsPurpose(StrEnum):
 
 
 class DnsResult(StrEnum):
-    """The result of a query to a name server."""
+    """How a DNS query ended."""
 
     OK = "ok"
     NXDOMAIN = "nxdomain"
@@ -172,7 +173,7 @@ class DnsResult(StrEnum):
 
 
 class CacheResult(StrEnum):
-    """The result of a lookup in the resolver's cache."""
+    """How a lookup in the resolver's cache ended."""
 
     HIT = "hit"
     MISS = "miss"
@@ -181,7 +182,7 @@ class CacheResult(StrEnum):
 
 
 class SessionState(StrEnum):
-    """The phase a session is in."""
+    """The phase of a session."""
 
     STARTING = "starting"
     PREAUTH = "preauth"
@@ -199,7 +200,7 @@ class ProtocolViolation:
 
 @dataclass(slots=True)
 class LoginRefused:
-    """A login was refused without a request to the authentication service."""
+    """A login that was refused without a request to the authentication service."""
 
     method: Method
     result: LoginResult
@@ -207,7 +208,7 @@ class LoginRefused:
 
 @dataclass(slots=True)
 class LoginDenied:
-    """The authentication service denied a login; ``text`` is its reason, from ``reply_for_log``."""
+    """The authentication service denied a login; ``text`` is its reply, prepared for the log."""
 
     text: bytes
     code: bytes | None = None
@@ -215,10 +216,10 @@ class LoginDenied:
 
 @dataclass(slots=True)
 class LogNote:
-    """A message for the log at ``info``: a fixed sentence, and bytes that the log escapes.
+    """A log event at ``info``: a fixed name, and bytes that the log escapes.
 
-    ``text`` never contains a password.  ``is_ours`` marks an error of the
-    configuration: it is logged at ``error``.
+    ``text`` never holds a password.  With ``is_ours``, the administrator
+    has to fix the cause, and the event is logged at ``error``.
     """
 
     event: str
@@ -227,3 +228,64 @@ class LogNote:
 
 
 Note = ProtocolViolation | LoginRefused | LoginDenied | LogNote
+
+
+class Limit(StrEnum):
+    """A limit because of which a client was rejected."""
+
+    CONN_TOTAL = "conn_total"
+    MAX_ERRORS = "max_errors"
+
+
+class Direction(StrEnum):
+    """The direction of relayed bytes."""
+
+    TO_UPSTREAM = "to_upstream"
+    TO_CLIENT = "to_client"
+
+
+class TlsVersion(StrEnum):
+    """A version of TLS, by OpenSSL's name."""
+
+    V1_0 = "TLSv1"
+    V1_1 = "TLSv1.1"
+    V1_2 = "TLSv1.2"
+    V1_3 = "TLSv1.3"
+    OTHER = "other"
+
+
+class ReloadResult(StrEnum):
+    """How loading a configuration ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
+class RestartReason(StrEnum):
+    """Why a worker was replaced."""
+
+    CRASH = "crash"
+    KILLED = "killed"
+    REQUESTED = "requested"
+    UNRESPONSIVE = "unresponsive"
+
+
+class LoginOutcome(StrEnum):
+    """The result of a login, as a label of its duration."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+
+
+class ConnectResult(StrEnum):
+    """The result of connecting to an upstream."""
+
+    OK = "ok"
+    ERROR = "error"
+
+
+class Authenticated(StrEnum):
+    """Whether the client of a session has logged in."""
+
+    TRUE = "true"
+    FALSE = "false"

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices that files have changed, by looking at them every now and then.
+"""Detects changed files by polling.
 
 A mounted ConfigMap or Secret changes by one swap of a symbolic link, an editor
-renames a new file over the old one, and a script may write into the file as it
-is.  Looking covers all three, on every file system, without a dependency.
+renames a new file over the old one, and a script may write into the file in
+place.  Polling detects all three, on every file system, without a dependency.
 
-A change counts when the contents differ, not the times alone, and when two
-looks in a row find the same: a file that is just being written is left alone
-until it rests.  Symbolic links are followed.
+A change is reported when the contents differ, not the times alone, and when
+two polls in a row find the same file: a file that is being written is not
+read until it is complete.  Symbolic links are followed.
 """
 
 from __future__ import annotations
@@ -15,64 +15,59 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-LIMIT: Final = 32 * 1024 * 1024
-"""A file is judged by its first bytes, at most so many."""
+MAX_HASHED_BYTES: Final = 32 * 1024 * 1024
+"""Only the first bytes of a file are compared."""
 
 _Signature = tuple[int, int, int, int] | None
 _Digest = bytes | None
 
 
 class FileWatcher:
-    """Some files, and what was in them when they were last accepted.
+    """Watches files.
 
     Args:
-        paths: The files.  They need not exist: coming into being and vanishing
-            are changes like any other.
+        paths: The files.  They need not exist: creating and removing a file
+            are changes too.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._seen: dict[Path, _Signature] = {}
-        self._accepted: dict[Path, _Digest] = {}
-        self._is_restless = False
+        self._signatures: dict[Path, _Signature] = {}
+        self._digests: dict[Path, _Digest] = {}
+        self._is_changing = False
         self.watch(paths)
 
     @property
-    def is_restless(self) -> bool:
-        """Whether the last look found something new that has not come to rest; look again soon."""
-        return self._is_restless
+    def is_changing(self) -> bool:
+        """Whether a file was changing at the last poll; poll again soon."""
+        return self._is_changing
 
     def watch(self, paths: Iterable[Path]) -> None:
-        """Watch these files from now on; what is known about those that stay is kept."""
+        """Watch these files from now on; the state of files that were watched before is kept."""
         wanted = dict.fromkeys(paths)
-        for path in [path for path in self._seen if path not in wanted]:
-            del self._seen[path], self._accepted[path]
+        for path in [path for path in self._signatures if path not in wanted]:
+            del self._signatures[path], self._digests[path]
         for path in wanted:
-            if path not in self._seen:
-                self._seen[path] = _signature(path)
-                self._accepted[path] = _digest(path)
+            if path not in self._signatures:
+                self._signatures[path] = _signature(path)
+                self._digests[path] = _digest(path)
 
     def changed(self) -> tuple[Path, ...]:
-        """Look once; name the files whose contents have changed and come to rest.
-
-        Each change is told once: what is told counts as accepted.
-        """
-        now = {path: _signature(path) for path in self._seen}
-        moved = [path for path, signature in now.items() if signature != self._seen[path]]
-        unsure = self._is_restless or moved
-        self._seen = now
-        self._is_restless = bool(moved)
-        if moved or not unsure:
+        """Poll once; return the files whose contents have changed, each change once."""
+        now = {path: _signature(path) for path in self._signatures}
+        moved = [path for path, signature in now.items() if signature != self._signatures[path]]
+        was_changing = self._is_changing
+        self._signatures = now
+        self._is_changing = bool(moved)
+        if moved or not was_changing:
             return ()
-        return self._accept({path: _digest(path) for path in now})
-
-    def _accept(self, digests: Mapping[Path, _Digest]) -> tuple[Path, ...]:
-        told = tuple(path for path, digest in digests.items() if digest != self._accepted[path])
-        self._accepted.update(digests)
-        return told
+        digests = {path: _digest(path) for path in now}
+        changed = tuple(path for path, digest in digests.items() if digest != self._digests[path])
+        self._digests.update(digests)
+        return changed
 
 
 def _signature(path: Path) -> _Signature:
@@ -85,11 +80,11 @@ def _signature(path: Path) -> _Signature:
 
 def _digest(path: Path) -> _Digest:
     try:
-        # A pipe, or a device, would keep whoever looks waiting for ever.
+        # Opening a pipe or a device could block.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return None
-            return hashlib.blake2b(file.read(LIMIT)).digest()
+            return hashlib.blake2b(file.read(MAX_HASHED_BYTES)).digest()
     except (OSError, ValueError):
         return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small HTTP/1.1 server for requests without a body (RFC 9112): what the admin endpoint answers with.
+"""A small HTTP/1.1 server for requests without a body (RFC 9112): that of the admin endpoint.
 
-A client that sends no request, sends it a byte at a time, keeps a connection
-without using it or does not read the response holds one of ``CONNECTIONS``
-places, for a limited time.  When all are taken, a new client gets the place
-of the connection that has been idle longest, so probes are always answered.
+A client that sends no request, sends it a byte at a time, keeps an idle
+connection or does not read the response uses one of ``MAX_CONNECTIONS``, for a
+limited time.  When all are in use, a new client replaces the connection that
+has been idle longest, so that probes always get a response.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
-CONNECTIONS: Final = 64
-"""Connections at a time; for one more, the one that has been idle longest is closed."""
+MAX_CONNECTIONS: Final = 64
+"""Connections at a time; for another one, the one that has been idle longest is closed."""
 FIRST_REQUEST_SECONDS: Final = 10.0
-"""How long a connection may take to send its first request, and for the rest of every other one."""
+"""Timeout of the first request, and of every other request from its first byte on."""
 IDLE_SECONDS: Final = 75.0
-"""How long a connection may be idle between requests while at most half of ``CONNECTIONS`` are in use."""
-LEAST_IDLE_SECONDS: Final = 1.0
-"""The same when all are in use; between half and all, the time falls evenly."""
+"""Timeout between two requests while at most half of ``MAX_CONNECTIONS`` are in use."""
+MIN_IDLE_SECONDS: Final = 1.0
+"""The same when all are in use; in between the timeout decreases linearly."""
 WRITE_SECONDS: Final = 10.0
-"""How long a client may take to read a response."""
+"""Timeout of writing a response."""
 CLOSE_SECONDS: Final = 1.0
-"""How long a client that was refused may go on sending, so that it can read why."""
-LINE_BYTES: Final = 4096
-"""The longest request line, and the longest header field."""
-HEAD_BYTES: Final = 16384
-"""The longest request line and header fields together."""
+"""How long requests after an error response are read and ignored, so that the client can read it."""
+MAX_LINE_BYTES: Final = 4096
+"""Maximum length of the request line and of each header field."""
+MAX_HEAD_BYTES: Final = 16384
+"""Maximum length of the request line and all header fields."""
 LOG_SECONDS: Final = 10.0
-"""Malformed requests and failures are logged once in so many seconds, with the number of the others."""
+"""Malformed requests and failures are logged once per interval, with the number of the others."""
 
-_ACCEPTED_AT_ONCE: Final = 24
+_BACKLOG: Final = 24
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -66,18 +66,18 @@ class Response:
 
 
 class BadRequest(Exception):
-    """What was sent is no request that is accepted here."""
+    """A malformed request, or one that is too long."""
 
 
 class HttpServer:
-    """Reads requests, and sends what ``answer`` makes of them.
+    """Reads requests, and sends the responses of ``handler``.
 
     Args:
-        answer: Called with each request, at most one at a time per connection.
+        handler: Called with each request, one at a time per connection.
     """
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
-        self._answer = answer
+    def __init__(self, handler: Callable[[Request], Awaitable[Response]]) -> None:
+        self._handler = handler
         self._connections: dict[_Connection, None] = {}  # the one that has been idle longest comes first
         self._quiet_until = float("-inf")
         self._not_logged = 0
@@ -86,11 +86,11 @@ class HttpServer:
     async def listen(self, bound: socket.socket) -> None:
         """Accept connections on a bound socket."""
         self._listener = await asyncio.start_server(
-            self._serve, sock=bound, backlog=_ACCEPTED_AT_ONCE, limit=HEAD_BYTES
+            self._serve, sock=bound, backlog=_BACKLOG, limit=MAX_HEAD_BYTES
         )
 
     async def close(self) -> None:
-        """Stop listening; a response that is being made gets a second."""
+        """Stop listening; a response in progress gets one second."""
         self._listener.close()
         for connection in [one for one in self._connections if one.is_idle]:
             connection.abort()
@@ -110,19 +110,19 @@ class HttpServer:
             while await self._exchange(connection):
                 del self._connections[connection]
                 self._connections[connection] = None
-        except (OSError, EOFError, TimeoutError):  # the client is gone, or too slow
+        except (OSError, EOFError, TimeoutError):  # the client has disconnected, or is too slow
             pass
         finally:
             self._connections.pop(connection, None)
             connection.abort()
 
     def _make_room(self) -> None:
-        """Close whatever has been idle for too long now that another connection is there."""
+        """Close connections that are idle for too long, now that there is one more."""
         now = time.monotonic()
         limit = idle_seconds(len(self._connections) + 1)
         for connection in [one for one in self._connections if one.is_idle and now - one.since > limit]:
             self._drop(connection)
-        if len(self._connections) >= CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS:
             idle = (one for one in self._connections if one.is_idle)
             self._drop(next(idle, next(iter(self._connections))))
 
@@ -142,7 +142,7 @@ class HttpServer:
             return False
         connection.is_idle = False
         try:
-            response = await self._answer(request)
+            response = await self._handler(request)
         except Exception as error:  # a bug of ours costs one response
             self._log("cannot answer %s: %r", request.path, error, exc_info=error)
             response = Response(500, b"internal error\n")
@@ -166,7 +166,7 @@ class _Connection:
     Attributes:
         host: The client's address.
         since: When it was accepted, or its last response was sent; monotonic seconds.
-        is_idle: Whether no request is being answered.
+        is_idle: Whether it has no request in progress.
         requests: How many were read.
     """
 
@@ -174,7 +174,7 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         name = writer.get_extra_info("peername")
-        self.host = name[0] if name else "a client that is gone"
+        self.host = name[0] if name else "a disconnected client"
         self.since = time.monotonic()
         self.is_idle = True
         self.requests = 0
@@ -189,9 +189,9 @@ class _Connection:
             idle: Seconds until its first byte, except for the first request.
 
         Raises:
-            BadRequest: It is not one.
-            EOFError: The client has closed.
-            TimeoutError: It took too long.
+            BadRequest: It is malformed or too long.
+            EOFError: The client has closed the connection.
+            TimeoutError: It was not complete in time.
         """
         first = b""
         if self.requests:
@@ -205,10 +205,12 @@ class _Connection:
         try:
             return await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            raise BadRequest(f"request line and header fields are longer than {HEAD_BYTES} bytes") from None
+            raise BadRequest(
+                f"request line and header fields are longer than {MAX_HEAD_BYTES} bytes"
+            ) from None
 
     async def send(self, response: Response, request: Request) -> None:
-        """Send a response, and return when the client has read it but for what fits the socket's buffer."""
+        """Send a response; returns when all of it is in the socket's send buffer."""
         body = b"" if request.method == "HEAD" else response.body
         self._writer.write(_head(response, keeps_alive=request.keeps_alive) + body)
         async with asyncio.timeout(WRITE_SECONDS):
@@ -218,30 +220,30 @@ class _Connection:
                 await self._writer.wait_closed()
 
     async def refuse(self, response: Response) -> None:
-        """Send a response and close, but not before the client could read it: unread data would reset it."""
+        """Send a response and close, after reading what the client still sends: unread data resets it."""
         self._writer.write(_head(response, keeps_alive=False) + response.body)
         self._writer.write_eof()
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                while await self._reader.read(HEAD_BYTES):
+                while await self._reader.read(MAX_HEAD_BYTES):
                     pass
 
 
 def idle_seconds(connections: int) -> float:
-    """Return how long a connection may be idle while there are so many."""
-    free = min(1.0, max(0.0, 2 * (1 - connections / CONNECTIONS)))
-    return LEAST_IDLE_SECONDS + (IDLE_SECONDS - LEAST_IDLE_SECONDS) * free
+    """Return the idle timeout for a number of connections."""
+    free = min(1.0, max(0.0, 2 * (1 - connections / MAX_CONNECTIONS)))
+    return MIN_IDLE_SECONDS + (IDLE_SECONDS - MIN_IDLE_SECONDS) * free
 
 
 def parse(head: bytes) -> Request:
-    """Read a request's first line and header fields.
+    """Parse a request's first line and header fields.
 
     Raises:
         BadRequest: They are malformed or too long.
     """
     lines = head.lstrip(b"\r\n").decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
-    if any(len(line) > LINE_BYTES for line in lines):
-        raise BadRequest(f"a line is longer than {LINE_BYTES} bytes")
+    if any(len(line) > MAX_LINE_BYTES for line in lines):
+        raise BadRequest(f"a line is longer than {MAX_LINE_BYTES} bytes")
     words = lines[0].split(" ")
     method, target, version = words if len(words) == 3 else ("", "", "")
     if not (method.isascii() and method.isupper() and target and version in {"HTTP/1.0", "HTTP/1.1"}):
@@ -263,11 +265,11 @@ def _path(target: str) -> str:
 
 
 def _keeps_alive(version: str, headers: Mapping[str, str]) -> bool:
-    """Whether another request may follow; not after a body, which is not read."""
+    """Return whether another request may follow; not after a body, which is not read."""
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
         return False
-    wishes = {wish.strip() for wish in headers.get("connection", "").lower().split(",")}
-    return "keep-alive" in wishes if version == "HTTP/1.0" else "close" not in wishes
+    options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
+    return "keep-alive" in options if version == "HTTP/1.0" else "close" not in options
 
 
 def _head(response: Response, *, keeps_alive: bool) -> bytes:
@@ -285,7 +287,7 @@ def _head(response: Response, *, keeps_alive: bool) -> bytes:
 
 
 def _date(seconds: float) -> str:
-    """Write a time as HTTP has it, whatever the locale."""
+    """Format a time for HTTP, independent of the locale."""
     at = time.gmtime(seconds)
     day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
     clock = f"{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process: the fork server runs ``preload`` in itself, and ``main`` in each worker.
+"""A worker process: the fork server runs ``preload`` in itself, and ``main`` in each worker.
 
-It does what the supervisor says on its channel: put a configuration to work,
-report metrics, drain, stop.  When the supervisor is gone it drains and exits:
-no worker outlives the one who could stop it.
+It handles the supervisor's messages: apply a configuration, report metrics,
+drain, stop.  When the supervisor has exited it drains and exits too, since no
+other process would stop it.
 """
 
 from __future__ import annotations
@@ -12,109 +12,123 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from mailproxy import app
 from mailproxy.loop.worker_loop import make_loop
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
-from mailproxy.supervisor.reserve import Reserve
-from mailproxy.telemetry.log import Bridge, Log, LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.log import LibraryLogHandler, Log
+from mailproxy.telemetry.log_writer import LogFormat
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy.tls.openssl import load_openssl
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import load
 from mailproxy_config.model import DrainConfig, LogLevel, ProxyConfig
 
-REPORT_SECONDS: Final = 5.0
-"""How often metrics are sent unasked; a worker that is killed takes no more than that with it."""
-
-_LAST_WORDS_SECONDS: Final = 1.0
+FILE_DESCRIPTORS: Final = 16
+"""Descriptors beyond those for listening sockets: a reload opens so many files at a time."""
 
 
-_Order = tuple[ipc_messages.Configure, list[socket.socket]] | ipc_messages.TicketKeys | ipc_messages.Drain
+class DescriptorReserve:
+    """Descriptors kept free for a reload, which must not fail because clients use all others.
 
-
-class Application(Protocol):
-    """What a worker works with; ``mailproxy.app.App`` is one."""
-
-    @property
-    def sessions(self) -> int:
-        """How many sessions there are."""
-
-    async def apply(
-        self,
-        config: ProxyConfig,
-        sockets: Mapping[str, Sequence[socket.socket]],
-        *,
-        names: Mapping[str, tuple[str, ...]],
-        ticket_keys: Mapping[int, tuple[bytes, ...]],
-    ) -> None:
-        """Run a configuration; with ``ConfigError`` the one before goes on running."""
-
-    def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
-        """Seal and open TLS session tickets with these keys from now on."""
-
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - what relays get, not this call
-        """Accept no more, say goodbye, and return when the last session is over."""
-
-    def stop(self) -> None:
-        """End everything at once."""
-
-
-class Service:
-    """What one worker process does, from its start to its end.
-
-    Args:
-        app: What it works with.
-        meter: The numbers that ``app`` counts in.
-        log: Where ``app`` logs.
+    ``release`` makes room, ``fill`` reserves it again.
     """
 
-    def __init__(self, app: Application, *, meter: Meter, log: Log) -> None:
-        self._app = app
-        self._meter = meter
+    def __init__(self) -> None:
+        self._wanted = FILE_DESCRIPTORS
+        self._held: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """The number of reserved descriptors."""
+        return len(self._held)
+
+    def keep(self, sockets: int) -> None:
+        """Reserve enough for ``sockets`` listening sockets and some files, as far as the limit allows."""
+        self._wanted = sockets + FILE_DESCRIPTORS
+        while len(self._held) > self._wanted:
+            os.close(self._held.pop())
+        self.fill()
+
+    def fill(self) -> None:
+        """Reserve what was released, as far as the limit allows; call it again later for the rest."""
+        try:
+            while len(self._held) < self._wanted:
+                self._held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return
+
+    def release(self, count: int | None = None) -> None:
+        """Make room for ``count`` descriptors; for as many as possible where it is ``None``."""
+        for _ in range(len(self._held) if count is None else min(count, len(self._held))):
+            os.close(self._held.pop())
+
+
+REPORT_SECONDS: Final = 5.0
+"""Interval of regular reports of metrics; what a killed worker counted since the last one is lost."""
+
+_LAST_FLUSH_SECONDS: Final = 1.0
+
+
+_Command = tuple[ipc_messages.Configure, list[socket.socket]] | ipc_messages.TicketKeys | ipc_messages.Drain
+
+
+class WorkerService:
+    """Handles the supervisor's messages, from the start of a worker process to its end.
+
+    Args:
+        application: The application.
+        metrics: Its metrics.
+        log: Its log.
+    """
+
+    def __init__(self, application: app.App, *, metrics: WorkerMetrics, log: Log) -> None:
+        self._app = application
+        self._metrics = metrics
         self._log = log
         self._drain = DrainConfig()
-        self._orders: asyncio.Queue[_Order] = asyncio.Queue()
+        self._commands: asyncio.Queue[_Command] = asyncio.Queue()
         self._channel: Channel
-        self._obeying: asyncio.Task[None]
-        self._reserve = Reserve()
+        self._command_task: asyncio.Task[None]
+        self._reserve = DescriptorReserve()
         self._is_frozen = False
-        self._is_leaving = False
+        self._is_draining = False
 
     async def run(self, control: socket.socket) -> None:
-        """Obey the supervisor until it says that this is the end, or is gone.
+        """Handle messages until the supervisor stops this worker, or has exited.
 
         Args:
-            control: Our end of the channel; it is closed at the end.
+            control: The worker's end of the channel; it is closed at the end.
         """
         loop = asyncio.get_running_loop()
         self._channel = Channel(
-            control, received=self._received, closed=self._closed, make_room=self._reserve.release
+            control, received=self._received, closed=self._closed, reserve_room=self._reserve.release
         )
         self._channel.start(loop)
         for signum in (signal.SIGTERM, signal.SIGQUIT):
-            loop.add_signal_handler(signum, self._leave)
+            loop.add_signal_handler(signum, self._on_stop_signal)
         try:
             async with asyncio.TaskGroup() as tasks:
                 reporting = tasks.create_task(self._report_regularly())
-                self._obeying = tasks.create_task(self._obey())
-                await asyncio.wait({self._obeying})
+                self._command_task = tasks.create_task(self._run_commands())
+                await asyncio.wait({self._command_task})
                 reporting.cancel()
         finally:
             self._report()
-            self._channel.flush(_LAST_WORDS_SECONDS)
+            self._channel.flush(_LAST_FLUSH_SECONDS)
             self._channel.close()
 
-    async def _obey(self) -> None:
-        """Carry out orders one after the other; the last one is to drain."""
+    async def _run_commands(self) -> None:
+        """Execute commands one after the other; the last one is ``Drain``."""
         while True:
-            match await self._orders.get():
+            match await self._commands.get():
                 case ipc_messages.Drain(delay, timeout):
                     await asyncio.sleep(delay)
                     self._log.event(LogLevel.INFO, "worker_draining", sessions=self._app.sessions)
@@ -135,19 +149,19 @@ class Service:
             given: dict[str, list[socket.socket]] = {}
             for key, sock in zip(order.sockets, sockets, strict=True):
                 given.setdefault(key, []).append(sock)
-            self._reserve.release()  # what was taken back meanwhile
+            self._reserve.release()  # what was reserved again meanwhile
             await self._app.apply(config, given, names=order.names, ticket_keys=order.ticket_keys)
         except ConfigError as error:
             self._reserve.fill()
-            self._send(ipc_messages.Refused(order.serial, error.problems))
+            self._send(ipc_messages.Rejected(order.serial, error.problems))
             return
         self._reserve.keep(len(sockets))
         self._adopt(config)
-        self._meter.config_loaded(order.hash, order.generation, order.loaded_at)
-        self._send(ipc_messages.Ready(order.serial))
+        self._metrics.config_loaded(order.hash, order.generation, order.loaded_at)
+        self._send(ipc_messages.Applied(order.serial))
 
     async def _open_logs(self, config: ProxyConfig, sockets: Sequence[socket.socket]) -> None:
-        """Open the configuration's logs, in a thread where a disk may be slow; sockets go with a refusal."""
+        """Open the configuration's logs, files in a thread; closes the sockets on failure."""
         try:
             if config.error_logs:
                 await asyncio.to_thread(self._log.open, config)
@@ -175,31 +189,29 @@ class Service:
             return
         match order:
             case ipc_messages.Configure():
-                self._orders.put_nowait((order, sockets))
-            case (
-                ipc_messages.Drain() | ipc_messages.TicketKeys()
-            ):  # in turn: a configuration has keys as well
-                self._orders.put_nowait(order)
-            case ipc_messages.Report(number):
+                self._commands.put_nowait((order, sockets))
+            case ipc_messages.Drain() | ipc_messages.TicketKeys():  # in order: a configuration has keys too
+                self._commands.put_nowait(order)
+            case ipc_messages.RequestSnapshot(number):
                 self._report(number)
-            case ipc_messages.Reopen():
+            case ipc_messages.ReopenLogs():
                 self._log.reopen()
             case ipc_messages.Stop():
                 self._app.stop()
-                self._obeying.cancel()
+                self._command_task.cancel()
 
     def _closed(self, error: ChannelError | None) -> None:
-        """Nobody is there any more who could tell us to leave."""
+        """Drain, since the supervisor has exited."""
         self._log.event(LogLevel.WARN, "supervisor_gone", reason=str(error) if error else None)
-        self._orders.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
+        self._commands.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
 
-    def _leave(self) -> None:
-        """Somebody wants this one worker to end (``SIGTERM``, ``SIGQUIT``); it is replaced as it drains."""
-        if self._is_leaving:
+    def _on_stop_signal(self) -> None:
+        """Drain on a signal to this worker alone (``SIGTERM``, ``SIGQUIT``); the supervisor replaces it."""
+        if self._is_draining:
             return
-        self._is_leaving = True
-        self._send(ipc_messages.Leaving())
-        self._orders.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
+        self._is_draining = True
+        self._send(ipc_messages.Draining())
+        self._commands.put_nowait(ipc_messages.Drain(0.0, self._drain.timeout))
 
     async def _report_regularly(self) -> None:
         while True:
@@ -208,48 +220,48 @@ class Service:
             self._report()
 
     def _report(self, number: int = 0) -> None:
-        self._send(ipc_messages.Reported(number, self._meter.snapshot()))
+        self._send(ipc_messages.SnapshotReport(number, self._metrics.snapshot()))
 
     def _send(self, message: ipc_messages.ToSupervisor) -> None:
         try:
             self._channel.send(ipc_messages.encode(message))
         except ChannelError:
-            return  # the supervisor is gone, and ``_closed`` has seen to the rest
+            return  # the supervisor has exited, and ``_closed`` handles that
 
 
 def preload() -> None:
-    """Look up, once for all workers, what each would look up at its start; the imports are done by now."""
+    """Load OpenSSL, once for all workers; the modules are imported by now."""
     load_openssl()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be a worker process."""
+    """Run a worker process."""
     return run(argv, make_app=app.App, make_loop=make_loop)
 
 
 def run(
     argv: Sequence[str] | None,
     *,
-    make_app: Callable[..., Application],
+    make_app: Callable[..., app.App],
     make_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> int:
-    """Be a worker process with this application.
+    """Run a worker process with this application.
 
     Args:
         argv: Command line arguments; ``None`` for the process's own.
-        make_app: Called with ``log`` and ``meter``.
-        make_loop: Makes the event loop.
+        make_app: Called with ``log`` and ``metrics``.
+        make_loop: Creates the event loop.
     """
     options = _options(argv)
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     level = LogLevel(options.log_level) if options.log_level else None
     log = Log(2, LogFormat(options.log_format), level or LogLevel.NOTICE, is_fixed=level is not None)
-    logging.basicConfig(handlers=[Bridge(log)], level=logging.WARNING)
-    meter = Meter()
+    logging.basicConfig(handlers=[LibraryLogHandler(log)], level=logging.WARNING)
+    metrics = WorkerMetrics()
 
     async def serve() -> None:
-        service = Service(make_app(log=log, meter=meter), meter=meter, log=log)
+        service = WorkerService(make_app(log=log, metrics=metrics), metrics=metrics, log=log)
         await service.run(socket.socket(fileno=options.control_fd))
 
     try:
@@ -269,7 +281,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _require_all(order: ipc_messages.Configure, sockets: Sequence[socket.socket]) -> None:
-    """Refuse a configuration whose listening sockets this process had no room for; none came then."""
+    """Reject a configuration whose listening sockets were lost because too many files are open."""
     if len(sockets) != len(order.sockets):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         reason = f"a worker has too many open files to take the listening sockets (its limit is {limit})"
@@ -277,7 +289,7 @@ def _require_all(order: ipc_messages.Configure, sockets: Sequence[socket.socket]
 
 
 def _config_of(order: ipc_messages.Configure, sockets: Sequence[socket.socket]) -> ProxyConfig:
-    """Read the configuration; the sockets have no other owner yet, so they go with a refusal."""
+    """Parse the configuration; closes the sockets on failure, since they have no other owner yet."""
     try:
         return load(order.config.encode(), source="configuration", hostname=order.hostname).config
     except ConfigError:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard input, output and error: closed descriptors, and errors of writing."""
+"""What command line programs share: closed standard streams, errors of writing, exit codes."""
 
 from __future__ import annotations
 
 import os
 import sys
+from enum import IntEnum
 from typing import Final
 
 _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -49,3 +50,12 @@ def write_output(text: str) -> None:
 def discard_output() -> None:
     """Redirect buffered standard output to ``/dev/null``, because flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ExitCode(IntEnum):
+    """Exit codes of ``mailproxy`` and ``mailproxy-operator``."""
+
+    OK = 0
+    INVALID_INPUT = 1
+    USAGE = 2
+    CANNOT_START = 3

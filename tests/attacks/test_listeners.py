@@ -121,7 +121,7 @@ def test_number_of_lingering_connections_is_limited(
                 assert b"nvalid command" in await client.rest()
             assert len(w.app.context.lingering) <= 5
             assert w.app.sessions == 0
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
 
     run(play)
 
@@ -137,7 +137,7 @@ def test_client_that_sends_after_the_end_is_closed(protocol: Protocol) -> None:
                 while True:
                     await client.send(b"NOOP\r\n" * 1000)
                     await asyncio.sleep(0)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
 
     run(play)
 

@@ -116,7 +116,7 @@ def test_client_resets_during_auth_request(protocol: Protocol) -> None:
 
 
 async def _asked(w: World) -> None:
-    while not w.meter.auth_in_flight.value:
+    while not w.metrics.auth_in_flight.value:
         await asyncio.sleep(0.005)
 
 
@@ -154,7 +154,7 @@ def test_client_breaks_off_during_auth_wait(protocol: Protocol, answered: str) -
             client = await w.client()
             await client.line()
             await client.send(LOGINS[protocol])
-            while not w.auth.requests or w.meter.auth_in_flight.value:
+            while not w.auth.requests or w.metrics.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
             await w.settled()
@@ -186,7 +186,7 @@ def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str
 
 @each
 def test_endless_deferral_fails(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.protocols.auth_retry.POSTPONED_AT_MOST", 1)
+    monkeypatch.setattr("mailproxy.protocols.frontend.POSTPONED_AT_MOST", 1)
 
     async def play() -> None:
         async with checked_world(
@@ -254,7 +254,7 @@ def test_client_resets_during_upstream_connect(protocol: Protocol) -> None:
             client = await w.client()
             await client.line()
             await client.send(LOGINS[protocol])
-            while not w.auth.requests or w.meter.auth_in_flight.value:
+            while not w.auth.requests or w.metrics.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
             await w.settled()

@@ -114,7 +114,7 @@ def test_no_password_is_logged_or_measured_or_sent_back(
             hanging_up = asyncio.ensure_future(_hang_up(w))  # noqa: TID251 - cancelled below
             said = await asyncio.gather(*(_say(w, line) for line in lines(protocol)))
             hanging_up.cancel()
-            told = b"".join([*said, w.read_log().encode(), repr(w.meter.snapshot()).encode()])
+            told = b"".join([*said, w.read_log().encode(), repr(w.metrics.snapshot()).encode()])
             assert not [trace for trace in TRACES if trace in told]
             assert any(MARK in request or MARK[:10] in request for request in w.auth.requests)
 

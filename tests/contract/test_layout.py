@@ -49,7 +49,7 @@ def test_proxy_does_not_need_libraries_of_the_operator() -> None:
     code = (
         "import sys; sys.modules['kopf'] = sys.modules['kubernetes'] = None\n"
         "import mailproxy.app, mailproxy.cli, mailproxy.worker\n"
-        "import mailproxy.supervisor.supervisor, mailproxy.admin"
+        "import mailproxy.supervisor.supervisor, mailproxy.supervisor.admin_endpoint"
     )
     path = f"{ROOT / 'proxy'}"
     done = subprocess.run(

@@ -13,7 +13,7 @@ import pytest
 
 from mailproxy.dns import Resolver
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ResolverConfig
 from support.dns_server import client_name, free_port
 from support.needs import Needs
@@ -106,7 +106,7 @@ async def _listens(port: int) -> None:
 @pytest.mark.parametrize("server", sorted(SERVERS))
 async def test_names_are_confirmed_by_real_servers(needs: Needs, server: str, tmp_path: Path) -> None:
     async with running(server, needs(server), tmp_path) as address:
-        resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, meter=Meter())
+        resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, metrics=WorkerMetrics())
         clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
         names = [await client_name(resolver, client) for client in clients]
         await resolver.close()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
-from mailproxy_monitoring.pages import pages
+from mailproxy_monitoring.generated_files import generated_files
 
-from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.resource import Resource
@@ -45,9 +45,9 @@ def _read(name: str) -> Any:
     return yaml.safe_load((MONITORING / name).read_text())
 
 
-@pytest.mark.parametrize("path", pages(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", generated_files(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
 def test_generated_files_are_fresh(path: Path) -> None:
-    assert path.read_text() == pages()[path], "run: make generate"
+    assert path.read_text() == generated_files()[path], "run: make generate"
 
 
 @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 @pytest.mark.interop
 def test_promtool_accepts_the_metrics_of_a_busy_proxy(needs: Needs, busy: Places) -> None:
     promtool, proxy = needs("promtool"), busy.proxies[0]
-    for family in CATALOGUE:
+    for family in ALL_METRICS:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
     assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
 def test_adapter_queries_an_existing_metric() -> None:
     [rule] = _read("prometheus-adapter.yaml")["rules"]["custom"]
-    assert rule["seriesQuery"].partition("{")[0] in {family.name for family in CATALOGUE}
+    assert rule["seriesQuery"].partition("{")[0] in {family.name for family in ALL_METRICS}
 
 
 def test_kube_state_metrics_reads_existing_fields() -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from mailproxy_monitoring.operator import OPERATOR
+from mailproxy_monitoring.operator_dashboard import OPERATOR
 
 from support.needs import Needs
 from support.prometheus_world.operating import operating

@@ -26,7 +26,7 @@ def test_page_lists_every_recording_rule() -> None:
 
 @pytest.mark.parametrize("name", ["proxies", "operator"])
 def test_pictures_show_every_panel(name: str) -> None:
-    from mailproxy_monitoring.pages import DASHBOARDS
+    from mailproxy_monitoring.generated_files import DASHBOARDS
 
     picture = (DOCS / f"pictures/{name}.svg").read_text()
     shown = set(re.findall(r"<g transform[^>]*><rect[^>]*/><text[^>]*>([^<]+)</text>", picture))
@@ -36,7 +36,7 @@ def test_pictures_show_every_panel(name: str) -> None:
 
 def test_readme_picture_shows_the_first_row() -> None:
     picture = (DOCS / "pictures/glance.svg").read_text()
-    from mailproxy_monitoring.pages import DASHBOARDS
+    from mailproxy_monitoring.generated_files import DASHBOARDS
 
     first, *_ = DASHBOARDS["proxies"].rows
     assert all(f">{panel.title}</text>" in picture for panel in first.panels)

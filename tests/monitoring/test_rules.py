@@ -11,7 +11,7 @@ import pytest
 import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
-from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy.telemetry.definitions import ALL_METRICS
 from mailproxy_operator.meters import Meters
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
@@ -311,7 +311,7 @@ def test_plain_rules_are_the_rendered_alerts_for_every_proxy() -> None:
         assert "namespace, mailproxy, job" in rule["expr"]
         assert "JOB" not in rule["expr"]
         assert "PROXY" not in rule["expr"]
-        assert "WHO" not in rule["annotations"]["summary"]
+        assert "JOB" not in rule["annotations"]["summary"]
 
 
 @pytest.mark.interop
@@ -344,7 +344,9 @@ def test_plain_alert_has_the_instance(needs: Needs, tmp_path: Path) -> None:
 
 def test_rules_query_only_existing_metrics() -> None:
     exposed = Meters().exposition()[0].decode()
-    known = {family.name for family in CATALOGUE} | set(re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE))
+    known = {family.name for family in ALL_METRICS} | set(
+        re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE)
+    )
     asked = {
         name
         for groups in (plain_rules(), chart_rules())

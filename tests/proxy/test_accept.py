@@ -22,8 +22,9 @@ from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.session.accept import MAX_ACCEPTS_PER_EVENT, Listener, ListenTarget
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log import Log, LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ListenConfig, Protocol, SendProxyProtocol
 from support import configs
 from support.world import listening_socket
@@ -37,7 +38,7 @@ class Scene:
     def __init__(self, log: int) -> None:
         loop = make_loop()
         self.log = Log(log, LogFormat.TEXT)
-        self.context = WorkerContext(loop, loop.epoll, log=self.log, meter=Meter())
+        self.context = WorkerContext(loop, loop.epoll, log=self.log, metrics=WorkerMetrics())
         self.listeners: list[Listener] = []
         self.clients: list[socket.socket] = []
 
@@ -53,13 +54,13 @@ class Scene:
         server = VirtualServer(
             config,
             protocol=PROTOCOLS[protocol],
-            auth=AuthHttpClient(context, HostAddresses(config.auth_http, meter=context.meter), 60.0),
+            auth=AuthHttpClient(context, HostAddresses(config.auth_http, metrics=context.metrics), 60.0),
             template=RequestTemplate(config, (), keep_alive=True),
             resolver=None,
             tls=None,
             trusted=TrustedPeers(()),
-            meter=context.meter.server(config.name, protocol),
-            protocol_meter=context.meter.protocol(protocol),
+            metrics=context.metrics.server(config.name, protocol),
+            protocol_metrics=context.metrics.protocol(protocol),
             login_timeouts=context.timers.queue(config.timeout),
             idle_timeouts=context.timers.queue(config.proxy_timeout),
             log=self.log,
@@ -181,7 +182,7 @@ def test_one_client_is_accepted_per_event(scene: Scene) -> None:
         assert len(scene.sessions) == scene.context.clients == count
     listener.on_event(READ)  # another worker accepted it
     assert scene.context.clients == 3
-    assert listener.default.server.meter.active.value == 3
+    assert listener.default.server.metrics.active.value == 3
 
 
 @pytest.mark.parametrize(
@@ -216,9 +217,13 @@ def test_client_above_worker_connections_is_refused(
     refused = [scene.connect("127.0.0.1", listener) for _ in range(3)]
     assert [client.recv(200) for client in refused] == [reply] * 3
     assert scene.sessions == []
-    meter = target.server.meter
-    assert (meter.accepted.value, meter.active.value, meter.closed[CloseReason.LIMIT].value) == (3, 0, 3)
-    assert meter.limit_rejections["conn_total"].value == 3
+    metrics = target.server.metrics
+    assert (metrics.accepted.value, metrics.active.value, metrics.closed[CloseReason.LIMIT].value) == (
+        3,
+        0,
+        3,
+    )
+    assert metrics.limit_rejections["conn_total"].value == 3
     assert scene.context.clients == 0
     scene.log.flush()
     assert (tmp_path / "log").read_text().count("worker_connections_not_enough") == 1

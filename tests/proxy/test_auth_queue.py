@@ -38,7 +38,7 @@ def add(service: AuthHttpClient, one: PendingRequest) -> None:
     """Let a request wait for a connection, as where all are busy."""
     service.requests[one] = None
     service.waiting.add(one, A)
-    service.context.meter.auth_in_flight.value += 1
+    service.context.metrics.auth_in_flight.value += 1
 
 
 def filled(*sources: bytes) -> tuple[FairQueue, list[PendingRequest]]:

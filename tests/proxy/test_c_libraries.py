@@ -21,7 +21,7 @@ MISSING = {
 
 
 def uses(path: Path) -> set[tuple[str, str]]:
-    """Constants that a module takes from the standard library without asking whether they are there."""
+    """Return constants of the standard library that a module uses without a check."""
     return {
         (node.value.id, node.attr)
         for node in ast.walk(ast.parse(path.read_text()))

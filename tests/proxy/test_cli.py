@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments, exit codes, and what goes where."""
+"""Arguments, exit codes and output of the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from mailproxy.cli import admin, default_log_format, main, workers
-from mailproxy.supervisor.verdict import judge
+from mailproxy.supervisor.config_check import check_config
 from mailproxy.tls.openssl import OpenSslUnavailable
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.errors import ConfigError
@@ -128,7 +128,7 @@ def test_logs_are_text_on_a_terminal_and_json_elsewhere(monkeypatch: pytest.Monk
     assert default_log_format() == "json"
 
 
-def test_check_without_a_file_says_why(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_without_a_file_prints_the_reason(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "-f", str(file)]) == 1
     assert capsys.readouterr().err == f"{file}: cannot be read: No such file or directory\n"
 
@@ -145,7 +145,7 @@ def test_check_without_a_file_says_why(file: Path, capsys: pytest.CaptureFixture
         ("{secretName: mail-tls}", 0, "note: spec.servers[0].sslCertificate: "),
     ],
 )
-def test_check_tells_which_files_are_missing(
+def test_check_reports_missing_files(
     file: Path, capsys: pytest.CaptureFixture[str], certificate: str, code: int, begins: str
 ) -> None:
     listener = "{address: 127.0.0.1, port: 10143, ssl: true}"
@@ -176,7 +176,7 @@ def _with_tls(file: Path, directives: str) -> str:
         ("ssl_certificate nowhere; ssl_certificate_key nowhere;", ':8: "ssl_certificate": '),
     ],
 )
-def test_check_puts_tls_to_work(
+def test_check_creates_tls_contexts(
     file: Path, directives: str, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(_with_tls(file, directives))
@@ -187,9 +187,7 @@ def test_check_puts_tls_to_work(
 
 
 @pytest.mark.parametrize("directives", ["", "ssl_crl nowhere; ssl_client_certificate nowhere;"])
-def test_check_does_not_mind_files_that_nobody_opens(
-    file: Path, directives: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_ignores_unused_files(file: Path, directives: str, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(_with_tls(file, directives))
     assert main(["check", "-f", str(file)]) == 0
     assert capsys.readouterr() == (f"{file}: ok, 1 server, 1 listener\n", "")
@@ -227,9 +225,7 @@ def test_check_names_a_missing_certificate_of_a_manifest_beside_every_other_erro
     ]
 
 
-def test_check_shows_what_openssl_serves_otherwise_than_asked(
-    file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_reports_values_that_openssl_changes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(_with_tls(file, "ssl_protocols SSLv2 TLSv1.3;"))
     assert main(["check", str(file)]) == 0
     out, err = capsys.readouterr()
@@ -271,14 +267,14 @@ def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
     assert main(["check", str(file)]) == 0
     assert f"there is no such file; {told}" in capsys.readouterr().err
     with pytest.raises(ConfigError) as raised:
-        judge(file.read_bytes(), source=str(file), hostname="h").runnable()
+        check_config(file.read_bytes(), source=str(file), hostname="h").runnable()
     assert all(told in problem.reason for problem in raised.value.problems)
 
 
 def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "auth", "key": "k"}}}
     manifest = parse_manifest(body(mail={"authHttp": "a", "authHttpHeader": [header]}))
-    verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
+    verdict = check_config(dump(compile_proxy(manifest)), source=str(file), hostname="h")
     assert [str(problem) for problem in verdict.absent] == [
         "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
         "check that the Secret auth has the key k"
@@ -332,7 +328,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
         (b"\x1b[2J on;", ":1", r'unknown directive "\x1b[2J"'),
     ],
 )
-def test_convert_refuses_what_is_no_nginx_conf(
+def test_convert_rejects_invalid_nginx_conf(
     file: Path, capsys: pytest.CaptureFixture[str], data: bytes, line: str, reason: str
 ) -> None:
     file.write_bytes(data)
@@ -343,7 +339,7 @@ def test_convert_refuses_what_is_no_nginx_conf(
     assert reason in err
 
 
-def test_convert_says_why_there_is_nothing_to_read(
+def test_convert_reports_an_unreadable_file(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(file)]) == 1
@@ -352,8 +348,8 @@ def test_convert_says_why_there_is_nothing_to_read(
     assert capsys.readouterr() == ("", f"{tmp_path}: cannot be read: Is a directory\n")
 
 
-def test_convert_of_a_file_that_nobody_may_read(tmp_path: Path) -> None:
-    """As somebody else, for root may read everything."""
+def test_convert_reports_a_file_without_permission(tmp_path: Path) -> None:
+    """Run as another user, since root may read everything."""
     file = tmp_path / "nginx.conf"
     file.write_text(NGINX)
     file.chmod(0)
@@ -380,9 +376,7 @@ def test_convert_of_a_file_that_nobody_may_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + NGINX.encode(), NGINX.replace("\n", "\r\n").encode()])
-def test_convert_does_not_mind_how_editors_write(
-    file: Path, capsys: pytest.CaptureFixture[str], data: bytes
-) -> None:
+def test_convert_accepts_bom_and_crlf(file: Path, capsys: pytest.CaptureFixture[str], data: bytes) -> None:
     file.write_text(NGINX)
     assert main(["convert", str(file)]) == 0
     plain = capsys.readouterr()
@@ -411,7 +405,7 @@ def test_convert_does_not_mind_how_editors_write(
         ["run", "-f", "x", "--log-level", "loud"],
     ],
 )
-def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2
@@ -473,7 +467,7 @@ def test_the_module_is_the_command_and_check_loads_nothing_heavy(file: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["check", "convert"])
-def test_a_full_disk_is_no_traceback(file: Path, command: str) -> None:
+def test_full_disk_prints_no_traceback(file: Path, command: str) -> None:
     file.write_text(NGINX)
     with open("/dev/full", "wb") as full:
         found = subprocess.run(
@@ -490,7 +484,7 @@ def test_a_full_disk_is_no_traceback(file: Path, command: str) -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_traceback(file: Path) -> None:
+def test_closed_stdout_prints_no_traceback(file: Path) -> None:
     file.write_text(NGINX)
     read, write = os.pipe()
     os.close(read)

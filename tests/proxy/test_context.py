@@ -108,7 +108,7 @@ def test_exception_in_one_session_does_not_stop_draining_the_others(
                 await w.app.drain(5.0)
             await asyncio.gather(*(read_all(peer) for peer in peers))
             assert w.app.sessions == 0
-            closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
+            closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")
             assert {labels[2]: count for labels, count in closed.items()} == {"drain": 2, "internal_error": 1}
 
     run(play)
@@ -135,7 +135,7 @@ def test_session_whose_end_raises_is_closed_by_force(monkeypatch: pytest.MonkeyP
                 peer.writer.write_eof()
             await asyncio.gather(*(read_all(peer) for peer in (*peers, *relaying)))
             close_peers(w)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert HIDDEN not in w.read_log()
 

@@ -17,7 +17,7 @@ from mailproxy.dns import Resolver
 from mailproxy.dns.dns_client import DnsClient, RetryPolicy
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ResolverConfig, Seconds
 from support.dns_server import (
     FORMERR,
@@ -66,13 +66,13 @@ class Harness:
         self, *addresses: str, timeout: float = 10.0, retry: RetryPolicy = QUICK, **config: Any
     ) -> None:
         self.config = ResolverConfig(addresses=addresses, **config)
-        self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self.resolver = Resolver(
-            self.config, timeout=timeout, meter=self.meter, client=DnsClient(self.config, retry)
+            self.config, timeout=timeout, metrics=self.metrics, client=DnsClient(self.config, retry)
         )
 
     def queries(self, purpose: DnsPurpose, result: DnsResult) -> int:
-        return self.meter.dns_queries[purpose, result].value
+        return self.metrics.dns_queries[purpose, result].value
 
     async def __aenter__(self) -> Harness:
         return self
@@ -215,7 +215,7 @@ async def test_lookup_ends_at_resolver_timeout(dns: DnsServer, question: tuple[s
     purpose = DnsPurpose.PTR if question[1] == "PTR" else DnsPurpose.FORWARD
     async with Harness(dns.address, timeout=0.05) as harness:
         assert await harness.name() == TEMPUNAVAIL
-        assert harness.meter.dns_timeouts[purpose].value == 1
+        assert harness.metrics.dns_timeouts[purpose].value == 1
         assert harness.queries(purpose, DnsResult.TIMEOUT) == 1
 
 
@@ -254,10 +254,10 @@ async def test_cached_name_is_returned_at_once(dns: DnsServer) -> None:
         names: list[bytes] = []
         harness.resolver.look_up(CLIENT, names.append)
         assert names == [b"mail.example.com"]
-        assert harness.meter.dns_cache[CacheResult.HIT].value == 2
-        assert harness.meter.dns_cache_entries.value == 2
+        assert harness.metrics.dns_cache[CacheResult.HIT].value == 2
+        assert harness.metrics.dns_cache_entries.value == 2
     assert len(dns.asked) == 3
-    assert harness.meter.dns_cache_entries.value == 0
+    assert harness.metrics.dns_cache_entries.value == 0
 
 
 async def test_confirmation_is_cached_by_name(dns: DnsServer) -> None:
@@ -279,7 +279,7 @@ async def test_expired_confirmation_is_repeated_with_cached_name(dns: DnsServer,
 async def test_nxdomain_is_cached(dns: DnsServer) -> None:
     async with Harness(dns.address) as harness:
         assert [await harness.name("192.0.2.9") for _ in range(3)] == [UNAVAILABLE] * 3
-        assert harness.meter.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
+        assert harness.metrics.dns_cache[CacheResult.NEGATIVE_HIT].value == 2
     assert len(dns.asked) == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 from mailproxy.dns import HostAddresses, target_text
 from mailproxy.dns import host as module
 from mailproxy.enums import DnsPurpose, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import AuthHttp
 
 WHERE = AuthHttp(host="auth.example", port=9000)
@@ -47,12 +47,12 @@ class Hosts:
 
     def __init__(self, system: FakeGetaddrinfo) -> None:
         self.now = 1000.0
-        self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self.system = system
-        self.hosts = HostAddresses(WHERE, meter=self.meter, getaddrinfo=system, clock=lambda: self.now)
+        self.hosts = HostAddresses(WHERE, metrics=self.metrics, getaddrinfo=system, clock=lambda: self.now)
 
     def results(self) -> dict[DnsResult, int]:
-        cells = {result: self.meter.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
+        cells = {result: self.metrics.dns_queries[DnsPurpose.AUTH, result].value for result in DnsResult}
         return {result: value for result, value in cells.items() if value}
 
     async def lookup_ended(self) -> None:
@@ -73,7 +73,7 @@ async def test_ip_address_needs_no_lookup(where: AuthHttp, target: tuple[int, An
     def never(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
         raise AssertionError
 
-    hosts = HostAddresses(where, meter=Meter(), getaddrinfo=never)
+    hosts = HostAddresses(where, metrics=WorkerMetrics(), getaddrinfo=never)
     assert await hosts.start()
     hosts.failed(target)
     assert [hosts.take(), hosts.take()] == [target, target]
@@ -231,14 +231,14 @@ async def test_only_one_lookup_runs_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     await asyncio.sleep(0.02)
     test.system.gate.set()
     await test.lookup_ended()
-    assert test.meter.dns_timeouts[DnsPurpose.AUTH].value == 1
+    assert test.metrics.dns_timeouts[DnsPurpose.AUTH].value == 1
     assert test.hosts.targets == ((_V4, ("192.0.2.1", 9000)),)  # a late result is used
     assert test.results() == {DnsResult.TIMEOUT: 1}
     await test.hosts.close()
 
 
 async def test_getaddrinfo_is_used() -> None:
-    hosts = HostAddresses(AuthHttp(host="localhost", port=9000), meter=Meter())
+    hosts = HostAddresses(AuthHttp(host="localhost", port=9000), metrics=WorkerMetrics())
     assert await hosts.start()
     assert {address[0] for _, address in hosts.targets} <= {"127.0.0.1", "::1"}
     await hosts.close()

@@ -10,7 +10,7 @@ import pytest
 
 from mailproxy.dns.lookup import LookupCache, LookupResult, ResultCache, _Waiter, packed
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 
 OK: LookupResult[str] = LookupResult(DnsResult.OK, "value", 60)
 INVALID_RESULT: LookupResult[str] = LookupResult(DnsResult.INVALID)
@@ -34,9 +34,9 @@ class Harness:
 
     def __init__(self, *, timeout: float = 0, limit: int = 3) -> None:
         self.queries = Queries()
-        self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self.lookups = LookupCache(
-            DnsPurpose.PTR, self.queries.query, timeout=timeout, valid=None, meter=self.meter, limit=limit
+            DnsPurpose.PTR, self.queries.query, timeout=timeout, valid=None, metrics=self.metrics, limit=limit
         )
         self.results: list[LookupResult[str]] = []
 
@@ -107,7 +107,7 @@ async def test_lookup_is_cancelled_with_last_waiter() -> None:
     await run_callbacks()
     assert harness.queries.keys == ["a", "b"]
     assert harness.results == []
-    assert harness.meter.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
+    assert harness.metrics.dns_queries[DnsPurpose.PTR, DnsResult.OK].value == 0
     await harness.lookups.close()
 
 
@@ -139,10 +139,10 @@ async def test_timeout_is_a_result_and_is_counted() -> None:
     results: asyncio.Future[LookupResult[str]] = asyncio.get_running_loop().create_future()
     harness.lookups.find("a", results.set_result)
     assert await results == LookupResult(DnsResult.TIMEOUT)
-    assert harness.meter.dns_timeouts[DnsPurpose.PTR].value == 1
-    assert harness.meter.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
-    harness.meter.settle()
-    assert sum(harness.meter.dns_seconds[DnsPurpose.PTR].counts) == 1
+    assert harness.metrics.dns_timeouts[DnsPurpose.PTR].value == 1
+    assert harness.metrics.dns_queries[DnsPurpose.PTR, DnsResult.TIMEOUT].value == 1
+    harness.metrics.flush()
+    assert sum(harness.metrics.dns_seconds[DnsPurpose.PTR].counts) == 1
 
 
 @pytest.mark.parametrize("is_started", [True, False])
@@ -157,12 +157,12 @@ async def test_closing_delivers_invalid_to_waiters(is_started: bool) -> None:
 
 
 async def test_exception_in_query_is_reported_and_delivers_invalid() -> None:
-    meter = Meter()
+    metrics = WorkerMetrics()
 
     async def broken(_: str) -> LookupResult[str]:
         raise ZeroDivisionError
 
-    lookups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, meter=meter)
+    lookups = LookupCache(DnsPurpose.PTR, broken, timeout=0, valid=None, metrics=metrics)
     results: list[LookupResult[str]] = []
     crashes: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: crashes.append(context["exception"]))
@@ -231,7 +231,7 @@ INVALID: LookupResult[str] = LookupResult(DnsResult.INVALID, ttl=60)
 def test_result_is_cached_until_it_expires(
     clock: list[float], answer: LookupResult[str], valid: float | None, last: float, gone: float
 ) -> None:
-    cache: ResultCache[str, str] = ResultCache(valid, Meter())
+    cache: ResultCache[str, str] = ResultCache(valid, WorkerMetrics())
     cache.put("key", answer)
     clock[0] = last
     assert cache.get("key") is answer
@@ -240,28 +240,28 @@ def test_result_is_cached_until_it_expires(
 
 
 def test_result_without_ttl_is_not_cached() -> None:
-    cache: ResultCache[str, str] = ResultCache(300.0, Meter())
+    cache: ResultCache[str, str] = ResultCache(300.0, WorkerMetrics())
     cache.put("key", LookupResult(DnsResult.SERVFAIL))
     assert cache.get("key") is None
 
 
 def test_full_cache_removes_oldest_and_gauge_follows() -> None:
-    meter = Meter()
-    cache: ResultCache[int, str] = ResultCache(None, meter, size=3)
-    other: ResultCache[int, str] = ResultCache(None, meter, size=3)
+    metrics = WorkerMetrics()
+    cache: ResultCache[int, str] = ResultCache(None, metrics, size=3)
+    other: ResultCache[int, str] = ResultCache(None, metrics, size=3)
     other.put(0, found(60))
     for key in (1, 2, 3, 1, 4, 5):
         cache.put(key, found(60))
     assert [key for key in range(6) if cache.get(key)] == [1, 4, 5]
-    assert meter.dns_cache_entries.value == 4
+    assert metrics.dns_cache_entries.value == 4
     cache.clear()
     assert cache.get(5) is None
-    assert meter.dns_cache_entries.value == 1
+    assert metrics.dns_cache_entries.value == 1
 
 
 def test_cache_lookups_are_counted_by_result(clock: list[float]) -> None:
-    meter = Meter()
-    cache: ResultCache[str, str] = ResultCache(None, meter)
+    metrics = WorkerMetrics()
+    cache: ResultCache[str, str] = ResultCache(None, metrics)
     cache.put("found", found(1))
     cache.put("nothing", NOTHING)
     for key in ("found", "nothing", "unknown"):
@@ -269,7 +269,7 @@ def test_cache_lookups_are_counted_by_result(clock: list[float]) -> None:
     clock[0] += 3
     for key in ("found", "found"):
         cache.get(key)
-    assert {result: meter.dns_cache[result].value for result in CacheResult} == {
+    assert {result: metrics.dns_cache[result].value for result in CacheResult} == {
         CacheResult.HIT: 1,
         CacheResult.NEGATIVE_HIT: 1,
         CacheResult.MISS: 2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small HTTP server: whatever clients do, the next request is answered, and the log stays short."""
+"""The HTTP server: timeouts, limits, and requests of misbehaving clients."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from mailproxy import http_server as module
 from mailproxy.http_server import (
-    CONNECTIONS,
     IDLE_SECONDS,
-    LEAST_IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MIN_IDLE_SECONDS,
     BadRequest,
     HttpServer,
     Request,
@@ -91,9 +91,9 @@ async def serving(body: bytes = b"ok\n") -> AsyncIterator[Server]:
         await server.close()
 
 
-async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_longest() -> None:
+async def test_new_connection_replaces_the_longest_idle_one() -> None:
     async with serving() as server:
-        quiet = [await server.connect() for _ in range(CONNECTIONS)]
+        quiet = [await server.connect() for _ in range(MAX_CONNECTIONS)]
         assert b" 200 " in await quiet[0].ask()
         assert b" 200 " in await (await server.connect()).ask(LAST)
         assert await quiet[1].is_closed()  # the first one has sent a request since
@@ -101,17 +101,17 @@ async def test_a_new_connection_takes_the_place_of_the_one_that_was_idle_longest
         assert b" 200 " in await quiet[2].ask()
 
 
-async def test_probes_are_answered_while_quiet_connections_keep_coming() -> None:
+async def test_probes_are_served_with_many_idle_connections() -> None:
     async with serving() as server:
-        for number in range(5 * CONNECTIONS):
+        for number in range(5 * MAX_CONNECTIONS):
             await server.connect()
             if number % 7 == 0:
                 assert b" 200 " in await (await server.connect()).ask(LAST)
 
 
-async def test_who_sends_a_byte_now_and_then_is_idle() -> None:
+async def test_slow_request_counts_as_idle() -> None:
     async with serving() as server:
-        slow = [await server.connect() for _ in range(CONNECTIONS)]
+        slow = [await server.connect() for _ in range(MAX_CONNECTIONS)]
         for byte in b"GET /healthz":
             for client in slow:
                 client.writer.write(bytes([byte]))
@@ -124,17 +124,17 @@ async def test_who_sends_a_byte_now_and_then_is_idle() -> None:
     ("connections", "seconds"),
     [
         (1, IDLE_SECONDS),
-        (CONNECTIONS // 2, IDLE_SECONDS),
-        (CONNECTIONS * 3 // 4, LEAST_IDLE_SECONDS + (IDLE_SECONDS - LEAST_IDLE_SECONDS) / 2),
-        (CONNECTIONS, LEAST_IDLE_SECONDS),
-        (CONNECTIONS + 1, LEAST_IDLE_SECONDS),
+        (MAX_CONNECTIONS // 2, IDLE_SECONDS),
+        (MAX_CONNECTIONS * 3 // 4, MIN_IDLE_SECONDS + (IDLE_SECONDS - MIN_IDLE_SECONDS) / 2),
+        (MAX_CONNECTIONS, MIN_IDLE_SECONDS),
+        (MAX_CONNECTIONS + 1, MIN_IDLE_SECONDS),
     ],
 )
-def test_the_fuller_it_is_the_shorter_a_connection_may_be_idle(connections: int, seconds: float) -> None:
+def test_idle_timeout_decreases_with_the_number_of_connections(connections: int, seconds: float) -> None:
     assert idle_seconds(connections) == pytest.approx(seconds)
 
 
-async def test_idle_connections_make_room_as_it_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connections_are_closed_as_the_server_fills(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "idle_seconds", lambda count: 0.0 if count > 3 else 60.0)
     async with serving() as server:
         first = [await server.connect() for _ in range(3)]
@@ -162,7 +162,7 @@ async def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyP
             await asyncio.wait_for(client.reader.readexactly(50_000_000), 20)
 
 
-async def test_requests_that_came_together_are_answered_in_order() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     async with serving() as server:
         client = await server.connect()
         client.writer.write(HEALTH * 3)
@@ -202,7 +202,7 @@ async def test_a_connection_is_kept_where_another_request_can_follow(
         (b"\r\nGET /metrics HTTP/1.1\r\n\r\n", "/metrics"),
     ],
 )
-def test_the_path_is_found(head: bytes, path: str) -> None:
+def test_path_is_parsed(head: bytes, path: str) -> None:
     assert parse(head).path == path
 
 
@@ -222,13 +222,13 @@ def test_the_path_is_found(head: bytes, path: str) -> None:
         b"\x16\x03\x01\x00\xa5\r\n\r\n",
     ],
 )
-def test_what_is_no_request_is_refused(head: bytes) -> None:
+def test_invalid_request_raises(head: bytes) -> None:
     with pytest.raises(BadRequest):
         parse(head)
 
 
 @given(st.binary(max_size=200))
-def test_whatever_is_sent_is_a_request_or_refused(head: bytes) -> None:
+def test_any_data_is_a_request_or_an_error(head: bytes) -> None:
     try:
         request = parse(head + b"\r\n\r\n")
     except BadRequest:
@@ -236,7 +236,7 @@ def test_whatever_is_sent_is_a_request_or_refused(head: bytes) -> None:
     assert request.path is not None
 
 
-async def test_malformed_requests_are_logged_in_one_short_line_now_and_then(
+async def test_malformed_requests_are_logged_once_per_interval(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving() as server:
@@ -254,7 +254,7 @@ async def test_malformed_requests_are_logged_in_one_short_line_now_and_then(
     )
 
 
-async def test_a_failure_of_ours_costs_one_response_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_exception_in_handler_is_a_500_and_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         async with serving() as server:
             client = await server.connect()

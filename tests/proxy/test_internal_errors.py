@@ -33,7 +33,7 @@ from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session import Session
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log import LogWriter
+from mailproxy.telemetry.log_writer import LogWriter
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds, StartTls
 from support import invariants
@@ -414,7 +414,7 @@ def test_internal_error_ends_its_session_and_leaves_nothing(
                 async with asyncio.timeout(20):
                     await case.play(Stage(w, identities, break_))
             close_peers(w)
-            await invariants.settle(w.app, w.meter)
+            await invariants.settle(w.app, w.metrics)
             assert await descriptors(w.app, before) <= before
             assert await polls_per_second(w.app) < 100
             check(w, case)
@@ -428,10 +428,10 @@ def check(w: World, case: Case) -> None:
     assert HIDDEN not in log
     assert "Fault" in log
     assert "library" not in log
-    closed = invariants.series(w.meter, "mailproxy_connections_closed_total")
+    closed = invariants.series(w.metrics, "mailproxy_connections_closed_total")
     reasons = {"internal_error"}
     if case.name.startswith("service:"):
         reasons.add("auth_unavailable")  # where a connection to the service ends, so does the request in it
     assert sum(count for labels, count in closed.items() if labels[2] in reasons) == case.sessions
-    accepted = sum(invariants.series(w.meter, "mailproxy_connections_accepted_total").values())
+    accepted = sum(invariants.series(w.metrics, "mailproxy_connections_accepted_total").values())
     assert accepted == sum(closed.values())

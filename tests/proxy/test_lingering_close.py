@@ -17,7 +17,7 @@ from mailproxy.loop.worker_loop import make_loop
 from mailproxy.session import lingering_close as lingering_close_module
 from mailproxy.session.lingering_close import LINGER_BYTES, LingeringClose, end_writing, lingering_close
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from support import tls_peers
 from support.tls_authority import Authority
 from support.tls_peers import client_of, tls_of
@@ -30,7 +30,7 @@ def context() -> Iterator[WorkerContext]:
     loop = make_loop()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     log = Log(nowhere)
-    yield WorkerContext(loop, loop.epoll, log=log, meter=Meter())
+    yield WorkerContext(loop, loop.epoll, log=log, metrics=WorkerMetrics())
     log.close()
     os.close(nowhere)
     loop.close()

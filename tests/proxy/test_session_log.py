@@ -371,7 +371,8 @@ def test_connection_without_bytes_is_logged_at_debug_only(tmp_path: Path, level:
 async def closed(w: World) -> None:
     """Wait until one connection was counted as closed."""
     while not any(
-        count for labels, count in w.meter.snapshot()["series"].get("mailproxy_connections_closed_total", [])
+        count
+        for labels, count in w.metrics.snapshot()["series"].get("mailproxy_connections_closed_total", [])
     ):
         await asyncio.sleep(0.005)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``workers: auto`` is what this process may really use."""
+"""``workers: auto`` is the number of CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ MANY = len(os.sched_getaffinity(0))
         ("nonsense\n", {}, MANY),
     ],
 )
-def test_affinity_and_quota_bound_it(tmp_path: Path, groups: str, files: dict[str, str], count: int) -> None:
+def test_cpus_are_limited_by_affinity_and_quota(
+    tmp_path: Path, groups: str, files: dict[str, str], count: int
+) -> None:
     own = tmp_path / "own"
     own.write_text(groups)
     for name, text in files.items():
@@ -44,5 +46,5 @@ def test_affinity_and_quota_bound_it(tmp_path: Path, groups: str, files: dict[st
     assert cpus.usable(cgroups=tmp_path / "cgroup", own_groups=own) == count
 
 
-def test_a_system_without_control_groups_has_its_processors(tmp_path: Path) -> None:
+def test_without_control_groups_all_cpus_count(tmp_path: Path) -> None:
     assert cpus.usable(cgroups=tmp_path / "no", own_groups=tmp_path / "nor this") == MANY

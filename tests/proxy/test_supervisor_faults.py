@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole proxies as processes, when something is wrong with them or around them."""
+"""Whole proxies as processes, with faults."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_commands_end_in_order_whichever_standard_streams_are_closed(command: st
     assert (shown.returncode, shown.stderr) == (0, b"")
 
 
-def test_a_worker_that_hangs_is_seen_replaced_and_its_queued_clients_are_served(manifest: Manifest) -> None:
+def test_hung_worker_is_replaced_and_its_queued_clients_are_served(manifest: Manifest) -> None:
     with Proxy(manifest.path, options=["7", "10"]) as proxy:
         proxy.until_told("listening")
         hung = proxy.workers()[0]
@@ -89,12 +89,12 @@ def test_a_worker_that_hangs_is_seen_replaced_and_its_queued_clients_are_served(
             client.close()
 
 
-def test_a_fork_server_that_dies_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
-    (gone,) = proxy.fork_servers()
+def test_killed_fork_server_is_replaced(manifest: Manifest, proxy: Proxy) -> None:
+    (on_exit,) = proxy.fork_servers()
     workers = set(proxy.workers())
-    os.kill(gone, signal.SIGKILL)
-    assert proxy.until_told("fork_server_exited")["pid"] == gone
-    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [gone], "another fork server")
+    os.kill(on_exit, signal.SIGKILL)
+    assert proxy.until_told("fork_server_exited")["pid"] == on_exit
+    until(lambda: proxy.fork_servers() and proxy.fork_servers() != [on_exit], "another fork server")
     assert set(proxy.workers()) == workers
     killed = min(workers)
     os.kill(killed, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_a_fork_server_that_dies_is_replaced(manifest: Manifest, proxy: Proxy) -
     assert proxy.until_told("worker_exited")["exit_code"] == -9
 
 
-def test_a_reload_while_clients_hold_every_descriptor_ends_no_session(manifest: Manifest) -> None:
+def test_reload_with_all_descriptors_in_use_ends_no_session(manifest: Manifest) -> None:
     manifest.write(workers=1)
     with Proxy(manifest.path, command=COMMAND) as proxy:
         proxy.until_told("listening")
@@ -120,7 +120,7 @@ def test_a_reload_while_clients_hold_every_descriptor_ends_no_session(manifest: 
                 other.close()
 
 
-def test_a_reload_opens_a_new_log_while_clients_hold_every_descriptor(tmp_path: Path) -> None:
+def test_reload_with_all_descriptors_in_use_opens_a_new_log(tmp_path: Path) -> None:
     port = free_port()
     file = tmp_path / "nginx.conf"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers are forked from a process that has one thread, and nothing that is not meant for them."""
+"""Workers are forked from a process with one thread, and inherit nothing else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy.supervisor import fork_server, heartbeat
-from mailproxy.supervisor.launcher import Launcher
+from mailproxy.supervisor import child_process, fork_server
+from mailproxy.supervisor.launcher import WorkerLauncher
 from mailproxy.supervisor.worker_process import WorkerProcess
 from mailproxy_config.model import LogLevel
-from support.processes import STAND_IN, deployment, launcher, our_sources
+from support.processes import STAND_IN, make_launcher, make_revision, our_sources
 from support.proxies import process_name
 
 __all__ = ["our_sources"]
@@ -25,21 +25,21 @@ pytestmark = pytest.mark.usefixtures("our_sources")
 
 
 class Bench:
-    """A launcher, what it logs, and the workers that it started."""
+    """A launcher, its log events, and its workers."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self.tasks = tasks
         self.events: list[tuple[str, dict[str, object]]] = []
         self.workers: list[WorkerProcess] = []
-        self.launcher: Launcher = launcher(tasks, STAND_IN, self._tell)
+        self.launcher: WorkerLauncher = make_launcher(tasks, STAND_IN, self._log_event)
 
-    def _tell(self, level: LogLevel, name: str, /, **fields: object) -> None:
+    def _log_event(self, level: LogLevel, name: str, /, **fields: object) -> None:
         self.events.append((name, fields))
 
     async def start(self) -> WorkerProcess:
         worker = await self.launcher.start(lambda *_: None)
         self.workers.append(worker)
-        self.tasks.create_task(worker.watch())
+        self.tasks.create_task(worker.wait_for_exit())
         return worker
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -130,8 +130,8 @@ async def test_workers_do_not_draw_the_same_random_numbers(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(2):
             worker = await bench.start()
-            wanted = deployment([listener], "random")
-            await worker.configure(wanted.order(), wanted.sockets_of(0))
+            wanted = make_revision([listener], "random")
+            await worker.configure(wanted.configure_message(), wanted.sockets_for(0))
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             keys.add((await reader.readline()).split()[3])
             writer.close()
@@ -140,19 +140,19 @@ async def test_workers_do_not_draw_the_same_random_numbers(
     assert len(keys) == 2
 
 
-async def test_a_fork_server_that_dies_is_replaced_and_its_workers_go_on(bench: Bench) -> None:
+async def test_killed_fork_server_is_replaced_and_its_workers_stay(bench: Bench) -> None:
     first = await bench.start()
-    gone = bench.launcher.pid
-    os.kill(gone, signal.SIGKILL)
-    await bench.until(lambda: bench.launcher.pid != gone)
-    assert bench.events == [("fork_server_exited", {"pid": gone, "exit_code": -9})]
+    on_exit = bench.launcher.pid
+    os.kill(on_exit, signal.SIGKILL)
+    await bench.until(lambda: bench.launcher.pid != on_exit)
+    assert bench.events == [("fork_server_exited", {"pid": on_exit, "exit_code": -9})]
     await first.report(1, 60)
     assert parent(first.pid) == os.getpid()
     second = await bench.start()
     await second.report(1, 60)
 
 
-async def test_the_exit_code_is_known_also_after_the_fork_servers_death(bench: Bench) -> None:
+async def test_exit_code_is_known_after_the_fork_server_exits(bench: Bench) -> None:
     worker = await bench.start()
     os.kill(bench.launcher.pid, signal.SIGKILL)
     await bench.until(lambda: bench.events)
@@ -161,7 +161,7 @@ async def test_the_exit_code_is_known_also_after_the_fork_servers_death(bench: B
     assert worker.exit_code == -signal.SIGABRT
 
 
-async def test_who_waits_for_a_worker_learns_of_the_fork_servers_death(bench: Bench) -> None:
+async def test_pending_start_fails_when_the_fork_server_exits(bench: Bench) -> None:
     await bench.start()
     os.kill(bench.launcher.pid, signal.SIGSTOP)
     asyncio.get_running_loop().call_later(0.1, os.kill, bench.launcher.pid, signal.SIGKILL)
@@ -171,7 +171,7 @@ async def test_who_waits_for_a_worker_learns_of_the_fork_servers_death(bench: Be
 
 async def test_a_fork_server_that_hangs_is_replaced(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.start()
-    monkeypatch.setattr(heartbeat, "HUNG_SECONDS", 2.0)
+    monkeypatch.setattr(child_process, "HUNG_SECONDS", 2.0)
     hung = bench.launcher.pid
     os.kill(hung, signal.SIGSTOP)
     with pytest.raises(OSError, match="the fork server has ended"):
@@ -194,7 +194,7 @@ async def test_a_worker_that_cannot_be_forked_is_an_error_with_its_reason(bench:
     assert bench.launcher.pid == pid
 
 
-async def test_a_start_that_is_given_up_leaves_no_worker(bench: Bench) -> None:
+async def test_cancelled_start_leaves_no_worker(bench: Bench) -> None:
     bench.launcher.close()
     with pytest.raises(OSError, match="the fork server has ended"):
         await bench.launcher.start(lambda *_: None)

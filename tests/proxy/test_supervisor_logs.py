@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mailproxy run -f nginx.conf`` writes the logs that the file names; whole processes."""
+"""``mailproxy run -f nginx.conf`` writes the configured logs; whole processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def running(file: Path, *options: str) -> Iterator[Proxy]:
 
 
 def leave(conf: Conf) -> None:
-    """One session that the log tells of."""
+    """Run one session that is logged."""
     with socket.create_connection(("127.0.0.1", conf.port), 30) as client:
         client.recv(100)
         client.sendall(b"a LOGOUT\r\n")
@@ -59,7 +59,7 @@ def text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_logs_are_written_where_the_file_says(conf: Conf, tmp_path: Path) -> None:
+def test_logs_are_written_to_the_configured_files(conf: Conf, tmp_path: Path) -> None:
     main, imap, loud = (tmp_path / name for name in ("main.log", "imap.log", "loud.log"))
     file = conf.write(f"error_log {main} notice;", f"error_log {imap}; error_log loud.log debug;")
     with running(file) as proxy:
@@ -72,7 +72,7 @@ def test_logs_are_written_where_the_file_says(conf: Conf, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.glob("*.log")} == {"main.log", "imap.log", "loud.log"}
 
 
-def test_a_signal_opens_the_logs_anew_in_every_process(conf: Conf, tmp_path: Path) -> None:
+def test_sigusr1_reopens_logs_in_every_process(conf: Conf, tmp_path: Path) -> None:
     log = tmp_path / "error.log"
     with running(conf.write(f"error_log {log} notice;")) as proxy:
         leave(conf)
@@ -89,7 +89,7 @@ def test_a_signal_opens_the_logs_anew_in_every_process(conf: Conf, tmp_path: Pat
             until(lambda: len(workers()) == 2, "both workers to write to the new file")
 
 
-def test_a_signal_without_log_files_changes_nothing(conf: Conf) -> None:
+def test_sigusr1_without_log_files_does_nothing(conf: Conf) -> None:
     with running(conf.write("error_log stderr info;")) as proxy:
         proxy.signal(signal.SIGUSR1)
         proxy.until_told("logs_reopened")
@@ -178,7 +178,7 @@ def is_served(conf: Conf) -> bool:
     return False
 
 
-def test_a_syslog_server_is_sent_what_happens(conf: Conf) -> None:
+def test_events_are_sent_to_a_syslog_server(conf: Conf) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(30)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the admin endpoint says is true of all processes together."""
+"""The status of all processes, as the admin endpoint reports it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.enums import RestartReason
+from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.version import revision, version
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.labels import RestartReason
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import Protocol
-from support.processes import deployment
+from support.processes import make_revision
 
 
 @dataclass
 class StillWorkers:
-    """Workers to whom nothing happens."""
+    """A pool with constant values."""
 
     alive: int = 2
     serving: int = 2
     is_settled: bool = True
-    wanted: ConfigRevision = field(default_factory=lambda: deployment([]))
+    wanted: ConfigRevision = field(default_factory=lambda: make_revision([]))
     restarts: dict[RestartReason, int] = field(default_factory=dict)
-    late: dict[int, float] = field(default_factory=dict)
+    unresponsive: dict[int, float] = field(default_factory=dict)
     asked: list[tuple[int, float]] = field(default_factory=list)
 
     async def report(self, number: int, seconds: float) -> None:
@@ -50,29 +50,29 @@ def status() -> Status:
         (True, True, 2, False),
     ],
 )
-def test_it_is_ready_while_clients_are_taken(
+def test_status_is_ready_while_clients_are_accepted(
     status: Status, is_started: bool, is_draining: bool, serving: int, ready: bool
 ) -> None:
     status.pool = StillWorkers(serving=serving)
     status.is_started, status.is_draining = is_started, is_draining
-    assert (status.unready() == "") is ready
+    assert (status.unready_reason() == "") is ready
 
 
-def test_it_is_not_ready_without_workers(status: Status) -> None:
+def test_status_is_not_ready_without_workers(status: Status) -> None:
     status.is_started = True
-    assert status.unready() == "starting"
+    assert status.unready_reason() == "starting"
 
 
-def test_it_is_not_ready_while_a_worker_does_not_report(status: Status) -> None:
-    status.pool = StillWorkers(late={4711: 12.0, 4712: 29.0})
+def test_status_is_not_ready_while_a_worker_is_silent(status: Status) -> None:
+    status.pool = StillWorkers(unresponsive={4711: 12.0, 4712: 29.0})
     status.is_started = True
-    assert status.unready() == (
+    assert status.unready_reason() == (
         "worker 4711 has not reported for 12 s; worker 4712 has not reported for 29 s"
     )
 
 
 def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
-    first, second = deployment([]), deployment([], "pop3", serial=2)
+    first, second = make_revision([]), make_revision([], "pop3", serial=2)
     assert status.config() == {"hash": None, "generation": None, "loaded_at": None, "last_error": None}
     status.pool = StillWorkers(wanted=first)
     assert status.config()["hash"] is None
@@ -89,29 +89,29 @@ def test_the_hash_is_that_which_all_workers_run(status: Status) -> None:
     }
 
 
-def test_a_refusal_stays_until_something_is_accepted(status: Status) -> None:
-    status.loaded(deployment([]))
+def test_last_error_stays_until_a_configuration_is_applied(status: Status) -> None:
+    status.loaded(make_revision([]))
     status.refused((Problem("spec.servers[0]", "no"), Problem("", "nor that")))
     assert status.config()["last_error"] == "spec.servers[0]: no; nor that"
     page = status.page()
     assert page[c.CONFIG_SUCCESSFUL] == {(): 0}
     assert page[c.CONFIG_RELOADS] == {("success",): 1, ("failure",): 1}
-    status.loaded(deployment([]))
+    status.loaded(make_revision([]))
     assert status.config()["last_error"] is None
     assert c.CONFIG_SUCCESSFUL not in status.page()
 
 
-def test_what_is_wrong_is_cut_where_it_is_long(status: Status) -> None:
+def test_long_error_is_truncated(status: Status) -> None:
     status.refused(tuple(Problem("spec", "x" * 100) for _ in range(1000)))
     assert len(str(status.config()["last_error"])) == 4096
 
 
-def test_a_dead_workers_counts_stay(status: Status) -> None:
-    meters = [Meter(), Meter()]
-    for key, meter in enumerate(meters):
-        meter.server("imap", Protocol.IMAP).accepted.value = 5
-        status.reported(key, meter.snapshot())
-    status.gone(0)
+def test_counters_of_exited_worker_stay(status: Status) -> None:
+    meters = [WorkerMetrics(), WorkerMetrics()]
+    for key, metrics in enumerate(meters):
+        metrics.server("imap", Protocol.IMAP).accepted.value = 5
+        status.on_snapshot(key, metrics.snapshot())
+    status.on_exit(0)
     assert status.page()[c.CONNECTIONS_ACCEPTED] == {("imap", "imap"): 10}
 
 
@@ -128,12 +128,12 @@ def test_the_supervisors_own_facts_are_on_the_page(status: Status) -> None:
     assert labels[3] == ssl.OPENSSL_VERSION
 
 
-async def test_workers_are_asked_with_a_new_number_each_time(status: Status) -> None:
+async def test_each_refresh_has_a_new_number(status: Status) -> None:
     workers = StillWorkers()
-    await status.snapshots()
+    await status.refresh()
     status.pool = workers
-    await status.snapshots()
-    await status.snapshots()
+    await status.refresh()
+    await status.refresh()
     assert workers.asked == [(2, 1.0), (3, 1.0)]
 
 

@@ -89,8 +89,8 @@ async def checked_world(
         yield w
         for writer in (*w.writers, *w.upstream.writers):
             abort(writer)
-        await invariants.settle(w.app, w.meter)
-        invariants.check_accounts(w.meter, w.read_log())
+        await invariants.settle(w.app, w.metrics)
+        invariants.check_accounts(w.metrics, w.read_log())
         w.app.context.log.close(0.0)
     for _ in range(500):  # the DNS library closes descriptors in a thread
         if invariants.descriptors() <= before:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from mailproxy.app import App
 from mailproxy.enums import LoginResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 
 _SETTLING: Final = 30.0
 """Seconds to wait for sessions to end; a lingering close takes up to two."""
@@ -33,23 +33,23 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def series(meter: Meter, family: str) -> dict[tuple[str, ...], Any]:
+def series(metrics: WorkerMetrics, family: str) -> dict[tuple[str, ...], Any]:
     """Return the series of a metric that are not 0."""
-    told = meter.snapshot()["series"].get(family, [])
+    told = metrics.snapshot()["series"].get(family, [])
     return {tuple(labels): value for labels, value in told if value}
 
 
-async def settle(app: App, meter: Meter) -> None:
+async def settle(app: App, metrics: WorkerMetrics) -> None:
     """Wait until nothing is left over, and fail with what is."""
     try:
         async with asyncio.timeout(_SETTLING):
-            while any(leftovers(app, meter)):
+            while any(leftovers(app, metrics)):
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"left over: {list(leftovers(app, meter))}") from None
+        raise AssertionError(f"left over: {list(leftovers(app, metrics))}") from None
 
 
-def leftovers(app: App, meter: Meter) -> Iterator[str]:
+def leftovers(app: App, metrics: WorkerMetrics) -> Iterator[str]:
     """List what is left of sessions that are over: objects, timeouts, descriptors, auth requests, gauges."""
     context = app.context
     found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
@@ -60,28 +60,28 @@ def leftovers(app: App, meter: Meter) -> Iterator[str]:
         found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
         waiting |= {connection.fd for connection in service.idle}
     found["handlers"] = context.epoll.handlers.keys() - waiting
-    found |= {family: series(meter, family) for family in _NOW}
+    found |= {family: series(metrics, family) for family in _NOW}
     return (f"{name}: {what}" for name, what in found.items() if what)
 
 
-def check_accounts(meter: Meter, log: str) -> None:
+def check_accounts(metrics: WorkerMetrics, log: str) -> None:
     """Check that every accepted client was closed, and that every login was counted once.
 
     Args:
-        meter: Of a worker without sessions.
+        metrics: Of a worker without sessions.
         log: All its lines, in their text form.
     """
-    accepted = sum(series(meter, "mailproxy_connections_accepted_total").values())
-    closed = sum(series(meter, "mailproxy_connections_closed_total").values())
+    accepted = sum(series(metrics, "mailproxy_connections_accepted_total").values())
+    closed = sum(series(metrics, "mailproxy_connections_closed_total").values())
     assert accepted == closed, f"{accepted} accepted, {closed} closed"
-    refused = sum(series(meter, "mailproxy_limit_rejections_total").get(key, 0) for key in _limits(meter))
+    refused = sum(series(metrics, "mailproxy_limit_rejections_total").get(key, 0) for key in _limits(metrics))
     told = log.count(" info session ") + log.count(" debug session ")
     assert told == closed - refused, f"{told} lines for {closed - refused} sessions"
-    logins = series(meter, "mailproxy_logins_total")
+    logins = series(metrics, "mailproxy_logins_total")
     counted = sum(count for (_, _, result), count in logins.items() if result not in _UNASKED)
     attempts = sum(map(int, _ATTEMPTS.findall(log)))
     assert counted == attempts, f"{attempts} attempts, {logins}"
 
 
-def _limits(meter: Meter) -> list[tuple[str, ...]]:
-    return [key for key in series(meter, "mailproxy_limit_rejections_total") if key[1] == "conn_total"]
+def _limits(metrics: WorkerMetrics) -> list[tuple[str, ...]]:
+    return [key for key in series(metrics, "mailproxy_limit_rejections_total") if key[1] == "conn_total"]

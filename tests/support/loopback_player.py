@@ -23,10 +23,11 @@ from typing import Any, Final
 from mailproxy.app import App
 from mailproxy.enums import ProtocolErrorKind
 from mailproxy.loop.worker_loop import WorkerLoop
-from mailproxy.net import plan
+from mailproxy.net.listen_plan import plan_sockets
 from mailproxy.session.driver import ProtocolDriver
-from mailproxy.telemetry.log import Log, LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -124,9 +125,9 @@ class _Player:
             await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
         ]
         self.upstream_port = ports[1]
-        self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self._log = stack.enter_context(_log())
-        self.app = App(log=self._log.log, meter=self.meter)
+        self.app = App(log=self._log.log, metrics=self.metrics)
         self.app.context.make_challenge = _challenge  # type: ignore[method-assign]
         server = self._server(AuthHttp(host="127.0.0.1", port=ports[0], uri="/auth"))
         if server.resolver is not None:
@@ -178,7 +179,7 @@ class _Player:
 
     async def _listen(self, server: ServerConfig) -> None:
         config = ProxyConfig(servers=(server,))
-        (planned,) = plan(config, {})
+        (planned,) = plan_sockets(config, {})
         if self._is_unix:
             self.sock = _unix_socket(f"{self.folder}/listener")
         self.port = 0 if self._is_unix else self.sock.getsockname()[1]
@@ -213,7 +214,7 @@ class _Player:
             except asyncio.IncompleteReadError as short:
                 self._differ(step, repr(short.partial))
         await self._end()
-        await invariants.settle(self.app, self.meter)
+        await invariants.settle(self.app, self.metrics)
         self._compare_accounts(self._log.read())
 
     async def _take(self, step: Step) -> None:
@@ -270,9 +271,9 @@ class _Player:
                 self.is_over = True
                 self._compare(step, await self.client.rest(), b"")
                 self.client.close()
-                await invariants.settle(self.app, self.meter)
+                await invariants.settle(self.app, self.metrics)
                 key = (self.transcript.server.name, self.transcript.server.protocol.value, rest)
-                closed = invariants.series(self.meter, "mailproxy_connections_closed_total")
+                closed = invariants.series(self.metrics, "mailproxy_connections_closed_total")
                 self._compare(step, closed, {key: 1})
 
     async def _authorize(self, step: Step, text: str) -> None:
@@ -304,7 +305,7 @@ class _Player:
                 self._compare(last, await upstream.rest(), b"")
             elif self.upstream_speaks and not self.is_over:
                 await self._upstream()
-                states = invariants.series(self.meter, "mailproxy_sessions_active")
+                states = invariants.series(self.metrics, "mailproxy_sessions_active")
                 self._compare(last, states, {(self.transcript.server.protocol.value, "upstream"): 1})
                 self.client.reset()
             elif not self.is_over and self.client.writer.can_write_eof():
@@ -319,7 +320,7 @@ class _Player:
         steps = self.transcript.steps
         notes = [step.text for step in steps if step.text.startswith("note ")]
         erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))
-        errors = invariants.series(self.meter, "mailproxy_protocol_errors_total")
+        errors = invariants.series(self.metrics, "mailproxy_protocol_errors_total")
         found = {kind: count for (_, kind), count in errors.items() if kind not in _UPSTREAMS}
         if notes:
             self._compare(steps[-1], found, dict(erred))
@@ -327,12 +328,12 @@ class _Player:
             sort, _, words = text.removeprefix("note ").partition(" ")
             if sort == "login_refused":
                 key = (self.transcript.server.protocol.value, *words.split())
-                assert invariants.series(self.meter, "mailproxy_logins_total").get(key), text
+                assert invariants.series(self.metrics, "mailproxy_logins_total").get(key), text
             elif sort == "remark":
                 assert words.partition(":")[0] in log, f"{text} is not in {log}"
         for step in steps:
             if step.text.startswith("trouble "):
-                family = invariants.series(self.meter, "mailproxy_upstream_errors_total")
+                family = invariants.series(self.metrics, "mailproxy_upstream_errors_total")
                 assert family[self.transcript.server.protocol.value, step.text.split()[1]] == 1, family
 
     def _compare(self, step: Step, found: object, wanted: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes around a stand-in application, and what they are told."""
+"""Worker processes with a stand-in application, and their configuration."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Final
 import pytest
 
 from mailproxy.supervisor import fork_server
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.supervisor.config_loader import ConfigRevision
 from mailproxy.supervisor.key_rotation import KeyRotation
-from mailproxy.supervisor.launcher import Launcher
-from mailproxy.supervisor.listening_sockets import Sockets
-from mailproxy.supervisor.worker_pool import LogCallback
+from mailproxy.supervisor.launcher import WorkerLauncher
+from mailproxy.supervisor.listening_sockets import SocketSet
+from mailproxy.supervisor.worker_process import LogCallback
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
 from mailproxy_config.rendered import config_hash, dump
 from support.configs import server
@@ -27,25 +27,27 @@ ROOT: Final = Path(__file__).parents[2]
 PYTHONPATH: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "tests")])
 WORKER: Final = "support.standin_worker"
 STAND_IN: Final = ("--log-format", "text")
-"""The command line of a stand-in's worker."""
+"""The command line of a stand-in worker."""
 
 
-def launcher(
-    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, tell: LogCallback | None = None
-) -> Launcher:
-    """Start workers of the stand-in from a fork server of their own; a test process has threads."""
+def make_launcher(
+    tasks: asyncio.TaskGroup, arguments: Sequence[str] = STAND_IN, log_event: LogCallback | None = None
+) -> WorkerLauncher:
+    """Start stand-in workers from a fork server, since the test process has threads."""
     fork_server.become_subreaper()
-    another = functools.partial(fork_server.execute, WORKER)
-    return Launcher(tasks, another(), arguments, another=another, tell=tell or (lambda *_, **__: None))
+    spawn = functools.partial(fork_server.spawn, WORKER)
+    return WorkerLauncher(
+        tasks, spawn(), arguments, spawn=spawn, log_event=log_event or (lambda *_, **__: None)
+    )
 
 
 @pytest.fixture
 def our_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have processes that a test starts use the sources as they are."""
+    """Make processes that a test starts import the sources of this checkout."""
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
 
 
-def deployment(
+def make_revision(
     listeners: Sequence[socket.socket],
     name: str = "imap",
     *,
@@ -68,6 +70,6 @@ def deployment(
         hostname="host.example.com",
         names={},
         workers=workers,
-        sockets=Sockets(by_key={"one": list(listeners)}),
+        sockets=SocketSet(by_key={"one": list(listeners)}),
         ticket_keys=KeyRotation(),
     )

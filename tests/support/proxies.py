@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole proxy as a process of its own: supervisor, workers, admin endpoint, log."""
+"""A whole proxy in separate processes: supervisor, workers, admin endpoint, log."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mailproxy.supervisor import fork_server
 from support.processes import PYTHONPATH
 
 PATIENCE: Final = 60.0
-"""Seconds that a test waits for something that must happen."""
+"""Timeout in seconds of what a test waits for."""
 
 COMMAND: Final = ("-m", "mailproxy", "run", "--admin", "127.0.0.1:0", "-f")
 STAND_IN: Final = (str(Path(__file__).with_name("standin_proxy.py")),)
 
 
 def until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # what the condition says
-    """Wait until a condition says something true, and give that."""
+    """Wait until a condition is true, and return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -39,28 +39,28 @@ def until(condition: Callable[[], Any], what: str = "it to happen") -> Any:  # w
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on just now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, and not only its exit code."""
+    """Return whether a process runs and is not a zombie."""
     with suppress(OSError):
         return " Z " not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]
     return False
 
 
 def process_name(pid: int) -> str:
-    """The name of a process, empty where there is none."""
+    """Return the name of a process; empty where there is none."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
 
 
 class Proxy:
-    """``mailproxy run`` on a file, until the end of the block.
+    """Run ``mailproxy run`` with a file until the end of the block.
 
     Args:
         file: The configuration.
@@ -104,11 +104,11 @@ class Proxy:
     # -- what it says
 
     def told(self, event: str) -> list[dict[str, Any]]:
-        """All log events of a name, so far."""
+        """Return all log events with a name, so far."""
         return [found for found in self.events if found.get("event") == event]
 
     def until_told(self, event: str, count: int = 1) -> dict[str, Any]:
-        """Wait for the so-manieth event of a name."""
+        """Wait for the n-th event with a name."""
         until(
             lambda: len(self.told(event)) >= count or self.process.poll() is not None,
             f"event {event} number {count}; {self.lines}",
@@ -117,7 +117,7 @@ class Proxy:
         return self.told(event)[count - 1]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Ask the admin endpoint."""
+        """Request a path of the admin endpoint."""
         admin = self.until_told("listening")["admin"]
         try:
             with urllib.request.urlopen(f"http://{admin}{path}", timeout=PATIENCE) as answer:
@@ -127,23 +127,23 @@ class Proxy:
                 return error.code, error.read().decode()
 
     def config(self) -> dict[str, Any]:
-        """What ``/config`` says."""
+        """Return the content of ``/config``."""
         found: dict[str, Any] = json.loads(self.get("/config")[1])
         return found
 
     def metric(self, name: str) -> float:
-        """The sum of all series whose text begins so."""
+        """Return the sum of all series that start with a text."""
         lines = [line for line in self.get("/metrics")[1].splitlines() if line.startswith(name)]
         return sum(float(line.split()[-1]) for line in lines)
 
     # -- what it is
 
     def workers(self) -> list[int]:
-        """The process numbers of its workers."""
+        """Return the process IDs of its workers."""
         return [pid for pid in self._children() if process_name(pid) == fork_server.WORKER_NAME]
 
     def fork_servers(self) -> list[int]:
-        """The process numbers of its fork servers; one, but while it is replaced."""
+        """Return the process IDs of its fork servers: one, except while it is replaced."""
         return [pid for pid in self._children() if process_name(pid) == fork_server.NAME]
 
     def _children(self) -> list[int]:
@@ -157,7 +157,7 @@ class Proxy:
         self.process.send_signal(signum)
 
     def exit_code(self) -> int:
-        """Wait for its end."""
+        """Wait until it has exited."""
         return self.process.wait(PATIENCE)
 
 
@@ -177,17 +177,17 @@ class Client:
         self._sock.close()
 
     def say(self, text: str) -> None:
-        """Say a line."""
+        """Send a line."""
         self._sock.sendall(text.encode() + b"\r\n")
 
     def line(self) -> str:
-        """Hear a line; empty at the end of the connection, however it ends."""
+        """Read a line; empty at the end of the connection or after a reset."""
         try:
             return self._file.readline().decode().rstrip("\r\n")
         except ConnectionError:
             return ""
 
     def ask(self, text: str) -> str:
-        """Say a line and hear one."""
+        """Send a line and read one."""
         self.say(text)
         return self.line()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests run in one process, where there are several."""
+"""Which tests run in the same worker of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def unit(nodeid: str) -> str:
 
 
 class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types for it
-    """Hands whole modules to the processes, those with the most tests first."""
+    """Distributes whole modules, those with the most tests first."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit(nodeid)

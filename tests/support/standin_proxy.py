@@ -9,18 +9,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mailproxy.supervisor import heartbeat
-from mailproxy.supervisor.options import Settings
+from mailproxy.supervisor import child_process
+from mailproxy.supervisor.options import RunOptions
 from mailproxy.supervisor.supervisor import run
-from mailproxy.telemetry.log import LogFormat
+from mailproxy.telemetry.log_writer import LogFormat
 from support.processes import WORKER
 
 if __name__ == "__main__":
     if sys.argv[2:]:
-        heartbeat.LATE_SECONDS, heartbeat.HUNG_SECONDS = map(float, sys.argv[2:])  # type: ignore[misc]
+        child_process.LATE_SECONDS, child_process.HUNG_SECONDS = map(float, sys.argv[2:])  # type: ignore[misc]
     sys.exit(
         run(
-            Settings(
+            RunOptions(
                 file=Path(sys.argv[1]),
                 admin_port=0,
                 log_format=LogFormat.JSON,

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker process around a small application of our own, for tests of processes rather than of mail.
+"""A worker process with a stand-in application, for tests of processes rather than of mail.
 
-Every client is greeted with ``server NAME PID SERVER_NAME``, after the first server.  Until it says
-``RELAY`` it is told ``BYE`` when the proxy drains; after that it is echoed.  A
-server named ``refused`` makes the application refuse its configuration, one
-named ``crash`` ends the process, one named ``hang`` never gets ready,
-one named ``slow`` takes a second.  A
-server named ``random`` greets with a random number in place of its name.
+The greeting is ``server NAME PID SERVER_NAME``, of the first server.  A client that has
+not sent ``RELAY`` gets ``BYE`` when the proxy drains.  The name of a server selects a
+fault: with ``refused`` the application rejects the configuration, with ``crash`` the
+process exits, with ``hang`` it never becomes ready, with ``slow`` it takes a second.  A
+server named ``random`` greets with a random number instead of its name.
 """
 
 from __future__ import annotations
@@ -16,22 +15,24 @@ import os
 import random
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import cast
 
+from mailproxy.app import App
 from mailproxy.telemetry.log import Log
-from mailproxy.telemetry.metrics import Counter, Meter
+from mailproxy.telemetry.metrics import Counter, WorkerMetrics
 from mailproxy.worker import run
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel, ProxyConfig, ServerConfig
 
 
 class StandIn:
-    """Accepts, greets, echoes."""
+    """Greets clients, and echoes what they send."""
 
-    def __init__(self, *, log: Log, meter: Meter) -> None:
+    def __init__(self, *, log: Log, metrics: WorkerMetrics) -> None:
         self._log = log
-        self._meter = meter
+        self._metrics = metrics
         self._servers: list[asyncio.Server] = []
         self._greeted: dict[asyncio.StreamWriter, bool] = {}
         self._greeting = b""
@@ -53,8 +54,8 @@ class StandIn:
         for server in self._servers:
             server.close()
         first = config.servers[0]
-        self._meter.keep_servers(server.name for server in config.servers)
-        self._accepted = self._meter.server(first.name, first.protocol).accepted
+        self._metrics.keep_servers(server.name for server in config.servers)
+        self._accepted = self._metrics.server(first.name, first.protocol).accepted
         self._greeting = f"server {first.name} {os.getpid()} {_shown(first)}\r\n".encode()
         self._servers = [
             await asyncio.start_server(self._serve, sock=sock)
@@ -115,9 +116,9 @@ def _shown(server: ServerConfig) -> str:
 
 
 def preload() -> None:
-    """Nothing to do beforehand."""
+    """Load nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be a worker process."""
-    return run(argv, make_app=StandIn, make_loop=asyncio.SelectorEventLoop)
+    """Run a worker process."""
+    return run(argv, make_app=cast("Callable[..., App]", StandIn), make_loop=asyncio.SelectorEventLoop)

@@ -7,7 +7,7 @@ import asyncio
 
 
 def abort(writer: asyncio.StreamWriter) -> None:
-    """Close a connection at once, however often it has been closed before.
+    """Abort a connection, which may be closed already.
 
     Python before 3.11.4 raises AttributeError for a TLS connection that was closed twice.
     """

@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 
 from mailproxy.app import App
 from mailproxy.loop.worker_loop import WorkerLoop, make_loop
-from mailproxy.net import plan
-from mailproxy.telemetry.log import Log, LogFormat
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.net.listen_plan import plan_sockets
+from mailproxy.telemetry.log import Log
+from mailproxy.telemetry.log_writer import LogFormat
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig, Seconds, ServerConfig
 from support.streams import abort
 
@@ -148,7 +149,7 @@ class World:
     """A worker, its authentication service and its upstream."""
 
     app: App
-    meter: Meter
+    metrics: WorkerMetrics
     auth: AuthServer
     upstream: Upstream
     port: int
@@ -168,7 +169,7 @@ class World:
 
     def value(self, family: str, *labels: str) -> Any:
         """Return the value of a metric, or 0."""
-        for found, value in self.meter.snapshot()["series"].get(family, []):
+        for found, value in self.metrics.snapshot()["series"].get(family, []):
             if tuple(found) == labels:
                 return value
         return 0
@@ -216,15 +217,17 @@ async def world(
     ]
     read, write = os.pipe()
     os.set_blocking(read, False)
-    meter = Meter()
+    metrics = WorkerMetrics()
     log = Log(write, LogFormat.TEXT, LogLevel.INFO)
-    app = App(log=log, meter=meter)
+    app = App(log=log, metrics=metrics)
     sock = listening_socket()
     port = sock.getsockname()[1]
     where = AuthHttp(host="127.0.0.1", port=auth.port, tls=auth_tls is not None)
     server = build(where, ListenConfig(address="127.0.0.1", port=port))
     config = ProxyConfig(servers=(server,), worker_connections=limit)
-    await app.apply(config, {planned.key: [sock] for planned in plan(config, {})}, names={}, ticket_keys={})
+    await app.apply(
+        config, {planned.key: [sock] for planned in plan_sockets(config, {})}, names={}, ticket_keys={}
+    )
 
     def read_log() -> str:
         log.flush()
@@ -232,7 +235,7 @@ async def world(
             return os.read(read, 1 << 20).decode()
         return ""
 
-    made = World(app, meter, auth, upstream, port, read_log)
+    made = World(app, metrics, auth, upstream, port, read_log)
     try:
         yield made
     finally:

@@ -40,7 +40,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A headline and the panels under it."""
+    """A row: a title and its panels."""
 
     title: str
     panels: tuple[Panel, ...]
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """A choice at the top of the dashboard, asked of Prometheus."""
+    """A dashboard variable, whose values come from a query."""
 
     name: str
     label: str
@@ -72,7 +72,7 @@ class Dashboard:
 
 
 def dashboard_json(dashboard: Dashboard) -> Json:
-    """Give what Grafana imports."""
+    """Return the JSON that Grafana imports."""
     return {
         "uid": dashboard.uid,
         "title": dashboard.title,
@@ -120,7 +120,7 @@ def _variable(variable: Variable) -> Json:
         "hide": 0,
         "multi": True,
         "includeAll": True,
-        # Also where a series has no such label at all.
+        # Also matches series without this label.
         "allValue": ".*",
         "current": {"selected": True, "text": ["All"], "value": ["$__all"]},
         "options": [],
@@ -129,7 +129,7 @@ def _variable(variable: Variable) -> Json:
 
 
 def _placed(rows: Sequence[Row]) -> list[Json]:
-    """Lay rows and panels out from top to bottom, from left to right."""
+    """Lay out rows from top to bottom, and panels from left to right."""
     placed: list[Json] = []
     y = 0
     for row in rows:

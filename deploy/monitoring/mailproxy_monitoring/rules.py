@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of Prometheus: what is recorded, and the alerts about the operator and what it does.
+"""Prometheus rules: recording rules, and alerts about the operator.
 
 The alerts of a proxy are the operator's to render (``monitoring.prometheusRule``
 of a MailProxy); for those who run Prometheus without its operator they are
@@ -37,7 +37,7 @@ RECORDS: Final = {
         f"sum by ({_POD}) (mailproxy_connections_active) / sum by ({_POD}) (mailproxy_connections_limit)"
     ),
 }
-"""What dashboards of several clusters, autoscalers and long ranges ask for, by its name."""
+"""Recording rules for dashboards of several clusters, autoscalers and long ranges, by name."""
 
 # Prometheus renames a label of a metric that its target has as well, unless honorLabels is set.
 _CONDITION: Final = (
@@ -105,7 +105,7 @@ OPERATOR_ALERTS: Final = (
 
 
 def chart_rules() -> Json:
-    """Give what the chart's PrometheusRule holds."""
+    """Return the content of the chart's PrometheusRule."""
     return {
         "groups": [
             _records(),
@@ -115,7 +115,7 @@ def chart_rules() -> Json:
 
 
 def plain_rules() -> Json:
-    """Give a rule file for a Prometheus without its operator: about every MailProxy that it scrapes."""
+    """Return a rule file for a Prometheus without its operator, for every MailProxy that it scrapes."""
     return {"groups": [_records(), {"name": "mailproxy", "rules": list(map(rule_for_all, ALERTS))}]}
 
 

@@ -148,7 +148,7 @@ class AuthHttpClient:
         self.keeps_alive = keeps
         self.body_timeouts: TimeoutQueue = context.timers.queue(BODY_SECONDS)
         self.seconds = seconds
-        self._in_flight = context.meter.auth_in_flight
+        self._in_flight = context.metrics.auth_in_flight
         self._timeout: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self.idle: list[AuthConnection] = []
@@ -339,7 +339,7 @@ class AuthHttpClient:
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
         self._finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
-        self.context.meter.auth_errors[error.failure].value += 1
+        self.context.metrics.auth_errors[error.failure].value += 1
 
     def deliver(self, callback: AuthCallback, result: Decision | AuthUnavailable) -> None:
         """Pass a result to a session; what that raises ends the session only."""

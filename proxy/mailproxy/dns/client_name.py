@@ -22,7 +22,7 @@ from mailproxy.dns.lookup import (
 )
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.model import ResolverConfig
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Resolver:
     Args:
         config: The directive.
         timeout: ``resolver_timeout`` in seconds, for each of the two lookups; 0 is no limit.
-        meter: Counts lookups.
+        metrics: Counts lookups.
         client: Sends the queries; made from ``config`` if none is given.
         on_failure: Called for each lookup that fails or times out.
     """
@@ -50,7 +50,7 @@ class Resolver:
         config: ResolverConfig,
         *,
         timeout: float,
-        meter: Meter,
+        metrics: WorkerMetrics,
         client: DnsClient | None = None,
         on_failure: OnFailure = ignore_failure,
     ) -> None:
@@ -63,7 +63,7 @@ class Resolver:
             self._client.name_of,
             timeout=timeout,
             valid=config.valid,
-            meter=meter,
+            metrics=metrics,
             on_failure=lambda address, result: on_failure(DnsPurpose.PTR, str(ip_address(address)), result),
         )
         self.addresses: LookupCache[bytes, Addresses] = LookupCache(
@@ -71,7 +71,7 @@ class Resolver:
             self._client.addresses_of,
             timeout=timeout,
             valid=config.valid,
-            meter=meter,
+            metrics=metrics,
             on_failure=lambda name, result: on_failure(DnsPurpose.FORWARD, name.decode("ascii"), result),
         )
 

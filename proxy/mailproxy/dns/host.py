@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mailproxy.dns.lookup import OnFailure, TaskSet, count_lookup, ignore_failure, packed
 from mailproxy.enums import DnsPurpose, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import AuthHttp
 
@@ -52,7 +52,7 @@ class HostAddresses:
 
     Args:
         where: Host and port, or a UNIX socket.  IP addresses and UNIX sockets are never looked up.
-        meter: Counts lookups, with the purpose ``auth``.
+        metrics: Counts lookups, with the purpose ``auth``.
         getaddrinfo: ``socket.getaddrinfo`` or a replacement.
         clock: Monotonic seconds.
         on_failure: Called for each lookup without an address.
@@ -65,7 +65,7 @@ class HostAddresses:
         self,
         where: AuthHttp,
         *,
-        meter: Meter,
+        metrics: WorkerMetrics,
         getaddrinfo: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
         on_failure: OnFailure = ignore_failure,
@@ -73,7 +73,7 @@ class HostAddresses:
         self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
         self._host = where.host.strip("[]")
         self._port = where.port
-        self._meter = meter
+        self._metrics = metrics
         self._getaddrinfo = getaddrinfo
         self._clock = clock
         self._on_failure = on_failure
@@ -179,12 +179,12 @@ class HostAddresses:
         answer = asyncio.get_running_loop().run_in_executor(None, query)
         done, _ = await asyncio.wait((answer,), timeout=LOOKUP_TIMEOUT)
         if not done:
-            count_lookup(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LOOKUP_TIMEOUT)
+            count_lookup(self._metrics, DnsPurpose.AUTH, DnsResult.TIMEOUT, LOOKUP_TIMEOUT)
             self._on_failure(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
         result = self._store(answer)
         if done:
-            count_lookup(self._meter, DnsPurpose.AUTH, result, self._clock() - started)
+            count_lookup(self._metrics, DnsPurpose.AUTH, result, self._clock() - started)
             if result is not DnsResult.OK:
                 self._on_failure(DnsPurpose.AUTH, self._host, result)
 

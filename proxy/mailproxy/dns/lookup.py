@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
-from mailproxy.telemetry.metrics import Meter
+from mailproxy.telemetry.metrics import WorkerMetrics
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -74,12 +74,12 @@ class LookupResult(Generic[V]):
     ttl: int | None = None
 
 
-def count_lookup(meter: Meter, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
+def count_lookup(metrics: WorkerMetrics, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
     """Count one lookup that was sent to a name server."""
-    meter.dns_queries[purpose, result].value += 1
-    meter.dns_seconds[purpose].observe(seconds)
+    metrics.dns_queries[purpose, result].value += 1
+    metrics.dns_seconds[purpose].observe(seconds)
     if result is DnsResult.TIMEOUT:
-        meter.dns_timeouts[purpose].value += 1
+        metrics.dns_timeouts[purpose].value += 1
 
 
 class ResultCache(Generic[K, V]):
@@ -87,21 +87,21 @@ class ResultCache(Generic[K, V]):
 
     Args:
         valid: ``valid=`` of the ``resolver`` directive, in seconds; replaces every TTL.
-        meter: Counts cache hits and entries.
+        metrics: Counts cache hits and entries.
         size: The maximum number of results.
     """
 
-    def __init__(self, valid: float | None, meter: Meter, *, size: int = MAX_ENTRIES) -> None:
+    def __init__(self, valid: float | None, metrics: WorkerMetrics, *, size: int = MAX_ENTRIES) -> None:
         self._valid = valid
         self._size = size
         # In a plain dict, finding the oldest entry skips over all entries deleted before it, one by one.
         self._entries: OrderedDict[K, tuple[float, LookupResult[V]]] = OrderedDict()
         # The counters themselves: hashing an enum member takes longer than the rest of `get`.
-        self._hits = meter.dns_cache[CacheResult.HIT]
-        self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
-        self._misses = meter.dns_cache[CacheResult.MISS]
-        self._stale = meter.dns_cache[CacheResult.STALE]
-        self._gauge = meter.dns_cache_entries
+        self._hits = metrics.dns_cache[CacheResult.HIT]
+        self._negative_hits = metrics.dns_cache[CacheResult.NEGATIVE_HIT]
+        self._misses = metrics.dns_cache[CacheResult.MISS]
+        self._stale = metrics.dns_cache[CacheResult.STALE]
+        self._gauge = metrics.dns_cache_entries
 
     def get(self, key: K) -> LookupResult[V] | None:
         """Return a result that has not expired."""
@@ -216,7 +216,7 @@ class LookupCache(Generic[K, V]):
         query: Looks a key up at the name servers.
         timeout: ``resolver_timeout`` in seconds; 0 is no limit.
         valid: ``valid=`` of the ``resolver`` directive, in seconds; ``None`` if it has none.
-        meter: Counts lookups, durations and cache hits.
+        metrics: Counts lookups, durations and cache hits.
         limit: The maximum number of lookups in progress.
         on_failure: Called for each lookup that fails or times out; NXDOMAIN is no failure.
 
@@ -231,15 +231,15 @@ class LookupCache(Generic[K, V]):
         *,
         timeout: float,
         valid: float | None,
-        meter: Meter,
+        metrics: WorkerMetrics,
         limit: int = MAX_LOOKUPS,
         on_failure: Callable[[K, DnsResult], None] | None = None,
     ) -> None:
         self._purpose = purpose
         self._query = query
         self._timeout = timeout or None
-        self._cache: ResultCache[K, V] = ResultCache(valid, meter)
-        self._meter = meter
+        self._cache: ResultCache[K, V] = ResultCache(valid, metrics)
+        self._metrics = metrics
         self._limit = limit
         self._on_failure = on_failure
         self._pending: dict[K, _PendingLookup[K, V]] = {}
@@ -285,7 +285,7 @@ class LookupCache(Generic[K, V]):
                     found = await self._query(lookup.key)
             except TimeoutError:
                 found = LookupResult(DnsResult.TIMEOUT)
-            count_lookup(self._meter, self._purpose, found.result, loop.time() - started)
+            count_lookup(self._metrics, self._purpose, found.result, loop.time() - started)
             self._cache.put(lookup.key, found)
             if self._on_failure is not None and found.result not in _CONCLUSIVE:
                 self._on_failure(lookup.key, found.result)

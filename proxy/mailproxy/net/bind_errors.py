@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an address cannot be listened on, in words that lead to a way out."""
+"""Errors of listening sockets, with a hint how to fix them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _IN_A_MANIFEST: Final = "; on Kubernetes portStrategy Direct sets that sysctl, a
 _HINTS: Final = {
     errno.EADDRINUSE: "another process listens there; stop it, or choose another address or port",
     errno.EADDRNOTAVAIL: "no interface of this machine has this address",
-    errno.EAFNOSUPPORT: "this kernel has no such address family; leave the IPv6 addresses out",
-    errno.EPROTONOSUPPORT: "this kernel has no Multipath TCP (net.mptcp.enabled); leave multipath out",
-    errno.ENOPROTOOPT: "this kernel does not know an option of this listener",
-    errno.EINVAL: "this kernel does not take a value of this listener",
-    errno.ENOENT: "the folder of the socket does not exist",
-    errno.ENOTSOCK: "a file that is not a socket stands there; remove it",
+    errno.EAFNOSUPPORT: "the kernel does not support this address family; remove the IPv6 addresses",
+    errno.EPROTONOSUPPORT: "the kernel does not support Multipath TCP (net.mptcp.enabled); remove multipath",
+    errno.ENOPROTOOPT: "the kernel does not support an option of this listener",
+    errno.EINVAL: "the kernel does not accept the value of an option of this listener",
+    errno.ENOENT: "the directory of the socket does not exist",
+    errno.ENOTSOCK: "the path is a file that is not a socket; remove it",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
 }
 
 
-class CannotListen(Exception):
+class ListenError(Exception):
     """An address cannot be listened on.
 
     Attributes:
         key: The address, as in ``SocketPlan``.
-        reason: The operating system's words.
-        hint: What can be done about it; may be empty.
-        problem: All of it, with its place in the configuration once ``locate`` was called.
+        reason: The operating system's error message.
+        hint: How to fix it; may be empty.
+        problem: All of it, with its path in the configuration once ``locate`` was called.
     """
 
     def __init__(self, planned: SocketPlan, error: OSError) -> None:
@@ -51,18 +51,18 @@ class CannotListen(Exception):
         self._is_privileged = not planned.is_unix and error.errno in _DENIED
 
     def locate(self, loaded: Loaded) -> None:
-        """Give the problem its place, and say what a manifest can do about it that an nginx.conf cannot."""
+        """Set the path of ``problem``, and add the hint that applies to manifests only."""
         path = f"servers[{self._route.server}].listen[{self._route.listen}]"
         more = _IN_A_MANIFEST if self._is_privileged and loaded.kind is not FileKind.NGINX else ""
         self.problem = loaded.located(Problem(path, f"{self}{more}"))
 
 
 def hint(planned: SocketPlan, error: OSError, *, port_start: Path = _PORT_START) -> str:
-    """Say what can be done about a failure to listen."""
+    """Return how to fix a failure to listen; may be empty."""
     if error.errno not in _DENIED:
         return _HINTS.get(error.errno or 0, "")
     if planned.is_unix:
-        return "the folder of the socket cannot be written to"
+        return "the directory of the socket cannot be written to"
     first = _first_free_port(port_start)
     return (
         f"ports below {first} are privileged here: give the process the capability CAP_NET_BIND_SERVICE "

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ``listen`` lines to sockets.  Pure: nothing is looked up or opened here.
+"""The sockets that the ``listen`` lines of a configuration need, and host names in them.
 
 Lines for several addresses of one port share the socket of the wildcard
 address, where there is one, unless they carry ``bind`` (or a parameter that
-implies it; the configuration's compiler has set ``bind`` then).  Which line a
-connection belongs to is told by the local address it was accepted on.
+implies it; the configuration's compiler has set ``bind`` then).  The
+local address of an accepted connection decides to which line it belongs.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ _UNIX: Final = "unix:"
 _WILDCARDS: Final = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - what to look for
 
 
-class Route(NamedTuple):
+class ListenRef(NamedTuple):
     """A ``listen`` line: the index of its server, and its own index there."""
 
     server: int
@@ -34,14 +35,14 @@ class SocketPlan:
     """One address to listen on.
 
     ``key`` names it: ``0.0.0.0:143``, ``[::]:143``, ``unix:/run/x``.  A
-    connection belongs to ``routes[local address]``, as ``getsockname`` writes
-    that address, and to ``default`` where nothing stands for it.
+    connection belongs to ``routes[local address]``, written as ``getsockname``
+    does, and to ``default`` where there is no such entry.
     """
 
     key: str
     family: socket.AddressFamily
     address: str
-    """As ``bind`` wants it: an IP address without brackets, or a path."""
+    """For ``bind``: an IP address without brackets, or a path."""
     port: int
     backlog: int = 511
     rcvbuf: int | None = None
@@ -49,8 +50,8 @@ class SocketPlan:
     ipv6only: bool = True
     keepalive: KeepAlive | None = None
     multipath: bool = False
-    default: Route
-    routes: Mapping[str, Route] = field(default_factory=dict)
+    default: ListenRef
+    routes: Mapping[str, ListenRef] = field(default_factory=dict)
 
     @property
     def is_unix(self) -> bool:
@@ -59,12 +60,12 @@ class SocketPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What a reload does to sockets.
+class SocketDiff:
+    """How a reload changes the sockets.
 
     ``stays`` and ``opens`` are plans of the new configuration, ``closes`` of the
-    old one.  A key can be in both ``opens`` and ``closes``: something changed
-    that an open socket cannot take; open the new one first, so that no client
+    old one.  A key can be in both ``opens`` and ``closes``: an option changed
+    that an open socket cannot take.  Open the new one first, so that no client
     is refused in between.
     """
 
@@ -80,11 +81,11 @@ class _Entry(NamedTuple):
     address: str
     port: int
     listen: ListenConfig
-    route: Route
+    route: ListenRef
 
 
-def plan(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[SocketPlan, ...]:
-    """Decide which sockets a configuration needs.
+def plan_sockets(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[SocketPlan, ...]:
+    """Compute the sockets that a configuration needs.  Pure.
 
     Args:
         config: The configuration.
@@ -94,7 +95,7 @@ def plan(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[Socke
         One plan per socket, in the order of the configuration.
 
     Raises:
-        ConfigError: Two lines come to the same address, which only host names can hide until now.
+        ConfigError: Two lines have the same address, which was hidden by host names until now.
     """
     entries = list(_entries(config, names))
     _refuse_duplicates(entries)
@@ -105,14 +106,14 @@ def plan(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> tuple[Socke
     return tuple(planned for group in groups.values() for planned in _grouped(group))
 
 
-def difference(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> Difference:
-    """Compare what is open with what is wanted."""
+def diff_plans(old: Sequence[SocketPlan], new: Sequence[SocketPlan]) -> SocketDiff:
+    """Compare the open sockets with those of a new configuration."""
     before = {planned.key: planned for planned in old}
     stays = tuple(
-        planned for planned in new if planned.key in before and _can_become(before[planned.key], planned)
+        planned for planned in new if planned.key in before and _can_reuse(before[planned.key], planned)
     )
     staying = {planned.key for planned in stays}
-    return Difference(
+    return SocketDiff(
         stays=stays,
         opens=tuple(planned for planned in new if planned.key not in staying),
         closes=tuple(planned for planned in old if planned.key not in staying),
@@ -133,7 +134,7 @@ def is_host_name(address: str) -> bool:
 def _entries(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> Iterator[_Entry]:
     for number, server in enumerate(config.servers):
         for index, listen in enumerate(server.listen):
-            route = Route(number, index)
+            route = ListenRef(number, index)
             if listen.address.startswith(_UNIX):
                 yield _Entry(socket.AF_UNIX, listen.address.removeprefix(_UNIX), 0, listen, route)
                 continue
@@ -143,7 +144,7 @@ def _entries(config: ProxyConfig, names: Mapping[str, Sequence[str]]) -> Iterato
 
 
 def _addresses(address: str, names: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Give the addresses in the form that ``getsockname`` has."""
+    """Yield the addresses in the form that ``getsockname`` has."""
     if address == "*":
         yield _WILDCARDS[socket.AF_INET]
     elif address.startswith("["):
@@ -159,7 +160,7 @@ def _canonical(address: str) -> str:
 
 def _refuse_duplicates(entries: Sequence[_Entry]) -> None:
     problems = Problems()
-    seen: dict[str, Route] = {}
+    seen: dict[str, ListenRef] = {}
     for entry in entries:
         first = seen.setdefault(_key(entry), entry.route)
         if first is not entry.route:
@@ -167,7 +168,7 @@ def _refuse_duplicates(entries: Sequence[_Entry]) -> None:
     problems.raise_if_any()
 
 
-def _path(route: Route) -> str:
+def _path(route: ListenRef) -> str:
     return f"servers[{route.server}].listen[{route.listen}]"
 
 
@@ -183,7 +184,7 @@ def _grouped(group: Sequence[_Entry]) -> Iterator[SocketPlan]:
             yield _planned(entry, {})
 
 
-def _planned(entry: _Entry, routes: Mapping[str, Route]) -> SocketPlan:
+def _planned(entry: _Entry, routes: Mapping[str, ListenRef]) -> SocketPlan:
     listen = entry.listen
     is_tcp = entry.family != socket.AF_UNIX
     return SocketPlan(
@@ -208,13 +209,13 @@ def _key(entry: _Entry) -> str:
     return format_host_port(entry.address, entry.port)
 
 
-def _can_become(old: SocketPlan, new: SocketPlan) -> bool:
-    """Whether an open socket can take what is new.
+def _can_reuse(old: SocketPlan, new: SocketPlan) -> bool:
+    """Whether an open socket can take the new options.
 
     The protocol and IPV6_V6ONLY are fixed once a socket is bound, and an option
-    that is no longer given cannot be brought back to what it would have been.
+    that is no longer given cannot be set back to the kernel's default.
     A UNIX socket stays in any case: two of them cannot have the same path, and
-    its buffers are those of who writes.
+    its buffers are those of the sender.
     """
     if new.is_unix:
         return True
@@ -234,3 +235,55 @@ def _settings(planned: SocketPlan) -> tuple[object, ...]:
         keepalive.interval,
         keepalive.count,
     )
+
+
+def resolve_names(config: ProxyConfig) -> dict[str, tuple[str, ...]]:
+    """Look up every host name that a configuration listens on or trusts, with the system's resolver.
+
+    Blocks until the system's resolver has answered or timed out.
+
+    Returns:
+        The addresses of each, without brackets, of the address families of this machine.
+
+    Raises:
+        ConfigError: Some are not found; one problem for each line with such a name.
+    """
+    problems = Problems()
+    found: dict[str, tuple[str, ...]] = {}
+    for path, name in _host_names(config):
+        if name not in found:
+            found[name] = _look_up(name)
+        if not found[name]:
+            problems.add(path, f"host not found: {name}")
+    problems.raise_if_any()
+    return found
+
+
+def _host_names(config: ProxyConfig) -> Iterator[tuple[str, str]]:
+    """Yield every host name with the path of its field."""
+    for number, server in enumerate(config.servers):
+        for index, listen in enumerate(server.listen):
+            if is_host_name(listen.address):
+                yield f"servers[{number}].listen[{index}].address", listen.address
+        for index, entry in enumerate(server.set_real_ip_from):
+            if _is_trusted_name(entry):
+                yield f"servers[{number}].set_real_ip_from[{index}]", entry
+
+
+def _is_trusted_name(entry: str) -> bool:
+    """Whether an entry of ``set_real_ip_from`` is neither ``unix:`` nor an address or network."""
+    if entry == "unix:":
+        return False
+    try:
+        ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return True
+    return False
+
+
+def _look_up(name: str) -> tuple[str, ...]:
+    try:
+        answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except (OSError, UnicodeError):
+        return ()
+    return tuple(dict.fromkeys(str(sockaddr[0]).partition("%")[0] for *_, sockaddr in answers))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of listening sockets: set, then read back, because the kernel cuts some of them silently.
+"""Options of listening sockets: set, then read back, because the kernel limits some of them without an error.
 
 Accepted sockets inherit all of them.
 """
@@ -20,8 +20,8 @@ _SOL: Final = socket.SOL_SOCKET
 
 
 @dataclass(frozen=True, slots=True)
-class Clamp:
-    """Something the kernel did not grant in full.
+class ClampedOption:
+    """An option that the kernel set to another value.
 
     ``option`` is the ``listen`` parameter: ``backlog``, ``rcvbuf``, ``sndbuf``
     or ``so_keepalive``.
@@ -32,46 +32,48 @@ class Clamp:
     got: int
 
 
-def configure(planned: SocketPlan, sock: socket.socket) -> None:
-    """Set whatever may be set at any time.
+def set_options(planned: SocketPlan, sock: socket.socket) -> None:
+    """Set the options that may be set at any time.
 
     Raises:
-        OSError: The kernel refused a value.
+        OSError: The kernel rejected a value.
     """
     for _, level, option, value in _wanted(planned):
         sock.setsockopt(level, option, value)
     if not planned.is_unix:
-        # Replies go out in one write each; waiting for more would only delay them.
+        # Each reply is sent with one write; waiting for more data would only delay it.
         sock.setsockopt(_TCP, socket.TCP_NODELAY, 1)
 
 
-def clamps(planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAXCONN) -> tuple[Clamp, ...]:
-    """Compare what a listening socket has with what it should have.
+def clamped_options(
+    planned: SocketPlan, sock: socket.socket, *, somaxconn: Path = _SOMAXCONN
+) -> tuple[ClampedOption, ...]:
+    """Compare the options of a listening socket with its plan.
 
-    All sockets of a plan have the same; asking about one is enough.
+    All sockets of a plan have the same options, so one is enough.
 
     Args:
-        planned: What it should have.
+        planned: The plan.
         sock: As ``open_sockets`` returned it.
-        somaxconn: Where the kernel tells the longest backlog it allows.
+        somaxconn: The file with the maximum backlog.
     """
     found = []
     longest = _number(somaxconn)
     if longest is not None and longest < planned.backlog:
-        found.append(Clamp("backlog", planned.backlog, longest))
+        found.append(ClampedOption("backlog", planned.backlog, longest))
     for name, level, option, value in _wanted(planned):
         got = sock.getsockopt(level, option)
         if option in (socket.SO_RCVBUF, socket.SO_SNDBUF) and level == _SOL:
-            got //= 2  # the kernel doubles what it is told, for its own bookkeeping
+            got //= 2  # the kernel doubles the value, for its own data
             if got > value:
-                continue  # raised to the least there can be
+                continue  # raised to the minimum
         if got != value:
-            found.append(Clamp(name, value, got))
+            found.append(ClampedOption(name, value, got))
     return tuple(found)
 
 
 def _wanted(planned: SocketPlan) -> Iterator[tuple[str, int, int, int]]:
-    """Name, level, option and value of everything the plan asks for."""
+    """Yield name, level, option and value of every option in the plan."""
     if planned.rcvbuf is not None:
         yield "rcvbuf", _SOL, socket.SO_RCVBUF, planned.rcvbuf
     if planned.sndbuf is not None:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mailproxy.context import WorkerContext
-from mailproxy.enums import CloseReason
+from mailproxy.enums import CloseReason, Limit
 from mailproxy.loop.epoll import NO_EVENTS, READ
 from mailproxy.protocols.types import Client
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.labels import Limit
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 
@@ -140,9 +139,9 @@ class Listener:
 
     def _close_unserved(self, fd: int, sock: socket.SocketType | None, error: Exception) -> None:
         """Close a client for which no session could be made."""
-        meter = self.default.server.meter
-        meter.accepted.value += 1
-        meter.closed[CloseReason.INTERNAL_ERROR].value += 1
+        metrics = self.default.server.metrics
+        metrics.accepted.value += 1
+        metrics.closed[CloseReason.INTERNAL_ERROR].value += 1
         self.context.log_internal_error(self, error, "Listener")
         if sock is None:
             os.close(fd)
@@ -172,9 +171,9 @@ class Listener:
             time.monotonic(),
         )
         session = Session(context, server, sock, client, record)
-        meter = server.meter
-        meter.accepted.value += 1
-        meter.active.value += 1
+        metrics = server.metrics
+        metrics.accepted.value += 1
+        metrics.active.value += 1
         context.clients += 1
         try:
             context.epoll.add(session.fd, session, READ)
@@ -183,10 +182,10 @@ class Listener:
             context.handle_error(session, error)
 
     def _refuse(self, sock: socket.SocketType, target: ListenTarget) -> None:
-        meter = target.server.meter
-        meter.accepted.value += 1
-        meter.limit_rejections[Limit.CONN_TOTAL].value += 1
-        meter.closed[CloseReason.LIMIT].value += 1
+        metrics = target.server.metrics
+        metrics.accepted.value += 1
+        metrics.limit_rejections[Limit.CONN_TOTAL].value += 1
+        metrics.closed[CloseReason.LIMIT].value += 1
         if not target.listen.ssl:
             with suppress(OSError):
                 sock.send(target.server.protocol.busy)

@@ -108,7 +108,7 @@ class ProxyHeaderReader:
                 record.client, record.client_port, record.proxied = client.address, client.port, True
             else:
                 result = ProxyHeaderResult.UNTRUSTED
-        server.meter.proxy_headers[result].value += 1
+        server.metrics.proxy_headers[result].value += 1
         session.on_proxy_header(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:
@@ -119,7 +119,7 @@ class ProxyHeaderReader:
         session = self.detach()
         if session is None:
             return
-        session.server.meter.proxy_headers[result].value += 1
+        session.server.metrics.proxy_headers[result].value += 1
         received = self._seen + _peek(session.sock)
         if received or result is ProxyHeaderResult.TIMEOUT:
             level = LogLevel.INFO if result is ProxyHeaderResult.TIMEOUT else LogLevel.ERROR
@@ -220,11 +220,11 @@ class TlsHandshake:
             return
         self.can_reply = True
         info = sock.info()
-        meter = session.context.meter
-        meter.tls_handshakes[self._mode, info.version].value += 1
-        meter.tls_seconds[self._mode].observe(time.monotonic() - self._started)
+        metrics = session.context.metrics
+        metrics.tls_handshakes[self._mode, info.version].value += 1
+        metrics.tls_seconds[self._mode].observe(time.monotonic() - self._started)
         if info.resumed:
-            meter.tls_resumed[self._mode].value += 1
+            metrics.tls_resumed[self._mode].value += 1
         session.record.tls = info.version
         session.record.cipher = info.cipher
         session.context.epoll.set_handler(session.fd, session)
@@ -239,13 +239,13 @@ class TlsHandshake:
         session = self.detach()
         if session is None:
             return
-        session.context.meter.tls_failures[self._mode, failure].value += 1
+        session.context.metrics.tls_failures[self._mode, failure].value += 1
         if failure is TlsFailure.NOT_TLS:
             session.server.suspects_proxy_header = True
         elif failure is TlsFailure.EOF and not self._has_begun and self._mode is TlsMode.IMPLICIT:
             session.record.is_silent = True
         if failure is TlsFailure.ALPN_MISMATCH:
-            session.server.protocol_meter.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
+            session.server.protocol_metrics.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
         if failure is TlsFailure.TIMEOUT:
             session.on_handshake_failed(PeerTimedOut())
         elif failure is TlsFailure.EOF:
@@ -279,7 +279,7 @@ def _check_for_proxy_header(session: Session) -> None:
     if not proxy_protocol.begins_header(_peek(session.sock)):
         session.server.suspects_proxy_header = False
         return
-    session.server.protocol_meter.errors[ProtocolErrorKind.PROXY_HEADER].value += 1
+    session.server.protocol_metrics.errors[ProtocolErrorKind.PROXY_HEADER].value += 1
     session.record.error = ProtocolErrorKind.PROXY_HEADER
     session.record.errors += 1
     session.log_event(LogLevel.ERROR, UNEXPECTED_PROXY_HEADER)

@@ -12,8 +12,8 @@ from mailproxy.loop.epoll import READ
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.session.relay_end import RelayEnd, WriteFailed
 from mailproxy.session.virtual_server import VirtualServer
+from mailproxy.telemetry.log_format import SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy.telemetry.session_record import SessionRecord
 
 HALF_CLOSED_SECONDS: Final = 60.0
 """The longest idle time once one side has closed, or its connection is broken."""
@@ -153,7 +153,7 @@ class Relay:
                 self._reason = CloseReason.CLIENT_RESET
             else:
                 self._reason = CloseReason.UPSTREAM_ERROR
-                self.server.protocol_meter.upstream_errors[UpstreamStage.RELAY].value += 1
+                self.server.protocol_metrics.upstream_errors[UpstreamStage.RELAY].value += 1
         self.close()
 
     def on_timeout(self) -> None:

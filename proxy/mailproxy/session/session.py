@@ -46,9 +46,8 @@ from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field
+from mailproxy.telemetry.log_format import Field, SessionRecord
 from mailproxy.telemetry.metrics import Gauge
-from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel
 
@@ -68,7 +67,7 @@ class Session(ProtocolDriver):
 
     Attributes:
         client: Its addresses, TLS and host name.
-        protocol_meter: The metrics of its protocol.
+        protocol_metrics: The metrics of its protocol.
         record: What its log line will contain.
         server: The ``server`` block that it connected to.
     """
@@ -86,7 +85,7 @@ class Session(ProtocolDriver):
         "_step_started",
         "_upstream",
         "client",
-        "protocol_meter",
+        "protocol_metrics",
         "record",
         "server",
     )
@@ -107,7 +106,7 @@ class Session(ProtocolDriver):
     ) -> None:
         super().__init__(context, sock, sock.fileno(), server.config.timeout)
         self.server = server
-        self.protocol_meter = protocol_meter = server.protocol_meter
+        self.protocol_metrics = protocol_metrics = server.protocol_metrics
         self.client = client
         self.record = record
         self._auth_request: PendingRequest | None = None
@@ -117,7 +116,7 @@ class Session(ProtocolDriver):
         self._method: Method | None = None  # of the login in progress
         self._reason: CloseReason | None = None
         self._upstream: UpstreamConnection | None = None
-        self._state_gauge = gauge = protocol_meter.preauth
+        self._state_gauge = gauge = protocol_metrics.preauth
         gauge.value += 1
         context.live.add(self)
 
@@ -128,7 +127,7 @@ class Session(ProtocolDriver):
         if not (proxy_header or tls):
             self.begin(self.server.frontend(self.client).run())
             return
-        self._enter(self.protocol_meter.starting)
+        self._enter(self.protocol_metrics.starting)
         if proxy_header:
             self._handshake = ProxyHeaderReader(self, then_tls=tls)
             self._handshake.begin()
@@ -161,7 +160,7 @@ class Session(ProtocolDriver):
     # -- the frontend and its effects
 
     def _greet(self) -> None:
-        self._enter(self.protocol_meter.preauth)
+        self._enter(self.protocol_metrics.preauth)
         self.begin(self.server.frontend(self.client).run())
 
     def _resolve_client(self, _effect: sansio.ResolveClient) -> object:
@@ -205,10 +204,10 @@ class Session(ProtocolDriver):
         if isinstance(event, enums.ProtocolViolation):
             record.errors += 1
             record.error = event.kind
-            self.protocol_meter.errors[event.kind].value += 1
+            self.protocol_metrics.errors[event.kind].value += 1
         elif isinstance(event, enums.LoginRefused):
             record.method, record.result = event.method, event.result
-            self.protocol_meter.logins[event.method, event.result].value += 1
+            self.protocol_metrics.logins[event.method, event.result].value += 1
         elif isinstance(event, enums.LoginDenied):
             record.stage, record.reply = _AUTH_STAGE, event.text
             self.log_event(LogLevel.INFO, "login_denied", user=record.user, reply=event.text, code=event.code)
@@ -226,7 +225,7 @@ class Session(ProtocolDriver):
         record.user = credentials.user
         record.method = self._method = credentials.method
         record.attempts = request.attempt
-        self._enter(self.protocol_meter.auth)
+        self._enter(self.protocol_metrics.auth)
         self._step_started = time.monotonic()
         self._deadline = 0.0  # kept, as the credentials are complete
         self.context.timers.disarm(self)
@@ -235,7 +234,7 @@ class Session(ProtocolDriver):
             server.template.render(request),
             request,
             server.config.protocol,
-            self.protocol_meter.auth_seconds,
+            self.protocol_metrics.auth_seconds,
             self.context.epoll.now,
         )
         server.auth.send(pending)
@@ -254,7 +253,7 @@ class Session(ProtocolDriver):
             if isinstance(result, types.AuthDenied):
                 is_temporary = result.code is not None and result.code.startswith(b"4")
                 self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
-            self._enter(self.protocol_meter.preauth)
+            self._enter(self.protocol_metrics.preauth)
             self.resume(result)
 
     # -- the upstream
@@ -267,7 +266,7 @@ class Session(ProtocolDriver):
 
     def _connect_upstream(self, login: types.UpstreamLogin) -> None:
         self._login = login
-        self._enter(self.protocol_meter.upstream)
+        self._enter(self.protocol_metrics.upstream)
         record, grant = self.record, login.grant
         record.upstream, record.upstream_port = grant.address, grant.port
         if grant.user:
@@ -280,10 +279,10 @@ class Session(ProtocolDriver):
 
     def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
         """The upstream accepted the login: pass both connections to a relay."""
-        context, protocol_meter = self.context, self.protocol_meter
+        context, protocol_metrics = self.context, self.protocol_metrics
         self.record.upstream_seconds = self._end_step()
         self._count_login(LoginResult.SUCCESS)
-        self._enter(protocol_meter.relay)
+        self._enter(protocol_metrics.relay)
         if self.timer is not None:
             context.timers.disarm(self)
         relay = Relay(
@@ -291,8 +290,8 @@ class Session(ProtocolDriver):
             self.server,
             self.record,
             self._state_gauge,
-            client=RelayEnd(self.sock, self.fd, self._events, protocol_meter.bytes_to_upstream, self.tls),
-            upstream=RelayEnd(upstream.sock, upstream.fd, READ, protocol_meter.bytes_to_client),
+            client=RelayEnd(self.sock, self.fd, self._events, protocol_metrics.bytes_to_upstream, self.tls),
+            upstream=RelayEnd(upstream.sock, upstream.fd, READ, protocol_metrics.bytes_to_client),
         )
         relay.start(to_client=self._outgoing + result.reply, to_upstream=upstream.unsent + self._login.unread)
         context.live.discard(self)
@@ -310,10 +309,10 @@ class Session(ProtocolDriver):
             self._count_login(LoginResult.UPSTREAM_FAILED)
             self._close_with(reply, CloseReason.INTERNAL_ERROR)
             return
-        protocol_meter = self.protocol_meter
-        protocol_meter.upstream_errors[error.stage].value += 1
+        protocol_metrics = self.protocol_metrics
+        protocol_metrics.upstream_errors[error.stage].value += 1
         if error.kind is not None:
-            protocol_meter.errors[error.kind].value += 1
+            protocol_metrics.errors[error.kind].value += 1
         login_result, is_passed_on = LoginResult.UPSTREAM_FAILED, False
         if isinstance(error, UpstreamRefused):
             # A denial concerns this client, a refusal all of them.
@@ -482,8 +481,8 @@ class Session(ProtocolDriver):
         method, self._method = self._method, None
         if method is None:
             return
-        self.protocol_meter.logins[method, result].value += 1
-        self.protocol_meter.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
+        self.protocol_metrics.logins[method, result].value += 1
+        self.protocol_metrics.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
         self.record.result = result
         self.record.login_seconds = self._login_seconds
         self._login_seconds = 0.0

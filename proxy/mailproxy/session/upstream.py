@@ -137,12 +137,12 @@ class UpstreamConnection(ProtocolDriver):
 
     def _on_connected(self, session: Session, seconds: float) -> None:
         self._is_connecting = False
-        session.protocol_meter.upstream_connect[True].observe(seconds)
+        session.protocol_metrics.upstream_connect[True].observe(seconds)
         self._run(None)
 
     def _on_connect_failed(self, session: Session, code: int | None) -> None:
         self._is_connecting = False
-        session.protocol_meter.upstream_connect[False].observe(time.monotonic() - self._started)
+        session.protocol_metrics.upstream_connect[False].observe(time.monotonic() - self._started)
         self.release()
         self._on_error(_connect_error(code))
 

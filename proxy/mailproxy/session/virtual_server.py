@@ -12,17 +12,16 @@ from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
-from mailproxy.enums import CloseReason, LoginResult
+from mailproxy.enums import CloseReason, Limit, LoginResult
 from mailproxy.loop.timeouts import TimeoutQueue
 from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
 from mailproxy.protocols.registry import MailProtocol
 from mailproxy.protocols.types import Client
 from mailproxy.protocols.upstream_reply import UpstreamLoginBase
-from mailproxy.telemetry.labels import Limit
-from mailproxy.telemetry.log import LogWriter
-from mailproxy.telemetry.metrics import Gauge, ProtocolMeter, ServerMeter
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.telemetry.log_format import SessionRecord
+from mailproxy.telemetry.log_writer import LogWriter
+from mailproxy.telemetry.metrics import Gauge, ProtocolMetrics, ServerMetrics
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import ServerConfig
 
@@ -38,9 +37,9 @@ class VirtualServer:
     resolver: Resolver | None
     tls: ServerTls | None
     trusted: TrustedPeers
-    meter: ServerMeter
+    metrics: ServerMetrics
     """The metrics of this server."""
-    protocol_meter: ProtocolMeter
+    protocol_metrics: ProtocolMetrics
     """The metrics of its protocol."""
     login_timeouts: TimeoutQueue
     """Timeouts of the length ``timeout``."""
@@ -72,11 +71,11 @@ class VirtualServer:
         record.reason = reason
         state_gauge.value -= 1
         context.clients -= 1
-        meter = self.meter
-        meter.active.value -= 1
-        meter.closed[reason].value += 1
+        metrics = self.metrics
+        metrics.active.value -= 1
+        metrics.closed[reason].value += 1
         if reason is CloseReason.MAX_ERRORS:
-            meter.limit_rejections[Limit.MAX_ERRORS].value += 1
+            metrics.limit_rejections[Limit.MAX_ERRORS].value += 1
         is_authenticated = record.result is LoginResult.SUCCESS
-        self.protocol_meter.session_seconds[is_authenticated].observe(duration)
+        self.protocol_metrics.session_seconds[is_authenticated].observe(duration)
         self.log.session(record)

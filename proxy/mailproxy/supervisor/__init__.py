@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes: start workers, replace the fallen, reload, drain, answer the admin endpoint for all of them.
+"""The supervisor process: starts and replaces workers, reloads, drains, and serves the admin endpoint.
 
-``run`` is the supervisor.  Workers share ``channel`` and ``messages`` with it
-and nothing else.
+It starts in ``supervisor.run``.  Workers share only ``ipc`` and
+``ipc_messages`` with it.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gets everything ready for a configuration before any worker hears of it.
+"""Loads a configuration and opens all that it needs, before it is sent to any worker.
 
-The file is read and judged, names are resolved, files are looked for, sockets
-are opened.  Whatever can fail, fails here, and what runs is not touched.  A
-deployment that was prepared is either committed or discarded.
+The file is read and checked, host names are resolved, sockets are opened.
+What can fail fails here, without an effect on the running configuration.  A
+``ConfigRevision`` is then either committed or discarded.
 """
 
 from __future__ import annotations
@@ -12,92 +12,152 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from mailproxy.net import CannotListen, plan, resolve_names
+from mailproxy.net.bind_errors import ListenError
+from mailproxy.net.listen_plan import plan_sockets, resolve_names
 from mailproxy.supervisor import cpus
-from mailproxy.supervisor.config_files import read, referenced
-from mailproxy.supervisor.config_revision import ConfigRevision
+from mailproxy.supervisor.config_check import check_config, read_config, referenced_files, sort_problems
+from mailproxy.supervisor.ipc_messages import Configure
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
-from mailproxy.supervisor.listening_sockets import Listeners
-from mailproxy.supervisor.log_servers import with_addresses
-from mailproxy.supervisor.options import Settings
-from mailproxy.supervisor.verdict import in_order, judge
+from mailproxy.supervisor.listening_sockets import ListeningSockets, SocketSet
+from mailproxy.supervisor.options import RunOptions
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
-from mailproxy_config.model import ProxyConfig
+from mailproxy_config.model import ErrorLog, ProxyConfig, SyslogServer
 from mailproxy_config.rendered import dump
 
-__all__ = ["CannotListen", "PreparedConfig", "in_thread"]
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConfigRevision:
+    """One loaded configuration with all that workers need to run it.
+
+    Attributes:
+        serial: Unique among all revisions that this supervisor has loaded.
+        config: The configuration.
+        text: The same, as canonical JSON.
+        hash: Of that text.
+        generation: Of the resource it came from, 0 without one.
+        loaded_at: When it was loaded, as a Unix time.
+        hostname: This machine's name.
+        names: What host names in the configuration resolved to.
+        workers: The number of workers.
+        notices: Warnings about the configuration.
+        locate: Replaces the path in a worker's problem by the line of the file.
+        sockets: The listening sockets: for each key, one for each worker and
+            perhaps some for all of them, or just one for all.
+        ticket_keys: The keys that all workers encrypt TLS session tickets with.
+    """
+
+    serial: int
+    config: ProxyConfig
+    text: str = field(repr=False)
+    hash: str
+    generation: int
+    loaded_at: float
+    hostname: str
+    names: Mapping[str, tuple[str, ...]]
+    workers: int
+    notices: tuple[Problem, ...] = ()
+    locate: Callable[[Problem], Problem] = field(default=lambda problem: problem)
+    sockets: SocketSet
+    ticket_keys: KeyRotation
+
+    def configure_message(self) -> Configure:
+        """Return the message for a worker, with the current ticket keys."""
+        return Configure(
+            serial=self.serial,
+            config=self.text,
+            hash=self.hash,
+            generation=self.generation,
+            loaded_at=self.loaded_at,
+            hostname=self.hostname,
+            names=self.names,
+            sockets=tuple(key for key, sockets in self._assigned(0) for _ in sockets),
+            ticket_keys=self.ticket_keys.of(rotated_timeouts(self.config)),
+        )
+
+    def sockets_for(self, slot: int) -> list[socket.socket]:
+        """Return the listening sockets for a slot (from 0), in the order of ``configure_message``."""
+        return [sock for _, sockets in self._assigned(slot) for sock in sockets]
+
+    def _assigned(self, slot: int) -> Iterator[tuple[str, list[socket.socket]]]:
+        """Yield a worker's sockets by key: its own, and those beyond the number of workers."""
+        for key, sockets in self.sockets.by_key.items():
+            yield key, [sockets[slot % min(len(sockets), self.workers)], *sockets[self.workers :]]
+
 
 ResultT = TypeVar("ResultT")
 
 
-class PreparedConfig:
-    """Makes deployments out of the configuration file, and owns the sockets that they share.
+class ConfigLoader:
+    """Loads the configuration file, and owns the listening sockets of all revisions.
 
     Attributes:
-        files: What to watch: the file, and all that the running configuration
-            and the one that was last tried refer to.
-        ticket_keys: What TLS session tickets are sealed with.
+        files: The files to watch: the configuration, and those that the
+            running and the last loaded configuration refer to.
+        ticket_keys: The keys of TLS session tickets.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.files: frozenset[Path] = frozenset([settings.file])
-        self._settings = settings
+    def __init__(self, options: RunOptions) -> None:
+        self.files: frozenset[Path] = frozenset([options.file])
+        self._options = options
         self._running_files: frozenset[Path] = frozenset()
-        self._listeners = Listeners()
+        self._listeners = ListeningSockets()
         self._serials = count(1)
         self._hostname = socket.gethostname()
         self.ticket_keys = KeyRotation()
 
     async def prepare(self) -> ConfigRevision:
-        """Read the file and get ready for what it says.
+        """Load the file, in a thread.
 
         Raises:
             ConfigError: It does not load, or refers to files that do not.
-            CannotListen: An address cannot be listened on.
+            ListenError: An address cannot be listened on.
         """
         return await in_thread(self._prepare)
 
-    def commit(self, deployment: ConfigRevision) -> None:
-        """Close whatever this deployment does not need; it runs."""
-        self._listeners.commit(deployment.sockets)
-        self.ticket_keys.keep(rotated_timeouts(deployment.config))
-        self._running_files = referenced(deployment.config)
-        self.files = self._running_files | {self._settings.file}
+    def commit(self, revision: ConfigRevision) -> None:
+        """Make a revision the running one: close the sockets that it does not need."""
+        self._listeners.commit(revision.sockets)
+        self.ticket_keys.keep(rotated_timeouts(revision.config))
+        self._running_files = referenced_files(revision.config)
+        self.files = self._running_files | {self._options.file}
 
-    def discard(self, deployment: ConfigRevision) -> None:
-        """Close whatever only this deployment needs; it does not run."""
-        self._listeners.discard(deployment.sockets)
+    def discard(self, revision: ConfigRevision) -> None:
+        """Close the sockets that only this revision needs."""
+        self._listeners.discard(revision.sockets)
 
     def close(self) -> None:
         """Stop listening; see ``Listeners.close``."""
         self._listeners.close()
 
     def _prepare(self) -> ConfigRevision:
-        path = self._settings.file
-        verdict = judge(read(path), source=str(path), hostname=self._hostname)
-        if verdict.loaded is not None:
-            self.files = self._running_files | referenced(verdict.loaded.config) | {path}
-        loaded = verdict.runnable()
+        path = self._options.file
+        result = check_config(read_config(path), source=str(path), hostname=self._hostname)
+        if result.loaded is not None:
+            self.files = self._running_files | referenced_files(result.loaded.config) | {path}
+        loaded = result.runnable()
         try:
-            return self._deployment(loaded, verdict.notices)
+            return self._build_revision(loaded, result.notices)
         except ConfigError as error:
-            raise ConfigError(in_order(map(loaded.located, error.problems))) from None
-        except CannotListen as error:
+            raise ConfigError(sort_problems(map(loaded.located, error.problems))) from None
+        except ListenError as error:
             error.locate(loaded)
             raise
 
-    def _deployment(self, loaded: Loaded, notices: tuple[Problem, ...]) -> ConfigRevision:
+    def _build_revision(self, loaded: Loaded, notices: tuple[Problem, ...]) -> ConfigRevision:
         config = loaded.config
         names = resolve_names(config)
-        config = with_addresses(config)
-        workers = self._workers(config)
+        config = resolve_syslog_servers(config)
+        workers = self._options.workers or config.workers
+        if workers is None or workers == "auto":
+            workers = cpus.usable()
         return ConfigRevision(
             serial=next(self._serials),
             config=config,
@@ -109,41 +169,68 @@ class PreparedConfig:
             names=names,
             workers=workers,
             notices=notices,
-            located=loaded.located,
-            sockets=self._listeners.prepare(plan(config, names), workers),
+            locate=loaded.located,
+            sockets=self._listeners.prepare(plan_sockets(config, names), workers),
             ticket_keys=self.ticket_keys,
         )
 
-    def _workers(self, config: ProxyConfig) -> int:
-        wanted = self._settings.workers or config.workers
-        return cpus.usable() if wanted is None or wanted == "auto" else max(1, wanted)
-
 
 async def in_thread(work: Callable[[], ResultT]) -> ResultT:
-    """Do blocking work in a thread of its own.
+    """Run a blocking function in a new daemon thread.
 
-    Unlike the loop's own threads, this one does not keep the process from
-    ending when nobody waits for it any more: a name server that is out of
-    reach may hold it up for long.
+    Unlike ``asyncio.to_thread``, it does not delay the exit of the process: a
+    name server that does not answer may block it for long.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[ResultT] = loop.create_future()
 
-    def settle(result: ResultT | None, error: Exception | None) -> None:
+    def resolve(result: ResultT | None, error: Exception | None) -> None:
         if done.done():
             return
         if error is not None:
             done.set_exception(error)
         else:
-            done.set_result(result)  # type: ignore[arg-type]  # there is one where there is no error
+            done.set_result(result)  # type: ignore[arg-type]  # not None where there is no error
 
     def run() -> None:
         try:
             outcome: tuple[ResultT | None, Exception | None] = work(), None
-        except Exception as error:  # raised again where it is waited for
+        except Exception as error:  # raised again by the await below
             outcome = None, error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, *outcome)
+        with suppress(RuntimeError):  # the event loop is closed
+            loop.call_soon_threadsafe(resolve, *outcome)
 
-    threading.Thread(target=run, name="preparing", daemon=True).start()
+    threading.Thread(target=run, name="config-loader", daemon=True).start()
     return await done
+
+
+def resolve_syslog_servers(config: ProxyConfig) -> ProxyConfig:
+    """Replace the host names of syslog servers by addresses, once, as nginx does; blocks.
+
+    Raises:
+        ConfigError: A host name is not found.
+    """
+    if not config.error_logs:
+        return config
+    found: dict[SyslogServer, SyslogServer] = {}
+    servers = (replace(each, error_logs=_located(each.error_logs, found)) for each in config.servers)
+    return replace(config, error_logs=_located(config.error_logs, found), servers=tuple(servers))
+
+
+def _located(logs: Iterable[ErrorLog], found: dict[SyslogServer, SyslogServer]) -> tuple[ErrorLog, ...]:
+    return tuple(
+        log if log.syslog is None else replace(log, syslog=_with_address(log.syslog, found)) for log in logs
+    )
+
+
+def _with_address(server: SyslogServer, found: dict[SyslogServer, SyslogServer]) -> SyslogServer:
+    if server.unix_path is not None:
+        return server
+    if server not in found:
+        try:
+            known = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_DGRAM)
+        except (OSError, UnicodeError) as error:
+            reason = f'host not found in syslog server "{server.address}"'
+            raise ConfigError([Problem("error_log", reason)]) from error
+        found[server] = replace(server, address=str(known[0][4][0]))
+    return found[server]

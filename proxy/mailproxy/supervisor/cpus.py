@@ -18,11 +18,11 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def usable(*, cgroups: Path = _CGROUPS, own_groups: Path = _OWN_GROUPS) -> int:
-    """Count the processors that this process can keep busy; at least one.
+    """Count the processors that this process may use, at least one.
 
     Args:
         cgroups: Where the control groups are mounted.
-        own_groups: The file that tells which of them this process is in.
+        own_groups: The file that lists those of this process.
     """
     count = len(os.sched_getaffinity(0))
     quotas = [quota for quota in _quotas(cgroups, own_groups) if quota > 0]
@@ -30,7 +30,7 @@ def usable(*, cgroups: Path = _CGROUPS, own_groups: Path = _OWN_GROUPS) -> int:
 
 
 def _quotas(cgroups: Path, own_groups: Path) -> Iterator[float]:
-    """Yield every limit on the way from our group to the root, in processors."""
+    """Yield every CPU limit from this process's control group up to the root, in processors."""
     for line in _lines(own_groups):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         inside = PurePosixPath(path.lstrip("/"))

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fork server: a process with one thread that has imported all a worker needs, and forks workers.
+"""The fork server: a process with one thread that has imported everything a worker needs, and forks workers.
 
-Most of what a worker's start costs is the import of its modules.  The fork
-server imports them once; a worker is a copy of it, and shares its memory as
-long as neither writes there.
+Most of the time and memory of a worker's start is the import of its modules.
+The fork server imports them once; a worker is a copy of it, and shares its
+memory pages until one of them writes to them.
 
 It has no event loop, no thread, no log, no listening socket and no
 configuration, so a worker inherits none of these: configuration, sockets and
 secrets reach a worker through its own ``Channel``.  Descriptors other than 0
 to 2, the supervisor's socket and the worker's end of its channel are closed.
 
-A worker is forked twice over.  The process in between ends at once, and the
-supervisor, a subreaper (prctl(2)), becomes the worker's parent: it gets the
-exit status itself, also after the death of the fork server.
+A worker is forked twice.  The process in between exits at once, and the
+supervisor, a subreaper (prctl(2)), becomes the worker's parent: it receives
+the exit status itself, also after the fork server has exited.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAME: Final = "mailproxy-fork"
 """The process's name (``/proc/PID/comm``)."""
 WORKER_NAME: Final = "mailproxy-work"
 """The name of the workers' processes."""
-LARGEST_MESSAGE: Final = 4096
+MAX_REQUEST_SIZE: Final = 4096
 """The longest request and reply, in bytes."""
 
 _PR_SET_NAME: Final = 15
@@ -56,32 +56,32 @@ _RESULT: Final = struct.Struct("i")
 
 
 class WorkerModule(Protocol):
-    """What a worker runs; the module ``mailproxy.worker`` is one."""
+    """The module that a worker runs: ``mailproxy.worker``, or a stand-in for tests."""
 
     def preload(self) -> None:
-        """Import and look up, once, what all workers need."""
+        """Load, once, what all workers need."""
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Be a worker process; returns the exit code."""
+        """Run a worker process; returns the exit code."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForkServer:
-    """A fork server that runs: our child, and our end of its socket."""
+    """A running fork server: its process ID, and the supervisor's end of its socket."""
 
     pid: int
     control: socket.socket
 
 
 def become_subreaper() -> None:
-    """Become the parent of workers whose own parent ends (``PR_SET_CHILD_SUBREAPER``).
+    """Become the parent of workers whose own parent has exited (``PR_SET_CHILD_SUBREAPER``).
 
-    Their exit codes come to this process.
+    This process then receives their exit codes.
 
     Raises:
-        OSError: The system does not let us.
+        OSError: prctl(2) failed.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may ignore it: no exit code comes then
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is inherited as ignored, there are no exit codes
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -94,25 +94,25 @@ def fork(module: str) -> ForkServer:
         module: The name of a ``WorkerModule``.
 
     Raises:
-        OSError: The system gives us no process or no sockets.
+        OSError: No process or no sockets could be created.
     """
     ours, theirs = _sockets()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _be(lambda: _run(module, theirs))
+        _run_and_exit(lambda: _run(module, theirs))
     theirs.close()
     return ForkServer(pid, ours)
 
 
-def execute(module: str) -> ForkServer:
+def spawn(module: str) -> ForkServer:
     """Start a fork server as a fresh interpreter, from a process that may have threads.
 
     Args:
         module: The name of a ``WorkerModule``.
 
     Raises:
-        OSError: The system gives us no process or no sockets.
+        OSError: No process or no sockets could be created.
     """
     ours, theirs = _sockets()
     command = [sys.executable, *_interpreter_flags(), "-m", __name__, module]
@@ -126,20 +126,20 @@ def execute(module: str) -> ForkServer:
     except BaseException:
         ours.close()
         raise
-    process.returncode = 0  # whoever gets the ForkServer waits for it
+    process.returncode = 0  # ChildProcess waits for it
     return ForkServer(process.pid, ours)
 
 
 def encode_request(arguments: Sequence[str]) -> bytes:
-    """Write a request for a worker with these arguments; its end of the channel goes with it."""
+    """Encode a request for a worker with these arguments; its end of the channel is sent with it."""
     return json.dumps(list(arguments)).encode()
 
 
 def decode_reply(reply: bytes) -> int:
-    """Read the reply to a request: the worker's process number.
+    """Decode the reply to a request: the worker's process ID.
 
     Raises:
-        OSError: There is no worker.
+        OSError: No worker was started.
     """
     if len(reply) != _RESULT.size:
         raise ConnectionResetError(errno.ECONNRESET, "the fork server has ended")
@@ -150,7 +150,7 @@ def decode_reply(reply: bytes) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Be a fork server."""
+    """Run a fork server; the command line is that of ``spawn``."""
     parser = argparse.ArgumentParser(prog=__name__, description="Started by mailproxy run.")
     parser.add_argument("module")
     parser.add_argument("--control-fd", type=int, required=True)
@@ -170,7 +170,7 @@ def _interpreter_flags() -> list[str]:
 
 def _run(module: str, control: socket.socket) -> int:
     """Import the module, and fork a worker for each request until the supervisor closes its end."""
-    os.setsid()  # a terminal's Ctrl-C is for the supervisor alone
+    os.setsid()  # Ctrl-C in a terminal is sent to the supervisor alone
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     _keep_only(control.fileno())
@@ -178,25 +178,25 @@ def _run(module: str, control: socket.socket) -> int:
     worker = cast(WorkerModule, importlib.import_module(module))
     worker.preload()
     gc.collect()
-    gc.freeze()  # a collection would write to every object, and each worker would get its own copy of them
+    gc.freeze()  # a collection writes to every object, and each worker would get its own copy of the pages
     while True:
-        request, descriptors, _, _ = socket.recv_fds(control, LARGEST_MESSAGE, 1)
+        request, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_SIZE, 1)
         if not request:
             return 0
-        if not descriptors:  # lost on the way, for want of room for them here
+        if not descriptors:  # lost, because this process may open no more
             control.send(_RESULT.pack(-errno.EMFILE))
             continue
         with socket.socket(fileno=descriptors[0]) as end:
-            result = _fork_worker(control, end, lambda fd: worker.main([*json.loads(request), *_told(fd)]))  # noqa: B023 - called before the next request
+            result = _fork_worker(
+                control,
+                end,
+                lambda fd: worker.main([*json.loads(request), f"--control-fd={fd}"]),  # noqa: B023 - runs before the next request
+            )
         control.send(_RESULT.pack(result))
 
 
-def _told(descriptor: int) -> tuple[str, str]:
-    return "--control-fd", str(descriptor)
-
-
 def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
-    """Fork a worker whose parent is the supervisor; returns its number, or a negative error number."""
+    """Fork a worker whose parent is the supervisor; returns its process ID, or a negative errno."""
     try:
         ours, theirs = os.pipe()
     except OSError as error:
@@ -205,7 +205,7 @@ def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int
         between = os.fork()
         if between == 0:
             os.close(ours)
-            _be(lambda: _fork_once_more(theirs, control, end, work))
+            _run_and_exit(lambda: _fork_again(theirs, control, end, work))
         os.waitpid(between, 0)
         os.set_blocking(ours, False)
         answer = os.read(ours, _RESULT.size)
@@ -219,20 +219,20 @@ def _fork_worker(control: socket.socket, end: socket.socket, work: Callable[[int
         os.close(theirs)
 
 
-def _fork_once_more(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
+def _fork_again(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
     try:
         pid = os.fork()
     except OSError as error:
         os.write(pipe, _RESULT.pack(-(error.errno or errno.EAGAIN)))
         return 1
     if pid == 0:
-        _be(lambda: _work(pipe, control, end, work))
+        _run_and_exit(lambda: _work(pipe, control, end, work))
     os.write(pipe, _RESULT.pack(pid))
     return 0
 
 
 def _work(pipe: int, control: socket.socket, end: socket.socket, work: Callable[[int], int]) -> int:
-    """Be a worker, with nothing of the fork server's but its memory."""
+    """Run a worker: it keeps nothing of the fork server but its memory."""
     os.setsid()
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
@@ -242,8 +242,8 @@ def _work(pipe: int, control: socket.socket, end: socket.socket, work: Callable[
     return work(end.detach())
 
 
-def _be(run: Callable[[], int]) -> NoReturn:
-    """Run the rest of a forked process: it never returns into the code that its parent was in."""
+def _run_and_exit(run: Callable[[], int]) -> NoReturn:
+    """Run a forked process to its end; it never returns into its parent's code."""
     code = 1
     try:
         code = run()
@@ -259,11 +259,11 @@ def _be(run: Callable[[], int]) -> NoReturn:
 
 
 def _keep_only(descriptor: int) -> None:
-    """Close all descriptors but the standard ones and this, and read from ``/dev/null``."""
+    """Close all descriptors but the standard ones and this one; standard input becomes ``/dev/null``."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) != descriptor:  # one of them is the listing's own, closed by now
+        if int(name) > 2 and int(name) != descriptor:  # one of them was the listing's own
             with suppress(OSError):
                 os.close(int(name))
 

@@ -3,16 +3,16 @@
 
 A message is one JSON object.  On the wire it is eight bytes (the length of
 the JSON and the number of descriptors, both big-endian), then the JSON.  The
-descriptors travel as ``SCM_RIGHTS``, each batch with a byte of its own at
-the beginning of the JSON, since the kernel takes only some 250 of them with
-one call.  The receiver reads the first eight bytes alone, so it can make room
-for the descriptors before the kernel hands them over: those that it has no
-room for are lost (``MSG_CTRUNC``).  Both ends are our own processes; the
-limits are there so that a damaged peer costs a connection and not the memory.
+descriptors are sent as ``SCM_RIGHTS``, each batch with one byte of the JSON,
+since the kernel accepts about 250 of them per call.  The receiver reads the
+first eight bytes alone, so that it can close reserved descriptors before the
+kernel passes the new ones: those for which there is no room are lost
+(``MSG_CTRUNC``).  Both ends are processes of the same proxy; the limits bound
+the memory that a defective peer can use.
 
-The same class serves both ends and any asyncio loop that has ``add_reader``.
-Nothing here blocks or waits: what does not fit the socket is kept and sent
-when there is room, and a peer that takes nothing for too long is given up.
+The same class serves both ends, on any asyncio event loop with ``add_reader``.
+Nothing here blocks: what does not fit the socket's buffer is queued, and the
+channel is closed when the queue is longer than ``MAX_BACKLOG``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from typing import Final
 
 Message = dict[str, object]
 
-MAX_MESSAGE: Final = 16 * 1024 * 1024
+MAX_MESSAGE_SIZE: Final = 16 * 1024 * 1024
 """The largest JSON text of one message, in bytes."""
 
 MAX_DESCRIPTORS: Final = 1600
-"""The most descriptors that come with one message."""
+"""The maximum number of descriptors of one message."""
 
 MAX_BACKLOG: Final = 64 * 1024 * 1024
-"""The most bytes that wait for a peer that does not read."""
+"""The maximum number of bytes that are queued for a peer that does not read."""
 
 _HEADER: Final = struct.Struct(">II")
 _BATCH: Final = 200
@@ -45,7 +45,7 @@ _ANCILLARY: Final = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 
 
 class ChannelError(Exception):
-    """The peer sent something that is no message, takes nothing any more, or is gone."""
+    """The peer sent an invalid message, does not read, or has closed its end."""
 
 
 class Channel:
@@ -54,12 +54,13 @@ class Channel:
     Args:
         sock: The connected end; the channel owns it from now on.
         received: Called with each message and its descriptors, which the
-            callee owns; with none of them where some were lost because too
-            many files are open.  Whatever it raises reaches the loop's
-            exception handler.
-        closed: Called once when the peer is gone, with ``None`` after an
-            orderly end and the reason otherwise.  Not called after ``close``.
-        make_room: Called with the number of descriptors that are about to come.
+            callee owns; without descriptors where some were lost because too
+            many files are open.  The event loop's exception handler gets its
+            exceptions.
+        closed: Called once when the peer has closed its end, with ``None``
+            after a complete message and the reason otherwise.  Not called
+            after ``close``.
+        reserve_room: Called with the number of descriptors that the next message carries.
     """
 
     def __init__(
@@ -68,16 +69,16 @@ class Channel:
         *,
         received: Callable[[Message, list[int]], None],
         closed: Callable[[ChannelError | None], None],
-        make_room: Callable[[int], None] = lambda _: None,
+        reserve_room: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._sock = sock
         self._received = received
         self._closed = closed
-        self._make_room = make_room
+        self._reserve_room = reserve_room
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in = bytearray()
         self._in_descriptors: list[int] = []
-        self._is_lossy = False
+        self._has_lost_descriptors = False
         self._out: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._out_bytes = 0
         self._is_open = True
@@ -88,7 +89,7 @@ class Channel:
         return self._is_open
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Listen to the peer from now on, on ``loop``."""
+        """Start reading, on ``loop``."""
         self._sock.setblocking(False)
         self._loop = loop
         loop.add_reader(self._sock.fileno(), self._read)
@@ -98,13 +99,13 @@ class Channel:
 
         Args:
             message: A JSON object.
-            descriptors: Open descriptors to go with it, in order.  They are
-                duplicated; the caller keeps its own and may close them.
+            descriptors: Open descriptors to send with it, in order.  They are
+                duplicated; the caller may close its own.
 
         Raises:
             ChannelError: The channel is closed, the message is larger than
                 the limits, or the peer has stopped reading.
-            OSError: There is no room for the duplicates; nothing was sent.
+            OSError: The descriptors cannot be duplicated; nothing was sent.
         """
         if not self._is_open:
             raise ChannelError("the channel is closed")
@@ -113,9 +114,9 @@ class Channel:
         if self._out_bytes + len(text) > MAX_BACKLOG:
             raise ChannelError("the peer does not read")
         was_idle = not self._out
-        kept = _duplicates(descriptors)
+        duplicates = _duplicates(descriptors)
         self._out.append((memoryview(_HEADER.pack(len(text), len(descriptors))), ()))
-        self._enqueue(text, kept)
+        self._enqueue(text, duplicates)
         if was_idle:
             self._write()
 
@@ -135,19 +136,19 @@ class Channel:
         self._sock.close()
 
     def flush(self, seconds: float) -> None:
-        """Send what is still waiting, blocking for at most about ``seconds``; for a process's last words."""
+        """Send what is queued before the process exits; blocks for about ``seconds`` at most."""
         if not self._is_open:
             return
         self._sock.settimeout(seconds)
         while self._out and self._write_first():
             pass
 
-    def _enqueue(self, text: bytes, kept: Sequence[int]) -> None:
+    def _enqueue(self, text: bytes, duplicates: Sequence[int]) -> None:
         rest = memoryview(text)
-        for start in range(0, len(kept), _BATCH):
-            is_last = start + _BATCH >= len(kept)
+        for start in range(0, len(duplicates), _BATCH):
+            is_last = start + _BATCH >= len(duplicates)
             head = rest if is_last else rest[:1]
-            self._out.append((head, tuple(kept[start : start + _BATCH])))
+            self._out.append((head, tuple(duplicates[start : start + _BATCH])))
             rest = rest[len(head) :]
         if rest:
             self._out.append((rest, ()))
@@ -165,14 +166,14 @@ class Channel:
             self._loop.remove_writer(self._sock.fileno())
 
     def _write_first(self) -> bool:
-        """Send as much of the first piece as there is room for; tell whether to go on."""
+        """Send as much of the first queued item as fits; returns whether to go on."""
         data, descriptors = self._out[0]
         try:
             sent = socket.send_fds(self._sock, [data], descriptors) if descriptors else self._sock.send(data)
         except (BlockingIOError, InterruptedError, TimeoutError):
             return False
         except OSError as error:
-            self._give_up(ChannelError(f"cannot send: {error.strerror or error}"))
+            self._fail(ChannelError(f"cannot send: {error.strerror or error}"))
             return False
         _close_all(descriptors)
         self._out_bytes -= sent
@@ -183,12 +184,12 @@ class Channel:
         return True
 
     def _read(self) -> None:
-        """Read one message, as far as it is there."""
+        """Read one message, as far as it has arrived."""
         while self._is_open:
             try:
                 missing = self._missing()
             except ChannelError as error:
-                self._give_up(error)
+                self._fail(error)
                 return
             if not missing:
                 self._deliver()
@@ -197,69 +198,69 @@ class Channel:
                 return
 
     def _missing(self) -> int:
-        """Return how many bytes of a message's head, or of what it announces, are not read."""
+        """Return how many bytes of a message's header, or of the message, are still to be read."""
         if len(self._in) < _HEADER.size:
             return _HEADER.size - len(self._in)
         length, count = _HEADER.unpack_from(self._in)
         if len(self._in) == _HEADER.size:
             _require_within_limits(length, count)
-            self._make_room(count)
+            self._reserve_room(count)
         return int(_HEADER.size + length - len(self._in))
 
     def _receive(self, size: int) -> bool:
-        """Receive at most so many bytes; returns whether to go on."""
+        """Receive at most ``size`` bytes; returns whether to go on."""
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(size, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            self._give_up(ChannelError(f"cannot receive: {error.strerror or error}"))
+            self._fail(ChannelError(f"cannot receive: {error.strerror or error}"))
             return False
         self._in_descriptors.extend(_descriptors(ancillary))
-        self._is_lossy = self._is_lossy or bool(flags & socket.MSG_CTRUNC)
+        self._has_lost_descriptors = self._has_lost_descriptors or bool(flags & socket.MSG_CTRUNC)
         self._in += data
         if not data:
-            self._give_up(ChannelError("the peer left in the middle of a message") if self._in else None)
+            self._fail(ChannelError("the peer closed the channel within a message") if self._in else None)
         return bool(data)
 
     def _deliver(self) -> None:
-        """Hand over the message that is complete."""
+        """Pass the complete message to ``received``."""
         _, count = _HEADER.unpack_from(self._in)
         descriptors, self._in_descriptors = self._in_descriptors, []
-        is_lossy, self._is_lossy = self._is_lossy, False
+        has_lost_descriptors, self._has_lost_descriptors = self._has_lost_descriptors, False
         text, self._in = bytes(self._in[_HEADER.size :]), bytearray()
-        if is_lossy:
+        if has_lost_descriptors:
             _close_all(descriptors)
             descriptors = []
         try:
-            message = _parsed(text)
-            if len(descriptors) != count and not is_lossy:
+            message = _parse_json(text)
+            if len(descriptors) != count and not has_lost_descriptors:
                 raise ChannelError("descriptors are missing")
         except ChannelError as error:
             _close_all(descriptors)
-            self._give_up(error)
+            self._fail(error)
             return
         self._received(message, descriptors)
 
-    def _give_up(self, error: ChannelError | None) -> None:
+    def _fail(self, error: ChannelError | None) -> None:
         if self._is_open:
             self.close()
             self._closed(error)
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Make the two ends: ours, and the one that a worker inherits."""
+def channel_pair() -> tuple[socket.socket, socket.socket]:
+    """Return a socket pair: the supervisor's end, and the one that a worker inherits."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 def _require_within_limits(length: int, count: int) -> None:
-    if length > MAX_MESSAGE:
-        raise ChannelError(f"message of {length} bytes, at most {MAX_MESSAGE} accepted")
+    if length > MAX_MESSAGE_SIZE:
+        raise ChannelError(f"message of {length} bytes, at most {MAX_MESSAGE_SIZE} accepted")
     if count > MAX_DESCRIPTORS:
         raise ChannelError(f"{count} descriptors in one message, at most {MAX_DESCRIPTORS} accepted")
 
 
-def _parsed(text: bytes) -> Message:
+def _parse_json(text: bytes) -> Message:
     try:
         message = json.loads(text)
     except ValueError as error:
@@ -270,14 +271,14 @@ def _parsed(text: bytes) -> Message:
 
 
 def _duplicates(descriptors: Sequence[int]) -> list[int]:
-    kept: list[int] = []
+    duplicates: list[int] = []
     try:
         for descriptor in descriptors:
-            kept.append(os.dup(descriptor))  # noqa: PERF401 - whatever was duplicated is closed again
+            duplicates.append(os.dup(descriptor))  # noqa: PERF401 - whatever was duplicated is closed again
     except OSError:
-        _close_all(kept)
+        _close_all(duplicates)
         raise
-    return kept
+    return duplicates
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

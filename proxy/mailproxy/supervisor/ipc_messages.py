@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the supervisor and a worker say to each other, as values.
+"""The messages between the supervisor and a worker, as values.
 
 ``encode`` and ``decode`` translate to the JSON objects that a ``Channel``
-carries.  Sockets that belong to a ``Configure`` travel beside it, in the order
-of its ``sockets``.
+carries.  The sockets of a ``Configure`` are sent with it, in the order of its
+``sockets``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Configure:
     """Run this configuration from now on, with these listening sockets.
 
     Attributes:
-        serial: Comes back in the answer; two messages may carry one hash.
+        serial: Repeated in the reply; two messages may have the same hash.
         config: The canonical JSON text of the effective configuration.
         hash: The configuration's hash.
         generation: Of the resource it came from, 0 without one.
         loaded_at: When it was loaded, as a Unix time.
         hostname: This machine's name, the default of ``server_name``.
         names: What the host names of ``listen`` lines were resolved to.
-        sockets: For each socket that comes with this message, its key.
-        ticket_keys: What all workers encrypt TLS session tickets with; see ``TicketKeys``.
+        sockets: The key of each socket that is sent with this message.
+        ticket_keys: The keys that all workers encrypt TLS session tickets with; see ``TicketKeys``.
     """
 
     serial: int
@@ -47,7 +47,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Go on for ``delay`` seconds, then accept no more, and leave within ``timeout`` seconds."""
+    """Stop accepting after ``delay`` seconds, close all sessions within ``timeout`` seconds, and exit."""
 
     delay: float
     timeout: float
@@ -61,76 +61,76 @@ class TicketKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Send a snapshot of your metrics, with this number."""
+class RequestSnapshot:
+    """Send a snapshot of the metrics, with this number."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Reopen:
-    """Open your log files anew."""
+class ReopenLogs:
+    """Reopen the log files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave at once."""
+    """Close all sessions, and exit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The configuration of that serial number runs."""
+class Applied:
+    """The worker runs the configuration with this serial number."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The configuration of that serial number does not run; the one before it still does."""
+class Rejected:
+    """The worker rejected the configuration with this serial number, and runs the previous one."""
 
     serial: int
     problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
-    """A worker's metrics; ``number`` is 0 for those that nobody asked for."""
+class SnapshotReport:
+    """A worker's metrics; ``number`` is that of the request, or 0 for a regular report."""
 
     number: int
     snapshot: Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
-    """The worker was told by somebody else to drain, and has begun to."""
+class Draining:
+    """The worker drains because of a signal from another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """No session is left; the worker exits."""
+    """All sessions are closed; the worker exits."""
 
 
-ToWorker = Configure | TicketKeys | Drain | Report | Reopen | Stop
-ToSupervisor = Ready | Refused | Reported | Leaving | Drained
+ToWorker = Configure | TicketKeys | Drain | RequestSnapshot | ReopenLogs | Stop
+ToSupervisor = Applied | Rejected | SnapshotReport | Draining | Drained
 
 
 _NAMES: Final[Mapping[type, str]] = {
     Configure: "configure",
     TicketKeys: "ticket_keys",
     Drain: "drain",
-    Report: "snapshot",
-    Reopen: "reopen",
+    RequestSnapshot: "snapshot",
+    ReopenLogs: "reopen",
     Stop: "stop",
-    Ready: "ready",
-    Refused: "refused",
-    Reported: "snapshot",
-    Leaving: "leaving",
+    Applied: "ready",
+    Rejected: "refused",
+    SnapshotReport: "snapshot",
+    Draining: "leaving",
     Drained: "drained",
 }
 
 
 def encode(message: ToWorker | ToSupervisor) -> dict[str, object]:
-    """Write a message as the JSON object for the channel."""
+    """Return a message as the JSON object for the channel."""
     fields: dict[str, object] = {}
     match message:
         case Configure():
@@ -139,23 +139,23 @@ def encode(message: ToWorker | ToSupervisor) -> dict[str, object]:
             fields = {"keys": _encode_keys(keys)}
         case Drain(delay, timeout):
             fields = {"delay": delay, "timeout": timeout}
-        case Report(number):
+        case RequestSnapshot(number):
             fields = {"number": number}
-        case Reported(number, snapshot):
+        case SnapshotReport(number, snapshot):
             fields = {"number": number, "snapshot": snapshot}
-        case Ready(serial):
+        case Applied(serial):
             fields = {"serial": serial}
-        case Refused(serial, problems):
+        case Rejected(serial, problems):
             found = [[problem.path, problem.reason] for problem in problems]
             fields = {"serial": serial, "problems": found}
     return {"type": _NAMES[type(message)], **fields}
 
 
 def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
-    """Read what the supervisor said.
+    """Decode a message from the supervisor.
 
     Raises:
-        ChannelError: It is none of the messages that go this way.
+        ChannelError: It is not a valid message to a worker.
     """
     try:
         match data["type"]:
@@ -166,9 +166,9 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
             case "drain":
                 return Drain(cast(float, data["delay"]), cast(float, data["timeout"]))
             case "snapshot":
-                return Report(cast(int, data["number"]))
+                return RequestSnapshot(cast(int, data["number"]))
             case "reopen":
-                return Reopen()
+                return ReopenLogs()
             case "stop":
                 return Stop()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -177,22 +177,24 @@ def decode_for_worker(data: Mapping[str, object]) -> ToWorker:
 
 
 def decode_for_supervisor(data: Mapping[str, object]) -> ToSupervisor:
-    """Read what a worker said.
+    """Decode a message from a worker.
 
     Raises:
-        ChannelError: It is none of the messages that go this way.
+        ChannelError: It is not a valid message to the supervisor.
     """
     try:
         match data["type"]:
             case "snapshot":
-                return Reported(cast(int, data["number"]), cast(Snapshot, data["snapshot"]))
+                return SnapshotReport(cast(int, data["number"]), cast(Snapshot, data["snapshot"]))
             case "ready":
-                return Ready(cast(int, data["serial"]))
+                return Applied(cast(int, data["serial"]))
             case "refused":
                 problems = cast(list[list[str]], data["problems"])
-                return Refused(cast(int, data["serial"]), tuple(Problem(path, why) for path, why in problems))
+                return Rejected(
+                    cast(int, data["serial"]), tuple(Problem(path, why) for path, why in problems)
+                )
             case "leaving":
-                return Leaving()
+                return Draining()
             case "drained":
                 return Drained()
     except (KeyError, TypeError, ValueError) as error:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotates the keys of TLS session tickets: another after each ``ssl_session_timeout``, for all workers.
+"""Rotates the keys of TLS session tickets, for all workers: a new key after each ``ssl_session_timeout``.
 
 Servers with the same ``ssl_session_timeout`` share their keys.  There are
-three: the current one seals tickets, and the previous and the next one open
-them.  Workers know the next one a whole period before the first of them seals
-with it, so each opens the tickets of all others also while they change over.
-A ticket is never older than the timeout, so the previous key is not needed
-for longer than that either; after that nobody has it any more.
+three: the current one encrypts tickets; the previous and the next one only
+decrypt them.  Workers have the next key one period before it becomes the
+current one, so each decrypts the tickets of all others also during a change.
+A ticket expires after the timeout, and so the previous key is deleted then.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from mailproxy.tls.resumption import new_key
 from mailproxy_config.model import ProxyConfig
 
 Keys = Mapping[int, tuple[bytes, ...]]
-"""Keys by the ``ssl_session_timeout`` of their servers, in seconds; the first of them seals tickets."""
+"""Keys by the ``ssl_session_timeout`` of their servers, in seconds; the first encrypts tickets."""
 
-LONGEST_WAIT_SECONDS: Final = 3600.0
-"""How long ``wait`` is at most."""
+MAX_WAIT_SECONDS: Final = 3600.0
+"""The maximum of ``wait``."""
 
 
 @dataclass(slots=True)
@@ -38,7 +37,7 @@ class _Ring:
 
 
 class KeyRotation:
-    """All keys of this proxy's servers that have no ``ssl_session_ticket_key``.
+    """The keys of all servers without ``ssl_session_ticket_key``.
 
     Args:
         clock: Monotonic time in seconds.
@@ -49,14 +48,14 @@ class KeyRotation:
         self._rings: dict[int, _Ring] = {}
 
     def of(self, timeouts: Collection[int]) -> Keys:
-        """Return the keys for these timeouts; for a new one, keys are made."""
+        """Return the keys for these timeouts; creates those of new ones."""
         now = self._clock()
         for seconds in timeouts:
             self._rings.setdefault(seconds, _Ring(now + _period(seconds)))
         return {seconds: self._rings[seconds].keys() for seconds in sorted(timeouts)}
 
     def keep(self, timeouts: Collection[int]) -> None:
-        """Forget the keys for all other timeouts."""
+        """Delete the keys for all other timeouts."""
         for seconds in self._rings.keys() - set(timeouts):
             del self._rings[seconds]
 
@@ -73,9 +72,9 @@ class KeyRotation:
         return self.of(tuple(self._rings))
 
     def wait(self) -> float:
-        """Return the seconds until a key is due, or until it is worth looking again."""
+        """Return the seconds until a key is due, at most ``MAX_WAIT_SECONDS``."""
         left = (ring.due - self._clock() for ring in self._rings.values())
-        return max(0.0, min([*left, LONGEST_WAIT_SECONDS]))
+        return max(0.0, min([*left, MAX_WAIT_SECONDS]))
 
 
 def rotated_timeouts(config: ProxyConfig) -> frozenset[int]:

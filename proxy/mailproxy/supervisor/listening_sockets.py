@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervisor's listening sockets: what is open, and what a reload makes of it.
+"""The supervisor's listening sockets: opened at the start, changed by a reload.
 
-The supervisor keeps every socket that its workers accept on, so that an
-address stays ours, and clients stay queued, while a worker is replaced.
+The supervisor keeps every socket that its workers accept on open, so that the
+address stays bound, and clients stay queued, while a worker is replaced.
 """
 
 from __future__ import annotations
@@ -13,49 +13,52 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from mailproxy.net import CannotListen, Clamp, SocketPlan, clamps, close_sockets, difference, open_sockets
+from mailproxy.net.bind_errors import ListenError
+from mailproxy.net.listen_open import close_sockets, open_sockets
+from mailproxy.net.listen_plan import SocketPlan, diff_plans
+from mailproxy.net.socket_options import ClampedOption, clamped_options
 
-SURPLUS_AT_MOST: Final = 512
-"""Sockets that are kept beyond the number of workers, of all addresses together; every worker gets them."""
+MAX_SURPLUS_SOCKETS: Final = 512
+"""Sockets kept beyond the number of workers, of all addresses together; every worker accepts on them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sockets:
-    """Open sockets by key, with the plans that they were opened by."""
+class SocketSet:
+    """Open sockets by key, with their plans."""
 
     plans: tuple[SocketPlan, ...] = ()
     by_key: Mapping[str, Sequence[socket.socket]] = field(default_factory=dict)
 
-    def clamps(self) -> Iterator[tuple[str, Clamp]]:
-        """Tell what the kernel did not grant, by key."""
+    def clamped_options(self) -> Iterator[tuple[str, ClampedOption]]:
+        """Yield options that the kernel set to other values, with the key of their socket."""
         for planned in self.plans:
-            for clamp in clamps(planned, self.by_key[planned.key][0]):
+            for clamp in clamped_options(planned, self.by_key[planned.key][0]):
                 yield planned.key, clamp
 
 
-class Listeners:
-    """What is open.  ``prepare`` opens more; after that comes ``commit`` or ``discard``.
+class ListeningSockets:
+    """The open sockets.  ``prepare`` opens more; after that comes ``commit`` or ``discard``.
 
-    A socket that a smaller number of workers leaves over stays open, and all
-    of them accept on it: the kernel would reset the clients that are queued there.
+    When the number of workers decreases, surplus sockets stay open and all
+    workers accept on them: closing them would reset the clients in their queues.
     """
 
     def __init__(self) -> None:
-        self._current = Sockets()
+        self._current = SocketSet()
 
-    def prepare(self, plans: Sequence[SocketPlan], count: int) -> Sockets:
-        """Open whatever these plans need beyond what is open; blocks, for seconds where a port is taken.
+    def prepare(self, plans: Sequence[SocketPlan], count: int) -> SocketSet:
+        """Open the sockets of these plans that are not open yet; blocks for seconds where a port is in use.
 
         Args:
-            plans: What is to be listened on.
-            count: How many workers there are to be.
+            plans: The sockets of the new configuration.
+            count: The number of workers.
 
         Raises:
-            CannotListen: And nothing has changed.
+            ListenError: A socket cannot be opened; nothing has changed.
         """
         by_key: dict[str, Sequence[socket.socket]] = {}
-        change = difference(self._current.plans, plans)
-        most = count + SURPLUS_AT_MOST // max(len(plans), 1)
+        change = diff_plans(self._current.plans, plans)
+        most = count + MAX_SURPLUS_SOCKETS // max(len(plans), 1)
         try:
             for planned in change.stays:
                 inherited = self._current.by_key[planned.key]
@@ -63,32 +66,32 @@ class Listeners:
                 by_key[planned.key] = open_sockets(planned, wanted, inherited=inherited)
             for planned in change.opens:
                 by_key[planned.key] = open_sockets(planned, count)
-        except CannotListen:
-            self.discard(Sockets(tuple(plans), by_key))
+        except ListenError:
+            self.discard(SocketSet(tuple(plans), by_key))
             raise
-        return Sockets(tuple(plans), by_key)
+        return SocketSet(tuple(plans), by_key)
 
-    def commit(self, sockets: Sockets) -> None:
-        """Make this what is open, and close whatever is not part of it."""
+    def commit(self, sockets: SocketSet) -> None:
+        """Make these the open sockets, and close all others."""
         before, self._current = self._current, sockets
         _close_beyond(before, sockets)
 
-    def discard(self, sockets: Sockets) -> None:
-        """Close whatever was opened for this, and bring back the options of what stays."""
+    def discard(self, sockets: SocketSet) -> None:
+        """Close the sockets that only this set has, and restore the options of the others."""
         _close_beyond(sockets, self._current)
         for planned in self._current.plans:
             inherited = self._current.by_key[planned.key]
-            with suppress(CannotListen):
+            with suppress(ListenError):
                 open_sockets(planned, len(inherited), inherited=inherited)
 
     def close(self) -> None:
-        """Close everything.  Once the workers are gone, a second call removes the files of UNIX sockets."""
+        """Close all sockets; a second call, after the workers have exited, removes files of UNIX sockets."""
         for planned in self._current.plans:
             close_sockets(planned, self._current.by_key[planned.key])
 
 
-def _close_beyond(sockets: Sockets, kept: Sockets) -> None:
-    """Close what is in the one and not in the other."""
+def _close_beyond(sockets: SocketSet, kept: SocketSet) -> None:
+    """Close the sockets that are in ``sockets`` and not in ``kept``."""
     staying = {id(sock) for group in kept.by_key.values() for sock in group}
     for planned in sockets.plans:
         group = [sock for sock in sockets.by_key.get(planned.key, ()) if id(sock) not in staying]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line says about running, as one value."""
+"""The options of ``mailproxy run``."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mailproxy.telemetry.log import LogFormat
+from mailproxy.telemetry.log_writer import LogFormat
 from mailproxy_config.model import LogLevel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class RunOptions:
     """The options of ``mailproxy run``.
 
     Attributes:
         file: The configuration.
-        workers: A number or ``auto``; ``None`` leaves it to the configuration.
-        admin_address: Where the admin endpoint answers.
-        admin_port: Its port; 0 for any.
-        log_format: How log lines look.
-        log_level: The least severe level that is logged; ``None`` leaves it to
-            the configuration's ``error_log``, except that the supervisor's own
-            notices are always told.
+        workers: A number or ``auto``; ``None`` for that of the configuration.
+        admin_address: The address of the admin endpoint.
+        admin_port: Its port; 0 for any free one.
+        log_format: The format of log lines.
+        log_level: The least severe level that is logged; ``None`` for the
+            level of the configuration's ``error_log``, except that the
+            supervisor's own notices are always logged.
         worker_module: The name of the module that a worker process runs; see ``fork_server.WorkerModule``.
     """
 

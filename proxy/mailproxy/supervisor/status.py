@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the admin endpoint is told: the facts of all processes in one place."""
+"""The status of all processes, as the admin endpoint reports it."""
 
 from __future__ import annotations
 
@@ -9,116 +9,88 @@ import ssl
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
-from mailproxy.admin import SNAPSHOT_SECONDS
+from mailproxy.enums import ReloadResult
 from mailproxy.supervisor import version
-from mailproxy.supervisor.config_revision import ConfigRevision
-from mailproxy.telemetry.aggregate import Aggregator, Build, Page, SupervisorFacts
-from mailproxy.telemetry.labels import ReloadResult, RestartReason
+from mailproxy.supervisor.config_loader import ConfigRevision
+from mailproxy.supervisor.worker_pool import WorkerPool
+from mailproxy.telemetry.aggregate import Aggregator, BuildInfo, MetricsPage, SupervisorFacts
 from mailproxy.telemetry.metrics import Snapshot
-from mailproxy.telemetry.process_stats import process_figures
+from mailproxy.telemetry.process_stats import process_stats
 from mailproxy_config.errors import Problem
 
-_ERROR_LIMIT: Final = 4096
+SNAPSHOT_SECONDS: Final = 1.0
+"""How long a scrape waits for workers; for one that does not reply, its last snapshot is used."""
 
-
-class Workers(Protocol):
-    """What there is to know about the workers; ``Pool`` knows it."""
-
-    @property
-    def alive(self) -> int:
-        """How many processes there are."""
-
-    @property
-    def serving(self) -> int:
-        """How many of them take new sessions."""
-
-    @property
-    def late(self) -> Mapping[int, float]:
-        """Those that do not report: seconds of silence by process number."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether all of them run what is wanted."""
-
-    @property
-    def wanted(self) -> ConfigRevision:
-        """What they are to run."""
-
-    @property
-    def restarts(self) -> Mapping[RestartReason, int]:
-        """How many were replaced, and why."""
-
-    async def report(self, number: int, seconds: float) -> None:
-        """Have all of them send their numbers within so many seconds."""
+_MAX_ERROR_LENGTH: Final = 4096
 
 
 class Status:
-    """The admin endpoint's source.
+    """Collects what the admin endpoint reports.
 
     Attributes:
-        pool: The workers, as soon as there are any.
+        pool: The workers; ``None`` before the start.
         is_started: Whether all workers have been ready once.
-        is_draining: Whether the end has begun.
+        is_draining: Whether the proxy is shutting down.
     """
 
     def __init__(self) -> None:
-        self.pool: Workers | None = None
+        self.pool: WorkerPool | None = None
         self.is_started = False
         self.is_draining = False
-        self._totals = Aggregator()
-        self._since = time.time()
+        self._aggregator = Aggregator()
+        self._started_at = time.time()
         self._reloads = dict.fromkeys(ReloadResult, 0)
         self._last_error: str | None = None
         self._shown: ConfigRevision | None = None
-        self._reports = 0
+        self._report_number = 0
 
-    # -- what is told to it
+    # -- updates from the supervisor
 
-    def reported(self, key: int, snapshot: Snapshot) -> None:
-        """Take in a worker's numbers."""
-        self._totals.update(key, snapshot)
+    def on_snapshot(self, key: int, snapshot: Snapshot) -> None:
+        """Store a worker's metrics."""
+        self._aggregator.update(key, snapshot)
 
-    def gone(self, key: int) -> None:
-        """Keep what a worker that has ended counted."""
-        self._totals.retire(key)
+    def on_exit(self, key: int) -> None:
+        """Keep the counters of a worker that has exited."""
+        self._aggregator.retire(key)
 
-    def loaded(self, deployment: ConfigRevision) -> None:
-        """A configuration was accepted by everybody."""
+    def loaded(self, revision: ConfigRevision) -> None:
+        """Record that all workers have applied a configuration."""
         self._reloads[ReloadResult.SUCCESS] += 1
         self._last_error = None
-        self._totals.keep_servers(server.name for server in deployment.config.servers)
+        self._aggregator.keep_servers(server.name for server in revision.config.servers)
 
     def refused(self, problems: tuple[Problem, ...]) -> None:
-        """A configuration was refused; the one before goes on."""
+        """Record that a configuration was rejected; the previous one stays in use."""
         self._reloads[ReloadResult.FAILURE] += 1
-        self._last_error = "; ".join(map(str, problems))[:_ERROR_LIMIT]
+        self._last_error = "; ".join(map(str, problems))[:_MAX_ERROR_LENGTH]
 
-    # -- what is asked of it
+    # -- requests of the admin endpoint
 
-    async def snapshots(self) -> None:
-        """Ask every worker for its numbers."""
-        self._reports += 1
+    async def refresh(self) -> None:
+        """Request the metrics of every worker; cancelled when that takes too long."""
+        self._report_number += 1
         if self.pool is not None:
-            await self.pool.report(self._reports, SNAPSHOT_SECONDS)
+            await self.pool.report(self._report_number, SNAPSHOT_SECONDS)
 
-    def page(self) -> Page:
-        """Give the sums as they are known now."""
+    def page(self) -> MetricsPage:
+        """Return the metrics of all processes together, as last received."""
         facts = SupervisorFacts(
             build=_build(),
             workers=self.pool.alive if self.pool else 0,
-            started=self._since,
+            started=self._started_at,
             restarts=self.pool.restarts if self.pool else {},
             reloads=self._reloads,
-            config_refused=self._last_error is not None,
+            config_rejected=self._last_error is not None,
             draining=self.is_draining,
-            process=process_figures(),
+            process=process_stats(),
         )
-        return self._totals.page(facts)
+        return self._aggregator.page(facts)
 
-    def unready(self) -> str:
-        """Return why clients are not accepted, or not by all workers; empty where they are."""
+    def unready_reason(self) -> str:
+        """Return why clients are not accepted, or not by all workers; empty if they are."""
         if self.is_draining:
             return "draining"
         if self.pool is None or not self.is_started:
@@ -126,11 +98,12 @@ class Status:
         if not self.pool.serving:
             return "no worker is ready"
         return "; ".join(
-            f"worker {pid} has not reported for {seconds:.0f} s" for pid, seconds in self.pool.late.items()
+            f"worker {pid} has not reported for {seconds:.0f} s"
+            for pid, seconds in self.pool.unresponsive.items()
         )
 
     def config(self) -> Mapping[str, object]:
-        """Describe the configuration that all workers run; ``hash`` is ``None`` until there is one."""
+        """Return hash, generation and load time of the configuration in all workers, and the last error."""
         if self.pool is not None and self.is_started and self.pool.is_settled:
             self._shown = self.pool.wanted
         shown = self._shown
@@ -143,9 +116,9 @@ class Status:
 
 
 @functools.cache
-def _build() -> Build:
-    """Look up what is running; not at the start, which need not wait for it."""
-    return Build(
+def _build() -> BuildInfo:
+    """Return the version; only when it is needed, since it is slow."""
+    return BuildInfo(
         version=version.version(),
         revision=version.revision(),
         python_version=platform.python_version(),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is running: the version, and where it came from."""
+"""The version and the source revision of this installation."""
 
 from __future__ import annotations
 
 
 def version() -> str:
-    """Give the installed distribution's version; ``unknown`` where the sources run as they are."""
-    from importlib import metadata  # noqa: PLC0415 - a start need not wait for it
+    """Return the installed distribution's version; ``unknown`` where the sources are not installed."""
+    from importlib import metadata  # noqa: PLC0415 - slow to import, and rarely needed
 
     try:
         return metadata.version("mailproxy")
@@ -15,5 +15,5 @@ def version() -> str:
 
 
 def revision() -> str:
-    """Give the source revision: the local part of the version (``1.2.0+abc1234``), else ``unknown``."""
+    """Return the source revision: the local part of the version (``1.2.0+abc1234``), else ``unknown``."""
     return version().partition("+")[2] or "unknown"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers: as many as wanted, each on the configuration that is wanted.
+"""The pool of workers: starts them, replaces those that end or hang, and applies one configuration to all.
 
-Every place in the pool has listening sockets of its own, which the supervisor
-keeps open: when a worker dies, clients that the kernel has queued there wait
-for the replacement instead of being refused.
+Every slot of the pool has its own listening sockets, which the supervisor
+keeps open.  When a worker ends, connections that the kernel has queued there
+wait for its replacement instead of being refused.
 """
 
 from __future__ import annotations
@@ -13,50 +13,39 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
+from mailproxy.enums import RestartReason
 from mailproxy.supervisor import ipc_messages
-from mailproxy.supervisor.backoff import Backoff
-from mailproxy.supervisor.config_revision import ConfigRevision
-from mailproxy.supervisor.heartbeat import LOOK_SECONDS
-from mailproxy.supervisor.worker_process import RELOAD_SECONDS, Reporter, WorkerGone, WorkerProcess
-from mailproxy.telemetry.labels import RestartReason
+from mailproxy.supervisor.child_process import CHECK_SECONDS
+from mailproxy.supervisor.config_loader import ConfigRevision
+from mailproxy.supervisor.launcher import Backoff, WorkerLauncher
+from mailproxy.supervisor.worker_process import (
+    RELOAD_SECONDS,
+    LogCallback,
+    SnapshotCallback,
+    WorkerExited,
+    WorkerProcess,
+)
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
-FUTILE_STARTS: Final = 5
-"""So many workers may exit before the first start is complete; then it has failed."""
+MAX_STARTUP_FAILURES: Final = 5
+"""Workers that may exit before all are ready for the first time; after that many the start has failed."""
 
 FORCE_SECONDS: Final = 2.0
-"""What a worker gets to end at once, before it is made to."""
+"""Time between the message ``Stop`` and SIGKILL."""
 
 _GRACE_SECONDS: Final = 10.0
 
 
-class CannotStart(Exception):
-    """Workers end before they are ready."""
-
-
-class LogCallback(Protocol):
-    """The supervisor's log."""
-
-    def __call__(self, level: LogLevel, name: str, /, **fields: object) -> None:
-        """Write that something happened."""
-
-
-class Launch(Protocol):
-    """What starts workers; ``Launcher`` is one."""
-
-    async def start(self, reported: Reporter) -> WorkerProcess:
-        """Start a worker process; raises ``OSError`` where there can be none."""
-
-    def close(self) -> None:
-        """Start no more; a ``start`` that waits raises ``OSError``."""
+class StartupError(Exception):
+    """Workers exit before they are ready."""
 
 
 @dataclass(eq=False, slots=True)
 class WorkerSlot:
-    """A worker's place: what is kept when the worker is replaced."""
+    """One position in the pool: it keeps its number, and so its sockets, when its worker is replaced."""
 
     number: int
     worker: WorkerProcess | None = None
@@ -67,314 +56,308 @@ class WorkerPool:
     """All workers.
 
     Args:
-        tasks: Owns what runs as long as there are workers.
+        tasks: The task group of the pool's tasks.
         launcher: Starts worker processes.
-        reported: Called with every snapshot of a worker's metrics.
-        gone: Called with the key of a worker that has ended, after its last snapshot.
-        tell: Where to log.
+        on_snapshot: Called with every snapshot of a worker's metrics.
+        on_exit: Called with the key of a worker that has exited, after its last snapshot.
+        log_event: Writes to the log.
 
     Attributes:
-        restarts: How many workers were replaced, and why.
-        wanted: What all workers are to run.
+        restarts: How many workers were replaced, by reason.
+        wanted: The configuration that all workers must run.
     """
 
     def __init__(
         self,
         tasks: asyncio.TaskGroup,
-        launcher: Launch,
+        launcher: WorkerLauncher,
         *,
-        reported: Reporter,
-        gone: Callable[[int], None],
-        tell: LogCallback,
+        on_snapshot: SnapshotCallback,
+        on_exit: Callable[[int], None],
+        log_event: LogCallback,
     ) -> None:
         self.restarts = dict.fromkeys(RestartReason, 0)
         self._tasks = tasks
         self._launcher = launcher
-        self._reported = reported
-        self._gone = gone
-        self._tell = tell
+        self._on_snapshot = on_snapshot
+        self._on_exit = on_exit
+        self._log_event = log_event
         self._backoff = Backoff()
-        self._places: list[WorkerSlot] = []
+        self._slots: list[WorkerSlot] = []
         self._alive: set[WorkerProcess] = set()
         self.wanted: ConfigRevision
         self._ending = asyncio.Event()
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._futile = 0
-        self._late: set[WorkerProcess] = set()
-        self._looking: asyncio.Task[None] | None = None
+        self._startup_failures = 0
+        self._unresponsive: set[WorkerProcess] = set()
+        self._heartbeat_task: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> int:
-        """How many worker processes there are, those that leave included."""
+        """The number of worker processes, draining ones included."""
         return len(self._alive)
 
     @property
     def serving(self) -> int:
-        """How many workers have a configuration and take new sessions."""
-        return sum(
-            1 for place in self._places if place.worker is not None and place.worker.running is not None
-        )
+        """The number of workers that have a configuration and accept new sessions."""
+        return len(self._serving_slots())
 
     @property
-    def late(self) -> Mapping[int, float]:
-        """Workers that should take new sessions but do not report: seconds of silence by process number."""
-        places = [place.worker for place in self._places]
-        return {worker.pid: worker.heartbeat.silence for worker in self._late if worker in places}
+    def unresponsive(self) -> Mapping[int, float]:
+        """Silent workers that should accept sessions: seconds since the last message by process ID."""
+        workers = [slot.worker for slot in self._slots]
+        return {
+            worker.pid: worker.heartbeat.silent_seconds for worker in self._unresponsive if worker in workers
+        }
 
     @property
     def is_settled(self) -> bool:
-        """Whether every place has a worker that runs the configuration that is wanted."""
+        """Whether every slot has a worker that runs ``wanted``."""
         return all(
-            place.worker is not None and place.worker.running == self.wanted.serial for place in self._places
+            slot.worker is not None and slot.worker.running == self.wanted.serial for slot in self._slots
         )
 
-    async def start(self, deployment: ConfigRevision) -> None:
+    async def start(self, revision: ConfigRevision) -> None:
         """Start the workers; returns when all of them are ready.
 
         Raises:
-            ConfigError: A worker refused the configuration.
-            CannotStart: Workers end before they are ready.
+            ConfigError: A worker rejected the configuration.
+            StartupError: Workers exit before they are ready.
         """
-        self.wanted = deployment
-        self._looking = self._tasks.create_task(self._look_at_heartbeats())
+        self.wanted = revision
+        self._heartbeat_task = self._tasks.create_task(self._check_heartbeats())
         self._resize()
         try:
             await self._started
-        except (ConfigError, CannotStart):
+        except (ConfigError, StartupError):
             self._ending.set()
             raise
 
-    async def change_to(self, deployment: ConfigRevision) -> None:
-        """Have all workers run another configuration, or none of them.
+    async def change_to(self, revision: ConfigRevision) -> None:
+        """Apply another configuration to all workers, or to none of them.
 
-        One worker tries it first.  When this returns, all workers that were
-        ready run it; places that it adds have workers soon, and workers that
-        it makes superfluous drain on what they ran before.
+        One worker applies it first.  When this returns, all workers that were
+        ready run it.  Workers of new slots start in the background, and
+        surplus workers drain with the previous configuration.
 
         Raises:
-            ConfigError: A worker refused it or ended over it; all run the one before.
+            ConfigError: A worker rejected it or exited; all workers run the previous one.
         """
-        kept = [place for place in self._ready() if place.number < deployment.workers]
+        kept = [slot for slot in self._serving_slots() if slot.number < revision.workers]
         if kept:
-            await self._try_out(kept[0], deployment)
+            try:
+                await self._apply(kept[0], revision, RELOAD_SECONDS)
+            except WorkerExited:
+                raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
         tried = await asyncio.gather(
-            *(self._apply(place, deployment, RELOAD_SECONDS) for place in kept[1:]), return_exceptions=True
+            *(self._apply(slot, revision, RELOAD_SECONDS) for slot in kept[1:]), return_exceptions=True
         )
         for failure in tried:
-            if isinstance(failure, BaseException) and not isinstance(failure, WorkerGone):
-                await self._align()
+            if isinstance(failure, BaseException) and not isinstance(failure, WorkerExited):
+                await self._apply_wanted()
                 raise failure
-        self.wanted = deployment
+        self.wanted = revision
         self._resize()
-        await self._align()
+        await self._apply_wanted()
 
     async def report(self, number: int, seconds: float) -> None:
-        """Ask every worker for a snapshot of its metrics, and wait for at most so many seconds."""
+        """Request a snapshot of its metrics from every worker, and wait for at most ``seconds``."""
         await asyncio.gather(
             *(worker.report(number, seconds) for worker in self._alive), return_exceptions=True
         )
 
     def reopen_logs(self) -> None:
-        """Have all workers open their log files anew."""
+        """Reopen the log files in all workers."""
         for worker in self._alive:
             worker.reopen_logs()
 
     def set_ticket_keys(self, message: ipc_messages.TicketKeys) -> None:
-        """Have all workers encrypt TLS session tickets with other keys."""
+        """Replace the keys of TLS session tickets in all workers."""
         for worker in tuple(self._alive):
             worker.set_ticket_keys(message)
 
     async def drain(self, delay: float, timeout: float) -> None:  # noqa: ASYNC109 - what relays get
-        """Have all workers leave; returns when the last one is gone.
+        """Drain all workers; returns when the last one has exited.
 
         Args:
-            delay: Seconds that they go on accepting.
-            timeout: Seconds that relays get after that.
+            delay: Seconds for which they still accept connections.
+            timeout: Seconds after that until open sessions are closed.
         """
         self._ending.set()
         for worker in self._alive:
             worker.drain(delay, timeout)
-        await self._all_gone(delay + timeout + _GRACE_SECONDS)
+        await self._wait_for_all(delay + timeout + _GRACE_SECONDS)
 
     def stop(self) -> None:
-        """Have all workers end at once; who waits in ``start`` or ``drain`` need not wait much longer."""
+        """Stop all workers without draining; ``start`` and ``drain`` return soon after."""
         self._ending.set()
         if not self._started.done():
-            self._started.set_exception(CannotStart("stopped during the start"))
+            self._started.set_exception(StartupError("stopped during the start"))
         for worker in self._alive:
             worker.stop()
         self._launcher.close()
-        asyncio.get_running_loop().call_later(FORCE_SECONDS, self._kill)
+        asyncio.get_running_loop().call_later(FORCE_SECONDS, self._kill_all)
 
-    async def stopped(self) -> None:
-        """End all workers at once, and return when the last one is gone."""
+    async def stop_and_wait(self) -> None:
+        """Stop all workers without draining; returns when the last one has exited."""
         self.stop()
-        await self._all_gone(FORCE_SECONDS + _GRACE_SECONDS)
+        await self._wait_for_all(FORCE_SECONDS + _GRACE_SECONDS)
 
-    def _kill(self) -> None:
+    def _kill_all(self) -> None:
         for worker in self._alive:
             worker.kill()
 
-    async def _all_gone(self, seconds: float) -> None:
+    async def _wait_for_all(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._alive:
                     await next(iter(self._alive)).exited.wait()
                     await asyncio.sleep(0)
-        self._kill()
-        if self._looking is not None:
-            self._looking.cancel()
+        self._kill_all()
+        if self._heartbeat_task is not None:
+            self._heartbeat_task.cancel()
 
-    # -- one configuration for all
+    # -- applying a configuration
 
-    def _ready(self) -> list[WorkerSlot]:
-        return [
-            place for place in self._places if place.worker is not None and place.worker.running is not None
-        ]
+    def _serving_slots(self) -> list[WorkerSlot]:
+        return [slot for slot in self._slots if slot.worker is not None and slot.worker.running is not None]
 
-    async def _try_out(self, place: WorkerSlot, deployment: ConfigRevision) -> None:
-        """Have one worker run it, before the others are asked."""
-        try:
-            await self._apply(place, deployment, RELOAD_SECONDS)
-        except WorkerGone:
-            raise ConfigError([Problem("", "a worker ended while it applied this")]) from None
+    async def _apply(self, slot: WorkerSlot, revision: ConfigRevision, seconds: float | None = None) -> None:
+        if slot.worker is None:
+            raise WorkerExited
+        sockets = revision.sockets_for(slot.number)
+        await slot.worker.configure(revision.configure_message(), sockets, seconds=seconds)
 
-    async def _apply(
-        self, place: WorkerSlot, deployment: ConfigRevision, seconds: float | None = None
-    ) -> None:
-        if place.worker is None:
-            raise WorkerGone
-        sockets = deployment.sockets_of(place.number)
-        await place.worker.configure(deployment.order(), sockets, seconds=seconds)
-
-    async def _align(self) -> None:
-        """Have those workers that run something else run what is wanted, or be replaced."""
-        for place in self._ready():
-            worker = place.worker
+    async def _apply_wanted(self) -> None:
+        """Apply ``wanted`` to the workers that run another configuration; one that rejects it is replaced."""
+        for slot in self._serving_slots():
+            worker = slot.worker
             if worker is None or worker.running == self.wanted.serial:
                 continue
             try:
-                await self._apply(place, self.wanted, RELOAD_SECONDS)
+                await self._apply(slot, self.wanted, RELOAD_SECONDS)
             except ConfigError as error:
-                self._tell_refusal(error)
+                self._log_rejection(error)
                 worker.kill()
-            except WorkerGone:
+            except WorkerExited:
                 continue
 
     def _resize(self) -> None:
-        while len(self._places) < self.wanted.workers:
-            place = WorkerSlot(len(self._places))
-            self._places.append(place)
-            self._tasks.create_task(self._keep(place))
-        while len(self._places) > self.wanted.workers:
-            place = self._places.pop()
-            place.is_wanted = False
-            if place.worker is not None:
-                place.worker.drain(0.0, self.wanted.config.drain.timeout)
+        while len(self._slots) < self.wanted.workers:
+            slot = WorkerSlot(len(self._slots))
+            self._slots.append(slot)
+            self._tasks.create_task(self._supervise(slot))
+        while len(self._slots) > self.wanted.workers:
+            slot = self._slots.pop()
+            slot.is_wanted = False
+            if slot.worker is not None:
+                slot.worker.drain(0.0, self.wanted.config.drain.timeout)
 
-    # -- the life of one place
+    # -- one slot
 
-    async def _keep(self, place: WorkerSlot) -> None:
-        """See to it that there is a worker at a place as long as one is wanted there."""
-        while self._wants(place):
-            reason = await self._run_once(place)
-            if not self._wants(place):
+    async def _supervise(self, slot: WorkerSlot) -> None:
+        """Run a worker in a slot, and start a replacement whenever it ends, until the slot is removed."""
+        while self._is_wanted(slot):
+            reason = await self._run_once(slot)
+            if not self._is_wanted(slot):
                 return
             pause = self._backoff.pause(time.monotonic())
-            self._tell(LogLevel.NOTICE, "worker_replaced", reason=str(reason), pause_seconds=pause)
+            self._log_event(LogLevel.NOTICE, "worker_replaced", reason=str(reason), pause_seconds=pause)
             self.restarts[reason] += 1
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._ending.wait()
 
-    def _wants(self, place: WorkerSlot) -> bool:
-        return place.is_wanted and not self._ending.is_set()
+    def _is_wanted(self, slot: WorkerSlot) -> bool:
+        return slot.is_wanted and not self._ending.is_set()
 
-    async def _run_once(self, place: WorkerSlot) -> RestartReason:
-        """Start a worker, and wait until it takes no new sessions any more."""
+    async def _run_once(self, slot: WorkerSlot) -> RestartReason:
+        """Start a worker, and wait until it accepts no more sessions."""
         try:
-            worker = await self._launcher.start(self._reported)
+            worker = await self._launcher.start(self._on_snapshot)
         except OSError as error:
-            self._tell(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
+            self._log_event(LogLevel.ERROR, "worker_not_started", reason=error.strerror or "")
             return RestartReason.CRASH
         self._alive.add(worker)
-        self._tasks.create_task(self._watch(worker))
-        place.worker = worker
-        is_up = await self._bring_up(place, worker)
+        self._tasks.create_task(self._wait_for_exit(worker))
+        slot.worker = worker
+        is_up = await self._configure_new(slot, worker)
         if is_up:
-            await worker.left.wait()
+            await worker.stopped_accepting.wait()
         else:
             worker.stop()
             await worker.exited.wait()
-        place.worker = None
+        slot.worker = None
         reason = worker.reason if is_up or worker.exit_code else RestartReason.CRASH
         if reason is not RestartReason.UNRESPONSIVE:  # a hung worker does not show that starts fail
-            self._count_futile()
+            self._count_startup_failure()
         return reason
 
-    async def _bring_up(self, place: WorkerSlot, worker: WorkerProcess) -> bool:
-        """Configure a new worker; another configuration may become wanted meanwhile."""
+    async def _configure_new(self, slot: WorkerSlot, worker: WorkerProcess) -> bool:
+        """Configure a new worker; ``wanted`` may change meanwhile, then it is configured again."""
         while worker.running != self.wanted.serial:
-            if not self._wants(place):
+            if not self._is_wanted(slot):
                 return False
             try:
-                await self._apply(place, self.wanted)
+                await self._apply(slot, self.wanted)
             except ConfigError as error:
-                self._refused_at_start(error)
+                self._rejected_at_start(error)
                 return False
-            except WorkerGone:
+            except WorkerExited:
                 return False
-        self._tell(LogLevel.INFO, "worker_ready", pid=worker.pid, hash=self.wanted.hash)
+        self._log_event(LogLevel.INFO, "worker_ready", pid=worker.pid, hash=self.wanted.hash)
         if self.is_settled and not self._started.done():
             self._started.set_result(None)
         return True
 
-    def _refused_at_start(self, error: ConfigError) -> None:
+    def _rejected_at_start(self, error: ConfigError) -> None:
         if self._started.done():
-            self._tell_refusal(error)
+            self._log_rejection(error)
         else:
             self._started.set_exception(error)
 
-    def _count_futile(self) -> None:
-        self._futile += 1
-        if self._futile == FUTILE_STARTS and not self._started.done():
-            self._started.set_exception(CannotStart(f"{FUTILE_STARTS} workers ended before they were ready"))
+    def _count_startup_failure(self) -> None:
+        self._startup_failures += 1
+        if self._startup_failures == MAX_STARTUP_FAILURES and not self._started.done():
+            self._started.set_exception(
+                StartupError(f"{MAX_STARTUP_FAILURES} workers ended before they were ready")
+            )
 
-    def _tell_refusal(self, error: ConfigError) -> None:
+    def _log_rejection(self, error: ConfigError) -> None:
         for problem in error.problems:
-            self._tell(
+            self._log_event(
                 LogLevel.ERROR, "worker_refused_configuration", path=problem.path, reason=problem.reason
             )
 
-    # -- signs of life
+    # -- heartbeats
 
-    async def _look_at_heartbeats(self) -> None:
+    async def _check_heartbeats(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             for worker in tuple(self._alive):
-                self._look_at(worker)
+                self._check_heartbeat(worker)
 
-    def _look_at(self, worker: WorkerProcess) -> None:
-        """Log that a worker does not report, and end one that hangs: its place gets another."""
+    def _check_heartbeat(self, worker: WorkerProcess) -> None:
+        """Log that a worker sends no messages, and kill one that hangs: its slot gets another."""
         heartbeat = worker.heartbeat
-        heartbeat.look()
-        fields = {"pid": worker.pid, "silent_seconds": heartbeat.silence}
+        heartbeat.check()
+        fields = {"pid": worker.pid, "silent_seconds": heartbeat.silent_seconds}
         if heartbeat.is_hung(is_loading=worker.is_loading):
-            if not worker.was_hung:  # one that the kernel does not end yet is killed again, and logged once
-                self._tell(LogLevel.ALERT, "worker_hangs", **fields)
+            if not worker.was_hung:  # one that SIGKILL has not ended yet is killed again, but logged once
+                self._log_event(LogLevel.ALERT, "worker_hangs", **fields)
             worker.kill_hung()
-        elif heartbeat.is_late and worker not in self._late:
-            self._late.add(worker)
-            self._tell(LogLevel.WARN, "worker_does_not_report", **fields)
-        elif not heartbeat.is_late and worker in self._late:
-            self._late.discard(worker)
-            self._tell(LogLevel.NOTICE, "worker_reports_again", pid=worker.pid)
+        elif heartbeat.is_late and worker not in self._unresponsive:
+            self._unresponsive.add(worker)
+            self._log_event(LogLevel.WARN, "worker_does_not_report", **fields)
+        elif not heartbeat.is_late and worker in self._unresponsive:
+            self._unresponsive.discard(worker)
+            self._log_event(LogLevel.NOTICE, "worker_reports_again", pid=worker.pid)
 
-    async def _watch(self, worker: WorkerProcess) -> None:
-        await worker.watch()
+    async def _wait_for_exit(self, worker: WorkerProcess) -> None:
+        await worker.wait_for_exit()
         self._alive.discard(worker)
-        self._late.discard(worker)
-        self._gone(worker.key)
+        self._unresponsive.discard(worker)
+        self._on_exit(worker.key)
         expected = worker.is_draining or worker.exit_code == 0
         level = LogLevel.INFO if expected else LogLevel.ALERT
-        self._tell(level, "worker_exited", pid=worker.pid, exit_code=worker.exit_code)
+        self._log_event(level, "worker_exited", pid=worker.pid, exit_code=worker.exit_code)

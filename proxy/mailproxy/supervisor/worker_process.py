@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One worker process, as the supervisor sees it: messages to and from it, its signs of life, its end.
+"""The supervisor's side of one worker process: messages to and from it, its heartbeat, its exit.
 
-A worker is forked from the fork server, never from this process, so that it
-shares neither a loop nor a thread nor a lock with us.  It inherits standard
-output and error and one end of a ``Channel``; everything else comes through
-that.
+A worker is forked from the fork server, never from the supervisor, so that it
+shares neither event loop nor thread nor lock with it.  It inherits standard
+output and error and one end of a ``Channel``, and receives everything else
+through that.
 """
 
 from __future__ import annotations
@@ -16,93 +16,102 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from mailproxy.enums import RestartReason
 from mailproxy.supervisor import ipc_messages
-from mailproxy.supervisor.child_process import Child
-from mailproxy.supervisor.heartbeat import Heartbeat
+from mailproxy.supervisor.child_process import ChildProcess, Heartbeat
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
-from mailproxy.telemetry.labels import RestartReason
 from mailproxy.telemetry.metrics import Snapshot
 from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import LogLevel
 
 RELOAD_SECONDS: Final = 600.0
-"""What a worker gets at a reload for putting a configuration to work; a start takes as long as it takes."""
+"""Time a worker has to apply a configuration at a reload; at a start there is no limit."""
 
-_LAST_WORDS_SECONDS: Final = 1.0
+_LAST_SNAPSHOT_SECONDS: Final = 1.0
 _EXIT_SECONDS: Final = 5.0
 
-# Signals that somebody else sends; the others are the kernel's answer to a bug.
-_SENT: Final = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP})
+# Signals that other processes send; the kernel sends the others because of a bug.
+_SENT_SIGNALS: Final = frozenset(
+    {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
+)
 
-AnswerT = TypeVar("AnswerT")
-Reporter = Callable[[int, Snapshot], None]
+ReplyT = TypeVar("ReplyT")
+SnapshotCallback = Callable[[int, Snapshot], None]
 """Called with a worker's key and its snapshot."""
 
 _keys = count(1)
 
 
-class WorkerGone(Exception):
-    """The worker left, or did not answer in time and was killed, before it did what it was asked."""
+class LogCallback(Protocol):
+    """The supervisor's log."""
+
+    def __call__(self, level: LogLevel, name: str, /, **fields: object) -> None:
+        """Write an event."""
+
+
+class WorkerExited(Exception):
+    """The worker exited, or was killed because it did not reply in time, before it did what was requested."""
 
 
 class WorkerProcess:
     """One worker process.
 
     Args:
-        pid: The process, a child of ours.
-        sock: Our end of its channel.
-        reported: Called with every snapshot of its metrics.
+        pid: The process ID; the process is a child of this one.
+        sock: The supervisor's end of its channel.
+        on_snapshot: Called with every snapshot of its metrics.
 
     Attributes:
-        key: Tells it from every other worker of this supervisor's life.
+        key: Unique among all workers that this supervisor has started.
         running: The serial number of the configuration that it runs, or ``None``.
-        left: Set as soon as it takes no new sessions: it leaves, or is gone.
-        exited: Set when the process has ended and its last snapshot was read.
-        is_draining: Whether we told it to leave.
-        heartbeat: Its signs of life: each of its messages is one.
+        stopped_accepting: Set as soon as it accepts no new sessions: it drains, or has exited.
+        exited: Set when the process has exited and its last snapshot was read.
+        is_draining: Whether the supervisor has drained or stopped it.
+        heartbeat: When it last sent a message.
     """
 
-    def __init__(self, pid: int, sock: socket.socket, reported: Reporter) -> None:
+    def __init__(self, pid: int, sock: socket.socket, on_snapshot: SnapshotCallback) -> None:
         self.key = next(_keys)
         self.running: int | None = None
-        self.left = asyncio.Event()
+        self.stopped_accepting = asyncio.Event()
         self.exited = asyncio.Event()
         self.is_draining = False
         self.heartbeat = Heartbeat(pid)
-        self._child = Child(pid)
+        self._child = ChildProcess(pid)
         self._was_hung = False
-        self._reported = reported
-        self._is_silent = asyncio.Event()
-        self._last_resort: asyncio.TimerHandle | None = None
-        self._applied: dict[int, asyncio.Future[ipc_messages.Ready | ipc_messages.Refused]] = {}
+        self._on_snapshot = on_snapshot
+        self._channel_closed = asyncio.Event()
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._applied: dict[int, asyncio.Future[ipc_messages.Applied | ipc_messages.Rejected]] = {}
         self._reports: dict[int, asyncio.Future[None]] = {}
         self._channel = Channel(sock, received=self._received, closed=self._closed)
         self._channel.start(asyncio.get_running_loop())
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process ID."""
         return self._child.pid
 
     @property
     def is_loading(self) -> bool:
-        """Whether it has been given a configuration and has not answered yet."""
+        """Whether it is applying a configuration."""
         return bool(self._applied)
 
     @property
     def reason(self) -> RestartReason:
-        """Why it ended, once it has."""
+        """Why it exited."""
         if self._was_hung:
             return RestartReason.UNRESPONSIVE
         code = self._child.exit_code
         if code is None or code == 0:
             return RestartReason.REQUESTED
-        return RestartReason.KILLED if -code in _SENT else RestartReason.CRASH
+        return RestartReason.KILLED if -code in _SENT_SIGNALS else RestartReason.CRASH
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, negative for a signal, ``None`` while it lives."""
+        """The exit code, negative for a signal, ``None`` while the process runs."""
         return self._child.exit_code
 
     async def configure(
@@ -112,103 +121,100 @@ class WorkerProcess:
         *,
         seconds: float | None = None,
     ) -> None:
-        """Have it run a configuration, with these listening sockets.
+        """Send it a configuration with its listening sockets, and wait until it is applied.
 
         Args:
             message: The configuration.
             sockets: The sockets that ``message`` names.
-            seconds: What it gets for that; ``None`` for as long as it takes.
+            seconds: The timeout; ``None`` for none.
 
         Raises:
-            ConfigError: It refuses, and runs what it ran before.
-            WorkerGone: It ended, or has not answered in time and was killed.
+            ConfigError: It rejected the configuration and runs the previous one.
+            WorkerExited: It exited, or did not reply in time and was killed.
         """
         try:
             async with asyncio.timeout(seconds):
-                answer = await self._ask(self._applied, message.serial, message, sockets)
+                answer = await self._request(self._applied, message.serial, message, sockets)
         except TimeoutError:
             self.kill()
-            raise WorkerGone from None
-        if isinstance(answer, ipc_messages.Refused):
+            raise WorkerExited from None
+        if isinstance(answer, ipc_messages.Rejected):
             raise ConfigError(answer.problems)
         self.running = message.serial
 
     async def report(self, number: int, seconds: float) -> None:
-        """Have it send a snapshot of its metrics; when this returns, ``reported`` was called.
+        """Request a snapshot of its metrics; when this returns, ``on_snapshot`` was called.
 
         Raises:
-            WorkerGone: It ended, or has not answered within ``seconds``.
+            WorkerExited: It exited, or did not reply within ``seconds``.
         """
         try:
             async with asyncio.timeout(seconds):
-                await self._ask(self._reports, number, ipc_messages.Report(number), ())
+                await self._request(self._reports, number, ipc_messages.RequestSnapshot(number), ())
         except TimeoutError:
-            raise WorkerGone from None
+            raise WorkerExited from None
 
     def set_ticket_keys(self, message: ipc_messages.TicketKeys) -> None:
-        """Have it encrypt TLS session tickets with other keys."""
+        """Replace its keys of TLS session tickets."""
         self._send(message)
 
     def drain(self, delay: float, timeout: float) -> None:
-        """Have it go on for ``delay`` seconds, then drain within ``timeout`` seconds, and exit."""
+        """Let it accept for ``delay`` seconds more, then close its sessions within ``timeout`` and exit."""
         self.is_draining = True
         self._send(ipc_messages.Drain(delay, timeout))
         self._kill_after(delay + timeout + _EXIT_SECONDS)
 
     def reopen_logs(self) -> None:
-        """Have it open its log files anew."""
-        self._send(ipc_messages.Reopen())
+        """Make it reopen its log files."""
+        self._send(ipc_messages.ReopenLogs())
 
     def stop(self) -> None:
-        """Have it end at once, without goodbyes."""
+        """Make it close all sessions without a reply, and exit."""
         self.is_draining = True
         self._send(ipc_messages.Stop())
 
     def kill(self) -> None:
-        """End it by force."""
+        """Send SIGKILL."""
         self._child.kill()
 
     @property
     def was_hung(self) -> bool:
-        """Whether it was ended by force because it hangs."""
+        """Whether it was killed because it hangs."""
         return self._was_hung
 
     def kill_hung(self) -> None:
-        """End it by force because it hangs; ``reason`` says so."""
+        """Send SIGKILL because it hangs; ``reason`` becomes ``UNRESPONSIVE``."""
         self._was_hung = True
         self.kill()
 
-    async def watch(self) -> None:
-        """Wait for its end; the owner of the worker keeps this running from its start."""
+    async def wait_for_exit(self) -> None:
+        """Wait until the process has exited; the pool runs this from the worker's start."""
         try:
-            await self._end()
+            await self._child.exited.wait()
+            with contextlib.suppress(TimeoutError):  # its last snapshot may still be in the channel
+                async with asyncio.timeout(_LAST_SNAPSHOT_SECONDS):
+                    await self._channel_closed.wait()
         finally:
-            if self._last_resort is not None:
-                self._last_resort.cancel()
+            if self._kill_timer is not None:
+                self._kill_timer.cancel()
             self._channel.close()
-            self._fail_all()
-            self.left.set()
+            self._fail_pending()
+            self.stopped_accepting.set()
             self.exited.set()
 
-    async def _end(self) -> None:
-        await self._child.over.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                await self._is_silent.wait()
-
-    async def _ask(
+    async def _request(
         self,
-        waiting: dict[int, asyncio.Future[AnswerT]],
+        waiting: dict[int, asyncio.Future[ReplyT]],
         number: int,
         message: ipc_messages.ToWorker,
         sockets: Sequence[socket.socket],
-    ) -> AnswerT:
-        """Send a message and wait for the answer with the same number, which is put into ``waiting``."""
-        answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
-        waiting[number] = answer
+    ) -> ReplyT:
+        """Send a message, and wait for the reply with the same number."""
+        reply: asyncio.Future[ReplyT] = asyncio.get_running_loop().create_future()
+        waiting[number] = reply
         try:
             self._send(message, sockets)
-            return await answer
+            return await reply
         finally:
             del waiting[number]
 
@@ -231,35 +237,35 @@ class WorkerProcess:
             self._closed(error)
             return
         match message:
-            case ipc_messages.Reported(number, snapshot):
-                self._reported(self.key, snapshot)
-                _answer(self._reports.get(number), None)
-            case ipc_messages.Ready(serial) | ipc_messages.Refused(serial, _):
-                _answer(self._applied.get(serial), message)
-            case ipc_messages.Leaving() | ipc_messages.Drained():
-                self.left.set()
+            case ipc_messages.SnapshotReport(number, snapshot):
+                self._on_snapshot(self.key, snapshot)
+                _resolve(self._reports.get(number), None)
+            case ipc_messages.Applied(serial) | ipc_messages.Rejected(serial, _):
+                _resolve(self._applied.get(serial), message)
+            case ipc_messages.Draining() | ipc_messages.Drained():
+                self.stopped_accepting.set()
 
     def _closed(self, error: ChannelError | None) -> None:
-        """Its end of the channel is closed: it is about to exit, or must be made to."""
-        self._is_silent.set()
-        self._fail_all()
+        """Its end of the channel is closed: it is about to exit, and is killed if it does not."""
+        self._channel_closed.set()
+        self._fail_pending()
         if error is not None:
             self.kill()
         else:
             self._kill_after(_EXIT_SECONDS)
 
     def _kill_after(self, seconds: float) -> None:
-        if self._last_resort is not None:
-            self._last_resort.cancel()
-        self._last_resort = asyncio.get_running_loop().call_later(seconds, self.kill)
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_timer = asyncio.get_running_loop().call_later(seconds, self.kill)
 
-    def _fail_all(self) -> None:
+    def _fail_pending(self) -> None:
         waiting: list[asyncio.Future[Any]] = [*self._applied.values(), *self._reports.values()]
         for future in waiting:
             if not future.done():
-                future.set_exception(WorkerGone())
+                future.set_exception(WorkerExited())
 
 
-def _answer(future: asyncio.Future[AnswerT] | None, answer: AnswerT) -> None:
+def _resolve(future: asyncio.Future[ReplyT] | None, reply: ReplyT) -> None:
     if future is not None and not future.done():
-        future.set_result(answer)
+        future.set_result(reply)

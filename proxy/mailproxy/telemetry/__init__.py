@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling what happens: meters, the catalogue of metrics, the sum over workers, and the log.
+"""Metrics and log.
 
-``meter``, ``record`` and ``log`` are what sessions use and import nothing
-heavy; ``metrics`` and ``merge`` belong to the supervisor.
+Workers use ``metrics`` and ``log``, which import nothing slow.  Only the
+supervisor uses ``aggregate`` and ``prometheus``.
 """

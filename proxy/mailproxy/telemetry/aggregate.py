@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several workers' numbers become one page, on which no counter ever falls.
+"""Aggregates the metrics of several workers, so that no counter ever decreases.
 
-Pure.  A worker's counters and histograms outlive it: what its last snapshot
-said is added to a base.  Its gauges die with it.  Everything shown came from a
-snapshot, so even a worker that was killed takes nothing back.
+Pure.  The counters and histograms of a worker that has exited are kept: its
+last snapshot is added to a base.  Its gauges are dropped.  All values come
+from snapshots, so no value decreases when a worker is killed.
 
-All that adds up are whole numbers, so no order of dying changes a sum.
+All sums are of integers, so they do not depend on the order in which workers
+exit.
 """
 
 from __future__ import annotations
@@ -14,33 +15,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from mailproxy.enums import ReloadResult, RestartReason
 from mailproxy.telemetry import definitions as c
-from mailproxy.telemetry.definitions import Family, Kind, Merge
-from mailproxy.telemetry.labels import ReloadResult, RestartReason
+from mailproxy.telemetry.definitions import Aggregation, MetricDefinition, MetricType
 from mailproxy.telemetry.metrics import Snapshot, Value
 
 Labels = tuple[str, ...]
 _Series = dict[Labels, Value]
 
-_GRAVES: Final = 1024
-"""Retired workers whose late snapshots are recognised."""
+MAX_RETIRED: Final = 1024
+"""Retired workers whose late snapshots are still ignored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram's totals: the sum in seconds, and one count per bucket and for what lies above."""
+class HistogramValue:
+    """The sum of a histogram in seconds, and the count of each bucket, ``+Inf`` included; not cumulative."""
 
     sum: float
     counts: tuple[int, ...]
 
 
-Page = dict[Family, dict[Labels, "float | Distribution"]]
-"""What ``/metrics`` shows: values by metric and label values."""
+MetricsPage = dict[MetricDefinition, dict[Labels, "float | HistogramValue"]]
+"""The content of ``/metrics``: values by metric and label values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Build:
-    """What is running: the labels of ``mailproxy_build_info``."""
+class BuildInfo:
+    """The labels of ``mailproxy_build_info``."""
 
     version: str
     revision: str
@@ -50,51 +51,50 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorFacts:
-    """What only the supervisor knows.
+    """The supervisor's own values.
 
-    ``process`` is its own ``process_figures()``; ``started`` a Unix time.
-    ``config_refused`` says that the newest configuration was refused before
-    any worker saw it.
+    ``process`` is its ``process_stats()``, ``started`` a Unix time.
+    ``config_rejected`` is true when the last configuration was rejected.
     """
 
-    build: Build
+    build: BuildInfo
     workers: int
     started: float
     restarts: Mapping[RestartReason, int] = field(default_factory=dict)
     reloads: Mapping[ReloadResult, int] = field(default_factory=dict)
-    config_refused: bool = False
+    config_rejected: bool = False
     draining: bool = False
     process: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
+class _LastSnapshot:
     life: int
     number: int
     series: dict[str, _Series]
 
 
 class Aggregator:
-    """The sums over all workers that ever lived.
+    """The sums over all workers since the start.
 
-    Call ``update`` for every snapshot, ``retire`` once a worker is gone and
-    its channel is read empty, ``keep_servers`` when a reload removed servers.
+    Call ``update`` for every snapshot, ``retire`` after a worker's last
+    snapshot, ``keep_servers`` when a reload has removed servers.
     """
 
     def __init__(self) -> None:
         self._base: dict[str, _Series] = {}
-        self._last: dict[object, _Last] = {}
-        self._gone: dict[object, int] = {}
+        self._last: dict[object, _LastSnapshot] = {}
+        self._retired: dict[object, int] = {}
         self._servers: frozenset[str] | None = None
 
     def update(self, worker_id: object, snapshot: Snapshot) -> None:
-        """Take in a worker's snapshot; late ones, and those of retired workers, are left out.
+        """Store a worker's snapshot; older ones, and those of retired workers, are ignored.
 
-        A snapshot of a new life under a known id retires the old life.
+        A snapshot of a new process under a known ID retires the old process.
         """
         life, number = snapshot["life"], snapshot["number"]
         last = self._last.get(worker_id)
-        if life <= self._gone.get(worker_id, -1):
+        if life <= self._retired.get(worker_id, -1):
             return
         if last is not None and (life, number) <= (last.life, last.number):
             return
@@ -105,63 +105,67 @@ class Aggregator:
             for name, cells in snapshot["series"].items()
             if name in c.BY_NAME
         }
-        self._last[worker_id] = _Last(life, number, series)
+        self._last[worker_id] = _LastSnapshot(life, number, series)
 
     def retire(self, worker_id: object) -> None:
-        """Keep what a worker that is gone has counted, and drop its gauges."""
+        """Keep the counters of a worker that has exited, and drop its gauges."""
         last = self._last.pop(worker_id, None)
         if last is None:
             return
-        self._gone.pop(worker_id, None)
-        self._gone[worker_id] = last.life
-        while len(self._gone) > _GRAVES:
-            del self._gone[next(iter(self._gone))]
+        self._retired.pop(worker_id, None)
+        self._retired[worker_id] = last.life
+        while len(self._retired) > MAX_RETIRED:
+            del self._retired[next(iter(self._retired))]
         for name, series in last.series.items():
             family = c.BY_NAME[name]
-            if family.merge is Merge.SUM:
-                _add(self._base.setdefault(name, {}), _remains(family, series))
+            if family.aggregation is Aggregation.SUM:
+                _add(self._base.setdefault(name, {}), _retained(family, series))
 
     def keep_servers(self, names: Iterable[str]) -> None:
-        """Show no server but these from now on, and forget what was counted for others."""
+        """Drop the series of all servers but these, now and in later snapshots."""
         self._servers = frozenset(names)
         for name, series in self._base.items():
-            self._base[name] = self._shown(c.BY_NAME[name], series)
+            self._base[name] = self._of_configured_servers(c.BY_NAME[name], series)
 
-    def page(self, own: SupervisorFacts) -> Page:
-        """Add everything up."""
-        page: Page = {}
-        for family in c.CATALOGUE:
-            merged = _own(family, own) if family.merge is Merge.OWN else self._merged(family, own)
+    def page(self, supervisor: SupervisorFacts) -> MetricsPage:
+        """Return the sums of all workers and the supervisor."""
+        page: MetricsPage = {}
+        for family in c.ALL_METRICS:
+            merged = (
+                _supervisor_series(family, supervisor)
+                if family.aggregation is Aggregation.OWN
+                else self._merged(family, supervisor)
+            )
             if merged:
-                page[family] = {labels: _shown_value(family, value) for labels, value in merged.items()}
+                page[family] = {labels: _in_base_unit(family, value) for labels, value in merged.items()}
         return page
 
-    def _merged(self, family: Family, own: SupervisorFacts) -> _Series:
+    def _merged(self, family: MetricDefinition, supervisor: SupervisorFacts) -> _Series:
         merged: _Series = {}
-        parts = [self._base.get(family.name, {}), _supervisor_part(family, own)]
+        parts = [self._base.get(family.name, {}), _supervisor_part(family, supervisor)]
         parts += [last.series.get(family.name, {}) for last in self._last.values()]
         for series in parts:
-            _join(family.merge, merged, self._shown(family, series))
+            _combine(family.aggregation, merged, self._of_configured_servers(family, series))
         return merged
 
-    def _shown(self, family: Family, series: _Series) -> _Series:
+    def _of_configured_servers(self, family: MetricDefinition, series: _Series) -> _Series:
         if self._servers is None or family.label_names[:1] != ("server",):
             return series
         return {labels: value for labels, value in series.items() if labels[0] in self._servers}
 
 
-def _remains(family: Family, series: _Series) -> _Series:
-    """What is left of a dead worker's series: a gauge goes on as 0, so that no series vanishes with it."""
-    return dict.fromkeys(series, 0) if family.kind is Kind.GAUGE else series
+def _retained(family: MetricDefinition, series: _Series) -> _Series:
+    """Return what stays of the series of a retired worker: gauges become 0, so that no series disappears."""
+    return dict.fromkeys(series, 0) if family.type is MetricType.GAUGE else series
 
 
-def _join(rule: Merge, into: _Series, series: _Series) -> None:
+def _combine(rule: Aggregation, into: _Series, series: _Series) -> None:
     match rule:
-        case Merge.SUM:
+        case Aggregation.SUM:
             _add(into, series)
-        case Merge.MIN:
+        case Aggregation.MIN:
             into |= {k: min(into[k], v) if k in into else v for k, v in series.items()}
-        case Merge.MAX:
+        case Aggregation.MAX:
             into |= {k: max(into[k], v) if k in into else v for k, v in series.items()}
         case _:
             into |= series
@@ -178,31 +182,31 @@ def _add(into: _Series, series: _Series) -> None:
             into[labels] = known + value  # type: ignore[operator]
 
 
-def _shown_value(family: Family, value: Value) -> float | Distribution:
+def _in_base_unit(family: MetricDefinition, value: Value) -> float | HistogramValue:
     if isinstance(value, list):
-        return Distribution(value[0] / c.NANO, tuple(value[1:]))
-    return value if family.parts == 1 else value / family.parts
+        return HistogramValue(value[0] / c.NANO, tuple(value[1:]))
+    return value if family.units_per_base == 1 else value / family.units_per_base
 
 
-def _supervisor_part(family: Family, own: SupervisorFacts) -> _Series:
-    """What the supervisor adds to a metric of the workers."""
-    if family.name in own.process:
-        return {(): own.process[family.name]}
-    if family is c.CONFIG_SUCCESSFUL and own.config_refused:
+def _supervisor_part(family: MetricDefinition, supervisor: SupervisorFacts) -> _Series:
+    """Return what the supervisor adds to a metric of the workers."""
+    if family.name in supervisor.process:
+        return {(): supervisor.process[family.name]}
+    if family is c.CONFIG_SUCCESSFUL and supervisor.config_rejected:
         return {(): 0}
     if family is c.DRAINING:
-        return {(): int(own.draining)}
+        return {(): int(supervisor.draining)}
     return {}
 
 
-def _own(family: Family, own: SupervisorFacts) -> _Series:
-    """The metrics that are the supervisor's alone."""
-    build = own.build
-    values: dict[Family, _Series] = {
+def _supervisor_series(family: MetricDefinition, supervisor: SupervisorFacts) -> _Series:
+    """Return the series of a metric of the supervisor alone."""
+    build = supervisor.build
+    values: dict[MetricDefinition, _Series] = {
         c.BUILD_INFO: {(build.version, build.revision, build.python_version, build.openssl_version): 1},
-        c.WORKERS: {(): own.workers},
-        c.WORKER_RESTARTS: {(reason.value,): own.restarts.get(reason, 0) for reason in RestartReason},
-        c.CONFIG_RELOADS: {(result.value,): own.reloads.get(result, 0) for result in ReloadResult},
-        c.PROCESS_START: {(): own.started},
+        c.WORKERS: {(): supervisor.workers},
+        c.WORKER_RESTARTS: {(reason.value,): supervisor.restarts.get(reason, 0) for reason in RestartReason},
+        c.CONFIG_RELOADS: {(result.value,): supervisor.reloads.get(result, 0) for result in ReloadResult},
+        c.PROCESS_START: {(): supervisor.started},
     }
     return values[family]

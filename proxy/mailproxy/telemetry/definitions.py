@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric of the proxy, declared once: name, type, labels, meaning, buckets, and how workers add up.
+"""Every metric of the proxy, defined once: name, type, labels, help, buckets, and how workers are aggregated.
 
-Plain data.  ``meter`` makes cells from it, ``merge`` adds by it, ``metrics``
-shows it to Prometheus, and the reference page is printed from it.
+Plain data, used by ``metrics`` (values), ``aggregate`` (sums), ``prometheus``
+(exposition) and ``metrics_reference`` (the reference page).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from enum import Enum, StrEnum
 from typing import Final
 
 from mailproxy import enums
-from mailproxy.telemetry import labels
 from mailproxy_config.model import Protocol
 
 
-class Kind(StrEnum):
+class MetricType(StrEnum):
     """A metric's type."""
 
     COUNTER = "counter"
@@ -24,44 +23,44 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Merge(StrEnum):
-    """How the values of several workers become one."""
+class Aggregation(StrEnum):
+    """How the values of several workers are combined."""
 
     SUM = "sum"
-    """Counters and histograms: of all workers that ever lived.  Gauges: of the living."""
+    """Counters and histograms: over all workers since the start.  Gauges: over running workers."""
     MIN = "minimum"
     MAX = "maximum"
     EACH = "each"
-    """Every series that some worker shows."""
+    """Every series of any worker."""
     OWN = "supervisor"
-    """No worker has it; the supervisor says."""
+    """A metric of the supervisor alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label and its closed set of values; ``None``: names of the configuration, facts of a build."""
+    """A label and its closed set of values; ``None`` for names of the configuration and facts of a build."""
 
     name: str
     values: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class MetricDefinition:
     """One metric.
 
-    ``from_start`` promises that every series is there with 0 before anything
-    happened (else ``rate()`` misses the first event, and alerts with it).
+    With ``from_start``, every series exists with 0 before the first event
+    (otherwise ``rate()`` misses the first event).
     """
 
     name: str
-    kind: Kind
+    type: MetricType
     help: str
     labels: tuple[Label, ...] = ()
     buckets: tuple[float, ...] = ()
-    merge: Merge = Merge.SUM
+    aggregation: Aggregation = Aggregation.SUM
     from_start: bool = False
-    parts: int = 1
-    """Whole numbers per unit in which workers hand in the value; they add up the same in any order."""
+    units_per_base: int = 1
+    """Workers report integers of this fraction of the unit, so that sums do not depend on the order."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -69,12 +68,12 @@ class Family:
         return tuple(label.name for label in self.labels)
 
 
-def _closed(name: str, words_: type[Enum]) -> Label:
-    return Label(name, tuple(str(word.value) for word in words_))
+def _closed(name: str, enum: type[Enum]) -> Label:
+    return Label(name, tuple(str(member.value) for member in enum))
 
 
 NANO: Final = 1_000_000_000
-"""Parts of a second."""
+"""Nanoseconds per second."""
 
 LOGIN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONNECT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -83,294 +82,297 @@ HANDSHAKE_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 DNS_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LAG_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
+LIMIT_MODE: Final = "enforce"
+"""The only value of the label ``mode``."""
+
 _SERVER = Label("server")
 _PROTOCOL = _closed("protocol", Protocol)
 _TLS_MODE = _closed("mode", enums.TlsMode)
 _PURPOSE = _closed("purpose", enums.DnsPurpose)
 
-CONNECTIONS_ACCEPTED: Final = Family(
+CONNECTIONS_ACCEPTED: Final = MetricDefinition(
     name="mailproxy_connections_accepted_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_SERVER, _PROTOCOL),
     help="Client connections accepted.",
     from_start=True,
 )
-CONNECTIONS_ACTIVE: Final = Family(
+CONNECTIONS_ACTIVE: Final = MetricDefinition(
     name="mailproxy_connections_active",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     labels=(_SERVER, _PROTOCOL),
     help="Client connections that are open.",
     from_start=True,
 )
-CONNECTIONS_CLOSED: Final = Family(
+CONNECTIONS_CLOSED: Final = MetricDefinition(
     name="mailproxy_connections_closed_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_SERVER, _PROTOCOL, _closed("reason", enums.CloseReason)),
     help="Client connections that ended, by the first cause of their end.",
     from_start=True,
 )
-CONNECTIONS_LIMIT: Final = Family(
+CONNECTIONS_LIMIT: Final = MetricDefinition(
     name="mailproxy_connections_limit",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     help="Client connections that all workers together accept at most (workerConnections times workers).",
     from_start=True,
 )
-SESSIONS_ACTIVE: Final = Family(
+SESSIONS_ACTIVE: Final = MetricDefinition(
     name="mailproxy_sessions_active",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     labels=(_PROTOCOL, _closed("state", enums.SessionState)),
     help="Sessions by the phase they are in.",
     from_start=True,
 )
-SESSION_DURATION: Final = Family(
+SESSION_DURATION: Final = MetricDefinition(
     name="mailproxy_session_duration_seconds",
-    kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("authenticated", labels.Authenticated)),
+    type=MetricType.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("authenticated", enums.Authenticated)),
     buckets=SESSION_BUCKETS,
-    help="How long client connections lasted, by whether they got to an upstream.",
+    help="Duration of client connections, by whether they reached an upstream.",
 )
-PROXY_HEADERS: Final = Family(
+PROXY_HEADERS: Final = MetricDefinition(
     name="mailproxy_proxy_protocol_headers_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_SERVER, _closed("result", enums.ProxyHeaderResult)),
-    help="PROXY protocol headers expected from clients, by what came.",
+    help="PROXY protocol headers required from clients, by result.",
 )
-LIMIT_REJECTIONS: Final = Family(
+LIMIT_REJECTIONS: Final = MetricDefinition(
     name="mailproxy_limit_rejections_total",
-    kind=Kind.COUNTER,
-    labels=(_SERVER, _closed("limit", labels.Limit), _closed("mode", labels.LimitMode)),
-    help="Clients turned away because a limit was reached.",
+    type=MetricType.COUNTER,
+    labels=(_SERVER, _closed("limit", enums.Limit), Label("mode", (LIMIT_MODE,))),
+    help="Clients rejected because a limit was reached.",
     from_start=True,
 )
-PROTOCOL_ERRORS: Final = Family(
+PROTOCOL_ERRORS: Final = MetricDefinition(
     name="mailproxy_protocol_errors_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("error", enums.ProtocolErrorKind)),
     help="Protocol violations of clients, or upstreams (no_greeting, unexpected_reply, reply_too_long).",
     from_start=True,
 )
-LOGINS: Final = Family(
+LOGINS: Final = MetricDefinition(
     name="mailproxy_logins_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("method", enums.Method), _closed("result", enums.LoginResult)),
-    help="Attempts to log in: one per complete set of credentials or (smtp_auth none) recipient asked about.",
+    help="Logins: one per complete set of credentials or (smtp_auth none) recipient.",
     from_start=True,
 )
-LOGIN_DURATION: Final = Family(
+LOGIN_DURATION: Final = MetricDefinition(
     name="mailproxy_login_duration_seconds",
-    kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("result", labels.LoginOutcome)),
+    type=MetricType.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("result", enums.LoginOutcome)),
     buckets=LOGIN_BUCKETS,
-    help="From complete credentials to the answer to the client, pauses that the service asked for left out.",
+    help="Time from complete credentials to the reply to the client, without Auth-Wait pauses.",
 )
-AUTH_REQUEST_DURATION: Final = Family(
+AUTH_REQUEST_DURATION: Final = MetricDefinition(
     name="mailproxy_auth_request_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    type=MetricType.HISTOGRAM,
     labels=(_PROTOCOL, _closed("outcome", enums.AuthOutcome)),
     buckets=LOGIN_BUCKETS,
-    help="One request to the authentication service, from connecting to the end of the answer's header.",
+    help="One request to the authentication service, from connecting to the end of the response's header.",
     from_start=True,
 )
-AUTH_ERRORS: Final = Family(
+AUTH_ERRORS: Final = MetricDefinition(
     name="mailproxy_auth_errors_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_closed("reason", enums.AuthErrorReason),),
-    help="Requests to the authentication service that gave no usable answer.",
+    help="Requests to the authentication service without a usable response.",
     from_start=True,
 )
-AUTH_IN_FLIGHT: Final = Family(
+AUTH_IN_FLIGHT: Final = MetricDefinition(
     name="mailproxy_auth_requests_in_flight",
-    kind=Kind.GAUGE,
-    help="Requests to the authentication service that have not been answered yet.",
+    type=MetricType.GAUGE,
+    help="Requests to the authentication service in progress.",
     from_start=True,
 )
-UPSTREAM_CONNECT_DURATION: Final = Family(
+UPSTREAM_CONNECT_DURATION: Final = MetricDefinition(
     name="mailproxy_upstream_connect_duration_seconds",
-    kind=Kind.HISTOGRAM,
-    labels=(_PROTOCOL, _closed("result", labels.ConnectResult)),
+    type=MetricType.HISTOGRAM,
+    labels=(_PROTOCOL, _closed("result", enums.ConnectResult)),
     buckets=CONNECT_BUCKETS,
     help="Time to connect to an upstream.",
 )
-UPSTREAM_ERRORS: Final = Family(
+UPSTREAM_ERRORS: Final = MetricDefinition(
     name="mailproxy_upstream_errors_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_PROTOCOL, _closed("stage", enums.UpstreamStage)),
-    help="Logins at upstreams that failed, by how far they had come; stage login counts refusals too.",
+    help="Failed logins at upstreams, by their stage; stage login includes wrong passwords.",
     from_start=True,
 )
-RELAYED_BYTES: Final = Family(
+RELAYED_BYTES: Final = MetricDefinition(
     name="mailproxy_relayed_bytes_total",
-    kind=Kind.COUNTER,
-    labels=(_PROTOCOL, _closed("direction", labels.Direction)),
-    help="Bytes relayed after login, what the client had sent ahead included.",
+    type=MetricType.COUNTER,
+    labels=(_PROTOCOL, _closed("direction", enums.Direction)),
+    help="Bytes relayed after login, including what the client sent ahead.",
     from_start=True,
 )
-TLS_HANDSHAKES: Final = Family(
+TLS_HANDSHAKES: Final = MetricDefinition(
     name="mailproxy_tls_handshakes_total",
-    kind=Kind.COUNTER,
-    labels=(_TLS_MODE, _closed("version", labels.TlsVersion)),
+    type=MetricType.COUNTER,
+    labels=(_TLS_MODE, _closed("version", enums.TlsVersion)),
     help="TLS handshakes completed with clients.",
 )
-TLS_RESUMED: Final = Family(
+TLS_RESUMED: Final = MetricDefinition(
     name="mailproxy_tls_sessions_resumed_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_TLS_MODE,),
     help="Completed TLS handshakes that resumed an earlier session.",
 )
-TLS_FAILURES: Final = Family(
+TLS_FAILURES: Final = MetricDefinition(
     name="mailproxy_tls_handshake_failures_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_TLS_MODE, _closed("reason", enums.TlsFailure)),
     help="TLS handshakes with clients that failed.",
 )
-TLS_DURATION: Final = Family(
+TLS_DURATION: Final = MetricDefinition(
     name="mailproxy_tls_handshake_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    type=MetricType.HISTOGRAM,
     labels=(_TLS_MODE,),
     buckets=HANDSHAKE_BUCKETS,
-    help="Time that completed TLS handshakes with clients took.",
+    help="Duration of completed TLS handshakes with clients.",
 )
-CERTIFICATE_EXPIRY: Final = Family(
+CERTIFICATE_EXPIRY: Final = MetricDefinition(
     name="mailproxy_tls_certificate_expiry_timestamp_seconds",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     labels=(_SERVER, Label("certificate")),
-    merge=Merge.MIN,
+    aggregation=Aggregation.MIN,
     help="When the loaded certificate expires; certificate is its position in sslCertificate, from 0.",
 )
-DNS_TIMEOUTS: Final = Family(
+DNS_TIMEOUTS: Final = MetricDefinition(
     name="mailproxy_dns_timeouts_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_PURPOSE,),
-    help="Questions to name servers without an answer within resolverTimeout.",
+    help="Queries to name servers without a response within resolverTimeout.",
     from_start=True,
 )
-DNS_QUERIES: Final = Family(
+DNS_QUERIES: Final = MetricDefinition(
     name="mailproxy_dns_queries_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_PURPOSE, _closed("result", enums.DnsResult)),
-    help="Questions asked of name servers.",
+    help="Queries to name servers.",
 )
-DNS_DURATION: Final = Family(
+DNS_DURATION: Final = MetricDefinition(
     name="mailproxy_dns_query_duration_seconds",
-    kind=Kind.HISTOGRAM,
+    type=MetricType.HISTOGRAM,
     labels=(_PURPOSE,),
     buckets=DNS_BUCKETS,
-    help="Time until a name server answered.",
+    help="Time until a name server responded.",
 )
-DNS_CACHE: Final = Family(
+DNS_CACHE: Final = MetricDefinition(
     name="mailproxy_dns_cache_requests_total",
-    kind=Kind.COUNTER,
+    type=MetricType.COUNTER,
     labels=(_closed("result", enums.CacheResult),),
-    help="Look-ups in the resolver's cache.",
+    help="Lookups in the resolver's cache.",
 )
-DNS_CACHE_ENTRIES: Final = Family(
+DNS_CACHE_ENTRIES: Final = MetricDefinition(
     name="mailproxy_dns_cache_entries",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     help="Names in the resolver's cache.",
     from_start=True,
 )
-CONFIG_INFO: Final = Family(
+CONFIG_INFO: Final = MetricDefinition(
     name="mailproxy_config_info",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     labels=(Label("hash"),),
-    merge=Merge.EACH,
-    help="1 for the configuration that runs; two series while workers change over.",
+    aggregation=Aggregation.EACH,
+    help="1 for the running configuration; two series during a reload.",
 )
-CONFIG_SUCCESSFUL: Final = Family(
+CONFIG_SUCCESSFUL: Final = MetricDefinition(
     name="mailproxy_config_last_reload_successful",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
-    help="1, or 0 while the newest configuration was refused and the previous one runs.",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.MIN,
+    help="1, or 0 while the last configuration was rejected and the previous one runs.",
 )
-CONFIG_TIMESTAMP: Final = Family(
+CONFIG_TIMESTAMP: Final = MetricDefinition(
     name="mailproxy_config_last_reload_success_timestamp_seconds",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
-    help="When the configuration that runs was loaded.",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.MIN,
+    help="When the running configuration was loaded.",
 )
-CONFIG_GENERATION: Final = Family(
+CONFIG_GENERATION: Final = MetricDefinition(
     name="mailproxy_config_generation",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.MIN,
     help="Generation of the MailProxy resource that the configuration came from, 0 without one.",
 )
-CONFIG_RELOADS: Final = Family(
+CONFIG_RELOADS: Final = MetricDefinition(
     name="mailproxy_config_reloads_total",
-    kind=Kind.COUNTER,
-    labels=(_closed("result", labels.ReloadResult),),
-    help="Attempts to load a configuration, the first one included.",
-    merge=Merge.OWN,
+    type=MetricType.COUNTER,
+    labels=(_closed("result", enums.ReloadResult),),
+    help="Loads of a configuration, the first one included.",
+    aggregation=Aggregation.OWN,
     from_start=True,
 )
-BUILD_INFO: Final = Family(
+BUILD_INFO: Final = MetricDefinition(
     name="mailproxy_build_info",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     labels=(Label("version"), Label("revision"), Label("python_version"), Label("openssl_version")),
-    merge=Merge.OWN,
-    help="1; the labels are the version that is running.",
+    aggregation=Aggregation.OWN,
+    help="1; the labels are the running version.",
     from_start=True,
 )
-WORKERS: Final = Family(
+WORKERS: Final = MetricDefinition(
     name="mailproxy_workers",
-    kind=Kind.GAUGE,
-    merge=Merge.OWN,
-    help="Worker processes alive.",
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
+    help="Running worker processes.",
     from_start=True,
 )
-WORKER_RESTARTS: Final = Family(
+WORKER_RESTARTS: Final = MetricDefinition(
     name="mailproxy_worker_restarts_total",
-    kind=Kind.COUNTER,
-    labels=(_closed("reason", labels.RestartReason),),
-    merge=Merge.OWN,
-    help="Worker processes that had to be replaced.",
+    type=MetricType.COUNTER,
+    labels=(_closed("reason", enums.RestartReason),),
+    aggregation=Aggregation.OWN,
+    help="Worker processes that were replaced.",
     from_start=True,
 )
-DRAINING: Final = Family(
+DRAINING: Final = MetricDefinition(
     name="mailproxy_draining",
-    kind=Kind.GAUGE,
-    merge=Merge.MAX,
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.MAX,
     help="1 while the proxy drains.",
     from_start=True,
 )
-LOOP_LAG: Final = Family(
+LOOP_LAG: Final = MetricDefinition(
     name="mailproxy_event_loop_lag_seconds",
-    kind=Kind.HISTOGRAM,
+    type=MetricType.HISTOGRAM,
     buckets=LAG_BUCKETS,
-    help="How late a timer of 100 ms (of 1 s while nothing happens) fired.",
+    help="How late a timer of 100 ms (of 1 s while idle) fired.",
     from_start=True,
 )
-PROCESS_MEMORY: Final = Family(
+PROCESS_MEMORY: Final = MetricDefinition(
     name="process_resident_memory_bytes",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     help="Resident memory of all processes together.",
 )
-PROCESS_FDS: Final = Family(
+PROCESS_FDS: Final = MetricDefinition(
     name="process_open_fds",
-    kind=Kind.GAUGE,
+    type=MetricType.GAUGE,
     help="Open file descriptors of all processes together.",
 )
-PROCESS_MAX_FDS: Final = Family(
+PROCESS_MAX_FDS: Final = MetricDefinition(
     name="process_max_fds",
-    kind=Kind.GAUGE,
-    merge=Merge.MIN,
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.MIN,
     help="File descriptors that a process may open.",
 )
-PROCESS_CPU: Final = Family(
+PROCESS_CPU: Final = MetricDefinition(
     name="process_cpu_seconds_total",
-    kind=Kind.COUNTER,
-    parts=NANO,
+    type=MetricType.COUNTER,
+    units_per_base=NANO,
     help="User and system CPU time of all processes together, those that ended included.",
 )
-PROCESS_START: Final = Family(
+PROCESS_START: Final = MetricDefinition(
     name="process_start_time_seconds",
-    kind=Kind.GAUGE,
-    merge=Merge.OWN,
+    type=MetricType.GAUGE,
+    aggregation=Aggregation.OWN,
     help="When the proxy was started.",
 )
 
-CATALOGUE: Final[tuple[Family, ...]] = tuple(
-    item for item in dict(globals()).values() if isinstance(item, Family)
+ALL_METRICS: Final[tuple[MetricDefinition, ...]] = tuple(
+    item for item in dict(globals()).values() if isinstance(item, MetricDefinition)
 )
 """All of them, in the order above."""
 
-BY_NAME: Final[dict[str, Family]] = {family.name: family for family in CATALOGUE}
+BY_NAME: Final[dict[str, MetricDefinition]] = {family.name: family for family in ALL_METRICS}

@@ -1,25 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two looks of a log line: JSON for machines, ``key=value`` for people.
+"""The two formats of log lines: JSON (RFC 8259) for programs, ``key=value`` for people.
 
-A session's line is put together in one piece, for there is one per session
-(RFC 8259 for JSON; every line is ASCII and ends in one line feed).
+Every line is printable ASCII and ends in one line feed: control characters,
+quotation marks, invalid UTF-8, U+2028 and bidirectional controls are escaped,
+so that no client can break a line.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from json import encoder
 from typing import Final
 
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
-from mailproxy.telemetry.escape import USER_LIMIT, is_plain, quoted, quoted_bytes, whole
-from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.addresses import format_host_port
 
+USER_LIMIT: Final = 256
+"""Bytes of a user name that are logged."""
+ELLIPSIS: Final = "..."
+"""Marks a truncated value."""
+
+quote: Final = encoder.encode_basestring_ascii
+"""Return text as a JSON string, without a limit."""
+
+
+def quote_limited(text: str, limit: int) -> str:
+    """Return text as a JSON string, truncated after ``limit`` characters."""
+    if len(text) <= limit:
+        return quote(text)
+    return quote(text[:limit] + ELLIPSIS)
+
+
+def quote_bytes(data: bytes, limit: int) -> str:
+    r"""Return bytes as a JSON string, truncated: UTF-8 decoded, other bytes as ``\\xNN``."""
+    if len(data) <= limit:
+        return quote(data.decode("utf-8", "backslashreplace"))
+    return quote(data[:limit].decode("utf-8", "backslashreplace") + ELLIPSIS)
+
+
+def is_unquoted(text: str) -> bool:
+    """Return whether text needs no escapes in a JSON string."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
+class TimestampFormatter:
+    """Formats times as in RFC 3339, in UTC with milliseconds; each second is formatted once."""
+
+    __slots__ = ("_prefix", "_second")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._prefix = ""
+
+    def __call__(self, now: float) -> str:
+        """Format a Unix time, e.g. ``2026-11-23T04:05:06.789Z``."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return f"{self._prefix}{int((now - second) * 1000):03d}Z"
+
+
+@dataclass(slots=True, eq=False)
+class SessionRecord:
+    """The values of one session's log line, set while the session runs.
+
+    Times are in seconds: ``started`` on the monotonic clock, the others are
+    durations, ``None`` where the stage was not reached.  ``user`` is what the
+    client sent; the log escapes and truncates it.  There is no field for a
+    password.
+    """
+
+    session: str = ""
+    """From ``Log.session_id``."""
+    server: str = ""
+    protocol: str = ""
+    client: str = ""
+    """The client's address without its port (after ``set_real_ip_from``)."""
+    client_port: int = 0
+    started: float = 0.0
+    proxied: bool = False
+    """Whether the address is from a PROXY header."""
+    tls: str | None = None
+    """TLS version, by OpenSSL's name."""
+    cipher: str = ""
+    user: bytes = b""
+    method: Method | None = None
+    result: LoginResult | None = None
+    """The result of the last login."""
+    attempts: int = 0
+    errors: int = 0
+    error: ProtocolErrorKind | None = None
+    """The last protocol error."""
+    upstream: str = ""
+    upstream_port: int = 0
+    stage: str | None = None
+    """The step at which the last login failed: ``auth``, or an ``UpstreamStage``."""
+    reply: bytes | None = None
+    """The reply that refused it, prepared for the log (``protocols.redaction``)."""
+    auth_seconds: float | None = None
+    """Time of all requests to the authentication service."""
+    upstream_seconds: float | None = None
+    """Time to connect and log in at the upstream."""
+    login_seconds: float | None = None
+    """Time from complete credentials to the reply to the client."""
+    duration: float = 0.0
+    bytes_to_upstream: int = 0
+    bytes_to_client: int = 0
+    reason: CloseReason | None = None
+    is_silent: bool = False
+    """Whether the client closed the connection before it sent anything."""
+
+
 Field = object
-"""What an event's field may be: text, bytes, numbers, truth, ``None``, or what ``str`` prints well."""
+"""A field of an event: str, bytes, a number, bool, ``None``, or a value that ``str`` formats."""
 
 LINE_LIMIT: Final = 4096
-"""Bytes of a line; a pipe takes so many in one piece (``PIPE_BUF``)."""
+"""Maximum bytes of an event's line; a pipe takes so many atomically (``PIPE_BUF``)."""
 _TEXT_LIMIT: Final = 200
 _VALUE_LIMITS: Final = (2048, 256, 32)
 
@@ -28,17 +127,17 @@ _RESULTS: Final[dict[LoginResult | None, str]] = {None: "null"} | {word: f'"{wor
 _ERRORS: Final[dict[ProtocolErrorKind | None, str]] = {None: "null"} | {
     word: f'"{word}"' for word in ProtocolErrorKind
 }
-_FINE: Final = '"stage":null,"reply":null'
+_NO_FAILURE: Final = '"stage":null,"reply":null'
 _REASONS: Final[dict[CloseReason | None, str]] = {None: "null"} | {word: f'"{word}"' for word in CloseReason}
 
 
-_SPANS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
+_DURATIONS: Final = '"auth_seconds":%.4f,"upstream_seconds":%.4f,"login_seconds":%.4f,"duration_seconds":%.3f'
 
 
-def _spans(r: SessionRecord) -> str:
+def _durations(r: SessionRecord) -> str:
     auth, upstream, login = r.auth_seconds, r.upstream_seconds, r.login_seconds
     if auth is not None and upstream is not None and login is not None:
-        return _SPANS % (auth, upstream, login, r.duration)
+        return _DURATIONS % (auth, upstream, login, r.duration)
     return (
         f'"auth_seconds":{_seconds(auth)},"upstream_seconds":{_seconds(upstream)},'
         f'"login_seconds":{_seconds(login)},"duration_seconds":{r.duration:.3f}'
@@ -49,55 +148,54 @@ def _seconds(span: float | None) -> str:
     return "null" if span is None else f"{span:.4f}"
 
 
-def _string(text: str) -> str:
-    return quoted(text, _TEXT_LIMIT)
+def _json_string(text: str) -> str:
+    return quote_limited(text, _TEXT_LIMIT)
 
 
 def json_session(record: SessionRecord, stamp: str) -> str:
-    """Write a session's line as JSON; every field is always there, ``null`` for what never was."""
+    """Format a session's line as JSON; every field is present, ``null`` where there is no value."""
     r = record
     server, client, upstream = r.server, r.client, r.upstream
-    if len(server) + len(client) + len(upstream) <= _TEXT_LIMIT:  # one look instead of three, nearly always
-        server, client, upstream = whole(server), whole(client), whole(upstream)
+    if (
+        len(server) + len(client) + len(upstream) <= _TEXT_LIMIT
+    ):  # one comparison instead of three, nearly always
+        server, client, upstream = quote(server), quote(client), quote(upstream)
     else:
-        server, client, upstream = _string(server), _string(client), _string(upstream)
-    tls, cipher = (_string(r.tls), _string(r.cipher)) if r.tls else ("null", "null")
+        server, client, upstream = _json_string(server), _json_string(client), _json_string(upstream)
+    tls, cipher = (_json_string(r.tls), _json_string(r.cipher)) if r.tls else ("null", "null")
     level = "debug" if r.is_silent else "info"
     return (
         f'{{"time":"{stamp}","level":"{level}","event":"session","session":"{r.session}","server":{server},'
         f'"protocol":"{r.protocol}","client":{client},"client_port":{r.client_port},'
         f'"proxied":{"true" if r.proxied else "false"},'
         f'"tls":{tls},"cipher":{cipher},'
-        f'"user":{quoted_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
+        f'"user":{quote_bytes(r.user, USER_LIMIT)},"method":{_METHODS[r.method]},'
         f'"result":{_RESULTS[r.result]},"attempts":{r.attempts},'
         f'"errors":{r.errors},"error":{_ERRORS[r.error]},'
         f'"upstream":{upstream},"upstream_port":{r.upstream_port},'
-        f"{_FINE if r.stage is None else _failure(r)},"
-        f'{_spans(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
+        f"{_NO_FAILURE if r.stage is None else _failure(r)},"
+        f'{_durations(r)},"bytes_to_upstream":{r.bytes_to_upstream},"bytes_to_client":{r.bytes_to_client},'
         f'"reason":{_REASONS[r.reason]}}}\n'
     )
 
 
 def _failure(r: SessionRecord) -> str:
     if r.result is LoginResult.SUCCESS:
-        return _FINE  # an earlier attempt failed
-    reply = "null" if r.reply is None else quoted_bytes(r.reply, _TEXT_LIMIT)
+        return _NO_FAILURE  # an earlier login failed
+    reply = "null" if r.reply is None else quote_bytes(r.reply, _TEXT_LIMIT)
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
 def text_session(record: SessionRecord, stamp: str) -> str:
-    """Write a session's line for people: who, what, where to, how long, how much, why it ended.
-
-    What never was is left out.
-    """
+    """Format a session's line as text; fields without a value are left out."""
     r = record
     level = "debug" if r.is_silent else "info"
-    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_word(r.server)}"]
+    parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_text_string(r.server)}"]
     parts.append(
-        f"client={_word(format_host_port(r.client, r.client_port))}{' proxied' if r.proxied else ''}"
+        f"client={_text_string(format_host_port(r.client, r.client_port))}{' proxied' if r.proxied else ''}"
     )
     if r.tls:
-        parts.append(f"tls={_word(r.tls)} cipher={_word(r.cipher)}")
+        parts.append(f"tls={_text_string(r.tls)} cipher={_text_string(r.cipher)}")
     if r.method is not None:
         parts += _login_parts(r)
     if r.errors:
@@ -111,27 +209,27 @@ def text_session(record: SessionRecord, stamp: str) -> str:
 
 
 def _login_parts(r: SessionRecord) -> list[str]:
-    parts = [f"user={quoted_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
+    parts = [f"user={quote_bytes(r.user, USER_LIMIT)} method={r.method} attempts={r.attempts}"]
     if r.result is not None:
         parts.append(f"result={r.result}")
     is_failure = r.result is not LoginResult.SUCCESS
     if r.stage is not None and is_failure:
         parts.append(f"stage={r.stage}")
     if r.reply is not None and is_failure:
-        parts.append(f"reply={quoted_bytes(r.reply, _TEXT_LIMIT)}")
+        parts.append(f"reply={quote_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_word(format_host_port(r.upstream, r.upstream_port))}")
+        parts.append(f"upstream={_text_string(format_host_port(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
             parts.append(f"{name}={span:.4f}s")
     return parts
 
 
-def _word(text: str, limit: int = _TEXT_LIMIT) -> str:
+def _text_string(text: str, limit: int = _TEXT_LIMIT) -> str:
     """Leave text as it is where that reads as one word; else quote it."""
-    if text and len(text) <= limit and is_plain(text) and " " not in text and "=" not in text:
+    if text and len(text) <= limit and is_unquoted(text) and " " not in text and "=" not in text:
         return text
-    return quoted(text, limit)
+    return quote_limited(text, limit)
 
 
 def _value(value: Field, limit: int) -> str:
@@ -142,16 +240,16 @@ def _value(value: Field, limit: int) -> str:
     if isinstance(value, int | float):
         return f"{value:.6g}" if isinstance(value, float) else f"{value:d}"
     if isinstance(value, bytes):
-        return quoted_bytes(value, limit)
-    return quoted(str(value), limit)
+        return quote_bytes(value, limit)
+    return quote_limited(str(value), limit)
 
 
 def _text_value(value: Field, limit: int) -> str:
-    return _word(value, limit) if isinstance(value, str) else _value(value, limit)
+    return _text_string(value, limit) if isinstance(value, str) else _value(value, limit)
 
 
 def json_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -> str:
-    """Write an event as JSON.  Values are cut shorter until the line is at most ``LINE_LIMIT`` long."""
+    """Format an event as JSON; values are truncated until the line is at most ``LINE_LIMIT`` long."""
     head = f'{{"time":"{stamp}","level":"{level}","event":"{name}"'
     line = ""
     for limit in _VALUE_LIMITS:
@@ -162,7 +260,7 @@ def json_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -
 
 
 def text_event(level: str, name: str, stamp: str, fields: Mapping[str, Field]) -> str:
-    """Write an event for people.  Values are cut shorter until the line is at most ``LINE_LIMIT`` long."""
+    """Format an event as text; values are truncated until the line is at most ``LINE_LIMIT`` long."""
     line = ""
     for limit in _VALUE_LIMITS:
         values = "".join(f" {key}={_text_value(value, limit)}" for key, value in fields.items())

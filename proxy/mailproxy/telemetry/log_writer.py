@@ -1,203 +1,260 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where log lines go: whole, in pieces that a pipe takes at once, and never at the price of waiting.
+"""Writes log lines to the outputs of a configuration, each of which is open once.
 
-A reader that does not read costs lines, which are counted, and nothing else.
-What was inherited is opened anew where that is possible, because making it
-non-blocking would make it so for everybody who shares it.
+``Destinations`` opens outputs; ``LogWriter`` formats lines and writes them to
+the outputs that take their level.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import socket
-import stat
-import time
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+from weakref import WeakValueDictionary
 
-from mailproxy_config.model import LogLevel
+from mailproxy.telemetry import log_format
+from mailproxy.telemetry.log_format import SessionRecord, TimestampFormatter
+from mailproxy.telemetry.log_sinks import FileSink, LogSink, StreamSink, SyslogSink, open_log_file
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.model import ErrorLog, LogLevel, SyslogServer
 
-PIECE: Final = 4096
-"""Bytes per write; at most so many go into a pipe undivided (``PIPE_BUF``, pipe(7))."""
-CAPACITY: Final = 256 * 1024
-"""Bytes that may wait for a slow reader."""
+SEVERITY_RANKS: Final = {level: rank for rank, level in enumerate(LogLevel)}
+_SESSION_RANK: Final = SEVERITY_RANKS[LogLevel.ERROR]
+_STANDARD_STREAMS: Final = {
+    "/dev/stderr": 2,
+    "/dev/fd/2": 2,
+    "/proc/self/fd/2": 2,
+    "/dev/stdout": 1,
+    "/dev/fd/1": 1,
+    "/proc/self/fd/1": 1,
+}
+_MAX_LINKS: Final = 40
+_DEBUG: Final = SEVERITY_RANKS[LogLevel.DEBUG]
+_NO_OUTPUT_RANK: Final = len(SEVERITY_RANKS)
+_FLUSH_RANK: Final = SEVERITY_RANKS[LogLevel.WARN]
+_MAX_PENDING_SESSIONS: Final = 64
+"""Ended sessions whose lines are formatted without waiting for ``flush``."""
+_FLUSH_SIZE: Final = 32 * 1024
+"""Queued bytes that are written without waiting for ``flush``."""
 
-Writer = Callable[[bytes], int]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _closed(_: bytes) -> int:
-    raise OSError(errno.EBADF, "closed")
-
-
-def _writer(fd: int) -> tuple[Writer, Callable[[], None]]:
-    """Find the way to write to a descriptor that never waits, and how to let go of it."""
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return (lambda piece: os.write(fd, piece)), _nothing
-    if stat.S_ISSOCK(mode):
-        peer = socket.socket(fileno=os.dup(fd))
-        return (lambda piece: peer.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)), peer.close
-    try:
-        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_APPEND | os.O_NOCTTY)
-    except OSError:  # somebody else's (a container's output, often), or no /proc
-        return _shared(fd, mode), _nothing
-    return (lambda piece: os.write(own, piece)), lambda: os.close(own)
+Target = int | str | SyslogServer
+"""An inherited descriptor, the path of a file, or a syslog server."""
 
 
-def _shared(fd: int, mode: int) -> Writer:
-    """Write to a descriptor that cannot be opened anew.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output and its minimum severity; it takes session lines too, unless that is above ``error``."""
 
-    A pipe into somebody else's hands is shared with processes of ours alone,
-    so it may become non-blocking.  A terminal is shared with a shell, which
-    would suffer; so poll(2) has to promise room.
-    """
-    if stat.S_ISFIFO(mode):
-        os.set_blocking(fd, False)
-        return lambda piece: os.write(fd, piece)
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-
-    def write(piece: bytes) -> int:
-        if not poll.poll(0):
-            raise BlockingIOError
-        return os.write(fd, piece)
-
-    return write
-
-
-class LogSink(Protocol):
-    """Where finished lines go; nothing here waits.
-
-    Attributes:
-        dropped: Lines lost since they were last reported.
-    """
-
-    dropped: int
+    sink: LogSink
+    rank: int
 
     @property
-    def size(self) -> int:
-        """Bytes that wait."""
-        ...
-
-    def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
-        """Queue lines of ASCII, each with its line feed, all of one level."""
-        ...
-
-    def flush(self) -> bool:
-        """Write what can be written without waiting; returns whether all of it was."""
-        ...
-
-    def reopen(self) -> None:
-        """Open a file anew."""
-        ...
-
-    def failure(self) -> str | None:
-        """Why it could not be opened anew, once."""
-        ...
-
-    def close(self, seconds: float) -> None:
-        """Write what waits, for at most so many seconds; nothing is written after that."""
-        ...
+    def takes_sessions(self) -> bool:
+        """Whether session lines are written to it."""
+        return self.rank <= _SESSION_RANK
 
 
-class Sink:
-    """A bounded queue of lines in front of a descriptor.
+class Destinations:
+    """The open outputs of one process.
 
-    Attributes:
-        size: Bytes that wait.
-        dropped: Lines lost since the last time anybody was told.
+    An output is closed when no writer uses it any more: sessions of a replaced
+    configuration still write to its logs.
+
+    Args:
+        standard_error: The descriptor of standard error, which is always open.
     """
 
-    def __init__(self, fd: int, *, owns: bool = False) -> None:
-        self._fd = fd
-        self._owns = owns
-        self._write, self._release = _writer(fd)
-        self._lines: list[str] = []
-        self._waiting = b""
-        self._start = 0  # in it, of what is in no piece yet
-        self._piece = b""
-        self.size = 0
-        self.dropped = 0
+    def __init__(self, standard_error: int) -> None:
+        self.standard_error = StreamSink(standard_error)
+        self._standard_error_fd = standard_error
+        self._open: WeakValueDictionary[Target, LogSink] = WeakValueDictionary()
+        self._lock = threading.Lock()  # files are opened in a thread, while lines are flushed
+        self._hostname = socket.gethostname()
 
-    def put(self, lines: Sequence[str], level: LogLevel = LogLevel.INFO) -> None:
-        """Queue lines of ASCII, each with its line feed; count as dropped what the queue has no room for."""
-        del level
-        size = self.size + sum(map(len, lines))
-        if size <= CAPACITY:
-            self.size = size
-            self._lines += lines
-            return
-        for line in lines:
-            if self.size + len(line) <= CAPACITY:
-                self.size += len(line)
-                self._lines.append(line)
-            else:
-                self.dropped += 1
+    def outputs(self, logs: Sequence[ErrorLog], level: LogLevel | None = None) -> tuple[Output, ...]:
+        """Open outputs, or return those that are open already.
 
-    def flush(self) -> bool:
-        """Write what can be written without waiting.
+        Args:
+            logs: The configured logs; of duplicates, the lowest level is used.
+            level: Replaces each log's own level.
 
-        Returns:
-            Whether nothing waits any more and nothing was lost on the way.
+        Raises:
+            ConfigError: A file cannot be written to.
         """
-        while piece := self._piece or self._next_piece():
-            try:
-                sent = self._write(piece)
-            except (BlockingIOError, InterruptedError):
-                self._piece = piece
-                return False
-            except OSError:  # nobody reads any more, or the disk is full
-                self._lose(piece)
-                return False
-            self._piece = piece[sent:]
-            self.size -= sent
-        return True
+        ranks: dict[int, tuple[LogSink, int]] = {}
+        for log in logs:
+            sink, rank = self._sink(log), SEVERITY_RANKS[level or log.level]
+            _, known = ranks.get(id(sink), (sink, rank))
+            ranks[id(sink)] = sink, min(known, rank)
+        return tuple(Output(sink, rank) for sink, rank in ranks.values())
 
-    def close(self, seconds: float) -> None:
-        """Write what waits, for at most so many seconds; nothing is written after that."""
-        deadline = time.monotonic() + seconds
-        room = select.poll()
-        room.register(self._fd, select.POLLOUT)
-        while not self.flush() and self.size and (left := deadline - time.monotonic()) > 0:
-            room.poll(min(left, 0.05) * 1000)
-        self._end()
+    def sinks(self) -> Iterable[LogSink]:
+        """Return every open output."""
+        with self._lock:
+            return {id(sink): sink for sink in (self.standard_error, *self._open.values())}.values()
 
-    def reopen(self) -> None:
-        """Nothing to open anew: whoever started the process opened this."""
+    def files(self) -> Iterable[tuple[str, FileSink]]:
+        """Return every open log file, with its path."""
+        with self._lock:
+            return [(str(key), sink) for key, sink in self._open.items() if isinstance(sink, FileSink)]
 
-    def failure(self) -> str | None:
-        """Why it could not be opened anew: there is nothing to fail."""
-        return None
+    def _sink(self, log: ErrorLog) -> LogSink:
+        if log.file is None and log.syslog is None:
+            return self.standard_error
+        target = log.syslog or _resolve_links(log.file or "")
+        if target == 2:
+            return self.standard_error
+        sink = self._open.get(target)
+        if sink is None:
+            sink = self._opened(target)
+            with self._lock:
+                self._open[target] = sink
+        return sink
 
-    def _end(self) -> None:
-        self._release()
-        if self._owns:
-            os.close(self._fd)
-        self._write, self._release, self._owns = _closed, _nothing, False
+    def _opened(self, target: Target) -> LogSink:
+        if isinstance(target, SyslogServer):
+            return SyslogSink(target, hostname=self._hostname)
+        if isinstance(target, int):
+            return StreamSink(target)
+        try:
+            return open_log_file(target)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ConfigError(
+                [
+                    Problem(
+                        "error_log",
+                        f'cannot open "{target}": {reason}; '
+                        'name a file that this user may write, or "error_log stderr"',
+                    )
+                ]
+            ) from error
 
-    def __del__(self) -> None:
-        if "_lines" in self.__dict__:  # it was opened
-            self._end()
 
-    def _next_piece(self) -> bytes:
-        """Take as many whole lines as a pipe takes at once; at least one, if there is any."""
-        if self._start == len(self._waiting):
-            self._waiting, self._start = "".join(self._lines).encode("ascii"), 0
-            self._lines.clear()
-        waiting, start = self._waiting, self._start
-        end = waiting.rfind(b"\n", start, start + PIECE) + 1 or waiting.find(b"\n", start) + 1
-        self._start = end
-        return waiting[start:end]
+def _resolve_links(path: str) -> int | str:
+    """Follow links: a log file is often a link to ``/dev/stderr``, which not every process may open."""
+    for _ in range(_MAX_LINKS):
+        if path in _STANDARD_STREAMS:
+            return _STANDARD_STREAMS[path]
+        try:
+            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+        except (OSError, ValueError):
+            break
+    return path
 
-    def _lose(self, piece: bytes) -> None:
-        self.dropped += piece.count(b"\n") + self._waiting.count(b"\n", self._start) + len(self._lines)
-        self._lines.clear()
-        self._waiting, self._start = b"", 0
-        self._piece = b""
-        self.size = 0
+
+class LogFormat(StrEnum):
+    """The format of log lines (``--log-format``)."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+class LogWriter:
+    """Writes lines to one set of outputs: those of the process, or those of a server block.
+
+    An output takes events from its level on.  Session lines are written at
+    every level from ``debug`` to ``error`` (the default, as in nginx), but not
+    at ``crit`` and above.  The line of a session in which the client sent
+    nothing is written at ``debug`` only.
+
+    Lines are buffered.  The worker and the supervisor call ``flush`` about
+    every second and when idle; warnings and worse are written at once.
+    Writing never blocks: see ``log_sinks``.
+    """
+
+    def __init__(self, outputs: Sequence[Output], format: LogFormat, now: Callable[[], float]) -> None:
+        self._format = format
+        self._now = now
+        self._stamp = TimestampFormatter()
+        self._session = log_format.json_session if format is LogFormat.JSON else log_format.text_session
+        self._event = log_format.json_event if format is LogFormat.JSON else log_format.text_event
+        self._ended_sessions: list[tuple[SessionRecord, float]] = []
+        self.is_retired = False
+        self.outputs = outputs
+
+    @property
+    def outputs(self) -> Sequence[Output]:
+        """The outputs."""
+        return self._outputs
+
+    @outputs.setter
+    def outputs(self, outputs: Sequence[Output]) -> None:
+        self._outputs = tuple(outputs)
+        self._sinks = tuple({id(each.sink): each.sink for each in outputs}.values())
+        self._rank = min((each.rank for each in outputs), default=_NO_OUTPUT_RANK)
+        self._takes_sessions = any(each.takes_sessions for each in outputs)
+
+    def session(self, record: SessionRecord) -> None:
+        """Write the line of an ended session; the record must not change after this.
+
+        Lines are formatted in batches: one by one, each would find its code
+        and tables evicted from the CPU caches by a whole login.
+        """
+        if self._takes_sessions and (not record.is_silent or self._rank == _DEBUG):
+            ended = self._ended_sessions
+            ended.append((record, self._now()))
+            if len(ended) >= _MAX_PENDING_SESSIONS or self.is_retired:
+                self.write_sessions()
+                if self.is_retired or self._sinks[0].size > _FLUSH_SIZE:
+                    self.flush()
+
+    def write_sessions(self) -> None:
+        """Format the lines of ended sessions; ``flush`` calls this first."""
+        if self._ended_sessions:
+            line, stamp = self._session, self._stamp
+            written = [line(record, stamp(when)) for record, when in self._ended_sessions]
+            for output in self._outputs:
+                if output.rank == _DEBUG:
+                    output.sink.put(written)
+                elif output.takes_sessions:
+                    output.sink.put(
+                        [
+                            text
+                            for text, (record, _) in zip(written, self._ended_sessions, strict=True)
+                            if not record.is_silent
+                        ]
+                    )
+            self._ended_sessions.clear()
+
+    def takes(self, level: LogLevel) -> bool:
+        """Return whether an event of this level would be written; for events whose fields are costly."""
+        return SEVERITY_RANKS[level] >= self._rank
+
+    def event(self, level: LogLevel, name: str, /, **fields: log_format.Field) -> None:
+        """Write an event.
+
+        Args:
+            level: Its severity.
+            name: Its fixed name, with underscores.
+            fields: Its details; names are fixed, values are escaped and
+                truncated.
+        """
+        rank = SEVERITY_RANKS[level]
+        if rank < self._rank:
+            return
+        self.write_sessions()
+        line = [self._event(level, name, self._stamp(self._now()), fields)]
+        for output in self._outputs:
+            if rank >= output.rank:
+                output.sink.put(line, level)
+        if rank >= _FLUSH_RANK or self.is_retired or self._sinks[0].size > _FLUSH_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write queued lines, as far as that does not block."""
+        self.write_sessions()
+        for sink in self._sinks:
+            self._flush(sink)
+
+    def _flush(self, sink: LogSink) -> None:
+        if sink.flush() and sink.dropped:
+            count, sink.dropped = sink.dropped, 0
+            fields = {"count": count}
+            line = self._event(LogLevel.ERROR, "log_lines_dropped", self._stamp(self._now()), fields)
+            sink.put([line], LogLevel.ERROR)
+            sink.flush()

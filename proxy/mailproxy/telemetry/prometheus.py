@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page of numbers as Prometheus wants it.  Belongs to the supervisor: workers never import it."""
+"""The exposition formats of Prometheus.  Only the supervisor imports this module."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from mailproxy.telemetry.aggregate import Distribution, Labels, Page
-from mailproxy.telemetry.definitions import CATALOGUE, Family, Kind
+from mailproxy.telemetry.aggregate import HistogramValue, Labels, MetricsPage
+from mailproxy.telemetry.definitions import ALL_METRICS, MetricDefinition, MetricType
 
 
 @dataclass(frozen=True, slots=True)
 class Exposition:
-    """An answer to a scrape."""
+    """The response to a scrape."""
 
     body: bytes
     content_type: str
@@ -30,26 +30,26 @@ class Exposition:
 
 
 class PageCollector(Collector):
-    """Shows one page; there are no ``_created`` series, they would add half as much again."""
+    """Collects one page; without ``_created`` series, which would make it half as large again."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: MetricsPage) -> None:
         self._page = page
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric of the page in the catalogue's order."""
+        """Yield every metric of the page."""
         return (_metric(family, series) for family, series in self._page.items())
 
     def describe(self) -> Iterator[Metric]:
-        """Name every metric of the catalogue, so that a registry notices a name that is taken."""
-        return (_metric(family, {}) for family in CATALOGUE)
+        """Yield every defined metric, so that a registry detects duplicate names."""
+        return (_metric(family, {}) for family in ALL_METRICS)
 
 
-def expose(page: Page, accept: str = "", accept_encoding: str = "") -> Exposition:
-    """Write a page down.
+def expose(page: MetricsPage, accept: str = "", accept_encoding: str = "") -> Exposition:
+    """Encode a page.
 
     Args:
-        page: What to show.
-        accept: The ``Accept`` header: OpenMetrics for who prefers it, else the text format.
+        page: The values.
+        accept: The ``Accept`` header; OpenMetrics where it is preferred, else the text format.
         accept_encoding: The ``Accept-Encoding`` header.
     """
     registry = CollectorRegistry(auto_describe=False)
@@ -69,26 +69,26 @@ def _accepts_gzip(accept_encoding: str) -> bool:
     return False
 
 
-def _metric(family: Family, series: dict[Labels, float | Distribution]) -> Metric:
-    if family.kind is Kind.HISTOGRAM:
+def _metric(family: MetricDefinition, series: dict[Labels, float | HistogramValue]) -> Metric:
+    if family.type is MetricType.HISTOGRAM:
         return _histogram(family, series)
-    shape = CounterMetricFamily if family.kind is Kind.COUNTER else GaugeMetricFamily
+    shape = CounterMetricFamily if family.type is MetricType.COUNTER else GaugeMetricFamily
     return _numbers(shape(family.name, family.help, labels=family.label_names), series)
 
 
 def _numbers(
-    metric: CounterMetricFamily | GaugeMetricFamily, series: dict[Labels, float | Distribution]
+    metric: CounterMetricFamily | GaugeMetricFamily, series: dict[Labels, float | HistogramValue]
 ) -> Metric:
     for labels, value in series.items():
         metric.add_metric(labels, cast("float", value))
     return metric
 
 
-def _histogram(family: Family, series: dict[Labels, float | Distribution]) -> Metric:
+def _histogram(family: MetricDefinition, series: dict[Labels, float | HistogramValue]) -> Metric:
     metric = HistogramMetricFamily(family.name, family.help, labels=family.label_names)
     bounds = [*map(floatToGoString, family.buckets), "+Inf"]
     for labels, value in series.items():
-        total = cast("Distribution", value)
+        total = cast("HistogramValue", value)
         buckets = list(zip(bounds, accumulate(total.counts), strict=True))
         metric.add_metric(labels, buckets, total.sum)
     return metric

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy to which everything happens that is counted, and a Prometheus that watches."""
+"""A proxy under traffic that changes every metric, and a Prometheus that scrapes it."""

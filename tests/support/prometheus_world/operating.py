@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An operator with something to do all the time: changes, drift, mistakes, lost watches."""
+"""An operator under load: changes, drift, invalid resources, lost watches."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _TROUBLE: Final = {
 
 
 def rhythm(visit: Visit, elapsed: float) -> float:
-    """Mail comes in waves; trouble comes at its own time, and goes."""
+    """Vary the traffic over time, with faults at some times."""
     if visit in _TROUBLE:
         share = _TROUBLE[visit]
         is_time = share - 0.15 < elapsed / SECONDS < share + 0.1
@@ -61,7 +61,7 @@ def rhythm(visit: Visit, elapsed: float) -> float:
 
 
 def draw(seconds: float, folder: Path) -> None:
-    """Let it all happen, and draw it."""
+    """Run the traffic, and draw the dashboards."""
     path = find_program("prometheus")
     assert path is not None, reason(["prometheus"])
     taken = Ports()
@@ -115,14 +115,14 @@ def _picture(watcher: Watcher, dashboard: dict[str, Any], end: float, seconds: f
 
 
 def _first_row(dashboard: dict[str, Any]) -> dict[str, Any]:
-    """Give a dashboard with its first row only."""
+    """Return a dashboard with its first row only."""
     _, second, *_ = (panel["gridPos"]["y"] for panel in dashboard["panels"] if panel["type"] == "row")
     panels = [panel for panel in dashboard["panels"] if panel["gridPos"]["y"] < second]
     return {**dashboard, "panels": panels}
 
 
 def _lines(series: Sequence[dict[str, Any]], legend: str) -> list[Line]:
-    """Give the series of one query; those that are nothing but zero only where all of them are."""
+    """Return the series of one query, without those that are always 0 unless all are."""
     found = []
     for one in series:
         labels = one["metric"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the traffic goes: a proxy with a server for every kind of trouble, and what stands behind it."""
+"""The servers of the traffic: a proxy with a server block for each fault, and its upstreams."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATIENCE: Final = 60.0
 
 @dataclass
 class Places:
-    """Everything that runs, and where.
+    """The running servers and their ports.
 
     Attributes:
         proxies: One or more of the same configuration, as the pods of a Deployment are.
@@ -45,7 +45,7 @@ class Places:
 
 @contextmanager
 def places(folder: Path, pods: int = 1) -> Iterator[Places]:
-    """Start everything; end it afterwards."""
+    """Start all servers, and stop them afterwards."""
     taken = Ports()
     with ExitStack() as stack:
         mail = stack.enter_context(demo_servers())
@@ -68,7 +68,7 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
 
 
 def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], dict[str, Any]]:
-    """Give one proxy's ports and manifest."""
+    """Return one proxy's ports and manifest."""
     servers: list[dict[str, Any]] = []
     ports: dict[str, int] = {}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients do: log in by every method, fail in every way, attack a little."""
+"""The traffic of clients: all login methods, all failures, some attacks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def send_mail(places: Places, ports: Ports) -> None:
 
 
 def guess_passwords(places: Places, ports: Ports) -> None:
-    """Wrong passwords: the demo's service asks for a pause, the other one does not."""
+    """Wrong passwords, with and without ``Auth-Wait``."""
     with Raw(ports["imap"]) as raw:
         raw.line()
         raw.say(b"a LOGIN alice wrong\r\n")
@@ -97,7 +97,7 @@ def guess_passwords(places: Places, ports: Ports) -> None:
 
 
 def meet_broken_neighbours(places: Places, ports: Ports) -> None:
-    """A service that is slow, one that is not there, a mail server that is not there, silent name servers."""
+    """A slow service, a missing service, a missing mail server, silent name servers."""
     password = ACCOUNT.password.encode()
     for name, words in (
         ("slow", b"a LOGIN alice " + password),
@@ -115,7 +115,7 @@ def meet_broken_neighbours(places: Places, ports: Ports) -> None:
 
 
 def break_the_protocol(_: Places, ports: Ports) -> None:
-    """Nonsense, too long lines, a web browser, and credentials that are none."""
+    """Invalid commands, long lines, HTTP requests, and invalid credentials."""
     for name, words in (
         ("imap", b"a EAT\r\n" * 7),
         ("pop3", b"USER " + b"x" * 600 + b"\r\n"),
@@ -131,7 +131,7 @@ def break_the_protocol(_: Places, ports: Ports) -> None:
 
 
 def fail_at_tls(_: Places, ports: Ports) -> None:
-    """Plain text to a port of TLS, and a client that knows only versions nobody offers."""
+    """Plain text to a TLS port, and a client with disabled TLS versions."""
     with socket.create_connection((HOST, ports["imaps"]), timeout=_SECONDS) as sock:
         sock.sendall(b"a LOGIN alice secret\r\n")
         with suppress(OSError):
@@ -182,7 +182,7 @@ VISITS: Final[Sequence[Visit]] = (
 def traffic(
     places: Places, rhythm: Callable[[Visit, float], float] = lambda *_: 0.2
 ) -> Iterator[list[BaseException]]:
-    """Let clients come until the context ends.
+    """Run clients until the context ends.
 
     Args:
         places: Where to.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Prometheus with rules, which finds its targets as it would find pods."""
+"""A Prometheus with rules, and targets labelled like pods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIABLES: Final = {
     "$__rate_interval": "10s",
     "$__range": "1m",
 }
-"""What Grafana would put in place of its variables, where a scrape is half a second."""
+"""Values of Grafana's variables for a scrape interval of half a second."""
 
 
 def substituted(expression: str, variables: Mapping[str, str] = VARIABLES) -> str:
@@ -44,7 +44,7 @@ class Watcher:
     running: Running
 
     def is_ready(self) -> bool:
-        """Whether it takes questions."""
+        """Whether it answers queries."""
         try:
             with urllib.request.urlopen(
                 f"http://127.0.0.1:{self.port}/-/ready", timeout=PATIENCE
@@ -54,7 +54,7 @@ class Watcher:
             return False
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """Ask its API; gives the data of the answer."""
+        """Request its API; returns the data of the response."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             answer = json.load(response)
@@ -62,18 +62,18 @@ class Watcher:
         return answer["data"]
 
     def page(self, url: str) -> str:
-        """Fetch what Prometheus would."""
+        """Scrape a target."""
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:
             text: str = response.read().decode()
             return text
 
     def now(self, expression: str) -> list[Json]:
-        """Give the instant vector that an expression is."""
+        """Return the instant vector of an expression."""
         found: list[Json] = self.ask("query", query=expression)["result"]
         return found
 
     def over(self, expression: str, start: float, end: float, step: float) -> list[Json]:
-        """Give the series that an expression is over a time."""
+        """Return the series of an expression over a time."""
         window = {"start": str(start), "end": str(end), "step": str(step)}
         found: list[Json] = self.ask("query_range", query=expression, **window)["result"]
         return found
@@ -88,7 +88,7 @@ def watch(
     rules: Sequence[Path] = (),
     interval: str = "500ms",
 ) -> Watcher:
-    """Start it, and wait until it answers.
+    """Start it, and wait until it answers queries.
 
     Args:
         path: The program.

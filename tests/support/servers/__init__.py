@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real servers on loopback, each with a folder and a process group of its own."""
+"""Real servers on loopback, each with its own directory and process group."""

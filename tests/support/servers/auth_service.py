@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An authorization service as ``auth_http`` expects one: tables of users, and of where each path leads."""
+"""An authentication service for ``auth_http``: tables of users, and of the upstream of each path."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Backend:
-    """Where clients of one path are sent, and how the service behaves towards them.
+    """The upstream of the clients of one path, and how the service replies to them.
 
     Attributes:
         port: Of 127.0.0.1.
@@ -37,7 +37,7 @@ class Backend:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: its path, and its headers by their names in lower case, values as they were sent."""
+    """One request: its path, and its headers by lower-case name."""
 
     path: str
     headers: Mapping[str, str]
@@ -47,7 +47,7 @@ class Asked:
 
     @property
     def user(self) -> str:
-        """Who wants to log in."""
+        """The user name."""
         return unquote(self.headers["auth-user"])
 
 
@@ -61,7 +61,7 @@ class AuthService:
     port: int = 0
 
     def url(self, path: str) -> str:
-        """What ``auth_http`` says to come here by a path."""
+        """Return the value of ``auth_http`` for a path."""
         return f"http://127.0.0.1:{self.port}{path}"
 
     def asked(self, path: str) -> Asked:
@@ -69,7 +69,7 @@ class AuthService:
         return [request for request in self.requests if request.path == path][-1]
 
     def decide(self, asked: Asked) -> Headers:
-        """Give the headers of the answer."""
+        """Return the headers of the response."""
         backend = self.backends[asked.path]
         time.sleep(backend.delay)
         user = self._authenticated(asked)
@@ -82,7 +82,7 @@ class AuthService:
         return [*grant, *backend.extra]
 
     def _authenticated(self, asked: Asked) -> str | None:
-        """Tell whom the credentials prove, by each method's own rules; the empty name for ``none``."""
+        """Return the authenticated user, by the rules of each method; empty for ``none``."""
         method = asked["auth-method"]
         if method == "none":
             return ""
@@ -101,7 +101,7 @@ class AuthService:
 
 
 def _expected(method: str, password: str, salt: str) -> str:
-    """What a client that knows the password says (RFC 1939 section 7, RFC 2195)."""
+    """Return the digest of a password (RFC 1939 section 7, RFC 2195)."""
     if method == "apop":
         return hashlib.md5(f"{salt}{password}".encode()).hexdigest()
     if method == "cram-md5":
@@ -120,17 +120,17 @@ class _Server(ThreadingHTTPServer):
         super().__init__(*args)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve a connection in a thread, and remember it."""
+        """Serve a connection in a thread."""
         self.open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection, and forget it."""
+        """Close a connection."""
         self.open.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A proxy that leaves in the middle of an answer is no news."""
+        """Ignore errors of a proxy that closes within a response."""
 
 
 def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler]:
@@ -148,7 +148,7 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing is logged: ``requests`` has it all."""
+            """Log nothing: ``requests`` has all requests."""
 
     return Handler
 
@@ -157,7 +157,7 @@ def _handler(service: AuthService, protocol: str) -> type[BaseHTTPRequestHandler
 def auth_service(
     passwords: dict[str, str], *, port: int = 0, protocol: str = "HTTP/1.1"
 ) -> Iterator[AuthService]:
-    """Serve on a port of 127.0.0.1, in threads of this process; ``HTTP/1.0`` closes after each answer."""
+    """Serve on a port of 127.0.0.1, in threads; ``HTTP/1.0`` closes after each response."""
     service = AuthService(passwords)
     with _Server(("127.0.0.1", port), _handler(service, protocol)) as server:
         service.port = server.server_address[1]

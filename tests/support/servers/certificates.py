@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the proxy and its clients need for TLS, as files."""
+"""Certificates and keys of the proxy and its clients, as files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.tls_authority import Authority
 
 @dataclass(frozen=True)
 class Certificates:
-    """An authority; the proxy's certificate by it; alice's by it, and one that nobody vouches for."""
+    """An authority, certificates of the proxy and of alice signed by it, and a self-signed one."""
 
     authority: str
     proxy: CertificateFiles
@@ -21,7 +21,7 @@ class Certificates:
     stranger: CertificateFiles
 
     def client(self, own: CertificateFiles | None = None) -> ssl.SSLContext:
-        """A client's context: trusts the authority, and shows a certificate if it has one."""
+        """Return a client's context, which trusts the authority and may have a certificate."""
         context = ssl.create_default_context(cafile=self.authority)
         context.check_hostname = False  # it is called localhost; tests connect to 127.0.0.1
         if own is not None:
@@ -30,7 +30,7 @@ class Certificates:
 
 
 def certificates(folder: Path) -> Certificates:
-    """Issue them all."""
+    """Create all of them."""
     authority = Authority(folder)
     return Certificates(
         authority=authority.file,

@@ -22,11 +22,11 @@ HOST: Final = "127.0.0.1"
 
 
 class Listeners(Protocol):
-    """What clients connect to, by name."""
+    """The listeners, by name."""
 
     @property
     def ports(self) -> dict[str, int]:
-        """Where each listens."""
+        """The port of each."""
 
 
 @contextmanager
@@ -97,12 +97,12 @@ def _connected(where: int | Path) -> socket.socket:
 
 
 class Raw:
-    """A client that says exactly what a test tells it to, and reads lines."""
+    """A client that sends given bytes, and reads lines."""
 
     def __init__(
         self, where: int | Path, context: ssl.SSLContext | None = None, *, preface: bytes = b""
     ) -> None:
-        """Connect to a port or a socket of the file system; ``preface`` goes ahead of TLS."""
+        """Connect to a port or a UNIX socket; ``preface`` is sent before TLS."""
         self._socket = _connected(where)
         self._socket.sendall(preface)
         if context is not None:
@@ -129,7 +129,7 @@ class Raw:
         self._socket.sendall(data)
 
     def line(self) -> bytes:
-        """Read a line, and give it without its end."""
+        """Read a line; returns it without its line end."""
         line = self._file.readline()
         assert line.endswith(b"\r\n"), line
         return line[:-2]
@@ -140,7 +140,7 @@ class Raw:
         return self.line()
 
     def until(self, start: bytes) -> list[bytes]:
-        """Read lines up to the one that starts so."""
+        """Read lines up to one with this prefix."""
         lines = [self.line()]
         while not lines[-1].startswith(start):
             lines.append(self.line())
@@ -155,11 +155,11 @@ class Raw:
         return self._file.read()
 
     def reset(self) -> None:
-        """Break the connection off."""
+        """Reset the connection."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._file.close()
         self._socket.close()
 
     def finish(self) -> None:
-        """Say that nothing more will come."""
+        """Shut down the sending direction."""
         self._socket.shutdown(socket.SHUT_WR)

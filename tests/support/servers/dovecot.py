@@ -140,7 +140,7 @@ class Dovecot:
     running: Running = field(init=False)
 
     def log(self) -> str:
-        """Everything it has logged."""
+        """Its log."""
         return (self.folder / "log").read_text(errors="replace")
 
     def says(self, *words: str) -> list[str]:
@@ -178,7 +178,7 @@ def start(path: str, folder: Path, ports: Ports, passwords: dict[str, str], rela
 
 
 def _identities() -> dict[str, str]:
-    """Who its processes are: the package's own users for root, ourselves for anybody else."""
+    """Return the users of its processes: those of the package for root, else the current user."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         return {

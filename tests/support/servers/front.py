@@ -27,7 +27,7 @@ _METHODS: Final[dict[str, dict[str, Any]]] = {
 def server(
     name: str, protocol: str, service: AuthService, *listen: Mapping[str, Any], **directives: Any
 ) -> dict[str, Any]:
-    """One server, with all methods of its protocol that need no certificate, asking for its own path."""
+    """One server with all methods that need no certificate, and its own path of the service."""
     return {
         "name": name,
         "protocol": protocol,
@@ -45,14 +45,14 @@ def files(own: CertificateFiles) -> dict[str, str]:
 
 @dataclass
 class Front:
-    """The proxy, and where its servers listen, by listener."""
+    """The proxy, and its ports by listener."""
 
     proxy: Proxy
     ports: dict[str, int]
 
 
 class Plan:
-    """Which servers there are, and on what ports."""
+    """The servers and their ports."""
 
     def __init__(self, service: AuthService, ports: Ports) -> None:
         self._service = service

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx: with its mail module, what this proxy is measured by; with HTTP, somebody to ask about clients."""
+"""nginx as a mail proxy, for comparison, and as a web server."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _SERVERS: Final = {
     "submission-x": ("smtp", "xclient on; proxy_smtp_auth on;"),
     "mx": ("smtp", "xclient on; smtp_auth none;"),
 }
-"""Servers of the same names as in ``front``, and of the same meaning."""
+"""Servers as in ``front``, with the same names."""
 
 
 @dataclass
 class Nginx:
-    """A running nginx, and where its servers listen, by listener."""
+    """A running nginx, and its ports by listener."""
 
     folder: Path
     ports: dict[str, int]

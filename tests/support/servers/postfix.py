@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Postfix with a queue of its own: believes loopback's XCLIENT and PROXY headers, delivers to Dovecot."""
+"""Postfix: accepts XCLIENT and PROXY headers from loopback, delivers to Dovecot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final
 from support.servers.programs import Ports, Running
 
 DOMAIN: Final = "example.org"
-"""The domain whose mail it delivers; that of others it discards, if it takes it at all."""
+"""The domain whose mail it delivers; other mail is discarded or rejected."""
 
 _MAIN: Final = """
 compatibility_level = 3.6
@@ -95,7 +95,7 @@ class Postfix:
     running: Running = field(init=False)
 
     def log(self) -> str:
-        """Everything it has logged."""
+        """Its log."""
         return (self.folder / "log/mail").read_text(errors="replace")
 
     def stop(self) -> None:
@@ -113,7 +113,7 @@ class Postfix:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Where Postfix finds Dovecot."""
+    """The ports of Dovecot."""
 
     lmtp_port: int
     sasl_port: int
@@ -156,5 +156,5 @@ def start(
 
 
 def take_ports(ports: Ports) -> dict[str, int]:
-    """The ports that it wants, which Dovecot must know before it starts."""
+    """Its ports, which Dovecot needs before its start."""
     return ports.takes("smtp", "smtp_haproxy")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that tests start: found, started in a process group of their own, ended with all of it."""
+"""Programs that tests start, each in its own process group, which is terminated with it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 PATIENCE: Final = 60.0
-"""Seconds after which something that a test waits for will not happen any more."""
+"""Timeout in seconds of what a test waits for."""
 
 _PORTS: Final[tuple[int, ...]] = (*range(12000, 24000), *range(24100, 32000))
-"""All but those that the benchmarks use, which a test runs, and that are always the same."""
+"""All ports but the fixed ones of the benchmarks, which a test runs."""
 _WORKERS: Final = 32
 _SHARE: Final[tuple[int, ...]] = _PORTS[
     int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS :: _WORKERS
@@ -28,7 +28,7 @@ _SHARE: Final[tuple[int, ...]] = _PORTS[
 
 
 class Ports:
-    """Gives out ports of 127.0.0.1 that nobody uses.
+    """Allocates free ports of 127.0.0.1.
 
     They lie below the range from which the system takes those of outgoing
     connections, so that none is taken away before its server has started.
@@ -40,7 +40,7 @@ class Ports:
         self._given: set[int] = set()
 
     def take(self) -> int:
-        """Give a port, never the same twice."""
+        """Return a port, never the same twice."""
         while True:
             port = self._random.choice(_SHARE)
             if port not in self._given and _is_free(port):
@@ -48,7 +48,7 @@ class Ports:
                 return port
 
     def takes(self, *names: str) -> dict[str, int]:
-        """Give a port for each name."""
+        """Return a port for each name."""
         return {name: self.take() for name in names}
 
 
@@ -63,7 +63,7 @@ def _is_free(port: int) -> bool:
 
 
 def eventually(found: Callable[[], T], what: str, *, patience: float = PATIENCE) -> T:
-    """Ask again and again until the answer is true, and give it.
+    """Poll a function until its result is true, and return it.
 
     Raises:
         AssertionError: It was not within ``patience`` seconds.
@@ -76,14 +76,14 @@ def eventually(found: Callable[[], T], what: str, *, patience: float = PATIENCE)
 
 
 def answers(port: int) -> bool:
-    """Whether somebody accepts connections on a port of 127.0.0.1."""
+    """Return whether a port of 127.0.0.1 accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
 
 
 class Running:
-    """A program in the foreground, with what it writes in a file."""
+    """A program in the foreground, with its output in a file."""
 
     def __init__(self, args: Sequence[str], *, output: Path, env: Mapping[str, str] | None = None) -> None:
         self.output = output
@@ -103,7 +103,7 @@ class Running:
         return self.process.pid
 
     def said(self) -> str:
-        """Everything it has written."""
+        """Its output."""
         return self.output.read_text(errors="replace")
 
     def answers(self, *ports: int) -> None:
@@ -112,7 +112,7 @@ class Running:
             self.eventually(lambda port=port: answers(port), f"port {port}")  # type: ignore[misc]
 
     def eventually(self, found: Callable[[], T], what: str) -> T:
-        """Like the function, but a program that has ended is not waited for."""
+        """Like the function, but fails at once if the program has exited."""
 
         def alive_and_found() -> T:
             assert self.process.poll() is None, f"{self.process.args!r} ended:\n{self.said()}"
@@ -124,11 +124,11 @@ class Running:
             raise AssertionError(f"{error}\n{self.said()}") from None
 
     def ended(self, patience: float = PATIENCE) -> int:
-        """Wait until it has ended, and give its exit code."""
+        """Wait until it has exited; returns the exit code."""
         return self.process.wait(patience)
 
     def stop(self, patience: float = PATIENCE) -> None:
-        """Ask it to end; end whatever is left of its group.
+        """Send SIGTERM, then kill what is left of its process group.
 
         The group is killed while the process is still there to be waited for,
         for after that its number may be somebody else's.
@@ -143,13 +143,13 @@ class Running:
         self.process.wait(PATIENCE)
 
     def has_ended(self) -> bool:
-        """Whether it has ended; it can still be waited for."""
+        """Whether it has exited."""
         state = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
         return state is not None
 
 
 def output_of(args: Sequence[str], *, stdin: str = "", patience: float = PATIENCE) -> str:
-    """Run a program to its end, and give all that it wrote, whatever its exit code."""
+    """Run a program, and return its output, whatever its exit code is."""
     done = subprocess.run(
         args,
         input=stdin,

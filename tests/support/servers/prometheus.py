@@ -31,7 +31,7 @@ class Prometheus:
     running: Running
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Give the instant vector that an expression is: each with ``metric`` (labels) and ``value``."""
+        """Return the instant vector of an expression: each with ``metric`` (labels) and ``value``."""
         question = urllib.parse.urlencode({"query": expression})
         url = f"http://127.0.0.1:{self.port}/api/v1/query?{question}"
         with urllib.request.urlopen(url, timeout=PATIENCE) as response:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy itself, started by its command as an administrator would."""
+"""The proxy, started by its command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SOURCES: Final = os.pathsep.join([str(ROOT / "proxy"), str(ROOT / "operator")])
 
 
 def manifest(servers: Sequence[Mapping[str, Any]], mail: Mapping[str, Any], **spec: Any) -> dict[str, Any]:
-    """A ``MailProxy`` with these servers, which drains without the delay that balancers want."""
+    """Return a ``MailProxy`` with these servers, and without a drain delay."""
     defaults = {"errorLog": {"level": "info"}, "drain": {"delay": "0s", "timeout": "20s"}}
     return {
         "apiVersion": "mailproxy.dev/v1alpha1",
@@ -55,7 +55,7 @@ class Proxy:
         return [event for event in events if event["event"] == name]
 
     def event(self, name: str, **fields: Any) -> dict[str, Any]:
-        """Wait for an event with these fields, and give the latest."""
+        """Wait for an event with these fields; returns the last one."""
 
         def found() -> dict[str, Any] | None:
             fitting = [event for event in self.events(name) if fields.items() <= event.items()]
@@ -66,7 +66,7 @@ class Proxy:
         return event
 
     def get(self, path: str) -> tuple[int, str]:
-        """Ask the admin endpoint; gives status and body."""
+        """Request a path of the admin endpoint; returns status and body."""
         try:
             with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=PATIENCE) as response:
                 return response.status, response.read().decode()
@@ -85,7 +85,7 @@ class Proxy:
         )
 
     def reload(self, body: Mapping[str, Any]) -> None:
-        """Have it run with another configuration, and wait until it does."""
+        """Write another configuration, and wait until it is applied."""
         before = len(self.events("configuration_loaded"))
         written = self.file.with_suffix(".new")
         written.write_text(yaml.safe_dump(body))
@@ -98,7 +98,7 @@ class Proxy:
         os.kill(self.running.pid, signum)
 
     def stop(self) -> None:
-        """End it; where it waits for something, the second signal tells it not to."""
+        """Terminate it; with a second signal if it drains for too long."""
         if self.running.process.poll() is None:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(AssertionError):

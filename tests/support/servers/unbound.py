@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unbound, which knows only what a test tells it."""
+"""Unbound, with the records of a test only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Unbound:
 
     @property
     def address(self) -> str:
-        """What ``resolver`` calls it."""
+        """Its address for ``resolver``."""
         return f"127.0.0.1:{self.port}"
 
 

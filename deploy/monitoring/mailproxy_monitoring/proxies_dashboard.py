@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dashboard of the proxies: whether logins work, and where they fail."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mailproxy_monitoring.connections import CONNECTIONS, LOGINS
+from mailproxy_monitoring.grafana import Dashboard, Variable
+from mailproxy_monitoring.overview import OVERVIEW
+from mailproxy_monitoring.processes import PROCESS, PROTOCOL
+from mailproxy_monitoring.queries import JOB
+from mailproxy_monitoring.upstreams import AUTHENTICATION, DNS, TLS, UPSTREAMS
+
+PROXIES: Final = Dashboard(
+    uid="mailproxy-proxies",
+    title="MailProxy",
+    description="Is mail login working, and if not, where does it break?",
+    variables=(
+        Variable(name="namespace", label="Namespace", query="label_values(mailproxy_build_info, namespace)"),
+        Variable(
+            name="job",
+            label="Proxy",
+            query='label_values(mailproxy_build_info{namespace=~"$namespace"}, job)',
+        ),
+        Variable(
+            name="protocol",
+            label="Protocol",
+            query=f"label_values(mailproxy_connections_active{{{JOB}}}, protocol)",
+        ),
+    ),
+    rows=(OVERVIEW, CONNECTIONS, LOGINS, AUTHENTICATION, UPSTREAMS, TLS, DNS, PROTOCOL, PROCESS),
+)

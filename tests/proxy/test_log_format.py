@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log lines: formats, escapes, and the record of a session."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
+from mailproxy.protocols.types import Credentials, Secret
+from mailproxy.telemetry.log_format import (
+    LINE_LIMIT,
+    SessionRecord,
+    TimestampFormatter,
+    is_unquoted,
+    json_event,
+    json_session,
+    quote_bytes,
+    quote_limited,
+    text_event,
+    text_session,
+)
+
+STAMP = "2026-11-23T04:16:47.500Z"
+
+
+def success(**changes: Any) -> SessionRecord:
+    """A session with a successful login."""
+    facts: dict[str, Any] = {
+        "session": "0a1b2c3d-1f",
+        "server": "imaps",
+        "protocol": "imap",
+        "client": "192.0.2.1",
+        "client_port": 4711,
+        "tls": "TLSv1.3",
+        "cipher": "TLS_AES_128_GCM_SHA256",
+        "user": b"alice",
+        "method": Method.PLAIN,
+        "result": LoginResult.SUCCESS,
+        "attempts": 1,
+        "upstream": "10.0.0.3",
+        "upstream_port": 143,
+        "auth_seconds": 0.00123,
+        "upstream_seconds": 0.002,
+        "login_seconds": 0.0034,
+        "duration": 61.5,
+        "bytes_to_upstream": 20,
+        "bytes_to_client": 4000,
+        "reason": CloseReason.CLIENT_CLOSED,
+    }
+    return SessionRecord(**(facts | changes))
+
+
+def test_a_session_as_json() -> None:
+    assert json.loads(json_session(success(), STAMP)) == {
+        "time": STAMP,
+        "level": "info",
+        "event": "session",
+        "session": "0a1b2c3d-1f",
+        "server": "imaps",
+        "protocol": "imap",
+        "client": "192.0.2.1",
+        "client_port": 4711,
+        "proxied": False,
+        "tls": "TLSv1.3",
+        "cipher": "TLS_AES_128_GCM_SHA256",
+        "user": "alice",
+        "method": "plain",
+        "result": "success",
+        "attempts": 1,
+        "errors": 0,
+        "error": None,
+        "upstream": "10.0.0.3",
+        "upstream_port": 143,
+        "stage": None,
+        "reply": None,
+        "auth_seconds": 0.0012,
+        "upstream_seconds": 0.002,
+        "login_seconds": 0.0034,
+        "duration_seconds": 61.5,
+        "bytes_to_upstream": 20,
+        "bytes_to_client": 4000,
+        "reason": "client_closed",
+    }
+
+
+def test_session_without_login_has_the_same_fields() -> None:
+    line = json.loads(json_session(SessionRecord(session="x"), STAMP))
+    assert list(line) == list(json.loads(json_session(success(), STAMP)))
+    assert {key for key, value in line.items() if value is None} == {
+        "tls",
+        "cipher",
+        "method",
+        "result",
+        "error",
+        "stage",
+        "reply",
+        "auth_seconds",
+        "upstream_seconds",
+        "login_seconds",
+        "reason",
+    }
+
+
+def test_session_as_text() -> None:
+    record = success(proxied=True, errors=2, error=ProtocolErrorKind.LINE_TOO_LONG)
+    assert text_session(record, STAMP) == (
+        f"{STAMP} info session 0a1b2c3d-1f imap server=imaps client=192.0.2.1:4711 proxied tls=TLSv1.3 "
+        'cipher=TLS_AES_128_GCM_SHA256 user="alice" method=plain attempts=1 result=success '
+        "upstream=10.0.0.3:143 auth=0.0012s connect=0.0020s login=0.0034s errors=2 error=line_too_long "
+        "duration=61.500s to_client=4000 to_upstream=20 reason=client_closed\n"
+    )
+
+
+def test_text_session_omits_missing_values() -> None:
+    record = SessionRecord("1-1", "mx", "smtp", "2001:db8::1", 25, reason=CloseReason.PREAUTH_TIMEOUT)
+    assert text_session(record, STAMP) == (
+        f"{STAMP} info session 1-1 smtp server=mx client=[2001:db8::1]:25 duration=0.000s "
+        "to_client=0 to_upstream=0 reason=preauth_timeout\n"
+    )
+
+
+def test_a_client_without_a_port_and_a_login_that_was_given_up() -> None:
+    record = SessionRecord("1-1", "mx", "smtp", "unix:", method=Method.LOGIN, user=b"a b")
+    assert 'client=unix: user="a b" method=login attempts=0 duration' in text_session(record, STAMP)
+
+
+RECORDS = st.builds(
+    SessionRecord,
+    server=st.text(max_size=300),
+    protocol=st.sampled_from(["imap", "pop3", "smtp"]),
+    client=st.text(max_size=300),
+    client_port=st.integers(0, 65535),
+    proxied=st.booleans(),
+    tls=st.none() | st.text(max_size=300),
+    cipher=st.text(max_size=300),
+    user=st.binary(max_size=5000),
+    method=st.none() | st.sampled_from(Method),
+    result=st.none() | st.sampled_from(LoginResult),
+    error=st.none() | st.sampled_from(ProtocolErrorKind),
+    stage=st.none() | st.sampled_from(["auth", "login"]),
+    reply=st.none() | st.binary(max_size=5000),
+    is_silent=st.booleans(),
+    upstream=st.text(max_size=300),
+    upstream_port=st.integers(0, 65535),
+    auth_seconds=st.none() | st.floats(0, 1e6),
+    upstream_seconds=st.none() | st.floats(0, 1e6),
+    login_seconds=st.none() | st.floats(0, 1e6),
+    duration=st.floats(0, 1e9),
+    bytes_to_client=st.integers(0, 2**63),
+    reason=st.none() | st.sampled_from(CloseReason),
+)
+
+
+@given(RECORDS)
+def test_any_client_data_is_one_line_of_json(record: SessionRecord) -> None:
+    line = json_session(record, STAMP)
+    assert_is_one_line(line)
+    told = json.loads(line)
+    assert told["client"] == cut(record.client)
+    assert told["upstream"] == cut(record.upstream)
+    assert told["user"] == record.user[:256].decode("utf-8", "backslashreplace") + "..." * (
+        len(record.user) > 256
+    )
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+@given(RECORDS)
+def test_any_client_data_is_one_line_of_text(record: SessionRecord) -> None:
+    assert_is_one_line(text_session(record, STAMP))
+
+
+def assert_is_one_line(line: str) -> None:
+    assert line.endswith("\n")
+    assert line.isascii()
+    assert line[:-1].isprintable()
+    assert len(line) < 2 * LINE_LIMIT
+
+
+FIELDS = {
+    "text": "two words",
+    "word": "one",
+    "bytes": b'a"\n\xff',
+    "number": 3,
+    "share": 0.1234567,
+    "whole": 60.0,
+    "yes": True,
+    "no": False,
+    "nothing": None,
+    "enum": CloseReason.DRAIN,
+    "secret": Secret(b"hunter2"),
+    "credentials": Credentials(Method.PLAIN, b"a", Secret(b"hunter2")),
+}
+
+
+def test_an_event_as_json() -> None:
+    assert json.loads(json_event("warn", "something", STAMP, FIELDS)) == {
+        "time": STAMP,
+        "level": "warn",
+        "event": "something",
+        "text": "two words",
+        "word": "one",
+        "bytes": 'a"\n\\xff',
+        "number": 3,
+        "share": 0.123457,
+        "whole": 60,
+        "yes": True,
+        "no": False,
+        "nothing": None,
+        "enum": "drain",
+        "secret": "***",
+        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'a', password=***, challenge=None)",
+    }
+
+
+def test_event_as_text() -> None:
+    assert text_event("warn", "something", STAMP, FIELDS) == (
+        f'{STAMP} warn something text="two words" word=one bytes="a\\"\\n\\\\xff" number=3 share=0.123457 '
+        'whole=60 yes=true no=false nothing=null enum=drain secret="***" '
+        "credentials=\"Credentials(method=<Method.PLAIN: 'plain'>, user=b'a', password=***, challenge=None)\""
+        "\n"
+    )
+
+
+@pytest.mark.parametrize("write", [json_event, text_event])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"a": "x" * 100_000},
+        {"a": b"\x00" * 100_000},
+        {"a": b"\x00" * 300, "b": "\x00" * 300, "c": "x" * 3000},
+        {f"f{n}": "\x00" * 3000 for n in range(12)},
+    ],
+)
+def test_event_is_at_most_pipe_buf_long(write: Any, fields: dict[str, object]) -> None:
+    line = write("info", "something", STAMP, fields)
+    assert_is_one_line(line)
+    assert len(line) <= LINE_LIMIT
+    assert list(fields) == [key for key in fields if key in line]
+
+
+@pytest.mark.parametrize("write", [json_event, text_event])
+def test_event_with_many_fields_is_one_line(write: Any) -> None:
+    line = write("info", "something", STAMP, {f"f{n}": "x" * 100 for n in range(200)})
+    assert line.count("\n") == 1
+    assert line.count("x" * 32 + "...") == 200
+
+
+def test_values_are_truncated_no_more_than_needed() -> None:
+    told = json.loads(json_event("error", "internal_error", STAMP, {"where": "x" * 3000}))
+    assert told["where"] == "x" * 2048 + "..."
+
+
+@pytest.mark.parametrize(
+    ("data", "written"),
+    [
+        (b"", '""'),
+        (b"alice@example.com", '"alice@example.com"'),
+        (b'a"b\\c', r'"a\"b\\c"'),
+        (b"a\r\nb\x00\x1b[31m\x7f", r'"a\r\nb\u0000\u001b[31m\u007f"'),
+        ("jürgen".encode(), r'"j\u00fcrgen"'),
+        (b"\xff\xfe", r'"\\xff\\xfe"'),
+        ("a\u2028b\u202ec".encode(), r'"a\u2028b\u202ec"'),
+        ("\U0001f4e7".encode(), r'"\ud83d\udce7"'),
+    ],
+)
+def test_bytes_become_a_json_string(data: bytes, written: str) -> None:
+    assert quote_bytes(data, 64) == written
+
+
+@pytest.mark.parametrize(
+    ("data", "written"),
+    [
+        (b"x" * 8, '"xxxxxxxx"'),
+        (b"x" * 9, '"xxxxxxxx..."'),
+        (b"x" * 7 + "ü".encode(), r'"xxxxxxx\\xc3..."'),  # cut in the middle of a character
+    ],
+)
+def test_long_bytes_are_truncated_with_a_mark(data: bytes, written: str) -> None:
+    assert quote_bytes(data, 8) == written
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_become_printable_ascii_of_bounded_length(data: bytes) -> None:
+    written = quote_bytes(data, 256)
+    assert written.isascii()
+    assert written.isprintable()
+    assert len(written) <= 6 * 256 + len('"..."')
+    assert isinstance(json.loads(written), str)
+
+
+@given(st.text(max_size=600))
+def test_any_text_becomes_printable_ascii_of_bounded_length(text: str) -> None:
+    written = quote_limited(text, 100)
+    assert written.isascii()
+    assert written.isprintable()
+    assert json.loads(written) == (text if len(text) <= 100 else text[:100] + "...")
+
+
+@given(st.text(max_size=20))
+def test_unquoted_text_needs_no_escape(text: str) -> None:
+    assert is_unquoted(text) == (quote_limited(text, 100) == f'"{text}"')
+
+
+@pytest.mark.parametrize(
+    ("now", "written"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1795407407.5, "2026-11-23T04:16:47.500Z"),
+        (1795407407.9999, "2026-11-23T04:16:47.999Z"),
+        (1795407408.0, "2026-11-23T04:16:48.000Z"),
+        (1795407406.25, "2026-11-23T04:16:46.250Z"),  # the clock was set back
+    ],
+)
+def test_times_are_utc_with_milliseconds(now: float, written: str) -> None:
+    stamp = TimestampFormatter()
+    assert stamp(1795407407.0) == "2026-11-23T04:16:47.000Z"
+    assert stamp(now) == written
+
+
+def test_record_has_defaults() -> None:
+    record = SessionRecord()
+    assert (record.user, record.method, record.result, record.reason) == (b"", None, None, None)
+
+
+def test_record_has_no_other_attributes() -> None:
+    with pytest.raises(AttributeError):
+        SessionRecord().password = b"x"  # type: ignore[attr-defined]
+
+
+def test_record_has_no_field_for_a_secret() -> None:
+    secret = {"password", "secret", "credentials", "salt", "digest", "token"}
+    assert not secret & {field.name for field in fields(SessionRecord)}
