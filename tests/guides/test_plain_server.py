@@ -20,6 +20,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from support.needs import Needs
 from support.servers import proxy as proxies
 from support.servers.auth_service import Backend, auth_service
 from support.servers.certificates import Certificates, certificates
@@ -130,10 +131,9 @@ def test_stopping_gives_sessions_the_time_of_the_manifest() -> None:
 
 
 @pytest.fixture
-def verifiable(tmp_path: Path) -> Path:
+def verifiable(tmp_path: Path, needs: Needs) -> Path:
     """The unit with a program that exists."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("systemd-analyze is not installed: Debian package systemd")
+    needs("systemd-analyze")
     unit = tmp_path / "mailproxy.service"
     unit.write_text(UNIT.replace(PROGRAM, "/bin/true"))
     return unit
@@ -169,11 +169,9 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def _unprivileged(folder: Path) -> tuple[list[str], dict[str, str]]:
+def _unprivileged(folder: Path, setpriv: str) -> tuple[list[str], dict[str, str]]:
     """Give a command and an environment that run Python as the unit does: a user with one capability."""
-    if os.geteuid() or shutil.which("setpriv") is None:
-        pytest.skip("needs root, and setpriv of the Debian package util-linux")
-    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
+    become = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
     capability = "-all,+net_bind_service"
     become += [f"--inh-caps={capability}", f"--ambient-caps={capability}", f"--bounding-set={capability}"]
     paths = [str(ROOT / "proxy"), str(ROOT / "operator"), sysconfig.get_path("purelib")]
@@ -201,8 +199,8 @@ def _low_ports(count: int) -> list[int]:
     return found[os.getpid() % 50 :][:count]
 
 
-def test_one_capability_opens_low_ports_at_the_start_and_on_reload(folder: Path) -> None:
-    command, environment = _unprivileged(folder)
+def test_one_capability_opens_low_ports_at_the_start_and_on_reload(folder: Path, needs: Needs) -> None:
+    command, environment = _unprivileged(folder, needs("setpriv", by_root=True))
     first, second = _low_ports(2)
     file = folder / "nginx.conf"
 
@@ -227,8 +225,8 @@ def test_one_capability_opens_low_ports_at_the_start_and_on_reload(folder: Path)
         running.stop()
 
 
-def test_without_the_capability_the_error_names_it(folder: Path) -> None:
-    command, environment = _unprivileged(folder)
+def test_without_the_capability_the_error_names_it(folder: Path, needs: Needs) -> None:
+    command, environment = _unprivileged(folder, needs("setpriv", by_root=True))
     command = [word for word in command if "caps" not in word]
     file = folder / "nginx.conf"
     file.write_text(
