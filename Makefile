@@ -74,7 +74,7 @@ interop: setup  ## Run only the tests against real peers
 bench: setup  ## Measure beside nginx (which must be installed), about eight minutes; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
-generate: setup  ## Write the generated pages and manifests anew
+generate: setup  ## Write the generated pages and manifests anew; that of conformance takes minutes, and nginx
 	$(BIN)/python -m mailproxy_config.reference_page > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.telemetry.reference_page > docs/reference/metrics.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
@@ -82,6 +82,7 @@ generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/python charts/crd_page.py
 	$(BIN)/python charts/plain_manifests.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
+	-cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.parity.conformance
 
 locks: setup  ## Pin the images' packages anew, by their hashes
 	$(BIN)/python -m pip install --quiet uv
