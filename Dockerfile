@@ -6,6 +6,8 @@
 #   docker buildx build --target proxy    -t ghcr.io/mailproxy/mailproxy:0.1.0 .
 #   docker buildx build --target operator -t ghcr.io/mailproxy/mailproxy-operator:0.1.0 .
 #
+# Behind a proxy that inspects TLS, pip needs its authority: --secret id=ca,src=FILE.  It is in no layer.
+#
 # Packages are installed from lists with the hash of every file (`make locks` updates them), and only as wheels: there
 # is no compiler. Tests run these steps without a container engine.
 
@@ -17,7 +19,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ONLY_BINARY=:all: PIP
     PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
 COPY deploy/images/requirements-build.txt /src/
-RUN python -m venv /build \
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
+ && python -m venv /build \
  && /build/bin/python -m pip install --quiet --require-hashes -r requirements-build.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY operator /src/operator
@@ -31,7 +35,9 @@ RUN /build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --whee
 # ---- the proxy: neither kopf nor the Kubernetes client -----------------------------------------------------------
 FROM build AS build-proxy
 COPY deploy/images/requirements-proxy.txt /src/
-RUN python -m venv --without-pip /opt/mailproxy \
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
+ && python -m venv --without-pip /opt/mailproxy \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --require-hashes -r requirements-proxy.txt \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --no-deps --no-index --find-links /wheels mailproxy \
  && rm -r /opt/mailproxy/bin/mailproxy-operator /opt/mailproxy/lib/python3.*/site-packages/mailproxy_operator \
@@ -61,7 +67,9 @@ CMD ["run", "-f", "/etc/mailproxy/mailproxy.json", "--admin", "[::]:9113"]
 # ---- the operator ------------------------------------------------------------------------------------------------
 FROM build AS build-operator
 COPY deploy/images/requirements-operator.txt /src/
-RUN python -m venv --without-pip /opt/mailproxy \
+RUN --mount=type=secret,id=ca \
+    if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi \
+ && python -m venv --without-pip /opt/mailproxy \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --require-hashes -r requirements-operator.txt \
  && /build/bin/python -m pip --python /opt/mailproxy/bin/python install --quiet --no-deps --no-index --find-links /wheels mailproxy \
  && rm -r /opt/mailproxy/bin/mailproxy /opt/mailproxy/lib/python3.*/site-packages/mailproxy \

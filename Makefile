@@ -8,16 +8,22 @@ DEMO_STAMP := $(VENV)/.installed-demo
 JOBS   ?= auto
 # An environment whose interpreter was removed, or replaced by another version, is created again.
 STALE  := $(if $(wildcard $(STAMP) $(DEMO_STAMP)),$(shell $(BIN)/python -c 'import mailproxy_config' 2>/dev/null || echo stale))
-BUILD  ?= docker buildx build
+BUILD  ?= docker buildx build --load
+PLATFORMS ?= linux/amd64,linux/arm64
+CLUSTER ?= kind
+MAIL_SERVER ?= imap.example.com:143
 REGISTRY ?= ghcr.io/mailproxy
 REVISION = $(shell git rev-parse --short HEAD)
 DIST   ?= dist
+# CA=FILE: the authority of a proxy that inspects TLS between this build and the package index.
+comma  := ,
+BUILD_ARGS = --build-arg REVISION=$(REVISION) $(if $(CA),--secret id=ca$(comma)src=$(CA))
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 VERSIONED := pyproject.toml Dockerfile charts/mailproxy-operator/Chart.yaml deploy/operator.yaml \
              operator/mailproxy_operator/settings.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check lint types imports fix interop generate locks pictures images sbom version chart bench clean
+.PHONY: help setup demo test fuzz check lint types imports fix interop generate locks pictures images push kind sbom version chart bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,7 +74,7 @@ interop: setup  ## Run only the tests with real mail servers, nginx and Promethe
 bench: setup  ## Compare with nginx, which must be installed (about eight minutes); writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
-generate: setup  ## Update the generated pages and manifests
+generate: setup  ## Update the generated pages and manifests (docs/conformance.md needs nginx, and minutes)
 	$(BIN)/python -m mailproxy_config.reference_page > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.telemetry.metrics_reference > docs/reference/metrics.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
@@ -76,6 +82,7 @@ generate: setup  ## Update the generated pages and manifests
 	$(BIN)/python charts/crd_page.py
 	$(BIN)/python charts/plain_manifests.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
+	-cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.parity.conformance
 
 locks: setup  ## Update the pinned packages of the images
 	$(BIN)/python -m pip install --quiet uv
@@ -85,8 +92,17 @@ pictures: setup  ## Draw the pictures of the dashboards, with data of a proxy un
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
 images:  ## Build both images, with the names of the chart; with another tool: make images BUILD='buildah bud --format docker'
-	$(BUILD) --target proxy -t $(REGISTRY)/mailproxy:$(VERSION) --build-arg REVISION=$(REVISION) .
-	$(BUILD) --target operator -t $(REGISTRY)/mailproxy-operator:$(VERSION) --build-arg REVISION=$(REVISION) .
+	$(BUILD) --target proxy -t $(REGISTRY)/mailproxy:$(VERSION) $(BUILD_ARGS) .
+	$(BUILD) --target operator -t $(REGISTRY)/mailproxy-operator:$(VERSION) $(BUILD_ARGS) .
+
+push:  ## Build both images for amd64 and arm64, and push them: make push REGISTRY=registry.example/mail
+	@test '$(origin REGISTRY)' != file || { echo 'make push REGISTRY=registry.example/mail: where to push to must be given' >&2; exit 2; }
+	mkdir -p $(DIST)
+	docker buildx build --push --platform $(PLATFORMS) --target proxy -t $(REGISTRY)/mailproxy:$(VERSION) $(BUILD_ARGS) --metadata-file $(DIST)/image-proxy.json $(PUSH_ARGS) .
+	docker buildx build --push --platform $(PLATFORMS) --target operator -t $(REGISTRY)/mailproxy-operator:$(VERSION) $(BUILD_ARGS) --metadata-file $(DIST)/image-operator.json $(PUSH_ARGS) .
+
+kind:  ## Install operator and first proxy into a local cluster: make kind [CLUSTER=k3d|minikube] [MAIL_SERVER=HOST:PORT]
+	@$(PYTHON) deploy/local_cluster.py --tool '$(CLUSTER)' --name '$(CLUSTER_NAME)' --mail-server '$(MAIL_SERVER)' --proxy-image $(REGISTRY)/mailproxy:$(VERSION) --operator-image $(REGISTRY)/mailproxy-operator:$(VERSION)
 
 sbom:  ## Write the bills of materials of both images to dist/, as CycloneDX JSON
 	mkdir -p $(DIST)

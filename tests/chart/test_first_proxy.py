@@ -52,6 +52,12 @@ def test_auth_http_is_the_address_of_the_service() -> None:
     assert service["spec"]["selector"] == _of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
 
 
+def test_the_program_of_the_manifest_is_the_file_that_the_page_starts() -> None:
+    licence, _, text = (ROOT / "deploy/examples/auth.py").read_text().partition("\n")
+    assert licence == "# SPDX-License-Identifier: Apache-2.0"
+    assert _of_kind("ConfigMap")["data"]["auth.py"] == text
+
+
 @pytest.fixture(scope="module")
 def ports() -> Ports:
     return Ports()
@@ -75,8 +81,7 @@ def first(
 ) -> Iterator[tuple[Proxy, int]]:
     """The proxy of the page, and its port, in place of 1143."""
     folder, asked, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
-    script = folder / "auth.py"
-    script.write_text(_of_kind("ConfigMap")["data"]["auth.py"])
+    script = ROOT / "deploy/examples/auth.py"
     given = {"MAIL_SERVER": f"localhost:{dovecot.ports['imap']}", "PORT": str(asked)}
     service = Running([sys.executable, "-u", str(script)], output=folder / "auth.log", env=given)
     try:

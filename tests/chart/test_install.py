@@ -13,7 +13,8 @@ import yaml
 from support.helm import CHART, Helm, Object, objects_of_kind, value_options
 from support.helm_cluster import CRD, NAMESPACE, RELEASE, ChartCluster, chart_cluster
 from support.kube_cluster import Operator
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
+from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import find_kubectl
 from support.servers.programs import eventually
 
@@ -43,7 +44,7 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
     """The API server."""
     found = programs()
     if found is None:
-        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+        pytest.skip(ABSENT)
     with chart_cluster(found, tmp_path_factory.mktemp("chart"), helm) as made:
         yield made
 
@@ -150,7 +151,7 @@ def test_api_server_accepts_every_object_with_strict_validation(
 ) -> None:
     kubectl = find_kubectl(tmp_path)
     if kubectl is None:
-        pytest.skip("needs kubectl")
+        pytest.skip(NO_KUBECTL)
     values = {
         "replicas": 2,
         "networkPolicy": {"enabled": True},

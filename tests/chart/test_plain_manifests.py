@@ -13,7 +13,8 @@ import yaml
 from mailproxy_operator.cli import _parser as operator_arguments
 from support.helm import ROOT, Helm, Object, find_object, release_objects
 from support.helm_cluster import ChartCluster, chart_cluster
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
+from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import Kubectl, find_kubectl
 
 sys.path.insert(0, str(ROOT / "charts"))
@@ -74,7 +75,7 @@ def test_operator_parses_arguments_of_the_plain_manifests() -> None:
 def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCluster]:
     found = programs()
     if found is None:
-        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+        pytest.skip(ABSENT)
     with chart_cluster(found, tmp_path_factory.mktemp("plain"), helm) as made:
         yield made
 
@@ -83,7 +84,7 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
 def test_plain_manifests_apply_over_release_0_1_0(cluster: ChartCluster, tmp_path: Path) -> None:
     program = find_kubectl(tmp_path)
     if program is None:
-        pytest.skip("needs kubectl")
+        pytest.skip(NO_KUBECTL)
     kubectl = Kubectl(program, cluster.kubeconfig)
     output = kubectl("apply", "--server-side", "-f", str(RELEASED))
     assert "error" not in output.lower(), output

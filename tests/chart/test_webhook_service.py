@@ -21,7 +21,7 @@ from support.helm_cluster import (
 )
 from support.kube_api import Answer
 from support.kube_cluster import Operator
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
 from support.servers.programs import Ports, eventually
 
 pytestmark = pytest.mark.kubernetes
@@ -49,7 +49,7 @@ def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]
     """The installed chart, its ready operator, and the endpoints that a controller would create."""
     found = programs()
     if found is None:
-        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+        pytest.skip(ABSENT)
     address, port = own_address(), Ports().take()
     with chart_cluster(found, tmp_path_factory.mktemp("webhook"), helm, reaches_services=True) as cluster:
         values = value_options({"webhook": {"enabled": True, "port": port}})

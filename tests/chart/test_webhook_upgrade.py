@@ -22,7 +22,7 @@ from support.helm_cluster import (
     serving_endpoints,
 )
 from support.kube_cluster import Operator
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
 from support.servers.programs import Ports, eventually
 
 pytestmark = pytest.mark.kubernetes
@@ -91,7 +91,7 @@ class Release:
 def release(helm: Helm, tmp_path: Path) -> Iterator[Release]:
     found = programs()
     if found is None:
-        pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
+        pytest.skip(ABSENT)
     address, port = own_address(), Ports().take()
     with chart_cluster(found, tmp_path, helm, reaches_services=True) as cluster:
         made = Release(cluster, port, tmp_path / "certificates")

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
 
 import pytest
 
 from support.kube_cluster import EMULATED, REAL, Cluster, Operator, emulated_cluster, real_cluster
-from support.kube_server import ASSETS, USUAL_ASSETS, programs
+from support.kube_server import ABSENT, programs
 from support.kube_world import Addresses, World
+from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import Kubectl, find_kubectl
-
-ABSENT: Final = f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}"
 
 NewOperator = Callable[..., Operator]
 
@@ -99,5 +97,5 @@ def kubectl(real: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
     """kubectl on the real API server, as somebody who may do everything."""
     program = find_kubectl(tmp_path_factory.mktemp("kubectl"))
     if program is None:
-        pytest.skip("needs kubectl")
+        pytest.skip(NO_KUBECTL)
     return Kubectl(program, real.kubeconfig("admin", real.api.asker.token))

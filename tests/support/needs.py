@@ -30,7 +30,9 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "postfix": "postfix",
         "prometheus": "prometheus",
         "promtool": "prometheus",
+        "setpriv": "util-linux",
         "swaks": "swaks",
+        "systemd-analyze": "systemd",
         "unbound": "unbound",
     }
 )

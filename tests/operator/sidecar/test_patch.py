@@ -28,6 +28,7 @@ from mailproxy_operator.sidecar.patch import (
     strategic_merge,
 )
 from mailproxy_operator.webhook import HANDLER, REVIEW_SECONDS
+from support.kubectl import ABSENT as NO_KUBECTL
 from support.kubectl import find_kubectl
 from support.sidecars import INJECT, made
 
@@ -204,7 +205,7 @@ def test_only_a_sidecar_has_a_patch(tmp_path: Path, capsys: pytest.CaptureFixtur
 def kustomized(folder: Path, kustomization: str) -> list[Manifest]:
     program = find_kubectl(folder.parent)
     if program is None:
-        pytest.skip("needs kubectl")
+        pytest.skip(NO_KUBECTL)
     (folder / "kustomization.yaml").write_text(kustomization)
     done = subprocess.run([program, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -37,6 +37,11 @@ class Difference:
     explains: Callable[[Record, Record], bool] | None = None
 
 
+HOW_TO_DECLARE: Final = (
+    "If this difference is meant: add a Difference to tests/support/parity/differences.py, name it in the dialogue "
+    "(differs=NAME, in tests/support/parity/cases), and give it a row **NAME** in docs/quirks.md."
+)
+"""What a test adds to a difference that nobody declared."""
 RESET_IS_EOF: Final = "Q-25"
 GOODBYE: Final = "goodbye"
 _DIGEST: Final = re.compile(rb"(?<=Auth-Pass: )[0-9a-f]{32}(?=\r\n)")

