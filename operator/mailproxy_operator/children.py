@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Applied, Cluster, Key, Reader
-from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, Retryable
+from mailproxy_operator.cluster import Applied, Cluster, Key
+from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, NameConflict, Retryable
 from mailproxy_operator.kinds import (
     AUTOSCALER,
     DAEMON_SET,
@@ -122,11 +122,11 @@ class Children:
         self.drifted: list[str] = []
         self.lacking: set[str] = set()
 
-    async def read(self, reader: Reader, kinds: Sequence[Kind] = OWNED) -> None:
+    async def read(self, kinds: Sequence[Kind] = OWNED) -> None:
         """Read everything the MailProxy owns, or what is of some kinds."""
         labels = names.owned_labels(self._key.name)
         for kind in kinds:
-            for found in await reader.list_labelled(kind, self._key.namespace, labels):
+            for found in await self._cluster.list_labelled(kind, self._key.namespace, labels):
                 if is_controlled_by(found, self._uid):
                     self._live[kind, found["metadata"]["name"]] = found
 
@@ -165,30 +165,33 @@ class Children:
         """
         self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
         self._ledger.keep_only(self._key, self._wanted)
-        foreign = await self._foreign(manifests)
-        if foreign:
-            return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
         try:
+            await self._find_foreign(manifests)
             for manifest in manifests:
                 await self._apply(manifest)
+        except NameConflict as foreign:
+            return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
         except Hopeless as refusal:
             return Finding(refusal.reason, str(refusal))
         except Gone as vanished:
             raise Retryable(str(vanished), delay=1.0) from vanished
         return None
 
-    async def _foreign(self, manifests: Iterable[Manifest]) -> str:
-        """Name the first object that has a name we need: a forced apply would merge into it."""
+    async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
+        """Read by name what is wanted and not known yet.
+
+        Raises:
+            NameConflict: It belongs to somebody else: a forced apply would merge into it.
+        """
         for manifest in manifests:
             kind, name = kind_of(manifest), manifest["metadata"]["name"]
             if (kind, name) in self._live:
                 continue
             found = await self._cluster.get(kind, Key(self._key.namespace, name))
             if found is not None and not is_controlled_by(found, self._uid):
-                return f"{kind.name} {name}"
+                raise NameConflict(f"{kind.name} {name}")
             if found is not None:
                 self._live[kind, name] = found
-        return ""
 
     async def _apply(self, manifest: Manifest) -> None:
         kind, name = kind_of(manifest), manifest["metadata"]["name"]

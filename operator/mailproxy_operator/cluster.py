@@ -51,22 +51,18 @@ class Applied:
     warnings: tuple[str, ...] = ()
 
 
-class Reader(Protocol):
-    """Where objects are read."""
+class Cluster(Protocol):
+    """Where objects live.
+
+    Every method keeps its own deadline and raises ``Retryable`` when waiting
+    may help, ``Hopeless`` when it will not.
+    """
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object; ``None`` when there is none, or the cluster lacks the kind."""
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace that carry these labels; none where the cluster lacks the kind."""
-
-
-class Cluster(Reader, Protocol):
-    """Where objects live.
-
-    Every method keeps its own deadline and raises ``Retryable`` when waiting
-    may help, ``Hopeless`` when it will not.
-    """
 
     async def version(self) -> KubeVersion:
         """Tell how old the oldest node may be."""
@@ -77,6 +73,7 @@ class Cluster(Reader, Protocol):
         """Make an object hold what the manifest says, and leave everything else in it alone.
 
         Raises:
+            NameConflict: An object of this name belongs to somebody else.
             Gone: The manifest names a uid that the object no longer has.
             KindMissing: The cluster does not have this kind.
         """
@@ -84,17 +81,24 @@ class Cluster(Reader, Protocol):
     async def delete(self, manifest: Manifest) -> None:
         """Delete this very object, if it is still there."""
 
-    async def apply_status(self, manifest: Manifest) -> None:
+    async def apply_status(self, manifest: Manifest) -> Manifest | None:
         """Write the status of a MailProxy.
 
         Args:
             manifest: Its identity and its whole status.
+
+        Returns:
+            The MailProxy as it is now, where that is known.
         """
 
     async def annotate(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
-    ) -> None:
-        """Set annotations, and labels, on an object, if it is still there."""
+    ) -> Manifest | None:
+        """Set annotations, and labels, on an object, if it is still there.
+
+        Returns:
+            The object as it is now, where that is known.
+        """
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Ask a pod which configuration it runs; ``None`` when it does not answer."""

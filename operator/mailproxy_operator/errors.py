@@ -38,6 +38,10 @@ class Gone(OperatorError):
     """What we were about to change has vanished or been replaced."""
 
 
+class NameConflict(OperatorError):
+    """An object that we need exists and belongs to somebody else."""
+
+
 class KindMissing(OperatorError):
     """The cluster does not have this kind of object."""
 

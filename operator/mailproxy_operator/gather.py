@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mailproxy_operator import names
-from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
+from mailproxy_operator.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.errors import Finding
 from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
 from mailproxy_operator.observed import Observed, Pod, Workload
@@ -22,8 +22,6 @@ async def gather(
     key: Key,
     workload: Mapping[str, Any] | None,
     service: Mapping[str, Any] | None,
-    *,
-    reader: Reader | None = None,
 ) -> tuple[Observed, list[Manifest]]:
     """Look at a MailProxy's pods, given its workload and its Service as they are.
 
@@ -32,7 +30,6 @@ async def gather(
         key: Whose.
         workload: The workload, if there is one.
         service: The mail Service, if there is one.
-        reader: Where pods are listed, if not at the cluster itself.
 
     Returns:
         What was seen, and the pods themselves.
@@ -40,7 +37,7 @@ async def gather(
     found = addresses(service) if service else ()
     if workload is None:
         return Observed(addresses=found), []
-    labelled = await (reader or cluster).list_labelled(POD, key.namespace, names.selector_labels(key.name))
+    labelled = await cluster.list_labelled(POD, key.namespace, names.selector_labels(key.name))
     pods = [pod for pod in labelled if is_made_by_workload(pod, key.name)]
     wanted = _template_hash(workload["spec"]["template"])
     running = await running_configs(cluster, pods)

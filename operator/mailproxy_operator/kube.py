@@ -29,8 +29,6 @@ from mailproxy_operator.kinds import (
     EVENT,
     LEASE,
     MAIL_PROXY,
-    OWNED,
-    POD,
     SERVICE,
     Kind,
     Manifest,
@@ -38,7 +36,6 @@ from mailproxy_operator.kinds import (
     uid_of,
 )
 from mailproxy_operator.settings import KubeVersion
-from mailproxy_operator.snapshot import Snapshot
 
 REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
@@ -115,7 +112,7 @@ class KubeCluster:
 
     async def list_labelled(self, kind: Kind, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
         """Read the objects of a namespace that carry these labels."""
-        return await self._list(kind, namespace, {"labelSelector": names.label_selector(labels)})
+        return await self.list_all(kind, (namespace,), names.label_selector(labels))
 
     async def has(self, kind: Kind) -> bool:
         """Tell whether the cluster has a kind at all."""
@@ -139,26 +136,23 @@ class KubeCluster:
         self._missing = kinds - found
         return found
 
-    async def snapshot(
-        self, namespaces: tuple[str, ...] = (), *, moved: Callable[[], None] = lambda: None
-    ) -> Snapshot:
-        """Read every MailProxy and all that they own, in some namespaces or in all.
+    async def list_all(
+        self, kind: Kind, namespaces: tuple[str, ...], selector: str, moved: Callable[[], None] = lambda: None
+    ) -> list[Manifest]:
+        """Read the objects of a kind that match a label selector.
 
         Args:
-            namespaces: Which; all of them when empty.
-            moved: Called whenever there is a page more.
+            kind: Which.
+            namespaces: In these; in all where there are none.
+            selector: A label selector; all objects where it is empty.
+            moved: Called for each page.
         """
-        ours = {"labelSelector": names.label_selector(names.MANAGED_BY_US)}
-        return Snapshot(
-            {
-                kind: [
-                    one
-                    for namespace in namespaces or ("",)
-                    for one in await self._list(kind, namespace, {} if kind is MAIL_PROXY else ours, moved)
-                ]
-                for kind in (MAIL_PROXY, *OWNED, POD)
-            }
-        )
+        query = {"labelSelector": selector} if selector else {}
+        return [
+            one
+            for namespace in namespaces or ("",)
+            for one in await self._list(kind, namespace, query, moved)
+        ]
 
     async def _list(
         self,
@@ -202,11 +196,16 @@ class KubeCluster:
         query = {"fieldManager": manager, "force": "true" if force else "false"}
         return await self._ask("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
 
-    async def apply_status(self, manifest: Manifest) -> None:
-        """Apply the status of a MailProxy through its own path."""
+    async def apply_status(self, manifest: Manifest) -> Manifest | None:
+        """Apply the status of a MailProxy through its own path.
+
+        Returns:
+            The MailProxy as it is now; ``None`` where it is gone.
+        """
         answer = await self._apply(manifest, names.FIELD_MANAGER, force=True, status=True)
-        if answer.status != 404:
-            self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}")
+        if answer.status == 404:
+            return None
+        return dict(self._good(answer, MAIL_PROXY, f"the status of {_key(manifest)}").body)
 
     async def delete(self, manifest: Manifest) -> None:
         """Delete this very object; somebody else's of the same name stays."""
@@ -218,16 +217,21 @@ class KubeCluster:
 
     async def annotate(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
-    ) -> None:
-        """Set both by a merge patch: an apply would try to create an object that has vanished."""
+    ) -> Manifest | None:
+        """Set both by a merge patch: an apply would try to create an object that has vanished.
+
+        Returns:
+            The object as it is now; ``None`` where it is gone.
+        """
         metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
         answer = await self._ask(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER},
             body={"metadata": metadata}, content_type=_MERGE,
         )  # fmt: skip
-        if answer.status not in {404, 409}:
-            self._good(answer, kind, f"{kind.name} {key}")
+        if answer.status in {404, 409}:
+            return None
+        return dict(self._good(answer, kind, f"{kind.name} {key}").body)
 
     async def running_config(self, pod: Manifest) -> RunningConfig | None:
         """Ask a pod's admin endpoint."""

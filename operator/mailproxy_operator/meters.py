@@ -139,7 +139,8 @@ class Meters:
             ["result"],
             registry=registry,
         )
-        self.leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
+        self.is_leader = False
+        self._leader = Gauge(f"{prefix}_leader", "1 on the operator that works.", registry=registry)
         self._name_build()
         registry.register(self._conditions)
         self._begin_at_zero()
@@ -171,6 +172,11 @@ class Meters:
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Ask this for the number of resources that wait, whenever somebody looks."""
         self._queue.set_function(length)
+
+    def set_leader(self, *, is_leader: bool) -> None:
+        """Note whether this process reconciles."""
+        self.is_leader = is_leader
+        self._leader.set(is_leader)
 
     def admitted(self, result: str) -> None:
         """Note what became of a pod that asked for a sidecar."""

@@ -88,10 +88,12 @@ def label_selector(labels: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
 
 
-def instance_of(labels: Mapping[str, str]) -> str:
-    """Tell which MailProxy an object belongs to, by its labels."""
-    return labels.get(_INSTANCE, "")
+def owners_of(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the MailProxies that labels name: the one of an object, and the one that a pod asks for."""
+    found = (labels.get(PROXY) or labels.get(_INSTANCE), labels.get(INJECT))
+    return tuple(dict.fromkeys(name for name in found if name))
 
 
-MANAGED_BY_US = {_NAME: "mailproxy", _MANAGED_BY: FIELD_MANAGER}
-"""Labels that select the objects of every MailProxy."""
+def owner_of(labels: Mapping[str, str]) -> str:
+    """Return the MailProxy that an object belongs to, by its labels; empty where they name none."""
+    return next(iter(owners_of(labels)), "")

@@ -17,7 +17,7 @@ from mailproxy_config.errors import ConfigError
 from mailproxy_operator import breaker, names, status
 from mailproxy_operator.carriers import gather_carriers
 from mailproxy_operator.children import Children, Ledger
-from mailproxy_operator.cluster import Cluster, Key, Reader, RunningConfig
+from mailproxy_operator.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.errors import Finding, OperatorError, Retryable
 from mailproxy_operator.gather import can_be_asked, gather, is_made_by_workload
 from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
@@ -99,37 +99,28 @@ class Reconciler:
         """Tell whether an object is just as our last apply made it."""
         return self._ledger.is_last_seen(key, (kind, manifest["metadata"]["name"]), manifest)
 
-    async def reconcile(self, key: Key, reader: Reader | None = None) -> Outcome:
-        """Bring one resource's objects and status up to date.
-
-        Args:
-            key: Which.
-            reader: Where to look, if not at the cluster itself.
-        """
-        is_at_hand, reader = reader is not None, reader or self._cluster
-        body = await reader.get(MAIL_PROXY, key)
+    async def reconcile(self, key: Key) -> Outcome:
+        """Bring one resource's objects and status up to date."""
+        body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._ledger.forget(key)
             return Outcome(is_gone=True)
         children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
-        # Nobody has worked on a resource without a status, so it owns nothing that would have to go; what
-        # is wanted is looked for by name in any case.  That saves a list of each kind for every new one.
-        if is_at_hand or body.get("status") or self._ledger.knows(key):
-            await children.read(reader)
+        await children.read()
         run = self._decided(key, body, children)
         await self._try_with_one_pod(run, children)
         await self._carry_out(run, children)
-        observed, pods = await self._seen(run, children, reader)
+        observed, pods = await self._seen(run, children)
         await self._trip(run, children, observed, pods)
         await self._finish(run, children, observed, pods)
         outcome = await self._report(run, observed)
         return replace(outcome, answers=_answers(observed, pods))
 
-    async def _seen(self, run: _Run, children: Children, reader: Reader) -> tuple[Observed, list[Manifest]]:
+    async def _seen(self, run: _Run, children: Children) -> tuple[Observed, list[Manifest]]:
         if _mode(run) == SIDECAR:
             return await gather_carriers(self._cluster, run.key, run.plan, children.service())
         workload = children.workload(_mode(run))
-        return await gather(self._cluster, run.key, workload, children.service(), reader=reader)
+        return await gather(self._cluster, run.key, workload, children.service())
 
     def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, as far as it can be read."""
@@ -183,7 +174,7 @@ class Reconciler:
         run = self._decided(key, body, children)
         if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
             return False
-        await children.read(self._cluster, (run.plan.workload_kind,))
+        await children.read((run.plan.workload_kind,))
         live = children.workload(run.plan.resource.mode)
         is_ours = is_made_by_workload(pod, key.name)
         if live is None or not is_ours or not _is_of_template(pod, live):

@@ -23,7 +23,6 @@ from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSetti
 from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
 from mailproxy_operator.sidecar.certificate import server_context
 from mailproxy_operator.sidecar.trust import GivenAuthority, MountedCertificate, OwnCertificate
-from mailproxy_operator.watching import Watching, kopf_settings
 
 HANDLER = "inject"
 """The path under which it is called."""
@@ -102,21 +101,20 @@ class Webhook:
     Args:
         settings: What was asked for.
         cluster: Where resources are read, and the webhook's configuration is kept.
-        watching: Runs kopf, which looks up what pods are.
         told: Told what became of each pod.
+
+    Attributes:
+        server: What kopf has answer the API server.
     """
 
-    def __init__(
-        self, settings: OperatorSettings, cluster: KubeCluster, *, watching: Watching, told: Told
-    ) -> None:
+    def __init__(self, settings: OperatorSettings, cluster: KubeCluster, *, told: Told) -> None:
         asked = settings.webhook or WebhookSettings()
         context = server_context()
         self._settings = settings
         self._cluster = cluster
-        self._watching = watching
         self._told = told
         self._platform: Platform | None = None
-        self._server = ReviewServer(asked.host, asked.port, context)
+        self.server = ReviewServer(asked.host, asked.port, context)
         self._certificate: OwnCertificate | MountedCertificate = (
             MountedCertificate(asked.certificates, context, _given(asked, cluster))
             if asked.certificates
@@ -124,31 +122,20 @@ class Webhook:
         )
         self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
 
-    @property
-    def port(self) -> int:
-        """Where it answers."""
-        return self._server.port
-
     def unready(self) -> str:
         """Return why the API server cannot call it; nothing when it can."""
-        if not self._server.is_listening:
+        if not self.server.is_listening:
             return "the webhook does not listen yet"
         return "" if self._certificate.is_ready else "the webhook has no certificate yet"
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._certificate.keep())
-            tasks.create_task(self._watching.keep(self._register, self._kopf_settings))
+    async def keep(self) -> None:
+        """Keep certificate and trust as they should be, until cancelled."""
+        await self._certificate.keep()
 
-    def _register(self, registry: kopf.OperatorRegistry) -> None:
+    def register(self, registry: kopf.OperatorRegistry) -> None:
+        """Attach the handler."""
         seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
         register(registry, self._admission, told=self._told, seconds=seconds)
-
-    def _kopf_settings(self) -> kopf.OperatorSettings:
-        settings = kopf_settings()
-        settings.admission.server = self._server
-        return settings
 
     async def _known_platform(self) -> Platform:
         if self._platform is None:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mailproxy_operator import operate as operate_module
+from mailproxy_operator import main as main_module
 from mailproxy_operator.admin import AdminEndpoint
 from mailproxy_operator.kinds import CONFIG_MAP, DEPLOYMENT, LEASE, MAIL_PROXY, POD_MONITOR, SERVICE
 from support.operator_bodies import body, server
@@ -130,7 +130,7 @@ async def test_a_cluster_without_monitoring_kinds(kube: FakeKube) -> None:
 
 
 async def test_a_definition_that_is_installed_later(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operate_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(main_module, "RETRY_SECONDS", 0.05)
     kube.missing.add(MAIL_PROXY)
     async with running(kube):
         await asyncio.sleep(0.2)
@@ -157,8 +157,8 @@ async def test_of_two_operators_one_works_and_the_other_takes_over(
 
 
 async def test_a_lost_lease_ends_the_operator(kube: FakeKube, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy_operator.lease.RENEW_SECONDS", 0.1)
-    async with running(kube, lease_namespace="mail", identity="first") as operator:
+    monkeypatch.setattr("mailproxy_operator.lease.RENEW_SECONDS", 1.0)
+    async with running(kube, restarts=False, lease_namespace="mail", identity="first") as operator:
         await until(lambda: kube.find(LEASE, "mailproxy-operator"))
         stolen = kube.found(LEASE, "mailproxy-operator")
         stolen["spec"]["holderIdentity"] = "thief"
@@ -174,7 +174,7 @@ async def test_the_admin_endpoint(kube: FakeKube, monkeypatch: pytest.MonkeyPatc
         endpoints.append(AdminEndpoint(*arguments, **more))
         return endpoints[-1]
 
-    monkeypatch.setattr(operate_module, "AdminEndpoint", noted)
+    monkeypatch.setattr(main_module, "AdminEndpoint", noted)
     kube.put(body())
     async with running(kube), aiohttp.ClientSession() as session:
         await until(lambda: reason(kube))

@@ -86,10 +86,7 @@ def tell_watches(kube: FakeKube, code: int) -> None:
         queue.put_nowait({"type": "ERROR", "object": status})
 
 
-_EVERYBODYS: Final = {
-    "app.kubernetes.io/name": "mailproxy",
-    "app.kubernetes.io/managed-by": "mailproxy-operator",
-}
+_EVERYBODYS: Final = {"mailproxy.dev/proxy": "edge"}
 
 
 def watches(kube: FakeKube) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kopf at work: whatever ends a watch, it is begun again, and counted by why."""
+"""Watches: whatever ends one, it begins again, is counted by its reason, and nothing is missed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from collections.abc import AsyncIterator
 import kopf
 import pytest
 
-from mailproxy_operator import operate as operate_module
-from mailproxy_operator import watching as watching_module
+from mailproxy_operator import main as main_module
+from mailproxy_operator import resync as resync_module
+from mailproxy_operator import watch_monitor
 from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE, SERVICE
-from mailproxy_operator.settings import OperatorSettings
-from mailproxy_operator.watch_session import Connected, WatchSession
-from mailproxy_operator.watching import Watching
+from mailproxy_operator.watch_monitor import WatchMonitor
 from support.kube_faults import HANGS, Fault, is_list, is_watch, tell_watches, watched, watches
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
-from support.operator_running import running, until
+from support.operator_running import until
 
 
 @pytest.fixture
@@ -31,8 +30,9 @@ async def kube() -> AsyncIterator[FakeKube]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching_module, "PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(main_module, "BACK_OFFS", (0.02, 0.02))
+    monkeypatch.setattr(watch_monitor, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(resync_module, "SETTLE_SECONDS", 0.05)
 
 
 async def works(kube: FakeKube, name: str) -> None:
@@ -59,13 +59,23 @@ async def test_a_watch_that_the_server_ends(kube: FakeKube) -> None:
         assert await operator.metric("api_request_duration_seconds_count", verb="watch") == 0
 
 
-@pytest.mark.parametrize(("code", "reason"), [(410, "expired"), (500, "error"), (429, "error")])
-async def test_a_watch_that_is_told_of_an_error(kube: FakeKube, code: int, reason: str) -> None:
+async def test_watch_that_has_expired_is_listed_again(kube: FakeKube) -> None:
     async with watched(kube) as operator:
         await until(lambda: watches(kube))
-        tell_watches(kube, code)
-        await operator.counts("watch_restarts_total", reason=reason)
+        tell_watches(kube, 410)
+        await operator.counts("watch_restarts_total", reason="expired")
         await until(lambda: watches(kube))
+        await works(kube, "edge")
+
+
+@pytest.mark.parametrize("code", [429, 500])
+async def test_other_error_in_a_watch_ends_the_process(kube: FakeKube, code: int) -> None:
+    async with watched(kube, restarts=False) as operator:
+        await until(lambda: watches(kube))
+        tell_watches(kube, code)
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    async with watched(kube):
         await works(kube, "edge")
 
 
@@ -99,27 +109,15 @@ def available(kube: FakeKube, name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "code"),
-    [
-        (400, "error", "4xx"),
-        (401, "error", "4xx"),
-        (403, "error", "4xx"),
-        (404, "error", "4xx"),
-        (409, "error", "409"),
-        (410, "expired", "410"),
-        (422, "error", "422"),
-        (429, "error", "429"),
-        (500, "error", "5xx"),
-        (504, "error", "5xx"),
-    ],
+    ("status", "code"), [(401, "4xx"), (403, "4xx"), (429, "429"), (500, "5xx"), (504, "5xx")]
 )
-async def test_a_watch_that_is_refused(kube: FakeKube, status: int, reason: str, code: str) -> None:
-    fault = Fault(is_watch, status, {"Retry-After": "0"} if status == 429 else {}, left=100)
+async def test_watch_that_is_refused_is_retried(kube: FakeKube, status: int, code: str) -> None:
+    fault = Fault(is_watch, status, {"Retry-After": "0"} if status == 429 else {}, left=None)
     kube.faults.append(fault)
-    async with watched(kube) as operator:
-        await operator.counts("watch_restarts_total", reason=reason)
+    async with watched(kube, restarts=False) as operator:
+        await operator.counts("watch_restarts_total", reason="error")
         await operator.counts("api_requests_total", verb="watch", code=code)
-        assert (await operator.get("/healthz"))[0] == 200, "another start would not help"
+        assert (await operator.get("/healthz"))[0] == 200, "a restart would not help"
         if status == 401:
             assert (await operator.get("/readyz"))[0] == 503
         fault.lift()
@@ -127,28 +125,46 @@ async def test_a_watch_that_is_refused(kube: FakeKube, status: int, reason: str,
         assert not operator.task.done()
 
 
-@pytest.mark.parametrize("status", [401, 403, 410, 500])
+@pytest.mark.parametrize("status", [400, 404, 409, 410, 422])
+async def test_watch_that_is_refused_for_good_ends_the_process(kube: FakeKube, status: int) -> None:
+    fault = Fault(is_watch, status, left=1)
+    kube.faults.append(fault)
+    async with watched(kube, restarts=False) as operator:
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    async with watched(kube):
+        await works(kube, "edge")
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
 async def test_a_list_that_is_refused(kube: FakeKube, status: int) -> None:
     fault = Fault(lambda one: is_list(one) or one.path.endswith("/mailproxies"), status, left=None)
     kube.faults.append(fault)
     async with watched(kube) as operator:
-        await operator.counts("watch_restarts_total", reason="error")
+        await until(lambda: fault.met > 20)
+        assert (await operator.get("/readyz"))[0] == 503
         fault.lift()
         await works(kube, "edge")
+        assert not operator.task.done()
 
 
-async def test_a_pause_that_the_server_asks_for_is_kept_within_bounds_by_watches(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch
+async def test_watch_that_is_silent_ends_the_process(
+    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(watching_module, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "SILENT_SECONDS", 0.5)
+    """The API server asks for a pause of an hour, and kopf keeps to it: nothing fails, nothing is seen."""
+    monkeypatch.setattr(main_module, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 3.0)
     fault = Fault(
         lambda one: is_watch(one) and one.path.endswith("/mailproxies"), 429, {"Retry-After": "3600"}, left=1
     )
     kube.faults.append(fault)
-    async with watched(kube) as operator:
+    async with watched(kube, restarts=False) as operator:
         await until(lambda: fault.met)
-        await operator.counts("watch_restarts_total", reason="inactive")
+        async with asyncio.timeout(60):
+            assert await operator.task == 1
+    assert "has made no request for" in caplog.text
+    monkeypatch.setattr(watch_monitor, "STALLED_SECONDS", 480.0)
+    async with watched(kube):
         await works(kube, "edge")
 
 
@@ -156,7 +172,7 @@ async def test_a_pause_that_the_server_asks_for_is_kept_within_bounds_by_watches
 async def test_a_watch_from_which_nothing_comes(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch, before_the_answer: bool
 ) -> None:
-    monkeypatch.setattr(watching_module, "INACTIVE_SECONDS", 0.5)
+    monkeypatch.setattr(watch_monitor, "INACTIVE_SECONDS", 0.5)
     if before_the_answer:
         kube.faults.append(Fault(is_watch, HANGS, left=20))
     async with watched(kube) as operator:
@@ -164,21 +180,10 @@ async def test_a_watch_from_which_nothing_comes(
         await works(kube, "edge")
 
 
-async def test_kopf_itself_is_begun_again_when_it_forgets_a_watch(
-    kube: FakeKube, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(watching_module, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(watching_module, "SILENT_SECONDS", 0.3)
-    async with watched(kube) as operator:
-        await operator.counts("watch_restarts_total", reason="inactive")
-        assert "a watch has brought nothing" in caplog.text
-        await works(kube, "edge")
-
-
 async def test_kinds_that_are_installed_later_and_go_again(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operate_module, "KINDS_SECONDS", 0.1)
+    monkeypatch.setattr(main_module, "KINDS_SECONDS", 0.1)
     kube.missing |= {POD_MONITOR, PROMETHEUS_RULE}
     kube.put(body(monitoring={"podMonitor": {"enabled": True}}))
     async with watched(kube) as operator:
@@ -196,54 +201,29 @@ async def test_kinds_that_are_installed_later_and_go_again(
         assert not operator.task.done()
 
 
-async def test_its_end_ends_nobody_else(kube: FakeKube) -> None:
-    """kopf takes every task that is younger than itself for its own."""
-    async with running(kube):
-        await until(lambda: watches(kube))
-        async with asyncio.TaskGroup() as tasks:
-            younger = tasks.create_task(asyncio.sleep(1.0, "as it should"))
-            fault = Fault(is_watch, 401, left=None)
-            kube.faults.append(fault)
-            kube.end_watches()
-            await until(lambda: fault.met)
-        assert younger.result() == "as it should"
-
-
-async def test_the_same_credentials_are_known_again_though_the_session_is_another() -> None:
-    session = WatchSession(_Deaf(), patience=1.0)
-    one, other = (session.connected(kopf.ConnectionInfo(server="http://x", token="t")) for _ in range(2))
-    assert one == other
-    assert one != session.connected(kopf.ConnectionInfo(server="http://x", token="u"))
-    assert "token" not in repr(one)
-    assert isinstance(one, Connected)
-    await session.close()
-
-
-async def test_without_credentials_it_says_so_and_goes_on(
-    kube: FakeKube, caplog: pytest.LogCaptureFixture
+async def test_login_is_tried_again_until_there_are_credentials(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    found: list[kopf.ConnectionInfo] = []
-    kube.put(body())
-    seen: list[str] = []
-    watching = Watching(
-        OperatorSettings(), login=lambda **_: next(iter(found), None), told=_Deaf(), stop=asyncio.Event()
-    )
+    answers: list[kopf.ConnectionInfo | Exception | None] = [None, OSError("half written")]
+    known = kopf.ConnectionInfo(server="http://x", token="secret")
 
-    def register(registry: kopf.OperatorRegistry) -> None:
-        @kopf.on.event("mailproxy.dev", "v1alpha1", MAIL_PROXY.plural, registry=registry)
-        async def _seen(name: str, **_: object) -> None:
-            seen.append(name)
+    def login(**_: object) -> kopf.ConnectionInfo | None:
+        found = answers.pop(0) if answers else known
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    async with asyncio.TaskGroup() as tasks:
-        keeping = tasks.create_task(watching.keep(register))
-        await until(lambda: "does not accept our credentials" in caplog.text)
-        found.append(kopf.ConnectionInfo(server=kube.url))
-        await until(lambda: seen == ["edge"])
-        keeping.cancel()
+    monitor = WatchMonitor(_Recorder(), login)
+    one, other = await monitor.session(), await monitor.session()
+    assert one != other, "kopf would end if it got refused credentials back"
+    assert "does not accept our credentials" in caplog.text
+    assert "secret" not in caplog.text + repr(one)
+    for session in (one, other):
+        await session.aiohttp_session.close()
 
 
-class _Deaf:
+class _Recorder:
     def requested(self, *_: object) -> None:
         pass
 
