@@ -40,6 +40,8 @@ RETRY_SECONDS = 5.0
 KINDS_SECONDS = 60.0
 """How often the operator looks whether the cluster has got or lost a kind of another product."""
 CHECK_SECONDS = 10.0
+EXIT_SECONDS = 8.0
+"""How long kopf may take to end after its clean-up; it waits five seconds for tasks that do not end."""
 BACK_OFFS = (1.0, 2.0, 4.0, 8.0, 15.0)
 """Pauses of kopf after a request that failed; the last one again and again."""
 
@@ -101,6 +103,7 @@ class Operator:
         self._monitor = WatchMonitor(self._meters, login, listed_again=self._listed_again)
         self._stack = AsyncExitStack()
         self._code = 0
+        self._cleaned = asyncio.Event()
         self._failure: BaseException | None = None
         self._waiting = ""
         self._registry = kopf.OperatorRegistry()
@@ -120,24 +123,36 @@ class Operator:
         kopf.on.cleanup(registry=registry)(self._clean_up)
         kopf.on.login(registry=registry)(self._monitor.session)
         register_indexes(registry)
-        async with asyncio.TaskGroup() as self._tasks:
-            try:
-                await kopf.operator(
-                    registry=registry,
-                    settings=kopf_settings(),
-                    stop_flag=self._stop,
-                    clusterwide=not self._settings.namespaces,
-                    namespaces=self._settings.namespaces,
-                    standalone=True,
-                )
-            except Exception as error:  # kopf raises whatever it meets
-                if self._failure is None:
-                    self._end(f"kopf has ended: {type(error).__name__}: {error}")
-            finally:
-                await self._stack.aclose()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                running = self._tasks.create_task(self._run_kopf())
+                cleaned = self._tasks.create_task(_plain(self._cleaned.wait()))
+                await asyncio.wait([running, cleaned], return_when=asyncio.FIRST_COMPLETED)
+                cleaned.cancel()
+                # After an error kopf cancels its watches together with their helpers; some begin anew then.
+                await asyncio.wait([running], timeout=EXIT_SECONDS)
+                if not running.done():
+                    self._end("kopf does not end")
+                    running.cancel()
+        finally:
+            await self._stack.aclose()
         if self._failure is not None:
             raise self._failure
         return self._code
+
+    async def _run_kopf(self) -> None:
+        try:
+            await kopf.operator(
+                registry=self._registry,
+                settings=kopf_settings(),
+                stop_flag=self._stop,
+                clusterwide=not self._settings.namespaces,
+                namespaces=self._settings.namespaces,
+                standalone=True,
+            )
+        except Exception as error:  # kopf raises whatever it meets
+            if self._failure is None:
+                self._end(f"kopf has ended: {type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
         """End the process so that it is started again."""
@@ -204,6 +219,7 @@ class Operator:
     async def _clean_up(self, **_: object) -> None:
         """End what runs beside kopf, give the Lease back, close clients and servers."""
         await self._stack.aclose()
+        self._cleaned.set()
 
     # -- what the admin endpoint reports --------------------------------------
 
@@ -354,6 +370,10 @@ async def _together(parts: Iterable[Coroutine[Any, Any, None]]) -> None:
     async with asyncio.TaskGroup() as tasks:
         for part in parts:
             tasks.create_task(part)
+
+
+async def _plain(part: Awaitable[object]) -> None:
+    await part
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
