@@ -118,6 +118,7 @@ class Operator:
         Returns:
             The exit code.
         """
+        await self._credentials.read()
         registry = self._registry
         kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)(self._start)
         kopf.on.cleanup(registry=registry)(self._clean_up)
@@ -146,6 +147,7 @@ class Operator:
                 registry=self._registry,
                 settings=kopf_settings(),
                 stop_flag=self._stop,
+                identity=self._settings.identity or names.FIELD_MANAGER,  # type: ignore[arg-type]  # a NewType
                 clusterwide=not self._settings.namespaces,
                 namespaces=self._settings.namespaces,
                 standalone=True,
@@ -192,7 +194,7 @@ class Operator:
 
     async def _open(self, settings: kopf.OperatorSettings) -> KubeCluster:
         """Open clients and servers."""
-        api = await self._stack.enter_async_context(api_client(await self._credentials.read()))
+        api = await self._stack.enter_async_context(api_client(self._credentials.configuration))
         pods = await self._stack.enter_async_context(aiohttp.ClientSession())
         cluster = KubeCluster(
             api,

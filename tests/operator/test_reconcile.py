@@ -121,7 +121,6 @@ async def test_a_first_look_that_was_broken_off_is_made_good(world: World) -> No
     del world.cluster.found(MAIL_PROXY, "edge")["status"]
     world.put()
     world.reconciler = Reconciler(world.cluster, PLATFORM)
-    await world.reconcile()
     assert (await world.reconcile()).pruned == ("NetworkPolicy",)
     assert world.cluster.find(NETWORK_POLICY, "edge") is None
 
