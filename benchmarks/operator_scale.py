@@ -169,7 +169,9 @@ def crowd(cluster: Cluster, operator: Operator, options: argparse.Namespace) -> 
             "settled_after_s": round(settled, 1),
             "requests_each": round(len(asked) / options.resources, 1),
             "by_verb_each": _each(Counter(one.verb for one in asked), options.resources),
-            "by_resource_each": _each(Counter(f"{one.verb} {one.resource}" for one in asked), options.resources),
+            "by_resource_each": _each(
+                Counter(f"{one.verb} {one.resource}" for one in asked), options.resources
+            ),
             "cpu_s": round(after.cpu - before.cpu, 1),
             "peak_rss_mib": round(after.peak, 1),
         },

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from mailproxy_operator.http_connections import Connections, listening_socket
 from mailproxy_operator.http_log import LOGGER
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Meters
 
 MAX_CONNECTIONS = 64
 """One more closes the one that has been idle longest: probes must be answered, whoever else connects."""

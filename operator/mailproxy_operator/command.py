@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from mailproxy_operator.credentials import CannotConfigure
+from mailproxy_operator.api.credentials import CannotConfigure
 from mailproxy_operator.main import operate
 from mailproxy_operator.settings import DEFAULT_IMAGE, OperatorSettings, WebhookSettings
 

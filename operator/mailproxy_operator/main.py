@@ -17,23 +17,23 @@ from typing import Any, TypeVar
 import aiohttp
 import kopf
 
-from mailproxy_operator import names, watch_monitor
 from mailproxy_operator.admin import AdminEndpoint
-from mailproxy_operator.cache import Cache
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.credentials import Configuration, Credentials
+from mailproxy_operator.api import names, watch_monitor
+from mailproxy_operator.api.client import KubeCluster, api_client
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.credentials import Configuration, Credentials
+from mailproxy_operator.api.kinds import MAIL_PROXY, Kind
+from mailproxy_operator.api.leader_election import Leadership
+from mailproxy_operator.api.watch_monitor import Login, WatchMonitor, from_environment
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.handlers import WATCHED, EventHandlers, register_indexes
+from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.controller.resync import Resync
+from mailproxy_operator.controller.work_queue import RECONCILE_SECONDS
 from mailproxy_operator.errors import OperatorError
-from mailproxy_operator.event_handlers import WATCHED, EventHandlers, register_indexes
-from mailproxy_operator.kinds import MAIL_PROXY, Kind
-from mailproxy_operator.kube import KubeCluster, api_client
-from mailproxy_operator.lease import Leadership
-from mailproxy_operator.meters import Meters
-from mailproxy_operator.reconcile import Reconciler
-from mailproxy_operator.resync import Resync
+from mailproxy_operator.metrics import Meters
 from mailproxy_operator.settings import OperatorSettings
-from mailproxy_operator.watch_monitor import Login, WatchMonitor, from_environment
-from mailproxy_operator.webhook import Webhook
-from mailproxy_operator.work_queue import RECONCILE_SECONDS
+from mailproxy_operator.sidecar.webhook import Webhook
 
 STUCK_SECONDS = RECONCILE_SECONDS + 60.0
 RETRY_SECONDS = 5.0

@@ -14,9 +14,9 @@ import yaml
 
 from mailproxy.cli import _parser as proxy_arguments
 from mailproxy_operator.cli import _parser as operator_arguments
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.helm import ROOT, Helm
 

@@ -9,9 +9,9 @@ import re
 import pytest
 import yaml
 
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.helm import CHART, ROOT, Helm, Object, given
 

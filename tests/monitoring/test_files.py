@@ -13,9 +13,9 @@ import yaml
 from mailproxy_monitoring.pages import pages
 
 from mailproxy.telemetry.definitions import CATALOGUE
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.helm_schemas import faults

@@ -12,7 +12,7 @@ import yaml
 from mailproxy_monitoring.rules import OPERATOR_ALERTS, RECORDS, chart_rules, plain_rules
 
 from mailproxy.telemetry.definitions import CATALOGUE
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Meters
 from mailproxy_operator.render.prometheus_rule import ALERTS
 from support.alerts import SERIES
 from support.needs import Needs

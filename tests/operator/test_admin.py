@@ -11,7 +11,7 @@ import pytest
 
 from mailproxy_operator import admin
 from mailproxy_operator.admin import AdminEndpoint
-from mailproxy_operator.meters import Meters
+from mailproxy_operator.metrics import Meters
 from support.operator_running import until
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: operator\r\n\r\n"

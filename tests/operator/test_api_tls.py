@@ -14,9 +14,9 @@ import kopf
 import pytest
 
 from mailproxy_operator import main as main_module
-from mailproxy_operator.api_tls import ApiServerContext
-from mailproxy_operator.credentials import Configuration, client_context
-from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY
+from mailproxy_operator.api.api_tls import ApiServerContext
+from mailproxy_operator.api.credentials import Configuration, client_context
+from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY
 from support.kube_authority import PlainAuthority
 from support.kube_faults import Running, watched, watches
 from support.operator_bodies import body
@@ -133,7 +133,7 @@ async def test_an_authority_inside_a_renewed_kubeconfig_is_used_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """There is no file to look at: the kubeconfig is read again when a certificate is not accepted."""
-    monkeypatch.setattr("mailproxy_operator.watch_monitor.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("mailproxy_operator.api.watch_monitor.RENEW_SECONDS", 0.0)
     known = {"ca": authority.certificate}
     login = lambda **_: kopf.ConnectionInfo(server=kube.url, ca_data=known["ca"])  # noqa: E731
     configuration = Configuration(host=kube.url, ssl_ca_cert=str(ca))

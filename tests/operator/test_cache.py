@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import names
-from mailproxy_operator.cache import NEVER_A_VERSION, Cache, slim
-from mailproxy_operator.cluster import Applied, Key
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Applied, Key
+from mailproxy_operator.api.kinds import CONFIG_MAP, POD, SERVICE, Manifest
+from mailproxy_operator.controller.cache import NEVER_A_VERSION, Cache, slim
 from mailproxy_operator.errors import Gone, NameConflict
-from mailproxy_operator.kinds import CONFIG_MAP, POD, SERVICE, Manifest
 from support.operator_cluster import MemoryCluster
 
 EDGE = Key("mail", "edge")
@@ -175,7 +175,7 @@ async def test_pods_without_the_label_of_a_proxy_are_read_beside_the_index(world
 async def test_deletions_are_forgotten_when_no_index_holds_the_object(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy_operator.cache.FORGET_SECONDS", -1.0)
+    monkeypatch.setattr("mailproxy_operator.controller.cache.FORGET_SECONDS", -1.0)
     world.index[EDGE] = [config_map(10)]
     world.cache.deleted(config_map(10))
     world.cache.forget_deleted()

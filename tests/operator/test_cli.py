@@ -93,7 +93,7 @@ def test_local_refuses_what_is_wrong_to_begin_with(
 def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
     source = (
         "import sys; import mailproxy_operator.cli, mailproxy_operator.local.command,"
-        "mailproxy_operator.local.demo.demo, mailproxy_operator.render.text;"
+        "mailproxy_operator.local.demo.demo, mailproxy_operator.render.manifest_text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

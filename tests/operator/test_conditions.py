@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator.cluster import RunningConfig
-from mailproxy_operator.conditions import HOPELESS, Facts, conditions, judged, synced
+from mailproxy_operator.api.cluster import RunningConfig
+from mailproxy_operator.controller.conditions import HOPELESS, Facts, conditions, judged, synced
+from mailproxy_operator.controller.observed import Observed, Pod, Workload
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.observed import Observed, Pod, Workload
 
 GOOD = RunningConfig("new")
 SERVING = Workload(desired=1, replicas=1, updated=1, ready=1, available=1)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import config_poll
-from mailproxy_operator.cache import Cache
-from mailproxy_operator.cluster import Key, RunningConfig
-from mailproxy_operator.config_poll import ConfigPoll
-from mailproxy_operator.event_handlers import EventHandlers
-from mailproxy_operator.reconcile import Reconciler
+from mailproxy_operator.api.cluster import Key, RunningConfig
+from mailproxy_operator.controller import config_poll
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.config_poll import ConfigPoll
+from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster

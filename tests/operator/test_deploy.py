@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mailproxy_config.rendered import parse_json, parse_rendered
-from mailproxy_operator.kinds import (
+from mailproxy_operator.api.kinds import (
     DAEMON_SET,
     DEPLOYMENT,
     LEASE,
@@ -20,11 +20,12 @@ from mailproxy_operator.kinds import (
     POD,
     Kind,
 )
+from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
-from mailproxy_operator.render.text import rendered_text
-from mailproxy_operator.resource import Resource
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.render.manifest_text import rendered_text
+from mailproxy_operator.settings import Platform
 from support.operator_bodies import body
 from support.operator_fakekube import KINDS, FakeKube
 from support.operator_running import running, until
@@ -103,7 +104,7 @@ def test_there_is_no_right_on_secrets_and_no_wildcard() -> None:
 
 
 async def test_the_rights_are_exactly_those_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy_operator.lease.RENEW_SECONDS", 0.2)
+    monkeypatch.setattr("mailproxy_operator.api.leader_election.RENEW_SECONDS", 0.2)
     async with FakeKube() as kube:
         async with running(kube, lease_namespace="mail", identity="test"):
             await _live_through_everything(kube)

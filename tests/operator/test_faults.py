@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from mailproxy_operator import kube as kube_module
 from mailproxy_operator import main as main_module
-from mailproxy_operator import reconcile as reconcile_module
-from mailproxy_operator import resync as resync_module
-from mailproxy_operator import work_queue as work_queue_module
-from mailproxy_operator.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PROXY, POD, SERVICE
+from mailproxy_operator.api import client as kube_module
+from mailproxy_operator.api.kinds import DEPLOYMENT, DISRUPTION_BUDGET, MAIL_PROXY, POD, SERVICE
+from mailproxy_operator.controller import reconciler as reconcile_module
+from mailproxy_operator.controller import resync as resync_module
+from mailproxy_operator.controller import work_queue as work_queue_module
 from support.kube_faults import HANGS, Fault, Matching, is_list, watched, watches
 from support.operator_bodies import body, server
 from support.operator_fakekube import FakeKube

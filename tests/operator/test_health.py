@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from mailproxy_operator import resync as resync_module
-from mailproxy_operator import work_queue as work_queue_module
-from mailproxy_operator.cache import Cache
-from mailproxy_operator.cluster import Key
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import DEPLOYMENT, LEASE, MAIL_PROXY, Kind, Manifest
+from mailproxy_operator.controller import resync as resync_module
+from mailproxy_operator.controller import work_queue as work_queue_module
+from mailproxy_operator.controller.cache import Cache
+from mailproxy_operator.controller.handlers import EventHandlers
+from mailproxy_operator.controller.reconciler import Reconciler
+from mailproxy_operator.controller.resync import Resync
 from mailproxy_operator.errors import Retryable
-from mailproxy_operator.event_handlers import EventHandlers
-from mailproxy_operator.kinds import DEPLOYMENT, LEASE, MAIL_PROXY, Kind, Manifest
-from mailproxy_operator.reconcile import Reconciler
-from mailproxy_operator.resync import Resync
 from mailproxy_operator.settings import Platform
 from support.kube_faults import HANGS, Fault, is_list, watched, watches
 from support.operator_bodies import body

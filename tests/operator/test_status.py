@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator import status
+from mailproxy_operator.controller import status
+from mailproxy_operator.controller.observed import Observed, Workload
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.observed import Observed, Workload
 from mailproxy_operator.render import Plan, planned
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body, server
 

@@ -12,10 +12,10 @@ import kopf
 import pytest
 
 from mailproxy_operator import main as main_module
-from mailproxy_operator import resync as resync_module
-from mailproxy_operator import watch_monitor
-from mailproxy_operator.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE, SERVICE
-from mailproxy_operator.watch_monitor import WatchMonitor
+from mailproxy_operator.api import watch_monitor
+from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD_MONITOR, PROMETHEUS_RULE, SERVICE
+from mailproxy_operator.api.watch_monitor import WatchMonitor
+from mailproxy_operator.controller import resync as resync_module
 from support.kube_faults import HANGS, Fault, is_list, is_watch, tell_watches, watched, watches
 from support.operator_bodies import body
 from support.operator_fakekube import FakeKube
@@ -83,8 +83,8 @@ async def test_what_changes_while_a_watch_is_listed_anew_is_noticed(
     kube: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A status has no part in what we compare objects by: the list's versions tell."""
-    monkeypatch.setattr("mailproxy_operator.reconcile.LOOK_AGAIN_SECONDS", 3600.0)
-    monkeypatch.setattr("mailproxy_operator.work_queue.LONGEST_LOOK", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.controller.reconciler.LOOK_AGAIN_SECONDS", 3600.0)
+    monkeypatch.setattr("mailproxy_operator.controller.work_queue.LONGEST_LOOK", 3600.0)
     kube.put(body())
     async with watched(kube, resync_seconds=3600.0) as operator:
         await until(lambda: watches(kube))

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from mailproxy_operator import work_queue
-from mailproxy_operator.cluster import Key
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.controller import work_queue
+from mailproxy_operator.controller.reconciler import Outcome
+from mailproxy_operator.controller.work_queue import WorkQueue
 from mailproxy_operator.errors import Hopeless, Retryable
-from mailproxy_operator.reconcile import Outcome
-from mailproxy_operator.work_queue import WorkQueue
 
 A, B = Key("mail", "a"), Key("mail", "b")
 

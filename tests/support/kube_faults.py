@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from mailproxy_operator.kinds import MAIL_PROXY
+from mailproxy_operator.api.kinds import MAIL_PROXY
 from support.operator_fakekube import FakeKube
 from support.operator_running import running
 from support.servers.programs import Ports

@@ -8,10 +8,19 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from mailproxy_operator import names
-from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, MAIL_PROXY, POD, Kind, Manifest, kind_of, uid_of
-from mailproxy_operator.settings import KubeVersion
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.kinds import (
+    DAEMON_SET,
+    DEPLOYMENT,
+    MAIL_PROXY,
+    POD,
+    Kind,
+    Manifest,
+    kind_of,
+    uid_of,
+)
+from mailproxy_operator.api.kube_version import KubeVersion
 
 
 def key_of(manifest: Mapping[str, Any]) -> Key:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from mailproxy_operator.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
+from mailproxy_operator.api.kinds import EVENT, LEASE, MAIL_PROXY, MUTATING_WEBHOOK, OWNED, POD, Kind
 from support.operator_fields import Fields, flatten, managed, unflatten
 
 Object = dict[str, Any]

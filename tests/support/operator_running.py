@@ -11,10 +11,10 @@ from typing import Any
 
 import kopf
 
-from mailproxy_operator.credentials import Configuration
+from mailproxy_operator.api.credentials import Configuration
+from mailproxy_operator.api.watch_monitor import Login
 from mailproxy_operator.main import operate
 from mailproxy_operator.settings import OperatorSettings
-from mailproxy_operator.watch_monitor import Login
 from support.operator_fakekube import FakeKube
 
 RESTART_SECONDS = 0.1

@@ -8,7 +8,7 @@ from typing import Final
 from prometheus_client import Metric
 from prometheus_client.metrics import MetricWrapperBase
 
-from mailproxy_operator.meters import Conditions, Meters
+from mailproxy_operator.metrics import Conditions, Meters
 
 _HEAD: Final = """\
 # Metrics of the operator

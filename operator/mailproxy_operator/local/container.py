@@ -7,9 +7,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy_operator import names
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import DAEMON_SET, Manifest
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import DAEMON_SET, Manifest
 from mailproxy_operator.local.process import LocalProcess
 
 

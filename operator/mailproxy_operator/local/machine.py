@@ -17,13 +17,13 @@ from pathlib import Path
 
 import aiohttp
 
-from mailproxy_operator import names
-from mailproxy_operator.cluster import NO_LABELS, Applied, Key, RunningConfig
-from mailproxy_operator.kinds import CONFIG_MAP, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
+from mailproxy_operator.api.kinds import CONFIG_MAP, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.local.container import Container, pod_of, workload_status
 from mailproxy_operator.local.process import LocalProcess, proxy_command
 from mailproxy_operator.local.volumes import Files, NotMountable, read_object, volume_files, write_volume
-from mailproxy_operator.settings import KubeVersion
 
 LOCAL_VERSION = KubeVersion(1, 36)
 HAND_OVER_SECONDS = 0.5

@@ -16,12 +16,12 @@ import yaml
 
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
 from mailproxy_operator.local.process import proxy_command
 from mailproxy_operator.local.source import FileSource
-from mailproxy_operator.reconcile import Reconciler
 from mailproxy_operator.settings import Platform
 
 LOOK_SECONDS = 1.0

@@ -15,13 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mailproxy_config.errors import ConfigError
-from mailproxy_operator import names
-from mailproxy_operator.cluster import Cluster, Key
+from mailproxy_operator.api import names
+from mailproxy_operator.api.cluster import Cluster, Key
+from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Manifest
+from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import MAIL_PROXY, POD, Manifest
 from mailproxy_operator.render import planned
 from mailproxy_operator.render.sidecar import sidecar
-from mailproxy_operator.resource import Resource
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject, labelled
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mailproxy_operator import names
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render.sidecar import SOCKET_VOLUME, Sidecar
-from mailproxy_operator.sysctls import PORT_START
+from mailproxy_operator.render.sysctls import PORT_START
 
 DEFAULT_GRACE_SECONDS = 30
 """``terminationGracePeriodSeconds`` of a pod that does not say."""

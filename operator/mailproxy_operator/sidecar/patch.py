@@ -10,9 +10,9 @@ from typing import Any
 
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.yaml_reader import documents
-from mailproxy_operator import names
+from mailproxy_operator.api import names
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.render.sidecar import Sidecar
 from mailproxy_operator.sidecar.inject import Injected, inject
 

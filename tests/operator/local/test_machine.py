@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from mailproxy_operator.cluster import Key
-from mailproxy_operator.kinds import DAEMON_SET, DEPLOYMENT, POD
+from mailproxy_operator.api.cluster import Key
+from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD
+from mailproxy_operator.controller.reconciler import Outcome, Reconciler
 from mailproxy_operator.local.container import way_out
 from mailproxy_operator.local.machine import LOCAL_VERSION, LocalCluster
 from mailproxy_operator.local.process import proxy_command
-from mailproxy_operator.reconcile import Outcome, Reconciler
 from mailproxy_operator.settings import Platform
 from support import operator_proxy
 from support.operator_bodies import body

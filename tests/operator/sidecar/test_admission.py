@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.errors import Retryable
-from mailproxy_operator.kinds import Manifest
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.admission import MAX_EVENTS, Admission, Asked, Verdict
 from mailproxy_operator.sidecar.inject import carries

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailproxy_operator.api.kinds import Manifest
+from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.errors import Finding
-from mailproxy_operator.kinds import Manifest
-from mailproxy_operator.settings import KubeVersion, Platform
+from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, carries, inject
 from support.sidecars import INJECT, made, pod
 

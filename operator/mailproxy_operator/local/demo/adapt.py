@@ -13,7 +13,7 @@ from typing import Any
 from mailproxy_config.compile import references
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.secret_refs import ReferenceKind
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.local.demo.certificate import self_signed
 
 _PAIR = ("tls.crt", "tls.key")

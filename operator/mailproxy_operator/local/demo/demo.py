@@ -12,7 +12,7 @@ from pathlib import Path
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import StartTls
-from mailproxy_operator.kinds import Manifest
+from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.local.demo import summary
 from mailproxy_operator.local.demo.adapt import Adapter, preferred_port, supply_certificates
 from mailproxy_operator.local.demo.visit import Place, Visitor
