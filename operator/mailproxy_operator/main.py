@@ -19,11 +19,11 @@ import kopf
 
 from mailproxy_operator.admin import AdminEndpoint
 from mailproxy_operator.api import names, watch_monitor
-from mailproxy_operator.api.client import KubeCluster, api_client
+from mailproxy_operator.api.client import KubeClient, api_client
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.credentials import Configuration, Credentials
 from mailproxy_operator.api.kinds import MAIL_PROXY, Kind
-from mailproxy_operator.api.leader_election import Leadership
+from mailproxy_operator.api.leader_election import LeaderElector
 from mailproxy_operator.api.watch_monitor import Login, WatchMonitor, from_environment
 from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import WATCHED, EventHandlers, register_indexes
@@ -31,7 +31,7 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
 from mailproxy_operator.controller.work_queue import RECONCILE_SECONDS
 from mailproxy_operator.errors import OperatorError
-from mailproxy_operator.metrics import Meters
+from mailproxy_operator.metrics import Metrics
 from mailproxy_operator.settings import OperatorSettings
 from mailproxy_operator.sidecar.webhook import Webhook
 
@@ -99,15 +99,15 @@ class Operator:
         self._settings = settings
         self._stop = stop
         self._credentials = Credentials(configuration)
-        self._meters = Meters()
-        self._monitor = WatchMonitor(self._meters, login, listed_again=self._listed_again)
+        self._metrics = Metrics()
+        self._monitor = WatchMonitor(self._metrics, login, listed_again=self._listed_again)
         self._stack = AsyncExitStack()
         self._code = 0
         self._cleaned = asyncio.Event()
         self._failure: BaseException | None = None
         self._waiting = ""
         self._registry = kopf.OperatorRegistry()
-        self._cluster: KubeCluster | None = None
+        self._cluster: KubeClient | None = None
         self._handlers: EventHandlers | None = None
         self._resync: Resync | None = None
         self._webhook: Webhook | None = None
@@ -177,10 +177,12 @@ class Operator:
         cache = Cache(cluster)
         cache.attach({kind: known[kind.plural] for kind in WATCHED})
         reconciler = Reconciler(cache, self._settings.platform(version))
-        handlers = EventHandlers(reconciler, cache, told=self._meters.reconciled, ask=cluster.running_config)
+        handlers = EventHandlers(
+            reconciler, cache, recorder=self._metrics.reconciled, ask=cluster.running_config
+        )
         handlers.register(self._registry)
         self._handlers = handlers
-        self._meters.watch_queue(lambda: len(handlers.queue))
+        self._metrics.watch_queue(lambda: len(handlers.queue))
         self._resync = Resync(
             cluster,
             cache,
@@ -192,28 +194,28 @@ class Operator:
         beside = self._tasks.create_task(self._run_beside(cluster, kinds))
         self._stack.push_async_callback(_ended, beside)
 
-    async def _open(self, settings: kopf.OperatorSettings) -> KubeCluster:
+    async def _open(self, settings: kopf.OperatorSettings) -> KubeClient:
         """Open clients and servers."""
         api = await self._stack.enter_async_context(api_client(self._credentials.configuration))
         pods = await self._stack.enter_async_context(aiohttp.ClientSession())
-        cluster = KubeCluster(
+        cluster = KubeClient(
             api,
             pods,
-            meter=self._meters.requested,
+            meter=self._metrics.requested,
             node_version=self._settings.node_min_version,
             credentials=self._credentials,
         )
         self._cluster = cluster
         if self._settings.webhook is not None:
-            self._webhook = Webhook(self._settings, cluster, told=self._meters.admitted)
+            self._webhook = Webhook(self._settings, cluster, recorder=self._metrics.admitted)
             self._webhook.register(self._registry)
             settings.admission.server = self._webhook.server
         endpoint = AdminEndpoint(
             self._settings.admin_host,
             self._settings.admin_port,
-            meters=self._meters,
-            trouble=self.trouble,
-            unready=self.unready,
+            metrics=self._metrics,
+            liveness_error=self.liveness_error,
+            readiness_error=self.readiness_error,
         )
         await self._stack.enter_async_context(endpoint)
         return cluster
@@ -225,29 +227,29 @@ class Operator:
 
     # -- what the admin endpoint reports --------------------------------------
 
-    def unready(self) -> str:
+    def readiness_error(self) -> str:
         """Return why it is not ready; nothing when its cache is complete, whether or not it leads."""
         cluster = self._cluster
-        trouble = self._monitor.trouble or (cluster.trouble if cluster else "")
-        if cluster is None or not cluster.is_let_in:
-            return trouble or "no answer from the API server yet"
-        if self._monitor.trouble:
-            return self._monitor.trouble
+        error = self._monitor.last_error or (cluster.last_error if cluster else "")
+        if cluster is None or not cluster.is_authenticated:
+            return error or "no answer from the API server yet"
+        if self._monitor.last_error:
+            return self._monitor.last_error
         if not self._monitor.is_synced():
-            return self._waiting or trouble or "the resources have not all been read yet"
-        return "" if self._webhook is None else self._webhook.unready()
+            return self._waiting or error or "the resources have not all been read yet"
+        return "" if self._webhook is None else self._webhook.readiness_error()
 
-    def trouble(self) -> str:
+    def liveness_error(self) -> str:
         """Return why the operator is stuck; nothing when it is not."""
         running = 0.0 if self._handlers is None else self._handlers.queue.longest_running()
         if running > STUCK_SECONDS:
             return f"a reconcile has been running for {running:.0f} seconds"
-        is_leading = self._resync is not None and self._meters.is_leader
-        return self._resync.trouble() if self._resync is not None and is_leading else ""
+        is_leading = self._resync is not None and self._metrics.is_leader
+        return self._resync.liveness_error() if self._resync is not None and is_leading else ""
 
     # -- what runs beside kopf ------------------------------------------------
 
-    async def _run_beside(self, cluster: KubeCluster, kinds: tuple[Kind, ...]) -> None:
+    async def _run_beside(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
         """Run everything beside kopf, until cancelled."""
         parts = [self._lead(cluster), self._watch_kinds(cluster, kinds), self._watch_watches()]
         if self._webhook is not None:
@@ -258,14 +260,14 @@ class Operator:
             _log.exception("a task has failed")
             self._end("a task has failed")
 
-    async def _lead(self, cluster: KubeCluster) -> None:
+    async def _lead(self, cluster: KubeClient) -> None:
         """Wait for the Lease, reconcile, give it back; losing it ends the process."""
         settings = self._settings
         if not settings.lease_namespace:
             await self._reconcile()
             return
         key = Key(settings.lease_namespace, settings.lease_name)
-        leadership = Leadership(cluster, key, settings.identity, owner=settings.lease_owner())
+        leadership = LeaderElector(cluster, key, settings.identity, owner=settings.lease_owner())
         await leadership.acquire()
         try:
             await _until_first(self._reconcile(), leadership.hold())
@@ -277,7 +279,7 @@ class Operator:
         """Reconcile what events and resyncs put on the queue."""
         if self._handlers is None or self._resync is None:
             raise RuntimeError("not started")
-        self._meters.set_leader(is_leader=True)
+        self._metrics.set_leader(is_leader=True)
         try:
             await _together(
                 [
@@ -288,9 +290,9 @@ class Operator:
                 ]
             )
         finally:
-            self._meters.set_leader(is_leader=False)
+            self._metrics.set_leader(is_leader=False)
 
-    async def _until_installed(self, cluster: KubeCluster) -> None:
+    async def _until_installed(self, cluster: KubeClient) -> None:
         """Wait for the custom resource definition: kopf would not notice if it came later."""
         while not await _retry_until_ok(lambda: cluster.has(MAIL_PROXY)):
             self._waiting = NO_DEFINITION
@@ -298,7 +300,7 @@ class Operator:
             await asyncio.sleep(RETRY_SECONDS)
         self._waiting = ""
 
-    async def _watch_kinds(self, cluster: KubeCluster, kinds: tuple[Kind, ...]) -> None:
+    async def _watch_kinds(self, cluster: KubeClient, kinds: tuple[Kind, ...]) -> None:
         """End the process when the cluster has got or lost a kind: kopf reads them once."""
         while True:
             await asyncio.sleep(KINDS_SECONDS)
@@ -352,7 +354,7 @@ class _BackOffs:
         yield from itertools.repeat(BACK_OFFS[-1])
 
 
-async def _served(cluster: KubeCluster) -> tuple[Kind, ...]:
+async def _served(cluster: KubeClient) -> tuple[Kind, ...]:
     """Return which of the watched kinds the cluster has."""
     served = await cluster.served(kind for kind in WATCHED if kind.optional)
     return tuple(kind for kind in WATCHED if not kind.optional or kind in served)

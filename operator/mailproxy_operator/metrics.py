@@ -78,7 +78,7 @@ class Conditions:
         ]
 
 
-class Meters:
+class Metrics:
     """Everything that is counted, on a registry of its own."""
 
     def __init__(self) -> None:

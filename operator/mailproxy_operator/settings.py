@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.kube_version import KubeVersion
+from mailproxy_operator.api.kube_version import OLDEST, KubeVersion
 
 DEFAULT_IMAGE = "ghcr.io/mailproxy/mailproxy:0.1.0"
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
@@ -28,7 +28,7 @@ class Platform:
         operator_namespace: Where the operator's pods are, for NetworkPolicies; any namespace when empty.
     """
 
-    kube_version: KubeVersion = KubeVersion()
+    kube_version: KubeVersion = OLDEST
     image: str = DEFAULT_IMAGE
     image_pull_policy: str | None = None
     image_pull_secrets: tuple[str, ...] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from mailproxy_operator.api.api_errors import Answer, failure, is_port_drift, warnings
+from mailproxy_operator.api.api_errors import Answer, error_from, is_port_drift, warnings
 from mailproxy_operator.api.kinds import CONFIG_MAP, DEPLOYMENT
-from mailproxy_operator.errors import Gone, Hopeless, KindMissing, Retryable
+from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
 
 STATUS = {"kind": "Status"}
 
@@ -16,19 +16,19 @@ STATUS = {"kind": "Status"}
     ("answer", "error"),
     [
         (Answer(404), KindMissing),
-        (Answer(404, {**STATUS, "message": 'namespaces "x" not found'}), Gone),
-        (Answer(400, STATUS), Hopeless),
-        (Answer(500, {**STATUS, "message": "expected string, got &value"}), Hopeless),
-        (Answer(504), Retryable),
+        (Answer(404, {**STATUS, "message": 'namespaces "x" not found'}), NotFoundOrConflict),
+        (Answer(400, STATUS), TerminalError),
+        (Answer(500, {**STATUS, "message": "expected string, got &value"}), TerminalError),
+        (Answer(504), TransientError),
     ],
 )
-def test_failures(answer: Answer, error: type[Exception]) -> None:
-    assert type(failure(answer, DEPLOYMENT, "Deployment edge")) is error
+def test_error_froms(answer: Answer, error: type[Exception]) -> None:
+    assert type(error_from(answer, DEPLOYMENT, "Deployment edge")) is error
 
 
 def test_a_message_is_bounded() -> None:
     assert len(Answer(500, {"message": "x" * 10_000}).message) == 2000
-    assert str(failure(Answer(503), CONFIG_MAP, "ConfigMap a")) == "ConfigMap a: HTTP 503"
+    assert str(error_from(Answer(503), CONFIG_MAP, "ConfigMap a")) == "ConfigMap a: HTTP 503"
 
 
 @pytest.mark.parametrize(

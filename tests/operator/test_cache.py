@@ -11,7 +11,7 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Applied, Key
 from mailproxy_operator.api.kinds import CONFIG_MAP, POD, SERVICE, Manifest
 from mailproxy_operator.controller.cache import NEVER_A_VERSION, Cache, slim
-from mailproxy_operator.errors import Gone, NameConflict
+from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
 from support.operator_cluster import MemoryCluster
 
 EDGE = Key("mail", "edge")
@@ -41,11 +41,11 @@ class Server(MemoryCluster):
     async def apply(self, manifest: Manifest, **more: Any) -> Applied:
         self.calls.append(("apply", manifest["kind"], manifest["metadata"].get("resourceVersion", "")))
         if manifest["metadata"].get("resourceVersion") == NEVER_A_VERSION and self.live:
-            raise Gone("the object has been modified")
+            raise NotFoundOrConflict("the object has been modified")
         if "deleted" in self.failures:
             self.live = None
             del self.failures["deleted"]
-            raise Gone("the object has been modified")
+            raise NotFoundOrConflict("the object has been modified")
         del more
         return Applied(config_map(50, data="applied"))
 
@@ -150,7 +150,7 @@ async def test_object_of_somebody_else_is_not_changed(world: World) -> None:
 
 async def test_own_object_that_the_cache_lacks_is_known_from_then_on(world: World) -> None:
     world.server.live = config_map(10)
-    with pytest.raises(Gone):
+    with pytest.raises(NotFoundOrConflict):
         await world.cache.apply(new())
     assert await world.read() == ["10"]
 

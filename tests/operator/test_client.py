@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import ApiClient, Configuration
 
 from mailproxy_operator.api import client, names
-from mailproxy_operator.api.client import KubeCluster
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.credentials import Credentials
 from mailproxy_operator.api.kinds import (
@@ -30,7 +30,7 @@ from mailproxy_operator.api.kinds import (
 )
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.errors import Gone, Hopeless, KindMissing, Retryable
+from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body, server
 from support.operator_fakekube import FakeKube
@@ -41,7 +41,7 @@ EDGE = Key("mail", "edge")
 @dataclass
 class World:
     kube: FakeKube
-    cluster: KubeCluster
+    cluster: KubeClient
     metered: list[tuple[str, str]]
 
 
@@ -53,7 +53,7 @@ async def world() -> AsyncIterator[World]:
         aiohttp.ClientSession() as pods,
         ApiClient(Configuration(host=fake.url)) as api,
     ):
-        cluster = KubeCluster(api, pods, meter=lambda verb, code, _: metered.append((verb, code)))
+        cluster = KubeClient(api, pods, meter=lambda verb, code, _: metered.append((verb, code)))
         yield World(fake, cluster, metered)
 
 
@@ -111,12 +111,12 @@ async def test_what_a_list_holds_can_be_deleted(world: World) -> None:
 
 
 async def test_a_uid_that_does_not_match_is_gone(world: World) -> None:
-    with pytest.raises(Gone):
+    with pytest.raises(NotFoundOrConflict):
         await world.cluster.apply(config_map(uid="uid-of-another"))
 
 
 async def test_annotating_leaves_the_rest_alone_and_makes_nothing(world: World) -> None:
-    await world.cluster.annotate(POD, EDGE, {"a": "b"})
+    await world.cluster.patch_annotations(POD, EDGE, {"a": "b"})
     assert world.kube.find(POD, "edge") is None
     world.kube.put(
         {
@@ -126,7 +126,7 @@ async def test_annotating_leaves_the_rest_alone_and_makes_nothing(world: World) 
             "spec": {"x": 1},
         }
     )
-    await world.cluster.annotate(POD, EDGE, {"a": "b"})
+    await world.cluster.patch_annotations(POD, EDGE, {"a": "b"})
     left = world.kube.found(POD, "edge")
     assert (left["metadata"]["annotations"], left["spec"]) == ({"a": "b"}, {"x": 1})
 
@@ -153,15 +153,15 @@ def refusing(status: int, text: str = "no", **headers: str) -> Callable[[web.Req
 @pytest.mark.parametrize(
     ("status", "text", "error"),
     [
-        (401, "who?", Retryable),
-        (403, "exceeded quota", Hopeless),
-        (409, "conflict", Gone),
-        (410, "gone", Gone),
-        (422, "spec.replicas: Invalid value", Hopeless),
-        (429, "slow down", Retryable),
-        (500, "etcdserver: request timed out", Retryable),
-        (500, "failed to create typed patch object: .spec.x: field not declared in schema", Hopeless),
-        (503, "", Retryable),
+        (401, "who?", TransientError),
+        (403, "exceeded quota", TerminalError),
+        (409, "conflict", NotFoundOrConflict),
+        (410, "gone", NotFoundOrConflict),
+        (422, "spec.replicas: Invalid value", TerminalError),
+        (429, "slow down", TransientError),
+        (500, "etcdserver: request timed out", TransientError),
+        (500, "failed to create typed patch object: .spec.x: field not declared in schema", TerminalError),
+        (503, "", TransientError),
     ],
 )
 async def test_what_answers_mean(world: World, status: int, text: str, error: type[Exception]) -> None:
@@ -174,14 +174,14 @@ async def test_what_answers_mean(world: World, status: int, text: str, error: ty
 async def test_whose_fault_an_invalid_object_is(world: World, kind: str, reason: str) -> None:
     world.kube.faults.append(refusing(422))
     version = "apps/v1" if kind == "Deployment" else "v1"
-    with pytest.raises(Hopeless) as refused:
+    with pytest.raises(TerminalError) as refused:
         await world.cluster.apply({"apiVersion": version, "kind": kind, "metadata": config_map()["metadata"]})
     assert refused.value.reason == reason
 
 
 async def test_a_pause_that_the_server_asks_for_is_kept(world: World) -> None:
     world.kube.faults.append(refusing(429, **{"Retry-After": "7"}))
-    with pytest.raises(Retryable) as refused:
+    with pytest.raises(TransientError) as refused:
         await world.cluster.apply(config_map())
     assert refused.value.delay == 7.0
 
@@ -207,8 +207,8 @@ async def test_warnings_are_read(world: World) -> None:
 
 async def test_a_server_that_is_not_there_is_tried_again() -> None:
     async with aiohttp.ClientSession() as pods, ApiClient(Configuration(host="http://127.0.0.1:1")) as api:
-        with pytest.raises(Retryable):
-            await KubeCluster(api, pods).get(CONFIG_MAP, EDGE)
+        with pytest.raises(TransientError):
+            await KubeClient(api, pods).get(CONFIG_MAP, EDGE)
 
 
 async def test_a_connection_that_hangs_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,8 +227,8 @@ async def test_a_connection_that_hangs_is_given_up(world: World, monkeypatch: py
         aiohttp.ClientSession() as pods,
         client.api_client(Configuration(host=str(silent.make_url("")).rstrip("/"))) as api,
     ):
-        with pytest.raises(Retryable, match="no answer in time"):
-            await KubeCluster(api, pods).get(CONFIG_MAP, EDGE)
+        with pytest.raises(TransientError, match="no answer in time"):
+            await KubeClient(api, pods).get(CONFIG_MAP, EDGE)
 
 
 async def test_the_version(world: World) -> None:
@@ -272,7 +272,7 @@ async def test_events_about_volumes(world: World) -> None:
 
 async def test_an_event_that_cannot_be_published_is_no_error(world: World) -> None:
     world.kube.faults.append(lambda request: web.Response(status=403) if request.method == "POST" else None)
-    await world.cluster.announce({"metadata": {"name": "x", "namespace": "mail"}})
+    await world.cluster.create_event({"metadata": {"name": "x", "namespace": "mail"}})
 
 
 @pytest.mark.parametrize(
@@ -369,17 +369,17 @@ async def test_refused_credentials_are_read_again(world: World, tmp_path: Path) 
     kubeconfig = tmp_path / "kubeconfig"
     credentials = credentials_of(kubeconfig, world.kube.url, "old")
     async with client.api_client(await credentials.read()) as api, aiohttp.ClientSession() as pods:
-        cluster = KubeCluster(api, pods, credentials=credentials)
-        with pytest.raises(Retryable, match="may have expired"):
+        cluster = KubeClient(api, pods, credentials=credentials)
+        with pytest.raises(TransientError, match="may have expired"):
             await cluster.get(CONFIG_MAP, EDGE)
-        assert not cluster.is_let_in
+        assert not cluster.is_authenticated
         credentials_of(kubeconfig, world.kube.url, "new")
-        with pytest.raises(Retryable):
+        with pytest.raises(TransientError):
             await cluster.get(CONFIG_MAP, EDGE)
         credentials._read_at -= 60
         assert await cluster.get(CONFIG_MAP, EDGE) is None
         await cluster.version()
-        assert cluster.is_let_in
+        assert cluster.is_authenticated
 
 
 def credentials_of(path: Path, url: str, token: str) -> Credentials:

@@ -119,15 +119,15 @@ async def test_a_certificate_that_does_not_load_reaches_the_status(quick: None) 
     cluster = MemoryCluster()
     cluster.put(body(replicas=1))
     reconciler = Reconciler(cluster, Platform())
-    handlers = EventHandlers(reconciler, Cache(cluster), told=lambda *_: None, ask=cluster.running_config)
+    handlers = EventHandlers(reconciler, Cache(cluster), recorder=lambda *_: None, ask=cluster.running_config)
     async with asyncio.TaskGroup() as tasks:
         working = [tasks.create_task(handlers.queue.run()), tasks.create_task(handlers.poll.run())]
-        handlers.queue.wake(EDGE)
+        handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.found_status("edge"))
         cluster.roll_out("edge")
         digest = cluster.found_status("edge")["configHash"]
         cluster.answer(digest)
-        handlers.queue.wake(EDGE)
+        handlers.queue.enqueue(EDGE)
         await until(lambda: cluster.condition("edge") == ("True", "Ready"))
         cluster.answer(digest, "certificate /etc/mailproxy-refs/tls.crt does not load")
         await until(lambda: cluster.condition("edge", "ConfigSynced") == ("False", "ConfigRejected"))

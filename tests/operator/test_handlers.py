@@ -28,7 +28,7 @@ class World:
         self.cache.attach({MAIL_PROXY: self.resources})
         self.reconciler = Reconciler(self.cluster, Platform())
         self.handlers = EventHandlers(
-            self.reconciler, self.cache, told=lambda *_: None, ask=self.cluster.running_config
+            self.reconciler, self.cache, recorder=lambda *_: None, ask=self.cluster.running_config
         )
 
     def is_enqueued(self) -> bool:

@@ -16,7 +16,7 @@ from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import EventHandlers
 from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
-from mailproxy_operator.errors import Retryable
+from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
 from support.kube_faults import HANGS, Fault, is_list, watched, watches
 from support.operator_bodies import body
@@ -70,7 +70,7 @@ def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandler
     cache = Cache(source)
     cache.attach({MAIL_PROXY: {}})
     reconciler = Reconciler(cache, Platform())
-    handlers = EventHandlers(reconciler, cache, told=lambda *_: None, ask=source.running_config)
+    handlers = EventHandlers(reconciler, cache, recorder=lambda *_: None, ask=source.running_config)
     return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
 
 
@@ -86,7 +86,7 @@ async def test_a_listing_of_thousands_is_not_stuck() -> None:
         looking, _ = resync(source)
         running = tasks.create_task(looking.run())
         await for_a_while()
-        assert (looking.trouble(), source.lists) == ("", 1)
+        assert (looking.liveness_error(), source.lists) == ("", 1)
         source.is_slow = False
         await until(lambda: source.lists > 30)
         running.cancel()
@@ -95,12 +95,12 @@ async def test_a_listing_of_thousands_is_not_stuck() -> None:
 @pytest.mark.usefixtures("quick")
 async def test_an_api_server_that_refuses_is_not_a_reason_to_start_again() -> None:
     source = Source()
-    source.failure = Retryable("busy")
+    source.failure = TransientError("busy")
     async with asyncio.TaskGroup() as tasks:
         looking, _ = resync(source)
         running = tasks.create_task(looking.run())
         await for_a_while()
-        assert looking.trouble() == ""
+        assert looking.liveness_error() == ""
         source.failure = None
         await until(lambda: source.lists > 30)
         running.cancel()
@@ -115,7 +115,7 @@ async def test_a_resync_without_progress_is_reported() -> None:
         running = tasks.create_task(looking.run())
         await until(lambda: source.lists)
         await for_a_while()
-        assert looking.trouble().startswith("no resync has made progress for")
+        assert looking.liveness_error().startswith("no resync has made progress for")
         running.cancel()
 
 
@@ -123,7 +123,7 @@ async def test_a_pause_that_the_server_asks_for_is_limited(monkeypatch: pytest.M
     monkeypatch.setattr(resync_module, "LONGEST_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(resync_module, "RETRY_SECONDS", 0.01)
     source = Source()
-    source.failure = Retryable("busy", delay=3600.0)
+    source.failure = TransientError("busy", delay=3600.0)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(resync(source)[0].run())
         await until(lambda: source.lists >= 3)

@@ -11,13 +11,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from mailproxy_operator import metrics as meters_module
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.controller.reconciler import Outcome
-from mailproxy_operator.errors import Finding, Retryable
-from mailproxy_operator.metrics import Meters
+from mailproxy_operator.errors import ConditionCause, TransientError
+from mailproxy_operator.metrics import Metrics
 
 EDGE = Key("mail", "edge")
 
 
-def value(meters: Meters, name: str, /, **labels: str) -> float | None:
+def value(meters: Metrics, name: str, /, **labels: str) -> float | None:
     return meters.registry.get_sample_value(f"mailproxy_operator_{name}", labels)
 
 
@@ -29,13 +29,13 @@ def status(ready: str, stalled: str = "NotStalled") -> dict[str, Any]:
     ("outcome", "result"),
     [
         (Outcome(), "ok"),
-        (Outcome(failed=Retryable("busy")), "retry"),
-        (Outcome(refused=Finding("InvalidSpec", "no")), "hopeless"),
+        (Outcome(failed=TransientError("busy")), "retry"),
+        (Outcome(refused=ConditionCause("InvalidSpec", "no")), "hopeless"),
         (None, "error"),
     ],
 )
 def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
-    meters = Meters()
+    meters = Metrics()
     meters.reconciled(EDGE, outcome, 0.2)
     for one in ("ok", "retry", "hopeless", "error"):
         assert value(meters, "reconciles_total", result=one) == (1.0 if one == result else 0.0)
@@ -44,7 +44,7 @@ def test_results_are_counted(outcome: Outcome | None, result: str) -> None:
 
 
 def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> None:
-    meters = Meters()
+    meters = Metrics()
     meters.reconciled(EDGE, Outcome(status=status("True")), 0.1)
     meters.reconciled(Key("mail", "b"), Outcome(status=status("Unknown", "SysctlForbidden")), 0.1)
     assert value(meters, "resources", ready="true") == 1.0
@@ -58,22 +58,22 @@ def test_resources_are_counted_by_their_condition_and_forgotten_with_it() -> Non
 
 
 def test_a_refusal_counts_once_until_it_is_over() -> None:
-    meters = Meters()
-    refused = Outcome(refused=Finding("ListenerConflict", "no"))
+    meters = Metrics()
+    refused = Outcome(refused=ConditionCause("ListenerConflict", "no"))
     for outcome in (refused, refused, Outcome(), refused):
         meters.reconciled(EDGE, outcome, 0.1)
     assert value(meters, "config_errors_total", reason="listener_conflict") == 2.0
 
 
 def test_repairs_and_prunes_are_counted_by_kind() -> None:
-    meters = Meters()
+    meters = Metrics()
     meters.reconciled(EDGE, Outcome(drifted=("Service",), pruned=("PodMonitor",)), 0.1)
     assert value(meters, "drift_repairs_total", kind="Service") == 1.0
     assert value(meters, "prunes_total", kind="PodMonitor") == 1.0
 
 
 def test_requests_are_counted() -> None:
-    meters = Meters()
+    meters = Metrics()
     meters.requested("apply", "2xx", 0.01)
     meters.watch_queue(lambda: 3)
     assert value(meters, "api_requests_total", verb="apply", code="2xx") == 1.0
@@ -121,7 +121,7 @@ CATALOGUE = {
 
 
 def test_the_catalogue_is_whole_from_the_start() -> None:
-    text, _ = Meters().exposition()
+    text, _ = Metrics().exposition()
     families = {family.name: family for family in text_string_to_metric_families(text.decode())}
     told = {f"mailproxy_operator_{name.removesuffix('_total')}" for name in CATALOGUE}
     assert {name for name in families if not name.endswith("_created")} == told
@@ -142,19 +142,19 @@ def test_the_revision_is_the_local_part_of_the_version(
     monkeypatch: pytest.MonkeyPatch, known: str, revision: str
 ) -> None:
     monkeypatch.setattr(meters_module, "version", lambda _: known)
-    text, _ = Meters().exposition()
+    text, _ = Metrics().exposition()
     assert f'revision="{revision}",version="{known}"' in text.decode()
 
 
 def test_how_long_a_watch_lasts_is_no_duration_of_a_request() -> None:
-    meters = Meters()
+    meters = Metrics()
     meters.requested("watch", "2xx", 300.0)
     assert value(meters, "api_requests_total", verb="watch", code="2xx") == 1.0
     assert value(meters, "api_request_duration_seconds_count", verb="watch") is None
 
 
 def test_conditions_name_their_resource() -> None:
-    meters = Meters()
+    meters = Metrics()
     where = {"namespace": "mail", "name": "edge"}
     for ready in ("True", "False"):
         meters.reconciled(EDGE, Outcome(status=status(ready)), 0.1)
@@ -170,7 +170,7 @@ def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_c
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(meters_module, "MAX_RESOURCES", 3)
-    meters = Meters()
+    meters = Metrics()
     for number in range(5):
         meters.reconciled(Key("mail", f"good-{number}"), Outcome(status=status("True")), 0.1)
     meters.reconciled(Key("mail", "sick"), Outcome(status=status("False")), 0.1)
@@ -181,8 +181,8 @@ def test_series_of_conditions_are_limited_and_the_resources_that_are_not_ready_c
 
 
 def test_an_invalid_resource_is_no_fault_of_the_operator() -> None:
-    meters = Meters()
-    meters.reconciled(EDGE, Outcome(refused=Finding("InvalidSpec", "no"), status=status("False")), 0.1)
+    meters = Metrics()
+    meters.reconciled(EDGE, Outcome(refused=ConditionCause("InvalidSpec", "no"), status=status("False")), 0.1)
     assert value(meters, "reconciles_total", result="error") == 0.0
     assert value(meters, "last_success_timestamp_seconds")
     assert value(meters, "condition", namespace="mail", name="edge", type="Ready", status="False") == 1.0

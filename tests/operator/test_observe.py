@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mailproxy_operator.api.cluster import Key, RunningConfig
-from mailproxy_operator.controller.observe import gather
+from mailproxy_operator.controller.observe import observe
 from mailproxy_operator.controller.observed import Pod, Workload
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 from support.operator_cluster import MemoryCluster
 
 EDGE = Key("mail", "edge")
@@ -46,7 +46,7 @@ def deployment(status: dict[str, Any], replicas: int = 2) -> dict[str, Any]:
                     ],
                 }
             ),
-            Workload(desired=2, failures={"ReplicaFailure": Finding("FailedCreate", "quota")}),
+            Workload(desired=2, failures={"ReplicaFailure": ConditionCause("FailedCreate", "quota")}),
         ),
         (
             {
@@ -64,7 +64,7 @@ def deployment(status: dict[str, Any], replicas: int = 2) -> dict[str, Any]:
     ],
 )
 async def test_workloads(live: dict[str, Any], expected: Workload) -> None:
-    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    observed, _ = await observe(MemoryCluster(), EDGE, live, None)
     assert observed.workload == expected
 
 
@@ -72,11 +72,11 @@ async def test_a_deployment_whose_pods_take_node_ports_may_lack_one_while_it_rol
     """As a DaemonSet: the old pod goes first, so a rollout is no outage."""
     live = deployment({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "availableReplicas": 1})
     live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
-    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    observed, _ = await observe(MemoryCluster(), EDGE, live, None)
     assert observed.workload is not None
     assert observed.workload.is_available
     live["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}}
-    observed, _ = await gather(MemoryCluster(), EDGE, live, None)
+    observed, _ = await observe(MemoryCluster(), EDGE, live, None)
     assert observed.workload is not None
     assert not observed.workload.is_available
 
@@ -109,7 +109,11 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
         ),
         (
             pod({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}),
-            Pod(name="a", waiting=Finding("ImagePullBackOff", "no such image"), running=RunningConfig("h")),
+            Pod(
+                name="a",
+                waiting=ConditionCause("ImagePullBackOff", "no such image"),
+                running=RunningConfig("h"),
+            ),
         ),
         (
             pod(
@@ -119,11 +123,11 @@ def pod(state: dict[str, Any], **status: Any) -> dict[str, Any]:
                     {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3"}
                 ],
             ),
-            Pod(name="a", unscheduled=Finding("Unschedulable", "0/3"), running=RunningConfig("h")),
+            Pod(name="a", unscheduled=ConditionCause("Unschedulable", "0/3"), running=RunningConfig("h")),
         ),
         (
             pod({}, phase="Failed", reason="SysctlForbidden", message="m", podIP=""),
-            Pod(name="a", failed=Finding("SysctlForbidden", "m")),
+            Pod(name="a", failed=ConditionCause("SysctlForbidden", "m")),
         ),
     ],
 )
@@ -131,7 +135,7 @@ async def test_pods(live: dict[str, Any], expected: Pod) -> None:
     cluster = MemoryCluster()
     cluster.put(live)
     cluster.running["a"] = RunningConfig("h")
-    observed, pods = await gather(cluster, EDGE, deployment({}), None)
+    observed, pods = await observe(cluster, EDGE, deployment({}), None)
     assert observed.pods == (expected,)
     assert len(pods) == 1
 
@@ -140,7 +144,7 @@ async def test_pods_that_leave_are_not_asked() -> None:
     cluster = MemoryCluster()
     cluster.put(pod({"running": {}}))["metadata"]["deletionTimestamp"] = "now"
     cluster.running["a"] = RunningConfig("h")
-    observed, _ = await gather(cluster, EDGE, deployment({}), None)
+    observed, _ = await observe(cluster, EDGE, deployment({}), None)
     assert observed.pods[0].is_terminating
     assert observed.pods[0].running is None
 
@@ -151,7 +155,7 @@ async def test_pods_that_have_ended_are_not_asked(phase: str) -> None:
     cluster = MemoryCluster()
     cluster.put(pod({}, phase=phase, reason="Evicted", message="m"))
     cluster.running["a"] = RunningConfig("h", "another pod's error about a certificate")
-    observed, _ = await gather(cluster, EDGE, deployment({}), None)
+    observed, _ = await observe(cluster, EDGE, deployment({}), None)
     assert observed.pods[0].running is None
 
 
@@ -159,10 +163,10 @@ async def test_volumes_are_asked_about_only_while_a_pod_does_not_start() -> None
     cluster = MemoryCluster()
     cluster.mounts = {"a": 'secret "x" not found'}
     cluster.put(pod({"waiting": {"reason": "ContainerCreating"}}))
-    observed, _ = await gather(cluster, EDGE, deployment({}), None)
+    observed, _ = await observe(cluster, EDGE, deployment({}), None)
     assert observed.mount_failures == cluster.mounts
     cluster.put(pod({"running": {}}))
-    observed, _ = await gather(cluster, EDGE, deployment({}), None)
+    observed, _ = await observe(cluster, EDGE, deployment({}), None)
     assert observed.mount_failures == {}
 
 
@@ -188,5 +192,5 @@ async def test_volumes_are_asked_about_only_while_a_pod_does_not_start() -> None
     ],
 )
 async def test_addresses(service: dict[str, Any] | None, addresses: tuple[tuple[str, str], ...]) -> None:
-    observed, _ = await gather(MemoryCluster(), EDGE, None, service)
+    observed, _ = await observe(MemoryCluster(), EDGE, None, service)
     assert observed.addresses == addresses

@@ -27,7 +27,7 @@ from mailproxy_operator.api.kinds import (
 )
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.controller.reconciler import Outcome, Reconciler
-from mailproxy_operator.errors import Gone, Hopeless, KindMissing, Retryable
+from mailproxy_operator.errors import KindMissing, NotFoundOrConflict, TerminalError, TransientError
 from mailproxy_operator.settings import Platform
 from support.operator_bodies import body, server
 from support.operator_cluster import MemoryCluster
@@ -385,14 +385,16 @@ async def test_a_refused_pod_is_acted_upon_before_anything_else(world: World) ->
     _refuse_pod(world.cluster, template, "net.core.somaxconn")
     world.cluster.calls.clear()
     refused = world.cluster.found(POD, "edge-refused")
-    assert await world.reconciler.trip(EDGE, refused)
+    assert await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
     assert world.cluster.calls == [("apply", "Deployment", "edge")], "one write, and no pod is asked"
     left = world.cluster.found(DEPLOYMENT, "edge")
     assert [one["name"] for one in left["spec"]["template"]["spec"]["securityContext"]["sysctls"]] == [
         "net.ipv4.ip_unprivileged_port_start"
     ]
     world.cluster.calls.clear()
-    assert not await world.reconciler.trip(EDGE, refused), "it is not of the newest template any more"
+    assert not await world.reconciler.remove_forbidden_sysctls(EDGE, refused), (
+        "it is not of the newest template any more"
+    )
     assert world.cluster.calls == []
     await world.reconcile()
     assert world.cluster.condition("edge") == ("False", "SysctlForbidden")
@@ -420,7 +422,7 @@ async def test_a_refused_pod_of_somebody_else_changes_nothing(
     _refuse_pod(world.cluster, template, "net.core.somaxconn")
     refused = world.cluster.found(POD, "edge-refused")
     refused["metadata"]["ownerReferences"] = owner
-    assert not await world.reconciler.trip(EDGE, refused)
+    assert not await world.reconciler.remove_forbidden_sysctls(EDGE, refused)
 
 
 async def test_an_unsafe_sysctl_is_tried_with_one_pod_first(world: World) -> None:
@@ -464,10 +466,10 @@ def _refuse_pod(cluster: MemoryCluster, template: dict[str, Any], sysctl: str) -
 @pytest.mark.parametrize(
     ("failure", "condition", "expected"),
     [
-        (Hopeless("quota", "Forbidden"), "Ready", ("False", "Forbidden")),
-        (Hopeless("field not declared", "InvalidPodFields"), "Stalled", ("True", "InvalidPodFields")),
-        (Retryable("500"), "Reconciling", ("True", "Retrying")),
-        (Gone("replaced"), "Reconciling", ("True", "Retrying")),
+        (TerminalError("quota", "Forbidden"), "Ready", ("False", "Forbidden")),
+        (TerminalError("field not declared", "InvalidPodFields"), "Stalled", ("True", "InvalidPodFields")),
+        (TransientError("500"), "Reconciling", ("True", "Retrying")),
+        (NotFoundOrConflict("replaced"), "Reconciling", ("True", "Retrying")),
     ],
 )
 async def test_an_apply_that_fails(
@@ -485,13 +487,13 @@ async def test_an_apply_that_fails(
 
 async def test_what_is_forbidden_is_looked_at_again(world: World) -> None:
     world.put()
-    world.cluster.failures["Deployment"] = Hopeless("exceeded quota", "Forbidden")
+    world.cluster.failures["Deployment"] = TerminalError("exceeded quota", "Forbidden")
     assert (await world.reconcile()).again_after == 60.0
 
 
 async def test_a_failure_with_the_pods_stands_in_the_status(world: World) -> None:
     world.put()
-    world.cluster.failures["annotate"] = Hopeless("pods is forbidden", "Forbidden")
+    world.cluster.failures["annotate"] = TerminalError("pods is forbidden", "Forbidden")
     await world.reconcile()
     world.cluster.roll_out("edge")
     outcome = await world.reconcile()

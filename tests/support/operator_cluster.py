@@ -150,7 +150,7 @@ class MemoryCluster:
         self.calls.append(("status", manifest["kind"], manifest["metadata"]["name"]))
         self.objects[MAIL_PROXY, key_of(manifest)]["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
         self.calls.append(("annotate", kind.name, key.name))
@@ -168,7 +168,7 @@ class MemoryCluster:
         del namespace
         return dict(self.mounts)
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         self.events.append(manifest)
 
     def _stamp(self, manifest: Manifest, before: Manifest | None) -> None:

@@ -223,9 +223,9 @@ class FakeKube:
         queue: asyncio.Queue[Object | None] = asyncio.Queue()
         entry = (kind, namespace, queue)
         since = request.query.get("resourceVersion", "")
-        for version, event, at, shown in self._told:
+        for version, what, at, shown in self._told:
             if since.isdecimal() and version > int(since) and _is_in(at, kind, namespace):
-                queue.put_nowait({"type": event, "object": shown})
+                queue.put_nowait({"type": what, "object": shown})
         self._watches.append(entry)
         try:
             await response.prepare(request)
@@ -391,7 +391,7 @@ class FakeKube:
         made = {"apiVersion": kind.api_version, "kind": kind.name, **content, "metadata": metadata}
         stored = Stored(made, managers)
         self._stored[at] = stored
-        self._tell("MODIFIED" if before else "ADDED", at, self._shown(stored))
+        self._annotate_pod("MODIFIED" if before else "ADDED", at, self._shown(stored))
         return self._shown(stored)
 
     def _delete(self, at: tuple[Kind, str, str]) -> None:
@@ -401,13 +401,13 @@ class FakeKube:
         self._version = next(self._versions)
         shown = self._shown(stored)
         metadata = {**shown["metadata"], "resourceVersion": str(self._version)}
-        self._tell("DELETED", at, {**shown, "metadata": metadata})
+        self._annotate_pod("DELETED", at, {**shown, "metadata": metadata})
         uid = stored.object["metadata"]["uid"]
         for other, one in list(self._stored.items()):
             if any(owner["uid"] == uid for owner in one.object["metadata"].get("ownerReferences", [])):
                 self._delete(other)
 
-    def _tell(self, event: str, at: tuple[Kind, str, str], shown: Object) -> None:
+    def _annotate_pod(self, event: str, at: tuple[Kind, str, str], shown: Object) -> None:
         self._told.append((self._version, event, at, shown))
         for kind, namespace, queue in self._watches:
             if _is_in(at, kind, namespace):

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mailproxy_operator.api.kinds import WORKLOADS, Kind
-from mailproxy_operator.errors import Gone, Hopeless, KindMissing, OperatorError, Retryable
+from mailproxy_operator.errors import (
+    KindMissing,
+    NotFoundOrConflict,
+    OperatorError,
+    TerminalError,
+    TransientError,
+)
 
 _BAD_BODY = re.compile(
     r"failed to create typed patch object|field not declared in schema|duplicate entries for key|^expected "
@@ -69,7 +75,7 @@ def is_port_drift(answer: Answer) -> bool:
     )
 
 
-def failure(answer: Answer, kind: Kind, what: str) -> OperatorError:
+def error_from(answer: Answer, kind: Kind, what: str) -> OperatorError:
     """Tell what an answer that is not good means.
 
     Args:
@@ -80,14 +86,14 @@ def failure(answer: Answer, kind: Kind, what: str) -> OperatorError:
     text = f"{what}: {answer.message}"
     hopeless = _hopeless_reason(answer, kind)
     if hopeless:
-        return Hopeless(text, hopeless)
+        return TerminalError(text, hopeless)
     match answer.status:
         case 404 if not answer.names_object:
             return KindMissing(f"the cluster does not have the kind {kind.name} of {kind.api_version}")
         case 404 | 409 | 410:
-            return Gone(text)
+            return NotFoundOrConflict(text)
         case _:
-            return Retryable(text, answer.retry_after)
+            return TransientError(text, answer.retry_after)
 
 
 def _hopeless_reason(answer: Answer, kind: Kind) -> str:

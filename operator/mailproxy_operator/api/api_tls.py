@@ -39,14 +39,14 @@ class ApiServerContext(ssl.SSLContext):
 
     _make: Callable[[], ssl.SSLContext]
     _mark: Callable[[], object]
-    _seen: object
+    _observe: object
     _newest: ssl.SSLContext
 
     def __new__(cls, make: Callable[[], ssl.SSLContext], mark: Callable[[], object]) -> Self:
         """Make the context, and one from the files as they are now."""
         made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
         made._make, made._mark = make, mark
-        made._seen, made._newest = mark(), accept_any_profile(make())
+        made._observe, made._newest = mark(), accept_any_profile(make())
         return made
 
     def wrap_bio(self, *arguments: Any, **more: Any) -> ssl.SSLObject:  # noqa: ANN401  as in the class above
@@ -56,14 +56,14 @@ class ApiServerContext(ssl.SSLContext):
     def current(self) -> ssl.SSLContext:
         """The context made from the files as they are; the previous one while they cannot be used."""
         seen = self._mark()
-        if seen != self._seen:
+        if seen != self._observe:
             try:
                 self._newest = accept_any_profile(self._make())
             except OSError as error:
                 _log.warning("the renewed certificates for the API server: %s", described(error))
             else:
                 _log.info("the certificates for the API server were renewed")
-            self._seen = seen
+            self._observe = seen
         return self._newest
 
 

@@ -20,7 +20,7 @@ import aiohttp
 from kubernetes.aio import client
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.api_errors import Answer, code_class, failure, is_port_drift, warnings
+from mailproxy_operator.api.api_errors import Answer, code_class, error_from, is_port_drift, warnings
 from mailproxy_operator.api.api_tls import described
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.credentials import Configuration, Credentials, client_context
@@ -35,7 +35,7 @@ from mailproxy_operator.api.kinds import (
     uid_of,
 )
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.errors import Gone, OperatorError, Retryable
+from mailproxy_operator.errors import NotFoundOrConflict, OperatorError, TransientError
 
 REQUEST_SECONDS = 15.0
 POD_SECONDS = 2.0
@@ -61,7 +61,7 @@ async def api_client(configuration: Configuration) -> AsyncIterator[client.ApiCl
         yield opened
 
 
-class KubeCluster:
+class KubeClient:
     """Objects on an API server.
 
     Args:
@@ -85,8 +85,8 @@ class KubeCluster:
         node_version: KubeVersion | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        self.is_let_in = False
-        self.trouble = ""
+        self.is_authenticated = False
+        self.last_error = ""
         self._credentials = credentials
         self._api = api
         self._pods = pods
@@ -98,14 +98,14 @@ class KubeCluster:
         """Ask for the API server's version, unless the nodes' is given."""
         if self._node_version is not None:
             return self._node_version
-        answer = await self._ask("get", "GET", "/version")
+        answer = await self._request("get", "GET", "/version")
         if not answer.is_good:
-            raise Retryable(f"the version of the API server: {answer.message}")
+            raise TransientError(f"the version of the API server: {answer.message}")
         return KubeVersion.parse(str(answer.body.get("gitVersion", "")))
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         """Read one object."""
-        answer = await self._ask("get", "GET", kind.path(key.namespace, key.name))
+        answer = await self._request("get", "GET", kind.path(key.namespace, key.name))
         if answer.status == 404:
             return None
         return dict(self._good(answer, kind, f"{kind.name} {key}").body)
@@ -121,7 +121,7 @@ class KubeCluster:
     async def _names_in(self, kind: Kind) -> frozenset[str]:
         """Name the kinds of a kind's group and version."""
         path = kind.path(None).rpartition("/")[0]
-        answer = await self._ask("get", "GET", path)
+        answer = await self._request("get", "GET", path)
         if answer.status == 404:
             return frozenset()
         listed = self._good(answer, kind, path).body.get("resources") or []
@@ -165,7 +165,7 @@ class KubeCluster:
         position = ""
         while kind not in self._missing:
             page = {**query, "limit": str(PAGE), **({"continue": position} if position else {})}
-            answer = await self._ask("list", "GET", kind.path(namespace or None), query=page)
+            answer = await self._request("list", "GET", kind.path(namespace or None), query=page)
             moved()
             if answer.status == 404 and kind.optional:
                 break
@@ -194,7 +194,7 @@ class KubeCluster:
         key = _key(manifest)
         path = kind_of(manifest).path(key.namespace, key.name) + ("/status" if status else "")
         query = {"fieldManager": manager, "force": "true" if force else "false"}
-        return await self._ask("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
+        return await self._request("apply", "PATCH", path, query=query, body=manifest, content_type=_APPLY)
 
     async def apply_status(self, manifest: Manifest) -> Manifest | None:
         """Apply the status of a MailProxy through its own path.
@@ -211,11 +211,11 @@ class KubeCluster:
         """Delete this very object; somebody else's of the same name stays."""
         kind, key = kind_of(manifest), _key(manifest)
         options = {"preconditions": {"uid": uid_of(manifest)}, "propagationPolicy": "Background"}
-        answer = await self._ask("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
+        answer = await self._request("delete", "DELETE", kind.path(key.namespace, key.name), body=options)
         if answer.status not in {404, 409}:
             self._good(answer, kind, f"{kind.name} {key}")
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> Manifest | None:
         """Set both by a merge patch: an apply would try to create an object that has vanished.
@@ -224,7 +224,7 @@ class KubeCluster:
             The object as it is now; ``None`` where it is gone.
         """
         metadata = {"annotations": dict(annotations), **({"labels": dict(labels)} if labels else {})}
-        answer = await self._ask(
+        answer = await self._request(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER},
             body={"metadata": metadata}, content_type=_MERGE,
@@ -249,7 +249,7 @@ class KubeCluster:
 
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Read the kubelet's events about volumes; without the right to, nothing is known."""
-        answer = await self._ask(
+        answer = await self._request(
             "list", "GET", f"/api/v1/namespaces/{namespace}/events",
             query={"fieldSelector": "reason=FailedMount", "limit": str(PAGE)},
         )  # fmt: skip
@@ -257,10 +257,12 @@ class KubeCluster:
         items.sort(key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or ""))
         return {one["involvedObject"]["name"]: str(one.get("message", "")) for one in items}
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         """Create an event; nobody waits for it to succeed."""
         with suppress(OperatorError):
-            await self._ask("create", "POST", EVENT.path(manifest["metadata"]["namespace"]), body=manifest)
+            await self._request(
+                "create", "POST", EVENT.path(manifest["metadata"]["namespace"]), body=manifest
+            )
 
     # -- leases -----------------------------------------------------------
 
@@ -276,9 +278,9 @@ class KubeCluster:
         """
         key = _key(manifest)
         if "resourceVersion" in manifest["metadata"]:
-            answer = await self._ask("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
+            answer = await self._request("patch", "PUT", LEASE.path(key.namespace, key.name), body=manifest)
         else:
-            answer = await self._ask("create", "POST", LEASE.path(key.namespace), body=manifest)
+            answer = await self._request("create", "POST", LEASE.path(key.namespace), body=manifest)
         if answer.status in {404, 409}:
             return False
         return self._good(answer, LEASE, f"Lease {key}").is_good
@@ -287,7 +289,7 @@ class KubeCluster:
 
     async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
         """Patch an object (RFC 6902); false where it is gone, or not as the patch expects."""
-        answer = await self._ask(
+        answer = await self._request(
             "patch", "PATCH", kind.path(key.namespace, key.name),
             query={"fieldManager": names.FIELD_MANAGER}, body=list(operations), content_type=_JSON_PATCH,
         )  # fmt: skip
@@ -308,7 +310,7 @@ class KubeCluster:
         path = kind.path(key.namespace, key.name)
         live = await self.get(kind, key)
         if live is None:
-            raise Gone(f"{kind.name} {key}")
+            raise NotFoundOrConflict(f"{kind.name} {key}")
         where, wanted = _ports_of(manifest, live)
         await self._patch_json(kind, path, [{"op": "replace", "path": where, "value": wanted}])
         live = await self.get(kind, key)
@@ -322,17 +324,17 @@ class KubeCluster:
 
     async def _patch_json(self, kind: Kind, path: str, operations: list[Manifest]) -> None:
         query = {"fieldManager": names.REPAIR_MANAGER}
-        answer = await self._ask(
+        answer = await self._request(
             "patch", "PATCH", path, query=query, body=operations, content_type=_JSON_PATCH
         )
         self._good(answer, kind, path)
 
     def _good(self, answer: Answer, kind: Kind, what: str) -> Answer:
         if not answer.is_good:
-            raise failure(answer, kind, what)
+            raise error_from(answer, kind, what)
         return answer
 
-    async def _ask(
+    async def _request(
         self,
         verb: str,
         method: str,
@@ -345,7 +347,7 @@ class KubeCluster:
         """Send one request.
 
         Raises:
-            Retryable: There was no answer.
+            TransientError: There was no answer.
         """
         clock = asyncio.get_running_loop().time
         begun, code = clock(), "error"
@@ -356,11 +358,11 @@ class KubeCluster:
             code = code_class(answer.status)
         except (aiohttp.ClientError, OSError) as error:
             self._note_failure(error)
-            raise Retryable(f"{method} {path}: {self.trouble}") from error
+            raise TransientError(f"{method} {path}: {self.last_error}") from error
         finally:
             self._meter(verb, code, clock() - begun)
-        self.is_let_in = answer.is_good or (self.is_let_in and answer.status != 401)
-        self.trouble = "" if self.is_let_in else answer.message
+        self.is_authenticated = answer.is_good or (self.is_authenticated and answer.status != 401)
+        self.last_error = "" if self.is_authenticated else answer.message
         return answer
 
     async def _renewing(self, exchange: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -377,9 +379,9 @@ class KubeCluster:
         return self._credentials is not None and await self._credentials.renew()
 
     def _note_failure(self, error: Exception) -> None:
-        self.trouble = described(error)
+        self.last_error = described(error)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            self.is_let_in = False
+            self.is_authenticated = False
 
     async def _exchange(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, content_type: str

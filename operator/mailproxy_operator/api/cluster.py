@@ -54,8 +54,8 @@ class Applied:
 class Cluster(Protocol):
     """Where objects live.
 
-    Every method keeps its own deadline and raises ``Retryable`` when waiting
-    may help, ``Hopeless`` when it will not.
+    Every method keeps its own deadline and raises ``TransientError`` when waiting
+    may help, ``TerminalError`` when it will not.
     """
 
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
@@ -74,7 +74,7 @@ class Cluster(Protocol):
 
         Raises:
             NameConflict: An object of this name belongs to somebody else.
-            Gone: The manifest names a uid that the object no longer has.
+            NotFoundOrConflict: The manifest names a uid that the object no longer has.
             KindMissing: The cluster does not have this kind.
         """
 
@@ -91,7 +91,7 @@ class Cluster(Protocol):
             The MailProxy as it is now, where that is known.
         """
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> Manifest | None:
         """Set annotations, and labels, on an object, if it is still there.
@@ -106,5 +106,5 @@ class Cluster(Protocol):
     async def mount_failures(self, namespace: str) -> dict[str, str]:
         """Tell what could not be mounted lately: pod name to message."""
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         """Publish an event about a MailProxy; failing to do so is not an error."""

@@ -28,3 +28,7 @@ class KubeVersion:
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
+
+
+OLDEST = KubeVersion()
+"""The oldest version that is supported."""

@@ -36,7 +36,7 @@ class LeaseStore(Protocol):
         """Create or replace it; false when somebody else was first."""
 
 
-class Leadership:
+class LeaderElector:
     """One candidate.
 
     Args:

@@ -72,7 +72,7 @@ class WatchMonitor:
     def __init__(
         self, recorder: Recorder, login: Login, *, listed_again: Callable[[Kind], None] = lambda _: None
     ) -> None:
-        self.trouble = ""
+        self.last_error = ""
         self._recorder = recorder
         self._login = login
         self._listed_again = listed_again
@@ -121,7 +121,7 @@ class WatchMonitor:
             if found is not None:
                 self._known = found
                 return self._open(found)
-            self.trouble = "there are no credentials for the API server"
+            self.last_error = "there are no credentials for the API server"
 
     def _open(self, known: kopf.ConnectionInfo) -> kopf.AiohttpSession:
         trace = aiohttp.TraceConfig()
@@ -145,7 +145,7 @@ class WatchMonitor:
 
     def _new_context(self) -> ssl.SSLContext:
         if self._known is None:
-            raise OSError(self.trouble)
+            raise OSError(self.last_error)
         return self._known.as_ssl_context()
 
     # -- trace hooks ----------------------------------------------------------
@@ -171,7 +171,7 @@ class WatchMonitor:
         status = int(request.response.status)
         self._recorder.requested(context.verb, code_class(status), _now() - context.begun)
         if status < 400 or status == UNAUTHORIZED:
-            self.trouble = "" if status < 400 else CREDENTIALS
+            self.last_error = "" if status < 400 else CREDENTIALS
         if context.verb == "watch" and status >= 400:
             self._ended(request.url, EXPIRED if status == GONE else FAILED)
 
@@ -190,13 +190,13 @@ class WatchMonitor:
         self._recorder.watch_restarted(reason)
         self._watched_since.pop(url.path, None)
 
-    def _not_accepted(self, trouble: str) -> None:
+    def _not_accepted(self, last_error: str) -> None:
         """Report why, and read the kubeconfig again: it may name another authority by now."""
-        self.trouble = trouble
+        self.last_error = last_error
         if _now() - self._read_at < RENEW_SECONDS:
             return
         self._read_at = _now()
-        _log.warning("watching: %s", trouble)
+        _log.warning("watching: %s", last_error)
         try:
             self._known = self._login(**self._keywords) or self._known
         except Exception as error:  # whatever the login raises: this one goes on with what it has

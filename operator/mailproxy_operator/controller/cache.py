@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.client import KubeCluster
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.cluster import NO_LABELS, Applied, Key, RunningConfig
 from mailproxy_operator.api.kinds import MAIL_PROXY, POD, Kind, Manifest, is_controlled_by, kind_of, uid_of
 from mailproxy_operator.api.kube_version import KubeVersion
-from mailproxy_operator.errors import Gone, NameConflict
+from mailproxy_operator.errors import NameConflict, NotFoundOrConflict
 
 NEVER_A_VERSION = "1"
 """No object has this resource version: an apply that names it creates an object, or fails with a conflict."""
@@ -35,7 +35,7 @@ class Cache:
         cluster: The API server.
     """
 
-    def __init__(self, cluster: KubeCluster) -> None:
+    def __init__(self, cluster: KubeClient) -> None:
         self._cluster = cluster
         self._indexes: Mapping[Kind, Index] = {}
         self._written: dict[tuple[Kind, Key], dict[str, Manifest]] = {}
@@ -182,7 +182,7 @@ class Cache:
             return await self._cluster.apply(
                 {**manifest, "metadata": {**metadata, "resourceVersion": NEVER_A_VERSION}}
             )
-        except Gone:
+        except NotFoundOrConflict:
             live = await self._cluster.get(kind, Key(metadata["namespace"], metadata["name"]))
             if live is None:  # it has been deleted meanwhile
                 return await self._cluster.apply(manifest)
@@ -203,11 +203,11 @@ class Cache:
         await self._cluster.delete(manifest)
         self.deleted(manifest)
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> Manifest | None:
         """Set annotations and labels of an object."""
-        patched = await self._cluster.annotate(kind, key, annotations, labels=labels)
+        patched = await self._cluster.patch_annotations(kind, key, annotations, labels=labels)
         if patched is not None:
             self.remember(patched)
         return patched
@@ -226,9 +226,9 @@ class Cache:
         """Return what could not be mounted lately, by pod."""
         return await self._cluster.mount_failures(namespace)
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         """Create an event."""
-        await self._cluster.announce(manifest)
+        await self._cluster.create_event(manifest)
 
 
 def slim(body: Mapping[str, Any]) -> Manifest:

@@ -23,7 +23,14 @@ from mailproxy_operator.api.kinds import (
     kind_of,
     uid_of,
 )
-from mailproxy_operator.errors import Finding, Gone, Hopeless, KindMissing, NameConflict, Retryable
+from mailproxy_operator.errors import (
+    ConditionCause,
+    KindMissing,
+    NameConflict,
+    NotFoundOrConflict,
+    TerminalError,
+    TransientError,
+)
 
 _Name = tuple[Kind, str]
 
@@ -33,11 +40,11 @@ class _Entry:
     """One apply: what was rendered, what the object looked like afterwards, what was said about it."""
 
     digest: str
-    mark: str
+    fingerprint: str
     warnings: tuple[str, ...]
 
 
-class Ledger:
+class AppliedCache:
     """What was applied lately, so that a reconcile with nothing to do writes nothing.
 
     It is a memory, not a truth: an object is written again when the live one
@@ -66,19 +73,19 @@ class Ledger:
         entry = self._entries.get(key, {}).get(name)
         return entry.digest if entry else None
 
-    def is_as_left(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
+    def unchanged_since_apply_of(self, key: Key, name: _Name, digest: str, live: Manifest) -> bool:
         """Tell whether this very rendering was applied and nobody has touched the object since."""
         entry = self._entries.get(key, {}).get(name)
-        return entry is not None and (entry.digest, entry.mark) == (digest, _mark(live))
+        return entry is not None and (entry.digest, entry.fingerprint) == (digest, _fingerprint(live))
 
-    def is_last_seen(self, key: Key, name: _Name, live: Manifest) -> bool:
+    def unchanged_since_apply(self, key: Key, name: _Name, live: Manifest) -> bool:
         """Tell whether an object is just as the last apply made it, whatever is rendered now."""
         entry = self._entries.get(key, {}).get(name)
-        return entry is not None and entry.mark == _mark(live)
+        return entry is not None and entry.fingerprint == _fingerprint(live)
 
     def note(self, key: Key, name: _Name, digest: str, applied: Applied) -> None:
         """Remember an apply and what came of it."""
-        entry = _Entry(digest, _mark(applied.manifest), applied.warnings)
+        entry = _Entry(digest, _fingerprint(applied.manifest), applied.warnings)
         self._entries.setdefault(key, {})[name] = entry
 
     def warnings(self, key: Key) -> tuple[str, ...]:
@@ -87,7 +94,7 @@ class Ledger:
         return tuple(dict.fromkeys(found))
 
 
-def _mark(live: Manifest) -> str:
+def _fingerprint(live: Manifest) -> str:
     """What changes when somebody changes the object; its status does not count.
 
     A generation grows with the spec alone, so what else we write is looked at by itself.  Some kinds
@@ -112,9 +119,9 @@ class Children:
         lacking: Kinds that were wanted, and that the cluster does not have.
     """
 
-    def __init__(self, cluster: Cluster, ledger: Ledger, key: Key, uid: str) -> None:
+    def __init__(self, cluster: Cluster, ledger: AppliedCache, key: Key, uid: str) -> None:
         self._cluster = cluster
-        self._ledger = ledger
+        self._applied = ledger
         self._key = key
         self._uid = uid
         self._live: dict[_Name, Manifest] = {}
@@ -151,7 +158,7 @@ class Children:
         """
         await self._apply(manifest)
 
-    async def apply(self, manifests: Sequence[Manifest]) -> Finding | None:
+    async def apply(self, manifests: Sequence[Manifest]) -> ConditionCause | None:
         """Apply what is not as it should be.
 
         Args:
@@ -161,20 +168,20 @@ class Children:
             Why not, where waiting will not help.
 
         Raises:
-            Retryable: It may work later.
+            TransientError: It may work later.
         """
         self._wanted = {(kind_of(manifest), manifest["metadata"]["name"]) for manifest in manifests}
-        self._ledger.keep_only(self._key, self._wanted)
+        self._applied.keep_only(self._key, self._wanted)
         try:
             await self._find_foreign(manifests)
             for manifest in manifests:
                 await self._apply(manifest)
         except NameConflict as foreign:
-            return Finding("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
-        except Hopeless as refusal:
-            return Finding(refusal.reason, str(refusal))
-        except Gone as vanished:
-            raise Retryable(str(vanished), delay=1.0) from vanished
+            return ConditionCause("NameConflict", f"{foreign} exists and does not belong to this MailProxy")
+        except TerminalError as refusal:
+            return ConditionCause(refusal.reason, str(refusal))
+        except NotFoundOrConflict as vanished:
+            raise TransientError(str(vanished), delay=1.0) from vanished
         return None
 
     async def _find_foreign(self, manifests: Iterable[Manifest]) -> None:
@@ -196,7 +203,7 @@ class Children:
     async def _apply(self, manifest: Manifest) -> None:
         kind, name = kind_of(manifest), manifest["metadata"]["name"]
         digest, live = _digest(manifest), self._live.get((kind, name))
-        if live is not None and self._ledger.is_as_left(self._key, (kind, name), digest, live):
+        if live is not None and self._applied.unchanged_since_apply_of(self._key, (kind, name), digest, live):
             return
         if live is not None:
             manifest = {**manifest, "metadata": {**manifest["metadata"], "uid": uid_of(live)}}
@@ -206,11 +213,11 @@ class Children:
         except KindMissing:
             self.lacking.add(kind.name)
             return
-        is_changed = live is None or _mark(live) != _mark(applied.manifest)
-        if is_changed and self._ledger.wanted(self._key, (kind, name)) == digest:
+        is_changed = live is None or _fingerprint(live) != _fingerprint(applied.manifest)
+        if is_changed and self._applied.wanted(self._key, (kind, name)) == digest:
             self.drifted.append(kind.name)
         self._live[kind, name] = applied.manifest
-        self._ledger.note(self._key, (kind, name), digest, applied)
+        self._applied.note(self._key, (kind, name), digest, applied)
 
     async def _hand_over_replicas(self, manifest: Manifest, live: Manifest) -> None:
         """Keep the number of pods while an autoscaler takes over: leaving it out would make it 1."""

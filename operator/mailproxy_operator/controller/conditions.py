@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mailproxy_operator.controller.observed import Observed, Pod
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 
 HOPELESS = frozenset({"InvalidSpec", "ListenerConflict", "NameConflict", "InvalidPodFields", "Forbidden"})
 """Reasons of ``Accepted=False``; waiting helps with none of them."""
@@ -39,9 +39,9 @@ class Facts:
     config_hash: str = ""
     paused: bool = False
     has_references: bool = False
-    refused: Finding | None = None
-    retrying: Finding | None = None
-    sysctl_refused: Finding | None = None
+    refused: ConditionCause | None = None
+    retrying: ConditionCause | None = None
+    sysctl_refused: ConditionCause | None = None
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -55,7 +55,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class ConditionState:
     """One condition's status, reason and message."""
 
     status: str
@@ -68,7 +68,7 @@ class Judgement:
         return self.status == _TRUE
 
 
-def judged(facts: Facts) -> dict[str, Judgement]:
+def evaluate_conditions(facts: Facts) -> dict[str, ConditionState]:
     """Judge all seven conditions."""
     found = {
         "Accepted": _accepted(facts),
@@ -83,7 +83,11 @@ def judged(facts: Facts) -> dict[str, Judgement]:
 
 
 def conditions(
-    found: Mapping[str, Judgement], *, generation: int, previous: Iterable[Mapping[str, object]], now: str
+    found: Mapping[str, ConditionState],
+    *,
+    generation: int,
+    previous: Iterable[Mapping[str, object]],
+    now: str,
 ) -> list[dict[str, object]]:
     """Write judgements as Kubernetes conditions.
 
@@ -125,31 +129,31 @@ def _runs(pod: Pod, config_hash: str) -> bool:
     return pod.running is not None and pod.running.hash == config_hash and not pod.running.last_error
 
 
-def _accepted(facts: Facts) -> Judgement:
+def _accepted(facts: Facts) -> ConditionState:
     if facts.refused:
-        return Judgement(_FALSE, facts.refused.reason, facts.refused.message)
+        return ConditionState(_FALSE, facts.refused.reason, facts.refused.message)
     told = ["the configuration is valid and every object was applied"]
     told += [f"note: {notice}" for notice in facts.notices]
     told += [f"the API server warns: {warning}" for warning in facts.warnings]
-    return Judgement(_TRUE, "Accepted", "; ".join(told))
+    return ConditionState(_TRUE, "Accepted", "; ".join(told))
 
 
-def _resolved_refs(facts: Facts) -> Judgement:
+def _resolved_refs(facts: Facts) -> ConditionState:
     current = [pod for pod in facts.observed.pods if pod.is_of_template and not pod.is_terminating]
     for pod in current:
         message = facts.observed.mount_failures.get(pod.name)
         if message and not pod.has_started:
-            return Judgement(_FALSE, _mount_reason(message), message)
+            return ConditionState(_FALSE, _mount_reason(message), message)
     broken = next(
         (pod for pod in current if pod.running and _names_certificate(pod.running.last_error)), None
     )
     if broken and broken.running:
-        return Judgement(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
+        return ConditionState(_FALSE, "InvalidCertificate", f"pod {broken.name}: {broken.running.last_error}")
     if not facts.needs_pods:
-        return Judgement(_TRUE, "ResolvedRefs", "there are no pods that would mount anything")
+        return ConditionState(_TRUE, "ResolvedRefs", "there are no pods that would mount anything")
     if facts.has_references and not any(pod.has_started for pod in current):
-        return Judgement(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
-    return Judgement(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
+        return ConditionState(_UNKNOWN, "NotYetMounted", "no pod of the current template has started yet")
+    return ConditionState(_TRUE, "ResolvedRefs", "every Secret and ConfigMap referred to was mounted")
 
 
 _MOUNT_REASONS = (
@@ -171,21 +175,21 @@ def _names_certificate(error: str) -> bool:
     return bool(re.search(r"certificate|private key", error, re.IGNORECASE))
 
 
-def _available(facts: Facts) -> Judgement:
+def _available(facts: Facts) -> ConditionState:
     workload = facts.observed.workload
     if facts.mode == "Sidecar":
         return _carried(facts)
     if workload is None:
-        return Judgement(_FALSE, "PodsNotReady", "there is no workload yet")
+        return ConditionState(_FALSE, "PodsNotReady", "there is no workload yet")
     if workload.desired == 0 and workload.is_per_node:
-        return Judgement(_FALSE, "NoNodes", _NO_NODES)
+        return ConditionState(_FALSE, "NoNodes", _NO_NODES)
     if workload.desired == 0:
-        return Judgement(_TRUE, "ScaledToZero", "no pods are wanted")
+        return ConditionState(_TRUE, "ScaledToZero", "no pods are wanted")
     numbers = f"{workload.available} of {workload.desired} pods are available"
     if workload.is_available:
-        return Judgement(_TRUE, "MinimumReplicasAvailable", numbers)
-    cause = _cause_of_unavailability(facts) or Finding("PodsNotReady", numbers)
-    return Judgement(_FALSE, cause.reason, cause.message)
+        return ConditionState(_TRUE, "MinimumReplicasAvailable", numbers)
+    cause = _cause_of_unavailability(facts) or ConditionCause("PodsNotReady", numbers)
+    return ConditionState(_FALSE, cause.reason, cause.message)
 
 
 _NO_NODES = (
@@ -194,19 +198,19 @@ _NO_NODES = (
 )
 
 
-def _carried(facts: Facts) -> Judgement:
+def _carried(facts: Facts) -> ConditionState:
     """Judge a sidecar: its pods are others', and get it only when they are created."""
     without = facts.observed.without_sidecar
     staying = [pod for pod in facts.observed.pods if not pod.is_terminating]
     numbers = _carriers(staying)
     if without:
-        return Judgement(_FALSE, "SidecarMissing", f"{_missing(without)}; {numbers}")
+        return ConditionState(_FALSE, "SidecarMissing", f"{_missing(without)}; {numbers}")
     if not staying:
-        return Judgement(_TRUE, "SidecarMode", "no pod asks for it so far")
+        return ConditionState(_TRUE, "SidecarMode", "no pod asks for it so far")
     if not any(pod.is_ready for pod in staying):
-        cause = _trouble_of_pods(staying) or Finding("PodsNotReady", numbers)
-        return Judgement(_FALSE, cause.reason, cause.message)
-    return Judgement(_TRUE, "SidecarMode", numbers)
+        cause = _trouble_of_pods(staying) or ConditionCause("PodsNotReady", numbers)
+        return ConditionState(_FALSE, cause.reason, cause.message)
+    return ConditionState(_TRUE, "SidecarMode", numbers)
 
 
 def _carriers(staying: Sequence[Pod]) -> str:
@@ -225,75 +229,79 @@ def _missing(without: Sequence[str]) -> str:
     return f"{asking} without: {named}; {advice}"
 
 
-def _cause_of_unavailability(facts: Facts) -> Finding | None:
+def _cause_of_unavailability(facts: Facts) -> ConditionCause | None:
     failures = facts.observed.workload.failures if facts.observed.workload else {}
     if "ReplicaFailure" in failures:
-        return Finding("PodsRefused", failures["ReplicaFailure"].message)
+        return ConditionCause("PodsRefused", failures["ReplicaFailure"].message)
     cause = _trouble_of_pods([pod for pod in facts.observed.pods if not pod.is_terminating])
     if "Progressing" in failures and (cause is None or cause.reason == "PodsNotReady"):
-        return Finding("ProgressDeadlineExceeded", failures["Progressing"].message)
+        return ConditionCause("ProgressDeadlineExceeded", failures["Progressing"].message)
     return cause
 
 
-def _trouble_of_pods(pods: Sequence[Pod]) -> Finding | None:
+def _trouble_of_pods(pods: Sequence[Pod]) -> ConditionCause | None:
     """Find out why pods do not start: of the known causes, first what only people can mend."""
     causes = [cause for cause in map(_trouble_of_pod, pods) if cause is not None]
     return min(causes, key=lambda one: one.reason == "PodsNotReady", default=None)
 
 
-def _trouble_of_pod(pod: Pod) -> Finding | None:
+def _trouble_of_pod(pod: Pod) -> ConditionCause | None:
     if pod.unscheduled:
-        return Finding("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
+        return ConditionCause("Unschedulable", f"pod {pod.name}: {pod.unscheduled.message}")
     if pod.waiting is None:
         return None
     if pod.waiting.reason in _IMAGE_TROUBLE:
-        return Finding("ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}")
-    return Finding("PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip())
+        return ConditionCause(
+            "ImagePullFailed", f"pod {pod.name}: {pod.waiting.message or pod.waiting.reason}"
+        )
+    return ConditionCause(
+        "PodsNotReady", f"pod {pod.name}: {pod.waiting.reason} {pod.waiting.message}".strip()
+    )
 
 
-def _config_synced(facts: Facts) -> Judgement:
+def _config_synced(facts: Facts) -> ConditionState:
     if not facts.needs_pods:
-        return Judgement(_TRUE, "AllPodsSynced", "no pods are wanted")
+        return ConditionState(_TRUE, "AllPodsSynced", "no pods are wanted")
     ready = [pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]
     refusing = _refusing(ready)
     if refusing:
-        return Judgement(_FALSE, refusing.reason, refusing.message)
+        return ConditionState(_FALSE, refusing.reason, refusing.message)
     silent = [pod.name for pod in ready if pod.running is None]
     if silent:
-        return Judgement(
+        return ConditionState(
             _UNKNOWN, "PodsUnreachable", f"no answer from the admin endpoint of {', '.join(silent)}"
         )
     count = synced(ready, facts.config_hash)
     numbers = f"{count} of {len(ready)} ready pods run configuration {facts.config_hash[:12]}"
     if ready and count == len(ready):
-        return Judgement(_TRUE, "AllPodsSynced", numbers)
-    return Judgement(_FALSE, "ConfigPropagating", numbers)
+        return ConditionState(_TRUE, "AllPodsSynced", numbers)
+    return ConditionState(_FALSE, "ConfigPropagating", numbers)
 
 
-def _refusing(pods: Sequence[Pod]) -> Finding | None:
+def _refusing(pods: Sequence[Pod]) -> ConditionCause | None:
     for pod in pods:
         if pod.running and pod.running.last_error:
-            return Finding(
+            return ConditionCause(
                 "ConfigRejected", f"pod {pod.name} kept its configuration: {pod.running.last_error}"
             )
     return None
 
 
-def _stalled(facts: Facts) -> Judgement:
+def _stalled(facts: Facts) -> ConditionState:
     for check in _STALLS:
         finding = check(facts)
         if finding:
-            return Judgement(_TRUE, finding.reason, finding.message)
-    return Judgement(_FALSE, "NotStalled", "nothing has to be changed by hand")
+            return ConditionState(_TRUE, finding.reason, finding.message)
+    return ConditionState(_FALSE, "NotStalled", "nothing has to be changed by hand")
 
 
-def _deadline_exceeded(facts: Facts) -> Finding | None:
+def _deadline_exceeded(facts: Facts) -> ConditionCause | None:
     workload = facts.observed.workload
     finding = workload.failures.get("Progressing") if workload else None
-    return Finding("ProgressDeadlineExceeded", finding.message) if finding else None
+    return ConditionCause("ProgressDeadlineExceeded", finding.message) if finding else None
 
 
-_STALLS: tuple[Callable[[Facts], Finding | None], ...] = (
+_STALLS: tuple[Callable[[Facts], ConditionCause | None], ...] = (
     lambda facts: facts.refused,
     lambda facts: facts.sysctl_refused,
     lambda facts: _refusing([pod for pod in facts.observed.pods if pod.is_ready and not pod.is_terminating]),
@@ -301,19 +309,19 @@ _STALLS: tuple[Callable[[Facts], Finding | None], ...] = (
 )
 
 
-def _reconciling(facts: Facts, found: Mapping[str, Judgement]) -> Judgement:
+def _reconciling(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
     if facts.paused:
-        return Judgement(_FALSE, "Paused", "spec.paused is true: only the status is written")
+        return ConditionState(_FALSE, "Paused", "spec.paused is true: only the status is written")
     if found["Stalled"].holds:
-        return Judgement(_FALSE, "Settled", "waiting will not help; see Stalled")
+        return ConditionState(_FALSE, "Settled", "waiting will not help; see Stalled")
     if facts.retrying:
-        return Judgement(_TRUE, "Retrying", facts.retrying.message)
+        return ConditionState(_TRUE, "Retrying", facts.retrying.message)
     workload = facts.observed.workload
     if facts.mode != "Sidecar" and (workload is None or not workload.is_rolled_out):
-        return Judgement(_TRUE, "RollingOut", _progress(facts))
+        return ConditionState(_TRUE, "RollingOut", _progress(facts))
     if found["ConfigSynced"].reason == "ConfigPropagating":
-        return Judgement(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
-    return Judgement(_FALSE, "Settled", "everything is as the resource wants it")
+        return ConditionState(_TRUE, "ConfigPropagating", found["ConfigSynced"].message)
+    return ConditionState(_FALSE, "Settled", "everything is as the resource wants it")
 
 
 def _progress(facts: Facts) -> str:
@@ -326,14 +334,14 @@ def _progress(facts: Facts) -> str:
     return f"{numbers}; {cause.message}" if cause else numbers
 
 
-def _ready(facts: Facts, found: Mapping[str, Judgement]) -> Judgement:
+def _ready(facts: Facts, found: Mapping[str, ConditionState]) -> ConditionState:
     stalled = found["Stalled"]
     for name in ("Accepted", "Stalled", "ResolvedRefs", "Available", "ConfigSynced"):
         one = found[name]
         if name == "Stalled" and stalled.holds:
-            return Judgement(_FALSE, stalled.reason, stalled.message)
+            return ConditionState(_FALSE, stalled.reason, stalled.message)
         if name != "Stalled" and not one.holds:
-            return Judgement(one.status, one.reason, one.message)
+            return ConditionState(one.status, one.reason, one.message)
     if not facts.needs_pods:
-        return Judgement(_TRUE, "Ready", found["Available"].message)
-    return Judgement(_TRUE, "Ready", "clients are served with the wanted configuration")
+        return ConditionState(_TRUE, "Ready", found["Available"].message)
+    return ConditionState(_TRUE, "Ready", "clients are served with the wanted configuration")

@@ -40,7 +40,7 @@ class ConfigPoll:
     """
 
     def __init__(self, ask: Ask, changed: Callable[[Key], None]) -> None:
-        self._ask = ask
+        self._request = ask
         self._changed = changed
         self._known: dict[Key, list[_Polled]] = {}
 
@@ -68,7 +68,7 @@ class ConfigPoll:
 
     async def _look(self, key: Key, polled: _Polled, gate: asyncio.Semaphore) -> None:
         try:
-            answer = await self._ask(polled.pod)
+            answer = await self._request(polled.pod)
         finally:
             gate.release()
         is_known = any(one is polled for one in self._known.get(key, ()))

@@ -16,7 +16,7 @@ from typing import Any
 
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller.observed import Observed
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import refused_sysctls
 from mailproxy_operator.render.sysctls import PORT_START
 
@@ -53,7 +53,7 @@ def refused_pods(pods: Sequence[Manifest]) -> list[Manifest]:
     return [pod for pod in refused if "deletionTimestamp" not in pod["metadata"]][:MAX_DELETED]
 
 
-def finding(refused: frozenset[str]) -> Finding | None:
+def finding(refused: frozenset[str]) -> ConditionCause | None:
     """Say what was refused and what to do about it."""
     if not refused:
         return None
@@ -62,4 +62,6 @@ def finding(refused: frozenset[str]) -> Finding | None:
     if PORT_START in refused:
         # Pods that cannot listen are started again with the kubelet's pauses; nobody replaces them.
         advice = "use portStrategy: HighPort, which needs no sysctl"
-    return Finding(REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}")
+    return ConditionCause(
+        REFUSAL, f"nodes refuse the sysctl {listed}; it is left out, running pods stay; {advice}"
+    )

@@ -21,7 +21,7 @@ from mailproxy_operator.controller import forbidden_sysctls
 from mailproxy_operator.controller.cache import Cache, slim
 from mailproxy_operator.controller.config_poll import Ask, ConfigPoll
 from mailproxy_operator.controller.reconciler import Outcome, Reconciler
-from mailproxy_operator.controller.work_queue import Told, WorkQueue
+from mailproxy_operator.controller.work_queue import Recorder, WorkQueue
 from mailproxy_operator.errors import OperatorError
 
 SETTLE_SECONDS = 0.2
@@ -48,13 +48,13 @@ class EventHandlers:
         poll: Asks running pods regularly.
     """
 
-    def __init__(self, reconciler: Reconciler, cache: Cache, *, told: Told, ask: Ask) -> None:
-        self.queue = WorkQueue(self._work, told=told)
+    def __init__(self, reconciler: Reconciler, cache: Cache, *, recorder: Recorder, ask: Ask) -> None:
+        self.queue = WorkQueue(self._work, recorder=recorder)
         self.poll = ConfigPoll(ask, self.enqueue)
         self._reconciler = reconciler
         self._cache = cache
         self._seen: dict[Key, object] = {}
-        self._tripping: set[Key] = set()
+        self._removing_sysctls: set[Key] = set()
 
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Attach an event handler for each kind."""
@@ -79,7 +79,7 @@ class EventHandlers:
 
     def enqueue(self, key: Key) -> None:
         """Have a resource reconciled soon."""
-        self.queue.wake(key, SETTLE_SECONDS)
+        self.queue.enqueue(key, SETTLE_SECONDS)
 
     def changed(self, kind: Kind, manifest: Manifest, *, is_deleted: bool) -> None:
         """Handle an event of a watch."""
@@ -97,7 +97,11 @@ class EventHandlers:
         metadata = manifest["metadata"]
         for name in names.owners_of(metadata.get("labels") or {}):
             key = Key(str(metadata["namespace"]), name)
-            if is_deleted or kind in _WITH_STATUS or not self._reconciler.is_as_left(key, kind, manifest):
+            if (
+                is_deleted
+                or kind in _WITH_STATUS
+                or not self._reconciler.unchanged_since_apply(key, kind, manifest)
+            ):
                 self.enqueue(key)
 
     def resource_changed(self, metadata: Mapping[str, Any], *, is_deleted: bool) -> None:
@@ -110,23 +114,23 @@ class EventHandlers:
             self._seen.pop(key, None)
         else:
             self._seen[key] = state
-        self.queue.wake(key, urgent=True)
+        self.queue.enqueue(key, reset_backoff=True)
 
     async def pod_refused(self, pod: Manifest) -> None:
         """Leave out at once what a node has refused a pod for: it is replaced without any pause."""
         for name in names.owners_of(pod["metadata"].get("labels") or {}):
             key = Key(str(pod["metadata"]["namespace"]), name)
-            if key in self._tripping:
+            if key in self._removing_sysctls:
                 continue
-            self._tripping.add(key)
+            self._removing_sysctls.add(key)
             try:
-                if await self._reconciler.trip(key, pod):
+                if await self._reconciler.remove_forbidden_sysctls(key, pod):
                     message = pod["status"]["message"]
                     _log.warning("%s: nodes refuse a sysctl, it is left out: %s", key, message)
             except OperatorError as failure:
                 _log.warning("%s: a refused sysctl could not be left out: %s", key, failure)
             finally:
-                self._tripping.discard(key)
+                self._removing_sysctls.discard(key)
 
     def resync(self, *, spread: float) -> None:
         """Have every resource reconciled.
@@ -137,7 +141,7 @@ class EventHandlers:
         resources = [one["metadata"] for one in self._cache.resources()]
         found = {Key(one["namespace"], one["name"]) for one in resources}
         for key in found | self._seen.keys():
-            self.queue.wake(key, random.uniform(0, spread))  # noqa: S311  no secret
+            self.queue.enqueue(key, random.uniform(0, spread))  # noqa: S311  no secret
         for key in self._seen.keys() - found:
             del self._seen[key]
 

@@ -11,7 +11,7 @@ from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import POD, Manifest
 from mailproxy_operator.controller.observe import addresses, running_configs, unscheduled
 from mailproxy_operator.controller.observed import Observed, Pod
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.sidecar.inject import carries
@@ -19,7 +19,7 @@ from mailproxy_operator.sidecar.inject import carries
 _OVER = frozenset({"Succeeded", "Failed"})
 
 
-async def gather_carriers(
+async def observe_injected_pods(
     cluster: Cluster, key: Key, plan: Plan | None, service: Mapping[str, Any] | None
 ) -> tuple[Observed, list[Manifest]]:
     """Look at the pods that ask for a MailProxy as a sidecar.
@@ -70,7 +70,7 @@ def _pod(pod: Mapping[str, Any], wanted: str, running: RunningConfig | None) -> 
         is_ready=bool(container.get("ready")),
         is_terminating="deletionTimestamp" in metadata,
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
-        waiting=Finding(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
         unscheduled=unscheduled(status),
         running=running,
     )

@@ -11,13 +11,13 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, POD, Manifest
 from mailproxy_operator.controller.observed import Observed, Pod, Workload
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 
 MAX_ASKED_AT_ONCE = 10
 MAX_ADDRESSES = 16
 
 
-async def gather(
+async def observe(
     cluster: Cluster,
     key: Key,
     workload: Mapping[str, Any] | None,
@@ -79,12 +79,12 @@ async def running_configs(cluster: Cluster, pods: Sequence[Manifest]) -> list[Ru
     return list(await asyncio.gather(*(ask(pod) for pod in pods)))
 
 
-def unscheduled(status: Mapping[str, Any]) -> Finding | None:
+def unscheduled(status: Mapping[str, Any]) -> ConditionCause | None:
     """Find out why the scheduler has found no node for a pod, from the pod's status."""
     for one in status.get("conditions") or []:
         if (one.get("type"), one.get("status")) == ("PodScheduled", "False"):
             reason = str(one.get("reason") or "Unschedulable")
-            return Finding(reason, str(one.get("message") or reason))
+            return ConditionCause(reason, str(one.get("message") or reason))
     return None
 
 
@@ -141,15 +141,15 @@ def _may_be_unavailable(spec: Mapping[str, Any]) -> int:
     return allowed if isinstance(allowed, int) else 0
 
 
-def _failures(status: Mapping[str, Any]) -> dict[str, Finding]:
-    found: dict[str, Finding] = {}
+def _failures(status: Mapping[str, Any]) -> dict[str, ConditionCause]:
+    found: dict[str, ConditionCause] = {}
     for one in status.get("conditions") or []:
         failing = (one.get("type"), one.get("status")) in {
             ("ReplicaFailure", "True"),
             ("Progressing", "False"),
         }
         if failing:
-            found[one["type"]] = Finding(one.get("reason", ""), one.get("message", ""))
+            found[one["type"]] = ConditionCause(one.get("reason", ""), one.get("message", ""))
     return found
 
 
@@ -169,8 +169,8 @@ def _pod(pod: Mapping[str, Any], wanted_template: str, running: RunningConfig | 
         is_ready=is_ready,
         is_terminating="deletionTimestamp" in pod["metadata"],
         has_started="running" in state or "terminated" in state or bool(container.get("restartCount")),
-        waiting=Finding(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
+        waiting=ConditionCause(waiting.get("reason", ""), waiting.get("message", "")) if waiting else None,
         unscheduled=unscheduled(status),
-        failed=Finding(status.get("reason", ""), status.get("message", "")) if failed else None,
+        failed=ConditionCause(status.get("reason", ""), status.get("message", "")) if failed else None,
         running=running,
     )

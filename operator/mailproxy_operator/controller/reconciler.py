@@ -18,12 +18,12 @@ from mailproxy_operator.api import names
 from mailproxy_operator.api.cluster import Cluster, Key, RunningConfig
 from mailproxy_operator.api.kinds import DEPLOYMENT, MAIL_PROXY, POD, WORKLOADS, Kind, Manifest, kind_of
 from mailproxy_operator.controller import forbidden_sysctls, status
-from mailproxy_operator.controller.children import Children, Ledger
-from mailproxy_operator.controller.injected_pods import gather_carriers
-from mailproxy_operator.controller.observe import can_be_asked, gather, is_made_by_workload
+from mailproxy_operator.controller.children import AppliedCache, Children
+from mailproxy_operator.controller.injected_pods import observe_injected_pods
+from mailproxy_operator.controller.observe import can_be_asked, is_made_by_workload, observe
 from mailproxy_operator.controller.observed import Observed
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.errors import Finding, OperatorError, Retryable
+from mailproxy_operator.errors import ConditionCause, OperatorError, TransientError
 from mailproxy_operator.render import Plan, planned, render
 from mailproxy_operator.render.plan import SIDECAR
 from mailproxy_operator.settings import Platform
@@ -50,8 +50,8 @@ class Outcome:
     """
 
     is_gone: bool = False
-    refused: Finding | None = None
-    failed: Retryable | None = None
+    refused: ConditionCause | None = None
+    failed: TransientError | None = None
     again_after: float | None = None
     status: Manifest = field(default_factory=dict)
     drifted: tuple[str, ...] = ()
@@ -67,8 +67,8 @@ class _Run:
     body: Manifest
     resource: Resource | None = None
     plan: Plan | None = None
-    refused: Finding | None = None
-    failed: Retryable | None = None
+    refused: ConditionCause | None = None
+    failed: TransientError | None = None
     paused: bool = False
     drifted: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
@@ -94,34 +94,34 @@ class Reconciler:
         self._cluster = cluster
         self._platform = platform
         self._now = now
-        self._ledger = Ledger()
+        self._applied = AppliedCache()
 
-    def is_as_left(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
+    def unchanged_since_apply(self, key: Key, kind: Kind, manifest: Manifest) -> bool:
         """Tell whether an object is just as our last apply made it."""
-        return self._ledger.is_last_seen(key, (kind, manifest["metadata"]["name"]), manifest)
+        return self._applied.unchanged_since_apply(key, (kind, manifest["metadata"]["name"]), manifest)
 
     async def reconcile(self, key: Key) -> Outcome:
         """Bring one resource's objects and status up to date."""
         body = await self._cluster.get(MAIL_PROXY, key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            self._ledger.forget(key)
+            self._applied.forget(key)
             return Outcome(is_gone=True)
-        children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         await children.read()
         run = self._decided(key, body, children)
         await self._try_with_one_pod(run, children)
         await self._carry_out(run, children)
-        observed, pods = await self._seen(run, children)
-        await self._trip(run, children, observed, pods)
-        await self._finish(run, children, observed, pods)
-        outcome = await self._report(run, observed)
+        observed, pods = await self._observe(run, children)
+        await self._handle_forbidden_sysctls(run, children, observed, pods)
+        await self._prune_and_annotate(run, children, observed, pods)
+        outcome = await self._update_status(run, observed)
         return replace(outcome, answers=_answers(observed, pods))
 
-    async def _seen(self, run: _Run, children: Children) -> tuple[Observed, list[Manifest]]:
+    async def _observe(self, run: _Run, children: Children) -> tuple[Observed, list[Manifest]]:
         if _mode(run) == SIDECAR:
-            return await gather_carriers(self._cluster, run.key, run.plan, children.service())
+            return await observe_injected_pods(self._cluster, run.key, run.plan, children.service())
         workload = children.workload(_mode(run))
-        return await gather(self._cluster, run.key, workload, children.service())
+        return await observe(self._cluster, run.key, workload, children.service())
 
     def _decided(self, key: Key, body: Manifest, children: Children) -> _Run:
         """Read the resource and plan its objects, as far as it can be read."""
@@ -150,11 +150,11 @@ class Reconciler:
             return
         try:
             run.refused = await children.apply(render(run.plan))
-        except Retryable as failure:
+        except TransientError as failure:
             run.failed = failure
         run.drifted, run.lacking = tuple(children.drifted), tuple(sorted(children.lacking))
 
-    async def trip(self, key: Key, pod: Manifest) -> bool:
+    async def remove_forbidden_sysctls(self, key: Key, pod: Manifest) -> bool:
         """Leave out at once what a node has refused a pod for; a reconcile does the rest.
 
         Args:
@@ -171,7 +171,7 @@ class Reconciler:
         refused = forbidden_sysctls.refused_by(pod)
         if not refused or body is None or "deletionTimestamp" in body["metadata"]:
             return False
-        children = Children(self._cluster, self._ledger, key, body["metadata"]["uid"])
+        children = Children(self._cluster, self._applied, key, body["metadata"]["uid"])
         run = self._decided(key, body, children)
         if run.plan is None or run.resource is None or run.paused or not run.plan.has_workload:
             return False
@@ -187,7 +187,9 @@ class Reconciler:
                 await children.apply_one(manifest)
         return True
 
-    async def _trip(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
+    async def _handle_forbidden_sysctls(
+        self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
+    ) -> None:
         """React to pods that nodes refused for a sysctl: render again without it, and remember."""
         if run.plan is None or run.resource is None or run.paused or run.refused:
             return
@@ -204,7 +206,9 @@ class Reconciler:
             for pod in forbidden_sysctls.refused_pods(pods):
                 await self._cluster.delete(pod)
 
-    async def _finish(self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]) -> None:
+    async def _prune_and_annotate(
+        self, run: _Run, children: Children, observed: Observed, pods: list[Manifest]
+    ) -> None:
         """Prune, and tell the pods which configuration they should run."""
         if run.plan is None or run.refused or run.failed or run.paused:
             return
@@ -213,9 +217,9 @@ class Reconciler:
         with _noting(run):
             run.pruned = await children.prune(spare=() if old_may_go else WORKLOADS)
             for pod in pods:
-                await self._tell(run.plan, pod)
+                await self._annotate_pod(run.plan, pod)
 
-    async def _tell(self, plan: Plan, pod: Manifest) -> None:
+    async def _annotate_pod(self, plan: Plan, pod: Manifest) -> None:
         metadata = pod["metadata"]
         key = Key(metadata["namespace"], metadata["name"])
         # Pods that an older release has made lack the label by which they are scraped and may be reached.
@@ -224,9 +228,11 @@ class Reconciler:
         # An annotation on the pod makes the kubelet refresh its volumes at once instead of within a minute.
         is_told = (metadata.get("annotations") or {}).get(names.CONFIG_HASH) == plan.config_hash
         if labels or not is_told:
-            await self._cluster.annotate(POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels)
+            await self._cluster.patch_annotations(
+                POD, key, {names.CONFIG_HASH: plan.config_hash}, labels=labels
+            )
 
-    async def _report(self, run: _Run, observed: Observed) -> Outcome:
+    async def _update_status(self, run: _Run, observed: Observed) -> Outcome:
         now = self._now()
         previous = run.body.get("status") or {}
         facts = status.facts(
@@ -235,7 +241,7 @@ class Reconciler:
             observed,
             refused=run.refused,
             failed=run.failed,
-            warnings=self._ledger.warnings(run.key),
+            warnings=self._applied.warnings(run.key),
             lacking=run.lacking,
         )
         written = status.status(facts, run.plan, previous=previous, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
@@ -246,7 +252,7 @@ class Reconciler:
             )
             event = status.transition(run.body, previous, written, now=now)
             if event:
-                await self._cluster.announce(event)
+                await self._cluster.create_event(event)
         return Outcome(
             refused=run.refused,
             failed=run.failed,
@@ -263,7 +269,7 @@ def _noting(run: _Run) -> Iterator[None]:
     try:
         yield
     except OperatorError as failure:
-        run.failed = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+        run.failed = failure if isinstance(failure, TransientError) else TransientError(str(failure))
 
 
 def _answers(observed: Observed, pods: list[Manifest]) -> tuple[tuple[Manifest, RunningConfig | None], ...]:
@@ -288,10 +294,10 @@ def _again_after(run: _Run, written: Manifest) -> float | None:
     return LOOK_AGAIN_SECONDS if status.is_on_its_way(written) else None
 
 
-def _refusal(error: ConfigError) -> Finding:
+def _refusal(error: ConfigError) -> ConditionCause:
     only_conflicts = all("address and port pair" in problem.reason for problem in error.problems)
     reason = "ListenerConflict" if only_conflicts else "InvalidSpec"
-    return Finding(reason, "; ".join(map(str, error.problems)))
+    return ConditionCause(reason, "; ".join(map(str, error.problems)))
 
 
 def _mode(run: _Run) -> str:

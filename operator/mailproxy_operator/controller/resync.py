@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.client import KubeCluster
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.kinds import MAIL_PROXY, OWNED, POD, Kind
 from mailproxy_operator.controller.cache import Cache
 from mailproxy_operator.controller.handlers import EventHandlers
@@ -42,7 +42,7 @@ class Resync:
 
     def __init__(
         self,
-        cluster: KubeCluster,
+        cluster: KubeClient,
         cache: Cache,
         handlers: EventHandlers,
         *,
@@ -58,7 +58,7 @@ class Resync:
         self._listed_again: set[Kind] = set()
         self._changed = asyncio.Event()
 
-    def trouble(self) -> str:
+    def liveness_error(self) -> str:
         """Return why it is stuck; nothing when it is not.
 
         An API server that refuses or does not answer is no reason: a restart would not help.

@@ -10,9 +10,9 @@ from typing import Any
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.controller import forbidden_sysctls
-from mailproxy_operator.controller.conditions import Facts, conditions, judged, synced
+from mailproxy_operator.controller.conditions import Facts, conditions, evaluate_conditions, synced
 from mailproxy_operator.controller.observed import Observed
-from mailproxy_operator.errors import Finding, OperatorError
+from mailproxy_operator.errors import ConditionCause, OperatorError
 from mailproxy_operator.render import Plan
 from mailproxy_operator.render.plan import SIDECAR
 
@@ -28,7 +28,7 @@ def facts(
     plan: Plan | None,
     observed: Observed,
     *,
-    refused: Finding | None,
+    refused: ConditionCause | None,
     failed: OperatorError | None,
     warnings: tuple[str, ...] = (),
     lacking: tuple[str, ...] = (),
@@ -60,7 +60,7 @@ def facts(
             *(plan.notices if plan else ()),
             *(f"there is no {kind} until its definition is installed in the cluster" for kind in lacking),
         ),
-        retrying=Finding("Retrying", str(failed)) if failed else None,
+        retrying=ConditionCause("Retrying", str(failed)) if failed else None,
         sysctl_refused=forbidden_sysctls.finding(plan.platform.refused_sysctls) if plan else None,
     )
 
@@ -94,7 +94,9 @@ def status(known: Facts, plan: Plan | None, *, previous: Mapping[str, Any], now:
     if known.observed.addresses:
         written["addresses"] = [{"type": kind, "value": value} for kind, value in known.observed.addresses]
     before = previous.get("conditions") or []
-    written["conditions"] = conditions(judged(known), generation=known.generation, previous=before, now=now)
+    written["conditions"] = conditions(
+        evaluate_conditions(known), generation=known.generation, previous=before, now=now
+    )
     return written
 
 

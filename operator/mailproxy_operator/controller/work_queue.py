@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.controller.reconciler import Outcome
-from mailproxy_operator.errors import OperatorError, Retryable
+from mailproxy_operator.errors import OperatorError, TransientError
 
 WORKERS = 8
 RECONCILE_SECONDS = 120.0
@@ -23,7 +23,7 @@ LONGEST_LOOK = 60.0
 _log = logging.getLogger(__name__)
 
 Work = Callable[[Key], Awaitable[Outcome]]
-Told = Callable[[Key, Outcome | None, float], None]
+Recorder = Callable[[Key, Outcome | None, float], None]
 """Told about every reconcile: whose, what came of it (``None``: a fault of ours), seconds."""
 
 
@@ -41,7 +41,7 @@ class _Entry:
     due: float | None = None
     not_before: float = 0.0
     failures: int = 0
-    looks: int = 0
+    requeues: int = 0
     begun: float | None = None
 
 
@@ -54,9 +54,9 @@ class WorkQueue:
         workers: How many at once.
     """
 
-    def __init__(self, work: Work, *, told: Told = lambda *_: None, workers: int = WORKERS) -> None:
+    def __init__(self, work: Work, *, recorder: Recorder = lambda *_: None, workers: int = WORKERS) -> None:
         self._work = work
-        self._told = told
+        self._told = recorder
         self._workers = workers
         self._entries: dict[Key, _Entry] = {}
         self._heap: list[tuple[float, Key]] = []
@@ -65,17 +65,17 @@ class WorkQueue:
     def __len__(self) -> int:
         return sum(entry.due is not None for entry in self._entries.values())
 
-    def wake(self, key: Key, after: float = 0.0, *, urgent: bool = False) -> None:
+    def enqueue(self, key: Key, after: float = 0.0, *, reset_backoff: bool = False) -> None:
         """Have a resource reconciled.
 
         Args:
             key: Which.
             after: Seconds from now; whatever is due earlier stays so.
-            urgent: Somebody has changed the resource itself: a pause after failures is cut short.
+            reset_backoff: Somebody has changed the resource itself: a pause after failures is cut short.
         """
         entry = self._entries.setdefault(key, _Entry())
-        if urgent:
-            entry.not_before, entry.failures, entry.looks = 0.0, 0, 0
+        if reset_backoff:
+            entry.not_before, entry.failures, entry.requeues = 0.0, 0, 0
         due = max(self._now() + after, entry.not_before)
         if entry.due is None or due < entry.due:
             entry.due = due
@@ -141,10 +141,10 @@ class WorkQueue:
             async with asyncio.timeout(RECONCILE_SECONDS):
                 outcome = await self._work(key)
         except OperatorError as failure:
-            known = failure if isinstance(failure, Retryable) else Retryable(str(failure))
+            known = failure if isinstance(failure, TransientError) else TransientError(str(failure))
             outcome = Outcome(failed=known)
         except TimeoutError:
-            outcome = Outcome(failed=Retryable(f"not finished after {RECONCILE_SECONDS:.0f} seconds"))
+            outcome = Outcome(failed=TransientError(f"not finished after {RECONCILE_SECONDS:.0f} seconds"))
         except Exception:  # the outer edge of a reconcile: one resource's fault must not stop the others
             _log.exception("reconciling %s failed", key)
         self._told(key, outcome, self._now() - begun)
@@ -157,14 +157,14 @@ class WorkQueue:
             entry.failures = min(entry.failures + 1, 16)
             entry.not_before = self._now() + min(pause, LONGEST_PAUSE)
             entry.due = None
-            self.wake(key, pause)
+            self.enqueue(key, pause)
             if outcome and outcome.failed:
                 _log.warning("reconciling %s again in %.0f s: %s", key, pause, outcome.failed)
             return
         entry.failures, entry.not_before = 0, 0.0
         if outcome.again_after is not None:
-            self.wake(key, min(outcome.again_after * 2**entry.looks, LONGEST_LOOK))
-            entry.looks = min(entry.looks + 1, 16)
+            self.enqueue(key, min(outcome.again_after * 2**entry.requeues, LONGEST_LOOK))
+            entry.requeues = min(entry.requeues + 1, 16)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -126,7 +126,7 @@ class LocalCluster:
         if found is not None:
             found["status"] = copy.deepcopy(manifest["status"])
 
-    async def annotate(
+    async def patch_annotations(
         self, kind: Kind, key: Key, annotations: Mapping[str, str], *, labels: Mapping[str, str] = NO_LABELS
     ) -> None:
         """Set annotations on an object or a pod; a pod has the labels of its template."""
@@ -159,7 +159,7 @@ class LocalCluster:
             if key.namespace == namespace and container.problem
         }
 
-    async def announce(self, manifest: Manifest) -> None:
+    async def create_event(self, manifest: Manifest) -> None:
         """Say what an event would say."""
         self._say(f"{manifest['type']} {manifest['reason']}: {manifest['note']}")
 

@@ -211,13 +211,13 @@ class MountedCertificate:
         self._folder = folder
         self._context = context
         self._authority = authority
-        self._seen: tuple[bytes, bytes] | None = None
+        self._observe: tuple[bytes, bytes] | None = None
         self._is_trusted = authority is None
 
     @property
     def is_ready(self) -> bool:
         """Whether a certificate was there, and is trusted."""
-        return self._is_trusted and self._seen is not None
+        return self._is_trusted and self._observe is not None
 
     async def keep(self) -> None:
         """Use what is in the folder, and what takes its place later, for ever."""
@@ -243,11 +243,11 @@ class MountedCertificate:
         files = self._folder / "tls.crt", self._folder / "tls.key"
         try:
             content = files[0].read_bytes(), files[1].read_bytes()
-            if content == self._seen:
+            if content == self._observe:
                 return
             certificate.use(self._context, *content)
         except (OSError, ssl.SSLError) as error:
             _log.warning("the webhook's certificate in %s: %s", self._folder, type(error).__name__)
             return
-        self._seen = content
+        self._observe = content
         _log.info("the webhook answers with the certificate in %s", self._folder)

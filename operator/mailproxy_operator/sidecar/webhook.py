@@ -16,10 +16,10 @@ from typing import Any
 import kopf
 
 from mailproxy_operator.api import names
-from mailproxy_operator.api.client import KubeCluster
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.kinds import POD, Manifest
 from mailproxy_operator.settings import OperatorSettings, Platform, WebhookSettings
-from mailproxy_operator.sidecar.admission import Admission, Asked, Verdict
+from mailproxy_operator.sidecar.admission import Admission, AdmissionDecision, AdmissionRequest
 from mailproxy_operator.sidecar.ca_bundle import GivenAuthority, MountedCertificate, OwnCertificate
 from mailproxy_operator.sidecar.certificate import server_context
 from mailproxy_operator.sidecar.review_server import ReviewServer
@@ -34,19 +34,23 @@ FORBIDDEN = 403
 
 _log = logging.getLogger(__name__)
 
-Told = Callable[[str], None]
+Recorder = Callable[[str], None]
 """Told what became of a pod: ``injected``, ``present``, ``ignored``, ``refused`` or ``error``."""
 
 
 def register(
-    registry: kopf.OperatorRegistry, admission: Admission, *, told: Told, seconds: float = REVIEW_SECONDS
+    registry: kopf.OperatorRegistry,
+    admission: Admission,
+    *,
+    recorder: Recorder,
+    seconds: float = REVIEW_SECONDS,
 ) -> None:
     """Attach the handler.
 
     Args:
         registry: Where to.
         admission: Who decides.
-        told: Told what became of each pod.
+        recorder: Called with what became of each pod.
         seconds: How long a decision may take.
     """
 
@@ -58,9 +62,9 @@ def register(
         body: kopf.Body, patch: kopf.Patch, warnings: list[str], dryrun: bool, **_: object
     ) -> None:
         pod = _plain(body)
-        asked = Asked.read(pod, str(pod["metadata"].get("namespace", "")), is_trial=dryrun)
+        asked = AdmissionRequest.read(pod, str(pod["metadata"].get("namespace", "")), dry_run=dryrun)
         verdict = await _decided(admission, asked, seconds)
-        told(verdict.result)
+        recorder(verdict.result)
         if verdict.refusal:
             raise kopf.AdmissionError(verdict.refusal, code=FORBIDDEN)
         warnings.extend(verdict.warnings)
@@ -68,15 +72,15 @@ def register(
             patch.fns.append(_replacing(verdict.pod))
 
 
-async def _decided(admission: Admission, asked: Asked, seconds: float) -> Verdict:
+async def _decided(admission: Admission, asked: AdmissionRequest, seconds: float) -> AdmissionDecision:
     """Decide; whatever fails on our side must not keep a pod from running."""
     try:
         async with asyncio.timeout(seconds):
             return await admission.review(asked)
     except Exception as failure:
         _log.exception("a pod that asks for %s gets no sidecar", asked.key)
-        told = f"no mailproxy sidecar ({names.INJECT}: {asked.key.name}): the operator could not decide"
-        return Verdict(result="error", warnings=(f"{told}: {type(failure).__name__}",))
+        text = f"no mailproxy sidecar ({names.INJECT}: {asked.key.name}): the operator could not decide"
+        return AdmissionDecision(result="error", warnings=(f"{text}: {type(failure).__name__}",))
 
 
 def _plain(body: kopf.Body) -> Manifest:
@@ -91,7 +95,7 @@ def _replacing(pod: Manifest) -> Callable[[Any], None]:
     return replace
 
 
-def _given(asked: WebhookSettings, cluster: KubeCluster) -> GivenAuthority | None:
+def _given(asked: WebhookSettings, cluster: KubeClient) -> GivenAuthority | None:
     return GivenAuthority(cluster, asked.configuration, asked.authorities) if asked.authorities else None
 
 
@@ -101,18 +105,18 @@ class Webhook:
     Args:
         settings: What was asked for.
         cluster: Where resources are read, and the webhook's configuration is kept.
-        told: Told what became of each pod.
+        recorder: Called with what became of each pod.
 
     Attributes:
         server: What kopf has answer the API server.
     """
 
-    def __init__(self, settings: OperatorSettings, cluster: KubeCluster, *, told: Told) -> None:
+    def __init__(self, settings: OperatorSettings, cluster: KubeClient, *, recorder: Recorder) -> None:
         asked = settings.webhook or WebhookSettings()
         context = server_context()
         self._settings = settings
         self._cluster = cluster
-        self._told = told
+        self._recorder = recorder
         self._platform: Platform | None = None
         self.server = ReviewServer(asked.host, asked.port, context)
         self._certificate: OwnCertificate | MountedCertificate = (
@@ -122,7 +126,7 @@ class Webhook:
         )
         self._admission = Admission(cluster, self._known_platform, namespaces=settings.namespaces)
 
-    def unready(self) -> str:
+    def readiness_error(self) -> str:
         """Return why the API server cannot call it; nothing when it can."""
         if not self.server.is_listening:
             return "the webhook does not listen yet"
@@ -135,7 +139,7 @@ class Webhook:
     def register(self, registry: kopf.OperatorRegistry) -> None:
         """Attach the handler."""
         seconds = REVIEW_SHARE * (self._settings.webhook or WebhookSettings()).timeout_seconds
-        register(registry, self._admission, told=self._told, seconds=seconds)
+        register(registry, self._admission, recorder=self._recorder, seconds=seconds)
 
     async def _known_platform(self) -> Platform:
         if self._platform is None:

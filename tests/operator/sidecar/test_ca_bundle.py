@@ -16,7 +16,7 @@ import trustme
 
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import MUTATING_WEBHOOK, Kind, Manifest
-from mailproxy_operator.errors import Retryable
+from mailproxy_operator.errors import TransientError
 from mailproxy_operator.sidecar import ca_bundle
 from mailproxy_operator.sidecar.ca_bundle import GivenAuthority, MountedCertificate, OwnCertificate, called_as
 from mailproxy_operator.sidecar.certificate import LIFETIME, issue, server_context, trusts
@@ -37,7 +37,7 @@ class Store:
     async def get(self, kind: Kind, key: Key) -> Manifest | None:
         assert (kind, key) == (MUTATING_WEBHOOK, Key("", "mailproxy-operator"))
         if self.fails:
-            raise Retryable("not now")
+            raise TransientError("not now")
         if not self.webhooks:
             return None
         metadata = {"name": key.name, "resourceVersion": str(self.version)}

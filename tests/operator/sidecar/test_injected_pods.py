@@ -8,7 +8,7 @@ from typing import Any
 from mailproxy_operator.api.cluster import Key, RunningConfig
 from mailproxy_operator.api.kinds import CONFIG_MAP, MAIL_PROXY, POD, SERVICE, Manifest
 from mailproxy_operator.controller.reconciler import Reconciler
-from mailproxy_operator.errors import Finding
+from mailproxy_operator.errors import ConditionCause
 from mailproxy_operator.sidecar.inject import Injected, inject
 from support.operator_cluster import MemoryCluster
 from support.sidecars import INJECT, PLATFORM, made, pod, sidecar_body
@@ -159,7 +159,7 @@ async def test_a_secret_that_is_missing_is_found_by_the_pods() -> None:
     world.cluster.mounts = {"a": 'MountVolume.SetUp failed: secret "mail-tls" not found'}
     await world.status()
     assert world.condition("ResolvedRefs")[:2] == ("False", "SecretNotFound")
-    assert Finding(**waiting).reason == "PodInitializing"
+    assert ConditionCause(**waiting).reason == "PodInitializing"
 
 
 async def test_an_invalid_resource_leaves_pods_and_configuration_as_they_are() -> None:

@@ -19,7 +19,7 @@ from mailproxy_operator.local.demo.imap_syntax import (
 )
 from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox, Message
 from mailproxy_operator.local.demo.sasl import plain_credentials
-from mailproxy_operator.local.demo.wire import MAX_LINE, Gone, Wire
+from mailproxy_operator.local.demo.wire import MAX_LINE, NotFoundOrConflict, Wire
 
 MAX_LITERALS = 16
 _CAPABILITY = b"CAPABILITY IMAP4rev1 LITERAL+ IDLE UIDPLUS AUTH=PLAIN"
@@ -111,7 +111,7 @@ async def _received(wire: Wire) -> _Command:
 
     Raises:
         BadSyntax: It does not parse.
-        Gone: It is larger than this server takes.
+        NotFoundOrConflict: It is larger than this server takes.
     """
     text, literals = b"", list[str]()
     while True:
@@ -121,7 +121,7 @@ async def _received(wire: Wire) -> _Command:
             break
         size, waits = announced
         if size > MAX_BYTES or len(literals) >= MAX_LITERALS or len(text) > MAX_LINE:
-            raise Gone
+            raise NotFoundOrConflict
         if waits:
             await wire.say(b"+ OK")
         text = text[: text.rindex(b"{")] + placeholder(len(literals))
@@ -229,16 +229,16 @@ async def _idle(session: _Session, _: _Command) -> bytes:
     done: bytes | None = None
     async with asyncio.TaskGroup() as tasks:
         watch = tasks.create_task(_watch(session))
-        with suppress(Gone):
+        with suppress(NotFoundOrConflict):
             done = await session.wire.line()
         watch.cancel()
     if done is None:
-        raise Gone
+        raise NotFoundOrConflict
     return b"OK IDLE completed" if done.upper() == b"DONE" else b"BAD Expected DONE"
 
 
 async def _watch(session: _Session) -> None:
-    with suppress(Gone):
+    with suppress(NotFoundOrConflict):
         while True:
             delivery = session.mailbox.next_delivery
             await session.refresh()

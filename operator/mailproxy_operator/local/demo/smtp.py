@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mailproxy_operator.local.demo.mailbox import MAX_BYTES, Account, Mailbox
 from mailproxy_operator.local.demo.sasl import decoded, plain_credentials
-from mailproxy_operator.local.demo.wire import Gone, Wire
+from mailproxy_operator.local.demo.wire import NotFoundOrConflict, Wire
 
 MAX_RECIPIENTS = 100
 _CAPABILITIES = (
@@ -157,7 +157,7 @@ async def _message(wire: Wire) -> bytes | None:
     while (line := await wire.line()) != b".":
         size += len(line) + 2
         if size > 2 * MAX_BYTES:
-            raise Gone
+            raise NotFoundOrConflict
         if size <= MAX_BYTES:
             lines.append(line.removeprefix(b"."))
     return b"".join(line + b"\r\n" for line in lines) if size <= MAX_BYTES else None

@@ -18,7 +18,7 @@ IDLE_SECONDS = 1800.0
 WRITE_SECONDS = 60.0
 
 
-class Gone(Exception):
+class NotFoundOrConflict(Exception):
     """The peer left, fell silent, or sent a line that is too long."""
 
 
@@ -33,26 +33,26 @@ class Wire:
         """Return the next line without its line end.
 
         Raises:
-            Gone: There is none.
+            NotFoundOrConflict: There is none.
         """
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 line = await self._reader.readuntil(b"\n")
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise Gone from error
+            raise NotFoundOrConflict from error
         return line.removesuffix(b"\n").removesuffix(b"\r")
 
     async def exactly(self, count: int) -> bytes:
         """Return the next ``count`` bytes: an IMAP literal.
 
         Raises:
-            Gone: The peer left before.
+            NotFoundOrConflict: The peer left before.
         """
         try:
             async with asyncio.timeout(IDLE_SECONDS):
                 return await self._reader.readexactly(count)
         except (OSError, asyncio.IncompleteReadError) as error:
-            raise Gone from error
+            raise NotFoundOrConflict from error
 
     async def say(self, *lines: bytes) -> None:
         """Send lines; each gets its CRLF."""
@@ -62,14 +62,14 @@ class Wire:
         """Send bytes as they are.
 
         Raises:
-            Gone: The peer left or does not read.
+            NotFoundOrConflict: The peer left or does not read.
         """
         try:
             self._writer.write(data)
             async with asyncio.timeout(WRITE_SECONDS):
                 await self._writer.drain()
         except OSError as error:
-            raise Gone from error
+            raise NotFoundOrConflict from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -111,7 +111,7 @@ class LineServer:
         task = asyncio.current_task()
         if task is not None and len(self._open) < MAX_CONNECTIONS:
             self._open[wire] = task
-            with suppress(Gone, TimeoutError, asyncio.CancelledError):
+            with suppress(NotFoundOrConflict, TimeoutError, asyncio.CancelledError):
                 await self._converse(wire)
             del self._open[wire]
         wire.close()
