@@ -26,7 +26,7 @@ CODES = {409: "409", 410: "410", 422: "422", 429: "429", 500: "5xx", 503: "5xx",
 
 
 def is_read(request: web.Request) -> bool:
-    return request.method == "GET" and request.path.endswith("/mailproxies/edge")
+    return request.method == "GET" and request.path == "/version"
 
 
 def is_apply(request: web.Request) -> bool:
