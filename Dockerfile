@@ -1,17 +1,17 @@
 # syntax=docker/dockerfile:1
 # SPDX-License-Identifier: Apache-2.0
 #
-# Two images from one file, each with what its program needs and nothing else:
+# Two images, each with the dependencies of its program only:
 #
 #   docker buildx build --target proxy    -t ghcr.io/mailproxy/mailproxy:0.1.0 .
 #   docker buildx build --target operator -t ghcr.io/mailproxy/mailproxy-operator:0.1.0 .
 #
-# Packages are installed from lists that name the hash of every file (`make locks` writes them anew), and only as
-# wheels: there is no compiler here. Tests replay these steps without a container engine.
+# Packages are installed from lists with the hash of every file (`make locks` updates them), and only as wheels: there
+# is no compiler. Tests run these steps without a container engine.
 
 ARG PYTHON=docker.io/library/python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 
-# ---- our wheel, and a tool that installs -------------------------------------------------------------------------
+# ---- the wheel of MailProxy, and the build tools -----------------------------------------------------------------
 FROM ${PYTHON} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ONLY_BINARY=:all: PIP_NO_COMPILE=1 \
     PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
@@ -68,7 +68,7 @@ RUN python -m venv --without-pip /opt/mailproxy \
  && /opt/mailproxy/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/mailproxy/lib
 
 FROM ${PYTHON} AS operator
-# USER and HOME: kopf asks for the name of its user, the Kubernetes client for the home, and no file knows user 65532.
+# USER and HOME: kopf reads the user's name, the Kubernetes client the home folder; user 65532 is not in /etc/passwd.
 ARG REVISION=""
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="mailproxy-operator" \

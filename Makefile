@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# Every command a developer needs.  `make demo` and `make test` set themselves up.
+# The commands for development.  `make demo` and `make test` install what they need.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 JOBS   ?= auto
-# An environment whose interpreter has gone, or was replaced by another version, is made anew.
+# An environment whose interpreter was removed, or replaced by another version, is created again.
 STALE  := $(if $(wildcard $(STAMP) $(DEMO_STAMP)),$(shell $(BIN)/python -c 'import mailproxy_config' 2>/dev/null || echo stale))
 BUILD  ?= docker buildx build
 REGISTRY ?= ghcr.io/mailproxy
@@ -33,42 +33,42 @@ $(DEMO_STAMP): pyproject.toml .ci/venv $(STALE)
 .PHONY: stale
 stale:
 
-setup: $(STAMP)  ## Make a virtual environment with everything in it
+setup: $(STAMP)  ## Create a virtual environment with all dependencies
 
-demo: $(DEMO_STAMP)  ## Run proxy, authentication service and mail servers on loopback, and log in through all three protocols
+demo: $(DEMO_STAMP)  ## Run a proxy, an authentication service and mail servers on loopback, and log in with each protocol
 	$(BIN)/mailproxy-operator local -f deploy/examples/demo.yaml --demo $(ARGS)
 
-test: setup  ## Run the test-suite; tests against real peers run where those are installed
+test: setup  ## Run the tests; those that need a missing program are skipped
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-fuzz: setup  ## Run the generated tests alone, with many more examples (half an hour)
+fuzz: setup  ## Run only the generated tests, with twenty times as many examples (half an hour)
 	MAILPROXY_FUZZ=20 $(BIN)/python -m pytest -n $(JOBS) -m generated $(ARGS)
 
-check: lint types imports test  ## The whole gate
+check: lint types imports test  ## Run all checks and tests
 
 lint: setup  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup  ## Check types, strictly
+types: setup  ## Check types
 	$(BIN)/mypy
 	$(BIN)/mypy tests/support
 
-imports: setup  ## Check who imports whom
+imports: setup  ## Check the import contracts
 	$(BIN)/lint-imports
 
-fix: setup  ## Format, sort imports, apply safe fixes, name the licence
-	grep -rL --include='*.py' 'SPDX-License-Identifier' operator proxy tests benchmarks charts deploy | xargs -r sed -i '1i # SPDX-License-Identifier: Apache-2.0'
+fix: setup  ## Format, sort imports, apply safe fixes, add licence lines
+	grep -rL --include='*.py' 'SPDX-License-Identifier' demo operator proxy tests benchmarks charts deploy | xargs -r sed -i '1i # SPDX-License-Identifier: Apache-2.0'
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-interop: setup  ## Run only the tests against real peers
+interop: setup  ## Run only the tests with real mail servers, nginx and Prometheus
 	$(BIN)/python -m pytest -m interop $(ARGS)
 
-bench: setup  ## Measure beside nginx (which must be installed), about eight minutes; writes benchmarks/RESULTS.md
+bench: setup  ## Compare with nginx, which must be installed (about eight minutes); writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --write $(ARGS)
 
-generate: setup  ## Write the generated pages and manifests anew
+generate: setup  ## Update the generated pages and manifests
 	$(BIN)/python -m mailproxy_config.reference_page > docs/reference/directives.md
 	$(BIN)/python -m mailproxy.telemetry.reference_page > docs/reference/metrics.md
 	$(BIN)/mailproxy-operator crd > deploy/crd.yaml
@@ -77,27 +77,27 @@ generate: setup  ## Write the generated pages and manifests anew
 	$(BIN)/python charts/plain_manifests.py
 	PYTHONPATH=deploy/monitoring $(BIN)/python -m mailproxy_monitoring
 
-locks: setup  ## Pin the images' packages anew, by their hashes
+locks: setup  ## Update the pinned packages of the images
 	$(BIN)/python -m pip install --quiet uv
-	for i in proxy operator build; do $(BIN)/python deploy/images/wanted.py $$i | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
+	for i in proxy operator build; do $(BIN)/python deploy/images/direct_requirements.py $$i | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-annotate -q --upgrade --custom-compile-command "make locks" -o deploy/images/requirements-$$i.txt || exit 1; done
 
-pictures: setup  ## Draw the dashboards under traffic (ten minutes)
+pictures: setup  ## Draw the pictures of the dashboards, with data of a proxy under traffic (ten minutes)
 	cd tests && PYTHONPATH=. $(CURDIR)/$(BIN)/python -m support.prometheus_world.picture
 
-images:  ## Build both images, tagged as the chart wants them; with another tool: make images BUILD='buildah bud --format docker'
+images:  ## Build both images, with the names of the chart; with another tool: make images BUILD='buildah bud --format docker'
 	$(BUILD) --target proxy -t $(REGISTRY)/mailproxy:$(VERSION) --build-arg REVISION=$(REVISION) .
 	$(BUILD) --target operator -t $(REGISTRY)/mailproxy-operator:$(VERSION) --build-arg REVISION=$(REVISION) .
 
-sbom:  ## Write the bills of materials of both images, as CycloneDX JSON, into dist/
+sbom:  ## Write the bills of materials of both images to dist/, as CycloneDX JSON
 	mkdir -p $(DIST)
 	for i in proxy operator; do $(PYTHON) deploy/images/sbom.py $$i > $(DIST)/sbom-$$i.cdx.json || exit 1; done
 
-version:  ## Raise the version everywhere: make version TO=0.2.0
+version:  ## Change the version in all files: make version TO=0.2.0
 	test -n "$(TO)"
 	sed -i 's/$(subst .,\.,$(VERSION))/$(TO)/' $(VERSIONED)
 
-chart: setup  ## Check the chart
+chart: setup  ## Run the tests of the chart
 	$(BIN)/python -m pytest tests/chart
 
-clean:  ## Remove what can be made again
+clean:  ## Remove generated files and virtual environments
 	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the reference page of the custom resource from its schema.
+"""Generates the reference page of the custom resource from its schema.
 
-``python charts/crd_page.py`` reads ``deploy/crd.yaml``, the one that clusters
-get, and writes ``docs/reference/crd.md`` anew; a test says when that has been
-forgotten.
+``python charts/crd_page.py`` reads ``deploy/crd.yaml`` and writes
+``docs/reference/crd.md``.  A test fails if the page is stale.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ _HEAD = """\
 
 Generated from `deploy/crd.yaml` by `python charts/crd_page.py`; do not edit.
 
-`kubectl explain mailproxy.spec --recursive` shows the same for the version that a cluster has. Fields of
-`spec.mail` are nginx's directives, described with their nginx names in [directives.md](directives.md); each
-may also be given in a server, where it wins. The API server checks what is under *Rules* when a resource
-is written.
+This page lists all fields of a MailProxy. `kubectl explain mailproxy.spec --recursive` prints the fields of
+the version in a cluster. The fields of `spec.mail` are nginx's directives; [directives.md](directives.md)
+describes them with their nginx names. Each of them is also a field of a server, which overrides `spec.mail`.
+The API server checks the *Rules* when a resource is created or changed.
 
 """
 
 Schema = dict[str, Any]
 
-# What the description of a directive ends with; the default has a column of its own.
+# The end of a directive's description; the default has its own column.
 _DIRECTIVE = re.compile(r" In nginx: (\w+)\.(?: Default: (.+)\.)?$")
 _MOST = 2**31 - 1
 _FILE = {"secretKeyRef", "configMapKeyRef", "file"}
@@ -46,12 +45,12 @@ _FILE = {"secretKeyRef", "configMapKeyRef", "file"}
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of the resource, wherever it stands.
+    """One field of the resource at any level.
 
     Attributes:
-        path: From the root; ``[]`` stands for any item of a list, ``*`` for any key of a map.
-        schema: What the API server knows about it.
-        is_required: Whether whatever holds it must have it.
+        path: Path from the root; ``[]`` is any item of a list, ``*`` any key of a map.
+        schema: Its OpenAPI schema.
+        is_required: Whether it is required in the object that contains it.
     """
 
     path: str
@@ -60,7 +59,7 @@ class Field:
 
 
 def fields(schema: Schema, path: str) -> Iterator[Field]:
-    """Give every field below one, depth first, in the order of the schema."""
+    """Yield every field below a schema, depth first, in the order of the schema."""
     if schema.get("properties", {}).keys() == _FILE:
         return
     needed = schema.get("required", [])
@@ -74,7 +73,7 @@ def fields(schema: Schema, path: str) -> Iterator[Field]:
 
 
 def kind(schema: Schema) -> str:
-    """Say in a few words which values a field takes."""
+    """Describe the values of a field in a few words."""
     if "enum" in schema:
         return " \\| ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("x-kubernetes-int-or-string"):
@@ -111,7 +110,7 @@ def _bounds(schema: Schema) -> str:
 
 
 def rules(schema: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Give what the API server demands beyond types: where, and in which words it refuses."""
+    """Yield the validation rules of the API server: path and error message."""
     for rule in schema.get("x-kubernetes-validations", []):
         yield path, rule["message"]
     for name, inner in schema.get("properties", {}).items():
@@ -122,7 +121,7 @@ def rules(schema: Schema, path: str) -> Iterator[tuple[str, str]]:
 
 
 def page(crd: Schema) -> str:
-    """Write the page.
+    """Generate the page.
 
     Args:
         crd: The custom resource definition.
@@ -138,12 +137,16 @@ def page(crd: Schema) -> str:
     return _HEAD + "\n".join(
         [
             _names(spec, version),
-            _section("spec", {**whole, "properties": rest}, "How the proxy runs."),
+            _section(
+                "spec",
+                {**whole, "properties": rest},
+                "These fields describe how the proxy runs on Kubernetes.",
+            ),
             _section("spec.mail", mail, mail["description"]),
             _section(
                 "spec.servers[]",
                 {**servers, "properties": own},
-                f"{about_servers} Beside these fields: every field of `spec.mail`.",
+                f"{about_servers} In addition to these fields, a server has every field of `spec.mail`.",
             ),
             _section("status", root["status"], root["status"]["description"]),
             _columns(version),
@@ -156,13 +159,13 @@ def _names(spec: Schema, version: Schema) -> str:
     names = spec["names"]
     short = ", ".join(f"`{one}`" for one in (names["plural"], names["singular"], *names["shortNames"]))
     api = f"`{spec['group']}/{version['name']}`"
-    # The file has none, because Kubernetes knows them from 1.31 on.
+    # The file has none, because selectable fields exist from Kubernetes 1.31 on.
     newest = custom_resource_definition(KubeVersion(1, 31))["spec"]["versions"][0]
     selectors = ", ".join(f"`{one['jsonPath'].lstrip('.')}`" for one in newest["selectableFields"])
     return (
         "| | |\n|---|---|\n"
         f"| `apiVersion`, `kind` | {api}, `{names['kind']}` |\n"
-        f"| kubectl knows it as | {short}; among others by the category `{names['categories'][0]}` |\n"
+        f"| Names for kubectl | {short}; category `{names['categories'][0]}` |\n"
         f"| Scope | {spec['scope']} |\n"
         f"| Subresources | {', '.join(f'`{name}`' for name in version['subresources'])} |\n"
         f"| `--field-selector` | {selectors}, from Kubernetes 1.31 on |\n"
@@ -191,7 +194,7 @@ def _columns(version: Schema) -> str:
         f"{' with `-o wide`' if one.get('priority') else ''} |\n"
         for one in version["additionalPrinterColumns"]
     )
-    return f"## What `kubectl get mailp` shows\n\n| Column | From | |\n|---|---|---|\n{rows}"
+    return f"## Columns of `kubectl get mailp`\n\n| Column | Field | |\n|---|---|---|\n{rows}"
 
 
 def _rules(spec: Schema) -> str:
@@ -203,7 +206,7 @@ def _rules(spec: Schema) -> str:
             continue  # as in spec.mail
         found.setdefault(path, []).append(message.replace("|", "\\|"))
     rows = "".join(f"| `{path}` | {'; '.join(dict.fromkeys(said))} |\n" for path, said in found.items())
-    return f"## Rules\n\n| Where | Error of the API server |\n|---|---|\n{rows}"
+    return f"## Rules\n\n| Field | Error of the API server |\n|---|---|\n{rows}"
 
 
 if __name__ == "__main__":

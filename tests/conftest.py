@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every test: how it is shared out among processes, how much is generated, what it needs."""
+"""For all tests: distribution among processes, number of generated examples, needed programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def needs() -> Needs:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is generated, which ``make fuzz`` runs alone."""
+    """Mark the generated tests, which ``make fuzz`` runs."""
     for item in items:
         if getattr(getattr(item, "function", None), "is_hypothesis_test", False):
             item.add_marker("generated")
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Share tests out among processes: by module, so that each starts its servers once."""
+    """Distribute tests among processes by module, so that each module starts its servers once."""
     from support.sharing import Sharing  # the library may be missing
 
     return Sharing(config, log)
@@ -41,14 +41,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what another process has compared."""
+    """Collect the results of the comparison with nginx from another process."""
     lines = getattr(node, "workeroutput", {}).get("parity")
     if lines:
         node.config.stash[SUMMARY] = lines
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how many dialogues were compared."""
+    """Print how many dialogues were compared with nginx."""
     lines = config.stash.get(SUMMARY, None)
     if lines:
         terminalreporter.section("parity with nginx")

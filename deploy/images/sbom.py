@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what an image's packages are, as CycloneDX JSON: ``python deploy/images/sbom.py proxy > sbom.json``.
+"""Prints the bill of materials of an image as CycloneDX JSON: ``python deploy/images/sbom.py proxy``.
 
-The list is the very one from which the image is installed, hashes included.
+Its source is the list from which the image is installed, including the hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
 def packages(text: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Read a list of requirements: name, version and the hashes of all files of each."""
+    """Read a list of requirements: name, version and hashes of each package."""
     found: list[tuple[str, str, list[str]]] = []
     for line in text.splitlines():
         pinned = _PINNED.match(line)
@@ -34,7 +34,7 @@ def packages(text: str) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def bill(image: str) -> dict[str, Any]:
-    """Make the bill of materials of one image."""
+    """Create the bill of materials of an image."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     text = (FOLDER / f"requirements-{image}.txt").read_text(encoding="utf-8")
     root = f"pkg:pypi/mailproxy@{project['version']}"

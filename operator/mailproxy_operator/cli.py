@@ -2,8 +2,8 @@
 """The command ``mailproxy-operator``: arguments and exit codes; the rest is done elsewhere.
 
 Exit codes: 0 fine, 1 the input is wrong, 2 usage, 3 could not start.  What a
-command needs is imported when it is asked for: ``render`` and ``local`` need
-neither kopf nor the Kubernetes client.
+command needs is imported when it runs: ``render`` and ``local`` need neither kopf nor
+the Kubernetes client, and ``local`` is in a package that only a source checkout has.
 """
 
 from __future__ import annotations
@@ -64,19 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_extra(options: argparse.Namespace, error: ModuleNotFoundError) -> int:
-    """Name the extra that installs a missing library; a missing module of ours is a fault, and raised.
+    """Report which extra installs a missing library.
 
     Raises:
         ModuleNotFoundError: The module is part of this distribution, or no extra installs it.
     """
     library = (error.name or "").partition(".")[0]
     extra = getattr(options, "extra", None)
-    if extra is None or not library or library.startswith("mailproxy"):
+    if error.name == "mailproxy_demo":
+        reason = "mailproxy_demo, which is not in the wheel; in a checkout of https://github.com/mailproxy/mailproxy"
+    elif extra is None or not library or library.startswith("mailproxy"):
         raise error
-    sys.stderr.write(
-        f"mailproxy-operator: this command needs the library {library}, which the extra {extra!r} "
-        f"installs: pip install 'mailproxy[{extra}]'\n"
-    )
+    else:
+        reason = f"the library {library}, which the extra {extra!r} installs"
+    install = "--editable '.[demo]'" if extra == "demo" else f"'mailproxy[{extra}]'"
+    sys.stderr.write(f"mailproxy-operator: this command needs {reason}: pip install {install}\n")
     return Exit.CANNOT_START
 
 
@@ -308,27 +310,27 @@ def _render_sidecar(options: argparse.Namespace, platform: Platform) -> int:
 
 
 def _text(path: Path) -> str:
-    from mailproxy_config.decode import plain_text  # noqa: PLC0415
+    from mailproxy_config.decode import decode_text  # noqa: PLC0415
     from mailproxy_config.errors import Problem  # noqa: PLC0415
 
     try:
-        return plain_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))
+        return decode_text(sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes(), str(path))
     except OSError as error:
         raise ConfigError([Problem(str(path), error.strerror or "cannot be read")]) from error
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    _add_file(parser, "a MailProxy manifest; with --demo there is a built-in one", is_required=False)
+    _add_file(parser, "a MailProxy manifest (with --demo: deploy/examples/demo.yaml)", is_required=False)
     parser.add_argument("--secrets", type=Path, metavar="DIR", help="Secrets and ConfigMaps, as DIR/NAME/KEY")
-    parser.add_argument("--demo", action="store_true", help="add mail servers and try them once")
+    parser.add_argument("--demo", action="store_true", help="add mail servers, and log in through them once")
     parser.add_argument(
-        "--once", action="store_true", help="end as soon as the proxy serves (and the demo is done)"
+        "--once", action="store_true", help="end when the proxy is ready (with --demo: after the logins)"
     )
     parser.set_defaults(command=_local, extra="demo")
 
 
 def _local(options: argparse.Namespace) -> int:
-    from mailproxy_operator.local.command import local_command  # noqa: PLC0415
+    from mailproxy_demo.local import local_command  # noqa: PLC0415
 
     if options.file is None and not options.demo:
         sys.stderr.write("local needs FILE, or --demo\n")

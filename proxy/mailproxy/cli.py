@@ -138,7 +138,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from mailproxy_config.decode import plain_text  # noqa: PLC0415
+    from mailproxy_config.decode import decode_text  # noqa: PLC0415
     from mailproxy_config.errors import ConfigError  # noqa: PLC0415
     from mailproxy_config.manifest_yaml import to_manifest_yaml  # noqa: PLC0415
     from mailproxy_config.nginx.convert import parse_nginx  # noqa: PLC0415
@@ -146,7 +146,7 @@ def _convert(options: argparse.Namespace) -> int:
     source = _source(options.file)
     names = {"name": options.name, "namespace": options.namespace}
     try:
-        text = plain_text(_data(options.file), source)
+        text = decode_text(_data(options.file), source)
         manifest = parse_nginx(text, source=source, **names, only_to_print=True)
     except ConfigError as error:
         _complain(error.problems)
@@ -163,10 +163,10 @@ def _data(file: Path) -> bytes:
         ConfigError: It cannot be read.
     """
     from mailproxy.supervisor.config_files import read  # noqa: PLC0415
-    from mailproxy_config.yaml_reader import LARGEST_DOCUMENT  # noqa: PLC0415
+    from mailproxy_config.decode import MAX_FILE_BYTES  # noqa: PLC0415
 
     if str(file) == "-":
-        return sys.stdin.buffer.read(LARGEST_DOCUMENT + 1)
+        return sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     return read(file, once=True)
 
 

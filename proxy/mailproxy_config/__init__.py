@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration contract between the operator, which writes it, and the proxy, which reads it."""
+"""The configuration: directives, manifests, ``nginx.conf``, and the format that the operator renders."""

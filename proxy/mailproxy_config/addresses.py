@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses as nginx reads them: of listeners, the authorization service, name servers, trusted peers.
+"""Parses addresses of listeners, the authentication service, DNS servers and trusted proxies as nginx does.
 
-Nothing is looked up here: a host name stays a name.  Where nginx is sloppy
-(a listener without a port, IPv4 text such as ``127...1``) this module refuses.
+Host names are not resolved.  Invalid input that nginx accepts (a listener without a
+port, an IPv4 address such as ``127...1``) is an error here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 from typing import Final, NamedTuple
 
-from .model import AuthHttp, Protocol
+from mailproxy_config.model import AuthHttp, Protocol
 
 WELL_KNOWN_PORTS: Final = {
     143: Protocol.IMAP,
@@ -22,9 +22,8 @@ WELL_KNOWN_PORTS: Final = {
     465: Protocol.SMTP,
     587: Protocol.SMTP,
 }
-LONGEST_UNIX_PATH: Final = 107
-_MOST_RANGE_PORTS: Final = 16
-
+MAX_UNIX_PATH: Final = 107
+_MAX_RANGE_PORTS: Final = 16
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*\.?"
 )
@@ -34,16 +33,16 @@ _UNIX = "unix:"
 
 
 class HostPort(NamedTuple):
-    """A host as written (IPv6 in brackets) and the port behind it, if any."""
+    """A host as written (IPv6 in brackets) and its port, or ``None``."""
 
     host: str
     port: int | None
 
 
 class ListenAddress(NamedTuple):
-    """What the first argument of ``listen`` names: one address and every port of its range.
+    """The first argument of ``listen``: an address and all ports of its range.
 
-    ``ports`` is empty for a UNIX socket, whose ``address`` is ``unix:/path``.
+    For a UNIX socket ``address`` is ``unix:/path`` and ``ports`` is empty.
     """
 
     address: str
@@ -56,11 +55,11 @@ _NO_CREDENTIALS: Final = (
 )
 
 
-def port_number(text: str | int) -> int:
-    """Read a port.
+def parse_port(text: str | int) -> int:
+    """Parse a port.
 
     Raises:
-        ValueError: It is no number from 1 to 65535.
+        ValueError: It is not a number from 1 to 65535.
     """
     if not _PORT.fullmatch(str(text)):
         raise ValueError(f"invalid port {text!r}")
@@ -69,8 +68,8 @@ def port_number(text: str | int) -> int:
     return int(text)
 
 
-def host(text: str) -> str:
-    """Check the host part of an address and return it as written.
+def check_host(text: str) -> str:
+    """Validate a host and return it unchanged.
 
     Accepts an IPv4 address, an IPv6 address in brackets, or a host name.
 
@@ -88,48 +87,55 @@ def host(text: str) -> str:
     return text
 
 
-def host_port(text: str) -> HostPort:
-    """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
+def parse_host_port(text: str) -> HostPort:
+    """Parse ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``.
 
     Raises:
-        ValueError: The host or the port is not what it should be.
+        ValueError: The host or the port is invalid.
     """
     written, colon, port = _split(text)
-    return HostPort(host(written), port_number(port) if colon else None)
+    return HostPort(check_host(written), parse_port(port) if colon else None)
 
 
-def listener_address(text: str) -> str:
-    """Check the ``address`` of a listener and return it as written.
+def format_host_port(host: str, port: int) -> str:
+    """Format an IP address or host name with its port; IPv6 addresses get brackets, port 0 is left out."""
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_listen_address(text: str) -> str:
+    """Validate the ``address`` of a listener and return it unchanged.
 
     Accepts ``*``, an IPv4 address, an IPv6 address in brackets, a host name, or ``unix:/path``.
 
     Raises:
-        ValueError: It is none of these, or it carries a port.
+        ValueError: It is none of these, or it contains a port.
     """
     if text[:5].lower() == _UNIX:
         return _UNIX + _unix_path(text[5:])
     if ":" in text and not text.startswith("["):
-        raise ValueError("an IPv6 address stands in brackets, and the port in its own field")
-    return text if text == "*" else host(text)
+        raise ValueError("an IPv6 address must be in brackets, and the port in the field port")
+    return text if text == "*" else check_host(text)
 
 
-def listen_argument(text: str) -> ListenAddress:
-    """Read the first argument of an nginx ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
+def parse_listen_argument(text: str) -> ListenAddress:
+    """Parse the first argument of ``listen``: ``143``, ``*:143``, ``[::]:143-150``, ``unix:/path``.
 
     Raises:
-        ValueError: It is no address, or names no port (nginx would listen on an arbitrary one).
+        ValueError: It is not an address, or it has no port (nginx would use an arbitrary one).
     """
     if text[:5].lower() == _UNIX:
         return ListenAddress(_UNIX + _unix_path(text[5:]), range(0))
     written, colon, ports = _split(text)
-    if not colon and not _ports_only(text):
+    if not colon and not re.fullmatch(r"[0-9]+(-[0-9]+)?", text, re.ASCII):
         raise ValueError(f"no port in {text!r}: a listener needs one")
-    address = (written if written == "*" else host(written)) if colon else "*"
+    address = (written if written == "*" else check_host(written)) if colon else "*"
     return ListenAddress(address, _port_range(ports if colon else text))
 
 
-def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]:
-    """What makes two listeners the same: ``143``, ``*:143`` and ``0.0.0.0:143`` give one value."""
+def listen_key(address: str, port: int | None) -> tuple[str, int | None]:
+    """A key that is equal for equal listeners: ``*:143`` and ``0.0.0.0:143`` have the same."""
     if address.startswith(_UNIX):
         return address, None
     if address.startswith("["):
@@ -137,14 +143,14 @@ def canonical_listener(address: str, port: int | None) -> tuple[str, int | None]
     return "*" if address == "0.0.0.0" else address.lower(), port  # noqa: S104 -- compared, never bound
 
 
-def auth_http(text: str) -> AuthHttp:
-    """Read the URL of the authentication service.
+def parse_auth_http(text: str) -> AuthHttp:
+    """Parse the URL of the authentication service.
 
-    ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and as an
-    extension ``https://host[:port][/uri]`` (port 443 unless given).
+    ``[http://]host[:port][/uri]`` and ``[http://]unix:path[:uri]`` as in nginx, and in addition
+    ``https://host[:port][/uri]``.  The default port is 80, or 443 for https.
 
     Raises:
-        ValueError: It is no such URL.
+        ValueError: It is not such a URL.
     """
     tls = text.startswith("https://")
     rest = text.removeprefix("https://") if tls else text.removeprefix("http://")
@@ -156,19 +162,19 @@ def auth_http(text: str) -> AuthHttp:
         return _auth_http_over_unix(rest[5:], tls=tls)
     end = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
     try:
-        where = host_port(rest[:end])
+        where = parse_host_port(rest[:end])
     except ValueError:
-        if "@" in rest:  # what is before it may be a password, which no message may repeat
+        if "@" in rest:  # it may contain a password, which must not be in a message
             raise ValueError(_NO_CREDENTIALS) from None
         raise
     return AuthHttp(host=where.host, port=where.port or (443 if tls else 80), uri=_uri(rest[end:]), tls=tls)
 
 
-def trusted_peer(text: str) -> tuple[str, bool]:
-    """Read one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
+def parse_trusted_address(text: str) -> tuple[str, bool]:
+    """Parse one ``set_real_ip_from``: an address, a CIDR range, ``unix:``, or a host name.
 
     Returns:
-        The canonical text, and whether bits behind the prefix had to be cleared.
+        The canonical text, and whether host bits of the range were set (they are cleared).
 
     Raises:
         ValueError: It is none of these.
@@ -181,7 +187,7 @@ def trusted_peer(text: str) -> tuple[str, bool]:
     except ValueError:
         if "/" in text or ":" in text:
             raise ValueError(f"{text!r} is neither an address, a CIDR range, unix: nor a host name") from None
-        return host(text), False
+        return check_host(text), False
     written = bare.partition("/")[0]
     if "/" not in bare:
         return str(network.network_address), False
@@ -190,7 +196,7 @@ def trusted_peer(text: str) -> tuple[str, bool]:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """Host, colon if there is one, and what follows it; an IPv6 address keeps its brackets."""
+    """Host, colon (or nothing) and port; an IPv6 address keeps its brackets."""
     if not text.startswith("["):
         return text.partition(":")
     inside, bracket, rest = text.partition("]")
@@ -199,25 +205,20 @@ def _split(text: str) -> tuple[str, str, str]:
     return inside + bracket, rest[:1], rest[1:]
 
 
-def _ports_only(text: str) -> bool:
-    """Whether an argument without a colon is a port or a range of ports."""
-    return re.fullmatch(r"[0-9]+(-[0-9]+)?", text, re.ASCII) is not None
-
-
 def _port_range(text: str) -> range:
     """``143`` or ``143-150``, both ends included."""
     first, dash, last = text.partition("-")
-    lowest = port_number(first)
-    highest = port_number(last) if dash else lowest
+    lowest = parse_port(first)
+    highest = parse_port(last) if dash else lowest
     if highest < lowest:
         raise ValueError(f"invalid port range {text!r}")
-    if highest - lowest >= _MOST_RANGE_PORTS:
-        raise ValueError(f"port range {text!r} has more than {_MOST_RANGE_PORTS} ports")
+    if highest - lowest >= _MAX_RANGE_PORTS:
+        raise ValueError(f"port range {text!r} has more than {_MAX_RANGE_PORTS} ports")
     return range(lowest, highest + 1)
 
 
 def _ipv4(text: str) -> IPv4Address:
-    """Four decimal groups, none empty, none with a leading zero."""
+    """Four decimal groups without leading zeros."""
     try:
         return IPv4Address(text)
     except AddressValueError:
@@ -225,7 +226,7 @@ def _ipv4(text: str) -> IPv4Address:
 
 
 def _ipv6(text: str) -> IPv6Address:
-    """An IPv6 address in brackets; nginx knows no zones."""
+    """An IPv6 address in brackets, without a zone."""
     try:
         if text.endswith("]") and "%" not in text:
             return IPv6Address(text[1:-1])
@@ -235,20 +236,20 @@ def _ipv6(text: str) -> IPv6Address:
 
 
 def _unix_path(path: str) -> str:
-    """A socket's path: absolute, and short enough for the kernel."""
-    if not path.startswith("/") or not 2 <= len(path.encode()) <= LONGEST_UNIX_PATH:
-        raise ValueError(f"unix: takes an absolute path of at most {LONGEST_UNIX_PATH} bytes")
+    """The path of a socket: absolute, and within the limit of ``sockaddr_un``."""
+    if not path.startswith("/") or not 2 <= len(path.encode()) <= MAX_UNIX_PATH:
+        raise ValueError(f"unix: takes an absolute path of at most {MAX_UNIX_PATH} bytes")
     return path
 
 
 def _auth_http_over_unix(rest: str, *, tls: bool) -> AuthHttp:
-    """``unix:path[:uri]``; nginx sends ``Host: localhost`` then."""
+    """``unix:path[:uri]``; as in nginx the ``Host`` header is ``localhost``."""
     if tls:
-        raise ValueError("https:// does not go with a unix: address")
+        raise ValueError("https:// is not supported with a unix: address")
     path, _, uri = rest.partition(":")
     return AuthHttp(host="localhost", unix_path=_unix_path(path), uri=_uri(uri))
 
 
 def _uri(text: str) -> str:
-    """The request target; nginx would send a bare query without its slash."""
+    """The request target, with a leading slash; nginx would send a query without one."""
     return text if text.startswith("/") else "/" + text

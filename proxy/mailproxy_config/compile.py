@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From levels to what holds: a server's value, else the mail level's, else the built-in default."""
+"""Compiles a manifest: a server's value, else the mail level's, else the built-in default."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from mailproxy_config.cross_checks import derived_protocol
-from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
-
-from .directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES
-from .errors import ConfigError, Problem
-from .levels import Level, ServerBlock
-from .manifest import MailProxyManifest
-from .model import (
+from mailproxy_config.cross_checks import derive_protocol
+from mailproxy_config.directives import IGNORED, LEVEL_DIRECTIVES, MAIN_DIRECTIVES, Level, ServerBlock
+from mailproxy_config.errors import ConfigError, Problem
+from mailproxy_config.manifest import MailProxyManifest
+from mailproxy_config.model import (
     AuthHttpHeader,
     CertificateFiles,
     ListenConfig,
@@ -23,6 +20,7 @@ from .model import (
     ServerConfig,
     StartTls,
 )
+from mailproxy_config.secret_refs import CertificateRef, HeaderRef, KeyRef, Mounts, Reference
 
 _ROWS: Final = tuple(row for row in LEVEL_DIRECTIVES if row.field not in IGNORED)
 _BUILT_IN: Final = {row.name: row.builtin() for row in _ROWS}
@@ -42,18 +40,18 @@ def compile_proxy(
     """Apply inheritance and defaults.
 
     Args:
-        manifest: What ``parse_manifest`` made.
-        mounts: Where Secrets and ConfigMaps are found as files.
-        port_offset: What to add to every port; protocols are derived from the original ones.
-        hostname: The ``server_name`` where none is set.  Left empty it stays empty, so that
+        manifest: The result of ``parse_manifest``.
+        mounts: Where Secrets and ConfigMaps are mounted as files.
+        port_offset: Added to every port; protocols are derived from the original ports.
+        hostname: The ``server_name`` of servers without one.  Empty: it stays empty, so that
             the configuration is the same for every pod.
-        is_partial: The manifest has errors.  The result is for looking at, not for running:
-            what is no good has its default, and a server without a protocol any.
+        is_partial: The manifest has errors.  The result is only for further checks: invalid
+            values have their default, and a server without a protocol has an arbitrary one.
 
     Raises:
         ConfigError: A port with its offset is out of range.
     """
-    main: dict[str, Any] = _MAIN_BUILT_IN | _known(manifest.main.values)
+    main: dict[str, Any] = _MAIN_BUILT_IN | _without_empty_logs(manifest.main.values)
     servers = tuple(
         _server(
             _effective(manifest, server),
@@ -74,23 +72,23 @@ def compile_proxy(
 
 
 def _with_protocol(server: ServerBlock) -> Level:
-    """What a server says about itself, with a protocol in any case."""
-    stand_in = derived_protocol(server.listen) or Protocol.IMAP
+    """The directives of the server itself, with an arbitrary protocol if there is none."""
+    stand_in = derive_protocol(server.listen) or Protocol.IMAP
     return replace(server.own, values={"protocol": stand_in, **server.own.values})
 
 
 def with_hostname(config: ProxyConfig, hostname: str) -> ProxyConfig:
-    """The same configuration with a name for every server that has none."""
+    """Set ``server_name`` of all servers that have none."""
     servers = (
         server if server.server_name else replace(server, server_name=hostname) for server in config.servers
     )
     return replace(config, servers=tuple(servers)) if hostname else config
 
 
-def references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
-    """Every Secret and ConfigMap whose keys some server reads, sorted.
+def collect_references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
+    """List every Secret and ConfigMap that a server reads, sorted.
 
-    What TLS directives refer to counts only for servers that use TLS, since nobody reads it otherwise.
+    References of TLS directives count only for servers that use TLS.
     """
     keys: dict[tuple[Any, str], set[str]] = {}
     for server in manifest.servers:
@@ -102,15 +100,15 @@ def references(manifest: MailProxyManifest) -> tuple[Reference, ...]:
     return tuple(sorted(Reference(kind, name, tuple(sorted(found))) for (kind, name), found in keys.items()))
 
 
-def _known(values: Mapping[str, object]) -> dict[str, Any]:
-    """Values that say something: ``errorLog: {}`` does not, and a resolver that is off does."""
+def _without_empty_logs(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values without an empty ``errorLog``.  ``None`` is the value of a disabled resolver."""
     return {name: value for name, value in values.items() if value is not None or name != "error_log"}
 
 
 def _effective(manifest: MailProxyManifest, server: ServerBlock) -> dict[str, Any]:
-    """Every directive of a server, references not yet replaced by paths."""
-    found = _BUILT_IN | _known(manifest.mail.values) | _known(server.level.values)
-    main = _MAIN_BUILT_IN | _known(manifest.main.values)
+    """All directives of a server; references are not yet replaced by paths."""
+    found = _BUILT_IN | _without_empty_logs(manifest.mail.values) | _without_empty_logs(server.level.values)
+    main = _MAIN_BUILT_IN | _without_empty_logs(manifest.main.values)
     found["error_log"] = found["error_log"] or main["error_log"]
     return {row.name: found[row.name] for row in _ROWS}
 
@@ -120,22 +118,22 @@ def _server(
 ) -> ServerConfig:
     values = {name: _with_paths(value, mounts) for name, value in effective.items()}
     values["server_name"] = values["server_name"] or hostname
-    protocol = server.protocol or derived_protocol(server.listen)
+    protocol = server.protocol or derive_protocol(server.listen)
     if protocol is None:
         raise ConfigError([Problem(f"{server.path}.protocol", "is required")])
     return ServerConfig(
         name=server.name,
         protocol=protocol,
         listen=tuple(
-            _moved(listener, port_offset, f"{server.path}.listen[{index}].port")
+            _with_offset(listener, port_offset, f"{server.path}.listen[{index}].port")
             for index, listener in enumerate(server.listen)
         ),
         **values,
     )
 
 
-def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
-    """The listener with its offset."""
+def _with_offset(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
+    """The listener with the offset added to its port."""
     if listener.port is None or not offset:
         return listener
     if listener.port + offset > _HIGHEST_PORT:
@@ -144,7 +142,7 @@ def _moved(listener: ListenConfig, offset: int, path: str) -> ListenConfig:
 
 
 def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value of any directive
-    """The value with the paths of files where references stood."""
+    """The value with paths instead of references."""
     match value:
         case KeyRef():
             return mounts.path(value)
@@ -158,7 +156,7 @@ def _with_paths(value: Any, mounts: Mounts) -> Any:  # noqa: ANN401 -- the value
 
 
 def _key_refs(value: object) -> Iterator[KeyRef]:
-    """Every reference inside a value."""
+    """Every reference in a value."""
     match value:
         case KeyRef():
             yield value

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold between several fields of a manifest.
+"""Conditions between several fields of a manifest.
 
-Each condition stands here twice, since a reader deserves an exact path and an
-API server can only answer rules: as a CEL rule for the CRD, and as a check.
+Each condition exists twice: as a CEL rule for the CRD, and as a check with the exact path.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from mailproxy_config.addresses import WELL_KNOWN_PORTS, canonical_listener
+from mailproxy_config.addresses import WELL_KNOWN_PORTS, listen_key
+from mailproxy_config.directives import Level, ServerBlock
 from mailproxy_config.errors import Problems
 from mailproxy_config.kubernetes_ports import HIGH_PORT_OFFSET
 from mailproxy_config.kubernetes_ports import RULES as PORT_RULES
-from mailproxy_config.levels import Level, ServerBlock
 from mailproxy_config.model import ListenConfig, Protocol, StartTls, VerifyClient
 from mailproxy_config.schema import Rule
 
@@ -23,26 +22,29 @@ _HIGHEST_PORT: Final = 65535
 _PRIVILEGED: Final = 1024
 
 
-def derived_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
-    """The protocol that all ports stand for; ``None`` if one is not well-known, or they disagree."""
+def derive_protocol(listen: Iterable[ListenConfig]) -> Protocol | None:
+    """The protocol of well-known ports; ``None`` if a port is not well-known or they differ."""
     found = {WELL_KNOWN_PORTS.get(listener.port or 0) for listener in listen}
     return found.pop() if len(found) == 1 else None
 
 
-def inconsistencies(
+def check_consistency(
     spec: Mapping[str, Any], mail: Level, servers: Sequence[ServerBlock], problems: Problems
 ) -> None:
-    """Note everything that is right in itself but does not go together.
+    """Report combinations of values that are valid on their own but not together.
 
     Args:
-        spec: Those fields of the spec beside ``mail`` and ``servers`` that are right in themselves.
+        spec: The valid fields of the spec except ``mail`` and ``servers``.
         mail: The mail level.
         servers: The servers.
-        problems: Where to note it.
+        problems: Collects the errors.
     """
     for server in servers:
-        _check_protocol(server, problems)
-        _check_authorization(server, mail, problems)
+        if "protocol" not in server.own.given and server.listen and derive_protocol(server.listen) is None:
+            reason = "is required unless all ports are well-known ports of the same protocol"
+            problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
+        if not _given("auth_http", server, mail):
+            problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
         _check_tls(server, mail, problems)
         _check_ports(server, spec, problems)
     _check_names(servers, problems)
@@ -56,17 +58,6 @@ def _given(name: str, server: ServerBlock, mail: Level) -> bool:
 
 def _value(name: str, server: ServerBlock, mail: Level) -> object:
     return server.level.values.get(name, mail.values.get(name))
-
-
-def _check_protocol(server: ServerBlock, problems: Problems) -> None:
-    if "protocol" not in server.own.given and server.listen and derived_protocol(server.listen) is None:
-        reason = "can be left out only where every port is well-known and all agree"
-        problems.add(f"{server.path}.protocol", f"{reason}: 143 993 imap, 110 995 pop3, 25 465 587 smtp")
-
-
-def _check_authorization(server: ServerBlock, mail: Level, problems: Problems) -> None:
-    if not _given("auth_http", server, mail):
-        problems.add(f"{server.path}.authHttp", "is required: set it here or in spec.mail")
 
 
 def _check_tls(server: ServerBlock, mail: Level, problems: Problems) -> None:
@@ -96,7 +87,7 @@ def _check_ports(server: ServerBlock, spec: Mapping[str, Any], problems: Problem
         if high and port > _HIGHEST_PORT - HIGH_PORT_OFFSET:
             problems.add(path, f"{port} is above 55535, the highest with portStrategy HighPort")
         if not high and port == ADMIN_PORT:
-            problems.add(path, f"{port} is the admin port")
+            problems.add(path, f"{port} is the admin port; use another port, or portStrategy HighPort")
         if not high and on_host and port < _PRIVILEGED:
             reason = "with pod.hostNetwork a process without root cannot open ports below 1024"
             problems.add(path, f"{reason}; use portStrategy HighPort")
@@ -115,10 +106,10 @@ def _check_duplicates(servers: Sequence[ServerBlock], problems: Problems) -> Non
     for server in servers:
         for index, listener in enumerate(server.listen):
             path = f"{server.path}.listen[{index}]"
-            key = canonical_listener(listener.address, listener.port)
+            key = listen_key(listener.address, listener.port)
             first = seen.setdefault(key, path)
             if first != path:
-                shown = listener.address if listener.port is None else f"{listener.address}:{listener.port}"
+                shown = f"{listener.address}:{listener.port}" if listener.port else listener.address
                 problems.add(path, f"duplicate {shown} address and port pair, also in {first}")
 
 
@@ -126,9 +117,9 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
     if "autoscaling" in spec and spec.get("mode", "Deployment") != "Deployment":
         problems.add("spec.autoscaling", "needs mode Deployment")
     if spec.get("mode") == "Sidecar" and spec.get("networkPolicy", {}).get("enabled") is True:
-        reason = "with mode Sidecar the pods are yours, and so are their NetworkPolicies"
-        way_out = "remove networkPolicy, or write enabled: false"
-        problems.add("spec.networkPolicy.enabled", f"{reason}; {way_out}")
+        reason = "is not allowed with mode Sidecar: the operator does not own the pods"
+        fix = "remove networkPolicy, or write enabled: false"
+        problems.add("spec.networkPolicy.enabled", f"{reason}; {fix}")
     if spec.get("pod", {}).get("hostNetwork") is not True:
         return
     for index, item in enumerate(spec.get("sysctls", {}).get("extra", ())):
@@ -136,7 +127,7 @@ def _check_workload(spec: Mapping[str, Any], problems: Problems) -> None:
             problems.add(f"spec.sysctls.extra[{index}]", "with pod.hostNetwork no net.* sysctl can be set")
 
 
-# --- the same for the API server -----------------------------------------------
+# --- CEL rules for the API server -----------------------------------------------
 
 
 def _either(field: str) -> str:
@@ -155,7 +146,7 @@ _ON_HOST: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNe
 
 
 def _rule(expression: str, message: str, reason: str = "FieldValueInvalid") -> Rule:
-    return Rule(expression=expression, message=message, reason=reason, holds=None)
+    return Rule(expression=expression, message=message, reason=reason, predicate=None)
 
 
 SPEC_RULES: Final = (
@@ -213,9 +204,9 @@ SPEC_RULES: Final = (
     _rule(
         "self.mode != 'Sidecar' || !has(self.networkPolicy) || !has(self.networkPolicy.enabled) || "
         "!self.networkPolicy.enabled",
-        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
+        "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
         "FieldValueForbidden",
     ),
     *PORT_RULES,
 )
-"""Rules of ``spec`` as a whole."""
+"""CEL rules of ``spec``."""

@@ -1,39 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of directives: one row for every directive of nginx's mail modules.
+"""The table of directives: one row for each directive of nginx's mail modules.
 
-From it come the CRD's schema, the built-in defaults, the reference page and the
-reading of manifests and of ``nginx.conf``.  Names are nginx's; the manifest's
-field is the same name in lowerCamelCase.  No row knows about Kubernetes objects.
+The CRD's schema, the built-in defaults, the reference page and the readers of manifests
+and ``nginx.conf`` are derived from it.  Names are nginx's; the field of a manifest is the
+same name in lowerCamelCase.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from mailproxy_config import structured_values
 from mailproxy_config.listen_directive import LISTEN
-from mailproxy_config.schema import Integer, IntOrText
+from mailproxy_config.model import AuthMethod, ListenConfig, Protocol, SendProxyProtocol
+from mailproxy_config.schema import Integer, IntOrString
+from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 from mailproxy_config.value_types import (
     BUFFER,
     CAPABILITIES,
     FLAG,
     MSEC_TIME,
     NUMBER,
+    Context,
+    Directive,
     ErrorPath,
+    Inheritance,
     ValueType,
-    as_it_is,
     choice,
+    control_character_rule,
     enum_set,
-    nginx_number,
-    nginx_text,
-    no_control_characters,
+    identity,
+    lower_camel_case,
+    parse_nginx_number,
+    parse_nginx_text,
     text,
 )
-
-from .directive import Context, Directive, Inheritance, lower_camel_case
-from .model import AuthMethod, Protocol, SendProxyProtocol
-from .tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
 
 __all__ = [
     "DIRECTIVES",
@@ -50,8 +53,10 @@ __all__ = [
     "lower_camel_case",
 ]
 
+
 _LIST: Final = Inheritance.LIST
 _SERVER: Final = (Context.SERVER,)
+
 
 _CORE: Final = "mail_core"
 _AUTH_HTTP: Final = "mail_auth_http"
@@ -70,21 +75,24 @@ def _server_name(value: str, _: ErrorPath) -> str:
 
 _SERVER_NAME: Final = ValueType(
     syntax="text",
-    shape=text(longest=253, rules=(no_control_characters("serverName"),)).shape,
+    schema=text(max_length=253, rules=(control_character_rule("serverName"),)).schema,
     read=_server_name,
-    write=as_it_is,
-    nginx=nginx_text,
+    write=identity,
+    nginx=parse_nginx_text,
 )
+
 _WORKERS: Final = ValueType(
     syntax="auto | number",
-    shape=IntOrText(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", longest=4),
+    schema=IntOrString(minimum=1, maximum=256, pattern="^auto$", hint="auto or a number", max_length=4),
     read=lambda value, _: None if value == "auto" else value,
     write=lambda value: "auto" if value is None else value,
-    nginx=lambda words: "auto" if words[0] == "auto" else nginx_number(words),
+    nginx=lambda arguments: "auto" if arguments[0] == "auto" else parse_nginx_number(arguments),
 )
+
 _CONNECTIONS: Final = ValueType(
-    syntax="number", shape=Integer(minimum=1), read=as_it_is, write=as_it_is, nginx=nginx_number
+    syntax="number", schema=Integer(minimum=1), read=identity, write=identity, nginx=parse_nginx_number
 )
+
 _PROXY_PROTOCOL: Final = choice({"off": "Disabled", "on": "V1", "v2": "V2"}, SendProxyProtocol)
 _PROTOCOL: Final = choice({word: word for word in map(str, Protocol)}, Protocol, case_matters=True)
 MAIN_DIRECTIVES: Final = (
@@ -96,7 +104,7 @@ MAIN_DIRECTIVES: Final = (
         default=1,
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
-        meaning="How many worker processes share the connections; auto is one for every processor.",
+        meaning="Number of worker processes. auto: one per CPU core.",
     ),
     Directive(
         name="worker_connections",
@@ -105,7 +113,10 @@ MAIN_DIRECTIVES: Final = (
         default=512,
         contexts=(Context.EVENTS,),
         inheritance=Inheritance.NONE,
-        meaning="How many connections a worker takes; above it new clients get the protocol's busy reply.",
+        meaning=(
+            "Maximum number of client connections per worker process. Further clients get the busy reply "
+            "of their protocol."
+        ),
     ),
     Directive(
         name="error_log",
@@ -115,12 +126,13 @@ MAIN_DIRECTIVES: Final = (
         contexts=(Context.MAIN,),
         inheritance=Inheritance.NONE,
         meaning=(
-            "The least severe level of events; lines about sessions come up to error,"
-            " and the supervisor's notices always."
+            "Minimum severity that is logged. Session lines have severity error or lower; notices of the "
+            "supervisor are always logged."
         ),
     ),
 )
-"""Directives of the manifest's ``spec`` itself."""
+"""Directives of ``spec`` itself."""
+
 
 LEVEL_DIRECTIVES: Final = (
     Directive(
@@ -129,8 +141,8 @@ LEVEL_DIRECTIVES: Final = (
         type=_SERVER_NAME,
         default="",
         meaning=(
-            "The name in SMTP greetings and EHLO, and in CRAM-MD5 and APOP challenges;"
-            " empty is the machine's host name."
+            "Host name in SMTP greetings and EHLO replies, and in CRAM-MD5 and APOP challenges. Empty: "
+            "the host name of the machine."
         ),
     ),
     Directive(
@@ -138,8 +150,8 @@ LEVEL_DIRECTIVES: Final = (
         module=_CORE,
         type=structured_values.ERROR_LOG,
         meaning=(
-            "The least severe level of events about sessions, whose own lines come up to error;"
-            " otherwise spec.errorLog's."
+            "Minimum severity for events of sessions, which have severity error or lower. Not set: the "
+            "value of spec.errorLog."
         ),
     ),
     Directive(
@@ -147,41 +159,46 @@ LEVEL_DIRECTIVES: Final = (
         module=_CORE,
         type=MSEC_TIME,
         default="60s",
-        meaning="How long a client may take to log in, and an upstream to be connected to and logged in at.",
+        meaning=(
+            "Timeout for the client's login, and for the connection to the mail server and the login there."
+        ),
     ),
     Directive(
         name="max_errors",
         module=_CORE,
         type=NUMBER,
         default=5,
-        meaning="The number of protocol errors after which the connection is closed.",
+        meaning="Number of protocol errors after which the connection is closed.",
     ),
     Directive(
         name="resolver",
         module=_CORE,
         type=structured_values.RESOLVER,
         default={"mode": "Disabled"},
-        meaning="Name servers for finding the host names of SMTP clients.",
+        meaning="DNS servers for looking up the host names of SMTP clients.",
     ),
     Directive(
         name="resolver_timeout",
         module=_CORE,
         type=MSEC_TIME,
         default="30s",
-        meaning="How long one look-up may take; 0 is without a limit.",
+        meaning="Timeout of one DNS lookup. 0: no timeout.",
     ),
     Directive(
         name="auth_http",
         module=_AUTH_HTTP,
         type=structured_values.AUTH_HTTP,
-        meaning="The URL of the HTTP service that authorizes logins and names the upstream; required.",
+        meaning=(
+            "URL of the HTTP authentication service, which accepts or denies logins and names the mail "
+            "server. Required."
+        ),
     ),
     Directive(
         name="auth_http_timeout",
         module=_AUTH_HTTP,
         type=MSEC_TIME,
         default="60s",
-        meaning="How long the authorization service may take to answer.",
+        meaning="Timeout of a request to the authentication service.",
     ),
     Directive(
         name="auth_http_header",
@@ -189,14 +206,16 @@ LEVEL_DIRECTIVES: Final = (
         type=structured_values.HEADERS,
         default=[],
         inheritance=_LIST,
-        meaning="Headers of every request to the authorization service, for example a shared secret.",
+        meaning="Headers added to requests to the authentication service, for example a shared secret.",
     ),
     Directive(
         name="auth_http_pass_client_cert",
         module=_AUTH_HTTP,
         type=FLAG,
         default=False,
-        meaning="Sends the client's TLS certificate to the authorization service.",
+        meaning=(
+            "Sends the client's TLS certificate to the authentication service, in the header Auth-SSL-Cert."
+        ),
     ),
     Directive(
         name="auth_http_keepalive",
@@ -204,14 +223,20 @@ LEVEL_DIRECTIVES: Final = (
         type=FLAG,
         default=True,
         is_ours=True,
-        meaning="Uses connections to the authentication service again; off is nginx's HTTP/1.0, one each.",
+        meaning=(
+            "Reuses connections to the authentication service (HTTP/1.1). false: HTTP/1.0 with one "
+            "connection per request, as nginx."
+        ),
     ),
     Directive(
         name="auth_http_max_connections",
         module=_AUTH_HTTP,
         type=_CONNECTIONS,
         is_ours=True,
-        meaning="How many connections a worker opens to the authentication service; else worker_connections.",
+        meaning=(
+            "Maximum number of connections per worker process to the authentication service. Not set: "
+            "workerConnections."
+        ),
     ),
     Directive(
         name="imap_auth",
@@ -219,7 +244,10 @@ LEVEL_DIRECTIVES: Final = (
         type=enum_set(("plain", "login", "cram-md5", "external"), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
-        meaning="The ways to log in that IMAP clients are offered; LOGIN, PLAIN and AUTH=LOGIN always work.",
+        meaning=(
+            "Authentication methods offered to IMAP clients. LOGIN, AUTH=PLAIN and AUTH=LOGIN are always "
+            "accepted."
+        ),
     ),
     Directive(
         name="imap_capabilities",
@@ -227,14 +255,17 @@ LEVEL_DIRECTIVES: Final = (
         type=CAPABILITIES,
         default=["IMAP4", "IMAP4rev1", "UIDPLUS"],
         inheritance=_LIST,
-        meaning="What the reply to IMAP's CAPABILITY lists before login.",
+        meaning="Capabilities in the response to the IMAP command CAPABILITY before login.",
     ),
     Directive(
         name="imap_client_buffer",
         module=_IMAP,
         type=BUFFER,
         default="4k",
-        meaning="The longest IMAP command, literals included; afterwards the most that is relayed at once.",
+        meaning=(
+            "Maximum size of an IMAP command, literals included. After login: maximum size of one read "
+            "from the client."
+        ),
     ),
     Directive(
         name="pop3_auth",
@@ -242,7 +273,10 @@ LEVEL_DIRECTIVES: Final = (
         type=enum_set(("plain", "apop", "cram-md5", "external"), AuthMethod),
         default=["plain"],
         inheritance=_LIST,
-        meaning="The ways to log in that POP3 clients are offered; USER/PASS, PLAIN and LOGIN always work.",
+        meaning=(
+            "Authentication methods offered to POP3 clients. USER/PASS, AUTH PLAIN and AUTH LOGIN are "
+            "always accepted."
+        ),
     ),
     Directive(
         name="pop3_capabilities",
@@ -250,7 +284,7 @@ LEVEL_DIRECTIVES: Final = (
         type=CAPABILITIES,
         default=["TOP", "USER", "UIDL"],
         inheritance=_LIST,
-        meaning="What the reply to POP3's CAPA lists, one line each.",
+        meaning="Capabilities in the reply to the POP3 command CAPA, one per line.",
     ),
     Directive(
         name="pop3_client_buffer",
@@ -258,8 +292,8 @@ LEVEL_DIRECTIVES: Final = (
         type=BUFFER,
         default="512",
         meaning=(
-            "The longest POP3 command (in nginx 128 bytes);"
-            " lines of a SASL exchange have room for 4096 bytes in any case."
+            "Maximum size of a POP3 command (nginx: 128 bytes). Lines of a SASL exchange may always have "
+            "4096 bytes."
         ),
         is_ours=True,
     ),
@@ -270,8 +304,8 @@ LEVEL_DIRECTIVES: Final = (
         default=["plain", "login"],
         inheritance=_LIST,
         meaning=(
-            "The ways to log in that SMTP clients are offered; PLAIN and LOGIN always work;"
-            " none lets mail in without a login."
+            "Authentication methods offered to SMTP clients. PLAIN and LOGIN are always accepted; none "
+            "also allows mail without login."
         ),
     ),
     Directive(
@@ -280,71 +314,75 @@ LEVEL_DIRECTIVES: Final = (
         type=CAPABILITIES,
         default=[],
         inheritance=_LIST,
-        meaning="What the reply to EHLO lists, one line each.",
+        meaning="Extensions in the reply to EHLO, one per line.",
     ),
     Directive(
         name="smtp_client_buffer",
         module=_SMTP,
         type=BUFFER,
         default="4k",
-        meaning="The longest SMTP command; afterwards the most that is relayed at once.",
+        meaning="Maximum size of an SMTP command. After login: maximum number of bytes relayed at once.",
     ),
     Directive(
         name="smtp_greeting_delay",
         module=_SMTP,
         type=MSEC_TIME,
         default="0s",
-        meaning="How long to wait before greeting an SMTP client; who talks before is turned away.",
+        meaning="Delay before the SMTP greeting. A client that sends commands earlier is rejected.",
     ),
     Directive(
         name="proxy",
         module=_PROXY,
         type=FLAG,
         default=False,
-        meaning="Does nothing, as in nginx; accepted so that old configurations load.",
+        meaning="No effect, as in nginx. Accepted so that old configurations load.",
     ),
     Directive(
         name="proxy_buffer",
         module=_PROXY,
         type=BUFFER,
         default="4k",
-        meaning="The longest reply of an upstream during login; after it, a relay holds 64 KiB for each "
-        "direction, whatever this is.",
+        meaning=(
+            "Maximum size of a mail server's reply during login. After login a relay buffers 64 KiB per "
+            "direction, independent of this."
+        ),
     ),
     Directive(
         name="proxy_timeout",
         module=_PROXY,
         type=MSEC_TIME,
         default="24h",
-        meaning="How long a relayed connection may be silent in both directions.",
+        meaning="A relayed connection is closed after this time without data in either direction.",
     ),
     Directive(
         name="proxy_pass_error_message",
         module=_PROXY,
         type=FLAG,
         default=False,
-        meaning="Shows the client the upstream's own words when the upstream refuses the login.",
+        meaning=(
+            "Passes the mail server's error message to the client when the mail server refuses the login."
+        ),
     ),
     Directive(
         name="proxy_smtp_auth",
         module=_PROXY,
         type=FLAG,
         default=False,
-        meaning="Logs in at SMTP upstreams with AUTH PLAIN.",
+        meaning="Authenticates at SMTP servers with AUTH PLAIN.",
     ),
     Directive(
         name="proxy_protocol",
         module=_PROXY,
         type=_PROXY_PROTOCOL,
         default="Disabled",
-        meaning="Begins connections to upstreams with a PROXY header of this version.",
+        meaning="Sends a PROXY protocol header of this version to mail servers.",
     ),
     Directive(
         name="xclient",
         module=_PROXY,
         type=FLAG,
         default=True,
-        meaning="Tells SMTP upstreams who the client is, with XCLIENT.",
+        meaning="Sends the client's address, host name and login to SMTP servers with XCLIENT.",
     ),
     Directive(
         name="set_real_ip_from",
@@ -352,11 +390,12 @@ LEVEL_DIRECTIVES: Final = (
         type=structured_values.PEERS,
         default=[],
         inheritance=_LIST,
-        meaning="Peers that are believed when their PROXY header names another client address.",
+        meaning="Trusted addresses: the client address in a PROXY protocol header from them is used.",
     ),
     *TLS_DIRECTIVES,
 )
-"""Directives of ``spec.mail`` and of every server."""
+"""Directives allowed in ``spec.mail`` and every server."""
+
 
 SERVER_DIRECTIVES: Final = (
     Directive(
@@ -365,7 +404,7 @@ SERVER_DIRECTIVES: Final = (
         type=_PROTOCOL,
         contexts=_SERVER,
         inheritance=Inheritance.NONE,
-        meaning="The protocol of this server; may be left out where every port is a well-known one.",
+        meaning="Protocol of this server. Optional if every port is a well-known port of the same protocol.",
     ),
     Directive(
         name="listen",
@@ -373,21 +412,57 @@ SERVER_DIRECTIVES: Final = (
         type=LISTEN,
         contexts=_SERVER,
         inheritance=Inheritance.NONE,
-        meaning="Where this server listens.",
+        meaning="Addresses and ports of this server.",
     ),
 )
-"""Directives of servers alone."""
+"""Directives allowed in servers only."""
+
 
 DIRECTIVES: Final = MAIN_DIRECTIVES + LEVEL_DIRECTIVES + SERVER_DIRECTIVES + FOLDED_DIRECTIVES
 IGNORED: Final = {"proxy": "has no effect, as in nginx"}
-"""Fields of a level that are accepted and do nothing."""
+"""Fields that are accepted without effect, and the notice about each."""
 
 
 def by_field(rows: Iterable[Directive]) -> dict[str, Directive]:
-    """Rows by the manifest's names."""
+    """Rows by the field of the manifest."""
     return {row.field: row for row in rows}
 
 
 def by_name(rows: Iterable[Directive]) -> dict[str, Directive]:
-    """Rows by nginx's names."""
+    """Rows by nginx's name."""
     return {row.name: row for row in rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """The directives of one level (main, mail or server), by nginx's names.
+
+    ``given`` also contains those whose value was invalid, and the intended names of misspelled
+    fields: they are not reported as missing.
+    """
+
+    values: Mapping[str, object]
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBlock:
+    """One server: directives that only servers have (``own``), and the inheritable ones (``level``)."""
+
+    name: str
+    path: str
+    own: Level
+    level: Level
+
+    @property
+    def listen(self) -> tuple[ListenConfig, ...]:
+        """Its listeners; empty if they are invalid."""
+        found = self.own.values.get("listen", ())
+        assert isinstance(found, tuple)  # noqa: S101 -- the type of the row
+        return found
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The ``protocol`` directive, if there is one."""
+        found = self.own.values.get("protocol")
+        return Protocol(str(found)) if found is not None else None

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a configuration: every problem at once, each with its place.
-
-Nobody wants to mend a file one message at a time, so nothing here stops at the
-first problem; see ``Problems``.
-"""
+"""Errors of a configuration: all problems are collected and reported together, each with its path."""
 
 from __future__ import annotations
 
@@ -11,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-MOST_PROBLEMS: Final = 1000
-"""After so many problems a file is not read any further: nobody mends more at once, and each costs time."""
+MAX_PROBLEMS: Final = 1000
+"""Reading stops after this number of problems."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing that is wrong, or merely worth telling (a notice).
+    """An error in a configuration, or a notice.
 
-    ``path`` is where: ``spec.servers[1].listen[0].port`` in a manifest,
+    ``path`` is the location: ``spec.servers[1].listen[0].port`` in a manifest,
     ``nginx.conf:12`` in an nginx configuration, empty for the whole file.
     ``reason`` never contains a secret.
     """
@@ -35,10 +31,10 @@ class ConfigError(Exception):
     """A configuration that cannot be used.
 
     Attributes:
-        problems: Everything that is wrong with it, in the order of the file; never empty.
-        notices: What is worth telling beside that.
-        partial: What could be read in spite of it, for whoever looks for more problems: of the
-            type that the function which raises this would have returned, or ``None``.
+        problems: All errors, in the order of the file; never empty.
+        notices: Notices about the same configuration.
+        partial: What could be read despite the errors, for further checks: of the type that the
+            function which raised this returns, or ``None``.
     """
 
     def __init__(
@@ -59,34 +55,34 @@ class ConfigError(Exception):
 
 @dataclass(slots=True)
 class Problems:
-    """Collects what is wrong, and what is only worth telling, while a configuration is read."""
+    """Collects errors and notices while a configuration is read."""
 
     found: list[Problem] = field(default_factory=list)
     notices: list[Problem] = field(default_factory=list)
 
     def add(self, path: str, reason: str) -> None:
-        """Note something that is wrong at ``path``.
+        """Add an error at ``path``.
 
         Raises:
-            ConfigError: It is problem number ``MOST_PROBLEMS``.
+            ConfigError: There are ``MAX_PROBLEMS`` errors now.
         """
         self.found.append(Problem(path, reason))
-        if len(self.found) >= MOST_PROBLEMS:
-            stopped = Problem("", f"reading stopped after {MOST_PROBLEMS} problems")
+        if len(self.found) >= MAX_PROBLEMS:
+            stopped = Problem("", f"reading stopped after {MAX_PROBLEMS} problems")
             raise ConfigError([*dict.fromkeys(self.found), stopped])
 
     def notice(self, path: str, reason: str) -> None:
-        """Note something that is not wrong but that the reader should know."""
+        """Add a notice."""
         self.notices.append(Problem(path, reason))
 
     def raise_if_any(self, partial: Any = None) -> None:  # noqa: ANN401 -- see ConfigError
-        """Give up if anything is wrong.
+        """Raise if there are errors.
 
         Args:
-            partial: What could be read in spite of it; see ``ConfigError``.
+            partial: What could be read despite the errors; see ``ConfigError``.
 
         Raises:
-            ConfigError: With every problem found so far, each once.
+            ConfigError: With every error once.
         """
         if self.found:
             raise ConfigError(dict.fromkeys(self.found), notices=dict.fromkeys(self.notices), partial=partial)

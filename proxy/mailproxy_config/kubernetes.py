@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a proxy runs on Kubernetes: the part of the manifest that the mail part knows nothing about.
+"""The Kubernetes part of a manifest: how the proxy is deployed.
 
-The defaults are those of the custom resource.  What is handed to Kubernetes as
-it is (affinity, tolerations, ...) stays a plain mapping.
+The defaults are those of the custom resource.  Values that are passed to Kubernetes
+unchanged (affinity, tolerations, ...) are plain mappings.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.model import DrainConfig, Seconds
-from mailproxy_config.value_types import ErrorPath, Raw
+from mailproxy_config.value_types import ErrorPath
 
 _DRAIN: Final = DrainConfig(delay=Seconds(5.0), timeout=Seconds(300.0))
 _REQUESTS: Final = {"cpu": "100m", "memory": "64Mi"}
 
 
 class Mode(StrEnum):
-    """What kind of workload runs the proxy."""
+    """The kind of workload that runs the proxy."""
 
     DEPLOYMENT = "Deployment"
     DAEMON_SET = "DaemonSet"
@@ -29,7 +29,7 @@ class Mode(StrEnum):
 
 
 class SidecarFailure(StrEnum):
-    """What becomes of a pod that asks for a sidecar and cannot get it."""
+    """What happens to a pod that requests a sidecar and cannot get it."""
 
     IGNORE = "Ignore"
     FAIL = "Fail"
@@ -50,7 +50,7 @@ class SysctlMode(StrEnum):
 
 
 class UnsafeSysctls(StrEnum):
-    """Whether sysctls outside the kubelet's safe set may be asked for."""
+    """Whether sysctls outside the kubelet's safe set are allowed."""
 
     FORBID = "Forbid"
     ALLOW = "Allow"
@@ -58,7 +58,7 @@ class UnsafeSysctls(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Autoscaling:
-    """A HorizontalPodAutoscaler; ``None`` in a field leaves it out."""
+    """A HorizontalPodAutoscaler; ``None`` leaves a field out."""
 
     max_replicas: int
     min_replicas: int | None = None
@@ -69,7 +69,7 @@ class Autoscaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSpec:
-    """The Service in front of the pods; ``None`` in a field leaves it to Kubernetes."""
+    """The Service for the mail ports; ``None`` leaves a field to Kubernetes."""
 
     type: str = "ClusterIP"
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class ServiceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctl:
-    """One kernel setting of the pod."""
+    """One sysctl of the pod."""
 
     name: str
     value: str
@@ -93,7 +93,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SysctlsSpec:
-    """Which kernel settings the pods get."""
+    """The sysctls of the pods."""
 
     mode: SysctlMode = SysctlMode.AUTO
     unsafe: UnsafeSysctls = UnsafeSysctls.FORBID
@@ -119,7 +119,7 @@ class PrometheusRuleSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSpec:
-    """How the metrics are found."""
+    """Objects and annotations with which Prometheus discovers the pods."""
 
     pod_monitor: PodMonitorSpec = PodMonitorSpec()
     prometheus_rule: PrometheusRuleSpec = PrometheusRuleSpec()
@@ -127,7 +127,7 @@ class MonitoringSpec:
 
     @property
     def is_annotated(self) -> bool:
-        """Whether pods carry the prometheus.io annotations; with a PodMonitor they would be scraped twice."""
+        """Whether pods have the prometheus.io annotations; by default not together with a PodMonitor."""
         return not self.pod_monitor.enabled if self.scrape_annotations is None else self.scrape_annotations
 
 
@@ -141,7 +141,7 @@ class PodDisruptionBudgetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPolicySpec:
-    """A NetworkPolicy; the peers are handed to Kubernetes as they are."""
+    """A NetworkPolicy; the peers are passed to Kubernetes unchanged."""
 
     enabled: bool = False
     metrics_from: tuple[Mapping[str, Any], ...] = ()
@@ -151,7 +151,7 @@ class NetworkPolicySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodSpec:
-    """What pods have beyond what we give them; handed to Kubernetes as it is."""
+    """Additional fields of the pods; passed to Kubernetes unchanged."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class PodSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesSpec:
-    """Quantities as Kubernetes writes them."""
+    """Quantities in the notation of Kubernetes."""
 
     requests: Mapping[str, int | str] = field(default_factory=lambda: dict(_REQUESTS))
     limits: Mapping[str, int | str] = field(default_factory=dict)
@@ -184,7 +184,7 @@ class ResourcesSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRequirement:
-    """One of a selector's ``matchExpressions``."""
+    """One of the ``matchExpressions`` of a selector."""
 
     key: str
     operator: str
@@ -193,13 +193,13 @@ class LabelRequirement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSelector:
-    """Chooses pods by their labels; an empty one chooses all."""
+    """Selects pods by their labels; an empty one selects all."""
 
     match_labels: Mapping[str, str] = field(default_factory=dict)
     match_expressions: tuple[LabelRequirement, ...] = ()
 
     def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether something with these labels is chosen."""
+        """Whether an object with these labels is selected."""
         return self.match_labels.items() <= labels.items() and all(
             _meets(labels, one) for one in self.match_expressions
         )
@@ -219,7 +219,7 @@ def _meets(labels: Mapping[str, str], requirement: LabelRequirement) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SidecarSpec:
-    """Which pods may carry the proxy."""
+    """The pods that may get the sidecar."""
 
     selector: LabelSelector = LabelSelector()
     failure_policy: SidecarFailure = SidecarFailure.IGNORE
@@ -230,7 +230,7 @@ class DeploymentSpec:
     """The Kubernetes part of a ``MailProxy``.
 
     Attributes:
-        image: Empty for the operator's own setting.
+        image: Empty: the image of the operator's settings.
         host_ports: ``listen[].hostPort`` by listen port.
     """
 
@@ -269,23 +269,23 @@ _PLAIN: Final = {
 
 
 def snake_case(name: str) -> str:
-    """``hostNetwork`` is ``host_network``; ``targetCPUUtilizationPercentage`` keeps CPU in one piece."""
+    """``hostNetwork`` is ``host_network``; CPU in ``targetCPUUtilizationPercentage`` is one word."""
     name = name.replace("CPU", "Cpu")
     return "".join("_" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("_")
 
 
-def deployment(spec: Mapping[str, Any], place: ErrorPath) -> DeploymentSpec:
-    """Read the Kubernetes part of a ``spec`` that has the right shape.
+def read_deployment(spec: Mapping[str, Any], path: ErrorPath) -> DeploymentSpec:
+    """Read the Kubernetes part of a ``spec`` that matches its schema.
 
     Args:
-        spec: The whole ``spec``; the mail part in it is left alone.
-        place: Where the spec stands.
+        spec: The whole ``spec``; its mail part is ignored.
+        path: The path of the spec.
     """
     found: dict[str, Any] = {name: spec[raw] for raw, name in _PLAIN.items() if raw in spec}
     found |= {snake_case(raw): _of(kind, spec[raw]) for raw, kind in _SPECIAL.items() if raw in spec}
     found |= {"mode": Mode(spec["mode"])} if "mode" in spec else {}
     found |= {"port_strategy": PortStrategy(spec["portStrategy"])} if "portStrategy" in spec else {}
-    found |= {"drain": _drain(spec["drain"], place.field("drain"))} if "drain" in spec else {}
+    found |= {"drain": _drain(spec["drain"], path.field("drain"))} if "drain" in spec else {}
     found |= {"sysctls": _sysctls(spec["sysctls"])} if "sysctls" in spec else {}
     found |= {"monitoring": _monitoring(spec["monitoring"])} if "monitoring" in spec else {}
     if spec.get("podDisruptionBudget"):
@@ -293,7 +293,7 @@ def deployment(spec: Mapping[str, Any], place: ErrorPath) -> DeploymentSpec:
     if "sidecar" in spec:
         found["sidecar"] = _sidecar(spec["sidecar"])
     if "resources" in spec:
-        # Requests of ours beside limits of theirs could contradict each other.
+        # The default requests could exceed the given limits.
         found["resources"] = ResourcesSpec(**{"requests": {}, **spec["resources"]})
     if "imagePullSecrets" in spec:
         found["image_pull_secrets"] = tuple(secret["name"] for secret in spec["imagePullSecrets"])
@@ -301,18 +301,18 @@ def deployment(spec: Mapping[str, Any], place: ErrorPath) -> DeploymentSpec:
 
 
 def _of(kind: type[Any], value: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- an instance of ``kind``
-    """A dataclass whose fields have the manifest's names in snake case."""
-    return kind(**{snake_case(name): _frozen(inner) for name, inner in value.items()})
+    """Build a dataclass whose fields have the names of the manifest in snake case; lists become tuples."""
+    return kind(
+        **{
+            snake_case(name): tuple(inner) if isinstance(inner, list) else inner
+            for name, inner in value.items()
+        }
+    )
 
 
-def _frozen(value: Raw) -> Raw:
-    """Lists become tuples; mappings stay, since they are handed on as they are."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _drain(value: Mapping[str, Any], place: ErrorPath) -> DrainConfig:
+def _drain(value: Mapping[str, Any], path: ErrorPath) -> DrainConfig:
     times = {
-        name: place.field(name).attempt(lambda name=name: units.msec_time(value[name]), Seconds(0.0))  # type: ignore[misc]
+        name: path.field(name).try_read(lambda name=name: units.parse_msec_time(value[name]), Seconds(0.0))  # type: ignore[misc]
         for name in ("delay", "timeout")
         if name in value
     }

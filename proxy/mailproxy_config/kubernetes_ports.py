@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports that Kubernetes opens for listeners: ``listen[].hostPort`` and ``service.nodePorts``.
 
-They belong to the resource and not to the proxy's configuration: the proxy
-listens on the same container port with and without them.
+They are not part of the proxy's configuration: the container ports are the same with and
+without them.
 """
 
 from __future__ import annotations
@@ -10,33 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from mailproxy_config.schema import Integer, ListOf, Record, Rule
-
-from .errors import Problems
+from mailproxy_config.errors import Problems
+from mailproxy_config.schema import Array, Integer, Object, Rule
 
 PORT: Final = Integer(minimum=1, maximum=65535)
 HIGH_PORT_OFFSET: Final = 10000
-
 HOST_PORT: Final = PORT
 HOST_PORT_MEANING: Final = (
-    "The port of the node that leads to this listener (the container's hostPort); needs mode Deployment or "
-    "DaemonSet, and a node for each pod."
+    "Port of the node that is forwarded to this listener (hostPort of the container). Requires mode "
+    "Deployment or DaemonSet, and a node per pod."
 )
 
-NODE_PORTS: Final = ListOf(
-    most=64,
+NODE_PORTS: Final = Array(
+    max_items=64,
     keys=("port",),
-    items=Record(
+    items=Object(
         fields={"port": PORT, "nodePort": PORT},
         required=("port", "nodePort"),
         descriptions={
-            "port": "The listen port.",
-            "nodePort": "The port of every node that leads to it; most clusters allow 30000 to 32767.",
+            "port": "Port of a listener.",
+            "nodePort": "Port of every node that is forwarded to it. Most clusters allow 30000 to 32767.",
         },
     ),
 )
 NODE_PORTS_MEANING: Final = (
-    "Fixed node ports, with type NodePort or LoadBalancer; a port that is not listed gets a free one."
+    "Fixed node ports, for type NodePort or LoadBalancer. Ports that are not listed get a free node port."
 )
 
 _HOST_NETWORK: Final = "has(self.pod) && has(self.pod.hostNetwork) && self.pod.hostNetwork"
@@ -45,7 +43,7 @@ RULES: Final = (
         expression="self.mode != 'Sidecar' || self.servers.all(s, s.listen.all(l, !has(l.hostPort)))",
         message="listen[].hostPort of servers needs mode Deployment or DaemonSet",
         reason="FieldValueForbidden",
-        holds=None,
+        predicate=None,
     ),
     Rule(
         expression=(
@@ -55,16 +53,16 @@ RULES: Final = (
         ),
         message=("listen[].hostPort of servers needs a port; with pod.hostNetwork it is the container port"),
         reason="FieldValueInvalid",
-        holds=None,
+        predicate=None,
     ),
 )
-"""Rules of ``spec`` about host ports, for the API server; ``check`` has the same with exact paths."""
+"""Rules of ``spec`` about host ports for the API server; ``check`` has them with exact paths."""
 
 SERVICE_RULE: Final = Rule(
     expression="self.type != 'ClusterIP' || !has(self.nodePorts) || self.nodePorts.size() == 0",
     message="nodePorts needs type NodePort or LoadBalancer",
     reason="FieldValueForbidden",
-    holds=lambda value: value.get("type", "ClusterIP") != "ClusterIP" or not value.get("nodePorts"),
+    predicate=lambda value: value.get("type", "ClusterIP") != "ClusterIP" or not value.get("nodePorts"),
     field_path=".nodePorts",
 )
 
@@ -73,27 +71,29 @@ def host_ports(servers: object) -> dict[int, int]:
     """Map listen ports to host ports.
 
     Args:
-        servers: ``spec.servers`` as it was written; what has the wrong shape is left out.
+        servers: ``spec.servers`` as written; parts that do not match the schema are ignored.
     """
     return {port: host for _, port, host in _given(servers) if host is not None}
 
 
 def check(spec: Mapping[str, Any], problems: Problems) -> None:
-    """Note every host port and node port that cannot be.
+    """Report invalid host ports and node ports.
 
     Args:
-        spec: The whole ``spec`` as it was written.
-        problems: Where to note it, with the path in the resource.
+        spec: The whole ``spec`` as written.
+        problems: Collects the errors.
     """
     given = list(_given(spec.get("servers")))
-    _check_sockets(spec.get("servers"), problems)
+    for path, one in _listeners(spec.get("servers")):
+        if "hostPort" in one and "port" not in one:
+            problems.add(path, "cannot be used with a UNIX socket; remove hostPort")
     _check_mode(spec, given, problems)
     _check_agreement(given, problems)
     _check_node_ports(spec.get("service"), {port for _, port, _ in given}, problems)
 
 
 _Listener = tuple[str, int, int | None]
-"""The path of a listener, its port, and its host port."""
+"""The path of a host port, the listen port, and the host port."""
 
 
 def _given(servers: object) -> Iterator[_Listener]:
@@ -112,15 +112,8 @@ def _listeners(servers: object) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"spec.servers[{index}].listen[{number}].hostPort", one
 
 
-def _check_sockets(servers: object, problems: Problems) -> None:
-    """A listener without a port is a UNIX socket, to which no port of a node can lead."""
-    for path, one in _listeners(servers):
-        if "hostPort" in one and "port" not in one:
-            problems.add(path, "needs port: no port of a node can lead to a UNIX socket; remove hostPort")
-
-
 def _items(value: object) -> Sequence[Any]:
-    """The items of a list, none of what is not a list."""
+    """The items of a list; nothing for other values."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()
 
 
@@ -137,24 +130,26 @@ def _check_mode(spec: Mapping[str, Any], given: Sequence[_Listener], problems: P
             continue
         if spec.get("mode") == "Sidecar":
             problems.add(
-                path, "needs mode Deployment or DaemonSet: the pods of a sidecar belong to somebody else"
+                path, "needs mode Deployment or DaemonSet: the operator does not own the pods of sidecars"
             )
         elif on_host and host != port + offset:
             reason = (
-                f"{host} is not the container port {port + offset}; with pod.hostNetwork it can be no other"
+                f"{host} must be the container port {port + offset} with pod.hostNetwork; remove hostPort"
             )
-            problems.add(path, f"{reason}: leave it out")
+            problems.add(path, reason)
 
 
 def _check_agreement(given: Sequence[_Listener], problems: Problems) -> None:
-    """There is one container port for each number, and one host port for each of them."""
+    """Each container port has one host port, and each host port one container port."""
     by_port: dict[int, tuple[str, int | None]] = {}
     by_host: dict[int, tuple[str, int]] = {}
     for path, port, host in given:
         first_path, first_host = by_port.setdefault(port, (path, host))
         if host != first_host:
             shown = "none" if first_host is None else first_host
-            problems.add(path, f"differs from {first_path} ({shown}): listeners of port {port} share one")
+            problems.add(
+                path, f"differs from {first_path} ({shown}): all listeners of port {port} must have the same"
+            )
         if host is None:
             continue
         other_path, other_port = by_host.setdefault(host, (path, port))
@@ -175,8 +170,10 @@ def _check_node_ports(service: object, ports: set[int], problems: Problems) -> N
         path = f"spec.service.nodePorts[{index}]"
         if one["port"] not in ports:
             listened = ", ".join(map(str, sorted(ports))) or "none"
-            problems.add(f"{path}.port", f"no listener has port {one['port']}; there are {listened}")
+            problems.add(
+                f"{path}.port", f"no listener has port {one['port']}; ports of listeners: {listened}"
+            )
         if seen.setdefault(one["nodePort"], one["port"]) != one["port"]:
             problems.add(
-                f"{path}.nodePort", f"{one['nodePort']} is also the one of port {seen[one['nodePort']]}"
+                f"{path}.nodePort", f"{one['nodePort']} is also the node port of port {seen[one['nodePort']]}"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Kubernetes part of the manifest may look like; its values are read by ``deployment``."""
+"""The schema of the Kubernetes part of a manifest; ``kubernetes`` reads its values."""
 
 from __future__ import annotations
 
@@ -9,19 +9,74 @@ from typing import Any, Final
 
 from mailproxy_config.kubernetes_ports import NODE_PORTS, NODE_PORTS_MEANING, SERVICE_RULE
 from mailproxy_config.schema import (
-    Anything,
-    Flag,
+    AnyObject,
+    Array,
+    Boolean,
     Integer,
-    IntOrText,
-    Labels,
-    ListOf,
-    Record,
+    IntOrString,
+    MapOf,
+    Object,
     Rule,
-    Shape,
-    Text,
+    Schema,
+    String,
 )
-from mailproxy_config.sidecar_schema import SIDECAR
 from mailproxy_config.value_types import MSEC_SHAPE
+
+_WITH_VALUES: Final = ("In", "NotIn")
+
+
+_SELECTOR: Final = Object(
+    fields={
+        "matchLabels": MapOf(values=String(max_length=63)),
+        "matchExpressions": Array(
+            max_items=16,
+            items=Object(
+                fields={
+                    "key": String(max_length=317, min_length=1),
+                    "operator": String(max_length=16, enum=(*_WITH_VALUES, "Exists", "DoesNotExist")),
+                    "values": Array(items=String(max_length=63), max_items=64),
+                },
+                required=("key", "operator"),
+                descriptions={
+                    "key": "Key of the label.",
+                    "operator": "Operator: In, NotIn, Exists or DoesNotExist.",
+                    "values": "Values for In and NotIn.",
+                },
+                rules=(
+                    Rule(
+                        expression=(
+                            "(self.operator in ['In', 'NotIn']) == "
+                            "(has(self.values) && self.values.size() > 0)"
+                        ),
+                        message="In and NotIn need values; Exists and DoesNotExist take none",
+                        predicate=lambda value: (
+                            (value["operator"] in _WITH_VALUES) == bool(value.get("values"))
+                        ),
+                    ),
+                ),
+            ),
+        ),
+    },
+    descriptions={
+        "matchLabels": "Labels that a pod must have.",
+        "matchExpressions": "Requirements for the labels of a pod, as in the selector of a Deployment.",
+    },
+)
+
+SIDECAR: Final = Object(
+    fields={
+        "selector": _SELECTOR,
+        "failurePolicy": String(max_length=8, enum=("Ignore", "Fail"), default="Ignore"),
+    },
+    descriptions={
+        "selector": "Pods that may get the sidecar. Not set: every pod of the namespace that requests it.",
+        "failurePolicy": (
+            "Failure policy for a pod that requests the sidecar and cannot get it. Ignore: the pod runs "
+            "without it, with a warning. Fail: the pod is rejected."
+        ),
+    },
+)
+
 
 SAFE_SYSCTLS: Final = (
     "kernel.shm_rmid_forced",
@@ -37,31 +92,32 @@ SAFE_SYSCTLS: Final = (
     "net.ipv4.tcp_rmem",
     "net.ipv4.tcp_wmem",
 )
-"""The kernel settings that a kubelet allows without being told to."""
+"""The sysctls that a kubelet allows by default."""
+
 
 _QUANTITY: Final = (
     r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
     r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
 )
-_LABELS: Final = Labels(values=Text(longest=4096))
-_QUANTITIES: Final = Labels(
-    values=IntOrText(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", longest=32), most=16
+
+_LABELS: Final = MapOf(values=String(max_length=4096))
+_QUANTITIES: Final = MapOf(
+    values=IntOrString(pattern=_QUANTITY, hint="a quantity such as 100m or 64Mi", max_length=32),
+    max_fields=16,
 )
-_PERCENTAGE: Final = IntOrText(
-    pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", longest=4
+
+_PERCENTAGE: Final = IntOrString(
+    pattern="^[0-9]{1,3}%$", hint="a number or a percentage such as 50%", max_length=4
 )
 
 
-def _passed_on(most: int) -> ListOf:
-    """A list of objects that are handed to Kubernetes as they are."""
-    return ListOf(items=Anything(), most=most)
+def _unstructured_list(max_items: int) -> Array:
+    """A list of objects that are passed to Kubernetes unchanged."""
+    return Array(items=AnyObject(), max_items=max_items)
 
 
-def _name(longest: int = 253) -> Text:
-    return Text(longest=longest)
-
-
-# --- sysctls -------------------------------------------------------------------
+def _name(max_length: int = 253) -> String:
+    return String(max_length=max_length)
 
 
 def _number_between(names: tuple[str, ...], lowest: int, highest: int, value: Mapping[str, str]) -> bool:
@@ -90,7 +146,7 @@ _EXTRA_RULES: Final = (
             "net.ipv4.ip_unprivileged_port_start takes 0 to 32768 "
             "(the low end of net.ipv4.ip_local_port_range)"
         ),
-        holds=lambda value: _number_between(("net.ipv4.ip_unprivileged_port_start",), 0, 32768, value),
+        predicate=lambda value: _number_between(("net.ipv4.ip_unprivileged_port_start",), 0, 32768, value),
         field_path=".value",
     ),
     Rule(
@@ -99,7 +155,7 @@ _EXTRA_RULES: Final = (
             "(self.value.matches('^[0-9]{1,5}$') && int(self.value) >= 1 && int(self.value) <= 32767)"
         ),
         message="net.ipv4.tcp_keepalive_time and _intvl take 1 to 32767 seconds",
-        holds=lambda value: _number_between(
+        predicate=lambda value: _number_between(
             ("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive_intvl"), 1, 32767, value
         ),
         field_path=".value",
@@ -110,7 +166,7 @@ _EXTRA_RULES: Final = (
             "(self.value.matches('^[0-9]{1,3}$') && int(self.value) >= 1 && int(self.value) <= 127)"
         ),
         message="net.ipv4.tcp_keepalive_probes takes 1 to 127",
-        holds=lambda value: _number_between(("net.ipv4.tcp_keepalive_probes",), 1, 127, value),
+        predicate=lambda value: _number_between(("net.ipv4.tcp_keepalive_probes",), 1, 127, value),
         field_path=".value",
     ),
     Rule(
@@ -122,7 +178,7 @@ _EXTRA_RULES: Final = (
             "int(self.value.split(' ')[2]) <= 2147483647)"
         ),
         message="net.ipv4.tcp_rmem and tcp_wmem take three sizes in ascending order: min default max",
-        holds=_ascending,
+        predicate=_ascending,
         field_path=".value",
     ),
 )
@@ -133,25 +189,25 @@ def _extra_is_allowed(value: Mapping[str, Any]) -> bool:
     return value.get("unsafe") == "Allow" or names <= set(SAFE_SYSCTLS)
 
 
-_SYSCTLS: Final = Record(
+_SYSCTLS: Final = Object(
     default={},
     fields={
-        "mode": Text(longest=8, words=("Auto", "None"), default="Auto"),
-        "unsafe": Text(longest=8, words=("Forbid", "Allow"), default="Forbid"),
-        "extra": ListOf(
-            most=32,
+        "mode": String(max_length=8, enum=("Auto", "None"), default="Auto"),
+        "unsafe": String(max_length=8, enum=("Forbid", "Allow"), default="Forbid"),
+        "extra": Array(
+            max_items=32,
             keys=("name",),
-            items=Record(
+            items=Object(
                 fields={
-                    "name": Text(
-                        longest=253,
-                        shortest=1,
+                    "name": String(
+                        max_length=253,
+                        min_length=1,
                         pattern=r"^([a-z0-9]([-_a-z0-9]*[a-z0-9])?\.)+[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
                         hint="a sysctl's name with dots, such as net.ipv4.tcp_fin_timeout",
                     ),
-                    "value": Text(
-                        longest=128,
-                        shortest=1,
+                    "value": String(
+                        max_length=128,
+                        min_length=1,
                         pattern=r"^[0-9, \t-]+$",
                         hint="numbers in quotes, such as '15'",
                     ),
@@ -159,16 +215,16 @@ _SYSCTLS: Final = Record(
                 required=("name", "value"),
                 rules=_EXTRA_RULES,
                 descriptions={
-                    "name": "The name of the kernel setting, with dots.",
-                    "value": "Its value, in quotes.",
+                    "name": "Name of the sysctl, with dots.",
+                    "value": "Value of the sysctl, in quotes.",
                 },
             ),
         ),
     },
     descriptions={
-        "mode": "Auto derives kernel settings from the listeners; None sets none of them.",
-        "unsafe": "Whether settings outside the kubelet's safe set may be asked for; nodes must allow them.",
-        "extra": "Further settings; they override what is derived.",
+        "mode": "Auto: sysctls are derived from the listeners. None: only those in extra are set.",
+        "unsafe": "Allow or Forbid sysctls outside the kubelet's safe set. Nodes must allow them as well.",
+        "extra": "Additional sysctls. They override derived ones.",
     },
     rules=(
         Rule(
@@ -182,66 +238,64 @@ _SYSCTLS: Final = Record(
                 "that needs unsafe: Allow and a node that allows it"
             ),
             reason="FieldValueForbidden",
-            holds=_extra_is_allowed,
+            predicate=_extra_is_allowed,
         ),
     ),
 )
 
-# --- the rest ------------------------------------------------------------------
 
-_AUTOSCALING: Final = Record(
+_AUTOSCALING: Final = Object(
     fields={
         "minReplicas": Integer(minimum=1),
         "maxReplicas": Integer(minimum=1),
         "targetCPUUtilizationPercentage": Integer(minimum=1),
         "targetConnectionsPerPod": Integer(minimum=1),
-        "behavior": Anything(),
+        "behavior": AnyObject(),
     },
     required=("maxReplicas",),
     rules=(
         Rule(
             expression="!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
             message="minReplicas must not be greater than maxReplicas",
-            holds=lambda value: value.get("minReplicas", 0) <= value["maxReplicas"],
+            predicate=lambda value: value.get("minReplicas", 0) <= value["maxReplicas"],
         ),
     ),
     descriptions={
-        "minReplicas": "The fewest pods; replicas unless given.",
-        "maxReplicas": "The most pods.",
-        "targetCPUUtilizationPercentage": "The average CPU use to aim at, in percent of the request.",
-        "targetConnectionsPerPod": "The average number of connections to aim at; needs a metrics adapter.",
-        "behavior": "How fast pods come and go, as in a HorizontalPodAutoscaler.",
+        "minReplicas": "Minimum number of pods. Default: the value of replicas.",
+        "maxReplicas": "Maximum number of pods.",
+        "targetCPUUtilizationPercentage": "Target average CPU utilization, in percent of the CPU request.",
+        "targetConnectionsPerPod": "Target average of connections per pod. Requires a metrics adapter.",
+        "behavior": "Scaling behavior, as in a HorizontalPodAutoscaler.",
     },
 )
-_SERVICE: Final = Record(
+
+_SERVICE: Final = Object(
     fields={
-        "type": Text(longest=16, words=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
+        "type": String(max_length=16, enum=("ClusterIP", "NodePort", "LoadBalancer"), default="ClusterIP"),
         "annotations": _LABELS,
         "labels": _LABELS,
-        "externalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
-        "internalTrafficPolicy": Text(longest=16, words=("Local", "Cluster")),
-        "ipFamilyPolicy": Text(
-            longest=32,
-            words=("SingleStack", "PreferDualStack", "RequireDualStack"),
+        "externalTrafficPolicy": String(max_length=16, enum=("Local", "Cluster")),
+        "internalTrafficPolicy": String(max_length=16, enum=("Local", "Cluster")),
+        "ipFamilyPolicy": String(
+            max_length=32,
+            enum=("SingleStack", "PreferDualStack", "RequireDualStack"),
             default="PreferDualStack",
         ),
-        "ipFamilies": ListOf(items=Text(longest=8, words=("IPv4", "IPv6")), most=2),
+        "ipFamilies": Array(items=String(max_length=8, enum=("IPv4", "IPv6")), max_items=2),
         "loadBalancerClass": _name(),
-        "loadBalancerSourceRanges": ListOf(items=_name(64), most=64),
+        "loadBalancerSourceRanges": Array(items=_name(64), max_items=64),
         "nodePorts": NODE_PORTS,
     },
     descriptions={
-        "type": "ClusterIP, NodePort or LoadBalancer.",
-        "annotations": "Annotations of the Service, such as those that cloud load balancers read.",
-        "labels": "Labels of the Service beside the operator's own.",
-        "externalTrafficPolicy": (
-            "Local, the default here, keeps the client's address; Cluster uses all nodes and hides it."
-        ),
-        "internalTrafficPolicy": "Local sends traffic from inside the cluster to pods of the same node only.",
-        "ipFamilyPolicy": "Whether the Service has addresses of IPv4, IPv6 or both.",
-        "ipFamilies": "The families in the order of preference.",
-        "loadBalancerClass": "Which implementation makes the load balancer; type LoadBalancer only.",
-        "loadBalancerSourceRanges": "Networks that the load balancer admits; type LoadBalancer only.",
+        "type": "Type of the Service: ClusterIP, NodePort or LoadBalancer.",
+        "annotations": "Annotations of the Service, for example for cloud load balancers.",
+        "labels": "Additional labels of the Service.",
+        "externalTrafficPolicy": "Local (default) preserves the client's address; Cluster does not.",
+        "internalTrafficPolicy": "Local: in-cluster traffic is sent only to pods on the same node.",
+        "ipFamilyPolicy": "IP family policy of the Service: IPv4, IPv6 or both.",
+        "ipFamilies": "IP families in order of preference.",
+        "loadBalancerClass": "Load balancer implementation. Only for type LoadBalancer.",
+        "loadBalancerSourceRanges": "Client networks (CIDR) to accept. Only for type LoadBalancer.",
         "nodePorts": NODE_PORTS_MEANING,
     },
     rules=(
@@ -250,181 +304,188 @@ _SERVICE: Final = Record(
             expression="self.type != 'ClusterIP' || !has(self.externalTrafficPolicy)",
             message="externalTrafficPolicy needs type LoadBalancer or NodePort",
             reason="FieldValueForbidden",
-            holds=lambda value: (
+            predicate=lambda value: (
                 value.get("type", "ClusterIP") != "ClusterIP" or "externalTrafficPolicy" not in value
             ),
         ),
     ),
 )
-_MONITORING: Final = Record(
+
+_MONITORING: Final = Object(
     fields={
-        "podMonitor": Record(
-            fields={"enabled": Flag(), "interval": _name(16), "labels": _LABELS},
+        "podMonitor": Object(
+            fields={"enabled": Boolean(), "interval": _name(16), "labels": _LABELS},
             descriptions={
-                "enabled": "Whether there is one.",
-                "interval": "How often the pods are scraped, such as 30s.",
-                "labels": "Labels by which the Prometheus resource selects it.",
+                "enabled": "Creates a PodMonitor.",
+                "interval": "Scrape interval, for example 30s. Default: 30s.",
+                "labels": "Labels of the object, for the selector of the Prometheus resource.",
             },
         ),
-        "prometheusRule": Record(
-            fields={"enabled": Flag(), "labels": _LABELS},
+        "prometheusRule": Object(
+            fields={"enabled": Boolean(), "labels": _LABELS},
             descriptions={
-                "enabled": "Whether there is one.",
-                "labels": "Labels by which the Prometheus resource selects it.",
+                "enabled": "Creates a PrometheusRule.",
+                "labels": "Labels of the object, for the selector of the Prometheus resource.",
             },
         ),
-        "scrapeAnnotations": Flag(),
+        "scrapeAnnotations": Boolean(),
     },
     descriptions={
-        "podMonitor": "A PodMonitor, where the cluster knows that kind.",
-        "prometheusRule": "A PrometheusRule with alerts, where the cluster knows that kind.",
+        "podMonitor": "PodMonitor for the pods. Requires the CRD of the Prometheus operator.",
+        "prometheusRule": "PrometheusRule with alerts. Requires the CRD of the Prometheus operator.",
         "scrapeAnnotations": (
-            "Whether pods carry the prometheus.io annotations; true unless podMonitor is enabled, which would"
-            " have them scraped twice."
+            "Adds the prometheus.io annotations to the pods. Default: true, or false if podMonitor is "
+            "enabled,"
+            " because the pods would be scraped twice."
         ),
     },
 )
-_BUDGET: Final = Record(
+
+_BUDGET: Final = Object(
     fields={"minAvailable": _PERCENTAGE, "maxUnavailable": _PERCENTAGE},
     rules=(
         Rule(
             expression="!(has(self.minAvailable) && has(self.maxUnavailable))",
             message="set only one of minAvailable and maxUnavailable",
-            holds=lambda value: len(value) <= 1,
+            predicate=lambda value: len(value) <= 1,
         ),
     ),
     descriptions={
-        "minAvailable": "How many pods must stay, as a number or a percentage.",
-        "maxUnavailable": "How many pods may be missing, as a number or a percentage.",
+        "minAvailable": "Minimum number or percentage of available pods.",
+        "maxUnavailable": "Maximum number or percentage of unavailable pods.",
     },
 )
-_NETWORK_POLICY: Final = Record(
+
+_NETWORK_POLICY: Final = Object(
     fields={
-        "enabled": Flag(),
-        "metricsFrom": _passed_on(16),
-        "clientsFrom": _passed_on(16),
-        "egress": _passed_on(32),
+        "enabled": Boolean(),
+        "metricsFrom": _unstructured_list(16),
+        "clientsFrom": _unstructured_list(16),
+        "egress": _unstructured_list(32),
     },
     descriptions={
-        "enabled": "Whether there is a NetworkPolicy; outgoing traffic must then be listed in egress. "
-        "Not with mode Sidecar.",
-        "metricsFrom": "Peers that may read the metrics, beside the operator, which is always let in.",
-        "clientsFrom": "Peers that may connect to the mail ports; everybody unless given.",
-        "egress": "Rules for outgoing traffic, beside name servers and the authentication service.",
+        "enabled": "Creates a NetworkPolicy. Outgoing traffic must then be listed in egress. "
+        "Not allowed with mode Sidecar.",
+        "metricsFrom": "Peers that may connect to the metrics port. The operator always may.",
+        "clientsFrom": "Peers that may connect to the mail ports. Not set: all.",
+        "egress": "Egress rules, in addition to DNS and the authentication service.",
     },
 )
-_POD: Final = Record(
+
+_POD: Final = Object(
     fields={
         "labels": _LABELS,
         "annotations": _LABELS,
         "nodeSelector": _LABELS,
-        "tolerations": _passed_on(64),
-        "affinity": Anything(),
-        "topologySpreadConstraints": _passed_on(16),
+        "tolerations": _unstructured_list(64),
+        "affinity": AnyObject(),
+        "topologySpreadConstraints": _unstructured_list(16),
         "priorityClassName": _name(),
         "runtimeClassName": _name(),
         "serviceAccountName": _name(),
-        "hostNetwork": Flag(),
-        "hostUsers": Flag(),
+        "hostNetwork": Boolean(),
+        "hostUsers": Boolean(),
         "dnsPolicy": _name(32),
-        "dnsConfig": Anything(),
-        "hostAliases": _passed_on(64),
-        "securityContext": Anything(),
-        "extraVolumes": _passed_on(32),
-        "extraVolumeMounts": _passed_on(32),
-        "extraEnv": _passed_on(64),
-        "extraContainers": _passed_on(8),
+        "dnsConfig": AnyObject(),
+        "hostAliases": _unstructured_list(64),
+        "securityContext": AnyObject(),
+        "extraVolumes": _unstructured_list(32),
+        "extraVolumeMounts": _unstructured_list(32),
+        "extraEnv": _unstructured_list(64),
+        "extraContainers": _unstructured_list(8),
     },
     descriptions={
-        "labels": "Labels of the pods beside the operator's own, which win.",
+        "labels": "Additional labels of the pods. Labels of the operator take precedence.",
         "annotations": "Annotations of the pods.",
         "nodeSelector": "Labels that a node must have.",
-        "tolerations": "Taints of nodes that the pods tolerate.",
-        "affinity": "Which nodes and which other pods the pods prefer or avoid.",
+        "tolerations": "Tolerations for node taints.",
+        "affinity": "Node and pod affinity.",
         "topologySpreadConstraints": (
-            "How the pods spread; unless given, a Deployment spreads over nodes and zones as far as possible."
-            " An empty list leaves it to the scheduler."
+            "Topology spread constraints. Not set: a Deployment is spread over nodes and zones if possible."
+            " Empty list: no constraints."
         ),
-        "priorityClassName": "The priority class of the pods.",
-        "runtimeClassName": "The runtime class of the pods.",
-        "serviceAccountName": "An existing service account; unless given, one without any rights is made.",
-        "hostNetwork": "Whether the pods use the network of their node; no net.* sysctl can be set then.",
-        "hostUsers": "Whether the pods share the user namespace of their node; false gives each its own.",
-        "dnsPolicy": "How names are resolved in the pods.",
-        "dnsConfig": "Name servers and search domains of the pods.",
-        "hostAliases": "Further lines of /etc/hosts.",
-        "securityContext": "Fields of the pod's security context; they win over the operator's own.",
-        "extraVolumes": "Further volumes of the pods.",
-        "extraVolumeMounts": "Where the proxy's container mounts them.",
+        "priorityClassName": "Priority class of the pods.",
+        "runtimeClassName": "Runtime class of the pods.",
+        "serviceAccountName": "Existing service account. Not set: one without permissions is created.",
+        "hostNetwork": "Runs the pods in the network namespace of the node. Excludes net.* sysctls.",
+        "hostUsers": "false: each pod has its own user namespace. true: the pods share that of the node.",
+        "dnsPolicy": "DNS policy of the pods.",
+        "dnsConfig": "DNS servers and search domains of the pods.",
+        "hostAliases": "Additional entries of /etc/hosts.",
+        "securityContext": "Fields of the pod security context. They override those of the operator.",
+        "extraVolumes": "Additional volumes of the pods.",
+        "extraVolumeMounts": "Additional volume mounts of the proxy's container.",
         "extraEnv": "Environment variables of the proxy's container.",
-        "extraContainers": "Further containers beside the proxy's.",
+        "extraContainers": "Additional containers of the pods.",
     },
 )
 
-DEPLOYMENT_FIELDS: Final[Mapping[str, Shape]] = {
-    "mode": Text(longest=16, words=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
+
+DEPLOYMENT_FIELDS: Final[Mapping[str, Schema]] = {
+    "mode": String(max_length=16, enum=("Deployment", "DaemonSet", "Sidecar"), default="Deployment"),
     "replicas": Integer(default=2),
     "autoscaling": _AUTOSCALING,
     "image": _name(512),
-    "imagePullPolicy": Text(longest=16, words=("Always", "IfNotPresent", "Never")),
-    "imagePullSecrets": ListOf(
-        most=16,
-        items=Record(
-            fields={"name": Text(longest=253, shortest=1)},
+    "imagePullPolicy": String(max_length=16, enum=("Always", "IfNotPresent", "Never")),
+    "imagePullSecrets": Array(
+        max_items=16,
+        items=Object(
+            fields={"name": String(max_length=253, min_length=1)},
             required=("name",),
-            descriptions={"name": "The name of a Secret of type kubernetes.io/dockerconfigjson."},
+            descriptions={"name": "Name of a Secret of type kubernetes.io/dockerconfigjson."},
         ),
     ),
     "service": _SERVICE,
-    "portStrategy": Text(longest=16, words=("Direct", "HighPort"), default="Direct"),
+    "portStrategy": String(max_length=16, enum=("Direct", "HighPort"), default="Direct"),
     "sysctls": _SYSCTLS,
-    "drain": Record(
+    "drain": Object(
         default={},
         fields={
             "delay": MSEC_SHAPE.with_default("5s"),
             "timeout": MSEC_SHAPE.with_default("5m"),
         },
         descriptions={
-            "delay": "How long a leaving pod still accepts connections, until load balancers have noticed.",
-            "timeout": "How long relayed connections may go on after that.",
+            "delay": "Time for which a terminating pod still accepts connections.",
+            "timeout": "Time for which relayed connections can continue after that.",
         },
     ),
     "monitoring": _MONITORING,
     "podDisruptionBudget": _BUDGET,
     "networkPolicy": _NETWORK_POLICY,
-    "resources": Record(
+    "resources": Object(
         fields={"requests": _QUANTITIES, "limits": _QUANTITIES},
         descriptions={
-            "requests": "What the scheduler reserves for a pod.",
-            "limits": "What a pod may use at most.",
+            "requests": "Resources that the scheduler reserves for a pod.",
+            "limits": "Maximum resources of a pod.",
         },
     ),
     "pod": _POD,
     "sidecar": SIDECAR,
-    "paused": Flag(default=False),
+    "paused": Boolean(default=False),
 }
-"""Shapes of the fields of ``spec`` that say how the proxy runs on Kubernetes."""
+"""Schemas of the fields of ``spec`` for the deployment on Kubernetes."""
+
 
 DEPLOYMENT_MEANINGS: Final[Mapping[str, str]] = {
-    "mode": "What runs the proxy: a Deployment, a DaemonSet, or a Sidecar in pods that ask for it.",
-    "replicas": "How many pods there are, with mode Deployment and without autoscaling.",
-    "autoscaling": "Scales the pods with their load; needs mode Deployment.",
-    "image": "The proxy's image; the operator's own setting unless given.",
-    "imagePullPolicy": "When the image is pulled.",
+    "mode": "Workload of the proxy: Deployment, DaemonSet, or Sidecar (in pods that request it).",
+    "replicas": "Number of pods, for mode Deployment without autoscaling.",
+    "autoscaling": "Horizontal pod autoscaling. Requires mode Deployment.",
+    "image": "Image of the proxy. Default: the setting of the operator.",
+    "imagePullPolicy": "Image pull policy.",
     "imagePullSecrets": "Secrets for pulling the image.",
-    "service": "The Service in front of the pods; with mode Sidecar there is one only if this is given.",
+    "service": "Service for the mail ports. In mode Sidecar there is a Service only if this field is set.",
     "portStrategy": (
-        "Direct listens on the very ports, which below 1024 needs a sysctl; HighPort listens on"
-        " 10000 + port behind the Service and needs none."
+        "Direct: the container listens on the listen ports; ports below 1024 need a sysctl. HighPort: it"
+        " listens on 10000 + port behind the Service and needs no sysctl."
     ),
-    "sysctls": "Kernel settings of the pods.",
-    "drain": "How a pod leaves.",
-    "monitoring": "How the metrics are found.",
-    "podDisruptionBudget": "How many pods may be missing while nodes are drained; one unless given.",
-    "networkPolicy": "Who may talk to the pods, and whom they may talk to.",
-    "resources": "CPU and memory of a pod, as in a container.",
-    "pod": "Further fields of the pods, handed to Kubernetes as they are.",
-    "sidecar": "Which pods may carry the proxy, with mode Sidecar.",
-    "paused": "Leaves everything as it is until this is false again.",
+    "sysctls": "Sysctls (kernel parameters) of the pods.",
+    "drain": "Graceful shutdown of a pod.",
+    "monitoring": "Objects and annotations with which Prometheus discovers the pods.",
+    "podDisruptionBudget": "Pod disruption budget. Default: at most one unavailable pod.",
+    "networkPolicy": "NetworkPolicy for the pods.",
+    "resources": "Resources of the proxy's container. Default: requests of 100m CPU and 64Mi memory.",
+    "pod": "Additional fields of the pod template, passed to Kubernetes unchanged.",
+    "sidecar": "Pods that may get the sidecar, for mode Sidecar.",
+    "paused": "Pauses reconciliation: the operator changes no objects while this is true.",
 }
-"""One sentence for each of them."""
+"""Their descriptions."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``listen``: its parameters, one row each, and the type of a server's list of them."""
+"""The ``listen`` directive: its parameters, one row each, and the type of a list of listeners."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mailproxy_config import addresses, units
-from mailproxy_config.describe import explained
 from mailproxy_config.kubernetes_ports import HOST_PORT, HOST_PORT_MEANING
 from mailproxy_config.model import ByteCount, KeepAlive, ListenConfig
 from mailproxy_config.schema import (
-    Flag,
+    Array,
+    Boolean,
     Integer,
-    IntOrText,
-    ListOf,
-    Record,
+    IntOrString,
+    Object,
     Rule,
-    Shape,
-    Text,
-    closest,
+    Schema,
+    String,
+    closest_match,
     matches,
 )
-from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, read_items
+from mailproxy_config.value_types import SIZE_SHAPE, ErrorPath, Raw, ValueType, describe, read_items
 
 _SECONDS_GRAMMAR: Final = "^([0-9]+h)?([0-9]+m)?([0-9]+s?)?$"
-_LONGEST_KEEP_ALIVE: Final = 32767
+_MAX_KEEP_ALIVE: Final = 32767
 _DEFAULTS: Final = ListenConfig()
 
 
@@ -37,18 +36,18 @@ class ListenParameter:
 
     Attributes:
         name: nginx's name.
-        field: The manifest's.
+        field: The field of the manifest.
         model: The attribute of ``ListenConfig``.
-        shape: What the manifest may say.
-        default: The built-in default, as the manifest would write it; ``None`` leaves it to the system.
-        meaning: One sentence.
-        own_socket: Whether giving it implies ``bind``.
+        schema: Schema of the manifest value.
+        default: The built-in default as a manifest value; ``None`` keeps the setting of the operating system.
+        meaning: Description.
+        own_socket: Whether it implies ``bind``.
     """
 
     name: str
     field: str
     model: str
-    shape: Shape
+    schema: Schema
     default: Raw
     meaning: str
     own_socket: bool = False
@@ -56,27 +55,27 @@ class ListenParameter:
 
 def _in_keep_alive_range(value: int | str) -> bool:
     try:
-        return 1 <= units.sec_time(value) <= _LONGEST_KEEP_ALIVE
+        return 1 <= units.parse_sec_time(value) <= _MAX_KEEP_ALIVE
     except ValueError:
         return False
 
 
-_SECONDS: Final = IntOrText(
+_SECONDS: Final = IntOrString(
     minimum=1,
-    maximum=_LONGEST_KEEP_ALIVE,
+    maximum=_MAX_KEEP_ALIVE,
     pattern=_SECONDS_GRAMMAR,
     hint="a time such as 75s or 30m",
-    shortest=1,
-    longest=16,
+    min_length=1,
+    max_length=16,
     rules=(
         Rule(
             expression=(
                 f"type(self) == int || !self.matches('{_SECONDS_GRAMMAR}') || "
                 "(duration(self.matches('[0-9]$') ? self + 's' : self) >= duration('1s') && "
-                f"duration(self.matches('[0-9]$') ? self + 's' : self) <= duration('{_LONGEST_KEEP_ALIVE}s'))"
+                f"duration(self.matches('[0-9]$') ? self + 's' : self) <= duration('{_MAX_KEEP_ALIVE}s'))"
             ),
-            message=f"must lie between 1s and {_LONGEST_KEEP_ALIVE}s, which is what the socket option takes",
-            holds=_in_keep_alive_range,
+            message=f"must be between 1s and {_MAX_KEEP_ALIVE}s, the range of the socket option",
+            predicate=_in_keep_alive_range,
         ),
     ),
 )
@@ -87,10 +86,10 @@ _OF_HTTP: Final = frozenset(
     }
 )
 _TIMED: Final = ("idle", "interval", "count")
-_KEEP_ALIVE: Final = Record(
+_KEEP_ALIVE: Final = Object(
     example="{enabled: true}, {enabled: false} or {idle: 30m}",
     fields={
-        "enabled": Flag(),
+        "enabled": Boolean(),
         "idle": _SECONDS,
         "interval": _SECONDS,
         "count": Integer(minimum=1, maximum=127),
@@ -99,22 +98,22 @@ _KEEP_ALIVE: Final = Record(
         Rule(
             expression="has(self.enabled) || has(self.idle) || has(self.interval) || has(self.count)",
             message="soKeepalive: set enabled, or at least one of idle, interval and count",
-            holds=bool,
+            predicate=bool,
         ),
         Rule(
             expression=(
                 "!has(self.enabled) || self.enabled || "
                 "!(has(self.idle) || has(self.interval) || has(self.count))"
             ),
-            message="soKeepalive: enabled false goes alone",
-            holds=lambda value: value.get("enabled", True) or not any(field in value for field in _TIMED),
+            message="soKeepalive: idle, interval and count are not allowed with enabled: false",
+            predicate=lambda value: value.get("enabled", True) or not any(field in value for field in _TIMED),
         ),
     ),
     descriptions={
-        "enabled": "Whether TCP keep-alive probes are sent.",
-        "idle": "Seconds of silence before the first probe.",
-        "interval": "Seconds between probes.",
-        "count": "Unanswered probes after which the connection is given up.",
+        "enabled": "Sends TCP keepalive probes.",
+        "idle": "Idle time before the first probe (TCP_KEEPIDLE), in seconds or as a time such as 30m.",
+        "interval": "Time between probes (TCP_KEEPINTVL), in seconds or as a time such as 75s.",
+        "count": "Number of unanswered probes after which the connection is closed (TCP_KEEPCNT).",
     },
 )
 
@@ -123,97 +122,97 @@ LISTEN_PARAMETERS: Final = (
         name="address",
         field="address",
         model="address",
-        shape=Text(longest=128, shortest=1),
+        schema=String(max_length=128, min_length=1),
         default="*",
         meaning=(
-            "The address to listen on: * (every IPv4 address), an IPv4 address, an IPv6 address in brackets,"
-            " a host name, or unix:/path."
+            "Address to listen on: * (all IPv4 addresses), an IPv4 address, an IPv6 address in brackets, "
+            "a host name, or unix:/path."
         ),
     ),
     ListenParameter(
         name="port",
         field="port",
         model="port",
-        shape=Integer(minimum=1, maximum=65535),
+        schema=Integer(minimum=1, maximum=65535),
         default=None,
-        meaning="The port to listen on; every listener but a unix: one needs it.",
+        meaning="Port to listen on. Required except for unix: addresses.",
     ),
     ListenParameter(
         name="ssl",
         field="ssl",
         model="ssl",
-        shape=Flag(),
+        schema=Boolean(),
         default=False,
-        meaning="Connections begin with a TLS handshake.",
+        meaning="Connections start with a TLS handshake.",
     ),
     ListenParameter(
         name="proxy_protocol",
         field="proxyProtocol",
         model="proxy_protocol",
-        shape=Flag(),
+        schema=Boolean(),
         default=False,
-        meaning="Connections begin with a PROXY header, version 1 or 2.",
+        meaning="Connections start with a PROXY protocol header, version 1 or 2.",
     ),
     ListenParameter(
         name="bind",
         field="bind",
         model="bind",
-        shape=Flag(),
+        schema=Boolean(),
         default=False,
-        meaning="Opens a socket of its own even where a wildcard listener has the same port.",
+        meaning="Opens a separate socket even if a wildcard listener has the same port.",
     ),
     ListenParameter(
         name="backlog",
         field="backlog",
         model="backlog",
-        shape=Integer(minimum=1),
+        schema=Integer(minimum=1),
         default=_DEFAULTS.backlog,
-        meaning="How many connections may wait to be accepted.",
+        meaning="Maximum length of the queue of pending connections.",
         own_socket=True,
     ),
     ListenParameter(
         name="rcvbuf",
         field="rcvbuf",
         model="rcvbuf",
-        shape=SIZE_SHAPE,
+        schema=SIZE_SHAPE,
         default=None,
-        meaning="The receive buffer of the socket (SO_RCVBUF).",
+        meaning="Receive buffer size of the socket (SO_RCVBUF).",
         own_socket=True,
     ),
     ListenParameter(
         name="sndbuf",
         field="sndbuf",
         model="sndbuf",
-        shape=SIZE_SHAPE,
+        schema=SIZE_SHAPE,
         default=None,
-        meaning="The send buffer of the socket (SO_SNDBUF).",
+        meaning="Send buffer size of the socket (SO_SNDBUF).",
         own_socket=True,
     ),
     ListenParameter(
         name="ipv6only",
         field="ipv6only",
         model="ipv6only",
-        shape=Flag(),
+        schema=Boolean(),
         default=_DEFAULTS.ipv6only,
-        meaning="Whether a listener on [::] takes IPv6 connections only (IPV6_V6ONLY).",
+        meaning="An IPv6 wildcard listener ([::]) accepts only IPv6 connections (IPV6_V6ONLY).",
         own_socket=True,
     ),
     ListenParameter(
         name="multipath",
         field="multipath",
         model="multipath",
-        shape=Flag(),
+        schema=Boolean(),
         default=False,
-        meaning="Uses Multipath TCP.",
+        meaning="Enables Multipath TCP.",
         own_socket=True,
     ),
     ListenParameter(
         name="so_keepalive",
         field="soKeepalive",
         model="so_keepalive",
-        shape=_KEEP_ALIVE,
+        schema=_KEEP_ALIVE,
         default=None,
-        meaning="TCP keep-alive of the accepted connections; absent leaves the system's settings alone.",
+        meaning="TCP keepalive of accepted connections. Not set: the settings of the operating system.",
         own_socket=True,
     ),
 )
@@ -229,18 +228,18 @@ def _address_is_bare(value: Mapping[str, Any]) -> bool:
     return _is_unix(value) or ":" not in address or matches(r"^\[[0-9A-Fa-f:.]+\]$", address)
 
 
-_LISTENER: Final = Record(
+_LISTENER: Final = Object(
     example="{port: 143}",
-    fields={**{row.field: row.shape for row in LISTEN_PARAMETERS}, "hostPort": HOST_PORT},
+    fields={**{row.field: row.schema for row in LISTEN_PARAMETERS}, "hostPort": HOST_PORT},
     descriptions={
-        **{row.field: explained(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
+        **{row.field: describe(row.name, row.meaning, row.default) for row in LISTEN_PARAMETERS},
         "hostPort": HOST_PORT_MEANING,
     },
     rules=(
         Rule(
             expression="has(self.port) != (has(self.address) && self.address.startsWith('unix:'))",
             message="a listener has either a port or a unix: address",
-            holds=lambda value: ("port" in value) != _is_unix(value),
+            predicate=lambda value: ("port" in value) != _is_unix(value),
         ),
         Rule(
             expression=(
@@ -248,7 +247,7 @@ _LISTENER: Final = Record(
                 "self.address.matches('^unix:/.{1,106}$')"
             ),
             message="unix: takes an absolute path of at most 107 bytes",
-            holds=lambda value: not _is_unix(value) or matches("^unix:/.{1,106}$", value["address"]),
+            predicate=lambda value: not _is_unix(value) or matches("^unix:/.{1,106}$", value["address"]),
             field_path=".address",
         ),
         Rule(
@@ -256,14 +255,14 @@ _LISTENER: Final = Record(
                 "!has(self.address) || self.address.startsWith('unix:') || !self.address.contains(':') || "
                 r"self.address.matches('^\\[[0-9A-Fa-f:.]+\\]$')"
             ),
-            message="an IPv6 address stands in brackets, and the port in its own field",
-            holds=_address_is_bare,
+            message="an IPv6 address must be in brackets, and the port in the field port",
+            predicate=_address_is_bare,
             field_path=".address",
         ),
         Rule(
             expression="!has(self.ipv6only) || (has(self.address) && self.address.startsWith('['))",
             message="ipv6only needs an IPv6 address in brackets",
-            holds=lambda value: "ipv6only" not in value or str(value.get("address", "")).startswith("["),
+            predicate=lambda value: "ipv6only" not in value or str(value.get("address", "")).startswith("["),
             field_path=".ipv6only",
         ),
     ),
@@ -275,25 +274,25 @@ _SAME_ADDRESS: Final = (
 )
 
 
-def _keep_alive(value: Mapping[str, Any]) -> KeepAlive:
+def _read_keep_alive(value: Mapping[str, Any]) -> KeepAlive:
     return KeepAlive(
         enabled=value.get("enabled", True),
-        idle=int(units.sec_time(value["idle"])) if "idle" in value else None,
-        interval=int(units.sec_time(value["interval"])) if "interval" in value else None,
+        idle=int(units.parse_sec_time(value["idle"])) if "idle" in value else None,
+        interval=int(units.parse_sec_time(value["interval"])) if "interval" in value else None,
         count=value.get("count"),
     )
 
 
-def _listener(value: Mapping[str, Any], place: ErrorPath) -> ListenConfig:
+def _read_listener(value: Mapping[str, Any], path: ErrorPath) -> ListenConfig:
     sizes = {
-        field: ByteCount(place.field(field).attempt(lambda field=field: units.size(value[field]), 0))  # type: ignore[misc]
+        field: ByteCount(path.field(field).try_read(lambda field=field: units.parse_size(value[field]), 0))  # type: ignore[misc]
         for field in ("rcvbuf", "sndbuf")
         if field in value
     }
-    keep_alive = _keep_alive(value["soKeepalive"]) if "soKeepalive" in value else None
+    keep_alive = _read_keep_alive(value["soKeepalive"]) if "soKeepalive" in value else None
     address = value.get("address", "*")
     return ListenConfig(
-        address=place.field("address").attempt(lambda: addresses.listener_address(address), "*"),
+        address=path.field("address").try_read(lambda: addresses.check_listen_address(address), "*"),
         port=value.get("port"),
         ssl=value.get("ssl", False),
         proxy_protocol=value.get("proxyProtocol", False),
@@ -308,30 +307,30 @@ def _listener(value: Mapping[str, Any], place: ErrorPath) -> ListenConfig:
     )
 
 
-def _keep_alive_written(value: KeepAlive) -> Raw:
+def _format_keep_alive(value: KeepAlive) -> Raw:
     timed = {"idle": value.idle, "interval": value.interval, "count": value.count}
     given = {field: number for field, number in timed.items() if number is not None}
     return given or {"enabled": value.enabled}
 
 
-def _listener_written(value: ListenConfig) -> Raw:
+def _format_listener(value: ListenConfig) -> Raw:
     written: dict[str, Raw] = {}
     for row in LISTEN_PARAMETERS:
         found = getattr(value, row.model)
         if found == getattr(_DEFAULTS, row.model):
             continue
-        written[row.field] = _keep_alive_written(found) if row.field == "soKeepalive" else found
+        written[row.field] = _format_keep_alive(found) if row.field == "soKeepalive" else found
     return written
 
 
-# --- nginx's spelling ----------------------------------------------------------
+# --- nginx's notation ----------------------------------------------------------
 
 _BARE: Final = frozenset({"ssl", "proxy_protocol", "bind", "multipath"})
 _WITH_A_VALUE: Final = frozenset({"ipv6only", "backlog", "rcvbuf", "sndbuf", "so_keepalive"})
 
 
-def _keep_alive_from_nginx(text: str) -> Raw:
-    """``on``, ``off``, or ``[idle]:[interval]:[count]``."""
+def _parse_nginx_keep_alive(text: str) -> Raw:
+    """Parse ``on``, ``off``, or ``[idle]:[interval]:[count]``."""
     if text in {"on", "off"}:
         return {"enabled": text == "on"}
     fields = text.split(":")
@@ -341,7 +340,7 @@ def _keep_alive_from_nginx(text: str) -> Raw:
             found[field] = int(part) if re.fullmatch("[0-9]{1,9}", part, re.ASCII) else part
         elif part:
             try:
-                found[field] = int(units.sec_time(part))
+                found[field] = int(units.parse_sec_time(part))
             except ValueError as error:
                 raise ValueError(f'invalid so_keepalive value: "{text}": {error}') from None
     found = {field: value for field, value in found.items() if value != 0}
@@ -350,8 +349,8 @@ def _keep_alive_from_nginx(text: str) -> Raw:
     return found
 
 
-def _parameter_from_nginx(word: str) -> dict[str, Raw]:
-    """One parameter behind the address."""
+def _parse_nginx_parameter(word: str) -> dict[str, Raw]:
+    """Parse one parameter after the address."""
     name, equals, value = word.partition("=")
     field = BY_NAME[name].field if name in BY_NAME else ""
     if name in _BARE and not equals:
@@ -366,32 +365,32 @@ def _parameter_from_nginx(word: str) -> dict[str, Raw]:
         case "rcvbuf" | "sndbuf":
             return {field: value}
         case "so_keepalive":
-            return {field: _keep_alive_from_nginx(value)}
+            return {field: _parse_nginx_keep_alive(value)}
     raise ValueError(f'invalid {name} "{word}"')
 
 
 def _parameter_hint(name: str) -> str:
-    """What to do about a parameter that listeners of mail do not have."""
+    """How to fix an unknown parameter."""
     if name in _OF_HTTP:
         return ": it belongs to http {} and stream {}, leave it out"
     if name in _BARE:
         return f": write {name} without a value"
     if name in _WITH_A_VALUE:
         return f": it takes a value, {name}=VALUE"
-    meant = closest(name, {*_BARE, *_WITH_A_VALUE})
+    meant = closest_match(name, {*_BARE, *_WITH_A_VALUE})
     return f"; did you mean {meant}?" if meant else ""
 
 
-def listen_from_nginx(words: Sequence[str]) -> list[dict[str, Raw]]:
-    """Read the arguments of one ``listen``: a listener for every port of its range.
+def parse_nginx_listen(arguments: Sequence[str]) -> list[dict[str, Raw]]:
+    """Parse the arguments of one ``listen``: one listener for each port of its range.
 
     Raises:
-        ValueError: The address or a parameter is not what nginx takes.
+        ValueError: The address or a parameter is invalid.
     """
-    where = addresses.listen_argument(words[0])
+    where = addresses.parse_listen_argument(arguments[0])
     parameters: dict[str, Raw] = {}
-    for word in words[1:]:
-        parameters |= _parameter_from_nginx(word)
+    for word in arguments[1:]:
+        parameters |= _parse_nginx_parameter(word)
     address = {} if where.address == "*" else {"address": where.address}
     if not where.ports:
         return [address | parameters]
@@ -400,10 +399,10 @@ def listen_from_nginx(words: Sequence[str]) -> list[dict[str, Raw]]:
 
 LISTEN: Final = ValueType(
     syntax="list of listeners",
-    shape=ListOf(
+    schema=Array(
         items=_LISTENER,
-        most=16,
-        fewest=1,
+        max_items=16,
+        min_items=1,
         rules=(
             Rule(
                 expression=(
@@ -411,13 +410,13 @@ LISTEN: Final = ValueType(
                     "(has(a.port) ? a.port : 0) == (has(b.port) ? b.port : 0)))"
                 ),
                 message="two listeners of one server have the same address and port",
-                holds=None,
+                predicate=None,
             ),
         ),
     ),
-    read=lambda value, place: read_items(value, place, _listener),
-    write=lambda value: list(map(_listener_written, value)),
-    nginx=listen_from_nginx,
+    read=lambda value, path: read_items(value, path, _read_listener),
+    write=lambda value: list(map(_format_listener, value)),
+    nginx=parse_nginx_listen,
     arity=(1, None),
     appends=True,
     itemwise=True,

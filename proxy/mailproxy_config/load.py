@@ -1,42 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a configuration, whichever of the three kinds of file it stands in.
+"""Loads a configuration file of any of the three kinds.
 
-A ``MailProxy`` manifest (YAML or JSON), the configuration that the operator
-rendered (JSON), or an ``nginx.conf``: the content tells which.  Certificates and
-other files are not opened here; ``check_files`` looks whether they could be.
+A ``MailProxy`` manifest (YAML or JSON), a configuration rendered by the operator (JSON),
+or an ``nginx.conf``: the kind is recognised from the content.  Certificates and other
+files are not opened; ``check_files`` checks whether they can be read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
 
-from mailproxy_config.decode import plain_text
+from mailproxy_config.compile import compile_proxy, with_hostname
+from mailproxy_config.decode import decode_text, parse_json
+from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.manifest import API_VERSION, KIND, MailProxyManifest, ManifestSourceMap, parse_manifest
+from mailproxy_config.manifest_yaml import load_documents
+from mailproxy_config.model import ProxyConfig
+from mailproxy_config.rendered import FORMAT, config_hash, parse_rendered
 from mailproxy_config.secret_refs import Mounts
-from mailproxy_config.yaml_reader import documents
-
-from .compile import compile_proxy, with_hostname
-from .dump import FORMAT, config_hash
-from .errors import ConfigError, Problem, Problems
-from .manifest import API_VERSION, KIND, MailProxyManifest, parse_manifest
-from .manifest_places import ManifestPlaces
-from .model import ProxyConfig, ServerConfig, VerifyClient
-from .rendered import parse_json, parse_rendered
 
 _NGINX_BEGINS: Final = re.compile(r"\s*(#[^\n]*\n\s*)*[a-z_][a-z0-9_]*(\s+[^:\s]|\s*[;{])")
 _JSON_BEGINS: Final = re.compile(r'\s*\{\s*"')
 _NUMBERED: Final = re.compile(r"servers\[([0-9]{1,4})\]")
 _MOUNTS: Final = Mounts()
 NOT_REGULAR: Final = "is not a regular file"
-"""How the reason begins that ``check_files`` gives for a pipe or a device."""
+"""Start of the reason that ``check_files`` reports for a pipe or device."""
 
 
-class Kind(StrEnum):
-    """What kind of file a configuration was read from."""
+class FileKind(StrEnum):
+    """The kind of a configuration file."""
 
     MANIFEST = "manifest"
     RENDERED = "rendered"
@@ -45,39 +42,41 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A configuration and where it comes from.
+    """A loaded configuration.
 
     Attributes:
-        config: What to run.
-        generation: Of the resource it was made of; 0 where there is none.
-        hash: ``config_hash`` before the host name was filled in, so that all pods agree on it.
-        notices: What is accepted but worth telling.
+        config: The compiled configuration.
+        generation: Generation of the resource; 0 if there is none.
+        hash: ``config_hash`` before the host name was set, so that it is the same for all pods.
+        notices: Values that are accepted but probably not intended.
         kind: The kind of file.
-        located: Gives a problem of a server of ``config`` its file and line, where it has one.
+        located: Maps a problem of a server in ``config`` to its file and line, or field.
     """
 
     config: ProxyConfig
     generation: int
     hash: str
     notices: tuple[Problem, ...]
-    kind: Kind
+    kind: FileKind
     located: Callable[[Problem], Problem] = field(default=lambda problem: problem, compare=False)
 
 
 def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: str = "") -> Loaded:
-    """Read a configuration.
+    """Load a configuration.
 
     Args:
         text: The content of the file.
-        source: The file's path; problems name it, and an ``nginx.conf`` includes relative to it.
-        mounts: Where Secrets and ConfigMaps are found as files.
-        hostname: The machine's name, for servers without a ``server_name``.
+        source: The path of the file, for errors and for the includes of an ``nginx.conf``.
+        mounts: Where Secrets and ConfigMaps are mounted as files.
+        hostname: The host name, for servers without a ``server_name``.
 
     Raises:
-        ConfigError: With everything that is wrong with it.  Its ``partial`` is what a manifest or an
-            ``nginx.conf`` says in spite of that.
+        ConfigError: With all errors.  ``partial`` is what could be loaded of a manifest or an
+            ``nginx.conf``.
     """
-    words = _decoded(text, source)
+    words = decode_text(text, source)
+    if not words.strip():
+        raise ConfigError([Problem(source, "is empty")])
     if words.lstrip().startswith("{") and f'"{FORMAT}"' in words:
         config, generation = parse_rendered(parse_json(words, source))
         return Loaded(
@@ -85,31 +84,31 @@ def load(text: bytes, *, source: str = "", mounts: Mounts = _MOUNTS, hostname: s
             generation=generation,
             hash=config_hash(config),
             notices=(),
-            kind=Kind.RENDERED,
+            kind=FileKind.RENDERED,
             located=_by_name(config),
         )
     if _NGINX_BEGINS.match(words):
-        # Not at the top: the proxy in a pod never needs crossplane.
+        # Imported here, because a proxy in a pod does not need crossplane.
         from mailproxy_config.nginx.convert import read_nginx  # noqa: PLC0415
 
-        return _loaded(lambda: read_nginx(words, source=source), mounts, hostname, Kind.NGINX)
+        return _compile_loaded(lambda: read_nginx(words, source=source), mounts, hostname, FileKind.NGINX)
 
-    def read() -> tuple[MailProxyManifest, ManifestPlaces]:
+    def read() -> tuple[MailProxyManifest, ManifestSourceMap]:
         try:
-            manifest = manifest_of(words, source=source)
+            manifest = parse_manifest_text(words, source=source)
         except ConfigError as error:
-            places = ManifestPlaces(error.partial) if error.partial is not None else None
+            places = ManifestSourceMap(error.partial) if error.partial is not None else None
             raise ConfigError(error.problems, partial=places and (error.partial, places)) from None
-        return manifest, ManifestPlaces(manifest)
+        return manifest, ManifestSourceMap(manifest)
 
-    return _loaded(read, mounts, hostname, Kind.MANIFEST)
+    return _compile_loaded(read, mounts, hostname, FileKind.MANIFEST)
 
 
-def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
-    """Read the one ``MailProxy`` of a YAML or JSON text; other documents are named in the notices.
+def parse_manifest_text(text: str, *, source: str = "") -> MailProxyManifest:
+    """Parse the one ``MailProxy`` of a YAML or JSON text; other documents are ignored with a notice.
 
     Raises:
-        ConfigError: There is none, there are several, or it is not in order.
+        ConfigError: There is none, more than one, or it is invalid.
     """
     found, others = [], []
     for document in _documents(text, source):
@@ -118,7 +117,9 @@ def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
         else:
             others.append(document)
     if len(found) > 1:
-        raise ConfigError([Problem(source, f"has {len(found)} resources of kind {KIND}; one is wanted")])
+        raise ConfigError(
+            [Problem(source, f"has {len(found)} resources of kind {KIND}; exactly one is allowed")]
+        )
     if not found and len(others) == 1 and isinstance(others[0], Mapping):
         return parse_manifest(others[0])
     if not found:
@@ -129,28 +130,31 @@ def manifest_of(text: str, *, source: str = "") -> MailProxyManifest:
     return replace(manifest, notices=(*manifest.notices, *ignored))
 
 
-def check_files(config: ProxyConfig, kind: Kind | None = None) -> tuple[Problem, ...]:
-    """Tell which of the files that a configuration refers to cannot be read.
+def check_files(config: ProxyConfig, kind: FileKind | None = None) -> tuple[Problem, ...]:
+    """Report the referenced files that cannot be read.
 
     Args:
         config: The configuration.
-        kind: The kind of file it comes from: it makes a difference to who can mend it.
+        kind: The kind of its file; the hint depends on it.
 
-    TLS files of a server that uses no TLS do not matter, since nobody opens them,
-    nor do those for clients' certificates where nobody asks for any.
+    TLS files count only if the server uses TLS, and files for client certificates only if
+    ``ssl_verify_client`` is not disabled.
     """
     problems = Problems()
     for index, server in enumerate(config.servers):
-        for name, path in _files(server):
+        headers = [
+            ("auth_http_header", each.value_file) for each in server.auth_http_header if each.value_file
+        ]
+        for name, path in (*headers, *server.tls_files):
             reason = _unreadable(path)
             if reason:
-                hint = _mount_hint(path, name, kind)
+                hint = _secret_hint(path, name, kind)
                 problems.add(f"servers[{index}].{name}", f"{path}: {reason}{hint}")
     return tuple(dict.fromkeys(problems))
 
 
 def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
-    """Servers of a rendered configuration by the names that they have in the manifest."""
+    """Replace the index of a server in a rendered configuration by its name."""
 
     def located(problem: Problem) -> Problem:
         found = _NUMBERED.match(problem.path)
@@ -163,29 +167,29 @@ def _by_name(config: ProxyConfig) -> Callable[[Problem], Problem]:
 
 
 def is_mounted(problem: Problem) -> bool:
-    """Whether what ``check_files`` found is about a Secret or a ConfigMap, which only a pod has as files."""
+    """Whether a problem of ``check_files`` is about a Secret or ConfigMap, which only pods have as files."""
     return f"{_MOUNTS.root}/" in problem.reason.partition(": ")[0]
 
 
-class _Places(Protocol):
-    """Where a configuration says what."""
+class _SourceMap(Protocol):
+    """Maps problems of a compiled configuration to its source."""
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive`` at its place in the file."""
+        """Map a problem of ``servers[NAME].directive`` to its place in the file."""
         ...
 
-    def completed(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration with what the file says and a manifest has no room for."""
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
+        """Add the logs of an ``nginx.conf``, which a manifest cannot contain."""
         ...
 
 
-def _loaded(
-    read: Callable[[], tuple[MailProxyManifest, _Places]], mounts: Mounts, hostname: str, kind: Kind
+def _compile_loaded(
+    read: Callable[[], tuple[MailProxyManifest, _SourceMap]], mounts: Mounts, hostname: str, kind: FileKind
 ) -> Loaded:
-    """What ``read`` gives, compiled; where it fails, what it could read is compiled for the error."""
+    """Compile the result of ``read``; if it raises, compile the partial result for the error."""
 
-    def compiled(manifest: MailProxyManifest, places: _Places, *, is_partial: bool) -> Loaded:
-        config = places.completed(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
+    def compiled(manifest: MailProxyManifest, places: _SourceMap, *, is_partial: bool) -> Loaded:
+        config = places.with_error_logs(compile_proxy(manifest, mounts=mounts, is_partial=is_partial))
         return Loaded(
             config=with_hostname(config, hostname),
             generation=manifest.metadata.generation,
@@ -203,71 +207,40 @@ def _loaded(
     return compiled(manifest, places, is_partial=False)
 
 
-def _mount_hint(path: str, directive: str, kind: Kind | None) -> str:
-    """What to do about a file that comes from a Secret or a ConfigMap."""
+def _secret_hint(path: str, directive: str, kind: FileKind | None) -> str:
+    """How to provide a missing file of a Secret or ConfigMap."""
     root, _, rest = path.partition(f"{_MOUNTS.root}/")
     parts = rest.split("/")
     if root or len(parts) != 3 or kind is None:
         return ""
     what = f"{'Secret' if parts[0] == 'secrets' else 'ConfigMap'} {parts[1]}"
-    if kind is Kind.RENDERED:
-        return f"; does the {what} have the key {parts[2]}?"
+    if kind is FileKind.RENDERED:
+        return f"; check that the {what} has the key {parts[2]}"
     written = {
         "auth_http_header": "value",
         "ssl_certificate": "certificateFile and keyFile",
         "ssl_certificate_key": "certificateFile and keyFile",
     }.get(directive, "file")
     return (
-        f"; the {what} is a file in a pod only: elsewhere write {written} instead, "
+        f"; the {what} is mounted as a file only in a pod: elsewhere use {written}, "
         "or use mailproxy-operator local --secrets DIR"
     )
 
 
 def _documents(text: str, source: str) -> list[Any]:
-    """The documents of a text; JSON may be indented with tabs, which YAML forbids."""
+    """The documents of a text; JSON may be indented with tabs, YAML may not."""
     if _JSON_BEGINS.match(text):
         return [parse_json(text, source)]
-    return documents(text, source=source)
-
-
-def _decoded(data: bytes, source: str) -> str:
-    words = plain_text(data, source)
-    if not words.strip():
-        raise ConfigError([Problem(source, "is empty")])
-    return words
+    return load_documents(text, source=source)
 
 
 def _described(document: object) -> str:
-    """An ignored document in a few words."""
+    """Kind and name of an ignored document."""
     if not isinstance(document, Mapping):
         return "a document that is no object"
     metadata = document.get("metadata")
     name = metadata.get("name", "") if isinstance(metadata, Mapping) else ""
     return f"{str(document.get('kind', 'a document without a kind'))[:64]} {str(name)[:64]}".rstrip()
-
-
-def _files(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    """Every file that a server reads, with the directive that names it."""
-    for header in server.auth_http_header:
-        if header.value_file is not None:
-            yield "auth_http_header", header.value_file
-    if server.tls_is_used:
-        yield from _tls_files(server)
-
-
-def _tls_files(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    for pair in server.ssl_certificate:
-        yield "ssl_certificate", pair.certificate
-        yield "ssl_certificate_key", pair.key
-    for path in server.ssl_session_ticket_key:
-        yield "ssl_session_ticket_key", path
-    names = ["dhparam", "password_file"]
-    if server.ssl_verify_client is not VerifyClient.DISABLED:
-        names += ["client_certificate", "trusted_certificate", "crl"]
-    for name in names:
-        path = getattr(server, f"ssl_{name}")
-        if path is not None:
-            yield f"ssl_{name}", path
 
 
 def _unreadable(path: str) -> str:

@@ -1,65 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``MailProxy`` resource as a typed value.
+"""The ``MailProxy`` resource: its schema, and the typed value that is read from it.
 
-Its mail part stays in levels, as written; ``compile`` applies inheritance.
-Reading finds every problem at once, whether a field is unknown, a value is
-wrong in itself, or two values do not go together.
+Directives stay in their levels; ``compile`` applies inheritance.  All errors are
+reported together: unknown fields, invalid values, and invalid combinations.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mailproxy_config.cross_checks import SPEC_RULES, inconsistencies
-from mailproxy_config.describe import explained
-from mailproxy_config.kubernetes import DeploymentSpec, deployment
-from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
-from mailproxy_config.nginx.hints import advice_for_field
-from mailproxy_config.schema import ListOf, Record, Rule, Shape, Text, closest, dotted, kind_of, matches
-from mailproxy_config.value_types import BROKEN, ErrorPath
-
-from . import kubernetes_ports
-from .capability_hints import capability_hints
-from .directives import (
+from mailproxy_config import kubernetes_ports
+from mailproxy_config.cross_checks import SPEC_RULES, check_consistency
+from mailproxy_config.directives import (
+    DIRECTIVES,
     IGNORED,
     LEVEL_DIRECTIVES,
     MAIN_DIRECTIVES,
     SERVER_DIRECTIVES,
     Directive,
+    Level,
+    ServerBlock,
     by_field,
+    by_name,
 )
-from .errors import Problem, Problems
-from .levels import Level, Metadata, ServerBlock
+from mailproxy_config.errors import Problem, Problems
+from mailproxy_config.hints import advice_for_field, capability_hints
+from mailproxy_config.kubernetes import DeploymentSpec, read_deployment
+from mailproxy_config.kubernetes_schema import DEPLOYMENT_FIELDS, DEPLOYMENT_MEANINGS
+from mailproxy_config.model import ProxyConfig
+from mailproxy_config.schema import (
+    Array,
+    Object,
+    Rule,
+    Schema,
+    String,
+    closest_match,
+    join_path,
+    matches,
+    type_of,
+)
+from mailproxy_config.value_types import INVALID_ITEM, ErrorPath, describe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metadata:
+    """Metadata of a resource.  ``generation`` is 0 if it did not come from an API server."""
+
+    name: str = ""
+    namespace: str = "default"
+    generation: int = 0
+    uid: str = ""
+
 
 GROUP: Final = "mailproxy.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "MailProxy"
-MOST_SERVERS: Final = 32
+MAX_SERVERS: Final = 32
 _ON_TOP: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 _KEPT_WHOLE: Final = frozenset({"pod", "networkPolicy", "autoscaling"})
 
 
-def _rows(rows: Sequence[Directive]) -> dict[str, Shape]:
-    return {row.field: row.type.shape for row in rows}
+def _rows(rows: Sequence[Directive]) -> dict[str, Schema]:
+    return {row.field: row.type.schema for row in rows}
 
 
-def _meanings(rows: Sequence[Directive]) -> dict[str, str]:
-    return {row.field: explained(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
+def _descriptions(rows: Sequence[Directive]) -> dict[str, str]:
+    return {row.field: describe(row.name, row.meaning, row.default, is_ours=row.is_ours) for row in rows}
 
 
-MAIL: Final = Record(
-    fields=_rows(LEVEL_DIRECTIVES), descriptions=_meanings(LEVEL_DIRECTIVES), advice=advice_for_field
+MAIL: Final = Object(
+    fields=_rows(LEVEL_DIRECTIVES), descriptions=_descriptions(LEVEL_DIRECTIVES), advice=advice_for_field
 )
-"""``spec.mail``: every directive that may stand in ``mail {}``."""
+"""``spec.mail``: every directive allowed in ``mail {}``."""
 
-SERVER_NAME: Final = Text(
-    longest=63,
+
+SERVER_NAME: Final = String(
+    max_length=63,
     pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
     hint="lower-case letters, digits and hyphens, with a letter or digit at both ends",
 )
+
 
 PROTOCOL_RULE: Final = Rule(
     expression=(
@@ -68,50 +92,55 @@ PROTOCOL_RULE: Final = Rule(
         "self.listen.all(l, has(l.port) && l.port in [25, 465, 587])"
     ),
     message=(
-        "protocol can be left out only where every port is well-known and all agree: "
+        "protocol is required unless all ports are well-known ports of the same protocol: "
         "143 993 imap, 110 995 pop3, 25 465 587 smtp"
     ),
     reason="FieldValueRequired",
     field_path=".protocol",
-    holds=None,
+    predicate=None,
 )
 
-SERVER: Final = Record(
+
+SERVER: Final = Object(
     fields={"name": SERVER_NAME, **_rows(SERVER_DIRECTIVES), **MAIL.fields},
     required=("name", "listen"),
     rules=(PROTOCOL_RULE,),
     advice=advice_for_field,
     descriptions={
-        "name": "The name of this server in metrics, logs and the status.",
-        **_meanings(SERVER_DIRECTIVES),
+        "name": "Name of this server in metrics, logs and the status.",
+        **_descriptions(SERVER_DIRECTIVES),
         **MAIL.descriptions,
     },
 )
-"""One of ``spec.servers``: every directive that may stand in ``server {}``, and a name."""
+"""An item of ``spec.servers``: every directive allowed in ``server {}``, and a name."""
 
-SPEC: Final = Record(
+
+SPEC: Final = Object(
     fields={
         **_rows(MAIN_DIRECTIVES),
         "mail": MAIL,
-        "servers": ListOf(items=SERVER, most=MOST_SERVERS, fewest=1, keys=("name",)),
+        "servers": Array(items=SERVER, max_items=MAX_SERVERS, min_items=1, keys=("name",)),
         **DEPLOYMENT_FIELDS,
     },
     required=("servers",),
     rules=SPEC_RULES,
     descriptions={
-        **_meanings(MAIN_DIRECTIVES),
-        "mail": "What holds for every server that has no value of its own: nginx's mail {} block.",
-        "servers": "What listens where: nginx's server {} blocks.",
+        **_descriptions(MAIN_DIRECTIVES),
+        "mail": (
+            "Directives for all servers, as in nginx's mail {} block. A server can override each of them."
+        ),
+        "servers": "Servers, as nginx's server {} blocks.",
         **DEPLOYMENT_MEANINGS,
     },
 )
 """The whole ``spec``."""
 
+
 NAME_RULES: Final = (
     Rule(
         expression="size(self.metadata.name) <= 50",
         message="metadata.name must be no longer than 50 characters",
-        holds=lambda metadata: len(metadata["name"]) <= 50,
+        predicate=lambda metadata: len(metadata["name"]) <= 50,
     ),
     Rule(
         expression="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
@@ -119,24 +148,24 @@ NAME_RULES: Final = (
             "metadata.name must start with a letter and contain only lower-case letters, "
             "digits and hyphens: a Service is named after it"
         ),
-        holds=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
+        predicate=lambda metadata: matches("^[a-z]([-a-z0-9]*[a-z0-9])?$", metadata["name"]),
     ),
 )
-"""Rules that stand on the resource itself."""
+"""Rules of the resource itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailProxyManifest:
-    """A ``MailProxy`` resource that has been found to be in order.
+    """A valid ``MailProxy`` resource.
 
     Attributes:
-        metadata: Who it is.
+        metadata: Name, namespace, generation and UID.
         main: ``workers``, ``workerConnections`` and ``errorLog``.
         mail: The mail level.
         servers: The servers, in the order of the manifest.
-        deployment: How it runs on Kubernetes.
-        notices: What is accepted but worth telling.
-        raw: The resource as it came, without fields that were null.
+        deployment: How it is deployed on Kubernetes.
+        notices: Values that are accepted but probably not intended.
+        raw: The resource as it was given, without null fields.
     """
 
     metadata: Metadata
@@ -149,26 +178,26 @@ class MailProxyManifest:
 
 
 def parse_manifest(body: Mapping[str, Any]) -> MailProxyManifest:
-    """Read a resource that is a mapping already, as the operator gets it from the API server.
+    """Read a resource that is already a mapping, for example from the API server.
 
     Raises:
-        ConfigError: With everything that is wrong with it.
+        ConfigError: With all errors.
     """
     problems = Problems()
-    manifest = examine(body, problems)
+    manifest = read_manifest(body, problems)
     problems.raise_if_any(partial=manifest)
-    assert manifest is not None  # noqa: S101 -- or that would be a problem
+    assert manifest is not None  # noqa: S101 -- else there was a problem
     return manifest
 
 
-def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
-    """Read as much of a resource as can be read, and note everything that is wrong with it.
+def read_manifest(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | None:
+    """Read a resource as far as possible, and collect all errors.
 
-    The result is of use only if no problem was noted; it is ``None`` if there is nothing to read.
+    The result is valid only if there were no errors.  It is ``None`` if there is no ``spec``.
     """
     for name in body:
         if name not in _ON_TOP:
-            meant = closest(str(name), _ON_TOP)
+            meant = closest_match(str(name), _ON_TOP)
             problems.add(
                 str(name)[:64], f"unknown field; did you mean {meant}?" if meant else "unknown field"
             )
@@ -178,7 +207,7 @@ def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | 
     metadata = _metadata(body.get("metadata"), problems)
     spec = body.get("spec")
     if not isinstance(spec, Mapping):
-        problems.add("spec", "is required" if spec is None else f"must be an object, not {kind_of(spec)}")
+        problems.add("spec", "is required" if spec is None else f"must be an object, not {type_of(spec)}")
         return None
     return _examined(body, metadata, _without_nulls(spec), problems)
 
@@ -186,15 +215,17 @@ def examine(body: Mapping[str, Any], problems: Problems) -> MailProxyManifest | 
 def _examined(
     body: Mapping[str, Any], metadata: Metadata, spec: Mapping[str, Any], problems: Problems
 ) -> MailProxyManifest:
-    good = _sound_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
-    place = ErrorPath("spec", problems)
-    main = _level(good, good, MAIN_DIRECTIVES, place, SPEC)
-    workload = replace(deployment(good, place), host_ports=kubernetes_ports.host_ports(spec.get("servers")))
+    valid = _valid_fields(SPEC, spec, "spec", problems, apart=frozenset({"mail", "servers"}))
+    path = ErrorPath("spec", problems)
+    main = _level(valid, valid, MAIN_DIRECTIVES, path, SPEC)
+    workload = replace(
+        read_deployment(valid, path), host_ports=kubernetes_ports.host_ports(spec.get("servers"))
+    )
     written = spec.get("mail", {})
-    sound = _sound_fields(MAIL, written, "spec.mail", problems)
-    mail = _level(sound, written, LEVEL_DIRECTIVES, place.field("mail"), MAIL)
-    servers = _servers(spec.get("servers"), place.field("servers"))
-    inconsistencies(good, mail, servers, problems)
+    valid_mail = _valid_fields(MAIL, written, "spec.mail", problems)
+    mail = _level(valid_mail, written, LEVEL_DIRECTIVES, path.field("mail"), MAIL)
+    servers = _servers(spec.get("servers"), path.field("servers"))
+    check_consistency(valid, mail, servers, problems)
     kubernetes_ports.check(spec, problems)
     return MailProxyManifest(
         metadata=metadata,
@@ -208,12 +239,12 @@ def _examined(
 
 
 def _metadata(value: object, problems: Problems) -> Metadata:
-    """The name and what else we use; Kubernetes itself looks after the rest."""
+    """Name, namespace, generation and UID; the API server validates the other metadata."""
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         problems.add("metadata.name", "is required, as text")
         return Metadata()
     for rule in NAME_RULES:
-        if rule.holds is not None and not rule.holds(value):
+        if rule.predicate is not None and not rule.predicate(value):
             problems.add("metadata.name", rule.message.removeprefix("metadata.name "))
     generation = value.get("generation")
     return Metadata(
@@ -224,110 +255,114 @@ def _metadata(value: object, problems: Problems) -> Metadata:
     )
 
 
-def _servers(value: object, place: ErrorPath) -> tuple[ServerBlock, ...]:
-    """Every server that can be made sense of, at the index it has in the manifest."""
+def _servers(value: object, path: ErrorPath) -> tuple[ServerBlock, ...]:
+    """All servers that are objects, with their index in the manifest."""
     if value is None:
-        place.problems.add(place.path, "is required")
+        path.problems.add(path.text, "is required")
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
-        place.problems.add(place.path, f"must be a list, not {kind_of(value)}")
+        path.problems.add(path.text, f"must be a list, not {type_of(value)}")
         return ()
-    if not 1 <= len(value) <= MOST_SERVERS:
-        reason = f"has {len(value)} items, which is out of range 1 to {MOST_SERVERS}"
-        place.problems.add(place.path, reason)
-    found = [_server(item, place.item(index)) for index, item in enumerate(value[:MOST_SERVERS])]
+    if not 1 <= len(value) <= MAX_SERVERS:
+        reason = f"has {len(value)} items, which is out of range 1 to {MAX_SERVERS}"
+        path.problems.add(path.text, reason)
+    found = [_server(item, path.item(index)) for index, item in enumerate(value[:MAX_SERVERS])]
     return tuple(server for server in found if server is not None)
 
 
-def _server(value: object, place: ErrorPath) -> ServerBlock | None:
-    good = _sound_fields(SERVER, value, place.path, place.problems)
+def _server(value: object, path: ErrorPath) -> ServerBlock | None:
+    valid = _valid_fields(SERVER, value, path.text, path.problems)
     if not isinstance(value, Mapping):
         return None
-    own = _level(good, value, SERVER_DIRECTIVES, place, SERVER)
+    own = _level(valid, value, SERVER_DIRECTIVES, path, SERVER)
     return ServerBlock(
-        name=str(good.get("name", "")),
-        path=place.path,
+        name=str(valid.get("name", "")),
+        path=path.text,
         own=own,
-        level=_level(good, value, LEVEL_DIRECTIVES, place, SERVER),
+        level=_level(valid, value, LEVEL_DIRECTIVES, path, SERVER),
     )
 
 
 def _level(
-    good: Mapping[str, Any], raw: object, rows: Sequence[Directive], place: ErrorPath, record: Record
+    valid: Mapping[str, Any], raw: object, rows: Sequence[Directive], path: ErrorPath, record: Object
 ) -> Level:
-    """Read the directives of one level; ``raw`` also holds what is not ``good``, and is a ``record``."""
+    """Read the directives of one level.
+
+    Args:
+        valid: The fields that match their schema.
+        raw: The object as written.
+        rows: The directives of the level.
+        path: The path of the level.
+        record: The schema of the object.
+    """
     values: dict[str, object] = {}
     known = by_field(rows)
     written = raw if isinstance(raw, Mapping) else {}
     given = [field for field in written if field in known]
     for field in given:
-        row, here, before = known[field], place.field(field), len(place.problems)
-        if field not in good:
-            _read_sound_items(row, written[field], here)
+        row, here, before = known[field], path.field(field), len(path.problems)
+        if field not in valid:
+            _read_valid_items(row, written[field], here)
             continue
-        value = here.attempt(lambda row=row, field=field, here=here: row.type.read(good[field], here))  # type: ignore[misc]
-        if len(place.problems) == before:
+        value = here.try_read(lambda row=row, field=field, here=here: row.type.read(valid[field], here))  # type: ignore[misc]
+        if len(path.problems) == before:
             values[row.name] = value
-            _note_capabilities(row, value, here)
+            for index, hint in capability_hints(row.name, value):
+                here.problems.notice(here.text if index is None else here.item(index).text, hint)
         if field in IGNORED:
-            place.problems.notice(here.path, IGNORED[field])
+            path.problems.notice(here.text, IGNORED[field])
     meant = record.meant(written).values()
     return Level(
         values=values, given=frozenset(known[field].name for field in (*given, *meant) if field in known)
     )
 
 
-def _note_capabilities(row: Directive, value: Any, here: ErrorPath) -> None:  # noqa: ANN401 -- of any directive
-    for index, hint in capability_hints(row.name, value):
-        here.problems.notice(here.path if index is None else here.item(index).path, hint)
-
-
-def _read_sound_items(row: Directive, value: object, here: ErrorPath) -> None:
-    """Look for more that is wrong in a list of which some items have the wrong shape."""
-    shape = row.type.shape
-    if not row.type.itemwise or not isinstance(shape, ListOf) or not isinstance(value, list):
+def _read_valid_items(row: Directive, value: object, here: ErrorPath) -> None:
+    """Read the valid items of a list with invalid ones, to find further errors."""
+    schema = row.type.schema
+    if not row.type.itemwise or not isinstance(schema, Array) or not isinstance(value, list):
         return
-    items = [item if _has_shape(shape.items, item) else BROKEN for item in value[: shape.most]]
-    here.attempt(lambda: row.type.read(items, here))
+    items = [item if _is_valid(schema.items, item) else INVALID_ITEM for item in value[: schema.max_items]]
+    here.try_read(lambda: row.type.read(items, here))
 
 
-def _has_shape(shape: Shape, value: object) -> bool:
+def _is_valid(schema: Schema, value: object) -> bool:
     found = Problems()
-    shape.check(value, "", found)
+    schema.check(value, "", found)
     return not found
 
 
-def _sound_fields(
-    record: Record, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
+def _valid_fields(
+    record: Object, value: object, path: str, problems: Problems, apart: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """The fields of an object that have the right shape; the others are noted.
+    """Return the fields of an object that match their schema, and report the others.
 
     Args:
-        record: What the object may look like; its rules are left to ``inconsistencies``.
+        record: Schema of the object; its rules are checked by ``check_consistency``.
         value: The object.
-        path: Where it stands.
-        problems: Where to note what is wrong.
-        apart: Fields that are looked at elsewhere.
+        path: Its path.
+        problems: Collects the errors.
+        apart: Fields that are checked elsewhere.
     """
     if not isinstance(value, Mapping):
-        problems.add(path, f"must be an object with fields, not {kind_of(value)}")
+        problems.add(path, f"must be an object with fields, not {type_of(value)}")
         return {}
-    good = {}
+    valid = {}
     for name, inner in value.items():
         if name in apart:
             continue
         before = len(problems)
-        Record(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
+        Object(fields=record.fields, advice=record.advice).check({name: inner}, path, problems)
         if len(problems) == before:
-            good[name] = inner
+            valid[name] = inner
     for name in record.missing(value):
         if name not in apart:
-            problems.add(dotted(path, name), "is required")
-    return good
+            problems.add(join_path(path, name), "is required")
+    return valid
 
 
 def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YAML value
-    """The value as the API server would store it: a field that is null is a field that is absent."""
+    """The value without null fields, as the API server stores it."""
     if isinstance(value, Mapping):
         return {
             name: inner if depth == 0 and name in _KEPT_WHOLE else _without_nulls(inner, depth + 1)
@@ -335,3 +370,41 @@ def _without_nulls(value: Any, depth: int = 0) -> Any:  # noqa: ANN401 -- any YA
             if inner is not None
         }
     return [_without_nulls(item, depth + 1) for item in value] if isinstance(value, list) else value
+
+
+_OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)((\[[0-9]+\])?(\.[a-z_]+)?)")
+_ROWS: Final = by_name(DIRECTIVES)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSourceMap:
+    """Maps problems of the compiled configuration to fields of the manifest.
+
+    Certificates and other files are read after the configuration is compiled; their problems
+    name a server and a directive.
+    """
+
+    manifest: MailProxyManifest
+
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration unchanged: a manifest has no log files."""
+        return config
+
+    def located(self, problem: Problem) -> Problem:
+        """Map a problem of ``servers[NAME].directive`` to its field; an index may replace the name."""
+        found = _OF_SERVER.fullmatch(problem.path)
+        server = self._server(found[1]) if found else None
+        if found is None or server is None or found[2] not in _ROWS:
+            return problem
+        row = _ROWS[found[2]]
+        name = row.part_of or row.name
+        is_inherited = name not in server.level.given | server.own.given and name in self.manifest.mail.given
+        level = "spec.mail" if is_inherited else server.path
+        return Problem(f"{level}.{_ROWS[name].field}{found[3]}", problem.reason)
+
+    def _server(self, which: str) -> ServerBlock | None:
+        servers = self.manifest.servers
+        named = next((server for server in servers if server.name == which), None)
+        if named is None and which.isdecimal() and int(which) < len(servers):
+            return servers[int(which)]
+        return named

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The effective configuration: what is left when inheritance and defaults have been applied.
+"""The effective configuration: the values that apply to each server after inheritance and defaults.
 
-The proxy reads nothing else.  Every value of ``ServerConfig`` is the one that
-holds for that server; the names are nginx's directives.  Nothing here parses,
-validates or inherits: see ``directives``, ``compile`` and ``load`` for that.
+The proxy reads only this.  Fields are named after nginx's directives.  Parsing is in
+``load``, validation in the table of ``directives``, inheritance in ``compile``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 Seconds = NewType("Seconds", float)
 ByteCount = NewType("ByteCount", int)
 
 
 class Protocol(StrEnum):
-    """A mail protocol, by nginx's name for it."""
+    """A mail protocol; the values are nginx's names."""
 
     IMAP = "imap"
     POP3 = "pop3"
@@ -25,7 +24,7 @@ class Protocol(StrEnum):
 
 
 class AuthMethod(StrEnum):
-    """A word of ``imap_auth``, ``pop3_auth`` and ``smtp_auth``."""
+    """An authentication method of ``imap_auth``, ``pop3_auth`` or ``smtp_auth``."""
 
     PLAIN = "plain"
     LOGIN = "login"
@@ -36,7 +35,7 @@ class AuthMethod(StrEnum):
 
 
 class StartTls(StrEnum):
-    """``starttls``: not offered, offered, or demanded before authentication."""
+    """``starttls``: not offered, offered, or required before login."""
 
     DISABLED = "Disabled"
     ENABLED = "Enabled"
@@ -44,7 +43,7 @@ class StartTls(StrEnum):
 
 
 class SendProxyProtocol(StrEnum):
-    """``proxy_protocol`` towards the upstream."""
+    """``proxy_protocol``: version of the PROXY protocol header sent to the upstream."""
 
     DISABLED = "Disabled"
     V1 = "V1"
@@ -61,7 +60,7 @@ class VerifyClient(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """A level of ``error_log``, most verbose first."""
+    """A severity of ``error_log``, lowest first."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -73,12 +72,20 @@ class LogLevel(StrEnum):
     EMERG = "emerg"
 
 
+FACILITIES: Final = (
+    *("kern", "user", "mail", "daemon", "auth", "intern", "lpr", "news", "uucp", "clock", "authpriv", "ftp"),
+    *("ntp", "audit", "alert", "cron"),
+    *(f"local{number}" for number in range(8)),
+)
+"""nginx's names; the index is the number of the facility in RFC 3164, section 4.1.1."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyslogServer:
     """The parameters of ``error_log syslog:``.
 
-    ``address`` is an IP address without brackets or a host name; ``unix_path``
-    is set instead of it for ``server=unix:``.  ``facility`` is nginx's name.
+    ``address`` is an IP address without brackets or a host name.  For ``server=unix:``
+    ``unix_path`` is set and ``address`` is empty.  ``facility`` is one of ``FACILITIES``.
     """
 
     address: str = ""
@@ -91,7 +98,7 @@ class SyslogServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorLog:
-    """One ``error_log`` of an ``nginx.conf``: a file, a syslog server, or else standard error."""
+    """One ``error_log`` of an ``nginx.conf``: a file, a syslog server, or (neither is set) standard error."""
 
     level: LogLevel = LogLevel.ERROR
     file: str | None = None
@@ -101,9 +108,9 @@ class ErrorLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepAlive:
-    """``so_keepalive``: ``None`` in a field leaves the system's own value.
+    """``so_keepalive``; a field that is ``None`` keeps the setting of the operating system.
 
-    ``idle`` and ``interval`` are whole seconds (1 to 32767), ``count`` is 1 to 127.
+    ``idle`` and ``interval`` are in seconds (1 to 32767), ``count`` is 1 to 127.
     """
 
     enabled: bool = True
@@ -114,10 +121,10 @@ class KeepAlive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """One ``listen`` line.
+    """One ``listen`` directive.
 
-    ``address`` is ``*``, an IPv4 address, a host name, an IPv6 address in
-    brackets, or ``unix:/path``; then, and only then, ``port`` is ``None``.
+    ``address`` is ``*``, an IPv4 address, a host name, an IPv6 address in brackets, or
+    ``unix:/path``.  ``port`` is ``None`` for ``unix:`` addresses only.
     """
 
     address: str = "*"
@@ -135,11 +142,10 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthHttp:
-    """Where ``auth_http`` points.
+    """The URL of ``auth_http``.
 
-    ``host`` is as written (an IPv6 address keeps its brackets) and is what the
-    ``Host`` header says; ``unix_path`` is set instead of a port to connect to
-    for ``unix:`` addresses, whose ``host`` is ``localhost``.
+    ``host`` is as written (IPv6 addresses in brackets) and the value of the ``Host`` header.
+    For ``unix:`` addresses ``unix_path`` is the socket and ``host`` is ``localhost``.
     """
 
     host: str
@@ -151,10 +157,9 @@ class AuthHttp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthHttpHeader:
-    """One ``auth_http_header``: a value, or the file a Secret is mounted at.
+    """One ``auth_http_header``: a value, or the path of the file that a Secret is mounted at.
 
-    A value from a file is read when the configuration is put to work; one
-    trailing line end is not part of it.
+    The file is read when the proxy starts or reloads; one line end at its end is removed.
     """
 
     name: str
@@ -164,7 +169,7 @@ class AuthHttpHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolverConfig:
-    """``resolver``: name servers (``1.2.3.4``, ``[::1]:5353``, ``ns.example``), or the system's own."""
+    """``resolver``: DNS servers (``1.2.3.4``, ``[::1]:5353``, ``ns.example``), or those of the system."""
 
     addresses: tuple[str, ...] = ()
     system: bool = False
@@ -176,7 +181,7 @@ class ResolverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFiles:
-    """One ``ssl_certificate`` with its key: paths of PEM files."""
+    """One ``ssl_certificate`` with its ``ssl_certificate_key``: paths of PEM files."""
 
     certificate: str
     key: str
@@ -184,10 +189,10 @@ class CertificateFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionCache:
-    """``ssl_session_cache``: ``off`` refuses sessions; ``builtin`` and ``shared`` are sizes.
+    """``ssl_session_cache``: ``off`` disables resumption from the cache.
 
-    ``builtin`` counts sessions; ``shared`` counts bytes and has a name.  With
-    everything at its default the cache is nginx's ``none``.
+    ``builtin`` is a number of sessions, ``shared_size`` is in bytes.  A cache with only
+    default values is nginx's ``none``.
     """
 
     off: bool = False
@@ -198,7 +203,7 @@ class SessionCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """One ``server`` block with everything it inherits."""
+    """One ``server`` block with all inherited values."""
 
     name: str
     protocol: Protocol
@@ -258,17 +263,44 @@ class ServerConfig:
     ssl_conf_command: tuple[tuple[str, str], ...]
 
     error_logs: tuple[ErrorLog, ...] = ()
-    """Where an ``nginx.conf`` logs sessions to; empty is standard error, at the level ``error_log``."""
+    """Session logs of an ``nginx.conf``.  Empty: standard error with the level ``error_log``."""
 
     @property
     def tls_is_used(self) -> bool:
-        """Whether this server needs certificates: an ``ssl`` listener, or ``starttls``."""
+        """Whether this server has an ``ssl`` listener or ``starttls``, and so needs certificates."""
         return self.starttls is not StartTls.DISABLED or any(listen.ssl for listen in self.listen)
+
+    @property
+    def client_verification_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of the files that verify client certificates; none if that is disabled."""
+        if self.ssl_verify_client is VerifyClient.DISABLED:
+            return ()
+        files = (
+            ("ssl_client_certificate", self.ssl_client_certificate),
+            ("ssl_trusted_certificate", self.ssl_trusted_certificate),
+            ("ssl_crl", self.ssl_crl),
+        )
+        return tuple((directive, path) for directive, path in files if path is not None)
+
+    @property
+    def tls_files(self) -> tuple[tuple[str, str], ...]:
+        """Directives and paths of all files that TLS of this server reads; none if it does not use TLS."""
+        if not self.tls_is_used:
+            return ()
+        found: list[tuple[str, str]] = []
+        for pair in self.ssl_certificate:
+            found += [("ssl_certificate", pair.certificate), ("ssl_certificate_key", pair.key)]
+        found += [("ssl_session_ticket_key", path) for path in self.ssl_session_ticket_key]
+        if self.ssl_dhparam is not None:
+            found.append(("ssl_dhparam", self.ssl_dhparam))
+        if self.ssl_password_file is not None:
+            found.append(("ssl_password_file", self.ssl_password_file))
+        return (*found, *self.client_verification_files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainConfig:
-    """How a proxy leaves: the time before it stops accepting, and what relays get after that."""
+    """Graceful shutdown: delay before the listeners are closed, and time limit for relays after it."""
 
     delay: Seconds = Seconds(0.0)
     timeout: Seconds = Seconds(300.0)
@@ -276,12 +308,12 @@ class DrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyConfig:
-    """Everything one proxy runs with.  ``workers`` is ``None`` for ``auto``."""
+    """The configuration of one proxy.  ``workers`` is ``None`` for ``auto``."""
 
     servers: tuple[ServerConfig, ...]
     workers: int | None = 1
     worker_connections: int = 512
     error_log: LogLevel = LogLevel.ERROR
     error_logs: tuple[ErrorLog, ...] = ()
-    """As a server's, for what belongs to no session."""
+    """Logs for events outside of sessions; see ``ServerConfig.error_logs``."""
     drain: DrainConfig = DrainConfig()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of directives, made of the table: ``python -m mailproxy_config.reference_page``.
+"""Generates ``docs/reference/directives.md``: ``python -m mailproxy_config.reference_page``.
 
-It is kept in ``docs/reference/directives.md``; a test tells when that is stale.
+A test fails if the page in the repository is not up to date.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from mailproxy_config.describe import shown_default
 from mailproxy_config.directives import (
     FOLDED_DIRECTIVES,
     LEVEL_DIRECTIVES,
@@ -21,13 +20,13 @@ from mailproxy_config.directives import (
 )
 from mailproxy_config.kubernetes_schema import DEPLOYMENT_MEANINGS
 from mailproxy_config.listen_directive import LISTEN_PARAMETERS
-from mailproxy_config.value_types import Raw
+from mailproxy_config.value_types import Raw, format_default
 
 _MODULES: Final = {
     "mail_core": "Core",
-    "mail_auth_http": "Authorization",
+    "mail_auth_http": "Authentication service",
     "mail_proxy": "Proxy",
-    "mail_realip": "Real addresses",
+    "mail_realip": "Real client address",
     "mail_ssl": "TLS",
     "mail_imap": "IMAP",
     "mail_pop3": "POP3",
@@ -38,29 +37,30 @@ _HEAD: Final = """\
 
 <!-- Made by `python -m mailproxy_config.reference_page` from the table of directives. Do not edit. -->
 
-A `MailProxy` takes nginx's mail directives, each under its own name in lowerCamelCase: `auth_http_timeout`
-is `authHttpTimeout`. Whatever may stand in `spec.mail` may also stand in a server, where it wins; a list
-replaces the inherited one as a whole. What is set nowhere has the default below.
+The fields of a `MailProxy` are nginx's mail directives in lowerCamelCase: `auth_http_timeout` is
+`authHttpTimeout`. Every directive of `spec.mail` is also allowed in `spec.servers[]`, and the value of the
+server takes precedence. A list of the server replaces the list of `spec.mail` as a whole. A directive that
+is not set has the default of the table.
 
-* A directive that is `on` or `off` in nginx is a boolean; where nginx knows a third word, there are words
-  that YAML does not take for booleans.
-* Times are written as in nginx: `500ms`, `60s`, `1m30s`, `24h`; a bare number is seconds.
-* Sizes are written as in nginx: `512`, `4k`, `10m`; a bare number is bytes.
-* Files are named by what holds them: `{secretKeyRef: {name, key}}`, `{configMapKeyRef: {name, key}}`, or,
-  without a cluster, `{file: /path}`.
+* Flags (`on` or `off` in nginx) are booleans. Directives with a third value are enumerations without the
+  words `on` and `off`, because YAML reads these as booleans.
+* Times are written as in nginx: `500ms`, `60s`, `1m30s`, `24h`. A number without unit is in seconds.
+* Sizes are written as in nginx: `512`, `4k`, `10m`. A number without unit is in bytes.
+* Files are references to Secrets or ConfigMaps, `{secretKeyRef: {name, key}}` or
+  `{configMapKeyRef: {name, key}}`, or paths, `{file: /path}`.
 """
 _FORMS: Final = """\
 ## Listeners
 
-Fields of an item of `listen`. `address` and `port` say where; the rest are nginx's parameters.
+Fields of the items of `listen`. All but `address` and `port` are nginx's parameters.
 """
 
 
-def reference() -> str:
+def render_page() -> str:
     """The whole page, in Markdown."""
     lines = [
         _HEAD,
-        "## Around the mail block\n",
+        "## Main and events context\n",
         *_table(MAIN_DIRECTIVES),
         "",
         _FORMS,
@@ -70,25 +70,27 @@ def reference() -> str:
     for module, title in _MODULES.items():
         of_module = [row for row in rows if row.module == module]
         lines += ["", f"## {title} (`ngx_{module}_module`)\n", *_table(of_module)]
-    lines += ["", "## How it runs on Kubernetes\n", "| Field | Meaning |", "|---|---|"]
+    lines += ["", "## Kubernetes\n", "| Field | Description |", "|---|---|"]
     lines += [f"| `{field}` | {meaning} |" for field, meaning in DEPLOYMENT_MEANINGS.items()]
     return "\n".join(lines) + "\n"
 
 
 def _table(rows: Iterable[Directive]) -> Iterator[str]:
-    yield "| nginx | Field | Where | Value | Default | Meaning |"
+    yield "| nginx | Field | Context | Value | Default | Description |"
     yield "|---|---|---|---|---|---|"
     for row in rows:
         where = ", ".join(map(str, row.contexts))
         field = f"`{row.field}`" if not row.part_of else "in `sslCertificate`"
-        replaced = " Replaced as a whole." if row.inheritance is Inheritance.LIST and not row.part_of else ""
+        replaced = (
+            " Replaces the inherited list." if row.inheritance is Inheritance.LIST and not row.part_of else ""
+        )
         ours = " Not in nginx." if row.is_ours else ""
         cells = (f"`{row.name}`", field, where, _escaped(row.type.syntax), _default(row.default))
         yield f"| {' | '.join(cells)} | {_escaped(row.meaning)}{replaced}{ours} |"
 
 
 def _listen_table() -> Iterator[str]:
-    yield "| Parameter | Field | Default | Meaning |"
+    yield "| Parameter | Field | Default | Description |"
     yield "|---|---|---|---|"
     for row in LISTEN_PARAMETERS:
         implied = " Implies `bind`." if row.own_socket else ""
@@ -96,8 +98,8 @@ def _listen_table() -> Iterator[str]:
 
 
 def _default(value: Raw) -> str:
-    """A default for a cell; a dash where there is none."""
-    shown = shown_default(value)
+    """A default for a cell of a table; ``-`` if there is none."""
+    shown = format_default(value)
     return f"`{shown}`" if shown else "-"
 
 
@@ -107,4 +109,4 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    sys.stdout.write(render_page())

@@ -1,26 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what ``dump`` wrote, as strictly as the format is closed.
+"""The rendered configuration: canonical JSON that the operator writes and the proxy loads.
 
-Types come from the model itself.  Beyond them, values are checked as a
-manifest's are: whoever edits the file by hand gets the same answers.
+The format is closed: every field is present, and a format version identifies them.
+Equal configurations have equal bytes.  ``parse_rendered`` takes types from the model, and
+validates values with the table of directives as those of a manifest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mailproxy_config.schema import dotted, encodable, kind_of
-from mailproxy_config.validate_rendered import note_unsound
+from mailproxy_config.addresses import listen_key
+from mailproxy_config.directives import (
+    IGNORED,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Directive,
+)
+from mailproxy_config.errors import ConfigError, Problem, Problems
+from mailproxy_config.manifest import MAX_SERVERS, SERVER_NAME
+from mailproxy_config.model import (
+    AuthHttpHeader,
+    CertificateFiles,
+    ListenConfig,
+    ProxyConfig,
+    ServerConfig,
+    VerifyClient,
+)
+from mailproxy_config.schema import is_encodable, join_path, type_of
+from mailproxy_config.secret_refs import FILE, CertificateRef, HeaderRef, KeyRef, ReferenceKind
+from mailproxy_config.units import MAX_SECONDS
+from mailproxy_config.value_types import ErrorPath
 
-from .dump import FORMAT, FORMAT_VERSION
-from .errors import ConfigError, Problem, Problems
-from .limits import check_json_text, check_levels, too_deep
-from .model import ProxyConfig
+FORMAT: Final = "mailproxy.dev/proxy-configuration"
+FORMAT_VERSION: Final = 1
+
+
+def dump(config: ProxyConfig, *, generation: int = 0) -> bytes:
+    """Render a configuration.
+
+    Args:
+        config: The configuration.  An empty ``server_name`` stays empty.
+        generation: Generation of the resource; not part of the hash.
+    """
+    document = {
+        "format": FORMAT,
+        "formatVersion": FORMAT_VERSION,
+        "generation": generation,
+        "config": _to_json(config),
+    }
+    return _canonical(document) + b"\n"
+
+
+def config_hash(config: ProxyConfig) -> str:
+    """SHA-256 of the configuration as ``dump`` renders it without the generation, in hexadecimal."""
+    return hashlib.sha256(
+        _canonical({"formatVersion": FORMAT_VERSION, "config": _to_json(config)})
+    ).hexdigest()
+
+
+def _canonical(document: object) -> bytes:
+    """JSON with sorted names, fixed white space, ASCII only."""
+    return json.dumps(document, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode()
+
+
+def _to_json(value: Any) -> Any:  # noqa: ANN401 -- any value of a configuration
+    """A value as JSON; sets are sorted, and whole floats are integers."""
+    if is_dataclass(value):
+        return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
+    match value:
+        case StrEnum():
+            return str(value)
+        case frozenset():
+            return sorted(map(str, value))
+        case tuple():
+            return [_to_json(item) for item in value]
+        case float() if value.is_integer():
+            return int(value)
+    return value
+
 
 T = TypeVar("T")
 _LARGEST: Final = 1e15
@@ -29,40 +94,21 @@ _SCALARS: Final[Mapping[type, str]] = {bool: "a boolean", int: "a whole number",
 
 
 class _Unreadable(Exception):
-    """A value of another type than the model wants; the problem has been noted."""
-
-
-def parse_json(text: str, source: str = "") -> object:
-    """Read JSON in which no name stands twice.
-
-    Raises:
-        ConfigError: It is no such JSON, or larger or deeper than ``limits`` allows.
-    """
-    check_json_text(text, source)
-    try:
-        document = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
-    except json.JSONDecodeError as error:
-        raise ConfigError([Problem(source, f"not valid JSON: {error.msg} in line {error.lineno}")]) from None
-    except RecursionError:
-        raise too_deep(source) from None
-    except ValueError as error:
-        raise ConfigError([Problem(source, f"not valid JSON: {error}")]) from None
-    check_levels(document, source)
-    return document
+    """The value has another type than the model; the error is already reported."""
 
 
 def parse_rendered(document: object) -> tuple[ProxyConfig, int]:
     """Read a rendered configuration.
 
     Returns:
-        The configuration, and the generation it was made of.
+        The configuration, and the generation of its resource.
 
     Raises:
-        ConfigError: With everything in it that is not as ``dump`` writes it.
+        ConfigError: With all differences from the format of ``dump``.
     """
     problems = Problems()
     if not isinstance(document, Mapping):
-        raise ConfigError([Problem("", f"must be an object, not {kind_of(document)}")])
+        raise ConfigError([Problem("", f"must be an object, not {type_of(document)}")])
     for name in document.keys() - set(_ENVELOPE):
         problems.add(name[:64], "unknown field")
     version = document.get("formatVersion")
@@ -87,50 +133,28 @@ def _read_config(value: object, problems: Problems) -> ProxyConfig | None:
         config = _dataclass(ProxyConfig, value, "config", problems)
     except _Unreadable:
         return None
-    note_unsound(config, problems)
+    validate_rendered(config, problems)
     return config
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = _repeated(name for name, _ in pairs)
-        raise ValueError(f"{twice[:64]!r} stands twice in one object")
-    return found
-
-
-def _repeated(names: Iterable[str]) -> str:
-    """The first name that stands there a second time; one of them must."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    raise AssertionError(names)
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
 def _types(kind: type, _known: dict[type, Mapping[str, Any]] = {}) -> Mapping[str, Any]:  # noqa: B006 -- kept
-    """The resolved types of a dataclass's fields."""
+    """The resolved types of a dataclass's fields; cached."""
     if kind not in _known:
         _known[kind] = get_type_hints(kind)
     return _known[kind]
 
 
 def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T:
-    """A dataclass of the model, every field given and none unknown."""
+    """A dataclass of the model: no field missing, no field unknown."""
     if not isinstance(value, Mapping):
-        raise _noted(path, f"must be an object, not {kind_of(value)}", problems)
+        raise _reported(path, f"must be an object, not {type_of(value)}", problems)
     types = _types(kind)
     before = len(problems)
     for name in value.keys() - types.keys():
-        problems.add(dotted(path, name), "unknown field")
+        problems.add(join_path(path, name), "unknown field")
     found: dict[str, Any] = {}
     for field in fields(kind):  # type: ignore[arg-type]
-        here = dotted(path, field.name)
+        here = join_path(path, field.name)
         if field.name not in value:
             problems.add(here, "is required")
             continue
@@ -143,13 +167,13 @@ def _dataclass(kind: type[T], value: object, path: str, problems: Problems) -> T
     return kind(**found)
 
 
-def _noted(path: str, reason: str, problems: Problems) -> _Unreadable:
+def _reported(path: str, reason: str, problems: Problems) -> _Unreadable:
     problems.add(path, reason)
     return _Unreadable()
 
 
 def _read(kind: Any, value: object, path: str, problems: Problems) -> Any:  # noqa: ANN401 -- a type, and one of it
-    """A value of any type that the model uses."""
+    """A value of any type in the model."""
     kind = getattr(kind, "__supertype__", kind)
     origin = get_origin(kind)
     if origin in {UnionType, Union}:
@@ -168,30 +192,30 @@ def _read(kind: Any, value: object, path: str, problems: Problems) -> Any:  # no
 
 def _scalar(kind: type, value: object, path: str, problems: Problems) -> object:
     if type(value) is not kind:
-        raise _noted(path, f"must be {_SCALARS[kind]}, not {kind_of(value)}", problems)
-    if isinstance(value, str) and not encodable(value):
-        raise _noted(path, "is not valid Unicode text", problems)
+        raise _reported(path, f"must be {_SCALARS[kind]}, not {type_of(value)}", problems)
+    if isinstance(value, str) and not is_encodable(value):
+        raise _reported(path, "is not valid Unicode text", problems)
     return value
 
 
 def _float(value: object, path: str, problems: Problems) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _noted(path, f"must be a number, not {kind_of(value)}", problems)
-    # 1e999 is valid JSON, and infinity in Python; integers can be too long for a float.
+        raise _reported(path, f"must be a number, not {type_of(value)}", problems)
+    # 1e999 is valid JSON and infinity in Python; an integer can be too large for a float.
     if not -_LARGEST < value < _LARGEST:
-        raise _noted(path, "is out of range", problems)
+        raise _reported(path, "is out of range", problems)
     return float(value)
 
 
 def _word(kind: type[StrEnum], value: object, path: str, problems: Problems) -> StrEnum:
     if not isinstance(value, str) or value not in set(map(str, kind)):
-        raise _noted(path, f"must be one of {', '.join(kind)}", problems)
+        raise _reported(path, f"must be one of {', '.join(kind)}", problems)
     return kind(value)
 
 
 def _items(value: object, path: str, problems: Problems) -> list[Any]:
     if not isinstance(value, list):
-        raise _noted(path, f"must be a list, not {kind_of(value)}", problems)
+        raise _reported(path, f"must be a list, not {type_of(value)}", problems)
     return value
 
 
@@ -205,7 +229,7 @@ def _tuple(kind: Any, value: object, path: str, problems: Problems) -> tuple[Any
     items = _items(value, path, problems)
     inner = get_args(kind)
     if inner[-1] is not Ellipsis and len(inner) != len(items):
-        raise _noted(path, f"must have {len(inner)} items", problems)
+        raise _reported(path, f"must have {len(inner)} items", problems)
     kinds = [inner[0]] * len(items) if inner[-1] is Ellipsis else inner
     found, before = [], len(problems)
     for index, (each, item) in enumerate(zip(kinds, items, strict=True)):
@@ -222,3 +246,102 @@ _READ_LIST: Final[Mapping[object, Callable[[Any, object, str, Problems], Any]]] 
     frozenset: _set,
     tuple: _tuple,
 }
+
+
+_MAIN_NAMES: Final = {"worker_processes": "workers"}
+_STAND_IN: Final = KeyRef(ReferenceKind.SECRET, "any", "any")
+"""The file of a header has any path; the schema of a header accepts only Secrets."""
+
+
+def validate_rendered(config: ProxyConfig, problems: Problems) -> None:
+    """Report every value that cannot be the result of compiling a manifest."""
+    for row in MAIN_DIRECTIVES:
+        name = _MAIN_NAMES.get(row.name, row.name)
+        _check_value(row, getattr(config, name), f"config.{name}", problems)
+    for name in ("delay", "timeout"):
+        _check_time(getattr(config.drain, name), f"config.drain.{name}", problems)
+    if not 1 <= len(config.servers) <= MAX_SERVERS:
+        reason = f"has {len(config.servers)} items, which is out of range 1 to {MAX_SERVERS}"
+        problems.add("config.servers", reason)
+    for index, server in enumerate(config.servers[:MAX_SERVERS]):
+        _check_server(server, f"config.servers[{index}]", problems)
+    _check_duplicates(config, problems)
+
+
+def _check_server(server: ServerConfig, path: str, problems: Problems) -> None:
+    SERVER_NAME.check(server.name, f"{path}.name", problems)
+    for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES:
+        if row.field not in IGNORED:
+            _check_value(row, getattr(server, row.name), f"{path}.{row.name}", problems)
+    if not server.tls_is_used:
+        return
+    if not server.ssl_certificate:
+        problems.add(f"{path}.ssl_certificate", "is required for listen ssl and starttls")
+    if server.ssl_verify_client in {VerifyClient.REQUIRED, VerifyClient.OPTIONAL} and not (
+        server.ssl_client_certificate or server.ssl_trusted_certificate
+    ):
+        problems.add(f"{path}.ssl_verify_client", "needs ssl_client_certificate or ssl_trusted_certificate")
+
+
+def _check_value(row: Directive, value: Any, here: str, problems: Problems) -> None:  # noqa: ANN401 -- of any directive
+    """Convert the value to its manifest value, and validate that."""
+    if isinstance(value, float):
+        _check_time(value, here, problems)
+        return
+    if value is None and (row.type is FILE or row.default is None):
+        return
+    wanted = _with_references(value)
+    written = row.type.write(wanted)
+    before = len(problems)
+    row.type.schema.check(written, here, problems)
+    if len(problems) == before:
+        path = ErrorPath(here, problems)
+        read = path.try_read(lambda: row.type.read(written, path))
+        if len(problems) == before and _without_bind(read) != _without_bind(wanted):
+            problems.add(here, "has contradictory values")
+
+
+def _without_bind(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+    """The value without ``bind``, which other parameters of a listener imply."""
+    if isinstance(value, tuple) and value and isinstance(value[0], ListenConfig):
+        return tuple(replace(listener, bind=True) for listener in value)
+    return value
+
+
+def _check_time(seconds: float, path: str, problems: Problems) -> None:
+    if not 0 <= seconds <= MAX_SECONDS:
+        problems.add(path, f"{seconds:g} is out of range 0 to {MAX_SECONDS}")
+
+
+def _with_references(value: Any) -> Any:  # noqa: ANN401 -- the value of any directive
+    """The value with references instead of paths."""
+    match value:
+        case AuthHttpHeader(value=None, value_file=str()):
+            return HeaderRef(value.name, _STAND_IN)
+        case CertificateFiles():
+            return CertificateRef(value.certificate, value.key)
+        case tuple():
+            return tuple(map(_with_references, value))
+    return value
+
+
+def _check_duplicates(config: ProxyConfig, problems: Problems) -> None:
+    names: set[str] = set()
+    listeners: set[tuple[str, int | None]] = set()
+    for index, server in enumerate(config.servers):
+        if server.name in names:
+            problems.add(f"config.servers[{index}].name", f"{server.name!r} is duplicate")
+        names.add(server.name)
+        for at, listener in enumerate(server.listen):
+            key = _key(listener)
+            if key in listeners:
+                problems.add(f"config.servers[{index}].listen[{at}]", "duplicate address and port pair")
+            listeners.add(key)
+
+
+def _key(listener: ListenConfig) -> tuple[str, int | None]:
+    """Equal for equal listeners, also if the address is invalid."""
+    try:
+        return listen_key(listener.address, listener.port)
+    except ValueError:
+        return listener.address, listener.port

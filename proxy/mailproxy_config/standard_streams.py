@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptors 0 to 2: they may be closed, and standard output may be a full disk."""
+"""Standard input, output and error: closed descriptors, and errors of writing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _STREAMS: Final = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 class OutputError(Exception):
-    """Standard output cannot be written; the text is what to print about it."""
+    """Standard output cannot be written; the text is the message."""
 
 
 def open_standard_streams() -> None:
-    """Open ``/dev/null`` on those of descriptors 0 to 2 that are closed; call this before anything else.
+    """Open ``/dev/null`` on closed descriptors from 0 to 2.  Call it before anything else.
 
-    Otherwise the next file or socket gets such a number, and what is written
-    to standard error goes there; and Python has no ``sys.stderr`` at all.
+    Otherwise the next file or socket gets such a descriptor and receives what is written to
+    standard error, and ``sys.stderr`` is ``None``.
     """
     for descriptor, (name, mode) in enumerate(_STREAMS):
         try:
@@ -30,11 +30,11 @@ def open_standard_streams() -> None:
 
 
 def write_output(text: str) -> None:
-    """Write to standard output, at once.
+    """Write to standard output without buffering.
 
     Raises:
-        BrokenPipeError: Nobody reads it any more.
-        OutputError: It cannot be written, as on a full disk.
+        BrokenPipeError: The reader has closed the pipe.
+        OutputError: It cannot be written, for example on a full disk.
     """
     try:
         sys.stdout.write(text)
@@ -47,5 +47,5 @@ def write_output(text: str) -> None:
 
 
 def discard_output() -> None:
-    """Send what standard output still buffers to ``/dev/null``; it would fail again when Python ends."""
+    """Redirect buffered standard output to ``/dev/null``, because flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directive values with parts of their own: the authorization service, name servers, logs, peers."""
+"""Types of directive values with fields: authentication service, resolver, error log, trusted addresses."""
 
 from __future__ import annotations
 
@@ -7,30 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mailproxy_config import addresses, units
-from mailproxy_config.file_values import KEY_REF, key_ref, key_ref_written
 from mailproxy_config.model import AuthHttp, AuthHttpHeader, LogLevel, ResolverConfig
-from mailproxy_config.schema import Flag, ListOf, Record, Rule, Text
-from mailproxy_config.secret_refs import HeaderRef, ReferenceKind
+from mailproxy_config.schema import Array, Boolean, Object, Rule, String
+from mailproxy_config.secret_refs import KEY_REF, HeaderRef, ReferenceKind, format_key_ref, read_key_ref
 from mailproxy_config.value_types import (
     SEC_SHAPE,
     ErrorPath,
     Raw,
     ValueType,
-    nginx_text,
-    no_control_characters,
+    control_character_rule,
+    parse_nginx_text,
     read_items,
-    texts,
+    string_list,
 )
 
 # --- authHttp, authHttpHeader --------------------------------------------------
 
 
-def _scheme_is_known(text: str) -> bool:
-    return "://" not in text or text.startswith(("http://", "https://"))
-
-
-def auth_http_text(value: AuthHttp) -> str:
-    """The URL that reads as this value."""
+def format_auth_http(value: AuthHttp) -> str:
+    """The URL from which ``parse_auth_http`` reads this value."""
     scheme = "https" if value.tls else "http"
     if value.unix_path is not None:
         return f"{scheme}://unix:{value.unix_path}:{value.uri}"
@@ -39,78 +34,84 @@ def auth_http_text(value: AuthHttp) -> str:
 
 AUTH_HTTP: Final = ValueType(
     syntax="URL",
-    shape=Text(
-        longest=1024,
-        shortest=1,
+    schema=String(
+        max_length=1024,
+        min_length=1,
         rules=(
             Rule(
                 expression=(
                     "!self.contains('://') || self.startsWith('http://') || self.startsWith('https://')"
                 ),
                 message="authHttp must be [http://]host[:port][/path] or an https:// URL",
-                holds=_scheme_is_known,
+                predicate=lambda url: "://" not in url or url.startswith(("http://", "https://")),
             ),
-            no_control_characters("authHttp"),
+            control_character_rule("authHttp"),
         ),
     ),
-    read=lambda value, _: addresses.auth_http(value),
-    write=auth_http_text,
-    nginx=nginx_text,
+    read=lambda value, _: addresses.parse_auth_http(value),
+    write=format_auth_http,
+    nginx=parse_nginx_text,
 )
 
 
-def _header(value: Mapping[str, Any], _: ErrorPath) -> AuthHttpHeader | HeaderRef:
+def _read_header(value: Mapping[str, Any], _: ErrorPath) -> AuthHttpHeader | HeaderRef:
     if "valueFrom" in value:
-        return HeaderRef(value["name"], key_ref(ReferenceKind.SECRET, value["valueFrom"]["secretKeyRef"]))
+        return HeaderRef(
+            value["name"], read_key_ref(ReferenceKind.SECRET, value["valueFrom"]["secretKeyRef"])
+        )
     return AuthHttpHeader(name=value["name"], value=value["value"])
 
 
-def _header_written(value: AuthHttpHeader | HeaderRef) -> Raw:
+def _format_header(value: AuthHttpHeader | HeaderRef) -> Raw:
     if isinstance(value, HeaderRef):
-        return {"name": value.name, "valueFrom": key_ref_written(value.source)}
+        return {"name": value.name, "valueFrom": format_key_ref(value.source)}
     return {"name": value.name, "value": value.value}
 
 
 HEADERS: Final = ValueType(
     syntax="list of {name, value} or {name, valueFrom: {secretKeyRef: {name, key}}}",
-    shape=ListOf(
-        most=32,
-        items=Record(
+    schema=Array(
+        max_items=32,
+        items=Object(
             example="{name: NAME, value: VALUE}",
             fields={
-                "name": Text(
-                    longest=127,
-                    shortest=1,
+                "name": String(
+                    max_length=127,
+                    min_length=1,
                     pattern="^[!#$%&'*+.^_`|~0-9A-Za-z-]+$",
                     hint="the name of a header, without spaces and colons",
                 ),
-                "value": Text(longest=1024, rules=(no_control_characters("a header value"),), secret=True),
-                "valueFrom": Record(
+                "value": String(
+                    max_length=1024, rules=(control_character_rule("a header value"),), secret=True
+                ),
+                "valueFrom": Object(
                     fields={"secretKeyRef": KEY_REF},
                     required=("secretKeyRef",),
                     descriptions={
-                        "secretKeyRef": "A key of a Secret; the operator mounts it and never reads it."
+                        "secretKeyRef": (
+                            "Key of a Secret. The operator mounts the Secret and does not read it."
+                        )
                     },
                 ),
             },
             required=("name",),
             descriptions={
-                "name": "The name of the header.",
-                "value": "Its value, in clear.",
-                "valueFrom": "Where its value comes from, for values that are secret.",
+                "name": "Name of the header.",
+                "value": "Value of the header, in plain text.",
+                "valueFrom": "Source of the value, for secret values.",
             },
             rules=(
                 Rule(
                     expression="has(self.value) != has(self.valueFrom)",
                     message="exactly one of value and valueFrom must be set",
-                    holds=lambda header: ("value" in header) != ("valueFrom" in header),
+                    predicate=lambda header: ("value" in header) != ("valueFrom" in header),
                 ),
             ),
         ),
     ),
-    read=lambda value, place: read_items(value, place, _header),
-    write=lambda value: list(map(_header_written, value)),
-    nginx=lambda words: [{"name": words[0], "value": words[1]}],
+    read=lambda value, path: read_items(value, path, _read_header),
+    write=lambda value: list(map(_format_header, value)),
+    nginx=lambda arguments: [{"name": arguments[0], "value": arguments[1]}],
     arity=(2, 2),
     appends=True,
 )
@@ -119,17 +120,19 @@ HEADERS: Final = ValueType(
 # --- resolver ------------------------------------------------------------------
 
 
-def _name_server(value: str, _: ErrorPath) -> str:
-    addresses.host_port(value)
-    return value
-
-
-def _resolver(value: Mapping[str, Any], place: ErrorPath) -> ResolverConfig | None:
+def _read_resolver(value: Mapping[str, Any], path: ErrorPath) -> ResolverConfig | None:
     if value.get("mode") in {"Disabled", "Off"}:
         return None
-    valid = place.field("valid").attempt(lambda: units.sec_time(value["valid"])) if "valid" in value else None
+    valid = (
+        path.field("valid").try_read(lambda: units.parse_sec_time(value["valid"]))
+        if "valid" in value
+        else None
+    )
+    servers = value.get("addresses", ())
+    for index, server in enumerate(servers):
+        path.field("addresses").item(index).try_read(lambda server=server: addresses.parse_host_port(server))  # type: ignore[misc]
     return ResolverConfig(
-        addresses=read_items(value.get("addresses", ()), place.field("addresses"), _name_server),
+        addresses=tuple(servers),
         system=value.get("mode") == "System",
         valid=valid,
         ipv4=value.get("ipv4", True),
@@ -138,20 +141,20 @@ def _resolver(value: Mapping[str, Any], place: ErrorPath) -> ResolverConfig | No
     )
 
 
-def _resolver_written(value: ResolverConfig | None) -> Raw:
+def _format_resolver(value: ResolverConfig | None) -> Raw:
     if value is None:
         return {"mode": "Disabled"}
     where: dict[str, Raw] = {"mode": "System"} if value.system else {"addresses": list(value.addresses)}
-    where |= {} if value.valid is None else {"valid": units.printed_time(value.valid)}
+    where |= {} if value.valid is None else {"valid": units.format_time(value.valid)}
     where |= {family: False for family in ("ipv4", "ipv6") if not getattr(value, family)}
     return where | ({} if value.status_zone is None else {"statusZone": value.status_zone})
 
 
-def _resolver_from_nginx(words: Sequence[str]) -> Raw:
-    if words[0] == "off":
+def _parse_nginx_resolver(arguments: Sequence[str]) -> Raw:
+    if arguments[0] == "off":
         return {"mode": "Disabled"}
     found: dict[str, Raw] = {}
-    for word in words:
+    for word in arguments:
         name, equals, rest = word.partition("=")
         if not equals:
             found.setdefault("addresses", []).append(word)
@@ -168,40 +171,42 @@ def _resolver_from_nginx(words: Sequence[str]) -> Raw:
 
 RESOLVER: Final = ValueType(
     syntax="{addresses, valid, ipv4, ipv6, statusZone} or {mode: Disabled | System}",
-    shape=Record(
+    schema=Object(
         example="{mode: Disabled}, {mode: System} or {addresses: [ADDRESS]}",
         fields={
-            "mode": Text(longest=16, words=("Disabled", "Off", "System"), spellings={"off": "Disabled"}),
-            "addresses": ListOf(items=Text(longest=261, shortest=1), most=8, fewest=1),
+            "mode": String(max_length=16, enum=("Disabled", "Off", "System"), spellings={"off": "Disabled"}),
+            "addresses": Array(items=String(max_length=261, min_length=1), max_items=8, min_items=1),
             "valid": SEC_SHAPE,
-            "ipv4": Flag(),
-            "ipv6": Flag(),
-            "statusZone": Text(longest=63),
+            "ipv4": Boolean(),
+            "ipv6": Boolean(),
+            "statusZone": String(max_length=63),
         },
         rules=(
             Rule(
                 expression="has(self.mode) != has(self.addresses)",
                 message="resolver takes either addresses or mode (Disabled, System)",
-                holds=lambda value: ("mode" in value) != ("addresses" in value),
+                predicate=lambda value: ("mode" in value) != ("addresses" in value),
             ),
             Rule(
                 expression="!has(self.ipv4) || !has(self.ipv6) || self.ipv4 || self.ipv6",
                 message="resolver: ipv4 and ipv6 cannot both be false",
-                holds=lambda value: value.get("ipv4", True) or value.get("ipv6", True),
+                predicate=lambda value: value.get("ipv4", True) or value.get("ipv6", True),
             ),
         ),
         descriptions={
-            "mode": "Disabled looks nothing up, System asks the name servers of the pod. Off means Disabled.",
-            "addresses": "Name servers: an address or a name, each with an optional port (53).",
-            "valid": "How long answers are kept, instead of their own time to live.",
-            "ipv4": "Whether IPv4 addresses are looked up (on unless false).",
-            "ipv6": "Whether IPv6 addresses are looked up (on unless false).",
-            "statusZone": "The name under which look-ups are counted.",
+            "mode": (
+                "Disabled: no DNS lookups. System: the DNS servers of the pod. Off is the same as Disabled."
+            ),
+            "addresses": "DNS servers: address or host name, with an optional port. Default port: 53.",
+            "valid": "Time for which responses are cached. Not set: the TTL of the response.",
+            "ipv4": "Looks up IPv4 addresses (A records). Default: true.",
+            "ipv6": "Looks up IPv6 addresses (AAAA records). Default: true.",
+            "statusZone": "Name of this resolver in metrics.",
         },
     ),
-    read=_resolver,
-    write=_resolver_written,
-    nginx=_resolver_from_nginx,
+    read=_read_resolver,
+    write=_format_resolver,
+    nginx=_parse_nginx_resolver,
     arity=(1, None),
 )
 
@@ -214,12 +219,12 @@ LEVELS: Final = tuple(map(str, LogLevel))
 _DEBUG_LEVELS: Final = frozenset(
     f"debug_{part}" for part in ("core", "alloc", "mutex", "event", "http", "mail", "stream")
 )
-"""Parts of nginx's debugging log, of which several may be named."""
+"""nginx's levels for parts of its debugging log; several of them can be combined."""
 
 
-def _level_from_nginx(words: Sequence[str]) -> Raw:
+def _parse_nginx_error_log(arguments: Sequence[str]) -> Raw:
     found = ""
-    for word in words[1:]:
+    for word in arguments[1:]:
         if word in LEVELS:
             if found:
                 raise ValueError(f'duplicate log level "{word}"')
@@ -233,23 +238,28 @@ def _level_from_nginx(words: Sequence[str]) -> Raw:
 
 ERROR_LOG: Final = ValueType(
     syntax="{level: " + " | ".join(LEVELS) + "}",
-    shape=Record(
+    schema=Object(
         example="{level: info}",
-        fields={"level": Text(longest=16, words=LEVELS)},
-        descriptions={"level": "The least severe level that is written, from debug (everything) to emerg."},
+        fields={"level": String(max_length=16, enum=LEVELS)},
+        descriptions={"level": "Minimum severity, from debug (everything) to emerg."},
     ),
     read=lambda value, _: LogLevel(value["level"]) if "level" in value else None,
     write=lambda value: {"level": str(value)},
-    nginx=_level_from_nginx,
+    nginx=_parse_nginx_error_log,
     arity=(1, None),
 )
 
 
-def _peer(value: str, place: ErrorPath) -> str:
-    canonical, bits_lost = addresses.trusted_peer(value)
+def _read_trusted_address(value: str, path: ErrorPath) -> str:
+    canonical, bits_lost = addresses.parse_trusted_address(value)
     if bits_lost:
-        place.problems.notice(place.path, f"low address bits of {value} are meaningless")
+        path.problems.notice(path.text, f"low address bits of {value} are meaningless")
     return canonical
 
 
-PEERS: Final = texts(_peer, syntax="list of address, CIDR range, unix: or host name", most=64, longest=261)
+PEERS: Final = string_list(
+    _read_trusted_address,
+    syntax="list of address, CIDR range, unix: or host name",
+    max_items=64,
+    max_length=261,
+)

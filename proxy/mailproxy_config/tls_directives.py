@@ -1,25 +1,171 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the table that nginx's mail_ssl module knows."""
+"""The directives of ``ngx_mail_ssl_module``, and the types of their values."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
-from mailproxy_config import file_values
-from mailproxy_config.value_types import FLAG, NUMBER, SEC_TIME, choice, enum_set, text
+from mailproxy_config import units
+from mailproxy_config.model import SessionCache, StartTls, VerifyClient
+from mailproxy_config.schema import Array, Object, Rule, String
+from mailproxy_config.secret_refs import (
+    ABSOLUTE_PATH,
+    FILE,
+    FILES,
+    OBJECT_NAME,
+    CertificateRef,
+    KeyRef,
+    ReferenceKind,
+)
+from mailproxy_config.value_types import (
+    FLAG,
+    NUMBER,
+    SEC_TIME,
+    Directive,
+    ErrorPath,
+    Inheritance,
+    Raw,
+    ValueType,
+    choice,
+    enum_set,
+    read_items,
+    text,
+)
 
-from .directive import Directive, Inheritance
-from .model import StartTls, VerifyClient
+
+def _read_certificate(value: Mapping[str, str], _: ErrorPath) -> CertificateRef:
+    if "secretName" in value:
+        secret = ReferenceKind.SECRET, value["secretName"]
+        return CertificateRef(KeyRef(*secret, "tls.crt"), KeyRef(*secret, "tls.key"))
+    return CertificateRef(value["certificateFile"], value["keyFile"])
+
+
+def _format_certificate(value: CertificateRef) -> Raw:
+    if isinstance(value.certificate, KeyRef):
+        return {"secretName": value.certificate.name}
+    return {"certificateFile": value.certificate, "keyFile": value.key}
+
+
+def _certificate_is_whole(value: Mapping[str, Any]) -> bool:
+    if "secretName" in value:
+        return "certificateFile" not in value and "keyFile" not in value
+    return "certificateFile" in value and "keyFile" in value
+
+
+CERTIFICATES: Final = ValueType(
+    syntax="list of {secretName} or {certificateFile, keyFile}",
+    schema=Array(
+        max_items=8,
+        items=Object(
+            example="{secretName: NAME} or {certificateFile: /PATH, keyFile: /PATH}",
+            fields={"secretName": OBJECT_NAME, "certificateFile": ABSOLUTE_PATH, "keyFile": ABSOLUTE_PATH},
+            rules=(
+                Rule(
+                    expression=(
+                        "has(self.secretName) ? !has(self.certificateFile) && !has(self.keyFile)"
+                        " : has(self.certificateFile) && has(self.keyFile)"
+                    ),
+                    message="set either secretName, or certificateFile together with keyFile",
+                    predicate=_certificate_is_whole,
+                ),
+            ),
+            descriptions={
+                "secretName": "Name of a Secret of type kubernetes.io/tls in the same namespace.",
+                "certificateFile": (
+                    "Absolute path of a PEM file with the server certificate and then the intermediate "
+                    "certificates."
+                ),
+                "keyFile": "Absolute path of the PEM file with the private key.",
+            },
+        ),
+    ),
+    read=lambda value, path: read_items(value, path, _read_certificate),
+    write=lambda value: list(map(_format_certificate, value)),
+    nginx=lambda arguments: [{"certificateFile": arguments[0]}],
+    appends=True,
+)
+
+
+# --- sslSessionCache, sslConfCommand -------------------------------------------
+
+_DEFAULT_BUILTIN: Final = 20480
+_MIN_SHARED: Final = 32 * 1024
+
+
+def _read_session_cache(value: Sequence[str], _: ErrorPath) -> SessionCache:
+    parts = {item.partition(":")[0]: item.partition(":")[2] for item in value}
+    if len(parts) < len(value) or (len(value) > 1 and {"Disabled", "None"} & parts.keys()):
+        raise ValueError("takes Disabled, None, or one builtin and one shared cache at most")
+    name, _colon, size = parts.get("shared", "").partition(":")
+    shared_size = units.parse_size(size) if size else None
+    if shared_size is not None and shared_size < _MIN_SHARED:
+        raise ValueError(f"session cache {name!r} is too small: at least 32k")
+    builtin = int(parts["builtin"] or _DEFAULT_BUILTIN) if "builtin" in parts else None
+    return SessionCache(
+        off="Disabled" in parts, builtin=builtin, shared_name=name or None, shared_size=shared_size
+    )
+
+
+def _format_session_cache(value: SessionCache) -> Raw:
+    if value.off:
+        return ["Disabled"]
+    builtin = [] if value.builtin is None else [f"builtin:{value.builtin}"]
+    size = value.shared_size
+    shared = [] if size is None else [f"shared:{value.shared_name}:{units.format_size(size)}"]
+    return builtin + shared or ["None"]
+
+
+SESSION_CACHE: Final = ValueType(
+    syntax="list of Disabled, None, builtin[:N], shared:NAME:SIZE",
+    schema=Array(
+        max_items=2,
+        min_items=1,
+        items=String(
+            max_length=64,
+            pattern="^(Disabled|None|builtin(:[0-9]{1,9})?|shared:[^:]+:[0-9]+[kKmM]?)$",
+            hint="Disabled, None, builtin[:N] or shared:NAME:SIZE",
+        ),
+    ),
+    read=_read_session_cache,
+    write=_format_session_cache,
+    nginx=lambda arguments: [{"off": "Disabled", "none": "None"}.get(word, word) for word in arguments],
+    arity=(1, 2),
+)
+
+
+CONF_COMMANDS: Final = ValueType(
+    syntax="list of {name, value}",
+    schema=Array(
+        max_items=32,
+        items=Object(
+            fields={"name": String(max_length=128, min_length=1), "value": String(max_length=1024)},
+            required=("name", "value"),
+            descriptions={
+                "name": "Name of the command, for example Options.",
+                "value": "Value of the command.",
+            },
+        ),
+    ),
+    read=lambda value, _: tuple((item["name"], item["value"]) for item in value),
+    write=lambda value: [{"name": name, "value": text} for name, text in value],
+    nginx=lambda arguments: [{"name": arguments[0], "value": arguments[1]}],
+    arity=(2, 2),
+    appends=True,
+)
+
 
 _LIST: Final = Inheritance.LIST
 _SSL: Final = "mail_ssl"
 _STARTTLS: Final = choice({"off": "Disabled", "on": "Enabled", "only": "Only"}, StartTls)
 _TLS_VERSIONS: Final = enum_set(("SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"), str)
 
+
 _VERIFY_CLIENT: Final = choice(
     {"off": "Disabled", "on": "Required", "optional": "Optional", "optional_no_ca": "OptionalNoCA"},
     VerifyClient,
 )
+
 
 TLS_DIRECTIVES: Final = (
     Directive(
@@ -27,22 +173,22 @@ TLS_DIRECTIVES: Final = (
         module=_SSL,
         type=_STARTTLS,
         default="Disabled",
-        meaning="Offers STARTTLS or STLS (Enabled), or also demands it before login (Only).",
+        meaning="STARTTLS (STLS in POP3): Disabled, Enabled, or Only (required before login).",
     ),
     Directive(
         name="ssl_certificate",
         module=_SSL,
-        type=file_values.CERTIFICATES,
+        type=CERTIFICATES,
         default=[],
         inheritance=_LIST,
-        meaning="Certificates with their keys, one of each key type; needed for ssl listeners and starttls.",
+        meaning="Certificates with private keys, one per key type. Required for ssl listeners and starttls.",
     ),
     Directive(
         name="ssl_certificate_compression",
         module=_SSL,
         type=FLAG,
         default=False,
-        meaning="Compresses certificates in TLS 1.3 handshakes, where the TLS library can.",
+        meaning="Compresses certificates in TLS 1.3 handshakes if the TLS library supports it.",
     ),
     Directive(
         name="ssl_protocols",
@@ -50,122 +196,130 @@ TLS_DIRECTIVES: Final = (
         type=_TLS_VERSIONS,
         default=["TLSv1.2", "TLSv1.3"],
         inheritance=_LIST,
-        meaning="The TLS versions that clients may use.",
+        meaning="TLS versions enabled for clients.",
     ),
     Directive(
         name="ssl_ciphers",
         module=_SSL,
-        type=text(longest=2048, syntax="OpenSSL cipher list"),
+        type=text(max_length=2048, syntax="OpenSSL cipher list"),
         default="HIGH:!aNULL:!MD5",
-        meaning="The ciphers for TLS 1.2 and older, as an OpenSSL list.",
+        meaning="Ciphers for TLS 1.2 and earlier, in the OpenSSL format.",
     ),
     Directive(
         name="ssl_prefer_server_ciphers",
         module=_SSL,
         type=FLAG,
         default=False,
-        meaning="Prefers the order of ssl_ciphers to the client's.",
+        meaning="Prefers the cipher order of sslCiphers to the client's.",
     ),
     Directive(
         name="ssl_ecdh_curve",
         module=_SSL,
-        type=text(longest=256, syntax="auto | curve[:curve...]"),
+        type=text(max_length=256, syntax="auto | curve[:curve...]"),
         default="auto",
-        meaning="The curves for key exchange, separated by colons; auto leaves them to the TLS library.",
+        meaning="Curves for key exchange, separated by colons. auto: the curves of the TLS library.",
     ),
     Directive(
         name="ssl_dhparam",
         module=_SSL,
-        type=file_values.FILE,
-        meaning="Parameters for DHE ciphers (PEM); without them there are no such ciphers.",
+        type=FILE,
+        meaning="DH parameters for DHE ciphers (PEM). Not set: no DHE ciphers.",
     ),
     Directive(
         name="ssl_password_file",
         module=_SSL,
-        type=file_values.FILE,
-        meaning="Pass phrases of private keys, one a line.",
+        type=FILE,
+        meaning="Passphrases of private keys, one per line.",
     ),
     Directive(
         name="ssl_session_cache",
         module=_SSL,
-        type=file_values.SESSION_CACHE,
+        type=SESSION_CACHE,
         default=["None"],
         inheritance=_LIST,
-        meaning="Where TLS sessions are kept for resumption.",
+        meaning="Caches for TLS session resumption.",
     ),
     Directive(
         name="ssl_session_timeout",
         module=_SSL,
         type=SEC_TIME,
         default="5m",
-        meaning="How long a client may resume a TLS session.",
+        meaning="Time during which a client can resume a TLS session.",
     ),
     Directive(
         name="ssl_session_tickets",
         module=_SSL,
         type=FLAG,
         default=True,
-        meaning="Lets clients resume TLS sessions with tickets.",
+        meaning="Enables TLS session resumption with session tickets.",
     ),
     Directive(
         name="ssl_session_ticket_key",
         module=_SSL,
-        type=file_values.FILES,
+        type=FILES,
         default=[],
         inheritance=_LIST,
-        meaning="Keys of session tickets (48 or 80 bytes); the first encrypts, all decrypt.",
+        meaning=(
+            "Keys for session tickets (files of 48 or 80 bytes). The first key encrypts, all keys decrypt."
+        ),
     ),
     Directive(
         name="ssl_verify_client",
         module=_SSL,
         type=_VERIFY_CLIENT,
         default="Disabled",
-        meaning="Whether clients are asked for a TLS certificate, and whether they must have a good one.",
+        meaning=(
+            "Verification of client certificates: Disabled, Required, Optional, or OptionalNoCA "
+            "(requested, not verified against a CA)."
+        ),
     ),
     Directive(
         name="ssl_verify_depth",
         module=_SSL,
         type=NUMBER,
         default=1,
-        meaning="How long the chain of a client's certificate may be.",
+        meaning="Maximum depth of the client certificate chain.",
     ),
     Directive(
         name="ssl_client_certificate",
         module=_SSL,
-        type=file_values.FILE,
-        meaning="Authorities trusted for client certificates, whose names are sent to clients (PEM).",
+        type=FILE,
+        meaning="CA certificates for verifying client certificates (PEM). Their names are sent to clients.",
     ),
     Directive(
         name="ssl_trusted_certificate",
         module=_SSL,
-        type=file_values.FILE,
-        meaning="Authorities trusted for client certificates, whose names are not sent to clients (PEM).",
+        type=FILE,
+        meaning=(
+            "CA certificates for verifying client certificates (PEM). Their names are not sent to clients."
+        ),
     ),
     Directive(
         name="ssl_crl",
         module=_SSL,
-        type=file_values.FILE,
-        meaning="Revoked client certificates (PEM); checked for the whole chain.",
+        type=FILE,
+        meaning="Certificate revocation lists for client certificates (PEM). The whole chain is checked.",
     ),
     Directive(
         name="ssl_conf_command",
         module=_SSL,
-        type=file_values.CONF_COMMANDS,
+        type=CONF_COMMANDS,
         default=[],
         inheritance=_LIST,
         meaning="OpenSSL configuration commands, applied last.",
     ),
 )
-"""Directives about TLS with clients, for ``spec.mail`` and every server."""
+"""Directives for TLS with clients, allowed in ``spec.mail`` and every server."""
+
 
 FOLDED_DIRECTIVES: Final = (
     Directive(
         name="ssl_certificate_key",
         module=_SSL,
-        type=file_values.CERTIFICATES,
+        type=CERTIFICATES,
         inheritance=_LIST,
         part_of="ssl_certificate",
-        meaning="The private key of the certificate in the same place of the list; part of sslCertificate.",
+        meaning="Private key of the certificate at the same position of the list. Part of sslCertificate.",
     ),
 )
-"""Directives of nginx whose value stands in another one's field."""
+"""Directives of nginx whose value is part of another directive's field."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nginx's ways to write times and sizes.
+"""Times and sizes as nginx writes them.
 
-A time is ``1m30s`` (largest unit first, a bare number is seconds), in one of two
-kinds: *msec* times know milliseconds, *sec* times know months and years instead.
-A size is ``512``, ``4k`` or ``10m``.  YAML may give either as a plain integer.
+A time is ``1m30s``: units in descending order; a number without unit is in seconds.
+*msec* times have milliseconds, *sec* times have months and years instead.  A size is
+``512``, ``4k`` or ``10m``.  YAML may contain either as an integer.
 
-The grammars stand here once, as expressions that Python and the RE2 of a
-Kubernetes API server read alike; the CRD's rules are built from the same text.
+The patterns have the same meaning for Python and for RE2 in the Kubernetes API server;
+the rules of the CRD are built from them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,22 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .model import ByteCount, Seconds
+from mailproxy_config.model import ByteCount, Seconds
 
-LARGEST_SECONDS: Final = 2**31 - 1
-LARGEST_BYTES: Final = 2**31 - 1
-
-MSEC_TIME: Final = (
+MAX_SECONDS: Final = 2**31 - 1
+MAX_BYTES: Final = 2**31 - 1
+MSEC_TIME_PATTERN: Final = (
     r"^([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?(([0-9]+s *)?([0-9]+ms *)?|[0-9]+ +)([0-9]+)?$"
 )
-SEC_TIME: Final = (
+SEC_TIME_PATTERN: Final = (
     r"^([0-9]+y *)?([0-9]+M *)?([0-9]+w *)?([0-9]+d *)?([0-9]+h *)?([0-9]+m *)?"
     r"([0-9]+s *|[0-9]+ +)?([0-9]+)?$"
 )
-SIZE: Final = r"^[0-9]+[kKmM]?$"
-
-_MSEC_TIME = re.compile(MSEC_TIME, re.ASCII)
-_SEC_TIME = re.compile(SEC_TIME, re.ASCII)
-_SIZE = re.compile(SIZE, re.ASCII)
+SIZE_PATTERN: Final = r"^[0-9]+[kKmM]?$"
+_MSEC_TIME = re.compile(MSEC_TIME_PATTERN, re.ASCII)
+_SEC_TIME = re.compile(SEC_TIME_PATTERN, re.ASCII)
+_SIZE = re.compile(SIZE_PATTERN, re.ASCII)
 _COMPONENT = re.compile(r"([0-9]+)(ms|[smhdwMy]?)", re.ASCII)
-
 _MILLISECONDS: Final = {
     "ms": 1,
     "": 1000,
@@ -48,47 +45,47 @@ _PRINTED: Final = tuple((unit, _MILLISECONDS[unit]) for unit in ("d", "h", "m", 
 _FACTORS: Final = {"k": 1024, "m": 1024 * 1024}
 
 
-def msec_time(text: str | int) -> Seconds:
-    """Read a time that may have milliseconds: ``60s``, ``1m30s``, ``500ms``, ``60``.
+def parse_msec_time(text: str | int) -> Seconds:
+    """Parse a time that may have milliseconds: ``60s``, ``1m30s``, ``500ms``, ``60``.
 
     Raises:
-        ValueError: It is no such time, or longer than ``LARGEST_SECONDS``.
+        ValueError: It is not a time, or longer than ``MAX_SECONDS``.
     """
     if _matches(_MSEC_TIME, text):
         return _seconds(str(text))
     raise ValueError("must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds")
 
 
-def sec_time(text: str | int) -> Seconds:
-    """Read a time in whole seconds: ``30s``, ``5m``, ``1d``, ``1M`` (30 days), ``30``.
+def parse_sec_time(text: str | int) -> Seconds:
+    """Parse a time in whole seconds: ``30s``, ``5m``, ``1d``, ``1M`` (30 days), ``30``.
 
     Raises:
-        ValueError: It is no such time, or longer than ``LARGEST_SECONDS``.
+        ValueError: It is not a time, or longer than ``MAX_SECONDS``.
     """
     if _matches(_SEC_TIME, text):
         return _seconds(str(text))
     raise ValueError("must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds")
 
 
-def size(text: str | int) -> ByteCount:
-    """Read a size: ``512``, ``4k`` (4096), ``10m``; there is no ``g``.
+def parse_size(text: str | int) -> ByteCount:
+    """Parse a size in bytes: ``512``, ``4k`` (4096), ``10m``.  nginx has no ``g``.
 
     Raises:
-        ValueError: It is no size, or larger than ``LARGEST_BYTES``.
+        ValueError: It is not a size, or larger than ``MAX_BYTES``.
     """
     if not _matches(_SIZE, text):
         raise ValueError("must be a size such as 4k or 10m; a bare number is bytes")
     digits = str(text).lower().rstrip("km")
     data = _number(digits) * _FACTORS.get(str(text).lower()[len(digits) :], 1)
-    if data > LARGEST_BYTES:
-        raise ValueError(f"{_shown(text)} is more than {LARGEST_BYTES} bytes")
+    if data > MAX_BYTES:
+        raise ValueError(f"{_quote(text)} is more than {MAX_BYTES} bytes")
     return ByteCount(data)
 
 
-def printed_time(seconds: float) -> str:
-    """Write a time with the largest units that divide it: ``90.0`` is ``1m30s``, ``0`` is ``0s``.
+def format_time(seconds: float) -> str:
+    """Format a time in seconds: ``90.0`` is ``1m30s``, ``0`` is ``0s``.
 
-    Parts of a millisecond are lost, since nginx has none.
+    Fractions of a millisecond are rounded.
     """
     left = round(seconds * 1000)
     parts = []
@@ -99,8 +96,8 @@ def printed_time(seconds: float) -> str:
     return "".join(parts) or "0s"
 
 
-def printed_size(data: int) -> str:
-    """Write a size in the largest unit that divides it: ``4096`` is ``4k``."""
+def format_size(data: int) -> str:
+    """Format a size with the largest unit that divides it: ``4096`` is ``4k``."""
     for unit in ("m", "k"):
         if data and data % _FACTORS[unit] == 0:
             return f"{data // _FACTORS[unit]}{unit}"
@@ -108,27 +105,27 @@ def printed_size(data: int) -> str:
 
 
 def _matches(grammar: re.Pattern[str], text: str | int) -> bool:
-    """Whether there is something, and it is written as the grammar says."""
+    """Whether the text is not empty and matches the pattern."""
     words = str(text)
-    # The grammars end in "$", which in Python would let one line feed pass.
+    # fullmatch, because "$" of Python also matches before a final line feed.
     return bool(words) and not isinstance(text, bool) and grammar.fullmatch(words) is not None
 
 
 def _seconds(text: str) -> Seconds:
-    """Add up the components of a text that is known to be a time."""
+    """Sum the components of a valid time."""
     milliseconds = sum(_number(digits) * _MILLISECONDS[unit] for digits, unit in _COMPONENT.findall(text))
-    if milliseconds > LARGEST_SECONDS * 1000:
-        raise ValueError(f"{_shown(text)} is more than {LARGEST_SECONDS} seconds")
+    if milliseconds > MAX_SECONDS * 1000:
+        raise ValueError(f"{_quote(text)} is more than {MAX_SECONDS} seconds")
     return Seconds(milliseconds / 1000)
 
 
 def _number(digits: str) -> int:
-    """An integer, or one beyond every limit where there are too many digits to convert cheaply."""
+    """Convert digits; more than 19 significant digits become a number above every limit."""
     significant = digits.lstrip("0")
     return int(significant or "0") if len(significant) <= 19 else 10**19
 
 
-def _shown(text: str | int) -> str:
-    """The offending text, cut to what a reader wants to see."""
+def _quote(text: str | int) -> str:
+    """The text for a message, at most 40 characters."""
     words = str(text)
     return words if len(words) <= 40 else words[:40] + "..."

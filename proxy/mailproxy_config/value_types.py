@@ -1,76 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of directive values: what they look like, how they become model values and back.
+"""Types of directive values, and the row of the table of directives.
 
-A ``ValueType`` joins a shape (what the API server checks) with a reader (the
-deeper check, and the conversion), a writer (the model value as a manifest
-spells it), and a reader of nginx's own spelling.  Here stand the plain types;
-those with fields of their own are in ``structures`` and ``listeners``.
+A ``ValueType`` has a schema (which the API server checks), ``read`` (deeper validation and
+conversion to a model value), ``write`` (the manifest value of a model value) and ``nginx``
+(the manifest value of nginx's arguments).  Types with fields of their own are in
+``structured_values``, ``secret_refs``, ``tls_directives`` and ``listen_directive``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from mailproxy_config import units
 from mailproxy_config.errors import Problems
-from mailproxy_config.schema import Flag, Integer, IntOrText, ListOf, Rule, Shape, Text, matches
+from mailproxy_config.schema import Array, Boolean, Integer, IntOrString, Rule, Schema, String, matches
 
 Raw = Any
-"""A value as YAML and JSON know it."""
+"""A value of YAML or JSON."""
 
-BROKEN: Final = object()
-"""Stands for an item of a list that does not have the right shape, so that the others keep their places."""
+
+INVALID_ITEM: Final = object()
+"""Replaces an item of a list that does not match its schema; the indexes of the others do not change."""
+
 
 CONTROL_CHARACTERS: Final = r"[\x00-\x1f\x7f]"
-SMALLEST_BUFFER: Final = 128
-"""nginx takes any size and breaks with small ones; this is its fixed buffer for POP3."""
+MIN_BUFFER: Final = 128
+"""nginx accepts any size and fails with small ones; this is its fixed buffer for POP3."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorPath:
-    """Where a value stands, and where to say what is wrong with it."""
+    """The path of a value, and where errors at this path are collected."""
 
-    path: str
+    text: str
     problems: Problems
 
     def item(self, index: int) -> ErrorPath:
-        """The place of one item of the list that stands here."""
-        return ErrorPath(f"{self.path}[{index}]", self.problems)
+        """The path of an item of this list."""
+        return ErrorPath(f"{self.text}[{index}]", self.problems)
 
     def field(self, name: str) -> ErrorPath:
-        """The place of one field of the object that stands here."""
-        return ErrorPath(f"{self.path}.{name}", self.problems)
+        """The path of a field of this object."""
+        return ErrorPath(f"{self.text}.{name}", self.problems)
 
-    def attempt(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
-        """What ``read`` returns; if it raises ``ValueError``, its text becomes a problem here."""
+    def try_read(self, read: Callable[[], object], otherwise: Any = None) -> Any:  # noqa: ANN401 -- its type is the reader's
+        """Return the result of ``read``; if it raises ``ValueError``, add an error, return ``otherwise``."""
         try:
             return read()
         except ValueError as error:
-            self.problems.add(self.path, str(error))
+            self.problems.add(self.text, str(error))
             return otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueType:
-    """One type of directive value.
+    """One type of directive values.
 
     Attributes:
-        syntax: The type in words, for the reference page.
-        shape: What the manifest may say.
-        read: From a manifest value of that shape to the model value; raises
-            ``ValueError`` about the whole, and notes at the place what is wrong inside.
-        write: From the model value to a manifest value.
-        nginx: From nginx's arguments to a manifest value; raises ``ValueError``.
-        arity: The least and the most arguments nginx takes; ``None`` is any number.
-        appends: Whether nginx adds the values of repeated directives instead of refusing them.
-        unordered: Whether it is a set, in which a word that stands twice counts once.
-        itemwise: Whether ``read`` passes over ``BROKEN`` items of a list.
+        syntax: Description of the type for the reference page.
+        schema: Schema of the manifest value.
+        read: Converts a manifest value that matches the schema to a model value.  Raises
+            ``ValueError`` for the whole value, and adds errors of its parts to the path.
+        write: Converts a model value to a manifest value.
+        nginx: Converts nginx's arguments to a manifest value; raises ``ValueError``.
+        arity: Minimum and maximum number of nginx's arguments; ``None`` is no maximum.
+        appends: Whether nginx appends the values of repeated directives instead of rejecting them.
+        unordered: Whether the value is a set, in which repeated items count once.
+        itemwise: Whether ``read`` skips ``INVALID_ITEM`` items of a list.
     """
 
     syntax: str
-    shape: Shape
+    schema: Schema
     read: Callable[[Any, ErrorPath], object]
     write: Callable[[Any], Raw]
     nginx: Callable[[Sequence[str]], Raw]
@@ -80,17 +84,17 @@ class ValueType:
     itemwise: bool = False
 
 
-def as_it_is(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
-    """A reader or writer for values that are the same on both sides."""
+def identity(value: Any, _: ErrorPath | None = None) -> Any:  # noqa: ANN401 -- the type of what came in
+    """A reader or writer for values that are the same in manifest and model."""
     return value
 
 
-def nginx_text(arguments: Sequence[str]) -> str:
+def parse_nginx_text(arguments: Sequence[str]) -> str:
     """The only argument."""
     return arguments[0]
 
 
-def nginx_flag(arguments: Sequence[str]) -> bool:
+def parse_nginx_flag(arguments: Sequence[str]) -> bool:
     """``on`` or ``off``, in any case."""
     word = arguments[0].lower()
     if word not in {"on", "off"}:
@@ -98,83 +102,97 @@ def nginx_flag(arguments: Sequence[str]) -> bool:
     return word == "on"
 
 
-def nginx_number(arguments: Sequence[str]) -> int:
-    """Decimal digits, nothing else."""
+def parse_nginx_number(arguments: Sequence[str]) -> int:
+    """Decimal digits."""
     text = arguments[0]
     if not (text.isascii() and text.isdecimal()) or len(text) > 18:
         raise ValueError(f'invalid number "{text[:40]}"')
     return int(text)
 
 
-def no_control_characters(what: str) -> Rule:
-    """A line end in a value would begin a line of its own in what we send."""
+def control_character_rule(what: str) -> Rule:
+    """A rule against control characters: a line end in a value would start a new line of the protocol."""
     return Rule(
-        expression=r"!self.matches('[\\x00-\\x1f\\x7f]')",
+        expression=f"!self.matches('{CONTROL_CHARACTERS.replace(chr(92), 2 * chr(92))}')",
         message=f"{what} must not contain control characters such as CR or LF",
-        holds=lambda text: not matches(CONTROL_CHARACTERS, text),
+        predicate=lambda text: not matches(CONTROL_CHARACTERS, text),
     )
 
 
-def spelled(grammar: str, message: str) -> Rule:
-    """An integer, or text of a grammar."""
+def pattern_rule(grammar: str, message: str) -> Rule:
+    """A rule for an integer, or text that matches a pattern."""
     return Rule(
         expression=f"type(self) == int || (size(self) > 0 && self.matches('{grammar}'))",
         message=message,
-        holds=lambda value: isinstance(value, int) or (value != "" and matches(grammar, value)),
+        predicate=lambda value: isinstance(value, int) or (value != "" and matches(grammar, value)),
     )
 
 
-MSEC_SHAPE: Final = IntOrText(
+MSEC_SHAPE: Final = IntOrString(
     rules=(
-        spelled(units.MSEC_TIME, "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds"),
+        pattern_rule(
+            units.MSEC_TIME_PATTERN,
+            "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is seconds",
+        ),
     )
 )
-SEC_SHAPE: Final = IntOrText(
+
+SEC_SHAPE: Final = IntOrString(
     rules=(
-        spelled(
-            units.SEC_TIME,
+        pattern_rule(
+            units.SEC_TIME_PATTERN,
             "must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds",
         ),
     )
 )
-SIZE_SHAPE: Final = IntOrText(
-    longest=16, rules=(spelled(units.SIZE, "must be a size such as 4k or 10m; a bare number is bytes"),)
+
+SIZE_SHAPE: Final = IntOrString(
+    max_length=16,
+    rules=(pattern_rule(units.SIZE_PATTERN, "must be a size such as 4k or 10m; a bare number is bytes"),),
 )
 
-FLAG: Final = ValueType(syntax="boolean", shape=Flag(), read=as_it_is, write=as_it_is, nginx=nginx_flag)
-NUMBER: Final = ValueType(syntax="number", shape=Integer(), read=as_it_is, write=as_it_is, nginx=nginx_number)
+
+FLAG: Final = ValueType(
+    syntax="boolean", schema=Boolean(), read=identity, write=identity, nginx=parse_nginx_flag
+)
+
+NUMBER: Final = ValueType(
+    syntax="number", schema=Integer(), read=identity, write=identity, nginx=parse_nginx_number
+)
+
 MSEC_TIME: Final = ValueType(
     syntax="time",
-    shape=MSEC_SHAPE,
-    read=lambda value, _: units.msec_time(value),
-    write=units.printed_time,
-    nginx=nginx_text,
+    schema=MSEC_SHAPE,
+    read=lambda value, _: units.parse_msec_time(value),
+    write=units.format_time,
+    nginx=parse_nginx_text,
 )
+
 SEC_TIME: Final = ValueType(
     syntax="time (whole seconds)",
-    shape=SEC_SHAPE,
-    read=lambda value, _: units.sec_time(value),
-    write=units.printed_time,
-    nginx=nginx_text,
+    schema=SEC_SHAPE,
+    read=lambda value, _: units.parse_sec_time(value),
+    write=units.format_time,
+    nginx=parse_nginx_text,
 )
 
 
 def _buffer(value: int | str, _: ErrorPath) -> int:
-    data = units.size(value)
-    if data < SMALLEST_BUFFER:
-        raise ValueError(f"{value} is too small: a buffer has at least {SMALLEST_BUFFER} bytes")
+    data = units.parse_size(value)
+    if data < MIN_BUFFER:
+        raise ValueError(f"{value} is too small: a buffer has at least {MIN_BUFFER} bytes")
     return data
 
 
 BUFFER: Final = ValueType(
-    syntax="size", shape=SIZE_SHAPE, read=_buffer, write=units.printed_size, nginx=nginx_text
+    syntax="size", schema=SIZE_SHAPE, read=_buffer, write=units.format_size, nginx=parse_nginx_text
 )
 
 
-def text(*, longest: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
-    """Text that is taken as it stands."""
-    shape = Text(longest=longest, rules=rules)
-    return ValueType(syntax=syntax, shape=shape, read=as_it_is, write=as_it_is, nginx=nginx_text)
+def text(*, max_length: int, syntax: str = "text", rules: tuple[Rule, ...] = ()) -> ValueType:
+    """Text that is used unchanged."""
+    schema = String(max_length=max_length, rules=rules)
+    return ValueType(syntax=syntax, schema=schema, read=identity, write=identity, nginx=parse_nginx_text)
 
 
 def choice(
@@ -184,13 +202,13 @@ def choice(
     also: Sequence[str] = (),
     case_matters: bool = False,
 ) -> ValueType:
-    """One of a few words.
+    """An enumeration.
 
     Args:
         words: nginx's words, each with the manifest's.
-        kind: Makes a model value of a manifest's word.
+        kind: Converts a manifest's word to a model value.
         also: Words of the manifest that nginx does not have.
-        case_matters: Whether nginx takes its words in small letters alone.
+        case_matters: Whether nginx compares its words case-sensitively.
     """
 
     def nginx(arguments: Sequence[str]) -> str:
@@ -202,7 +220,7 @@ def choice(
     allowed = (*words.values(), *also)
     return ValueType(
         syntax=" | ".join(allowed),
-        shape=Text(longest=64, words=allowed, spellings=words),
+        schema=String(max_length=64, enum=allowed, spellings=words),
         read=lambda value, _: kind(value),
         write=str,
         nginx=nginx,
@@ -210,18 +228,18 @@ def choice(
 
 
 def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
-    """A set of words, in any order; nginx adds up repeated directives."""
+    """A set of words in any order; nginx appends the words of repeated directives."""
     spelling = {word.lower(): word for word in words}
 
     def nginx(arguments: Sequence[str]) -> list[str]:
         unknown = [word for word in arguments if word.lower() not in spelling]
         if unknown:
-            raise ValueError(f'invalid value "{unknown[0]}", the words are {", ".join(words)}')
+            raise ValueError(f'invalid value "{unknown[0]}", the valid words are {", ".join(words)}')
         return list(dict.fromkeys(spelling[word.lower()] for word in arguments))
 
     return ValueType(
         syntax="list of " + ", ".join(words),
-        shape=ListOf(items=Text(longest=64, words=tuple(words)), most=len(words), fewest=1),
+        schema=Array(items=String(max_length=64, enum=tuple(words)), max_items=len(words), min_items=1),
         read=lambda value, _: frozenset(map(kind, value)),
         write=lambda value: sorted(map(str, value)),
         nginx=nginx,
@@ -232,30 +250,30 @@ def enum_set(words: Sequence[str], kind: Callable[[str], object]) -> ValueType:
 
 
 def read_items(
-    values: Iterable[Any], place: ErrorPath, read: Callable[[Any, ErrorPath], Any]
+    values: Iterable[Any], path: ErrorPath, read: Callable[[Any, ErrorPath], Any]
 ) -> tuple[Any, ...]:
-    """Read the items of a list, each at a place of its own; those that cannot be read are left out."""
+    """Read the items of a list, each with its own path; items with errors are left out."""
     found = []
     for index, value in enumerate(values):
-        here = place.item(index)
-        if value is not BROKEN:
-            found.append(here.attempt(lambda value=value, here=here: read(value, here), BROKEN))  # type: ignore[misc]
-    return tuple(item for item in found if item is not BROKEN)
+        here = path.item(index)
+        if value is not INVALID_ITEM:
+            found.append(here.try_read(lambda value=value, here=here: read(value, here), INVALID_ITEM))  # type: ignore[misc]
+    return tuple(item for item in found if item is not INVALID_ITEM)
 
 
-def texts(
+def string_list(
     read: Callable[[Any, ErrorPath], Any],
     *,
     syntax: str,
-    most: int,
-    longest: int,
+    max_items: int,
+    max_length: int,
     rules: tuple[Rule, ...] = (),
 ) -> ValueType:
-    """A list of texts, in order; nginx appends those of repeated directives."""
+    """A list of texts in order; nginx appends those of repeated directives."""
     return ValueType(
         syntax=syntax,
-        shape=ListOf(items=Text(longest=longest, shortest=1, rules=rules), most=most),
-        read=lambda value, place: read_items(value, place, read),
+        schema=Array(items=String(max_length=max_length, min_length=1, rules=rules), max_items=max_items),
+        read=lambda value, path: read_items(value, path, read),
         write=list,
         nginx=list,
         arity=(1, None),
@@ -270,10 +288,107 @@ def _capability(value: str, _: ErrorPath) -> str:
     return value
 
 
-CAPABILITIES: Final = texts(
+CAPABILITIES: Final = string_list(
     _capability,
     syntax="list of text",
-    most=32,
-    longest=256,
-    rules=(no_control_characters("a capability"),),
+    max_items=32,
+    max_length=256,
+    rules=(control_character_rule("a capability"),),
 )
+
+
+class Context(StrEnum):
+    """A context in which nginx allows a directive."""
+
+    MAIN = "main"
+    EVENTS = "events"
+    MAIL = "mail"
+    SERVER = "server"
+
+
+class Inheritance(StrEnum):
+    """How a server inherits the value of the mail level."""
+
+    VALUE = "value"
+    """The value of the server, else of the mail level, else the built-in default."""
+    LIST = "list"
+    """The same for lists: they are replaced, not merged."""
+    NONE = "none"
+    """Not inherited."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """One directive: a row of the table.
+
+    Attributes:
+        name: nginx's name, and the attribute of ``ServerConfig``.
+        module: Its nginx module, without ``ngx_`` and ``_module``.
+        type: The type of its value.
+        meaning: Description for ``kubectl explain`` and the reference page.
+        default: The built-in default as a manifest value; ``None`` if there is none.
+        contexts: Contexts in which it is allowed.
+        inheritance: How a server inherits it.
+        part_of: The directive whose field contains its value, if it has no field of its own.
+        field: The field of the manifest.
+        is_ours: Whether it is an extension that nginx does not have (also allowed in an ``nginx.conf``).
+    """
+
+    name: str
+    module: str
+    type: ValueType
+    meaning: str
+    default: Raw = None
+    contexts: tuple[Context, ...] = (Context.MAIL, Context.SERVER)
+    inheritance: Inheritance = Inheritance.VALUE
+    part_of: str = ""
+    field: str = ""
+    is_ours: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.field:
+            object.__setattr__(self, "field", lower_camel_case(self.name))
+
+    def builtin(self) -> object:
+        """The built-in default as a model value; ``None`` if there is none.
+
+        Raises:
+            AssertionError: The row is wrong.
+        """
+        if self.default is None:
+            return None
+        problems = Problems()
+        value = self.type.read(self.default, ErrorPath(self.field, problems))
+        assert not problems, self.name  # noqa: S101 -- a mistake in the table, not in a configuration
+        return value
+
+
+def lower_camel_case(name: str) -> str:
+    """``auth_http_timeout`` is ``authHttpTimeout``."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def describe(name: str, meaning: str, default: Raw, *, is_ours: bool = False) -> str:
+    """Build the description of a directive or parameter for ``kubectl explain``.
+
+    Args:
+        name: nginx's name for it.
+        meaning: What it does.
+        default: The built-in default, as text: a default in the schema would prevent inheritance.
+        is_ours: Whether nginx does not have it.
+    """
+    unless_set = format_default(default)
+    where = f"Not in nginx; name in an nginx.conf for MailProxy: {name}" if is_ours else f"In nginx: {name}"
+    return f"{meaning} {where}." + (f" Default: {unless_set}." if unless_set else "")
+
+
+def format_default(value: Raw) -> str:
+    """A default as YAML shows it; empty if there is none."""
+    if value in (None, "", []):
+        return ""
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {inner}' for name, inner in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference page of the resource: fresh, and about every field."""
+"""The reference page of the resource is fresh and lists every field."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LOADED: Schema = yaml.safe_load(CRD.read_text())
 ROOT_SCHEMA: Schema = LOADED["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
 
 
-def test_the_page_is_fresh() -> None:
+def test_crd_page_is_fresh() -> None:
     assert PAGE.read_text() == page(LOADED), "run: make generate"
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-def test_the_page_tells_of_every_field(part: str) -> None:
+def test_crd_page_lists_every_field(part: str) -> None:
     text = PAGE.read_text()
     sections = {name: body for name, body in re.findall(r"^## (\S+)\n(.+?)(?=^## )", text, re.DOTALL | re.M)}
     for field in fields(ROOT_SCHEMA[part], part):
@@ -37,7 +37,7 @@ def test_the_page_tells_of_every_field(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "expected"),
     [
         ({"type": "boolean"}, "`true` \\| `false`"),
         ({"enum": ["V1", "V2"]}, "`V1` \\| `V2`"),
@@ -50,5 +50,5 @@ def test_the_page_tells_of_every_field(part: str) -> None:
         ({"type": "string", "format": "date-time"}, "date-time"),
     ],
 )
-def test_a_schema_in_words(schema: Schema, said: str) -> None:
-    assert kind(schema) == said
+def test_kind_describes_a_schema(schema: Schema, expected: str) -> None:
+    assert kind(schema) == expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages: links lead somewhere, manifests are taken, commands are such as there are."""
+"""The documentation pages: links have a target, manifests are valid, commands exist."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from mailproxy.cli import _parser as proxy_arguments
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.settings import Platform
 from support.helm import ROOT, Helm
@@ -24,6 +24,8 @@ DOCS: Final = ROOT / "docs"
 CHANGELOG: Final = ROOT / "CHANGELOG.md"
 PAGES: Final = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "tests/README.md",
     CHANGELOG,
     *sorted(DOCS.rglob("*.md")),
     *sorted((ROOT / "charts").rglob("*.md")),
@@ -49,12 +51,12 @@ def _prose(page: Path) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """What GitHub makes of headlines."""
+    """The anchors that GitHub generates from headings."""
     heads = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-def test_the_index_names_every_page() -> None:
+def test_index_lists_every_page() -> None:
     index = DOCS / "README.md"
     named = set(re.findall(r"\]\(([^)#]+)", index.read_text()))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.parent.name != "decisions"}
@@ -62,7 +64,7 @@ def test_the_index_names_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     lost = []
     for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
         if "://" in target:
@@ -82,7 +84,7 @@ def _blocks(language: str) -> Iterator[Any]:
 
 
 def _resources(text: str) -> Iterator[dict[str, Any]]:
-    """The resources that a block shows, whole or in part."""
+    """The MailProxy resources of a YAML block, completed if the block shows only a part."""
     for found in yaml.safe_load_all(text):
         if "apiVersion" in found:
             yield from [found] if found["kind"] == "MailProxy" else []
@@ -98,7 +100,7 @@ def _resources(text: str) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("text", list(_blocks("yaml")))
-def test_every_manifest_is_what_the_operator_takes(text: str) -> None:
+def test_operator_renders_every_manifest_of_the_pages(text: str) -> None:
     for body in _resources(text):
         resource = Resource.read(read_resource(yaml.safe_dump(body), "page"))
         assert render(planned(resource, Platform()))
@@ -113,7 +115,7 @@ def _commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def _simple(line: str) -> Iterator[list[str]]:
-    """The simple commands of a line of shell, without what redirects their output."""
+    """The simple commands of a line of shell, without redirections."""
     tokens = shlex.shlex(line, posix=True, punctuation_chars=True)
     tokens.whitespace_split = True
     command: list[str] = []
@@ -137,7 +139,7 @@ def _of(program: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("words", _of("make"))
-def test_every_target_exists(words: list[str]) -> None:
+def test_every_make_target_exists(words: list[str]) -> None:
     assert {word for word in words if "=" not in word} <= TARGETS
 
 
@@ -149,13 +151,13 @@ def test_every_target_exists(words: list[str]) -> None:
         for one in _of(name)
     ],
 )
-def test_every_command_of_ours_is_understood(program: str, words: list[str]) -> None:
+def test_every_command_of_ours_parses(program: str, words: list[str]) -> None:
     parser = proxy_arguments() if program == "mailproxy" else operator_arguments()
     assert parser.parse_args(words)
 
 
 @pytest.mark.parametrize("words", _of("helm"))
-def test_every_option_of_helm_exists(helm: Helm, words: list[str]) -> None:
-    known = helm.good(words[0], "--help")
+def test_every_helm_option_exists(helm: Helm, words: list[str]) -> None:
+    known = helm.check_output(words[0], "--help")
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert {option for option in options if not re.search(rf"(^|[\s,]){option}\b", known)} == set()

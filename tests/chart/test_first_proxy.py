@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about the first proxy and its example, done as they say, in front of a real Dovecot."""
+"""The steps of docs/first-proxy.md and its example, with a real Dovecot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from support.helm import ROOT
-from support.helm_schemas import VERSIONS, faults, violations
+from support.helm_schemas import VERSIONS, pod_security_violations, schema_errors
 from support.needs import Needs
 from support.servers import dovecot as dovecots
 from support.servers import proxy as proxies
@@ -37,13 +37,13 @@ def _of_kind(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_stands_beside_the_resource_is_valid_and_restricted(version: str) -> None:
+def test_example_objects_are_valid_and_restricted(version: str) -> None:
     objects = [one for one in EXAMPLE if one["kind"] != "MailProxy"]
-    assert [fault for one in objects for fault in faults(one, version)] == []
-    assert violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
+    assert [fault for one in objects for fault in schema_errors(one, version)] == []
+    assert pod_security_violations(_of_kind("Deployment")["spec"]["template"]["spec"]) == []
 
 
-def test_the_service_is_what_the_resource_asks() -> None:
+def test_auth_http_is_the_address_of_the_service() -> None:
     service = _of_kind("Service")
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
     [port] = service["spec"]["ports"]
@@ -59,7 +59,7 @@ def ports() -> Ports:
 
 @pytest.fixture(scope="module")
 def dovecot(needs: Needs, ports: Ports) -> Iterator[Dovecot]:
-    """A mail server; it changes to other users, so its folder is one that everybody may enter."""
+    """Dovecot; its processes run as other users, so its folder is readable by all."""
     path = needs("dovecot")
     folder = Path(tempfile.mkdtemp(prefix="mailproxy-first-"))
     folder.chmod(0o755)
@@ -73,7 +73,7 @@ def dovecot(needs: Needs, ports: Ports) -> Iterator[Dovecot]:
 def first(
     dovecot: Dovecot, ports: Ports, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Proxy, int]]:
-    """The proxy of the page, and the port that it has instead of 1143."""
+    """The proxy of the page, and its port, in place of 1143."""
     folder, asked, port = tmp_path_factory.mktemp("first"), ports.take(), ports.take()
     script = folder / "auth.py"
     script.write_text(_of_kind("ConfigMap")["data"]["auth.py"])
@@ -91,7 +91,7 @@ def first(
 
 
 @pytest.mark.interop
-def test_a_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
+def test_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
     proxy, port = first
     client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
     assert client.login(*USER)[0] == "OK"
@@ -102,11 +102,11 @@ def test_a_login_through_the_first_proxy(first: tuple[Proxy, int]) -> None:
 
 
 @pytest.mark.interop
-def test_a_wrong_password_shows_as_the_page_says(first: tuple[Proxy, int]) -> None:
+def test_wrong_password_is_logged_as_on_the_page(first: tuple[Proxy, int]) -> None:
     proxy, port = first
     client = imaplib.IMAP4("127.0.0.1", port, timeout=20)
     with pytest.raises(imaplib.IMAP4.error):
         client.login("alice", "guessed")
     client.shutdown()
-    said = proxy.event("session", user="alice", result="upstream_denied")
-    assert f'"result":"{said["result"]}"' in PAGE
+    event = proxy.event("session", user="alice", result="upstream_denied")
+    assert f'"result":"{event["result"]}"' in PAGE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Installing, upgrading, testing and removing the chart on a real API server."""
+"""Installing, upgrading, testing and uninstalling the chart on a real API server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from support.helm import CHART, Helm, Object, given, of_kind
+from support.helm import CHART, Helm, Object, objects_of_kind, value_options
 from support.helm_cluster import CRD, NAMESPACE, RELEASE, ChartCluster, chart_cluster
 from support.kube_cluster import Operator
 from support.kube_server import ASSETS, USUAL_ASSETS, programs
@@ -23,9 +23,9 @@ SPEC: Object = {
     "mail": {"serverName": "mail.example.com", "authHttp": "http://auth.mail.svc:9000/auth"},
     "servers": [{"name": "imap", "protocol": "imap", "listen": [{"port": 143}]}],
 }
-PROXIES = given({"proxies": {"edge": {"spec": SPEC}}})
+PROXIES = value_options({"proxies": {"edge": {"spec": SPEC}}})
 OPERATOR = "mp-mailproxy-operator"
-# Everything that the chart makes in a namespace, and what a release must not leave behind.
+# The lists of objects that the chart creates, which must be empty after uninstalling.
 LEFT = (
     "/api/v1/namespaces/mail/services",
     "/apis/apps/v1/namespaces/mail/deployments",
@@ -50,19 +50,19 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
 
 @pytest.fixture
 def empty(cluster: ChartCluster) -> Iterator[ChartCluster]:
-    """The API server; whatever the test leaves behind is removed."""
+    """The API server; objects that the test leaves are removed."""
     yield cluster
     cluster.helm.run("uninstall", RELEASE, "--namespace", NAMESPACE, "--ignore-not-found")
     cluster.api.asker.ask("DELETE", CRD)
-    eventually(lambda: not cluster.is_there(CRD), "the CRD to be gone")
+    eventually(lambda: not cluster.exists(CRD), "the CRD to be gone")
 
 
 def _helm(cluster: ChartCluster, *args: str) -> str:
-    return cluster.helm.good(*args, "--namespace", NAMESPACE)
+    return cluster.helm.check_output(*args, "--namespace", NAMESPACE)
 
 
 def _state(cluster: ChartCluster) -> tuple[int, int, str]:
-    """The generations of the operator's Deployment and of the proxy, and who the proxy is."""
+    """The generations of the operator's Deployment and of the proxy, and the uid of the proxy."""
     deployment = cluster.api.found("Deployment", NAMESPACE, OPERATOR)["metadata"]
     proxy = cluster.api.found("MailProxy", NAMESPACE, "edge")["metadata"]
     return deployment["generation"], proxy["generation"], proxy["uid"]
@@ -77,14 +77,14 @@ def _left(cluster: ChartCluster) -> list[str]:
     ]
 
 
-def test_one_install_brings_operator_and_proxies(empty: ChartCluster) -> None:
-    """The first one, when the cluster has never heard of the kind; then all that may follow."""
+def test_one_install_creates_operator_and_proxies(empty: ChartCluster) -> None:
+    """A first install without the CRD in the cluster; then upgrades, rollback, uninstall, install."""
     command = ["install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--timeout", "60s", *PROXIES]
     with empty.helm.start(*command) as installing:
-        empty.complete(f"{OPERATOR}-await-crd")
-        said, _ = installing.communicate(timeout=60)
-    assert installing.returncode == 0, said
-    assert "mailp/edge" in said
+        empty.run_job(f"{OPERATOR}-await-crd")
+        output, _ = installing.communicate(timeout=60)
+    assert installing.returncode == 0, output
+    assert "mailp/edge" in output
     first = _state(empty)
 
     _helm(empty, "upgrade", RELEASE, str(CHART), *PROXIES)
@@ -96,21 +96,21 @@ def test_one_install_brings_operator_and_proxies(empty: ChartCluster) -> None:
 
     _helm(empty, "uninstall", RELEASE)
     assert _left(empty) == []
-    assert empty.is_there(CRD)
+    assert empty.exists(CRD)
     assert empty.api.found("MailProxy", NAMESPACE, "edge")["metadata"]["uid"] == first[2]
     _helm(empty, "install", RELEASE, str(CHART), *PROXIES)
-    assert _state(empty)[1:] == first[1:], "what was kept is not what was there"
+    assert _state(empty)[1:] == first[1:], "the kept MailProxy has changed"
 
 
-def test_without_keep_nothing_is_left(empty: ChartCluster) -> None:
+def test_uninstall_without_keep_removes_everything(empty: ChartCluster) -> None:
     _helm(empty, "install", RELEASE, str(CHART), "--set", "crds.keep=false")
-    assert empty.is_there(CRD)
+    assert empty.exists(CRD)
     _helm(empty, "uninstall", RELEASE)
-    eventually(lambda: not empty.is_there(CRD), "the CRD to be gone")
+    eventually(lambda: not empty.exists(CRD), "the CRD to be gone")
     assert _left(empty) == []
 
 
-def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
+def test_proxies_without_the_crd_are_rejected(empty: ChartCluster) -> None:
     done = empty.helm.run(
         "install", RELEASE, str(CHART), "--namespace", NAMESPACE, *PROXIES, "--set", "crds.enabled=false"
     )
@@ -118,8 +118,8 @@ def test_proxies_without_their_kind_are_refused(empty: ChartCluster) -> None:
     assert "proxies needs the CRD" in done.stderr
 
 
-def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> None:
-    """An operator with the Deployment's arguments and account makes a proxy; then ``helm test``."""
+def test_permissions_suffice_and_helm_test_passes(empty: ChartCluster) -> None:
+    """An operator with the Deployment's arguments and service account creates a proxy; then ``helm test``."""
     _helm(empty, "install", RELEASE, str(CHART))
     [container] = empty.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"]["containers"]
     options = [one for one in container["args"][1:] if not one.startswith("--admin")]
@@ -133,10 +133,10 @@ def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> No
         eventually(lambda: empty.api.create(made).status == 201, "the kind to be served")
         eventually(lambda: empty.api.find("Deployment", NAMESPACE, "edge"), "the proxy's Deployment")
         with empty.helm.start("test", RELEASE, "--namespace", NAMESPACE, "--timeout", "60s") as testing:
-            said = empty.complete(f"{OPERATOR}-test", OPERATOR_URL=operator.admin.url)
-            assert "as a dry run: 201" in said
-            said, _ = testing.communicate(timeout=60)
-        assert testing.returncode == 0, said
+            output = empty.run_job(f"{OPERATOR}-test", OPERATOR_URL=operator.admin.url)
+            assert "as a dry run: 201" in output
+            output, _ = testing.communicate(timeout=60)
+        assert testing.returncode == 0, output
     finally:
         operator.stop()
     assert [one["metadata"]["name"] for one in empty.api.list("MailProxy", NAMESPACE)] == ["edge"]
@@ -145,7 +145,7 @@ def test_the_rights_are_enough_and_helm_test_succeeds(empty: ChartCluster) -> No
 
 
 @pytest.mark.parametrize("more", [{}, {"sysctlPolicy": {"enabled": True}}, {"webhook": {"enabled": True}}])
-def test_the_api_server_takes_every_object_strictly(
+def test_api_server_accepts_every_object_with_strict_validation(
     cluster: ChartCluster, tmp_path: Path, more: Object
 ) -> None:
     kubectl = find_kubectl(tmp_path)
@@ -158,12 +158,12 @@ def test_the_api_server_takes_every_object_strictly(
         **more,
     }
     objects = cluster.helm.objects(values, "--kube-version", "1.36")
-    assert of_kind(objects, "NetworkPolicy")
+    assert objects_of_kind(objects, "NetworkPolicy")
     command = [str(kubectl), f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side",
                "--dry-run=server", "--validate=strict", "-f", "-"]  # fmt: skip
     done = subprocess.run(
         command, input=yaml.safe_dump_all(objects), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    # Of the Pod Security Standard that the namespace warns about.
+    # Warnings of the namespace's Pod Security Standard are on standard error.
     assert done.stderr == ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's and the operator's NetworkPolicies together: our own parts reach each other."""
+"""The NetworkPolicies of the chart and of the operator together: the product's parts reach each other."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
-from support.helm import ROOT, Helm, Object, named, of_kind
-from support.network_policies import Peer, lets_through
+from support.helm import ROOT, Helm, Object, find_object, objects_of_kind
+from support.network_policies import Peer, allows_connection
 from support.operator_bodies import body
 from support.sidecars import pod
 
@@ -26,8 +26,8 @@ RESTRICTED: Object = {"networkPolicy": {"enabled": True}}
 
 
 def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
-    """The operator's pod, and what it renders with, by its arguments and variables."""
-    deployment = named(objects, "Deployment")
+    """The operator's pod, and the platform settings from its arguments and variables."""
+    deployment = find_object(objects, "Deployment")
     namespace = deployment["metadata"]["namespace"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     options = operator_arguments().parse_args(container["args"])
@@ -37,10 +37,10 @@ def _operator(objects: list[Object]) -> tuple[Peer, Platform]:
 
 
 def _proxy(platform: Platform, **spec: Any) -> tuple[Peer, list[Object]]:
-    """A proxy's pod in the namespace mail, and the policies that its operator makes."""
+    """A proxy's pod in the namespace mail, and the policies that the operator renders for it."""
     objects = list(render(planned(Resource.read(body(**spec)), platform)))
-    [workload] = of_kind(objects, "Deployment") + of_kind(objects, "DaemonSet")
-    return Peer.of("mail", workload["spec"]["template"]), of_kind(objects, "NetworkPolicy")
+    [workload] = objects_of_kind(objects, "Deployment") + objects_of_kind(objects, "DaemonSet")
+    return Peer.of("mail", workload["spec"]["template"]), objects_of_kind(objects, "NetworkPolicy")
 
 
 @pytest.mark.parametrize("mode", ["Deployment", "DaemonSet"])
@@ -52,18 +52,18 @@ def test_operator_reads_the_configuration_of_pods_with_a_network_policy(
     operator, platform = _operator(objects)
     asked = {"enabled": True, "metricsFrom": metrics_from}
     target, policies = _proxy(platform, mode=mode, networkPolicy=asked)
-    everything = [*policies, *of_kind(objects, "NetworkPolicy")]
-    assert lets_through(everything, operator, target, ADMIN)
-    # And nobody else: not from elsewhere with the operator's labels, nor from beside it without them.
+    everything = [*policies, *objects_of_kind(objects, "NetworkPolicy")]
+    assert allows_connection(everything, operator, target, ADMIN)
+    # Neither pods of another namespace with the operator's labels, nor pods of its namespace without them.
     for other in (Peer("elsewhere", operator.labels, {}), Peer(operator.namespace, {"app": "x"}, {})):
-        assert lets_through(everything, other, target, ADMIN) == bool(metrics_from)
+        assert allows_connection(everything, other, target, ADMIN) == bool(metrics_from)
 
 
-def test_operator_of_the_plain_manifests_is_admitted_too() -> None:
+def test_policies_admit_the_operator_of_the_plain_manifests() -> None:
     objects = [one for one in yaml.safe_load_all((ROOT / "deploy/operator.yaml").read_text()) if one]
     operator, platform = _operator(objects)
     target, policies = _proxy(platform, networkPolicy={"enabled": True})
-    assert lets_through(policies, operator, target, ADMIN)
+    assert allows_connection(policies, operator, target, ADMIN)
 
 
 def test_operator_reaches_sidecars(helm: Helm) -> None:
@@ -72,39 +72,41 @@ def test_operator_reaches_sidecars(helm: Helm) -> None:
     made = inject(sidecar(planned(Resource.read(body(mode="Sidecar")), platform)), pod())
     assert isinstance(made, Injected)
     target = Peer.of("mail", made.pod)
-    assert lets_through(of_kind(objects, "NetworkPolicy"), operator, target, ADMIN)
+    assert allows_connection(objects_of_kind(objects, "NetworkPolicy"), operator, target, ADMIN)
     other = Peer("mail", {"app": "x"}, {})
-    assert not lets_through(of_kind(objects, "NetworkPolicy"), operator, other, ADMIN)
+    assert not allows_connection(objects_of_kind(objects, "NetworkPolicy"), operator, other, ADMIN)
 
 
 def test_helm_test_reaches_the_operator_where_its_metrics_are_restricted(helm: Helm) -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     objects = helm.objects({"networkPolicy": {"enabled": True, "metricsFrom": [prometheus]}})
     operator, _ = _operator(objects)
-    job = named(objects, "Job", "-test")
+    job = find_object(objects, "Job", "-test")
     tester = Peer.of(job["metadata"]["namespace"], job["spec"]["template"])
-    policies = of_kind(objects, "NetworkPolicy")
-    assert lets_through(policies, tester, operator, 8080)
-    assert lets_through(policies, Peer("monitoring", {"app": "prometheus"}, {}), operator, 8080)
-    assert not lets_through(policies, Peer("mail", {"app": "x"}, {}), operator, 8080)
+    policies = objects_of_kind(objects, "NetworkPolicy")
+    assert allows_connection(policies, tester, operator, 8080)
+    assert allows_connection(policies, Peer("monitoring", {"app": "prometheus"}, {}), operator, 8080)
+    assert not allows_connection(policies, Peer("mail", {"app": "x"}, {}), operator, 8080)
 
 
 def test_api_server_reaches_the_webhook(helm: Helm) -> None:
     objects = helm.objects({**RESTRICTED, "webhook": {"enabled": True}})
     operator, _ = _operator(objects)
-    assert lets_through(of_kind(objects, "NetworkPolicy"), Peer("kube-system", {}, {}), operator, 9443)
+    assert allows_connection(
+        objects_of_kind(objects, "NetworkPolicy"), Peer("kube-system", {}, {}), operator, 9443
+    )
 
 
-def test_without_a_known_namespace_the_operator_is_known_by_its_labels_alone() -> None:
-    """As `render` prints it, and as an operator outside of the cluster applies it."""
+def test_without_operator_namespace_policy_selects_by_labels_only() -> None:
+    """As in the output of ``render``, and with an operator outside of the cluster."""
     target, policies = _proxy(Platform(), networkPolicy={"enabled": True})
     labels = {"mailproxy.dev/component": "operator"}
-    assert lets_through(policies, Peer("anywhere", labels, {}), target, ADMIN)
-    assert not lets_through(policies, Peer("anywhere", {}, {}), target, ADMIN)
+    assert allows_connection(policies, Peer("anywhere", labels, {}), target, ADMIN)
+    assert not allows_connection(policies, Peer("anywhere", {}, {}), target, ADMIN)
 
 
 def test_proxy_reaches_the_name_servers_of_its_resolver() -> None:
-    """Also those that answer on another port than 53."""
+    """Also on other ports than 53."""
     resolver = {"addresses": ["10.0.0.1:5353", "[fd00::1]:5300", "10.0.0.2"]}
     mail = {"authHttp": "http://auth.mail.svc:9000/auth", "resolver": resolver}
     source, policies = _proxy(Platform(), networkPolicy={"enabled": True}, mail=mail)
@@ -117,5 +119,5 @@ def test_proxy_reaches_the_name_servers_of_its_resolver() -> None:
     }
     assert udp == {53, 5300, 5353}
     for port in (53, 5300, 5353, 9000):
-        assert lets_through(policies, source, Peer("dns", {}, {}), port)
-    assert not lets_through(policies, source, Peer("dns", {}, {}), 25)
+        assert allows_connection(policies, source, Peer("dns", {}, {}), port)
+    assert not allows_connection(policies, source, Peer("dns", {}, {}), 25)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Helm says after an install: the next step works, and what is dangerous or missing is said."""
+"""Helm's notes after an installation: the next step is valid, and warnings are printed where they apply."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import re
 import pytest
 import yaml
 
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.settings import Platform
-from support.helm import CHART, ROOT, Helm, Object, given
+from support.helm import CHART, ROOT, Helm, Object, value_options
 
 UNSAFE: Object = {
     "spec": {"servers": [{"name": "imap", "listen": [{"port": 143}]}], "sysctls": {"unsafe": "Allow"}}
@@ -23,22 +23,24 @@ UNSAFE: Object = {
 def notes(helm: Helm, values: Object, *options: str) -> str:
     if helm.major == 3:
         pytest.skip("needs Helm 4: Helm 3 asks a cluster even for a trial run")
-    said = helm.good("install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *given(values), *options)
-    return said.partition("NOTES:")[2]
+    output = helm.check_output(
+        "install", "mp", str(CHART), "-n", "mail", "--dry-run=client", *value_options(values), *options
+    )
+    return output.partition("NOTES:")[2]
 
 
 def _renders(text: str) -> bool:
     return bool(render(planned(Resource.read(read_resource(text, "notes")), Platform())))
 
 
-def test_the_next_step_is_a_resource_that_the_operator_takes(helm: Helm) -> None:
+def test_notes_show_a_valid_resource(helm: Helm) -> None:
     [sample] = re.findall(r"<<EOF\n(.+?)  EOF", notes(helm, {"watchNamespaces": ["post"]}), re.DOTALL)
     assert yaml.safe_load(sample)["metadata"]["namespace"] == "post"
     assert _renders(sample)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "note"),
     [
         ({"crds": {"keep": False}}, "uninstalling this release deletes every MailProxy"),
         ({"crds": {"enabled": False}}, "upgrade it yourself"),
@@ -50,12 +52,12 @@ def test_the_next_step_is_a_resource_that_the_operator_takes(helm: Helm) -> None
         ({"proxies": {"edge": UNSAFE}}, "kubectl -n mail wait --for=condition=Ready mailp/edge"),
     ],
 )
-def test_what_has_to_be_said_is_said_only_then(helm: Helm, values: Object, said: str) -> None:
-    assert said in notes(helm, values)
-    assert said not in notes(helm, {})
+def test_note_is_printed_only_with_its_values(helm: Helm, values: Object, note: str) -> None:
+    assert note in notes(helm, values)
+    assert note not in notes(helm, {})
 
 
-def test_the_page_about_installing_shows_a_resource_that_the_operator_takes() -> None:
+def test_install_page_shows_valid_resources() -> None:
     page = (ROOT / "docs/install.md").read_text()
     [sample] = re.findall(r"<<'EOF'\n(.+?)\nEOF", page, re.DOTALL)
     assert _renders(sample)
@@ -65,7 +67,7 @@ def test_the_page_about_installing_shows_a_resource_that_the_operator_takes() ->
     assert _renders(yaml.safe_dump({**body, "spec": proxy["spec"]}))
 
 
-def test_every_value_that_the_page_names_exists() -> None:
+def test_every_value_of_the_install_page_exists() -> None:
     page = (ROOT / "docs/install.md").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     named = re.findall(

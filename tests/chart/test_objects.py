@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the chart renders, over values and versions of Kubernetes."""
+"""The objects that the chart renders, for several values and versions of Kubernetes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ from typing import Any
 import pytest
 import yaml
 
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import _parser as operator_arguments
 from mailproxy_operator.command import settings_from
 from mailproxy_operator.crd.resource import Resource
 from mailproxy_operator.crd.schema import custom_resource_definition
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
-from support.helm import CHART, MONITORING, ROOT, Helm, Object, documents, given, named, of_kind
-from support.helm_schemas import VERSIONS, faults, pod_specs, violations
+from support.helm import (
+    CHART,
+    MONITORING,
+    ROOT,
+    Helm,
+    Object,
+    find_object,
+    load_objects,
+    objects_of_kind,
+    value_options,
+)
+from support.helm_schemas import VERSIONS, pod_security_violations, pod_specs, schema_errors
 from support.operator_bodies import body
 
 EDGE: Object = {
@@ -114,20 +124,20 @@ def test_every_object_is_valid_and_every_pod_restricted(
     helm: Helm, case: str, version: str, options: tuple[str, ...]
 ) -> None:
     if case == "sysctl policy" and version == "1.29":
-        assert "needs Kubernetes 1.30" in helm.refusal(MATRIX[case], "--kube-version", version)
+        assert "needs Kubernetes 1.30" in helm.error_of(MATRIX[case], "--kube-version", version)
         return
     objects = helm.objects(MATRIX[case], "--kube-version", version, *options)
     known = [one for one in objects if one["kind"] != "MailProxy"]
-    assert [fault for one in known for fault in faults(one, version)] == []
-    assert [violation for spec in pod_specs(objects) for violation in violations(spec)] == []
+    assert [fault for one in known for fault in schema_errors(one, version)] == []
+    assert [violation for spec in pod_specs(objects) for violation in pod_security_violations(spec)] == []
     names = [(one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"]) for one in objects]
     assert len(names) == len(set(names))
-    assert bool(of_kind(objects, "PrometheusRule")) == (case == "everything" and bool(options))
+    assert bool(objects_of_kind(objects, "PrometheusRule")) == (case == "everything" and bool(options))
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.36"])
-def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, version: str) -> None:
-    found = of_kind(helm.objects(EVERYTHING, *MONITORING), "MailProxy")
+def test_operator_renders_the_proxies_of_the_values(helm: Helm, version: str) -> None:
+    found = objects_of_kind(helm.objects(EVERYTHING, *MONITORING), "MailProxy")
     assert [(one["metadata"]["namespace"], one["metadata"]["name"]) for one in found] == [
         ("mail", "edge"),
         ("other", "inner"),
@@ -136,24 +146,26 @@ def test_the_proxies_of_the_values_are_what_the_operator_takes(helm: Helm, versi
         assert one["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
         resource = Resource.read(read_resource(yaml.safe_dump(one), "values"))
         rendered = render(planned(resource, Platform(kube_version=KubeVersion.parse(version))))
-        assert [fault for child in rendered for fault in faults(child, version)] == []
-        assert [violation for spec in pod_specs(list(rendered)) for violation in violations(spec)] == []
+        assert [fault for child in rendered for fault in schema_errors(child, version)] == []
+        assert [
+            violation for spec in pod_specs(list(rendered)) for violation in pod_security_violations(spec)
+        ] == []
 
 
-def test_the_crd_is_the_generated_one_and_nothing_else(helm: Helm) -> None:
+def test_crd_is_the_generated_one(helm: Helm) -> None:
     shipped = (ROOT / "deploy/crd.yaml").read_text()
     assert (CHART / "files/crd.yaml").read_text() == shipped
     for version in EXTREMES:
-        rendered = named(helm.objects(None, "--kube-version", version), "CustomResourceDefinition")
+        rendered = find_object(helm.objects(None, "--kube-version", version), "CustomResourceDefinition")
         assert rendered["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
         rendered["metadata"].pop("labels")
         assert rendered == custom_resource_definition(KubeVersion.parse(version))
 
 
-def test_the_crd_is_kept_or_not_and_may_be_left_out(helm: Helm) -> None:
-    unkept = named(helm.objects({"crds": {"keep": False}}), "CustomResourceDefinition")
+def test_crd_is_kept_or_not_or_omitted(helm: Helm) -> None:
+    unkept = find_object(helm.objects({"crds": {"keep": False}}), "CustomResourceDefinition")
     assert "annotations" not in unkept["metadata"]
-    assert of_kind(helm.objects({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+    assert objects_of_kind(helm.objects({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
 
 
 def _rules(role: Object) -> list[tuple[Any, ...]]:
@@ -162,21 +174,21 @@ def _rules(role: Object) -> list[tuple[Any, ...]]:
     )
 
 
-def test_the_rights_of_namespaces_are_the_same(helm: Helm) -> None:
-    wanted = _rules(named(helm.objects(), "ClusterRole", "operator"))
+def test_permissions_per_namespace_equal_those_of_the_cluster(helm: Helm) -> None:
+    wanted = _rules(find_object(helm.objects(), "ClusterRole", "operator"))
     objects = helm.objects({"watchNamespaces": ["a", "b"]})
-    roles = {one["metadata"]["namespace"]: _rules(one) for one in of_kind(objects, "Role")
+    roles = {one["metadata"]["namespace"]: _rules(one) for one in objects_of_kind(objects, "Role")
              if one["metadata"]["name"].endswith("operator")}  # fmt: skip
     assert roles == {"a": wanted, "b": wanted}
-    assert of_kind(objects, "ClusterRoleBinding") == []
+    assert objects_of_kind(objects, "ClusterRoleBinding") == []
 
 
-def test_a_webhook_with_a_secret_needs_no_right_of_its_own(helm: Helm) -> None:
+def test_webhook_with_secret_needs_no_additional_permission(helm: Helm) -> None:
     objects = helm.objects(MATRIX["webhook with a Secret"])
     assert [
-        one for one in of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
+        one for one in objects_of_kind(objects, "ClusterRole") if one["metadata"]["name"].endswith("webhook")
     ] == []
-    spec = named(objects, "Deployment")["spec"]["template"]["spec"]
+    spec = find_object(objects, "Deployment")["spec"]["template"]["spec"]
     assert "--webhook-certificates=/etc/webhook" in spec["containers"][0]["args"]
     assert {"webhook": "webhook-tls"}.items() <= {
         one["name"]: one.get("secret", {}).get("secretName") for one in spec["volumes"]
@@ -189,29 +201,29 @@ GIVEN: Object = {"webhook": {"enabled": True, "certificateSecret": "webhook-tls"
 
 @pytest.mark.parametrize("case", ["webhook", "webhook with a Secret", "given"])
 def test_helm_never_writes_the_ca_bundle(helm: Helm, case: str) -> None:
-    """What two write is a conflict with server-side apply, which Helm 4 does."""
+    """A field with two writers is a conflict with server-side apply, which Helm 4 uses."""
     objects = helm.objects({**MATRIX, "given": GIVEN}[case])
-    for webhook in named(objects, "MutatingWebhookConfiguration")["webhooks"]:
+    for webhook in find_object(objects, "MutatingWebhookConfiguration")["webhooks"]:
         assert "caBundle" not in webhook["clientConfig"]
 
 
-def test_the_operator_writes_the_authority_that_it_is_given(helm: Helm) -> None:
+def test_operator_gets_the_ca_bundle_of_the_values(helm: Helm) -> None:
     objects = helm.objects(GIVEN)
-    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    container = find_object(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
     assert settings is not None
     assert settings.authorities.encode() == base64.b64decode(CA_BUNDLE)
-    assert settings.configuration == named(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
-    [rule] = named(objects, "ClusterRole", "-webhook")["rules"]
+    assert settings.configuration == find_object(objects, "MutatingWebhookConfiguration")["metadata"]["name"]
+    [rule] = find_object(objects, "ClusterRole", "-webhook")["rules"]
     assert rule["resourceNames"] == [settings.configuration]
     assert rule["verbs"] == ["get", "patch"]
 
 
-def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
+def test_webhook_policy_and_timeout_come_from_the_values(helm: Helm) -> None:
     objects = helm.objects({"webhook": {"enabled": True, "failurePolicy": "Fail", "timeoutSeconds": 12}})
-    [webhook] = named(objects, "MutatingWebhookConfiguration")["webhooks"]
+    [webhook] = find_object(objects, "MutatingWebhookConfiguration")["webhooks"]
     assert (webhook["failurePolicy"], webhook["timeoutSeconds"]) == ("Fail", 12)
-    container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    container = find_object(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {}).webhook
     assert settings is not None
     assert settings.timeout_seconds == 12
@@ -226,30 +238,32 @@ def test_policy_and_timeout_of_the_webhook_are_values(helm: Helm) -> None:
         ({"replicas": 3}, 3),
     ],
 )
-def test_there_are_two_replicas_with_a_webhook(helm: Helm, values: Object, replicas: int) -> None:
-    """Pods are created without their sidecar, or not at all, while none answers."""
+def test_webhook_defaults_to_two_replicas(helm: Helm, values: Object, replicas: int) -> None:
+    """Without a running operator, pods are created without their sidecar, or rejected."""
     objects = helm.objects(values)
-    assert named(objects, "Deployment")["spec"]["replicas"] == replicas
-    assert bool(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
+    assert find_object(objects, "Deployment")["spec"]["replicas"] == replicas
+    assert bool(objects_of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
 
 
-def test_the_operator_understands_every_argument(helm: Helm) -> None:
-    """The chart and the program are of one version: what one says, the other knows."""
+def test_operator_parses_every_argument_of_the_chart(helm: Helm) -> None:
+    """The chart and the operator have the same version, so every argument must exist."""
     for values in MATRIX.values():
         objects = helm.objects(values, "--kube-version", "1.36")
-        arguments = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
+        arguments = find_object(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["args"]
         options = operator_arguments().parse_args(arguments)
         assert options.namespace == (values.get("watchNamespaces") or [])
 
 
-def test_no_role_is_about_secrets_or_everything(helm: Helm) -> None:
+def test_no_role_has_secrets_or_wildcards(helm: Helm) -> None:
     for one in helm.objects(EVERYTHING, *MONITORING):
         for rule in one.get("rules", []):
             assert not {"secrets", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
 
 
-def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
-    container = named(helm.objects(EVERYTHING), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+def test_values_become_arguments_of_the_operator(helm: Helm) -> None:
+    container = find_object(helm.objects(EVERYTHING), "Deployment")["spec"]["template"]["spec"]["containers"][
+        0
+    ]
     assert container["image"] == "ghcr.io/mailproxy/mailproxy-operator@sha256:" + "a" * 64
     assert container["args"] == [
         "run",
@@ -265,31 +279,31 @@ def test_the_operator_is_told_what_the_values_say(helm: Helm) -> None:
         "--log-format=text",
         "--resync=60",
     ]
-    two = named(helm.objects({"watchNamespaces": ["a", "b"]}), "Deployment")
+    two = find_object(helm.objects({"watchNamespaces": ["a", "b"]}), "Deployment")
     arguments = two["spec"]["template"]["spec"]["containers"][0]["args"]
     assert [one for one in arguments if "namespace" in one] == ["--namespace=a", "--namespace=b"]
 
 
 def _pod(helm: Helm, values: Object, *options: str) -> Object:
-    spec: Object = named(helm.objects(values, *options), "Deployment")["spec"]["template"]["spec"]
+    spec: Object = find_object(helm.objects(values, *options), "Deployment")["spec"]["template"]["spec"]
     return spec
 
 
 def test_two_releases_in_one_namespace_have_two_leases(helm: Helm) -> None:
     names = set()
     for release in ("first", "second"):
-        text = helm.good("template", release, str(CHART), "--namespace", "mail")
-        objects = documents(text)
-        container = named(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        text = helm.check_output("template", release, str(CHART), "--namespace", "mail")
+        objects = load_objects(text)
+        container = find_object(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]
         settings = settings_from(operator_arguments().parse_args(container["args"]), {})
-        role = named(objects, "Role", "-lease")
+        role = find_object(objects, "Role", "-lease")
         assert [settings.lease_name] in [rule.get("resourceNames") for rule in role["rules"]]
         names.add(settings.lease_name)
     assert len(names) == 2
 
 
-def test_the_lease_belongs_to_the_pod_that_holds_it(helm: Helm) -> None:
-    """So it is collected with the pods of a release that is uninstalled."""
+def test_lease_is_owned_by_the_leader_pod(helm: Helm) -> None:
+    """So it is deleted with the pods of a release that is uninstalled."""
     [container] = _pod(helm, {})["containers"]
     paths = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in container["env"]}
     pod = {"metadata.namespace": "mail", "metadata.name": "op-0", "metadata.uid": "u"}
@@ -300,20 +314,20 @@ def test_the_lease_belongs_to_the_pod_that_holds_it(helm: Helm) -> None:
     assert settings.lease_owner() == {"apiVersion": "v1", "kind": "Pod", "name": "op-0", "uid": "u"}
 
 
-def test_what_is_extra_is_there(helm: Helm) -> None:
+def test_extra_values_are_rendered(helm: Helm) -> None:
     spec = _pod(helm, EVERYTHING)
     [container] = spec["containers"]
     assert spec["imagePullSecrets"] == [{"name": "pull"}, {"name": "pull-too"}]
     assert container["envFrom"] == EVERYTHING["extraEnvFrom"]
     assert EVERYTHING["extraVolumes"][0] in spec["volumes"]
     assert EVERYTHING["extraVolumeMounts"][0] in container["volumeMounts"]
-    job = named(helm.objects(EVERYTHING), "Job", "-test")["spec"]["template"]["spec"]
+    job = find_object(helm.objects(EVERYTHING), "Job", "-test")["spec"]["template"]["spec"]
     assert job["imagePullSecrets"] == spec["imagePullSecrets"]
     assert job["priorityClassName"] == spec["priorityClassName"] == "system-cluster-critical"
 
 
-def test_security_contexts_can_be_changed_and_thinned_out(helm: Helm) -> None:
-    """OpenShift chooses the user itself, and refuses a pod that names another one."""
+def test_security_context_fields_can_be_changed_and_removed(helm: Helm) -> None:
+    """OpenShift assigns the user, and rejects a pod with another one."""
     values = {
         "podSecurityContext": {
             "runAsUser": None,
@@ -333,15 +347,15 @@ def test_security_contexts_can_be_changed_and_thinned_out(helm: Helm) -> None:
     assert spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_proxies_are_pulled_with_the_secrets_of_the_values(helm: Helm) -> None:
+def test_proxy_pods_get_the_pull_secrets_of_the_values(helm: Helm) -> None:
     [container] = _pod(helm, EVERYTHING)["containers"]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {})
     platform = settings.platform(KubeVersion(1, 36))
-    [workload] = of_kind(list(render(planned(Resource.read(body()), platform))), "Deployment")
+    [workload] = objects_of_kind(list(render(planned(Resource.read(body()), platform))), "Deployment")
     pull = workload["spec"]["template"]["spec"]["imagePullSecrets"]
     assert pull == [{"name": "proxies"}, {"name": "proxies-too"}]
     own = body(imagePullSecrets=[{"name": "own"}])
-    [workload] = of_kind(list(render(planned(Resource.read(own), platform))), "Deployment")
+    [workload] = objects_of_kind(list(render(planned(Resource.read(own), platform))), "Deployment")
     assert workload["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "own"}]
     assert sidecar(planned(Resource.read(body(mode="Sidecar")), platform)).pull_secrets == (
         "proxies",
@@ -350,33 +364,31 @@ def test_proxies_are_pulled_with_the_secrets_of_the_values(helm: Helm) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_chart_that_contains_this_one_decides_whether_it_does(
-    helm: Helm, tmp_path: Path, enabled: bool
-) -> None:
+def test_parent_chart_can_disable_the_subchart(helm: Helm, tmp_path: Path, enabled: bool) -> None:
     shutil.copytree(CHART, tmp_path / "charts/mailproxy-operator")
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
     dependency = {"name": "mailproxy-operator", "version": version, "condition": "mailproxy-operator.enabled"}
     chart = {"apiVersion": "v2", "name": "mail", "version": "1.0.0", "dependencies": [dependency]}
     (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
     value = f"mailproxy-operator.enabled={str(enabled).lower()}"
-    objects = documents(helm.good("template", "mp", str(tmp_path), "--set", value))
-    assert bool(of_kind(objects, "Deployment")) == enabled
+    objects = load_objects(helm.check_output("template", "mp", str(tmp_path), "--set", value))
+    assert bool(objects_of_kind(objects, "Deployment")) == enabled
 
 
-def test_another_version_of_the_chart_changes_no_label_of_a_pod(helm: Helm) -> None:
-    deployment = named(helm.objects(), "Deployment")
+def test_pod_labels_do_not_depend_on_the_chart_version(helm: Helm) -> None:
+    deployment = find_object(helm.objects(), "Deployment")
     labels = {"app.kubernetes.io/name": "mailproxy-operator", "app.kubernetes.io/instance": "mp"}
     by_policies = {"mailproxy.dev/component": "operator"}
     assert deployment["spec"]["template"]["metadata"]["labels"] == {**labels, **by_policies}
     assert deployment["spec"]["selector"]["matchLabels"] == labels
 
 
-def test_a_disruption_budget_only_where_it_blocks_no_drain(helm: Helm) -> None:
-    assert of_kind(helm.objects(), "PodDisruptionBudget") == []
-    assert of_kind(helm.objects({"replicas": 2}), "PodDisruptionBudget")
+def test_disruption_budget_needs_two_replicas(helm: Helm) -> None:
+    assert objects_of_kind(helm.objects(), "PodDisruptionBudget") == []
+    assert objects_of_kind(helm.objects({"replicas": 2}), "PodDisruptionBudget")
 
 
-def test_there_is_one_version_number() -> None:
+def test_versions_of_chart_project_and_images_are_equal() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert chart["version"] == chart["appVersion"] == project["version"]
@@ -386,15 +398,15 @@ def test_there_is_one_version_number() -> None:
 
 
 @pytest.mark.parametrize("case", MATRIX)
-def test_helm_finds_nothing_to_complain_about(helm: Helm, case: str) -> None:
-    helm.good("lint", "--strict", str(CHART), "--kube-version", "1.36", *given(MATRIX[case]))
+def test_helm_lint_passes(helm: Helm, case: str) -> None:
+    helm.check_output("lint", "--strict", str(CHART), "--kube-version", "1.36", *value_options(MATRIX[case]))
 
 
 @pytest.mark.parametrize("policy", ["Always", "IfNotPresent", "Never"])
-def test_the_pull_policy_of_the_proxies_reaches_their_pods(helm: Helm, policy: str) -> None:
-    """A cluster whose nodes have the image, and no registry to pull ``latest`` from."""
+def test_proxy_pods_get_the_pull_policy_of_the_values(helm: Helm, policy: str) -> None:
+    """As in a cluster whose nodes have the image, without a registry for ``latest``."""
     values: Object = {"proxyImage": {"tag": "latest", "pullPolicy": policy}}
-    [container] = named(helm.objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    [container] = find_object(helm.objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
     settings = settings_from(operator_arguments().parse_args(container["args"]), {})
     body = {"apiVersion": "mailproxy.dev/v1alpha1", "kind": "MailProxy", "metadata": {"name": "edge"}, **EDGE}
     for own, expected in ((None, policy), ("Never", "Never")):
@@ -406,5 +418,5 @@ def test_the_pull_policy_of_the_proxies_reaches_their_pods(helm: Helm, policy: s
         assert (proxy["image"], proxy["imagePullPolicy"]) == ("ghcr.io/mailproxy/mailproxy:latest", expected)
 
 
-def test_another_pull_policy_is_refused(helm: Helm) -> None:
-    assert "pullPolicy" in helm.refusal({"proxyImage": {"pullPolicy": "Sometimes"}})
+def test_unknown_pull_policy_is_rejected(helm: Helm) -> None:
+    assert "pullPolicy" in helm.error_of({"proxyImage": {"pullPolicy": "Sometimes"}})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's own programs, against API servers whose certificates are not as RFC 5280 wants them."""
+"""The chart's scripts with an API server whose certificates lack extensions of RFC 5280."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from support.private_authority import openssl_authority, verify_strictly_by_defa
 
 
 class Server(ThreadingHTTPServer):
-    """Counts what it was asked."""
+    """Counts its requests."""
 
-    asked = 0
+    requests = 0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers whatever is asked with one group."""
+    """Returns one API group for every request."""
 
     def do_GET(self) -> None:
         assert isinstance(self.server, Server)
-        self.server.asked += 1
+        self.server.requests += 1
         body = b'{"groups": [{"name": "mailproxy.dev"}]}'
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -39,12 +39,12 @@ class Handler(BaseHTTPRequestHandler):
     do_PATCH = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
-    """It answers whatever it is asked; the service account's folder is ``tmp_path``."""
+    """An API server that answers every request; the service account's folder is ``tmp_path``."""
     authority = openssl_authority(needs("openssl"), tmp_path)
     authority.file.rename(tmp_path / "ca.crt")
     for name in ("token", "namespace"):
@@ -62,7 +62,7 @@ def api_server(needs: Needs, tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", ["await_crd", "helm_test"])
-def test_a_cluster_whose_authority_lacks_key_usage_is_trusted(
+def test_authority_without_key_usage_is_trusted(
     name: str, api_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCOUNT_DIR", str(tmp_path))
@@ -72,4 +72,4 @@ def test_a_cluster_whose_authority_lacks_key_usage_is_trusted(
     verify_strictly_by_default(monkeypatch)
     with contextlib.suppress(SystemExit):
         runpy.run_path(str(CHART / f"files/{name}.py"), run_name="__main__")
-    assert api_server.asked == 1
+    assert api_server.requests == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that are wrong are refused with a message that names them; the pages about values are fresh."""
+"""Invalid values are rejected with a message that names them; the generated pages of values are fresh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.helm import CHART, ROOT, Helm, documents, of_kind
+from support.helm import CHART, ROOT, Helm, load_objects, objects_of_kind
 
 sys.path.insert(0, str(ROOT / "charts"))
 from values_page import pages, values  # type: ignore[import-not-found]
@@ -22,13 +22,13 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        # a typo in a key
+        # misspelt keys
         ({"replicsa": 2}, "replicsa"),
         ({"metrics": {"podMonitr": {}}}, "podMonitr"),
         ({"metrics": {"podMonitor": {"enable": True}}}, "enable"),
         ({"proxies": {"edge": {"spec": SERVERS, "nmespace": "a"}}}, "nmespace"),
         ({"extraEnv": [{"nam": "A"}]}, "nam"),
-        # a wrong type, or a value outside of what makes sense
+        # wrong types, and values out of range
         ({"replicas": "two"}, "/replicas"),
         ({"replicas": 0}, "/replicas"),
         ({"crds": {"keep": "maybe"}}, "/crds/keep"),
@@ -65,7 +65,7 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
             "metrics.serviceMonitor.enabled needs",
         ),
         ({"webhook": {"enabled": True, "certificateSecret": "a"}}, "webhook.certificateSecret needs"),
-        ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle without"),
+        ({"webhook": {"caBundle": "YQ=="}}, "webhook.caBundle needs"),
         ({"webhook": {"failurePolicy": "Maybe"}}, "/webhook/failurePolicy"),
         ({"webhook": {"timeoutSeconds": 31}}, "/webhook/timeoutSeconds"),
         ({"webhook": {"enabled": True, "port": 8080}}, "webhook.port and metrics.port"),
@@ -85,32 +85,31 @@ SERVERS = {"servers": [{"name": "imap", "listen": [{"port": 143}]}]}
         ({"watchNamespaces": ["a"], "proxies": {"edge": {"spec": SERVERS}}}, "proxies.edge"),
     ],
 )
-def test_a_wrong_value_is_named(helm: Helm, given: dict[str, Any], named: str) -> None:
-    said = helm.refusal(given)
+def test_invalid_value_is_named_in_the_error(helm: Helm, given: dict[str, Any], named: str) -> None:
+    message = helm.error_of(given)
     # Helm 3 writes a path with dots.
-    assert named in said or named.strip("/").replace("/", ".") in said
+    assert named in message or named.strip("/").replace("/", ".") in message
 
 
 @pytest.mark.parametrize(
     "example", sorted((ROOT / "deploy/examples").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_example_may_stand_in_the_values(helm: Helm, example: Path) -> None:
-    """What the API server takes, the schema of the values takes."""
-    [found] = [one for one in documents(example.read_text()) if one["kind"] == "MailProxy"]
-    [made] = of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
+def test_every_example_is_valid_in_the_values(helm: Helm, example: Path) -> None:
+    """The schema of the values accepts whatever the API server accepts."""
+    [found] = [one for one in load_objects(example.read_text()) if one["kind"] == "MailProxy"]
+    [made] = objects_of_kind(helm.objects({"proxies": {"edge": {"spec": found["spec"]}}}), "MailProxy")
     assert made["spec"] == found["spec"]
 
 
-def test_an_older_kubernetes_is_refused(helm: Helm) -> None:
-    assert ">=1.29" in helm.refusal(None, "--kube-version", "1.28.9")
+def test_older_kubernetes_is_rejected(helm: Helm) -> None:
+    assert ">=1.29" in helm.error_of(None, "--kube-version", "1.28.9")
 
 
-def test_the_schema_knows_exactly_the_values_there_are() -> None:
+def test_schema_has_exactly_the_values() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     assert _undeclared(schema, defaults) == []
-    # Helm itself adds "global" to the values of a chart that another one contains, and hands on "enabled",
-    # by which that one decides whether it does.
+    # Helm adds "global" to the values of a subchart, and passes on "enabled", the parent chart's condition.
     assert schema["properties"].keys() - defaults.keys() == {"global", "enabled"}
 
 
@@ -123,7 +122,7 @@ def _undeclared(schema: dict[str, Any], tree: dict[str, Any], path: str = "") ->
     return found
 
 
-def test_every_value_says_what_it_means() -> None:
+def test_every_value_has_a_comment() -> None:
     text = (CHART / "values.yaml").read_text()
     listed = {one.path for one in values(text)}
     assert sorted(_leaves(yaml.safe_load(text), listed)) == sorted(listed)
@@ -134,12 +133,12 @@ def _leaves(tree: dict[str, Any], listed: set[str], path: str = "") -> list[str]
     found: list[str] = []
     for key, value in tree.items():
         name = f"{path}{key}"
-        # What is described as a whole needs no word about its parts.
+        # A value with a comment needs no comments on its parts.
         inside = isinstance(value, dict) and value and name not in listed
         found += _leaves(value, listed, f"{name}.") if inside else [name]
     return found
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda path: path.name)
-def test_the_pages_about_values_are_fresh(page: Any) -> None:
+def test_generated_values_pages_are_fresh(page: Any) -> None:
     assert page.read_text() == pages()[page], "run: python charts/values_page.py"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chart's webhook on a real API server, called as in a cluster: by its Service."""
+"""The chart's webhook on a real API server, called through its Service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.helm import CHART, Helm, Object, given
+from support.helm import CHART, Helm, Object, value_options
 from support.helm_cluster import (
     NAMESPACE,
     RELEASE,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kubernetes
 
 OPERATOR = "mp-mailproxy-operator"
 SERVICE = f"{OPERATOR}-webhook"
-ELSEWHERE = "other"  # the release's own namespace is left out
+ELSEWHERE = "other"  # the webhook ignores the release's namespace
 SPEC: Object = {
     "mode": "Sidecar",
     "mail": {"authHttp": "http://127.0.0.1:9000/auth"},
@@ -38,7 +38,7 @@ SPEC: Object = {
 
 @dataclass
 class Site:
-    """The API server, and the operator as the chart's Deployment would run it."""
+    """The API server, and an operator with the arguments of the chart's Deployment."""
 
     cluster: ChartCluster
     operator: Operator
@@ -46,14 +46,14 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The chart, installed; its operator, ready; and what controllers would do for its Service."""
+    """The installed chart, its ready operator, and the endpoints that a controller would create."""
     found = programs()
     if found is None:
         pytest.skip(f"needs kube-apiserver and etcd, in ${ASSETS} or {USUAL_ASSETS}")
     address, port = own_address(), Ports().take()
     with chart_cluster(found, tmp_path_factory.mktemp("webhook"), helm, reaches_services=True) as cluster:
-        values = given({"webhook": {"enabled": True, "port": port}})
-        helm.good("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
+        values = value_options({"webhook": {"enabled": True, "port": port}})
+        helm.check_output("install", RELEASE, str(CHART), "--namespace", NAMESPACE, *values)
         for manifest in serving_endpoints(cluster, SERVICE, OPERATOR, address):
             _ = cluster.api.asker.ask("POST", manifest.pop("path"), manifest).good
         operator = _operator(cluster)
@@ -98,17 +98,17 @@ def _sidecars(answer: Answer) -> list[str]:
 
 
 def _asked_about(site: Site, name: str, wanted: str, found: Callable[[Answer], bool]) -> None:
-    """Make pods until one was asked about: on a busy machine an answer may be late, and is ignored then."""
+    """Create pods until the webhook has answered for one: on a busy machine it may exceed its timeout."""
     numbers = count()
     eventually(lambda: found(_pod(site, f"{name}-{next(numbers)}", wanted)), "an answer of the webhook")
 
 
-def test_a_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
-    """Port, path, the name in the certificate, the trust in it and the rights: all have to be right."""
+def test_pod_gets_its_sidecar_through_the_service(site: Site, resource: str) -> None:
+    """Port, path, certificate name, CA bundle and permissions are all correct."""
     _asked_about(site, "a", resource, lambda answer: _sidecars(answer) == ["mailproxy"])
 
 
-def test_the_webhook_tells_why_a_pod_gets_none(site: Site) -> None:
+def test_webhook_warns_why_a_pod_gets_no_sidecar(site: Site) -> None:
     def is_warned(answer: Answer) -> bool:
         assert _sidecars(answer) == []
         return any("nobody" in warning for warning in answer.warnings)
@@ -116,14 +116,14 @@ def test_the_webhook_tells_why_a_pod_gets_none(site: Site) -> None:
     _asked_about(site, "b", "nobody", is_warned)
 
 
-def test_pods_beside_the_operator_are_not_asked_about(site: Site) -> None:
+def test_webhook_ignores_pods_in_the_operators_namespace(site: Site) -> None:
     account = {"name": "default", "namespace": NAMESPACE}
     site.cluster.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     answer = _pod(site, "a-2", "nobody", NAMESPACE)
     assert not [warning for warning in answer.warnings if "nobody" in warning]
 
 
-def test_without_the_operator_pods_are_created_all_the_same(site: Site, resource: str) -> None:
-    """The last test here: it ends the operator."""
+def test_pods_are_created_without_the_operator(site: Site, resource: str) -> None:
+    """The last test of this module, because it stops the operator."""
     site.operator.stop()
     assert _sidecars(_pod(site, "a-3", resource)) == []

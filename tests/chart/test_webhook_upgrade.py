@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switching to a certificate of somebody else and back, on a real API server: no pod misses its sidecar."""
+"""Switching to a certificate in a Secret and back, on a real API server: every pod gets its sidecar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from support.helm import CHART, Helm, Object, given
+from support.helm import CHART, Helm, Object, value_options
 from support.helm_cluster import (
     NAMESPACE,
     RELEASE,
@@ -47,11 +47,15 @@ class Release:
     operators: list[Operator] = field(default_factory=list)
 
     def helm(self, command: str, webhook: Object, *options: str) -> None:
-        values = given({"webhook": {"enabled": True, "port": self.port, "failurePolicy": "Fail", **webhook}})
-        self.cluster.helm.good(command, RELEASE, str(CHART), "--namespace", NAMESPACE, *options, *values)
+        values = value_options(
+            {"webhook": {"enabled": True, "port": self.port, "failurePolicy": "Fail", **webhook}}
+        )
+        self.cluster.helm.check_output(
+            command, RELEASE, str(CHART), "--namespace", NAMESPACE, *options, *values
+        )
 
     def roll(self) -> None:
-        """Start the operator as the Deployment wants it now; the old one ends when the new one is ready."""
+        """Start an operator with the Deployment's current arguments, in place of the old one."""
         pod = self.cluster.api.found("Deployment", NAMESPACE, OPERATOR)["spec"]["template"]["spec"]
         [container] = pod["containers"]
         options = [
@@ -62,7 +66,7 @@ class Release:
         token = self.cluster.server.token(NAMESPACE, pod["serviceAccountName"])
         name = f"operator-{len(self.operators)}"
         kubeconfig = self.cluster.cluster.kubeconfig(name, token)
-        # There is one address for both: the old one makes room.  A Service would have switched over.
+        # Both have the same address, so the old one is stopped first.  A Service would switch over.
         if self.operators:
             self.operators[-1].stop()
         lease = f"--lease-namespace={NAMESPACE}"
@@ -72,7 +76,7 @@ class Release:
         eventually(lambda: self.operators[-1].admin.ask("GET", "/readyz").status == 200, ready)
 
     def sidecars(self, name: str) -> list[str]:
-        """Create a pod that asks for its sidecar; without an answer of the webhook it would be refused."""
+        """Create a pod with the label; without a response of the webhook it would be rejected."""
         metadata = {"name": name, "namespace": ELSEWHERE, "labels": {"mailproxy.dev/inject": "edge"}}
         spec: dict[str, Any] = {
             "containers": [{"name": "a", "image": "a"}],
@@ -107,7 +111,7 @@ def release(helm: Helm, tmp_path: Path) -> Iterator[Release]:
     "options", [("--server-side=true",), ("--server-side=false",)], ids=["server", "client"]
 )
 def test_switching_to_a_secret_and_back_keeps_sidecars(release: Release, options: tuple[str, ...]) -> None:
-    """As Helm 4 upgrades, by server-side apply, and as Helm 3 does."""
+    """With server-side apply, as in Helm 4, and without, as in Helm 3."""
     if release.cluster.helm.major < 4:
         options = ()
     release.roll()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses as nginx reads them."""
+"""Addresses are parsed as in nginx."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mailproxy_config.model import AuthHttp
         ("UNIX:/run/x.sock", "unix:/run/x.sock", []),
     ],
 )
-def test_the_argument_of_listen(text: str, address: str, ports: list[int]) -> None:
-    found = addresses.listen_argument(text)
+def test_listen_argument_is_parsed(text: str, address: str, ports: list[int]) -> None:
+    found = addresses.parse_listen_argument(text)
     assert (found.address, list(found.ports)) == (address, ports)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("127.0.0.1", "no port"),  # nginx would take any port that is free
+        ("127.0.0.1", "no port"),  # nginx would use an arbitrary port
         ("localhost", "no port"),
         ("*", "no port"),
         ("[::1]", "no port"),
@@ -54,20 +54,20 @@ def test_the_argument_of_listen(text: str, address: str, ports: list[int]) -> No
         ("unix:/" + "x" * 107, "unix: takes an absolute path"),
     ],
 )
-def test_what_listen_refuses(text: str, reason: str) -> None:
+def test_invalid_listen_argument_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        addresses.listen_argument(text)
+        addresses.parse_listen_argument(text)
 
 
 @pytest.mark.parametrize("text", ["*", "0.0.0.0", "[::]", "mail.example.com", "a_b", "unix:/x"])
-def test_the_address_of_a_listener_is_kept_as_written(text: str) -> None:
-    assert addresses.listener_address(text) == text
+def test_listen_address_is_kept_as_written(text: str) -> None:
+    assert addresses.check_listen_address(text) == text
 
 
 @pytest.mark.parametrize("text", ["::1", "127.0.0.1:143", "a b", "x" * 254, "unix:x", ""])
-def test_what_is_no_address_of_a_listener(text: str) -> None:
+def test_invalid_listen_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        addresses.listener_address(text)
+        addresses.check_listen_address(text)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_what_is_no_address_of_a_listener(text: str) -> None:
         (("*", 143), ("*", 144), False),
     ],
 )
-def test_which_listeners_are_the_same(one: tuple[str, int], other: tuple[str, int], same: bool) -> None:
-    assert (addresses.canonical_listener(*one) == addresses.canonical_listener(*other)) is same
+def test_equal_listeners_have_the_same_key(one: tuple[str, int], other: tuple[str, int], same: bool) -> None:
+    assert (addresses.listen_key(*one) == addresses.listen_key(*other)) is same
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_which_listeners_are_the_same(one: tuple[str, int], other: tuple[str, in
         ("http://unix:/run/a.sock:/u", AuthHttp(host="localhost", unix_path="/run/a.sock", uri="/u")),
     ],
 )
-def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
-    assert addresses.auth_http(text) == found
+def test_auth_http_url_is_parsed(text: str, found: AuthHttp) -> None:
+    assert addresses.parse_auth_http(text) == found
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,22 @@ def test_where_auth_http_points(text: str, found: AuthHttp) -> None:
         ("auth/a b", "without spaces"),
         ("auth/\r\nX: y", "printable ASCII"),
         ("auth/é", "printable ASCII"),
-        ("https://unix:/x", "does not go with"),
+        ("https://unix:/x", "is not supported with a unix"),
         ("unix:relative", "absolute path"),
     ],
 )
-def test_what_auth_http_refuses(text: str, reason: str) -> None:
+def test_invalid_auth_http_url_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        addresses.auth_http(text)
+        addresses.parse_auth_http(text)
 
 
 @pytest.mark.parametrize(
     "text",
     ["http://user:s3cret@h/auth", "https://user:s3cret@h:9/", "u:s3cret@h", "s3cret@h"],
 )
-def test_credentials_in_auth_http_are_refused_and_not_repeated(text: str) -> None:
+def test_credentials_in_auth_http_are_rejected_and_not_in_the_message(text: str) -> None:
     with pytest.raises(ValueError, match="auth_http_header") as caught:
-        addresses.auth_http(text)
+        addresses.parse_auth_http(text)
     assert "s3cret" not in str(caught.value)
 
 
@@ -149,16 +149,22 @@ def test_credentials_in_auth_http_are_refused_and_not_repeated(text: str) -> Non
         ("lb.example", "lb.example", False),
     ],
 )
-def test_a_trusted_peer(text: str, canonical: str, bits_lost: bool) -> None:
-    assert addresses.trusted_peer(text) == (canonical, bits_lost)
+def test_trusted_address_is_parsed(text: str, canonical: str, bits_lost: bool) -> None:
+    assert addresses.parse_trusted_address(text) == (canonical, bits_lost)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "10.0.0.0/", "1:2", "10.0.0", "a b", "unix:/x", ""])
-def test_what_is_no_trusted_peer(text: str) -> None:
+def test_invalid_trusted_address_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        addresses.trusted_peer(text)
+        addresses.parse_trusted_address(text)
 
 
-def test_a_name_server_may_have_a_port() -> None:
-    assert addresses.host_port("[::1]:5353") == ("[::1]", 5353)
-    assert addresses.host_port("ns.example") == ("ns.example", None)
+def test_dns_server_can_have_a_port() -> None:
+    assert addresses.parse_host_port("[::1]:5353") == ("[::1]", 5353)
+    assert addresses.parse_host_port("ns.example") == ("ns.example", None)
+
+
+def test_host_and_port_are_formatted_with_brackets_for_ipv6() -> None:
+    formatted = [addresses.format_host_port("192.0.2.1", 53), addresses.format_host_port("::1", 5353)]
+    assert formatted == ["192.0.2.1:53", "[::1]:5353"]
+    assert addresses.format_host_port("unix:/run/a.sock", 0) == "unix:/run/a.sock"

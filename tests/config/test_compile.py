@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From levels to what holds."""
+"""Inheritance and defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mailproxy_config.compile import compile_proxy, references, with_hostname
+from mailproxy_config.compile import collect_references, compile_proxy, with_hostname
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.manifest import MailProxyManifest, parse_manifest
 from mailproxy_config.model import (
@@ -33,7 +33,7 @@ def compiled(mail: dict[str, Any] | None = None, **fields: object) -> ServerConf
     return compile_proxy(parse_manifest(resource)).servers[0]
 
 
-def test_nginx_s_defaults() -> None:
+def test_defaults_are_those_of_nginx() -> None:
     found = compiled()
     assert (found.name, found.protocol, found.server_name) == ("imap", Protocol.IMAP, "")
     assert (found.timeout, found.proxy_timeout, found.auth_http_timeout) == (60.0, 86400.0, 60.0)
@@ -52,13 +52,13 @@ def test_nginx_s_defaults() -> None:
     assert (found.ssl_session_cache, found.error_log) == (SessionCache(), LogLevel.ERROR)
 
 
-def test_the_defaults_around_the_servers() -> None:
+def test_defaults_of_main_directives() -> None:
     found = compile_proxy(parse_manifest(body()))
     assert (found.workers, found.worker_connections, found.error_log) == (1, 512, LogLevel.ERROR)
     assert found.drain == DrainConfig(delay=Seconds(5.0), timeout=Seconds(300.0))
 
 
-def test_what_is_set_around_the_servers() -> None:
+def test_main_directives_are_set() -> None:
     resource = body(workers="auto", workerConnections=9, errorLog={"level": "info"}, drain={"delay": 1})
     found = compile_proxy(parse_manifest(resource))
     assert (found.workers, found.worker_connections, found.error_log) == (None, 9, LogLevel.INFO)
@@ -90,7 +90,7 @@ def test_what_is_set_around_the_servers() -> None:
         ),
     ],
 )
-def test_a_server_s_value_wins_over_the_mail_level_s(
+def test_value_of_server_overrides_value_of_mail(
     field: str, mail: object, own: object, name: str, value: object
 ) -> None:
     level = {} if mail is None else {field: mail}
@@ -98,7 +98,7 @@ def test_a_server_s_value_wins_over_the_mail_level_s(
     assert getattr(compiled(level, **fields), name) == value
 
 
-def test_the_main_level_says_what_servers_log_unless_they_do() -> None:
+def test_error_log_is_inherited_from_spec() -> None:
     resource = body(server("a"), server("b", 993, errorLog={"level": "debug"}), errorLog={"level": "crit"})
     found = compile_proxy(parse_manifest(resource))
     assert [each.error_log for each in found.servers] == [LogLevel.CRIT, LogLevel.DEBUG]
@@ -124,7 +124,7 @@ def _with_references() -> MailProxyManifest:
     )
 
 
-def test_references_become_paths() -> None:
+def test_references_are_replaced_by_paths() -> None:
     found = compile_proxy(_with_references(), mounts=Mounts(root="/r")).servers[0]
     assert found.auth_http_header == (
         AuthHttpHeader(name="X-Key", value_file="/r/secrets/auth/key"),
@@ -138,27 +138,27 @@ def test_references_become_paths() -> None:
     assert found.ssl_session_ticket_key == ("/r/secrets/tls-extras/some.pem", "/ticket.key")
 
 
-def test_every_reference_that_somebody_reads_is_listed() -> None:
-    assert references(_with_references()) == (
+def test_references_of_servers_are_collected() -> None:
+    assert collect_references(_with_references()) == (
         Reference(ReferenceKind.CONFIG_MAP, "clients", ("ca.crt",)),
         Reference(ReferenceKind.SECRET, "auth", ("key",)),
         Reference(ReferenceKind.SECRET, "tls-extras", ("some.pem", "tls.crt", "tls.key")),
     )
 
 
-def test_ports_may_be_moved_and_keep_their_protocols() -> None:
+def test_port_offset_keeps_derived_protocols() -> None:
     listen = [{"port": 143}, {"address": "[::]", "port": 993}]
     found = compile_proxy(parse_manifest(body(server(listen=listen))), port_offset=10_000).servers[0]
     assert [listener.port for listener in found.listen] == [10_143, 10_993]
     assert found.protocol is Protocol.IMAP
 
 
-def test_a_unix_listener_does_not_move() -> None:
+def test_unix_listener_has_no_port_offset() -> None:
     resource = body(server(protocol="imap", listen=[{"address": "unix:/x"}]))
     assert compile_proxy(parse_manifest(resource), port_offset=10_000).servers[0].listen[0].port is None
 
 
-def test_a_port_that_cannot_be_moved_so_far() -> None:
+def test_port_with_offset_out_of_range_is_an_error() -> None:
     manifest = parse_manifest(body(server(port=60_000, protocol="imap")))
     with pytest.raises(ConfigError) as raised:
         compile_proxy(manifest, port_offset=10_000)
@@ -167,7 +167,7 @@ def test_a_port_that_cannot_be_moved_so_far() -> None:
     )
 
 
-def test_the_host_name_is_for_servers_without_a_name() -> None:
+def test_hostname_is_set_for_servers_without_server_name() -> None:
     manifest = parse_manifest(body(server("a"), server("b", 993, serverName="mail.example")))
     without = compile_proxy(manifest)
     assert [each.server_name for each in without.servers] == ["", "mail.example"]
@@ -177,11 +177,11 @@ def test_the_host_name_is_for_servers_without_a_name() -> None:
     assert with_hostname(without, "") is without
 
 
-def test_a_manifest_that_was_never_checked_is_refused_too() -> None:
+def test_server_without_protocol_is_rejected() -> None:
     from mailproxy_config.errors import Problems
-    from mailproxy_config.manifest import examine
+    from mailproxy_config.manifest import read_manifest
 
-    manifest = examine(body(server(port=1143)), Problems())
+    manifest = read_manifest(body(server(port=1143)), Problems())
     assert manifest is not None
     with pytest.raises(ConfigError, match="protocol"):
         compile_proxy(manifest)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of directives, as a whole."""
+"""The table of directives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mailproxy_config.directives import (
     Context,
     Directive,
     Inheritance,
+    Level,
+    ServerBlock,
     by_field,
     by_name,
 )
 from mailproxy_config.errors import Problems
-from mailproxy_config.model import ServerConfig
+from mailproxy_config.model import ListenConfig, Protocol, ServerConfig
 from mailproxy_config.value_types import ErrorPath
 from support.config_bodies import LEVEL_VALUES
 from support.configs import NOT_OF_NGINX
@@ -45,30 +47,30 @@ NGINX = {
 
 
 @pytest.mark.parametrize("module", NGINX)
-def test_every_directive_of_a_module_has_a_row(module: str) -> None:
+def test_every_directive_of_nginx_has_a_row(module: str) -> None:
     found = [row.name for row in DIRECTIVES if row.module == module and row.name not in NOT_OF_NGINX]
     assert sorted(found) == sorted(NGINX[module].split())
 
 
-def test_a_directive_that_nginx_lacks_is_marked_and_has_a_name_of_its_own() -> None:
+def test_extension_is_marked_and_has_its_own_name() -> None:
     assert {row.name for row in DIRECTIVES if row.is_ours} == NOT_OF_NGINX
     assert NOT_OF_NGINX.isdisjoint(name for names in NGINX.values() for name in names.split())
 
 
-def test_a_server_has_a_value_for_every_directive() -> None:
+def test_server_config_has_a_field_for_every_directive() -> None:
     rows = {row.name for row in LEVEL_DIRECTIVES + SERVER_DIRECTIVES} - {"proxy"}
     assert {field.name for field in fields(ServerConfig)} - {"name", "error_logs"} == rows
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
-def test_a_meaning_is_one_sentence(row: Directive) -> None:
+def test_description_is_short_sentences(row: Directive) -> None:
     assert row.meaning.endswith(".")
-    assert ". " not in row.meaning
+    assert row.meaning.count(". ") <= 1
     assert len(row.meaning) <= 130
 
 
 @pytest.mark.parametrize("row", DIRECTIVES, ids=lambda row: row.name)
-def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
+def test_default_is_read_and_written_unchanged(row: Directive) -> None:
     value = row.builtin()
     assert (value is None) is (row.default in (None, {"mode": "Disabled"}))
     if row.default is not None:
@@ -79,24 +81,24 @@ def test_a_default_reads_as_what_writes_it(row: Directive) -> None:
 @pytest.mark.parametrize(
     ("field", "raw"), [(field, raw) for field, values in LEVEL_VALUES.items() for raw in values]
 )
-def test_a_value_that_is_written_reads_as_the_same(field: str, raw: object) -> None:
+def test_value_is_read_and_written_unchanged(field: str, raw: object) -> None:
     kind, problems = by_field(LEVEL_DIRECTIVES)[field].type, Problems()
-    kind.shape.check(raw, field, problems)
+    kind.schema.check(raw, field, problems)
     value = kind.read(raw, ErrorPath(field, problems))
     if value is not None or field == "resolver":
         written = kind.write(value)
-        kind.shape.check(written, field, problems)
+        kind.schema.check(written, field, problems)
         assert kind.read(written, ErrorPath(field, problems)) == value
     assert problems.found == []
 
 
 @pytest.mark.parametrize("name", ["mäil", "mail example"])
-def test_a_server_s_name_fits_into_a_greeting(name: str) -> None:
+def test_server_name_must_be_ascii_without_spaces(name: str) -> None:
     with pytest.raises(ValueError, match="must be ASCII without spaces"):
         by_name(LEVEL_DIRECTIVES)["server_name"].type.read(name, ErrorPath("serverName", Problems()))
 
 
-def test_where_directives_may_stand() -> None:
+def test_contexts_of_directives() -> None:
     contexts = {row.name: row.contexts for row in (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES)}
     assert contexts == {
         "worker_processes": (Context.MAIN,),
@@ -108,7 +110,7 @@ def test_where_directives_may_stand() -> None:
     assert {row.contexts for row in LEVEL_DIRECTIVES} == {(Context.MAIL, Context.SERVER)}
 
 
-def test_what_nginx_adds_up_is_a_list() -> None:
+def test_appending_directives_are_lists() -> None:
     assert {row.name for row in LEVEL_DIRECTIVES if row.type.appends} <= {
         row.name for row in LEVEL_DIRECTIVES if row.inheritance is Inheritance.LIST
     }
@@ -117,3 +119,20 @@ def test_what_nginx_adds_up_is_a_list() -> None:
 def test_names_and_fields_are_unique() -> None:
     assert len(by_name(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)
     assert len(by_field(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)) == len(LEVEL_DIRECTIVES + SERVER_DIRECTIVES)
+
+
+_EMPTY = Level(values={}, given=frozenset())
+
+
+def test_server_block_has_its_own_listeners_and_protocol() -> None:
+    own = Level(
+        values={"listen": (ListenConfig(port=143),), "protocol": Protocol.IMAP},
+        given=frozenset({"listen", "protocol"}),
+    )
+    block = ServerBlock(name="a", path="spec.servers[0]", own=own, level=_EMPTY)
+    assert (block.listen, block.protocol) == ((ListenConfig(port=143),), Protocol.IMAP)
+
+
+def test_server_block_without_listeners_and_protocol() -> None:
+    block = ServerBlock(name="a", path="spec.servers[0]", own=_EMPTY, level=_EMPTY)
+    assert (block.listen, block.protocol) == ((), None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every problem at once, each with its place."""
+"""Problems are collected and raised together."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from mailproxy_config.errors import ConfigError, Problem, Problems
 
 
-def test_a_message_has_one_line_for_each_problem() -> None:
+def test_message_has_one_line_per_problem() -> None:
     error = ConfigError([Problem("spec.workers", "is wrong"), Problem("", "and so is this")])
     assert str(error) == "spec.workers: is wrong\nand so is this"
 
 
-def test_problems_are_raised_in_order_and_once() -> None:
+def test_problems_are_raised_in_order_without_duplicates() -> None:
     problems = Problems()
     for path in ("b", "a", "b"):
         problems.add(path, "is wrong")
@@ -22,7 +22,7 @@ def test_problems_are_raised_in_order_and_once() -> None:
     assert [problem.path for problem in raised.value.problems] == ["b", "a"]
 
 
-def test_a_notice_is_no_reason_to_give_up() -> None:
+def test_notices_alone_raise_nothing() -> None:
     problems = Problems()
     problems.notice("spec.mail.proxy", "has no effect")
     problems.raise_if_any()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a configuration, whichever kind of file it is."""
+"""Loading a configuration file of any kind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.load import Kind, Loaded, check_files, load, manifest_of
+from mailproxy_config.load import FileKind, Loaded, check_files, load, parse_manifest_text
 from mailproxy_config.manifest import parse_manifest
 from mailproxy_config.model import AuthHttpHeader, CertificateFiles, StartTls, VerifyClient
+from mailproxy_config.rendered import dump
 from mailproxy_config.secret_refs import Mounts
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.config_bodies import body, server
 
 MANIFEST = json.dumps(body(server(), mail={"authHttp": "a", "proxy": True}), indent="\t").encode()
@@ -41,43 +41,43 @@ spec:
 @pytest.mark.parametrize(
     ("text", "kind", "generation"),
     [
-        (MANIFEST, Kind.MANIFEST, 7),
-        (YAML.encode(), Kind.MANIFEST, 3),
-        (b"\xef\xbb\xbf---\n" + YAML.encode(), Kind.MANIFEST, 3),
-        (RENDERED, Kind.RENDERED, 4),
-        (NGINX, Kind.NGINX, 0),
-        (b"mail{auth_http a;server{listen 143;}}", Kind.NGINX, 0),
-        (b"user\twww;\r\nmail { auth_http a; server { listen 143; } }", Kind.NGINX, 0),
+        (MANIFEST, FileKind.MANIFEST, 7),
+        (YAML.encode(), FileKind.MANIFEST, 3),
+        (b"\xef\xbb\xbf---\n" + YAML.encode(), FileKind.MANIFEST, 3),
+        (RENDERED, FileKind.RENDERED, 4),
+        (NGINX, FileKind.NGINX, 0),
+        (b"mail{auth_http a;server{listen 143;}}", FileKind.NGINX, 0),
+        (b"user\twww;\r\nmail { auth_http a; server { listen 143; } }", FileKind.NGINX, 0),
     ],
 )
-def test_the_content_tells_what_it_is(text: bytes, kind: Kind, generation: int) -> None:
+def test_kind_of_file_is_recognised_from_content(text: bytes, kind: FileKind, generation: int) -> None:
     loaded = load(text)
     assert (loaded.kind, loaded.generation) == (kind, generation)
     assert loaded.config.servers[0].listen[0].port == 143
     assert len(loaded.hash) == 64
 
 
-def test_json_in_flow_style_is_yaml_too() -> None:
+def test_json_with_unquoted_names_is_yaml() -> None:
     text = "{apiVersion: mailproxy.dev/v1alpha1, kind: MailProxy, metadata: {name: a}, spec: %s}"
     spec = "{mail: {authHttp: a}, servers: [{name: a, listen: [{port: 143}]}]}"
-    assert load((text % spec).encode()).kind is Kind.MANIFEST
+    assert load((text % spec).encode()).kind is FileKind.MANIFEST
 
 
 @pytest.mark.parametrize("text", [MANIFEST, RENDERED, NGINX])
-def test_the_host_name_changes_the_configuration_but_not_the_hash(text: bytes) -> None:
+def test_hostname_does_not_change_the_hash(text: bytes) -> None:
     here, there = load(text, hostname="here"), load(text, hostname="there")
     assert here.config.servers[0].server_name == "here"
     assert here.hash == there.hash == load(text).hash
 
 
-def test_mounts_say_where_references_are_found() -> None:
+def test_mounts_set_the_paths_of_references() -> None:
     header = {"name": "X", "valueFrom": {"secretKeyRef": {"name": "a", "key": "k"}}}
     text = json.dumps(body(mail={"authHttp": "a", "authHttpHeader": [header]})).encode()
     found = load(text, mounts=Mounts(root="/r")).config.servers[0].auth_http_header
     assert found == (AuthHttpHeader(name="X", value_file="/r/secrets/a/k"),)
 
 
-def test_other_documents_are_ignored_and_named() -> None:
+def test_other_documents_are_ignored_with_a_notice() -> None:
     text = f"kind: Secret\nmetadata: {{name: tls}}\n---\n{YAML}---\n- 1\n---\nx: 1\n"
     assert [str(notice) for notice in load(text.encode(), source="f.yaml").notices] == [
         "f.yaml: ignored: Secret tls",
@@ -86,7 +86,7 @@ def test_other_documents_are_ignored_and_named() -> None:
     ]
 
 
-def test_notices_come_along() -> None:
+def test_notices_are_returned() -> None:
     assert load(MANIFEST).notices == (Problem("spec.mail.proxy", "has no effect, as in nginx"),)
 
 
@@ -95,10 +95,10 @@ def test_notices_come_along() -> None:
     [
         (b"", "f: is empty"),
         (b" \n", "f: is empty"),
-        (b"a\0b", "f:1: is not text: it has a NUL in it"),
+        (b"a\0b", "f:1: is not text: it contains a NUL character"),
         (b"\xff\xfe", "f:1: is not UTF-8 text: invalid start byte"),
-        (b" " * (LARGEST_DOCUMENT + 1), "f: is larger than 3145728 bytes"),
-        (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; one is wanted"),
+        (b" " * (MAX_FILE_BYTES + 1), "f: is larger than 3145728 bytes"),
+        (f"{YAML}---\n{YAML}".encode(), "f: has 2 resources of kind MailProxy; exactly one is allowed"),
         (b"- 1", "f: is neither a MailProxy manifest (mailproxy.dev/v1alpha1), a rendered configuration, "
          "nor an nginx.conf"),
         (b"hello world", "f:1: directive \"hello\" is not terminated by \";\""),
@@ -114,28 +114,28 @@ def test_notices_come_along() -> None:
     ],
     ids=lambda value: repr(value)[:24],
 )  # fmt: skip
-def test_what_does_not_load(text: bytes, reason: str) -> None:
+def test_invalid_file_is_rejected(text: bytes, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load(text, source="f")
     assert str(raised.value).startswith(reason)
 
 
-def test_a_manifest_alone() -> None:
-    assert manifest_of(YAML).metadata.name == "edge"
+def test_single_document_without_kind_is_read_as_manifest() -> None:
+    assert parse_manifest_text(YAML).metadata.name == "edge"
 
 
-def _loaded(**fields: Any) -> Loaded:
+def _compile_loaded(**fields: Any) -> Loaded:
     loaded = load(RENDERED)
     servers = (replace(loaded.config.servers[0], **fields),)
     return replace(loaded, config=replace(loaded.config, servers=servers))
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     there, locked = tmp_path / "there.pem", tmp_path / "locked"
     there.write_text("x")
     locked.mkdir()
     missing = str(tmp_path / "missing")
-    loaded = _loaded(
+    loaded = _compile_loaded(
         starttls=StartTls.ENABLED,
         auth_http_header=(AuthHttpHeader(name="X", value="v"), AuthHttpHeader(name="Y", value_file=missing)),
         ssl_certificate=(CertificateFiles(certificate=str(there), key=missing),),
@@ -151,31 +151,31 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The tests may run as root, for whom every file can be read.
     monkeypatch.setattr("os.access", lambda *_: False)
     file = tmp_path / "a"
     file.write_text("x")
-    loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(file)),))
+    loaded = _compile_loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(file)),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
         f"{file}: cannot be read: permission denied"
     ]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_reported_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    loaded = _loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
+    loaded = _compile_loaded(auth_http_header=(AuthHttpHeader(name="Y", value_file=str(tmp_path / "pipe")),))
     assert [problem.reason for problem in check_files(loaded.config)] == [
         f"{tmp_path}/pipe: is not a regular file: reading it may never end"
     ]
 
 
-def test_tls_files_that_nobody_opens_do_not_matter(tmp_path: Path) -> None:
-    assert check_files(_loaded(ssl_dhparam="/nowhere").config) == ()
+def test_unused_tls_files_are_not_checked(tmp_path: Path) -> None:
+    assert check_files(_compile_loaded(ssl_dhparam="/nowhere").config) == ()
     there = tmp_path / "there.pem"
     there.write_text("x")
     pair = CertificateFiles(certificate=str(there), key=str(there))
-    for_clients = _loaded(starttls=StartTls.ENABLED, ssl_certificate=(pair,), ssl_crl="/nowhere")
+    for_clients = _compile_loaded(starttls=StartTls.ENABLED, ssl_certificate=(pair,), ssl_crl="/nowhere")
     assert check_files(for_clients.config) == ()
 
 
@@ -183,6 +183,6 @@ _NGINX_LIKE = st.text(st.sampled_from("mail{};: #\n\"'\\eventsrvlk01-"), max_siz
 
 
 @given(st.binary(max_size=60) | _NGINX_LIKE.map(str.encode))
-def test_no_content_breaks_it(text: bytes) -> None:
+def test_arbitrary_content_raises_only_config_errors(text: bytes) -> None:
     with suppress(ConfigError):
         assert load(text).config.servers

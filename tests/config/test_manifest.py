@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resource as a typed value."""
+"""Reading and validating a ``MailProxy`` resource."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from mailproxy_config.errors import ConfigError, Problem, Problems
 from mailproxy_config.kubernetes import PortStrategy
-from mailproxy_config.levels import Metadata
-from mailproxy_config.manifest import MAIL, SERVER, SPEC, examine, parse_manifest
+from mailproxy_config.manifest import MAIL, SERVER, SPEC, Metadata, parse_manifest, read_manifest
 from mailproxy_config.model import Protocol
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
@@ -20,11 +19,11 @@ from support.fuzz import examples
 
 def problems_of(resource: dict[str, Any]) -> list[str]:
     problems = Problems()
-    examine(resource, problems)
+    read_manifest(resource, problems)
     return list(map(str, problems))
 
 
-def test_a_manifest() -> None:
+def test_manifest_is_read() -> None:
     found = parse_manifest(body(server(timeout="5s"), portStrategy="HighPort", workers="auto"))
     assert found.metadata == Metadata(name="edge", namespace="mail", generation=7, uid="u-1")
     assert found.main.values == {"worker_processes": None}
@@ -34,7 +33,7 @@ def test_a_manifest() -> None:
     assert found.notices == ()
 
 
-def test_what_is_null_is_absent_but_not_inside_what_is_handed_on() -> None:
+def test_null_fields_are_absent_except_in_passed_through_objects() -> None:
     resource = body(server(protocol=None, timeout=None), pod={"affinity": {"a": None}}, image=None)
     found = parse_manifest(resource)
     assert found.raw["spec"]["pod"] == {"affinity": {"a": None}}
@@ -42,11 +41,11 @@ def test_what_is_null_is_absent_but_not_inside_what_is_handed_on() -> None:
     assert found.servers[0].level.given == frozenset()
 
 
-def test_a_written_protocol_wins() -> None:
+def test_explicit_protocol_overrides_derived_one() -> None:
     assert parse_manifest(body(server(port=143, protocol="smtp"))).servers[0].protocol is Protocol.SMTP
 
 
-def test_what_is_accepted_and_ignored_is_told() -> None:
+def test_ignored_field_gets_a_notice() -> None:
     resource = body(server(proxy=False), mail={"authHttp": "a", "setRealIpFrom": ["10.0.0.1/8"]})
     assert parse_manifest(resource).notices == (
         Problem("spec.mail.setRealIpFrom[0]", "low address bits of 10.0.0.1/8 are meaningless"),
@@ -90,11 +89,11 @@ def test_what_is_accepted_and_ignored_is_told() -> None:
         ]),
     ],
 )  # fmt: skip
-def test_what_is_wrong(resource: dict[str, Any], problems: list[str]) -> None:
+def test_invalid_manifest_is_rejected(resource: dict[str, Any], problems: list[str]) -> None:
     assert problems_of(resource) == problems
 
 
-def test_everything_is_told_in_one_go() -> None:
+def test_all_problems_are_reported_together() -> None:
     listen = [{"port": 0}, {"address": "127...1", "port": 144}, {"port": 143, "proto": 1}]
     resource = body(
         server(listen=listen, smtpCapabilities=["a\r\nb", "é", 5]),
@@ -119,20 +118,20 @@ def test_everything_is_told_in_one_go() -> None:
     ]
 
 
-def test_parsing_raises_all_of_it() -> None:
+def test_parse_manifest_raises_all_problems() -> None:
     with pytest.raises(ConfigError) as raised:
         parse_manifest({"spec": {"mail": {"authHttp": "x"}, "servers": [server(port=0)]}})
     assert len(raised.value.problems) == 4
 
 
-def test_a_header_s_value_is_in_no_message() -> None:
+def test_header_value_is_not_in_messages() -> None:
     mail = {"authHttp": "a", "authHttpHeader": [{"name": "X", "value": "hush\n"}]}
     with pytest.raises(ConfigError) as raised:
         parse_manifest(body(mail=mail))
     assert "hush" not in str(raised.value)
 
 
-def test_the_bounds_of_lists() -> None:
+def test_length_limits_of_lists() -> None:
     servers = [server(f"s{index}", 1000 + index, protocol="imap") for index in range(33)]
     assert problems_of(body(*servers)) == ["spec.servers: has 33 items, which is out of range 1 to 32"]
     listen = [{"port": 1000 + index} for index in range(17)]
@@ -145,7 +144,7 @@ def test_the_bounds_of_lists() -> None:
     ]
 
 
-def test_the_largest_manifest_is_accepted() -> None:
+def test_largest_manifest_is_accepted() -> None:
     servers = [
         server(
             f"s{index}",
@@ -169,10 +168,10 @@ def _walk(schema: dict[str, Any], path: str = "spec") -> list[tuple[str, dict[st
     return found
 
 
-def test_everything_a_stranger_can_grow_is_bounded_in_the_schema() -> None:
+def test_every_list_map_and_text_has_a_limit_in_the_schema() -> None:
     unbounded = [
         path
-        for path, schema in _walk(SPEC.schema())
+        for path, schema in _walk(SPEC.openapi())
         if (schema.get("type") == "string" and not {"maxLength", "enum"} & schema.keys())
         or (schema.get("type") == "array" and "maxItems" not in schema)
         or (schema.get("x-kubernetes-int-or-string") and "maxLength" not in schema)
@@ -182,20 +181,20 @@ def test_everything_a_stranger_can_grow_is_bounded_in_the_schema() -> None:
 
 def test_no_directive_has_a_default_in_the_schema() -> None:
     defaults = [
-        path for level in (MAIL, SERVER) for path, schema in _walk(level.schema()) if "default" in schema
+        path for level in (MAIL, SERVER) for path, schema in _walk(level.openapi()) if "default" in schema
     ]
     assert defaults == []
 
 
-def test_every_directive_is_described_in_the_schema() -> None:
+def test_every_directive_has_a_description_in_the_schema() -> None:
     for level in (MAIL, SERVER, SPEC):
-        properties = level.schema()["properties"]
+        properties = level.openapi()["properties"]
         assert [name for name, schema in properties.items() if not schema.get("description")] == []
 
 
 @given(bodies())
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_is_in_order_is_accepted(resource: dict[str, Any]) -> None:
+def test_generated_valid_manifest_is_accepted(resource: dict[str, Any]) -> None:
     assert problems_of(resource) == []
 
 
@@ -208,7 +207,7 @@ _JUNK = st.recursive(
 
 @given(bodies(), st.data())
 @settings(max_examples=examples(150), suppress_health_check=[HealthCheck.too_slow])
-def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> None:
+def test_arbitrary_manifest_raises_only_config_errors(resource: dict[str, Any], data: st.DataObject) -> None:
     level = data.draw(
         st.sampled_from([resource["spec"], resource["spec"]["mail"], *resource["spec"]["servers"]])
     )
@@ -234,7 +233,7 @@ def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> 
         ({"sslVerifyClient": True}, "sslVerifyClient: must be text, not a boolean "
          "(one of Disabled, Required, Optional, OptionalNoCA); write Required"),
         ({"xclient": "off"}, "xclient: must be true or false, not text; write false, without quotes"),
-        # what nginx writes as one word
+        # fields that are one word in nginx
         ({"resolver": False}, "resolver: must be an object with fields, not a boolean; "
          "write {mode: Disabled}, {mode: System} or {addresses: [ADDRESS]}"),
         ({"errorLog": "info"}, "errorLog: must be an object with fields, not text; write {level: info}"),
@@ -250,7 +249,7 @@ def test_no_mistake_breaks_it(resource: dict[str, Any], data: st.DataObject) -> 
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_a_value_written_as_in_nginx_gets_what_to_write(fields: dict[str, object], problem: str) -> None:
+def test_nginx_notation_gets_a_hint(fields: dict[str, object], problem: str) -> None:
     resource = body({**server(), **fields}, mail={"authHttp": "a"})
     assert problems_of(resource) == [f"spec.servers[0].{problem}"]
 
@@ -267,7 +266,7 @@ def test_a_value_written_as_in_nginx_gets_what_to_write(fields: dict[str, object
          "spec.mail.sslCertificates: unknown field; did you mean sslCertificate?"),
     ],
 )  # fmt: skip
-def test_what_only_follows_from_an_unknown_field_is_not_reported(
+def test_consequences_of_an_unknown_field_are_not_reported(
     mail: dict[str, object], block: dict[str, object], problem: str
 ) -> None:
     one = {"name": "one", **(block or {"listen": [{"port": 143}]})}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A manifest as YAML."""
+"""Formatting a manifest as YAML."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.manifest_yaml import to_manifest_yaml
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import load_documents, to_manifest_yaml
 from support.config_bodies import bodies, body, server
 from support.fuzz import examples
 
@@ -33,7 +32,7 @@ spec:
 """
 
 
-def test_it_is_pleasant_to_read() -> None:
+def test_manifest_is_formatted_in_block_style() -> None:
     resource = body(
         server(
             listen=[{"port": 143}, {"address": "[::]", "port": 143}],
@@ -44,7 +43,7 @@ def test_it_is_pleasant_to_read() -> None:
     assert to_manifest_yaml(parse_manifest(resource)) == EXPECTED
 
 
-def test_a_long_list_has_a_line_for_each_item() -> None:
+def test_long_list_has_one_line_per_item() -> None:
     words = ["x" * 30, "y" * 30, "z" * 30]
     text = to_manifest_yaml(parse_manifest(body(server(imapCapabilities=words))))
     assert f"      imapCapabilities:\n        - {words[0]}\n        - {words[1]}\n" in text
@@ -52,20 +51,20 @@ def test_a_long_list_has_a_line_for_each_item() -> None:
 
 @given(bodies())
 @settings(max_examples=examples(50), suppress_health_check=[HealthCheck.too_slow])
-def test_it_reads_as_the_same_manifest(resource: dict[str, Any]) -> None:
+def test_formatted_manifest_reads_as_the_same(resource: dict[str, Any]) -> None:
     manifest = parse_manifest(resource)
-    assert documents(to_manifest_yaml(manifest)) == [manifest.raw]
+    assert load_documents(to_manifest_yaml(manifest)) == [manifest.raw]
 
 
 @pytest.mark.parametrize(
     "word", ["y", "n", "on", "1:30", "0o17", "08", "1_000", "1e3", "=", "<<", "~", "", "- a"]
 )
-def test_words_that_look_like_something_else_are_quoted(word: str) -> None:
+def test_ambiguous_words_are_quoted(word: str) -> None:
     manifest = parse_manifest(body(mail={"authHttp": "a", "sslCiphers": word}))
-    assert documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
+    assert load_documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
 
 
 @given(st.text(st.sampled_from("0123456789.+-_xobeEfyYnNoO~ :#"), max_size=8))
-def test_no_text_is_taken_for_something_else(word: str) -> None:
+def test_arbitrary_text_is_read_back_as_text(word: str) -> None:
     manifest = parse_manifest(body(mail={"authHttp": "a", "sslCiphers": word}))
-    assert documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word
+    assert load_documents(to_manifest_yaml(manifest))[0]["spec"]["mail"]["sslCiphers"] == word

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An error in an ``nginx.conf`` is reported, and what only follows from it is not."""
+"""An error in an ``nginx.conf`` is reported without its consequences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def problems_of(text: str, source: str = "n.conf") -> list[str]:
         # in mail {}: four servers would lack their auth_http
         ("mail {\nserver_name mail.example.com\nauth_http a;\n" + SERVERS + "}",
          [f'n.conf:2: directive "server_name" {MISSING}']),
-        # nginx takes this, with capabilities that nobody means
+        # nginx accepts this, with unintended capabilities
         ("mail {\nimap_capabilities IMAP4rev1\n  IDLE # more\nauth_http a;\n" + SERVERS + "}",
          [f'n.conf:3: directive "imap_capabilities" {MISSING}']),
         # before a block
@@ -37,11 +37,11 @@ def problems_of(text: str, source: str = "n.conf") -> list[str]:
         ("mail { auth_http a;\nserver {\nlisten 143 ssl\nssl_certificate c;\nssl_certificate_key k\n"
          "starttls on;\n}\n}",
          [f'n.conf:3: directive "listen" {MISSING}', f'n.conf:5: directive "ssl_certificate_key" {MISSING}']),
-        # around it
+        # in the main context
         ("worker_processes 2\nerror_log stderr info\nevents { worker_connections 5; }\n"
          "mail { auth_http a;\n" + SERVERS + "}",
          [f'n.conf:1: directive "worker_processes" {MISSING}', f'n.conf:2: directive "error_log" {MISSING}']),
-        # what follows is still looked at
+        # the rest of the file is still checked
         ("mail {\ntimeout 5s\nauth_http a;\ntimout 5s;\n" + SERVERS + "}",
          [f'n.conf:2: directive "timeout" {MISSING}',
           'n.conf:4: unknown directive "timout"; did you mean timeout?']),
@@ -54,7 +54,7 @@ def problems_of(text: str, source: str = "n.conf") -> list[str]:
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_a_missing_semicolon_is_the_only_error(text: str, problems: list[str]) -> None:
+def test_missing_semicolon_is_the_only_error(text: str, problems: list[str]) -> None:
     assert problems_of(text) == problems
 
 
@@ -69,7 +69,7 @@ def test_a_missing_semicolon_is_the_only_error(text: str, problems: list[str]) -
         "ssl_ciphers\n  HIGH;",
     ],
 )
-def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
+def test_arguments_can_be_on_separate_lines(text: str) -> None:
     parse_nginx(f"mail {{ auth_http a;\n{text}\n{SERVERS} }}")
 
 
@@ -83,7 +83,7 @@ def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
         ("mail {\nauth_http a b;\n" + SERVERS + "}",
          ['n.conf:2: invalid number of arguments in "auth_http" directive']),
         ("auth_http a;\nmail {\n" + SERVERS + "}",
-         ['n.conf:1: "auth_http" directive is not allowed here: it stands in mail {} or server {}']),
+         ['n.conf:1: "auth_http" directive is not allowed here: it is allowed in mail {} or server {}']),
         ("mail { auth_http a;\nserver { listen 1143;\nprotcol imap;\n}\n}",
          ['n.conf:3: unknown directive "protcol"; did you mean protocol?']),
         ("mail { auth_http a;\nserver { listen 993 ssl;\nssl_certificat c;\nssl_certificate_key k; }\n}",
@@ -100,11 +100,11 @@ def test_arguments_may_stand_on_lines_of_their_own(text: str) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_what_follows_from_an_error_is_not_reported(text: str, problems: list[str]) -> None:
+def test_consequences_of_an_error_are_not_reported(text: str, problems: list[str]) -> None:
     assert [problem.replace(str(Path.cwd()), "CWD") for problem in problems_of(text)] == problems
 
 
-def test_what_does_not_follow_is_reported_beside_it() -> None:
+def test_independent_errors_are_reported() -> None:
     text = "mail {\nserver {\nlisen 143;\n}\nserver { listen 110; }\n}"
     assert problems_of(text) == [
         'n.conf:2: "server": "auth_http" is required: set it here or in mail {}',
@@ -113,7 +113,7 @@ def test_what_does_not_follow_is_reported_beside_it() -> None:
     ]
 
 
-def test_a_file_that_cannot_be_read_in_a_server_says_nothing_about_another(tmp_path: Path) -> None:
+def test_unreadable_include_affects_only_its_server(tmp_path: Path) -> None:
     main = tmp_path / "nginx.conf"
     text = "mail {\nserver { include nowhere; }\nserver { listen 110; }\n}"
     assert [problem.removeprefix(f"{main}:") for problem in problems_of(text, str(main))] == [
@@ -134,16 +134,14 @@ def test_a_file_that_cannot_be_read_in_a_server_says_nothing_about_another(tmp_p
     ],
     ids=["servers", "problems", "listeners"],
 )
-def test_a_large_file_is_not_read_to_its_end(text: str, reason: str) -> None:
+def test_reading_stops_at_the_problem_limit(text: str, reason: str) -> None:
     problems = problems_of(text)
     assert any(reason in problem for problem in problems)
     assert len(problems) <= 1001
 
 
-def test_the_words_of_a_file_and_its_includes_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mailproxy_config.nginx.syntax.MOST_NGINX_TOKENS", 1000)
+def test_token_limit_counts_includes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mailproxy_config.nginx.syntax.MAX_NGINX_TOKENS", 1000)
     (tmp_path / "more").write_text("imap_auth plain;\n" * 200)
     text = "mail { auth_http a;\ninclude more;\ninclude more;\n" + SERVERS + "}"
     (problem,) = problems_of(text, str(tmp_path / "nginx.conf"))
@@ -164,6 +162,6 @@ def test_the_words_of_a_file_and_its_includes_are_counted(
         ("mail {\nserver { listen 143; }\n", ""),
     ],
 )  # fmt: skip
-def test_a_missing_brace_is_looked_for_where_a_block_begins(text: str, hint: str) -> None:
+def test_missing_brace_is_reported_at_its_block(text: str, hint: str) -> None:
     (problem,) = problems_of(text)
     assert problem.endswith(f'unexpected end of file, expecting "}}"{hint}')

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mailproxy_config.decode import LARGEST_FILE
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 
 
 def statements(text: str, base: Path | str = "/") -> tuple[list[Statement], list[str]]:
-    """Everything at the top, includes followed, and what is wrong."""
-    files = Files(str(base), Problems())
+    """The statements with their includes, and the problems."""
+    files = ConfigFiles(str(base), Problems())
     found = list(files.with_includes(files.statements(text, "nginx.conf")))
     return found, list(map(str, files.problems))
 
@@ -44,11 +44,11 @@ def arguments(text: str) -> tuple[str, ...]:
         ("a ${b}c;", ("${b}c",)),
     ],
 )
-def test_the_words_of_a_directive(text: str, words: tuple[str, ...]) -> None:
+def test_arguments_of_a_directive(text: str, words: tuple[str, ...]) -> None:
     assert arguments(text) == words
 
 
-def test_blocks_and_lines() -> None:
+def test_blocks_have_file_and_line() -> None:
     found, problems = statements("# top\na 1;\nb {\n  c 2;\n  d { }\n}\n")
     inner = (
         Statement("c", ("2",), None, "nginx.conf:4"),
@@ -78,31 +78,31 @@ UNCLOSED = "; the quotation mark ({}) in line {} is not closed"
         ("a {\n b it's; # \"\n", 'nginx.conf:2: unexpected end of file, expecting "}"'),
         ('a {\n b "\\"";\n', 'nginx.conf:2: unexpected end of file, expecting "}"'),
         ("}", 'nginx.conf:1: unexpected "}"'),
-        (";", 'nginx.conf:1: unexpected ";"; none stands behind a "}"'),
+        (";", 'nginx.conf:1: unexpected ";"; remove it, a "}" needs none'),
         ("a;\n{}", 'nginx.conf:2: unexpected "{"'),
-        ("a;\n\0;", "nginx.conf:2: is not text: it has a NUL in it"),
-        ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 blocks stand inside each other"),
+        ("a;\n\0;", "nginx.conf:2: is not text: it contains a NUL character"),
+        ("a {\n" * 70 + "}" * 70, "nginx.conf:65: more than 64 nested blocks"),
     ],
 )
-def test_what_cannot_be_read(text: str, problem: str) -> None:
+def test_invalid_syntax_is_reported(text: str, problem: str) -> None:
     found, problems = statements(text)
     assert (found, problems) == ([], [problem])
 
 
-def test_includes_stand_in_their_places(tmp_path: Path) -> None:
+def test_includes_are_replaced_by_their_statements(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "conf.d" / "2.conf").write_text("two;")
     (tmp_path / "conf.d" / "1.conf").write_text("\none;\ninclude three.conf;")
     (tmp_path / "three.conf").write_text("three;")
     found, problems = statements("a; include conf.d/*.conf; b; include none/*.conf;", tmp_path)
     assert [statement.name for statement in found] == ["a", "one", "three", "two", "b"]
-    assert found[1].where == f"{tmp_path}/conf.d/1.conf:2"
+    assert found[1].location == f"{tmp_path}/conf.d/1.conf:2"
     assert problems == []
 
 
-def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> None:
+def test_includes_in_blocks_are_read_with_the_block(tmp_path: Path) -> None:
     (tmp_path / "inner").write_text("inner 1;")
-    files = Files(str(tmp_path), Problems())
+    files = ConfigFiles(str(tmp_path), Problems())
     (block,) = files.statements("http { include inner; include missing; }", "f")
     assert files.problems.found == []
     assert block.block is not None
@@ -110,11 +110,11 @@ def test_includes_inside_blocks_wait_until_the_block_is_read(tmp_path: Path) -> 
     assert len(files.problems) == 1
 
 
-def test_what_cannot_be_included(tmp_path: Path) -> None:
+def test_invalid_include_is_reported(tmp_path: Path) -> None:
     (tmp_path / "loop").write_text("include other;")
     (tmp_path / "other").write_text("include loop;")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    (tmp_path / "huge").write_bytes(b" " * (LARGEST_FILE + 1))
+    (tmp_path / "huge").write_bytes(b" " * (MAX_FILE_BYTES + 1))
     (tmp_path / "broken").write_text("a")
     text = (
         "include a b; include loop; include missing; include binary; include huge; include broken; include .;"
@@ -132,16 +132,14 @@ def test_what_cannot_be_included(tmp_path: Path) -> None:
     ]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_included_pipe_is_reported_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     found, problems = statements("include pipe; a;", tmp_path)
     assert [statement.name for statement in found] == ["a"]
-    assert problems == [
-        f"nginx.conf:1: cannot read {tmp_path}/pipe: it is a pipe, to which nobody may ever write"
-    ]
+    assert problems == [f"nginx.conf:1: cannot read {tmp_path}/pipe: it is a pipe"]
 
 
-def test_not_every_number_of_files_is_included(tmp_path: Path) -> None:
+def test_number_of_included_files_is_limited(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a;")
     found, problems = statements("include a;" * 257, tmp_path)
     assert len(found) == 256

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statements of an ``nginx.conf`` as values of a manifest."""
+"""Statements of an ``nginx.conf`` are converted to values of a manifest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
 from mailproxy_config.nginx.values import (
     Block,
-    manifest_value,
+    convert_value,
+    inherit_shared_caches,
+    merge_repeated_caches,
     pair_certificates,
-    repeated_caches,
-    session_caches,
 )
 
 _ROWS = by_name(DIRECTIVES)
@@ -25,9 +25,9 @@ _TLS = {"listen": [{"port": 993, "ssl": True}]}
 def value_of(
     name: str, *arguments: str, block: tuple[Statement, ...] | None = None
 ) -> tuple[object, list[Problem]]:
-    files = Files("/etc/nginx", Problems())
+    files = ConfigFiles("/etc/nginx", Problems())
     statement = Statement(name, arguments, block, "f:1")
-    return manifest_value(_ROWS[name], statement, files), files.problems.found
+    return convert_value(_ROWS[name], statement, files), files.problems.found
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def value_of(
         ("ssl_conf_command Options X", [{"name": "Options", "value": "X"}]),
     ],
 )
-def test_a_statement_s_value(line: str, value: object) -> None:
+def test_statement_is_converted(line: str, value: object) -> None:
     assert value_of(*line.split()) == (value, [])
 
 
@@ -61,11 +61,11 @@ def test_a_statement_s_value(line: str, value: object) -> None:
         ),
     ],
 )
-def test_a_statement_without_a_value(line: str, reason: str) -> None:
+def test_invalid_statement_is_reported(line: str, reason: str) -> None:
     assert value_of(*line.split()) == (None, [Problem("f:1", reason)])
 
 
-def test_a_directive_is_no_block() -> None:
+def test_directive_with_block_is_reported() -> None:
     problem = Problem("f:1", 'directive "timeout" is not terminated by ";"')
     assert value_of("timeout", "5s", block=()) == (None, [problem])
 
@@ -89,7 +89,7 @@ def _pairs(names: str) -> list[dict[str, str]]:
         (_block(chains="a", keys="k"), _block(chains="b", keys="l"), "ak", "bl"),
         (_block(chains="a"), _block(keys="k"), None, "ak"),
         (_block(keys="k"), _block(chains="a"), None, "ak"),
-        (_block(chains="a"), _block(), None, None),  # nobody uses TLS
+        (_block(chains="a"), _block(), None, None),  # TLS is not used
         (_block(chains="a", starttls="Enabled"), _block(starttls="Disabled"), None, None),
     ],
 )
@@ -111,7 +111,7 @@ def test_certificates_and_keys_are_paired(
         (_block(), _block(chains="a", starttls="Enabled"), "a"),
     ],
 )
-def test_a_certificate_without_a_key(mail: Block, server: Block, missing: str) -> None:
+def test_certificate_without_key_is_reported(mail: Block, server: Block, missing: str) -> None:
     problems = Problems()
     pair_certificates(mail, [server], problems)
     reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
@@ -127,10 +127,10 @@ def test_a_certificate_without_a_key(mail: Block, server: Block, missing: str) -
         (None, None),
     ],
 )
-def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective: list[str] | None) -> None:
+def test_shared_cache_is_inherited_separately(own: list[str] | None, effective: list[str] | None) -> None:
     mail = _block(sslSessionCache=["builtin:5", "shared:a:1m"])
     server = _block(**({} if own is None else {"sslSessionCache": own}))
-    session_caches(mail, [server])
+    inherit_shared_caches(mail, [server])
     assert server.fields.get("sslSessionCache") == effective
 
 
@@ -146,5 +146,5 @@ def test_a_shared_cache_is_inherited_on_its_own(own: list[str] | None, effective
         (["None"], ["builtin"], ["builtin"]),
     ],
 )
-def test_caches_that_stand_twice_add_up(before: list[str], value: list[str], both: list[str]) -> None:
-    assert repeated_caches(before, value) == both
+def test_repeated_session_caches_are_merged(before: list[str], value: list[str], both: list[str]) -> None:
+    assert merge_repeated_caches(before, value) == both

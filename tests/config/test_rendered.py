@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading what was dumped, strictly."""
+"""Reading a rendered configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
+from mailproxy_config.decode import parse_json
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
-from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_config.rendered import dump, parse_rendered
 from support.config_bodies import body, server
 
 
@@ -34,7 +34,7 @@ def problems_of(value: object) -> list[str]:
 
 
 def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Put a value somewhere below the document."""
+    """Set a value at a path of the document."""
 
     def change(found: Any) -> None:
         *way, last = (int(step) if step.isdigit() else step for step in path.split("."))
@@ -82,19 +82,19 @@ _SERVER = "config.servers.0"
         (f"{_SERVER}.listen.0", {"port": 1}, "config.servers[0].listen[0].address: is required"),
     ],
 )  # fmt: skip
-def test_what_is_refused(path: str, value: object, problem: str) -> None:
+def test_invalid_rendered_configuration_is_rejected(path: str, value: object, problem: str) -> None:
     found = document()
     _set(path, value)(found)
     assert problem in problems_of(found)
 
 
-def test_every_field_must_be_there() -> None:
+def test_every_field_is_required() -> None:
     found = document()
     del found["config"]["drain"], found["config"]["servers"][1]["timeout"]
     assert problems_of(found) == ["config.servers[1].timeout: is required", "config.drain: is required"]
 
 
-def test_no_object() -> None:
+def test_document_must_be_an_object() -> None:
     assert problems_of([]) == ["must be an object, not a list"]
 
 
@@ -102,8 +102,8 @@ def test_no_object() -> None:
     ("text", "reason"),
     [
         ("{", "f.json: not valid JSON: Expecting property name enclosed in double quotes in line 1"),
-        ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' stands twice in one object"),
-        ('{"a": NaN}', "f.json: not valid JSON: NaN is no number"),
+        ('{"a": 1, "a": 2}', "f.json: not valid JSON: 'a' is duplicate in one object"),
+        ('{"a": NaN}', "f.json: not valid JSON: NaN is not a number"),
         ('{"a": ' + "9" * 5000 + "}", "f.json: not valid JSON: Exceeds the limit"),
         ('{"a": ' * 20_000, "f.json: is nested too deeply"),
         ('{"a": ' * 100_000, "f.json: is too large: it has more than 50000 values"),
@@ -111,7 +111,7 @@ def test_no_object() -> None:
     ],
     ids=lambda value: value[:20],
 )
-def test_what_is_no_json(text: str, reason: str) -> None:
+def test_invalid_json_is_rejected(text: str, reason: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse_json(text, "f.json")
     assert str(raised.value).startswith(reason)
@@ -125,7 +125,7 @@ _JSON = st.recursive(
 
 
 def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of everything inside a value."""
+    """The paths of all values inside a value."""
     found = [path] if path else []
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, each in inner:
@@ -137,7 +137,7 @@ _ALL = _paths(document())
 
 
 @given(st.sampled_from(_ALL), _JSON)
-def test_no_value_anywhere_breaks_it(path: tuple[Any, ...], value: object) -> None:
+def test_arbitrary_value_raises_only_config_errors(path: tuple[Any, ...], value: object) -> None:
     found: Any = document()
     _set(".".join(map(str, path)), value)(found)
     again = json.loads(json.dumps(found))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of the table about TLS."""
+"""The directives of the TLS module."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mailproxy_config.tls_directives import FOLDED_DIRECTIVES, TLS_DIRECTIVES
         ("ssl_verify_client", "optional_no_ca", VerifyClient.OPTIONAL_NO_CA),
     ],
 )
-def test_nginx_s_words(name: str, word: str, value: object) -> None:
+def test_nginx_words_are_parsed(name: str, word: str, value: object) -> None:
     assert by_name(TLS_DIRECTIVES)[name].type.nginx([word]) == value
 
 
-def test_keys_stand_with_their_certificates() -> None:
+def test_certificate_key_is_part_of_ssl_certificate() -> None:
     assert [row.part_of for row in FOLDED_DIRECTIVES] == ["ssl_certificate"]
     assert FOLDED_DIRECTIVES[0].part_of in by_name(TLS_DIRECTIVES)

@@ -27,21 +27,21 @@ from mailproxy_config import units
         ("1s500ms", 1.5),
         ("0", 0.0),
         (60, 60.0),
-        ("10 20", 30.0),  # nginx takes the space for the unit of seconds
+        ("10 20", 30.0),  # in nginx a space is the unit of seconds
         ("007", 7.0),
     ],
 )
-def test_a_time_with_milliseconds(text: str | int, seconds: float) -> None:
-    assert units.msec_time(text) == seconds
+def test_msec_time_is_parsed(text: str | int, seconds: float) -> None:
+    assert units.parse_msec_time(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text",
     ["", " ", "1m1h", "1.5s", "-1", "1S", "10 s", "1M", "1y", "ms", "s", "60s\n", "1s1s", "\u0661s", True],
 )
-def test_what_is_no_time_with_milliseconds(text: str) -> None:
+def test_invalid_msec_time_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time such as 60s"):
-        units.msec_time(text)
+        units.parse_msec_time(text)
 
 
 @pytest.mark.parametrize(
@@ -55,74 +55,77 @@ def test_what_is_no_time_with_milliseconds(text: str) -> None:
         ("75", 75.0),
     ],
 )
-def test_a_time_in_whole_seconds(text: str | int, seconds: float) -> None:
-    assert units.sec_time(text) == seconds
+def test_sec_time_is_parsed(text: str | int, seconds: float) -> None:
+    assert units.parse_sec_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["500ms", "1M1y", "", "1.0", "x", False])
-def test_what_is_no_time_in_whole_seconds(text: str) -> None:
+def test_invalid_sec_time_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="without milliseconds"):
-        units.sec_time(text)
+        units.parse_sec_time(text)
 
 
 @pytest.mark.parametrize("text", ["2147483648", "9" * 40 + "w", "100000w"])
-def test_a_time_beyond_the_limit(text: str) -> None:
+def test_time_above_limit_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is more than 2147483647 seconds"):
-        units.msec_time(text)
+        units.parse_msec_time(text)
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes"),
+    ("text", "data"),
     [("512", 512), (512, 512), ("4k", 4096), ("4K", 4096), ("10m", 10_485_760), ("1M", 1_048_576), ("0", 0)],
 )
-def test_a_size(text: str | int, data: int) -> None:
-    assert units.size(text) == data
+def test_size_is_parsed(text: str | int, data: int) -> None:
+    assert units.parse_size(text) == data
 
 
 @pytest.mark.parametrize("text", ["", "1g", "-1", "1.5k", "k", "4 k", "4kk", True])
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_size_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="must be a size such as 4k"):
-        units.size(text)
+        units.parse_size(text)
 
 
 @pytest.mark.parametrize("text", ["2147483648", "2048m", "9" * 5000])
-def test_a_size_beyond_the_limit(text: str) -> None:
+def test_size_above_limit_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="is more than 2147483647 bytes"):
-        units.size(text)
+        units.parse_size(text)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(90.0, "1m30s"), (0, "0s"), (0.25, "250ms"), (90061, "1d1h1m1s")]
 )
-def test_a_printed_time(seconds: float, text: str) -> None:
-    assert units.printed_time(seconds) == text
+def test_time_is_formatted(seconds: float, text: str) -> None:
+    assert units.format_time(seconds) == text
 
 
-@pytest.mark.parametrize(("bytes", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
-def test_a_printed_size(data: int, text: str) -> None:
-    assert units.printed_size(data) == text
+@pytest.mark.parametrize(("data", "text"), [(4096, "4k"), (1536, "1536"), (10_485_760, "10m"), (0, "0")])
+def test_size_is_formatted(data: int, text: str) -> None:
+    assert units.format_size(data) == text
 
 
-@given(st.integers(0, units.LARGEST_SECONDS * 1000))
-def test_what_is_printed_reads_as_the_same_time(milliseconds: int) -> None:
-    assert units.msec_time(units.printed_time(milliseconds / 1000)) == milliseconds / 1000
+@given(st.integers(0, units.MAX_SECONDS * 1000))
+def test_formatted_time_parses_as_the_same(milliseconds: int) -> None:
+    assert units.parse_msec_time(units.format_time(milliseconds / 1000)) == milliseconds / 1000
 
 
-@given(st.integers(0, units.LARGEST_BYTES))
-def test_what_is_printed_reads_as_the_same_size(data: int) -> None:
-    assert units.size(units.printed_size(data)) == data
+@given(st.integers(0, units.MAX_BYTES))
+def test_formatted_size_parses_as_the_same(data: int) -> None:
+    assert units.parse_size(units.format_size(data)) == data
 
 
 @given(st.text(st.sampled_from("0123456789 wdhmsyMk"), max_size=12))
 @example("1s5")
-def test_the_expressions_know_exactly_what_can_be_read(text: str) -> None:
-    for grammar, read in ((units.MSEC_TIME, units.msec_time), (units.SEC_TIME, units.sec_time)):
+def test_patterns_match_exactly_what_is_parsed(text: str) -> None:
+    for grammar, read in (
+        (units.MSEC_TIME_PATTERN, units.parse_msec_time),
+        (units.SEC_TIME_PATTERN, units.parse_sec_time),
+    ):
         matched = bool(text) and re.fullmatch(grammar, text) is not None
         assert _is_read(read, text) is matched
 
 
 def _is_read(read: Callable[[str], float], text: str) -> bool:
-    """Whether a text is taken for a time, however long."""
+    """Whether a text is a time of any length."""
     try:
         read(text)
     except ValueError as error:

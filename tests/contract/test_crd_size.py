@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/install.md says that plain ``kubectl apply`` takes the CRD: the copy of it fits into an annotation."""
+"""The CRD fits into the annotation of plain ``kubectl apply``, as docs/install.md says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_ANNOTATIONS = 256 * 1024
 """Bytes of all annotations of an object together (``TotalAnnotationSizeLimitB`` of Kubernetes)."""
 
 
-def test_kubectl_apply_can_keep_a_copy_of_the_crd() -> None:
+def test_crd_fits_into_last_applied_annotation() -> None:
     crd = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
     copy = json.dumps(crd, separators=(",", ":"))
     assert len(copy.encode()) < LARGEST_ANNOTATIONS / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules about files that nobody would remember if nothing checked them."""
+"""Rules about files and packages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-SOURCES: Final = sorted((ROOT / "proxy").rglob("*.py")) + sorted((ROOT / "operator").rglob("*.py"))
+SOURCES: Final = sorted(
+    file for root in ("demo", "operator", "proxy") for file in (ROOT / root).rglob("*.py")
+)
 STOP_LINES: Final = 600
 
 
-@pytest.mark.parametrize("folder", ["operator", "proxy", "tests", "tests/operator"])
-def test_a_source_root_is_no_package(folder: str) -> None:
-    """``operator/__init__.py`` would hide the standard library's module: nothing would start."""
+@pytest.mark.parametrize("folder", ["demo", "operator", "proxy", "tests", "tests/operator"])
+def test_source_roots_are_not_packages(folder: str) -> None:
+    """``operator/__init__.py`` would shadow the module of the standard library."""
     assert not (ROOT / folder / "__init__.py").exists()
 
 
@@ -28,12 +30,12 @@ def test_python_starts_with_the_checkout_on_its_path() -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_no_source_file_is_longer_than_anybody_reads() -> None:
+def test_no_source_file_exceeds_500_lines() -> None:
     long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := _lines(path)) > STOP_LINES}
     assert long == {}
 
 
-def test_every_package_says_what_it_is_for() -> None:
+def test_every_package_has_a_docstring() -> None:
     silent = [
         str(path.relative_to(ROOT))
         for path in SOURCES
@@ -42,8 +44,8 @@ def test_every_package_says_what_it_is_for() -> None:
     assert silent == []
 
 
-def test_the_proxy_runs_without_the_operators_libraries() -> None:
-    """The image of the proxy carries neither kopf nor the Kubernetes client."""
+def test_proxy_does_not_need_libraries_of_the_operator() -> None:
+    """The image of the proxy contains neither kopf nor the Kubernetes client."""
     code = (
         "import sys; sys.modules['kopf'] = sys.modules['kubernetes'] = None\n"
         "import mailproxy.app, mailproxy.cli, mailproxy.worker\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of docs/limits.md names what shows it, and that exists."""
+"""Every row of docs/limits.md names an existing test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS: Final = pages.rows(PAGE)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:60])
-def test_a_limit_says_everything(row: tuple[str, ...]) -> None:
+def test_rows_are_complete(row: tuple[str, ...]) -> None:
     what, bound, _default, consequence, shown = row
     assert what
     assert bound
@@ -23,16 +23,16 @@ def test_a_limit_says_everything(row: tuple[str, ...]) -> None:
     assert pages.missing(shown) == []
 
 
-def test_the_page_has_rows() -> None:
+def test_page_has_rows() -> None:
     assert len(ROWS) > 60
 
 
-def test_no_limit_stands_there_twice() -> None:
+def test_limits_are_unique() -> None:
     names = [row[0] for row in ROWS]
     assert len(names) == len(set(names))
 
 
-def test_constants_that_are_named_exist() -> None:
+def test_named_constants_exist() -> None:
     sources = "\n".join(path.read_text() for path in (PAGE.parents[1] / "proxy").rglob("*.py"))
     named = {word for row in ROWS for word in pages.quoted(row[1]) if word.isupper()}
     assert named

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine without the programs that tests start: which packages are named, and where."""
+"""Missing programs: tests are skipped with the name of the package."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def _installed_by_ci() -> list[str]:
     return str(listed).split()
 
 
-def test_ci_installs_every_package_that_a_test_needs() -> None:
+def test_ci_installs_every_needed_package() -> None:
     assert sorted(_installed_by_ci()) == DEBIAN
 
 
-def test_the_page_for_contributors_names_every_package() -> None:
+def test_contributing_page_names_every_package() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     [command] = re.findall(r"apt install ((?:[a-z0-9-]+(?:\s|\\)+)+)", page)
     assert sorted(command.replace("\\", " ").split()) == DEBIAN
 
 
-def test_every_program_that_a_test_asks_for_has_a_package() -> None:
+def test_every_needed_program_has_a_package() -> None:
     asked = {
         call.args[0].value
         for path in TESTS.rglob("*.py")
@@ -47,32 +47,32 @@ def test_every_program_that_a_test_asks_for_has_a_package() -> None:
     assert {part for parts in PARTS.values() for part in parts} <= PACKAGES.keys()
 
 
-def test_no_test_looks_for_a_program_by_itself() -> None:
-    """Else it fails, or is skipped without the name of the package."""
+def test_tests_find_programs_only_through_needs() -> None:
+    """Otherwise the test fails, or is skipped without the name of the package."""
     sources = {str(path.relative_to(ROOT)): path.read_text() for path in TESTS.rglob("*.py")}
     found = {path for path, text in sources.items() if re.search(r"shutil\.which\(", text)}
     assert found == {"tests/support/needs.py", "tests/support/kubectl.py"}
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
-def test_a_missing_program_skips_the_test_with_its_package(name: str) -> None:
+def test_missing_program_skips_with_package_name(name: str) -> None:
     with pytest.raises(pytest.skip.Exception) as skipped:
         require(name, find=lambda one: None if one == name else f"/bin/{one}")
     assert f"needs {Path(name).name} (Debian: {PACKAGES[name]})" in str(skipped.value)
 
 
-def test_a_part_that_a_server_starts_is_missed_before_the_server_starts() -> None:
+def test_missing_part_skips_before_server_starts() -> None:
     """Dovecot without dovecot-lmtpd ends with a fatal error about an unknown protocol."""
     with pytest.raises(pytest.skip.Exception, match=r"needs lmtp \(Debian: dovecot-lmtpd\)"):
         require("dovecot", find=lambda one: None if one == "dovecot/lmtp" else f"/bin/{one}")
 
 
-def test_everything_that_is_missing_is_named_at_once() -> None:
+def test_all_missing_programs_are_named_together() -> None:
     with pytest.raises(pytest.skip.Exception) as skipped:
         require("dovecot", find=lambda _: None)
     assert all(package in str(skipped.value) for package in DEBIAN if package.startswith("dovecot"))
 
 
-def test_what_is_installed_is_found() -> None:
+def test_installed_program_is_found() -> None:
     assert require("sh", find=find_program) == find_program("sh") != ""
     assert find_program("no/such/file") is None

@@ -24,7 +24,7 @@ def dockerfile() -> Dockerfile:
 
 @pytest.fixture(scope="session")
 def replay(needs: Needs, dockerfile: Dockerfile) -> Iterator[Replay]:
-    """Both images.  Their layers are large: they go at once, not when pytest's own folders do."""
+    """Both images.  Their layers are large and are removed at once, not with pytest's own folders."""
     needs("ip")
     folder = Path(tempfile.mkdtemp(prefix="mailproxy-image-"))
     folder.chmod(0o755)

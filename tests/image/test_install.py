@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``pip install mailproxy``: a wheel, installed into an environment that has nothing else."""
+"""``pip install mailproxy``: the wheel in an empty virtual environment."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OFFLINE: Final = ("Could not find a version that satisfies", "Temporary failure 
 
 @pytest.fixture(scope="module")
 def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are after ``pip install .``, without extras."""
+    """The folder of the programs after ``pip install .``, without extras."""
     folder = tmp_path_factory.mktemp("install")
     sources = folder / "sources"
-    for name in ("operator", "proxy"):
+    for name in ("demo", "operator", "proxy"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
@@ -49,20 +49,20 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Path) -> None:
+def test_default_installation_runs_the_proxy(bin_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "nginx.conf"
     file.write_text(CONFIGURATION)
     for arguments in (["check", "-f", file], ["convert", file]):
         done = run(bin_folder / "mailproxy", *arguments)
         assert done.returncode == 0, done.stderr
-    # An address that is none of this machine's: it gets as far as opening its listeners.
+    # An address of another machine: the proxy starts, and fails to open its listener.
     file.write_text(CONFIGURATION.replace("127.0.0.1:1143", "192.0.2.1:1143"))
     done = run(bin_folder / "mailproxy", "run", "-f", file, "--admin", "127.0.0.1:0")
     assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
     assert "192.0.2.1" in done.stderr
 
 
-def test_the_operator_needs_its_extra_and_names_it(bin_folder: Path) -> None:
+def test_operator_without_extra_names_it(bin_folder: Path) -> None:
     done = run(bin_folder / "mailproxy-operator", "run")
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
@@ -70,15 +70,28 @@ def test_the_operator_needs_its_extra_and_names_it(bin_folder: Path) -> None:
     assert line.endswith("which the extra 'operator' installs: pip install 'mailproxy[operator]'")
 
 
-def test_the_demo_needs_its_extra_and_names_it(bin_folder: Path) -> None:
-    done = run(bin_folder / "mailproxy-operator", "local", "--demo", "--once")
+def test_wheel_has_no_demo(bin_folder: Path) -> None:
+    """The sources that it was built from have the package."""
+    [site] = (bin_folder.parent / "lib").glob("python3.*/site-packages")
+    packages = {path.name for path in site.iterdir() if path.name.startswith("mailproxy")}
+    packages = {name for name in packages if not name.endswith(".dist-info")}
+    assert packages == {"mailproxy", "mailproxy_config", "mailproxy_operator"}
+    assert not (site / "mailproxy_operator/local").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--demo", "--once"], ["-f", "edge.yaml"]])
+def test_local_without_the_demo_reports_how_to_install_it(bin_folder: Path, arguments: list[str]) -> None:
+    done = run(bin_folder / "mailproxy-operator", "local", *arguments)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].endswith("pip install 'mailproxy[demo]'")
-    assert "Traceback" not in done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith(
+        "mailproxy-operator: this command needs mailproxy_demo, which is not in the wheel; "
+    )
+    assert line.endswith(": pip install --editable '.[demo]'")
 
 
 @pytest.mark.parametrize("command", ["crd", "render"])
-def test_the_operators_other_commands_need_no_extra(bin_folder: Path, command: str) -> None:
+def test_crd_and_render_need_no_extra(bin_folder: Path, command: str) -> None:
     arguments = ["-f", ROOT / "deploy/examples/minimal.yaml"] if command == "render" else []
     done = run(bin_folder / "mailproxy-operator", command, *arguments)
     assert done.returncode == 0, done.stderr

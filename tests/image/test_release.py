@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release needs: one version everywhere, the licence, the bills of materials."""
+"""A release: one version everywhere, the licence, the bills of materials, image names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mailproxy_operator.settings import DEFAULT_IMAGE
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LICENCE: Final = f"SPDX-License-Identifier: {PROJECT['license']}"
-FOLDERS: Final = ("operator", "proxy", "tests", "benchmarks", "charts", "deploy")
+FOLDERS: Final = ("demo", "operator", "proxy", "tests", "benchmarks", "charts", "deploy")
 SOURCES: Final = {".py", ".ts", ".tpl"}
 TEMPLATES: Final = ROOT / "charts/mailproxy-operator/templates"
 VERSIONED: Final = (
@@ -40,7 +40,7 @@ def _sources() -> list[Path]:
     ]
 
 
-def test_every_source_file_names_its_licence() -> None:
+def test_every_source_file_has_its_licence_line() -> None:
     nameless = [
         str(path.relative_to(ROOT))
         for path in _sources()
@@ -49,7 +49,7 @@ def test_every_source_file_names_its_licence() -> None:
     assert nameless == [], f"their first line has to say: # {LICENCE} (make fix writes it)"
 
 
-def test_the_licence_comes_with_everything() -> None:
+def test_licence_files_are_complete() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert (ROOT / f"LICENSES/{PROJECT['license']}.txt").read_text() == text
     assert PROJECT["license-files"] == ["LICENSE"]
@@ -59,8 +59,8 @@ def test_the_licence_comes_with_everything() -> None:
 
 
 @pytest.mark.parametrize("name", VERSIONED)
-def test_there_is_one_version(name: str) -> None:
-    """Whatever looks like a version of ours, on its own line or as the tag of an image."""
+def test_version_is_the_same_in_every_file(name: str) -> None:
+    """Every version of MailProxy, on its own line or as the tag of an image."""
     text = (ROOT / name).read_text()
     found = re.findall(r"(?im)^(?:ARG )?(?:appVersion|version)\s*[:=]\s*\"?(\d[\w.+-]*)", text)
     found += re.findall(r"mailproxy/mailproxy(?:-operator)?:([\w.+-]+)", text)
@@ -68,7 +68,7 @@ def test_there_is_one_version(name: str) -> None:
     assert set(found) == {PROJECT["version"]}, "run: make version TO=..."
 
 
-def test_a_release_raises_the_version_everywhere(tmp_path: Path) -> None:
+def test_make_version_changes_every_file(tmp_path: Path) -> None:
     for name in ("Makefile", *VERSIONED):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
@@ -91,8 +91,8 @@ def test_make_writes_the_bills_of_materials(image: str, tmp_path: Path) -> None:
     assert PROJECT["version"] in (tmp_path / f"sbom-{image}.cdx.json").read_text()
 
 
-def test_make_tags_the_images_as_the_chart_and_the_manifests_want_them() -> None:
-    """So that a node that has them needs no registry."""
+def test_make_tags_images_with_the_names_of_the_chart() -> None:
+    """So a node that has the images needs no registry."""
     printed = subprocess.run(
         ["make", "-n", "images"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
@@ -104,7 +104,7 @@ def test_make_tags_the_images_as_the_chart_and_the_manifests_want_them() -> None
     assert made == set(re.findall(r"ghcr\.io/[a-z/-]+:[\w.]+", operator))
 
 
-def test_the_images_get_another_registry_by_a_variable() -> None:
+def test_registry_variable_changes_image_names() -> None:
     command = ["make", "-n", "images", "REGISTRY=registry.example:5000/mail"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert f"-t registry.example:5000/mail/mailproxy:{PROJECT['version']}" in printed.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dockerfile's steps, done one by one: what is in the images, and that their programs start in them."""
+"""The steps of the Dockerfile, run one by one: contents of the images, start of their programs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from support.servers.programs import Ports
 
 pytestmark = pytest.mark.interop
 
-# Told by a shell in the image: who am I, is the tree read-only, is the health check content, what is the end?
+# Printed by a shell in the image: the user, whether the root is read-only, the health check, the exit code.
 WATCH_THE_PROXY = """
 id -u; id -g
 touch /opt/mailproxy/x 2>/dev/null && echo "can be written to"
@@ -48,18 +48,19 @@ def _packages(replay: Replay, stage: str) -> set[str]:
     }
 
 
-def test_each_image_carries_what_its_program_needs_and_not_the_other(replay: Replay) -> None:
+def test_each_image_has_only_its_own_packages(replay: Replay) -> None:
     proxy, operator = _packages(replay, "proxy"), _packages(replay, "operator")
     assert {"mailproxy", "mailproxy_config", "aiodns"} <= proxy
     assert not {"kopf", "kubernetes", "mailproxy_operator"} & proxy
     assert {"mailproxy_operator", "mailproxy_config", "kopf", "kubernetes"} <= operator
     assert not {"aiodns", "crossplane"} & operator
+    assert not {"mailproxy_demo", "twisted"} & (proxy | operator)
     for found in (proxy, operator):
         assert not {"pip", "setuptools", "hatchling", "pytest", "mypy"} & found
 
 
 @pytest.mark.parametrize("stage", ["proxy", "operator"])
-def test_nothing_is_left_of_the_build(replay: Replay, stage: str) -> None:
+def test_images_have_no_build_files(replay: Replay, stage: str) -> None:
     layer = replay.layer(stage)
     added = {str(path.relative_to(layer)) for path in layer.glob("*")} | {
         str(path.relative_to(layer)) for path in layer.glob("opt/*")
@@ -73,17 +74,17 @@ def test_nothing_is_left_of_the_build(replay: Replay, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["proxy", "operator"])
-def test_everything_is_compiled_and_not_looked_at_again(replay: Replay, stage: str) -> None:
+def test_bytecode_is_compiled_with_unchecked_hashes(replay: Replay, stage: str) -> None:
     [package] = (replay.layer(stage) / "opt/mailproxy/lib").glob("python3.*/site-packages/mailproxy_config")
     compiled = list((package / "__pycache__").glob("*.pyc"))
     assert len(compiled) == len(list(package.glob("*.py")))
-    # The flags of PEP 552: made from a hash, which is not checked.
+    # The flags of PEP 552: hash-based, and the hash is not checked.
     assert {path.read_bytes()[4:8] for path in compiled} == {b"\1\0\0\0"}
 
 
 @pytest.fixture
 def configured(replay: Replay) -> Iterator[Path]:
-    """The configuration that the operator would mount."""
+    """The configuration as the operator mounts it."""
     resource = Resource.read(
         body(servers=[server("imap", "imap", 1143)], drain={"delay": "0s", "timeout": "1s"})
     )
@@ -96,7 +97,7 @@ def configured(replay: Replay) -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("configured")
-def test_the_proxy_starts_as_nobody_on_a_read_only_tree(replay: Replay, dockerfile: Dockerfile) -> None:
+def test_proxy_starts_unprivileged_with_read_only_root(replay: Replay, dockerfile: Dockerfile) -> None:
     stage = dockerfile.stages["proxy"]
     command = [*stage.last("ENTRYPOINT").words(), *stage.last("CMD").words()]
     check = stage.last("HEALTHCHECK").rest.partition(" CMD ")[2]
@@ -108,10 +109,10 @@ def test_the_proxy_starts_as_nobody_on_a_read_only_tree(replay: Replay, dockerfi
     assert done.stdout.split("\n") == ["65532", "65532", "healthy", "ended 0", ""], done.stderr
 
 
-async def test_the_operator_starts_as_nobody_on_a_read_only_tree(
+async def test_operator_starts_unprivileged_with_read_only_root(
     replay: Replay, dockerfile: Dockerfile
 ) -> None:
-    """With the arguments that the chart gives it, against an emulated API server."""
+    """With the arguments of the chart, and an emulated API server."""
     port = Ports().take()
     entry = dockerfile.stages["operator"].last("ENTRYPOINT").words()
     kubeconfig = replay.layer("operator") / "kubeconfig"
@@ -136,9 +137,9 @@ async def test_the_operator_starts_as_nobody_on_a_read_only_tree(
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()
-            said, _ = await asyncio.wait_for(process.communicate(), 20)
+            output, _ = await asyncio.wait_for(process.communicate(), 20)
             kubeconfig.unlink()
-        assert process.returncode == 0, said.decode()
+        assert process.returncode == 0, output.decode()
 
 
 def _kubeconfig(url: str) -> dict[str, object]:

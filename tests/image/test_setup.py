@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make`` on a fresh machine: what is missing is named, and a half-made environment is made anew."""
+"""``make`` on a fresh machine: missing programs are reported, an incomplete environment is replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PRETENDING: Final = """#!/bin/sh
-# An interpreter that is not as the real one: {what}
+# A modified interpreter: {what}
 shift
 exec {python} -c 'import sys; {what}; exec(sys.argv[1])' "$1"
 """
@@ -27,7 +27,7 @@ def _interpreter(folder: Path, what: str) -> Path:
 
 
 def _make(target: str, python: Path | str, venv: Path) -> subprocess.CompletedProcess[str]:
-    """Without an index: what has to be downloaded is not."""
+    """Run ``make`` without a package index, so that nothing is downloaded."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "MAKE"))}
     return subprocess.run(
         ["make", "-s", target, f"PYTHON={python}", f"VENV={venv}"],
@@ -37,7 +37,7 @@ def _make(target: str, python: Path | str, venv: Path) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("target", ["demo", "setup", "test"])
-def test_an_old_python_is_named_with_what_to_type(tmp_path: Path, target: str) -> None:
+def test_old_python_is_reported_with_a_command(tmp_path: Path, target: str) -> None:
     done = _make(target, _interpreter(tmp_path, "sys.version_info = (3, 10, 13)"), tmp_path / "venv")
     assert done.returncode != 0
     wanted = f"Python 3.11 or newer is needed, this is 3.10: make {target} PYTHON=python3.11\n"
@@ -45,7 +45,7 @@ def test_an_old_python_is_named_with_what_to_type(tmp_path: Path, target: str) -
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_python_without_ensurepip_is_named_with_its_package(tmp_path: Path) -> None:
+def test_missing_ensurepip_is_reported_with_its_package(tmp_path: Path) -> None:
     """As on Debian without python3-venv."""
     python = _interpreter(tmp_path, 'sys.modules["ensurepip"] = None')
     done = _make("demo", python, tmp_path / "venv")
@@ -54,43 +54,43 @@ def test_a_python_without_ensurepip_is_named_with_its_package(tmp_path: Path) ->
     assert not (tmp_path / "venv").exists()
 
 
-def test_no_python_at_all_is_named(tmp_path: Path) -> None:
+def test_missing_python_is_reported(tmp_path: Path) -> None:
     done = _make("demo", "python-of-nowhere", tmp_path / "venv")
     assert "python-of-nowhere does not run. Python 3.11 or newer is needed: apt install" in done.stderr
 
 
 def _half_made(venv: Path) -> None:
-    """What ``python -m venv`` leaves behind where ensurepip is missing."""
+    """Create what ``python -m venv`` leaves behind if ensurepip is missing."""
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").write_text("home = /nowhere\n")
     (venv / "bin/python").symlink_to("/nowhere/python3")
 
 
 @pytest.mark.parametrize("stamp", ["", ".installed", ".installed-demo"])
-def test_a_half_made_environment_is_made_anew(tmp_path: Path, stamp: str) -> None:
-    """Also where it was complete once, and its interpreter has gone."""
+def test_incomplete_environment_is_created_again(tmp_path: Path, stamp: str) -> None:
+    """Also if it was complete, and its interpreter was removed."""
     venv = tmp_path / "venv"
     _half_made(venv)
     if stamp:
         (venv / stamp).touch()
     done = _make("demo" if "demo" in stamp else "setup", sys.executable, venv)
-    assert f"{venv} is incomplete or of an older Python: making it anew" in done.stdout
-    assert "Installing MailProxy and what it needs" in done.stdout
+    assert f"{venv} is incomplete or of an older Python: creating it again" in done.stdout
+    assert "Installing MailProxy and its dependencies" in done.stdout
     assert subprocess.run([venv / "bin/python", "-c", "import pip"], check=False).returncode == 0
     assert done.returncode != 0, "there was no index"
     assert not list(venv.glob(".installed*")), "the next call installs it"
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_not_changed(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     venv.mkdir()
     (venv / "letters").write_text("mine")
     done = _make("setup", sys.executable, venv)
-    assert f"{venv} is no virtual environment, and not empty" in done.stderr
+    assert f"{venv} is not a virtual environment and not empty" in done.stderr
     assert (venv / "letters").read_text() == "mine"
 
 
-def test_the_demo_installs_only_what_it_needs() -> None:
+def test_demo_installs_only_its_extra() -> None:
     printed = subprocess.run(
         ["make", "-n", "demo", "VENV=/nonexistent/venv"], cwd=ROOT, capture_output=True, text=True, check=True
     )

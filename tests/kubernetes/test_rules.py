@@ -25,15 +25,15 @@ TIME: Final = "must be a time such as 60s, 1m30s, 24h or 500ms; a bare number is
 LONG_TIME: Final = "must be a time such as 30s, 5m or 1d, without milliseconds; a bare number is seconds"
 SIZE: Final = "must be a size such as 4k or 10m; a bare number is bytes"
 PORTS: Final = (
-    "protocol can be left out only where every port is well-known and all agree: "
+    "protocol is required unless all ports are well-known ports of the same protocol: "
     "143 993 imap, 110 995 pop3, 25 465 587 smtp"
 )
 TWICE: Final = "two listeners of one server have the same address and port"
 EITHER: Final = "a listener has either a port or a unix: address"
 UNIX: Final = "address: unix: takes an absolute path of at most 107 bytes"
-BRACKETS: Final = "an IPv6 address stands in brackets, and the port in its own field"
+BRACKETS: Final = "an IPv6 address must be in brackets, and the port in the field port"
 IPV6ONLY: Final = "ipv6only needs an IPv6 address in brackets"
-KEEPALIVE: Final = "must lie between 1s and 32767s, which is what the socket option takes"
+KEEPALIVE: Final = "must be between 1s and 32767s, the range of the socket option"
 URL: Final = "authHttp must be [http://]host[:port][/path] or an https:// URL"
 CERTIFICATE: Final = "set either secretName, or certificateFile together with keyFile"
 ONE_FILE: Final = "exactly one of secretKeyRef, configMapKeyRef and file must be set"
@@ -142,7 +142,7 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
     (
         {"mode": "Sidecar", "networkPolicy": {"enabled": True}},
         "spec",
-        "networkPolicy has no effect with mode Sidecar: the pods are yours, and so are their NetworkPolicies",
+        "networkPolicy is not allowed with mode Sidecar: the operator does not own the pods",
     ),
     (
         mail(serverName="a\r\nb"),
@@ -230,7 +230,7 @@ REFUSED: Final[list[tuple[Object, str, str]]] = [
     (
         listen(soKeepalive={"enabled": False, "count": 3}),
         "spec.servers[0].listen[0].soKeepalive",
-        "soKeepalive: enabled false goes alone",
+        "soKeepalive: idle, interval and count are not allowed with enabled: false",
     ),
     (listen(soKeepalive={"idle": "0s"}), "spec.servers[0].listen[0].soKeepalive.idle", KEEPALIVE),
     (listen(soKeepalive={"idle": "10h"}), "spec.servers[0].listen[0].soKeepalive.idle", KEEPALIVE),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of the dashboards and rules, which are no installed package."""
+"""The path of the dashboards' and rules' sources, which are not installed, and a proxy under traffic."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ sys.path.insert(0, str(MONITORING))
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """A proxy to which clients come all the time, and no longer: threads of clients would be in the way
-    of tests that replace functions, count descriptors, or draw by chance."""
+    """A proxy under continuous traffic, which ends with the module: client threads would disturb tests
+    that replace functions, count descriptors, or use random values."""
     with places(tmp_path_factory.mktemp("busy")) as found, traffic(found) as faults:
         yield found
     assert faults == []
@@ -31,7 +31,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
 
 @pytest.fixture(scope="module")
 def watcher(needs: Needs, busy: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
-    """Prometheus, scraping it."""
+    """A Prometheus that scrapes this proxy."""
     path = needs("prometheus")
     scrape = as_pods("mail/edge", "mail", {"edge-0": busy.proxies[0].admin})
     rules = [MONITORING / "rules/mailproxy.yaml"]

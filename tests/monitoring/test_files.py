@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of ``deploy/monitoring``: fresh, valid, and of use to a real Prometheus."""
+"""The files of ``deploy/monitoring`` are fresh and valid, and work with a real Prometheus."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.sidecar import sidecar
 from mailproxy_operator.settings import Platform
 from mailproxy_operator.sidecar.inject import Injected, inject
-from support.helm_schemas import faults
+from support.helm_schemas import schema_errors
 from support.needs import Needs
 from support.operator_bodies import body
 from support.prometheus_world.places import Places
@@ -29,14 +29,14 @@ from support.sidecars import pod
 MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 CRD = MONITORING.parent / "crd.yaml"
 
-# What Kubernetes tells Prometheus about a pod of the MailProxy "edge" in namespace "mail".
+# The meta labels of Prometheus' service discovery for a pod of the MailProxy "edge" in namespace "mail".
 POD = {
     "__meta_kubernetes_namespace": "mail",
     "__meta_kubernetes_pod_name": "edge-0",
     "__meta_kubernetes_pod_container_port_name": "admin",
     "__meta_kubernetes_pod_label_mailproxy_dev_proxy": "edge",
     "__meta_kubernetes_pod_annotation_prometheus_io_scrape": "true",
-    # A sidecar's pod may have the path of its application here.
+    # In a sidecar's pod, this may be the path of the application.
     "__meta_kubernetes_pod_annotation_prometheus_io_path": "/elsewhere",
 }
 
@@ -46,14 +46,14 @@ def _read(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: f"{path.parent.parent.name}/{path.name}")
-def test_what_is_generated_is_fresh(path: Path) -> None:
+def test_generated_files_are_fresh(path: Path) -> None:
     assert path.read_text() == pages()[path], "run: make generate"
 
 
 @pytest.mark.parametrize(
     "path", sorted((MONITORING / "dashboards").glob("*.json")), ids=lambda path: path.stem
 )
-def test_a_dashboard_is_laid_out_without_gaps_and_overlaps(path: Path) -> None:
+def test_dashboard_panels_do_not_overlap(path: Path) -> None:
     dashboard = json.loads(path.read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -73,22 +73,22 @@ def test_a_dashboard_is_laid_out_without_gaps_and_overlaps(path: Path) -> None:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("name", ["rules/mailproxy.yaml", "rules/operator.yaml"])
-def test_promtool_takes_the_rules(needs: Needs, name: str) -> None:
+def test_promtool_accepts_the_rules(needs: Needs, name: str) -> None:
     assert "SUCCESS" in output_of([needs("promtool"), "check", "rules", str(MONITORING / name)])
 
 
 @pytest.mark.interop
-def test_promtool_takes_the_plain_configuration(needs: Needs) -> None:
-    said = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
-    assert "FAILED" not in said
-    assert "is valid prometheus config file syntax" in said
+def test_promtool_accepts_the_static_configuration(needs: Needs) -> None:
+    output = output_of([needs("promtool"), "check", "config", str(MONITORING / "scrape/static.yaml")])
+    assert "FAILED" not in output
+    assert "is valid prometheus config file syntax" in output
 
 
 @pytest.mark.interop
-def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_path: Path) -> None:
-    """With what Kubernetes says about a pod, the target gets the labels that dashboards and alerts need."""
+def test_annotated_pods_are_discovered_with_their_labels(needs: Needs, busy: Places, tmp_path: Path) -> None:
+    """From its meta labels, a target gets the labels that dashboards and alerts need."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
-    del scrape["kubernetes_sd_configs"]  # a Prometheus may be built without it
+    del scrape["kubernetes_sd_configs"]  # Prometheus may be built without Kubernetes
     admin = busy.proxies[0].admin
     unwanted = [
         {**POD, "__meta_kubernetes_pod_container_port_name": "imap-143"},
@@ -110,23 +110,23 @@ def test_pods_are_found_by_their_annotations(needs: Needs, busy: Places, tmp_pat
         watcher.running.stop()
 
 
-def test_the_pod_monitor_for_all_proxies_makes_the_same_job() -> None:
+def test_pod_monitor_for_all_proxies_sets_the_same_job() -> None:
     monitor = _read("scrape/podmonitor.yaml")
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
     wanted = [one for one in scrape["relabel_configs"] if one.get("target_label") in {"job", "mailproxy"}]
     assert [_snake(one) for one in endpoint.pop("relabelings")] == wanted
     monitor["spec"].pop("namespaceSelector")
-    assert faults(monitor, "1.36") == []
+    assert schema_errors(monitor, "1.36") == []
 
 
 def _snake(relabeling: dict[str, Any]) -> dict[str, Any]:
-    """Write a relabeling of a PodMonitor as Prometheus itself has it."""
+    """Convert a relabeling of a PodMonitor to that of a Prometheus configuration."""
     return {re.sub("[A-Z]", lambda one: f"_{one[0].lower()}", key): it for key, it in relabeling.items()}
 
 
-def test_every_pod_of_a_proxy_has_the_label_that_scrape_files_select() -> None:
-    """A sidecar's pod as well as those of a workload."""
+def test_every_proxy_pod_has_the_label_of_the_scrape_files() -> None:
+    """In every mode, including sidecars."""
     [scrape] = _read("scrape/annotations.yaml")["scrape_configs"]
     [selector] = scrape["kubernetes_sd_configs"][0]["selectors"]
     [expression] = _read("scrape/podmonitor.yaml")["spec"]["selector"]["matchExpressions"]
@@ -152,19 +152,19 @@ def _pod_labels(resource: Any, objects: Any) -> dict[str, str]:
 
 
 @pytest.mark.interop
-def test_the_page_of_a_busy_proxy_is_what_prometheus_likes(needs: Needs, busy: Places) -> None:
+def test_promtool_accepts_the_metrics_of_a_busy_proxy(needs: Needs, busy: Places) -> None:
     promtool, proxy = needs("promtool"), busy.proxies[0]
     for family in CATALOGUE:
         eventually(lambda name=family.name: f"\n{name}" in proxy.get("/metrics")[1], family.name)  # type: ignore[misc]
     assert output_of([promtool, "check", "metrics"], stdin=proxy.get("/metrics")[1]) == ""
 
 
-def test_the_adapter_asks_for_what_there_is() -> None:
+def test_adapter_queries_an_existing_metric() -> None:
     [rule] = _read("prometheus-adapter.yaml")["rules"]["custom"]
     assert rule["seriesQuery"].partition("{")[0] in {family.name for family in CATALOGUE}
 
 
-def test_kube_state_metrics_reads_fields_that_the_crd_has() -> None:
+def test_kube_state_metrics_reads_existing_fields() -> None:
     [resource] = _read("kube-state-metrics.yaml")["spec"]["resources"]
     crd = yaml.safe_load(CRD.read_text())["spec"]
     kind = resource["groupVersionKind"]

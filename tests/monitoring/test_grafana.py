@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboards are what a current Grafana stores: no unknown field, none missing, no wrong value."""
+"""The dashboards match Grafana's schema: no unknown, missing or invalid field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MONITORING = Path(__file__).parents[2] / "deploy/monitoring"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in (MONITORING / "dashboards").glob("*.json")}
 SCHEMA = json.loads((Path(__file__).parent / "grafana/dashboard.schema.json").read_text())
 
-# A query to a data source of the type prometheus, as far as Grafana stores it.
+# The stored fields of a query to a data source of the type prometheus.
 QUERY = {
     "type": "object",
     "required": ["refId", "expr"],
@@ -44,10 +44,10 @@ def _complaints(part: str, found: Any) -> list[str]:
 
 
 def complaints(dashboard: dict[str, Any]) -> list[str]:
-    """Everything that Grafana would not have stored so."""
+    """All deviations from Grafana's schema."""
     whole = copy.deepcopy(dashboard)
     for variable in whole["templating"]["list"]:
-        variable.pop("definition", None)  # stored with a query variable, though no type tells of it
+        variable.pop("definition", None)  # stored with a query variable, but not in the schema
     panels = whole.pop("panels")
     queries = [query for panel in panels for query in panel.get("targets", [])]
     return [
@@ -58,12 +58,12 @@ def complaints(dashboard: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboard_is_what_grafana_stores(name: str) -> None:
+def test_dashboard_matches_the_grafana_schema(name: str) -> None:
     assert complaints(DASHBOARDS[name]) == []
 
 
 @pytest.mark.parametrize(
-    ("path", "wrong", "said"),
+    ("path", "wrong", "expected"),
     [
         (["graphToltip"], 1, "graphToltip"),
         (["templating", "list", 0, "refresh"], 7, "refresh"),
@@ -73,7 +73,7 @@ def test_a_dashboard_is_what_grafana_stores(name: str) -> None:
         (["panels", 0, "colapsed"], True, "colapsed"),
     ],
 )
-def test_a_slip_would_be_found(path: list[Any], wrong: object, said: str) -> None:
+def test_schema_check_finds_mistakes(path: list[Any], wrong: object, expected: str) -> None:
     dashboard = copy.deepcopy(DASHBOARDS["proxies"])
     *way, last = path
     place = dashboard
@@ -81,11 +81,11 @@ def test_a_slip_would_be_found(path: list[Any], wrong: object, said: str) -> Non
         place = place[step]
     place[last] = wrong
     [complaint] = complaints(dashboard)
-    assert said in complaint
+    assert expected in complaint
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_every_variable_that_is_asked_with_exists(name: str) -> None:
+def test_every_dashboard_variable_exists_and_is_used(name: str) -> None:
     text = json.dumps(DASHBOARDS[name]["panels"])
     variables = {one["name"] for one in DASHBOARDS[name]["templating"]["list"]}
     built_in = {"__range", "__rate_interval", "__interval"}

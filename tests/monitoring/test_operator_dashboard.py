@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of the operator's dashboard, asked of a Prometheus that scrapes an operator at work."""
+"""Every query of the operator's dashboard, with a Prometheus that scrapes a working operator."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about monitoring names what there is."""
+"""docs/monitoring.md lists every alert and recording rule, and the pictures show every panel."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "monitoring.md").read_text()
 
 
-def test_it_lists_every_alert_with_its_severity() -> None:
+def test_page_lists_every_alert_with_its_severity() -> None:
     listed = re.findall(r"^\| (MailProxy\w+) \|.*\| (\w+) \|$", PAGE, re.MULTILINE)
     assert listed == [(alert.name, alert.severity) for alert in (*ALERTS, *OPERATOR_ALERTS)]
 
 
-def test_it_lists_everything_that_is_recorded() -> None:
+def test_page_lists_every_recording_rule() -> None:
     assert re.findall(r"^\| `(\w+:\w+:\w+)` \|", PAGE, re.MULTILINE) == list(RECORDS)
 
 
 @pytest.mark.parametrize("name", ["proxies", "operator"])
-def test_the_pictures_show_every_panel(name: str) -> None:
+def test_pictures_show_every_panel(name: str) -> None:
     from mailproxy_monitoring.pages import DASHBOARDS
 
     picture = (DOCS / f"pictures/{name}.svg").read_text()
@@ -34,7 +34,7 @@ def test_the_pictures_show_every_panel(name: str) -> None:
     assert "No data" not in picture
 
 
-def test_the_readmes_picture_shows_the_first_row() -> None:
+def test_readme_picture_shows_the_first_row() -> None:
     picture = (DOCS / "pictures/glance.svg").read_text()
     from mailproxy_monitoring.pages import DASHBOARDS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every query of the proxies' dashboard, asked of a Prometheus that scrapes a proxy under traffic."""
+"""Every query of the proxies' dashboard, with a Prometheus that scrapes a proxy under traffic."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def has_data(found: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.interop
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
-def test_the_query_returns_data(watcher: Watcher, panel: Panel, query: str) -> None:
+def test_query_returns_data(watcher: Watcher, panel: Panel, query: str) -> None:
     assert eventually(lambda: has_data(watcher.now(substituted(query))), f"{panel.title}: {query}")
 
 
 @pytest.mark.interop
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
-def test_the_legend_names_labels_that_the_series_have(watcher: Watcher, panel: Panel, query: str) -> None:
+def test_legend_uses_labels_of_the_series(watcher: Watcher, panel: Panel, query: str) -> None:
     [legend] = [legend for one, legend in panel.queries if one == query]
     found = eventually(lambda: watcher.now(substituted(query)), query)
     assert set(re.findall(r"{{(\w+)}}", legend)) <= found[0]["metric"].keys()
@@ -47,7 +47,7 @@ def test_the_legend_names_labels_that_the_series_have(watcher: Watcher, panel: P
 
 @pytest.mark.interop
 @pytest.mark.parametrize("record", RECORDS)
-def test_what_is_recorded_has_data(watcher: Watcher, record: str) -> None:
+def test_recording_rules_have_data(watcher: Watcher, record: str) -> None:
     assert eventually(lambda: has_data(watcher.now(record)), record)
 
 
@@ -55,7 +55,7 @@ def test_what_is_recorded_has_data(watcher: Watcher, record: str) -> None:
 @pytest.mark.parametrize(
     ("label", "value"), [("namespace", "mail"), ("job", "mail/edge"), ("protocol", "imap")]
 )
-def test_the_choices_at_the_top_are_found(watcher: Watcher, label: str, value: str) -> None:
+def test_dashboard_variables_have_values(watcher: Watcher, label: str, value: str) -> None:
     [variable] = [one for one in PROXIES.variables if one.name == label]
     [selector] = re.findall(r"label_values\((.+), \w+\)", variable.query)
     asked = {"match[]": substituted(selector)}
@@ -63,7 +63,7 @@ def test_the_choices_at_the_top_are_found(watcher: Watcher, label: str, value: s
 
 
 def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
-    """What nobody looks at need not be measured; these are for looking things up."""
+    """The exceptions are for queries by hand."""
     shown = " ".join(query for panel in PROXIES.panels for query, _ in panel.queries)
     unshown = {one.name for one in CATALOGUE if one.name not in shown}
     assert unshown == {
@@ -73,7 +73,7 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     }
 
 
-def test_no_panel_shows_a_person_or_an_address() -> None:
+def test_no_query_has_a_user_or_an_address() -> None:
     panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
     queries = " ".join(query for panel in panels for query, _ in panel.queries)
     assert not re.search(r"\b(user|client|address|host|sni|upstream_address)\b", queries)

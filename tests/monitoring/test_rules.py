@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules, tried by promtool: what is recorded has the right value, alerts fire on the data they are for."""
+"""Unit tests of the rules with promtool: recorded values are right, and alerts fire only on their data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Series = list[tuple[str, str]]
 
 
 def _buckets(metric: str, labels: str) -> Series:
-    """A hundred observations a minute, half of them below a second, all of them below two."""
+    """A histogram with 100 observations per minute, half of them below 1 second, all below 2."""
     return [
         (f'{metric}_bucket{{{labels}, le="1"}}', "0+50x20"),
         (f'{metric}_bucket{{{labels}, le="2"}}', "0+100x20"),
@@ -35,7 +35,7 @@ def _buckets(metric: str, labels: str) -> Series:
     ]
 
 
-# record -> what there is, the labels of what is recorded, its value after ten minutes
+# recording rule -> input series, labels of the recorded series, its value after ten minutes
 RECORDED: dict[str, tuple[Series, str, float]] = {
     "namespace_job_protocol_result:mailproxy_logins:rate5m": (
         [
@@ -84,23 +84,23 @@ RECORDED: dict[str, tuple[Series, str, float]] = {
 }
 
 OPERATOR_POD = 'namespace="system", job="op", pod="op-0"'
-# As Prometheus has it without honorLabels: the pod's namespace is that of the operator.
+# As scraped without honorLabels: the label namespace is that of the operator's pod.
 CONDITION = f'mailproxy_operator_condition{{{OPERATOR_POD}, exported_namespace="mail", name="edge"'
 RESOURCES = f'mailproxy_operator_resources{{{OPERATOR_POD}, ready="true"}}'
 RECONCILES = f"mailproxy_operator_reconciles_total{{{OPERATOR_POD}"
 LEADER = f"mailproxy_operator_leader{{{OPERATOR_POD}}}"
 STANDBY = LEADER.replace("op-0", "op-1")
 
-# alert -> data on which it fires after 90 minutes, several cases in which it does not
+# alert -> input series on which it fires after 90 minutes, and cases in which it does not fire
 OPERATOR: dict[str, tuple[Series, list[Series]]] = {
     "MailProxyOperatorNotReconciling": (
         [(RESOURCES, "3x100"), (f'{RECONCILES}, result="ok"}}', "5x100")],
         [
             # a fresh installation without resources
             [(RESOURCES, "0x100"), (f'{RECONCILES}, result="ok"}}', "0x100")],
-            # one that has begun a quarter of an hour ago, with its first resource
+            # an operator that started 15 minutes ago, with its first resource
             [(RESOURCES, "_x75 1x100"), (f'{RECONCILES}, result="ok"}}', "_x75 1x100")],
-            # a resync every ten minutes, which finds a resource that its user has to mend
+            # a resync every ten minutes, with a resource that is not valid
             [
                 (RESOURCES, "1x100"),
                 (f'{RECONCILES}, result="hopeless"}}', " ".join(f"{n}x9" for n in range(12))),
@@ -119,7 +119,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
                 (f'{RECONCILES}, result="retry"}}', "0+60x100"),
                 (f'{RECONCILES}, result="error"}}', "0+6x100"),
             ],
-            # resources that their users have to mend
+            # resources that are not valid
             [
                 (f'{RECONCILES}, result="ok"}}', "0+6x100"),
                 (f'{RECONCILES}, result="hopeless"}}', "0+60x100"),
@@ -136,7 +136,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
         [
             [(f'{CONDITION}, type="Ready", status="True"}}', "1x100")],
             [(f'{CONDITION}, type="Reconciling", status="False"}}', "1x100")],
-            # gone, and back
+            # not running, then running again
             [(f'{CONDITION}, type="Ready", status="False"}}', "1x85 0x20")],
         ],
     ),
@@ -159,7 +159,7 @@ OPERATOR: dict[str, tuple[Series, list[Series]]] = {
 
 
 def _judged(needs: Needs, folder: Path, rules: dict[str, Any], test: dict[str, Any]) -> str:
-    """Have promtool run one unit test; gives what it says."""
+    """Run one unit test with promtool, and return its output."""
     promtool = needs("promtool")
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [{"interval": "1m", **test}]}
@@ -173,9 +173,9 @@ def _series(series: Series) -> list[dict[str, str]]:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("record", RECORDED)
-def test_what_is_recorded(needs: Needs, tmp_path: Path, record: str) -> None:
+def test_recording_rules_have_expected_values(needs: Needs, tmp_path: Path, record: str) -> None:
     series, labels, value = RECORDED[record]
-    # Rounded, for promtool compares floats bit by bit; that takes the name away.
+    # Rounded, because promtool compares floats exactly; rounding removes the name.
     expected = {"labels": f"{{{labels}}}", "value": value}
     asked = {"expr": f"round({record}, 0.001)", "eval_time": "10m", "exp_samples": [expected]}
     test = {"input_series": _series(series), "promql_expr_test": [asked]}
@@ -185,7 +185,7 @@ def test_what_is_recorded(needs: Needs, tmp_path: Path, record: str) -> None:
 def _firing(
     needs: Needs, folder: Path, rules: dict[str, Any], series: Series, alert: str, minute: int
 ) -> str:
-    """Return which alerts of a name fire: promtool shows what it did not expect."""
+    """Return the firing alerts of a name, from promtool's message about unexpected alerts."""
     folder.mkdir()
     firing = f'ALERTS{{alertname="{alert}", alertstate="firing"}}'
     asked = {"expr": firing, "eval_time": f"{minute}m", "exp_samples": []}
@@ -194,28 +194,28 @@ def _firing(
 
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", OPERATOR)
-def test_the_operators_alerts_fire_and_are_silent(needs: Needs, tmp_path: Path, alert: str) -> None:
+def test_operator_alerts_fire_only_on_their_data(needs: Needs, tmp_path: Path, alert: str) -> None:
     fires, silent = OPERATOR[alert]
-    said = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
+    output = _firing(needs, tmp_path / "fires", chart_rules(), fires, alert, 90)
     about_a_resource = alert in {"MailProxyNotReady", "MailProxyStalled"}
-    assert f'namespace="{"mail" if about_a_resource else "system"}"' in said, said
-    assert ('mailproxy="edge"' in said) == about_a_resource, said
+    assert f'namespace="{"mail" if about_a_resource else "system"}"' in output, output
+    assert ('mailproxy="edge"' in output) == about_a_resource, output
     for number, series in enumerate(silent):
-        said = _firing(needs, tmp_path / str(number), chart_rules(), series, alert, 90)
-        assert PASSED in said, said
+        output = _firing(needs, tmp_path / str(number), chart_rules(), series, alert, 90)
+        assert PASSED in output, output
 
 
 @pytest.mark.interop
-def test_an_alert_about_a_resource_honours_the_labels_of_the_metric(needs: Needs, tmp_path: Path) -> None:
-    """With honorLabels, as the chart's monitors have it."""
+def test_resource_alerts_work_with_honor_labels(needs: Needs, tmp_path: Path) -> None:
+    """With honorLabels, as in the chart's monitors."""
     series = 'mailproxy_operator_condition{namespace="mail", name="edge", type="Ready", status="False"}'
-    said = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
-    assert 'mailproxy="edge"' in said
-    assert 'namespace="mail"' in said
+    output = _firing(needs, tmp_path / "a", chart_rules(), [(series, "1x100")], "MailProxyNotReady", 90)
+    assert 'mailproxy="edge"' in output
+    assert 'namespace="mail"' in output
 
 
 @pytest.mark.interop
-def test_an_operator_that_is_gone_is_down(needs: Needs, tmp_path: Path) -> None:
+def test_missing_operator_is_down(needs: Needs, tmp_path: Path) -> None:
     rules, alert = chart_rules(), "MailProxyOperatorDown"
     vanished = [(LEADER, "1x30"), (LEADER.replace("system", "other"), "1x100")]
     assert 'namespace="system"' in _firing(needs, tmp_path / "one", rules, vanished, alert, 60)
@@ -226,23 +226,23 @@ def test_an_operator_that_is_gone_is_down(needs: Needs, tmp_path: Path) -> None:
 
 
 def _of(name: str, series: Series) -> Series:
-    """The data on which an alert fires, as that of another MailProxy."""
+    """The input series of an alert, with the labels of another MailProxy."""
     job = f'namespace="{name}", mailproxy="edge", job="{name}/edge"'
     return [(one.replace('job="mail/edge"', job), values) for one, values in series]
 
 
 @pytest.mark.interop
 @pytest.mark.parametrize("alert", SERIES)
-def test_alerts_of_two_proxies_are_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
+def test_two_proxies_have_two_alerts(needs: Needs, tmp_path: Path, alert: str) -> None:
     series = [*_of("a", SERIES[alert]), *_of("b", SERIES[alert])]
-    # What makes a hash or a certificate of one proxy strange must not come from the other one.
-    said = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
+    # A hash or a certificate of one proxy must not be compared with those of the other.
+    output = _firing(needs, tmp_path / "two", plain_rules(), series, alert, 80)
     for namespace in ("a", "b"):
-        assert f'mailproxy="edge", namespace="{namespace}"' in said, said
+        assert f'mailproxy="edge", namespace="{namespace}"' in output, output
 
 
 @pytest.mark.interop
-def test_proxies_with_different_configurations_do_not_disagree(needs: Needs, tmp_path: Path) -> None:
+def test_config_skew_compares_pods_of_one_proxy(needs: Needs, tmp_path: Path) -> None:
     series: Series = [
         (
             f'mailproxy_config_info{{namespace="{name}", mailproxy="x", job="{name}/x", hash="{name}"}}',
@@ -254,7 +254,7 @@ def test_proxies_with_different_configurations_do_not_disagree(needs: Needs, tmp
 
 
 def _rollout(old_minutes: int, drain_minutes: int) -> Series:
-    """From minute 20 on a pod of the next configuration; the old one goes on, then drains."""
+    """From minute 20 on, a pod has the next configuration; the old pod continues, then drains."""
     old, new = (f'{POD.replace("edge-0", name)}, mailproxy="edge"' for name in ("old", "new"))
     return [
         (f'mailproxy_config_info{{{old}, hash="a"}}', f"1x{20 + old_minutes + drain_minutes}"),
@@ -265,18 +265,18 @@ def _rollout(old_minutes: int, drain_minutes: int) -> Series:
 
 
 @pytest.mark.interop
-def test_ordinary_rollout_is_no_skew(needs: Needs, tmp_path: Path) -> None:
+def test_rollout_is_not_a_config_skew(needs: Needs, tmp_path: Path) -> None:
     """Pods of both configurations run for ten minutes, and the old ones drain for an hour."""
     rules, alert = plain_rules(), "MailProxyConfigSkew"
     for minute in (29, 35, 60, 90):
-        said = _firing(needs, tmp_path / str(minute), rules, _rollout(10, 60), alert, minute)
-        assert PASSED in said, said
+        output = _firing(needs, tmp_path / str(minute), rules, _rollout(10, 60), alert, minute)
+        assert PASSED in output, output
     assert alert in _firing(needs, tmp_path / "skew", rules, _rollout(40, 5), alert, 50)
 
 
 @pytest.mark.interop
-def test_proxies_with_jobs_of_their_own_are_not_down(needs: Needs, tmp_path: Path) -> None:
-    """Those that are found by their annotations have NAMESPACE/NAME as their job, not one for all."""
+def test_proxies_with_their_own_jobs_are_not_down(needs: Needs, tmp_path: Path) -> None:
+    """Proxies that are discovered by annotations have NAMESPACE/NAME as their job, not a common one."""
     job = 'namespace="mail", mailproxy="edge", job="mail/edge"'
     rules, alert = plain_rules(), "MailProxyDown"
     one_of_two: Series = [(f'up{{{job}, pod="a"}}', "1x90"), (f'up{{{job}, pod="b"}}', "0x90")]
@@ -287,7 +287,7 @@ def test_proxies_with_jobs_of_their_own_are_not_down(needs: Needs, tmp_path: Pat
     assert PASSED in _firing(needs, tmp_path / "others", rules, others, alert, 80)
 
 
-def test_every_alert_has_a_description_and_a_runbook_that_exists() -> None:
+def test_every_alert_has_a_description_and_an_existing_runbook() -> None:
     page = ALERTS_PAGE.read_text()
     sections = re.findall(r"^## (\w+)$", page, re.MULTILINE)
     assert sections == [alert.name for alert in (*ALERTS, *OPERATOR_ALERTS)]
@@ -299,12 +299,12 @@ def test_every_alert_has_a_description_and_a_runbook_that_exists() -> None:
             assert anchor in {name.lower() for name in sections}
 
 
-def test_every_rule_has_its_test() -> None:
+def test_every_rule_has_a_test() -> None:
     assert RECORDED.keys() == RECORDS.keys()
     assert OPERATOR.keys() == {one.name for one in OPERATOR_ALERTS}
 
 
-def test_the_plain_rules_are_the_operators_alerts_for_every_proxy() -> None:
+def test_plain_rules_are_the_rendered_alerts_for_every_proxy() -> None:
     groups = {group["name"]: group["rules"] for group in plain_rules()["groups"]}
     assert [rule["alert"] for rule in groups["mailproxy"]] == [alert.name for alert in ALERTS]
     for rule in groups["mailproxy"]:
@@ -315,7 +315,7 @@ def test_the_plain_rules_are_the_operators_alerts_for_every_proxy() -> None:
 
 
 @pytest.mark.interop
-def test_a_plain_alert_names_the_instance(needs: Needs, tmp_path: Path) -> None:
+def test_plain_alert_has_the_instance(needs: Needs, tmp_path: Path) -> None:
     [_, group] = plain_rules()["groups"]
     [rule] = [one for one in group["rules"] if one["alert"] == "MailProxyReloadFailed"]
     fired = {
@@ -342,7 +342,7 @@ def test_a_plain_alert_names_the_instance(needs: Needs, tmp_path: Path) -> None:
     assert PASSED in _judged(needs, tmp_path, plain_rules(), test)
 
 
-def test_rules_ask_only_for_metrics_that_there_are() -> None:
+def test_rules_query_only_existing_metrics() -> None:
     exposed = Metrics().exposition()[0].decode()
     known = {family.name for family in CATALOGUE} | set(re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE))
     asked = {

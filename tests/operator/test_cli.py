@@ -76,24 +76,37 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert ended.value.code == 2
 
 
-def test_local_needs_a_file_or_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_without_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["local"]) == 2
     assert "--demo" in capsys.readouterr().err
 
 
-def test_local_refuses_what_is_wrong_to_begin_with(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_local_refuses_invalid_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "edge.yaml"
     file.write_text("kind: MailProxy\n")
     assert main(["local", "-f", str(file)]) == 1
     assert "metadata.name" in capsys.readouterr().err
 
 
-def test_neither_kopf_nor_the_client_is_needed_for_local_and_render() -> None:
+def test_local_without_its_libraries_reports_how_to_install_them() -> None:
     source = (
-        "import sys; import mailproxy_operator.cli, mailproxy_operator.local.command,"
-        "mailproxy_operator.local.demo.demo, mailproxy_operator.render.manifest_text;"
+        "import sys; sys.modules['aiohttp'] = None; from mailproxy_operator.cli import main;"
+        "sys.exit(main(['local', '--demo']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr == (
+        "mailproxy-operator: this command needs the library aiohttp, which the extra 'demo' installs: "
+        "pip install --editable '.[demo]'\n"
+    )
+
+
+def test_local_and_render_import_neither_kopf_nor_kubernetes() -> None:
+    source = (
+        "import sys; import mailproxy_operator.cli, mailproxy_demo.local,"
+        "mailproxy_demo.demo, mailproxy_operator.render.manifest_text;"
         "sys.exit(bool({'kopf', 'kubernetes'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mailproxy_config.rendered import parse_json, parse_rendered
+from mailproxy_config.decode import parse_json
+from mailproxy_config.rendered import parse_rendered
+from mailproxy_demo.manifest_file import read_resource
 from mailproxy_operator.api.kinds import (
     DAEMON_SET,
     DEPLOYMENT,
@@ -22,7 +24,6 @@ from mailproxy_operator.api.kinds import (
 )
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.crd.resource import Resource
-from mailproxy_operator.local.source import read_resource
 from mailproxy_operator.render import planned, render
 from mailproxy_operator.render.manifest_text import rendered_text
 from mailproxy_operator.settings import Platform

@@ -15,7 +15,7 @@ from mailproxy_config.directives import LEVEL_DIRECTIVES
 from mailproxy_operator.api.kube_version import KubeVersion
 from mailproxy_operator.cli import main
 from mailproxy_operator.crd.schema import custom_resource_definition
-from support.helm_schemas import VERSIONS, faults
+from support.helm_schemas import VERSIONS, schema_errors
 
 ROOT = Path(__file__).parents[2]
 CRD = custom_resource_definition()
@@ -44,9 +44,9 @@ def test_the_file_is_what_the_command_prints(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_definition_is_valid_on_every_supported_version(version: str) -> None:
     """Strictly, as ``kubectl apply`` has it: a field that a version does not know is an error."""
-    assert faults(custom_resource_definition(KubeVersion.parse(version)), version) == []
+    assert schema_errors(custom_resource_definition(KubeVersion.parse(version)), version) == []
     shipped = yaml.safe_load((ROOT / "deploy" / "crd.yaml").read_text())
-    assert faults(shipped, version) == [], "deploy/crd.yaml is for all of them"
+    assert schema_errors(shipped, version) == [], "deploy/crd.yaml is for all of them"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

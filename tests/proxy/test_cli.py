@@ -18,9 +18,9 @@ from mailproxy.cli import admin, default_log_format, main, workers
 from mailproxy.supervisor.verdict import judge
 from mailproxy.tls.openssl import Unreachable
 from mailproxy_config.compile import compile_proxy
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
+from mailproxy_config.rendered import dump
 from support.config_bodies import body
 from support.processes import PYTHONPATH
 from support.tls_authority import Authority
@@ -265,7 +265,7 @@ def test_a_secret_outside_of_a_pod_names_what_to_use_instead(
 ) -> None:
     file.write_text(GOOD.replace("listen: [{address: 127.0.0.1, port: 10143}]", field))
     told = (
-        f"the Secret tls is a file in a pod only: elsewhere write {instead} instead, "
+        f"the Secret tls is mounted as a file only in a pod: elsewhere use {instead}, "
         "or use mailproxy-operator local --secrets DIR"
     )
     assert main(["check", str(file)]) == 0
@@ -281,7 +281,7 @@ def test_a_rendered_configuration_asks_for_the_key_of_its_secret(file: Path) -> 
     verdict = judge(dump(compile_proxy(manifest)), source=str(file), hostname="h")
     assert [str(problem) for problem in verdict.absent] == [
         "servers[imap].auth_http_header: /etc/mailproxy-refs/secrets/auth/k: there is no such file; "
-        "does the Secret auth have the key k?"
+        "check that the Secret auth has the key k"
     ]
 
 
@@ -313,11 +313,11 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
 
 
 @pytest.mark.parametrize(
-    ("bytes", "line", "reason"),
+    ("data", "line", "reason"),
     [
         (b"mail {", ":1", "unexpected end of file"),
         (b"mail {\n\xff }", ":2", "is not UTF-8 text"),
-        (b"mail {\r\n\r\n\0}", ":3", "is not text: it has a NUL in it"),
+        (b"mail {\r\n\r\n\0}", ":3", "is not text: it contains a NUL character"),
         (b"\x7fELF\x02\x01\x01\0\0", ":1", "is not text"),
         (b"\xff\xfem\0a\0i\0l\0", ":1", "is not text"),  # UTF-16
         (b"\xef\xbb\xbfmail {\r\n auth_htp a; }", ":2", 'unknown directive "auth_htp"'),
@@ -326,7 +326,7 @@ def test_convert_names_what_it_cannot_carry_over_and_prints_the_rest(
         (b"mail {\n include nowhere; }", ":2", "cannot read"),
         (b"mail {\n include .; }", ":2", "Is a directory"),
         (b"mail {\n include configuration; }", ":2", "includes itself"),
-        (b"mail {\n" * 65, ":65", "blocks stand inside each other"),
+        (b"mail {\n" * 65, ":65", "nested blocks"),
         (b" " * (3 * 1024 * 1024 + 1), "", "is larger than 3145728 bytes"),
         (b"", "", "there is no mail block"),
         (b"\x1b[2J on;", ":1", r'unknown directive "\x1b[2J"'),

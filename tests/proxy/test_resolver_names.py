@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailproxy.dns.dns_names import host_name, packed, reverse_name, with_port
+from mailproxy.dns.dns_names import host_name, packed, reverse_name
 
 
 @pytest.mark.parametrize(
-    ("address", "bytes"),
+    ("address", "data"),
     [
         ("192.0.2.1", b"\xc0\0\2\1"),
         ("::1", bytes(15) + b"\1"),
@@ -58,7 +58,3 @@ def test_the_reverse_name_is_the_one_everybody_uses(
 )
 def test_only_plain_names_are_host_names(name: str | bytes, host: bytes | None) -> None:
     assert host_name(name) == host
-
-
-def test_a_port_is_written_behind_brackets_where_there_are_colons() -> None:
-    assert [with_port("192.0.2.1", 53), with_port("::1", 5353)] == ["192.0.2.1:53", "[::1]:5353"]

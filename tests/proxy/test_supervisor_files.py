@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy.supervisor.config_files import read, referenced
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import (
     AuthHttpHeader,
@@ -19,14 +20,13 @@ from mailproxy_config.model import (
     StartTls,
     VerifyClient,
 )
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 from support.configs import server
 
 
 def test_a_file_is_read_as_far_as_it_may_be_long_and_one_byte_more(tmp_path: Path) -> None:
     file = tmp_path / "large"
-    file.write_bytes(b"x" * (LARGEST_DOCUMENT + 1000))
-    assert len(read(file)) == LARGEST_DOCUMENT + 1
+    file.write_bytes(b"x" * (MAX_FILE_BYTES + 1000))
+    assert len(read(file)) == MAX_FILE_BYTES + 1
 
 
 @pytest.mark.parametrize(

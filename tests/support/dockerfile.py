@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a Dockerfile, as far as ours goes: stages, and instructions with their continuation lines joined."""
+"""Reads a Dockerfile: stages, and instructions with their continuation lines joined."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its word, and what follows."""
+    """One instruction: its keyword and its arguments."""
 
     word: str
     rest: str
 
     def words(self) -> list[str]:
-        """What follows, as a list: from JSON, or split as a shell would."""
+        """The arguments as a list: from JSON, or split like a shell."""
         text = self.rest.strip()
         if text.startswith("["):
             listed: list[str] = json.loads(text)
@@ -28,18 +28,18 @@ class Instruction:
 
 @dataclass
 class Stage:
-    """One stage: what it begins with, and what is done then."""
+    """One stage: its base and its instructions."""
 
     name: str
     base: str
     instructions: list[Instruction] = field(default_factory=list)
 
     def all(self, word: str) -> list[Instruction]:
-        """Every instruction with a word."""
+        """All instructions with a keyword."""
         return [one for one in self.instructions if one.word == word]
 
     def last(self, word: str) -> Instruction:
-        """The last instruction with a word, which is the one that counts."""
+        """The last instruction with a keyword, which is the effective one."""
         return self.all(word)[-1]
 
     def pairs(self, word: str) -> dict[str, str]:
@@ -50,14 +50,14 @@ class Stage:
 
 @dataclass
 class Dockerfile:
-    """What one says: arguments that stand before the first stage, and the stages by name."""
+    """The arguments before the first stage, and the stages by name."""
 
     arguments: dict[str, str]
     stages: dict[str, Stage]
 
     @classmethod
     def read(cls, path: Path) -> Dockerfile:
-        """Read one."""
+        """Read a file."""
         found = cls({}, {})
         stage: Stage | None = None
         for one in _instructions(path.read_text(encoding="utf-8")):

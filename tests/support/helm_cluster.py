@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server for the chart.  It has no nodes: what Jobs run is run here, as their service account."""
+"""A real API server for the chart, without nodes: Jobs run on this machine, as their service account."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _JOBS = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs"
 
 
 class ChartCluster:
-    """The API server, and Helm against it."""
+    """The API server, and Helm with its kubeconfig."""
 
     def __init__(self, server: KubeServer, folder: Path, helm: Helm) -> None:
         self.server = server
@@ -38,7 +38,7 @@ class ChartCluster:
         self._folder = folder
         kubeconfig = self.cluster.kubeconfig("admin", server.admin.asker.token)
         self.kubeconfig = kubeconfig
-        helm.against(kubeconfig)
+        helm.use_kubeconfig(kubeconfig)
         for name in (NAMESPACE, "other"):
             labels = {"pod-security.kubernetes.io/warn": "restricted"}
             namespace = {
@@ -48,28 +48,28 @@ class ChartCluster:
             }
             _ = self.api.create(namespace).good
 
-    def is_there(self, path: str) -> bool:
-        """Tell whether something stands at a path."""
+    def exists(self, path: str) -> bool:
+        """Whether an object exists at a path."""
         return self.api.get(path).status == 200
 
-    def complete(self, job: str, **environment: str) -> str:
-        """Run what a Job runs, as soon as Helm has made it, and say that it is complete.
+    def run_job(self, job: str, **environment: str) -> str:
+        """Wait for a Job, run its container, and set its status to complete.
 
         Args:
             job: Its name.
-            environment: Variables to set otherwise than it does.
+            environment: Environment variables that override those of the Job.
 
         Returns:
-            What it wrote.
+            Its standard output.
         """
-        eventually(lambda: self.is_there(f"{_JOBS}/{job}"), job)
+        eventually(lambda: self.exists(f"{_JOBS}/{job}"), job)
         done = self._run(self.api.get(f"{_JOBS}/{job}").good, environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        _ = self._say_complete(job).good
+        _ = self._mark_complete(job).good
         return done.stdout
 
     def _run(self, job: Object, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run a Job's container here: its command, its variables, and its service account's token."""
+        """Run a Job's container on this machine: command, variables, service account token."""
         spec = job["spec"]["template"]["spec"]
         [container] = spec["containers"]
         account = self._folder / spec["serviceAccountName"]
@@ -95,8 +95,8 @@ class ChartCluster:
             check=False,
         )
 
-    def _say_complete(self, job: str) -> Answer:
-        """Say about a Job what its controller would."""
+    def _mark_complete(self, job: str) -> Answer:
+        """Set the status of a Job, as its controller does."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         conditions = [
             {"type": kind, "status": "True", "lastTransitionTime": now, "reason": "CompletionsReached"}
@@ -108,17 +108,17 @@ class ChartCluster:
 
 
 def serving_endpoints(cluster: ChartCluster, service: str, deployment: str, address: str) -> list[Object]:
-    """Say where a Service's pods are, as its controllers would.
+    """Build the endpoints of a Service, as its controllers do.
 
     Args:
-        cluster: Where it is.
-        service: Its name.
-        deployment: Whose pods it selects.
-        address: Of the one pod.
+        cluster: The cluster.
+        service: The name of the Service.
+        deployment: The name of the Deployment whose pods it selects.
+        address: The address of the only pod.
 
     Returns:
-        What is to be posted, with its ``path``: in the form of today, and in that which API servers before
-        1.33 go by.
+        Two objects to post, each with its ``path``: an EndpointSlice, and Endpoints for API servers
+        before 1.33.
     """
     found = cluster.api.found("Service", NAMESPACE, service)["spec"]
     template = cluster.api.found("Deployment", NAMESPACE, deployment)["spec"]["template"]
@@ -148,12 +148,12 @@ def serving_endpoints(cluster: ChartCluster, service: str, deployment: str, addr
 
 
 def own_address() -> str:
-    """An address of this machine that an endpoint may have; the API server takes none of loopback."""
+    """An address of this machine outside of loopback; the API server rejects loopback endpoints."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # asks for the route and sends nothing
+            probe.connect(("192.0.2.1", 9))  # selects a route, sends no packet
         except OSError:
-            pytest.skip("needs an address beside that of loopback")
+            pytest.skip("needs an address outside of loopback")
         address: str = probe.getsockname()[0]
         return address
 
@@ -166,9 +166,9 @@ def chart_cluster(
 
     Args:
         found: The programs.
-        folder: For its files.
-        helm: Is told where it is.
-        reaches_services: It finds what is behind a Service itself, for there is no kube-proxy.
+        folder: The folder for its files.
+        helm: Helm, which gets the kubeconfig.
+        reaches_services: The API server connects to endpoints directly, because there is no kube-proxy.
     """
     with kube_server(found, folder) as server:
         if reaches_services:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is an object what Kubernetes takes?  Its schema of a version, strictly; and Pod Security *restricted*.
+"""Validates objects against Kubernetes' schemas and against Pod Security *restricted*.
 
-The schemas of Kubernetes' own kinds come from the package
-``kubernetes-validate``; in their strict form an unknown field is an error.
-Those of the Prometheus operator's kinds stand here as far as they are used.
+The schemas of Kubernetes' kinds are from the package ``kubernetes-validate``,
+in their strict form: an unknown field is an error.  The schemas of the
+Prometheus operator's kinds are in this module, with the fields that are used.
 """
 
 from __future__ import annotations
@@ -119,20 +119,20 @@ def _validator(version: str, api_version: str, kind: str) -> Any:
     return Draft202012Validator(_schema(version, "-".join(parts)), registry=_definitions(version))
 
 
-def faults(found: Object, version: str) -> list[str]:
-    """Tell what the API server of a version would not take about an object."""
+def schema_errors(found: Object, version: str) -> list[str]:
+    """Return the schema errors of an object for a version of Kubernetes."""
     validator = _validator(version, found["apiVersion"], found["kind"])
     where = f"{found['kind']} {found['metadata']['name']}"
     return [f"{where} {fault.json_path}: {fault.message[:300]}" for fault in validator.iter_errors(found)]
 
 
 def pod_specs(objects: list[Object]) -> list[Object]:
-    """Give the pod specs of all workloads."""
+    """Return the pod specs of all workloads."""
     return [one["spec"]["template"]["spec"] for one in objects if "template" in one.get("spec", {})]
 
 
-def violations(spec: Object) -> list[str]:
-    """Tell what the Pod Security Standard *restricted* does not allow about a pod."""
+def pod_security_violations(spec: Object) -> list[str]:
+    """Return the violations of the Pod Security Standard *restricted*."""
     context = spec.get("securityContext", {})
     found = [f"{name} is on" for name in ("hostNetwork", "hostPID", "hostIPC") if spec.get(name)]
     if not context.get("runAsNonRoot") or context.get("runAsUser") == 0:

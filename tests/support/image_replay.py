@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does what a Dockerfile says without a container engine: stages as layers over this machine's own files.
+"""Runs the steps of a Dockerfile without a container engine.
 
-A stage is an overlay mounted in a mount namespace of its own, into which each
-RUN changes its root; so every path is the one that the Dockerfile names, and
-nothing of this machine is written to.  The machine's Python stands in for the
-base image's.
+A stage is an overlay over the root of this machine, mounted in its own mount
+namespace; each RUN uses it as its root.  So paths are those of the Dockerfile,
+and no file of the machine is written.  The machine's Python takes the place of
+the base image's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IGNORED: Final = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def is_possible(folder: Path) -> bool:
-    """Tell whether this machine lets us mount an overlay, for which we must be root."""
+    """Whether an overlay can be mounted on this machine; this needs root."""
     replay = Replay(Dockerfile({}, {"probe": Stage("probe", "")}), folder, folder)
     return subprocess.run(replay.inside("probe", ["true"]), capture_output=True, check=False).returncode == 0
 
@@ -45,9 +45,9 @@ class Replay:
     """Builds stages.
 
     Args:
-        dockerfile: What to do.
-        context: What COPY copies from.
-        folder: Where the layers go.
+        dockerfile: The Dockerfile.
+        context: The build context, the source of COPY.
+        folder: The folder for the layers.
     """
 
     def __init__(self, dockerfile: Dockerfile, context: Path, folder: Path) -> None:
@@ -58,21 +58,21 @@ class Replay:
         self.environments: dict[str, dict[str, str]] = {}
 
     def layer(self, stage: str) -> Path:
-        """Give the folder of what a stage adds to what it begins with."""
+        """Return the folder of the files that a stage adds to its base."""
         layer = self._folder / stage / "layer"
         for made in (layer, self._folder / stage / "work", self._folder / stage / "root"):
             made.mkdir(parents=True, exist_ok=True)
         return layer
 
     def build(self, name: str) -> None:
-        """Build a stage, and before it those it needs."""
+        """Build a stage, and the stages that it needs."""
         if name in self._built:
             return
         stage = self._dockerfile.stages[name]
         if stage.base in self._dockerfile.stages:
             self.build(stage.base)
             environment = dict(self.environments[stage.base])
-            # A copy, for one layer of an overlay may not lie within another.
+            # A copy, because a layer of an overlay must not be inside another.
             shutil.copytree(self.layer(stage.base), self.layer(name), symlinks=True, dirs_exist_ok=True)
         else:
             environment = {"PATH": _PATH, "PWD": "/"}
@@ -83,13 +83,13 @@ class Replay:
         self._built.add(name)
 
     def _give_python(self, stage: str) -> None:
-        """Have ``python`` mean this machine's, for everybody, wherever that is installed."""
+        """Install a script ``python`` that runs this machine's Python, for all users."""
         python = Path(os.path.realpath(sys.executable))
         for parent in reversed(python.parents[:-1]):
             (self.layer(stage) / str(parent).lstrip("/")).mkdir(mode=0o755, exist_ok=True)
         folder = self.layer(stage) / "usr/local/bin"
         folder.mkdir(parents=True, exist_ok=True)
-        # No link: what is linked would look for its library beside the link.
+        # A script, not a link: a linked interpreter searches its library next to the link.
         (folder / "python").write_text(f'#!/bin/sh\nexec {python} "$@"\n')
         (folder / "python").chmod(0o755)
 
@@ -112,7 +112,7 @@ class Replay:
         given = {key: value for key, value in os.environ.items() if key.startswith(_HANDED_ON)}
         done = subprocess.run(
             self.inside(name, ["/bin/sh", "-ec", script]),
-            # A home only here: whether a running image gets one is up to what runs it.
+            # HOME is set for RUN only: in a running image, the container engine sets it.
             env={**given, "HOME": "/root", **environment},
             capture_output=True,
             text=True,
@@ -140,13 +140,13 @@ class Replay:
     def inside(
         self, name: str, command: Sequence[str], *, read_only: bool = False, alone: bool = False
     ) -> list[str]:
-        """Give the command that runs another within a stage.
+        """Return the command that runs another command inside a stage.
 
         Args:
             name: The stage.
-            command: What to run.
-            read_only: Nothing but ``/tmp`` can be written to, and the user is 65532.
-            alone: Without a network but a loopback of its own.
+            command: The command to run.
+            read_only: Mount the root read-only except ``/tmp``, and run as user 65532.
+            alone: Use a network namespace with loopback only.
         """
         folder = self._folder / name
         overlay = f"lowerdir=/,upperdir={self.layer(name)},workdir={folder / 'work'}"

@@ -20,12 +20,12 @@ class Manifest:
         self.write()
 
     def write(self, **values: Any) -> None:
-        """Write it, changed like this."""
+        """Write the file, with these values changed."""
         self.values |= values
         self.path.write_text(self.text())
 
     def text(self) -> str:
-        """What it says now."""
+        """The current content."""
         chosen = {
             "name": "imap",
             "server_name": "one",

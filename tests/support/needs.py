@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that tests start, the Debian package of each, and the one way to skip a test without it."""
+"""The programs that tests start, with their Debian packages; skips tests if a program is missing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
         "unbound": "unbound",
     }
 )
-"""A program, or a file below a library folder, and the Debian package that has it.
+"""A program, or a file below a library folder, and the Debian package that contains it.
 
 ``.ci/run`` installs these packages; a test compares both lists.
 """
@@ -42,7 +42,7 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
 PARTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {"dovecot": ("dovecot/imap", "dovecot/pop3", "dovecot/lmtp", "dovecot/submission")}
 )
-"""What a program starts by itself, so that it does not start where one is missing."""
+"""Further programs that a program starts, and without which it does not run."""
 
 _PROGRAMS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _LIBRARIES: Final = (
@@ -60,18 +60,18 @@ class Needs(Protocol):
     """The fixture ``needs``."""
 
     def __call__(self, name: str, *, by_root: bool = False) -> str:
-        """Return the path of a program, or skip the test; ``by_root``: also where the user is not root."""
+        """Return the path of a program, or skip the test; with ``by_root``, also skip without root."""
 
 
 def find_program(name: str) -> str | None:
-    """Find a program, in the folders of administrators too, or a file below a library folder."""
+    """Find a program, also in the ``sbin`` folders, or a file below a library folder."""
     if "/" in name:
         return next((path for folder in _LIBRARIES if os.path.exists(path := f"{folder}/{name}")), None)
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *_PROGRAMS]))
 
 
 def reason(missing: Iterable[str]) -> str:
-    """Why a test is skipped: what is missing, and the Debian packages that have it."""
+    """The reason for skipping a test: the missing programs and their Debian packages."""
     listed = [f"{Path(name).name} (Debian: {PACKAGES[name]})" for name in missing]
     return f"needs {', '.join(listed)}"
 
@@ -81,8 +81,8 @@ def require(name: str, *, by_root: bool = False, find: Callable[[str], str | Non
 
     Args:
         name: A key of ``PACKAGES``.
-        by_root: Skip also where the user is not root.
-        find: Finds one of them.
+        by_root: Skip the test also if the user is not root.
+        find: The function that finds a program.
     """
     missing = [one for one in (name, *PARTS.get(name, ())) if find(one) is None]
     path = find(name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NetworkPolicies let through, worked out as Kubernetes documents it.
+"""Evaluates NetworkPolicies, as Kubernetes documents them.
 
-Kubernetes calls a namespace by its label ``kubernetes.io/metadata.name``; ports by name are those of the
-pod's containers.  Blocks of addresses are not looked at: pods are selected here.
+Namespaces are selected by their label ``kubernetes.io/metadata.name``; named ports are those of the pod's
+containers.  ``ipBlock`` is ignored: all peers are pods.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Peer:
 
     @classmethod
     def of(cls, namespace: str, template: Mapping[str, Any]) -> Peer:
-        """Take a pod, or the template of one."""
+        """Create a peer from a pod or a pod template."""
         spec = template["spec"]
         listed = [
             port
@@ -37,8 +37,8 @@ class Peer:
         return cls(namespace, template["metadata"]["labels"], ports)
 
 
-def lets_through(policies: Sequence[Policy], source: Peer, target: Peer, port: int) -> bool:
-    """Return whether a connection to a TCP port of a pod is let through, on both sides."""
+def allows_connection(policies: Sequence[Policy], source: Peer, target: Peer, port: int) -> bool:
+    """Whether the policies of both sides allow a connection to a TCP port of a pod."""
     leaves = [one for one in policies if _is_about(one, source, "Egress")]
     enters = [one for one in policies if _is_about(one, target, "Ingress")]
     return (

@@ -43,8 +43,8 @@ def main() -> int:
 
 def hash_of(file: Path) -> str:
     """Compute the hash that the proxy would tell."""
-    from mailproxy_config.dump import config_hash
-    from mailproxy_config.rendered import parse_json, parse_rendered
+    from mailproxy_config.decode import parse_json
+    from mailproxy_config.rendered import config_hash, parse_rendered
 
     return config_hash(parse_rendered(parse_json(file.read_text()))[0])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a documentation page, and the tests that they name."""
+"""Reads the tables of a documentation page, and finds the tests that they name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEST: Final = re.compile(r"^\s*(?:async )?def (test_\w+)", re.MULTILINE)
 
 
 def rows(page: Path) -> list[tuple[str, ...]]:
-    """All rows of all tables of a page, without their heads."""
+    """All rows of all tables of a page, without the header rows."""
     found: list[tuple[str, ...]] = []
     lines = page.read_text("utf-8").splitlines()
     for before, line in zip(["", *lines], lines, strict=False):
@@ -26,12 +26,12 @@ def rows(page: Path) -> list[tuple[str, ...]]:
 
 
 def quoted(cell: str) -> list[str]:
-    """What stands between backticks in a cell."""
+    """The texts between backticks in a cell."""
     return _QUOTED.findall(cell)
 
 
 def missing(cell: str) -> list[str]:
-    """What a cell names that does not exist, where it must name a test or transcript at least."""
+    """The tests and transcripts of a cell that do not exist; a cell must name at least one."""
     named = quoted(cell)
     return [name for name in named if not _exists(name)] if named else ["a test"]
 

@@ -19,8 +19,8 @@ from mailproxy.supervisor.key_rotation import KeyRotation
 from mailproxy.supervisor.launcher import Launcher
 from mailproxy.supervisor.listening_sockets import Sockets
 from mailproxy.supervisor.worker_pool import LogCallback
-from mailproxy_config.dump import config_hash, dump
 from mailproxy_config.model import DrainConfig, Protocol, ProxyConfig, Seconds
+from mailproxy_config.rendered import config_hash, dump
 from support.configs import server
 
 ROOT: Final = Path(__file__).parents[2]

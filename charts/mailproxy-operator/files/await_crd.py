@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs after a first install that brings MailProxy resources: waits until the API knows the kind."""
+"""Runs after a first install with MailProxy resources: waits until the API server serves the kind."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SECONDS = 100
 
 
 def groups(host: str, port: str) -> set[str]:
-    """Ask the API server for the groups it knows, as Helm will."""
+    """Request the API groups that the API server serves, with the requests that Helm uses."""
     with open(f"{ACCOUNT}/token", encoding="utf-8") as file:
         token = file.read().strip()
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -29,14 +29,14 @@ def groups(host: str, port: str) -> set[str]:
 
 
 def main() -> int:
-    """Return 0 as soon as the kind is known, 1 when that takes too long."""
+    """Return 0 when the kind is served, 1 after the timeout."""
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         if "mailproxy.dev" in groups(host, port):
             return 0
         time.sleep(0.5)
-    sys.stderr.write("the API server does not know mailproxy.dev\n")
+    sys.stderr.write(f"the API server does not serve mailproxy.dev after {SECONDS} seconds\n")
     return 1
 
 

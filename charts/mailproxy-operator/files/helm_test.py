@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `helm test` runs: is the operator alive, and does the API server take a MailProxy?"""
+"""Runs in `helm test`: checks the operator's endpoints, and that the API server accepts a MailProxy."""
 
 import json
 import os
@@ -25,15 +25,15 @@ def credential(name: str) -> str:
         return file.read()
 
 
-def ask_the_operator(url: str) -> None:
-    """Fail unless the operator answers for itself."""
+def check_operator(url: str) -> None:
+    """Request the operator's endpoints; raise if one fails."""
     for path in ("/healthz", "/readyz", "/metrics"):
         with urllib.request.urlopen(url + path, timeout=10) as answer:  # noqa: S310  the chart gives the URL
             sys.stdout.write(f"{path} {answer.status}\n")
 
 
-def offer_a_sample(host: str, port: str, namespace: str) -> None:
-    """Fail unless the API server would take a MailProxy."""
+def apply_sample(host: str, port: str, namespace: str) -> None:
+    """Apply a MailProxy as a dry run; raise if the API server rejects it."""
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = f"/apis/mailproxy.dev/v1alpha1/namespaces/{namespace}/mailproxies/helm-test"
     request = urllib.request.Request(
@@ -52,10 +52,10 @@ def offer_a_sample(host: str, port: str, namespace: str) -> None:
 
 
 def main() -> None:
-    """Try both; whatever fails ends in a traceback and a failed Job."""
+    """Run both checks; a failure ends with a traceback and a failed Job."""
     if os.environ.get("OPERATOR_URL"):
-        ask_the_operator(os.environ["OPERATOR_URL"])
-    offer_a_sample(
+        check_operator(os.environ["OPERATOR_URL"])
+    apply_sample(
         os.environ["KUBERNETES_SERVICE_HOST"],
         os.environ["KUBERNETES_SERVICE_PORT"],
         os.environ["SAMPLE_NAMESPACE"],

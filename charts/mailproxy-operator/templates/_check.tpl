@@ -1,11 +1,11 @@
 {{- /*
 SPDX-License-Identifier: Apache-2.0
 */ -}}
-{{/* What the schema of the values cannot say: values that contradict each other. */}}
+{{/* Checks that the schema cannot express: values that contradict each other. */}}
 
 {{- define "mailproxy-operator.check" -}}
 {{- if and (hasKey .Values "enabled") (not .Values.enabled) -}}
-{{- fail "enabled is false: that is for a chart that has this one among its dependencies, with `condition`; here it would change nothing. To remove the release: helm uninstall" -}}
+{{- fail "enabled is false: this value is only for a parent chart, which refers to it in the `condition` of its dependency. To remove the release, run helm uninstall" -}}
 {{- end -}}
 {{- $metrics := .Values.metrics -}}
 {{- if and $metrics.podMonitor.enabled $metrics.serviceMonitor.enabled -}}
@@ -15,10 +15,10 @@ SPDX-License-Identifier: Apache-2.0
 {{- fail "metrics.serviceMonitor.enabled needs metrics.service.enabled: a ServiceMonitor selects a Service" -}}
 {{- end -}}
 {{- if and (not (kindIs "invalid" .Values.watchNamespaces)) (not .Values.watchNamespaces) -}}
-{{- fail "watchNamespaces is an empty list: name at least one namespace, or leave it out (null) to serve all of them" -}}
+{{- fail "watchNamespaces is an empty list: add at least one namespace, or set it to null to serve all namespaces" -}}
 {{- end -}}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
-{{- fail "serviceAccount.name is empty although serviceAccount.create is false: name the one to use" -}}
+{{- fail "serviceAccount.name is empty and serviceAccount.create is false: set the name of the service account to use" -}}
 {{- end -}}
 {{- if and .Values.sysctlPolicy.enabled (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "sysctlPolicy.enabled needs Kubernetes 1.30 (ValidatingAdmissionPolicy); this is %s" .Capabilities.KubeVersion.Version) -}}
@@ -31,10 +31,10 @@ SPDX-License-Identifier: Apache-2.0
 {{- define "mailproxy-operator.checkWebhook" -}}
 {{- $webhook := .Values.webhook -}}
 {{- if and $webhook.caBundle (not $webhook.certificateSecret) -}}
-{{- fail "webhook.caBundle without webhook.certificateSecret: the operator makes its certificate, and writes the authority, itself" -}}
+{{- fail "webhook.caBundle needs webhook.certificateSecret: without it, the operator creates the certificate and writes its authority" -}}
 {{- end -}}
 {{- if and $webhook.certificateSecret (not $webhook.caBundle) (not $webhook.annotations) -}}
-{{- fail "webhook.certificateSecret needs webhook.caBundle, or webhook.annotations by which cert-manager writes it: the API server would trust nobody" -}}
+{{- fail "webhook.certificateSecret needs webhook.caBundle, or webhook.annotations with which cert-manager writes the caBundle: otherwise the API server does not trust the certificate" -}}
 {{- end -}}
 {{- if and $webhook.enabled (eq (int $webhook.port) (int .Values.metrics.port)) -}}
 {{- fail "webhook.port and metrics.port are the same" -}}
@@ -45,7 +45,7 @@ SPDX-License-Identifier: Apache-2.0
 {{- $fixed := append (keys (fromYaml (include "mailproxy-operator.selectorLabels" .))) "mailproxy.dev/component" -}}
 {{- range $key := keys .Values.podLabels -}}
 {{- if has $key $fixed -}}
-{{- fail (printf "podLabels: %s is one of the labels by which the operator's pods are found; it cannot be set" $key) -}}
+{{- fail (printf "podLabels: %s is a label of the selector of the operator's pods; it cannot be set" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
@@ -64,11 +64,11 @@ SPDX-License-Identifier: Apache-2.0
 {{- $served := .Values.watchNamespaces -}}
 {{- range $name, $proxy := .Values.proxies -}}
 {{- if or (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name)) (gt (len $name) 50) -}}
-{{- fail (printf "proxies.%s: a name has at most 50 lower-case letters, digits and hyphens, and begins with a letter: a Service is named after it" $name) -}}
+{{- fail (printf "proxies.%s: the name must have at most 50 lower-case letters, digits and hyphens, and begin with a letter, because it is also the name of a Service" $name) -}}
 {{- end -}}
 {{- $namespace := $proxy.namespace | default $.Release.Namespace -}}
 {{- if and $served (not (has $namespace $served)) -}}
-{{- fail (printf "proxies.%s is in namespace %s, which watchNamespaces does not name: no operator would serve it" $name $namespace) -}}
+{{- fail (printf "proxies.%s is in namespace %s, which is not in watchNamespaces: the operator would not serve it" $name $namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

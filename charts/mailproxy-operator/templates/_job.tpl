@@ -2,7 +2,7 @@
 SPDX-License-Identifier: Apache-2.0
 */ -}}
 {{/*
-A Job that runs a script of ours in the operator's image, as a hook: takes root, name, account, hook, weight, script, env.
+A Job that runs a script of the chart in the operator's image, as a hook. Parameters: root, name, account, hook, weight, script, env.
 */}}
 {{- define "mailproxy-operator.job" -}}
 {{- $root := .root -}}

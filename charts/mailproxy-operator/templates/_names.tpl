@@ -35,7 +35,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.serviceAccount.name | default (include "mailproxy-operator.fullname" .) -}}
 {{- end -}}
 
-{{/* An image: takes (list root image). */}}
+{{/* An image. Parameter: (list root image). */}}
 {{- define "mailproxy-operator.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -54,12 +54,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 {{- end -}}
 
-{{/* Nothing unless the cluster has the kinds of the Prometheus operator. */}}
+{{/* Empty unless the cluster has the kinds of the Prometheus operator. */}}
 {{- define "mailproxy-operator.hasMonitoring" -}}
 {{- if .Capabilities.APIVersions.Has "monitoring.coreos.com/v1" -}}yes{{- end -}}
 {{- end -}}
 
-{{/* Secrets with which images are pulled, each a name or {name: ...}: takes a list. */}}
+{{/* Pull secrets, each a name or {name: ...}. Parameter: a list. */}}
 {{- define "mailproxy-operator.pullSecrets" -}}
 {{- range . }}
 - name: {{ kindIs "map" . | ternary (get (kindIs "map" . | ternary . dict) "name") . }}

@@ -1,7 +1,7 @@
 {{- /*
 SPDX-License-Identifier: Apache-2.0
 */ -}}
-{{/* What the operator may do where it serves MailProxy resources. Nothing here about Secrets. */}}
+{{/* Permissions of the operator in the namespaces that it serves. There is none on Secrets. */}}
 {{- define "mailproxy-operator.rules" -}}
 - apiGroups: [mailproxy.dev]
   resources: [mailproxies]
@@ -9,11 +9,11 @@ SPDX-License-Identifier: Apache-2.0
 - apiGroups: [mailproxy.dev]
   resources: [mailproxies/status]
   verbs: [patch]
-# Asked for by OwnerReferencesPermissionEnforcement (OpenShift).
+# Required by OwnerReferencesPermissionEnforcement (OpenShift).
 - apiGroups: [mailproxy.dev]
   resources: [mailproxies/finalizers]
   verbs: [update]
-# They go with their owner; the operator deletes none.
+# Kubernetes deletes them with their owner; the operator deletes none.
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch]
@@ -35,11 +35,11 @@ SPDX-License-Identifier: Apache-2.0
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors, prometheusrules]
   verbs: [get, list, watch, create, patch, delete]
-# An annotation makes the kubelet refresh a pod's files at once; a pod that a node refused is deleted.
+# The operator patches an annotation so that the kubelet updates a pod's files at once, and deletes pods that a node refused.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch, patch, delete]
-# To tell which Secret could not be mounted.
+# To report which Secret could not be mounted.
 - apiGroups: [""]
   resources: [events]
   verbs: [list]

@@ -90,7 +90,7 @@ def _whole() -> Manifest:
         },
         "kind": {"description": f"The kind of the object: {names.KIND}.", "type": "string"},
         "metadata": {"type": "object"},  # the API server allows no description here
-        "spec": {"description": "What the proxy does, and how it runs.", **SPEC.schema()},
+        "spec": {"description": "What the proxy does, and how it runs.", **SPEC.openapi()},
         "status": _status(),
     }
     return {
@@ -98,7 +98,7 @@ def _whole() -> Manifest:
         "type": "object",
         "required": ["spec"],
         "properties": described,
-        "x-kubernetes-validations": [rule.schema() for rule in NAME_RULES],
+        "x-kubernetes-validations": [rule.openapi() for rule in NAME_RULES],
     }
 
 

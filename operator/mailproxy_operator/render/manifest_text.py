@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.crd.resource import Resource
@@ -31,7 +31,7 @@ def plans(text: str, source: str, platform: Platform) -> list[Plan]:
     Raises:
         ConfigError: It is no YAML, holds no MailProxy, or an invalid one.
     """
-    found = [one for one in documents(text, source=source) if isinstance(one, dict)]
+    found = [one for one in load_documents(text, source=source) if isinstance(one, dict)]
     bodies = [one for one in found if one.get("kind") == names.KIND]
     if not bodies:
         raise ConfigError([Problem(source, f"holds no resource of kind {names.KIND}")])

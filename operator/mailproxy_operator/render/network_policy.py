@@ -8,7 +8,7 @@ operator is always let in at the admin port: it reads there what the pods run.
 
 from __future__ import annotations
 
-from mailproxy_config.addresses import host_port
+from mailproxy_config.addresses import parse_host_port
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import NETWORK_POLICY, Manifest
 from mailproxy_operator.render.plan import Plan
@@ -65,7 +65,7 @@ def _egress(plan: Plan) -> list[Manifest]:
 def _name_server_ports(plan: Plan) -> set[int]:
     """Ports of every ``resolver``, and that of the cluster's own name servers."""
     resolvers = [server.resolver for server in plan.config.servers if server.resolver]
-    ports = {host_port(address).port for resolver in resolvers for address in resolver.addresses}
+    ports = {parse_host_port(address).port for resolver in resolvers for address in resolver.addresses}
     return {DNS_PORT, *(port for port in ports if port)}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mailproxy_config.compile import compile_proxy, references
-from mailproxy_config.dump import config_hash, dump
+from mailproxy_config.compile import collect_references, compile_proxy
 from mailproxy_config.model import DrainConfig, ProxyConfig, Seconds
+from mailproxy_config.rendered import config_hash, dump
 from mailproxy_config.secret_refs import Mounts, Reference
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import DAEMON_SET, DEPLOYMENT, Kind
@@ -136,7 +136,7 @@ def planned(resource: Resource, platform: Platform) -> Plan:
         listeners=listeners,
         ports=open_ports,
         sysctls=_sysctls(resource, platform, listeners, open_ports),
-        references=references(resource.manifest),
+        references=collect_references(resource.manifest),
     )
 
 

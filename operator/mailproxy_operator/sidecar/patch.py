@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mailproxy_config.errors import ConfigError, Problem
-from mailproxy_config.yaml_reader import documents
+from mailproxy_config.manifest_yaml import load_documents
 from mailproxy_operator.api import names
 from mailproxy_operator.api.kinds import Manifest
 from mailproxy_operator.errors import ConditionCause
@@ -73,7 +73,7 @@ def injected_workloads(
     Raises:
         ConfigError: There is no workload, or it cannot carry the sidecar.
     """
-    found = [one for one in documents(text, source=source) if isinstance(one, dict)]
+    found = [one for one in load_documents(text, source=source) if isinstance(one, dict)]
     workloads = [one for one in found if one.get("kind") in _TEMPLATES]
     chosen = workloads if len(workloads) == 1 else [one for one in workloads if _asks(sidecar, one)]
     if not chosen:

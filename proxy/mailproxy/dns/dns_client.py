@@ -25,9 +25,9 @@ import aiodns
 import pycares
 from pycares import errno
 
-from mailproxy.dns.dns_names import packed, with_port
+from mailproxy.dns.dns_names import packed
 from mailproxy.enums import DnsResult
-from mailproxy_config.addresses import host_port
+from mailproxy_config.addresses import format_host_port, parse_host_port
 from mailproxy_config.model import ResolverConfig
 
 MAX_QUESTIONS: Final = 4_000
@@ -253,17 +253,17 @@ def system_servers(resolv_conf: Path) -> tuple[str, ...]:
     except OSError:
         words = []
     servers = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and packed(line[1])]
-    return tuple(with_port(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
+    return tuple(format_host_port(server, _DNS_PORT) for server in servers or ["127.0.0.1"])
 
 
 async def _addresses(address: str) -> list[str]:
     """Give the servers that one address of the directive stands for; none for a name that is not known."""
-    written, port = host_port(address)
+    written, port = parse_host_port(address)
     host, port = written.strip("[]"), port or _DNS_PORT
     if packed(host):
-        return [with_port(host, port)]
+        return [format_host_port(host, port)]
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except OSError:
         return []
-    return [with_port(str(sockaddr[0]), port) for *_, sockaddr in found]
+    return [format_host_port(str(sockaddr[0]), port) for *_, sockaddr in found]

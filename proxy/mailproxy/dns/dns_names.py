@@ -42,8 +42,3 @@ def host_name(name: str | bytes) -> bytes | None:
     data = name.encode("ascii", "replace") if isinstance(name, str) else name
     data = data.removesuffix(b".")
     return data.lower() if _HOST_NAME.fullmatch(data) else None
-
-
-def with_port(host: str, port: int) -> str:
-    """Write an IP address and a port as the DNS library wants them."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from mailproxy.dns.dns_names import packed, with_port
+from mailproxy.dns.dns_names import packed
 from mailproxy.dns.measures import Failure, Meter, count, unreported
 from mailproxy.dns.task_set import TaskSet
 from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import AuthHttp
 
 REFRESH: Final = 30.0
@@ -212,4 +213,4 @@ def target_text(target: Target) -> str:
     family, address = target
     if family == socket.AF_UNIX:
         return f"unix:{address}"
-    return with_port(address[0], address[1])
+    return format_host_port(address[0], address[1])

@@ -10,7 +10,7 @@ from typing import Final
 
 from mailproxy.net.listen_plan import SocketPlan
 from mailproxy_config.errors import Problem
-from mailproxy_config.load import Kind, Loaded
+from mailproxy_config.load import FileKind, Loaded
 
 _PORT_START: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 
@@ -53,7 +53,7 @@ class CannotListen(Exception):
     def locate(self, loaded: Loaded) -> None:
         """Give the problem its place, and say what a manifest can do about it that an nginx.conf cannot."""
         path = f"servers[{self._route.server}].listen[{self._route.listen}]"
-        more = _IN_A_MANIFEST if self._is_privileged and loaded.kind is not Kind.NGINX else ""
+        more = _IN_A_MANIFEST if self._is_privileged and loaded.kind is not FileKind.NGINX else ""
         self.problem = loaded.located(Problem(path, f"{self}{more}"))
 
 

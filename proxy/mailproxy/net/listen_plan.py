@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.errors import Problems
 from mailproxy_config.model import KeepAlive, ListenConfig, ProxyConfig
 
@@ -204,7 +205,7 @@ def _planned(entry: _Entry, routes: Mapping[str, Route]) -> SocketPlan:
 def _key(entry: _Entry) -> str:
     if entry.family == socket.AF_UNIX:
         return _UNIX + entry.address
-    return f"[{entry.address}]:{entry.port}" if ":" in entry.address else f"{entry.address}:{entry.port}"
+    return format_host_port(entry.address, entry.port)
 
 
 def _can_become(old: SocketPlan, new: SocketPlan) -> bool:

@@ -29,8 +29,9 @@ from mailproxy.session.relay_end import RelayEnd
 from mailproxy.session.session_end import book_end
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field, endpoint
+from mailproxy.telemetry.log_format import Field
 from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel
 
 _SAY_NOTHING: Final = frozenset(
@@ -141,7 +142,10 @@ class Session(ClientSide):
         is_denial = isinstance(error, UpstreamRefused) and error.is_denial
         level = LogLevel.INFO if is_denial and is_shown else LogLevel.ERROR
         self.tell(
-            level, "upstream_failed", upstream=endpoint(record.upstream, record.upstream_port), **fields
+            level,
+            "upstream_failed",
+            upstream=format_host_port(record.upstream, record.upstream_port),
+            **fields,
         )
 
     def _spent_on_upstream(self) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mailproxy.tls.inputs import files
+from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ProxyConfig
-from mailproxy_config.yaml_reader import LARGEST_DOCUMENT
 
 
 def read(path: Path, *, once: bool = False) -> bytes:
@@ -26,7 +26,7 @@ def read(path: Path, *, once: bool = False) -> bytes:
         raise ConfigError([Problem(str(path), reason)])
     try:
         with path.open("rb") as file:
-            return file.read(LARGEST_DOCUMENT + 1)
+            return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
 

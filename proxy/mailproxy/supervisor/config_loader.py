@@ -27,10 +27,10 @@ from mailproxy.supervisor.listening_sockets import Listeners
 from mailproxy.supervisor.log_servers import with_addresses
 from mailproxy.supervisor.options import Settings
 from mailproxy.supervisor.verdict import in_order, judge
-from mailproxy_config.dump import dump
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.load import Loaded
 from mailproxy_config.model import ProxyConfig
+from mailproxy_config.rendered import dump
 
 __all__ = ["CannotListen", "PreparedConfig", "in_thread"]
 

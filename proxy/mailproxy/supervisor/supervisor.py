@@ -30,6 +30,7 @@ from mailproxy.supervisor.status import Status
 from mailproxy.supervisor.verdict import in_order, printable
 from mailproxy.supervisor.worker_pool import CannotStart, WorkerPool
 from mailproxy.telemetry.log import Bridge, Log
+from mailproxy_config.addresses import format_host_port
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import LogLevel
 
@@ -338,7 +339,7 @@ class Supervisor:
         self._tell(
             LogLevel.NOTICE,
             "listening",
-            admin=endpoint_text(endpoint.address, endpoint.port),
+            admin=format_host_port(endpoint.address, endpoint.port),
             listeners=", ".join(deployment.sockets.by_key),
             workers=deployment.workers,
         )
@@ -357,11 +358,6 @@ class Supervisor:
         settings = self._settings
         level = ("--log-level", settings.log_level) if settings.log_level else ()
         return ("--log-format", settings.log_format, *level)
-
-
-def endpoint_text(address: str, port: int) -> str:
-    """Write an address and a port the way they are written on a command line."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def raise_descriptor_limit() -> None:

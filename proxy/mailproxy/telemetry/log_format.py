@@ -13,6 +13,7 @@ from typing import Final
 from mailproxy.enums import CloseReason, LoginResult, Method, ProtocolErrorKind
 from mailproxy.telemetry.escape import USER_LIMIT, is_plain, quoted, quoted_bytes, whole
 from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy_config.addresses import format_host_port
 
 Field = object
 """What an event's field may be: text, bytes, numbers, truth, ``None``, or what ``str`` prints well."""
@@ -84,13 +85,6 @@ def _failure(r: SessionRecord) -> str:
     return f'"stage":"{r.stage}","reply":{reply}'
 
 
-def endpoint(address: str, port: int) -> str:
-    """Write an address with its port; a UNIX socket has none."""
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
 def text_session(record: SessionRecord, stamp: str) -> str:
     """Write a session's line for people: who, what, where to, how long, how much, why it ended.
 
@@ -99,7 +93,9 @@ def text_session(record: SessionRecord, stamp: str) -> str:
     r = record
     level = "debug" if r.is_silent else "info"
     parts = [f"{stamp} {level} session {r.session} {r.protocol}", f"server={_word(r.server)}"]
-    parts.append(f"client={_word(endpoint(r.client, r.client_port))}{' proxied' if r.proxied else ''}")
+    parts.append(
+        f"client={_word(format_host_port(r.client, r.client_port))}{' proxied' if r.proxied else ''}"
+    )
     if r.tls:
         parts.append(f"tls={_word(r.tls)} cipher={_word(r.cipher)}")
     if r.method is not None:
@@ -124,7 +120,7 @@ def _login_parts(r: SessionRecord) -> list[str]:
     if r.reply is not None and is_failure:
         parts.append(f"reply={quoted_bytes(r.reply, _TEXT_LIMIT)}")
     if r.upstream:
-        parts.append(f"upstream={_word(endpoint(r.upstream, r.upstream_port))}")
+        parts.append(f"upstream={_word(format_host_port(r.upstream, r.upstream_port))}")
     for name, span in (("auth", r.auth_seconds), ("connect", r.upstream_seconds), ("login", r.login_seconds)):
         if span is not None:
             parts.append(f"{name}={span:.4f}s")

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from mailproxy.telemetry.log_writer import CAPACITY
-from mailproxy_config.model import LogLevel, SyslogServer
-from mailproxy_config.syslog import FACILITIES
+from mailproxy_config.model import FACILITIES, LogLevel, SyslogServer
 
 _SEVERITIES: Final = {
     LogLevel.EMERG: 0,

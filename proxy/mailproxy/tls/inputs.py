@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from mailproxy_config.model import ServerConfig, VerifyClient
+from mailproxy_config.model import ServerConfig
 
 _UNREADABLE = "unreadable"
 
@@ -18,14 +18,7 @@ def files(server: ServerConfig) -> tuple[str, ...]:
 
     As in nginx, what verifies clients is not looked at while ``ssl_verify_client`` is off.
     """
-    if not server.tls_is_used:
-        return ()
-    named: list[str | None] = [
-        path for pair in server.ssl_certificate for path in (pair.certificate, pair.key)
-    ]
-    named += [server.ssl_password_file, server.ssl_dhparam, *server.ssl_session_ticket_key]
-    named += _for_verification(server)
-    return tuple(dict.fromkeys(path for path in named if path is not None))
+    return tuple(dict.fromkeys(path for _, path in server.tls_files))
 
 
 def fingerprint(server: ServerConfig) -> str:
@@ -47,14 +40,8 @@ def session_context(server: ServerConfig) -> bytes:
     """
     certificates = (_digest(pair.certificate) for pair in server.ssl_certificate)
     rules = (f"{server.ssl_verify_client}", f"{server.ssl_verify_depth}")
-    verified_by = (_digest(path) if path else "" for path in _for_verification(server))
+    verified_by = (f"{directive}={_digest(path)}" for directive, path in server.client_verification_files)
     return _digest_of(("MAIL", *certificates, *rules, *verified_by))
-
-
-def _for_verification(server: ServerConfig) -> tuple[str | None, ...]:
-    if server.ssl_verify_client is VerifyClient.DISABLED:
-        return ()
-    return server.ssl_client_certificate, server.ssl_trusted_certificate, server.ssl_crl
 
 
 def _ordered(value: object) -> object:

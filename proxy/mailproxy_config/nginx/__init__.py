@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``mail {}`` block of an ``nginx.conf``: read, and turned into a manifest."""
+"""Reads the ``mail {}`` block of an ``nginx.conf`` and converts it to a manifest."""

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an ``nginx.conf`` into the same value as a ``MailProxy`` manifest.
+"""Converts an ``nginx.conf`` to a ``MailProxy`` manifest.
 
-Only what concerns mail is read: ``mail {}``, and the few directives around it
-that say how many workers there are and what they log.  The result goes through
-the very checks of a manifest; what they find is told with file and line, and in
-nginx's words where that can be done.
+Only ``mail {}`` and the directives around it for workers and logs are read.  The result is
+validated as a manifest; its errors are reported with file and line, and with nginx's names.
 """
 
 from __future__ import annotations
@@ -18,40 +16,43 @@ from typing import Any, Final
 from mailproxy_config.addresses import WELL_KNOWN_PORTS
 from mailproxy_config.directives import FOLDED_DIRECTIVES, Directive, by_name
 from mailproxy_config.errors import Problem, Problems
-from mailproxy_config.manifest import API_VERSION, KIND, MOST_SERVERS, MailProxyManifest, examine
+from mailproxy_config.hints import SSL, advice_for_directive
+from mailproxy_config.manifest import API_VERSION, KIND, MAX_SERVERS, MailProxyManifest, read_manifest
 from mailproxy_config.manifest_yaml import to_manifest_yaml
 from mailproxy_config.model import LogLevel
-from mailproxy_config.nginx.error_log import NginxLogs
-from mailproxy_config.nginx.hints import SSL, advice_for_directive
-from mailproxy_config.nginx.http_block import http_servers
-from mailproxy_config.nginx.recovery import Losses, separated, separator_hint, swallowed
-from mailproxy_config.nginx.source_map import Places
-from mailproxy_config.nginx.syntax import Files, Statement
-from mailproxy_config.nginx.terms import (
-    ELSEWHERE,
-    EVENTS_PLUMBING,
+from mailproxy_config.nginx.error_log import ErrorLogs
+from mailproxy_config.nginx.notices import pod_notes, read_http_servers
+from mailproxy_config.nginx.source_map import NginxSourceMap
+from mailproxy_config.nginx.syntax import (
+    ConfigFiles,
+    LostDirectives,
+    Statement,
+    missing_semicolon_hint,
+    split_missing_semicolons,
+    swallowed_directives,
+)
+from mailproxy_config.nginx.values import (
+    EVENTS_DIRECTIVES,
     FIELDS,
+    IGNORED_BECAUSE,
     KEY,
+    KNOWN_DIRECTIVES,
     LEVEL,
     MAIN,
     OTHER_BLOCKS,
-    PLUMBING,
-    REMARKS,
+    PROCESS_DIRECTIVES,
     SERVER,
-    in_nginx_words,
-    leading,
-    place_of,
-    server_names,
-)
-from mailproxy_config.nginx.values import (
     Block,
-    manifest_value,
+    allowed_contexts,
+    convert_value,
+    generate_server_names,
+    inherit_shared_caches,
+    merge_repeated_caches,
+    order_server_fields,
     pair_certificates,
-    repeated_caches,
-    session_caches,
+    use_nginx_names,
 )
-from mailproxy_config.pod_notes import pod_notes
-from mailproxy_config.schema import closest
+from mailproxy_config.schema import closest_match
 from mailproxy_config.structured_values import LEVELS
 from mailproxy_config.value_types import MSEC_TIME, Raw
 
@@ -59,7 +60,7 @@ __all__ = ["parse_nginx", "read_nginx", "to_manifest_yaml"]
 
 _FOLDED: Final = by_name(FOLDED_DIRECTIVES)
 _PATH: Final = re.compile(r"spec\.[][.A-Za-z0-9]+")
-_MOST_LISTENERS: Final = 16
+_MAX_LISTENERS: Final = 16
 _MAY_REPEAT: Final = frozenset({"auth_http", "protocol", "error_log", "ssl_session_cache"})
 _SHUTDOWN: Final = Directive(
     name="worker_shutdown_timeout", module="core", type=MSEC_TIME, meaning="Becomes drain.timeout."
@@ -74,19 +75,18 @@ def parse_nginx(
     namespace: str = "default",
     only_to_print: bool = False,
 ) -> MailProxyManifest:
-    """Read an ``nginx.conf``.
+    """Convert an ``nginx.conf``.
 
     Args:
         text: The main file's text.
-        source: Its path: problems name it, and paths in it are relative to its directory.
-        name: The name that the resource shall have.
+        source: Its path, for errors and relative paths.
+        name: The name of the resource.
         namespace: Its namespace.
-        only_to_print: The manifest is for a person: what cannot run from it as
-            it stands (certificates that are in no file) is a notice, and a
-            Secret that is to be made stands in its place.
+        only_to_print: The manifest is for ``mailproxy convert``: certificates that are not in a
+            file are replaced by Secrets with a notice, instead of an error.
 
     Raises:
-        ConfigError: With everything that is wrong with it, by file and line.
+        ConfigError: With all errors, by file and line.
     """
     return read_nginx(text, source=source, name=name, namespace=namespace, only_to_print=only_to_print)[0]
 
@@ -98,17 +98,17 @@ def read_nginx(
     name: str = "mailproxy",
     namespace: str = "default",
     only_to_print: bool = False,
-) -> tuple[MailProxyManifest, Places]:
-    """Like ``parse_nginx``, and where everything stands.
+) -> tuple[MailProxyManifest, NginxSourceMap]:
+    """Like ``parse_nginx``, and return the source map as well.
 
     Raises:
-        ConfigError: With everything that is wrong with it, by file and line.
+        ConfigError: With all errors, by file and line.
     """
     problems = Problems()
     main = os.path.abspath(source) if source else ""
     base = os.path.dirname(main) or os.getcwd()
-    logs = NginxLogs(base, problems, is_carried_over=only_to_print)
-    reader = _Reader(Files(base, problems, main), problems, logs, name if only_to_print else "")
+    logs = ErrorLogs(base, problems, is_printed=only_to_print)
+    reader = _Reader(ConfigFiles(base, problems, main), problems, logs, name if only_to_print else "")
     reader.read_main(text, source or "nginx.conf")
     metadata = {"name": name, "namespace": namespace}
     body: dict[str, Any] = {
@@ -118,26 +118,26 @@ def read_nginx(
         "spec": reader.spec(),
     }
     found = Problems()
-    manifest = examine(body, found)
+    manifest = read_manifest(body, found)
     if only_to_print:
         found.notices += pod_notes(body["spec"])
-    problems.found += map(reader.located, filter(reader.is_news, found.found))
+    problems.found += map(reader.located, filter(reader.is_independent, found.found))
     problems.found.sort(key=_by_line)
-    assert manifest is not None  # noqa: S101 -- there is a spec, of our own making
+    assert manifest is not None  # noqa: S101 -- the body has a spec
     notices = sorted((*problems.notices, *map(reader.located, found.notices)), key=_by_line)
-    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.places()
+    result = replace(manifest, notices=tuple(dict.fromkeys(notices))), reader.source_map()
     problems.raise_if_any(partial=result)
     return result
 
 
 class _Reader:
-    """Walks over the statements and collects the fields of a manifest, and where each comes from."""
+    """Converts statements to the fields of a manifest, and records the origin of each field."""
 
-    def __init__(self, files: Files, problems: Problems, logs: NginxLogs, secrets: str = "") -> None:
+    def __init__(self, files: ConfigFiles, problems: Problems, logs: ErrorLogs, secrets: str = "") -> None:
         self._files = files
         self._problems = problems
         self._logs = logs
-        self._secrets = secrets  # how the names of Secrets begin, where there may be some
+        self._secrets = secrets  # prefix of the names of Secrets; empty: they are not allowed
         self._main: dict[str, Raw] = {}
         self._mail: Block | None = None
         self._servers: list[Block] = []
@@ -145,15 +145,15 @@ class _Reader:
         self._ignored: dict[str, str] = {}
         self._http: list[Statement] = []
         self._services: list[tuple[str, str]] = []
-        self._losses = Losses()
+        self._lost = LostDirectives()
         self._has_events = False
-        self._broken = 0
+        self._unreadable = 0
 
-    # --- the contexts ---
+    # --- contexts ---
 
     def read_main(self, text: str, name: str) -> None:
         """Read the main context."""
-        for statement in self._each(self._files.statements(text, name), "spec"):
+        for statement in self._statements(self._files.statements(text, name), "spec"):
             match statement.name:
                 case "mail":
                     self._read_mail(statement)
@@ -164,8 +164,8 @@ class _Reader:
                 case "worker_connections":
                     self._not_here(statement)
                 case word if word in MAIN:
-                    self._read_around(statement)
-                case word if word in OTHER_BLOCKS | PLUMBING:
+                    self._read_main_directive(statement)
+                case word if word in OTHER_BLOCKS | PROCESS_DIRECTIVES:
                     self._read_ignored(statement)
                 case _:
                     known = (*MAIN, "mail", "events", "worker_shutdown_timeout")
@@ -173,46 +173,49 @@ class _Reader:
         self._finish(name)
 
     def _read_ignored(self, statement: Statement) -> None:
-        """What concerns http, or how a process runs."""
+        """Record a directive of other modules or about processes."""
         name = statement.name
         if name == "http":
             self._http.append(statement)
-        if name not in REMARKS:
-            self._ignored.setdefault(name, statement.where)
+        if name not in IGNORED_BECAUSE:
+            self._ignored.setdefault(name, statement.location)
         elif name != "daemon" or statement.arguments == ("on",):
-            self._problems.notice(statement.where, f'"{name}" is ignored: {REMARKS[name]}')
+            self._problems.notice(statement.location, f'"{name}" is ignored: {IGNORED_BECAUSE[name]}')
 
     def _finish(self, source: str) -> None:
         if self._ignored:
             first = next(iter(self._ignored.values()))
-            names = ", ".join(f"{word} ({where})" for word, where in self._ignored.items())
+            names = ", ".join(f"{word} ({location})" for word, location in self._ignored.items())
             self._problems.notice(first, f"not about mail, ignored: {names}")
         if not self._servers and not self._problems:
             lacking = "mail block" if self._mail is None else "server in its mail block"
             self._problems.add(source, f"there is no {lacking}{self._misplaced_mail()}")
         if self._mail is not None:
-            servers = self._servers[:MOST_SERVERS]
-            session_caches(self._mail, servers)
+            servers = self._servers[:MAX_SERVERS]
+            inherit_shared_caches(self._mail, servers)
             for path in pair_certificates(self._mail, servers, self._problems):
-                self._losses.add(path, "ssl_certificate")
-        self._look_for_services()
+                self._lost.add(path, "ssl_certificate")
+        self._notice_http_services()
 
     def _misplaced_mail(self) -> str:
-        """Where ``mail {}`` stands, if that is inside of ``http {}``, which is not read."""
+        """A hint if ``mail {}`` is inside ``http {}``, which is not read."""
         inner = (each for block in self._http for each in block.block or () if each.name == "mail")
         found = next(inner, None)
-        return f": the one in {found.where} stands inside of http {{}}, move it out" if found else ""
+        hint = (
+            f": the one in {found.location} is inside http {{}}; move it to the main context" if found else ""
+        )
+        return hint
 
-    def _look_for_services(self) -> None:
-        """Note authentication services that only nginx itself would run."""
+    def _notice_http_services(self) -> None:
+        """Notice authentication services that nginx itself runs in ``http {}``."""
         if not self._http or not self._services:
             return
-        servers = http_servers(self._http, self._files.base, self._files.main)
-        for where, url in self._services:
-            served = next((server.where for server in servers if server.serves(url)), None)
+        servers = read_http_servers(self._http, self._files.base, self._files.main)
+        for location, url in self._services:
+            served = next((server.location for server in servers if server.serves(url)), None)
             if served is not None:
                 self._problems.notice(
-                    where,
+                    location,
                     f'"auth_http" {url[:200]} is served by http {{}} of this configuration ({served}), which '
                     "the proxy does not run: keep an nginx for it, or move the service elsewhere",
                 )
@@ -221,9 +224,9 @@ class _Reader:
         if self._mail is not None:
             self._duplicate(statement)
             return
-        self._mail = mail = Block("spec.mail", statement.where, self._secret("mail"))
-        self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.where, "mail")
-        for inner in self._inside(statement, mail.path):
+        self._mail = mail = Block("spec.mail", statement.location, self._secret("mail"))
+        self._origins["spec.mail"] = self._origins["spec.servers"] = (statement.location, "mail")
+        for inner in self._block_statements(statement, mail.path):
             if inner.name == "server":
                 self._read_server(inner)
             else:
@@ -232,34 +235,34 @@ class _Reader:
     def _read_server(self, statement: Statement) -> None:
         number = len(self._servers)
         secret = self._secret(f"server-{number + 1}")
-        server = Block(f"spec.servers[{number}]", statement.where, secret)
+        server = Block(f"spec.servers[{number}]", statement.location, secret)
         self._servers.append(server)
-        self._origins[server.path] = (statement.where, "server")
-        if number >= MOST_SERVERS:
-            return  # the number alone is the problem
-        for inner in self._inside(statement, server.path):
+        self._origins[server.path] = (statement.location, "server")
+        if number >= MAX_SERVERS:
+            return  # the number of servers is reported
+        for inner in self._block_statements(statement, server.path):
             if inner.name == "listen":
                 self._read_listen(inner, server)
             else:
                 self._read_level(inner, server, LEVEL | SERVER)
-        self._see_to_protocol(statement, server)
+        self._derive_protocol(statement, server)
 
-    def _see_to_protocol(self, statement: Statement, server: Block) -> None:
-        """The protocol of a server that does not name it."""
+    def _derive_protocol(self, statement: Statement, server: Block) -> None:
+        """Derive the protocol of a server without ``protocol``."""
         if "listen" not in server.seen:
-            if not self._losses.has(server.path, "listen"):
-                self._problems.add(statement.where, 'no "listen" is defined for server')
+            if not self._lost.has(server.path, "listen"):
+                self._problems.add(statement.location, 'no "listen" is defined for server')
         elif "protocol" not in server.seen and server.fields["listen"]:
             ports = (listener.get("port") for listener in server.fields.get("listen", ()))
             known = (WELL_KNOWN_PORTS.get(port) for port in ports)
             protocol = next((str(each) for each in known if each), None)
-            if protocol is None and not self._losses.has(server.path, "protocol", "listen"):
+            if protocol is None and not self._lost.has(server.path, "protocol", "listen"):
                 reason = "unknown mail protocol for server: add a line such as protocol imap;"
-                self._problems.add(statement.where, reason)
+                self._problems.add(statement.location, reason)
             server.fields["protocol"] = protocol or "imap"
 
-    def _read_around(self, statement: Statement) -> None:
-        """One directive around the mail block; all but ``error_log`` stand there once."""
+    def _read_main_directive(self, statement: Statement) -> None:
+        """Read a directive of the main context; only ``error_log`` may be repeated."""
         row = MAIN[statement.name]
         if row.field in self._main and row.name != "error_log":
             self._duplicate(statement)
@@ -270,38 +273,38 @@ class _Reader:
         if self._has_events:
             self._duplicate(statement)
         self._has_events = True
-        for inner in self._inside(statement, "spec"):
+        for inner in self._block_statements(statement, "spec"):
             if inner.name == "worker_connections":
-                self._read_around(inner)
-            elif inner.name in EVENTS_PLUMBING:
-                self._ignored.setdefault(inner.name, inner.where)
+                self._read_main_directive(inner)
+            elif inner.name in EVENTS_DIRECTIVES:
+                self._ignored.setdefault(inner.name, inner.location)
             else:
                 self._unknown(inner, ("worker_connections",), "spec")
 
     def _read_shutdown(self, statement: Statement) -> None:
-        """``worker_shutdown_timeout`` is how long relays may go on when a proxy leaves."""
-        timeout = manifest_value(_SHUTDOWN, statement, self._files)
+        """Convert ``worker_shutdown_timeout`` to ``drain.timeout``."""
+        timeout = convert_value(_SHUTDOWN, statement, self._files)
         if timeout is None:
             return
         if "drain" in self._main:
             self._duplicate(statement)
         self._main["drain"] = {"timeout": timeout}
-        self._origins["spec.drain.timeout"] = (statement.where, statement.name)
+        self._origins["spec.drain.timeout"] = (statement.location, statement.name)
         if timeout.strip("0") in {"", "s", "m", "ms"}:
             del self._main["drain"]
             reason = f'"{statement.name}" 0 (no limit) is not carried over'
-            self._problems.notice(statement.where, reason)
+            self._problems.notice(statement.location, reason)
 
     # --- directives ---
 
     def _read_level(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
-        """One directive of ``mail {}`` or ``server {}``."""
+        """Read a directive of ``mail {}`` or ``server {}``."""
         if statement.name == KEY:
             self._read_key(statement, block)
             return
         row = known.get(statement.name)
         if row is None:
-            self._read_other(statement, block, known)
+            self._report_other(statement, block, known)
             return
         if statement.name in block.seen and not (row.type.appends or row.name in _MAY_REPEAT):
             self._duplicate(statement)
@@ -310,15 +313,15 @@ class _Reader:
         self._read_directive(row, statement, block.fields, block.path, block.secret)
         if row.name == "ssl_certificate":
             last = block.fields.get(row.field, ())[-1:]
-            block.places |= {pair["certificateFile"]: statement.where for pair in last}
+            block.locations |= {pair["certificateFile"]: statement.location for pair in last}
 
-    def _read_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
-        """A directive that the mail modules do not have, or not here."""
+    def _report_other(self, statement: Statement, block: Block, known: dict[str, Directive]) -> None:
+        """Report a directive that is unknown, or not allowed here."""
         if statement.name == "ssl" and statement.arguments == ("off",):
             reason = '"ssl off" is dropped: since nginx 1.25.1 TLS is a parameter, "listen … ssl"'
-            self._problems.notice(statement.where, reason)
+            self._problems.notice(statement.location, reason)
         elif statement.name == "ssl":
-            self._problems.add(statement.where, f'unknown directive "ssl": {SSL}')
+            self._problems.add(statement.location, f'unknown directive "ssl": {SSL}')
         else:
             self._unknown(statement, (*known, KEY), block.path)
 
@@ -332,13 +335,13 @@ class _Reader:
         if value is None:
             return
         if row.name == "auth_http":
-            self._services.append((statement.where, value))
+            self._services.append((statement.location, value))
         if row.name == "error_log":
             value = self._level(statement, value, into.get(row.field), path)
         elif row.name == "ssl_session_cache":
-            value = repeated_caches(into.get(row.field, ()), value)
+            value = merge_repeated_caches(into.get(row.field, ()), value)
         if not row.type.appends:
-            self._origins[f"{path}.{row.field}"] = (statement.where, row.name)
+            self._origins[f"{path}.{row.field}"] = (statement.location, row.name)
             into[row.field] = value
             return
         items = into.setdefault(row.field, [])
@@ -347,152 +350,151 @@ class _Reader:
         self._append(items, value, f"{path}.{row.field}", statement)
 
     def _value(self, row: Directive, statement: Statement, level: str, secret: str = "") -> Raw:
-        """The manifest's value of a statement; why it is no good is noted, and that it is lost."""
+        """The manifest value of a statement.  If it is invalid, record it as lost."""
         before = len(self._problems)
-        value = manifest_value(row, statement, self._files, secret)
+        value = convert_value(row, statement, self._files, secret)
         if value is None:
-            self._losses.add(level, row.name, *swallowed(statement))
-            hint = separator_hint(statement)
+            self._lost.add(level, row.name, *swallowed_directives(statement))
+            hint = missing_semicolon_hint(statement)
             for index in range(before, len(self._problems) if hint else before):
                 problem = self._problems.found[index]
                 self._problems.found[index] = replace(problem, reason=problem.reason + hint)
         return value
 
     def _append(self, items: list[Raw], more: Sequence[Raw], path: str, statement: Statement) -> None:
-        """Add items to a list, and remember where each comes from."""
-        origin = statement.where, statement.name
+        """Append items to a list, and record the origin of each."""
+        origin = statement.location, statement.name
         self._origins.setdefault(path, origin)
         for item in more:
             self._origins[f"{path}[{len(items)}]"] = origin
             items.append(item)
 
     def _level(self, statement: Statement, value: Raw, before: Raw, path: str) -> Raw:
-        """One of several logs: a manifest has one, with the level that says most."""
+        """Merge several logs: a manifest has one level, the lowest of them."""
         try:
             self._logs.add(path, statement, LogLevel(value["level"]))
         except ValueError as error:
-            self._problems.add(statement.where, f'"error_log" directive: {error}')
+            self._problems.add(statement.location, f'"error_log" directive: {error}')
         levels = [each["level"] for each in (value, before) if each]
         return {"level": min(levels, key=LEVELS.index)}
 
     def _read_listen(self, statement: Statement, server: Block) -> None:
         server.seen.add("listen")
         found = server.fields.setdefault("listen", [])
-        if len(found) > _MOST_LISTENERS:
-            return  # the number alone is a problem, and is noted
+        if len(found) > _MAX_LISTENERS:
+            return  # the number of listeners is reported
         listeners = self._value(SERVER["listen"], statement, server.path)
         for listener in listeners or ():
             if "ipv6only" in listener and not str(listener.get("address", "")).startswith("["):
                 del listener["ipv6only"]
-                self._problems.notice(statement.where, "ipv6only has no meaning here and is dropped")
+                reason = "ipv6only has no effect without an IPv6 address and is dropped"
+                self._problems.notice(statement.location, reason)
         self._append(found, listeners or (), f"{server.path}.listen", statement)
 
     def _read_key(self, statement: Statement, block: Block) -> None:
-        """Keys stand apart from their certificates until everything is read."""
+        """Record a key; keys and certificates are paired at the end."""
         for pair in self._value(_FOLDED[KEY], statement, block.path, block.secret) or ():
             block.keys.append(pair["keyFile"])
-            block.places[pair["keyFile"]] = statement.where
+            block.locations[pair["keyFile"]] = statement.location
 
-    # --- the result ---
+    # --- result ---
 
     def spec(self) -> dict[str, Raw]:
-        """The ``spec`` of a manifest that says the same."""
+        """The ``spec`` of the manifest."""
         fields = [server.fields for server in self._servers]
-        named = zip(server_names(fields), fields, strict=True)
-        servers = [{"name": name, **leading(each)} for name, each in named]
+        named = zip(generate_server_names(fields), fields, strict=True)
+        servers = [{"name": name, **order_server_fields(each)} for name, each in named]
         mail = {"mail": self._mail.fields} if self._mail is not None and self._mail.fields else {}
         return {**self._main, **mail, "servers": servers}
 
-    def places(self) -> Places:
-        """Where everything stands, for what is found wrong later."""
-        names = server_names([server.fields for server in self._servers])
+    def source_map(self) -> NginxSourceMap:
+        """The source map."""
+        names = generate_server_names([server.fields for server in self._servers])
         mail = self._mail or Block("spec.mail", "")
-        return Places(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
+        return NginxSourceMap(dict(zip(names, self._servers, strict=True)), mail, self._origins, self._logs)
 
     def located(self, problem: Problem) -> Problem:
-        """A manifest's problem at the place in the ``nginx.conf`` that it comes from."""
-        path = f"spec.servers[{MOST_SERVERS}]" if problem.path == "spec.servers" else problem.path
+        """Map a problem of the manifest to its file and line."""
+        path = f"spec.servers[{MAX_SERVERS}]" if problem.path == "spec.servers" else problem.path
         while path and path not in self._origins:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        where, name = self._origins.get(path, ("", ""))
-        if not where:
+        location, name = self._origins.get(path, ("", ""))
+        if not location:
             return problem
         rest = problem.path[len(path) :].lstrip(".")
         what = f'"{FIELDS[rest].name}" ' if rest in FIELDS else f"{rest} " if rest else ""
-        reason = in_nginx_words(problem.reason.replace("spec.mail", "mail {}"))
-        return Problem(where, f'"{name}": {what}{_PATH.sub(self._where, reason)}')
+        reason = use_nginx_names(problem.reason.replace("spec.mail", "mail {}"))
+        return Problem(
+            location,
+            f'"{name}": {what}{_PATH.sub(lambda path: self._origins.get(path[0], (path[0], ""))[0], reason)}',
+        )
 
-    def is_news(self, problem: Problem) -> bool:
-        """Whether a manifest's problem has not been told in nginx's words already."""
+    def is_independent(self, problem: Problem) -> bool:
+        """Whether a problem of the manifest is not a consequence of a reported error."""
         if problem.path == "spec.servers":
-            return len(self._servers) > MOST_SERVERS
+            return len(self._servers) > MAX_SERVERS
         level, _, field = problem.path.rpartition(".")
-        if field in FIELDS and self._follows(problem.path, level, FIELDS[field].name):
+        if field in FIELDS and self._is_consequence(problem.path, level, FIELDS[field].name):
             return False
         return not problem.path.endswith(".listen") or self._origins.get(problem.path + "[0]") is not None
 
-    def _follows(self, path: str, level: str, name: str) -> bool:
-        """Whether something is missing only because of an error that is noted already."""
+    def _is_consequence(self, path: str, level: str, name: str) -> bool:
+        """Whether a directive is missing only because of a reported error."""
         if name == "ssl_verify_client":
-            return self._losses.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
-        is_written = path in self._origins and name != "ssl_certificate"  # which may lack its key
-        return not is_written and self._losses.has(level, name)
+            return self._lost.has(level, "ssl_client_certificate", "ssl_trusted_certificate")
+        is_written = path in self._origins and name != "ssl_certificate"  # its key may be missing
+        return not is_written and self._lost.has(level, name)
 
-    def _where(self, path: re.Match[str]) -> str:
-        """The place behind a path in a reason."""
-        return self._origins.get(path[0], (path[0], ""))[0]
+    # --- errors ---
 
-    # --- what is wrong ---
-
-    def _inside(self, statement: Statement, level: str) -> Iterable[Statement]:
+    def _block_statements(self, statement: Statement, level: str) -> Iterable[Statement]:
         if statement.block is None:
-            self._problems.add(statement.where, f'directive "{statement.name}" has no opening "{{"')
-            self._losses.add(level)
+            self._problems.add(statement.location, f'directive "{statement.name}" has no opening "{{"')
+            self._lost.add(level)
             return ()
         if statement.arguments:
-            self._wrong_arity(statement)
-        return self._each(statement.block, level)
+            reason = f'invalid number of arguments in "{statement.name}" directive'
+            self._problems.add(statement.location, reason)
+        return self._statements(statement.block, level)
 
-    def _each(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
-        """The statements of a block; what a file that cannot be read would have said counts as lost."""
+    def _statements(self, block: tuple[Statement, ...], level: str) -> Iterator[Statement]:
+        """The statements of a block; directives of a file that cannot be read count as lost."""
         for statement in self._files.with_includes(block):
-            self._note_broken(level)
-            yield from separated(statement, self._problems)
-        self._note_broken(level)
+            self._count_unreadable(level)
+            yield from split_missing_semicolons(statement, self._problems)
+        self._count_unreadable(level)
 
-    def _note_broken(self, level: str) -> None:
-        if self._files.broken > self._broken:
-            self._losses.add(level)
-            self._broken = self._files.broken
+    def _count_unreadable(self, level: str) -> None:
+        if self._files.broken > self._unreadable:
+            self._lost.add(level)
+            self._unreadable = self._files.broken
 
     def _duplicate(self, statement: Statement) -> None:
-        self._problems.add(statement.where, f'"{statement.name}" directive is duplicate')
-
-    def _wrong_arity(self, statement: Statement) -> None:
-        self._problems.add(statement.where, f'invalid number of arguments in "{statement.name}" directive')
+        self._problems.add(statement.location, f'"{statement.name}" directive is duplicate')
 
     def _not_here(self, statement: Statement) -> None:
-        reason = f'"{statement.name}" directive is not allowed here: it stands {place_of(statement.name)}'
-        self._problems.add(statement.where, reason)
+        name = statement.name
+        reason = f'"{name}" directive is not allowed here: it is allowed {allowed_contexts(name)}'
+        self._problems.add(statement.location, reason)
 
     def _unknown(self, statement: Statement, known: Sequence[str], level: str) -> None:
         name = statement.name
-        self._losses.add(level, name, *swallowed(statement))
-        if name in ELSEWHERE | PLUMBING | EVENTS_PLUMBING | OTHER_BLOCKS:
+        self._lost.add(level, name, *swallowed_directives(statement))
+        if name in KNOWN_DIRECTIVES | PROCESS_DIRECTIVES | EVENTS_DIRECTIVES | OTHER_BLOCKS:
             if statement.block is not None:
-                self._losses.add(level)  # a brace may be missing, and who knows what is inside
+                self._lost.add(level)  # a brace may be missing
             self._not_here(statement)
             return
         shown = f'unknown directive "{name[:64]}"'
         advice = advice_for_directive(name)
-        meant = "" if advice else closest(name, known)
+        meant = "" if advice else closest_match(name, known)
         if meant:
-            self._losses.add(level, meant)
+            self._lost.add(level, meant)
         hint = f": {advice}" if advice else f"; did you mean {meant}?" if meant else ""
-        self._problems.add(statement.where, shown + hint)
+        self._problems.add(statement.location, shown + hint)
 
 
 def _by_line(problem: Problem) -> tuple[str, int]:
-    """File, then line."""
+    """Sort key: file, then line."""
     file, _, line = problem.path.rpartition(":")
     return (file, int(line)) if line.isdecimal() else (problem.path, 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where in an ``nginx.conf`` the cause of a running server's trouble stands.
+"""Maps problems of the compiled configuration to file and line of an ``nginx.conf``.
 
-Certificates and the like are looked at when the configuration is made already;
-what is then found wrong names a server and a directive.
+Certificates and other files are read after the configuration is compiled; their problems
+name a server and a directive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from mailproxy_config.directives import DIRECTIVES, by_name
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import ProxyConfig
-from mailproxy_config.nginx.error_log import NginxLogs
+from mailproxy_config.nginx.error_log import ErrorLogs
 from mailproxy_config.nginx.values import Block
 
 _OF_SERVER: Final = re.compile(r"servers\[([^]]+)\]\.([a-z_0-9]+)(\[[0-9]+\])?(\.[a-z_]+)?")
@@ -23,39 +23,43 @@ _ROWS: Final = by_name(DIRECTIVES)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What a file said where.
+class NginxSourceMap:
+    """The origin of each field.
 
     Attributes:
-        servers: Its servers, by their names.
-        mail: The level around them.
-        origins: File and line, and directive, by the path of a manifest's field.
-        logs: What it says about ``error_log``.
+        servers: The servers, by their names.
+        mail: The mail level.
+        origins: File and line, and directive, by the path of a field in the manifest.
+        logs: The ``error_log`` directives.
     """
 
     servers: Mapping[str, Block]
     mail: Block
     origins: Mapping[str, tuple[str, str]]
-    logs: NginxLogs | None = None
+    logs: ErrorLogs | None = None
 
-    def completed(self, config: ProxyConfig) -> ProxyConfig:
-        """The configuration with the logs that the file names."""
+    def with_error_logs(self, config: ProxyConfig) -> ProxyConfig:
+        """Add the logs of the file to the configuration."""
         return config if self.logs is None else self.logs.applied(config)
 
     def located(self, problem: Problem) -> Problem:
-        """A problem of ``servers[NAME].directive``, one of its items, or a log, by file and line.
+        """Map a problem of ``servers[NAME].directive``, or of a log, to file and line.
 
-        A number may stand for the name.
+        An index may replace the name.
         """
         if problem.path == "error_log" and self.logs is not None:
-            return Problem(self.logs.place(problem.reason) or problem.path, f'"error_log": {problem.reason}')
+            return Problem(
+                self.logs.location(problem.reason) or problem.path, f'"error_log": {problem.reason}'
+            )
         found = _OF_SERVER.fullmatch(problem.path)
         server = self._server(found[1]) if found else None
         if found is None or server is None:
             return problem
-        places = self._of_files(found[2], server, problem.reason)
-        place = next(places, None) or self._of_directive(found[2], found[3] or "", server) or server.where
-        return Problem(place, f'"{found[2]}": {problem.reason}')
+        locations = self._of_files(found[2], server, problem.reason)
+        location = (
+            next(locations, None) or self._of_directive(found[2], found[3] or "", server) or server.location
+        )
+        return Problem(location, f'"{found[2]}": {problem.reason}')
 
     def _server(self, which: str) -> Block | None:
         if which in self.servers:
@@ -64,10 +68,10 @@ class Places:
         return known[int(which)] if which.isdecimal() and int(which) < len(known) else None
 
     def _of_files(self, directive: str, server: Block, reason: str) -> Iterator[str]:
-        """The lines of certificates and keys that a reason names; they stand in lists."""
+        """The lines of the certificates and keys that are named in a message."""
         if directive.startswith("ssl_certificate"):
             for block in (server, self.mail):
-                yield from (where for path, where in block.places.items() if path in reason)
+                yield from (location for path, location in block.locations.items() if path in reason)
 
     def _of_directive(self, directive: str, item: str, server: Block) -> str | None:
         row = _ROWS.get(directive)

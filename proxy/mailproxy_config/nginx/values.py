@@ -1,17 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statements of an ``nginx.conf`` as values of a manifest, and what nginx inherits in parts."""
+"""Contexts of nginx's directives, and their values as values of a manifest."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from mailproxy_config.directives import Directive
+from mailproxy_config.directives import (
+    DIRECTIVES,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    Directive,
+    by_field,
+    by_name,
+)
 from mailproxy_config.errors import Problems
-from mailproxy_config.file_values import CERTIFICATES, CONF_COMMANDS, FILE, FILES
-from mailproxy_config.nginx.syntax import Files, Statement
+from mailproxy_config.nginx.syntax import ConfigFiles, Statement
+from mailproxy_config.secret_refs import FILE, FILES
+from mailproxy_config.tls_directives import CERTIFICATES, CONF_COMMANDS
 from mailproxy_config.value_types import Raw
+
+MAIN: Final = by_name(MAIN_DIRECTIVES)
+"""Directives allowed outside of ``mail {}``."""
+
+LEVEL: Final = by_name(LEVEL_DIRECTIVES)
+"""Directives allowed in ``mail {}`` and its servers."""
+
+SERVER: Final = by_name(SERVER_DIRECTIVES)
+"""Directives allowed in servers only."""
+
+FIELDS: Final = by_field(DIRECTIVES)
+"""Directives by their fields in a manifest."""
+
+KEY: Final = "ssl_certificate_key"
+"""The directive without a field of its own."""
+
+KNOWN_DIRECTIVES: Final = frozenset({"mail", "server", "events", "include", *MAIN, *LEVEL, *SERVER, KEY})
+"""All directives that are known in some context."""
+
+
+OTHER_BLOCKS: Final = frozenset({"http", "stream", "google_perftools_profiles", "rtmp", "mgmt"})
+PROCESS_DIRECTIVES: Final = frozenset(
+    {
+        *("daemon", "master_process", "pid", "user", "env", "load_module", "lock_file", "working_directory"),
+        *("worker_rlimit_nofile", "worker_rlimit_core", "worker_priority", "worker_cpu_affinity"),
+        *("worker_aio_requests", "timer_resolution", "debug_points", "pcre_jit", "ssl_engine"),
+        *("thread_pool", "ssl_object_cache_inheritable"),
+    }
+)
+"""Directives about processes; accepted and ignored."""
+
+EVENTS_DIRECTIVES: Final = frozenset(
+    {"multi_accept", "accept_mutex", "accept_mutex_delay", "use", "debug_connection", "worker_aio_requests"}
+)
+"""The same in ``events {}``."""
+
+IGNORED_BECAUSE: Final = {
+    "user": "the proxy runs as the user that starts it, and does not change users",
+    "pid": "no file with the number of the process is written",
+    "worker_rlimit_nofile": "the proxy raises its limit of open files up to the hard limit (ulimit -Hn)",
+    "daemon": "the proxy stays in the foreground",
+    "ssl_engine": "engines of OpenSSL are not used",
+}
+"""Notices about ignored directives."""
+
+
+_QUOTED_FIELD: Final = re.compile(r'"([a-z][a-z0-9]*[A-Z][A-Za-z0-9]*)"')
+_OUTSIDE: Final = "outside of every block"
+
+
+def allowed_contexts(name: str) -> str:
+    """The contexts in which a known directive is allowed, such as ``in server {}``."""
+    if name in SERVER:
+        return "in server {}"
+    if name in LEVEL or name == KEY:
+        return f"{_OUTSIDE}, in mail {{}} or in server {{}}" if name in MAIN else "in mail {} or server {}"
+    if name == "server":
+        return "in mail {}"
+    return "in events {}" if name == "worker_connections" or name in EVENTS_DIRECTIVES else _OUTSIDE
+
+
+def use_nginx_names(reason: str) -> str:
+    """Replace quoted field names in a message by nginx's names."""
+
+    def name(field: re.Match[str]) -> str:
+        row = FIELDS.get(field[1])
+        return f'"{row.name}"' if row is not None else field[0]
+
+    return _QUOTED_FIELD.sub(name, reason)
+
+
+def order_server_fields(fields: dict[str, Raw]) -> dict[str, Raw]:
+    """The same fields, with protocol and listen first."""
+    return {name: fields[name] for name in ("protocol", "listen") if name in fields} | fields
+
+
+def generate_server_names(servers: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each server: its protocol, and its first port if that is not unique."""
+    protocols = [str(server.get("protocol", "server")) for server in servers]
+    counts = Counter(protocols)
+    names: dict[str, None] = {}
+    for index, (server, protocol) in enumerate(zip(servers, protocols, strict=True)):
+        port = next((listener["port"] for listener in server.get("listen", ()) if "port" in listener), "unix")
+        name = protocol if counts[protocol] == 1 else f"{protocol}-{port}"
+        names[name if name not in names else f"{name}-{index}"] = None
+    return list(names)
+
 
 _NOT_FILES: Final = frozenset({"data:", "engine:", "store:"})
 _TAKES_PATHS: Final = frozenset(
@@ -21,67 +119,67 @@ _TAKES_PATHS: Final = frozenset(
         *("chaincapath", "verifycapath", "requestcapath", "clientcapath"),
     }
 )
-"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a file or a directory."""
+"""OpenSSL's commands (``SSL_CONF_cmd``) whose value is a path."""
 
 
 @dataclass(slots=True)
 class Block:
-    """One level while it is read: its fields, and the keys that stand apart from their certificates.
+    """One level while it is read: its fields, and its keys until they are paired with certificates.
 
-    ``secret`` is what a Secret for its certificates is called, where one has to be;
-    ``places`` tells where each certificate and key stands.
+    ``secret`` is the name of a Secret for certificates that are not in files.  ``locations`` has
+    file and line of each certificate and key.
     """
 
     path: str
-    where: str
+    location: str
     secret: str = ""
     fields: dict[str, Raw] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
-    places: dict[str, str] = field(default_factory=dict)
+    locations: dict[str, str] = field(default_factory=dict)
 
     @property
     def starttls(self) -> str | None:
-        """What it says about ``starttls`` itself."""
+        """Its own value of ``starttls``."""
         return self.fields.get("starttls")
 
 
-def manifest_value(row: Directive, statement: Statement, files: Files, secret: str = "") -> Raw:
-    """The manifest's value of a statement; ``None`` if there is none, which is noted.
+def convert_value(row: Directive, statement: Statement, files: ConfigFiles, secret: str = "") -> Raw:
+    """Convert a statement to a manifest value; report errors and return ``None``.
 
     Args:
         row: The directive.
-        statement: What the file says.
-        files: The file, and what is wrong with it.
-        secret: The Secret that shall stand for certificates and keys that are
-            in no file, which is then a notice; empty: they are refused.
+        statement: The statement.
+        files: The file, and its errors.
+        secret: The name of the Secret that replaces certificates and keys that are not in
+            files, with a notice.  Empty: they are errors.
     """
     least, most = row.type.arity
     count = len(statement.arguments)
     if statement.block is not None:
-        files.problems.add(statement.where, f'directive "{row.name}" is not terminated by ";"')
+        files.problems.add(statement.location, f'directive "{row.name}" is not terminated by ";"')
         return None
     if count < least or (most is not None and count > most):
-        files.problems.add(statement.where, f'invalid number of arguments in "{row.name}" directive')
+        files.problems.add(statement.location, f'invalid number of arguments in "{row.name}" directive')
         return None
     scheme = _scheme(row, statement.arguments)
     if scheme:
-        return _in_no_file(row, statement, files, secret, scheme)
+        return _without_file(row, statement, files, secret, scheme)
     try:
         return _with_paths(row, row.type.nginx(statement.arguments), files)
     except ValueError as error:
-        files.problems.add(statement.where, f'"{row.name}" directive: {error}')
+        files.problems.add(statement.location, f'"{row.name}" directive: {error}')
         return None
 
 
-def _with_paths(row: Directive, value: Raw, files: Files) -> Raw:
-    """The value, its paths made absolute."""
+def _with_paths(row: Directive, value: Raw, files: ConfigFiles) -> Raw:
+    """The value with absolute paths."""
     if row.type is FILE:
         return {"file": files.path(value["file"])}
     if row.type is FILES:
         return [{"file": files.path(item["file"])} for item in value]
     if row.type is CERTIFICATES:
-        return [{_half(row): files.path(item["certificateFile"])} for item in value]
+        return [{_pair_field(row): files.path(item["certificateFile"])} for item in value]
     if row.type is CONF_COMMANDS:
         return [
             item | {"value": files.path(item["value"])} if item["name"].lower() in _TAKES_PATHS else item
@@ -90,38 +188,38 @@ def _with_paths(row: Directive, value: Raw, files: Files) -> Raw:
     return value
 
 
-def _half(row: Directive) -> str:
-    """Which half of a pair a directive is."""
+def _pair_field(row: Directive) -> str:
+    """The field of the pair that a directive is."""
     return "keyFile" if row.part_of else "certificateFile"
 
 
 def _scheme(row: Directive, arguments: Sequence[str]) -> str:
-    """``data:`` and the like, where something else than a file is named; else nothing."""
+    """``data:``, ``engine:`` or ``store:`` if the argument is not a file; else nothing."""
     of_files = any(row.type is each for each in (FILE, FILES, CERTIFICATES))
     return next((each for each in _NOT_FILES if of_files and arguments[0].startswith(each)), "")
 
 
-def _in_no_file(row: Directive, statement: Statement, files: Files, secret: str, scheme: str) -> Raw:
-    """What stands for something that is in no file.  Its text is never told: it may be a key."""
+def _without_file(row: Directive, statement: Statement, files: ConfigFiles, secret: str, scheme: str) -> Raw:
+    """The replacement for a value that is not in a file.  Messages do not contain it: it may be a key."""
     reason = f'"{row.name}" directive: {scheme} cannot be carried over'
     if not secret:
-        files.problems.add(statement.where, f"{reason}; put it into a file")
+        files.problems.add(statement.location, f"{reason}; put it into a file")
         return None
     if row.type is CERTIFICATES:
-        files.problems.notice(statement.where, reason)
-        return [{_half(row): scheme}]
-    files.problems.notice(statement.where, f"{reason}; put it into {row.name} of the Secret {secret}")
+        files.problems.notice(statement.location, reason)
+        return [{_pair_field(row): scheme}]
+    files.problems.notice(statement.location, f"{reason}; put it into {row.name} of the Secret {secret}")
     reference = {"secretKeyRef": {"name": secret, "key": row.name}}
     return [reference] if row.type is FILES else reference
 
 
 def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems) -> list[str]:
-    """Make pairs of certificates and keys, which nginx inherits apart and pairs by position.
+    """Pair certificates and keys by position; nginx inherits the two directives separately.
 
-    A half that is in no pair is told, and so is a pair that a Secret stands for.
+    Unpaired ones, and pairs that are replaced by a Secret, get a notice.
 
     Returns:
-        The paths of servers that lack a key, which is noted.
+        The paths of servers with a certificate without a key, which is reported.
     """
     lacking: list[str] = []
     chains = list(mail.fields.pop("sslCertificate", ()))
@@ -130,66 +228,65 @@ def pair_certificates(mail: Block, servers: Sequence[Block], problems: Problems)
         own = server.fields.pop("sslCertificate", None)
         wanted, keys = own or chains, server.keys or mail.keys
         pairs = _pairs(wanted, keys)
-        if len(pairs) < len(wanted) and _uses_tls(server, mail):
+        has_starttls = (server.starttls or mail.starttls or "Disabled") != "Disabled"
+        uses_tls = has_starttls or any(each.get("ssl") for each in server.fields.get("listen", ()))
+        if len(pairs) < len(wanted) and uses_tls:
             missing = wanted[len(pairs)]["certificateFile"]
             reason = f'no "ssl_certificate_key" is defined for certificate "{missing}"'
-            problems.add(server.where, reason)
+            problems.add(server.location, reason)
             lacking.append(server.path)
         if pairs and (own or server.keys):
-            server.fields["sslCertificate"] = _named(pairs, server, problems)
-        used |= _halves(pairs)
-        _tell_the_rest(server, own or (), used, problems)
+            server.fields["sslCertificate"] = _replace_by_secrets(pairs, server, problems)
+        used |= _pair_files(pairs)
+        _notice_unpaired(server, own or (), used, problems)
     pairs = _pairs(chains, mail.keys)
     if pairs:
-        mail.fields["sslCertificate"] = _named(pairs, mail, problems)
-    _tell_the_rest(mail, chains, used | _halves(pairs), problems)
+        mail.fields["sslCertificate"] = _replace_by_secrets(pairs, mail, problems)
+    _notice_unpaired(mail, chains, used | _pair_files(pairs), problems)
     return lacking
 
 
 def _pairs(chains: Sequence[dict[str, Raw]], keys: Sequence[str]) -> list[dict[str, Raw]]:
-    """By position; surplus ones on either side are left out."""
+    """Pairs by position; the rest of the longer list is ignored."""
     return [chain | {"keyFile": key} for chain, key in zip(chains, keys, strict=False)]
 
 
-def _named(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
-    """The pairs, with a Secret for each that is not in two files."""
+def _replace_by_secrets(pairs: Sequence[dict[str, Raw]], block: Block, problems: Problems) -> list[Raw]:
+    """The pairs; those that are not in two files are replaced by a Secret."""
     named: list[Raw] = []
     for number, pair in enumerate(pairs, 1):
         if not _NOT_FILES.isdisjoint(pair.values()):
             secret = f"{block.secret}-{number}"
             halves = f"the certificate ({pair['certificateFile']}) and its key ({pair['keyFile']})"
-            problems.notice(block.where, f"make a Secret {secret} of {halves}, which stands in their place")
+            problems.notice(
+                block.location, f"create a Secret {secret} from {halves}; the manifest refers to it"
+            )
             named.append({"secretName": secret})
         else:
             named.append(pair)
     return named
 
 
-def _halves(pairs: Sequence[dict[str, Raw]]) -> set[str]:
+def _pair_files(pairs: Sequence[dict[str, Raw]]) -> set[str]:
     return {half for pair in pairs for half in pair.values()}
 
 
-def _tell_the_rest(
+def _notice_unpaired(
     block: Block, chains: Sequence[dict[str, Raw]], used: set[str], problems: Problems
 ) -> None:
-    """Tell which certificates and keys of a level are in no pair, and so without effect."""
+    """Notice certificates and keys of a level that are in no pair."""
     lone = [("certificate", chain["certificateFile"]) for chain in chains]
     lone += [("key", key) for key in block.keys]
     for what, path in lone:
         if path not in used:
-            where = block.places.get(path, block.where)
-            problems.notice(where, f"{what} {path} belongs to no pair, and is left out")
+            location = block.locations.get(path, block.location)
+            problems.notice(location, f"{what} {path} is not part of a pair and is left out")
 
 
-def _uses_tls(server: Block, mail: Block) -> bool:
-    listens = any(listener.get("ssl") for listener in server.fields.get("listen", ()))
-    return listens or (server.starttls or mail.starttls or "Disabled") != "Disabled"
+def inherit_shared_caches(mail: Block, servers: Sequence[Block]) -> None:
+    """Add the shared cache of the mail level to servers with a builtin cache.
 
-
-def session_caches(mail: Block, servers: Sequence[Block]) -> None:
-    """Give servers with a cache of their own in the process the shared one of the mail level as well.
-
-    ``ssl_session_cache builtin`` in a server leaves an inherited ``shared`` cache in use.
+    In nginx, ``ssl_session_cache builtin`` of a server does not replace an inherited ``shared`` cache.
     """
     inherited = mail.fields.get("sslSessionCache", ())
     shared = [part for part in inherited if part.startswith("shared:")]
@@ -199,8 +296,8 @@ def session_caches(mail: Block, servers: Sequence[Block]) -> None:
             server.fields["sslSessionCache"] = own + shared
 
 
-def repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
-    """What two ``ssl_session_cache`` of one level make: the last shared cache, and the last of the rest."""
+def merge_repeated_caches(before: Sequence[str], value: Sequence[str]) -> Sequence[str]:
+    """The effect of two ``ssl_session_cache`` of one level: the last shared and the last other one."""
     if not before:
         return value
     shared = [part for part in (*before, *value) if part.startswith("shared:")][-1:]

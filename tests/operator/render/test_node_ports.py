@@ -78,7 +78,7 @@ def listeners(*listen: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         (
             {"servers": HOST_143, "portStrategy": "HighPort", "pod": {"hostNetwork": True}},
-            "spec.servers[0].listen[0].hostPort: 143 is not the container port 10143",
+            "spec.servers[0].listen[0].hostPort: 143 must be the container port 10143",
         ),
         (
             {"servers": listeners({"port": 143, "hostPort": 143}, {"port": 143, "address": "[::]"})},
@@ -90,11 +90,11 @@ def listeners(*listen: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         (
             {"servers": listeners({"port": 143}, {"address": "unix:/run/a", "hostPort": 143})},
-            "spec.servers[0].listen[1].hostPort: needs port",
+            "spec.servers[0].listen[1].hostPort: cannot be used with a UNIX socket",
         ),
         (
             {"service": {"type": "NodePort", "nodePorts": [{"port": 993, "nodePort": 30993}]}},
-            "spec.service.nodePorts[0].port: no listener has port 993; there are 143",
+            "spec.service.nodePorts[0].port: no listener has port 993; ports of listeners: 143",
         ),
         (
             {"service": {"nodePorts": [{"port": 143, "nodePort": 30143}]}},

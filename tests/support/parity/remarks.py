@@ -35,7 +35,7 @@ ANYWHERE: Final = frozenset(
 )
 """Directives that every configuration of the kit has."""
 
-_ALONE: Final = "test_what_nginx_takes_alone"
+_ALONE: Final = "test_lines_accepted_by_nginx_only"
 _ASCII: Final = Remark(BETTER, "what would break a line is refused", (_ALONE,))
 _SMALL: Final = Remark(BETTER, "less than 128 bytes, which cannot work, are refused", ("Q-01", _ALONE))
 
@@ -43,7 +43,7 @@ REMARKS: Final = {
     "worker_processes": Remark(
         BETTER,
         "`auto` counts the processors that the process may use; 0 is refused",
-        ("test_affinity_and_quota_bound_it", "test_what_is_wrong_is_told_with_file_and_line"),
+        ("test_affinity_and_quota_bound_it", "test_errors_have_file_and_line"),
     ),
     "worker_connections": Remark(
         BETTER,
@@ -53,7 +53,10 @@ REMARKS: Final = {
     "worker_shutdown_timeout": Remark(
         OTHERWISE,
         "`drain.timeout`; 0, no limit, is told and left out",
-        ("test_what_stands_around_the_mail_block", "test_what_could_not_be_carried_over_is_named"),
+        (
+            "test_main_and_events_directives_are_converted",
+            "test_directives_that_are_not_converted_get_notices",
+        ),
     ),
     "error_log": Remark(
         OTHERWISE,
@@ -64,7 +67,7 @@ REMARKS: Final = {
         BETTER,
         "a port is required; an address beside a wildcard of its port can be opened",
         (
-            "test_where_nginx_listens_alone",
+            "test_listen_accepted_by_nginx_only",
             "test_a_wildcard_and_an_address_of_its_port_can_both_listen",
         ),
     ),
@@ -79,7 +82,7 @@ REMARKS: Final = {
     "resolver": Remark(
         MORE,
         "`status_zone=` is taken; names of name servers are looked up when they are used",
-        ("test_what_we_take_alone",),
+        ("test_lines_accepted_by_mailproxy_only",),
     ),
     "auth_http": Remark(
         BETTER,
@@ -91,17 +94,19 @@ REMARKS: Final = {
             "Q-26",
         ),
     ),
-    "proxy": Remark(SAME, "it has no effect", ("test_what_is_accepted_and_ignored_is_told",)),
+    "proxy": Remark(SAME, "it has no effect", ("test_ignored_field_gets_a_notice",)),
     "proxy_timeout": Remark(BETTER, "counts both directions", ("Q-14",)),
-    "set_real_ip_from": Remark(MORE, "IPv6 addresses may stand in brackets", ("test_what_we_take_alone",)),
+    "set_real_ip_from": Remark(
+        MORE, "IPv6 addresses may stand in brackets", ("test_lines_accepted_by_mailproxy_only",)
+    ),
     "starttls": Remark(BETTER, "`only` also holds MAIL back", ("Q-10",)),
     "ssl_certificate": Remark(
-        OTHERWISE, "files and Secrets; not `data:`", ("test_certificates_in_no_file_cannot_run",)
+        OTHERWISE, "files and Secrets; not `data:`", ("test_certificates_without_files_are_errors",)
     ),
     "ssl_certificate_key": Remark(
         OTHERWISE,
         "files and Secrets; not `data:`, `engine:`, `store:`",
-        ("test_certificates_in_no_file_cannot_run",),
+        ("test_certificates_without_files_are_errors",),
     ),
     "ssl_certificate_compression": Remark(
         SAME, "where OpenSSL can", ("test_compression_of_certificates_is_no_reason_to_fail",)

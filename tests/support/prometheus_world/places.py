@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy_operator.local.demo.world import MailWorld
+from support.demo_servers import ACCOUNT, DemoServers, demo_servers
 from support.dns_server import DnsServer, dns_server, host, ptr
 from support.dns_server import found as answering
 from support.servers import proxy as proxies
@@ -35,7 +35,7 @@ class Places:
         ports: Of each proxy, by server; ``imaps`` is the one with TLS.
     """
 
-    world: MailWorld
+    mail: DemoServers
     dns: DnsServer
     tls: Certificates
     service: AuthService
@@ -48,16 +48,17 @@ def places(folder: Path, pods: int = 1) -> Iterator[Places]:
     """Start everything; end it afterwards."""
     taken = Ports()
     with ExitStack() as stack:
-        world, dns = stack.enter_context(_in_background())
-        service = stack.enter_context(auth_service({"alice": world.account.password}))
+        mail = stack.enter_context(demo_servers())
+        dns = stack.enter_context(_dns_in_background())
+        service = stack.enter_context(auth_service({ACCOUNT.user: ACCOUNT.password}))
         silent = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         silent.bind(("127.0.0.1", 0))
         service.backends |= {
             "/dead": Backend(taken.take()),
-            "/slow": Backend(world.ports["imap"], delay=0.7),
+            "/slow": Backend(mail.ports["imap"], delay=0.7),
         }
         (folder / "tls").mkdir()
-        found = Places(world, dns, certificates(folder / "tls"), service)
+        found = Places(mail, dns, certificates(folder / "tls"), service)
         for number in range(pods):
             ports, body = _planned(found, taken, f"127.0.0.1:{silent.getsockname()[1]}")
             found.ports.append(ports)
@@ -82,7 +83,7 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
             directives["starttls"] = "Enabled"
         servers.append({"name": name, "protocol": protocol, "listen": listen, "authHttp": auth, **directives})
 
-    good = found.world.auth_url
+    good = found.mail.auth_url
     named = {"addresses": [found.dns.address], "valid": "1s"}
     serve("imap", "imap", good, tls=True, imapAuth=["plain", "login", "cram-md5"])
     serve("pop3", "pop3", good, tls=True, pop3Auth=["plain", "apop", "cram-md5"])
@@ -102,8 +103,8 @@ def _planned(found: Places, taken: Ports, silent: str) -> tuple[dict[str, int], 
 
 
 @contextmanager
-def _in_background() -> Iterator[tuple[MailWorld, DnsServer]]:
-    """Mail servers and a name server, in an event loop of a thread of their own."""
+def _dns_in_background() -> Iterator[DnsServer]:
+    """A name server, in an event loop of a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -117,9 +118,8 @@ def _in_background() -> Iterator[tuple[MailWorld, DnsServer]]:
         loop.close()
 
 
-async def _opened(stack: AsyncExitStack) -> tuple[MailWorld, DnsServer]:
-    world = await stack.enter_async_context(MailWorld())
+async def _opened(stack: AsyncExitStack) -> DnsServer:
     dns = await stack.enter_async_context(dns_server())
     dns.answers_ptr(_CLIENT, ptr("client.example.com", ttl=1))
     dns.zone["client.example.com", "A"] = answering(host("127.0.0.1", ttl=1))
-    return world, dns
+    return dns

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from support.demo_servers import ACCOUNT
 from support.prometheus_world.places import Places
 from support.servers.clients import Raw
 
@@ -27,7 +28,7 @@ Visit = Callable[[Places, Ports], None]
 
 
 def _user(places: Places) -> tuple[str, str]:
-    return places.world.account.user, places.world.account.password
+    return ACCOUNT.user, ACCOUNT.password
 
 
 def read_mail(places: Places, ports: Ports) -> None:
@@ -97,7 +98,7 @@ def guess_passwords(places: Places, ports: Ports) -> None:
 
 def meet_broken_neighbours(places: Places, ports: Ports) -> None:
     """A service that is slow, one that is not there, a mail server that is not there, silent name servers."""
-    password = places.world.account.password.encode()
+    password = ACCOUNT.password.encode()
     for name, words in (
         ("slow", b"a LOGIN alice " + password),
         ("dead", b"a LOGIN alice " + password),
@@ -155,7 +156,7 @@ def come_through_a_balancer(places: Places, ports: Ports) -> None:
     header = b"PROXY TCP4 192.0.2.7 192.0.2.1 40000 143\r\n"
     with Raw(ports["balanced"], preface=header) as raw:
         raw.line()
-        raw.ask(b"a LOGIN alice " + places.world.account.password.encode())
+        raw.ask(b"a LOGIN alice " + ACCOUNT.password.encode())
     with Raw(ports["balanced"], preface=b"a NOOP\r\n") as raw, suppress(AssertionError, OSError):
         raw.line()
 

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""The cluster port on one machine: containers become processes, ConfigMaps become files."""

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A converted ``nginx.conf`` has the same configuration as one that is loaded directly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mailproxy_config.directives import (
+    FOLDED_DIRECTIVES,
+    LEVEL_DIRECTIVES,
+    MAIN_DIRECTIVES,
+    SERVER_DIRECTIVES,
+    by_name,
+)
+from mailproxy_config.load import load
+from mailproxy_config.nginx.convert import parse_nginx, to_manifest_yaml
+from mailproxy_config.rendered import config_hash
+from support.configs import without_logs
+from support.fuzz import examples
+
+_MSEC: Final = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["", "1w", "2d"]),
+        st.sampled_from(["", "3h"]),
+        st.sampled_from(["4m", "05m"]),
+        st.sampled_from(["", "6s", "7"]),
+    ),
+) | st.sampled_from(["0", "500ms", "1s5ms", "'1m 30s'", "60"])
+_SEC: Final = st.sampled_from(["1", "5m", "1y", "2M", "1d12h", "'1h 5'"])
+_BUFFER: Final = st.sampled_from(["128", "4k", "8K", "1m", "65536", "0004k"])
+_FLAG: Final = st.sampled_from(["on", "off", "On", "OFF"])
+_NUMBER: Final = st.sampled_from(["0", "1", "007", "2147483647"])
+_PATH: Final = st.sampled_from(
+    ["a.pem", "/etc/ssl/a.pem", "'my files/a.pem'", "../b", '"x;y{}"', "yes", "08"]
+)
+_WORDS: Final = st.lists(
+    st.sampled_from(
+        ["TOP", "'SIZE 10485760'", '"a \\"b\\""', "no", "1e3", "~", "0x1F", "LITERAL+", "'#x'", "null"]
+    ),
+    min_size=1,
+    max_size=4,
+).map(" ".join)
+
+
+def _some(*words: str) -> st.SearchStrategy[str]:
+    cases = st.sampled_from([str.lower, str.upper, str.title])
+    one = st.tuples(st.sampled_from(words), cases).map(lambda pair: pair[1](pair[0]))
+    return st.lists(one, min_size=1, max_size=len(words)).map(" ".join)
+
+
+VALUES: Final[dict[str, st.SearchStrategy[str]]] = {
+    "worker_processes": st.sampled_from(["auto", "1", "16"]),
+    "worker_connections": st.sampled_from(["1", "1024", "65535"]),
+    "error_log": st.sampled_from(
+        ["stderr", "/var/log/x debug", "syslog:server=127.0.0.1 crit", "x.log warn"]
+    ),
+    "server_name": st.sampled_from(["mail.example.com", '""', "yes", "1.5", "'*'"]),
+    "timeout": _MSEC,
+    "max_errors": _NUMBER,
+    "resolver": st.sampled_from(
+        [
+            "off",
+            "off and on",
+            "127.0.0.1",
+            "127.0.0.1 [::1]:5353 valid=1M ipv6=off",
+            "ns.example valid=30s status_zone=dns",
+            "10.0.0.1:53 ipv4=off",
+        ]
+    ),
+    "resolver_timeout": _MSEC,
+    "auth_http": st.sampled_from(
+        [
+            "localhost",
+            "http://[::1]:9/x?y=z",
+            "unix:/run/a:/u",
+            "127.0.0.1:9000/cgi?a=%20",
+            "https://auth.example/",
+        ]
+    ),
+    "auth_http_timeout": _MSEC,
+    "auth_http_header": st.sampled_from(
+        ["X-Key secret", "X-Key ''", "X \"a: 'b' #1\"", "Client-Port $remote_port", "Y ${z}"]
+    ),
+    "auth_http_pass_client_cert": _FLAG,
+    "auth_http_keepalive": _FLAG,
+    "auth_http_max_connections": st.sampled_from(["1", "512"]),
+    "imap_auth": _some("plain", "login", "cram-md5", "external"),
+    "imap_capabilities": _WORDS,
+    "imap_client_buffer": _BUFFER,
+    "pop3_auth": _some("plain", "apop", "cram-md5", "external"),
+    "pop3_capabilities": _WORDS,
+    "smtp_auth": _some("plain", "login", "cram-md5", "external", "none"),
+    "smtp_capabilities": _WORDS,
+    "pop3_client_buffer": _BUFFER,
+    "smtp_client_buffer": _BUFFER,
+    "smtp_greeting_delay": _MSEC,
+    "proxy": _FLAG,
+    "proxy_buffer": _BUFFER,
+    "proxy_timeout": _MSEC,
+    "proxy_pass_error_message": _FLAG,
+    "proxy_smtp_auth": _FLAG,
+    "proxy_protocol": st.sampled_from(["on", "off", "v2", "V2"]),
+    "xclient": _FLAG,
+    "set_real_ip_from": st.sampled_from(
+        ["unix:", "10.1.2.3/8", "2001:db8::/32", "[::1]", "lb.example", "192.0.2.1"]
+    ),
+    "starttls": st.sampled_from(["on", "off", "only", "ONLY"]),
+    "ssl_certificate": _PATH,
+    "ssl_certificate_key": _PATH,
+    "ssl_certificate_compression": _FLAG,
+    "ssl_protocols": _some("TLSv1.2", "TLSv1.3", "TLSv1", "SSLv3"),
+    "ssl_ciphers": st.sampled_from(["HIGH", "'HIGH:!aNULL'", '""', "ALL:@SECLEVEL=0"]),
+    "ssl_prefer_server_ciphers": _FLAG,
+    "ssl_ecdh_curve": st.sampled_from(["auto", "secp384r1", "X25519:prime256v1"]),
+    "ssl_dhparam": _PATH,
+    "ssl_password_file": _PATH,
+    "ssl_session_cache": st.sampled_from(
+        ["off", "none", "builtin", "builtin:7", "shared:a:1m", "shared:b:64k builtin"]
+    ),
+    "ssl_session_timeout": _SEC,
+    "ssl_session_tickets": _FLAG,
+    "ssl_session_ticket_key": _PATH,
+    "ssl_verify_client": st.sampled_from(["off", "on", "optional", "optional_no_ca"]),
+    "ssl_verify_depth": _NUMBER,
+    "ssl_client_certificate": _PATH,
+    "ssl_trusted_certificate": _PATH,
+    "ssl_crl": _PATH,
+    "ssl_conf_command": st.sampled_from(
+        ["Options PrioritizeChaCha", "VerifyCAFile ca.pem", "Ciphersuites ''"]
+    ),
+    "protocol": st.sampled_from(["imap", "pop3", "smtp"]),
+    "listen": st.sampled_from(
+        [
+            "{}",
+            "*:{} ssl",
+            "[::]:{} ipv6only=off",
+            "127.0.0.1:{} proxy_protocol so_keepalive=30m::10 rcvbuf=4k sndbuf=1m",
+            "localhost:{} bind backlog=9",
+            "unix:/run/{}",
+            "[2001:db8::1]:{} ssl multipath so_keepalive=off ipv6only=on",
+        ]
+    ),
+}
+_ROWS: Final = by_name(LEVEL_DIRECTIVES)
+_MANY: Final = {"auth_http", "error_log", "ssl_session_cache"}
+_LEVEL: Final = [name for name in _ROWS if name != "ssl_certificate"]
+_PAIR: Final = "ssl_certificate c.pem; ssl_certificate_key k.pem; ssl_client_certificate ca.pem;"
+
+
+def _may_repeat(name: str) -> bool:
+    return _ROWS[name].type.appends or name in _MANY
+
+
+@st.composite
+def _lines(draw: st.DrawFn, without: frozenset[str]) -> list[str]:
+    """Some directives of one level."""
+    names = draw(st.lists(st.sampled_from(_LEVEL), max_size=10))
+    once = [
+        name
+        for number, name in enumerate(names)
+        if name not in without and (_may_repeat(name) or name not in names[:number])
+    ]
+    return [f"{name} {draw(VALUES[name])};" for name in once]
+
+
+@st.composite
+def _servers(draw: st.DrawFn) -> list[str]:
+    servers = []
+    for number in range(draw(st.integers(1, 3))):
+        listens = draw(st.lists(VALUES["listen"], min_size=1, max_size=3))
+        ports = [2000 + 100 * number + index for index in range(len(listens))]
+        lines = [f"listen {listen.format(port)};" for listen, port in zip(listens, ports, strict=True)]
+        lines += [f"protocol {draw(VALUES['protocol'])};", *draw(_lines(frozenset()))]
+        if draw(st.booleans()):
+            path = f"ssl_certificate {draw(VALUES['ssl_certificate'])};"
+            lines += [path, f"ssl_certificate_key {draw(VALUES['ssl_certificate_key'])};"]
+        servers.append("\n".join(draw(st.permutations(lines))))
+    return servers
+
+
+@st.composite
+def _files(draw: st.DrawFn) -> dict[str, str]:
+    """An ``nginx.conf`` and what it includes."""
+    around = [
+        f"{name} {draw(VALUES[name])};" for name in ("worker_processes", "error_log") if draw(st.booleans())
+    ]
+    around.append(f"events {{ worker_connections {draw(VALUES['worker_connections'])}; }}")
+    if draw(st.booleans()):
+        around.append(f"worker_shutdown_timeout {draw(st.sampled_from(['0', '5m', '90']))};")
+    mail = draw(_lines(frozenset({"ssl_client_certificate"})))
+    servers = [f"server {{\n{text}\n}}" for text in draw(_servers())]
+    files = {"servers.conf": "\n".join(servers), "level.conf": "\n".join(mail)}
+    inner = "include level.conf;" if draw(st.booleans()) else files["level.conf"]
+    outer = "include serv*.conf;" if draw(st.booleans()) else files["servers.conf"]
+    comment = draw(st.sampled_from(["", "# } a comment; {\n"]))
+    text = "\n".join(
+        [*around, "mail {", "auth_http first;", _PAIR, comment, inner, outer, "}", "http { x { } }"]
+    )
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    return {name: part.replace("\n", end) for name, part in {**files, "nginx.conf": text}.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nginx")
+
+
+def test_every_directive_is_generated() -> None:
+    rows = (*MAIN_DIRECTIVES, *SERVER_DIRECTIVES, *LEVEL_DIRECTIVES, *FOLDED_DIRECTIVES)
+    assert set(VALUES) == {row.name for row in rows}
+
+
+@given(files=_files())
+@settings(max_examples=examples(120), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_converted_manifest_has_the_same_meaning(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode())
+    source = str(folder / "nginx.conf")
+    text = (folder / "nginx.conf").read_text("utf-8")
+    direct = load(text.encode(), source=source)
+    converted = load(to_manifest_yaml(parse_nginx(text, source=source, only_to_print=True)).encode())
+    assert converted.config == without_logs(direct.config)
+    assert converted.hash == config_hash(without_logs(direct.config))
