@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Protocol
 
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.cluster import Key
 from mailproxy_operator.api.kinds import LEASE, Manifest
 from mailproxy_operator.errors import OperatorError
@@ -24,16 +24,6 @@ RETRY_SECONDS = 2.0
 TRIES = 3
 
 _log = logging.getLogger(__name__)
-
-
-class LeaseStore(Protocol):
-    """Where the Lease lives."""
-
-    async def read_lease(self, key: Key) -> Manifest | None:
-        """Read it."""
-
-    async def write_lease(self, manifest: Manifest) -> bool:
-        """Create or replace it; false when somebody else was first."""
 
 
 class LeaderElector:
@@ -50,7 +40,7 @@ class LeaderElector:
 
     def __init__(
         self,
-        store: LeaseStore,
+        store: KubeClient,
         key: Key,
         identity: str,
         *,

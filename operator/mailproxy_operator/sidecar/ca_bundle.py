@@ -16,16 +16,17 @@ import base64
 import logging
 import ssl
 from binascii import Error as NotBase64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
+from mailproxy_operator.api.client import KubeClient
 from mailproxy_operator.api.cluster import Key
-from mailproxy_operator.api.kinds import MUTATING_WEBHOOK, Kind, Manifest
+from mailproxy_operator.api.kinds import MUTATING_WEBHOOK, Manifest
 from mailproxy_operator.errors import OperatorError
 from mailproxy_operator.sidecar import certificate
 
@@ -35,16 +36,6 @@ SETTLE_SECONDS = 2.0
 """Until every API server has heard of a new authority."""
 
 _log = logging.getLogger(__name__)
-
-
-class WebhookStore(Protocol):
-    """Where the webhook's configuration is kept."""
-
-    async def get(self, kind: Kind, key: Key) -> Manifest | None:
-        """Read one object."""
-
-    async def patch_json(self, kind: Kind, key: Key, operations: Sequence[Mapping[str, Any]]) -> bool:
-        """Patch an object (RFC 6902); false where it is not as the patch expects."""
 
 
 class OwnCertificate:
@@ -63,7 +54,7 @@ class OwnCertificate:
 
     def __init__(
         self,
-        store: WebhookStore,
+        store: KubeClient,
         configuration: str,
         context: ssl.SSLContext,
         *,
@@ -116,7 +107,7 @@ class OwnCertificate:
 
 
 async def _trusted(
-    store: WebhookStore, found: Manifest, authorities: str, now: datetime, *, in_use: str
+    store: KubeClient, found: Manifest, authorities: str, now: datetime, *, in_use: str
 ) -> bool:
     """Have the API server trust authorities; false where the configuration has changed meanwhile."""
     operations = _operations(found, authorities, now, in_use=in_use)
@@ -174,7 +165,7 @@ class GivenAuthority:
         now: Returns the time.
     """
 
-    store: WebhookStore
+    store: KubeClient
     configuration: str
     authorities: str
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
