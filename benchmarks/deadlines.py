@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 from unittest import mock
 
-from mailproxy.app import WorkerLoop
-from mailproxy.loop import timeouts as timers_module
+from mailproxy.loop import timeouts as timeouts_module
 from mailproxy.loop.timeouts import Deadlines, TimeoutQueue, Timeouts
+from mailproxy.loop.worker_loop import WorkerLoop
 
 SIZES: Final = (10_000, 40_000, 160_000)
 _LENGTH: Final = 60.0
@@ -44,24 +44,22 @@ class Timed:
 
 @dataclass
 class Scene:
-    """A lane, whoever waits in it, and the clock."""
+    """A queue, what waits in it, and the clock."""
 
     timers: Timeouts
-    lane: TimeoutQueue
+    queue: TimeoutQueue
     timed: list[Timed]
     now: float = 0.0
 
     def fire(self) -> None:
-        """Do what a wake-up of the loop does."""
-        if self.lane._wake is not None:  # noqa: SLF001 - the measured part itself
-            self.lane._wake.cancel()  # noqa: SLF001
-        self.lane._fire()  # noqa: SLF001
+        """Expire what is due, as the event loop does."""
+        self.queue.expire()
 
 
 def arm(scene: Scene) -> None:
     """Set them."""
     for one in scene.timed:
-        scene.lane.arm(one)
+        scene.queue.arm(one)
 
 
 def disarm(scene: Scene) -> None:
@@ -78,7 +76,7 @@ def expire_at_once(scene: Scene) -> None:
 
 def expire_in_batches(scene: Scene) -> None:
     """Let them expire at a thousand moments, as clients do that came one after the other."""
-    waiting = scene.lane.waiting
+    waiting = scene.queue.waiting
     step = len(scene.timed) // _BATCHES
     for number, one in enumerate(scene.timed):
         waiting[one] = number // step + 1.0
@@ -92,7 +90,7 @@ def expire_behind_others(scene: Scene) -> None:
     disarm_count = len(scene.timed) - _BATCHES
     for one in scene.timed[:disarm_count]:
         scene.timers.disarm(one)
-    waiting = scene.lane.waiting
+    waiting = scene.queue.waiting
     for number, one in enumerate(scene.timed[disarm_count:]):
         waiting[one] = number + 1.0
     for moment in range(1, _BATCHES + 1):
@@ -120,10 +118,10 @@ def _once(before: Sequence[Work], work: Work, size: int) -> float:
     loop = WorkerLoop()
     try:
         asyncio.set_event_loop(loop)
-        timers = Timeouts(loop, loop.reactor)
-        loop.reactor.now = 0.0
-        scene = Scene(timers, timers.lane(_LENGTH), [Timed() for _ in range(size)])
-        with mock.patch.object(timers_module, "time", mock.Mock(monotonic=lambda: scene.now)):
+        timers = Timeouts(loop, loop.epoll)
+        loop.epoll.now = 0.0
+        scene = Scene(timers, timers.queue(_LENGTH), [Timed() for _ in range(size)])
+        with mock.patch.object(timeouts_module, "time", mock.Mock(monotonic=lambda: scene.now)):
             for one in before:
                 one(scene)
             started = time.process_time()

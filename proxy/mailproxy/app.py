@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The composition root of one worker: a configuration and its sockets become a running proxy."""
+"""The proxy of one worker: it runs a configuration on its listening sockets, reloads it, and drains."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
 from itertools import chain
-from typing import Final, TypeVarTuple
+from typing import Final
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
-from mailproxy.context import Drained, WorkerContext
+from mailproxy.context import Drainable, WorkerContext
 from mailproxy.dns import HostAddresses, Resolver
-from mailproxy.loop.epoll import Reactor
+from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net import plan
-from mailproxy.protocols import PROTOCOLS
 from mailproxy.protocols.real_ip import TrustedPeers
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.types import Secret
 from mailproxy.session.accept import Listener, ListenTarget
 from mailproxy.session.virtual_server import VirtualServer
@@ -27,86 +26,60 @@ from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
 from mailproxy.tls.client import ClientTls
 from mailproxy.tls.context import ServerTls, build
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import AuthHttp, LogLevel, ProxyConfig, ResolverConfig, ServerConfig
 
-_LAG_EVERY: Final = 0.1
-_CALM_LAG_EVERY: Final = 1.0
-_CALM: Final = 3
-"""Polls between two ticks that only the ticks themselves and the supervisor account for."""
-_FIND_SECONDS: Final = 3.0
-"""How long a start or reload waits for the names of authorization services to resolve."""
-_FLUSH_EVERY: Final = 10
-"""Ticks between two writes of the log's buffer."""
-_DRAIN_STEP: Final = 0.05
+_LAG_INTERVAL: Final = 0.1
+_IDLE_LAG_INTERVAL: Final = 1.0
+"""Seconds between two measurements of the event loop's lag, with clients and without."""
+_MAX_IDLE_ITERATIONS: Final = 3
+"""Iterations between two measurements that come from these and the supervisor, not from clients."""
+_RESOLVE_SECONDS: Final = 3.0
+"""How long a start or reload waits for the names of authentication services to resolve."""
+_TICKS_PER_FLUSH: Final = 10
+"""Measurements between two writes of the log's buffer."""
+_DRAIN_POLL_SECONDS: Final = 0.05
 
-Arguments = TypeVarTuple("Arguments")
 AuthKey = tuple[AuthHttp, float, bool, int | None]
 ResolverKey = tuple[ResolverConfig, float]
-
-
-class WorkerLoop(asyncio.SelectorEventLoop):
-    """The stock loop on a selector that serves the mail sockets itself, and hears here of asyncio's needs."""
-
-    def __init__(self) -> None:
-        self.reactor = Reactor()
-        super().__init__(self.reactor)
-
-    def call_soon(
-        self, callback: Callable[[*Arguments], object], *args: *Arguments, context: Context | None = None
-    ) -> asyncio.Handle:
-        """Call something in the next turn of the loop."""
-        self.reactor.is_wanted = True
-        return super().call_soon(callback, *args, context=context)
-
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Arguments], object],
-        *args: *Arguments,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        """Call something at a time of the loop's clock; ``call_later`` comes by here too."""
-        self.reactor.is_wanted = True
-        return super().call_at(when, callback, *args, context=context)
-
-
-def make_loop() -> WorkerLoop:
-    """Make the loop that an ``App`` runs on."""
-    return WorkerLoop()
 
 
 class App:
     """One worker's proxy.  Made inside its running ``WorkerLoop``.
 
     Args:
-        log: Where sessions and events are told.
-        meter: The numbers that sessions bump.
+        log: The log of sessions and events.
+        meter: The metrics.
+
+    Attributes:
+        auth_clients: The clients of authentication services, by their configuration.
+        context: What the parts of the worker share.
+        listeners: The listening sockets of the current configuration.
     """
 
     def __init__(self, *, log: Log, meter: Meter) -> None:
         loop = asyncio.get_running_loop()
         if not isinstance(loop, WorkerLoop):
-            message = "an App runs on the loop that make_loop() made"
+            message = "an App runs on the event loop that make_loop() makes"
             raise TypeError(message)
-        self._engine = WorkerContext(loop, loop.reactor, log=log, meter=meter)
-        loop.reactor.on_crash = self._engine.crashed
-        loop.set_exception_handler(self._engine.escaped)
-        self._listeners: list[Listener] = []
+        self.context = WorkerContext(loop, loop.epoll, log=log, meter=meter)
+        loop.epoll.on_error = self.context.handle_error
+        loop.set_exception_handler(self.context.handle_loop_exception)
+        self.listeners: list[Listener] = []
         self._servers: dict[str, VirtualServer] = {}
-        self._auth: dict[AuthKey, AuthHttpClient] = {}
+        self.auth_clients: dict[AuthKey, AuthHttpClient] = {}
         self._resolvers: dict[ResolverKey, Resolver] = {}
         self._retired: list[Resolver] = []
         self._ticket_keys: dict[int, TicketKeys] = {}
         self._ticks = 0
-        self._polls = 0
+        self._iterations = 0
         self._tick(time.monotonic())
 
     @property
     def sessions(self) -> int:
-        """How many sessions there are, relays included."""
-        return len(self._engine.live)
+        """Number of sessions, relays included."""
+        return len(self.context.live)
 
     async def apply(
         self,
@@ -116,20 +89,19 @@ class App:
         names: Mapping[str, tuple[str, ...]],
         ticket_keys: Mapping[int, tuple[bytes, ...]],
     ) -> None:
-        """Put a configuration to work: at the start, and at every reload.
+        """Run a configuration: at the start, and after every reload.
 
-        Sessions that run keep what they began with.
+        Sessions keep the configuration that they began with.
 
         Args:
             config: What to run.
             sockets: The listening sockets, one or more, by the key of their
-                plan; they belong to the application from here on.
-            names: What host names in the configuration resolved to.
-            ticket_keys: What TLS session tickets are sealed with, for all workers alike; see
-                ``set_ticket_keys``.
+                plan; the application closes them.
+            names: Addresses of the host names in the configuration.
+            ticket_keys: See ``set_ticket_keys``; the same for all workers.
 
         Raises:
-            ConfigError: A file does not load.  What ran before goes on.
+            ConfigError: A file does not load.  The previous configuration goes on running.
         """
         try:
             self.set_ticket_keys(ticket_keys)
@@ -139,23 +111,23 @@ class App:
                 sock.close()
             raise
         await self._close_retired()
-        await self._find_services()
-        self._engine.limit = config.worker_connections
-        for service in self._auth.values():
+        await self._resolve_auth_services()
+        self.context.limit = config.worker_connections
+        for service in self.auth_clients.values():
             service.resize(config.worker_connections)
-        self._engine.meter.connections_limit.value = config.worker_connections
-        self._engine.meter.keep_servers(server.name for server in config.servers)
-        self._tell_expiries(servers)
+        self.context.meter.connections_limit.value = config.worker_connections
+        self.context.meter.keep_servers(server.name for server in config.servers)
+        self._report_expiry(servers)
         self._listen(config, servers, sockets, names)
         self._servers = {server.config.name: server for server in servers}
         self._retire(servers)
 
     def set_ticket_keys(self, ticket_keys: Mapping[int, tuple[bytes, ...]]) -> None:
-        """Seal and open TLS session tickets with these keys from now on.
+        """Encrypt and decrypt TLS session tickets with these keys from now on.
 
         Args:
             ticket_keys: Keys by the ``ssl_session_timeout`` of their servers,
-                in seconds: the first seals tickets, each opens them.
+                in seconds: the first encrypts tickets, all decrypt them.
         """
         for seconds, keys in ticket_keys.items():
             if seconds in self._ticket_keys:
@@ -173,8 +145,8 @@ class App:
                 servers.append(self._server(server, names))
             except ConfigError as error:
                 problems += error.problems
-            except Exception as crash:  # a fault of our own must not end the worker and all its sessions
-                self._engine.report_crash(None, crash, "App")
+            except Exception as crash:  # an internal error must not end the worker and all its sessions
+                self.context.log_internal_error(None, crash, "App")
                 reason = f"internal error ({type(crash).__name__}): see the log, and report it"
                 problems.append(Problem(f"servers[{server.name}]", reason))
         if problems:
@@ -188,7 +160,7 @@ class App:
             seconds = int(config.ssl_session_timeout)
             ticket_keys = self._ticket_keys.setdefault(seconds, TicketKeys.random())
             tls = build(config, ticket_keys=ticket_keys, previous=previous.tls if previous else None)
-        meter = self._engine.meter
+        meter = self.context.meter
         return VirtualServer(
             config,
             protocol=PROTOCOLS[config.protocol],
@@ -198,22 +170,24 @@ class App:
             tls=tls,
             trusted=_trusted(config, names),
             meter=meter.server(config.name, config.protocol),
-            numbers=meter.protocol(config.protocol),
-            patience=self._engine.timers.lane(config.timeout),
-            idleness=self._engine.timers.lane(config.proxy_timeout),
-            log=self._engine.log.of(config),
+            protocol_meter=meter.protocol(config.protocol),
+            login_timeouts=self.context.timers.queue(config.timeout),
+            idle_timeouts=self.context.timers.queue(config.proxy_timeout),
+            log=self.context.log.of(config),
         )
 
     def _auth_service(self, config: ServerConfig) -> AuthHttpClient:
         where, keeps, maximum = config.auth_http, config.auth_http_keepalive, config.auth_http_max_connections
         key = (where, config.auth_http_timeout, keeps, maximum)
-        if key not in self._auth:
-            addresses = HostAddresses(where, meter=self._engine.meter, failed=self._engine.look_up_failed)
-            tls = ClientTls(where.host) if where.tls else None
-            self._auth[key] = AuthHttpClient(
-                self._engine, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+        if key not in self.auth_clients:
+            addresses = HostAddresses(
+                where, meter=self.context.meter, on_failure=self.context.log_lookup_failure
             )
-        return self._auth[key]
+            tls = ClientTls(where.host) if where.tls else None
+            self.auth_clients[key] = AuthHttpClient(
+                self.context, addresses, config.auth_http_timeout, tls, keeps=keeps, maximum=maximum
+            )
+        return self.auth_clients[key]
 
     def _resolver(self, config: ServerConfig) -> Resolver | None:
         if config.resolver is None:
@@ -223,18 +197,18 @@ class App:
             self._resolvers[key] = Resolver(
                 config.resolver,
                 timeout=config.resolver_timeout,
-                meter=self._engine.meter,
-                failed=self._engine.look_up_failed,
+                meter=self.context.meter,
+                on_failure=self.context.log_lookup_failure,
             )
         return self._resolvers[key]
 
-    def _tell_expiries(self, servers: Sequence[VirtualServer]) -> None:
+    def _report_expiry(self, servers: Sequence[VirtualServer]) -> None:
         for server in servers:
             name, not_after = server.config.name, server.tls.not_after if server.tls is not None else ()
-            self._engine.meter.set_certificates(name, not_after)
+            self.context.meter.set_certificates(name, not_after)
             for position, expiry in enumerate(not_after):
                 if expiry is None:
-                    self._engine.log.event(
+                    self.context.log.event(
                         LogLevel.WARN, "certificate_date_malformed", server=name, certificate=position
                     )
 
@@ -247,11 +221,11 @@ class App:
         sockets: Mapping[str, Sequence[socket.socket]],
         names: Mapping[str, tuple[str, ...]],
     ) -> None:
-        old, self._listeners = self._listeners, []
+        old, self.listeners = self.listeners, []
         for listener in old:
             listener.close()
         for planned in plan(config, names):
-            doors = {
+            targets = {
                 address: ListenTarget(
                     servers[route.server], config.servers[route.server].listen[route.listen]
                 )
@@ -262,99 +236,99 @@ class App:
                 config.servers[planned.default.server].listen[planned.default.listen],
             )
             for sock in sockets.get(planned.key, ()):
-                listener = Listener(self._engine, planned.key, sock, default, doors)
-                self._listeners.append(listener)
-                if not self._engine.draining:
+                listener = Listener(self.context, planned.key, sock, default, targets)
+                self.listeners.append(listener)
+                if not self.context.draining:
                     listener.open()
 
     def _retire(self, servers: Sequence[VirtualServer]) -> None:
-        """Let go of what only the previous configuration needed."""
+        """Close what only the previous configuration needed."""
         timeouts = {int(server.config.ssl_session_timeout) for server in servers}
         self._ticket_keys = {one: keys for one, keys in self._ticket_keys.items() if one in timeouts}
         services = {id(server.auth) for server in servers}
-        for auth_key in [key for key, service in self._auth.items() if id(service) not in services]:
-            self._auth.pop(auth_key).close()  # sessions that still ask it open a connection for that
+        for auth_key in [key for key, service in self.auth_clients.items() if id(service) not in services]:
+            self.auth_clients.pop(auth_key).close()  # for its sessions: a connection per request
         resolvers = {id(server.resolver) for server in servers}
         for key in [key for key, resolver in self._resolvers.items() if id(resolver) not in resolvers]:
             self._retired.append(self._resolvers.pop(key))
 
     async def _close_retired(self) -> None:
-        """Close what an earlier reload left to sessions that were looking up names with it."""
+        """Close resolvers that an earlier reload left to the sessions that used them."""
         retired, self._retired = self._retired, []
         for resolver in retired:
             await resolver.close()
 
-    async def _find_services(self) -> None:
-        """Give the names of new authorization services a moment to resolve before clients come."""
+    async def _resolve_auth_services(self) -> None:
+        """Wait a short time for the names of new authentication services to resolve."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FIND_SECONDS):
-                await asyncio.gather(*(service.addresses.start() for service in self._auth.values()))
+            async with asyncio.timeout(_RESOLVE_SECONDS):
+                await asyncio.gather(*(service.addresses.start() for service in self.auth_clients.values()))
 
-    # -- leaving
+    # -- draining
 
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not a limit on this call: it is what relays get
-        """Stop accepting, say goodbye to who has not logged in, give relays ``timeout`` seconds, then cut.
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - not of this call: the time that relays get
+        """Stop accepting, end sessions without a login, give relays ``timeout`` seconds, then abort them.
 
-        The time holds for the last replies of sessions that are over, too: who lingers is waited for.
+        Connections in their lingering close are waited for, too.
         """
-        engine = self._engine
-        engine.draining = True
-        engine.meter.draining.value = 1
-        for listener in self._listeners:
+        context = self.context
+        context.draining = True
+        context.meter.draining.value = 1
+        for listener in self.listeners:
             listener.close()
-        self._listeners.clear()
-        self._each(engine.live, lambda session: session.say_goodbye())
+        self.listeners.clear()
+        self._each(context.live, lambda session: session.drain())
         ends_at = time.monotonic() + timeout
-        while (engine.live or engine.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - sessions report their end to nobody
-            await asyncio.sleep(_DRAIN_STEP)
+        while (context.live or context.lingering) and time.monotonic() < ends_at:  # noqa: ASYNC110 - the end of a session sets no event
+            await asyncio.sleep(_DRAIN_POLL_SECONDS)
         self.stop()
         await self.close()
 
     def stop(self) -> None:
-        """End everything at once."""
-        engine = self._engine
-        engine.draining = True
-        for listener in self._listeners:
+        """Abort all sessions, and close everything."""
+        context = self.context
+        context.draining = True
+        for listener in self.listeners:
             listener.close()
-        self._listeners.clear()
-        self._each([*engine.live, *engine.lingering], lambda session: session.cut())
-        for service in self._auth.values():
+        self.listeners.clear()
+        self._each([*context.live, *context.lingering], lambda session: session.abort())
+        for service in self.auth_clients.values():
             service.close()
-        engine.log.flush()
+        context.log.flush()
 
-    def _each(self, sessions: Iterable[Drained], do: Callable[[Drained], object]) -> None:
-        """Do something with each session; what one raises ends that one only."""
+    def _each(self, sessions: Iterable[Drainable], do: Callable[[Drainable], object]) -> None:
+        """Call something for each session; an exception ends only the session it belongs to."""
         for session in list(sessions):
             try:
                 do(session)
-            except Exception as crash:  # an entry point
-                self._engine.crashed(session, crash)
+            except Exception as error:  # an entry point
+                self.context.handle_error(session, error)
 
     async def close(self) -> None:
-        """Let go of what looks up names, and of pipes in stock; after ``stop`` or ``drain``."""
-        self._engine.pipes.close()
+        """Close resolvers and pipes; after ``stop`` or ``drain``."""
+        self.context.pipes.close()
         await self._close_retired()
-        for service in self._auth.values():
+        for service in self.auth_clients.values():
             await service.addresses.close()
         for resolver in self._resolvers.values():
             await resolver.close()
-        self._auth.clear()
+        self.auth_clients.clear()
         self._resolvers.clear()
 
-    # -- the loop's health
+    # -- the event loop's lag
 
     def _tick(self, due: float) -> None:
         now = time.monotonic()
-        engine = self._engine
-        polls, self._polls = self._polls, engine.reactor.polls
-        is_calm = self._polls - polls <= _CALM
-        next_due = now + (_CALM_LAG_EVERY if is_calm else _LAG_EVERY)
-        engine.loop.call_at(next_due, self._tick, next_due)  # first, so that it goes on whatever raises below
-        engine.meter.loop_lag.observe(max(now - due, 0.0))
-        engine.meter.settle()
+        context = self.context
+        iterations, self._iterations = self._iterations, context.epoll.iterations
+        is_idle = self._iterations - iterations <= _MAX_IDLE_ITERATIONS
+        next_due = now + (_IDLE_LAG_INTERVAL if is_idle else _LAG_INTERVAL)
+        context.loop.call_at(next_due, self._tick, next_due)  # first: whatever raises below, it goes on
+        context.meter.loop_lag.observe(max(now - due, 0.0))
+        context.meter.settle()
         self._ticks += 1
-        if is_calm or self._ticks % _FLUSH_EVERY == 0:
-            engine.log.flush()
+        if is_idle or self._ticks % _TICKS_PER_FLUSH == 0:
+            context.log.flush()
 
 
 def _template(config: ServerConfig) -> RequestTemplate:

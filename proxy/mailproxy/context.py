@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all sessions of a worker share: the poll, the clock, the log, the numbers, and their own number."""
+"""What the parts of a worker share, and how it contains its own exceptions.
+
+Handlers, timeouts, deferred calls and callbacks of the event loop are entry
+points: nothing above them catches an exception.  ``WorkerContext.handle_error``
+ends exactly the session, relay or connection that an exception belongs to.  An
+entry point that works for another object names it in its attribute ``owner``.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +14,49 @@ import secrets
 import time
 import traceback
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
-from mailproxy.containment import name_of, owner_of
 from mailproxy.enums import DnsPurpose, DnsResult
-from mailproxy.loop.epoll import Reactor
+from mailproxy.loop.epoll import Epoll
 from mailproxy.loop.timeouts import Timeouts
 from mailproxy.net.pipes import Pipes
 from mailproxy.telemetry.log import Log
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import LogLevel
 
-CHUNK: Final = 256 * 1024
-"""Bytes of the buffer that all bulk transfers of a worker share where TLS is in the way."""
+BUFFER_BYTES: Final = 256 * 1024
+"""Size of the buffer for bulk transfers in which one side uses TLS; all relays of a worker share it."""
+_LINKS: Final = ("owner", "__self__", "func", "_callback")
+"""Of an object: its owner; of a method: its object; of a partial: its function; of a handle: its callback."""
+_MAX_LINKS: Final = 8
+"""Links that are followed; a chain has at most five."""
 
 
-class Drained(Protocol):
-    """Whatever can be asked to leave when the worker drains."""
+class Drainable(Protocol):
+    """A session, a relay, or a connection in its lingering close."""
 
-    def say_goodbye(self) -> None:
-        """The proxy stops accepting: end politely where the protocol has a word for it."""
+    def drain(self) -> None:
+        """The worker drains: end where the protocol has a reply for that, or go on."""
         ...
 
-    def cut(self) -> None:
-        """The time for politeness is over."""
+    def abort(self) -> None:
+        """The time for draining is over: close now."""
+        ...
+
+
+@runtime_checkable
+class ErrorOwner(Protocol):
+    """What an internal error ends."""
+
+    def on_internal_error(self) -> None:
+        """End, with the protocol's internal error reply where that can still be sent."""
+        ...
+
+    def force_close(self) -> None:
+        """Close all descriptors in whatever state; never raises.
+
+        Called when ``on_internal_error`` has raised.
+        """
         ...
 
 
@@ -39,72 +64,100 @@ class WorkerContext:
     """The shared parts of one worker.
 
     Attributes:
-        live: Every session, whatever its phase; what a drain waits for.
-        lingering: Connections that are over but for the peer's last bytes.
-        clients: How many client connections are open.
-        limit: How many may be (``worker_connections``).
+        buffer: For bulk transfers of all relays.
+        clients: Number of open client connections.
+        draining: Whether the worker drains.
+        limit: The most client connections (``worker_connections``).
+        lingering: Connections in their lingering close.
+        live: Every session and relay; a drain waits for them.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, *, log: Log, meter: Meter) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: Epoll, *, log: Log, meter: Meter) -> None:
         self.loop = loop
-        self.reactor = reactor
-        self.timers = Timeouts(loop, reactor)
+        self.epoll = epoll
+        self.timers = Timeouts(loop, epoll)
         self.log = log
         self.meter = meter
-        self.live: set[Drained] = set()
+        self.live: set[Drainable] = set()
         self.clients = 0
         self.limit = 512
         self.draining = False
-        self.lingering: set[Drained] = set()
-        self.buffer = bytearray(CHUNK)
+        self.lingering: set[Drainable] = set()
+        self.buffer = bytearray(BUFFER_BYTES)
         self.pipes = Pipes()
 
-    def challenge(self, server_name: str) -> bytes:
-        """Make a ``<R.T@NAME>`` challenge: 31 random bits, the current time, the server's name."""
+    def make_challenge(self, server_name: str) -> bytes:
+        """Make a challenge ``<R.T@NAME>``: 31 random bits, the current time, the server's name."""
         return b"<%d.%d@%b>" % (secrets.randbits(31), int(time.time()), server_name.encode())
 
-    def look_up_failed(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
-        """Log that a name server did not answer, or not usably; nginx logs this at ``error`` too."""
+    def log_lookup_failure(self, purpose: DnsPurpose, name: str, result: DnsResult) -> None:
+        """Log that a name server did not answer, or not usably; at ``error``, as nginx does."""
         self.log.event(LogLevel.ERROR, "name_lookup_failed", purpose=purpose, name=name, result=result)
 
-    def crashed(self, culprit: object, crash: Exception) -> None:
-        """End what an exception belongs to, and log it; never raises.
+    def handle_error(self, source: object, error: Exception) -> None:
+        """Log an internal error, and end what it belongs to; never raises.
 
         Args:
-            culprit: The handler, callback or asyncio handle that raised.
-            crash: What it raised.
+            source: The handler, callback or asyncio handle that raised.
+            error: What it raised.
         """
-        owner = owner_of(culprit)
-        self.report_crash(culprit if owner is None else owner, crash, name_of(culprit))
+        owner = owner_of(source)
+        self.log_internal_error(source if owner is None else owner, error, name_of(source))
         if owner is None:
             return
         try:
-            owner.crashed()
-        except Exception:  # the exception that counts is logged; this one ends here
-            owner.give_up()
+            owner.on_internal_error()
+        except Exception:  # the first exception is logged; this one ends here
+            owner.force_close()
 
-    def escaped(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle what a callback or task of the event loop raised (its exception handler)."""
-        crash = context.get("exception")
-        if not isinstance(crash, Exception):
-            loop.default_exception_handler(context)
+    def handle_loop_exception(self, loop: asyncio.AbstractEventLoop, details: dict[str, Any]) -> None:
+        """Handle what a callback or task of the event loop raised (``loop.set_exception_handler``)."""
+        error = details.get("exception")
+        if not isinstance(error, Exception):
+            loop.default_exception_handler(details)
             return
-        culprits = (context.get(key) for key in ("handle", "protocol", "task", "future"))
-        self.crashed(next((culprit for culprit in culprits if culprit is not None), None), crash)
+        sources = (details.get(key) for key in ("handle", "protocol", "task", "future"))
+        self.handle_error(next((source for source in sources if source is not None), None), error)
 
-    def report_crash(self, owner: object, crash: BaseException, where: str) -> None:
-        """Log an error of our own: its kind and place, never the values it met; never raises.
+    def log_internal_error(self, owner: object, error: BaseException, where: str) -> None:
+        """Log an internal error: its kind and place, never the values involved; never raises.
 
         Args:
-            owner: What ends with it; a session or relay is named.
-            crash: The error.
+            owner: What ends with it; of a session or relay, the identifier is logged.
+            error: The error.
             where: The entry point that raised it.
         """
-        frames = traceback.extract_tb(crash.__traceback__)
+        frames = traceback.extract_tb(error.__traceback__)
         place = " < ".join(f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(frames[-6:]))
-        fields: dict[str, Any] = {"where": where, "kind": type(crash).__name__, "place": place}
+        fields: dict[str, Any] = {"where": where, "kind": type(error).__name__, "place": place}
         record = getattr(owner, "record", None)
         with suppress(Exception):
             if record is not None:
                 fields |= {"session": record.session, "client": record.client}
             self.log.event(LogLevel.ERROR, "internal_error", **fields)
+
+
+def owner_of(source: object) -> ErrorOwner | None:
+    """Find what an exception ends.
+
+    Args:
+        source: A handler, a callback, or an asyncio handle.
+
+    Returns:
+        The owner; ``None`` where the exception belongs to the whole worker.
+    """
+    for _ in range(_MAX_LINKS):
+        if isinstance(source, ErrorOwner):
+            return source
+        links = (getattr(source, name, None) for name in _LINKS)
+        source = next((link for link in links if link is not None), None)
+    return None
+
+
+def name_of(source: object) -> str:
+    """Return the name of code for the log; a ``repr`` would show the arguments of callbacks."""
+    while (inner := getattr(source, "_callback", None) or getattr(source, "func", None)) is not None:
+        source = inner
+    get_coro = getattr(source, "get_coro", None)  # of a task
+    name = getattr(source if get_coro is None else get_coro(), "__qualname__", None)
+    return name if isinstance(name, str) else type(source).__name__

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The closed sets of words for what happens, and the notes that conversations make.
+"""Closed sets of values for metrics' labels and log fields, and the events that protocols report.
 
-Metrics, the session log and the conversations all use these words; a metric's
-label takes its values from here and from nowhere else.
+A label of a metric takes its values from here only.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Method(StrEnum):
 
 
 class LoginResult(StrEnum):
-    """How an attempt to log in ended."""
+    """The result of a login."""
 
     SUCCESS = "success"
     DENIED = "denied"
@@ -42,7 +41,7 @@ class LoginResult(StrEnum):
 
 
 class ProtocolErrorKind(StrEnum):
-    """A violation of a mail protocol, by a client or (the last ones) by an upstream."""
+    """A violation of a mail protocol, by a client or (the last three before ``other``) by an upstream."""
 
     UNKNOWN_COMMAND = "unknown_command"
     BAD_SEQUENCE = "bad_sequence"
@@ -63,7 +62,7 @@ class ProtocolErrorKind(StrEnum):
 
 
 class CloseReason(StrEnum):
-    """The first cause of a client connection's end."""
+    """Why a client connection was closed: the first cause."""
 
     CLIENT_QUIT = "client_quit"
     CLIENT_CLOSED = "client_closed"
@@ -84,7 +83,7 @@ class CloseReason(StrEnum):
 
 
 class AuthOutcome(StrEnum):
-    """How one request to the authorization service ended."""
+    """The result of a request to the authentication service."""
 
     OK = "ok"
     DENIED = "denied"
@@ -94,7 +93,7 @@ class AuthOutcome(StrEnum):
 
 
 class AuthErrorReason(StrEnum):
-    """Why a request to the authorization service gave no usable answer."""
+    """Why a request to the authentication service got no usable response."""
 
     DNS = "dns"
     CONNECT = "connect"
@@ -107,7 +106,7 @@ class AuthErrorReason(StrEnum):
 
 
 class UpstreamStage(StrEnum):
-    """How far a login at the upstream had come."""
+    """The stage of a login at the upstream."""
 
     CONNECT = "connect"
     GREETING = "greeting"
@@ -119,7 +118,7 @@ class UpstreamStage(StrEnum):
 
 
 class ProxyHeaderResult(StrEnum):
-    """What became of a PROXY header that a listener asked for."""
+    """The result of reading a PROXY header, on a listener with ``proxy_protocol``."""
 
     V1 = "v1"
     V2 = "v2"
@@ -132,7 +131,7 @@ class ProxyHeaderResult(StrEnum):
 
 
 class TlsMode(StrEnum):
-    """How TLS began."""
+    """How TLS was started."""
 
     IMPLICIT = "implicit"
     STARTTLS = "starttls"
@@ -154,7 +153,7 @@ class TlsFailure(StrEnum):
 
 
 class DnsPurpose(StrEnum):
-    """What a name was looked up for."""
+    """The purpose of a name lookup."""
 
     PTR = "ptr"
     FORWARD = "forward"
@@ -162,7 +161,7 @@ class DnsPurpose(StrEnum):
 
 
 class DnsResult(StrEnum):
-    """How a question to a name server ended."""
+    """The result of a query to a name server."""
 
     OK = "ok"
     NXDOMAIN = "nxdomain"
@@ -173,7 +172,7 @@ class DnsResult(StrEnum):
 
 
 class CacheResult(StrEnum):
-    """How a look-up in the resolver's cache ended."""
+    """The result of a lookup in the resolver's cache."""
 
     HIT = "hit"
     MISS = "miss"
@@ -193,14 +192,14 @@ class SessionState(StrEnum):
 
 @dataclass(slots=True)
 class ProtocolViolation:
-    """A client broke its protocol's rules, or spoke out of turn."""
+    """A client violated its protocol."""
 
     kind: ProtocolErrorKind
 
 
 @dataclass(slots=True)
 class LoginRefused:
-    """An attempt to log in that never reached the authorization service."""
+    """A login was refused without a request to the authentication service."""
 
     method: Method
     result: LoginResult
@@ -208,7 +207,7 @@ class LoginRefused:
 
 @dataclass(slots=True)
 class LoginDenied:
-    """The authentication service denied a login; ``text`` is its answer, fit for a log."""
+    """The authentication service denied a login; ``text`` is its reason, from ``reply_for_log``."""
 
     text: bytes
     code: bytes | None = None
@@ -216,10 +215,10 @@ class LoginDenied:
 
 @dataclass(slots=True)
 class LogNote:
-    """Something for the log at ``info``: a fixed sentence, and bytes that the log will escape.
+    """A message for the log at ``info``: a fixed sentence, and bytes that the log escapes.
 
-    ``text`` never holds a password.  ``is_ours`` is for what an administrator
-    has to mend: it is logged at ``error``.
+    ``text`` never contains a password.  ``is_ours`` marks an error of the
+    configuration: it is logged at ``error``.
     """
 
     event: str

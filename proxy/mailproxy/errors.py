@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families of what can go wrong, shared by every layer.
+"""The exceptions that end a session, shared by all layers.
 
-Expected outcomes are values (a denial, ``QUIT``); these are broken promises.
-No text in here ever reaches a peer: what a client is told comes from its
-protocol's ``replies``.
+Expected results (a denied login, ``QUIT``) are values, not exceptions.  No text
+from here is sent to a peer: replies to clients are in a protocol's ``replies``.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from mailproxy.enums import AuthErrorReason, CloseReason, ProtocolErrorKind, Ups
 
 
 class SessionError(Exception):
-    """Something ended a session before its time."""
+    """A session ended early."""
 
     reason: CloseReason = CloseReason.INTERNAL_ERROR
 
 
 class PeerDisconnected(SessionError):
-    """The peer of this conversation will say no more.
+    """The peer is disconnected, or its time is over.
 
     Attributes:
-        sent_nothing: Whether not one byte ever came from it.
+        sent_nothing: Whether no byte was ever received from it.
     """
 
     reason = CloseReason.CLIENT_CLOSED
@@ -29,43 +28,43 @@ class PeerDisconnected(SessionError):
 
     @property
     def is_silent_end(self) -> bool:
-        """Whether the peer connected and left, as balancers and probes do; a timeout is something else."""
+        """Whether the peer connected and closed without a byte, as probes do; false for a timeout."""
         return self.sent_nothing and self.reason is not CloseReason.PREAUTH_TIMEOUT
 
 
 class PeerClosed(PeerDisconnected):
-    """The peer closed its side."""
+    """The peer closed the connection."""
 
 
 class PeerReset(PeerDisconnected):
-    """The connection broke."""
+    """The connection was reset or failed."""
 
     reason = CloseReason.CLIENT_RESET
 
 
 class PeerTimedOut(PeerDisconnected):
-    """The peer said nothing for as long as its directive allows."""
+    """The peer did not send, or not accept, bytes in time."""
 
     reason = CloseReason.PREAUTH_TIMEOUT
 
 
 class ShuttingDown(SessionError):
-    """The proxy drains; a conversation says its goodbye and ends."""
+    """The proxy drains."""
 
     reason = CloseReason.DRAIN
 
 
 class TlsFailed(SessionError):
-    """A TLS handshake did not complete."""
+    """A TLS handshake failed."""
 
     reason = CloseReason.TLS_FAILED
 
 
 class LineTooLong(SessionError):
-    """More bytes than the buffer takes, and no line end among them.
+    """A line is longer than the buffer.
 
     Attributes:
-        seen: The bytes that fill the buffer; for the log, never for a peer.
+        seen: The bytes in the buffer; never sent to a peer.
     """
 
     reason = CloseReason.PROTOCOL_ERROR
@@ -76,11 +75,11 @@ class LineTooLong(SessionError):
 
 
 class AuthUnavailable(SessionError):
-    """The authorization service gave no usable answer.
+    """There is no usable response from the authentication service.
 
     Attributes:
-        failure: What was wrong, in the words that ``auth_errors_total`` counts by.
-        service: The host and port that ``auth_http`` names, once the failure is settled; for logs.
+        failure: The label of the metric ``auth_errors_total``.
+        service: Host and port of ``auth_http``, for logs; set when there are no more retries.
     """
 
     reason = CloseReason.AUTH_UNAVAILABLE
@@ -94,23 +93,23 @@ class AuthUnavailable(SessionError):
 
 
 class AuthTimedOut(AuthUnavailable):
-    """It did not answer within ``auth_http_timeout``."""
+    """The service did not respond within ``auth_http_timeout``."""
 
     failure = AuthErrorReason.TIMEOUT
 
 
 class AuthUnreachable(AuthUnavailable):
-    """It could not be connected to, or broke off."""
+    """The service could not be connected to, or closed the connection."""
 
     failure = AuthErrorReason.CONNECT
 
 
 class InvalidAuthResponse(AuthUnavailable):
-    """It answered something that is not an answer.
+    """The response of the service is invalid.
 
     Attributes:
-        status: The HTTP status, where the answer has one.
-        value: What is wrong, where ``{}`` stands in the message; it may hold anything.
+        status: The HTTP status, if there is one.
+        value: The invalid value, for ``{}`` in the message; it may contain any bytes.
     """
 
     status: int | None = None
@@ -118,12 +117,12 @@ class InvalidAuthResponse(AuthUnavailable):
 
 
 class UpstreamError(SessionError):
-    """The upstream could not be reached, broke off, or answered nonsense.
+    """The login at the upstream failed.
 
     Attributes:
-        stage: How far we had come.
-        kind: The upstream's violation, where it is one.
-        reply: Everything it sent since our last command, unchanged.
+        stage: The stage of the login.
+        kind: The upstream's protocol violation, if it is one.
+        reply: Everything that it sent since our last command, unchanged.
     """
 
     reason = CloseReason.UPSTREAM_ERROR
@@ -143,13 +142,13 @@ class UpstreamError(SessionError):
 
 
 class UpstreamRefused(UpstreamError):
-    """The upstream answered, but not what was hoped for.
+    """The upstream sent another reply than the expected one.
 
-    The client gets ``reply`` where ``proxy_pass_error_message`` is on.
+    The client gets ``reply`` with ``proxy_pass_error_message``.
 
     Attributes:
-        is_denial: Whether it was the login that was refused, with an upstream
-            that goes on: a wrong password, or a sender that it does not want.
+        is_denial: Whether the upstream refused this client's login, e.g. a
+            wrong password or an unwanted sender.
     """
 
     def __init__(

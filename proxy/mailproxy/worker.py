@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from mailproxy import app
+from mailproxy.loop.worker_loop import make_loop
 from mailproxy.supervisor import ipc_messages
 from mailproxy.supervisor.ipc import Channel, ChannelError, Message
 from mailproxy.supervisor.reserve import Reserve
@@ -223,7 +224,7 @@ def preload() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker process."""
-    return run(argv, make_app=app.App, make_loop=app.make_loop)
+    return run(argv, make_app=app.App, make_loop=make_loop)
 
 
 def run(

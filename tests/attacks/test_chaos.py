@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any mix of clients, services and upstreams: at the end nothing is left, and the books are right."""
+"""Any mix of clients, services and upstreams: no resources are left, and the metrics add up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
+from support.checked_world import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, checked_world, read_all, serving
 from support.fuzz import examples
 from support.loopback_player import HurriedLoop
-from support.siege import ACCEPTANCES, LOGINS, UPSTREAMS, Handler, heard, serving, siege
 from support.streams import abort
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer
+from support.world import GRANT, Peer, World, http_response
 
 STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
 
@@ -94,7 +94,7 @@ def _leave(peer: Peer, how: str) -> None:
 
 
 async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identities) -> None:
-    """Be one client, as long as the connection lasts."""
+    """Run one client until its connection ends."""
     client = await w.client()
     with contextlib.suppress(OSError, TimeoutError, ValueError):
         async with asyncio.timeout(0.3):
@@ -102,7 +102,7 @@ async def visit(w: World, visitor: Visit, protocol: Protocol, identities: Identi
                 await _act(w, client, act, protocol, identities)
         _leave(client, visitor.end)
         async with asyncio.timeout(0.3):
-            await heard(client)
+            await read_all(client)
     abort(client.writer)
 
 
@@ -119,11 +119,11 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
         client.writer.write(said)
     elif act == "drip":
         for byte in login:
-            await client.say(bytes([byte]))
+            await client.send(bytes([byte]))
             await asyncio.sleep(0)
     elif act == "start tls":
         client.writer.write(STARTS[protocol])
-        w.writers.remove(client.writer)  # one whose handshake fails never says that it is closed
+        w.writers.remove(client.writer)  # asyncio waits for ever for one whose handshake failed
         await client.writer.start_tls(identities.client(), ssl_handshake_timeout=0.2)
     elif act == "read":
         await client.line()
@@ -131,12 +131,12 @@ async def _act(w: World, client: Peer, act: str, protocol: Protocol, identities:
 
 
 def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
-    """An authorization service that behaves differently every time."""
-    answers: dict[str, Callable[[], bytes]] = {
-        "grant": lambda: answer(GRANT.format(port=port())),
-        "deny": lambda: answer("Auth-Status: no\r\n"),
-        "wait": lambda: answer("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
-        "ask again": lambda: answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n"),
+    """An authentication service that behaves differently every time."""
+    responses: dict[str, Callable[[], bytes]] = {
+        "grant": lambda: http_response(GRANT.format(port=port())),
+        "deny": lambda: http_response("Auth-Status: no\r\n"),
+        "wait": lambda: http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
+        "ask again": lambda: http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n"),
         "nonsense": lambda: b"nonsense\0\r\n\r\n",
         "flood": lambda: b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000,
     }
@@ -148,12 +148,12 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
             await reader.readuntil(b"\r\n\r\n")
             behaviour = behaviours[count % len(behaviours)]
             if behaviour == "ask again" and count % 8 == 7:
-                behaviour = "deny"  # who is gone without our noticing must not be asked about for ever
+                behaviour = "deny"  # a client that left unnoticed must not be deferred for ever
             count += 1
-            if behaviour in answers:
-                writer.write(answers[behaviour]())
+            if behaviour in responses:
+                writer.write(responses[behaviour]())
             elif behaviour == "drip":
-                for byte in answers["deny"]():
+                for byte in responses["deny"]():
                     writer.write(bytes([byte]))
                     await asyncio.sleep(0.001)
             else:
@@ -163,7 +163,7 @@ def service_of(behaviours: list[str], port: Callable[[], int]) -> Handler:
 
 
 async def be_upstreams(w: World, behaviours: list[str], protocol: Protocol) -> None:
-    """Take each connection in turn, and behave differently every time."""
+    """Serve one connection after the other, each in another way."""
     count = 0
     async with asyncio.TaskGroup() as group:
         while True:
@@ -176,25 +176,25 @@ async def _be_upstream(upstream: Peer, behaviour: str, protocol: Protocol) -> No
     with contextlib.suppress(ConnectionError, OSError, TimeoutError):
         if behaviour.startswith(("log in", "halfway")):
             for says, _ in UPSTREAMS[protocol]:
-                await upstream.ask(says)
+                await upstream.exchange(says)
                 if behaviour == "halfway":
                     upstream.close()
                     return
-            await upstream.say(ACCEPTANCES[protocol][0])
+            await upstream.send(ACCEPTANCES[protocol][0])
             if behaviour.endswith("pour"):
                 upstream.writer.write(bytes(2_000_000))
             async with asyncio.timeout(0.1):
-                await heard(upstream)
+                await read_all(upstream)
             upstream.close()
         elif behaviour in {"close", "reset"}:
             _leave(upstream, behaviour)
         elif behaviour == "drip":
             while True:
-                await upstream.say(b"*")
+                await upstream.send(b"*")
                 await asyncio.sleep(0.01)
         else:
             said = {"refuse": b"554 no\r\n", "nonsense": b"\0\r\n", "flood": b"x" * 100_000, "silence": b""}
-            await upstream.say(said[behaviour])
+            await upstream.send(said[behaviour])
 
 
 def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -218,7 +218,7 @@ def run(play: Callable[[], Coroutine[Any, Any, None]]) -> None:
     service=st.lists(SERVICE, min_size=1, max_size=4),
     upstreams=st.lists(UPSTREAM, min_size=1, max_size=4),
 )
-def test_nothing_is_left_whatever_happens(
+def test_no_resources_are_left_after_random_events(
     protocol: Protocol, identities: Identities, visits: list[Visit], service: list[str], upstreams: list[str]
 ) -> None:
     build = serving(
@@ -232,7 +232,7 @@ def test_nothing_is_left_whatever_happens(
 
     async def play() -> None:
         port = 0
-        async with siege(build, limit=4, service=service_of(service, lambda: port)) as w:
+        async with checked_world(build, limit=4, service=service_of(service, lambda: port)) as w:
             port = w.upstream.port
             playing = asyncio.ensure_future(be_upstreams(w, upstreams, protocol))  # noqa: TID251 - cancelled below
             await asyncio.gather(*(visit(w, visitor, protocol, identities) for visitor in visits))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client chooses about itself must not begin a line of a request or of a command."""
+"""Values that a client chooses must not start a line of a request or of a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from mailproxy.auth_http.request import RequestTemplate
 from mailproxy.enums import Method
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import Send
 from mailproxy.protocols.smtp.upstream import SmtpUpstream
 from mailproxy.protocols.types import (
@@ -33,8 +33,8 @@ from mailproxy.protocols.types import (
 from mailproxy.session.accept import Listener
 from mailproxy_config.model import Protocol, SendProxyProtocol, VerifyClient
 from support import configs
-from support.siege import LOGINS, heard, serving, siege
-from support.world import GRANT, Peer, World, answer, run
+from support.checked_world import LOGINS, checked_world, read_all, serving
+from support.world import GRANT, Peer, World, http_response, run
 
 HOSTILE = "x\r\nInjected: yes\r\n\r\nMAIL FROM:<evil@example.org>\r\n\0"
 
@@ -46,8 +46,8 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
     listening.listen()
     listening.setblocking(False)
     app = w.app
-    listener = Listener(app._engine, "unix", listening, app._listeners[0].default, {})
-    app._listeners.append(listener)
+    listener = Listener(app.context, "unix", listening, app.listeners[0].default, {})
+    app.listeners.append(listener)
     listener.open()
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fsencode(folder) + b"/" + name.encode())
@@ -59,15 +59,13 @@ async def connect_from(w: World, folder: Path, name: str) -> Peer:
 
 
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
-def test_the_path_of_a_clients_socket_reaches_neither_service_nor_upstream(
-    protocol: Protocol, tmp_path: Path
-) -> None:
+def test_client_socket_path_reaches_neither_service_nor_upstream(protocol: Protocol, tmp_path: Path) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, xclient=True), answer("Auth-Status: no\r\n")) as w:
+        async with checked_world(serving(protocol, xclient=True), http_response("Auth-Status: no\r\n")) as w:
             client = await connect_from(w, tmp_path, "x\r\nInjected: yes\r\n\r\nGET ")
             await client.line()
-            await client.say(LOGINS[protocol])
-            assert b"no\r\n" in await heard(client)
+            await client.send(LOGINS[protocol])
+            assert b"no\r\n" in await read_all(client)
             (request,) = w.auth.requests
             assert b"\r\nClient-IP: unix:\r\n" in request
             assert b"Injected" not in request
@@ -76,16 +74,16 @@ def test_the_path_of_a_clients_socket_reaches_neither_service_nor_upstream(
     run(play)
 
 
-def test_the_path_of_a_clients_socket_does_not_reach_xclient(tmp_path: Path) -> None:
+def test_client_socket_path_does_not_reach_xclient(tmp_path: Path) -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.SMTP, xclient=True), answer(GRANT)) as w:
+        async with checked_world(serving(Protocol.SMTP, xclient=True), http_response(GRANT)) as w:
             client = await connect_from(w, tmp_path, "x\r\nQUIT\r\n")
             await client.line()
-            await client.say(LOGINS[Protocol.SMTP])
+            await client.send(LOGINS[Protocol.SMTP])
             upstream = await w.upstream.next()
-            await upstream.say(b"220 hello\r\n")
+            await upstream.send(b"220 hello\r\n")
             await upstream.line()
-            command = await upstream.ask(b"250 hello\r\n")
+            command = await upstream.exchange(b"250 hello\r\n")
             assert command.startswith(b"XCLIENT ADDR=unix: ")
             client.close()
             upstream.close()
@@ -119,15 +117,15 @@ def request() -> AuthRequest:
 CHOSEN = sorted({(type(owner).__name__, name) for owner, name, _ in texts(request())})
 NOT_CHOSEN = {
     ("Client", "address"),  # the kernel's, or one that a PROXY header was parsed into: never a path
-    ("TlsInfo", "version"),  # OpenSSL's own words
+    ("TlsInfo", "version"),  # text of OpenSSL
     ("TlsInfo", "cipher"),
-    ("ClientCertificate", "serial"),  # hexadecimal digits of our own
+    ("ClientCertificate", "serial"),  # hexadecimal digits
     ("ClientCertificate", "fingerprint"),
 }
 
 
 @pytest.mark.parametrize(("owner", "name"), [one for one in CHOSEN if one not in NOT_CHOSEN])
-def test_no_field_of_a_request_begins_a_line(owner: str, name: str) -> None:
+def test_no_request_field_starts_a_new_line(owner: str, name: str) -> None:
     server = configs.server(
         Protocol.SMTP, ssl_verify_client=VerifyClient.OPTIONAL_NO_CA, auth_http_pass_client_cert=True
     )
@@ -143,12 +141,12 @@ def test_no_field_of_a_request_begins_a_line(owner: str, name: str) -> None:
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "unix:"])
 @pytest.mark.parametrize("sends", [SendProxyProtocol.V1, SendProxyProtocol.DISABLED])
-def test_every_command_to_an_smtp_upstream_is_one_line(address: str, sends: SendProxyProtocol) -> None:
+def test_smtp_upstream_commands_are_single_lines(address: str, sends: SendProxyProtocol) -> None:
     server = configs.server(Protocol.SMTP, proxy_protocol=sends, proxy_smtp_auth=False)
     client = Client(address, 1, "unix:" if address == "unix:" else address, 25, host=b"c.example")
     granted = UpstreamLogin(AuthAllowed("192.0.2.9", 25, HOSTILE.encode()), Method.PLAIN, helo=b"c.example")
     dialogue = SmtpUpstream(server).log_in(client, granted)
-    sent: list[bytes] = [outbound(server, client)]
+    sent: list[bytes] = [outbound_header(server, client)]
     replies = iter([b"220 hello\r\n"])
     reply: Any = None
     while True:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control characters in credentials: by no mechanism do they reach the service, or an upstream."""
+"""Control characters in credentials reach neither the service nor an upstream, by any mechanism."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol
-from support.siege import breathe, serving, siege
-from support.world import GRANT, Builder, Peer, World, answer, run
+from support.checked_world import checked_world, run_iterations, serving
+from support.world import GRANT, Builder, Peer, World, http_response, run
 
 MECHANISMS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
@@ -29,7 +29,7 @@ place = pytest.mark.parametrize("place", PLACES)
 
 
 def spoiled(word: bytes, data: bytes, place: str) -> bytes:
-    """A word with something evil in it, and what an attacker would like to have executed behind that."""
+    """A value with the given bytes in it, and a command after them that must not be executed."""
     parts = {"front": (b"", word), "middle": (word, word), "end": (word, b"")}[place]
     return (data + MARK).join(parts) if place != "end" else word + MARK + data
 
@@ -45,18 +45,18 @@ def server_for(protocol: Protocol) -> Builder:
 
 
 async def converse(w: World, protocol: Protocol, lines: list[bytes]) -> bytes:
-    """Say line after line, each when the one before was answered; give all that was answered."""
+    """Send line after line, each after the reply to the one before; return all replies."""
     client = await w.client()
     said = await client.line()
     for line in lines:
-        said += await client.ask(line)
-    await client.say(QUITS[protocol])
+        said += await client.exchange(line)
+    await client.send(QUITS[protocol])
     return said + await client.rest()
 
 
 async def nobody_heard(w: World) -> None:
-    """Not one byte reached the service or an upstream."""
-    await breathe(8)
+    """Check that nothing was sent to the service or an upstream."""
+    await run_iterations(8)
     assert w.auth.connections == 0
     assert w.auth.requests == []
     assert w.upstream.arrived.empty()
@@ -76,7 +76,7 @@ def sasl(protocol: Protocol, mechanism: bytes, *responses: bytes, initial: bool)
 @place
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
-def test_inside_the_base64_of_plain(
+def test_control_characters_in_base64_of_plain(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
     bad = spoiled(b"alice", data, place)
@@ -86,7 +86,7 @@ def test_inside_the_base64_of_plain(
         password = b"\0" + MARK
 
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"PLAIN", b"\0" + user + b"\0" + password, initial=initial)
             await converse(w, protocol, lines)
             await nobody_heard(w)
@@ -100,14 +100,14 @@ def test_inside_the_base64_of_plain(
 @place
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("which", ["user", "password"])
-def test_inside_the_base64_of_login(
+def test_control_characters_in_base64_of_login(
     protocol: Protocol, data: bytes, place: str, initial: bool, which: str
 ) -> None:
     bad = spoiled(b"alice", data, place)
     user, password = (bad, b"pw") if which == "user" else (b"alice", bad)
 
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             await converse(w, protocol, sasl(protocol, b"LOGIN", user, password, initial=initial))
             await nobody_heard(w)
             assert _counted(w, protocol, "login") == 1
@@ -119,12 +119,14 @@ def test_inside_the_base64_of_login(
 @evil
 @place
 @pytest.mark.parametrize("which", ["user", "digest"])
-def test_inside_the_base64_of_cram_md5(protocol: Protocol, data: bytes, place: str, which: str) -> None:
+def test_control_characters_in_base64_of_cram_md5(
+    protocol: Protocol, data: bytes, place: str, which: str
+) -> None:
     digest = DIGEST if which == "user" else spoiled(b"", data, "front").ljust(32, b"x")[:32]
     user = spoiled(b"alice", data, place) if which == "user" else b"alice"
 
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             lines = sasl(protocol, b"CRAM-MD5", user + b" " + digest, initial=False)
             await converse(w, protocol, lines)
             await nobody_heard(w)
@@ -137,9 +139,11 @@ def test_inside_the_base64_of_cram_md5(protocol: Protocol, data: bytes, place: s
 @evil
 @place
 @pytest.mark.parametrize("initial", [False, True])
-def test_inside_the_base64_of_external(protocol: Protocol, data: bytes, place: str, initial: bool) -> None:
+def test_control_characters_in_base64_of_external(
+    protocol: Protocol, data: bytes, place: str, initial: bool
+) -> None:
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             user = spoiled(b"alice", data, place)
             await converse(w, protocol, sasl(protocol, b"EXTERNAL", user, initial=initial))
             await nobody_heard(w)
@@ -157,21 +161,21 @@ def _counted(w: World, protocol: Protocol, method: str) -> int:
 @place
 @pytest.mark.parametrize("which", ["user", "password"])
 @pytest.mark.parametrize("plus", [b"", b"+"])
-def test_inside_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
+def test_control_characters_in_an_imap_literal(data: bytes, place: str, which: str, plus: bytes) -> None:
     bad = spoiled(b"alice", data, place)
     words = [bad, b"pw"] if which == "user" else [b"alice", bad]
 
     async def play() -> None:
-        async with siege(server_for(Protocol.IMAP), answer(GRANT)) as w:
+        async with checked_world(server_for(Protocol.IMAP), http_response(GRANT)) as w:
             client = await w.client()
             await client.line()
             line = b"a LOGIN"
             for word in words:
-                await client.say(b"%b {%d%b}\r\n" % (line, len(word), plus))
+                await client.send(b"%b {%d%b}\r\n" % (line, len(word), plus))
                 if not plus:
                     assert await client.line() == b"+ OK\r\n"
                 line = word
-            assert await client.ask(line + b"\r\n") == b"a BAD invalid command\r\n"
+            assert await client.exchange(line + b"\r\n") == b"a BAD invalid command\r\n"
             await nobody_heard(w)
             assert _counted(w, Protocol.IMAP, "password") == 1
 
@@ -196,9 +200,9 @@ IN_THE_OPEN: Final = {
 
 @pytest.mark.parametrize("data", [b"\0", b"\r"], ids=repr)
 @pytest.mark.parametrize(("protocol", "lines"), IN_THE_OPEN.values(), ids=IN_THE_OPEN)
-def test_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
+def test_control_characters_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> None:
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             filled = [line % data if b"%b" in line else line for line in lines]
             await converse(w, protocol, filled)
             await nobody_heard(w)
@@ -209,11 +213,11 @@ def test_in_a_command(protocol: Protocol, lines: list[bytes], data: bytes) -> No
 @pytest.mark.parametrize(
     "data", [bytes([byte]) for byte in (*range(1, 10), 11, 12, *range(14, 32), 127)], ids=repr
 )
-def test_no_control_character_of_a_transaction_gets_through(data: bytes) -> None:
-    """What SMTP repeats unescaped to the service and the upstream has none at all."""
+def test_control_characters_in_an_smtp_transaction_are_refused(data: bytes) -> None:
+    """SMTP repeats these values to the service and the upstream without escaping."""
 
     async def play() -> None:
-        async with siege(server_for(Protocol.SMTP), answer(GRANT)) as w:
+        async with checked_world(server_for(Protocol.SMTP), http_response(GRANT)) as w:
             lines = [b"MAIL FROM:<a" + data + b"@x>\r\n", b"RCPT TO:<b@x>\r\n"]
             assert b"501 5.5.4" in await converse(w, Protocol.SMTP, lines)
             await nobody_heard(w)
@@ -221,25 +225,25 @@ def test_no_control_character_of_a_transaction_gets_through(data: bytes) -> None
     run(play)
 
 
-# What may be said arrives as it was meant, and nothing beside it.
+# Valid credentials arrive unchanged.
 
 ODD: Final = b'\x01\x7f\t "\\%{5}\xff\xfe+='
 
 
 @each
-def test_odd_but_harmless_bytes_arrive_as_they_are(protocol: Protocol) -> None:
+def test_unusual_bytes_of_credentials_arrive_unchanged(protocol: Protocol) -> None:
     async def play() -> None:
-        async with siege(server_for(protocol), answer(GRANT)) as w:
+        async with checked_world(server_for(protocol), http_response(GRANT)) as w:
             client = await w.client()
             await client.line()
             for line in sasl(protocol, b"PLAIN", b"\0" + ODD + b"\0" + ODD, initial=True):
-                await client.say(line)
+                await client.send(line)
             upstream = await w.upstream.next()
-            heard = await _upstream_hears(protocol, upstream)
+            read_all = await _upstream_hears(protocol, upstream)
             (request,) = w.auth.requests
             assert b'Auth-User: %01\x7f%09%20"\\%25{5}\xff\xfe+=\r\n' in request
             assert request.count(b"\r\n\r\n") == 1
-            assert heard == _logs_in(protocol)
+            assert read_all == _logs_in(protocol)
 
     run(play)
 
@@ -258,26 +262,26 @@ async def _upstream_hears(protocol: Protocol, upstream: Peer) -> bytes:
         Protocol.POP3: [b"+OK\r\n", b"+OK\r\n"],
         Protocol.SMTP: [b"220 x\r\n", b"250 x\r\n"],
     }[protocol]
-    heard = b""
+    read_all = b""
     for reply in says:
-        heard += await upstream.ask(reply)
-    return heard
+        read_all += await upstream.exchange(reply)
+    return read_all
 
 
 @each
-def test_a_password_of_an_earlier_attempt_is_forgotten(protocol: Protocol) -> None:
-    """Neither EXTERNAL nor a CRAM-MD5 response without a digest takes over what PLAIN left (Q-12)."""
-    wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+def test_password_of_an_earlier_login_is_not_used(protocol: Protocol) -> None:
+    """Neither EXTERNAL nor a CRAM-MD5 response without a digest uses the password of PLAIN (Q-12)."""
+    wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 
     async def play() -> None:
-        async with siege(server_for(protocol), wait, answer("Auth-Status: no\r\n")) as w:
+        async with checked_world(server_for(protocol), wait, http_response("Auth-Status: no\r\n")) as w:
             client = await w.client()
             await client.line()
             (plain,) = sasl(protocol, b"PLAIN", b"\0alice\0" + DIGEST, initial=True)
             cram = sasl(protocol, b"CRAM-MD5", b"alice", initial=False)
             (external,) = sasl(protocol, b"EXTERNAL", b"alice", initial=True)
             for line in (plain, *cram, external):
-                await client.ask(line)
+                await client.exchange(line)
             await asyncio.sleep(0)
             first, second = w.auth.requests
             assert DIGEST in first

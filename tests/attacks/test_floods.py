@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More than there is room for: lines, literals, pipelines; what it costs is bounded."""
+"""More input than there is room for: lines, literals, pipelines; memory and time are limited."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.siege import DENIED, GREETINGS, heard, serving, shake, siege
+from support.checked_world import DENIED, GREETINGS, checked_world, read_all, serving, start_tls
 from support.tls_identities import Identities
 from support.world import run
 
@@ -32,12 +32,12 @@ each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 
 @each
 @pytest.mark.parametrize("line", [b"A" * 100_000, b"A" * 100_000 + b"\r\n", bytes(50_000), b" " * 50_000])
-def test_a_line_without_an_end_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
+def test_endless_line_is_refused_at_the_limit(protocol: Protocol, line: bytes) -> None:
     async def play() -> None:
-        async with siege(serving(protocol)) as w:
+        async with checked_world(serving(protocol)) as w:
             client = await w.client()
             client.writer.write(line)
-            assert await heard(client) == GREETINGS[protocol] + INVALID[protocol]
+            assert await read_all(client) == GREETINGS[protocol] + INVALID[protocol]
             assert w.value("mailproxy_protocol_errors_total", protocol.value, "line_too_long") == 1
             assert w.auth.requests == []
 
@@ -45,14 +45,14 @@ def test_a_line_without_an_end_is_refused_at_the_limit(protocol: Protocol, line:
 
 
 @each
-def test_a_response_without_an_end_is_refused_at_the_limit(protocol: Protocol) -> None:
+def test_endless_sasl_response_is_refused_at_the_limit(protocol: Protocol) -> None:
     verb = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
 
     async def play() -> None:
-        async with siege(serving(protocol)) as w:
+        async with checked_world(serving(protocol)) as w:
             client = await w.client()
             client.writer.write(verb + b" LOGIN\r\n" + b"QUFB" * 50_000)
-            said = await heard(client)
+            said = await read_all(client)
             assert said.endswith(INVALID[protocol].replace(b"*", b"a"))
             assert w.auth.requests == []
 
@@ -62,13 +62,13 @@ def test_a_response_without_an_end_is_refused_at_the_limit(protocol: Protocol) -
 @pytest.mark.parametrize(
     "literal", [b"{4096}", b"{4096+}", b"{99999999}", b"{99999999+}", b"{999999999999999999}"]
 )
-def test_a_literal_too_large_is_refused_before_it_is_asked_for(literal: bytes) -> None:
+def test_literal_that_is_too_large_is_refused_before_it_is_read(literal: bytes) -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.IMAP)) as w:
+        async with checked_world(serving(Protocol.IMAP)) as w:
             client = await w.client()
             await client.line()
             client.writer.write(b"a LOGIN " + literal + b"\r\n" + b"b LOGOUT\r\n" * 1000)
-            assert await heard(client) == b"a BAD invalid command\r\n"
+            assert await read_all(client) == b"a BAD invalid command\r\n"
             assert w.auth.requests == []
 
     run(play)
@@ -76,22 +76,22 @@ def test_a_literal_too_large_is_refused_before_it_is_asked_for(literal: bytes) -
 
 @each
 @pytest.mark.parametrize("tls", [False, True])
-def test_every_command_of_a_flood_is_answered_once(
+def test_every_pipelined_command_gets_one_reply(
     protocol: Protocol, tls: bool, identities: Identities
 ) -> None:
     noop, ok = NOOPS[protocol]
     count = 20_000
 
     async def play() -> None:
-        async with siege(serving(protocol, identities, listen_ssl=tls)) as w:
+        async with checked_world(serving(protocol, identities, listen_ssl=tls)) as w:
             client = await w.client()
             if tls:
-                await shake(client, identities)
+                await start_tls(client, identities)
             await client.line()
             client.writer.write(noop * count + b"x LOGOUT\r\nQUIT\r\n")
             said = await client.data(len(ok) * count)
             assert said == ok * count
-            assert await heard(client)
+            assert await read_all(client)
             assert (
                 w.value("mailproxy_connections_closed_total", protocol.value, protocol.value, "client_quit")
                 == 1
@@ -100,32 +100,32 @@ def test_every_command_of_a_flood_is_answered_once(
     run(play)
 
 
-def test_a_flood_over_tls_does_not_keep_others_waiting(identities: Identities) -> None:
+def test_pipelined_commands_over_tls_do_not_delay_other_clients(identities: Identities) -> None:
     count = 100_000
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_world(serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)) as w:
             flooder, other = await w.client(), await w.client()
             await flooder.line()
             await other.line()
-            assert await flooder.ask(b"STLS\r\n") == b"+OK\r\n"
-            await shake(flooder, identities)
+            assert await flooder.exchange(b"STLS\r\n") == b"+OK\r\n"
+            await start_tls(flooder, identities)
             flooder.writer.write(b"NOOP\r\n" * count)
             await flooder.line()
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(flooder.data(5 * (count - 1)))
-                assert await other.ask(b"NOOP\r\n") == b"+OK\r\n"
+                assert await other.exchange(b"NOOP\r\n") == b"+OK\r\n"
                 assert not reading.done()
 
     run(play)
 
 
 @each
-def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
+def test_memory_for_unsent_replies_is_limited(protocol: Protocol) -> None:
     capabilities = {f"{protocol.value}_capabilities": MANY}
 
     async def play() -> None:
-        async with siege(serving(protocol, None, **capabilities), DENIED) as w:
+        async with checked_world(serving(protocol, None, **capabilities), DENIED) as w:
             clients = [await w.client() for _ in range(20)]
             for client in clients:
                 await client.line()
@@ -146,13 +146,13 @@ def test_what_a_flood_takes_is_bounded(protocol: Protocol) -> None:
 
 
 @each
-def test_a_client_that_takes_its_replies_slowly_does_not_get_more_time(protocol: Protocol) -> None:
-    """Progress in writing must not put off the end of the time before login."""
+def test_reading_replies_slowly_does_not_extend_the_timeout(protocol: Protocol) -> None:
+    """Progress in writing must not extend ``timeout``."""
 
     async def play() -> None:
         build = serving(protocol, None, **{f"{protocol.value}_capabilities": MANY}, timeout=Seconds(0.5))
-        async with siege(build) as w:
-            (listener,) = w.app._listeners
+        async with checked_world(build) as w:
+            (listener,) = w.app.listeners
             listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             loop = asyncio.get_running_loop()
             with socket.socket() as sock:

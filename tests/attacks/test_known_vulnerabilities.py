@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vulnerabilities of nginx that docs/security.md goes through, tried here."""
+"""Vulnerabilities of nginx that docs/security.md lists."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import ssl
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, VerifyClient
-from support.siege import serving, siege
+from support.checked_world import checked_world, serving
 from support.tls_authority import Authority
 from support.tls_peers import client_of, shaken, tls_of
-from support.world import Peer, answer, run
+from support.world import Peer, http_response, run
 
-WAIT = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+WAIT = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
 CHALLENGED = frozenset({AuthMethod.PLAIN, AuthMethod.CRAM_MD5, AuthMethod.APOP})
 
 
-def test_a_transaction_that_may_be_tried_again_shows_the_service_no_more_than_the_client_sent() -> None:
+def test_repeated_smtp_transaction_sends_only_its_own_envelope() -> None:
     """CVE-2025-53859: with ``smtp_auth none`` and ``Auth-Wait``, nginx sent memory to the service."""
 
     async def play() -> None:
         build = serving(Protocol.SMTP, smtp_auth=frozenset({AuthMethod.NONE}))
-        async with siege(build, WAIT) as w:
+        async with checked_world(build, WAIT) as w:
             client = await w.client()
             await client.line()
-            await client.ask(b"HELO x\r\n")
+            await client.exchange(b"HELO x\r\n")
             for number in range(3):
-                await client.ask(b"MAIL FROM:<a%d@x>\r\n" % number)
-                await client.ask(b"RCPT TO:<b%d@x>\r\n" % number)
-                await client.ask(b"RSET\r\n")
+                await client.exchange(b"MAIL FROM:<a%d@x>\r\n" % number)
+                await client.exchange(b"RCPT TO:<b%d@x>\r\n" % number)
+                await client.exchange(b"RSET\r\n")
             assert len(w.auth.requests) == 3
             for number, request in enumerate(w.auth.requests):
                 fields = dict(line.split(b": ", 1) for line in request.split(b"\r\n")[1:-2])
@@ -46,21 +46,21 @@ def test_a_transaction_that_may_be_tried_again_shows_the_service_no_more_than_th
 
 
 async def cram_md5(protocol: Protocol, client: Peer) -> bytes:
-    """One CRAM-MD5 login; gives the reply to it."""
+    """Log in with CRAM-MD5, and return the reply."""
     command = b"a AUTHENTICATE" if protocol is Protocol.IMAP else b"AUTH"
-    challenge = (await client.ask(command + b" CRAM-MD5\r\n")).split()[1]
+    challenge = (await client.exchange(command + b" CRAM-MD5\r\n")).split()[1]
     digest = hmac.new(b"secret", base64.b64decode(challenge), hashlib.md5).hexdigest()
-    return await client.ask(base64.b64encode(b"alice " + digest.encode()) + b"\r\n")
+    return await client.exchange(base64.b64encode(b"alice " + digest.encode()) + b"\r\n")
 
 
 @pytest.mark.parametrize("protocol", Protocol)
-def test_cram_md5_may_be_tried_again_after_a_wait(protocol: Protocol) -> None:
+def test_cram_md5_after_auth_wait(protocol: Protocol) -> None:
     """CVE-2026-27651: the second attempt with CRAM-MD5 ended the worker of nginx."""
 
     async def play() -> None:
         methods = CHALLENGED if protocol is Protocol.POP3 else CHALLENGED - {AuthMethod.APOP}
         build = serving(protocol, **{f"{protocol}_auth": methods})
-        async with siege(build, WAIT, WAIT, answer("Auth-Status: OK\r\n")) as w:
+        async with checked_world(build, WAIT, WAIT, http_response("Auth-Status: OK\r\n")) as w:
             client = await w.client()
             await client.line()
             for attempt in (1, 2, 3):
@@ -72,15 +72,15 @@ def test_cram_md5_may_be_tried_again_after_a_wait(protocol: Protocol) -> None:
     run(play)
 
 
-def test_apop_may_be_tried_again_after_a_wait() -> None:
-    """CVE-2026-27651, the other way in."""
+def test_apop_after_auth_wait() -> None:
+    """CVE-2026-27651, with APOP."""
 
     async def play() -> None:
-        async with siege(serving(Protocol.POP3, pop3_auth=CHALLENGED), WAIT) as w:
+        async with checked_world(serving(Protocol.POP3, pop3_auth=CHALLENGED), WAIT) as w:
             client = await w.client()
             await client.line()
             for _ in range(2):
-                assert await client.ask(b"APOP alice " + b"0" * 32 + b"\r\n") == b"-ERR no\r\n"
+                assert await client.exchange(b"APOP alice " + b"0" * 32 + b"\r\n") == b"-ERR no\r\n"
                 assert await cram_md5(Protocol.POP3, client) == b"-ERR no\r\n"
             for request in w.auth.requests:
                 assert re.search(rb"\r\nAuth-Pass: [0-9a-f]{32}\r\n", request)
@@ -89,7 +89,7 @@ def test_apop_may_be_tried_again_after_a_wait() -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_session_of_a_server_without_client_certificates_is_not_resumed_at_one_with_them(
+def test_tls_session_is_not_resumed_at_a_server_with_client_certificates(
     tmp_path_factory: pytest.TempPathFactory, version: ssl.TLSVersion
 ) -> None:
     """CVE-2025-23419: a session of one server block was good at another that asks for certificates."""

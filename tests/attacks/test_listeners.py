@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Floods of connections, descriptors that run out, PROXY headers that are none."""
+"""Many connections, missing descriptors, invalid PROXY headers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from mailproxy_config.model import Protocol, Seconds
 from support import invariants
+from support.checked_world import DENIED, GREETINGS, LOGINS, checked_world, read_all, run_iterations, serving
 from support.processes import PYTHONPATH
-from support.siege import DENIED, GREETINGS, LOGINS, breathe, heard, serving, siege
 from support.tls_identities import Identities
 from support.world import Peer, World, run
 
@@ -28,22 +28,22 @@ BUSY: Final = {Protocol.IMAP: b"* BYE ", Protocol.POP3: b"-ERR ", Protocol.SMTP:
 
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_above_the_limit_everybody_is_told_and_below_it_service_is_normal(
+def test_clients_above_worker_connections_get_busy_reply_until_others_leave(
     protocol: Protocol, how: str
 ) -> None:
     limit = 5
 
     async def play() -> None:
-        async with siege(serving(protocol), limit=limit) as w:
+        async with checked_world(serving(protocol), limit=limit) as w:
             patient = [await w.client() for _ in range(limit)]
             for client in patient:
                 assert await client.line() == GREETINGS[protocol]
             before = invariants.descriptors()
             for _ in range(50):
                 refused = await w.client()
-                assert (await heard(refused)).startswith(BUSY[protocol])
+                assert (await read_all(refused)).startswith(BUSY[protocol])
                 refused.close()
-            await breathe(10)
+            await run_iterations(10)
             assert invariants.descriptors() == before
             assert w.app.sessions == limit
             getattr(patient.pop(), how)()
@@ -56,7 +56,7 @@ def test_above_the_limit_everybody_is_told_and_below_it_service_is_normal(
 
 
 @each
-def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
+def test_many_connections_at_once(protocol: Protocol) -> None:
     async def knock(w: World) -> bytes:
         with contextlib.suppress(ConnectionError):
             client = await w.client()
@@ -66,7 +66,7 @@ def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
         return b""
 
     async def play() -> None:
-        async with siege(serving(protocol), limit=10) as w:
+        async with checked_world(serving(protocol), limit=10) as w:
             lines = await asyncio.gather(*(knock(w) for _ in range(200)))
             assert lines.count(GREETINGS[protocol]) >= 10
             await w.settled()
@@ -76,14 +76,14 @@ def test_a_flood_of_connections_all_at_once(protocol: Protocol) -> None:
     run(play)
 
 
-def test_a_flood_above_the_limit_writes_few_lines() -> None:
+def test_many_refused_clients_write_few_log_lines() -> None:
     async def play() -> None:
-        async with siege(serving(Protocol.POP3), limit=1) as w:
+        async with checked_world(serving(Protocol.POP3), limit=1) as w:
             first = await w.client()
             await first.line()
             for _ in range(30):
                 refused = await w.client()
-                await heard(refused)
+                await read_all(refused)
                 refused.close()
             assert w.read_log().count("worker_connections_not_enough") == 1
 
@@ -91,33 +91,35 @@ def test_a_flood_above_the_limit_writes_few_lines() -> None:
 
 
 @each
-def test_a_refusal_on_a_tls_port_is_silent(protocol: Protocol, identities: Identities) -> None:
+def test_refused_client_on_a_tls_port_gets_no_reply(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, identities, listen_ssl=True), limit=1) as w:
+        async with checked_world(serving(protocol, identities, listen_ssl=True), limit=1) as w:
             first = await w.client()
-            await breathe()
+            await run_iterations()
             second = await w.client()
-            assert await heard(second) == b""
+            assert await read_all(second) == b""
             first.close()
 
     run(play)
 
 
 @each
-def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that do not close their side after our last word."""
-    monkeypatch.setattr("mailproxy.closing.LINGERING_AT_MOST", 5)
-    monkeypatch.setattr("mailproxy.closing.LINGER_SECONDS", 0.3)
+def test_number_of_lingering_connections_is_limited(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that do not close their side after the last reply."""
+    monkeypatch.setattr("mailproxy.session.lingering_close.MAX_LINGERING", 5)
+    monkeypatch.setattr("mailproxy.session.lingering_close.LINGER_SECONDS", 0.3)
 
     async def play() -> None:
-        async with siege(serving(protocol, max_errors=1)) as w:
+        async with checked_world(serving(protocol, max_errors=1)) as w:
             clients = [await w.client() for _ in range(30)]
             for client in clients:
                 await client.line()
-                await client.say(b"\0\r\n")
+                await client.send(b"\0\r\n")
             for client in clients:
                 assert b"nvalid command" in await client.rest()
-            assert len(w.app._engine.lingering) <= 5
+            assert len(w.app.context.lingering) <= 5
             assert w.app.sessions == 0
             await invariants.settle(w.app, w.meter)
 
@@ -125,15 +127,15 @@ def test_who_lingers_is_bounded(protocol: Protocol, monkeypatch: pytest.MonkeyPa
 
 
 @each
-def test_who_goes_on_talking_after_the_end_is_cut_off(protocol: Protocol) -> None:
+def test_client_that_sends_after_the_end_is_closed(protocol: Protocol) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, max_errors=1)) as w:
+        async with checked_world(serving(protocol, max_errors=1)) as w:
             client = await w.client()
             await client.line()
             client.writer.write(b"\0\r\n")
             with contextlib.suppress(ConnectionError):
                 while True:
-                    await client.say(b"NOOP\r\n" * 1000)
+                    await client.send(b"NOOP\r\n" * 1000)
                     await asyncio.sleep(0)
             await invariants.settle(w.app, w.meter)
 
@@ -146,11 +148,11 @@ _SCRIPT: Final = """
     import asyncio, contextlib, os, resource, socket
     from mailproxy_config.model import Protocol
     from support import invariants
-    from support.siege import GREETINGS, serving, siege
+    from support.checked_world import GREETINGS, checked_world, serving
     from support.world import run
 
     async def play():
-        async with siege(serving(Protocol.IMAP), limit=1000) as w:
+        async with checked_world(serving(Protocol.IMAP), limit=1000) as w:
             used = invariants.descriptors()
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
@@ -164,12 +166,12 @@ _SCRIPT: Final = """
                         sock.connect(("127.0.0.1", w.port))
                     await asyncio.sleep(0)
             assert w.app.sessions < len(clients), "descriptors did not run out"
-            (listener,) = w.app._listeners
+            (listener,) = w.app.listeners
             while listener._pause is None:
                 await asyncio.sleep(0.01)
-            polls = w.app._engine.reactor.polls
+            iterations = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
-            assert w.app._engine.reactor.polls - polls < 60, "accepting did not rest"
+            assert w.app.context.epoll.iterations - iterations < 60, "accepting did not pause"
             for sock in clients:
                 sock.close()
             client = await w.client()
@@ -181,7 +183,7 @@ _SCRIPT: Final = """
 """
 
 
-def test_without_descriptors_accepting_rests_and_recovers() -> None:
+def test_accepting_pauses_without_descriptors_and_recovers() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(_SCRIPT)],
         env={"PYTHONPATH": PYTHONPATH},
@@ -207,14 +209,14 @@ def _no_more_descriptors() -> Iterator[None]:
 
 
 @each
-def test_without_descriptors_a_login_is_apologized_for(protocol: Protocol) -> None:
+def test_login_without_descriptors_gets_internal_error_reply(protocol: Protocol) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), DENIED) as w:
+        async with checked_world(serving(protocol), DENIED) as w:
             client = await w.client()
             await client.line()
             with _no_more_descriptors():
-                await client.say(LOGINS[protocol])
-                said = await heard(client)
+                await client.send(LOGINS[protocol])
+                said = await read_all(client)
             assert b"nternal server error" in said
             assert w.value("mailproxy_auth_errors_total", "connect") == 1
 
@@ -244,12 +246,12 @@ BAD_HEADERS: Final = {
 
 @each
 @pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
-def test_a_header_that_is_none_is_answered_by_nothing(protocol: Protocol, header: bytes) -> None:
+def test_invalid_proxy_header_gets_no_reply(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
+        async with checked_world(serving(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
             client.writer.write(header)
-            assert await heard(client) == b""
+            assert await read_all(client) == b""
             await w.settled()
             assert w.auth.requests == []
             closed = w.value(
@@ -263,7 +265,7 @@ def test_a_header_that_is_none_is_answered_by_nothing(protocol: Protocol, header
 async def _drip(peer: Peer, data: bytes, w: World) -> None:
     with contextlib.suppress(ConnectionError):
         for byte in data:
-            await peer.say(bytes([byte]))
+            await peer.send(bytes([byte]))
             await asyncio.sleep(0.01)
             if not w.app.sessions:
                 return
@@ -273,13 +275,13 @@ async def _drip(peer: Peer, data: bytes, w: World) -> None:
 @pytest.mark.parametrize(
     "header", [b"", b"PROXY UNKNOWN " + b"x" * 90, V2 + b"\x21\x11\x10\x00" + bytes(4096)]
 )
-def test_a_header_that_drips_is_given_up(protocol: Protocol, header: bytes) -> None:
+def test_slow_proxy_header_times_out(protocol: Protocol, header: bytes) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))) as w:
+        async with checked_world(serving(protocol, listen_proxy_protocol=True, timeout=Seconds(0.3))) as w:
             client = await w.client()
-            await breathe()
+            await run_iterations()
             await _drip(client, header, w)
-            assert await heard(client) == b""
+            assert await read_all(client) == b""
             assert w.value("mailproxy_proxy_protocol_headers_total", protocol.value, "timeout") == 1
 
     run(play)
@@ -288,12 +290,14 @@ def test_a_header_that_drips_is_given_up(protocol: Protocol, header: bytes) -> N
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("header", [b"", b"PROXY", V2, V2 + b"\x21\x11"])
-def test_who_leaves_within_a_header_leaves_nothing(protocol: Protocol, how: str, header: bytes) -> None:
+def test_client_that_leaves_within_a_proxy_header_leaves_nothing(
+    protocol: Protocol, how: str, header: bytes
+) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, listen_proxy_protocol=True)) as w:
+        async with checked_world(serving(protocol, listen_proxy_protocol=True)) as w:
             client = await w.client()
-            await client.say(header)
-            await breathe()
+            await client.send(header)
+            await run_iterations()
             getattr(client, how)()
             await w.settled()
 
@@ -301,17 +305,17 @@ def test_who_leaves_within_a_header_leaves_nothing(protocol: Protocol, how: str,
 
 
 @each
-def test_a_stranger_is_not_believed(protocol: Protocol) -> None:
-    """Whoever is not in ``set_real_ip_from`` may say what it likes: its own address counts."""
+def test_proxy_header_of_an_untrusted_address_is_not_used(protocol: Protocol) -> None:
+    """A client that is not in ``set_real_ip_from`` keeps its own address."""
 
     async def play() -> None:
         build = serving(protocol, listen_proxy_protocol=True, set_real_ip_from=("10.0.0.0/8",))
-        async with siege(build, DENIED) as w:
+        async with checked_world(build, DENIED) as w:
             client = await w.client()
-            await client.say(b"PROXY TCP4 10.1.2.3 10.1.2.4 1 2\r\n")
+            await client.send(b"PROXY TCP4 10.1.2.3 10.1.2.4 1 2\r\n")
             await client.line()
-            await client.say(LOGINS[protocol])
-            await heard(client)
+            await client.send(LOGINS[protocol])
+            await read_all(client)
             (request,) = w.auth.requests
             assert b"\r\nClient-IP: 127.0.0.1\r\n" in request
             assert "10.1.2.3" not in w.read_log()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that a client's owner may publish: what is no host name reaches nobody."""
+"""Host names that a client's owner publishes: invalid ones reach neither service nor upstream."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Final
 import pytest
 
 from mailproxy_config.model import Protocol, ResolverConfig, Seconds
+from support.checked_world import DENIED, LOGINS, checked_world, read_all, serving
 from support.dns_server import DnsServer, Record, Reply, cname, dns_server, found, host, ptr
-from support.siege import DENIED, LOGINS, heard, serving, siege
-from support.world import GRANT, Builder, Peer, World, answer, run
+from support.world import GRANT, Builder, Peer, World, http_response, run
 
 REVERSE: Final = "1.0.0.127.in-addr.arpa"
 MARK: Final = b"INJECTED"
@@ -36,10 +36,10 @@ HOSTILE: Final[dict[str, Sequence[bytes]]] = {
 
 
 async def introduced(w: World) -> tuple[bytes, Peer]:
-    """Log in, and give the request and the upstream's connection."""
+    """Log in, and return the request and the upstream's connection."""
     client = await w.client()
     await client.line()
-    await client.say(LOGINS[Protocol.SMTP])
+    await client.send(LOGINS[Protocol.SMTP])
     upstream = await w.upstream.next()
     return w.auth.requests[-1], upstream
 
@@ -50,18 +50,18 @@ def named(server: DnsServer, **more: Any) -> Builder:
 
 
 @pytest.mark.parametrize("labels", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
+def test_invalid_host_name_is_not_passed_on(labels: Sequence[bytes]) -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr(labels))
             names.otherwise = found(host("127.0.0.1"))
-            async with siege(named(names), answer(GRANT)) as w:
+            async with checked_world(named(names), http_response(GRANT)) as w:
                 request, upstream = await introduced(w)
                 assert request.count(b"\r\nClient-Host: [TEMPUNAVAIL]\r\n") == 1
                 assert MARK not in request
-                await upstream.ask(b"220 x\r\n")
+                await upstream.exchange(b"220 x\r\n")
                 assert (
-                    await upstream.ask(b"250 x\r\n")
+                    await upstream.exchange(b"250 x\r\n")
                     == b"XCLIENT ADDR=127.0.0.1 LOGIN=alice NAME=[TEMPUNAVAIL]\r\n"
                 )
 
@@ -82,12 +82,12 @@ UNCONFIRMED: Final = {
 
 
 @pytest.mark.parametrize(("reply", "placeholder"), UNCONFIRMED.values(), ids=UNCONFIRMED)
-def test_a_name_that_does_not_lead_back_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
+def test_host_name_without_forward_confirmation_is_not_passed_on(reply: Reply, placeholder: bytes) -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("mx.example"))
             names.otherwise = reply
-            async with siege(named(names, resolver_timeout=Seconds(0.5)), answer(GRANT)) as w:
+            async with checked_world(named(names, resolver_timeout=Seconds(0.5)), http_response(GRANT)) as w:
                 request, _ = await introduced(w)
                 assert b"mx.example" not in request
                 assert b"\r\nClient-Host: " + placeholder in request
@@ -95,28 +95,28 @@ def test_a_name_that_does_not_lead_back_is_not_passed_on(reply: Reply, placehold
     run(play)
 
 
-def test_a_chain_of_aliases_ends() -> None:
+def test_chain_of_aliases_is_limited() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("n0.example"))
             for number in range(100):
                 names.zone[f"n{number}.example", "A"] = found(cname(f"n{number + 1}.example"))
-            async with siege(named(names), DENIED) as w:
+            async with checked_world(named(names), DENIED) as w:
                 client = await w.client()
                 await client.line()
-                await client.say(LOGINS[Protocol.SMTP])
-                await heard(client)
+                await client.send(LOGINS[Protocol.SMTP])
+                await read_all(client)
                 assert b"\r\nClient-Host: [" in w.auth.requests[0]
                 assert len(names.asked) < 60
 
     run(play)
 
 
-def test_clients_that_leave_during_the_look_up_leave_nothing() -> None:
+def test_clients_that_leave_during_the_lookup_leave_nothing() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.otherwise = Reply(silent=True)
-            async with siege(named(names, resolver_timeout=Seconds(0.5))) as w:
+            async with checked_world(named(names, resolver_timeout=Seconds(0.5))) as w:
                 clients = [await w.client() for _ in range(10)]
                 await names.was_asked(1)
                 for client in clients:
@@ -127,12 +127,12 @@ def test_clients_that_leave_during_the_look_up_leave_nothing() -> None:
     run(play)
 
 
-def test_a_hundred_clients_ask_once() -> None:
+def test_concurrent_lookups_of_one_address_send_one_query() -> None:
     async def play() -> None:
         async with dns_server() as names:
             names.answers_ptr(REVERSE, ptr("mx.example"))
             names.zone["mx.example", "A"] = found(host("127.0.0.1"))
-            async with siege(named(names)) as w:
+            async with checked_world(named(names)) as w:
                 clients = [await w.client() for _ in range(100)]
                 for client in clients:
                     assert (await client.line()).startswith(b"220 ")

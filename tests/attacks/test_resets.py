@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever breaks a connection, at whatever stage: nothing is left of the session."""
+"""Connections that break at any stage: no resources of the session are left."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import pytest
 
 from mailproxy.loop.epoll import BROKEN
 from mailproxy_config.model import Protocol, Seconds, StartTls
-from support.siege import (
+from support.checked_world import (
     ACCEPTANCES,
     DENIED,
     LOGINS,
     UPSTREAMS,
-    breathe,
-    heard,
+    checked_world,
     log_in,
+    read_all,
+    run_iterations,
     serving,
-    shake,
-    siege,
+    start_tls,
 )
 from support.tls_identities import Identities
-from support.world import GRANT, World, answer, run
+from support.world import GRANT, World, http_response, run
 
-GRANTED: Final = answer(GRANT)
+GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 either = pytest.mark.parametrize("how", ["close", "reset"])
 STARTS: Final = {Protocol.IMAP: b"s STARTTLS\r\n", Protocol.POP3: b"STLS\r\n", Protocol.SMTP: b"STARTTLS\r\n"}
@@ -48,13 +48,13 @@ TALK: Final = {
 @each
 @either
 @pytest.mark.parametrize("said", TALK.values(), ids=TALK)
-def test_a_client_before_login(protocol: Protocol, how: str, said: bytes) -> None:
+def test_client_breaks_off_before_login(protocol: Protocol, how: str, said: bytes) -> None:
     async def play() -> None:
-        async with siege(serving(protocol)) as w:
+        async with checked_world(serving(protocol)) as w:
             client = await w.client()
             await client.line()
             client.writer.write(said)
-            await breathe()
+            await run_iterations()
             getattr(client, how)()
             await w.settled()
 
@@ -63,13 +63,13 @@ def test_a_client_before_login(protocol: Protocol, how: str, said: bytes) -> Non
 
 @each
 @either
-def test_a_client_before_the_greeting(protocol: Protocol, how: str) -> None:
+def test_client_breaks_off_before_the_greeting(protocol: Protocol, how: str) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, smtp_greeting_delay=Seconds(0.2))) as w:
+        async with checked_world(serving(protocol, smtp_greeting_delay=Seconds(0.2))) as w:
             client = await w.client()
             getattr(client, how)()
             await w.settled()
-            await breathe(10)
+            await run_iterations(10)
             await w.settled()
 
     run(play)
@@ -78,17 +78,19 @@ def test_a_client_before_the_greeting(protocol: Protocol, how: str) -> None:
 @each
 @either
 @pytest.mark.parametrize("when", ["before", "in", "after"])
-def test_a_client_around_starttls(protocol: Protocol, how: str, when: str, identities: Identities) -> None:
+def test_client_breaks_off_around_starttls(
+    protocol: Protocol, how: str, when: str, identities: Identities
+) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, identities, starttls=StartTls.ENABLED)) as w:
+        async with checked_world(serving(protocol, identities, starttls=StartTls.ENABLED)) as w:
             client = await w.client()
             await client.line()
-            await client.ask(STARTS[protocol])
+            await client.exchange(STARTS[protocol])
             if when == "in":
-                await client.say(b"\x16\x03\x01")
-                await breathe()
+                await client.send(b"\x16\x03\x01")
+                await run_iterations()
             if when == "after":
-                await shake(client, identities)
+                await start_tls(client, identities)
             getattr(client, how)()
             await w.settled()
 
@@ -96,15 +98,15 @@ def test_a_client_around_starttls(protocol: Protocol, how: str, when: str, ident
 
 
 @each
-def test_a_client_while_the_service_is_asked(protocol: Protocol) -> None:
+def test_client_resets_during_auth_request(protocol: Protocol) -> None:
     async def never(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
 
     async def play() -> None:
-        async with siege(serving(protocol), service=never) as w:
+        async with checked_world(serving(protocol), service=never) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             await _asked(w)
             client.reset()
             await w.settled()
@@ -125,18 +127,18 @@ def _logins(w: World, protocol: Protocol, result: str) -> int:
 
 
 @each
-def test_a_client_that_shuts_its_side_while_the_service_is_asked_hears_the_answer(protocol: Protocol) -> None:
+def test_client_half_closed_during_auth_request_gets_the_reply(protocol: Protocol) -> None:
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(0.1)
         return DENIED
 
     async def play() -> None:
-        async with siege(serving(protocol), slowly) as w:
+        async with checked_world(serving(protocol), slowly) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             client.writer.write_eof()
-            assert b" no\r\n" in await heard(client)
+            assert b" no\r\n" in await read_all(client)
             assert _logins(w, protocol, "denied") == 1
 
     run(play)
@@ -146,12 +148,12 @@ def test_a_client_that_shuts_its_side_while_the_service_is_asked_hears_the_answe
 @pytest.mark.parametrize(
     "answered", ["Auth-Status: no\r\nAuth-Wait: 1\r\n", "Auth-Status: WAIT\r\nAuth-Wait: 1\r\n"]
 )
-def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> None:
+def test_client_breaks_off_during_auth_wait(protocol: Protocol, answered: str) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), answer(answered), DENIED) as w:
+        async with checked_world(serving(protocol), http_response(answered), DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             while not w.auth.requests or w.meter.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
@@ -164,14 +166,16 @@ def test_a_client_that_is_made_to_wait(protocol: Protocol, answered: str) -> Non
 
 @each
 @pytest.mark.parametrize("how", ["close", "shut"])
-def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, how: str) -> None:
-    """The service may postpone its answer as often as it likes, as long as somebody waits for it."""
+def test_deferred_request_ends_when_the_client_left(protocol: Protocol, how: str) -> None:
+    """The service may defer as often as it likes, but only while the client is connected."""
 
     async def play() -> None:
-        async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:
+        async with checked_world(
+            serving(protocol), http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")
+        ) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             client.close() if how == "close" else client.writer.write_eof()
             await w.settled()
             assert len(w.auth.requests) == 1
@@ -181,17 +185,17 @@ def test_a_client_that_is_gone_is_not_asked_about_for_ever(protocol: Protocol, h
 
 
 @each
-def test_a_service_that_postpones_its_answer_for_ever_gives_none(
-    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endless_deferral_fails(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mailproxy.protocols.auth_retry.POSTPONED_AT_MOST", 1)
 
     async def play() -> None:
-        async with siege(serving(protocol), answer("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")) as w:
+        async with checked_world(
+            serving(protocol), http_response("Auth-Status: WAIT\r\nAuth-Wait: 1\r\n")
+        ) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
-            assert b"nternal server error" in await heard(client)
+            await client.send(LOGINS[protocol])
+            assert b"nternal server error" in await read_all(client)
             assert len(w.auth.requests) == 2
             assert _logins(w, protocol, "unavailable") == 1
 
@@ -199,22 +203,22 @@ def test_a_service_that_postpones_its_answer_for_ever_gives_none(
 
 
 @each
-def test_a_break_that_is_none_ends_nobody(protocol: Protocol) -> None:
-    """An event for a descriptor that was used again within one poll is somebody else's."""
+def test_stale_hangup_event_ends_no_session(protocol: Protocol) -> None:
+    """An event may belong to an earlier connection with the same descriptor."""
 
     async def slowly(_request: bytes) -> bytes:
         await asyncio.sleep(0.1)
         return DENIED
 
     async def play() -> None:
-        async with siege(serving(protocol), slowly) as w:
+        async with checked_world(serving(protocol), slowly) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             await _asked(w)
-            (session,) = w.app._engine.live
+            (session,) = w.app.context.live
             session.on_event(BROKEN)  # type: ignore[attr-defined]
-            assert b" no\r\n" in await heard(client)
+            assert b" no\r\n" in await read_all(client)
 
     run(play)
 
@@ -223,17 +227,17 @@ STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(
 
 
 @pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
-def test_a_client_while_it_is_logged_in_at_the_upstream(protocol: Protocol, step: int) -> None:
+def test_client_resets_during_upstream_login(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             upstream = await w.upstream.next()
             for says, hears in UPSTREAMS[protocol][:step]:
-                assert await upstream.ask(says) == hears
+                assert await upstream.exchange(says) == hears
             client.reset()
-            assert await heard(upstream) == b""
+            assert await read_all(upstream) == b""
             await w.settled()
             assert _logins(w, protocol, "aborted") == 1
 
@@ -241,15 +245,15 @@ def test_a_client_while_it_is_logged_in_at_the_upstream(protocol: Protocol, step
 
 
 @each
-def test_a_client_while_we_connect(protocol: Protocol) -> None:
-    """192.0.2.0/24 is nowhere: connecting hangs, or fails at once for want of a route."""
-    nowhere = answer("Auth-Status: OK\r\nAuth-Server: 192.0.2.1\r\nAuth-Port: 1\r\n")
+def test_client_resets_during_upstream_connect(protocol: Protocol) -> None:
+    """192.0.2.0/24 does not exist: connecting hangs, or fails at once without a route."""
+    nowhere = http_response("Auth-Status: OK\r\nAuth-Server: 192.0.2.1\r\nAuth-Port: 1\r\n")
 
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(1.0)), nowhere) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(1.0)), nowhere) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol])
+            await client.send(LOGINS[protocol])
             while not w.auth.requests or w.meter.auth_in_flight.value:
                 await asyncio.sleep(0.005)
             client.reset()
@@ -270,16 +274,18 @@ BUSY: Final = {
 @either
 @pytest.mark.parametrize("who", ["client", "upstream"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
-def test_either_side_of_a_relay(protocol: Protocol, how: str, who: str, busy: tuple[int, int]) -> None:
+def test_either_side_breaks_off_in_a_relay(
+    protocol: Protocol, how: str, who: str, busy: tuple[int, int]
+) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             client.writer.write(bytes(busy[0]))
             upstream.writer.write(bytes(busy[1]))
-            await breathe(10)
+            await run_iterations(10)
             leaving, other = (client, upstream) if who == "client" else (upstream, client)
             getattr(leaving, how)()
-            await heard(other)
+            await read_all(other)
             other.close()
             await w.settled()
 
@@ -289,16 +295,16 @@ def test_either_side_of_a_relay(protocol: Protocol, how: str, who: str, busy: tu
 @each
 @pytest.mark.parametrize("who", ["client", "upstream", "both"])
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
-def test_halves_of_a_relay_that_are_shut(protocol: Protocol, who: str, busy: tuple[int, int]) -> None:
+def test_half_closed_relay(protocol: Protocol, who: str, busy: tuple[int, int]) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
+        async with checked_world(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             client.writer.write(bytes(busy[0]))
             upstream.writer.write(bytes(busy[1]))
             for peer, name in ((client, "client"), (upstream, "upstream")):
                 if who in {name, "both"}:
                     peer.writer.write_eof()
-            await asyncio.gather(heard(client), heard(upstream))
+            await asyncio.gather(read_all(client), read_all(upstream))
             await w.settled()
 
     run(play)
@@ -307,7 +313,7 @@ def test_halves_of_a_relay_that_are_shut(protocol: Protocol, who: str, busy: tup
 @each
 @pytest.mark.parametrize("busy", BUSY.values(), ids=BUSY)
 @either
-def test_a_relay_over_tls(
+def test_relay_over_tls_breaks_off(
     protocol: Protocol,
     how: str,
     busy: tuple[int, int],
@@ -317,20 +323,20 @@ def test_a_relay_over_tls(
     monkeypatch.setattr("mailproxy.session.relay.HALF_CLOSED_SECONDS", 0.2)
 
     async def play() -> None:
-        async with siege(serving(protocol, identities, starttls=StartTls.ENABLED), GRANTED) as w:
+        async with checked_world(serving(protocol, identities, starttls=StartTls.ENABLED), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.ask(STARTS[protocol])
-            await shake(client, identities)
-            await client.say(LOGINS[protocol])
+            await client.exchange(STARTS[protocol])
+            await start_tls(client, identities)
+            await client.send(LOGINS[protocol])
             upstream = await w.upstream.next()
             for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.ask(says) == hears
+                assert await upstream.exchange(says) == hears
             upstream.writer.write(ACCEPTANCES[protocol][0] + bytes(busy[1]))
             client.writer.write(bytes(busy[0]))
-            await breathe(10)
+            await run_iterations(10)
             getattr(client, how)()
-            await breathe(10)
+            await run_iterations(10)
             with contextlib.suppress(OSError):
                 upstream.reset()
             await w.settled()
@@ -339,13 +345,13 @@ def test_a_relay_over_tls(
 
 
 @each
-def test_an_upstream_that_breaks_does_not_wait_for_a_client_that_does_not_read(
+def test_broken_upstream_with_a_client_that_does_not_read_times_out(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mailproxy.session.relay.HALF_CLOSED_SECONDS", 0.2)
 
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             upstream.writer.write(bytes(20_000_000))
@@ -357,8 +363,8 @@ def test_an_upstream_that_breaks_does_not_wait_for_a_client_that_does_not_read(
 
 
 @each
-def test_half_open_peers_are_left_in_time(protocol: Protocol) -> None:
-    """Whoever connects and is never heard of again: client, service, upstream."""
+def test_half_open_peers_time_out(protocol: Protocol) -> None:
+    """A client, service or upstream that connects and sends nothing any more."""
 
     async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(60)
@@ -367,15 +373,15 @@ def test_half_open_peers_are_left_in_time(protocol: Protocol) -> None:
         build = serving(
             protocol, timeout=Seconds(0.3), auth_http_timeout=Seconds(0.3), proxy_timeout=Seconds(0.3)
         )
-        async with siege(build, service=silent) as w:
+        async with checked_world(build, service=silent) as w:
             clients = [await w.client() for _ in range(20)]
             for client in clients[10:]:
-                await client.say(LOGINS[protocol])
+                await client.send(LOGINS[protocol])
             await w.settled()
-        async with siege(build, GRANTED) as w:
+        async with checked_world(build, GRANTED) as w:
             clients = [await w.client() for _ in range(10)]
             for client in clients:
-                await client.say(LOGINS[protocol])
+                await client.send(LOGINS[protocol])
             await w.settled()
             assert (
                 w.value(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A marked password on every path: it is in the request, and in what the upstream hears, and nowhere else."""
+"""A marked password on every path: it is sent to the service and the upstream, and is nowhere else."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import AuthMethod, LogLevel, Protocol, Seconds
-from support.siege import heard, serving, siege
-from support.world import GRANT, Answer, World, answer, run
+from support.checked_world import checked_world, read_all, serving
+from support.world import GRANT, Response, World, http_response, run
 
 MARK: Final = b"HuNtEr2sEcReT"
 TRACES: Final = (MARK, b64encode(MARK)[:-2], b64encode(b"\0" + MARK)[2:-4], b64encode(b"a" + MARK)[2:-4])
-"""The password as it is, and what its base64 has in common wherever it stands."""
+"""The password in clear, and the part of its base64 that is the same at any offset."""
 METHODS: Final = {
     Protocol.IMAP: frozenset({AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
     Protocol.POP3: frozenset({AuthMethod.PLAIN, AuthMethod.APOP, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL}),
@@ -28,7 +28,7 @@ def b64(data: bytes) -> bytes:
 
 
 def lines(protocol: Protocol) -> list[bytes]:
-    """Every way to say a password, right and wrong."""
+    """Every way to send a password, right and wrong."""
     verb = b"a AUTHENTICATE " if protocol is Protocol.IMAP else b"AUTH "
     digest = (MARK * 3)[:32]
     shared = [
@@ -69,12 +69,14 @@ def lines(protocol: Protocol) -> list[bytes]:
     )
 
 
-OUTCOMES: Final[dict[str, Answer]] = {
-    "denied": answer("Auth-Status: no\r\n"),
-    "denied with a wait": answer("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
-    "an upstream that is not there": answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n"),
-    "an upstream that hangs up": answer(GRANT),
-    "another password": answer(f"{GRANT}Auth-User: bob\r\nAuth-Pass: {MARK.decode()}\r\n"),
+OUTCOMES: Final[dict[str, Response]] = {
+    "denied": http_response("Auth-Status: no\r\n"),
+    "denied with a wait": http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n"),
+    "an upstream that is not there": http_response(
+        "Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n"
+    ),
+    "an upstream that hangs up": http_response(GRANT),
+    "another password": http_response(f"{GRANT}Auth-User: bob\r\nAuth-Pass: {MARK.decode()}\r\n"),
     "nonsense": b"HTTP/1.1 200 OK\r\nAuth-Pass: " + MARK + b"\0\r\n\r\n",
     "a header that is none": b"HTTP/1.1 200 OK\r\n" + MARK + b": _\r\nb_d: x\r\n\r\n",
     "no address": b"HTTP/1.1 200 OK\r\nAuth-Status: OK\r\nAuth-Server: " + MARK + b"\r\nAuth-Port: 1\r\n\r\n",
@@ -93,7 +95,9 @@ CASES: Final = [
 
 @pytest.mark.parametrize("protocol", Protocol, ids=str)
 @pytest.mark.parametrize(("level", "outcome"), CASES)
-def test_no_password_is_logged_measured_or_told(protocol: Protocol, level: LogLevel, outcome: str) -> None:
+def test_no_password_is_logged_or_measured_or_sent_back(
+    protocol: Protocol, level: LogLevel, outcome: str
+) -> None:
     build = serving(
         protocol,
         None,
@@ -106,7 +110,7 @@ def test_no_password_is_logged_measured_or_told(protocol: Protocol, level: LogLe
     )
 
     async def play() -> None:
-        async with siege(build, OUTCOMES[outcome], closes=outcome == "nothing") as w:
+        async with checked_world(build, OUTCOMES[outcome], closes=outcome == "nothing") as w:
             hanging_up = asyncio.ensure_future(_hang_up(w))  # noqa: TID251 - cancelled below
             said = await asyncio.gather(*(_say(w, line) for line in lines(protocol)))
             hanging_up.cancel()
@@ -121,11 +125,11 @@ async def _say(w: World, line: bytes) -> bytes:
     client = await w.client()
     client.writer.write(line + b"\r\n")
     client.writer.write_eof()
-    return await heard(client)
+    return await read_all(client)
 
 
 async def _hang_up(w: World) -> None:
     while True:
         upstream = await w.upstream.next()
-        await upstream.say(b"nonsense\r\n")
+        await upstream.send(b"nonsense\r\n")
         upstream.close()

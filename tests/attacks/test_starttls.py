@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from mailproxy_config.model import AuthMethod, Protocol, Seconds, StartTls
-from support.siege import DENIED, GREETINGS, LOGINS, breathe, heard, serving, shake, siege
+from support.checked_world import (
+    DENIED,
+    GREETINGS,
+    LOGINS,
+    checked_world,
+    read_all,
+    run_iterations,
+    serving,
+    start_tls,
+)
 from support.tls_identities import Identities
 from support.world import Builder, Peer, World, run
 
@@ -35,7 +44,7 @@ when = pytest.mark.parametrize("starttls", [StartTls.ENABLED, StartTls.ONLY], id
 
 
 def injections(protocol: Protocol) -> list[bytes]:
-    """What an attacker between us and the client might put in."""
+    """Bytes that an attacker on the way could inject."""
     whole = [LOGINS[protocol], HANDED_ON[protocol], PROBES[protocol][0], STARTS[protocol][0]]
     cut = [LOGINS[protocol][:-2], LOGINS[protocol][:7], b"\r\n", b"\0", b" "]
     return [*whole, *cut, b"".join(whole)[:100]]  # all of it fits POP3's 128 bytes
@@ -49,19 +58,19 @@ def started(protocol: Protocol, identities: Identities, starttls: StartTls, **mo
 
 
 async def nothing_was_executed(w: World, client: Peer, protocol: Protocol) -> None:
-    """Inside TLS the conversation is at its beginning, and nobody was asked."""
+    """Check that inside TLS the session is at its start, and that no request was sent."""
     command, reply = PROBES[protocol]
-    assert await client.ask(command) == reply
-    await breathe(8)
+    assert await client.exchange(command) == reply
+    await run_iterations(8)
     assert w.auth.requests == []
     assert w.upstream.arrived.empty()
     client.writer.write(b"q LOGOUT\r\nQUIT\r\n")
-    assert b"injected" not in await heard(client)
+    assert b"injected" not in await read_all(client)
 
 
 @each
 @when
-def test_what_comes_in_the_same_segment_is_never_executed(
+def test_commands_in_the_starttls_segment_are_not_executed(
     protocol: Protocol, starttls: StartTls, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -69,11 +78,11 @@ def test_what_comes_in_the_same_segment_is_never_executed(
     async def play() -> None:
         build = started(protocol, identities, starttls)
         for injected in injections(protocol):
-            async with siege(build) as w:
+            async with checked_world(build) as w:
                 client = await w.client()
                 await client.line()
-                assert await client.ask(command + injected) == go_ahead
-                await shake(client, identities)
+                assert await client.exchange(command + injected) == go_ahead
+                await start_tls(client, identities)
                 await nothing_was_executed(w, client, protocol)
                 kind = ("mailproxy_protocol_errors_total", protocol.value, "plaintext_before_tls")
                 assert w.value(*kind) == 1
@@ -82,18 +91,18 @@ def test_what_comes_in_the_same_segment_is_never_executed(
 
 
 @each
-def test_more_than_the_buffer_in_the_same_segment_fails_the_handshake(
+def test_more_than_the_buffer_in_the_starttls_segment_fails_the_handshake(
     protocol: Protocol, identities: Identities
 ) -> None:
-    """What did not fit was never read as clear text; TLS gets it, and chokes (as in nginx)."""
+    """Bytes beyond the buffer are not read in clear; the TLS handshake reads them and fails (as in nginx)."""
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
             await client.line()
-            await client.say(command + LOGINS[protocol] * 400)
-            assert await heard(client) == go_ahead
+            await client.send(command + LOGINS[protocol] * 400)
+            assert await read_all(client) == go_ahead
             assert w.auth.requests == []
             closed = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "tls_failed"
@@ -104,20 +113,20 @@ def test_more_than_the_buffer_in_the_same_segment_fails_the_handshake(
 
 
 @each
-def test_what_comes_between_our_reply_and_the_handshake_fails_it(
+def test_plain_bytes_between_starttls_reply_and_handshake_fail_it(
     protocol: Protocol, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
         for injected in injections(protocol):
-            async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+            async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
                 client = await w.client()
                 await client.line()
-                assert await client.ask(command) == go_ahead
-                await client.say(injected)
+                assert await client.exchange(command) == go_ahead
+                await client.send(injected)
                 with contextlib.suppress(ssl.SSLError, ConnectionError):
-                    await shake(client, identities)
+                    await start_tls(client, identities)
                     pytest.fail("there was a handshake")
                 await w.settled()
                 assert w.auth.requests == []
@@ -133,21 +142,23 @@ KINDS = ("not_tls", "other", "eof", "timeout", "unsupported_version")
 
 
 @each
-def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, identities: Identities) -> None:
-    """Clear text among the records of a handshake breaks it."""
+def test_plain_bytes_after_the_client_hello_are_not_executed(
+    protocol: Protocol, identities: Identities
+) -> None:
+    """Bytes in clear between the records of a handshake break it."""
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(command) == go_ahead
+            assert await client.exchange(command) == go_ahead
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = identities.client().wrap_bio(incoming, outgoing)
             with pytest.raises(ssl.SSLWantReadError):
                 tls.do_handshake()
-            await client.say(outgoing.read() + LOGINS[protocol])
-            await heard(client)
+            await client.send(outgoing.read() + LOGINS[protocol])
+            await read_all(client)
             assert w.auth.requests == []
 
     run(play)
@@ -155,7 +166,7 @@ def test_what_comes_behind_the_hello_is_never_executed(protocol: Protocol, ident
 
 @each
 @pytest.mark.parametrize("implicit", [False, True])
-def test_what_comes_with_the_end_of_the_handshake_is_executed(
+def test_commands_with_the_last_handshake_bytes_are_executed(
     protocol: Protocol, implicit: bool, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -163,23 +174,23 @@ def test_what_comes_with_the_end_of_the_handshake_is_executed(
 
     async def play() -> None:
         build = serving(protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED)
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             client = await w.client()
             if not implicit:
                 await client.line()
-                assert await client.ask(command) == go_ahead
+                assert await client.exchange(command) == go_ahead
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             tls = identities.client().wrap_bio(incoming, outgoing)
             with pytest.raises(ssl.SSLWantReadError):
                 tls.do_handshake()
-            await client.say(outgoing.read())
+            await client.send(outgoing.read())
             while True:
                 incoming.write(await client.reader.read(1 << 16))
                 with contextlib.suppress(ssl.SSLWantReadError):
                     tls.do_handshake()
                     break
             tls.write(probe)
-            await client.say(outgoing.read())  # the end of the handshake, and the command
+            await client.send(outgoing.read())  # the end of the handshake, and the command
             said = b""
             while not said.endswith(reply):
                 incoming.write(await client.reader.read(1 << 16))
@@ -192,37 +203,37 @@ def test_what_comes_with_the_end_of_the_handshake_is_executed(
 
 
 @each
-def test_a_second_start_is_refused(protocol: Protocol, identities: Identities) -> None:
+def test_second_starttls_is_refused(protocol: Protocol, identities: Identities) -> None:
     command, go_ahead = STARTS[protocol]
 
     async def play() -> None:
-        async with siege(started(protocol, identities, StartTls.ENABLED)) as w:
+        async with checked_world(started(protocol, identities, StartTls.ENABLED)) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(command) == go_ahead
-            await shake(client, identities)
-            assert await client.ask(command) != go_ahead
+            assert await client.exchange(command) == go_ahead
+            await start_tls(client, identities)
+            assert await client.exchange(command) != go_ahead
             await nothing_was_executed(w, client, protocol)
 
     run(play)
 
 
 @each
-def test_nobody_logs_in_before_tls_where_it_is_demanded(protocol: Protocol, identities: Identities) -> None:
+def test_starttls_only_refuses_login_before_tls(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         build = started(protocol, identities, StartTls.ONLY, max_errors=99)
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             client = await w.client()
             await client.line()
             client.writer.write(LOGINS[protocol] + HANDED_ON[protocol].replace(b" {9}", b" pw"))
             client.writer.write(b"AUTH LOGIN\r\na AUTHENTICATE LOGIN\r\nAPOP a b\r\nq LOGOUT\r\nQUIT\r\n")
-            await heard(client)
+            await read_all(client)
             assert w.auth.requests == []
 
     run(play)
 
 
-# Handshakes that go wrong.
+# Handshakes that fail.
 
 GARBAGE = {
     "words": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -239,13 +250,15 @@ GARBAGE = {
 
 @each
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, identities: Identities) -> None:
+def test_garbage_on_a_tls_port_closes_the_connection(
+    protocol: Protocol, garbage: bytes, identities: Identities
+) -> None:
     async def play() -> None:
         build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             client = await w.client()
             client.writer.write(garbage)
-            said = await heard(client)
+            said = await read_all(client)
             assert GREETINGS[protocol] not in said
             assert w.auth.requests == []
             client.close()
@@ -257,7 +270,7 @@ def test_garbage_on_a_tls_port_is_ended(protocol: Protocol, garbage: bytes, iden
 @each
 @pytest.mark.parametrize("data", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"])
 @pytest.mark.parametrize("implicit", [False, True])
-def test_a_handshake_that_never_ends_is_given_up(
+def test_handshake_without_end_times_out(
     protocol: Protocol, data: bytes, implicit: bool, identities: Identities
 ) -> None:
     command, go_ahead = STARTS[protocol]
@@ -266,13 +279,13 @@ def test_a_handshake_that_never_ends_is_given_up(
         build = serving(
             protocol, identities, listen_ssl=implicit, starttls=StartTls.ENABLED, timeout=Seconds(0.3)
         )
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             client = await w.client()
             if not implicit:
                 await client.line()
-                assert await client.ask(command) == go_ahead
-            await client.say(data)
-            assert await heard(client) == b""
+                assert await client.exchange(command) == go_ahead
+            await client.send(data)
+            assert await read_all(client) == b""
             reason = w.value(
                 "mailproxy_connections_closed_total", protocol.value, protocol.value, "preauth_timeout"
             )
@@ -282,14 +295,14 @@ def test_a_handshake_that_never_ends_is_given_up(
 
 
 @each
-def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Identities) -> None:
+def test_slow_handshake_times_out(protocol: Protocol, identities: Identities) -> None:
     async def play() -> None:
         build = serving(protocol, identities, listen_ssl=True, timeout=Seconds(0.3))
-        async with siege(build) as w:
+        async with checked_world(build) as w:
             client = await w.client()
             with contextlib.suppress(ConnectionError):
                 for byte in b"\x16\x03\x01\x10\x00\x01\x00\x0f\xfc" + bytes(4092):
-                    await client.say(bytes([byte]))
+                    await client.send(bytes([byte]))
                     await asyncio.sleep(0.01)
                     if not w.app.sessions:
                         break
@@ -301,18 +314,18 @@ def test_a_handshake_that_drips_is_given_up(protocol: Protocol, identities: Iden
 @each
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("cut", [0, 1, 5, 50, 10_000])
-def test_a_client_that_leaves_within_the_handshake_leaves_nothing(
+def test_client_that_leaves_during_the_handshake_leaves_nothing(
     protocol: Protocol, how: str, cut: int, identities: Identities
 ) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, identities, listen_ssl=True), DENIED) as w:
+        async with checked_world(serving(protocol, identities, listen_ssl=True), DENIED) as w:
             client = await w.client()
             outgoing = ssl.MemoryBIO()
             tls = identities.client().wrap_bio(ssl.MemoryBIO(), outgoing)
             with pytest.raises(ssl.SSLWantReadError):
                 tls.do_handshake()
-            await client.say(outgoing.read()[:cut])
-            await breathe()
+            await client.send(outgoing.read()[:cut])
+            await run_iterations()
             getattr(client, how)()
             await w.settled()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An upstream that floods, drips, talks nonsense or out of turn, or leaves."""
+"""A hostile upstream: endless, slow, invalid or early replies, or none."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ from typing import Final
 import pytest
 
 from mailproxy_config.model import Protocol, Seconds
-from support.siege import ACCEPTANCES, APOLOGIES, LOGINS, UPSTREAMS, breathe, heard, log_in, serving, siege
-from support.world import GRANT, Peer, World, answer, run
+from support.checked_world import (
+    ACCEPTANCES,
+    INTERNAL_ERRORS,
+    LOGINS,
+    UPSTREAMS,
+    checked_world,
+    log_in,
+    read_all,
+    run_iterations,
+    serving,
+)
+from support.world import GRANT, Peer, World, http_response, run
 
-GRANTED: Final = answer(GRANT)
+GRANTED: Final = http_response(GRANT)
 each = pytest.mark.parametrize("protocol", Protocol, ids=str)
 STEPS: Final = [(protocol, step) for protocol in Protocol for step in range(len(UPSTREAMS[protocol]) + 1)]
 at_each_step = pytest.mark.parametrize(("protocol", "step"), STEPS, ids=str)
 
 
 async def come_to(w: World, protocol: Protocol, step: int) -> tuple[Peer, Peer]:
-    """Begin to log in, and have the upstream play along for so many steps."""
+    """Begin to log in; the upstream replies correctly for so many steps."""
     client = await w.client()
     await client.line()
-    await client.say(LOGINS[protocol])
+    await client.send(LOGINS[protocol])
     upstream = await w.upstream.next()
     for says, hears in UPSTREAMS[protocol][:step]:
-        assert await upstream.ask(says) == hears
+        assert await upstream.exchange(says) == hears
     return client, upstream
 
 
@@ -46,12 +56,14 @@ NONSENSE: Final = {
 
 @at_each_step
 @pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_bounded_and_apologized_for(protocol: Protocol, step: int, nonsense: bytes) -> None:
+def test_invalid_upstream_reply_gets_internal_error_reply(
+    protocol: Protocol, step: int, nonsense: bytes
+) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             upstream.writer.write(nonsense)
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
             assert (
                 w.value(
                     "mailproxy_connections_closed_total", protocol.value, protocol.value, "upstream_error"
@@ -63,16 +75,16 @@ def test_nonsense_is_bounded_and_apologized_for(protocol: Protocol, step: int, n
 
 
 @each
-def test_a_hundred_untagged_lines_within_the_buffer_are_put_up_with(protocol: Protocol) -> None:
+def test_hundred_untagged_lines_within_the_buffer_are_accepted(protocol: Protocol) -> None:
     more = {Protocol.IMAP: b"* 1 EXISTS\r\n", Protocol.POP3: b"", Protocol.SMTP: b"250-more\r\n"}[
         protocol
     ] * 100
     says, _ = ACCEPTANCES[protocol]
 
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.say(more + says)
+            await upstream.send(more + says)
             while not (await client.line()).startswith((b"a OK", b"+OK", b"235")):
                 pass
 
@@ -81,62 +93,62 @@ def test_a_hundred_untagged_lines_within_the_buffer_are_put_up_with(protocol: Pr
 
 @at_each_step
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_an_upstream_that_leaves_is_apologized_for(protocol: Protocol, step: int, how: str) -> None:
+def test_upstream_that_closes_gets_internal_error_reply(protocol: Protocol, step: int, how: str) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
             getattr(upstream, how)()
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
 @at_each_step
-def test_an_upstream_that_says_nothing_is_given_up(protocol: Protocol, step: int) -> None:
+def test_silent_upstream_times_out(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, _ = await come_to(w, protocol, step)
-            assert await heard(client) == APOLOGIES[protocol]
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
 @at_each_step
-def test_an_upstream_that_drips_gets_no_more_time(protocol: Protocol, step: int) -> None:
+def test_slow_upstream_replies_do_not_extend_the_timeout(protocol: Protocol, step: int) -> None:
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.3)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, step)
-            hearing = asyncio.ensure_future(heard(client))  # noqa: TID251 - awaited below
+            hearing = asyncio.ensure_future(read_all(client))  # noqa: TID251 - awaited below
             while not hearing.done():
                 with contextlib.suppress(ConnectionError):
-                    await upstream.say(b"*")
+                    await upstream.send(b"*")
                 await asyncio.sleep(0.02)
-            assert await hearing == APOLOGIES[protocol]
+            assert await hearing == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
 @each
-def test_replies_before_their_commands_log_nobody_in(protocol: Protocol) -> None:
-    """What an upstream says ahead is no answer to what it has not been asked yet."""
+def test_early_upstream_replies_complete_no_login(protocol: Protocol) -> None:
+    """A reply that is sent before its command is no reply to it."""
     ahead = b"".join(says for says, _ in UPSTREAMS[protocol]) + ACCEPTANCES[protocol][0]
 
     async def play() -> None:
-        async with siege(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
+        async with checked_world(serving(protocol, timeout=Seconds(0.4)), GRANTED) as w:
             client, upstream = await come_to(w, protocol, 0)
-            await upstream.say(ahead)
-            assert await heard(client) == APOLOGIES[protocol]
+            await upstream.send(ahead)
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
             assert w.value("mailproxy_logins_total", protocol.value, "password", "success") == 0
 
     run(play)
 
 
 @each
-def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
-    """Nothing more than what is in the kernel's buffers waits for it."""
+def test_upstream_that_never_reads_times_out(protocol: Protocol) -> None:
+    """Only what fits the kernel's buffers is sent to it."""
 
     async def play() -> None:
-        async with siege(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
+        async with checked_world(serving(protocol, proxy_timeout=Seconds(0.5)), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.transport.pause_reading()  # type: ignore[attr-defined]
             client.writer.write(bytes(20_000_000))
@@ -150,47 +162,49 @@ def test_an_upstream_that_never_reads_is_given_up(protocol: Protocol) -> None:
 
 
 @each
-def test_without_pipes_a_relay_copies(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mailproxy.net.pipes.PIPES_AT_MOST", 0)
+def test_relay_without_pipes_copies_through_memory(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mailproxy.net.pipes.MAX_PIPES", 0)
     data = random.Random(3).randbytes(5_000_000)
 
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await log_in(w, protocol)
             upstream.writer.write(data)
             assert await client.data(len(data)) == data
-            assert w.app._engine.pipes._count == 0
+            assert w.app.context.pipes.count == 0
 
     run(play)
 
 
 @each
 @pytest.mark.parametrize("refusal", [b"-ERR no\r\n", b"554 no\r\n", b"* BYE no\r\n", b"a NO no\r\n"])
-def test_a_refusal_is_kept_from_the_client_unless_it_is_to_be_shown(
+def test_upstream_error_is_hidden_without_proxy_pass_error_message(
     protocol: Protocol, refusal: bytes
 ) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client, upstream = await come_to(w, protocol, len(UPSTREAMS[protocol]))
-            await upstream.say(refusal)
-            assert await heard(client) == APOLOGIES[protocol]
+            await upstream.send(refusal)
+            assert await read_all(client) == INTERNAL_ERRORS[protocol]
 
     run(play)
 
 
 @each
-def test_what_a_client_sends_ahead_arrives_once_after_all_that(protocol: Protocol) -> None:
+def test_pipelined_bytes_arrive_once_after_a_slow_login(protocol: Protocol) -> None:
     async def play() -> None:
-        async with siege(serving(protocol), GRANTED) as w:
+        async with checked_world(serving(protocol), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[protocol] + b"first\r\nsecond\r\n")
+            await client.send(LOGINS[protocol] + b"first\r\nsecond\r\n")
             upstream = await w.upstream.next()
             for says, hears in UPSTREAMS[protocol]:
-                assert await upstream.ask(says) == hears
-            await upstream.say(ACCEPTANCES[protocol][0])
-            await client.say(b"third\r\n")
+                assert await upstream.exchange(says) == hears
+            await upstream.send(ACCEPTANCES[protocol][0])
+            await client.send(b"third\r\n")
             assert await upstream.data(22) == b"first\r\nsecond\r\nthird\r\n"
-            await breathe()
+            await run_iterations()
 
     run(play)

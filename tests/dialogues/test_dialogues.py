@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played against the conversations directly, whole and cut at every byte."""
+"""Every transcript is played against the protocol generators, with whole lines and byte by byte."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.registry import PROTOCOLS
 from support import transcripts
 from support.dialogue_player import Differs, Player
 from support.transcripts import Step, Transcript
@@ -21,14 +21,14 @@ def play(transcript: Transcript, *, cut: bool = False) -> None:
 
 
 @pytest.mark.parametrize("transcript", ALL, ids=lambda transcript: transcript.name)
-def test_the_conversation_goes_as_written(transcript: Transcript) -> None:
+def test_session_follows_transcript(transcript: Transcript) -> None:
     play(transcript)
 
 
 @pytest.mark.parametrize(
     "transcript", [one for one in ALL if one.may_be_cut], ids=lambda transcript: transcript.name
 )
-def test_it_goes_the_same_way_when_every_byte_comes_alone(transcript: Transcript) -> None:
+def test_session_follows_transcript_byte_by_byte(transcript: Transcript) -> None:
     play(transcript, cut=True)
 
 
@@ -36,7 +36,7 @@ def test_it_goes_the_same_way_when_every_byte_comes_alone(transcript: Transcript
 
 
 @pytest.mark.parametrize("index", range(len(POP3_LOGIN.steps)))
-def test_a_transcript_with_a_line_missing_does_not_pass(index: int) -> None:
+def test_transcript_with_missing_line_fails(index: int) -> None:
     steps = POP3_LOGIN.steps
     with pytest.raises(Differs):
         play(replace(POP3_LOGIN, steps=steps[:index] + steps[index + 1 :]))
@@ -54,7 +54,7 @@ def test_a_transcript_with_a_line_missing_does_not_pass(index: int) -> None:
     ],
     ids=str,
 )
-def test_a_transcript_with_a_line_too_many_does_not_pass(extra: Step) -> None:
+def test_transcript_with_extra_line_fails(extra: Step) -> None:
     with pytest.raises(Differs):
         play(replace(POP3_LOGIN, steps=(*POP3_LOGIN.steps, extra)))
 
@@ -62,12 +62,12 @@ def test_a_transcript_with_a_line_too_many_does_not_pass(extra: Step) -> None:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["Only one line of prose.", "  S  +OK"], "where that comes from"),
-        (["What.", "Where."], "shows nothing"),
+        (["Only one line of prose.", "  S  +OK"], "no source"),
+        (["What.", "Where."], "no steps"),
         (["What.", "Where.", "colour: blue", "  S  +OK"], "unknown"),
         (["What.", "Where.", "  X  +OK"], "no mark"),
     ],
 )
-def test_what_is_no_transcript_is_refused(lines: list[str], reason: str) -> None:
+def test_invalid_transcript_is_rejected(lines: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         transcripts.parse(lines, name="pop3/x")

@@ -15,7 +15,7 @@ from mailproxy.dns import Resolver
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
 from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ResolverConfig
-from support.dns_server import free_port
+from support.dns_server import client_name, free_port
 from support.needs import Needs
 
 pytestmark = pytest.mark.interop
@@ -108,7 +108,7 @@ async def test_names_are_confirmed_by_real_servers(needs: Needs, server: str, tm
     async with running(server, needs(server), tmp_path) as address:
         resolver = Resolver(ResolverConfig(addresses=(address,)), timeout=5.0, meter=Meter())
         clients = ["192.0.2.1", "2001:db8::1", "192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]
-        names = [await resolver.client_name(client) for client in clients]
+        names = [await client_name(resolver, client) for client in clients]
         await resolver.close()
     assert names == [
         b"mail.example.test",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every transcript is played once more over real sockets, through a whole worker."""
+"""Every transcript is played over sockets, through a whole worker."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ LOGIN: Final = transcripts.load(transcripts.ROOT / "pop3" / "user_pass.dialogue"
 @pytest.mark.parametrize(
     "transcript", [one for one in ALL if one.name not in LEFT_OUT], ids=lambda transcript: transcript.name
 )
-def test_it_goes_over_sockets_as_written(
+def test_session_over_sockets_follows_transcript(
     transcript: Transcript, identities: Identities, tmp_path: Path
 ) -> None:
     play(transcript, identities, tmp_path)
 
 
-def test_what_is_left_out_exists() -> None:
+def test_excluded_transcripts_exist() -> None:
     assert LEFT_OUT.keys() <= {transcript.name for transcript in ALL}
 
 
 @pytest.mark.parametrize("index", range(len(LOGIN.steps)))
-def test_a_transcript_with_a_line_missing_does_not_pass(
+def test_transcript_with_missing_line_fails(
     index: int, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)
@@ -61,7 +61,7 @@ def test_a_transcript_with_a_line_missing_does_not_pass(
     ],
     ids=str,
 )
-def test_a_transcript_with_a_line_too_many_does_not_pass(
+def test_transcript_with_extra_line_fails(
     extra: Step, identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loopback_player, "PATIENCE", 0.5)

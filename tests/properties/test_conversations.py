@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, SessionError, UpstreamError
-from mailproxy.protocols import PROTOCOLS, sansio
+from mailproxy.protocols import sansio
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import ProtocolGenerator
 from mailproxy.protocols.types import (
     AuthAllowed,
@@ -115,12 +116,12 @@ def converse(  # noqa: C901 - one case per action
                     incoming[:1] = [incoming[0][limit:]] if incoming and len(incoming[0]) > limit else []
                 case sansio.Note(event):
                     heard.notes.append(event)
-                case sansio.Authorize(request):
+                case sansio.Authenticate(request):
                     heard.course.append(repr(request) + repr(request.credentials.password and "known"))
                     answer = next(verdicts, AuthDenied(b"enough"))
                 case sansio.MakeChallenge(name):
                     answer = f"<1.2@{name}>".encode()
-                case sansio.StartTls():
+                case sansio.UpgradeToTls():
                     heard.course.append("tls")
                     answer = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
                 case _:
@@ -134,7 +135,7 @@ def converse(  # noqa: C901 - one case per action
 
 
 def frontend(server: ServerConfig) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
-    return PROTOCOLS[server.protocol].frontend(server).converse(Client("192.0.2.1"))
+    return PROTOCOLS[server.protocol].frontend_for(server)(Client("192.0.2.1")).run()
 
 
 def server(protocol: Protocol, **directives: Any) -> ServerConfig:
@@ -149,7 +150,7 @@ def cut(data: bytes, places: set[int]) -> list[bytes]:
 @each_protocol
 @given(talk=TALK, verdicts=VERDICTS, places=st.sets(st.integers(0, 500), max_size=20))
 @example(talk=b"a LOGIN {3}\r\nbob {3+}\r\nabc\r\nb NOOP\r\n", verdicts=[], places=set(range(40)))
-def test_cuts_do_not_matter(
+def test_replies_are_the_same_for_input_in_pieces_of_any_size(
     protocol: Protocol, talk: bytes, verdicts: list[Decision], places: set[int]
 ) -> None:
     config = server(protocol)
@@ -171,7 +172,7 @@ def test_cuts_do_not_matter(
     starttls=st.sampled_from(StartTls),
 )
 @example(talk=b"\x16\x03\x01" + bytes(300), verdicts=[], starttls=StartTls.DISABLED)
-def test_no_input_breaks_us_and_what_we_say_is_well_formed(
+def test_any_input_gets_well_formed_replies(
     protocol: Protocol, talk: bytes, verdicts: list[Decision], starttls: StartTls
 ) -> None:
     heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
@@ -226,7 +227,7 @@ CREDENTIALS: Final = {
     ("protocol", "login"), [(protocol, login) for protocol, logins in CREDENTIALS.items() for login in logins]
 )
 @pytest.mark.parametrize("starttls", [StartTls.DISABLED, StartTls.ONLY])
-def test_no_secret_escapes(protocol: Protocol, login: bytes, starttls: StartTls) -> None:
+def test_no_secret_in_replies_or_notes(protocol: Protocol, login: bytes, starttls: StartTls) -> None:
     talk = login + b"\r\n"
     verdicts: list[Decision] = [AuthDeferred(1), AuthDenied(b"no", wait=1), AuthDenied(b"no", wait=1)]
     heard = converse(frontend(server(protocol, starttls=starttls)), [talk], verdicts)
@@ -272,7 +273,7 @@ SECRETS: Final = st.sampled_from([None, Secret(b""), Secret(MARK), Secret(b"a\r\
     with_envelope=st.booleans(),
     proxy_smtp_auth=st.booleans(),
 )
-def test_no_upstream_breaks_us(
+def test_any_upstream_replies_end_the_login(
     protocol: Protocol,
     replies: list[bytes],
     user: bytes,

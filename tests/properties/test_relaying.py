@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay: whatever is said, in whatever pieces, with however little room, arrives once and in order."""
+"""The relay delivers all bytes once and in order, whatever the sizes of pieces and socket buffers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mailproxy_config.model import Protocol, StartTls
+from support.checked_world import checked_world, relayed, serving
 from support.fuzz import examples
-from support.siege import relayed, serving, siege
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer, run
+from support.world import GRANT, Peer, World, http_response, run
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 @dataclass(frozen=True)
 class Side:
-    """What one side says and how much it reads at a time, and its room in the kernel."""
+    """One side: the sizes of its pieces, the size of its reads, and its socket buffer."""
 
     says: Sequence[int]
     reads: int
@@ -42,10 +42,10 @@ SIDES = st.builds(
 
 
 def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:
-    """Leave the proxy so little room that it has to stop and go on at every turn."""
-    engine = w.app._engine
-    engine.buffer = bytearray(buffer)
-    (relay,) = engine.live
+    """Make the proxy's socket buffers so small that it has to wait again and again."""
+    context = w.app.context
+    context.buffer = bytearray(buffer)
+    (relay,) = context.live
     for end, side in ((relay.client, client), (relay.upstream, upstream)):  # type: ignore[attr-defined]
         if side.is_cramped:
             end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -53,18 +53,18 @@ def squeeze(w: World, client: Side, upstream: Side, buffer: int) -> None:
 
 async def say(peer: Peer, pieces: Sequence[bytes]) -> None:
     for piece in pieces:
-        await peer.say(piece)
+        await peer.send(piece)
         await asyncio.sleep(0)
 
 
 async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
-    heard = bytearray()
-    while len(heard) < count:
+    received = bytearray()
+    while len(received) < count:
         chunk = await peer.reader.read(at_a_time)
-        assert chunk, f"{count - len(heard)} bytes are missing"
-        heard += chunk
+        assert chunk, f"{count - len(received)} bytes are missing"
+        received += chunk
         await asyncio.sleep(0)
-    return bytes(heard)
+    return bytes(received)
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
@@ -75,7 +75,7 @@ async def hear(peer: Peer, count: int, at_a_time: int) -> bytes:
     ahead=st.one_of(st.just(0), SIZES),
     buffer=st.sampled_from([500, 20_000, 262_144]),
 )
-def test_all_that_is_said_arrives(
+def test_relay_delivers_all_bytes(
     is_tls: bool, client: Side, upstream: Side, ahead: int, buffer: int, identities: Identities
 ) -> None:
     chance = random.Random(1)
@@ -86,17 +86,17 @@ def test_all_that_is_said_arrives(
     async def play() -> None:
         tls = identities if is_tls else None
         build = serving(Protocol.POP3, tls, starttls=StartTls.ENABLED if is_tls else StartTls.DISABLED)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             ours, theirs = await relayed(w, tls, early)
             squeeze(w, client, upstream, buffer)
             async with asyncio.TaskGroup() as group:
                 group.create_task(say(ours, up))
                 group.create_task(say(theirs, down))
-                heard = group.create_task(hear(theirs, ahead + sum(client.says), upstream.reads))
+                received = group.create_task(hear(theirs, ahead + sum(client.says), upstream.reads))
                 told = group.create_task(hear(ours, sum(upstream.says), client.reads))
-            assert heard.result() == early + b"".join(up)
+            assert received.result() == early + b"".join(up)
             assert told.result() == b"".join(down)
-            await theirs.say(b"the last word")
+            await theirs.send(b"the last word")
             theirs.close()
             assert await ours.rest() == b"the last word"
             ours.close()

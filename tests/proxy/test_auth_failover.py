@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several addresses of one authentication service: a login needs one of them that works."""
+"""Several addresses of one authentication service: one working address is enough."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mailproxy.dns import HostAddresses
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
 from support.configs import server
 from support.dead_peers import stop_acknowledging
-from support.world import World, answer, run, world
+from support.world import World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 REFUSED = b"-ERR no\r\n"
 INTERNAL_ERROR = b"-ERR internal server error\r\n"
 V4 = int(socket.AF_INET)
@@ -34,7 +34,7 @@ def quick(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 def pool(w: World) -> AuthHttpClient:
-    (service,) = w.app._auth.values()
+    (service,) = w.app.auth_clients.values()
     return service
 
 
@@ -46,7 +46,7 @@ def use(w: World, *addresses: tuple[str, int]) -> None:
 async def attempt(w: World) -> bytes:
     client = await w.client()
     await client.line()
-    await client.say(b"USER u\r\nPASS p\r\n")
+    await client.send(b"USER u\r\nPASS p\r\n")
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -54,7 +54,7 @@ async def attempt(w: World) -> bytes:
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port of loopback that refuses connections, because it is bound and nobody listens."""
+    """A port of loopback that refuses connections, because it is bound but not listening."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -70,7 +70,7 @@ def dropping_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-def test_an_address_that_refuses_costs_no_login() -> None:
+def test_refusing_address_costs_no_login() -> None:
     async def play() -> None:
         with closed_port() as refusing:
             async with world(build, DENIED, closes=True) as w:
@@ -81,7 +81,7 @@ def test_an_address_that_refuses_costs_no_login() -> None:
     run(play)
 
 
-def test_an_address_that_cannot_be_reached_at_all_costs_no_login() -> None:
+def test_unreachable_address_costs_no_login() -> None:
     """``connect`` fails at once, as for an IPv6 address where there is no IPv6."""
 
     async def play() -> None:
@@ -97,7 +97,7 @@ def test_an_address_that_cannot_be_reached_at_all_costs_no_login() -> None:
     run(play)
 
 
-def test_an_address_that_does_not_answer_a_connection_costs_its_share_of_the_time() -> None:
+def test_unresponsive_address_gets_its_share_of_the_timeout() -> None:
     async def play() -> None:
         with dropping_port() as silent:
             async with world(quick, DENIED, closes=True) as w:
@@ -108,7 +108,7 @@ def test_an_address_that_does_not_answer_a_connection_costs_its_share_of_the_tim
     run(play)
 
 
-def test_an_address_that_failed_comes_last_for_a_while() -> None:
+def test_failed_address_is_tried_last_for_a_while() -> None:
     connected: list[int] = []
 
     async def play() -> None:
@@ -133,7 +133,7 @@ def test_an_address_that_failed_comes_last_for_a_while() -> None:
 
 
 @pytest.mark.parametrize("how", ["refuses", "drops"])
-def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
+def test_every_address_is_tried_once(how: str) -> None:
     async def play() -> None:
         port = closed_port if how == "refuses" else dropping_port
         with port() as first, port() as second:
@@ -142,14 +142,14 @@ def test_every_address_fails_and_all_are_tried_once(how: str) -> None:
                 assert await attempt(w) == INTERNAL_ERROR
                 assert w.value("mailproxy_auth_errors_total", "connect") == 1
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
-                assert not pool(w)._connections
-                failed = pool(w).addresses._failed
+                assert not pool(w).connections
+                failed = pool(w).addresses._failed_until
                 assert {target[1][1] for target in failed} == {first, second}
 
     run(play)
 
 
-def test_addresses_that_failed_are_used_when_there_is_no_other() -> None:
+def test_failed_addresses_are_used_when_there_is_no_other() -> None:
     async def play() -> None:
         async with world(build, DENIED, closes=True) as w:
             target = (V4, ("127.0.0.1", w.auth.port))
@@ -167,7 +167,7 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
         ]
 
-    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "ask", look_up)
+    monkeypatch.setitem(HostAddresses.__init__.__kwdefaults__, "getaddrinfo", look_up)
 
     def by_name(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         return build(AuthHttp(host="localhost", port=auth.port), listen)
@@ -180,8 +180,8 @@ def test_localhost_with_a_service_on_one_of_its_two_addresses(monkeypatch: pytes
     run(play)
 
 
-def test_a_service_that_stops_answering_at_one_address_is_asked_at_another() -> None:
-    """A process that hangs: the kernel still accepts, and no answer comes."""
+def test_requests_move_to_another_address_when_one_stops_responding() -> None:
+    """A process that hangs: the kernel accepts connections, but no response comes."""
 
     async def play() -> None:
         with socket.socket() as hanging:
@@ -196,7 +196,7 @@ def test_a_service_that_stops_answering_at_one_address_is_asked_at_another() -> 
     run(play)
 
 
-def test_the_log_names_an_address_that_failed_once() -> None:
+def test_failed_address_is_logged_once() -> None:
     async def play() -> None:
         with closed_port() as refusing:
             async with world(build, DENIED, closes=True) as w:
@@ -211,26 +211,26 @@ def test_the_log_names_an_address_that_failed_once() -> None:
     run(play)
 
 
-def test_a_client_that_leaves_while_addresses_are_tried_ends_the_work() -> None:
+def test_client_that_leaves_while_addresses_are_tried_cancels_the_request() -> None:
     async def play() -> None:
         with dropping_port() as first, dropping_port() as second:
             async with world(build, DENIED) as w:
                 use(w, ("127.0.0.1", first), ("127.0.0.1", second))
                 client = await w.client()
                 await client.line()
-                await client.ask(b"USER u\r\n")
-                await client.say(b"PASS p\r\n")
-                while not pool(w)._connections:
+                await client.exchange(b"USER u\r\n")
+                await client.send(b"PASS p\r\n")
+                while not pool(w).connections:
                     await asyncio.sleep(0.01)
                 client.reset()
                 await w.settled()
-                assert not pool(w)._connections
+                assert not pool(w).connections
                 assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)
 
 
-def test_a_unix_socket_whose_queue_is_full_refuses(tmp_path: Path) -> None:
+def test_unix_socket_with_a_full_queue_refuses(tmp_path: Path) -> None:
     path = str(tmp_path / "auth")
 
     def over_unix(_: AuthHttp, listen: ListenConfig) -> ServerConfig:

@@ -1,95 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for a connection to the authentication service: addresses take turns."""
+"""Requests that wait for a connection to the authentication service: addresses take turns."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mailproxy.auth_http.client import AuthHttpClient
-from mailproxy.auth_http.fair_queue import FairQueue, source_of
-from mailproxy.auth_http.pending_request import PendingRequest
+from mailproxy.auth_http.client import AuthHttpClient, FairQueue, PendingRequest, source_of
 from mailproxy.enums import Method
-from mailproxy.errors import AuthUnavailable
-from mailproxy.protocols.types import Client, Credentials, Decision
+from mailproxy.protocols.types import AuthRequest, Client, Credentials
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.checked_world import checked_world, serve
 from support.configs import server
-from support.siege import serve, siege
-from support.world import Builder, World, answer, run, world
+from support.world import Builder, World, http_response, run, world
 
-DENIED = answer("Auth-Status: no\r\n")
+DENIED = http_response("Auth-Status: no\r\n")
 A, B, C = b"192.0.2.1", b"192.0.2.2", b"192.0.2.3"
 
 
-class Waiting:
-    """Somebody who waits for an answer."""
-
-    def __init__(self, address: str = "192.0.2.1") -> None:
-        self.client = Client(address)
-        self.failed: list[AuthUnavailable] = []
-        self.decided: list[Decision] = []
-
-    def authorized(self, decision: Decision) -> None:
-        self.decided.append(decision)
-
-    def auth_failed(self, error: AuthUnavailable) -> None:
-        self.failed.append(error)
+def pending(results: list[Any] | None = None, durations: Any = None) -> PendingRequest:
+    """A request whose result is appended to ``results``."""
+    return pending_with((results if results is not None else []).append, durations)
 
 
-def question(asker: Any = None, seconds: Any = None) -> PendingRequest:
-    credentials = Credentials(Method.PASSWORD, b"u")
+def pending_with(callback: Callable[[Any], None], durations: Any = None) -> PendingRequest:
+    request = AuthRequest(Credentials(Method.PASSWORD, b"u"), 1, Client("192.0.2.1"))
     return PendingRequest(
-        asker or Waiting(),
-        b"GET",
-        credentials,
-        Protocol.POP3,
-        {} if seconds is None else seconds,
-        time.monotonic(),
+        callback, b"GET", request, Protocol.POP3, {} if durations is None else durations, time.monotonic()
     )
 
 
+def add(service: AuthHttpClient, one: PendingRequest) -> None:
+    """Let a request wait for a connection, as where all are busy."""
+    service.requests[one] = None
+    service.waiting.add(one, A)
+    service.context.meter.auth_in_flight.value += 1
+
+
 def filled(*sources: bytes) -> tuple[FairQueue, list[PendingRequest]]:
-    queue, questions = FairQueue(), [question() for _ in sources]
-    for one, source in zip(questions, sources, strict=True):
+    queue, requests = FairQueue(), [pending() for _ in sources]
+    for one, source in zip(requests, sources, strict=True):
         queue.add(one, source)
-    return queue, questions
+    return queue, requests
 
 
 def taken(queue: FairQueue) -> list[PendingRequest | None]:
     return [queue.take(reserved=False) for _ in range(len(queue))]
 
 
-def test_addresses_take_turns() -> None:
+def test_client_addresses_take_turns() -> None:
     queue, (a1, a2, a3, b1, c1, c2) = filled(A, A, A, B, C, C)
     assert taken(queue) == [a1, b1, c1, a2, c2, a3]
     assert queue.take(reserved=False) is None
 
 
-def test_an_address_that_comes_later_waits_for_one_turn_at_most() -> None:
+def test_later_address_waits_for_one_request_of_another() -> None:
     queue, attackers = filled(*[A] * 100)
-    late = question()
+    late = pending()
     queue.add(late, B)
     assert queue.take(reserved=False) is attackers[0]
     assert queue.take(reserved=False) is late
 
 
 @pytest.mark.parametrize("reserved", [False, True])
-def test_a_request_that_is_discarded_is_not_served(reserved: bool) -> None:
+def test_discarded_request_is_not_returned(reserved: bool) -> None:
     queue, (a1, a2, b1) = filled(A, A, B)
     if reserved:
-        queue.hold(question(), A)
+        queue.hold(pending(), A)
     for one in (a1, b1, b1):
         queue.discard(one)
     assert len(queue) == 1
     assert taken(queue) == [a2]
-    assert not queue._ring
-    assert not queue._parked
+    assert queue.take(reserved=False) is None
 
 
-def test_an_address_holds_one_reserved_connection_at_a_time() -> None:
+def test_address_holds_one_reserved_connection_at_a_time() -> None:
     queue, (a1, a2, a3, b1) = filled(A, A, A, B)
     assert queue.take(reserved=True) is a1
     assert queue.take(reserved=True) is b1
@@ -108,7 +97,7 @@ def test_an_address_holds_one_reserved_connection_at_a_time() -> None:
 def test_addresses_without_a_reserved_connection_go_first() -> None:
     queue, (a1, a2, b1) = filled(A, A, B)
     assert queue.take(reserved=True) is a1
-    queue.add(c1 := question(), C)
+    queue.add(c1 := pending(), C)
     assert taken(queue) == [b1, c1, a2]
 
 
@@ -123,20 +112,20 @@ def test_addresses_without_a_reserved_connection_go_first() -> None:
         ("unix:", b"unix:"),
     ],
 )
-def test_what_counts_as_one_client(address: str, source: bytes) -> None:
+def test_source_of_a_client_address(address: str, source: bytes) -> None:
     assert source_of(address) == source
 
 
 @pytest.mark.parametrize(
     ("maximum", "shared", "limit"), [(None, 512, 512), (512, 512, 512), (100, 75, 100), (1, 1, 1)]
 )
-def test_a_part_is_reserved_only_where_clients_may_have_to_wait(
+def test_connections_are_reserved_only_below_worker_connections(
     maximum: int | None, shared: int, limit: int
 ) -> None:
     async def play() -> None:
         async with world(limited(maximum), DENIED) as w:
             service = pool(w)
-            assert (service._shared, service._limit) == (shared, limit)
+            assert (service.shared_limit, service.limit) == (shared, limit)
 
     run(play)
 
@@ -156,7 +145,7 @@ def limited(maximum: int | None, port: int | None = None) -> Builder:
 
 
 def pool(w: World) -> AuthHttpClient:
-    (service,) = w.app._auth.values()
+    (service,) = w.app.auth_clients.values()
     return service
 
 
@@ -165,9 +154,9 @@ async def log_in(w: World, source: str, user: str) -> bytes:
     client = await w.client()
     family = "TCP6" if ":" in source else "TCP4"
     local = "2001:db8::1" if ":" in source else "192.0.2.254"
-    await client.say(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
+    await client.send(f"PROXY {family} {source} {local} 40000 110\r\n".encode())
     await client.line()
-    await client.say(f"USER {user}\r\nPASS p\r\n".encode())
+    await client.send(f"USER {user}\r\nPASS p\r\n".encode())
     said = await client.rest()
     client.close()
     return said.removeprefix(b"+OK\r\n")
@@ -198,7 +187,7 @@ class Tarpit:
 BAD = 2000
 
 
-def test_bad_logins_do_not_keep_a_good_one_waiting() -> None:
+def test_delayed_denials_of_one_address_do_not_delay_another_address() -> None:
     """Two thousand logins from one address are held back by the service; one from another is answered."""
 
     async def play() -> None:
@@ -206,7 +195,7 @@ def test_bad_logins_do_not_keep_a_good_one_waiting() -> None:
         async with serve(tarpit) as port, world(limited(256, port), DENIED, limit=BAD + 10) as w:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(log_in(w, "198.51.100.1", f"bad{n}")) for n in range(BAD)]
-                while len(pool(w)._by_session) < BAD:
+                while len(pool(w).requests) < BAD:
                     await asyncio.sleep(0.01)
                 while tarpit.held < 192 + 1:
                     await asyncio.sleep(0.01)
@@ -217,17 +206,17 @@ def test_bad_logins_do_not_keep_a_good_one_waiting() -> None:
                 tarpit.let.set()
             assert {task.result() for task in tasks} == {b"-ERR no\r\n"}
             assert len(tarpit.order) == BAD + 2
-            assert not pool(w)._waiting.holders
+            assert not pool(w).waiting.holders
 
     run(play)
 
 
-def test_the_limit_follows_worker_connections() -> None:
+def test_default_limit_is_worker_connections() -> None:
     """By default nobody waits for a connection, as with nginx."""
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
+        async with checked_world(limited(None), service=tarpit, limit=600) as w, asyncio.TaskGroup() as group:
             for number in range(500):
                 group.create_task(log_in(w, "198.51.100.1", f"bad{number}"))
             while tarpit.held < 500:
@@ -238,19 +227,19 @@ def test_the_limit_follows_worker_connections() -> None:
     run(play)
 
 
-def test_many_bad_addresses_do_not_starve_a_good_one() -> None:
+def test_many_addresses_with_delayed_denials_delay_another_by_one_request_each() -> None:
     """Each attacking address has one turn before the good one, however many logins it sends."""
 
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(1), service=tarpit) as w:
+        async with checked_world(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 for number in range(60):
                     group.create_task(log_in(w, f"198.51.100.{number % 3}", f"bad{number}"))
-                while len(pool(w)._waiting) < 59:
+                while len(pool(w).waiting) < 59:
                     await asyncio.sleep(0.01)
                 group.create_task(log_in(w, "203.0.113.1", "good"))
-                while len(pool(w)._waiting) < 60:
+                while len(pool(w).waiting) < 60:
                     await asyncio.sleep(0.01)
                 tarpit.let.set()
             assert "good" in tarpit.order[:5]
@@ -258,22 +247,22 @@ def test_many_bad_addresses_do_not_starve_a_good_one() -> None:
     run(play)
 
 
-def test_a_client_that_leaves_the_queue_costs_no_connection() -> None:
+def test_request_of_a_client_that_left_is_not_sent() -> None:
     async def play() -> None:
         tarpit = Tarpit()
-        async with siege(limited(1), service=tarpit) as w:
+        async with checked_world(limited(1), service=tarpit) as w:
             async with asyncio.TaskGroup() as group:
                 group.create_task(log_in(w, "198.51.100.1", "bad"))
                 while not tarpit.held:
                     await asyncio.sleep(0.01)
                 client = await w.client()
-                await client.say(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
+                await client.send(b"PROXY TCP4 198.51.100.2 192.0.2.254 1 110\r\n")
                 await client.line()
-                await client.say(b"USER gone\r\nPASS p\r\n")
-                while not len(pool(w)._waiting):
+                await client.send(b"USER gone\r\nPASS p\r\n")
+                while not len(pool(w).waiting):
                     await asyncio.sleep(0.01)
                 client.reset()
-                while len(pool(w)._waiting):
+                while len(pool(w).waiting):
                     await asyncio.sleep(0.01)
                 tarpit.let.set()
             assert tarpit.order == ["bad"]
@@ -290,8 +279,8 @@ class Counted(dict[Any, Any]):
 
 
 @pytest.mark.parametrize("count", [1_000, 8_000])
-def test_requests_expire_and_leave_in_linear_time(count: int) -> None:
-    """Counted, not timed: neither expiry nor leaving looks at the requests that are gone already."""
+def test_requests_time_out_and_are_cancelled_in_linear_time(count: int) -> None:
+    """Counted, not timed: requests that are over are not visited again."""
 
     async def play() -> None:
         async with world(limited(1), DENIED) as w:
@@ -304,45 +293,38 @@ def test_requests_expire_and_leave_in_linear_time(count: int) -> None:
                 looks += 1
                 real(self, one)
 
-            askers = [Waiting() for _ in range(count)]
-            for asker in askers:
-                one = question(asker, Counted())
-                service._by_session[asker] = one
-                service._waiting.add(one, A)
-                service._in_flight.value += 1
+            results: list[list[Any]] = [[] for _ in range(count)]
+            all_pending = [pending(one, Counted()) for one in results]
+            for one in all_pending:
+                add(service, one)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(FairQueue, "discard", discard)
-                for asker in askers[::2]:
-                    service.forget(asker)
+                for one in all_pending[::2]:
+                    service.cancel(one)
                 service.seconds = 0.0
-                service._look_at_oldest()
+                service._on_timeout()
             assert looks == count
-            assert not service._by_session
-            assert not len(service._waiting)
-            assert not service._waiting._ring
-            assert [len(asker.failed) for asker in askers] == [0, 1] * (count // 2)
-            assert service._in_flight.value == 0
+            assert not service.requests
+            assert not len(service.waiting)
+            assert [len(one) for one in results] == [0, 1] * (count // 2)
+            assert w.value("mailproxy_auth_requests_in_flight") == 0
 
     run(play)
 
 
-def test_one_asker_that_fails_does_not_keep_others_from_expiring() -> None:
-    class Broken(Waiting):
-        def auth_failed(self, error: AuthUnavailable) -> None:
-            raise RuntimeError
+def test_exception_in_one_callback_does_not_stop_other_timeouts() -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError
 
     async def play() -> None:
         async with world(limited(1), DENIED) as w:
             service = pool(w)
-            askers = [Broken(), Waiting()]
-            for asker in askers:
-                one = question(asker, Counted())
-                service._by_session[asker] = one
-                service._waiting.add(one, A)
-                service._in_flight.value += 1
+            results: list[Any] = []
+            add(service, pending_with(fail, Counted()))
+            add(service, pending(results, Counted()))
             service.seconds = 0.0
-            service._look_at_oldest()
-            assert len(askers[1].failed) == 1
+            service._on_timeout()
+            assert len(results) == 1
             assert "internal_error" in w.read_log()
 
     run(play)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service is asked, byte by byte."""
+"""The bytes of a request to the authentication service."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ def test_smtp_without_authentication_behind_a_balancer() -> None:
         (Method.NONE, b"none"),
     ],
 )
-def test_every_method_has_nginx_s_name(method: Method, word: bytes) -> None:
+def test_auth_method_names_are_those_of_nginx(method: Method, word: bytes) -> None:
     rendered = template().render(AuthRequest(Credentials(method), 1, Client("192.0.2.1")))
     assert b"Auth-Method: " + word + b"\r\nAuth-User: \r\nAuth-Pass: \r\n" in rendered
 
 
-def test_a_connection_that_is_kept_asks_in_http_1_1_and_changes_nothing_else() -> None:
+def test_keepalive_request_differs_only_in_http_1_1() -> None:
     request = AuthRequest(plain(), 1, Client("192.0.2.1"))
     kept = template(keep_alive=True).render(request)
     assert kept.startswith(b"GET /cgi-bin/nginxauth.cgi HTTP/1.1\r\n")
@@ -149,7 +149,7 @@ def test_a_connection_that_is_kept_asks_in_http_1_1_and_changes_nothing_else() -
         (b"", b""),
     ],
 )
-def test_user_and_password_are_escaped_as_nginx_escapes(raw: bytes, escaped: bytes) -> None:
+def test_user_and_password_are_escaped_as_in_nginx(raw: bytes, escaped: bytes) -> None:
     rendered = template().render(AuthRequest(plain(raw, raw), 1, Client("192.0.2.1")))
     assert b"Auth-User: %b\r\nAuth-Pass: %b\r\n" % (escaped, escaped) in rendered
 
@@ -163,7 +163,7 @@ def test_user_and_password_are_escaped_as_nginx_escapes(raw: bytes, escaped: byt
         (AuthHttp(host="auth", uri=""), b"GET / HTTP/1.0\r\nHost: auth\r\n"),
     ],
 )
-def test_the_host_has_no_port_and_the_target_begins_with_a_slash(where: AuthHttp, start: bytes) -> None:
+def test_host_has_no_port_and_target_begins_with_a_slash(where: AuthHttp, start: bytes) -> None:
     assert template(auth_http=where).render(AuthRequest(plain(), 1, Client("192.0.2.1"))).startswith(start)
 
 
@@ -184,12 +184,12 @@ VERDICTS = [
 
 
 @pytest.mark.parametrize(("tls", "line"), VERDICTS)
-def test_the_verdict_on_a_client_certificate(tls: TlsInfo, line: bytes) -> None:
+def test_auth_ssl_verify_header(tls: TlsInfo, line: bytes) -> None:
     asked = template(ssl_verify_client=VerifyClient.OPTIONAL_NO_CA)
     assert line in asked.render(AuthRequest(plain(), 1, Client("192.0.2.1", tls=tls)))
 
 
-def test_a_client_certificate_is_described_and_passed_where_wanted() -> None:
+def test_client_certificate_headers() -> None:
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.2", "X", certificate=certificate()))
     request = AuthRequest(plain(), 1, client)
     described = (
@@ -206,19 +206,19 @@ def test_a_client_certificate_is_described_and_passed_where_wanted() -> None:
     assert both.endswith(described + passed + b"\r\n\r\n")
 
 
-def test_without_verification_no_certificate_is_mentioned() -> None:
+def test_no_certificate_headers_without_ssl_verify_client() -> None:
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.2", "X", certificate=certificate()))
     assert b"Verify" not in template().render(AuthRequest(plain(), 1, client))
 
 
-def test_a_unix_client_and_a_mapped_one_are_shown_as_they_are() -> None:
+def test_client_ip_of_unix_and_mapped_clients() -> None:
     assert b"\r\nClient-IP: unix:\r\n" in template().render(AuthRequest(plain(), 1, Client("unix:")))
     mapped = Client("::ffff:192.0.2.1")
     assert b"\r\nClient-IP: ::ffff:192.0.2.1\r\n" in template().render(AuthRequest(plain(), 1, mapped))
 
 
 @pytest.mark.parametrize("text", ["%", "%b%d", "a%20b", "%%"])
-def test_what_is_configured_is_sent_literally(text: str) -> None:
+def test_configured_values_are_sent_literally(text: str) -> None:
     data = text.encode()
     where = AuthHttp(host=text, uri=f"/{text}")
     asked = RequestTemplate(server(Protocol.IMAP, auth_http=where), [(data, data)], keep_alive=True)
@@ -239,9 +239,7 @@ def test_what_is_configured_is_sent_literally(text: str) -> None:
         (b"", b"a"),
     ],
 )
-def test_a_configured_header_that_would_break_the_request_is_refused(
-    name: bytes, value: Secret | bytes
-) -> None:
+def test_configured_header_with_a_line_break_is_refused(name: bytes, value: Secret | bytes) -> None:
     with pytest.raises(ValueError, match="auth_http_header") as refusal:
         RequestTemplate(server(Protocol.IMAP), [(name, value)], keep_alive=True)
     assert "root" not in str(refusal.value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service answers, and what is made of it."""
+"""Parsing responses of the authentication service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mailproxy.auth_http.response import (
     MAX_WAIT,
     AuthResponse,
     BodyFraming,
-    InterimAnswer,
+    InterimResponse,
     head_end,
     parse,
 )
@@ -131,7 +131,7 @@ def test_an_answer_that_says_nothing_is_counted_by_its_status(
     assert caught.value.failure is failure
 
 
-def test_the_service_s_own_user_and_password_replace_the_client_s() -> None:
+def test_auth_user_and_auth_pass_replace_those_of_the_client() -> None:
     headers = WHERE + b"Auth-User: a%20b  c\r\nAuth-Pass: first\r\nAuth-Pass: p w \r\n"
     assert decided(headers) == AuthAllowed("192.0.2.10", 143, b"a%20b  c", Secret(b"p w"))
     assert decided(WHERE + b"Auth-Pass:\r\nAuth-User\r\n") == AuthAllowed("192.0.2.10", 143, b"", Secret(b""))
@@ -139,7 +139,7 @@ def test_the_service_s_own_user_and_password_replace_the_client_s() -> None:
 
 @pytest.mark.parametrize("protocol", [IMAP, POP3])
 @pytest.mark.parametrize("method", [Method.APOP, Method.CRAM_MD5])
-def test_a_digest_is_never_a_password(protocol: Protocol, method: Method) -> None:
+def test_digest_is_not_used_as_password(protocol: Protocol, method: Method) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(WHERE, protocol=protocol, method=method)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
@@ -148,12 +148,12 @@ def test_a_digest_is_never_a_password(protocol: Protocol, method: Method) -> Non
 
 
 @pytest.mark.parametrize("protocol", [IMAP, POP3])
-def test_without_any_password_imap_and_pop3_cannot_go_on(protocol: Protocol) -> None:
+def test_imap_and_pop3_need_a_password(protocol: Protocol) -> None:
     with pytest.raises(InvalidAuthResponse, match="Auth-Pass"):
         decided(WHERE, protocol=protocol, method=Method.EXTERNAL, password=None)
 
 
-def test_a_password_that_came_with_wait_stays_known_to_external() -> None:
+def test_password_of_a_deferred_response_is_used_for_external() -> None:
     assert decided(WHERE, method=Method.EXTERNAL) == GRANTED
 
 
@@ -166,7 +166,7 @@ def test_a_password_that_came_with_wait_stays_known_to_external() -> None:
         (Method.NONE, None, None),
     ],
 )
-def test_smtp_can_do_without_a_password(method: Method, given: Secret | None, known: Secret | None) -> None:
+def test_smtp_needs_no_password(method: Method, given: Secret | None, known: Secret | None) -> None:
     granted = decided(WHERE, protocol=SMTP, method=method, password=given)
     assert granted == AuthAllowed("192.0.2.10", 143, b"john", known)
 
@@ -191,7 +191,7 @@ def test_smtp_can_do_without_a_password(method: Method, given: Secret | None, kn
         (b"Auth-Status: no\r\nAuth-Status: WAIT\r\n", AuthDenied(b"no")),
     ],
 )
-def test_the_client_may_not(headers: bytes, denied: AuthDenied) -> None:
+def test_denial(headers: bytes, denied: AuthDenied) -> None:
     assert decided(headers) == denied
 
 
@@ -204,7 +204,7 @@ def test_the_client_may_not(headers: bytes, denied: AuthDenied) -> None:
         (b"Auth-Status: no\r\nAuth-Error-Code:\r\n", AuthDenied(b"no")),
     ],
 )
-def test_smtp_has_codes_and_takes_an_empty_status_for_ok(headers: bytes, decision: Decision) -> None:
+def test_smtp_error_code_and_empty_auth_status(headers: bytes, decision: Decision) -> None:
     assert decided(headers, protocol=SMTP) == decision
 
 
@@ -222,7 +222,7 @@ def test_smtp_has_codes_and_takes_an_empty_status_for_ok(headers: bytes, decisio
         ),
     ],
 )
-def test_ask_again_later(headers: bytes, postponed: AuthDeferred) -> None:
+def test_auth_status_wait_defers(headers: bytes, postponed: AuthDeferred) -> None:
     assert decided(headers) == postponed
 
 
@@ -240,7 +240,7 @@ def test_ask_again_later(headers: bytes, postponed: AuthDeferred) -> None:
         (b"::ffff:192.0.2.1", "::ffff:192.0.2.1"),
     ],
 )
-def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
+def test_auth_server_is_an_ip_address(text: bytes, address: str) -> None:
     assert decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n") == AuthAllowed(
         address, 143, b"john", SECRET
     )
@@ -248,7 +248,7 @@ def test_a_server_is_an_ip_address(text: bytes, address: str) -> None:
 
 @pytest.mark.parametrize("port", [b"", b"Auth-Port: 143\r\n", b"Auth-Port: x\r\n"])
 @pytest.mark.parametrize("path", [b"/run/dovecot/imap.sock", b"/" + 106 * b"x"])
-def test_a_server_may_be_a_unix_socket(path: bytes, port: bytes) -> None:
+def test_auth_server_may_be_a_unix_socket(path: bytes, port: bytes) -> None:
     address = f"unix:{path.decode()}"
     assert decided(b"Auth-Server: unix:" + path + b"\r\n" + port) == AuthAllowed(address, 0, b"john", SECRET)
 
@@ -262,14 +262,14 @@ BAD_SERVERS = [
 
 
 @pytest.mark.parametrize("text", BAD_SERVERS)
-def test_anything_else_is_none(text: bytes) -> None:
+def test_other_auth_server_is_invalid(text: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(b"Auth-Server: " + text + b"\r\nAuth-Port: 143\r\n")
     assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
 
 
 @pytest.mark.parametrize("text", [b"0", b"65536", b"-1", b"143x", b"+143", b"1 4", b"9" * 40, b"\xb2"])
-def test_a_port_is_a_number_from_1_to_65535(text: bytes) -> None:
+def test_auth_port_is_a_number_from_1_to_65535(text: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(b"Auth-Server: ::1\r\nAuth-Port: " + text + b"\r\n")
     assert malformed.value.failure is AuthErrorReason.BAD_ADDRESS
@@ -279,13 +279,13 @@ def test_a_port_is_a_number_from_1_to_65535(text: bytes) -> None:
     "headers",
     [b"", b"Auth-Status: OK\r\n", b"Auth-Server: ::1\r\n", b"Auth-Port: 1\r\n", WHERE + b"Auth-Server:\r\n"],
 )
-def test_a_grant_without_server_or_port_is_none(headers: bytes) -> None:
+def test_response_without_server_or_port_is_invalid(headers: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers)
     assert malformed.value.failure is AuthErrorReason.NO_SERVER
 
 
-# ---- hostile answers ----
+# ---- hostile responses ----
 
 
 @pytest.mark.parametrize(
@@ -300,14 +300,14 @@ def test_a_grant_without_server_or_port_is_none(headers: bytes) -> None:
         b"A: 1\r\r\n",
     ],
 )
-def test_malformed_headers_spoil_the_whole_answer(headers: bytes) -> None:
+def test_malformed_header_makes_the_response_invalid(headers: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers + WHERE)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
 
 
 @pytest.mark.parametrize("status", [b"HTTP/1.0 200\rOK\r\n", b"HTTP/1.0 200 OK\r\r\n"])
-def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
+def test_bare_cr_makes_the_response_invalid(status: bytes) -> None:
     with pytest.raises(InvalidAuthResponse, match="bare CR"):
         answer(WHERE, status=status)
 
@@ -318,7 +318,7 @@ def test_a_bare_cr_spoils_the_status_line(status: bytes) -> None:
     [b"Auth-Status: n%bo\r\n", WHERE + b"Auth-User: n%bo\r\n", WHERE + b"Auth-Pass: n%bo\r\n",
      b"Auth-Status: no\r\nAuth-Error-Code: 5%b1\r\n"],
 )  # fmt: skip
-def test_no_control_character_is_passed_on(headers: bytes, byte: bytes) -> None:
+def test_control_characters_make_the_response_invalid(headers: bytes, byte: bytes) -> None:
     with pytest.raises(InvalidAuthResponse) as malformed:
         decided(headers % byte, protocol=SMTP)
     assert malformed.value.failure is AuthErrorReason.INVALID_RESPONSE
@@ -328,18 +328,18 @@ def test_no_control_character_is_passed_on(headers: bytes, byte: bytes) -> None:
     ("protocol", "around"),
     [(IMAP, b"t" * 32 + b" NO \r\n"), (POP3, b"-ERR \r\n"), (SMTP, b"c" * MAX_CODE + b" \r\n")],
 )
-def test_a_text_is_cut_so_that_the_reply_is_a_line(protocol: Protocol, around: bytes) -> None:
+def test_auth_status_is_cut_to_the_line_length(protocol: Protocol, around: bytes) -> None:
     denied = decided(b"Auth-Status: " + b"x" * 2000 + b"\r\n", protocol=protocol)
     assert denied == AuthDenied(b"x" * MAX_TEXT[protocol])
     assert MAX_TEXT[protocol] + len(around) == {IMAP: 1024, POP3: 512, SMTP: 512}[protocol]
 
 
-def test_a_code_that_is_too_long_for_a_reply_is_refused() -> None:
+def test_auth_error_code_that_is_too_long_is_invalid() -> None:
     with pytest.raises(InvalidAuthResponse, match="33 bytes"):
         decided(b"Auth-Status: no\r\nAuth-Error-Code: " + b"5" * 33 + b"\r\n", protocol=SMTP)
 
 
-# ---- what becomes of the connection ----
+# ---- keep-alive ----
 
 OK_1_0 = b"HTTP/1.0 200 OK\r\n"
 OK_1_1 = b"HTTP/1.1 200 OK\r\n"
@@ -384,7 +384,7 @@ CHUNKED = BodyFraming(chunked=True)
         (b"HTTP/2 200 OK\r\n", b"Content-Length: 7\r\n", SEVEN, False, 200),
     ],
 )  # fmt: skip
-def test_a_connection_is_kept_only_where_the_body_s_end_is_known(
+def test_connection_is_kept_alive_only_with_a_certain_end_of_body(
     status: bytes, headers: bytes, framing: BodyFraming, keep_alive: bool, number: int | None
 ) -> None:
     read = answer(headers + WHERE, status=status)
@@ -392,18 +392,18 @@ def test_a_connection_is_kept_only_where_the_body_s_end_is_known(
 
 
 @pytest.mark.parametrize("status", [100, 102, 103, 199])
-def test_an_interim_answer_is_not_the_answer(status: int) -> None:
+def test_interim_response_is_recognized(status: int) -> None:
     for headers in (b"", WHERE, b"Link: </x>\r\n"):
-        with pytest.raises(InterimAnswer):
+        with pytest.raises(InterimResponse):
             answer(headers, status=b"HTTP/1.1 %d Wait\r\n" % status)
 
 
-def test_a_switch_of_protocols_is_no_answer() -> None:
+def test_status_101_is_an_invalid_response() -> None:
     with pytest.raises(InvalidAuthResponse, match="101"):
         answer(b"Upgrade: h2c\r\n", status=b"HTTP/1.1 101 Switching Protocols\r\n")
 
 
-# ---- what an error explains ----
+# ---- error messages ----
 
 
 @pytest.mark.parametrize(
@@ -417,9 +417,7 @@ def test_a_switch_of_protocols_is_no_answer() -> None:
         (b"200 OK", AuthErrorReason.NO_SERVER, "no Auth-Server and Auth-Port; is auth_http the right URL"),
     ],
 )
-def test_an_error_names_the_status_of_an_answer_from_somebody_else(
-    status: bytes, failure: AuthErrorReason, words: str
-) -> None:
+def test_error_contains_the_http_status(status: bytes, failure: AuthErrorReason, words: str) -> None:
     with pytest.raises(InvalidAuthResponse, match=words) as caught:
         answer(b"Content-Type: text/html\r\n", status=b"HTTP/1.1 %b\r\n" % status)
     assert caught.value.failure is failure
@@ -439,14 +437,14 @@ def test_an_error_names_the_status_of_an_answer_from_somebody_else(
         (b"Auth-Status: no \x01\r\n", "Auth-Status holds a control character"),
     ],
 )
-def test_an_error_names_the_header_and_its_value_and_how_to_fix_it(headers: bytes, words: str) -> None:
+def test_error_contains_header_value_and_hint(headers: bytes, words: str) -> None:
     with pytest.raises(InvalidAuthResponse, match=words):
         answer(headers, status=b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("value", [b"secret", b"x-secret.example", b"sec", b"1234"])
 @pytest.mark.parametrize("header", [b"Auth-Server", b"Auth-Port"])
-def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, value: bytes) -> None:
+def test_error_does_not_contain_a_password_in_the_wrong_header(header: bytes, value: bytes) -> None:
     headers = WHERE.replace(header + b": ", header + b": " + value + b"/") + b"Auth-Pass: 1234\r\n"
     with pytest.raises(InvalidAuthResponse, match=header.decode()) as caught:
         answer(headers, status=b"HTTP/1.1 200 OK\r\n", password=SECRET)
@@ -456,7 +454,7 @@ def test_an_error_does_not_show_a_password_in_the_wrong_header(header: bytes, va
 
 
 @pytest.mark.parametrize("header", [b"Auth-User", b"Auth-Pass"])
-def test_an_error_does_not_show_credentials(header: bytes) -> None:
+def test_error_does_not_contain_credentials(header: bytes) -> None:
     with pytest.raises(InvalidAuthResponse, match=header.decode()) as caught:
         answer(WHERE + header + b": secret\x01word\r\n", status=b"HTTP/1.1 200 OK\r\n")
     assert "secret" not in str(caught.value)
@@ -475,7 +473,7 @@ LINES = st.lists(
 
 
 @given(st.one_of(st.binary(), LINES), st.sampled_from(Protocol), st.sampled_from(Method))
-def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protocol, method: Method) -> None:
+def test_any_response_is_a_decision_or_invalid(headers: bytes, protocol: Protocol, method: Method) -> None:
     try:
         decision = decided(headers, protocol=protocol, method=method)
     except InvalidAuthResponse:
@@ -484,11 +482,11 @@ def test_any_answer_is_a_decision_or_malformed(headers: bytes, protocol: Protoco
     assert not any(byte < 32 for byte in shown)
 
 
-# ---- what is remembered ----
+# ---- caching ----
 
 
 def remembered() -> list[object]:
-    """All that the cache of readings holds, keys and values, however deep."""
+    """Return everything in the cache, keys and values, however deep."""
     found: list[object] = []
     unseen = gc.get_referents(response._read)
     while unseen:
@@ -504,7 +502,7 @@ def holds(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("line", [b"Auth-Pass: %b\r\n", b"AUTH-PASS:%b \n", b"auth-pass: pass%bword\r\n"])
-def test_an_answer_is_remembered_without_its_password(line: bytes) -> None:
+def test_response_is_cached_without_its_password(line: bytes) -> None:
     response._read.cache_clear()
     for password in (b"secret-1", b"secret-2"):
         assert decided(line % password + WHERE) == decided(WHERE + line % password)
@@ -528,7 +526,7 @@ def test_an_answer_is_remembered_without_its_password(line: bytes) -> None:
         b"X: " + b"x" * 1024 + b"\r\nAuth-Pass: secret\r\n",
     ],
 )
-def test_what_holds_a_password_elsewhere_is_not_remembered(headers: bytes) -> None:
+def test_response_with_a_password_elsewhere_is_not_cached(headers: bytes) -> None:
     response._read.cache_clear()
     for _ in range(2):
         with suppress(InvalidAuthResponse):
@@ -537,13 +535,13 @@ def test_what_holds_a_password_elsewhere_is_not_remembered(headers: bytes) -> No
     assert not holds(b"secret")
 
 
-def test_a_password_before_all_else_is_not_remembered() -> None:
+def test_response_that_begins_with_a_password_is_not_cached() -> None:
     response._read.cache_clear()
     assert answer(b"Auth-Pass: secret\r\n" + WHERE, status=b"").decision == GRANTED
     assert response._read.cache_info().currsize == 0
 
 
-def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> None:
+def test_cached_response_depends_on_method_user_and_password() -> None:
     response._read.cache_clear()
     head = b"HTTP/1.1 200 OK\r\n" + WHERE + b"\r\n"
     users = [b"alice", b"bob"]
@@ -555,7 +553,7 @@ def test_the_same_words_mean_the_same_to_everybody_but_for_who_they_are() -> Non
     assert response._read.cache_info().hits == 1
 
 
-# ---- the quick way is the long way ----
+# ---- cached parsing ----
 
 NAMES = st.sampled_from([b"Auth-Pass", b"auth-pass", b"Auth-User"]) | st.sampled_from(
     [b"Auth-Pass", b"auth-pass", b"AUTH-PASS", b"aUTH-pASS", b"Auth-Pass ", b" Auth-Pass", b"X-Pass",
@@ -591,7 +589,7 @@ WAYS = st.builds(
 
 
 def at_length(head: bytes, protocol: Protocol, method: Method, password: Secret | None) -> AuthResponse:
-    """Read an answer as one would if nothing were ever remembered."""
+    """Parse a response without the cache."""
     said, framing, keep_alive, status, _ = response._read.__wrapped__(head)
     sent = said.get(b"auth-pass")
     try:
@@ -610,13 +608,13 @@ def outcome(read: Callable[[], AuthResponse]) -> AuthResponse | tuple[str, AuthE
 
 
 @given(WAYS, st.sampled_from(Protocol), st.sampled_from(Method), st.sampled_from([None, SECRET]))
-def test_the_quick_way_reads_what_the_long_way_does(
+def test_cached_parsing_gives_the_same_result(
     text: bytes, protocol: Protocol, method: Method, password: Secret | None
 ) -> None:
     end = head_end(text)
     head = text if end < 0 else text[:end]
     long = outcome(lambda: at_length(head, protocol, method, password))
-    for _ in range(2):  # the second time from memory
+    for _ in range(2):  # the second time from the cache
         quick = outcome(
             lambda: parse(head, protocol=protocol, method=method, user=b"john", password=password)
         )
@@ -624,7 +622,7 @@ def test_the_quick_way_reads_what_the_long_way_does(
 
 
 @given(st.binary(), st.integers(0, 3))
-def test_the_head_s_end_is_where_the_first_blank_line_ends(data: bytes, start: int) -> None:
+def test_head_ends_after_the_first_blank_line(data: bytes, start: int) -> None:
     buffer = data.translate(bytes(b"\n\r\nx"[byte % 4] for byte in range(256)))
     whole = re.search(rb"\A\r?\n|\n\r?\n", buffer)
     end = -1 if whole is None else whole.end()

@@ -40,7 +40,7 @@ import os, socket, sys
 for module, name in {missing!r}:
     if hasattr(sys.modules[module], name):
         delattr(sys.modules[module], name)
-import mailproxy.app, mailproxy.cli, mailproxy.worker, mailproxy.dns.client_lookup
+import mailproxy.app, mailproxy.cli, mailproxy.worker, mailproxy.dns.dns_client
 """
 
 

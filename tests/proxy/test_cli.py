@@ -16,7 +16,7 @@ import pytest
 
 from mailproxy.cli import admin, default_log_format, main, workers
 from mailproxy.supervisor.verdict import judge
-from mailproxy.tls.openssl import Unreachable
+from mailproxy.tls.openssl import OpenSslUnavailable
 from mailproxy_config.compile import compile_proxy
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.manifest import parse_manifest
@@ -240,7 +240,7 @@ def test_check_shows_what_openssl_serves_otherwise_than_asked(
 def test_check_shows_once_that_openssl_cannot_be_reached(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mailproxy.tls.context.load_openssl", lambda: Unreachable("it is hidden"))
+    monkeypatch.setattr("mailproxy.tls.context.load_openssl", lambda: OpenSslUnavailable("it is hidden"))
     text = _with_tls(file, "")
     inside = text[text.index("server {") : text.rindex("}")]
     file.write_text(text.replace(inside, inside + inside.replace(":10143", ":10144")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP command lines, from bytes to what they mean."""
+"""The parser of IMAP command lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mailproxy.protocols.imap.commands import (
     Command,
     Rejected,
     Unfinished,
-    begin,
-    go_on,
+    parse_continuation,
+    parse_line,
     tag_of,
 )
 
@@ -45,8 +45,8 @@ UNKNOWN, BAD, LITERAL, CONTROL = (
         (b"t" * 32 + b" LOGOUT", b"t" * 32, b"LOGOUT", []),
     ],
 )
-def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[bytes]) -> None:
-    assert begin(line) == Command(tag, word, arguments)
+def test_parse_complete_command(line: bytes, tag: bytes, word: bytes, arguments: list[bytes]) -> None:
+    assert parse_line(line) == Command(tag, word, arguments)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_whole_command(line: bytes, tag: bytes, word: bytes, arguments: list[b
         (b"t NOOP a b {5+}", [b"a", b"b"], 5, False),
     ],
 )
-def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, synchronizing: bool) -> None:
+def test_parse_stops_at_literal(line: bytes, arguments: list[bytes], size: int, synchronizing: bool) -> None:
     word = line.split(b" ")[1]
-    assert begin(line) == Unfinished(Command(b"t", word, arguments), size, synchronizing)
+    assert parse_line(line) == Unfinished(Command(b"t", word, arguments), size, synchronizing)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_an_announced_literal(line: bytes, arguments: list[bytes], size: int, sy
         (b"a1 LOGIN a}\r", b"a1", CONTROL, False),
     ],
 )
-def test_what_is_no_command(line: bytes, tag: bytes, kind: ProtocolErrorKind, closes: bool) -> None:
-    assert begin(line) == Rejected(tag, kind, closes)
+def test_invalid_line_is_rejected(line: bytes, tag: bytes, kind: ProtocolErrorKind, closes: bool) -> None:
+    assert parse_line(line) == Rejected(tag, kind, closes)
 
 
 def announced() -> Unfinished:
-    unfinished = begin(b"a1 LOGIN {5}")
+    unfinished = parse_line(b"a1 LOGIN {5}")
     assert isinstance(unfinished, Unfinished)
     return unfinished
 
@@ -128,15 +128,15 @@ def announced() -> Unfinished:
         (b" \r", Rejected(b"a1", CONTROL, closes=False)),
     ],
 )
-def test_reading_on_behind_a_literal(line: bytes, then: Command | Unfinished | Rejected) -> None:
-    assert go_on(announced(), b"\r\n\0 {", line) == then
+def test_parse_continues_after_literal(line: bytes, then: Command | Unfinished | Rejected) -> None:
+    assert parse_continuation(announced(), b"\r\n\0 {", line) == then
 
 
 @pytest.mark.parametrize(
     ("line", "tag"),
     [(b"a1 x", b"a1"), (b"a1 ", b"a1"), (b"a1", b"*"), (b" ", b"*"), (b"t" * 33 + b" ", b"*")],
 )
-def test_the_tag_of_any_line(line: bytes, tag: bytes) -> None:
+def test_tag_of_line(line: bytes, tag: bytes) -> None:
     assert tag_of(line) == tag
 
 
@@ -144,8 +144,8 @@ def test_the_tag_of_any_line(line: bytes, tag: bytes) -> None:
     st.binary(max_size=60),
     st.sampled_from([b"", b"a1 LOGIN ", b"a1 noop ", b'a1 LOGIN "', b"a1 LOGIN a {3}"]),
 )
-def test_any_line_is_a_command_or_none(data: bytes, start: bytes) -> None:
-    command = begin(start + data)
+def test_any_line_is_parsed_or_rejected(data: bytes, start: bytes) -> None:
+    command = parse_line(start + data)
     if isinstance(command, Rejected):
         assert b"\r" not in command.tag
         return
@@ -156,15 +156,15 @@ def test_any_line_is_a_command_or_none(data: bytes, start: bytes) -> None:
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40))
-def test_the_short_way_to_a_login_leads_to_the_same_place(user: bytes, password: bytes) -> None:
+def test_plain_login_pattern_agrees_with_parser(user: bytes, password: bytes) -> None:
     line = b"a1 LOGIN %b %b" % (user, password)
     found = PLAIN_LOGIN.fullmatch(line)
     if found is not None:
-        assert begin(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
+        assert parse_line(line) == Command(found[1], b"LOGIN", [found[2], found[3]])
 
 
 @pytest.mark.parametrize("line", [b"a1 login john s3cr{}et", b'A.B-_  LOGIN   john   \xe4"  '])
-def test_plain_logins_take_the_short_way(line: bytes) -> None:
+def test_plain_login_pattern_matches(line: bytes) -> None:
     assert PLAIN_LOGIN.fullmatch(line)
 
 
@@ -179,7 +179,7 @@ def test_plain_logins_take_the_short_way(line: bytes) -> None:
         b"a1 LOGIN j s\r",
     ],
 )
-def test_others_do_not(line: bytes) -> None:
+def test_plain_login_pattern_does_not_match_other_lines(line: bytes) -> None:
     assert not PLAIN_LOGIN.fullmatch(line)
 
 
@@ -188,16 +188,16 @@ def quoted(text: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda text: b"\r" not in text), max_size=3))
-def test_quoted_arguments_come_back(arguments: list[bytes]) -> None:
+def test_quoted_arguments_round_trip(arguments: list[bytes]) -> None:
     line = b"a1 NOOP " + b" ".join(map(quoted, arguments))
-    assert begin(line) == Command(b"a1", b"NOOP", arguments)
+    assert parse_line(line) == Command(b"a1", b"NOOP", arguments)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=3))
-def test_literal_arguments_come_back(arguments: list[bytes]) -> None:
-    command = begin(b"a1 NOOP {%d}" % len(arguments[0]))
+def test_literal_arguments_round_trip(arguments: list[bytes]) -> None:
+    command = parse_line(b"a1 NOOP {%d}" % len(arguments[0]))
     for data, following in zip(arguments, [*arguments[1:], None], strict=True):
         assert isinstance(command, Unfinished)
         assert command.size == len(data)
-        command = go_on(command, data, b"" if following is None else b" {%d+}" % len(following))
+        command = parse_continuation(command, data, b"" if following is None else b" {%d+}" % len(following))
     assert command == Command(b"a1", b"NOOP", arguments)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP's conversation with clients: what must hold whatever they send.
+"""The IMAP server side before login.
 
-Single behaviours are transcripts (``tests/dialogues/imap``); here all of them
-are played once more, so that this file alone covers the module, and then
-anything goes.
+Single behaviours are transcripts (``tests/dialogues/imap``), which are played
+here too; the generated tests check properties that hold for any input.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import CloseReason, Method
 from mailproxy.errors import PeerClosed
-from mailproxy.protocols.imap import IMAP
-from mailproxy.protocols.sansio import Action, Authorize, MakeChallenge, Note, Receive, Send
+from mailproxy.protocols.registry import PROTOCOLS
+from mailproxy.protocols.sansio import Authenticate, Effect, MakeChallenge, Note, Receive, Send
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -33,6 +32,7 @@ from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
+IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP)
 EVERY_METHOD = frozenset((AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.EXTERNAL))
 SMALL = server(Protocol.IMAP, imap_client_buffer=ByteCount(48), max_errors=3, imap_auth=EVERY_METHOD)
@@ -40,77 +40,77 @@ TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 
 
 @dataclass
-class Talk:
-    """What came of one conversation with a client that says it all and leaves."""
+class Session:
+    """The result of a session with a client that sends everything and disconnects."""
 
-    said: bytes = b""
+    sent: bytes = b""
     asked: list[Credentials] = field(default_factory=list)
     notes: list[object] = field(default_factory=list)
     result: UpstreamLogin | SessionEnd | None = None
 
 
-def talk(
+def play(
     data: bytes,
     config: ServerConfig = SERVER,
     decision: AuthAllowed | AuthDenied | None = None,
     cut: int = 0,
-) -> Talk:
-    """Say these bytes, at most ``cut`` at once, get that decision, and leave."""
-    came = Talk()
-    dialogue = IMAP.frontend(config).converse(Client("192.0.2.1"))
+) -> Session:
+    """Send these bytes, at most ``cut`` at once, with this decision, then disconnect."""
+    session = Session()
+    generator = IMAP.frontend_for(config)(Client("192.0.2.1")).run()
     answer: Any = None
     try:
         while True:
-            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
-            if isinstance(action, Receive):
-                taken = cut or action.limit
+            effect = generator.throw(PeerClosed()) if answer == b"" else generator.send(answer)
+            if isinstance(effect, Receive):
+                taken = cut or effect.limit
                 answer, data = data[:taken], data[taken:]
             else:
-                answer = _answer(came, action, decision or AuthDenied(b"no", 1))
+                answer = _answer(session, effect, decision or AuthDenied(b"no", 1))
     except StopIteration as finished:
-        came.result = finished.value
+        session.result = finished.value
     except PeerClosed:
         pass
-    if isinstance(came.result, UpstreamLogin):
-        came.result.unread += data
-    return came
+    if isinstance(session.result, UpstreamLogin):
+        session.result.unread += data
+    return session
 
 
-def _answer(came: Talk, action: Action, decision: AuthAllowed | AuthDenied) -> Any:
-    match action:
-        case Send(said):
-            came.said += said
-        case Authorize(request):
-            came.asked.append(request.credentials)
+def _answer(session: Session, effect: Effect, decision: AuthAllowed | AuthDenied) -> Any:
+    match effect:
+        case Send(sent):
+            session.sent += sent
+        case Authenticate(request):
+            session.asked.append(request.credentials)
             return decision
         case MakeChallenge(name):
             return b"<1.2@%b>" % name.encode()
         case Note(event):
-            came.notes.append(event)
+            session.notes.append(event)
     return None
 
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
-def test_the_conversation_goes_as_written(transcript: transcripts.Transcript) -> None:
+def test_session_follows_transcript(transcript: transcripts.Transcript) -> None:
     Player(transcript, IMAP).play()
 
 
 @pytest.mark.parametrize(
-    ("bytes", "method"),
+    ("data", "method"),
     [
         (b"a1 LOGIN john secret\r\n", Method.PASSWORD),
         (b"a1 AUTHENTICATE PLAIN AGpvaG4Ac2VjcmV0\r\n", Method.PLAIN),
         (b"a1 AUTHENTICATE LOGIN am9obg==\r\nc2VjcmV0\r\n", Method.LOGIN),
     ],
 )
-def test_who_is_identified_is_handed_on_with_what_was_sent_ahead(data: bytes, method: Method) -> None:
+def test_login_result_has_pipelined_bytes(data: bytes, method: Method) -> None:
     grant = AuthAllowed("192.0.2.10", 143, b"john", Secret(b"secret"))
-    came = talk(data + b"a2 SELECT INBOX\r\na3", decision=grant)
-    assert came.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
+    session = play(data + b"a2 SELECT INBOX\r\na3", decision=grant)
+    assert session.result == UpstreamLogin(grant, method, b"a2 SELECT INBOX\r\na3", b"a1")
 
 
-def test_quitting_is_no_error() -> None:
-    assert talk(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
+def test_logout_ends_session_without_error() -> None:
+    assert play(b"a1 LOGOUT\r\na2 NOOP\r\n").result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 PIECES = st.one_of(
@@ -128,23 +128,23 @@ STREAMS = st.lists(PIECES, max_size=25).map(b"".join)
 
 
 @given(STREAMS, st.integers(1, 9))
-def test_cuts_do_not_matter(data: bytes, cut: int) -> None:
-    assert talk(data, SMALL, cut=cut) == talk(data, SMALL)
+def test_result_does_not_depend_on_chunks(data: bytes, cut: int) -> None:
+    assert play(data, SMALL, cut=cut) == play(data, SMALL)
 
 
 @given(STREAMS)
-def test_what_we_say_is_well_formed(data: bytes) -> None:
-    said = talk(data, SMALL).said
-    assert said.endswith(b"\r\n")
-    for line in said.removesuffix(b"\r\n").split(b"\r\n"):
+def test_replies_are_well_formed_for_any_input(data: bytes) -> None:
+    sent = play(data, SMALL).sent
+    assert sent.endswith(b"\r\n")
+    for line in sent.removesuffix(b"\r\n").split(b"\r\n"):
         assert not set(line) & set(b"\r\n\0")
         assert len(line) <= 200
         assert line.startswith((b"* ", b"+ ")) or line.split(b" ")[1] in {b"OK", b"BAD", b"NO"}
 
 
 @given(STREAMS)
-def test_nobody_is_asked_about_credentials_with_a_line_in_them(data: bytes) -> None:
-    for credentials in talk(data, SMALL).asked:
+def test_auth_request_never_has_cr_lf_nul(data: bytes) -> None:
+    for credentials in play(data, SMALL).asked:
         password = b"" if credentials.password is None else credentials.password.reveal()
         assert not set(credentials.user + password) & set(b"\r\n\0")
 
@@ -163,7 +163,7 @@ def test_nobody_is_asked_about_credentials_with_a_line_in_them(data: bytes) -> N
         b"MARK3D",
     ],
 )
-def test_no_password_shows_in_what_is_said_or_noted(login: bytes) -> None:
-    came = talk(login)
-    assert b"MARK3D" not in came.said
-    assert "MARK3D" not in repr(came)
+def test_password_is_not_in_replies_or_notes(login: bytes) -> None:
+    session = play(login)
+    assert b"MARK3D" not in session.sent
+    assert "MARK3D" not in repr(session)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What IMAP clients hear from us."""
+"""The replies to IMAP clients."""
 
 from __future__ import annotations
 
 import pytest
 
 from mailproxy.protocols.imap import replies
-from mailproxy_config.model import AuthMethod, Protocol
+from mailproxy_config.model import AuthMethod, Protocol, StartTls
 from support.configs import server
 
 ALL = [
@@ -25,14 +25,14 @@ ALL = [
 
 
 @pytest.mark.parametrize("reply", ALL)
-def test_a_reply_is_one_line(reply: bytes) -> None:
+def test_every_reply_is_one_line(reply: bytes) -> None:
     assert reply.endswith(b"\r\n")
     assert not set(reply[:-2]) & set(b"\r\n\0")
     assert len(reply) <= 1024
 
 
 @pytest.mark.parametrize(
-    ("reply", "bytes"),
+    ("reply", "data"),
     [
         (replies.completed(b"a1"), b"a1 OK completed\r\n"),
         (replies.invalid(b"a1"), b"a1 BAD invalid command\r\n"),
@@ -40,7 +40,7 @@ def test_a_reply_is_one_line(reply: bytes) -> None:
         (replies.denied(b"a1", b"[ALERT] no"), b"a1 NO [ALERT] no\r\n"),
     ],
 )
-def test_tagged_replies(reply: bytes, data: bytes) -> None:
+def test_replies_start_with_tag(reply: bytes, data: bytes) -> None:
     assert reply == data
 
 
@@ -62,9 +62,10 @@ def test_tagged_replies(reply: bytes, data: bytes) -> None:
         ((), set(), b"* CAPABILITY", b"* CAPABILITY STARTTLS LOGINDISABLED\r\n"),
     ],
 )
-def test_capabilities(words: tuple[str, ...], methods: set[AuthMethod], plain: bytes, only: bytes) -> None:
+def test_capability_replies_by_starttls(
+    words: tuple[str, ...], methods: set[AuthMethod], plain: bytes, only: bytes
+) -> None:
     config = server(Protocol.IMAP, imap_capabilities=words, imap_auth=frozenset(methods))
-    capabilities = replies.capabilities(config)
-    assert capabilities.plain == plain + b"\r\n"
-    assert capabilities.starttls == plain + b" STARTTLS\r\n"
-    assert capabilities.only == only
+    assert replies.capabilities(config) == plain + b"\r\n"
+    assert replies.capabilities(config, StartTls.ENABLED) == plain + b" STARTTLS\r\n"
+    assert replies.capabilities(config, StartTls.ONLY) == only

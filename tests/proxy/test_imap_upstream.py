@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IMAP's conversation with upstreams: what must hold whatever they say.
+"""The login at IMAP upstreams.
 
-Single behaviours are transcripts; those are played once more, so that this
-file alone covers the module, and then anything goes.
+Single behaviours are transcripts (``tests/dialogues/imap``), which are played
+here too; the generated tests check properties that hold for any input.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import Method
 from mailproxy.errors import PeerClosed, UpstreamError, UpstreamRefused
-from mailproxy.protocols.imap import IMAP
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.protocols.sansio import Receive, Send
 from mailproxy.protocols.types import AuthAllowed, Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import ByteCount, Protocol
@@ -23,6 +23,7 @@ from support import transcripts
 from support.configs import server
 from support.dialogue_player import Player
 
+IMAP = PROTOCOLS[Protocol.IMAP]
 SERVER = server(Protocol.IMAP, proxy_buffer=ByteCount(64))
 TRANSCRIPTS = transcripts.every(Protocol.IMAP)
 PASSWORD = b"MARK3D"
@@ -33,16 +34,16 @@ def log_in(
 ) -> tuple[bytes, UpstreamLoginResult | UpstreamError]:
     """Say these bytes to a login, and leave; tell what was heard, and what came of it."""
     grant = AuthAllowed("192.0.2.10", 143, user, Secret(PASSWORD))
-    dialogue = IMAP.upstream(SERVER).log_in(
+    generator = IMAP.upstream(SERVER).log_in(
         Client("192.0.2.1"), UpstreamLogin(grant, Method.PASSWORD, b"", b"a1")
     )
     heard = b""
     answer: Any = None
     try:
         while True:
-            action = dialogue.throw(PeerClosed()) if answer == b"" else dialogue.send(answer)
+            effect = generator.throw(PeerClosed()) if answer == b"" else generator.send(answer)
             answer = None
-            match action:
+            match effect:
                 case Send(said):
                     heard += said
                 case Receive(limit):
@@ -56,12 +57,12 @@ def log_in(
 
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.name)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
-def test_the_conversation_goes_as_written(transcript: transcripts.Transcript, *, cut: bool) -> None:
+def test_session_follows_transcript(transcript: transcripts.Transcript, *, cut: bool) -> None:
     Player(transcript, IMAP, cut and transcript.may_be_cut).play()
 
 
 @given(st.binary(max_size=30).filter(lambda user: b"\0" not in user))
-def test_a_user_s_name_is_what_its_literal_says(user: bytes) -> None:
+def test_user_name_literal_has_its_length(user: bytes) -> None:
     heard, result = log_in(b"* OK\r\n+\r\n+\r\na1 OK\r\n", user, cut=6)
     assert heard.startswith(b"a1 LOGIN {%d}\r\n%b {6}\r\n" % (len(user), user))
     assert isinstance(result, (UpstreamLoginResult, UpstreamError))
@@ -80,7 +81,7 @@ LINES = st.lists(
 
 
 @given(LINES)
-def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[bytes]) -> None:
+def test_any_upstream_bytes_end_in_login_or_error(lines: list[bytes]) -> None:
     heard, result = log_in(b"* OK\r\n" + b"".join(lines))
     assert heard.startswith(b"a1 LOGIN {4}\r\n")
     shown = result.reply if isinstance(result, (UpstreamLoginResult, UpstreamRefused)) else b""
@@ -89,5 +90,5 @@ def test_whatever_an_upstream_says_ends_in_a_login_or_in_an_error(lines: list[by
     assert "MARK3D" not in str(result)
 
 
-def test_a_login_is_never_spoken_before_the_greeting() -> None:
+def test_login_is_not_sent_before_greeting() -> None:
     assert log_in(b"")[0] == log_in(b"* BYE\r\n")[0] == log_in(b"* OK")[0] == b""

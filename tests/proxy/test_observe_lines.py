@@ -186,7 +186,7 @@ FIELDS = {
     "nothing": None,
     "enum": CloseReason.DRAIN,
     "secret": Secret(b"hunter2"),
-    "credentials": Credentials(Method.PLAIN, b"alice", Secret(b"hunter2")),
+    "credentials": Credentials(Method.PLAIN, b"a", Secret(b"hunter2")),
 }
 
 
@@ -206,7 +206,7 @@ def test_an_event_as_json() -> None:
         "nothing": None,
         "enum": "drain",
         "secret": "***",
-        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)",
+        "credentials": "Credentials(method=<Method.PLAIN: 'plain'>, user=b'a', password=***, challenge=None)",
     }
 
 
@@ -214,7 +214,7 @@ def test_an_event_for_people() -> None:
     assert text_event("warn", "something", STAMP, FIELDS) == (
         f'{STAMP} warn something text="two words" word=one bytes="a\\"\\n\\\\xff" number=3 share=0.123457 '
         'whole=60 yes=true no=false nothing=null enum=drain secret="***" '
-        "credentials=\"Credentials(method=<Method.PLAIN: 'plain'>, user=b'alice', password=***, salt=None)\""
+        "credentials=\"Credentials(method=<Method.PLAIN: 'plain'>, user=b'a', password=***, challenge=None)\""
         "\n"
     )
 

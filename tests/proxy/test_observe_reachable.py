@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mailproxy import enums
-from mailproxy.protocols import PROTOCOLS
+from mailproxy.protocols.registry import PROTOCOLS
 from mailproxy.telemetry import labels
 from mailproxy.telemetry.definitions import CATALOGUE
 from mailproxy.telemetry.labels import TlsVersion

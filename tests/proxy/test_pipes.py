@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stock of pipes: empty ones go in and out, there are never too many, none is lost."""
+"""The pool of pipes: kept pipes are empty, their number is limited, none is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from mailproxy.net import pipes as module
-from mailproxy.net.pipes import PIPES_KEPT, Pipe, Pipes
+from mailproxy.net.pipes import MAX_KEPT, Pipe, Pipes
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def refuse(*_: object) -> NoReturn:
     raise OSError(errno.EMFILE, "no more")
 
 
-def test_a_pipe_is_empty_large_and_does_not_wait(pipes: Pipes) -> None:
+def test_pipe_is_empty_large_and_non_blocking(pipes: Pipes) -> None:
     pipe = take(pipes)
     assert pipe.holds == 0
     assert pipe.size == fcntl.fcntl(pipe.write, fcntl.F_GETPIPE_SZ)
@@ -52,9 +52,7 @@ def test_a_pipe_is_empty_large_and_does_not_wait(pipes: Pipes) -> None:
     pipes.give_back(pipe)
 
 
-def test_where_it_cannot_grow_it_is_as_the_kernel_makes_it(
-    pipes: Pipes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipe_that_cannot_grow_has_the_default_size(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(fcntl, "fcntl", refuse)
         pipe = take(pipes)
@@ -62,7 +60,7 @@ def test_where_it_cannot_grow_it_is_as_the_kernel_makes_it(
     pipes.give_back(pipe)
 
 
-def test_an_empty_pipe_is_used_again(pipes: Pipes) -> None:
+def test_empty_pipe_is_used_again(pipes: Pipes) -> None:
     pipe = take(pipes)
     pipes.give_back(pipe)
     assert take(pipes) is pipe
@@ -70,9 +68,9 @@ def test_an_empty_pipe_is_used_again(pipes: Pipes) -> None:
     pipes.discard(pipe)
 
 
-def test_a_pipe_that_holds_bytes_is_never_used_again(pipes: Pipes) -> None:
+def test_pipe_that_holds_bytes_is_not_used_again(pipes: Pipes) -> None:
     pipe = take(pipes)
-    pipe.holds = os.write(pipe.write, b"somebody's mail")
+    pipe.holds = os.write(pipe.write, b"unread bytes")
     pipes.give_back(pipe)
     assert not is_open(pipe)
     other = take(pipes)
@@ -82,15 +80,15 @@ def test_a_pipe_that_holds_bytes_is_never_used_again(pipes: Pipes) -> None:
     pipes.discard(other)
 
 
-def test_only_a_few_are_kept(pipes: Pipes) -> None:
-    taken = [take(pipes) for _ in range(PIPES_KEPT + 3)]
+def test_number_of_kept_pipes_is_limited(pipes: Pipes) -> None:
+    taken = [take(pipes) for _ in range(MAX_KEPT + 3)]
     for pipe in taken:
         pipes.give_back(pipe)
-    assert sum(map(is_open, taken)) == PIPES_KEPT
+    assert sum(map(is_open, taken)) == MAX_KEPT
 
 
-def test_there_are_never_more_than_the_limit(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIPES_AT_MOST", 2)
+def test_number_of_pipes_is_limited(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIPES", 2)
     first, second = take(pipes), take(pipes)
     assert pipes.take() is None
     pipes.discard(first)
@@ -100,17 +98,15 @@ def test_there_are_never_more_than_the_limit(pipes: Pipes, monkeypatch: pytest.M
     pipes.discard(third)
 
 
-def test_without_descriptors_there_is_none_and_nothing_is_counted(
-    pipes: Pipes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PIPES_AT_MOST", 1)
+def test_take_returns_none_without_descriptors(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIPES", 1)
     with monkeypatch.context() as patched:
         patched.setattr(os, "pipe2", refuse)
         assert pipes.take() is None
     pipes.discard(take(pipes))
 
 
-def test_closing_lets_go_of_the_stock() -> None:
+def test_close_closes_kept_pipes() -> None:
     pipes = Pipes()
     kept, used = take(pipes), take(pipes)
     pipes.give_back(kept)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POP3 command lines."""
+"""The parser of POP3 command lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, parse
+from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, parse_line
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ from mailproxy.protocols.pop3.commands import PASS_LINE, USER_LINE, Command, par
         (b"PASS    ", Command(b"PASS", ())),
     ],
 )
-def test_a_command(line: bytes, command: Command) -> None:
-    assert parse(line) == command
+def test_parse_command(line: bytes, command: Command) -> None:
+    assert parse_line(line) == command
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_a_command(line: bytes, command: Command) -> None:
         (b"GET / HTTP/1.0", ProtocolErrorKind.FOREIGN_PROTOCOL),
     ],
 )
-def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
-    assert parse(line) is kind
+def test_syntax_error_has_kind(line: bytes, kind: ProtocolErrorKind) -> None:
+    assert parse_line(line) is kind
 
 
 WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
 
 
 @given(st.sampled_from([b"APOP", b"QUIT", b"CAPA", b"AUTH", b"NOOP", b"STLS"]), st.lists(WORDS, max_size=3))
-def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
-    assert parse(b" ".join([word, *arguments])) == Command(word, tuple(arguments))
+def test_formatted_command_round_trips(word: bytes, arguments: list[bytes]) -> None:
+    assert parse_line(b" ".join([word, *arguments])) == Command(word, tuple(arguments))
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None
         (b"USER \0", None),
     ],
 )
-def test_user_and_pass_at_a_glance(line: bytes, argument: bytes | None) -> None:
+def test_user_and_pass_patterns_match(line: bytes, argument: bytes | None) -> None:
     for_pass = line.replace(b"USER", b"PASS").replace(b"user", b"pass").replace(b"UsEr", b"PaSs")
     for found in (USER_LINE.fullmatch(line), PASS_LINE.fullmatch(for_pass)):
         assert (found and found[1]) == argument
 
 
 @given(st.text("UuSsEeRrPpAa \0\rx", max_size=10).map(str.encode))
-def test_a_glance_reads_what_parse_reads(text: bytes) -> None:
+def test_pattern_agrees_with_parser(text: bytes) -> None:
     for pattern, word in ((USER_LINE, b"USER"), (PASS_LINE, b"PASS")):
         for line in (text, word + text, word + b" " + text):
             found = pattern.fullmatch(line)
-            command = parse(line)
+            command = parse_line(line)
             is_usual = (
                 isinstance(command, Command)
                 and command.word == word

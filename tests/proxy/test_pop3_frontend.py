@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with POP3 clients: its states, shown shortly.  The wording is in the transcripts."""
+"""The POP3 server side before login: its states.  The texts of replies are in the transcripts."""
 
 from __future__ import annotations
 
 from binascii import b2a_base64
+from functools import partial
 
 import pytest
 
@@ -16,8 +17,8 @@ from mailproxy.enums import (
     ProtocolViolation,
 )
 from mailproxy.protocols.pop3 import replies
-from mailproxy.protocols.pop3.frontend import Pop3FrontendFactory
-from mailproxy.protocols.sansio import Authorize
+from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
+from mailproxy.protocols.sansio import Authenticate
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -42,34 +43,34 @@ def b64encode(data: bytes) -> bytes:
     return b2a_base64(data, newline=False)
 
 
-def talk(*answers: object, tls: bool = False, **directives: object) -> Driven:
-    frontend = Pop3FrontendFactory(configs.server(Protocol.POP3, **directives))
+def play(*answers: object, tls: bool = False, **directives: object) -> Driven:
+    config = Pop3FrontendConfig(configs.server(Protocol.POP3, **directives))
     client = Client("192.0.2.1", tls=TlsInfo("TLSv1.3", "c") if tls else None)
-    return drive(frontend.converse(client), *answers)
+    return drive(Pop3Frontend(config, client).run(), *answers)
 
 
-def said(driven: Driven) -> list[bytes]:
-    """The replies without the greeting."""
-    return driven.said.split(b"\r\n")[1:-1]
+def replies_in(driven: Driven) -> list[bytes]:
+    """The replies after the greeting."""
+    return driven.sent.split(b"\r\n")[1:-1]
 
 
-def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
-    driven = talk(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
+def test_login_result_has_credentials_and_pipelined_bytes() -> None:
+    driven = play(b"USER alice\r\nPASS secret\r\nSTAT\r\nLI", GRANTED)
     assert driven.result == UpstreamLogin(GRANTED, Method.PASSWORD, b"STAT\r\nLI")
     (_, asked) = driven.asked
-    assert isinstance(asked, Authorize)
+    assert isinstance(asked, Authenticate)
     assert asked.request.credentials == Credentials(Method.PASSWORD, b"alice", Secret(b"secret"))
 
 
-def test_a_command_has_512_bytes() -> None:
-    assert limits(talk()) == [512]
+def test_command_limit_is_512_bytes() -> None:
+    assert limits(play()) == [512]
 
 
-def test_a_command_has_the_bytes_of_the_directive() -> None:
-    assert limits(talk(pop3_client_buffer=128)) == [128]
+def test_command_limit_is_client_buffer_directive() -> None:
+    assert limits(play(pop3_client_buffer=128)) == [128]
 
 
-def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
+def test_long_password_logs_in_with_every_method() -> None:
     password = b"p" * 90
     plain = b64encode(b"\0alice@mail.example.com\0" + password)
     for lines in (
@@ -77,22 +78,22 @@ def test_a_password_of_ninety_characters_logs_in_every_way() -> None:
         b"AUTH PLAIN " + plain + b"\r\n",
         b"AUTH PLAIN\r\n" + plain + b"\r\n",
     ):
-        driven = talk(*lines.splitlines(keepends=True), GRANTED)
+        driven = play(*lines.splitlines(keepends=True), GRANTED)
         assert driven.result == UpstreamLogin(GRANTED, driven.result.method)
 
 
-def test_a_line_of_a_sasl_exchange_may_be_longer_than_a_command() -> None:
+def test_sasl_response_may_be_longer_than_command_limit() -> None:
     password = b"p" * 2000
     plain = b64encode(b"\0alice\0" + password)
-    driven = talk(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
-    asked = [action for action in driven.asked if isinstance(action, Authorize)]
+    driven = play(b"AUTH PLAIN\r\n", plain + b"\r\n", DENIED, None, b"NOOP\r\n", b"NOOP" + b" " * 600)
+    asked = [effect for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [one.request.credentials.password for one in asked] == [Secret(password)]
-    assert said(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
+    assert replies_in(driven)[-2:] == [b"+OK", b"-ERR invalid command"]
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)  # commands have their own limit again
 
 
-def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
-    driven = talk(b"AUTH PLAIN\r\n", b"A" * 4096)
+def test_sasl_response_above_its_limit_ends_session() -> None:
+    driven = play(b"AUTH PLAIN\r\n", b"A" * 4096)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
 
 
@@ -100,21 +101,21 @@ def test_a_line_of_a_sasl_exchange_has_a_limit_too() -> None:
     ("line", "tls", "starttls", "reply"),
     [
         (b"CAPA\n", False, StartTls.DISABLED, replies.capabilities),
-        (b"CAPA\n", False, StartTls.ENABLED, replies.capabilities_with_stls),
-        (b"CAPA\n", False, StartTls.ONLY, replies.capabilities_before_tls),
+        (b"CAPA\n", False, StartTls.ENABLED, partial(replies.capabilities, starttls=StartTls.ENABLED)),
+        (b"CAPA\n", False, StartTls.ONLY, partial(replies.capabilities, starttls=StartTls.ONLY)),
         (b"CAPA\n", True, StartTls.ONLY, replies.capabilities),
         (b"AUTH\n", True, StartTls.ONLY, replies.mechanisms),
     ],
 )
-def test_lists_depend_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
+def test_capa_reply_depends_on_tls(line: bytes, tls: bool, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.POP3, starttls=starttls)
-    assert talk(line, tls=tls, starttls=starttls).said == replies.GREETING + reply(server)
+    assert play(line, tls=tls, starttls=starttls).sent == replies.GREETING + reply(server)
 
 
 @pytest.mark.parametrize("method", [AuthMethod.APOP, AuthMethod.CRAM_MD5])
-def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod) -> None:
-    assert talk(CHALLENGE, pop3_auth=frozenset({method})).said == replies.greeting(CHALLENGE)
+def test_greeting_has_challenge_if_a_method_needs_it(method: AuthMethod) -> None:
+    assert play(CHALLENGE, pop3_auth=frozenset({method})).sent == replies.greeting(CHALLENGE)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +128,16 @@ def test_the_greeting_has_a_challenge_where_one_may_be_needed(method: AuthMethod
         (b"PASS", ProtocolErrorKind.BAD_ARGUMENTS),
     ],
 )
-def test_after_user_an_error_starts_over(line: bytes, erred: ProtocolErrorKind) -> None:
-    driven = talk(b"USER alice\n" + line + b"\nPASS secret\n")
-    assert said(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
+def test_error_after_user_resets_user_name(line: bytes, erred: ProtocolErrorKind) -> None:
+    driven = play(b"USER alice\n" + line + b"\nPASS secret\n")
+    assert replies_in(driven) == [b"+OK", b"-ERR invalid command", b"-ERR invalid command"]
     assert driven.notes == [ProtocolViolation(erred), ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)]
 
 
-def test_after_user_capa_and_noop_change_nothing() -> None:
-    driven = talk(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
+def test_capa_and_noop_after_user_keep_user_name() -> None:
+    driven = play(b"USER alice\nCAPA\nNOOP\nPASS secret\n", GRANTED, starttls=StartTls.ENABLED)
     assert driven.finished
-    assert b"STLS" not in driven.said
+    assert b"STLS" not in driven.sent
 
 
 @pytest.mark.parametrize(
@@ -157,9 +158,9 @@ def test_after_user_capa_and_noop_change_nothing() -> None:
         (b"AUTH NTLM", [ProtocolViolation(ProtocolErrorKind.BAD_ARGUMENTS)]),
     ],
 )
-def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[object]) -> None:
-    driven = talk(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
-    assert said(driven) == [b"-ERR invalid command", b"+OK"]
+def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, notes: list[object]) -> None:
+    driven = play(CHALLENGE, line + b"\nNOOP\n", pop3_auth=APOP, max_errors=1)
+    assert replies_in(driven) == [b"-ERR invalid command", b"+OK"]
     assert driven.notes == notes
 
 
@@ -167,36 +168,36 @@ def test_wrong_use_is_answered_and_does_not_count(line: bytes, notes: list[objec
     ("line", "method"),
     [(b"USER a", Method.PASSWORD), (b"APOP a b", Method.APOP), (b"AUTH LOGIN", Method.LOGIN)],
 )
-def test_before_tls_there_may_be_no_login(line: bytes, method: Method) -> None:
-    driven = talk(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
-    assert said(driven) == [b"-ERR invalid command"] * 2
+def test_starttls_only_refuses_login_without_tls(line: bytes, method: Method) -> None:
+    driven = play(CHALLENGE, line + b"\nAUTH\n", pop3_auth=APOP, starttls=StartTls.ONLY)
+    assert replies_in(driven) == [b"-ERR invalid command"] * 2
     assert driven.notes[0] == LoginRefused(method, LoginResult.TLS_REQUIRED)
 
 
-def test_apop_answers_the_greetings_challenge() -> None:
-    driven = talk(
+def test_apop_responds_to_challenge_of_greeting() -> None:
+    driven = play(
         CHALLENGE, b"APOP alice digest\n", DENIED, None, b"APOP alice digest\n", GRANTED, pop3_auth=APOP
     )
     assert driven.result == UpstreamLogin(GRANTED, Method.APOP)
-    requests = [action.request for action in driven.asked if isinstance(action, Authorize)]
+    requests = [effect.request for effect in driven.asked if isinstance(effect, Authenticate)]
     assert [request.attempt for request in requests] == [1, 2]
-    assert all(request.credentials.salt == CHALLENGE for request in requests)
+    assert all(request.credentials.challenge == CHALLENGE for request in requests)
 
 
-def test_apop_that_is_not_enabled_is_refused() -> None:
-    assert talk(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
+def test_apop_is_refused_if_not_configured() -> None:
+    assert play(b"APOP alice digest\n").notes == [LoginRefused(Method.APOP, LoginResult.METHOD_DISABLED)]
 
 
-def test_after_a_denial_user_must_come_again() -> None:
-    driven = talk(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
-    assert said(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
+def test_denied_login_resets_user_name() -> None:
+    driven = play(b"USER alice\nPASS x\nPASS y\nQUIT\n", DENIED, None)
+    assert replies_in(driven) == [b"+OK", b"-ERR no", b"-ERR invalid command", b"+OK"]
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
 def test_stls_starts_tls() -> None:
-    driven = talk(b"STLS\n", TlsInfo("TLSv1.3", "c"), b"QUIT\n", starttls=StartTls.ENABLED)
-    assert said(driven) == [b"+OK", b"+OK"]
+    driven = play(b"STLS\n", TlsInfo("TLSv1.3", "c"), b"QUIT\n", starttls=StartTls.ENABLED)
+    assert replies_in(driven) == [b"+OK", b"+OK"]
 
 
-def test_a_sasl_login_is_a_login() -> None:
-    assert talk(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")
+def test_sasl_login_is_sent_to_authentication_service() -> None:
+    assert play(b"AUTH PLAIN AHUAcA\nrest", GRANTED).result == UpstreamLogin(GRANTED, Method.PLAIN, b"rest")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in at a POP3 server."""
+"""The login at POP3 upstreams."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def log_in(
     return drive(upstream.log_in(CLIENT, UpstreamLogin(grant, Method.APOP)), *replies)
 
 
-def test_a_login() -> None:
+def test_upstream_login_sends_user_and_pass() -> None:
     driven = log_in(b"+OK hello\r\n", b"+OK\n", b"+OK yes\r\nand more")
-    assert driven.said == b"USER u\r\nPASS p\r\n"
+    assert driven.sent == b"USER u\r\nPASS p\r\n"
     assert driven.result == UpstreamLoginResult(b"+OK yes\r\nand more")
 
 
-def test_the_proxy_header_goes_first() -> None:
+def test_proxy_header_is_sent_first() -> None:
     driven = log_in(proxy_protocol=SendProxyProtocol.V1)
-    assert driven.said == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 110\r\n"
+    assert driven.sent == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 110\r\n"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_proxy_header_goes_first() -> None:
         ((b"+OK\n", b"+OK\n", b"-ERR a\r\n-ERR b\r\nx"), UpstreamStage.LOGIN, None, b"-ERR a\r\n-ERR b\r\n"),
     ],
 )
-def test_a_refusal(
+def test_refused_login_raises_upstream_refused(
     replies: tuple[bytes, ...], stage: UpstreamStage, kind: ProtocolErrorKind | None, reply: bytes
 ) -> None:
     with pytest.raises(UpstreamRefused) as caught:
@@ -56,14 +56,14 @@ def test_a_refusal(
 @pytest.mark.parametrize(
     ("user", "password"), [(b"u", None), (b"u", b"a\nb"), (b"u\r", b"p"), (b"\0", b"p"), (b"u", b"\0")]
 )
-def test_credentials_that_cannot_be_said_are_not_said(user: bytes, password: bytes | None) -> None:
+def test_unsafe_credentials_are_not_sent(user: bytes, password: bytes | None) -> None:
     with pytest.raises(UpstreamError) as caught:
         log_in(b"+OK\r\n", user=user, password=password)
     assert caught.value.stage is UpstreamStage.LOGIN
     assert not isinstance(caught.value, UpstreamRefused)
 
 
-def test_a_reply_is_bounded() -> None:
+def test_reply_above_proxy_buffer_is_an_error() -> None:
     with pytest.raises(UpstreamError) as caught:
         log_in(b"+OK " + 12 * b"x", proxy_buffer=16)
     assert caught.value.kind is ProtocolErrorKind.REPLY_TOO_LONG

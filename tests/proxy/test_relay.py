@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay: every byte, both ways, whatever the sizes, and a defined end."""
+"""The relay: every byte in both directions, whatever the sizes, and its end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import AuthHttp, ListenConfig, Protocol, Seconds, ServerConfig
+from support.checked_world import relayed
 from support.configs import server
-from support.siege import relayed
-from support.world import GRANT, Peer, World, answer, run, world
+from support.world import GRANT, Peer, World, http_response, run, world
 
-GRANTED = answer(GRANT)
+GRANTED = http_response(GRANT)
 
 
 def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
@@ -28,11 +28,11 @@ def impatient(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
 
 
 @pytest.mark.parametrize("size", [1, 16 * 1024 - 1, 16 * 1024, 16 * 1024 + 1, 300_000, 20_000_000])
-def test_every_byte_arrives_in_both_directions_at_once(size: int) -> None:
+def test_relay_copies_every_byte_in_both_directions(size: int) -> None:
     data = random.Random(size).randbytes(size)
 
     async def send(peer: Peer) -> None:
-        await peer.say(data)
+        await peer.send(data)
 
     async def receive(peer: Peer) -> bytes:
         return hashlib.sha256(await peer.data(size)).digest()
@@ -55,8 +55,8 @@ def test_every_byte_arrives_in_both_directions_at_once(size: int) -> None:
 
 
 def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
-    """Leave every socket on the way so much room and no more: left alone, kernels take tens of megabytes."""
-    (relay,) = w.app._engine.live
+    """Limit the socket buffers on the way; by default kernels buffer tens of megabytes."""
+    (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
     ends = [relay.client.sock, relay.upstream.sock]
     for sock in (*ends, *(peer.writer.get_extra_info("socket") for peer in (client, upstream))):
@@ -64,7 +64,7 @@ def bound_the_kernel(w: World, client: Peer, upstream: Peer) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
 
 
-def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
+def test_relay_stops_reading_while_the_other_side_does_not_read() -> None:
     data = random.Random(7).randbytes(10_000_000)
 
     async def play() -> None:
@@ -72,7 +72,7 @@ def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
             client, upstream = await relayed(w)
             bound_the_kernel(w, client, upstream)
             async with asyncio.TaskGroup() as group:
-                sending = group.create_task(upstream.say(data))
+                sending = group.create_task(upstream.send(data))
                 await asyncio.sleep(0.3)
                 assert not sending.done()
                 assert await client.data(len(data)) == data
@@ -82,7 +82,7 @@ def test_who_does_not_read_stops_who_writes_and_loses_nothing() -> None:
     run(play)
 
 
-def test_the_upstreams_last_bytes_arrive_before_the_end() -> None:
+def test_last_bytes_of_upstream_arrive_before_close() -> None:
     data = random.Random(9).randbytes(5_000_000)
 
     async def play() -> None:
@@ -100,14 +100,14 @@ def test_the_upstreams_last_bytes_arrive_before_the_end() -> None:
     run(play)
 
 
-def test_a_client_that_shuts_its_side_still_gets_the_answer() -> None:
+def test_half_closed_client_gets_the_response() -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
             client.writer.write(b"QUIT\r\n")
             client.writer.write_eof()
             assert await upstream.rest() == b"QUIT\r\n"
-            await upstream.say(b"+OK bye\r\n")
+            await upstream.send(b"+OK bye\r\n")
             upstream.close()
             assert await client.rest() == b"+OK bye\r\n"
             client.close()
@@ -118,12 +118,12 @@ def test_a_client_that_shuts_its_side_still_gets_the_answer() -> None:
 
 
 @pytest.mark.parametrize("who", ["client", "upstream"])
-def test_a_reset_ends_both_sides(who: str) -> None:
+def test_reset_closes_both_sides(who: str) -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client, upstream = await relayed(w)
-            breaking, other = (client, upstream) if who == "client" else (upstream, client)
-            breaking.reset()
+            inject_fault, other = (client, upstream) if who == "client" else (upstream, client)
+            inject_fault.reset()
             assert await other.rest() == b""
             await w.settled()
             other.close()
@@ -131,7 +131,7 @@ def test_a_reset_ends_both_sides(who: str) -> None:
     run(play)
 
 
-def test_silence_on_both_sides_ends_the_relay() -> None:
+def test_idle_relay_is_closed_after_proxy_timeout() -> None:
     async def play() -> None:
         async with world(impatient, GRANTED) as w:
             client, upstream = await relayed(w)
@@ -144,12 +144,12 @@ def test_silence_on_both_sides_ends_the_relay() -> None:
     run(play)
 
 
-def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
+def test_bytes_of_one_side_keep_the_relay_open() -> None:
     async def play() -> None:
         async with world(impatient, GRANTED) as w:
             client, upstream = await relayed(w)
             for _ in range(20):
-                await upstream.say(b".")
+                await upstream.send(b".")
                 assert await client.data(1) == b"."
                 await asyncio.sleep(0.05)
             client.close()
@@ -158,7 +158,7 @@ def test_one_side_that_speaks_keeps_the_relay_alive() -> None:
     run(play)
 
 
-def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> None:
+def test_slow_client_and_closed_upstream_do_not_busy_loop() -> None:
     data = bytes(8_000_000)
 
     async def play() -> None:
@@ -169,9 +169,9 @@ def test_a_slow_client_and_an_upstream_that_hangs_up_do_not_make_us_spin() -> No
             client.writer.write_eof()
             upstream.writer.write_eof()
             await asyncio.sleep(0.1)
-            before = w.app._engine.reactor.polls
+            before = w.app.context.epoll.iterations
             await asyncio.sleep(0.3)
-            assert w.app._engine.reactor.polls - before < 60
+            assert w.app.context.epoll.iterations - before < 60
             assert await client.rest() == data
             client.close()
             upstream.close()

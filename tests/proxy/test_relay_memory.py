@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a relay holds in memory while one of its sides does not read."""
+"""The memory that a relay holds while one of its sides does not read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 from mailproxy.net.pipes import Pipes
 from mailproxy.session import relay_end
 from mailproxy.session.relay import Relay
-from mailproxy.session.relay_socket import HELD
+from mailproxy.session.relay_end import MAX_PENDING
 from mailproxy.tls.connection import PIECE
 from mailproxy_config.model import ByteCount, Protocol, StartTls
-from support.siege import relayed, serving, siege
+from support.checked_world import checked_world, relayed, serving
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer, run
+from support.world import GRANT, Peer, World, http_response, run
 
 PROXY = str(Path(relay_end.__file__).parents[1])
 OBJECTS = 8 * 1024
-"""What the traced code allocates besides: objects, not bytes on their way."""
+"""Bytes that the traced code allocates for other objects."""
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,17 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 
 async def fill(w: World, *peers: Peer) -> None:
-    """Let everybody send without reading until nothing goes any more."""
+    """Let peers send without reading until nothing is copied any more."""
     for peer in peers:
         transport = peer.writer.transport
         assert isinstance(transport, asyncio.Transport)
         transport.pause_reading()
         peer.writer.write(b"x" * 20_000_000)
-    (relay,) = w.app._engine.live
+    (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
-    moved = -1
-    while moved != relay.client.moved + relay.upstream.moved:
-        moved = relay.client.moved + relay.upstream.moved
+    copied = -1
+    while copied != relay.client.bytes_read + relay.upstream.bytes_read:
+        copied = relay.client.bytes_read + relay.upstream.bytes_read
         await asyncio.sleep(0.2)
 
 
@@ -52,7 +52,7 @@ def traced() -> int:
 
 @pytest.mark.parametrize("senders", ["client", "upstream", "both"])
 @pytest.mark.parametrize("is_tls", [True, False], ids=["TLS", "plain"])
-def test_a_stalled_direction_holds_no_more_than_its_limit(
+def test_stalled_direction_holds_no_more_than_max_pending(
     is_tls: bool, senders: str, identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pipes, "take", lambda _: None)  # plain: as if all pipes were in use
@@ -60,9 +60,9 @@ def test_a_stalled_direction_holds_no_more_than_its_limit(
     async def play() -> None:
         tls = {"starttls": StartTls.ENABLED} if is_tls else {}
         build = serving(Protocol.POP3, identities, proxy_buffer=ByteCount(4096), **tls)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             client, upstream = await relayed(w, identities if is_tls else None)
-            (relay,) = w.app._engine.live
+            (relay,) = w.app.context.live
             assert isinstance(relay, Relay)
             tracemalloc.start()
             try:
@@ -73,15 +73,15 @@ def test_a_stalled_direction_holds_no_more_than_its_limit(
             finally:
                 tracemalloc.stop()
             assert max(held) > 0
-            assert max(held) <= HELD
+            assert max(held) <= MAX_PENDING
             assert allocated <= sum(held) + OBJECTS
 
     run(play)
 
 
-def test_the_limit_is_what_the_pages_say() -> None:
+def test_limit_is_the_one_of_the_documentation() -> None:
     docs = Path(__file__).parents[2] / "docs"
-    assert HELD == 64 * 1024
-    assert HELD >= PIECE  # what OpenSSL must be given again
+    assert MAX_PENDING == 64 * 1024
+    assert MAX_PENDING >= PIECE  # what OpenSSL must be given again
     for page in ("limits.md", "reference/directives.md", "quirks.md"):
         assert "64 KiB" in (docs / page).read_text(), page

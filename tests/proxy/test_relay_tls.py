@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay where a side is under TLS: what lies above the socket keeps its place in the order."""
+"""The relay with TLS: bytes that OpenSSL has read already keep their order."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 
 from mailproxy.session.relay import Relay
 from mailproxy_config.model import Protocol, StartTls
-from support.siege import relayed, serving, siege
+from support.checked_world import checked_world, relayed, serving
 from support.tls_identities import Identities
-from support.world import GRANT, Peer, World, answer, run
+from support.world import GRANT, Peer, World, http_response, run
 
 NO_RECORD: Final = b"\x17\x03\x03\x00\x20" + bytes(32)
-"""Looks like bytes under TLS, and is not what anybody has sealed."""
+"""A TLS record that is not encrypted with the session's keys."""
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
 
 
 def cramp(w: World) -> None:
-    """Leave the relay's sockets so little room that no record of TLS is taken in one go."""
-    (relay,) = w.app._engine.live
+    """Make the relay's socket buffers too small for a whole TLS record."""
+    (relay,) = w.app.context.live
     assert isinstance(relay, Relay)
     for end in (relay.client, relay.upstream):
         end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
@@ -39,7 +39,7 @@ def cramp(w: World) -> None:
 @pytest.mark.parametrize("size", [16 * 1024, 16 * 1024 + 1, 300_000, 2_000_000])
 @pytest.mark.parametrize("sender", ["client", "upstream"])
 @pytest.mark.parametrize("is_cramped", [False, True], ids=["roomy", "cramped"])
-def test_who_reads_slowly_gets_every_byte_in_its_order(
+def test_slow_reader_gets_every_byte_in_order(
     is_cramped: bool, sender: str, size: int, identities: Identities
 ) -> None:
     data = random.Random(size).randbytes(size)
@@ -56,14 +56,14 @@ def test_who_reads_slowly_gets_every_byte_in_its_order(
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             client, upstream = await relayed(w, identities)
             if is_cramped:
                 cramp(w)
             source, sink = (client, upstream) if sender == "client" else (upstream, client)
             async with asyncio.TaskGroup() as group:
-                group.create_task(source.say(data))
-                await asyncio.sleep(0.2)  # until nothing goes any more
+                group.create_task(source.send(data))
+                await asyncio.sleep(0.2)  # until nothing is copied any more
                 arrived = group.create_task(slowly(sink))
             assert arrived.result() == hashlib.sha256(data).digest()
             client.close()
@@ -72,15 +72,15 @@ def test_who_reads_slowly_gets_every_byte_in_its_order(
     run(play)
 
 
-def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: Identities) -> None:
+def test_bytes_in_the_tls_buffer_are_copied_in_the_next_iteration(identities: Identities) -> None:
     data = random.Random(1).randbytes(16 * 1024 + 9_000)
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             client, upstream = await relayed(w, identities)
-            w.app._engine.buffer = bytearray(1_000)  # a turn carries four of these at most
-            await client.say(data)
+            w.app.context.buffer = bytearray(1_000)  # one event copies four of these at most
+            await client.send(data)
             assert await upstream.data(len(data)) == data
             client.close()
             upstream.close()
@@ -89,7 +89,7 @@ def test_what_a_turn_leaves_above_the_socket_is_carried_in_the_next(identities: 
 
 
 class Sipping:
-    """A socket that takes one byte of the first it is to send."""
+    """A socket that accepts one byte at the first call of ``send``."""
 
     def __init__(self, sock: socket.SocketType) -> None:
         self._sock = sock
@@ -106,25 +106,25 @@ class Sipping:
 @pytest.mark.parametrize(
     ("size", "is_slow"),
     [
-        (8 * 1024, True),  # found when the upstream has room again
-        (3 * 16 * 1024, False),  # found in the same go as whole records
+        (8 * 1024, True),  # found when the upstream reads again
+        (3 * 16 * 1024, False),  # found together with whole records
     ],
 )
-def test_a_broken_record_is_the_clients_and_what_came_before_it_is_delivered(
+def test_broken_tls_record_closes_and_earlier_bytes_are_delivered(
     size: int, is_slow: bool, identities: Identities
 ) -> None:
     data = random.Random(size).randbytes(size)
 
     async def play() -> None:
         build = serving(Protocol.POP3, identities, starttls=StartTls.ENABLED)
-        async with siege(build, answer(GRANT)) as w:
+        async with checked_world(build, http_response(GRANT)) as w:
             client, upstream = await relayed(w, identities)
-            (relay,) = w.app._engine.live
+            (relay,) = w.app.context.live
             assert isinstance(relay, Relay)
             if is_slow:
                 relay.upstream.sock = cast("socket.socket", Sipping(relay.upstream.sock))
             client.writer.write(data)
-            os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same breath
+            os.write(client.writer.get_extra_info("socket").fileno(), NO_RECORD)  # in the same iteration
             assert await upstream.rest() == data
             await w.settled()
             assert w.value("mailproxy_connections_closed_total", "pop3", "pop3", "client_reset") == 1

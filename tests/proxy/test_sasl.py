@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four mechanisms, apart from any protocol."""
+"""SASL exchanges, independent of a protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 
 from mailproxy.enums import LoginResult, Method, ProtocolErrorKind
 from mailproxy.errors import LineTooLong
-from mailproxy.protocols.line_buffer import LineReader
-from mailproxy.protocols.sansio import ProtocolGenerator
-from mailproxy.protocols.sasl import Framing, Refusal, authenticate, decoded, is_unsafe, mechanism
+from mailproxy.protocols.sansio import LineReader, ProtocolGenerator
+from mailproxy.protocols.sasl import (
+    Framing,
+    SaslFailure,
+    authenticate,
+    decode_base64,
+    find_mechanism,
+    is_unsafe,
+)
 from mailproxy.protocols.types import Credentials, Secret
 from mailproxy_config.model import AuthMethod
 from support.driving import Driven, drive
@@ -34,7 +40,7 @@ def challenge() -> ProtocolGenerator[bytes]:
 def exchange(*words: bytes, said: tuple[bytes, ...] = (), enabled: frozenset[AuthMethod] = EVERY) -> Driven:
     reader = LineReader(256)
     return drive(
-        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, challenge=challenge), *said
+        authenticate(words, framing=FRAMING, reader=reader, enabled=enabled, get_challenge=challenge), *said
     )
 
 
@@ -43,7 +49,7 @@ def b64(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes"),
+    ("text", "data"),
     [
         (b"", b""),
         (b"=", b""),
@@ -66,21 +72,21 @@ def b64(data: bytes) -> bytes:
         (b"\xff\xff\xff\xff", None),
     ],
 )
-def test_base64_is_read_as_nginx_reads_it(text: bytes, data: bytes | None) -> None:
-    assert decoded(text) == data
+def test_base64_is_decoded_like_nginx(text: bytes, data: bytes | None) -> None:
+    assert decode_base64(text) == data
 
 
 @given(st.binary(max_size=200))
 def test_base64_round_trips_with_and_without_padding(data: bytes) -> None:
-    assert decoded(b64(data)) == data
-    assert decoded(b64(data).rstrip(b"=")) == data
+    assert decode_base64(b64(data)) == data
+    assert decode_base64(b64(data).rstrip(b"=")) == data
 
 
 @given(st.text("AQgw+/=b*-", max_size=9).map(str.encode))
-def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
+def test_base64_ignores_everything_from_first_padding(text: bytes) -> None:
     digits, _, _ = text.partition(b"=")
     is_base64 = not digits.strip(b"AQgw+/b") and len(digits) % 4 != 1
-    assert decoded(text) == (b64decode(digits + b"==") if is_base64 else None)
+    assert decode_base64(text) == (b64decode(digits + b"==") if is_base64 else None)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +101,15 @@ def test_base64_is_the_digits_before_the_first_padding(text: bytes) -> None:
         ((), None),
     ],
 )
-def test_mechanisms_are_known_by_their_names(words: tuple[bytes, ...], method: Method | None) -> None:
-    assert mechanism(words) is method
+def test_mechanism_is_found_by_name(words: tuple[bytes, ...], method: Method | None) -> None:
+    assert find_mechanism(words) is method
 
 
 @pytest.mark.parametrize(
-    ("bytes", "unsafe"),
+    ("data", "unsafe"),
     [(b"", False), (b"a\tb \xff\x7f", False), (b"\r", True), (b"a\n", True), (b"\0a", True)],
 )
-def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> None:
+def test_cr_lf_and_nul_are_unsafe(data: bytes, unsafe: bool) -> None:
     assert is_unsafe(data) is unsafe
 
 
@@ -140,61 +146,61 @@ def test_what_ends_a_line_or_a_field_is_unsafe(data: bytes, unsafe: bool) -> Non
         ((b"EXTERNAL",), (b" x\r\n",), b"334 VXNlcm5hbWU6\r\n", Credentials(Method.EXTERNAL)),
     ],
 )
-def test_an_exchange_gives_credentials(
+def test_sasl_exchange_returns_credentials(
     words: tuple[bytes, ...], said: tuple[bytes, ...], prompts: bytes, credentials: Credentials
 ) -> None:
     driven = exchange(*words, said=said)
     assert driven.result == credentials
-    assert driven.said == prompts
+    assert driven.sent == prompts
 
 
 @pytest.mark.parametrize(
     ("words", "said", "refusal"),
     [
-        ((), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"NTLM",), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b"a", b"b"), (), Refusal(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b"!"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"PLAIN", b64(b"u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b64(b"\0u")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
-        ((b"PLAIN", b64(b"\0u\0p\0")), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
-        ((b"PLAIN",), (b"*\r\n",), Refusal(Method.PLAIN, LoginResult.ABORTED)),
-        ((b"PLAIN", b"*"), (), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"PLAIN",), (b"* x\r\n",), Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"NTLM",), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"a", b"b"), (), SaslFailure(None, None, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b"!"), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN", b64(b"u")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"PLAIN", b64(b"\0u\0p\0")), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"PLAIN",), (b"*\r\n",), SaslFailure(Method.PLAIN, LoginResult.ABORTED)),
+        ((b"PLAIN", b"*"), (), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"PLAIN",), (b"* x\r\n",), SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
         (
             (b"PLAIN",),
             (b"AHUAcA 2 3 4\r\n",),
-            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS, counts=True),
+            SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.BAD_ARGUMENTS, counts=True),
         ),
         (
             (b"PLAIN",),
             (b"AHU\rAcA\r\n",),
-            Refusal(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR, counts=True),
+            SaslFailure(Method.PLAIN, BAD, ProtocolErrorKind.CONTROL_CHAR, counts=True),
         ),
-        ((b"LOGIN", b64(b"u\n")), (b"\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
-        ((b"LOGIN",), (b"!\n",), Refusal(Method.LOGIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
-        ((b"LOGIN", b"YQ"), (b"*\n",), Refusal(Method.LOGIN, LoginResult.ABORTED)),
-        ((b"CRAM-MD5", b"YQ"), (), Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
+        ((b"LOGIN", b64(b"u\n")), (b"\n",), SaslFailure(Method.LOGIN, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"LOGIN",), (b"!\n",), SaslFailure(Method.LOGIN, BAD, ProtocolErrorKind.BASE64_INVALID)),
+        ((b"LOGIN", b"YQ"), (b"*\n",), SaslFailure(Method.LOGIN, LoginResult.ABORTED)),
+        ((b"CRAM-MD5", b"YQ"), (), SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS)),
         (
             (b"CRAM-MD5",),
             (b64(DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
         ),
-        ((b"CRAM-MD5",), (b"*\n",), Refusal(Method.CRAM_MD5, LoginResult.ABORTED)),
+        ((b"CRAM-MD5",), (b"*\n",), SaslFailure(Method.CRAM_MD5, LoginResult.ABORTED)),
         (
             (b"CRAM-MD5",),
             (b64(b"u x" + DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.BAD_ARGUMENTS),
         ),
         (
             (b"CRAM-MD5",),
             (b64(b"u\r " + DIGEST) + b"\n",),
-            Refusal(Method.CRAM_MD5, BAD, ProtocolErrorKind.CONTROL_CHAR),
+            SaslFailure(Method.CRAM_MD5, BAD, ProtocolErrorKind.CONTROL_CHAR),
         ),
-        ((b"EXTERNAL", b64(b"a\0")), (), Refusal(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
+        ((b"EXTERNAL", b64(b"a\0")), (), SaslFailure(Method.EXTERNAL, BAD, ProtocolErrorKind.CONTROL_CHAR)),
     ],
 )
-def test_an_exchange_may_fail(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: Refusal) -> None:
+def test_sasl_exchange_fails(words: tuple[bytes, ...], said: tuple[bytes, ...], refusal: SaslFailure) -> None:
     assert exchange(*words, said=said).result == refusal
 
 
@@ -206,14 +212,14 @@ def test_an_exchange_may_fail(words: tuple[bytes, ...], said: tuple[bytes, ...],
         ((b"EXTERNAL", b"YQ=="), Method.EXTERNAL),
     ],
 )
-def test_two_mechanisms_work_only_where_they_are_enabled(words: tuple[bytes, ...], method: Method) -> None:
+def test_cram_md5_and_external_need_configuration(words: tuple[bytes, ...], method: Method) -> None:
     driven = exchange(*words, enabled=frozenset({AuthMethod.PLAIN}))
-    assert driven.result == Refusal(method, LoginResult.METHOD_DISABLED)
-    assert driven.said == b""
+    assert driven.result == SaslFailure(method, LoginResult.METHOD_DISABLED)
+    assert driven.sent == b""
 
 
 @pytest.mark.parametrize("words", [(b"PLAIN", b"AHUAcA"), (b"LOGIN", b"dQ")])
-def test_two_mechanisms_always_work(words: tuple[bytes, ...]) -> None:
+def test_plain_and_login_always_work(words: tuple[bytes, ...]) -> None:
     assert isinstance(
         exchange(*words, said=(b"cA\n",) * (words[0] == b"LOGIN"), enabled=frozenset()).result, Credentials
     )
@@ -221,20 +227,20 @@ def test_two_mechanisms_always_work(words: tuple[bytes, ...]) -> None:
 
 def with_budget(budget: int, *said: bytes) -> Any:
     reader = LineReader(64)
-    drive(reader.line(), b"before\n")
-    dialogue = authenticate(
-        (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, challenge=challenge, budget=budget
+    drive(reader.read_line(), b"before\n")
+    generator = authenticate(
+        (b"LOGIN",), framing=FRAMING, reader=reader, enabled=EVERY, get_challenge=challenge, budget=budget
     )
-    return drive(dialogue, *said).result
+    return drive(generator, *said).result
 
 
-def test_all_response_lines_may_share_one_budget() -> None:
+def test_response_lines_share_budget() -> None:
     assert isinstance(with_budget(12, b"YQ==\r\n", b"Yg==\r\n"), Credentials)
     with pytest.raises(LineTooLong):
         with_budget(11, b"YQ==\r\n", b"Yg==\r\n")
 
 
-def test_no_secret_shows_in_what_is_printed() -> None:
+def test_credentials_repr_has_no_secret() -> None:
     result = exchange(b"PLAIN", b64(b"\0u\0hunter2")).result
     assert "hunter2" not in repr(result)
     assert "hunter2" not in repr(exchange(b"PLAIN", b64(b"\0u\0hunter2\n")).result)

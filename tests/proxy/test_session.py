@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from mailproxy import closing
+from mailproxy.session import lingering_close
 from mailproxy_config.model import (
     AuthHttp,
     ListenConfig,
@@ -19,10 +19,10 @@ from mailproxy_config.model import (
     ServerConfig,
 )
 from support.configs import server
-from support.world import GRANT, Builder, Peer, World, answer, run, world
+from support.world import GRANT, Builder, Peer, World, http_response, run, world
 
-DENIED = answer("Auth-Status: Invalid login or password\r\n")
-GRANTED = answer(GRANT)
+DENIED = http_response("Auth-Status: Invalid login or password\r\n")
+GRANTED = http_response(GRANT)
 
 
 def imap(**directives: object) -> Builder:
@@ -46,24 +46,24 @@ def _builder(protocol: Protocol, directives: dict[str, object]) -> Builder:
 
 async def log_in_upstream(world: World) -> Peer:
     upstream = await world.upstream.next()
-    await upstream.say(b"* OK upstream ready\r\n")
+    await upstream.send(b"* OK upstream ready\r\n")
     assert await upstream.line() == b"a LOGIN {5}\r\n"
-    assert await upstream.ask(b"+ go on\r\n") == b"alice {6}\r\n"
-    assert await upstream.ask(b"+ go on\r\n") == b"secret\r\n"
-    await upstream.say(b"a OK logged in\r\n")
+    assert await upstream.exchange(b"+ go on\r\n") == b"alice {6}\r\n"
+    assert await upstream.exchange(b"+ go on\r\n") == b"secret\r\n"
+    await upstream.send(b"a OK logged in\r\n")
     return upstream
 
 
-def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
+def test_login_starts_relay_and_pipelined_bytes_arrive_once() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
             assert await client.line() == b"* OK IMAP4 ready\r\n"
-            await client.say(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
+            await client.send(b"a LOGIN alice secret\r\nb SELECT INBOX\r\nc NOOP\r\n")
             upstream = await log_in_upstream(w)
             assert await client.line() == b"a OK logged in\r\n"
             assert await upstream.lines(2) == [b"b SELECT INBOX\r\n", b"c NOOP\r\n"]
-            await upstream.say(b"b OK\r\nc OK\r\n")
+            await upstream.send(b"b OK\r\nc OK\r\n")
             assert await client.lines(2) == [b"b OK\r\n", b"c OK\r\n"]
             client.close()
             assert await upstream.rest() == b""
@@ -79,12 +79,12 @@ def test_a_login_ends_in_a_relay_and_what_was_sent_ahead_arrives_once() -> None:
     run(play)
 
 
-def test_a_denial_without_a_wait_closes() -> None:
+def test_denied_login_without_auth_wait_closes_connection() -> None:
     async def play() -> None:
         async with world(imap(), DENIED) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
+            assert await client.exchange(b"a LOGIN alice wrong\r\n") == b"a NO Invalid login or password\r\n"
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -94,18 +94,18 @@ def test_a_denial_without_a_wait_closes() -> None:
     run(play)
 
 
-def test_a_denial_with_a_wait_keeps_the_connection() -> None:
+def test_denied_login_with_auth_wait_keeps_connection() -> None:
     async def play() -> None:
-        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
         async with world(pop3(), wait, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
+            await client.send(b"USER alice\r\nPASS wrong\r\nUSER alice\r\nPASS secret\r\n")
             assert await client.lines(3) == [b"+OK\r\n", b"-ERR no\r\n", b"+OK\r\n"]
             upstream = await w.upstream.next()
-            assert await upstream.ask(b"+OK\r\n") == b"USER alice\r\n"
-            assert await upstream.ask(b"+OK\r\n") == b"PASS secret\r\n"
-            await upstream.say(b"+OK in\r\n")
+            assert await upstream.exchange(b"+OK\r\n") == b"USER alice\r\n"
+            assert await upstream.exchange(b"+OK\r\n") == b"PASS secret\r\n"
+            await upstream.send(b"+OK in\r\n")
             assert await client.line() == b"+OK in\r\n"
             assert b"Auth-Login-Attempt: 2\r\n" in w.auth.requests[1]
             client.close()
@@ -114,16 +114,16 @@ def test_a_denial_with_a_wait_keeps_the_connection() -> None:
     run(play)
 
 
-def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
+def test_upstream_error_is_passed_on_with_proxy_pass_error_message() -> None:
     async def play() -> None:
         async with world(pop3(proxy_pass_error_message=True), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS secret\r\n")
+            await client.send(b"USER alice\r\nPASS secret\r\n")
             upstream = await w.upstream.next()
-            await upstream.ask(b"+OK\r\n")
-            await upstream.ask(b"+OK\r\n")
-            await upstream.say(b"-ERR [AUTH] mailbox over quota\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.send(b"-ERR [AUTH] mailbox over quota\r\n")
             assert await client.rest() == b"+OK\r\n-ERR [AUTH] mailbox over quota\r\n"
             client.close()
             await w.settled()
@@ -141,12 +141,12 @@ def test_the_upstreams_refusal_is_shown_where_the_directive_says_so() -> None:
         (smtp(), b"AUTH PLAIN AHUAcA==\r\n", b"451 4.3.2 Internal server error\r\n"),
     ],
 )
-def test_each_protocol_apologizes_in_its_own_words(build: Builder, said: bytes, apology: bytes) -> None:
+def test_internal_error_reply_of_each_protocol(build: Builder, said: bytes, apology: bytes) -> None:
     async def play() -> None:
         async with world(build, b"nonsense\x00\r\n\r\n") as w:
             client = await w.client()
             await client.line()
-            await client.say(said)
+            await client.send(said)
             assert await client.rest() == apology
             client.close()
             await w.settled()
@@ -155,13 +155,13 @@ def test_each_protocol_apologizes_in_its_own_words(build: Builder, said: bytes, 
     run(play)
 
 
-def test_an_upstream_that_is_not_there_gets_an_apology() -> None:
+def test_upstream_that_refuses_connections_gets_internal_error_reply() -> None:
     async def play() -> None:
-        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
         async with world(imap(), gone) as w:
             client = await w.client()
             await client.line()
-            assert await client.ask(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
+            assert await client.exchange(b"a LOGIN u p\r\n") == b"* BAD internal server error\r\n"
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -171,12 +171,12 @@ def test_an_upstream_that_is_not_there_gets_an_apology() -> None:
     run(play)
 
 
-def test_an_upstream_that_hangs_is_given_up_within_timeout() -> None:
+def test_upstream_that_hangs_fails_after_timeout() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.2)), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             upstream = await w.upstream.next()
             assert await client.rest() == b"* BAD internal server error\r\n"
             assert await upstream.rest() == b""
@@ -186,7 +186,7 @@ def test_an_upstream_that_hangs_is_given_up_within_timeout() -> None:
     run(play)
 
 
-def test_silence_before_login_is_ended_without_a_word() -> None:
+def test_idle_client_is_closed_without_a_reply_after_timeout() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.1)), GRANTED) as w:
             client = await w.client()
@@ -198,13 +198,13 @@ def test_silence_before_login_is_ended_without_a_word() -> None:
     run(play)
 
 
-def test_commands_do_not_extend_the_time_before_login() -> None:
+def test_timeout_starts_at_greeting() -> None:
     async def play() -> None:
         async with world(imap(timeout=Seconds(0.3)), GRANTED) as w:
             client = await w.client()
             await client.line()
             answered = 0
-            while await client.ask(b"a NOOP\r\n"):
+            while await client.exchange(b"a NOOP\r\n"):
                 answered += 1
                 await asyncio.sleep(0.02)
             assert answered > 1
@@ -213,7 +213,7 @@ def test_commands_do_not_extend_the_time_before_login() -> None:
     run(play)
 
 
-def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
+def test_client_above_worker_connections_gets_busy_reply() -> None:
     async def play() -> None:
         async with world(smtp(), GRANTED, limit=1) as w:
             first = await w.client()
@@ -222,7 +222,7 @@ def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
             assert (await second.rest()).startswith(b"421 ")
             second.close()
             assert w.value("mailproxy_limit_rejections_total", "smtp", "conn_total", "enforce") == 1
-            assert await first.ask(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
+            assert await first.exchange(b"QUIT\r\n") == b"221 2.0.0 Bye\r\n"
             first.close()
             await w.settled()
             third = await w.client()
@@ -232,7 +232,7 @@ def test_above_the_limit_a_client_is_told_so_and_closed() -> None:
     run(play)
 
 
-def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() -> None:
+def test_client_reset_during_auth_request_aborts_the_login() -> None:
     async def play() -> None:
         asked = asyncio.Event()
 
@@ -244,7 +244,7 @@ def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() 
         async with world(imap(), slowly) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             await asked.wait()
             client.reset()
             await w.settled()
@@ -254,20 +254,20 @@ def test_a_client_that_resets_while_the_service_is_asked_gives_up_its_attempt() 
     run(play)
 
 
-def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
+def test_drain_ends_sessions_before_login_and_keeps_relays() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             early, late = await w.client(), await w.client()
             await early.line()
             await late.line()
-            await late.say(b"a LOGIN alice secret\r\n")
+            await late.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
             await late.line()
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(5.0))
                 assert (await early.rest()).startswith(b"* BYE ")
                 early.close()
-                await upstream.say(b"* 1 EXISTS\r\n")
+                await upstream.send(b"* 1 EXISTS\r\n")
                 assert await late.line() == b"* 1 EXISTS\r\n"
                 assert not draining.done()
                 upstream.close()
@@ -279,12 +279,12 @@ def test_draining_says_goodbye_before_login_and_lets_relays_go_on() -> None:
     run(play)
 
 
-def test_a_drain_that_takes_too_long_cuts_relays() -> None:
+def test_drain_timeout_aborts_relays() -> None:
     async def play() -> None:
         async with world(imap(), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await log_in_upstream(w)
             await client.line()
             await w.app.drain(0.1)
@@ -300,7 +300,7 @@ HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 143\r\n"
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20, len(HEADER) - 1, len(HEADER), len(HEADER) + 3])
-def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
+def test_proxy_header_in_pieces_and_with_commands(cut: int) -> None:
     def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,), set_real_ip_from=("127.0.0.0/8",))
@@ -309,9 +309,9 @@ def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
         async with world(build, DENIED) as w:
             client = await w.client()
             data = HEADER + b"a LOGIN u p\r\n"
-            await client.say(data[:cut])
+            await client.send(data[:cut])
             await asyncio.sleep(0.02)
-            await client.say(data[cut:])
+            await client.send(data[cut:])
             assert await client.lines(2) == [b"* OK IMAP4 ready\r\n", b"a NO Invalid login or password\r\n"]
             request = w.auth.requests[0]
             assert b"Client-IP: 192.0.2.7\r\n" in request
@@ -322,7 +322,7 @@ def test_a_proxy_header_may_come_in_pieces_and_with_commands(cut: int) -> None:
     run(play)
 
 
-def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
+def test_missing_proxy_header_closes_without_a_reply() -> None:
     def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
         listen = ListenConfig(address=listen.address, port=listen.port, proxy_protocol=True)
         return server(Protocol.IMAP, auth_http=auth, listen=(listen,))
@@ -330,7 +330,7 @@ def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
     async def play() -> None:
         async with world(build, DENIED) as w:
             client = await w.client()
-            await client.say(b"a LOGIN u p\r\n")
+            await client.send(b"a LOGIN u p\r\n")
             assert await client.rest() == b""
             client.close()
             await w.settled()
@@ -339,12 +339,12 @@ def test_without_the_proxy_header_that_is_asked_for_nothing_is_said() -> None:
     run(play)
 
 
-def test_the_upstream_gets_a_proxy_header_before_anything_else() -> None:
+def test_proxy_header_is_sent_to_upstream_first() -> None:
     async def play() -> None:
         async with world(imap(proxy_protocol=SendProxyProtocol.V1), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a LOGIN alice secret\r\n")
+            await client.send(b"a LOGIN alice secret\r\n")
             upstream = await w.upstream.next()
             own, port = client.writer.get_extra_info("sockname")
             assert await upstream.line() == f"PROXY TCP4 {own} 127.0.0.1 {port} {w.port}\r\n".encode()
@@ -354,18 +354,18 @@ def test_the_upstream_gets_a_proxy_header_before_anything_else() -> None:
     run(play)
 
 
-def test_too_early_a_client_is_rejected_during_the_greeting_delay() -> None:
+def test_early_talker_is_rejected_during_greeting_delay() -> None:
     async def play() -> None:
         async with world(smtp(smtp_greeting_delay=Seconds(5.0)), DENIED) as w:
             client = await w.client()
-            await client.say(b"HELO x\r\n")
+            await client.send(b"HELO x\r\n")
             assert await client.rest() == b"503 5.5.0 Improper use of SMTP command pipelining\r\n"
             client.close()
 
     run(play)
 
 
-def test_who_waits_out_the_greeting_delay_is_greeted() -> None:
+def test_greeting_is_sent_after_greeting_delay() -> None:
     async def play() -> None:
         async with world(smtp(smtp_greeting_delay=Seconds(0.05)), DENIED) as w:
             client = await w.client()
@@ -375,7 +375,7 @@ def test_who_waits_out_the_greeting_delay_is_greeted() -> None:
     run(play)
 
 
-def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
+def test_client_that_does_not_read_is_closed_after_timeout() -> None:
     async def play() -> None:
         many = tuple(f"X{'Y' * 200}{n}" for n in range(32))
         async with world(imap(imap_capabilities=many, timeout=Seconds(0.5)), DENIED) as w:
@@ -389,46 +389,46 @@ def test_a_client_that_does_not_read_is_left_after_timeout() -> None:
     run(play)
 
 
-def test_draining_waits_until_a_last_reply_has_arrived() -> None:
-    """A session that is over but for its last reply lingers; a drain lets it."""
+def test_drain_waits_for_lingering_close() -> None:
+    """A drain waits for connections in their lingering close."""
 
     async def play() -> None:
         async with world(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"x" * 2000)
+            await client.send(b"x" * 2000)
             await w.settled()
-            assert len(w.app._engine.lingering) == 1
+            assert len(w.app.context.lingering) == 1
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(w.app.drain(60.0))
                 await asyncio.sleep(0.2)
                 assert not draining.done()
                 assert (await client.rest()).startswith(b"* BAD")
                 client.close()
-            assert not w.app._engine.lingering
+            assert not w.app.context.lingering
 
     run(play)
 
 
-def test_draining_does_not_wait_longer_than_its_time_for_who_lingers(
+def test_drain_timeout_ends_lingering_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(closing, "LINGER_SECONDS", 3600.0)
+    monkeypatch.setattr(lingering_close, "LINGER_SECONDS", 3600.0)
 
     async def play() -> None:
         async with world(imap(imap_client_buffer=128), DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"x" * 2000)
+            await client.send(b"x" * 2000)
             await w.settled()
             await w.app.drain(0.1)
-            assert not w.app._engine.lingering
+            assert not w.app.context.lingering
             client.reset()
 
     run(play)
 
 
-def test_draining_does_not_wait_for_a_name_server_that_says_nothing() -> None:
+def test_drain_does_not_wait_for_name_lookup() -> None:
     async def play() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
@@ -443,12 +443,12 @@ def test_draining_does_not_wait_for_a_name_server_that_says_nothing() -> None:
     run(play)
 
 
-def test_draining_ends_the_wait_after_a_denial() -> None:
+def test_drain_ends_auth_wait() -> None:
     async def play() -> None:
-        async with world(pop3(), answer("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
+        async with world(pop3(), http_response("Auth-Status: no\r\nAuth-Wait: 60\r\n")) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"USER alice\r\nPASS wrong\r\n")
+            await client.send(b"USER alice\r\nPASS wrong\r\n")
             await client.line()
             while not w.value("mailproxy_logins_total", "pop3", "password", "denied"):
                 await asyncio.sleep(0.005)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log says about a session that did not go well: who refused it, where, and in which words."""
+"""Log events of failed sessions: stage, reply and reason."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mailproxy_config.model import (
 )
 from support.configs import server
 from support.tls_identities import Identities
-from support.world import GRANT, Builder, World, answer, run, world
+from support.world import GRANT, Builder, World, http_response, run, world
 
-GRANTED = answer(GRANT)
-DENIED = answer("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
+GRANTED = http_response(GRANT)
+DENIED = http_response("Auth-Status: Invalid login or password\r\nAuth-Error-Code: 535 5.7.8\r\n")
 PLAIN = base64.b64encode(b"\0alice\0s3cr3t-word")
 
 
@@ -50,15 +50,15 @@ LOGINS = {
 
 
 async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
-    """Log in at an upstream that replies this; gives the log."""
+    """Log in at an upstream that sends this reply, and return the log."""
     client = await w.client()
     await client.line()
-    await client.say(login)
+    await client.send(login)
     upstream = await w.upstream.next()
     for number, reply in enumerate(replies):
         if number:
             await upstream.line()
-        await upstream.say(reply)
+        await upstream.send(reply)
     await client.rest()
     client.close()
     upstream.close()
@@ -67,7 +67,7 @@ async def refused_by_upstream(w: World, login: bytes, *replies: bytes) -> str:
 
 
 def line(log: str, event: str) -> str:
-    """The one line of an event."""
+    """Return the only line of an event."""
     (found,) = [line for line in log.splitlines() if f" {event} " in line]
     return found
 
@@ -85,7 +85,7 @@ def line(log: str, event: str) -> str:
         (pop3, [b"+OK\r\n", b"+OK\r\n", b"-ERR [AUTH] no\r\n"], "login", "upstream_denied"),
     ],
 )
-def test_a_refusal_by_an_upstream_is_logged_with_reply_and_stage(
+def test_upstream_error_is_logged_with_reply_and_stage(
     build: Builder, replies: list[bytes], stage: str, result: str
 ) -> None:
     async def play() -> None:
@@ -102,7 +102,7 @@ def test_a_refusal_by_an_upstream_is_logged_with_reply_and_stage(
     run(play)
 
 
-def test_a_refused_xclient_is_logged_and_is_no_wrong_password() -> None:
+def test_refused_xclient_is_logged_and_counted_as_refused() -> None:
     async def play() -> None:
         async with world(built(Protocol.SMTP), GRANTED) as w:
             replies = [b"220 up\r\n", b"250 up\r\n", b"550 5.7.0 you may not\r\n"]
@@ -114,7 +114,7 @@ def test_a_refused_xclient_is_logged_and_is_no_wrong_password() -> None:
     run(play)
 
 
-def test_a_refusal_that_the_client_is_shown_is_logged_at_info() -> None:
+def test_denial_that_is_passed_on_is_logged_at_info() -> None:
     async def play() -> None:
         async with world(built(Protocol.POP3, proxy_pass_error_message=True), GRANTED) as w:
             log = await refused_by_upstream(w, LOGINS[pop3], b"+OK\r\n", b"+OK\r\n", b"-ERR no\r\n")
@@ -134,17 +134,17 @@ def test_a_refusal_that_the_client_is_shown_is_logged_at_info() -> None:
     ],
 )
 @pytest.mark.parametrize("is_shown", [True, False])
-def test_a_reply_that_repeats_the_password_is_not_logged(reply: bytes, is_shown: bool) -> None:
+def test_reply_that_contains_the_password_is_not_logged(reply: bytes, is_shown: bool) -> None:
     async def play() -> None:
         async with world(built(Protocol.IMAP, proxy_pass_error_message=is_shown), GRANTED) as w:
             steps = [b"* OK up\r\n", b"+\r\n", b"+\r\n", reply]
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[imap])
+            await client.send(LOGINS[imap])
             upstream = await w.upstream.next()
             for step in steps[:-1]:
-                await upstream.ask(step)
-            await upstream.say(reply)
+                await upstream.exchange(step)
+            await upstream.send(reply)
             await client.rest()
             client.close()
             upstream.close()
@@ -157,7 +157,7 @@ def test_a_reply_that_repeats_the_password_is_not_logged(reply: bytes, is_shown:
     run(play)
 
 
-def test_a_reply_is_escaped_and_cut() -> None:
+def test_logged_reply_is_escaped_and_cut() -> None:
     async def play() -> None:
         async with world(pop3, GRANTED) as w:
             log = await refused_by_upstream(w, LOGINS[pop3], b"-ERR \x1b[31m\xff" + b"x" * 300 + b"\r\n")
@@ -168,13 +168,13 @@ def test_a_reply_is_escaped_and_cut() -> None:
     run(play)
 
 
-def test_an_upstream_that_cannot_be_connected_to_is_named_with_its_port() -> None:
+def test_failed_connect_is_logged_with_address_and_port() -> None:
     async def play() -> None:
-        gone = answer("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
+        gone = http_response("Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: 1\r\n")
         async with world(imap, gone) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[imap])
+            await client.send(LOGINS[imap])
             await client.rest()
             client.close()
             await w.settled()
@@ -185,12 +185,12 @@ def test_an_upstream_that_cannot_be_connected_to_is_named_with_its_port() -> Non
     run(play)
 
 
-def test_a_denial_is_logged_with_the_services_words() -> None:
+def test_denial_is_logged_with_auth_status() -> None:
     async def play() -> None:
         async with world(smtp, DENIED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[smtp])
+            await client.send(LOGINS[smtp])
             await client.rest()
             client.close()
             await w.settled()
@@ -202,17 +202,17 @@ def test_a_denial_is_logged_with_the_services_words() -> None:
     run(play)
 
 
-def test_a_login_that_succeeds_after_a_denial_has_no_refusal_in_its_line() -> None:
+def test_successful_login_after_a_denial_logs_no_stage() -> None:
     async def play() -> None:
-        wait = answer("Auth-Status: no\r\nAuth-Wait: 1\r\n")
+        wait = http_response("Auth-Status: no\r\nAuth-Wait: 1\r\n")
         async with world(pop3, wait, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[pop3] + LOGINS[pop3])
+            await client.send(LOGINS[pop3] + LOGINS[pop3])
             upstream = await w.upstream.next()
-            await upstream.ask(b"+OK\r\n")
-            await upstream.ask(b"+OK\r\n")
-            await upstream.say(b"+OK in\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.exchange(b"+OK\r\n")
+            await upstream.send(b"+OK in\r\n")
             await client.lines(4)
             client.close()
             await upstream.rest()
@@ -226,12 +226,12 @@ def test_a_login_that_succeeds_after_a_denial_has_no_refusal_in_its_line() -> No
     run(play)
 
 
-def test_a_denial_that_repeats_the_password_is_not_logged() -> None:
+def test_denial_that_contains_the_password_is_not_logged() -> None:
     async def play() -> None:
-        async with world(pop3, answer("Auth-Status: no account with s3cr3t-word\r\n")) as w:
+        async with world(pop3, http_response("Auth-Status: no account with s3cr3t-word\r\n")) as w:
             client = await w.client()
             await client.line()
-            await client.say(LOGINS[pop3])
+            await client.send(LOGINS[pop3])
             await client.rest()
             client.close()
             await w.settled()
@@ -242,12 +242,12 @@ def test_a_denial_that_repeats_the_password_is_not_logged() -> None:
     run(play)
 
 
-def test_a_protocol_error_is_logged_with_its_kind() -> None:
+def test_protocol_error_is_logged_with_its_kind() -> None:
     async def play() -> None:
         async with world(imap, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a" * 5000)
+            await client.send(b"a" * 5000)
             await client.rest()
             client.close()
             await w.settled()
@@ -269,11 +269,11 @@ def test_a_protocol_error_is_logged_with_its_kind() -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 s3cr3t-word", r'received="\u0016\u0003'),
     ],
 )
-def test_a_failed_proxy_header_is_logged_with_what_came(sent: bytes, fields: str) -> None:
+def test_failed_proxy_header_is_logged_with_received_bytes(sent: bytes, fields: str) -> None:
     async def play() -> None:
         async with world(built(Protocol.IMAP, proxy_header=True), GRANTED) as w:
             client = await w.client()
-            await client.say(sent)
+            await client.send(sent)
             await client.rest()
             client.close()
             await w.settled()
@@ -290,12 +290,12 @@ V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12)
 
 @pytest.mark.parametrize("build", [imap, pop3, smtp])
 @pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 143\r\n", b"PROXY UNKNOWN\r\n", V2])
-def test_a_proxy_header_that_no_listener_expects_is_named(build: Builder, header: bytes) -> None:
+def test_unexpected_proxy_header_is_logged(build: Builder, header: bytes) -> None:
     async def play() -> None:
         async with world(build, GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(header)
+            await client.send(header)
             client.writer.write_eof()
             await client.rest()
             client.close()
@@ -312,12 +312,14 @@ def _protocol(build: Builder) -> Protocol:
 
 
 @pytest.mark.parametrize("header", [b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 993\r\n", V2])
-def test_a_proxy_header_before_tls_is_named_from_the_second_on(tmp_path: Path, header: bytes) -> None:
+def test_unexpected_proxy_header_before_tls_is_logged_from_the_second_on(
+    tmp_path: Path, header: bytes
+) -> None:
     async def play() -> None:
         async with world(tls(tmp_path), GRANTED) as w:
             for _ in range(2):
                 client = await w.client()
-                await client.say(header + bytes(200))
+                await client.send(header + bytes(200))
                 await client.rest()
                 client.close()
                 await w.settled()
@@ -338,9 +340,7 @@ def tls(folder: Path, **directives: object) -> Builder:
 
 @pytest.mark.parametrize("level", [LogLevel.ERROR, LogLevel.INFO, LogLevel.DEBUG])
 @pytest.mark.parametrize("kind", ["plain", "tls", "header expected", "header alone", "reset", "smtp"])
-def test_connections_that_send_nothing_are_logged_at_debug_alone(
-    tmp_path: Path, level: LogLevel, kind: str
-) -> None:
+def test_connection_without_bytes_is_logged_at_debug_only(tmp_path: Path, level: LogLevel, kind: str) -> None:
     async def play() -> None:
         build = {
             "tls": lambda: tls(tmp_path, error_log=level),
@@ -353,7 +353,7 @@ def test_connections_that_send_nothing_are_logged_at_debug_alone(
             if kind in {"plain", "reset"}:
                 await client.line()
             if kind == "header alone":
-                await client.say(b"PROXY UNKNOWN\r\n")
+                await client.send(b"PROXY UNKNOWN\r\n")
                 await client.line()
             if kind == "reset":
                 client.reset()
@@ -376,12 +376,12 @@ async def closed(w: World) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_a_connection_that_sends_a_command_and_leaves_is_logged() -> None:
+def test_connection_with_one_command_is_logged() -> None:
     async def play() -> None:
         async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.ask(b"a NOOP\r\n")
+            await client.exchange(b"a NOOP\r\n")
             client.close()
             await closed(w)
             assert " info session " in w.read_log()
@@ -389,12 +389,12 @@ def test_a_connection_that_sends_a_command_and_leaves_is_logged() -> None:
     run(play)
 
 
-def test_half_a_command_is_not_nothing() -> None:
+def test_connection_with_half_a_command_is_logged() -> None:
     async def play() -> None:
         async with world(built(Protocol.IMAP, error_log=LogLevel.ERROR), GRANTED) as w:
             client = await w.client()
             await client.line()
-            await client.say(b"a NO")
+            await client.send(b"a NO")
             client.close()
             await closed(w)
             assert " info session " in w.read_log()
@@ -405,7 +405,7 @@ def test_half_a_command_is_not_nothing() -> None:
 # -- names
 
 
-def test_a_name_server_that_does_not_answer_is_logged() -> None:
+def test_failed_name_lookup_is_logged() -> None:
     async def play() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
@@ -422,7 +422,7 @@ def test_a_name_server_that_does_not_answer_is_logged() -> None:
     run(play)
 
 
-def test_an_authentication_service_whose_name_is_unknown_is_logged() -> None:
+def test_unknown_name_of_authentication_service_is_logged() -> None:
     async def play() -> None:
         def build(auth: AuthHttp, listen: ListenConfig) -> ServerConfig:
             del auth

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SMTP command lines."""
+"""The parser of SMTP command lines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailproxy.enums import ProtocolErrorKind
-from mailproxy.protocols.frontend import has_controls
-from mailproxy.protocols.smtp.commands import USUAL, Command, parse
+from mailproxy.protocols.frontend import has_control_chars
+from mailproxy.protocols.smtp.commands import USUAL, Command, parse_line
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ from mailproxy.protocols.smtp.commands import USUAL, Command, parse
         (b"StartTLS", Command(b"STARTTLS", (), b"StartTLS")),
     ],
 )
-def test_a_command(line: bytes, command: Command) -> None:
-    assert parse(line) == command
+def test_parse_command(line: bytes, command: Command) -> None:
+    assert parse_line(line) == command
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def test_a_command(line: bytes, command: Command) -> None:
         (b"CONNECT mx:25 HTTP/1.1", ProtocolErrorKind.FOREIGN_PROTOCOL),
     ],
 )
-def test_a_syntax_error(line: bytes, kind: ProtocolErrorKind) -> None:
-    assert parse(line) is kind
+def test_syntax_error_has_kind(line: bytes, kind: ProtocolErrorKind) -> None:
+    assert parse_line(line) is kind
 
 
 WORDS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1).map(str.encode)
 
 
 @given(st.sampled_from([b"HELO", b"AUTH", b"MAIL", b"RCPT", b"NOOP"]), st.lists(WORDS, max_size=11))
-def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None:
+def test_formatted_command_round_trips(word: bytes, arguments: list[bytes]) -> None:
     line = b" ".join([word, *arguments])
-    assert parse(line) == Command(word, tuple(arguments), line)
+    assert parse_line(line) == Command(word, tuple(arguments), line)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_was_printed_is_parsed(word: bytes, arguments: list[bytes]) -> None
         (b"AUTH LOGIN a", None),
     ],
 )
-def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
+def test_usual_commands_pattern_matches(line: bytes, groups: tuple[bytes | None, ...] | None) -> None:
     found = USUAL.fullmatch(line)
     assert (found and found.groups()) == groups
 
@@ -96,15 +96,15 @@ def test_the_usual_commands_at_a_glance(line: bytes, groups: tuple[bytes | None,
     st.sampled_from([b"EHLO ", b"ehlo", b"AUTH PLAIN ", b"auth plain", b"AUTH "]),
     st.text(" PLAINx\0\t\r\x7f\xff", max_size=7),
 )
-def test_a_glance_reads_what_parse_reads(start: bytes, rest: str) -> None:
+def test_pattern_agrees_with_parser(start: bytes, rest: str) -> None:
     line = start + rest.encode("latin-1")
-    found, command = USUAL.fullmatch(line), parse(line)
+    found, command = USUAL.fullmatch(line), parse_line(line)
     words: tuple[bytes, ...] = ()
     if isinstance(command, Command):
         is_plain = (
             command.word == b"AUTH" and command.arguments[:1] and command.arguments[0].upper() == b"PLAIN"
         )
-        if command.word == b"EHLO" and len(command.arguments) == 1 and not has_controls(command.text):
+        if command.word == b"EHLO" and len(command.arguments) == 1 and not has_control_chars(command.text):
             words = (command.arguments[0], b"")
         elif is_plain and len(command.arguments) == 2:
             words = (b"", command.arguments[1])

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with SMTP clients: its states, shown shortly.  The wording is in the transcripts."""
+"""The SMTP server side before login: its states.  The texts of replies are in the transcripts."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 
@@ -14,9 +16,9 @@ from mailproxy.enums import (
     ProtocolErrorKind,
     ProtocolViolation,
 )
-from mailproxy.protocols.sansio import Authorize, Peek, ResolveClient
+from mailproxy.protocols.sansio import Authenticate, Peek, ResolveClient
 from mailproxy.protocols.smtp import replies
-from mailproxy.protocols.smtp.frontend import SmtpFrontendFactory
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDenied,
@@ -37,58 +39,59 @@ NONE = frozenset({AuthMethod.NONE})
 TLS = TlsInfo("TLSv1.3", "c")
 
 
-def talk(*answers: object, client: Client | None = None, **directives: object) -> Driven:
-    frontend = SmtpFrontendFactory(configs.server(Protocol.SMTP, server_name="mx", **directives))
-    return drive(frontend.converse(client or Client("192.0.2.1")), *answers)
+def play(*answers: object, client: Client | None = None, **directives: object) -> Driven:
+    config = SmtpFrontendConfig(configs.server(Protocol.SMTP, server_name="mx", **directives))
+    frontend = SmtpFrontend(config, client or Client("192.0.2.1"))
+    return drive(frontend.run(), *answers)
 
 
 def codes(driven: Driven) -> list[bytes]:
-    """The codes of the replies without the greeting."""
-    lines = driven.said.split(b"\r\n")[1:-1]
+    """The codes of the replies after the greeting."""
+    lines = driven.sent.split(b"\r\n")[1:-1]
     return [line[:3] for line in lines if line[3:4] == b" "]
 
 
-def test_a_login_hands_over_who_it_is_and_what_was_sent_ahead() -> None:
-    driven = talk(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
+def test_login_result_has_credentials_and_pipelined_bytes() -> None:
+    driven = play(b"EHLO cl\r\nAUTH PLAIN AHUAcA\r\nMAIL FROM:<a>\r\nRC", GRANTED)
     assert driven.result == UpstreamLogin(
         GRANTED, Method.PLAIN, b"MAIL FROM:<a>\r\nRC", helo=b"cl", esmtp=True
     )
 
 
-def test_a_command_has_the_client_buffer() -> None:
-    assert limits(talk(smtp_client_buffer=100)) == [100]
+def test_command_limit_is_smtp_client_buffer() -> None:
+    assert limits(play(smtp_client_buffer=100)) == [100]
 
 
 @pytest.mark.parametrize(
     ("tls", "starttls", "reply"),
     [
         (None, StartTls.DISABLED, replies.capabilities),
-        (None, StartTls.ENABLED, replies.capabilities_with_starttls),
-        (None, StartTls.ONLY, replies.capabilities_before_tls),
+        (None, StartTls.ENABLED, partial(replies.capabilities, starttls=StartTls.ENABLED)),
+        (None, StartTls.ONLY, partial(replies.capabilities, starttls=StartTls.ONLY)),
         (TLS, StartTls.ONLY, replies.capabilities),
     ],
 )
-def test_capabilities_depend_on_tls(tls: TlsInfo | None, starttls: StartTls, reply: object) -> None:
+def test_ehlo_reply_depends_on_tls(tls: TlsInfo | None, starttls: StartTls, reply: object) -> None:
     assert callable(reply)
     server = configs.server(Protocol.SMTP, server_name="mx", starttls=starttls)
-    driven = talk(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
-    assert driven.said == replies.greeting(server) + reply(server)
+    driven = play(b"EHLO cl\n", client=Client("192.0.2.1", tls=tls), starttls=starttls)
+    assert driven.sent == replies.greeting(server) + reply(server)
 
 
-def test_the_name_is_looked_up_and_the_delay_waited_for_before_the_greeting() -> None:
+def test_host_name_lookup_and_greeting_delay_precede_greeting() -> None:
     client = Client("192.0.2.1")
     resolver = ResolverConfig(system=True)
-    driven = talk(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
+    driven = play(b"host.example", b"", client=client, resolver=resolver, smtp_greeting_delay=3.0)
     assert client.host == b"host.example"
-    assert [type(action) for action in driven.asked[:2]] == [ResolveClient, Peek]
-    assert driven.said == b"220 mx ESMTP ready\r\n"
+    assert [type(effect) for effect in driven.asked[:2]] == [ResolveClient, Peek]
+    assert driven.sent == b"220 mx ESMTP ready\r\n"
     assert driven.deadlines == [60.0]
 
 
-def test_who_speaks_before_the_greeting_gets_none() -> None:
-    driven = talk(b"H", smtp_greeting_delay=3.0)
+def test_early_talker_gets_no_greeting() -> None:
+    driven = play(b"H", smtp_greeting_delay=3.0)
     assert driven.result == SessionEnd(CloseReason.PROTOCOL_ERROR)
-    assert driven.said == replies.EARLY_TALKER
+    assert driven.sent == replies.EARLY_TALKER
     assert driven.notes == [
         LogNote("client was rejected before greeting"),
         ProtocolViolation(ProtocolErrorKind.EARLY_TALKER),
@@ -115,37 +118,37 @@ def test_who_speaks_before_the_greeting_gets_none() -> None:
         (b"STARTTLS", b"500", ProtocolViolation(ProtocolErrorKind.BAD_SEQUENCE)),
     ],
 )
-def test_wrong_use_is_answered_and_does_not_count(line: bytes, code: bytes, note: object) -> None:
-    driven = talk(line + b"\nNOOP\n", smtp_auth=NONE, max_errors=1)
+def test_wrong_use_gets_error_reply_and_is_not_counted(line: bytes, code: bytes, note: object) -> None:
+    driven = play(line + b"\nNOOP\n", smtp_auth=NONE, max_errors=1)
     assert codes(driven)[-2:] == [code, b"250"]
     assert driven.notes == [note]
 
 
-def test_a_syntax_error_counts() -> None:
-    driven = talk(b"DATA\n", max_errors=1)
+def test_syntax_error_is_counted() -> None:
+    driven = play(b"DATA\n", max_errors=1)
     assert driven.result == SessionEnd(CloseReason.MAX_ERRORS)
 
 
-def test_rcpt_asks_with_the_envelope_and_logs_in_as_nobody() -> None:
-    driven = talk(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
+def test_rcpt_sends_auth_request_with_envelope() -> None:
+    driven = play(b"HELO cl\nMAIL FROM:<a>  X \nRCPT TO:<b>\nDATA\n", GRANTED, smtp_auth=NONE)
     envelope = Envelope(b"cl", b"MAIL FROM:<a>  X", b"RCPT TO:<b>")
     assert driven.result == UpstreamLogin(GRANTED, Method.NONE, b"DATA\n", envelope=envelope, helo=b"cl")
     asked = driven.asked[-1]
-    assert isinstance(asked, Authorize)
+    assert isinstance(asked, Authenticate)
     assert asked.request.credentials == Credentials(Method.NONE)
     assert asked.request.envelope == envelope
 
 
-def test_a_sender_stays_until_it_is_taken_back() -> None:
-    driven = talk(
+def test_mail_is_kept_until_reset() -> None:
+    driven = play(
         b"MAIL a\nRCPT b\nMAIL c\nRSET\nRCPT d\nMAIL e\nHELO f\nMAIL g\nQUIT\n", DENIED, None, smtp_auth=NONE
     )
     assert codes(driven) == [b"250", b"535", b"503", b"250", b"503", b"250", b"250", b"250", b"221"]
     assert driven.result == SessionEnd(CloseReason.CLIENT_QUIT)
 
 
-def test_without_none_mail_needs_a_login() -> None:
-    driven = talk(b"MAIL FROM:<a>\n")
+def test_mail_without_smtp_auth_none_needs_login() -> None:
+    driven = play(b"MAIL FROM:<a>\n")
     assert codes(driven) == [b"530"]
     assert driven.notes == [
         LogNote("client was rejected", b"MAIL FROM:<a>"),
@@ -153,15 +156,15 @@ def test_without_none_mail_needs_a_login() -> None:
     ]
 
 
-def test_starttls_only_stops_logins_and_transactions_in_clear() -> None:
-    driven = talk(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
-    assert driven.said.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
+def test_starttls_only_refuses_login_and_mail_without_tls() -> None:
+    driven = play(b"MAIL a\nAUTH LOGIN\nAUTH\n", smtp_auth=NONE, starttls=StartTls.ONLY)
+    assert driven.sent.startswith(b"220 mx ESMTP ready\r\n" + replies.TLS_REQUIRED)
     assert codes(driven) == [b"530", b"500", b"500"]
     assert driven.notes[1] == LoginRefused(Method.LOGIN, LoginResult.TLS_REQUIRED)
 
 
-def test_starttls_forgets_the_name_and_the_sender_but_not_ehlo() -> None:
-    driven = talk(
+def test_starttls_resets_helo_and_mail_but_not_esmtp() -> None:
+    driven = play(
         b"EHLO cl\nMAIL a\nSTARTTLS\n",
         TLS,
         b"RCPT b\nAUTH PLAIN AHUAcA\n",
@@ -173,6 +176,6 @@ def test_starttls_forgets_the_name_and_the_sender_but_not_ehlo() -> None:
     assert driven.result == UpstreamLogin(GRANTED, Method.PLAIN, esmtp=True)
 
 
-def test_a_denied_login_may_be_tried_again() -> None:
-    driven = talk(b"AUTH PLAIN AHUAcA\nAUTH PLAIN\n", DENIED, None, b"*\n")
+def test_denied_login_with_auth_wait_may_be_repeated() -> None:
+    driven = play(b"AUTH PLAIN AHUAcA\nAUTH PLAIN\n", DENIED, None, b"*\n")
     assert codes(driven) == [b"535", b"334", b"500"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging in at an SMTP server.  The whole table of combinations is in the transcripts."""
+"""The login at SMTP upstreams.  All combinations of directives are in the transcripts."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def log_in(
     return drive(upstream.log_in(client, identified), *replies)
 
 
-def test_the_client_is_introduced_with_xclient() -> None:
+def test_xclient_is_sent_before_clients_ehlo() -> None:
     driven = log_in(b"220 a\r\n", b"250-b\r\n250 c\r\n", b"220 d\r\n", b"250 e\n", helo=b"cl", esmtp=True)
-    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
+    assert driven.sent == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 LOGIN=u NAME=host.example\r\nEHLO cl\r\n"
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
@@ -57,29 +57,29 @@ def test_the_client_is_introduced_with_xclient() -> None:
         ("unix:", b"ADDR=unix: "),
     ],
 )
-def test_addresses_are_told_in_postfix_form(address: str, attribute: bytes) -> None:
-    assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).said
+def test_xclient_address_has_postfix_form(address: str, attribute: bytes) -> None:
+    assert attribute in log_in(b"220 a\n", b"250 b\n", address=address).sent
 
 
-def test_what_is_not_known_of_the_client_is_not_told() -> None:
+def test_xclient_leaves_out_unknown_attributes() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"250 c\n", user=b"")
-    assert driven.said == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example\r\n"
+    assert driven.sent == b"EHLO mx\r\nXCLIENT ADDR=192.0.2.1 NAME=host.example\r\n"
     assert driven.finished
 
 
-def test_without_xclient_the_name_of_the_client_is_not_told() -> None:
+def test_without_xclient_ehlo_has_server_name() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", xclient=False, helo=b"cl")
-    assert driven.said == b"HELO mx\r\n"
+    assert driven.sent == b"HELO mx\r\n"
     assert driven.finished
 
 
-def test_the_password_is_proven_with_proxy_smtp_auth() -> None:
+def test_proxy_smtp_auth_sends_auth_plain() -> None:
     driven = log_in(b"220 a\n", b"250 b\n", b"235 c\n", xclient=False, proxy_smtp_auth=True)
-    assert driven.said == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
+    assert driven.sent == b"HELO mx\r\nAUTH PLAIN AHUAcA==\r\n"
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
 
 
-def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None:
+def test_mail_and_rcpt_are_repeated_and_any_reply_is_passed() -> None:
     driven = log_in(
         b"220 a\n",
         b"250 b\n",
@@ -89,14 +89,14 @@ def test_a_transaction_is_repeated_and_its_answer_shown_whatever_it_is() -> None
         proxy_smtp_auth=True,
         envelope=ENVELOPE,
     )
-    assert driven.said == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
+    assert driven.sent == b"HELO mx\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\n"
     assert driven.result == UpstreamLoginResult(b"550-d\r\n550 e\r\nmore")
 
 
-def test_a_reply_may_come_in_any_number_of_pieces_and_its_first_line_counts() -> None:
+def test_multi_line_reply_in_pieces_counts_by_first_line() -> None:
     driven = log_in(b"22", b"0-a\r\n5", b"54 b\n", b"250-c\r\n", b"25", b"0 d\r\n", b"220 e\n", helo=None)
     assert driven.result == UpstreamLoginResult(b"235 2.0.0 OK\r\n")
-    assert driven.said.count(b"\r\n") == 2
+    assert driven.sent.count(b"\r\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_reply_may_come_in_any_number_of_pieces_and_its_first_line_counts() ->
         ((b"220 a\n", b"250 b\n", b"220 c\n", b"502 d\n"), UpstreamStage.HELLO, None, b"502 d\n"),
     ],
 )
-def test_a_refusal(
+def test_refused_login_raises_upstream_refused(
     replies: tuple[bytes, ...], stage: UpstreamStage, kind: ProtocolErrorKind | None, reply: bytes
 ) -> None:
     with pytest.raises(UpstreamRefused) as caught:
@@ -124,26 +124,26 @@ def test_a_refusal(
     assert (caught.value.stage, caught.value.kind, caught.value.reply) == (stage, kind, reply)
 
 
-def test_a_refused_sender() -> None:
+def test_refused_mail_raises_upstream_refused() -> None:
     with pytest.raises(UpstreamRefused) as caught:
         log_in(b"220 a\n", b"250 b\n", b"450 c\n", xclient=False, envelope=ENVELOPE)
     assert caught.value.stage is UpstreamStage.ENVELOPE
 
 
 @pytest.mark.parametrize(("user", "password"), [(b"u", None), (b"u\0", b"p"), (b"u", b"p\n"), (b"\r", b"")])
-def test_credentials_that_cannot_be_said_are_not_said(user: bytes, password: bytes | None) -> None:
+def test_unsafe_credentials_are_not_sent(user: bytes, password: bytes | None) -> None:
     with pytest.raises(UpstreamError) as caught:
         log_in(b"220 a\n", b"250 b\n", user=user, password=password, xclient=False, proxy_smtp_auth=True)
     assert caught.value.stage is UpstreamStage.LOGIN
 
 
-def test_the_proxy_header_goes_first() -> None:
+def test_proxy_header_is_sent_first() -> None:
     driven = log_in(proxy_protocol=SendProxyProtocol.V1)
-    assert driven.said == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"
+    assert driven.sent == b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 25\r\n"
 
 
 @pytest.mark.parametrize(
-    ("bytes", "text"),
+    ("data", "text"),
     [
         (b"john", b"john"),
         (b"john+work@x.example", b"john+2Bwork@x.example"),
@@ -153,12 +153,12 @@ def test_the_proxy_header_goes_first() -> None:
         (b"", b""),
     ],
 )
-def test_xtext(data: bytes, text: bytes) -> None:
+def test_xtext_encoding(data: bytes, text: bytes) -> None:
     assert xtext(data) == text
 
 
 @given(st.binary(max_size=60))
-def test_xtext_is_one_printable_word_that_can_be_read_back(data: bytes) -> None:
+def test_xtext_round_trips_as_one_printable_word(data: bytes) -> None:
     text = xtext(data)
     assert all(0x21 <= byte < 0x7F for byte in text)
     head, *escapes = text.split(b"+")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions are resumed where they may be, by whom they may be, and nowhere else."""
+"""Session resumption: caches, tickets, and the rotation of ticket keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from mailproxy.supervisor.key_rotation import KeyRotation, rotated_timeouts
 from mailproxy.tls.context import ServerTls
-from mailproxy.tls.ticket_keys import TicketKey, TicketKeys
+from mailproxy.tls.resumption import TicketKey, TicketKeys
 from mailproxy_config.errors import ConfigError
 from mailproxy_config.model import ByteCount, Protocol, ProxyConfig, Seconds, SessionCache
 from support.configs import server
@@ -43,7 +43,7 @@ def client(version: ssl.TLSVersion) -> ssl.SSLContext:
 
 
 def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> bool:
-    """Whether a session with one is resumed with the other."""
+    """Whether a session of the first is resumed by the second."""
     context = client(version)
     _, session = shaken(first, context)
     info, _ = shaken(second, context, session=session)
@@ -64,7 +64,7 @@ def is_resumed(first: ServerTls, second: ServerTls, version: ssl.TLSVersion) -> 
         (False, SessionCache(builtin=0), True),  # the default number, not none and not no end of them
     ],
 )
-def test_tickets_and_caches(
+def test_resumption_by_ticket_and_cache(
     ours: Issued, tickets: bool, cache: SessionCache, resumed: bool, version: ssl.TLSVersion
 ) -> None:
     tls = tls_of(ours, ssl_session_tickets=tickets, ssl_session_cache=cache)
@@ -81,14 +81,14 @@ def test_tickets_and_caches(
         ({"ssl_session_tickets": False}, False),
     ],
 )
-def test_who_shares_the_key_resumes(
+def test_context_with_same_ticket_key_resumes(
     ours: Issued, directives: dict[str, Any], resumed: bool, version: ssl.TLSVersion
 ) -> None:
     assert is_resumed(tls_of(ours), tls_of(ours, **directives), version) is resumed
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_another_certificate_is_another_session(
+def test_session_is_not_resumed_with_other_certificate(
     authority: Authority, ours: Issued, version: ssl.TLSVersion
 ) -> None:
     assert not is_resumed(tls_of(ours), tls_of(authority.issue()), version)
@@ -96,9 +96,7 @@ def test_another_certificate_is_another_session(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("leaving", ["the client without a word", "the client with a goodbye", "we"])
-def test_a_cached_session_outlives_its_connection_whoever_left_first(
-    ours: Issued, leaving: str, version: ssl.TLSVersion
-) -> None:
+def test_cached_session_is_kept_after_close(ours: Issued, leaving: str, version: ssl.TLSVersion) -> None:
     tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SHARED)
     context = client(version)
     first = Pair(tls, context)
@@ -118,29 +116,29 @@ def test_a_cached_session_outlives_its_connection_whoever_left_first(
     assert info.resumed
 
 
-def test_a_cache_belongs_to_one_worker(ours: Issued) -> None:
+def test_cache_is_per_worker(ours: Issued) -> None:
     directives: dict[str, Any] = {"ssl_session_tickets": False, "ssl_session_cache": SHARED}
     assert not is_resumed(tls_of(ours, **directives), tls_of(ours, **directives), ssl.TLSVersion.TLSv1_2)
 
 
-def test_a_cache_is_no_larger_than_it_says(ours: Issued) -> None:
+def test_cache_size_is_limited(ours: Issued) -> None:
     tls = tls_of(ours, ssl_session_tickets=False, ssl_session_cache=SessionCache(builtin=3))
     context = client(ssl.TLSVersion.TLSv1_2)
     for _ in range(10):
         shaken(tls, context)
-    assert 0 < tls.terms.context.session_stats()["number"] <= 3
+    assert 0 < tls.params.context.session_stats()["number"] <= 3
 
 
-def test_a_session_has_its_time(ours: Issued) -> None:
+def test_session_timeout_is_applied(ours: Issued) -> None:
     context = client(ssl.TLSVersion.TLSv1_3)
     _, session = shaken(tls_of(ours, ssl_session_timeout=Seconds(600.0)), context)
     assert session is not None
     assert session.ticket_lifetime_hint == 600
 
 
-def test_one_ticket_is_sent_and_none_where_none_could_be_used(ours: Issued) -> None:
-    assert tls_of(ours).terms.context.num_tickets == 1
-    assert tls_of(ours, ssl_session_tickets=False).terms.context.num_tickets == 0
+def test_number_of_tickets_sent(ours: Issued) -> None:
+    assert tls_of(ours).params.context.num_tickets == 1
+    assert tls_of(ours, ssl_session_tickets=False).params.context.num_tickets == 0
 
 
 # -- ssl_session_ticket_key
@@ -154,7 +152,7 @@ def key_file(folder: Path, name: str, data: int) -> str:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("data", [48, 80])
-def test_key_files_are_used_by_all_who_name_them(
+def test_ticket_key_files_are_shared(
     ours: Issued, tmp_path: Path, data: int, version: ssl.TLSVersion
 ) -> None:
     path = key_file(tmp_path, "key", data)
@@ -175,7 +173,7 @@ def test_key_files_are_used_by_all_who_name_them(
         (("short", "old"), ("old", "new", "short"), True),
     ],
 )
-def test_the_first_key_seals_and_all_open(
+def test_first_key_encrypts_and_all_decrypt(
     ours: Issued,
     tmp_path: Path,
     seals: tuple[str, ...],
@@ -190,7 +188,7 @@ def test_the_first_key_seals_and_all_open(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_ticket_of_an_older_key_is_renewed(ours: Issued, tmp_path: Path, version: ssl.TLSVersion) -> None:
+def test_ticket_of_older_key_is_renewed(ours: Issued, tmp_path: Path, version: ssl.TLSVersion) -> None:
     old, new = key_file(tmp_path, "old", 80), key_file(tmp_path, "new", 80)
     context = client(version)
     _, session = shaken(tls_of(ours, ssl_session_ticket_key=(old,)), context)
@@ -200,7 +198,7 @@ def test_a_ticket_of_an_older_key_is_renewed(ours: Issued, tmp_path: Path, versi
     assert again.resumed
 
 
-def test_the_keys_of_a_file_are_laid_out_as_openssl_has_them(ours: Issued, tmp_path: Path) -> None:
+def test_ticket_key_file_has_openssl_layout(ours: Issued, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(KEY)
     from_file = tls_of(ours, ssl_session_ticket_key=(str(path),), key=bytes(80))
@@ -210,26 +208,26 @@ def test_the_keys_of_a_file_are_laid_out_as_openssl_has_them(ours: Issued, tmp_p
 
 
 @pytest.mark.parametrize("data", [0, 47, 64, 81])
-def test_keys_of_another_size_are_refused(ours: Issued, tmp_path: Path, data: int) -> None:
+def test_ticket_key_file_of_other_size_is_a_problem(ours: Issued, tmp_path: Path, data: int) -> None:
     good, bad = key_file(tmp_path, "good", 80), key_file(tmp_path, "bad", data)
     with pytest.raises(ConfigError) as caught:
         tls_of(ours, ssl_session_ticket_key=(good, bad))
     assert str(caught.value) == f'servers[imap].ssl_session_ticket_key[1]: "{bad}" must be 48 or 80 bytes'
 
 
-def test_keys_that_are_missing_are_refused(ours: Issued) -> None:
+def test_missing_ticket_key_file_is_a_problem(ours: Issued) -> None:
     with pytest.raises(ConfigError, match="No such file or directory"):
         tls_of(ours, ssl_session_ticket_key=("/nonexistent",))
 
 
-def test_a_key_does_not_show_itself() -> None:
+def test_ticket_key_repr_has_no_secret() -> None:
     printed = repr(TicketKey.parse(KEY))
     assert repr(KEY[16:48])[2:-1] not in printed
     assert repr(KEY[48:])[2:-1] not in printed
 
 
 @pytest.mark.parametrize("length", [0, 47, 49, 79, 81])
-def test_a_key_of_another_length_is_refused_and_the_keys_stay(length: int) -> None:
+def test_replace_with_bad_key_keeps_keys(length: int) -> None:
     keys = TicketKeys([KEY])
     with pytest.raises(ValueError, match=f"{length} bytes, where a ticket key has 48 or 80"):
         keys.replace([bytes(length)])
@@ -242,7 +240,7 @@ def test_a_key_of_another_length_is_refused_and_the_keys_stay(length: int) -> No
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -252,7 +250,7 @@ class Clock:
 
 
 class Workers:
-    """Two workers whose ticket keys the supervisor rotates; each receives them when the test says so."""
+    """Two workers whose ticket keys the supervisor rotates; the test chooses when each receives them."""
 
     def __init__(self, ours: Issued, timeout: int) -> None:
         self.clock = Clock()
@@ -275,9 +273,7 @@ class Workers:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_ticket_is_opened_for_a_session_timeout_and_no_longer(
-    ours: Issued, version: ssl.TLSVersion
-) -> None:
+def test_ticket_is_accepted_for_one_session_timeout(ours: Issued, version: ssl.TLSVersion) -> None:
     workers = Workers(ours, 300)
     context = client(version)
     first = workers.sealed_by(0)
@@ -297,7 +293,7 @@ def test_a_ticket_is_opened_for_a_session_timeout_and_no_longer(
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("informed", [0, 1])
-def test_workers_open_each_others_tickets_while_keys_change(
+def test_workers_accept_each_others_tickets_during_rotation(
     ours: Issued, version: ssl.TLSVersion, informed: int
 ) -> None:
     workers = Workers(ours, 300)
@@ -312,7 +308,7 @@ def test_workers_open_each_others_tickets_while_keys_change(
         workers.receives(0, 1)
 
 
-def test_a_ticket_of_the_previous_key_is_renewed(ours: Issued) -> None:
+def test_ticket_of_previous_key_is_renewed(ours: Issued) -> None:
     workers = Workers(ours, 300)
     context = client(ssl.TLSVersion.TLSv1_2)
     _, session = shaken(workers.tls[0], context)
@@ -325,7 +321,7 @@ def test_a_ticket_of_the_previous_key_is_renewed(ours: Issued) -> None:
     assert shaken(workers.tls[0], context, session=renewed)[0].resumed
 
 
-def test_every_key_is_random_and_none_comes_back() -> None:
+def test_rotated_keys_are_random_and_not_reused() -> None:
     clock = Clock()
     rotation = KeyRotation(clock)
     seen: list[bytes] = []
@@ -338,7 +334,7 @@ def test_every_key_is_random_and_none_comes_back() -> None:
     assert len({key[:16] for key in seen}) == len(seen) > 50
 
 
-def test_each_session_timeout_has_its_own_pace() -> None:
+def test_rotation_interval_is_session_timeout() -> None:
     clock = Clock()
     rotation = KeyRotation(clock)
     before = rotation.of({60, 300})
@@ -355,7 +351,7 @@ def test_each_session_timeout_has_its_own_pace() -> None:
     assert rotation.of({60})[60][0] not in after[60]
 
 
-def test_a_reload_keeps_the_keys_and_their_age() -> None:
+def test_reload_keeps_ticket_keys_and_their_age() -> None:
     clock = Clock()
     rotation = KeyRotation(clock)
     before = rotation.of({300})
@@ -365,7 +361,7 @@ def test_a_reload_keeps_the_keys_and_their_age() -> None:
     assert rotation.wait() == 100.0
 
 
-def test_only_keys_that_are_not_from_files_rotate(ours: Issued, tmp_path: Path) -> None:
+def test_ticket_keys_from_files_do_not_rotate(ours: Issued, tmp_path: Path) -> None:
     tls: dict[str, Any] = {"listen": TLS_PORT, "ssl_certificate": (ours.files,)}
     servers = (
         server(Protocol.IMAP, name="a", ssl_session_timeout=Seconds(60), **tls),
@@ -378,7 +374,7 @@ def test_only_keys_that_are_not_from_files_rotate(ours: Issued, tmp_path: Path) 
     assert rotated_timeouts(ProxyConfig(servers=servers)) == {60}
 
 
-def test_keys_from_files_are_used_whatever_rotates(ours: Issued, tmp_path: Path) -> None:
+def test_ticket_keys_from_files_are_used_during_rotation(ours: Issued, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(KEY)
     keys = TicketKeys.random()
@@ -390,7 +386,7 @@ def test_keys_from_files_are_used_whatever_rotates(ours: Issued, tmp_path: Path)
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_openssl_resumes_after_a_rotation_with_another_worker(
+def test_openssl_client_resumes_after_rotation_with_other_worker(
     ours: Issued, tmp_path: Path, version: str
 ) -> None:
     workers = Workers(ours, 300)
@@ -411,7 +407,7 @@ def test_openssl_resumes_after_a_rotation_with_another_worker(
 
 
 def serve_once(paths: tuple[str, str], pipe: Any) -> None:
-    """A worker of its own: says where it listens, serves until told to stop."""
+    """A worker process: sends its port through the pipe, and serves until it is stopped."""
     from mailproxy.tls.context import build
     from mailproxy_config.model import CertificateFiles
 
@@ -426,7 +422,7 @@ def serve_once(paths: tuple[str, str], pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_one_process_resumes_what_another_began(ours: Issued, tmp_path: Path, version: str) -> None:
+def test_openssl_client_resumes_in_other_process(ours: Issued, tmp_path: Path, version: str) -> None:
     fresh = multiprocessing.get_context("spawn")
     near, far = fresh.Pipe()
     worker = fresh.Process(target=serve_once, args=((ours.files.certificate, ours.files.key), far))
@@ -443,7 +439,7 @@ def test_one_process_resumes_what_another_began(ours: Issued, tmp_path: Path, ve
         far.close()
 
 
-def test_reconnecting_resumes_every_time(ours: Issued) -> None:
+def test_openssl_client_reconnects_and_resumes(ours: Issued) -> None:
     with serving(tls_of(ours)) as port:
         said = s_client(port, "-tls1_2", "-reconnect")
     assert said.count("Reused, TLSv1.2") == 5
@@ -451,7 +447,7 @@ def test_reconnecting_resumes_every_time(ours: Issued) -> None:
 
 
 def s_client(port: int, *options: str) -> str:
-    """What ``openssl s_client`` prints about a connection."""
+    """The output of ``openssl s_client``."""
     command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
     return subprocess.run(
         command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False

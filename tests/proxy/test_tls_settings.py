@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a handshake may agree on is what the directives say."""
+"""Directives for the TLS handshake."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def rsa(authority: Authority) -> Issued:
     return authority.issue(key="rsa")
 
 
-def refusal(*issued: Issued, **directives: Any) -> str:
+def problem(*issued: Issued, **directives: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         tls_of(*issued, **directives)
     return str(caught.value)
 
 
-def agreed(tls: ServerTls, *options: str) -> str:
-    """What ``openssl s_client`` says about a connection, or about its failure."""
+def s_client_output(tls: ServerTls, *options: str) -> str:
+    """The output of ``openssl s_client``, also after a failure."""
     with serving(tls) as port:
         command = ["openssl", "s_client", "-ign_eof", "-connect", f"127.0.0.1:{port}", *options]
         done = subprocess.run(command, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, check=False)
@@ -62,28 +62,28 @@ OLD_CLIENT = ["-cipher", "ALL:@SECLEVEL=0"]
         ({"SSLv2", "TLSv1.2"}, {"TLSv1.2"}),
     ],
 )
-def test_protocols(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
+def test_ssl_protocols_selects_versions(ours: Issued, protocols: set[str], spoken: set[str]) -> None:
     tls = tls_of(ours, ssl_protocols=frozenset(protocols), **OLD)
     options = {"TLSv1": "-tls1", "TLSv1.1": "-tls1_1", "TLSv1.2": "-tls1_2", "TLSv1.3": "-tls1_3"}
     heard = {
         version
         for version, option in options.items()
-        if f"{version} resumed=" in agreed(tls, option, *OLD_CLIENT)
+        if f"{version} resumed=" in s_client_output(tls, option, *OLD_CLIENT)
     }
     assert heard == spoken
 
 
-def test_a_protocol_that_the_library_lacks_is_told(ours: Issued) -> None:
+def test_unsupported_protocol_is_a_notice(ours: Issued) -> None:
     (notice,) = tls_of(ours, ssl_protocols=frozenset({"SSLv2", "TLSv1.3"})).notices
     assert str(notice) == f"servers[imap].ssl_protocols: {ssl.OPENSSL_VERSION} has no SSLv2: ignored"
 
 
-def test_no_protocol_at_all_is_refused(ours: Issued) -> None:
-    assert "has none of SSLv2" in refusal(ours, ssl_protocols=frozenset({"SSLv2"}))
+def test_no_supported_protocol_is_a_problem(ours: Issued) -> None:
+    assert "has none of SSLv2" in problem(ours, ssl_protocols=frozenset({"SSLv2"}))
 
 
-def test_ciphers_that_are_none_are_refused(ours: Issued) -> None:
-    assert refusal(ours, ssl_ciphers="nonsense").startswith(
+def test_invalid_ciphers_are_a_problem(ours: Issued) -> None:
+    assert problem(ours, ssl_ciphers="nonsense").startswith(
         'servers[imap].ssl_ciphers: SSL_CTX_set_cipher_list("nonsense") failed: '
     )
 
@@ -91,7 +91,7 @@ def test_ciphers_that_are_none_are_refused(ours: Issued) -> None:
 @pytest.mark.parametrize(
     ("prefer", "chosen"), [(True, "ECDHE-ECDSA-AES256-GCM-SHA384"), (False, "ECDHE-ECDSA-AES128-GCM-SHA256")]
 )
-def test_whose_order_counts(ours: Issued, prefer: bool, chosen: str) -> None:
+def test_ssl_prefer_server_ciphers_sets_order(ours: Issued, prefer: bool, chosen: str) -> None:
     ciphers = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-ECDSA-AES128-GCM-SHA256"
     tls = tls_of(ours, ssl_ciphers=ciphers, ssl_prefer_server_ciphers=prefer, **TLS12)
     context = client_of()
@@ -108,13 +108,13 @@ def test_whose_order_counts(ours: Issued, prefer: bool, chosen: str) -> None:
         ("X25519:prime256v1", "P-384:P-256", "ECDH, prime256v1"),
     ],
 )
-def test_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
-    said = agreed(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
+def test_ssl_ecdh_curve_selects_groups(ours: Issued, groups: str, offered: str, chosen: str) -> None:
+    said = s_client_output(tls_of(ours, ssl_ecdh_curve=groups), "-groups", offered)
     assert f"Server Temp Key: {chosen}" in said
 
 
-def test_groups_that_do_not_exist_are_refused(ours: Issued) -> None:
-    assert refusal(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
+def test_unknown_groups_are_a_problem(ours: Issued) -> None:
+    assert problem(ours, ssl_ecdh_curve="X25519:nonsense").startswith(
         'servers[imap].ssl_ecdh_curve: SSL_CTX_set1_curves_list("X25519:nonsense") failed: '
     )
 
@@ -130,7 +130,7 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 """
 
 
-def test_diffie_hellman_is_there_where_parameters_are(rsa: Issued, tmp_path: Path) -> None:
+def test_dh_ciphers_need_ssl_dhparam(rsa: Issued, tmp_path: Path) -> None:
     parameters = tmp_path / "dh.pem"
     parameters.write_bytes(DH)
     context = client_of()
@@ -138,27 +138,27 @@ def test_diffie_hellman_is_there_where_parameters_are(rsa: Issued, tmp_path: Pat
     ciphers: dict[str, Any] = {"ssl_ciphers": "DHE-RSA-AES128-GCM-SHA256", **TLS12}
     tls = tls_of(rsa, ssl_dhparam=str(parameters), **ciphers)
     assert shaken(tls, context)[0].cipher == "DHE-RSA-AES128-GCM-SHA256"
-    assert "handshake failure" in agreed(tls_of(rsa, **ciphers), "-tls1_2")
+    assert "handshake failure" in s_client_output(tls_of(rsa, **ciphers), "-tls1_2")
 
 
-def test_parameters_that_are_none_are_refused(ours: Issued, tmp_path: Path) -> None:
+def test_invalid_dhparam_file_is_a_problem(ours: Issued, tmp_path: Path) -> None:
     bad = tmp_path / "dh.pem"
     bad.write_bytes(b"nothing")
-    assert refusal(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
-    assert refusal(ours, ssl_dhparam="/nonexistent").endswith(
+    assert problem(ours, ssl_dhparam=str(bad)).startswith(f'servers[imap].ssl_dhparam: cannot load "{bad}": ')
+    assert problem(ours, ssl_dhparam="/nonexistent").endswith(
         'cannot read "/nonexistent": No such file or directory'
     )
 
 
-def test_commands_have_the_last_word(ours: Issued) -> None:
+def test_ssl_conf_command_overrides_directives(ours: Issued) -> None:
     commands = (("Ciphersuites", "TLS_AES_128_GCM_SHA256"), ("Protocol", "-TLSv1.2"))
     tls = tls_of(ours, ssl_conf_command=commands)
     assert shaken(tls, client_of())[0].cipher == "TLS_AES_128_GCM_SHA256"
-    assert "resumed=" not in agreed(tls, "-tls1_2")
+    assert "resumed=" not in s_client_output(tls, "-tls1_2")
 
 
-def test_every_command_that_fails_is_told(ours: Issued) -> None:
-    said = refusal(
+def test_every_failed_ssl_conf_command_is_a_problem(ours: Issued) -> None:
+    said = problem(
         ours, ssl_conf_command=(("Nonsense", "x"), ("Ciphersuites", "y"), ("Options", "PrioritizeChaCha"))
     )
     first, second = said.split("\n")
@@ -166,7 +166,7 @@ def test_every_command_that_fails_is_told(ours: Issued) -> None:
     assert second.startswith('servers[imap].ssl_conf_command[1]: SSL_CONF_cmd("Ciphersuites", "y") failed: ')
 
 
-def test_compression_of_certificates_is_no_reason_to_fail(ours: Issued) -> None:
+def test_unsupported_certificate_compression_is_a_notice(ours: Issued) -> None:
     tls = tls_of(ours, ssl_certificate_compression=True)
     told = [str(notice) for notice in tls.notices]
     assert told == [
@@ -175,12 +175,12 @@ def test_compression_of_certificates_is_no_reason_to_fail(ours: Issued) -> None:
     assert shaken(tls, client_of())[0].version == "TLSv1.3"
 
 
-def test_a_client_may_not_renegotiate(ours: Issued) -> None:
-    assert tls_of(ours, **TLS12).terms.context.options & ssl.OP_NO_RENEGOTIATION
+def test_renegotiation_is_disabled(ours: Issued) -> None:
+    assert tls_of(ours, **TLS12).params.context.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_a_handshake_after_a_refused_configuration_is_undisturbed(ours: Issued) -> None:
-    refusal(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
+def test_handshake_works_after_failed_build(ours: Issued) -> None:
+    problem(ours, ssl_conf_command=(("Nonsense", "x"),), ssl_ecdh_curve="nonsense")
     pair = Pair(tls_of(ours), client_of())
     assert pair.shake().version == "TLSv1.3"
     pair.close()
@@ -195,5 +195,5 @@ def test_a_handshake_after_a_refused_configuration_is_undisturbed(ours: Issued) 
         ("pop3", "no application"),
     ],
 )
-def test_the_application_protocol_of_another_make_of_client(ours: Issued, offered: str, heard: str) -> None:
-    assert heard in agreed(tls_of(ours), "-alpn", offered)
+def test_openssl_client_alpn(ours: Issued, offered: str, heard: str) -> None:
+    assert heard in s_client_output(tls_of(ours), "-alpn", offered)

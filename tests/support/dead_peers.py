@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection that dies silently: its peer's kernel drops every segment and acknowledges none."""
+"""A connection whose peer drops every segment and acknowledges none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RETURN_NOTHING: Final = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 
 def stop_acknowledging(sock: Any) -> None:
-    """Drop all that arrives for this socket from now on, as a firewall that forgot the connection does.
+    """Drop all segments that arrive for this socket from now on, as a firewall without the connection does.
 
     On a listening socket, connection requests are dropped: whoever connects waits.
     """

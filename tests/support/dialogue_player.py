@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a transcript against the conversations themselves: no sockets, no clock, no event loop.
+"""Plays a transcript against the protocol generators, without sockets, clock or event loop.
 
 The steps marked ``=``:
 
 ``authorize USER PASSWORD [by METHOD] [attempt N] [salt S] [helo H mail M rcpt R] -> ANSWER``
-    the question and the answer of the authorization service.  Words are escaped
-    as bytes are; ``-`` is no password; ``by password`` and ``attempt 1`` go
-    without saying.  Answers: ``granted HOST:PORT[, user U][, password P]``,
+    the request to the authentication service and its response.  Words have the
+    escapes of bytes; ``-`` is no password; ``by password`` and ``attempt 1`` are
+    the defaults.  Responses: ``granted HOST:PORT[, user U][, password P]``,
     ``denied[, code C][, wait 3s]: TEXT``, ``wait 3s[, user U][, password P]``,
     ``unavailable``.
 ``tls``, ``tls failed``        the handshake after STARTTLS
-``resolve -> HOST``            the client's name is looked up
-``overhear 5s``                the greeting delay; what follows comes within it, or nothing does
-``wait 3s``                    time passes
-``closes``, ``falls silent``   whoever is expected to speak is gone, or says nothing until the deadline
+``resolve -> HOST``            the client's host name is looked up
+``overhear 5s``                the greeting delay; the bytes that follow arrive within it
+``wait 3s``                    a pause
+``closes``, ``falls silent``   the peer closes the connection, or sends nothing until the deadline
 ``shutdown``                   the proxy drains
 ``closed REASON``              the client's connection is closed
-``relay``                      the login is complete; ``P`` after it is what the client sent ahead
+``relay``                      the login is complete; ``P`` after it are bytes that the client sent ahead
 ``note …``, ``deadline 60s``, ``challenge``, ``trouble STAGE [KIND]``
-    compared only in transcripts that have at least one of the sort, and in
-    their own order: what is counted, when the client's time begins anew, when
-    a challenge is made, how far the upstream had come.
+    compared only in transcripts with at least one of the kind, and only with
+    others of the kind: events that are counted, the start of the client's
+    timeout, the creation of a challenge, the stage of the login at the upstream.
 """
 
 from __future__ import annotations
@@ -64,28 +64,28 @@ _GONE: Final[dict[str, type[SessionError]]] = {
 
 
 class Differs(AssertionError):
-    """What was said is not what the transcript says."""
+    """The session differs from the transcript."""
 
 
 class _OutOfSteps(Exception):
-    """The transcript ends while somebody is expected to speak: all is well."""
+    """The transcript ends while a peer is expected to send: the test has passed."""
 
 
 @dataclass
 class Player:
-    """One playing of one transcript.
+    """One run of one transcript.
 
     Args:
-        transcript: What is to be said.
-        protocol: Whose conversations are to say it.
-        cut: Whether everything is received byte by byte.
+        transcript: The expected session.
+        protocol: The protocol to test.
+        cut: Whether all bytes are received one by one.
     """
 
     transcript: Transcript
     protocol: MailProtocol
     cut: bool = False
     _asides: dict[str, list[str]] = field(default_factory=dict)
-    _said: bytes = b""
+    _sent: bytes = b""
     _incoming: bytes = b""
     _position: int = 0
 
@@ -97,7 +97,7 @@ class Player:
         """Play it from the first line to the last.
 
         Raises:
-            Differs: Something else was said, or done.
+            Differs: The session differs from the transcript.
         """
         client = self.transcript.client()
         try:
@@ -105,130 +105,130 @@ class Player:
         except _OutOfSteps:
             pass
         else:
-            self._settle(self._speaker)
+            self._compare_sent(self._sender)
         if (step := self._peek()) is not None:
             self._differ(step, "the end")
         self._compare_asides()
 
-    # ---- the life of a session, as the runtime lives it ----
+    # ---- the session, as in `mailproxy.session` ----
 
     def _session(self, client: Client) -> None:
         server, protocol = self.transcript.server, self.protocol
-        self._speaker, self._listener = "S", "C"
+        self._sender, self._peer = "S", "C"
         try:
-            result = self._perform(protocol.frontend(server).converse(client))
+            result = self._perform(protocol.frontend_for(server)(client).run())
         except ShuttingDown as failure:
             self._close(protocol.shutdown, failure)
             return
         except SessionError as failure:
-            speaks = failure.reason.value in {"auth_unavailable"}
-            self._close(protocol.internal_error if speaks else b"", failure)
+            has_reply = failure.reason.value in {"auth_unavailable"}
+            self._close(protocol.internal_error if has_reply else b"", failure)
             return
         if isinstance(result, SessionEnd):
-            self._do(f"closed {result.reason}")
+            self._expect_event(f"closed {result.reason}")
         elif self._peek() is not None:
             self._upstream(client, result)
 
-    def _upstream(self, client: Client, identified: UpstreamLogin) -> None:
+    def _upstream(self, client: Client, login: UpstreamLogin) -> None:
         server = self.transcript.server
-        unread, self._incoming = identified.unread + self._incoming, b""
-        self._settle("S")
-        self._speaker, self._listener = "P", "U"
+        unread, self._incoming = login.unread + self._incoming, b""
+        self._compare_sent("S")
+        self._sender, self._peer = "P", "U"
         try:
             logged_in: UpstreamLoginResult = self._perform(
-                self.protocol.upstream(server).log_in(client, identified)
+                self.protocol.upstream(server).log_in(client, login)
             )
         except UpstreamError as failure:
-            self._settle("P")
-            self._speaker = "S"
+            self._compare_sent("P")
+            self._sender = "S"
             self._asides["trouble"].append(
                 f"trouble {failure.stage}" + (f" {failure.kind}" if failure.kind else "")
             )
             is_shown = isinstance(failure, UpstreamRefused) and server.proxy_pass_error_message
             self._close(failure.reply if is_shown else self.protocol.internal_error, failure)
             return
-        self._settle("P")
-        self._said = logged_in.reply
-        self._settle("S")
-        self._do("relay")
-        self._said = unread
-        self._speaker = "P"
+        self._compare_sent("P")
+        self._sent = logged_in.reply
+        self._compare_sent("S")
+        self._expect_event("relay")
+        self._sent = unread
+        self._sender = "P"
 
-    def _close(self, last_words: bytes, failure: SessionError) -> None:
-        self._said += last_words
-        self._settle(self._speaker)
-        self._do(f"closed {failure.reason}")
+    def _close(self, reply: bytes, failure: SessionError) -> None:
+        self._sent += reply
+        self._compare_sent(self._sender)
+        self._expect_event(f"closed {failure.reason}")
 
-    # ---- performing actions ----
+    # ---- performing effects ----
 
-    def _perform(self, dialogue: ProtocolGenerator[Any]) -> Any:
+    def _perform(self, generator: ProtocolGenerator[Any]) -> Any:
         answer: Any = None
         failure: SessionError | None = None
         while True:
             try:
-                action = dialogue.send(answer) if failure is None else dialogue.throw(failure)
+                effect = generator.send(answer) if failure is None else generator.throw(failure)
             except StopIteration as finished:
                 return finished.value
             answer, failure = None, None
             try:
-                answer = self._answer(action)
+                answer = self._result_of(effect)
             except SessionError as thrown:
                 failure = thrown
 
-    def _answer(self, action: sansio.Action) -> Any:  # noqa: C901, PLR0911 - one case per action
-        match action:
+    def _result_of(self, effect: sansio.Effect) -> Any:  # noqa: C901, PLR0911 - one case per effect
+        match effect:
             case sansio.Send(data):
-                self._said += data
+                self._sent += data
             case sansio.Note(event):
                 self._asides["note"] += [] if isinstance(event, LoginDenied) else [_note_text(event)]
-            case sansio.Deadline(seconds):
+            case sansio.SetDeadline(seconds):
                 self._asides["deadline"].append(f"deadline {seconds:g}s")
             case sansio.MakeChallenge(name):
                 self._asides["challenge"].append("challenge")
                 return f"<1304717.1795355079@{name}>".encode()
             case sansio.Receive(limit):
-                return self._hear(limit)
-            case sansio.Authorize(request):
-                return self._authorize(request)
+                return self._receive(limit)
+            case sansio.Authenticate(request):
+                return self._authenticate(request)
             case sansio.Peek(seconds, limit):
-                return self._overhear(seconds, limit)
+                return self._receive_early(seconds, limit)
             case sansio.Wait(seconds):
-                self._do(f"wait {seconds:g}s")
+                self._expect_event(f"wait {seconds:g}s")
             case sansio.ResolveClient():
-                return unescaped(self._ask("resolve"))
-            case sansio.StartTls():
+                return unescaped(self._expect_request("resolve"))
+            case sansio.UpgradeToTls():
                 return self._start_tls()
         return None
 
-    def _hear(self, limit: int) -> bytes:
-        assert limit > 0, "asked to receive nothing"
+    def _receive(self, limit: int) -> bytes:
+        assert limit > 0, "a Receive of no bytes"
         if not self._incoming:
-            self._settle(self._speaker)
+            self._compare_sent(self._sender)
             step = self._next()
             if step is None:
                 raise _OutOfSteps
             if step.text in _GONE and step.side == "=":
                 raise _GONE[step.text]
-            if step.side != self._listener:
-                self._differ(step, f"waiting for {self._listener}")
+            if step.side != self._peer:
+                self._differ(step, f"waiting for {self._peer}")
             self._incoming = step.data
             while step.is_joined and (step := self._next()):
                 self._incoming += step.data
         taken = 1 if self.cut else limit
-        heard, self._incoming = self._incoming[:taken], self._incoming[taken:]
-        return heard
+        data, self._incoming = self._incoming[:taken], self._incoming[taken:]
+        return data
 
-    def _overhear(self, seconds: float, limit: int) -> bytes:
-        self._do(f"overhear {seconds:g}s")
+    def _receive_early(self, seconds: float, limit: int) -> bytes:
+        self._expect_event(f"overhear {seconds:g}s")
         step = self._peek()
         if step is None or step.side == "S":
             return b""
-        heard = self._hear(limit)
+        data = self._receive(limit)
         self._incoming = b""
-        return heard
+        return data
 
     def _start_tls(self) -> Any:
-        self._settle(self._speaker)
+        self._compare_sent(self._sender)
         step = self._next()
         if step is not None and step.text == "tls failed":
             raise TlsFailed
@@ -236,15 +236,15 @@ class Player:
             self._differ(step, "tls")
         return self.transcript.tls()
 
-    def _authorize(self, request: AuthRequest) -> Any:
-        answer = self._ask(f"authorize {_request_text(request)}")
+    def _authenticate(self, request: AuthRequest) -> Any:
+        answer = self._expect_request(f"authorize {_request_text(request)}")
         if answer == "unavailable":
             raise AuthUnreachable
         head, _, text = answer.partition(":" if answer.endswith(":") else ": ")
         parts = iter(head.split(", "))
         return _decision(next(parts), dict(part.split(" ", 1) for part in parts), unescaped(text), request)
 
-    # ---- walking the transcript ----
+    # ---- comparing with the transcript ----
 
     def _peek(self) -> Step | None:
         return self._steps[self._position] if self._position < len(self._steps) else None
@@ -254,38 +254,38 @@ class Player:
         self._position += 1
         return step
 
-    def _do(self, text: str) -> None:
-        """Expect this to be done next."""
-        self._settle(self._speaker)
+    def _expect_event(self, text: str) -> None:
+        """Expect this event as the next step."""
+        self._compare_sent(self._sender)
         step = self._next()
         if step is None or step.side != "=" or step.text != text:
             self._differ(step, f"=  {text}")
 
-    def _ask(self, question: str) -> str:
-        """Expect this to be asked next, and give the transcript's answer."""
-        self._settle(self._speaker)
+    def _expect_request(self, question: str) -> str:
+        """Expect this request as the next step, and return its response."""
+        self._compare_sent(self._sender)
         step = self._next()
         asked, _, answer = ("", "", "") if step is None else step.text.partition(" -> ")
         if asked != question:
             self._differ(step, f"=  {question}")
         return answer
 
-    def _settle(self, side: str) -> None:
-        """Compare everything that was said, since somebody else has the word now."""
-        wanted = b""
+    def _compare_sent(self, side: str) -> None:
+        """Compare all bytes that were sent with the next steps of this side."""
+        expected = b""
         first = self._peek()
         while (step := self._peek()) is not None and step.side == side:
-            wanted += step.data
+            expected += step.data
             self._position += 1
-        said, self._said = self._said, b""
-        if said != wanted:
-            self._differ(first, f"{side}  {said!r} instead of {wanted!r}")
+        sent, self._sent = self._sent, b""
+        if sent != expected:
+            self._differ(first, f"{side}  {sent!r} instead of {expected!r}")
 
     def _compare_asides(self) -> None:
         for name in _ASIDES:
-            wanted = [step.text for step in self.transcript.steps if _is_aside(step, name)]
-            if wanted and wanted != self._asides[name]:
-                message = f"{self.transcript.name}: {self._asides[name]} instead of {wanted}"
+            expected = [step.text for step in self.transcript.steps if _is_aside(step, name)]
+            if expected and expected != self._asides[name]:
+                message = f"{self.transcript.name}: {self._asides[name]} instead of {expected}"
                 raise Differs(message)
 
     def _differ(self, step: Step | None, happened: str) -> NoReturn:
@@ -316,8 +316,8 @@ def _request_text(request: AuthRequest) -> str:
         words += ["by", credentials.method.value]
     if request.attempt != 1:
         words += ["attempt", str(request.attempt)]
-    if credentials.salt is not None:
-        words += ["salt", escaped(credentials.salt)]
+    if credentials.challenge is not None:
+        words += ["salt", escaped(credentials.challenge)]
     if envelope is not None:
         words += [
             "helo",
@@ -331,7 +331,7 @@ def _request_text(request: AuthRequest) -> str:
 
 
 def _word(text: str | None) -> bytes | None:
-    """Read a word as ``escaped`` writes it."""
+    """Parse a word written by ``escaped``."""
     if text is None:
         return None
     return b"" if text == '""' else unescaped(text)
@@ -348,7 +348,7 @@ def _decision(
     if kind == "denied":
         code = parts["code"].encode() if "code" in parts else None
         return AuthDenied(text, int(parts.get("wait", "0s").removesuffix("s")), code, user)
-    assert kind == "granted", f"no answer of the service: {verb}"
+    assert kind == "granted", f"no response of the service: {verb}"
     address, _, port = rest.rpartition(":")
     asked = request.credentials
     hashed = asked.method in {Method.APOP, Method.CRAM_MD5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A name server on loopback, over UDP and TCP, that says exactly what a test tells it to say."""
+"""A name server on loopback, over UDP and TCP, with replies chosen by the test; and a lookup to await."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mailproxy.dns import Resolver
+
 KINDS: Final = {"A": 1, "CNAME": 5, "PTR": 12, "TXT": 16, "AAAA": 28, "DNAME": 39}
 _NAMES: Final = {number: kind for kind, number in KINDS.items()}
 
@@ -20,7 +22,7 @@ NXDOMAIN, SERVFAIL, FORMERR, NOTIMP, REFUSED, NOTAUTH = 3, 2, 1, 4, 5, 9
 
 @dataclass(frozen=True)
 class Record:
-    """One answer record.  ``owner`` empty: the name that was asked for."""
+    """One answer record.  An empty ``owner`` is the name in the query."""
 
     kind: str
     data: bytes
@@ -30,19 +32,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Reply:
-    """What to answer; the default is an empty ``NOERROR``."""
+    """A reply; the default is an empty ``NOERROR``."""
 
     records: tuple[Record, ...] = ()
     code: int = 0
     truncated: bool = False
-    """UDP only: set TC and leave the records out, so that only TCP brings them."""
+    """UDP only: set TC and leave out the records, so that only TCP has them."""
     wrong_id: bool = False
     silent: bool = False
     garbage: bool = False
 
 
 def wire(name: str | Sequence[bytes]) -> bytes:
-    """Write a name; give labels to write what no sane name holds."""
+    """Encode a name, given as text or as labels of any bytes."""
     labels = [label.encode() for label in name.split(".") if label] if isinstance(name, str) else name
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
 
@@ -67,7 +69,7 @@ def found(*records: Record) -> Reply:
 
 @dataclass
 class DnsServer:
-    """Answers by name and type; what it was not told about does not exist (``NXDOMAIN``).
+    """Replies by name and type; the reply to other names is ``NXDOMAIN``.
 
     Attributes:
         zone: What to answer; of several replies each is used once, the last for good.
@@ -85,24 +87,24 @@ class DnsServer:
 
     @property
     def address(self) -> str:
-        """How ``resolver`` names it."""
+        """Its address for the directive ``resolver``."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def answers_ptr(self, reverse: str, *records: Record) -> None:
         self.zone[reverse, "PTR"] = found(*records)
 
     def kinds(self) -> list[str]:
-        """Types asked for, in order."""
+        """The types of the queries, in order."""
         return [kind for _, _, kind in self.asked]
 
     async def was_asked(self, times: int) -> None:
-        """Wait until so many questions have come."""
+        """Wait until so many queries have arrived."""
         while len(self.asked) < times:
             self._news.clear()
             await self._news.wait()
 
     def reply_to(self, message: bytes, transport: str) -> bytes | None:
-        """Give the message to send back, if any."""
+        """Return the reply to send, if any."""
         name, end = _question(message)
         kind = _NAMES.get(struct.unpack_from("!H", message, end)[0], "?")
         self.asked.append((transport, name, kind))
@@ -143,7 +145,7 @@ async def dns_server(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Dn
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port of ``host`` that nobody uses, neither over UDP nor over TCP."""
+    """Find a port of ``host`` that is free for UDP and TCP."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         with socket.socket(family, socket.SOCK_DGRAM) as udp, socket.socket(family) as tcp:
@@ -192,3 +194,10 @@ def _message(asked: bytes, end: int, reply: Reply, transport: str) -> bytes | No
         for record in records
     )
     return head + asked[12:end] + (b"\xc0" if reply.garbage else b"") + body
+
+
+async def client_name(resolver: Resolver, address: str) -> bytes:
+    """Wait for the confirmed name of a client."""
+    name: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    resolver.look_up(address, name.set_result)
+    return await name

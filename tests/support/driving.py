@@ -1,63 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives one dialogue by hand: answers in, what was said and asked out."""
+"""Runs one protocol generator in a test: results of effects in, effects out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from mailproxy.protocols.sansio import Action, Deadline, Note, ProtocolGenerator, Receive, Send, Telling
+from mailproxy.protocols.sansio import Effect, Note, OneEffect, ProtocolGenerator, Receive, Send, SetDeadline
 
 
 @dataclass
 class Driven:
-    """What became of a dialogue: its result, what it said, what it asked for, what it noted."""
+    """What a generator did.
+
+    Attributes:
+        result: What it returned.
+        finished: Whether it returned.
+        sent: All bytes that it sent.
+        asked: The effects that needed a result, in order.
+        notes: The events that it reported.
+        deadlines: The deadlines that it set, in seconds.
+    """
 
     result: Any = None
     finished: bool = False
-    said: bytes = b""
-    asked: list[Action] = field(default_factory=list)
+    sent: bytes = b""
+    asked: list[Effect] = field(default_factory=list)
     notes: list[Any] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
 
 
-def drive(dialogue: ProtocolGenerator[Any] | Telling | tuple[()], *answers: Any) -> Driven:
-    """Run a dialogue until it ends, or waits for an answer that is not there.
+def drive(generator: ProtocolGenerator[Any] | OneEffect | tuple[()], *results: Any) -> Driven:
+    """Run a generator until it returns, or needs a result that was not given.
 
-    ``Send``, ``Note`` and ``Deadline`` answer themselves; everything else takes
-    the next of ``answers``.  An exception among them is thrown.
+    ``Send``, ``Note`` and ``SetDeadline`` need no result; each other effect
+    takes the next of ``results``.  An exception among them is raised in the generator.
     """
-    if isinstance(dialogue, tuple):  # one that needs no answer
-        dialogue = _telling(dialogue)
-    driven, waiting = Driven(), list(answers)
-    answer: Any = None
+    if isinstance(generator, tuple):
+        generator = _generator_of(generator)
+    driven, waiting = Driven(), list(results)
+    result: Any = None
     while True:
-        failing = isinstance(answer, BaseException)
+        is_error = isinstance(result, BaseException)
         try:
-            action = dialogue.throw(answer) if failing else dialogue.send(answer)
+            effect = generator.throw(result) if is_error else generator.send(result)
         except StopIteration as end:
             driven.result, driven.finished = end.value, True
-            assert not waiting, f"never asked for {waiting}"
+            assert not waiting, f"results left over: {waiting}"
             return driven
-        answer = None
-        match action:
+        result = None
+        match effect:
             case Send(data):
-                driven.said += data
+                driven.sent += data
             case Note(event):
                 driven.notes.append(event)
-            case Deadline(seconds):
+            case SetDeadline(seconds):
                 driven.deadlines.append(seconds)
             case _:
-                driven.asked.append(action)
+                driven.asked.append(effect)
                 if not waiting:
                     return driven
-                answer = waiting.pop(0)
+                result = waiting.pop(0)
 
 
-def _telling(actions: Telling | tuple[()]) -> ProtocolGenerator[None]:
-    yield from actions
+def _generator_of(effects: OneEffect | tuple[()]) -> ProtocolGenerator[None]:
+    yield from effects
 
 
 def limits(driven: Driven) -> list[int]:
-    """How many bytes each ``Receive`` asked for."""
-    return [action.limit for action in driven.asked if isinstance(action, Receive)]
+    """Return the limit of each ``Receive``."""
+    return [effect.limit for effect in driven.asked if isinstance(effect, Receive)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold for a worker once all its sessions are over, whatever was done to it."""
+"""What must hold for a worker when all its sessions are over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mailproxy.enums import LoginResult
 from mailproxy.telemetry.metrics import Meter
 
 _SETTLING: Final = 30.0
-"""Seconds after which what should have ended never will; a lingering connection takes up to two."""
+"""Seconds to wait for sessions to end; a lingering close takes up to two."""
 _NOW: Final = (
     "mailproxy_connections_active",
     "mailproxy_sessions_active",
@@ -29,18 +29,18 @@ _ATTEMPTS: Final = re.compile(r" attempts=([0-9]+)")
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def series(meter: Meter, family: str) -> dict[tuple[str, ...], Any]:
-    """All series of one family that have something to tell."""
+    """Return the series of a metric that are not 0."""
     told = meter.snapshot()["series"].get(family, [])
     return {tuple(labels): value for labels, value in told if value}
 
 
 async def settle(app: App, meter: Meter) -> None:
-    """Wait until nothing is left over, and tell what is if that does not happen."""
+    """Wait until nothing is left over, and fail with what is."""
     try:
         async with asyncio.timeout(_SETTLING):
             while any(leftovers(app, meter)):
@@ -50,22 +50,22 @@ async def settle(app: App, meter: Meter) -> None:
 
 
 def leftovers(app: App, meter: Meter) -> Iterator[str]:
-    """Tell what is left of sessions that are over: themselves, timers, descriptors, questions, gauges."""
-    engine = app._engine
-    found: dict[str, object] = {name: getattr(engine, name) for name in ("live", "lingering", "clients")}
-    found["timers"] = engine.timers.waiting()
-    found["pipes out of stock"] = engine.pipes._count - len(engine.pipes._kept)
-    waiting = {listener.fd for listener in app._listeners}
-    for service in app._auth.values():
-        found["questions"] = [*service._by_session, *service._waiting.requests, *service._waiting.holders]
-        waiting |= {exchange.fd for exchange in service._idle}
-    found["handlers"] = engine.reactor._handlers.keys() - waiting
+    """List what is left of sessions that are over: objects, timeouts, descriptors, auth requests, gauges."""
+    context = app.context
+    found: dict[str, object] = {name: getattr(context, name) for name in ("live", "lingering", "clients")}
+    found["timers"] = context.timers.waiting()
+    found["pipes in use"] = context.pipes.count - len(context.pipes.kept)
+    waiting = {listener.fd for listener in app.listeners}
+    for service in app.auth_clients.values():
+        found["auth requests"] = [*service.requests, *service.waiting.requests, *service.waiting.holders]
+        waiting |= {connection.fd for connection in service.idle}
+    found["handlers"] = context.epoll.handlers.keys() - waiting
     found |= {family: series(meter, family) for family in _NOW}
     return (f"{name}: {what}" for name, what in found.items() if what)
 
 
 def check_accounts(meter: Meter, log: str) -> None:
-    """Check that everybody who came has left, and that every attempt to log in was counted once.
+    """Check that every accepted client was closed, and that every login was counted once.
 
     Args:
         meter: Of a worker without sessions.

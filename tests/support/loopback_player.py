@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a transcript over real sockets, through a whole worker: client, service and upstream are scripted.
+"""Plays a transcript over sockets, through a whole worker: client, service and upstream follow the script.
 
 The steps are those of ``dialogue_player``.  What is compared: every byte that
 the client and the upstream get, every byte of the request to the
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mailproxy.app import App, WorkerLoop
+from mailproxy.app import App
 from mailproxy.enums import ProtocolErrorKind
+from mailproxy.loop.worker_loop import WorkerLoop
 from mailproxy.net import plan
 from mailproxy.session.driver import ProtocolDriver
 from mailproxy.telemetry.log import Log, LogFormat
@@ -54,12 +55,12 @@ _UPSTREAMS: Final = frozenset(
 
 
 class HurriedLoop(WorkerLoop):
-    """A worker's loop on which the waits of conversations, and nothing else, pass fifty times as fast."""
+    """A worker's event loop in which the pauses of sessions, and nothing else, are fifty times shorter."""
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
     ) -> asyncio.TimerHandle:
-        if getattr(callback, "__func__", None) is ProtocolDriver._woken:
+        if getattr(callback, "__func__", None) is ProtocolDriver._on_wait_over:
             delay *= _HURRY
         return super().call_later(delay, callback, *args, context=context)
 
@@ -83,7 +84,7 @@ def play(transcript: Transcript, identities: Identities, folder: Path) -> None:
 
 @dataclass
 class _Arrivals:
-    """Whoever connects to a port of ours, and an end for them all."""
+    """The connections to a port of the test."""
 
     peers: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -115,10 +116,10 @@ class _Player:
     is_over: bool = False
     tls: ssl.SSLObject | None = None
 
-    # ---- the scene ----
+    # ---- set-up ----
 
     async def open(self, stack: contextlib.AsyncExitStack) -> None:
-        """Start everybody, and connect."""
+        """Start the services and the worker, and connect."""
         ports = [
             await stack.enter_async_context(_serving(arrivals)) for arrivals in (self.service, self.upstreams)
         ]
@@ -126,7 +127,7 @@ class _Player:
         self.meter = Meter()
         self._log = stack.enter_context(_log())
         self.app = App(log=self._log.log, meter=self.meter)
-        self.app._engine.challenge = _challenge  # type: ignore[method-assign]
+        self.app.context.make_challenge = _challenge  # type: ignore[method-assign]
         server = self._server(AuthHttp(host="127.0.0.1", port=ports[0], uri="/auth"))
         if server.resolver is not None:
             names = await stack.enter_async_context(self._names())
@@ -137,7 +138,7 @@ class _Player:
         stack.callback(abort, self.client.writer)
 
     def _server(self, auth: AuthHttp) -> ServerConfig:
-        """The transcript's server, with real places and files in it; time for silence is made short."""
+        """The transcript's server with real addresses and files, and short timeouts."""
         server = self.transcript.server
         changes: dict[str, Any] = {"auth_http": auth, "error_log": LogLevel.INFO}
         if any(step.text == "falls silent" for step in self.transcript.steps):
@@ -165,7 +166,7 @@ class _Player:
 
     @contextlib.asynccontextmanager
     async def _names(self) -> AsyncIterator[DnsServer]:
-        """A name server that knows what the transcript's look-up finds."""
+        """A name server with the records that the transcript needs."""
         name = next(
             step.text.partition(" -> ")[2] for step in self.transcript.steps if "resolve" in step.text
         )
@@ -189,7 +190,7 @@ class _Player:
         client = Peer(*await asyncio.open_connection("127.0.0.1", self.port))
         address = self.transcript.client().address
         family, server = ("TCP6", "2001:db8::2") if ":" in address else ("TCP4", "198.51.100.1")
-        await client.say(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
+        await client.send(f"PROXY {family} {address} {server} 4711 25\r\n".encode())
         if self._is_implicit:
             await self._shake(client)
         return client
@@ -199,10 +200,10 @@ class _Player:
         await client.writer.start_tls(context)
         self.tls = client.writer.get_extra_info("ssl_object")
 
-    # ---- the course of it ----
+    # ---- the steps ----
 
     async def play(self) -> None:
-        """Take one step after the other, and look at what is left."""
+        """Perform all steps, and compare what is left."""
         for step in self.transcript.steps:
             try:
                 async with asyncio.timeout(PATIENCE):
@@ -234,7 +235,7 @@ class _Player:
         if step.is_joined:
             return
         await peer.writer.drain()
-        for _ in range(4):  # then the proxy has read it, if it wants to
+        for _ in range(4):  # then the proxy has read it, if it reads at all
             await asyncio.sleep(0)
 
     async def _upstream(self) -> Peer:
@@ -243,7 +244,7 @@ class _Player:
         return self.upstream
 
     def _with_real_places(self, data: bytes) -> bytes:
-        """Where we accept connections cannot be made up, and the PROXY header to an upstream tells it."""
+        """Replace the listening address in an expected PROXY header by the real one."""
         if not data.startswith(b"PROXY "):
             return data
         port = data.split()[-1]
@@ -255,7 +256,7 @@ class _Player:
             case "authorize":
                 await self._authorize(step, rest)
             case "tls" if rest == "failed":
-                await self.client.say(b"this is no handshake\r\n")
+                await self.client.send(b"this is no handshake\r\n")
             case "tls":
                 await self._shake(self.client)
             case "closes":
@@ -285,19 +286,19 @@ class _Player:
             self.asking.close()
             return
         self.upstream_speaks = answered.startswith("granted")
-        await self.asking.say(answer(answered, self.upstream_port))
+        await self.asking.send(answer(answered, self.upstream_port))
 
-    # ---- the end of it ----
+    # ---- the end ----
 
     async def _end(self) -> None:
-        """Make sure that nobody has more to say than was written down."""
+        """Check that neither side sent more than the transcript has."""
         last = self.transcript.steps[-1]
         async with asyncio.timeout(PATIENCE):
             if self.relays:
                 upstream = await self._upstream()
-                await self.client.say(_MARKS[0])
+                await self.client.send(_MARKS[0])
                 self._compare(last, await upstream.data(len(_MARKS[0])), _MARKS[0])
-                await upstream.say(_MARKS[1])
+                await upstream.send(_MARKS[1])
                 self._compare(last, await self.client.data(len(_MARKS[1])), _MARKS[1])
                 self.client.close()
                 self._compare(last, await upstream.rest(), b"")
@@ -314,7 +315,7 @@ class _Player:
                 abort(writer)
 
     def _compare_accounts(self, log: str) -> None:
-        """Compare what was counted and logged with the asides, of sorts that the transcript has."""
+        """Compare counters and log with the notes of the transcript, if it has any of the kind."""
         steps = self.transcript.steps
         notes = [step.text for step in steps if step.text.startswith("note ")]
         erred = Counter(text.split()[2] for text in notes if text.startswith("note client_erred"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A certification authority for tests: certificates good and bad, keys, revocation lists, as files."""
+"""A certification authority for tests: valid and invalid certificates, keys, revocation lists, as files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def name(text: str) -> x509.Name:
 
 
 def private_key(kind: str = "ec") -> PrivateKey:
-    """A fresh key: ``ec`` (P-256) or ``rsa`` (2048 bits)."""
+    """Make a key: ``ec`` (P-256) or ``rsa`` (2048 bits)."""
     if kind == "rsa":
         return rsa.generate_private_key(public_exponent=65537, key_size=2048)
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """A key in PEM form, encrypted where there is a passphrase."""
+    """Return a key in PEM form, encrypted if there is a passphrase."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase is not None:
         encryption = serialization.BestAvailableEncryption(passphrase)
@@ -95,7 +95,7 @@ class Authority:
         return self._issued(builder.sign(self.key, hashes.SHA256()), own, passphrase)
 
     def self_signed(self, subject: str = "CN=nobody") -> Issued:
-        """Make a certificate that no authority knows."""
+        """Make a self-signed certificate."""
         own = private_key()
         builder = _builder(name(subject), own, name(subject), expires=NOW + DAY)
         return self._issued(builder.sign(own, hashes.SHA256()), own, None)
@@ -116,7 +116,7 @@ class Authority:
         return self.write("crl", listed.public_bytes(serialization.Encoding.PEM))
 
     def write(self, kind: str, data: bytes) -> str:
-        """Write a file of its own, and give its path."""
+        """Write a file with a unique name and return its path."""
         self._count += 1
         path = self.folder / f"{self.name.rfc4514_string()}-{self._count}-{kind}.pem"
         path.write_bytes(data)
@@ -147,7 +147,7 @@ _CA_USAGE: Final = x509.KeyUsage(
 
 
 def _identify(builder: x509.CertificateBuilder, signer: PrivateKey) -> x509.CertificateBuilder:
-    """Name the key that signs, without which strict clients (Python 3.13, Go) refuse a certificate."""
+    """Add the identifier of the signing key, which strict clients (Python 3.13, Go) require."""
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
     return builder.add_extension(identifier, critical=False)
 

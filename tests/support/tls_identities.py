@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a proxy and its clients are under TLS, in transcripts and attacks."""
+"""Certificates of a proxy and its clients, for transcripts and attacks."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Identities:
         }
 
     def client(self, fact: str = "none") -> ssl.SSLContext:
-        """A client's context; ``fact`` is what a transcript says behind ``certificate:``."""
+        """Make a client's context; ``fact`` is the value of ``certificate:`` in a transcript."""
         kind, _, trouble = fact.partition(" ")
         return client_of(certificate=None if kind == "none" else self._clients[trouble])
 
     def certificate(self, kind: str, trouble: str) -> x509.Certificate | None:
-        """The certificate of such a client."""
+        """Make the certificate of such a client."""
         return None if kind == "none" else self._clients[trouble].certificate

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both ends of a TLS connection in one process, and a small server for clients of other makes."""
+"""Both ends of a TLS connection in one process, and a small server for other TLS clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 from mailproxy.protocols.types import TlsInfo
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed
 from mailproxy.tls.context import ServerTls, build
-from mailproxy.tls.ticket_keys import KEY_BYTES, TicketKeys
+from mailproxy.tls.resumption import KEY_BYTES, TicketKeys
 from mailproxy_config.model import ListenConfig, Protocol
 from support.configs import server
 from support.tls_authority import Authority, Issued
@@ -29,14 +29,14 @@ TLS_PORT: Final = (ListenConfig(port=993, ssl=True),)
 def tls_of(
     *issued: Issued, protocol: Protocol = Protocol.IMAP, key: bytes | TicketKeys = KEY, **directives: Any
 ) -> ServerTls:
-    """TLS of a server with these certificates and directives."""
+    """Build the TLS of a server with these certificates and directives."""
     chosen = tuple(each.files for each in issued)
     config = server(protocol, **{"listen": TLS_PORT, "ssl_certificate": chosen, **directives})
     return build(config, ticket_keys=TicketKeys([key]) if isinstance(key, bytes) else key)
 
 
 def client_of(authority: Authority | None = None, *, certificate: Issued | None = None) -> ssl.SSLContext:
-    """A client that trusts this authority, or anybody, and may have a certificate."""
+    """Make a client's context that trusts this authority, or any, and may have a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     if authority is None:
@@ -49,7 +49,7 @@ def client_of(authority: Authority | None = None, *, certificate: Issued | None 
 
 
 class Pair:
-    """A client and our side of it, on a pair of sockets, not shaken yet."""
+    """A client and the server side, on a pair of sockets, before the handshake."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Pair:
         )
 
     def shake(self) -> TlsInfo:
-        """Take both sides through the handshake, and give what it settled."""
+        """Complete the handshake and return its result."""
         steps = {self._client_step(), self.ours.handshake()}
         for _ in range(20):
             if steps == {HandshakeStep.DONE}:
@@ -79,7 +79,7 @@ class Pair:
         return self.ours.info()
 
     def tell(self, data: bytes) -> bytes:
-        """Say bytes to the client, which also reads the session tickets that lie before them."""
+        """Send bytes to the client, which also reads the session tickets before them."""
         assert self.ours.send(data) == len(data)
         return self.client.recv(len(data))
 
@@ -99,7 +99,7 @@ class Pair:
 def shaken(
     tls: ServerTls, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None, host: str | None = None
 ) -> tuple[TlsInfo, ssl.SSLSession | None]:
-    """Make a whole short connection; give what was settled, and the session to resume next time."""
+    """Make a short connection; return the result of its handshake, and the session to resume."""
     pair = Pair(tls, context, session=session, host=host)
     try:
         info = pair.shake()
@@ -110,7 +110,7 @@ def shaken(
 
 
 def shake_slowly(connection: TlsConnection) -> TlsInfo:
-    """Take our side through a handshake with a client elsewhere, waiting as a reactor would."""
+    """Complete the handshake of the server side with a client elsewhere."""
     while (step := connection.handshake()) is not HandshakeStep.DONE:
         reading = step is HandshakeStep.WANT_READ
         wait_for(connection, reading=reading)
@@ -125,7 +125,7 @@ def wait_for(connection: socket.socket, *, reading: bool) -> None:
 
 @contextmanager
 def serving(tls: ServerTls) -> Iterator[int]:
-    """Serve clients of other makes: a handshake, a line that says what was settled, the end."""
+    """Serve other TLS clients: a handshake, a line with its result, close."""
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_serve, args=(listener, tls))
     thread.start()
@@ -155,7 +155,7 @@ def _serve(listener: socket.socket, tls: ServerTls) -> None:
 
 
 def line_of(info: TlsInfo) -> bytes:
-    """The line that ``serving`` says."""
+    """The line that ``serving`` sends."""
     subject = info.certificate.subject.decode() if info.certificate else "-"
     alpn = info.alpn.decode() if info.alpn else "-"
     return (
@@ -164,5 +164,5 @@ def line_of(info: TlsInfo) -> bytes:
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir(Path("/proc/self/fd")))

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogue transcripts, parsed.  Who plays them, and against what, is not decided here.
+"""The parser of transcripts (``tests/dialogues``), for ``dialogue_player`` and ``loopback_player``.
 
-A file begins with prose: what is shown, then where it comes from.  Lines
+A file begins with text: the behaviour, then its source.  Lines
 ``name: value`` among it set directives of the server (named as in
 ``ServerConfig``) and facts about the client: ``client`` and ``local``
 (address and port), ``tls: implicit``, ``certificate: none | valid | invalid
-TEXT | tolerable TEXT``.  ``cut: no`` says that the segments are the point, so
-that the transcript means nothing when it is cut elsewhere.
+TEXT | tolerable TEXT``.  ``cut: no`` means that the segments matter: the
+transcript is not played byte by byte.
 
-The steps are indented: a mark, and from the sixth column on its text.
+The steps are indented: a mark, and its text from the sixth column on.
 
 ====  =====================================================================
-C     the client says; ``C+`` the same, in one segment with the next line
-S     the proxy says to the client
-P     the proxy says to the upstream
-U     the upstream says; ``U+`` as above
+C     the client sends; ``C+`` the same, in one segment with the next line
+S     the proxy sends to the client
+P     the proxy sends to the upstream
+U     the upstream sends; ``U+`` as above
 =     anything that is not bytes, see ``dialogue_player``
 ====  =====================================================================
 
-Bytes end in CRLF without saying so.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
+Each line ends in CRLF, which is not written.  Escapes: ``\\r \\n \\t \\0 \\s`` (space)
 ``\\xHH \\\\``; ``\\{130*a}`` repeats; ``\\{b64 a}`` is a in base64; ``\\c`` at the end
 leaves out the CRLF.
 ``#`` in the first column begins a comment.
@@ -51,7 +51,7 @@ _MARKS: Final = frozenset(("C", "C+", "S", "P", "U", "U+", "="))
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a transcript: ``data`` are what it stands for, empty for ``=``."""
+    """One line of a transcript: ``data`` are its bytes, empty for ``=``."""
 
     mark: str
     text: str
@@ -60,7 +60,7 @@ class Step:
 
     @property
     def is_joined(self) -> bool:
-        """Whether it goes in one segment with the next line."""
+        """Whether it is in one segment with the next line."""
         return self.mark.endswith("+")
 
     @property
@@ -74,7 +74,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One behaviour: who talks to which server, and what is said."""
+    """One behaviour: a client, a server, and the steps of a session."""
 
     name: str
     prose: tuple[str, ...]
@@ -84,11 +84,11 @@ class Transcript:
 
     @property
     def may_be_cut(self) -> bool:
-        """Whether it means the same however its segments are cut."""
+        """Whether it may be played with other segments."""
         return self.facts.get("cut") != "no"
 
     def client(self) -> Client:
-        """Make the client that connects, fresh for each playing."""
+        """Make the client that connects; a new one for each run."""
         address, port = _end(self.facts.get("client", "192.0.2.42 4711"))
         local_address, local_port = _end(self.facts.get("local", "198.51.100.1 25"))
         client = Client(address, port, local_address, local_port)
@@ -97,7 +97,7 @@ class Transcript:
         return client
 
     def tls(self) -> TlsInfo:
-        """Give what a handshake with this client settles."""
+        """Return the result of a handshake with this client."""
         tls = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
         kind, _, text = self.facts.get("certificate", "none").partition(" ")
         if kind != "none":
@@ -111,7 +111,7 @@ class Transcript:
 
 
 def unescaped(text: str) -> bytes:
-    """Give the bytes that a text stands for."""
+    """Return the bytes for a text with escapes."""
 
     def data(match: re.Match[str]) -> str:
         hexadecimal, encoded, simple = match.groups()
@@ -129,7 +129,7 @@ def _repeated(text: str) -> str:
 
 
 def escaped(data: bytes) -> str:
-    """Write bytes as one word, so that ``unescaped`` gives them back; nothing at all is ``""``."""
+    """Format bytes as one word for ``unescaped``; no bytes are ``""``."""
     names = {value: f"\\{name}" for name, value in _SIMPLE.items() if value}
     letters = (names.get(bytes((byte,)), _letter(byte)) for byte in data)
     return "".join(letters) or '""'
@@ -140,10 +140,10 @@ def _letter(byte: int) -> str:
 
 
 def load(path: Path) -> Transcript:
-    """Read a transcript; its folder tells the protocol.
+    """Read a transcript; its folder is the protocol.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: It is malformed.
     """
     return parse(path.read_text("utf-8").splitlines(), name=f"{path.parent.name}/{path.stem}")
 
@@ -167,7 +167,7 @@ def parse(lines: Iterable[str], *, name: str) -> Transcript:
         elif line and not line.startswith("#"):
             prose.append(line)
     if len(prose) < 2 or not steps:
-        message = f"{name}: says not what it shows, or where that comes from, or shows nothing"
+        message = f"{name}: has no description, no source, or no steps"
         raise ValueError(message)
     protocol = Protocol(name.partition("/")[0])
     directives = {key: _value(key, facts.pop(key)) for key in sorted(facts) if key in _DIRECTIVES}
@@ -195,7 +195,7 @@ def _end(text: str) -> tuple[str, int]:
 
 
 def _value(name: str, text: str) -> Any:
-    """Read a directive's value as the type of its default wants it."""
+    """Parse a directive's value according to the type of its default."""
     if name == "resolver":
         return ResolverConfig(addresses=(text,))
     default = getattr(configs.server(Protocol.SMTP), name)
@@ -213,7 +213,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def segments(steps: Iterable[Step]) -> Iterator[tuple[Step, bytes]]:
-    """Join what goes in one segment: the first of the steps, and all their bytes."""
+    """Yield the segments: the first step of each, and all its bytes."""
     first: Step | None = None
     data = b""
     for step in steps:

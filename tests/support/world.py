@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real worker on loopback, an authorization service, and upstreams that a test speaks for."""
+"""A real worker on loopback, an authentication service, and upstreams that a test controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from mailproxy.app import App, WorkerLoop, make_loop
+from mailproxy.app import App
+from mailproxy.loop.worker_loop import WorkerLoop, make_loop
 from mailproxy.net import plan
 from mailproxy.telemetry.log import Log, LogFormat
 from mailproxy.telemetry.metrics import Meter
@@ -20,17 +21,17 @@ from mailproxy_config.model import AuthHttp, ListenConfig, LogLevel, ProxyConfig
 from support.streams import abort
 
 T = TypeVar("T")
-PATIENCE: Final = 40.0
-"""Seconds after which a test is stuck."""
+TEST_SECONDS: Final = 40.0
+"""Seconds after which a test fails."""
 
 GRANT: Final = "Auth-Status: OK\r\nAuth-Server: 127.0.0.1\r\nAuth-Port: {port}\r\n"
 
 
 def run(coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a test's coroutine on a worker's loop, within ``PATIENCE``."""
+    """Run a test's coroutine on a worker's loop, within ``TEST_SECONDS``."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TEST_SECONDS):
             return await coroutine()
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
@@ -39,35 +40,35 @@ def run(coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 @dataclass
 class Peer:
-    """One side of a connection, with reads that say what they waited for."""
+    """One side of a connection."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def line(self) -> bytes:
-        """The next line, its end included; empty at the end of the connection."""
+        """Read a line, its end included; empty at the end of the connection."""
         return await self.reader.readline()
 
     async def lines(self, count: int) -> list[bytes]:
-        """So many lines."""
+        """Read so many lines."""
         return [await self.line() for _ in range(count)]
 
     async def data(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Read exactly so many bytes."""
         return await self.reader.readexactly(count)
 
     async def rest(self) -> bytes:
-        """Everything up to the end."""
+        """Read up to the end of the connection."""
         return await self.reader.read()
 
-    async def say(self, data: bytes) -> None:
-        """Send, and wait until it is on its way."""
+    async def send(self, data: bytes) -> None:
+        """Send, and wait until the kernel has accepted the bytes."""
         self.writer.write(data)
         await self.writer.drain()
 
-    async def ask(self, data: bytes) -> bytes:
-        """Send, and give the next line."""
-        await self.say(data)
+    async def exchange(self, data: bytes) -> bytes:
+        """Send, and read a line."""
+        await self.send(data)
         return await self.line()
 
     def close(self) -> None:
@@ -81,20 +82,20 @@ class Peer:
         abort(self.writer)
 
 
-Answer = bytes | tuple[bytes, bytes] | Callable[[bytes], bytes | Awaitable[bytes]]
-"""Bytes, bytes in two parts with a pause between, or what makes them of the request."""
+Response = bytes | tuple[bytes, bytes] | Callable[[bytes], bytes | Awaitable[bytes]]
+"""Bytes, bytes in two parts with a pause between, or a function of the request."""
 
 
 @dataclass
 class AuthServer:
-    """An authorization service: answers in order, the last one for ever; remembers every request.
+    """An authentication service: sends its responses in order, the last one for ever; records requests.
 
     Attributes:
-        closes: Whether each connection ends after one answer, as HTTP/1.0's do.
-        connections: How many connections were made.
+        closes: Whether each connection ends after one response, as with HTTP/1.0.
+        connections: Number of connections that were accepted.
     """
 
-    answers: list[Answer]
+    responses: list[Response]
     closes: bool = False
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
@@ -102,49 +103,49 @@ class AuthServer:
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one connection's requests."""
+        """Serve one connection."""
         self.connections += 1
         self.writers.append(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
-                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                for data in answer if isinstance(answer, tuple) else (answer,):
+                http_response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+                for data in http_response if isinstance(http_response, tuple) else (http_response,):
                     made = data if isinstance(data, bytes) else data(self.requests[-1])
                     writer.write(made if isinstance(made, bytes) else await made)
                     await writer.drain()
-                    await asyncio.sleep(0.05 if isinstance(answer, tuple) else 0)
+                    await asyncio.sleep(0.05 if isinstance(http_response, tuple) else 0)
                 if self.closes:
                     break
         writer.close()
 
 
-def answer(head: str, *, body: bytes = b"") -> bytes:
-    """An HTTP/1.1 answer that can be followed by another on the same connection."""
+def http_response(head: str, *, body: bytes = b"") -> bytes:
+    """Return an HTTP/1.1 response that keeps its connection alive."""
     return f"HTTP/1.1 200 OK\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 @dataclass
 class Upstream:
-    """Upstreams that a test speaks for: it takes each connection as it comes."""
+    """An upstream whose connections the test serves."""
 
     port: int = 0
     arrived: asyncio.Queue[Peer] = field(default_factory=asyncio.Queue)
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hand a connection to the test."""
+        """Pass a connection to the test."""
         self.writers.append(writer)
         await self.arrived.put(Peer(reader, writer))
 
     async def next(self) -> Peer:
-        """The next connection that arrives."""
+        """Return the next connection."""
         return await self.arrived.get()
 
 
 @dataclass
 class World:
-    """A worker and everybody around it."""
+    """A worker, its authentication service and its upstream."""
 
     app: App
     meter: Meter
@@ -161,12 +162,12 @@ class World:
         return Peer(reader, writer)
 
     async def settled(self, sessions: int = 0) -> None:
-        """Wait until there are only so many sessions."""
+        """Wait until there are so many sessions."""
         while self.app.sessions != sessions:
             await asyncio.sleep(0.005)
 
     def value(self, family: str, *labels: str) -> Any:
-        """The current value of a series, or 0."""
+        """Return the value of a metric, or 0."""
         for found, value in self.meter.snapshot()["series"].get(family, []):
             if tuple(found) == labels:
                 return value
@@ -174,7 +175,7 @@ class World:
 
 
 def listening_socket(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
-    """A listening socket as the supervisor hands it to a worker."""
+    """Return a listening socket as the supervisor makes it."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -190,28 +191,28 @@ Builder = Callable[[AuthHttp, ListenConfig], ServerConfig]
 @contextlib.asynccontextmanager
 async def world(
     build: Builder,
-    *answers: Answer,
+    *responses: Response,
     closes: bool = False,
     limit: int = 512,
     drain: float = 1.0,
     auth_tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[World]:
-    """A worker with one server, made by ``build`` from where the service and the listener are.
+    """A worker with one server, made by ``build`` from the service's address and the listener.
 
-    ``{port}`` in an answer's text is replaced by the upstream's port.
+    ``{port}`` in a response's text is replaced by the upstream's port.
     """
     loop = asyncio.get_running_loop()
     assert isinstance(loop, WorkerLoop)
     upstream = Upstream()
-    auth = AuthServer(list(answers), closes=closes)
+    auth = AuthServer(list(responses), closes=closes)
     servers = [
         await asyncio.start_server(upstream.serve, "127.0.0.1", 0),
         await asyncio.start_server(auth.serve, "127.0.0.1", 0, ssl=auth_tls),
     ]
     upstream.port, auth.port = (server.sockets[0].getsockname()[1] for server in servers)
-    auth.answers = [
+    auth.responses = [
         one.replace(b"{port}", str(upstream.port).encode()) if isinstance(one, bytes) else one
-        for one in auth.answers
+        for one in auth.responses
     ]
     read, write = os.pipe()
     os.set_blocking(read, False)

@@ -1,83 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the authentication service: one lean HTTP exchange per login, on connections that are used again.
+"""The client of an authentication service: its pool of connections, and the requests that wait for one.
 
 A request is sent a second time only when a connection that had been used
-before is lost before any byte of an answer came, and never a third time.
+before is lost before any byte of a response came, and never a third time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from mailproxy.auth_http.connection import AuthConnection
-from mailproxy.auth_http.fair_queue import FairQueue, source_of
-from mailproxy.auth_http.pending_request import Asker, PendingRequest, hand_over
 from mailproxy.auth_http.response import AuthResponse
 from mailproxy.context import WorkerContext
 from mailproxy.dns import HostAddresses, Target, target_text
 from mailproxy.enums import AuthErrorReason, AuthOutcome
 from mailproxy.errors import AuthTimedOut, AuthUnavailable
 from mailproxy.loop.timeouts import TimeoutQueue
-from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, Decision
+from mailproxy.protocols.types import AuthAllowed, AuthDeferred, AuthDenied, AuthRequest, Decision
+from mailproxy.telemetry.metrics import Histogram
 from mailproxy.tls.client import ClientTls
-from mailproxy_config.model import LogLevel
+from mailproxy_config.model import LogLevel, Protocol
 
-IDLE_AT_MOST: Final = 32
+MAX_IDLE: Final = 32
 """Connections kept open between requests."""
 IDLE_SECONDS: Final = 30.0
-"""How long a connection is kept without a request; balancers forget connections after 60 s and more."""
-DRAIN_SECONDS: Final = 5.0
-"""Time that the rest of a body has to come, before its connection is closed instead of used again."""
+"""How long a connection is kept without a request; load balancers drop connections after 60 s and more."""
+BODY_SECONDS: Final = 5.0
+"""Time for the rest of a body to arrive; after that its connection is closed instead of used again."""
 _RESERVED_PART: Final = 4
-"""One connection of so many is reserved for client addresses that hold few."""
+"""One connection of so many is reserved for client addresses that hold none of the reserved ones."""
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _OUTCOMES: Final[dict[type[Decision], AuthOutcome]] = {
     AuthAllowed: AuthOutcome.OK,
     AuthDenied: AuthOutcome.DENIED,
     AuthDeferred: AuthOutcome.WAIT,
 }
 
+AuthCallback = Callable[[Decision | AuthUnavailable], None]
+
+
+class PendingRequest:
+    """One request to the authentication service.
+
+    Attributes:
+        callback: Called once with the decision, or with the error where there is
+            none, but never from ``AuthHttpClient.send``; ``None`` when the request is over.
+        connection: The connection that it is sent on; ``None`` while it waits for one.
+        data: The HTTP request.
+        durations: Histograms of the time until the response, by its outcome.
+        is_repeated: Whether it was sent twice.
+        protocol: That of the client; the rules for a response depend on it.
+        started: Time of the request, as in ``Epoll.now``.
+        tried: The service's addresses that did not work for it.
+    """
+
+    __slots__ = (
+        "auth_request",
+        "callback",
+        "connection",
+        "data",
+        "durations",
+        "is_repeated",
+        "protocol",
+        "started",
+        "tried",
+    )
+
+    def __init__(
+        self,
+        callback: AuthCallback,
+        data: bytes,
+        auth_request: AuthRequest,
+        protocol: Protocol,
+        durations: Mapping[AuthOutcome, Histogram],
+        started: float,
+    ) -> None:
+        self.callback: AuthCallback | None = callback
+        self.data = data
+        self.auth_request = auth_request
+        self.protocol = protocol
+        self.durations = durations
+        self.started = started
+        self.connection: AuthConnection | None = None
+        self.is_repeated = False
+        self.tried: tuple[Target, ...] = ()
+
 
 class AuthHttpClient:
     """One ``auth_http`` address: its connections, and the requests that wait for one.
 
     Args:
-        engine: The worker's shared parts.
-        addresses: Where to connect.
+        context: The worker's shared parts.
+        addresses: The addresses of the service.
         seconds: ``auth_http_timeout``.
-        tls: How to verify the service, where its address is ``https``.
+        tls: How to verify the service, where its URL is ``https``.
         keeps: ``auth_http_keepalive``: whether connections are used again.
         maximum: ``auth_http_max_connections``; ``None`` is ``worker_connections``.
 
     Attributes:
-        patience: For the rest of a body (``DRAIN_SECONDS``).
-        reuses: Whether a connection may carry another request.
+        body_timeouts: Timeouts of the length ``BODY_SECONDS``.
+        connections: All connections, idle ones included.
+        idle: The idle connections; the last that became idle is used first.
+        keeps_alive: Whether a connection may be used for another request.
+        limit: The most connections; some of them are reserved.
+        requests: All requests that are not over, by age.
+        shared_limit: The most connections that are not reserved.
+        waiting: The requests that wait for a connection.
     """
 
     __slots__ = (
-        "_by_session",
-        "_connections",
         "_expiry",
-        "_idle",
         "_in_flight",
-        "_limit",
         "_maximum",
-        "_shared",
-        "_waiting",
-        "_wake",
+        "_timeout",
         "addresses",
-        "engine",
-        "patience",
-        "reuses",
+        "body_timeouts",
+        "connections",
+        "context",
+        "idle",
+        "keeps_alive",
+        "limit",
+        "requests",
         "seconds",
+        "shared_limit",
         "tls",
+        "waiting",
     )
 
     def __init__(
         self,
-        engine: WorkerContext,
+        context: WorkerContext,
         addresses: HostAddresses,
         seconds: float,
         tls: ClientTls | None = None,
@@ -85,183 +142,185 @@ class AuthHttpClient:
         keeps: bool = True,
         maximum: int | None = None,
     ) -> None:
-        self.engine = engine
+        self.context = context
         self.tls = tls
         self.addresses = addresses
-        self.reuses = keeps
-        self.patience: TimeoutQueue = engine.timers.lane(DRAIN_SECONDS)
+        self.keeps_alive = keeps
+        self.body_timeouts: TimeoutQueue = context.timers.queue(BODY_SECONDS)
         self.seconds = seconds
-        self._in_flight = engine.meter.auth_in_flight
-        self._wake: asyncio.TimerHandle | None = None
+        self._in_flight = context.meter.auth_in_flight
+        self._timeout: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._idle: list[AuthConnection] = []
-        self._connections: set[AuthConnection] = set()
-        self._waiting = FairQueue()
-        self._by_session: OrderedDict[Asker, PendingRequest] = OrderedDict()
+        self.idle: list[AuthConnection] = []
+        self.connections: set[AuthConnection] = set()
+        self.waiting = FairQueue()
+        self.requests: OrderedDict[PendingRequest, None] = OrderedDict()
         self._maximum = maximum
-        self._limit = self._shared = 1
-        self.resize(engine.limit)
+        self.limit = self.shared_limit = 1
+        self.resize(context.limit)
 
     def resize(self, worker_connections: int) -> None:
-        """Set the number of connections; a part is reserved where clients may have to wait for one."""
-        self._limit = limit = self._maximum or worker_connections
-        self._shared = limit if limit >= worker_connections else limit - limit // _RESERVED_PART
+        """Set the number of connections; a part is reserved where requests may have to wait for one."""
+        self.limit = limit = self._maximum or worker_connections
+        self.shared_limit = limit if limit >= worker_connections else limit - limit // _RESERVED_PART
         self._serve_waiting()
 
-    def ask(self, question: PendingRequest) -> None:
-        """Send a request; its asker's ``authorized`` or ``auth_failed`` is called later, never at once."""
-        asker = question.asker
-        assert asker is not None  # noqa: S101 - it has one until it is settled
-        self._by_session[asker] = question
+    def send(self, request: PendingRequest) -> None:
+        """Send a request, now or when a connection is free."""
+        self.requests[request] = None
         self._in_flight.value += 1
-        if self._wake is None:
-            self._watch(question)
-        if self._idle and len(self._by_session) <= self._shared:
-            self._idle.pop().carry(question)
+        if self._timeout is None:
+            self._arm_timeout(request)
+        if self.idle and len(self.requests) <= self.shared_limit:
+            self.idle.pop().send(request)
         else:
-            self._dispatch(question)
+            self._dispatch(request)
 
-    def forget(self, asker: Asker) -> None:
-        """The asker is gone: nobody waits for its answer."""
-        question = self._by_session.get(asker)
-        if question is not None:
-            self._settled(question)
-            self._abandon(question)
+    def cancel(self, request: PendingRequest) -> None:
+        """Drop a request whose client has left."""
+        if request.callback is not None:
+            self._finish(request)
+            self._release(request)
 
     def close(self) -> None:
-        """Close what carries no request; what does is closed with its answer."""
-        self.reuses = False
-        for exchange in [exchange for exchange in self._connections if exchange.question is None]:
-            exchange.drop()
+        """Close the idle connections; each of the others is closed after its response."""
+        self.keeps_alive = False
+        for connection in [connection for connection in self.connections if connection.request is None]:
+            connection.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
 
-    # -- deadlines
+    # -- auth_http_timeout
 
-    def _watch(self, oldest: PendingRequest) -> None:
-        """Come back when a request may be too old; all have the same time, so the oldest is the first."""
-        self._wake = self.engine.loop.call_at(oldest.started + self.seconds, self._look_at_oldest)
+    def _arm_timeout(self, oldest: PendingRequest) -> None:
+        """Wait for the deadline of the oldest request: all have the same timeout."""
+        self._timeout = self.context.loop.call_at(oldest.started + self.seconds, self._on_timeout)
 
-    def _look_at_oldest(self) -> None:
-        self._wake = None
+    def _on_timeout(self) -> None:
+        self._timeout = None
         now = time.monotonic()
         try:
-            while self._by_session:
-                asker, oldest = next(iter(self._by_session.items()))
+            while self.requests:
+                oldest = next(iter(self.requests))
                 if oldest.started + self.seconds > now:
                     break
+                callback = oldest.callback
                 try:
-                    self._give_up(oldest)
-                except Exception as crash:  # an entry point: the others' time is over, too
-                    self.engine.crashed(asker, crash)
-                    self._by_session.pop(asker, None)
+                    self._time_out(oldest)
+                except Exception as error:  # an entry point: the other requests time out, too
+                    self.context.handle_error(callback, error)
+                    self.requests.pop(oldest, None)
         finally:
-            if self._by_session and self._wake is None:
-                self._watch(next(iter(self._by_session.values())))
+            if self.requests and self._timeout is None:
+                self._arm_timeout(next(iter(self.requests)))
 
-    def _give_up(self, question: PendingRequest) -> None:
-        """The time for an answer is over: ``auth_http_timeout`` has passed since the login began."""
-        exchange, asker = question.exchange, question.asker
-        if exchange is None or exchange.target is None:
+    def _time_out(self, request: PendingRequest) -> None:
+        connection, callback = request.connection, request.callback
+        if connection is None or connection.target is None:
             error = AuthTimedOut("no connection was free within auth_http_timeout")
         else:
-            error = _timed_out(target_text(exchange.target), is_open=exchange.is_open)
-            self.address_failed(exchange.target, error)
-        self.failed(question, error)
-        self._abandon(question)
-        if asker is not None:
-            hand_over(self.engine, asker, error)
+            where = target_text(connection.target)
+            if connection.is_open:
+                error = AuthTimedOut(f"no response from {where} within auth_http_timeout")
+            else:
+                reason = f"connecting to {where} timed out after auth_http_timeout"
+                error = AuthTimedOut(reason, AuthErrorReason.CONNECT)
+            self.on_address_failed(connection.target, error)
+        self.on_failure(request, error)
+        self._release(request)
+        if callback is not None:
+            self.deliver(callback, error)
 
     # -- connections
 
-    def _dispatch(self, question: PendingRequest) -> None:
-        """Send a request on a connection that its address may have, or let it wait for one."""
-        busy = len(self._connections) - len(self._idle)
-        if busy < self._shared:
-            self._carry(question)
+    def _dispatch(self, request: PendingRequest) -> None:
+        """Send a request on a connection that its client's address may have, or let it wait for one."""
+        busy = len(self.connections) - len(self.idle)
+        if busy < self.shared_limit:
+            self._send(request)
             return
-        source = source_of(question.asker.client.address) if question.asker is not None else b""
-        if busy < self._limit and self._waiting.may_hold(source):
-            self._waiting.hold(question, source)
-            self._carry(question)
+        source = source_of(request.auth_request.client.address)
+        if busy < self.limit and self.waiting.may_hold(source):
+            self.waiting.hold(request, source)
+            self._send(request)
         else:
-            self._waiting.add(question, source)
+            self.waiting.add(request, source)
 
-    def _carry(self, question: PendingRequest) -> None:
-        if self._idle:
-            self._idle.pop().carry(question)
+    def _send(self, request: PendingRequest) -> None:
+        if self.idle:
+            self.idle.pop().send(request)
         else:
-            self._connect(question)
+            self._connect(request)
 
-    def _connect(self, question: PendingRequest) -> None:
-        exchange = AuthConnection(self)
-        self._connections.add(exchange)
+    def _connect(self, request: PendingRequest) -> None:
+        connection = AuthConnection(self)
+        self.connections.add(connection)
         try:
-            exchange.connect(question)
+            connection.connect(request)
         except Exception:
-            exchange.give_up()
+            connection.force_close()
             raise
 
     def _serve_waiting(self) -> None:
         """Give free connections to requests that wait."""
-        while self._waiting.requests:
-            busy = len(self._connections) - len(self._idle)
-            if busy >= self._limit:
+        while self.waiting.requests:
+            busy = len(self.connections) - len(self.idle)
+            if busy >= self.limit:
                 return
-            question = self._waiting.take(reserved=busy >= self._shared)
-            if question is None:
+            request = self.waiting.take(reserved=busy >= self.shared_limit)
+            if request is None:
                 return
-            self._carry(question)
+            self._send(request)
 
-    def idle(self, exchange: AuthConnection) -> None:
-        """A connection is free again."""
-        if self._waiting.requests:
-            busy = len(self._connections) - len(self._idle) - 1
-            question = self._waiting.take(reserved=busy >= self._shared) if busy < self._limit else None
-            if question is not None:
-                exchange.carry(question)
+    def on_idle(self, connection: AuthConnection) -> None:
+        """A connection is free again: use it for a request that waits, or keep it."""
+        if self.waiting.requests:
+            busy = len(self.connections) - len(self.idle) - 1
+            request = self.waiting.take(reserved=busy >= self.shared_limit) if busy < self.limit else None
+            if request is not None:
+                connection.send(request)
                 return
-        if len(self._idle) >= IDLE_AT_MOST:
-            exchange.drop()
+        if len(self.idle) >= MAX_IDLE:
+            connection.close()
             return
-        exchange.idle_since = now = self.engine.reactor.now
-        self._idle.append(exchange)
+        connection.idle_since = now = self.context.epoll.now
+        self.idle.append(connection)
         if self._expiry is None:
-            self._expiry = self.engine.loop.call_at(now + IDLE_SECONDS, self._expire)
+            self._expiry = self.context.loop.call_at(now + IDLE_SECONDS, self._expire)
 
     def _expire(self) -> None:
-        """Close what has been idle for too long; the last that became idle is used first."""
+        """Close what has been idle for ``IDLE_SECONDS``; the connection used last is used first."""
         self._expiry = None
         before = time.monotonic() - IDLE_SECONDS
-        for exchange in [exchange for exchange in self._idle if exchange.idle_since <= before]:
-            exchange.drop()
-        if self._idle:
-            self._expiry = self.engine.loop.call_at(self._idle[0].idle_since + IDLE_SECONDS, self._expire)
+        for connection in [connection for connection in self.idle if connection.idle_since <= before]:
+            connection.close()
+        if self.idle:
+            self._expiry = self.context.loop.call_at(self.idle[0].idle_since + IDLE_SECONDS, self._expire)
 
-    def gone(self, exchange: AuthConnection) -> None:
-        """A connection is closed."""
-        if exchange in self._connections:
-            self._connections.remove(exchange)
-            if self._idle and exchange in self._idle:
-                self._idle.remove(exchange)
+    def on_closed(self, connection: AuthConnection) -> None:
+        """A connection is closed: another may take its place."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            if self.idle and connection in self.idle:
+                self.idle.remove(connection)
             self._serve_waiting()
 
-    def distrust(self) -> None:
-        """A connection died silently: those that were idle as long may have died with it."""
-        for exchange in list(self._idle):
-            exchange.drop()
+    def close_idle(self) -> None:
+        """Close the idle connections: one died without a FIN, and these may have died with it."""
+        for connection in list(self.idle):
+            connection.close()
 
-    def again(self, lost: AuthConnection, question: PendingRequest) -> None:
-        """Send a request on a new connection, which takes the place of the one that it lost."""
-        self._connections.discard(lost)
-        lost.drop()
-        self._connect(question)
+    def resend(self, lost: AuthConnection, request: PendingRequest) -> None:
+        """Send a request on a new connection, which takes the place of a lost one."""
+        self.connections.discard(lost)
+        lost.close()
+        self._connect(request)
 
-    def address_failed(self, target: Target, error: AuthUnavailable) -> None:
+    def on_address_failed(self, target: Target, error: AuthUnavailable) -> None:
         """An address does not work: others are tried before it for a while."""
         if self.addresses.failed(target) and len(self.addresses.targets) > 1:
-            self.engine.log.event(
+            self.context.log.event(
                 LogLevel.ERROR,
                 "auth_http_address_failed",
                 service=self.addresses.name,
@@ -269,41 +328,161 @@ class AuthHttpClient:
                 reason=str(error),
             )
 
-    # -- answers
+    # -- results
 
-    def answered(self, question: PendingRequest, answer: AuthResponse) -> None:
-        """Book an answer."""
-        self._settled(question, _OUTCOMES[answer.decision.__class__])
+    def on_response(self, request: PendingRequest, response: AuthResponse) -> None:
+        """Count a response."""
+        self._finish(request, _OUTCOMES[response.decision.__class__])
 
-    def failed(self, question: PendingRequest, error: AuthUnavailable) -> None:
-        """Book a failure."""
+    def on_failure(self, request: PendingRequest, error: AuthUnavailable) -> None:
+        """Count a failure."""
         error.service = self.addresses.name
         timed_out = isinstance(error, AuthTimedOut)
-        self._settled(question, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
-        self.engine.meter.auth_errors[error.failure].value += 1
+        self._finish(request, AuthOutcome.TIMEOUT if timed_out else AuthOutcome.ERROR)
+        self.context.meter.auth_errors[error.failure].value += 1
 
-    def _abandon(self, question: PendingRequest) -> None:
-        """Stop whatever is done for a request that is settled."""
-        exchange = question.exchange
-        if exchange is not None and exchange.question is question:
-            exchange.question = None
-            exchange.drop()
+    def deliver(self, callback: AuthCallback, result: Decision | AuthUnavailable) -> None:
+        """Pass a result to a session; what that raises ends the session only."""
+        try:
+            callback(result)
+        except Exception as error:  # an entry point
+            self.context.handle_error(callback, error)
+
+    def _finish(self, request: PendingRequest, outcome: AuthOutcome | None = None) -> None:
+        """A request is over; ``None`` where it was cancelled."""
+        if request.callback is None:
+            return
+        request.callback = None
+        del self.requests[request]
+        self._in_flight.value -= 1
+        if outcome is not None:
+            request.durations[outcome].observe(time.monotonic() - request.started)
+        if self.waiting.holders and self.waiting.release(request):
+            self._serve_waiting()
+
+    def _release(self, request: PendingRequest) -> None:
+        """Close the connection of a request that is over without a response, or take it out of the queue."""
+        connection = request.connection
+        if connection is not None and connection.request is request:
+            connection.request = None
+            connection.close()
         else:
-            self._waiting.discard(question)
-
-    def _settled(self, question: PendingRequest, outcome: AuthOutcome | None = None) -> None:
-        """Nobody waits for this request's answer any more; ``None`` is for one who left."""
-        asker, question.asker = question.asker, None
-        if asker is not None:
-            del self._by_session[asker]
-            self._in_flight.value -= 1
-            if outcome is not None:
-                question.seconds[outcome].observe(time.monotonic() - question.started)
-            if self._waiting.holders and self._waiting.release(question):
-                self._serve_waiting()
+            self.waiting.discard(request)
 
 
-def _timed_out(where: str, *, is_open: bool) -> AuthTimedOut:
-    if is_open:
-        return AuthTimedOut(f"no answer from {where} within auth_http_timeout")
-    return AuthTimedOut(f"connecting to {where} timed out after auth_http_timeout", AuthErrorReason.CONNECT)
+_Requests = OrderedDict[PendingRequest, None]
+"""In order of arrival; unlike in a ``dict``, finding the first takes the same time after many removals."""
+
+
+class FairQueue:
+    """The requests that wait for a connection, served by client address in turn.
+
+    A service delays its denials to slow down password guessing.  One client
+    address with many such logins would hold every connection, and logins from
+    other addresses would wait behind them.  So addresses take turns, and a part
+    of the connections is reserved: of those, one address holds one at a time.
+
+    Every operation takes constant time.  A client has one request at a time, so
+    there are at most ``worker_connections`` of them.
+
+    Attributes:
+        holders: The requests that have a reserved connection, and the address of each.
+        requests: The requests that wait, and the address of each.
+    """
+
+    __slots__ = ("_holding", "_parked", "_ring", "holders", "requests")
+
+    def __init__(self) -> None:
+        self._ring: OrderedDict[bytes, _Requests] = OrderedDict()
+        """By address, in the order of their turns."""
+        self._parked: OrderedDict[bytes, _Requests] = OrderedDict()
+        """The same, for addresses that hold a reserved connection."""
+        self.requests: dict[PendingRequest, bytes] = {}
+        self.holders: dict[PendingRequest, bytes] = {}
+        self._holding: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: PendingRequest, source: bytes) -> None:
+        """Append a request to those of its address."""
+        self.requests[request] = source
+        turns = self._parked if source in self._holding else self._ring
+        requests = turns.get(source)
+        if requests is None:
+            requests = turns[source] = OrderedDict()
+        requests[request] = None
+
+    def discard(self, request: PendingRequest) -> None:
+        """Remove a request that is over, if it waits."""
+        source = self.requests.pop(request, None)
+        if source is None:
+            return
+        turns = self._parked if source in self._holding else self._ring
+        requests = turns[source]
+        del requests[request]
+        if not requests:
+            del turns[source]
+
+    def take(self, *, reserved: bool) -> PendingRequest | None:
+        """Remove and return the next request.
+
+        Args:
+            reserved: It gets a reserved connection, so its address must hold none.
+
+        Returns:
+            ``None`` where there is no such request.
+        """
+        turns = self._ring or (None if reserved else self._parked)
+        if not turns:
+            return None
+        source, requests = turns.popitem(last=False)
+        request, _ = requests.popitem(last=False)
+        del self.requests[request]
+        if requests:
+            turns[source] = requests
+        if reserved:
+            self.hold(request, source)
+        return request
+
+    def may_hold(self, source: bytes) -> bool:
+        """Return whether an address may have a reserved connection."""
+        return source not in self._holding
+
+    def hold(self, request: PendingRequest, source: bytes) -> None:
+        """Record that a request has a reserved connection."""
+        self.holders[request] = source
+        self._holding.add(source)
+        if source in self._ring:
+            self._parked[source] = self._ring.pop(source)
+
+    def release(self, request: PendingRequest) -> bool:
+        """A request is over: if it had a reserved connection, its address may have another.
+
+        Returns:
+            Whether it had one.
+        """
+        source = self.holders.pop(request, None)
+        if source is None:
+            return False
+        self._holding.discard(source)
+        if source in self._parked:
+            self._ring[source] = self._parked.pop(source)
+        return True
+
+
+def source_of(address: str) -> bytes:
+    """Return what is taken for one client: an IPv4 address, an IPv6 network of 64 bits, or ``unix:``.
+
+    Args:
+        address: Without a port, as in ``Client.address``.
+    """
+    if ":" not in address:
+        return address.encode("ascii", "replace")
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address)
+    except (OSError, ValueError):
+        return b"unix:"
+    if packed.startswith(_MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:]).encode()
+    return packed[:8]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection to an authentication service: connect, ask, read the answer, be used again.
+"""One connection to an authentication service: connect, send a request, read the response, be used again.
 
-One request is in flight per connection.  What becomes of an answer, and of a
-connection that is free again, its owner decides.
-
-An answer must not be taken for another's.  So a connection is used again only
-where the end of the answer is certain, and nothing has arrived behind it.
+A connection carries one request at a time.  A response must not be taken for
+that of another request.  So a connection is used again only where the end of
+the response is certain, and nothing has arrived after it.
 """
 
 from __future__ import annotations
@@ -16,103 +14,64 @@ import os
 import socket
 import ssl
 import termios
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from mailproxy.auth_http.body import BadBody, Body, body_of
-from mailproxy.auth_http.pending_request import PendingRequest, hand_over
-from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimAnswer, head_end, parse
-from mailproxy.closing import close_now
-from mailproxy.context import WorkerContext
-from mailproxy.dns import HostAddresses, Target, target_text
+from mailproxy.auth_http.response import MAX_HEAD, AuthResponse, InterimResponse, head_end, parse
+from mailproxy.auth_http.response_body import BadBody, Body, body_of
+from mailproxy.dns import Target, target_text
 from mailproxy.enums import AuthErrorReason
 from mailproxy.errors import AuthUnavailable, AuthUnreachable, InvalidAuthResponse
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
-from mailproxy.loop.timeouts import Deadlines, TimeoutQueue
+from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import WOULD_BLOCK
-from mailproxy.tls.client import ClientTls, tls_words
+from mailproxy.tls.client import describe_tls_error
+
+if TYPE_CHECKING:
+    from mailproxy.auth_http.client import AuthHttpClient, PendingRequest
 
 CONNECT_SECONDS: Final = 4.0
-"""The most that one address may take to be connected to, TLS included, while there are others to try.
+"""Limit for connecting to one address, TLS included, while there are others to try.
 
-The kernel repeats an unanswered connection request after 1 and 3 s (tcp(7), ``tcp_syn_retries``).
+The kernel sends an unanswered SYN again after 1 and 3 s (tcp(7), ``tcp_syn_retries``).
 """
 UNACKNOWLEDGED_MS: Final = 3000
-"""Milliseconds after which bytes that the service's host does not acknowledge end a kept connection."""
-_PROBE_AFTER: Final = 10
-_PROBE_EVERY: Final = 5
-"""Seconds without traffic after which the kernel probes a kept connection, and between two probes."""
-_UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
+"""``TCP_USER_TIMEOUT`` of a kept connection: milliseconds until unacknowledged bytes end it."""
+_KEEPIDLE: Final = 10
+_KEEPINTVL: Final = 5
+"""``TCP_KEEPIDLE`` and ``TCP_KEEPINTVL`` of a kept connection, in seconds."""
+_IN_PROGRESS: Final = frozenset({0, errno.EINPROGRESS})
 _READ: Final = 16 * 1024
-_NOTHING: Final = bytes(4)
-"""What ``FIONREAD`` gives where no byte is unread."""
+_NONE_UNREAD: Final = bytes(4)
+"""The result of ``FIONREAD`` where no byte is unread."""
 _REQUEST_TIMEOUT: Final = 408
-
-
-class Owner(Protocol):
-    """The owner of connections: what it knows of the service, and what it is called for."""
-
-    addresses: HostAddresses
-    engine: WorkerContext
-    patience: TimeoutQueue
-    reuses: bool
-    seconds: float
-    tls: ClientTls | None
-
-    def idle(self, exchange: AuthConnection) -> None:
-        """A connection is free again."""
-        ...
-
-    def gone(self, exchange: AuthConnection) -> None:
-        """A connection is closed."""
-        ...
-
-    def again(self, lost: AuthConnection, question: PendingRequest) -> None:
-        """A connection that had been used before was lost before any byte of an answer came."""
-        ...
-
-    def distrust(self) -> None:
-        """A connection died silently."""
-        ...
-
-    def address_failed(self, target: Target, error: AuthUnavailable) -> None:
-        """An address does not work."""
-        ...
-
-    def answered(self, question: PendingRequest, answer: AuthResponse) -> None:
-        """The answer is there: book it."""
-        ...
-
-    def failed(self, question: PendingRequest, error: AuthUnavailable) -> None:
-        """There will be no answer: book it."""
-        ...
 
 
 class AuthConnection:
     """One connection to the service, and the request that it carries.
 
     Attributes:
-        idle_since: When it became free, by the reactor's clock.
+        idle_since: When it became free, as in ``Epoll.now``.
         is_open: Whether a request can be sent; false while it connects.
-        target: The address that it is connected to, or tries.
+        request: The request that it carries.
+        target: The address that it is connected, or connecting to.
     """
 
     __slots__ = (
         "_body",
-        "_error",
         "_head",
-        "_is_put",
-        "_shaking_hands",
-        "_skipped",
+        "_interim_bytes",
+        "_is_in_handshake",
+        "_is_sent",
+        "_last_error",
         "_unsent",
-        "_used",
+        "_was_used",
         "fd",
+        "http_client",
         "idle_since",
         "is_open",
-        "question",
-        "service",
+        "request",
         "sock",
         "target",
         "timer",
@@ -121,41 +80,41 @@ class AuthConnection:
     idle_since: float
     """Set when it becomes free."""
 
-    def __init__(self, service: Owner) -> None:
-        self.service = service
+    def __init__(self, http_client: AuthHttpClient) -> None:
+        self.http_client = http_client
         self.sock: Any = None
         self.fd = -1
         self.target: Target | None = None
         self.timer: Deadlines | None = None
-        self.question: PendingRequest | None = None
+        self.request: PendingRequest | None = None
         self.is_open = False
-        self._is_put = False
-        self._shaking_hands = False
-        self._used = False
+        self._is_sent = False
+        self._is_in_handshake = False
+        self._was_used = False
         self._head = b""
-        self._skipped = 0
+        self._interim_bytes = 0
         self._unsent = b""
         self._body: Body | None = None
-        self._error: AuthUnreachable | None = None
+        self._last_error: AuthUnreachable | None = None
 
     # -- connecting
 
-    def connect(self, question: PendingRequest) -> None:
+    def connect(self, request: PendingRequest) -> None:
         """Open the connection; the request follows when it is established."""
-        self.question = question
-        question.exchange = self
+        self.request = request
+        request.connection = self
         self._connect()
 
     def _connect(self) -> None:
-        """Connect to the next address that this request has not tried."""
-        question = self.question
-        if question is None:
-            return  # nobody waits for the answer any more
-        addresses = self.service.addresses
-        self.target = target = addresses.take(question.tried)
+        """Connect to the next address that was not tried for this request."""
+        request = self.request
+        if request is None:
+            return  # the request is over
+        addresses = self.http_client.addresses
+        self.target = target = addresses.take(request.tried)
         if target is None:
-            error = self._error or AuthUnreachable("its name does not resolve", AuthErrorReason.DNS)
-            self._at_end(partial(self._fail, error))
+            error = self._last_error or AuthUnreachable("its name does not resolve", AuthErrorReason.DNS)
+            self.http_client.context.epoll.defer(partial(self._fail, error))
             return
         family, address = target
         try:
@@ -163,7 +122,9 @@ class AuthConnection:
                 family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             )
         except OSError as error:  # no descriptors: no address would be better
-            self._at_end(partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}")))
+            self.http_client.context.epoll.defer(
+                partial(self._fail, AuthUnreachable(f"no socket: {error.strerror}"))
+            )
             return
         self.fd = sock.fileno()
         try:
@@ -171,315 +132,310 @@ class AuthConnection:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = sock.connect_ex(address)
         except OSError as error:  # not an address of this system
-            self._try_next(_connecting(target, error.strerror or str(error)))
+            self._try_next(_connect_error(target, error.strerror or str(error)))
             return
-        if code not in _UNDER_WAY:  # EAGAIN too: a UNIX socket whose queue is full
-            self._try_next(_connecting(target, os.strerror(code)))
+        if code not in _IN_PROGRESS:  # EAGAIN too: a UNIX socket whose queue is full
+            self._try_next(_connect_error(target, os.strerror(code)))
             return
-        self.service.engine.reactor.add(self.fd, self, WRITE)
-        others = len(addresses.targets) - len(question.tried) - 1
+        self.http_client.context.epoll.add(self.fd, self, WRITE)
+        others = len(addresses.targets) - len(request.tried) - 1
         if others > 0:
-            self._limit_connecting(question, others)
-
-    def _limit_connecting(self, question: PendingRequest, others: int) -> None:
-        """Give this address its share of the time, so that the others have theirs."""
-        engine = self.service.engine
-        left = question.started + self.service.seconds - engine.reactor.now
-        engine.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
+            context = self.http_client.context
+            left = request.started + self.http_client.seconds - context.epoll.now
+            context.timers.arm(self, max(min(left / (others + 1), CONNECT_SECONDS), 0.0))
 
     def _try_next(self, error: AuthUnreachable) -> None:
-        """This address does not work: go on with the next at the end of this event loop iteration."""
+        """This address does not work: try the next at the end of the event loop iteration."""
         self._close()
-        target, question = self.target, self.question
+        target, request = self.target, self.request
         if target is not None:
-            self.service.address_failed(target, error)
-            if question is not None:
-                question.tried += (target,)
-        self._error = error
-        self._at_end(self._connect)
+            self.http_client.on_address_failed(target, error)
+            if request is not None:
+                request.tried += (target,)
+        self._last_error = error
+        self.http_client.context.epoll.defer(self._connect)
 
-    def _at_end(self, call: Callable[[], object]) -> None:
-        self.service.engine.reactor.at_end(call)
-
-    def _connected(self, mask: int) -> None:
+    def _on_connected(self, mask: int) -> None:
         if self.sock is None:
             return  # an event of the connection that was tried before
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
         if code:
-            self._try_next(_connecting(self.target, os.strerror(code)))
-        elif self.service.tls is not None:
-            self.sock = self.service.tls.over(self.sock)
-            self._shaking_hands = True
-            self._shake_hands()
+            self._try_next(_connect_error(self.target, os.strerror(code)))
+        elif self.http_client.tls is not None:
+            self.sock = self.http_client.tls.wrap(self.sock)
+            self._is_in_handshake = True
+            self._do_handshake()
         else:
-            self._ready()
+            self._on_open()
 
-    def _shake_hands(self) -> None:
+    def _do_handshake(self) -> None:
         try:
             self.sock.do_handshake()
         except ssl.SSLWantReadError:
-            self.service.engine.reactor.want(self.fd, READ)
+            self.http_client.context.epoll.modify(self.fd, READ)
         except ssl.SSLWantWriteError:
-            self.service.engine.reactor.want(self.fd, WRITE)
+            self.http_client.context.epoll.modify(self.fd, WRITE)
         except OSError as error:
-            where = _where(self.target)
-            self._try_next(AuthUnreachable(f"TLS with {where}: {tls_words(error)}", AuthErrorReason.TLS))
+            where = _address_text(self.target)
+            self._try_next(
+                AuthUnreachable(f"TLS with {where}: {describe_tls_error(error)}", AuthErrorReason.TLS)
+            )
         else:
-            self._shaking_hands = False
-            self._ready()
+            self._is_in_handshake = False
+            self._on_open()
 
-    def _ready(self) -> None:
+    def _on_open(self) -> None:
         self.is_open = True
         if self.timer is not None:
-            self.service.engine.timers.disarm(self)
+            self.http_client.context.timers.disarm(self)
         if self.target is not None:
-            self.service.addresses.works(self.target)
-        self.service.engine.reactor.want(self.fd, READ)
-        if self.question is not None:
-            self.carry(self.question)
+            self.http_client.addresses.works(self.target)
+        self.http_client.context.epoll.modify(self.fd, READ)
+        if self.request is not None:
+            self.send(self.request)
 
-    # -- asking
+    # -- sending the request
 
-    def carry(self, question: PendingRequest) -> None:
-        """Send a request on an idle connection at the end of this event loop iteration."""
-        self.question = question
-        question.exchange = self
+    def send(self, request: PendingRequest) -> None:
+        """Send a request on an idle connection at the end of the event loop iteration."""
+        self.request = request
+        request.connection = self
         self._head = b""
-        self._skipped = 0
-        self._is_put = False
-        self.service.engine.reactor.at_end(self._ask)
+        self._interim_bytes = 0
+        self._is_sent = False
+        self.http_client.context.epoll.defer(self._send_request)
 
-    def _ask(self) -> None:
-        question = self.question
-        if question is None:
-            return  # nobody waits for the answer any more
-        if self._used and fcntl.ioctl(self.fd, termios.FIONREAD, _NOTHING) != _NOTHING:
-            self._lost()  # what is there already cannot be the answer
+    def _send_request(self) -> None:
+        request = self.request
+        if request is None:
+            return  # the request is over
+        if self._was_used and fcntl.ioctl(self.fd, termios.FIONREAD, _NONE_UNREAD) != _NONE_UNREAD:
+            self._on_lost()  # what has arrived before the request is not its response
             return
-        self._is_put = True
+        self._is_sent = True
         try:
-            sent = self.sock.send(question.request)
+            sent = self.sock.send(request.data)
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
-            self._lost(error)
+            self._on_lost(error)
             return
-        if sent < len(question.request):
-            self._unsent = question.request[sent:]
-            self.service.engine.reactor.want(self.fd, READ | WRITE)
+        if sent < len(request.data):
+            self._unsent = request.data[sent:]
+            self.http_client.context.epoll.modify(self.fd, READ | WRITE)
 
     # -- readiness
 
     def on_event(self, mask: int) -> None:
-        """Connect, write what is left of the request, read the answer."""
+        """Connect, send the rest of the request, read the response."""
         try:
             if self.is_open:
                 if mask & WRITE and self._unsent:
-                    self._send_rest()
+                    self._send_unsent()
                 elif mask & (READ | BROKEN):
                     self._receive()
-            elif self._shaking_hands:
-                self._shake_hands()
+            elif self._is_in_handshake:
+                self._do_handshake()
             else:
-                self._connected(mask)
+                self._on_connected(mask)
         except WOULD_BLOCK:
             pass
         except AuthUnavailable as error:
             self._fail(error)
         except OSError as error:
-            self._lost(error)
+            self._on_lost(error)
 
-    def _send_rest(self) -> None:
+    def _send_unsent(self) -> None:
         sent = self.sock.send(self._unsent)
         self._unsent = self._unsent[sent:]
         if not self._unsent:
-            self.service.engine.reactor.want(self.fd, READ)
+            self.http_client.context.epoll.modify(self.fd, READ)
 
     def _receive(self) -> None:
         data = self.sock.recv(_READ)
-        if self.service.tls is not None:
+        if self.http_client.tls is not None:
             while self.sock.pending():
                 data += self.sock.recv(_READ)
-        if self.question is None:
-            self._after_answer(data) if data else self.drop()
-        elif not data or not self._is_put:  # what arrives before the request is not its answer
-            self._lost()
+        if self.request is None:
+            self._read_body(data) if data else self.close()
+        elif not data or not self._is_sent:  # what arrives before the request is not its response
+            self._on_lost()
         else:
             seen = len(self._head)
             self._read_head(self._head + data if seen else data, seen)
 
     def _read_head(self, head: bytes, seen: int) -> None:
-        """Read the answer's head once it is complete, and pass over interim answers before it."""
+        """Read the response's head when it is complete, and skip interim responses before it."""
         while True:
             end = head_end(head, seen)
-            if self._skipped + (len(head) if end < 0 else end) > MAX_HEAD:
+            if self._interim_bytes + (len(head) if end < 0 else end) > MAX_HEAD:
                 raise InvalidAuthResponse(f"a header of more than {MAX_HEAD} bytes")
             if end < 0:
                 self._head = head
                 return
             try:
-                self._read_answer(head, end)
-            except InterimAnswer:
-                self._skipped += end
+                self._read_response(head, end)
+            except InterimResponse:
+                self._interim_bytes += end
                 head, seen = head[end:], 0
             else:
                 return
 
-    def _read_answer(self, head: bytes, end: int) -> None:
-        question = self.question
-        assert question is not None  # noqa: S101 - asked before
+    def _read_response(self, head: bytes, end: int) -> None:
+        request = self.request
+        assert request is not None  # noqa: S101 - checked before
         try:
-            credentials = question.credentials
-            answer = parse(
+            credentials = request.auth_request.credentials
+            response = parse(
                 head[:end],
-                protocol=question.protocol,
+                protocol=request.protocol,
                 method=credentials.method,
                 user=credentials.user,
                 password=credentials.password,
             )
         except InvalidAuthResponse as error:
-            if error.status != _REQUEST_TIMEOUT or not self._may_repeat(question):
+            if error.status != _REQUEST_TIMEOUT or not self._may_resend(request):
                 raise
-            self._repeat(question)
+            self._resend(request)
             return
-        if answer.status == _REQUEST_TIMEOUT and self._may_repeat(question):
-            self._repeat(question)  # the service closes a connection that was idle for too long
+        if response.status == _REQUEST_TIMEOUT and self._may_resend(request):
+            self._resend(request)  # the service closes a connection that was idle for too long
         else:
-            self._answered(question, answer, head[end:])
+            self._on_response(request, response, head[end:])
 
-    def _answered(self, question: PendingRequest, answer: AuthResponse, rest: bytes) -> None:
-        asker = question.asker
-        self.question = None
+    def _on_response(self, request: PendingRequest, response: AuthResponse, rest: bytes) -> None:
+        callback = request.callback
+        self.request = None
         self._head = b""
         try:
-            self.service.answered(question, answer)
-            self._go_on(answer, rest)
-        except Exception as crash:  # an entry point: this is no longer known to carry a request
-            self.service.engine.crashed(asker, crash)
-            self.drop()
+            self.http_client.on_response(request, response)
+            self._reuse(response, rest)
+        except Exception as error:  # an entry point: this is no longer known to carry a request
+            self.http_client.context.handle_error(callback, error)
+            self.close()
             return
         try:
-            if asker is not None:
-                asker.authorized(answer.decision)
-        except Exception as crash:  # the outer edge of a session: this may carry another request by now
-            self.service.engine.crashed(asker, crash)
+            if callback is not None:
+                callback(response.decision)
+        except Exception as error:  # an entry point: this may carry another request by now
+            self.http_client.context.handle_error(callback, error)
 
     # -- between requests
 
-    def _go_on(self, answer: AuthResponse, rest: bytes) -> None:
-        """Use the connection again if what follows the header is known and short."""
-        if not answer.keep_alive or self._unsent or not self.service.reuses:
-            self.drop()
+    def _reuse(self, response: AuthResponse, rest: bytes) -> None:
+        """Keep the connection for other requests, if the body ends soon."""
+        if not response.keep_alive or self._unsent or not self.http_client.keeps_alive:
+            self.close()
             return
-        if not self._used:
-            self._used = True
-            self._keep()
-        if rest == answer.framing.empty:
-            self.service.idle(self)
+        if not self._was_used:
+            self._was_used = True
+            self._keep_alive()
+        if rest == response.framing.empty:
+            self.http_client.on_idle(self)
             return
-        self._body = body_of(answer.framing)
-        self._after_answer(rest)
+        self._body = body_of(response.framing)
+        self._read_body(rest)
 
-    def _keep(self) -> None:
-        """Let the kernel find out when a connection that is kept is dead."""
+    def _keep_alive(self) -> None:
+        """Let the kernel detect that a kept connection is dead."""
         if self.target is None or self.target[0] == socket.AF_UNIX:
             return
         option = self.sock.setsockopt
         with suppress(OSError):
             option(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER)
-            option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY)
+            option(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPIDLE)
+            option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPINTVL)
             option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
-    def _after_answer(self, data: bytes) -> None:
-        """The rest of a body, whose connection is free where it ends; anything else ends the connection."""
+    def _read_body(self, data: bytes) -> None:
+        """Skip the rest of a body; the connection is free at its end, and is closed on anything else."""
         body = self._body
         try:
             if body is None or body.feed(data) < len(data):
                 raise BadBody("more than the body")
         except BadBody:
-            self.drop()
+            self.close()
             return
         if body.is_complete:
             self._body = None
-            self.service.engine.timers.disarm(self)
-            self.service.idle(self)
+            self.http_client.context.timers.disarm(self)
+            self.http_client.on_idle(self)
         elif self.timer is None:
-            self.service.patience.arm(self)
+            self.http_client.body_timeouts.arm(self)
 
     def on_timeout(self) -> None:
-        """An address took too long to be connected to, or a body to come."""
+        """Connecting to an address, or a body, took too long."""
         if self.is_open:
-            self.drop()
+            self.close()
         else:
-            self._try_next(_connecting(self.target, "timed out"))
+            self._try_next(_connect_error(self.target, "timed out"))
 
     # -- the end
 
-    def _may_repeat(self, question: PendingRequest) -> bool:
-        return self._used and not self._skipped and not question.is_repeated
+    def _may_resend(self, request: PendingRequest) -> bool:
+        return self._was_used and not self._interim_bytes and not request.is_repeated
 
-    def _repeat(self, question: PendingRequest) -> None:
-        question.is_repeated = True
-        self.question = None
-        self.service.again(self, question)
+    def _resend(self, request: PendingRequest) -> None:
+        request.is_repeated = True
+        self.request = None
+        self.http_client.resend(self, request)
 
-    def _lost(self, error: OSError | None = None) -> None:
-        """The connection is over; a request that was sent may be sent once more, one that was not must be."""
-        question = self.question
+    def _on_lost(self, error: OSError | None = None) -> None:
+        """The connection is broken: send its request on another, if it was not sent, or may be sent twice."""
+        request = self.request
         if isinstance(error, TimeoutError):
-            self.service.distrust()
-        if question is None:
-            self.drop()
-        elif self._used and not self._is_put:
-            self.question = None
-            self.service.again(self, question)
-        elif not self._head and self._may_repeat(question):
-            self._repeat(question)
+            self.http_client.close_idle()
+        if request is None:
+            self.close()
+        elif self._was_used and not self._is_sent:
+            self.request = None
+            self.http_client.resend(self, request)
+        elif not self._head and self._may_resend(request):
+            self._resend(request)
         else:
             reason = (error.strerror or str(error)) if error else "closed before the header ended"
-            where = _where(self.target)
+            where = _address_text(self.target)
             self._fail(AuthUnreachable(f"the connection to {where} was lost: {reason}"))
 
     def _fail(self, error: AuthUnavailable) -> None:
-        question, self.question = self.question, None
-        asker = None if question is None else question.asker
+        request, self.request = self.request, None
+        callback = None if request is None else request.callback
         try:
-            if question is not None:
-                self.service.failed(question, error)
+            if request is not None:
+                self.http_client.on_failure(request, error)
         except Exception as crash:  # an entry point: this is no longer known to carry a request
-            self.service.engine.crashed(asker, crash)
-            asker = None
-        self.drop()
-        if asker is not None:
-            hand_over(self.service.engine, asker, error)
+            self.http_client.context.handle_error(callback, crash)
+            callback = None
+        self.close()
+        if callback is not None:
+            self.http_client.deliver(callback, error)
 
-    def crashed(self) -> None:
-        """An exception of our own: whoever waits for an answer from here gets none."""
+    def on_internal_error(self) -> None:
+        """Fail the request, and close the connection."""
         self._fail(AuthUnavailable("internal error"))
 
-    def give_up(self) -> None:
+    def force_close(self) -> None:
         """Close in whatever state it is."""
-        self.question = None
+        self.request = None
         with suppress(Exception):
-            self.drop()
+            self.close()
 
     def _close(self) -> None:
-        self.service.engine.timers.disarm(self)
-        self._shaking_hands = self.is_open = False
+        self.http_client.context.timers.disarm(self)
+        self._is_in_handshake = self.is_open = False
         if self.sock is not None:
-            close_now(self.service.engine, self.sock, self.fd)
+            self.http_client.context.epoll.close_socket(self.sock, self.fd)
             self.sock, self.fd = None, -1
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
         self._close()
-        self.service.gone(self)
+        self.http_client.on_closed(self)
 
 
-def _where(target: Target | None) -> str:
+def _address_text(target: Target | None) -> str:
     return "?" if target is None else target_text(target)
 
 
-def _connecting(target: Target | None, reason: str) -> AuthUnreachable:
-    return AuthUnreachable(f"connecting to {_where(target)} failed: {reason}")
+def _connect_error(target: Target | None, reason: str) -> AuthUnreachable:
+    return AuthUnreachable(f"connecting to {_address_text(target)} failed: {reason}")

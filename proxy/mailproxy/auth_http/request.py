@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authorization service is asked: one HTTP request, as bytes.
+"""Rendering a request to the authentication service.
 
-Lines, order and escaping are those of nginx's ``auth_http``, so that services
-written for it work unchanged.  Everything that is the same for all requests of
-a server is put together once; a request fills in the few pieces that differ.
+Headers, their order and escaping are those of nginx's ``auth_http``, so that
+services written for it work unchanged.  What is the same for all requests of a
+server is rendered once; a request fills in what differs.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _AUTH_METHOD: Final = {
 
 
 class RequestTemplate:
-    """All requests of one ``server`` block, but for what differs between attempts.
+    """The template of all requests of one ``server`` block.
 
     Args:
         server: The block; its ``auth_http``, protocol and TLS directives count.
         header_values: ``auth_http_header`` in configuration order, values
-            already read from where they are kept.
-        keep_alive: Whether the connection is to be used again, which takes
-            HTTP/1.1; else the request line says HTTP/1.0, as nginx's does.
+            already read from their files.
+        keep_alive: Whether the connection is used again: with HTTP/1.1; else
+            the request line has HTTP/1.0, as nginx's.
 
     Raises:
-        ValueError: The host, the URI or a header holds CR, LF or NUL, or a
-            header's name is none.  The message does not show the value.
+        ValueError: The host, the URI or a header contains CR, LF or NUL, or a
+            header's name is invalid.  The message does not contain the value.
     """
 
-    __slots__ = ("_pass_certificate", "_shows_host", "_texts", "_verifies")
+    __slots__ = ("_pass_certificate", "_sends_host", "_templates", "_verifies")
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class RequestTemplate:
         *,
         keep_alive: bool,
     ) -> None:
-        start = _literally(_request_line(server, keep_alive=keep_alive))
-        tail = _literally(_configured_headers(header_values))
-        self._texts = {
+        start = _escape_percent(_request_line(server, keep_alive=keep_alive))
+        tail = _escape_percent(_configured_headers(header_values))
+        self._templates = {
             method: (
                 b"%bAuth-Method: %b\r\nAuth-User: %%b\r\nAuth-Pass: %%b%%b\r\nAuth-Protocol: %b"
                 b"\r\nAuth-Login-Attempt: %%d\r\nClient-IP: %%b%%b%b"
@@ -74,37 +74,34 @@ class RequestTemplate:
             % (start, word, server.protocol.encode(), tail)
             for method, word in _AUTH_METHOD.items()
         }
-        self._shows_host = server.protocol is Protocol.SMTP
+        self._sends_host = server.protocol is Protocol.SMTP
         self._verifies = server.ssl_verify_client is not VerifyClient.DISABLED
         self._pass_certificate = server.auth_http_pass_client_cert
 
     def render(self, request: AuthRequest) -> bytes:
-        """Give the whole request, blank line included.
-
-        The bytes hold the client's password: they are for the service alone.
-        """
+        """Render a request, blank line included; it contains the client's password."""
         credentials = request.credentials
         client = request.client
-        user, secret, salt = credentials.user, credentials.password, credentials.salt
+        user, secret, challenge = credentials.user, credentials.password, credentials.challenge
         password = b"" if secret is None else secret.reveal()
         both = user + password
         if len(both.translate(None, _SPECIAL)) != len(both):
             user, password = _escaped(user), _escaped(password)
-        about = b""
-        if self._shows_host or client.proxied is not None or client.tls is not None:
-            about = self._about(client, request.envelope)
-        return self._texts[credentials.method] % (
+        client_headers = b""
+        if self._sends_host or client.proxied is not None or client.tls is not None:
+            client_headers = self._client_headers(client, request.envelope)
+        return self._templates[credentials.method] % (
             user,
             password,
-            b"" if salt is None else b"\r\nAuth-Salt: " + _one_line(salt),
+            b"" if challenge is None else b"\r\nAuth-Salt: " + _one_line(challenge),
             request.attempt,
             client.address.encode("utf-8", "surrogateescape"),
-            about,
+            client_headers,
         )
 
-    def _about(self, client: Client, envelope: Envelope | None) -> bytes:
-        """The lines about the client that a plain login from nearby does without."""
-        lines = b"\r\nClient-Host: " + _one_line(client.host) if self._shows_host else b""
+    def _client_headers(self, client: Client, envelope: Envelope | None) -> bytes:
+        """Return the headers about the client: host name, PROXY addresses, envelope, TLS."""
+        lines = b"\r\nClient-Host: " + _one_line(client.host) if self._sends_host else b""
         if client.proxied is not None:
             lines += _proxied(client.proxied)
         if envelope is not None:
@@ -130,12 +127,12 @@ class RequestTemplate:
 
 
 def _escaped(data: bytes) -> bytes:
-    """Escape as nginx does."""
+    """Percent-encode as nginx does."""
     return _ESCAPED.sub(_percent, data)
 
 
-def _literally(data: bytes) -> bytes:
-    """Write bytes so that ``%`` formatting leaves them as they are."""
+def _escape_percent(data: bytes) -> bytes:
+    """Escape bytes for ``%`` formatting."""
     return data.replace(b"%", b"%%")
 
 
@@ -144,10 +141,10 @@ def _percent(byte: re.Match[bytes]) -> bytes:
 
 
 def _one_line(value: bytes) -> bytes:
-    """Let no value that nginx sends unescaped begin a line of its own.
+    """Escape line breaks in a value that nginx sends unescaped.
 
-    Frontends refuse such values and TLS libraries escape them; this is what
-    remains true should one of them be wrong.
+    Frontends refuse such values and TLS libraries escape them; this is the
+    second line of defence.
     """
     return _LINE_BREAKING.sub(_percent, value)
 
@@ -192,7 +189,7 @@ def _certificate(certificate: ClientCertificate) -> bytes:
 
 
 def _request_line(server: ServerConfig, *, keep_alive: bool) -> bytes:
-    """The request line and ``Host``; the latter without a port, as nginx sends it."""
+    """Return the request line and ``Host``, without a port, as nginx sends it."""
     where = server.auth_http
     uri = where.uri if where.uri.startswith("/") else "/" + where.uri
     version = b"1.1" if keep_alive else b"1.0"

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names: who a client is according to the DNS, and where a host that the configuration names can be found.
+"""Name resolution: the host names of SMTP clients, and the addresses of the authentication service.
 
-``Resolver`` performs nginx's ``resolver`` for SMTP clients: reverse look-up,
-forward confirmation.  ``HostAddresses`` keeps the addresses of a host name at
-hand for who must connect to it.  Nothing in here ever blocks the loop.
+``Resolver`` implements nginx's ``resolver`` for SMTP clients: a reverse lookup
+confirmed by a forward lookup.  ``HostAddresses`` keeps the addresses of a host
+name up to date.  Nothing in this package blocks the event loop.
 """
 
 from mailproxy.dns.client_name import Resolver
 from mailproxy.dns.host import HostAddresses, Target, target_text
-from mailproxy.dns.measures import Cancel, Meter
+from mailproxy.dns.lookup import Cancel
 
-__all__ = ["Cancel", "HostAddresses", "Meter", "Resolver", "Target", "target_text"]
+__all__ = ["Cancel", "HostAddresses", "Resolver", "Target", "target_text"]

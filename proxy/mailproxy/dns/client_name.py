@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The name of an SMTP client: what its address says it is called, if that name says the same of the address.
+"""The host name of an SMTP client: the PTR record of its address, confirmed by an A or AAAA record.
 
-nginx's ``resolver`` and ``resolver_timeout``.  The result goes to the
-authorization service as ``Client-Host`` and to an upstream with ``XCLIENT``.
+Implements nginx's ``resolver`` and ``resolver_timeout``.  The name goes to the
+authentication service as ``Client-Host`` and to an upstream with ``XCLIENT``.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
-from mailproxy.dns.cache import Cache
-from mailproxy.dns.dns_names import packed
-from mailproxy.dns.lookup import LookupCache
-from mailproxy.dns.measures import Answer, Cancel, Failure, Meter, unreported
+from mailproxy.dns.lookup import (
+    Cancel,
+    LookupCache,
+    LookupResult,
+    OnFailure,
+    ignore_failure,
+    not_pending,
+    packed,
+)
 from mailproxy.enums import DnsPurpose, DnsResult
 from mailproxy.protocols.types import TEMPUNAVAIL, UNAVAILABLE
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.model import ResolverConfig
 
 if TYPE_CHECKING:
@@ -28,16 +33,16 @@ Addresses = frozenset[bytes]
 
 
 class Resolver:
-    """Finds and confirms client names for everybody with the same ``resolver``.
+    """Finds and confirms client names for all servers with the same ``resolver`` directive.
 
-    Must be made and used within a running loop.
+    Must be created and used within a running event loop.
 
     Args:
         config: The directive.
-        timeout: ``resolver_timeout`` in seconds: the limit of each of the two look-ups; 0 is no limit.
-        meter: Where look-ups are counted.
-        servers: Who is asked; the directive's own where none is given.
-        failed: Called for each look-up that fails or times out.
+        timeout: ``resolver_timeout`` in seconds, for each of the two lookups; 0 is no limit.
+        meter: Counts lookups.
+        client: Sends the queries; made from ``config`` if none is given.
+        on_failure: Called for each lookup that fails or times out.
     """
 
     def __init__(
@@ -46,126 +51,113 @@ class Resolver:
         *,
         timeout: float,
         meter: Meter,
-        servers: DnsClient | None = None,
-        failed: Failure = unreported,
+        client: DnsClient | None = None,
+        on_failure: OnFailure = ignore_failure,
     ) -> None:
-        # Only who has a resolver pays for the DNS library.
-        from mailproxy.dns.client_lookup import ClientLookup  # noqa: PLC0415
+        # A worker without a resolver does not load the DNS library.
+        from mailproxy.dns.dns_client import DnsClient  # noqa: PLC0415
 
-        self._questions = ClientLookup(config, servers)
+        self._client = client or DnsClient(config)
         self.names: LookupCache[bytes, bytes] = LookupCache(
             DnsPurpose.PTR,
-            self._questions.name,
+            self._client.name_of,
             timeout=timeout,
-            cache=Cache(config.valid, meter),
+            valid=config.valid,
             meter=meter,
-            failed=lambda address, result: failed(DnsPurpose.PTR, str(ip_address(address)), result),
+            on_failure=lambda address, result: on_failure(DnsPurpose.PTR, str(ip_address(address)), result),
         )
         self.addresses: LookupCache[bytes, Addresses] = LookupCache(
             DnsPurpose.FORWARD,
-            self._questions.addresses,
+            self._client.addresses_of,
             timeout=timeout,
-            cache=Cache(config.valid, meter),
+            valid=config.valid,
             meter=meter,
-            failed=lambda name, result: failed(DnsPurpose.FORWARD, name.decode("ascii", "replace"), result),
+            on_failure=lambda name, result: on_failure(DnsPurpose.FORWARD, name.decode("ascii"), result),
         )
 
     def look_up(self, address: str, done: Callable[[bytes], None]) -> Cancel:
         """Find the confirmed name of a client.
 
-        ``done`` is told the name in lower case, ``[UNAVAILABLE]`` or
-        ``[TEMPUNAVAIL]``: before this returns when everything is known
-        already, otherwise later, from the loop.
-
         Args:
-            address: The client's address as text; anything but an IP address
-                (``unix:``) has no name for now.
-            done: Called exactly once, unless cancelled.
+            address: The client's address as text.  Anything but an IP address (``unix:``) has
+                the name ``[TEMPUNAVAIL]``.
+            done: Called once, unless cancelled, with the name in lower case, ``[UNAVAILABLE]`` or
+                ``[TEMPUNAVAIL]``.  It is called before this returns if everything is cached,
+                otherwise later by the event loop.
 
         Returns:
-            How to lose interest.
+            Cancels the lookup.
         """
         data = packed(address)
         if data is None:
             done(TEMPUNAVAIL)
-            return _nothing
+            return not_pending
         name = self.names.cached(data)
         if name is None:
             confirmation = _Confirmation(self, data, done)
-            confirmation.step = self.names.find(data, confirmation.named)
+            confirmation.cancel_step = self.names.find(data, confirmation.on_name)
             return confirmation.cancel
         if name.value is None:
             done(_placeholder(name.result))
-            return _nothing
+            return not_pending
         addresses = self.addresses.cached(name.value)
         if addresses is None:
             confirmation = _Confirmation(self, data, done)
             confirmation.confirm(name.value)
             return confirmation.cancel
-        done(_verdict(data, name.value, addresses))
-        return _nothing
-
-    async def client_name(self, address: str) -> bytes:
-        """Find the confirmed name of a client: ``look_up`` for who can wait."""
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        cancel = self.look_up(address, answer.set_result)
-        try:
-            return await answer
-        finally:
-            cancel()
+        done(_confirmed_name(data, name.value, addresses))
+        return not_pending
 
     async def close(self) -> None:
-        """Give up on everything under way (``[TEMPUNAVAIL]``), and let go of sockets and threads."""
+        """Cancel all lookups in progress (``[TEMPUNAVAIL]``) and close sockets and threads."""
         await self.names.close()
         await self.addresses.close()
-        await self._questions.close()
+        await self._client.close()
 
 
 class _Confirmation:
-    """One client's way from an address to a name that leads back to it.
+    """The two lookups for one client.
 
-    ``owner`` leads to what ends where a step raises: whoever gets the name.
+    Attributes:
+        owner: Leads to the session that ends when a callback raises (``containment``).
+        cancel_step: Cancels the lookup in progress.
     """
 
-    __slots__ = ("_address", "_done", "_name", "_resolver", "owner", "step")
+    __slots__ = ("_address", "_done", "_name", "_resolver", "cancel_step", "owner")
 
     def __init__(self, resolver: Resolver, address: bytes, done: Callable[[bytes], None]) -> None:
         self._resolver = resolver
         self._address = address
         self._done = self.owner = done
         self._name = b""
-        self.step: Cancel = _nothing
+        self.cancel_step: Cancel = not_pending
 
-    def named(self, answer: Answer[bytes]) -> None:
-        if answer.value is None:
-            self._done(_placeholder(answer.result))
+    def on_name(self, found: LookupResult[bytes]) -> None:
+        if found.value is None:
+            self._done(_placeholder(found.result))
             return
-        addresses = self._resolver.addresses.cached(answer.value)
+        addresses = self._resolver.addresses.cached(found.value)
         if addresses is None:
-            self.confirm(answer.value)
+            self.confirm(found.value)
         else:
-            self._done(_verdict(self._address, answer.value, addresses))
+            self._done(_confirmed_name(self._address, found.value, addresses))
 
     def confirm(self, name: bytes) -> None:
         self._name = name
-        self.step = self._resolver.addresses.find(name, self.confirmed)
+        self.cancel_step = self._resolver.addresses.find(name, self.on_addresses)
 
-    def confirmed(self, answer: Answer[Addresses]) -> None:
-        self._done(_verdict(self._address, self._name, answer))
+    def on_addresses(self, found: LookupResult[Addresses]) -> None:
+        self._done(_confirmed_name(self._address, self._name, found))
 
     def cancel(self) -> None:
-        self.step()
+        self.cancel_step()
 
 
-def _verdict(address: bytes, name: bytes, answer: Answer[Addresses]) -> bytes:
-    if answer.value is None:
-        return _placeholder(answer.result)
-    return name if address in answer.value else UNAVAILABLE
+def _confirmed_name(address: bytes, name: bytes, found: LookupResult[Addresses]) -> bytes:
+    if found.value is None:
+        return _placeholder(found.result)
+    return name if address in found.value else UNAVAILABLE
 
 
 def _placeholder(result: DnsResult) -> bytes:
     return UNAVAILABLE if result is DnsResult.NXDOMAIN else TEMPUNAVAIL
-
-
-def _nothing() -> None:
-    """There is nothing to lose interest in."""

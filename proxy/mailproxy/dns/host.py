@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The addresses of a host that we connect to: at hand at any time, kept fresh in the background."""
+"""The addresses of the authentication service's host, refreshed in the background."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from mailproxy.dns.dns_names import packed
-from mailproxy.dns.measures import Failure, Meter, count, unreported
-from mailproxy.dns.task_set import TaskSet
+from mailproxy.dns.lookup import OnFailure, TaskSet, count_lookup, ignore_failure, packed
 from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy.telemetry.metrics import Meter
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import AuthHttp
 
-REFRESH: Final = 30.0
-"""Seconds that must lie between two look-ups while connections succeed."""
-RETRY: Final = 1.0
-"""Seconds that must lie between two look-ups in any case."""
-LIMIT: Final = 30.0
-"""Seconds after which a look-up counts as timed out."""
+REFRESH_INTERVAL: Final = 30.0
+"""Minimum of seconds between two lookups while connections succeed."""
+RETRY_INTERVAL: Final = 1.0
+"""Minimum of seconds between two lookups after a failure."""
+LOOKUP_TIMEOUT: Final = 30.0
+"""Seconds after which a lookup counts as timed out."""
 MAX_ADDRESSES: Final = 16
 """Addresses of one host that are used; more are ignored."""
 FAILED_SECONDS: Final = 10.0
-"""How long an address that failed comes after the others; nginx's ``fail_timeout`` has the same default."""
+"""How long a failed address is used only as a last resort; the default of nginx's ``fail_timeout``."""
 
 _ERRORS: Final = {
     socket.EAI_NONAME: DnsResult.NXDOMAIN,
@@ -39,24 +38,24 @@ _ERRORS: Final = {
 
 
 Target = tuple[int, Any]
-"""What ``socket.socket`` and ``connect`` want: an address family, and an address of it."""
+"""Arguments of ``socket.socket`` and ``connect``: an address family, and an address of it."""
 
 
 class HostAddresses:
-    """The addresses behind one ``auth_http``, taken in turn (nginx uses the first for ever).
+    """The addresses of one ``auth_http``, used in turn (nginx always uses the first).
 
-    An address that failed comes after the others for ``FAILED_SECONDS``.
+    An address that failed is used only as a last resort for ``FAILED_SECONDS``.
 
-    The system's resolver is asked, in a thread: at the start, then whenever an
-    address is taken and the last look-up is 30 seconds old, or a connection
-    failed.  A failed look-up leaves the last good addresses in place.
+    Names are looked up by the system's resolver, in a thread: at the start,
+    then whenever an address is taken and the last lookup is 30 seconds old, or
+    a connection failed.  After a failed lookup the previous addresses stay.
 
     Args:
-        where: Host and port, or a UNIX socket.  What is no name is never looked up.
-        meter: Where look-ups are counted, for the purpose ``auth``.
-        ask: ``socket.getaddrinfo``, or what stands in for it.
+        where: Host and port, or a UNIX socket.  IP addresses and UNIX sockets are never looked up.
+        meter: Counts lookups, with the purpose ``auth``.
+        getaddrinfo: ``socket.getaddrinfo`` or a replacement.
         clock: Monotonic seconds.
-        failed: Called for each look-up without an address.
+        on_failure: Called for each lookup without an address.
 
     Attributes:
         name: The host and port as configured, or ``unix:`` and a path; for logs.
@@ -67,71 +66,76 @@ class HostAddresses:
         where: AuthHttp,
         *,
         meter: Meter,
-        ask: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
+        getaddrinfo: Callable[..., Sequence[tuple[Any, ...]]] = socket.getaddrinfo,
         clock: Callable[[], float] = time.monotonic,
-        failed: Failure = unreported,
+        on_failure: OnFailure = ignore_failure,
     ) -> None:
-        self._report = failed
         self.name = f"{where.host}:{where.port}" if where.unix_path is None else f"unix:{where.unix_path}"
         self._host = where.host.strip("[]")
         self._port = where.port
         self._meter = meter
-        self._ask = ask
+        self._getaddrinfo = getaddrinfo
         self._clock = clock
+        self._on_failure = on_failure
         self._tasks = TaskSet()
-        self._looking: asyncio.Task[None] | None = None
-        self._looked_at = clock()
+        self._lookup: asyncio.Task[None] | None = None
+        self._looked_up_at = clock()
         self._interval = 0.0
         self._next = 0
-        self._failed: dict[Target, float] = {}  # and until when it comes last
-        self._targets = _known(where)
+        self._failed_until: dict[Target, float] = {}
+        self._targets: tuple[Target, ...] = ()
+        if where.unix_path is not None:
+            self._targets = ((socket.AF_UNIX, where.unix_path),)
+        elif packed(self._host) is not None:
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            self._targets = ((family, (self._host, where.port)),)
         self._is_fixed = bool(self._targets)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The last good addresses; empty until there were any."""
+        """The addresses of the last successful lookup."""
         return self._targets
 
     async def start(self) -> bool:
-        """Look the host up for the first time, waiting at most 30 seconds.
+        """Look the host up for the first time; waits at most 30 seconds.
 
         Returns:
-            Whether there is an address.  If not, taking one goes on trying.
+            Whether there is an address.  If not, ``take`` starts further lookups.
         """
         if not self._is_fixed:
-            await asyncio.wait((self._look(),), timeout=LIMIT)
+            await asyncio.wait((self._start_lookup(),), timeout=LOOKUP_TIMEOUT)
         return bool(self._targets)
 
     def take(self, tried: Sequence[Target] = ()) -> Target | None:
-        """Give the next address, at once; one that failed only if there is no other.
+        """Return the next address without waiting; a failed one only if there is no other.
 
-        Begins a look-up in the background when it is time for one.
+        Starts a lookup in the background when one is due.
 
         Args:
-            tried: Addresses that are not wanted, because this request tried them.
+            tried: Addresses to leave out, because this request tried them already.
 
         Returns:
-            ``None`` when no address was ever found, or all were tried.
+            ``None`` if there is no address, or all were tried.
         """
-        if not self._is_fixed and self._clock() - self._looked_at >= self._interval:
-            self._look()
+        if not self._is_fixed and self._clock() - self._looked_up_at >= self._interval:
+            self._start_lookup()
         targets = self._targets
         if not targets:
             return None
-        if self._failed or tried:
+        if self._failed_until or tried:
             return self._take_working(tried)
         self._next = (self._next + 1) % len(targets)
         return targets[self._next - 1]
 
     def _take_working(self, tried: Sequence[Target]) -> Target | None:
-        """Give the next address that did not fail; without one, that whose failure is oldest."""
+        """Return the next address that did not fail; if there is none, the one that failed first."""
         targets, now = self._targets, self._clock()
-        count, first = len(targets), self._next
+        total, first = len(targets), self._next
         best, oldest = -1, math.inf
-        for index in (*range(first, count), *range(min(first, count))):
+        for index in (*range(first, total), *range(min(first, total))):
             if targets[index] in tried:
                 continue
-            until = self._failed.get(targets[index], 0.0)
+            until = self._failed_until.get(targets[index], 0.0)
             if until <= now:
                 best = index
                 break
@@ -139,53 +143,53 @@ class HostAddresses:
                 best, oldest = index, until
         if best < 0:
             return None
-        self._next = (best + 1) % count
+        self._next = (best + 1) % total
         return targets[best]
 
     def failed(self, target: Target) -> bool:
-        """Note that an address does not work: it comes last for a while; the next ``take`` may look up again.
+        """Mark an address as failed; the next ``take`` may start a lookup.
 
         Returns:
-            Whether that is news.
+            Whether it was not marked before.
         """
         now = self._clock()
-        is_news = self._failed.get(target, 0.0) <= now
-        self._failed[target] = now + FAILED_SECONDS
-        self._interval = RETRY
+        is_news = self._failed_until.get(target, 0.0) <= now
+        self._failed_until[target] = now + FAILED_SECONDS
+        self._interval = RETRY_INTERVAL
         return is_news
 
     def works(self, target: Target) -> None:
-        """Note that an address can be connected to: it takes its turn again."""
-        self._failed.pop(target, None)
+        """Mark an address as working: it is used in turn again."""
+        self._failed_until.pop(target, None)
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Cancel the lookup in progress."""
         await self._tasks.close()
 
-    def _look(self) -> asyncio.Task[None]:
-        self._looked_at = self._clock()
-        if self._looking is None or self._looking.done():
-            self._looking = self._tasks.begin(self._refresh())
-        return self._looking
+    def _start_lookup(self) -> asyncio.Task[None]:
+        self._looked_up_at = self._clock()
+        if self._lookup is None or self._lookup.done():
+            self._lookup = self._tasks.start(self._refresh())
+        return self._lookup
 
     async def _refresh(self) -> None:
-        """Look once.  Ends only with its thread, so that there is never a second one."""
-        began = self._clock()
-        ask = partial(self._ask, self._host, self._port, type=socket.SOCK_STREAM)
-        answer = asyncio.get_running_loop().run_in_executor(None, ask)
-        done, _ = await asyncio.wait((answer,), timeout=LIMIT)
+        """Look up once.  Ends only with its thread, so that there is never a second one."""
+        started = self._clock()
+        query = partial(self._getaddrinfo, self._host, self._port, type=socket.SOCK_STREAM)
+        answer = asyncio.get_running_loop().run_in_executor(None, query)
+        done, _ = await asyncio.wait((answer,), timeout=LOOKUP_TIMEOUT)
         if not done:
-            count(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LIMIT)
-            self._report(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
+            count_lookup(self._meter, DnsPurpose.AUTH, DnsResult.TIMEOUT, LOOKUP_TIMEOUT)
+            self._on_failure(DnsPurpose.AUTH, self._host, DnsResult.TIMEOUT)
             await asyncio.wait((answer,))
-        result = self._learn(answer)
+        result = self._store(answer)
         if done:
-            count(self._meter, DnsPurpose.AUTH, result, self._clock() - began)
+            count_lookup(self._meter, DnsPurpose.AUTH, result, self._clock() - started)
             if result is not DnsResult.OK:
-                self._report(DnsPurpose.AUTH, self._host, result)
+                self._on_failure(DnsPurpose.AUTH, self._host, result)
 
-    def _learn(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
-        self._interval = REFRESH if self._targets else RETRY
+    def _store(self, answer: asyncio.Future[Sequence[tuple[Any, ...]]]) -> DnsResult:
+        self._interval = REFRESH_INTERVAL if self._targets else RETRY_INTERVAL
         try:
             found = dict.fromkeys((int(family), address) for family, *_, address in answer.result())
         except socket.gaierror as error:
@@ -193,23 +197,15 @@ class HostAddresses:
         except (OSError, UnicodeError):
             return DnsResult.INVALID
         self._targets = targets = tuple(found)[:MAX_ADDRESSES]
-        self._failed = {target: until for target, until in self._failed.items() if target in targets}
-        self._interval = REFRESH
+        self._failed_until = {
+            target: until for target, until in self._failed_until.items() if target in targets
+        }
+        self._interval = REFRESH_INTERVAL
         return DnsResult.OK
 
 
-def _known(where: AuthHttp) -> tuple[Target, ...]:
-    """Give the address that stands in the configuration itself, if one does."""
-    if where.unix_path is not None:
-        return ((socket.AF_UNIX, where.unix_path),)
-    host = where.host.strip("[]")
-    if packed(host) is None:
-        return ()
-    return ((socket.AF_INET6 if ":" in host else socket.AF_INET, (host, where.port)),)
-
-
 def target_text(target: Target) -> str:
-    """Write an address for a log: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``unix:/path``."""
+    """Format an address for a log: ``192.0.2.1:80``, ``[2001:db8::1]:80``, ``unix:/path``."""
     family, address = target
     if family == socket.AF_UNIX:
         return f"unix:{address}"

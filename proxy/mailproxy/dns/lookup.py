@@ -1,154 +1,325 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One kind of look-up: remembered, shared between those who ask the same, limited in time and number."""
+"""Name lookups of one kind: cached, shared between callers with the same key, limited in time and number.
+
+Also what ``client_name`` and ``host`` have in common: results, their counters, and the owner of their tasks.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, Generic
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
-from mailproxy.dns.cache import Cache, K
-from mailproxy.dns.measures import MAX_LOOK_UPS, Answer, Cancel, Meter, V, count
-from mailproxy.dns.task_set import TaskSet
-from mailproxy.enums import DnsPurpose, DnsResult
+from mailproxy.enums import CacheResult, DnsPurpose, DnsResult
+from mailproxy.telemetry.metrics import Meter
 
-_ANSWERED: Final = frozenset({DnsResult.OK, DnsResult.NXDOMAIN})
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_TTL: Final = 86_400
+"""Seconds that a result is cached at most, whatever its TTL."""
+NEGATIVE_TTL: Final = 10
+"""Seconds that NXDOMAIN is cached; ``valid=`` may shorten it."""
+MAX_ENTRIES: Final = 10_000
+"""Results cached per kind of lookup; above that the oldest is removed."""
+MAX_LOOKUPS: Final = 1_000
+"""Lookups in progress per kind; one more fails at once with ``DnsResult.INVALID``."""
+
+_SAME_SECOND: Final = 1
+"""A TTL of 0 is valid until the end of the second in which it arrived, as in nginx."""
+_CONCLUSIVE: Final = frozenset({DnsResult.OK, DnsResult.NXDOMAIN})
+
+Cancel = Callable[[], None]
+"""Cancels a lookup for one caller.  May be called at any time, and more than once."""
+OnFailure = Callable[[DnsPurpose, str, DnsResult], None]
+"""Called with the address or name whose lookup failed."""
+
+
+def ignore_failure(_purpose: DnsPurpose, _name: str, _result: DnsResult) -> None:
+    """Do not report failed lookups."""
+
+
+def not_pending() -> None:
+    """Cancel nothing: the lookup has ended already."""
+
+
+def packed(address: str) -> bytes | None:
+    """Return an IP address as 4 or 16 bytes, ``None`` for any other text.
+
+    A zone (``fe80::1%eth0``) is dropped: DNS has no zones.
+    """
+    try:
+        if ":" in address:
+            return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+        return socket.inet_pton(socket.AF_INET, address)
+    except (OSError, ValueError, UnicodeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class LookupResult(Generic[V]):
+    """The result of a lookup.
+
+    Attributes:
+        value: ``None`` for every failure.
+        ttl: Seconds that the result may be cached; ``None`` forbids caching.
+    """
+
+    result: DnsResult
+    value: V | None = None
+    ttl: int | None = None
+
+
+def count_lookup(meter: Meter, purpose: DnsPurpose, result: DnsResult, seconds: float) -> None:
+    """Count one lookup that was sent to a name server."""
+    meter.dns_queries[purpose, result].value += 1
+    meter.dns_seconds[purpose].observe(seconds)
+    if result is DnsResult.TIMEOUT:
+        meter.dns_timeouts[purpose].value += 1
+
+
+class ResultCache(Generic[K, V]):
+    """Results by key; when it is full, the oldest is removed.
+
+    Args:
+        valid: ``valid=`` of the ``resolver`` directive, in seconds; replaces every TTL.
+        meter: Counts cache hits and entries.
+        size: The maximum number of results.
+    """
+
+    def __init__(self, valid: float | None, meter: Meter, *, size: int = MAX_ENTRIES) -> None:
+        self._valid = valid
+        self._size = size
+        # In a plain dict, finding the oldest entry skips over all entries deleted before it, one by one.
+        self._entries: OrderedDict[K, tuple[float, LookupResult[V]]] = OrderedDict()
+        # The counters themselves: hashing an enum member takes longer than the rest of `get`.
+        self._hits = meter.dns_cache[CacheResult.HIT]
+        self._negative_hits = meter.dns_cache[CacheResult.NEGATIVE_HIT]
+        self._misses = meter.dns_cache[CacheResult.MISS]
+        self._stale = meter.dns_cache[CacheResult.STALE]
+        self._gauge = meter.dns_cache_entries
+
+    def get(self, key: K) -> LookupResult[V] | None:
+        """Return a result that has not expired."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._misses.value += 1
+            return None
+        if entry[0] <= time.monotonic():
+            self._remove(key)
+            self._stale.value += 1
+            return None
+        result = entry[1]
+        if result.value is None:
+            self._negative_hits.value += 1
+        else:
+            self._hits.value += 1
+        return result
+
+    def put(self, key: K, result: LookupResult[V]) -> None:
+        """Store a result, unless it forbids caching."""
+        if result.ttl is None:
+            return
+        if key in self._entries:
+            self._remove(key)
+        elif len(self._entries) >= self._size:
+            self._remove(next(iter(self._entries)))
+        expires = int(time.monotonic()) + self._lifetime(result.result, result.ttl) + _SAME_SECOND
+        self._entries[key] = (expires, result)
+        self._gauge.value += 1
+
+    def clear(self) -> None:
+        """Remove all results."""
+        self._gauge.value -= len(self._entries)
+        self._entries.clear()
+
+    def _lifetime(self, result: DnsResult, ttl: int) -> float:
+        valid = self._valid
+        if result is DnsResult.NXDOMAIN:
+            return NEGATIVE_TTL if valid is None else min(valid, NEGATIVE_TTL)
+        return min(ttl, MAX_TTL) if valid is None else valid
+
+    def _remove(self, key: K) -> None:
+        del self._entries[key]
+        self._gauge.value -= 1
 
 
 class _Waiter(Generic[K, V]):
-    """Somebody who wants an answer; ``owner`` leads to what ends where giving it raises."""
+    """A caller that waits for a result.
 
-    __slots__ = ("_done", "_question", "owner")
+    Attributes:
+        owner: Leads to the session that ends when its callback raises (``containment``).
+    """
 
-    def __init__(self, question: _Question[K, V], done: Callable[[Answer[V]], None]) -> None:
-        self._question = question
+    __slots__ = ("_done", "_lookup", "owner")
+
+    def __init__(self, lookup: _PendingLookup[K, V], done: Callable[[LookupResult[V]], None]) -> None:
+        self._lookup = lookup
         self.owner = done
-        self._done: Callable[[Answer[V]], None] | None = done
+        self._done: Callable[[LookupResult[V]], None] | None = done
 
-    def tell(self, answer: Answer[V]) -> None:
+    def deliver(self, result: LookupResult[V]) -> None:
         done, self._done = self._done, None
         if done is not None:
-            done(answer)
+            done(result)
 
     def cancel(self) -> None:
         if self._done is not None:
             self._done = None
-            self._question.lose(self)
+            self._lookup.remove(self)
 
 
-class _Question(Generic[K, V]):
-    """A look-up under way, and who waits for it."""
+class _PendingLookup(Generic[K, V]):
+    """A lookup in progress and the callers that wait for it."""
 
     __slots__ = ("_pending", "key", "task", "waiters")
 
-    def __init__(self, pending: dict[K, _Question[K, V]], key: K) -> None:
+    def __init__(self, pending: dict[K, _PendingLookup[K, V]], key: K) -> None:
         self._pending = pending
         self.key = key
         self.task: asyncio.Task[None] | None = None
         self.waiters: dict[_Waiter[K, V], None] = {}
         pending[key] = self
 
-    def lose(self, waiter: _Waiter[K, V]) -> None:
-        """Forget a waiter, and with the last one the question: without a limit it might be asked for ever."""
+    def remove(self, waiter: _Waiter[K, V]) -> None:
+        """Remove a waiter; after the last one the lookup is cancelled, as it may have no timeout."""
         self.waiters.pop(waiter, None)
         if not self.waiters and self.task is not None:
             task = self.task
-            self.end()
+            self._detach()
             task.cancel()
 
-    def end(self) -> None:
-        """Make room for the next one who asks this."""
-        self.task = None  # it holds this question in turn
+    def finish(self, result: LookupResult[V]) -> None:
+        """Deliver the result to each waiter in a callback of its own, so that exceptions stay apart."""
+        self._detach()
+        loop = asyncio.get_running_loop()
+        for waiter in self.waiters:
+            loop.call_soon(waiter.deliver, result)
+        self.waiters.clear()
+
+    def _detach(self) -> None:
+        """Let the next caller with this key start a new lookup."""
+        self.task = None  # breaks the reference cycle
         if self._pending.get(self.key) is self:
             del self._pending[self.key]
 
-    def tell(self, answer: Answer[V]) -> None:
-        """Answer everybody, each on its own: one who fails must not cost the others theirs."""
-        self.end()
-        loop = asyncio.get_running_loop()
-        for waiter in self.waiters:
-            loop.call_soon(waiter.tell, answer)
-        self.waiters.clear()
-
 
 class LookupCache(Generic[K, V]):
-    """Look-ups of one purpose.
+    """Lookups of one purpose and their cached results.
 
     Args:
-        purpose: What they are for; a metric's label.
-        ask: Puts one question to the name servers.
+        purpose: The label of its metrics.
+        query: Looks a key up at the name servers.
         timeout: ``resolver_timeout`` in seconds; 0 is no limit.
-        cache: Where answers are kept.
-        meter: Counts questions and durations.
-        limit: How many may be under way.
-        failed: Called for each that fails or times out; that there is no such name is no failure.
+        valid: ``valid=`` of the ``resolver`` directive, in seconds; ``None`` if it has none.
+        meter: Counts lookups, durations and cache hits.
+        limit: The maximum number of lookups in progress.
+        on_failure: Called for each lookup that fails or times out; NXDOMAIN is no failure.
+
+    Attributes:
+        cached: Returns the cached result of a key, ``None`` if there is none.
     """
 
     def __init__(
         self,
         purpose: DnsPurpose,
-        ask: Callable[[K], Awaitable[Answer[V]]],
+        query: Callable[[K], Awaitable[LookupResult[V]]],
         *,
         timeout: float,
-        cache: Cache[K, V],
+        valid: float | None,
         meter: Meter,
-        limit: int = MAX_LOOK_UPS,
-        failed: Callable[[K, DnsResult], None] | None = None,
+        limit: int = MAX_LOOKUPS,
+        on_failure: Callable[[K, DnsResult], None] | None = None,
     ) -> None:
-        self._failed = failed
         self._purpose = purpose
-        self._ask = ask
+        self._query = query
         self._timeout = timeout or None
-        self._cache = cache
+        self._cache: ResultCache[K, V] = ResultCache(valid, meter)
         self._meter = meter
         self._limit = limit
-        self._pending: dict[K, _Question[K, V]] = {}
+        self._on_failure = on_failure
+        self._pending: dict[K, _PendingLookup[K, V]] = {}
         self._tasks = TaskSet()
-        self.cached = cache.get
+        self.cached = self._cache.get
 
-    def find(self, key: K, done: Callable[[Answer[V]], None]) -> Cancel:
-        """Ask, together with whoever asks the same already; ``done`` hears the answer.
+    def find(self, key: K, done: Callable[[LookupResult[V]], None]) -> Cancel:
+        """Start a lookup, or join one in progress for the same key.
 
-        Above the limit ``done`` is told at once that there is no answer.
+        Args:
+            key: What to look up.
+            done: Called once with the result, unless cancelled.  Above the limit of lookups it is
+                called before this returns, with ``DnsResult.INVALID``.
+
+        Returns:
+            Cancels the lookup for this caller.
         """
-        question = self._pending.get(key)
-        if question is None:
+        lookup = self._pending.get(key)
+        if lookup is None:
             if len(self._pending) >= self._limit:
-                done(Answer(DnsResult.INVALID))
-                return _nothing
-            question = _Question(self._pending, key)
-            question.task = self._tasks.begin(self._run(question))
-        waiter = _Waiter(question, done)
-        question.waiters[waiter] = None
+                done(LookupResult(DnsResult.INVALID))
+                return not_pending
+            lookup = _PendingLookup(self._pending, key)
+            lookup.task = self._tasks.start(self._run(lookup))
+        waiter = _Waiter(lookup, done)
+        lookup.waiters[waiter] = None
         return waiter.cancel
 
     async def close(self) -> None:
-        """Give up on everything under way; who waits is told so."""
-        for question in tuple(self._pending.values()):
-            question.tell(Answer(DnsResult.INVALID))
+        """Cancel all lookups in progress; their callers get ``DnsResult.INVALID``."""
+        for lookup in tuple(self._pending.values()):
+            lookup.finish(LookupResult(DnsResult.INVALID))
         await self._tasks.close()
         self._cache.clear()
 
-    async def _run(self, question: _Question[K, V]) -> None:
+    async def _run(self, lookup: _PendingLookup[K, V]) -> None:
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        answer: Answer[V] = Answer(DnsResult.INVALID)
+        started = loop.time()
+        found: LookupResult[V] = LookupResult(DnsResult.INVALID)
         try:
-            answer = await self._answer(question.key)
-            count(self._meter, self._purpose, answer.result, loop.time() - began)
-            self._cache.put(question.key, answer)
-            if self._failed is not None and answer.result not in _ANSWERED:
-                self._failed(question.key, answer.result)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    found = await self._query(lookup.key)
+            except TimeoutError:
+                found = LookupResult(DnsResult.TIMEOUT)
+            count_lookup(self._meter, self._purpose, found.result, loop.time() - started)
+            self._cache.put(lookup.key, found)
+            if self._on_failure is not None and found.result not in _CONCLUSIVE:
+                self._on_failure(lookup.key, found.result)
         finally:
-            question.tell(answer)
-
-    async def _answer(self, key: K) -> Answer[V]:
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await self._ask(key)
-        except TimeoutError:
-            return Answer(DnsResult.TIMEOUT)
+            lookup.finish(found)
 
 
-def _nothing() -> None:
-    """There is nothing to lose interest in."""
+class TaskSet:
+    """Owns tasks until they end, and cancels them when it is closed.
+
+    Lookups are started by sessions, which are no tasks and cannot keep a task group open.  An
+    exception that escapes from a task is a bug and goes to the loop's exception handler.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task in the running loop."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def close(self) -> None:
+        """Cancel all tasks and wait for their end."""
+        running = tuple(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            context = {"message": "a name lookup failed with a bug", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(context)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The event loop of a worker: one epoll, and deadlines that cost little to set."""
+"""The event loop of a worker: one epoll descriptor for mail sockets and asyncio, and queues of timeouts."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deadlines that cost a dictionary entry to set: those of one length expire in the order they were set.
+"""Timeouts that cost one dictionary entry to set: those of equal length expire in the order they were set.
 
-A lane holds all deadlines of one length, in a dictionary, which keeps that
-order; only the first of them needs a look, and only when its time has come.
-A dictionary finds its first entry by walking over all that were deleted before
-it, so a lane takes many of the first at a time: the work is linear in the
-number of deadlines, and setting or forgetting one costs nothing for that.
-Lengths are those of a few directives.  Any other length is rounded up to one
-of a bounded number of lanes: late by a tenth of a second where it is one of
-seconds, by about one part in sixty where it is longer; never early.
+A queue holds all timeouts of one length in a dictionary, which keeps that
+order.  Only the first is checked, and only when its deadline has passed.
+To find its first entry, a dictionary walks over all entries that were deleted
+before it.  So a queue takes many entries at a time, and its total work is
+linear in the number of timeouts.
+
+The lengths are those of a few directives.  Any other length is rounded up to
+that of one of a limited number of queues: by 0.1 s up to 12.8 s, by at most
+an eighth above that; never down.
 """
 
 from __future__ import annotations
@@ -19,65 +20,70 @@ import time
 from itertools import islice
 from typing import Final, Protocol
 
-from mailproxy.loop.epoll import Reactor
+from mailproxy.loop.epoll import Epoll
 
 _STEPS: Final = ((12.8, 0.1), (102.4, 0.8), (819.2, 6.4))
-"""Lengths up to so many seconds are rounded up to so many."""
+"""Lengths up to the first number of seconds are rounded up to a multiple of the second."""
 _COARSEST: Final = 102.4
 _SHARE: Final = 8
-"""The part of a lane that is taken at a time: its eighth, within the next two."""
+"""A queue's entries are taken by the eighth, but not fewer or more at a time than the next two."""
 _FEWEST, _MOST = 64, 8192
 
 
 class Timed(Protocol):
-    """Whatever can have one deadline at a time; ``timer`` belongs to this module."""
+    """What can have one timeout at a time; ``timer`` is set by this module alone."""
 
     timer: Deadlines | None
 
     def on_timeout(self) -> None:
-        """The time is over."""
+        """Called once at the deadline."""
         ...
 
 
 Deadlines = dict[Timed, float]
-"""Who waits in a lane, first come first, and until when (monotonic, in seconds)."""
+"""What waits in a queue, in the order of its deadlines (monotonic, in seconds)."""
 
 
 class TimeoutQueue:
-    """All deadlines of one length.
+    """All timeouts of one length.
 
     Args:
-        loop: Wakes the lane when its first deadline has come.
-        reactor: Knows what time it is, as of its newest poll.
+        loop: Calls ``expire`` at the first deadline.
+        epoll: Its ``now`` is the time at which a timeout starts.
         seconds: The length.
+
+    Attributes:
+        waiting: What waits, and until when.
     """
 
-    __slots__ = ("_first", "_loop", "_reactor", "_wake", "seconds", "waiting")
+    __slots__ = ("_epoll", "_first", "_loop", "_wake_up", "seconds", "waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor, seconds: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: Epoll, seconds: float) -> None:
         self._loop = loop
-        self._reactor = reactor
-        self._wake: asyncio.TimerHandle | None = None
+        self._epoll = epoll
+        self._wake_up: asyncio.TimerHandle | None = None
         self.seconds = seconds
         self.waiting: Deadlines = {}
         self._first: list[tuple[Timed, float]] = []
-        """The first of ``waiting``, in reverse; those forgotten or set anew since are passed over."""
+        """The first entries of ``waiting`` in reverse; those no longer in it are skipped."""
 
     def arm(self, timed: Timed) -> None:
-        """Set the one deadline of ``timed``; an earlier one is forgotten."""
+        """Start the timeout of ``timed``; an earlier one is replaced."""
         if timed.timer is not None:
             timed.timer.pop(timed, None)
         timed.timer = waiting = self.waiting
-        waiting[timed] = moment = self._reactor.now + self.seconds
-        if self._wake is None:
-            self._wake = self._loop.call_at(moment, self._fire)
+        waiting[timed] = deadline = self._epoll.now + self.seconds
+        if self._wake_up is None:
+            self._wake_up = self._loop.call_at(deadline, self.expire)
 
-    def _fire(self) -> None:
-        """Call those whose time is over, and return when the next deadline has come.
+    def expire(self) -> None:
+        """Call ``on_timeout`` where the deadline has passed, and wait for the next one.
 
-        What one of them raises ends its owner, and no other waits for that.
+        An exception ends only what raised it.
         """
-        self._wake = None
+        if self._wake_up is not None:
+            self._wake_up.cancel()
+            self._wake_up = None
         waiting, now = self.waiting, time.monotonic()
         try:
             while (first := self._next()) is not None and first[1] <= now:
@@ -86,20 +92,20 @@ class TimeoutQueue:
                 timed.timer = None
                 try:
                     timed.on_timeout()
-                except Exception as crash:  # an entry point
-                    self._reactor.crashed(timed, crash)
+                except Exception as error:  # an entry point
+                    self._epoll.handle_error(timed, error)
         finally:
             first = self._next()
-            if first is not None and self._wake is None:
-                self._wake = self._loop.call_at(first[1], self._fire)
+            if first is not None and self._wake_up is None:
+                self._wake_up = self._loop.call_at(first[1], self.expire)
 
     def _next(self) -> tuple[Timed, float] | None:
-        """Give whoever waits for the earliest deadline, and that; it is the last of ``_first``."""
+        """Return the entry with the earliest deadline; it is the last of ``_first``."""
         waiting, first = self.waiting, self._first
         while waiting:
             while first:
-                timed, moment = entry = first[-1]
-                if waiting.get(timed) == moment:
+                timed, deadline = entry = first[-1]
+                if waiting.get(timed) == deadline:
                     return entry
                 first.pop()
             share = min(max(len(waiting) // _SHARE, _FEWEST), _MOST)
@@ -110,34 +116,38 @@ class TimeoutQueue:
 
 
 class Timeouts:
-    """All lanes of a worker."""
+    """All timeouts of a worker.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, reactor: Reactor) -> None:
+    Attributes:
+        queues: By length, in seconds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: Epoll) -> None:
         self._loop = loop
-        self._reactor = reactor
-        self._lanes: dict[float, TimeoutQueue] = {}
+        self._epoll = epoll
+        self.queues: dict[float, TimeoutQueue] = {}
 
-    def lane(self, seconds: float) -> TimeoutQueue:
-        """Give the lane for deadlines of exactly this length; for the lengths that the configuration sets."""
-        lane = self._lanes.get(seconds)
-        if lane is None:
-            lane = self._lanes[seconds] = TimeoutQueue(self._loop, self._reactor, seconds)
-        return lane
+    def queue(self, seconds: float) -> TimeoutQueue:
+        """Return the queue of timeouts of exactly this length; for lengths from the configuration."""
+        queue = self.queues.get(seconds)
+        if queue is None:
+            queue = self.queues[seconds] = TimeoutQueue(self._loop, self._epoll, seconds)
+        return queue
 
     def arm(self, timed: Timed, seconds: float) -> None:
-        """Set the one deadline of ``timed``, of any length; an earlier one is forgotten."""
-        lane = self._lanes.get(seconds)
-        (self.lane(_rounded(seconds)) if lane is None else lane).arm(timed)
+        """Start the timeout of ``timed``, of any length; an earlier one is replaced."""
+        queue = self.queues.get(seconds)
+        (self.queue(_rounded(seconds)) if queue is None else queue).arm(timed)
 
     def disarm(self, timed: Timed) -> None:
-        """Forget the deadline of ``timed``, if it has one."""
+        """Cancel the timeout of ``timed``, if it has one."""
         if timed.timer is not None:
             timed.timer.pop(timed, None)
             timed.timer = None
 
     def waiting(self) -> list[Timed]:
-        """List everybody who has a deadline."""
-        return [timed for lane in self._lanes.values() for timed in lane.waiting]
+        """Return everything that has a timeout."""
+        return [timed for queue in self.queues.values() for timed in queue.waiting]
 
 
 def _rounded(seconds: float) -> float:

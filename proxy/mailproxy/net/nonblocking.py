@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a socket that does not block raises, with TLS or without, where nothing is broken."""
+"""Exceptions of non-blocking sockets, with TLS or without, that are no errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import ssl
 from typing import Final
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""Not now: the poll tells when."""
+"""Nothing can be read or written now."""
 CLOSED_BY_TLS: Final = (ssl.SSLZeroReturnError, ssl.SSLEOFError)
-"""The peer says nothing more; what a plain socket tells by reading no bytes."""
+"""The peer sends nothing more; a socket without TLS returns no bytes then."""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversation with a client is in every protocol: greet, take turns, count errors, log in.
+"""The server side of a protocol before login, as far as SMTP, IMAP and POP3 share it.
 
-A protocol's frontend derives one class from ``Frontend``, says its own
-words, and understands its own commands; everything that must not differ
-between the three stands here, once.
+``Frontend.run`` is one client from its greeting to its login: it sends the
+greeting, handles commands, counts errors and asks the authentication service.
+Each protocol derives one class with its replies and its commands.
 
-Nobody catches a timeout or the end of a connection: a client that says
-nothing is told nothing, and the goodbye at shutdown is the runtime's.
+Timeouts and disconnections are not caught here: the client gets no reply to
+them, and at shutdown the session sends the reply.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from enum import Enum, auto
+from dataclasses import replace
 from typing import ClassVar, Final, Generic, TypeVar
 
 from mailproxy.enums import (
@@ -27,304 +27,287 @@ from mailproxy.enums import (
     ProtocolErrorKind,
     ProtocolViolation,
 )
-from mailproxy.errors import LineTooLong, PeerDisconnected
-from mailproxy.protocols.auth_retry import ask_again
-from mailproxy.protocols.line_buffer import LineReader
-from mailproxy.protocols.redaction import reply_for_log
+from mailproxy.errors import AuthUnavailable, LineTooLong, PeerDisconnected
 from mailproxy.protocols.sansio import (
-    Authorize,
-    Deadline,
+    Authenticate,
+    LineReader,
     ProtocolGenerator,
     Receive,
     Send,
+    SetDeadline,
     make_challenge,
     note,
     send,
-    start_tls,
+    upgrade_to_tls,
     wait,
 )
-from mailproxy.protocols.sasl import Framing, Refusal, authenticate, mechanism
+from mailproxy.protocols.sasl import Framing, SaslFailure, authenticate, find_mechanism
 from mailproxy.protocols.types import (
     AuthAllowed,
     AuthDeferred,
     AuthDenied,
     AuthRequest,
+    CertificateFault,
     Client,
     Credentials,
     Decision,
     Envelope,
     SessionEnd,
-    TlsInfo,
     UpstreamLogin,
+    certificate_fault,
 )
+from mailproxy.protocols.upstream_reply import reply_for_log
 from mailproxy_config.model import AuthMethod, ServerConfig, StartTls, VerifyClient
+
+UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
+MAX_DEFERRAL: Final = 86400
+"""Seconds for which the authentication service may defer one login, all pauses together."""
 
 _TLS_HANDSHAKE: Final = b"\x16\x03"
 _PROXY_HEADER: Final = re.compile(rb"PROXY (?:TCP4|TCP6|UNKNOWN)(?: |\Z)|\0\Z")
 """A line of a PROXY header: version 1, or the third line of version 2's signature."""
-_HTTP_WORDS: Final = frozenset(
+_HTTP_METHODS: Final = frozenset(
     (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH", b"PRI")
 )
-_CONTROLS: Final = bytes((*range(0x20), 0x7F))
+_CONTROL_CHARS: Final = bytes((*range(0x20), 0x7F))
+
+CommandResult = AuthRequest | SessionEnd | None
+"""A command leads to a login to authenticate, the end of the session, or (``None``) the next command."""
+CommandHandling = Send | AuthRequest | ProtocolGenerator[CommandResult]
+"""How a command is answered: by one reply, by a login to authenticate, or by a generator."""
 
 
-UNEXPECTED_PROXY_HEADER: Final = "client sent a PROXY header to a listener without proxy_protocol"
-
-Outcome = AuthRequest | SessionEnd | None
-"""What a command leads to: a question, the end, or another turn."""
-Turn = Send | AuthRequest | ProtocolGenerator[Outcome]
-"""What follows from a line: one reply and another turn, a question, or more words on either side."""
-
-
-class CertificateFault(Enum):
-    """What may be wrong with a client's certificate (``ssl_verify_client``)."""
-
-    INVALID = auto()
-    MISSING = auto()
-
-
-def certificate_fault(server: ServerConfig, tls: TlsInfo) -> CertificateFault | None:
-    """Judge a finished handshake by ``ssl_verify_client``, ``None`` when all is well."""
-    mode = server.ssl_verify_client
-    if mode is VerifyClient.DISABLED:
-        return None
-    if tls.verify_code and not (mode is VerifyClient.OPTIONAL_NO_CA and tls.verify_is_tolerable):
-        return CertificateFault.INVALID
-    if mode is VerifyClient.REQUIRED and tls.certificate is None:
-        return CertificateFault.MISSING
-    return None
-
-
-def has_controls(data: bytes) -> bool:
-    """Whether there is an ASCII control byte, TAB and DEL included."""
-    return len(data.translate(None, _CONTROLS)) != len(data)
+def has_control_chars(data: bytes) -> bool:
+    """Whether there is an ASCII control character, including TAB and DEL."""
+    return len(data.translate(None, _CONTROL_CHARS)) != len(data)
 
 
 def classify_bad_line(line: bytes) -> ProtocolErrorKind:
-    """Tell what a line that is no command looks like: another protocol, noise, or a command unknown to us."""
+    """Classify a line without a known command: another protocol, binary data, or an unknown command."""
     if _PROXY_HEADER.match(line):
         return ProtocolErrorKind.PROXY_HEADER
-    if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_WORDS):
+    if line.startswith(_TLS_HANDSHAKE) or (b" " in line and line.partition(b" ")[0] in _HTTP_METHODS):
         return ProtocolErrorKind.FOREIGN_PROTOCOL
-    if has_controls(line):
+    if has_control_chars(line):
         return ProtocolErrorKind.CONTROL_CHAR
     return ProtocolErrorKind.UNKNOWN_COMMAND
 
 
 class FrontendConfig:
-    """What all conversations of one server have in common, prepared once.
+    """What all frontends of one server share, prepared once.
 
     Args:
         server: The server block that the clients connect to.
-        limit: The bytes of the longest command, its line end included.
-        greeting: What clients are told first.
-        greets_alike: Whether every client gets just this, and at once.
+        limit: The longest command in bytes, its line end included.
+        greeting: The greeting.
+        is_greeting_static: Whether every client gets this greeting, at once.
 
     Attributes:
-        deadline: Gives a client the directive ``timeout``.
-        greets_alike: Also not, where a certificate may be found fault with (``ssl_verify_client``).
-        only_in_tls: Whether ``starttls only`` lets nobody log in before.
-        receive: Waits for as much as a reader takes that holds nothing.
+        deadline: Sets the deadline of the directive ``timeout``.
+        is_greeting_static: False also with ``ssl_verify_client``: the greeting may be a certificate error.
+        requires_tls: Whether logins need TLS (``starttls only``).
+        receive: Receives as much as an empty ``LineReader`` holds.
     """
 
-    __slots__ = ("deadline", "greeting", "greets_alike", "limit", "only_in_tls", "receive", "server")
+    __slots__ = ("deadline", "greeting", "is_greeting_static", "limit", "receive", "requires_tls", "server")
 
     def __init__(
-        self, server: ServerConfig, limit: int, greeting: Send, *, greets_alike: bool = True
+        self, server: ServerConfig, limit: int, greeting: Send, *, is_greeting_static: bool = True
     ) -> None:
         self.server = server
         self.limit = limit
         self.greeting = greeting
-        self.greets_alike = greets_alike and server.ssl_verify_client is VerifyClient.DISABLED
-        self.deadline = Deadline(server.timeout)
-        self.only_in_tls = server.starttls is StartTls.ONLY
+        self.is_greeting_static = is_greeting_static and server.ssl_verify_client is VerifyClient.DISABLED
+        self.deadline = SetDeadline(server.timeout)
+        self.requires_tls = server.starttls is StartTls.ONLY
         self.receive = Receive(limit)
 
 
-P_co = TypeVar("P_co", bound=FrontendConfig, covariant=True)
+ConfigT = TypeVar("ConfigT", bound=FrontendConfig)
 
 
-class Frontend(ABC, Generic[P_co]):
-    """One client's conversation; a protocol says how to greet and what a turn is.
+class Frontend(ABC, Generic[ConfigT]):
+    """The server side of one client's session before login.
 
-    A turn is one command and its reply.  What most clients say is answered at
-    a glance, without a generator; any other command is a dialogue of its own.
+    The usual commands are handled without a generator (``handle_command``);
+    each other command has a generator of its own.
 
     Attributes:
-        prepared: What is the same for all clients of its server.
-        client: Who it is; ``client.tls`` is set after STARTTLS.
-        reader: The client's bytes.
-        attempts: How often it tried to log in (``Auth-Login-Attempt``); never reset.
-        errors: How many syntax errors count towards ``max_errors``; never reset.
+        config: What is the same for all clients of the server.
+        client: The client; ``client.tls`` is set by STARTTLS, ``client.host`` by the name lookup.
+        reader: Reads the client's lines.
+        login_attempts: Logins sent to the authentication service (``Auth-Login-Attempt``); never reset.
+        error_count: Syntax errors that count towards ``max_errors``; never reset.
     """
 
     framing: ClassVar[Framing]
     """How the protocol frames SASL challenges."""
     certificate_replies: ClassVar[dict[CertificateFault, bytes]]
-    """What is said instead of the greeting, or after STARTTLS, about a certificate."""
+    """The replies to a bad certificate: instead of the greeting, or after STARTTLS."""
 
-    __slots__ = ("_challenge", "attempts", "client", "errors", "prepared", "reader")
+    __slots__ = ("_challenge", "client", "config", "error_count", "login_attempts", "reader")
 
-    def __init__(self, prepared: P_co, client: Client) -> None:
-        self.prepared = prepared
+    def __init__(self, config: ConfigT, client: Client) -> None:
+        self.config = config
         self.client = client
-        self.reader = LineReader(prepared.limit)
-        self.attempts = 0
-        self.errors = 0
+        self.reader = LineReader(config.limit)
+        self.login_attempts = 0
+        self.error_count = 0
         self._challenge: bytes | None = None
 
     @property
     def server(self) -> ServerConfig:
         """The server block that the client connected to."""
-        return self.prepared.server
+        return self.config.server
 
     # ---- what a protocol provides ----
 
-    def greet(self) -> ProtocolGenerator[SessionEnd | None]:
-        """Say the greeting; ``SessionEnd`` for a client that does not get one."""
-        yield self.prepared.greeting
+    def send_greeting(self) -> ProtocolGenerator[SessionEnd | None]:
+        """Send the greeting; returns ``SessionEnd`` if the client is rejected instead."""
+        yield self.config.greeting
         return None
 
     @abstractmethod
-    def turn(self, line: bytes) -> Turn:
-        """Take a command's first line, and say what follows from it."""
+    def handle_command(self, line: bytes) -> CommandHandling:
+        """Handle a command, given its first line without the line end."""
 
     @abstractmethod
-    def identified(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
-        """Put together what is known of a client that may log in."""
+    def upstream_login(self, request: AuthRequest, grant: AuthAllowed) -> UpstreamLogin:
+        """Put together what the login at the upstream needs."""
 
     @abstractmethod
-    def invalid(self) -> bytes:
-        """Give the reply to an invalid command, as it reads now (IMAP: with its tag)."""
+    def invalid_reply(self) -> bytes:
+        """Return the reply to an invalid command (IMAP: with the command's tag)."""
 
     @abstractmethod
-    def denial(self, denied: AuthDenied) -> bytes:
-        """Give the reply to a login that the authorization service denied."""
+    def denied_reply(self, denied: AuthDenied) -> bytes:
+        """Return the reply to a login that the authentication service denied."""
 
-    def line(self) -> ProtocolGenerator[bytes]:
-        """Read a command's first line, where it does not come alone and whole."""
-        return self.reader.line()
+    def read_command(self) -> ProtocolGenerator[bytes]:
+        """Read a command's first line if it did not arrive in one piece and alone."""
+        return self.reader.read_line()
 
-    # ---- the course of it ----
+    # ---- the session before login ----
 
-    def converse(self) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:  # noqa: C901 - each generator between a login and the interpreter costs at every step
-        """Talk to the client from before the greeting until it is identified, or gone."""
-        prepared = self.prepared
-        reader, receive = self.reader, prepared.receive
+    def run(self) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:  # noqa: C901 - each generator between a login and the driver costs time at every step
+        """Serve the client from before the greeting to its login, or to the end of the session.
+
+        Raises:
+            AuthUnavailable: There was no usable response from the authentication service.
+            PeerDisconnected: The client closed the connection, or a deadline passed.
+            ShuttingDown: The proxy drains.
+            TlsFailed: The handshake after STARTTLS failed.
+        """
+        config = self.config
+        reader, receive = self.reader, config.receive
         try:
-            if prepared.greets_alike:
-                yield prepared.greeting
-            elif (ended := (yield from self._open())) is not None:
-                return ended
-            yield prepared.deadline
+            if config.is_greeting_static:
+                yield config.greeting
+            else:
+                ended = yield from self._check_certificate()
+                if ended is None:
+                    ended = yield from self.send_greeting()
+                if ended is not None:
+                    return ended
+            yield config.deadline
             while True:
-                line = None if reader.held else reader.just_line((yield receive))
+                line = None if reader.buffered else reader.single_line((yield receive))
                 if line is None:
-                    line = yield from self.line()
-                step = self.turn(line)
-                if isinstance(step, Send):
-                    yield step
+                    line = yield from self.read_command()
+                handling = self.handle_command(line)
+                if isinstance(handling, Send):
+                    yield handling
                     continue
-                outcome: Outcome | UpstreamLogin = (
-                    step if isinstance(step, AuthRequest) else (yield from step)
+                result: CommandResult | UpstreamLogin = (
+                    handling if isinstance(handling, AuthRequest) else (yield from handling)
                 )
-                if isinstance(outcome, AuthRequest):
-                    decision: Decision = yield Authorize(outcome)
+                if isinstance(result, AuthRequest):
+                    decision: Decision = yield Authenticate(result)
                     if isinstance(decision, AuthAllowed):
-                        return self.identified(outcome, decision)
-                    outcome = yield from self._not_at_once(outcome, decision)
-                if outcome is not None:
-                    return outcome
+                        return self.upstream_login(result, decision)
+                    result = yield from self._deny_or_retry(result, decision)
+                if result is not None:
+                    return result
         except LineTooLong as too_long:
-            return (yield from self._overlong(too_long))
-        except PeerDisconnected as gone:
-            gone.sent_nothing = not (reader.consumed or reader.held)
+            is_tls = too_long.seen.startswith(_TLS_HANDSHAKE)
+            yield from note(LogNote("client sent too long command"))
+            yield from self.reply_invalid(
+                ProtocolErrorKind.FOREIGN_PROTOCOL if is_tls else ProtocolErrorKind.LINE_TOO_LONG
+            )
+            return SessionEnd(CloseReason.PROTOCOL_ERROR)
+        except PeerDisconnected as error:
+            error.sent_nothing = not (reader.consumed or reader.buffered)
             raise
-
-    def _open(self) -> ProtocolGenerator[SessionEnd | None]:
-        """Greet the client, unless its certificate is a bad one."""
-        ended = yield from self._check_certificate()
-        if ended is not None:
-            return ended
-        return (yield from self.greet())
-
-    def _overlong(self, line: LineTooLong) -> ProtocolGenerator[SessionEnd]:
-        """A command that does not fit the buffer: reply, and close.  Does not count as an error."""
-        is_tls = line.seen.startswith(_TLS_HANDSHAKE)
-        kind = ProtocolErrorKind.FOREIGN_PROTOCOL if is_tls else ProtocolErrorKind.LINE_TOO_LONG
-        yield from note(LogNote("client sent too long command"))
-        yield from self.reject(kind)
-        return SessionEnd(CloseReason.PROTOCOL_ERROR)
 
     # ---- errors ----
 
-    def reject(self, kind: ProtocolErrorKind, reply: bytes | None = None) -> ProtocolGenerator[None]:
-        """Answer a violation that does not count towards ``max_errors``.
+    def reply_invalid(self, kind: ProtocolErrorKind, reply: bytes | None = None) -> ProtocolGenerator[None]:
+        """Reply to a protocol violation that does not count towards ``max_errors``.
 
         Args:
-            kind: What to count it as.
-            reply: What to say, if not the invalid-command reply.
+            kind: The violation, for metrics and the log.
+            reply: The reply; the one to invalid commands if none is given.
         """
         yield from note(ProtocolViolation(kind))
         if kind is ProtocolErrorKind.PROXY_HEADER:
             yield from note(LogNote(UNEXPECTED_PROXY_HEADER, is_ours=True))
-        yield from send(self.invalid() if reply is None else reply)
+        yield from send(self.invalid_reply() if reply is None else reply)
 
-    def count(self, kind: ProtocolErrorKind) -> ProtocolGenerator[SessionEnd | None]:
-        """Answer a syntax error; the ``max_errors``-th is the last thing that is answered."""
-        yield from self.reject(kind)
-        self.errors += 1
-        if self.errors < self.server.max_errors:
+    def count_error(self, kind: ProtocolErrorKind) -> ProtocolGenerator[SessionEnd | None]:
+        """Reply to a syntax error and count it; with error number ``max_errors`` the session ends."""
+        yield from self.reply_invalid(kind)
+        self.error_count += 1
+        if self.error_count < self.server.max_errors:
             return None
         yield from note(LogNote("client sent too many invalid commands"))
         return SessionEnd(CloseReason.MAX_ERRORS)
 
-    def refuse(
+    def refuse_login(
         self, method: Method, result: LoginResult, kind: ProtocolErrorKind | None = None
     ) -> ProtocolGenerator[None]:
-        """Answer an attempt to log in that never reaches the authorization service."""
+        """Refuse a login without a request to the authentication service."""
         yield from note(LoginRefused(method, result))
         if kind is not None:
             yield from note(ProtocolViolation(kind))
-        yield from send(self.invalid())
+        yield from send(self.invalid_reply())
 
     # ---- TLS ----
 
     @property
-    def tls_is_missing(self) -> bool:
-        """Whether ``starttls only`` holds the client back from logging in."""
-        return self.client.tls is None and self.prepared.only_in_tls
+    def is_tls_missing(self) -> bool:
+        """Whether the client must use STARTTLS before a login (``starttls only``)."""
+        return self.client.tls is None and self.config.requires_tls
 
     @property
-    def tls_is_offered(self) -> bool:
-        """Whether STARTTLS would be accepted now."""
+    def is_tls_offered(self) -> bool:
+        """Whether STARTTLS is allowed now."""
         return self.client.tls is None and self.server.starttls is not StartTls.DISABLED
 
-    def upgrade(self, go_ahead: bytes) -> ProtocolGenerator[SessionEnd | None]:
-        """Start TLS, or say that there is none to start.  There is no second greeting.
+    def starttls(self, go_ahead: bytes) -> ProtocolGenerator[SessionEnd | None]:
+        """Start TLS, or reply that it is not allowed.  There is no second greeting.
 
-        What came with or after the command is dropped unread; the counters,
-        the challenge and the running deadline survive.
+        Bytes that arrived with or after the command are discarded (RFC 3207
+        section 4.2); counters, challenge and deadline stay.
 
         Args:
-            go_ahead: The positive reply, said in clear.
+            go_ahead: The positive reply, sent in clear text.
 
         Raises:
-            TlsFailed: The handshake did not complete.
+            TlsFailed: The handshake failed.
         """
-        if not self.tls_is_offered:
-            yield from self.reject(ProtocolErrorKind.BAD_SEQUENCE)
+        if not self.is_tls_offered:
+            yield from self.reply_invalid(ProtocolErrorKind.BAD_SEQUENCE)
             return None
-        if self.reader.clear():
+        if self.reader.take_unread():
             yield from note(ProtocolViolation(ProtocolErrorKind.PLAINTEXT_BEFORE_TLS))
         yield from send(go_ahead)
-        self.client.tls = yield from start_tls()
+        self.client.tls = yield from upgrade_to_tls()
         return (yield from self._check_certificate())
 
     def _check_certificate(self) -> ProtocolGenerator[SessionEnd | None]:
-        """Speak the verdict on the client's certificate, inside TLS, where it is a bad one."""
+        """Send the protocol's error reply, inside TLS, if the client's certificate is not accepted."""
         tls = self.client.tls
-        fault = None if tls is None else certificate_fault(self.server, tls)
+        fault = None if tls is None else certificate_fault(self.server.ssl_verify_client, tls)
         if tls is None or fault is None:
             return None
         if fault is CertificateFault.INVALID:
@@ -334,91 +317,115 @@ class Frontend(ABC, Generic[P_co]):
         yield from send(self.certificate_replies[fault])
         return SessionEnd(CloseReason.TLS_FAILED)
 
-    # ---- logging in ----
+    # ---- logins ----
 
     def challenge(self) -> ProtocolGenerator[bytes]:
-        """Give the session's ``<R.T@NAME>``: made once, and the same for every attempt."""
+        """Return the session's ``<R.T@NAME>``: made once, and the same for all logins of the session."""
         if self._challenge is None:
             self._challenge = yield from make_challenge(self.server.server_name)
         return self._challenge
 
-    def exchange(
+    def authenticate_sasl(
         self, arguments: Sequence[bytes], enabled: frozenset[AuthMethod], budget: int | None = None
-    ) -> ProtocolGenerator[Credentials | SessionEnd | None]:
-        """Carry on a SASL exchange, and answer a failed one.
+    ) -> ProtocolGenerator[CommandResult]:
+        """Handle a SASL exchange.
 
         Args:
-            arguments: The words after AUTH or AUTHENTICATE: a mechanism, perhaps a response.
-            enabled: The methods that are configured.
+            arguments: The arguments of AUTH or AUTHENTICATE: a mechanism, perhaps an initial response.
+            enabled: The configured methods.
             budget: See ``sasl.authenticate``.
 
         Returns:
-            Credentials; or ``None`` when the client was told that there are
-            none; or ``SessionEnd`` when that was its last error.
+            A login to authenticate; or ``None`` or ``SessionEnd`` after an error reply.
         """
-        if self.tls_is_missing:
-            yield from self._refuse_in_clear(mechanism(arguments))
+        if self.is_tls_missing:
+            method = find_mechanism(arguments)
+            if method is None:
+                yield from self.reply_invalid(ProtocolErrorKind.BAD_ARGUMENTS)
+            else:
+                yield from self.refuse_login(method, LoginResult.TLS_REQUIRED)
             return None
         result = yield from authenticate(
             arguments,
             framing=self.framing,
             reader=self.reader,
             enabled=enabled,
-            challenge=self.challenge,
+            get_challenge=self.challenge,
             budget=budget,
         )
-        if isinstance(result, Refusal):
-            return (yield from self.answer(result))
-        return result
+        if isinstance(result, SaslFailure):
+            return (yield from self.reply_sasl_failure(result))
+        return self.auth_request(result)
 
-    def _refuse_in_clear(self, method: Method | None) -> ProtocolGenerator[None]:
-        if method is None:
-            yield from self.reject(ProtocolErrorKind.BAD_ARGUMENTS)
-        else:
-            yield from self.refuse(method, LoginResult.TLS_REQUIRED)
-
-    def answer(self, refusal: Refusal) -> ProtocolGenerator[SessionEnd | None]:
-        """Answer a SASL exchange that gave no credentials."""
-        if refusal.method is not None and refusal.result is not None:
-            yield from note(LoginRefused(refusal.method, refusal.result))
-        if refusal.kind is None:
-            yield from send(self.invalid())
+    def reply_sasl_failure(self, failure: SaslFailure) -> ProtocolGenerator[SessionEnd | None]:
+        """Reply to a SASL exchange that failed."""
+        if failure.method is not None and failure.result is not None:
+            yield from note(LoginRefused(failure.method, failure.result))
+        if failure.kind is None:
+            yield from send(self.invalid_reply())
             return None
-        if refusal.counts:
-            return (yield from self.count(refusal.kind))
-        yield from self.reject(refusal.kind)
+        if failure.counts:
+            return (yield from self.count_error(failure.kind))
+        yield from self.reply_invalid(failure.kind)
         return None
 
-    def attempt(self, credentials: Credentials, envelope: Envelope | None = None) -> AuthRequest:
-        """Make the question about another attempt to log in."""
-        self.attempts += 1
-        return AuthRequest(credentials, self.attempts, self.client, envelope)
+    def auth_request(self, credentials: Credentials, envelope: Envelope | None = None) -> AuthRequest:
+        """Make the request to the authentication service for one more login."""
+        self.login_attempts += 1
+        return AuthRequest(credentials, self.login_attempts, self.client, envelope)
 
-    def _not_at_once(
+    def _deny_or_retry(
         self, request: AuthRequest, decision: AuthDenied | AuthDeferred
     ) -> ProtocolGenerator[UpstreamLogin | SessionEnd | None]:
-        """Ask again what was postponed, and tell the client about a denial.
+        """Repeat a deferred request; send the reply to a denied login.
 
         Returns:
-            Whom to let in after all; ``SessionEnd`` after a denial; or ``None``
-            after a denial with ``Auth-Wait``: the pause is over, the client was
-            told, and it has a new ``timeout`` to try again.
+            The login at the upstream if it was allowed in the end; ``SessionEnd``
+            after a denial; or ``None`` after a denial with ``Auth-Wait``: the
+            pause is over, the reply was sent, and the ``timeout`` starts anew
+            for the next login.
 
         Raises:
-            AuthUnavailable: There was no usable answer.
+            AuthUnavailable: There was no usable response.
         """
         if isinstance(decision, AuthDeferred):
-            final = yield from ask_again(request, decision)
+            final = yield from repeat_deferred(request, decision)
             if isinstance(final, AuthAllowed):
-                return self.identified(request, final)
+                return self.upstream_login(request, final)
             decision = final
         credentials = request.credentials
         text = reply_for_log(decision.text, credentials.user, credentials.password)
         yield from note(LoginDenied(text, decision.code))
         if decision.wait:
             yield from wait(decision.wait)
-        yield from send(self.denial(decision))
+        yield from send(self.denied_reply(decision))
         if not decision.wait:
             return SessionEnd(CloseReason.AUTH_REJECTED)
-        yield self.prepared.deadline
+        yield self.config.deadline
         return None
+
+
+def repeat_deferred(
+    request: AuthRequest, deferred: AuthDeferred
+) -> ProtocolGenerator[AuthAllowed | AuthDenied]:
+    """Repeat a request that was deferred (``Auth-Status: WAIT``) until there is a decision.
+
+    ``Auth-Login-Attempt`` and the client's challenge stay the same; user name
+    and password are those that the service sent meanwhile.
+
+    Raises:
+        AuthUnavailable: There was no usable response, or the login was deferred for more than a day.
+    """
+    left = MAX_DEFERRAL
+    decision: Decision = deferred
+    while isinstance(decision, AuthDeferred):
+        left -= decision.wait
+        if left < 0:
+            raise AuthUnavailable("deferred for more than a day")
+        yield from wait(decision.wait)
+        if decision.user is not None:
+            request.credentials = replace(request.credentials, user=decision.user)
+        if decision.password is not None:
+            request.credentials = replace(request.credentials, password=decision.password)
+        decision = yield Authenticate(request)
+    return decision

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PROXY header: read it from a listener, write it to an upstream.
+"""The PROXY protocol: parsing the header of a client connection, writing the header to an upstream.
 
-Version 1 is a line of text, version 2 is binary (the specification is
-HAProxy's ``proxy-protocol.txt``).  Bytes in, values out: who waits for the
-header, and for how long, is the runtime's business.
+Version 1 is a line of text, version 2 is binary (specified in HAProxy's
+``proxy-protocol.txt``).  Reading from the socket, with its timeout, is in
+``session/handshakes.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 MAX_V1: Final = 107
 """Bytes of the longest version 1 header, its CRLF included."""
 MAX_V2: Final = 16 + 4096
-"""Bytes of the longest version 2 header that is accepted; what nginx looks at."""
+"""Bytes of the longest version 2 header that is accepted; the same limit as in nginx."""
 
 _KEYWORD: Final = b"PROXY "
 _EXCERPT: Final = 16
@@ -32,7 +32,7 @@ _V1: Final = re.compile(
 _LINE_END: Final = re.compile(rb"\r\n|\n|\r(?!\Z)")
 
 _STREAM_ADDRESSES: Final = {0x11: 12, 0x21: 36}
-"""Family and transport of the addresses that we understand, and their bytes."""
+"""Family and transport of the supported addresses, and their length in bytes."""
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _TLV_ALPN: Final = 0x01
@@ -51,10 +51,10 @@ _MAX_COMMON_NAME: Final = 1024
 
 
 class BadHeader(Exception):
-    """This is no PROXY header, and no bytes to come will make it one.
+    """There is no valid PROXY header, whatever bytes follow.
 
     Attributes:
-        result: ``MISSING`` when it does not even begin like one, else ``INVALID``.
+        result: ``MISSING`` if there is not even the start of one, otherwise ``INVALID``.
     """
 
     def __init__(self, result: ProxyHeaderResult) -> None:
@@ -66,9 +66,9 @@ class BadHeader(Exception):
 class Header:
     """A complete header.
 
-    ``consumed`` bytes of the buffer were its; the rest belongs to the mail
-    protocol, or to TLS.  ``addresses`` is ``None`` where the header carries none
-    (``UNKNOWN``, ``LOCAL``, a family other than TCP).
+    ``consumed`` is its length; the bytes after it are of the mail protocol or
+    TLS.  ``addresses`` is ``None`` if the header has none (``UNKNOWN``,
+    ``LOCAL``, a family other than TCP).
     """
 
     consumed: int
@@ -77,14 +77,14 @@ class Header:
     result: ProxyHeaderResult
 
 
-def read(buffer: bytes) -> Header | None:
-    """Read the header at the beginning of a connection, however it is cut.
+def read_header(buffer: bytes) -> Header | None:
+    """Parse the header at the start of a connection.
 
     Args:
-        buffer: Everything that has arrived so far; ``MAX_V2`` bytes are always enough.
+        buffer: All bytes received so far; ``MAX_V2`` bytes are always enough.
 
     Returns:
-        The header, or ``None`` when more bytes must come first.
+        The header, or ``None`` if it is incomplete.
 
     Raises:
         BadHeader: There is none, or it is malformed.
@@ -98,16 +98,16 @@ def read(buffer: bytes) -> Header | None:
     raise BadHeader(ProxyHeaderResult.MISSING)
 
 
-def begins(buffer: bytes) -> bool:
-    """Whether these first bytes of a connection are those of a header."""
+def begins_header(buffer: bytes) -> bool:
+    """Whether a connection starts with a PROXY header, given its first bytes."""
     return buffer.startswith((_KEYWORD, SIGNATURE))
 
 
 def excerpt(buffer: bytes) -> bytes:
-    """What a log may show of a connection that did not begin with a good header.
+    """Return the part of a connection without a valid header that may be logged.
 
-    Of what is no header at all, no more than a word: a client that was not
-    expected here may have sent its password.
+    If it is no header at all, this is one word only: the client may have sent
+    its password.
     """
     if buffer.startswith(SIGNATURE):
         return buffer[: 16 + max(_STREAM_ADDRESSES.values())]
@@ -137,7 +137,7 @@ def _read_v1(buffer: bytes) -> Header | None:
 def _check_v1(
     addresses: ProxyAddresses, family: type[ipaddress.IPv4Address] | type[ipaddress.IPv6Address]
 ) -> None:
-    """Hold the addresses against the family word, which nginx does not."""
+    """Check the addresses against the family, which nginx does not."""
     try:
         family(addresses.source.decode("ascii"))
         family(addresses.destination.decode("ascii"))
@@ -181,7 +181,7 @@ def _text(packed: bytes) -> bytes:
 
 
 def address_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Write an address as nginx does: RFC 5952, the end of mapped and compatible ones dotted."""
+    """Format an address as nginx does: RFC 5952, mapped and compatible addresses with dots at the end."""
     packed = address.packed
     if len(packed) == 4:
         return str(address)
@@ -193,14 +193,11 @@ def address_text(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     return str(address)
 
 
-def outbound(server: ServerConfig, client: Client) -> bytes:
-    """Write the header for the upstream (directive ``proxy_protocol``).
+def outbound_header(server: ServerConfig, client: Client) -> bytes:
+    """Return the header for the upstream (directive ``proxy_protocol``), empty if it is off.
 
-    Source is the client, after ``set_real_ip_from``; destination is where we
-    accepted the connection, never what an inbound header said.
-
-    Returns:
-        The header, empty where the directive does not ask for one.
+    Source is the client, after ``set_real_ip_from``; destination is the
+    address that accepted the connection, never that of an inbound header.
     """
     if server.proxy_protocol is SendProxyProtocol.V1:
         return _write_v1(client)
@@ -210,10 +207,10 @@ def outbound(server: ServerConfig, client: Client) -> bytes:
 
 
 def _packed_ends(client: Client) -> tuple[bytes, bytes] | None:
-    """Both addresses in one family, or ``None`` where there is no such thing.
+    """Return both addresses in one family, ``None`` if one of them is no IP address.
 
-    When they differ, which ``set_real_ip_from`` can bring about, the IPv4 side
-    is written IPv4-mapped.
+    If the families differ, which ``set_real_ip_from`` may cause, the IPv4
+    address becomes an IPv4-mapped one.
     """
     try:
         source = ipaddress.ip_address(client.address.partition("%")[0]).packed
@@ -222,11 +219,10 @@ def _packed_ends(client: Client) -> tuple[bytes, bytes] | None:
         return None
     if len(source) == len(destination):
         return source, destination
-    return _widened(source), _widened(destination)
-
-
-def _widened(packed: bytes) -> bytes:
-    return packed if len(packed) == 16 else _MAPPED + packed
+    return (
+        source if len(source) == 16 else _MAPPED + source,
+        destination if len(destination) == 16 else _MAPPED + destination,
+    )
 
 
 def _write_v1(client: Client) -> bytes:
@@ -254,32 +250,32 @@ def _write_v2(client: Client) -> bytes:
         kind = b"\x21\x11" if len(source) == 4 else b"\x21\x21"
         body = source + destination + client.port.to_bytes(2, "big") + client.local_port.to_bytes(2, "big")
     if client.tls is not None:
-        body += _tls_values(client.tls)
+        body += _tls_tlvs(client.tls)
     length = len(body) + 7
     unsigned = b"%b%b%b%b%b" % (
         SIGNATURE,
         kind,
         length.to_bytes(2, "big"),
         body,
-        _value(_TLV_CRC32C, bytes(4)),
+        _tlv(_TLV_CRC32C, bytes(4)),
     )
     return unsigned[:-4] + crc32c(unsigned).to_bytes(4, "big")
 
 
-def _value(kind: int, data: bytes) -> bytes:
+def _tlv(kind: int, data: bytes) -> bytes:
     return b"%c%b%b" % (kind, len(data).to_bytes(2, "big"), data)
 
 
-def _tls_values(tls: TlsInfo) -> bytes:
+def _tls_tlvs(tls: TlsInfo) -> bytes:
     values = b""
     if tls.server_name is not None:
-        values += _value(_TLV_AUTHORITY, tls.server_name)
+        values += _tlv(_TLV_AUTHORITY, tls.server_name)
     if tls.alpn is not None:
-        values += _value(_TLV_ALPN, tls.alpn)
-    return values + _value(_TLV_SSL, _ssl_value(tls))
+        values += _tlv(_TLV_ALPN, tls.alpn)
+    return values + _tlv(_TLV_SSL, _ssl_tlv(tls))
 
 
-def _ssl_value(tls: TlsInfo) -> bytes:
+def _ssl_tlv(tls: TlsInfo) -> bytes:
     flags = _CLIENT_TLS
     verify = 1
     name = None
@@ -288,15 +284,15 @@ def _ssl_value(tls: TlsInfo) -> bytes:
         verify = tls.verify_code
         name = tls.certificate.common_name
     if name is not None and len(name) > _MAX_COMMON_NAME:
-        name = None  # half a name would be somebody else's
-    said = (
+        name = None  # a truncated name may be the name of another client
+    named = (
         (_SUBTYPE_VERSION, tls.version.encode()),
         (_SUBTYPE_CN, name),
         (_SUBTYPE_CIPHER, tls.cipher.encode()),
         (_SUBTYPE_SIGNATURE, tls.own_signature),
         (_SUBTYPE_KEY, tls.own_key),
     )
-    values = b"".join(_value(kind, data) for kind, data in said if data is not None)
+    values = b"".join(_tlv(kind, data) for kind, data in named if data is not None)
     return b"%c%b%b" % (flags, verify.to_bytes(4, "big"), values)
 
 
@@ -310,7 +306,7 @@ _CRC32C: Final = tuple(map(_crc32c_of, range(256)))
 
 
 def crc32c(data: bytes) -> int:
-    """Give the CRC-32C (Castagnoli) of some bytes."""
+    """Return the CRC-32C (Castagnoli) of some bytes."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 255]

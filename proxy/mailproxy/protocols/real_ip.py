@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom to believe about a client's address (directive ``set_real_ip_from``)."""
+"""The client's address from a PROXY header (directive ``set_real_ip_from``)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _UNIX = "unix:"
 
 
 class TrustedPeers:
-    """The peers whose PROXY header may replace the client's address.
+    """The peers whose PROXY header replaces the client's address.
 
     Args:
         entries: Addresses, networks in CIDR form (host bits are ignored, as
-            nginx ignores them), and ``unix:``.  Host names come resolved.
+            nginx ignores them), and ``unix:``.  Host names are resolved before.
 
     Raises:
         ValueError: An entry is none of these.
@@ -41,7 +41,7 @@ class TrustedPeers:
         return bool(self._unix or self._v4 or self._v6)
 
     def trusts(self, peer_address: str) -> bool:
-        """Tell whether a peer may speak for others.
+        """Whether a peer's PROXY header is trusted.
 
         Args:
             peer_address: Its address without a port, or ``unix:`` with or
@@ -66,14 +66,14 @@ class TrustedPeers:
         return any(number >> shift in numbers for shift, numbers in networks.items())
 
 
-def apply(client: Client, peers: TrustedPeers) -> bool:
-    """Replace the client's address and port by what the PROXY header says, if the peer is trusted.
+def apply_real_ip(client: Client, peers: TrustedPeers) -> bool:
+    """Replace the client's address and port by those of the PROXY header if the peer is trusted.
 
-    To be called once, while ``client.address`` is still the TCP peer's.
+    Call it once, while ``client.address`` is the address of the TCP peer.
 
     Returns:
-        Whether they were replaced.  They stay as they are when no peer is
-        trusted at all, the header carried no addresses, or its source is not one.
+        Whether they were replaced.  They stay if the peer is not trusted, the
+        header has no addresses, or its source is malformed.
     """
     proxied = client.proxied
     if proxied is None or not peers.trusts(client.address):

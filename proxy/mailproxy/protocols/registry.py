@@ -1,54 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mail protocol must provide to be served."""
+"""The three mail protocols: the classes for both sides of a session, and the replies for errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol as Interface
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
 
-from mailproxy.protocols.sansio import ProtocolGenerator
-from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
+from mailproxy.protocols.frontend import Frontend, FrontendConfig
+from mailproxy.protocols.imap import replies as imap_replies
+from mailproxy.protocols.imap.frontend import ImapFrontend, ImapFrontendConfig
+from mailproxy.protocols.imap.upstream import ImapUpstream
+from mailproxy.protocols.pop3 import replies as pop3_replies
+from mailproxy.protocols.pop3.frontend import Pop3Frontend, Pop3FrontendConfig
+from mailproxy.protocols.pop3.upstream import Pop3Upstream
+from mailproxy.protocols.smtp import replies as smtp_replies
+from mailproxy.protocols.smtp.frontend import SmtpFrontend, SmtpFrontendConfig
+from mailproxy.protocols.smtp.upstream import SmtpUpstream
+from mailproxy.protocols.types import Client
+from mailproxy.protocols.upstream_reply import UpstreamLoginBase
 from mailproxy_config.model import Protocol, ServerConfig
-
-
-class FrontendFactory(Interface):
-    """One server's side of the conversation with clients; made once per server, shared by its sessions."""
-
-    def converse(self, client: Client) -> ProtocolGenerator[UpstreamLogin | SessionEnd]:
-        """Talk to a client from the greeting until it is identified, or gone.
-
-        ``client.tls`` is set already on an ``ssl`` listener; the conversation
-        sets it after STARTTLS, and ``client.host`` after the name look-up.
-        """
-        ...
-
-
-class Upstream(Interface):
-    """One server's side of the conversation with upstreams; made once per server."""
-
-    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
-        """Log in on the client's behalf, the PROXY header to the upstream included.
-
-        Raises:
-            UpstreamRefused: The upstream said no.
-            UpstreamError: It said nonsense.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class MailProtocol:
-    """A protocol: its name, its usual ports, its two conversations, and its own words for trouble."""
+    """A mail protocol."""
 
     name: Protocol
-    ports: frozenset[int]
-    alpn: bytes
-    frontend: Callable[[ServerConfig], FrontendFactory]
-    upstream: Callable[[ServerConfig], Upstream]
+    frontend: type[Frontend[Any]]
+    """The server side of one client's session."""
+    frontend_config: Callable[[ServerConfig], FrontendConfig]
+    """What all frontends of one server share."""
+    upstream: Callable[[ServerConfig], UpstreamLoginBase]
+    """The login at the upstreams of one server."""
     internal_error: bytes
-    """What a client is told when something behind us broke."""
+    """The reply to a client after an error of the proxy, an upstream or the authentication service."""
     shutdown: bytes
-    """The goodbye to a client that has not logged in when the proxy drains."""
+    """The reply to a client that has not logged in when the proxy drains."""
     busy: bytes
-    """The refusal above ``worker_connections``."""
+    """The reply to a client above ``worker_connections``."""
+
+    def frontend_for(self, server: ServerConfig) -> Callable[[Client], Frontend[Any]]:
+        """Return what makes the frontends of one server."""
+        return partial(self.frontend, self.frontend_config(server))
+
+
+PROTOCOLS: Final[Mapping[Protocol, MailProtocol]] = MappingProxyType(
+    {
+        Protocol.IMAP: MailProtocol(
+            name=Protocol.IMAP,
+            frontend=ImapFrontend,
+            frontend_config=ImapFrontendConfig,
+            upstream=ImapUpstream,
+            internal_error=imap_replies.INTERNAL_ERROR,
+            shutdown=imap_replies.SHUTDOWN,
+            busy=imap_replies.BUSY,
+        ),
+        Protocol.POP3: MailProtocol(
+            name=Protocol.POP3,
+            frontend=Pop3Frontend,
+            frontend_config=Pop3FrontendConfig,
+            upstream=Pop3Upstream,
+            internal_error=pop3_replies.INTERNAL_ERROR,
+            shutdown=pop3_replies.SHUTDOWN,
+            busy=pop3_replies.BUSY,
+        ),
+        Protocol.SMTP: MailProtocol(
+            name=Protocol.SMTP,
+            frontend=SmtpFrontend,
+            frontend_config=SmtpFrontendConfig,
+            upstream=SmtpUpstream,
+            internal_error=smtp_replies.INTERNAL_ERROR,
+            shutdown=smtp_replies.SHUTDOWN,
+            busy=smtp_replies.BUSY,
+        ),
+    }
+)
+"""The protocols by their names in nginx."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything a conversation can ask for, and the helpers that ask.
+"""The effects that a protocol generator yields, and the reader of its peer's lines.
 
-A conversation is a generator.  It yields an action and is resumed with the
-answer; failures (``errors.PeerGone``, ``ShuttingDown``, ``AuthUnavailable``)
-are thrown in at the ``yield``.  The helpers below know which answer belongs to
-which action, so whatever calls them with ``yield from`` is fully typed.  A
-bare ``yield`` stands only on the way of a usual login, where a helper costs
-more than what it does; its answer is given a type there.
+A protocol generator yields an effect and is resumed with the effect's result.
+Errors (``errors.PeerDisconnected``, ``ShuttingDown``, ``AuthUnavailable``) are
+raised at the ``yield``.  The functions below know the type of each result;
+call them with ``yield from`` to have it checked.  A bare ``yield`` is used only
+in the code of a usual login, where the call of a function would cost more than
+what it does; there the result is annotated.
 
-The rules an interpreter keeps:
+What a driver guarantees (``session/driver.py``):
 
-* ``Send`` may be held back and joined with what follows, but is on its way
-  before any other action waits.  One flight, one write.
-* Nothing is read from the peer unless ``Receive`` or ``Peek`` asks for it.
-* ``Receive`` is limited by the deadline that ``Deadline`` set last; ``Wait``,
-  ``Authorize`` and ``Resolve`` keep their own time.
+* ``Send`` may be delayed and joined with later ones, but its bytes are sent
+  before any other effect waits.
+* Nothing is read from the peer except for ``Receive`` and ``Peek``.
+* ``Receive`` is limited by the deadline of the last ``SetDeadline``; ``Wait``,
+  ``Authenticate`` and ``ResolveClient`` have time limits of their own.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from mailproxy.enums import Note as NoteValue
+from mailproxy.errors import LineTooLong
 from mailproxy.protocols.types import AuthRequest, TlsInfo
 
 T = TypeVar("T")
 
+_CR = 13
+
 
 @dataclass(slots=True)
 class Send:
-    """Say these bytes to the peer."""
+    """Send bytes to the peer."""
 
     data: bytes
 
@@ -45,30 +48,30 @@ class Receive:
 
 @dataclass(slots=True)
 class Peek:
-    """Wait ``seconds`` for bytes that should not come; the answer is what came, empty for nothing."""
+    """Wait ``seconds`` for bytes that the peer must not send yet; the result is empty if there are none."""
 
     seconds: float
     limit: int
 
 
 @dataclass(slots=True)
-class Deadline:
-    """From now on, all ``Receive`` together may take this many seconds."""
+class SetDeadline:
+    """Limit the time of all later ``Receive`` effects together, in seconds from now."""
 
     seconds: float
 
 
 @dataclass(slots=True)
-class StartTls:
-    """Make the connection a TLS connection.  What the peer sent in clear before is not to survive it."""
+class UpgradeToTls:
+    """Start TLS on the connection.  Bytes that the peer sent before it in clear text must be discarded."""
 
 
 @dataclass(slots=True)
-class Authorize:
-    """Ask the authorization service about this attempt; the answer is a ``Decision``.
+class Authenticate:
+    """Send a request to the authentication service; the result is a ``Decision``.
 
-    ``AuthUnavailable`` is thrown where it gave none that can be used.  Let it
-    pass: the session apologizes.
+    ``AuthUnavailable`` is raised if there is no usable response.  Do not catch
+    it: the session sends the error reply.
     """
 
     request: AuthRequest
@@ -76,7 +79,7 @@ class Authorize:
 
 @dataclass(slots=True)
 class ResolveClient:
-    """Find the client's confirmed host name, or the placeholder for the lack of it (SMTP)."""
+    """Find the client's confirmed host name, or a placeholder (SMTP)."""
 
 
 @dataclass(slots=True)
@@ -88,58 +91,62 @@ class MakeChallenge:
 
 @dataclass(slots=True)
 class Wait:
-    """Let time pass.  Nothing is read meanwhile."""
+    """Pause.  Nothing is read meanwhile."""
 
     seconds: float
 
 
 @dataclass(slots=True)
 class Note:
-    """Something worth counting or logging happened."""
+    """Report an event to be counted or logged."""
 
     event: NoteValue
 
 
-Action = Send | Receive | Peek | Deadline | StartTls | Authorize | ResolveClient | MakeChallenge | Wait | Note
+Effect = (
+    Send
+    | Receive
+    | Peek
+    | SetDeadline
+    | UpgradeToTls
+    | Authenticate
+    | ResolveClient
+    | MakeChallenge
+    | Wait
+    | Note
+)
 
-ProtocolGenerator = Generator[Action, Any, T]
-"""A conversation that returns a ``T``; which answer an action gets is known to the helpers alone."""
+ProtocolGenerator = Generator[Effect, Any, T]
+"""A protocol generator that returns a ``T``."""
 
-Telling = tuple[Action]
-"""An action without an answer, for ``yield from``; a tuple costs a fraction of a generator."""
+OneEffect = tuple[Effect]
+"""One effect without a result, for ``yield from``; a tuple costs less than a generator."""
 
 
-def send(data: bytes) -> Telling:
-    """Say these bytes to the peer."""
+def send(data: bytes) -> OneEffect:
+    """Send bytes to the peer."""
     return (Send(data),)
 
 
-def receive(limit: int) -> ProtocolGenerator[bytes]:
-    """Wait for at least one byte, at most ``limit``.
-
-    Raises:
-        PeerGone: The peer closed, broke off, or the deadline passed.
-        ShuttingDown: The proxy drains.
-    """
-    return cast("bytes", (yield Receive(limit)))
-
-
 def peek(seconds: float, limit: int) -> ProtocolGenerator[bytes]:
-    """Wait ``seconds`` for bytes that should not come, and return what came.
+    """Wait for bytes that the peer must not send yet.
+
+    Returns:
+        The bytes, at most ``limit``; empty if none arrived within ``seconds``.
 
     Raises:
-        PeerGone: The peer closed or broke off meanwhile.
+        PeerDisconnected: The connection was closed meanwhile.
     """
     return cast("bytes", (yield Peek(seconds, limit)))
 
 
-def start_tls() -> ProtocolGenerator[TlsInfo]:
-    """Make the connection a TLS connection.
+def upgrade_to_tls() -> ProtocolGenerator[TlsInfo]:
+    """Start TLS on the connection.
 
     Raises:
-        TlsFailed: The handshake did not complete; there is nobody to talk to any more.
+        TlsFailed: The handshake failed; nothing can be sent any more.
     """
-    return cast("TlsInfo", (yield StartTls()))
+    return cast("TlsInfo", (yield UpgradeToTls()))
 
 
 def resolve_client() -> ProtocolGenerator[bytes]:
@@ -152,11 +159,123 @@ def make_challenge(server_name: str) -> ProtocolGenerator[bytes]:
     return cast("bytes", (yield MakeChallenge(server_name)))
 
 
-def wait(seconds: float) -> Telling:
-    """Let time pass."""
+def wait(seconds: float) -> OneEffect:
+    """Pause."""
     return (Wait(seconds),)
 
 
-def note(event: NoteValue) -> Telling:
-    """Tell that something worth counting or logging happened."""
+def note(event: NoteValue) -> OneEffect:
+    """Report an event to be counted or logged."""
     return (Note(event),)
+
+
+class LineReader:
+    """Reads lines and literals from a peer through one buffer of limited size.
+
+    The limit applies to a line or literal, not to what the peer sends at once:
+    lines that arrive together are returned one by one.  While the buffer
+    holds a complete line nothing is received, so a command that arrived
+    before the peer closed the connection is still executed.
+
+    Attributes:
+        limit: The size of the buffer in bytes, and the longest line with its line end.
+        buffered: Received bytes; empty when all of them are read.
+        consumed: The bytes of the current command so far, line ends included:
+            its first line, and the lines and literals that continue it.
+    """
+
+    __slots__ = ("_start", "buffered", "consumed", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.consumed = 0
+        self.buffered = b""
+        self._start = 0
+
+    def single_line(self, data: bytes) -> bytes | None:
+        """Read data that was received while the buffer was empty, if it is exactly one line.
+
+        Args:
+            data: At least one byte, at most ``limit``.
+
+        Returns:
+            The line, as from ``read_line``; or ``None`` if it is not exactly
+            one line.  The data is then in the buffer, for ``read_line``.
+        """
+        length = data.find(b"\n") + 1
+        if length != len(data):
+            self.buffered = data
+            return None
+        self.consumed = length
+        return data[:-2] if data.endswith(b"\r\n") else data[:-1]
+
+    def read_line(self, limit: int | None = None) -> ProtocolGenerator[bytes]:
+        """Read the next line.
+
+        Args:
+            limit: For a line that continues a command: the rest of the limit
+                that all of its lines and literals share (IMAP).  ``None`` for
+                the first line of a command.
+
+        Returns:
+            The line without its LF or CRLF.  A CR elsewhere stays; protocols
+            treat it as a syntax error.
+
+        Raises:
+            LineTooLong: There is no line end within ``limit`` bytes.
+            PeerDisconnected: The connection was closed, or the deadline
+                passed, before the line was complete.
+            ShuttingDown: The proxy drains.
+        """
+        most = self.limit if limit is None or limit > self.limit else limit
+        buffer, start = self.buffered, self._start
+        end = buffer.find(b"\n", start, start + most) if buffer else -1
+        while end < 0:
+            length = len(buffer) - start
+            if length >= most:
+                raise LineTooLong(buffer[start:], most)
+            chunk: bytes = yield Receive(self.limit - length)
+            self.buffered = buffer = buffer[start:] + chunk
+            start = self._start = 0
+            end = buffer.find(b"\n", length, most)
+        length = end + 1 - start
+        self.consumed = length if limit is None else self.consumed + length
+        if end + 1 == len(buffer):
+            self.buffered, self._start = b"", 0
+        else:
+            self._start = end + 1
+        if end > start and buffer[end - 1] == _CR:
+            end -= 1
+        return buffer[start:end]
+
+    def read_exactly(self, count: int) -> ProtocolGenerator[bytes]:
+        """Read ``count`` bytes of any value (an IMAP literal).
+
+        Raises:
+            LineTooLong: ``count`` is more than the buffer holds; nothing was received.
+            PeerDisconnected: The connection was closed, or the deadline passed, before they arrived.
+            ShuttingDown: The proxy drains.
+        """
+        if count > self.limit:
+            raise LineTooLong(self.buffered[self._start :], self.limit)
+        buffer, start = self.buffered, self._start
+        while (available := len(buffer) - start) < count:
+            chunk: bytes = yield Receive(self.limit - available)
+            buffer = buffer[start:] + chunk
+            self.buffered, start, self._start = buffer, 0, 0
+        self.consumed += count
+        end = start + count
+        if end == len(buffer):
+            self.buffered, self._start = b"", 0
+        else:
+            self._start = end
+        return buffer[start:end]
+
+    def take_unread(self) -> bytes:
+        """Remove all unread bytes from the buffer and return them."""
+        buffered = self.buffered
+        if not buffered:
+            return buffered
+        unread = buffered[self._start :]
+        self.buffered, self._start = b"", 0
+        return unread

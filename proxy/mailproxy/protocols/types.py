@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What conversations are about: secrets, clients, requests, decisions, and how a conversation ends.
+"""Values that protocols, sessions and the authentication client exchange: clients, logins, decisions.
 
-Plain values without behaviour.  They are mutable only where a session really
-changes them, and small: one of each may live as long as a session does.
+They are mutable only where a session changes them, and small: one of each may
+exist for as long as a session.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
 from mailproxy.enums import CloseReason, Method
+from mailproxy_config.model import VerifyClient
 
 UNAVAILABLE: Final = b"[UNAVAILABLE]"
-"""The client's host name cannot be had: no name, no confirmation, or nobody to ask."""
+"""Instead of a host name: the client has none, it is not confirmed, or there is no resolver."""
 TEMPUNAVAIL: Final = b"[TEMPUNAVAIL]"
-"""The client's host name cannot be had now: name servers failed or timed out."""
+"""Instead of a host name: name servers failed or timed out."""
 
 
 class Secret:
-    """Bytes that print as ``***`` everywhere, and are shown only to who asks by name."""
+    """Bytes that must not be logged: they print as ``***``."""
 
     __slots__ = ("_data",)
 
@@ -27,7 +29,7 @@ class Secret:
         self._data = data
 
     def reveal(self) -> bytes:
-        """Give the bytes themselves; for a peer that must have them, never for a log."""
+        """Return the bytes, to be sent to a peer; never to be logged."""
         return self._data
 
     def __repr__(self) -> str:
@@ -42,7 +44,7 @@ class Secret:
 
 @dataclass(slots=True)
 class ClientCertificate:
-    """A certificate that a client presented, as ``auth_http`` and PROXY v2 tell of it."""
+    """A client's certificate, as ``auth_http`` and PROXY version 2 describe it."""
 
     subject: bytes
     """RFC 2253 form, most specific first."""
@@ -57,7 +59,7 @@ class ClientCertificate:
 
 @dataclass(slots=True)
 class TlsInfo:
-    """What a finished handshake settled."""
+    """The result of a TLS handshake."""
 
     version: str
     """OpenSSL's name, e.g. ``TLSv1.3``."""
@@ -68,20 +70,43 @@ class TlsInfo:
     alpn: bytes | None = None
     certificate: ClientCertificate | None = None
     verify_code: int = 0
-    """OpenSSL's verification result, 0 when all is well."""
+    """OpenSSL's verification result, 0 for success."""
     verify_error: bytes = b""
     """OpenSSL's text for ``verify_code``."""
     verify_is_tolerable: bool = False
-    """Whether ``OptionalNoCA`` lets this ``verify_code`` pass."""
+    """Whether ``ssl_verify_client OptionalNoCA`` accepts this ``verify_code``."""
     own_signature: bytes | None = None
-    """Signature algorithm of the certificate we presented, e.g. ``RSA-SHA256``."""
+    """Signature algorithm of the certificate that the client got, e.g. ``RSA-SHA256``."""
     own_key: bytes | None = None
-    """Key algorithm and size of the certificate we presented, e.g. ``RSA2048``."""
+    """Key algorithm and size of the certificate that the client got, e.g. ``RSA2048``."""
+
+
+class CertificateFault(Enum):
+    """Why a client's certificate is not accepted (``ssl_verify_client``)."""
+
+    INVALID = auto()
+    MISSING = auto()
+
+
+def certificate_fault(mode: VerifyClient, tls: TlsInfo) -> CertificateFault | None:
+    """Check the client's certificate after a handshake; ``None`` if it is accepted.
+
+    Args:
+        mode: The directive ``ssl_verify_client``.
+        tls: The result of the handshake.
+    """
+    if mode is VerifyClient.DISABLED:
+        return None
+    if tls.verify_code and not (mode is VerifyClient.OPTIONAL_NO_CA and tls.verify_is_tolerable):
+        return CertificateFault.INVALID
+    if mode is VerifyClient.REQUIRED and tls.certificate is None:
+        return CertificateFault.MISSING
+    return None
 
 
 @dataclass(slots=True)
 class ProxyAddresses:
-    """The addresses of an inbound PROXY header; v1 text exactly as received."""
+    """The addresses of an inbound PROXY header; those of version 1 exactly as received."""
 
     source: bytes
     destination: bytes
@@ -91,11 +116,11 @@ class ProxyAddresses:
 
 @dataclass(slots=True)
 class Client:
-    """Who is at the other end, as far as is known by now.
+    """A client, as far as it is known.
 
     ``address`` is text without a port: ``192.0.2.1``, ``2001:db8::1``,
     ``::ffff:192.0.2.1``, or ``unix:``.  It is the address after
-    ``set_real_ip_from``; ``local_address`` is where we accepted the connection.
+    ``set_real_ip_from``; ``local_address`` is the one that accepted the connection.
     """
 
     address: str
@@ -110,23 +135,23 @@ class Client:
 
 @dataclass(slots=True)
 class Credentials:
-    """What a client presented: one complete attempt to log in.
+    """The credentials of one login.
 
     ``password`` is the digest for APOP and CRAM-MD5, and ``None`` for methods
-    that carry none.  ``salt`` is the challenge those two answered.
+    that have none.  ``challenge`` is the one that APOP and CRAM-MD5 respond to.
     """
 
     method: Method
     user: bytes = b""
     password: Secret | None = None
-    salt: bytes | None = None
+    challenge: bytes | None = None
 
 
 @dataclass(slots=True)
 class Envelope:
-    """What SMTP gathered before RCPT asked for permission (``smtp_auth none``).
+    """The SMTP commands before a login without credentials (``smtp_auth none``), which RCPT starts.
 
-    Each is the whole command as the client wrote it (``MAIL FROM:<a@x>  SIZE=1``);
+    ``mail`` and ``rcpt`` are whole commands as the client wrote them (``MAIL FROM:<a@x>  SIZE=1``);
     ``helo`` is the argument alone.
     """
 
@@ -137,7 +162,7 @@ class Envelope:
 
 @dataclass(slots=True)
 class AuthRequest:
-    """One question to the authorization service."""
+    """One request to the authentication service."""
 
     credentials: Credentials
     attempt: int
@@ -151,7 +176,8 @@ class AuthAllowed:
     """The client may log in at this upstream.
 
     ``address`` is an IP address without brackets, or ``unix:`` and a path, with port 0.
-    ``user`` and ``password`` are what to log in with: the service's own where it sent some.
+    ``user`` and ``password`` are the credentials for the upstream: those from the
+    service where it sent some.
     """
 
     address: str
@@ -162,19 +188,19 @@ class AuthAllowed:
 
 @dataclass(slots=True)
 class AuthDenied:
-    """The client may not.  ``wait`` seconds of penance allow another attempt; 0 closes."""
+    """The login is denied.  After ``wait`` seconds the client may try again; 0 closes the connection."""
 
     text: bytes
     wait: int = 0
     code: bytes | None = None
     """``Auth-Error-Code``, SMTP only."""
     user: bytes | None = None
-    """``Auth-User``, which counts even now."""
+    """``Auth-User``, which is also used after a denial."""
 
 
 @dataclass(slots=True)
 class AuthDeferred:
-    """Ask again in ``wait`` seconds (at least 1), with these credentials where given."""
+    """The request is repeated after ``wait`` seconds (at least 1), with these credentials where given."""
 
     wait: int
     user: bytes | None = None
@@ -186,31 +212,31 @@ Decision = AuthAllowed | AuthDenied | AuthDeferred
 
 @dataclass(slots=True)
 class UpstreamLogin:
-    """A frontend's conversation succeeded: who the client is, and where it belongs."""
+    """The result of a frontend: the login at the upstream."""
 
     grant: AuthAllowed
     method: Method
     unread: bytes = b""
-    """Bytes the client sent ahead; they go to the upstream first, exactly once."""
+    """Bytes that the client sent ahead; they are the first that are relayed to the upstream."""
     tag: bytes = b""
     """IMAP: the tag of the command that logged in, without the space."""
     envelope: Envelope | None = None
-    """SMTP, method ``none``: what to repeat to the upstream."""
+    """SMTP, method ``none``: the commands to repeat at the upstream."""
     helo: bytes | None = None
-    """SMTP: the client's HELO or EHLO argument, ``None`` when it gave none."""
+    """SMTP: the client's HELO or EHLO argument, ``None`` if it sent none."""
     esmtp: bool = False
     """SMTP: whether the client used EHLO at least once."""
 
 
 @dataclass(slots=True)
 class SessionEnd:
-    """A frontend's conversation is over, and everything that had to be said was said."""
+    """The session ends; all replies have been sent."""
 
     reason: CloseReason
 
 
 @dataclass(slots=True)
 class UpstreamLoginResult:
-    """The upstream accepted the login.  ``reply`` is what the client gets to see of it."""
+    """The upstream accepted the login.  ``reply`` is sent to the client."""
 
     reply: bytes = field(repr=False)

@@ -1,98 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other side's half: what an upstream says while we log in there, in every protocol.
+"""Replies of upstreams during the login, in every protocol: reading them, and shortening them for the log.
 
-What it said since our last command is kept whole, within ``proxy_buffer``:
-the client may get to see it.  A line may end in LF alone.
+Everything that the upstream sent since our last command is kept, up to
+``proxy_buffer``, because the client may get it.  A line may end in LF alone.
 
-An upstream mostly says at once, and no more than, what is hoped for; a login
-looks for just that, and comes here with everything else.
+Usually the whole expected reply arrives at once.  A login checks for that
+itself, and calls ``read_reply`` for everything else.
 """
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from binascii import b2a_base64
+from collections.abc import Iterator, Set
 from typing import Final
 
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import UpstreamError, UpstreamRefused
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive
+from mailproxy.protocols.types import Client, Secret, UpstreamLogin, UpstreamLoginResult
 from mailproxy_config.model import SendProxyProtocol, ServerConfig
 
 LF: Final = 10
-"""A number: bytes are searched for one faster than for bytes."""
+"""An integer: ``10 in data`` is faster than ``b"\\n" in data``."""
+ONE_LINE: Final = re.compile(rb"[^\n]*\n")
+"""A reply of one line."""
+MAX_LOGGED: Final = 190
+"""Bytes of a reply that are logged."""
+WITHHELD: Final = b"***"
+"""Logged instead of a reply that contains a password, or a part of one."""
+
 _CREDENTIALS: Final = frozenset({UpstreamStage.LOGIN, UpstreamStage.ENVELOPE})
 """The stages at which a refusal is about this client."""
-LINE: Final = re.compile(rb"[^\n]*\n")
-"""A reply of one line."""
+_PART: Final = 8
+"""Length of a part of a password, in bytes, that must not be logged."""
+_SEARCHED: Final = MAX_LOGGED + 64
+"""Bytes of a reply that are searched: those that are logged, and the rest of a password that begins there."""
+_WORD: Final = 4
+"""A shorter password is searched only as a word: every reply contains an ``a``."""
 
 
-class UpstreamLoginBase:
-    """What all logins at one server's upstreams have in common, prepared once.
+class UpstreamLoginBase(ABC):
+    """The login at one server's upstreams, prepared once per server.
 
     Attributes:
-        limit: The bytes of the longest reply (directive ``proxy_buffer``).
-        receive: Waits for a reply of which nothing is there yet.
-        introduces: Whether a PROXY header goes ahead of everything else (``proxy_protocol``).
+        limit: The longest reply in bytes (directive ``proxy_buffer``).
+        receive: Receives a reply from its first byte.
+        sends_proxy_header: Whether a PROXY header is sent first (``proxy_protocol``).
         server: The server block that the clients connect to.
     """
 
-    __slots__ = ("introduces", "limit", "receive", "server")
+    __slots__ = ("limit", "receive", "sends_proxy_header", "server")
 
     def __init__(self, server: ServerConfig) -> None:
         self.server = server
         self.limit = server.proxy_buffer
         self.receive = Receive(self.limit)
-        self.introduces = server.proxy_protocol is not SendProxyProtocol.DISABLED
+        self.sends_proxy_header = server.proxy_protocol is not SendProxyProtocol.DISABLED
+
+    @abstractmethod
+    def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
+        """Log in on the client's behalf, from the PROXY header to the last reply.
+
+        Raises:
+            UpstreamRefused: The upstream refused, or sent a reply that its protocol does not have.
+            UpstreamError: It closed the connection, its reply does not fit
+                ``proxy_buffer``, or the login cannot be sent.
+        """
 
 
 def read_reply(
-    heard: bytes, whole: re.Pattern[bytes], limit: int, stage: UpstreamStage
+    received: bytes, complete: re.Pattern[bytes], limit: int, stage: UpstreamStage
 ) -> ProtocolGenerator[bytes]:
-    """Wait for the rest of a reply, and give everything the upstream said since our last command.
+    """Read the rest of a reply and return everything that the upstream sent since our last command.
 
     Args:
-        heard: What it said so far; at least one byte.
-        whole: What a complete reply looks like, from its first byte on.  It
-            ends with a line feed.
-        limit: The bytes of the longest reply.
-        stage: How far the login has come.
+        received: What it sent so far; at least one byte.
+        complete: Matches a complete reply from its first byte on.  It ends with LF.
+        limit: The longest reply in bytes.
+        stage: The stage of the login.
 
     Raises:
-        UpstreamError: The reply is longer than that.
-        PeerGone: The upstream is gone.
+        UpstreamError: The reply is longer.
+        PeerDisconnected: The upstream closed the connection.
     """
-    fresh = heard
-    while LF not in fresh or whole.match(heard) is None:
-        if len(heard) >= limit:
-            raise failed("upstream sent too long reply", stage, ProtocolErrorKind.REPLY_TOO_LONG, heard)
-        fresh = yield Receive(limit - len(heard))
-        heard += fresh
-    return heard
+    fresh = received
+    while LF not in fresh or complete.match(received) is None:
+        if len(received) >= limit:
+            kind = ProtocolErrorKind.REPLY_TOO_LONG
+            raise UpstreamError("upstream sent too long reply", stage=stage, kind=kind, reply=received)
+        fresh = yield Receive(limit - len(received))
+        received += fresh
+    return received
 
 
-def failed(
-    message: str, stage: UpstreamStage, kind: ProtocolErrorKind | None = None, heard: bytes = b""
-) -> UpstreamError:
-    """Make the error for a login that cannot go on."""
-    return UpstreamError(message, stage=stage, kind=kind, reply=heard)
+def upstream_disconnected(stage: UpstreamStage) -> UpstreamError:
+    """Make the error for an upstream that closed the connection; without a greeting it is a violation."""
+    kind = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
+    return UpstreamError("upstream closed the connection", stage=stage, kind=kind)
 
 
-def broke_off(stage: UpstreamStage) -> UpstreamError:
-    """Make the error for an upstream that is gone, which is worse before it has said anything."""
-    silent = ProtocolErrorKind.NO_GREETING if stage is UpstreamStage.GREETING else None
-    return failed("upstream broke off", stage, silent)
-
-
-def refused(heard: bytes, stage: UpstreamStage, *, is_honest: bool, is_bye: bool = False) -> UpstreamRefused:
-    """Make the error for a complete reply that is not the one hoped for.
+def upstream_refused(
+    received: bytes, stage: UpstreamStage, *, is_valid_reply: bool, is_bye: bool = False
+) -> UpstreamRefused:
+    """Make the error for a complete reply that is not the expected one.
 
     Args:
-        heard: Everything the upstream said since our last command.
-        stage: How far the login has come.
-        is_honest: Whether it is a reply that its protocol has for this.
-        is_bye: Whether it is the one with which an upstream closes the
-            session (``421``, ``* BYE``), which answers no login.
+        received: Everything that the upstream sent since our last command.
+        stage: The stage of the login.
+        is_valid_reply: Whether the protocol has this reply.
+        is_bye: Whether the upstream closes the session with it (``421``,
+            ``* BYE``): then it is no reply to the login.
     """
-    kind = None if is_honest else ProtocolErrorKind.UNEXPECTED_REPLY
+    kind = None if is_valid_reply else ProtocolErrorKind.UNEXPECTED_REPLY
     is_denial = stage in _CREDENTIALS and not is_bye
-    return UpstreamRefused(heard[: heard.rfind(b"\n") + 1], stage=stage, kind=kind, is_denial=is_denial)
+    reply = received[: received.rfind(b"\n") + 1]
+    return UpstreamRefused(reply, stage=stage, kind=kind, is_denial=is_denial)
+
+
+def reply_for_log(reply: bytes, user: bytes, password: Secret | None) -> bytes:
+    """Return the first bytes of a reply, without its last line end; ``***`` if it contains the password.
+
+    A server may repeat the command that it refuses.  The whole reply is
+    withheld, because a gap in a well-known sentence would show the password.
+
+    Args:
+        reply: The reply, of an upstream or of the authentication service.
+        user: The user name of the login.
+        password: Must not be logged, neither in clear text nor in the base64 of ``AUTH PLAIN``.
+    """
+    text = reply.strip(b"\r\n")
+    if password is not None and _contains_password(text[:_SEARCHED].lower(), user, password.reveal()):
+        return WITHHELD
+    return text[:MAX_LOGGED] + (b"..." if len(text) > MAX_LOGGED else b"")
+
+
+def _contains_password(text: bytes, user: bytes, password: bytes) -> bool:
+    plain = text.split()
+    words = {*plain, *(word.strip(b"\"'`<>()[]{}.,:;!?") for word in plain)}
+    return any(_contains(text, words, secret.lower()) for secret in _encodings(user, password))
+
+
+def _encodings(user: bytes, password: bytes) -> Iterator[bytes]:
+    """Return the forms of a password that a reply may contain.
+
+    A server may take each word of it for a command.
+    """
+    if not password:
+        return
+    yield password
+    yield from {*password.split()} - {password}
+    for message in (password, b"\0" + user + b"\0" + password):
+        yield b2a_base64(message, newline=False).rstrip(b"=")
+
+
+def _contains(text: bytes, words: Set[bytes], secret: bytes) -> bool:
+    if len(secret) < _WORD:
+        return secret in words
+    part = min(_PART, len(secret))
+    # Iterate over the shorter one: the client chooses the length of the password.
+    short, long = (secret, text) if len(secret) < len(text) else (text, secret)
+    return any(short[start : start + part] in long for start in range(len(short) - part + 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepting clients: the limit, the server that the local address belongs to, the start of a session."""
+"""Accepting clients: the limit of connections, the server of the local address, the start of a session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason
-from mailproxy.loop.epoll import QUIET, READ
+from mailproxy.loop.epoll import NO_EVENTS, READ
 from mailproxy.protocols.types import Client
 from mailproxy.session.session import Session
 from mailproxy.session.virtual_server import VirtualServer
@@ -25,35 +25,41 @@ from mailproxy.tls.connection import TlsConnection
 from mailproxy_config.model import ListenConfig, LogLevel, SendProxyProtocol
 
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-AT_ONCE: Final = 16
-"""Clients accepted at one event, so that a rush of them does not delay the others."""
+MAX_ACCEPTS_PER_EVENT: Final = 16
+"""Clients accepted at one event, so that a burst of them does not delay the others."""
 PAUSE_SECONDS: Final = 0.5
-"""How long accepting rests when the process is out of descriptors."""
-_TELL_EVERY: Final = 10.0
+"""How long nothing is accepted when the process is out of descriptors."""
+_LOG_INTERVAL: Final = 10.0
+"""Seconds between two logs of ``worker_connections_not_enough``."""
 _STREAM, _UNIX = int(socket.SOCK_STREAM), int(socket.AF_UNIX)
-"""As plain numbers: ``accept()`` asks three enumerations per client what a listener knows already."""
+"""As plain numbers: ``accept()`` looks up members of three enums per client."""
 
 
 @dataclass(slots=True)
 class ListenTarget:
-    """Where a ``listen`` line leads."""
+    """The ``server`` block and the ``listen`` directive that a client belongs to."""
 
     server: VirtualServer
     listen: ListenConfig
 
 
 class Listener:
-    """One listening socket of a worker."""
+    """One listening socket of a worker; the handler of its descriptor.
+
+    Attributes:
+        default: The target of clients whose local address has none of its own.
+        key: Of the socket's plan; named in the log.
+    """
 
     __slots__ = (
-        "_doors",
         "_family",
         "_is_tls",
-        "_looks",
+        "_logged_at",
+        "_needs_local_addr",
         "_pause",
-        "_told",
+        "_targets",
+        "context",
         "default",
-        "engine",
         "fd",
         "key",
         "sock",
@@ -61,143 +67,144 @@ class Listener:
 
     def __init__(
         self,
-        engine: WorkerContext,
+        context: WorkerContext,
         key: str,
         sock: socket.SocketType,
         default: ListenTarget,
-        doors: Mapping[str, ListenTarget],
+        targets: Mapping[str, ListenTarget],
     ) -> None:
-        self.engine = engine
+        self.context = context
         self.key = key
         self.sock = sock
         self.fd = sock.fileno()
         self.default = default
-        self._doors = doors
+        self._targets = targets
         self._family = int(sock.family)
-        self._looks = bool(doors) or default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
+        sends_proxy_header = default.server.config.proxy_protocol is not SendProxyProtocol.DISABLED
+        self._needs_local_addr = bool(targets) or sends_proxy_header
         first = default.listen
-        self._is_tls = first.ssl and not first.proxy_protocol and not doors
+        self._is_tls = first.ssl and not first.proxy_protocol and not targets
         self._pause: asyncio.TimerHandle | None = None
-        self._told = 0.0
+        self._logged_at = 0.0
 
     def open(self) -> None:
         """Begin to accept."""
-        self.engine.reactor.add(self.fd, self, READ)
+        self.context.epoll.add(self.fd, self, READ)
 
     def close(self) -> None:
-        """Stop accepting.  The socket may live on in other processes, so it leaves the poll by name."""
+        """Stop accepting.  The socket may be open in other processes, so it is unregistered here."""
         if self._pause is not None:
             self._pause.cancel()
-        self.engine.reactor.remove(self.fd)
+        self.context.epoll.remove(self.fd)
         self.sock.close()
 
-    def crashed(self) -> None:
-        """Accepting raised: it rests, so that what raises again and again does not take the processor."""
+    def on_internal_error(self) -> None:
+        """Accepting raised: pause, so that an error at every event does not take all CPU time."""
         self._pause_accepting()
 
-    def give_up(self) -> None:
-        """Stop accepting for good: even a rest cannot be arranged."""
+    def force_close(self) -> None:
+        """Stop accepting for good: the pause raised, too."""
         with suppress(OSError):
-            self.engine.reactor.remove(self.fd)
+            self.context.epoll.remove(self.fd)
 
     def on_event(self, mask: int) -> None:
-        """Accept a client; on a busy turn more of them, for each would wait for a turn of its own."""
+        """Accept a client; more of them while many events are ready, as each would wait for another poll."""
         del mask
-        for _ in range(min(self.engine.reactor.crowd, AT_ONCE)):
+        for _ in range(min(self.context.epoll.ready_count, MAX_ACCEPTS_PER_EVENT)):
             if not self._accept():
                 return
 
     def _accept(self) -> bool:
-        """Accept one client; tell whether there may be another."""
+        """Accept one client; return whether there may be another."""
         try:
             fd, address = self.sock._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see _STREAM
         except BlockingIOError:
-            return False  # nobody is left, or another worker was faster
+            return False  # none is left, or another worker accepted it
         except OSError as error:
             if error.errno in _OUT_OF_DESCRIPTORS:
-                self._rest(error)
+                self._pause_accepting()
+                reason = error.strerror or ""
+                self.context.log.event(LogLevel.CRIT, "cannot_accept", listener=self.key, reason=reason)
             return False
         sock: socket.SocketType | None = None
         try:
             if self._is_tls:
-                sock = TlsConnection.of(self._family, fd)
+                sock = TlsConnection.from_fd(self._family, fd)
             else:
                 sock = plain = socket.SocketType(self._family, _STREAM, 0, fd)
                 plain.setblocking(False)
-            self._welcome(sock, address)
-        except Exception as crash:  # an entry point: this client has no session yet
-            self._lose(fd, sock, crash)
+            self._on_accept(sock, address)
+        except Exception as error:  # an entry point: this client has no session yet
+            self._close_unserved(fd, sock, error)
         return True
 
-    def _lose(self, fd: int, sock: socket.SocketType | None, crash: Exception) -> None:
-        """Close a client for whom no session could be made."""
+    def _close_unserved(self, fd: int, sock: socket.SocketType | None, error: Exception) -> None:
+        """Close a client for which no session could be made."""
         meter = self.default.server.meter
         meter.accepted.value += 1
         meter.closed[CloseReason.INTERNAL_ERROR].value += 1
-        self.engine.report_crash(self, crash, "Listener")
+        self.context.log_internal_error(self, error, "Listener")
         if sock is None:
             os.close(fd)
         else:
             sock.close()
 
-    def _welcome(self, sock: socket.SocketType, address: Any) -> None:  # noqa: ANN401 - as the family has it
-        engine = self.engine
+    def _on_accept(self, sock: socket.SocketType, address: Any) -> None:  # noqa: ANN401 - as the family has it
+        context = self.context
         client = _client(self._family, address)
-        door = self.default
-        if self._looks:
-            _look_at_local_end(client, sock)
-            door = self._doors.get(client.local_address, door)
-        server, listen = door.server, door.listen
-        if engine.clients >= engine.limit:
-            self._refuse(sock, door)
+        target = self.default
+        if self._needs_local_addr:
+            if self._family != _UNIX:
+                host, port = sock.getsockname()[:2]
+                client.local_address, client.local_port = host.partition("%")[0], port
+            target = self._targets.get(client.local_address, target)
+        server, listen = target.server, target.listen
+        if context.clients >= context.limit:
+            self._refuse(sock, target)
             return
         config = server.config
         record = SessionRecord(
-            engine.log.session_id(),
+            context.log.session_id(),
             config.name,
             config.protocol,
             client.address,
             client.port,
             time.monotonic(),
         )
-        session = Session(engine, server, sock, client, record)
+        session = Session(context, server, sock, client, record)
         meter = server.meter
         meter.accepted.value += 1
         meter.active.value += 1
-        engine.clients += 1
+        context.clients += 1
         try:
-            engine.reactor.add(session.fd, session, READ)
+            context.epoll.add(session.fd, session, READ)
             session.start(proxy_header=listen.proxy_protocol, tls=listen.ssl)
-        except Exception as crash:  # an entry point: the listener goes on
-            engine.crashed(session, crash)
+        except Exception as error:  # an entry point: the listener goes on
+            context.handle_error(session, error)
 
-    def _refuse(self, sock: socket.SocketType, door: ListenTarget) -> None:
-        meter = door.server.meter
+    def _refuse(self, sock: socket.SocketType, target: ListenTarget) -> None:
+        meter = target.server.meter
         meter.accepted.value += 1
         meter.limit_rejections[Limit.CONN_TOTAL].value += 1
         meter.closed[CloseReason.LIMIT].value += 1
-        if not door.listen.ssl:
+        if not target.listen.ssl:
             with suppress(OSError):
-                sock.send(door.server.protocol.busy)
+                sock.send(target.server.protocol.busy)
         sock.close()
-        now = self.engine.reactor.now
-        if now - self._told > _TELL_EVERY:
-            self._told = now
-            self.engine.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.engine.limit)
-
-    def _rest(self, error: OSError) -> None:
-        self._pause_accepting()
-        self.engine.log.event(LogLevel.CRIT, "cannot_accept", listener=self.key, reason=error.strerror or "")
+        now = self.context.epoll.now
+        if now - self._logged_at > _LOG_INTERVAL:
+            self._logged_at = now
+            self.context.log.event(LogLevel.ALERT, "worker_connections_not_enough", limit=self.context.limit)
 
     def _pause_accepting(self) -> None:
-        self.engine.reactor.want(self.fd, QUIET)
+        self.context.epoll.modify(self.fd, NO_EVENTS)
         if self._pause is not None:
             self._pause.cancel()
-        self._pause = self.engine.loop.call_later(PAUSE_SECONDS, self._go_on)
+        self._pause = self.context.loop.call_later(PAUSE_SECONDS, self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._pause = None
-        self.engine.reactor.want(self.fd, READ)
+        self.context.epoll.modify(self.fd, READ)
 
 
 def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the family has it
@@ -205,9 +212,3 @@ def _client(family: int, address: Any) -> Client:  # noqa: ANN401 - as the famil
         return Client("unix:", 0, "unix:")  # without the path, which the client chooses: it may hold CR LF
     host = address[0]
     return Client(host.partition("%")[0] if "%" in host else host, address[1])
-
-
-def _look_at_local_end(client: Client, sock: socket.SocketType) -> None:
-    if sock.family != socket.AF_UNIX:
-        name = sock.getsockname()
-        client.local_address, client.local_port = name[0].partition("%")[0], name[1]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interpreter: performs a dialogue on a socket, resumed by readiness instead of by a task.
+"""Runs a protocol generator on a socket, resumed by readiness instead of by a task.
 
-What the peer is told is joined and leaves before anything is waited for (at
-the end of the turn, where it is the peer's reply); the peer is read only while
-the dialogue asks for bytes; a failure is thrown in at the ``yield`` it
-belongs to.
+Consecutive ``Send`` effects are joined and sent before anything is waited for:
+at the end of the event loop iteration where the peer's next bytes are awaited,
+at once before any other effect.  The peer is read only while the generator
+waits in ``Receive`` or ``Peek``.  A failure is thrown into the generator at the
+``yield`` that it belongs to.
 """
 
 from __future__ import annotations
@@ -14,114 +15,195 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
 from mailproxy.context import WorkerContext
 from mailproxy.errors import PeerClosed, PeerReset, PeerTimedOut
-from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE, hung_up
+from mailproxy.loop.epoll import BROKEN, NO_EVENTS, READ, WRITE, hung_up
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator, Receive, Send
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator, Receive, Send
 from mailproxy.tls.connection import TlsConnection
 
 HIGH_WATER: Final = 16 * 1024
-"""Bytes for the peer that may gather while it pipelines, before it has to take some."""
+"""Bytes that are joined while the peer pipelines commands, before some must have been sent."""
 
-# The order counts: between ASIDE and FLUSHING the peer's bytes are awaited.
-ASIDE: Final = 0  # nothing is expected of the peer
-READING: Final = 1
-OVERHEARING: Final = 2
-FLUSHING: Final = 3
-LEAVING: Final = 4  # as READING, once the turn has ended and what was told has left
-OVER: Final = 5
+
+class DriverState(Enum):
+    """What a driver waits for."""
+
+    IDLE = auto()
+    """Nothing from the peer: the generator waits for something else, or has not begun."""
+    READING = auto()
+    """Bytes that the generator asked for (``Receive``)."""
+    EARLY_TALKER = auto()
+    """Bytes that the peer should not send yet (``Peek``)."""
+    FLUSHING = auto()
+    """The peer's acceptance of what was sent; after that the generator goes on."""
+    DEFERRED = auto()
+    """The end of the event loop iteration: then what was joined is sent, and the peer is read."""
+    CLOSING = auto()
+    """The peer's acceptance of the last bytes; the generator is over."""
+    CLOSED = auto()
+    """Nothing any more."""
+
+
+# The hot path's states as plain globals: Python 3.11 takes 0.4 µs to look up a member of an enum.
+_IDLE: Final = DriverState.IDLE
+_READING: Final = DriverState.READING
+_DEFERRED: Final = DriverState.DEFERRED
 
 
 class _Pending:
-    """The answer to an action comes later."""
+    """The result of an effect comes later, by ``resume`` or ``throw``."""
 
 
 PENDING: Final = _Pending()
 
 
 class ProtocolDriver(ABC):
-    """One dialogue on one connection; a reactor's handler.
+    """Runs one protocol generator on one connection; the handler of its socket.
 
-    Whoever derives from this performs the actions that need more than a peer
-    (``_PERFORM``), and is told once how it ended: ``_finished`` or ``_failed``.
+    A derived class performs the effects that need more than the peer and time
+    (``_EFFECTS``).  Its ``_on_result`` or ``_on_error`` is called once, when
+    the generator ends.
 
     Attributes:
+        state: What it waits for.
+        timer: Set by ``Timeouts``.
         tls: The same as ``sock`` where it is a TLS connection.
     """
 
     __slots__ = (
         "_deadline",
-        "_dialogue",
-        "_doom",
-        "_held",
-        "_limit",
-        "_mask",
+        "_events",
+        "_generator",
+        "_next_effect",
         "_outgoing",
-        "_state",
-        "_wake",
-        "_write_seconds",
-        "engine",
+        "_pending_error",
+        "_read_limit",
+        "_send_seconds",
+        "_wait_timer",
+        "context",
         "fd",
         "sock",
+        "state",
         "timer",
         "tls",
     )
-    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {}
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {}
 
-    # set before they are looked at, so not at the start
-    _held: Action | None
-    _limit: int
-    _wake: asyncio.TimerHandle | None
+    # Set before they are read, so not in ``__init__``.
+    _next_effect: Effect | None
+    """Performed when the peer has accepted what was sent; ``None`` resumes the generator."""
+    _read_limit: int
 
-    def __init__(self, engine: WorkerContext, sock: socket.SocketType, fd: int, write_seconds: float) -> None:
-        self.engine = engine
+    def __init__(self, context: WorkerContext, sock: socket.SocketType, fd: int, send_seconds: float) -> None:
+        self.context = context
         self.sock = sock
         self.fd = fd
+        self.state = _IDLE
         self.timer: Deadlines | None = None
         self.tls: TlsConnection | None = None
-        self._dialogue: ProtocolGenerator[Any] | None = None
-        self._doom: Exception | None = None
+        self._deadline = 0.0  # monotonic, in seconds; 0 for none
+        self._events = READ
+        self._generator: ProtocolGenerator[Any] | None = None
         self._outgoing = b""
-        self._mask = READ
-        self._state = ASIDE
-        self._deadline = 0.0
-        self._wake = None
-        self._write_seconds = write_seconds
+        self._pending_error: Exception | None = None
+        self._send_seconds = send_seconds
+        self._wait_timer: asyncio.TimerHandle | None = None
 
-    # -- what others call
+    # -- running the generator
 
-    def begin(self, dialogue: ProtocolGenerator[Any]) -> None:
-        """Perform a dialogue from its start."""
-        self._dialogue = dialogue
+    def begin(self, generator: ProtocolGenerator[Any]) -> None:
+        """Run a generator from its start."""
+        self._generator = generator
         self._run(None)
 
-    def resume(self, answer: object) -> None:
-        """Give the dialogue the answer it waits for."""
-        if self._dialogue is not None:
-            self._run(answer)
+    def resume(self, result: object) -> None:
+        """Resume the generator with the result of the effect that it waits for."""
+        if self._generator is not None:
+            self._run(result)
 
     def throw(self, error: Exception) -> None:
-        """Let what the dialogue waits for fail."""
-        if self._dialogue is not None:
-            self._run(error, self._dialogue.throw)
+        """Raise an error from the effect that the generator waits for."""
+        if self._generator is not None:
+            self._run(error, self._generator.throw)
 
-    @property
-    def is_listening(self) -> bool:
-        """Whether the dialogue waits for the peer's bytes."""
-        return self._state in (READING, OVERHEARING)
+    def _run(self, value: object, step: Callable[[Any], Effect] | None = None) -> None:  # noqa: C901, PLR0912 - one loop: splitting it costs a call per effect
+        generator = self._generator
+        assert generator is not None  # noqa: S101 - what waits has one
+        try:
+            effect = generator.send(value) if step is None else step(value)
+            while True:
+                kind = effect.__class__
+                if kind is Send:
+                    if not self._outgoing:
+                        self._outgoing = effect.data  # type: ignore[union-attr]
+                    else:
+                        self._outgoing += effect.data  # type: ignore[union-attr]
+                        if len(self._outgoing) > HIGH_WATER and not self._flush():
+                            return self._wait_until_sent(None)
+                    effect = generator.send(None)
+                    continue
+                if kind is Receive:
+                    self._read_limit = effect.limit  # type: ignore[union-attr]
+                    if self._outgoing:
+                        self.state = _DEFERRED
+                        self.context.epoll.defer(self._send_then_read)
+                        return None
+                    self.state = _READING
+                    if self._events != READ or self._pending_error is not None or self.tls is not None:
+                        self._start_reading()
+                    return None
+                if self._outgoing and not self._flush():
+                    return self._wait_until_sent(effect)
+                self.state = _IDLE
+                result = self._EFFECTS[kind](self, effect)
+                if result is PENDING:
+                    return None
+                effect = generator.send(result)
+        except StopIteration as stop:
+            self.state = _IDLE
+            self._generator = None
+            self._on_result(stop.value)
+        except OSError as error:
+            self.release()
+            self._on_error(PeerReset(type(error).__name__))
+        except Exception as error:  # the outer edge: each failure gets its reply there
+            self.release()
+            self._on_error(error)
+        return None
+
+    @abstractmethod
+    def _on_result(self, result: Any) -> None:  # noqa: ANN401 - each generator returns its own
+        """The generator returned; bytes may still have to be sent."""
+
+    @abstractmethod
+    def _on_error(self, error: Exception) -> None:
+        """The generator raised, or the connection broke."""
+
+    def release(self) -> None:
+        """Drop the generator and all timeouts; the connection stays open."""
+        self.state = DriverState.CLOSED
+        self._next_effect = None
+        if self._wait_timer is not None:
+            self._wait_timer.cancel()
+            self._wait_timer = None
+        self.context.timers.disarm(self)
+        self._generator = None
+
+    # -- readiness and timeouts
 
     def on_event(self, mask: int) -> bool:
-        """Readiness: read, where the dialogue asks for bytes; tell whether that came to anything."""
-        if self._state != READING:
+        """Read, where the generator asks for bytes; return whether there was something to do."""
+        if self.state is not _READING:
             self._on_other_event(mask)
             return True
         try:
-            data = self.sock.recv(self._limit)
+            data = self.sock.recv(self._read_limit)
         except WOULD_BLOCK:
             return False
         except CLOSED_BY_TLS:
@@ -136,98 +218,48 @@ class ProtocolDriver(ABC):
         return True
 
     def _on_other_event(self, mask: int) -> None:
-        """Readiness: write, or put up with a peer that speaks before it is asked."""
-        if self._state == OVERHEARING:
-            self._overheard(mask)
-        elif self._state == FLUSHING:
+        """Send, or handle a peer that sends before it is its turn."""
+        state = self.state
+        if state is DriverState.EARLY_TALKER:
+            self._read_early(mask)
+        elif state is DriverState.FLUSHING or state is DriverState.CLOSING:
             if mask & (WRITE | BROKEN):
-                self._continue_flushing()
+                self._continue_sending()
         elif mask & BROKEN and hung_up(self.fd):
-            self._broken()
-        elif self._mask != QUIET:
-            self._watch(QUIET)
+            self.release()
+            self._on_error(PeerReset())
+        elif self._events != NO_EVENTS:
+            self.set_events(NO_EVENTS)
 
-    def _overheard(self, mask: int) -> None:
-        """Read what should not come, unless it turns out to be nothing yet."""
-        wake, self._wake = self._wake, None
-        self._state = READING
+    def _read_early(self, mask: int) -> None:
+        """Read what should not come yet; without bytes ``Peek`` goes on."""
+        wait_timer, self._wait_timer = self._wait_timer, None
+        self.state = _READING
         if not self.on_event(mask):
-            self._state, self._wake = OVERHEARING, wake
-        elif wake is not None:
-            wake.cancel()
+            self.state, self._wait_timer = DriverState.EARLY_TALKER, wait_timer
+        elif wait_timer is not None:
+            wait_timer.cancel()
 
     def on_timeout(self) -> None:
-        """The deadline, or the time for a peer to take what it was told, is over."""
-        if self._state in (READING, FLUSHING):
+        """The deadline has passed, or the peer did not accept bytes in time."""
+        state = self.state
+        if state is _READING or state is DriverState.FLUSHING:
             self.throw(PeerTimedOut())
-        elif self._doom is None:
-            self._doom = PeerTimedOut()
+        elif state is DriverState.CLOSING:
+            self._on_last_sent()
+        elif self._pending_error is None:
+            self._pending_error = PeerTimedOut()
 
-    # -- what derived classes may change
+    @property
+    def is_reading(self) -> bool:
+        """Whether the generator waits for the peer's bytes."""
+        return self.state is DriverState.READING or self.state is DriverState.EARLY_TALKER
 
-    @abstractmethod
-    def _finished(self, result: Any) -> None:  # noqa: ANN401 - each dialogue returns its own
-        """The dialogue returned; nothing is awaited any more, but bytes may wait to leave."""
+    # -- reading
 
-    @abstractmethod
-    def _failed(self, error: Exception) -> None:
-        """The dialogue ended with an error, or the connection broke."""
-
-    def _broken(self) -> None:
-        """The connection broke while nothing was asked of the peer."""
-        self.release()
-        self._failed(PeerReset())
-
-    # -- performing
-
-    def _run(self, value: object, step: Callable[[Any], Action] | None = None) -> None:  # noqa: C901, PLR0912 - the interpreter's one loop: splitting it costs a call per action
-        dialogue = self._dialogue
-        assert dialogue is not None  # noqa: S101 - whoever waits has one
-        try:
-            action = dialogue.send(value) if step is None else step(value)
-            while True:
-                kind = action.__class__
-                if kind is Send:
-                    if not self._outgoing:
-                        self._outgoing = action.data  # type: ignore[union-attr]
-                    else:
-                        self._outgoing += action.data  # type: ignore[union-attr]
-                        if len(self._outgoing) > HIGH_WATER and not self._flush():
-                            return self._hold(None)
-                    action = dialogue.send(None)
-                    continue
-                if kind is Receive:
-                    self._limit = action.limit  # type: ignore[union-attr]
-                    if self._outgoing:
-                        self._state = LEAVING
-                        self.engine.reactor.at_end(self._leave_and_listen)
-                        return None
-                    self._state = READING
-                    if self._mask != READ or self._doom is not None or self.tls is not None:
-                        self._listen()
-                    return None
-                if self._outgoing and not self._flush():
-                    return self._hold(action)
-                self._state = ASIDE
-                answer = self._PERFORM[kind](self, action)
-                if answer is PENDING:
-                    return None
-                action = dialogue.send(answer)
-        except StopIteration as stop:
-            self._state = ASIDE
-            self._dialogue = None
-            self._finished(stop.value)
-        except OSError as error:
-            self.release()
-            self._failed(PeerReset(type(error).__name__))
-        except Exception as error:  # the outer edge: every failure gets its words there
-            self.release()
-            self._failed(error)
-        return None
-
-    def _leave_and_listen(self) -> None:
-        """The turn ends: the peer is told, and heard after that."""
-        if self._state != LEAVING:
+    def _send_then_read(self) -> None:
+        """At the end of the event loop iteration: send what was joined, then wait for the peer."""
+        if self.state is not _DEFERRED:
             return None
         data = self._outgoing
         try:
@@ -238,31 +270,36 @@ class ProtocolDriver(ABC):
             return self.throw(PeerReset())
         self._outgoing = data[sent:]
         if self._outgoing:
-            return self._hold(Receive(self._limit))
-        self._state = READING
-        if self._mask != READ or self._doom is not None or self.tls is not None:
-            self._listen()
+            return self._wait_until_sent(Receive(self._read_limit))
+        self.state = _READING
+        if self._events != READ or self._pending_error is not None or self.tls is not None:
+            self._start_reading()
         return None
 
-    def _listen(self) -> None:
-        """See to it that the peer is heard, unless its time is over."""
-        self._watch(READ)
-        if self._doom is not None:
-            self.throw(self._doom)
+    def _start_reading(self) -> None:
+        """Poll for the peer's bytes, unless an error is pending."""
+        self.set_events(READ)
+        if self._pending_error is not None:
+            self.throw(self._pending_error)
         else:
-            self._look_above()
+            self._read_tls_buffer()
 
-    def _look_above(self) -> None:
-        """See to it that bytes are read of which no event tells, for TLS has taken them from the socket."""
+    def _read_tls_buffer(self) -> None:
+        """Read what TLS has taken from the socket already, of which there will be no event.
+
+        Not before the next iteration, so that a client that floods does not delay the others.
+        """
         if self.tls is not None and self.tls.pending():
-            self.engine.loop.call_soon(self._read_on)
+            self.context.loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Read what waits above the socket: a turn of the loop later, so that a flood makes nobody wait."""
-        if self.is_listening:
+        if self.is_reading:
             self.on_event(READ)
 
+    # -- sending
+
     def _flush(self) -> bool:
+        """Send what was joined; return whether the kernel accepted all of it."""
         data = self._outgoing
         try:
             sent = self.sock.send(data)
@@ -274,89 +311,98 @@ class ProtocolDriver(ABC):
         self._outgoing = data[sent:]
         return False
 
-    def _hold(self, action: Action | None) -> None:
-        """Go on with ``action`` (``None``: with the dialogue) when the peer has taken what it was told."""
-        self._held = action
-        self._state = FLUSHING
-        self._limit_flushing()
-        self._watch(WRITE)
+    def _wait_until_sent(self, effect: Effect | None) -> None:
+        """Perform ``effect`` (``None``: resume the generator) when the peer has accepted what was sent."""
+        self._next_effect = effect
+        self.state = DriverState.FLUSHING
+        self._arm_send_timeout()
+        self.set_events(WRITE)
 
-    def _limit_flushing(self) -> None:
-        """Give the peer time to take bytes: never more than its deadline leaves, but for the last words."""
-        seconds = self._write_seconds
-        if self._deadline and self._dialogue is not None:
+    def _arm_send_timeout(self) -> None:
+        """Limit the time to accept bytes; while the generator runs, by its deadline, too."""
+        seconds = self._send_seconds
+        if self._deadline and self._generator is not None:
             seconds = min(seconds, max(self._deadline - time.monotonic(), 0.0))
-        self.engine.timers.arm(self, seconds)
+        self.context.timers.arm(self, seconds)
 
-    def _continue_flushing(self) -> None:
+    def _continue_sending(self) -> None:
+        is_closing = self.state is DriverState.CLOSING
         before = len(self._outgoing)
         try:
             done = self._flush()
         except OSError:
-            return self.throw(PeerReset())
+            return self._on_last_sent() if is_closing else self.throw(PeerReset())
+        if is_closing:
+            return self._on_last_sent() if done else None
         if not done:
-            if len(self._outgoing) != before and self._dialogue is not None:
-                self._limit_flushing()
+            if len(self._outgoing) != before:
+                self._arm_send_timeout()
             return None
-        self._rearm()
-        self._watch(QUIET)
-        held, self._held = self._held, None
-        self._flushed(held)
-        return None
+        self._arm_deadline()
+        self.set_events(NO_EVENTS)
+        effect, self._next_effect = self._next_effect, None
+        if effect is None:
+            return self.resume(None)
+        return self._run(effect, _same)
 
-    def _flushed(self, held: Action | None) -> None:
-        if held is None:
-            self.resume(None)
-        else:
-            self._run(held, _same)
+    def _send_last(self, data: bytes) -> None:
+        """Send the last bytes; ``_on_last_sent`` is called when the peer has accepted them, or never will."""
+        self.state = DriverState.CLOSING
+        self._outgoing += data
+        try:
+            if self._outgoing and not self._flush():
+                self._arm_send_timeout()
+                self.set_events(WRITE)
+                return
+        except OSError:
+            self._outgoing = b""
+        self._on_last_sent()
 
-    def _rearm(self) -> None:
+    def _on_last_sent(self) -> None:
+        """The peer has accepted the last bytes, or did not in time, or the connection broke."""
+        self.release()
+
+    # -- events and deadlines
+
+    def set_events(self, mask: int) -> None:
+        """Change the events that the socket is polled for."""
+        if mask != self._events:
+            self._events = mask
+            self.context.epoll.modify(self.fd, mask)
+
+    def _arm_deadline(self) -> None:
+        """Start the timeout for the rest of the deadline again."""
         if self._deadline:
-            self.engine.timers.arm(self, max(self._deadline - time.monotonic(), 0.0))
+            self.context.timers.arm(self, max(self._deadline - time.monotonic(), 0.0))
         else:
-            self.engine.timers.disarm(self)
+            self.context.timers.disarm(self)
 
-    def _watch(self, mask: int) -> None:
-        if mask != self._mask:
-            self._mask = mask
-            self.engine.reactor.want(self.fd, mask)
+    # -- the effects that need only the peer and time
 
-    def release(self) -> None:
-        """Forget the dialogue and every deadline; the connection stays."""
-        self._state = OVER
-        self._held = None
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        self.engine.timers.disarm(self)
-        self._dialogue = None
-
-    # -- the actions that need nothing but the peer and time
-
-    def set_deadline(self, action: sansio.Deadline) -> None:
+    def set_deadline(self, effect: sansio.SetDeadline) -> None:
         """Perform ``Deadline``."""
-        engine, seconds = self.engine, action.seconds
-        self._deadline = engine.reactor.now + seconds
-        engine.timers.arm(self, seconds)
+        context, seconds = self.context, effect.seconds
+        self._deadline = context.epoll.now + seconds
+        context.timers.arm(self, seconds)
 
-    def overhear(self, action: sansio.Peek) -> object:
-        """Perform ``Overhear``."""
-        self._limit = action.limit
-        self._state = OVERHEARING
-        self._wake = self.engine.loop.call_later(action.seconds, self._woken, b"")
-        self._watch(READ)
-        self._look_above()
+    def peek(self, effect: sansio.Peek) -> object:
+        """Perform ``Peek``."""
+        self._read_limit = effect.limit
+        self.state = DriverState.EARLY_TALKER
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, b"")
+        self.set_events(READ)
+        self._read_tls_buffer()
         return PENDING
 
-    def wait(self, action: sansio.Wait) -> object:
+    def wait(self, effect: sansio.Wait) -> object:
         """Perform ``Wait``."""
-        self._wake = self.engine.loop.call_later(action.seconds, self._woken, None)
+        self._wait_timer = self.context.loop.call_later(effect.seconds, self._on_wait_over, None)
         return PENDING
 
-    def _woken(self, answer: object) -> None:
-        self._wake = None
-        self.resume(answer)
+    def _on_wait_over(self, result: object) -> None:
+        self._wait_timer = None
+        self.resume(result)
 
 
-def _same(action: Action) -> Action:
-    return action
+def _same(effect: Effect) -> Effect:
+    return effect

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may come before a conversation: the PROXY header, and the TLS handshake.
+"""What may come before the greeting: the PROXY header and the TLS handshake; STARTTLS uses the latter, too.
 
-A stage owns the descriptor while it lasts, and hands it back to the session.
+While it lasts, it is the handler of the session's descriptor; ``detach`` ends that.
 """
 
 from __future__ import annotations
@@ -10,100 +10,68 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, ProtocolErrorKind, ProxyHeaderResult, TlsFailure, TlsMode
 from mailproxy.errors import PeerClosed, PeerTimedOut, SessionError, TlsFailed
-from mailproxy.loop.epoll import READ, WRITE, Handler
+from mailproxy.loop.epoll import READ, WRITE
 from mailproxy.loop.timeouts import Deadlines
 from mailproxy.protocols import proxy_protocol, real_ip
 from mailproxy.protocols.frontend import UNEXPECTED_PROXY_HEADER
-from mailproxy.protocols.types import Client, TlsInfo
-from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.log_format import Field
-from mailproxy.telemetry.session_record import SessionRecord
+from mailproxy.protocols.types import TlsInfo
 from mailproxy.tls.connection import HandshakeStep, TlsConnection, TlsHandshakeFailed, cork
 from mailproxy_config.model import LogLevel
 
-_LOOK: Final = 4096 + 16
+if TYPE_CHECKING:
+    from mailproxy.session.session import Session
+
+_MAX_HEADER: Final = 4096 + 16
+"""Bytes that are read for a PROXY header at a time: the longest of version 2."""
 
 
 class ProxyHeaderFailed(SessionError):
-    """The PROXY header that the listener asks for did not come, or is none."""
+    """The client sent no PROXY header, or an invalid one, to a listener with ``proxy_protocol``."""
 
     reason = CloseReason.PROXY_PROTOCOL_FAILED
-
-
-class Staged(Handler, Protocol):
-    """A session, as far as what precedes its conversation deals with it."""
-
-    client: Client
-    engine: WorkerContext
-    fd: int
-    record: SessionRecord
-    server: VirtualServer
-    sock: socket.SocketType
-    tls: TlsConnection | None
-
-    def watch(self, mask: int) -> None:
-        """Change what the socket is watched for."""
-        ...
-
-    def header_done(self, *, then_tls: bool) -> None:
-        """The PROXY header was read; go on with TLS or the greeting."""
-        ...
-
-    def client_changed(self) -> None:
-        """``set_real_ip_from`` replaced the client's address."""
-        ...
-
-    def stage_failed(self, error: SessionError) -> None:
-        """The stage did not work out; there is nobody to tell."""
-        ...
-
-    def tell(self, level: LogLevel, event: str, **fields: Field) -> None:
-        """Log something about this session."""
-        ...
 
 
 class ProxyHeaderReader:
     """Reads the PROXY header, and not one byte more (``listen ... proxy_protocol``).
 
     Attributes:
-        owner: The session that ends with an exception of our own, before and after ``leave``.
-        session: The same, until the descriptor is given back.
+        owner: The session that an internal error ends, before and after ``detach``.
+        session: The same; ``None`` after ``detach``.
     """
 
     __slots__ = ("_seen", "_then_tls", "owner", "session", "timer")
 
-    def __init__(self, session: Staged, *, then_tls: bool) -> None:
+    def __init__(self, session: Session, *, then_tls: bool) -> None:
         self.owner = session
-        self.session: Staged | None = session
+        self.session: Session | None = session
         self.timer: Deadlines | None = None
         self._then_tls = then_tls
         self._seen = b""
 
     @property
     def can_reply(self) -> bool:
-        """Whether the client understands a reply of its protocol: not where it begins with TLS."""
+        """Whether the client can read a reply in clear: not where it begins with TLS."""
         return not self._then_tls
 
     def begin(self) -> None:
-        """Wait for the header, at most ``timeout``."""
+        """Wait for the header, at most for ``timeout``."""
         session = self.session
         assert session is not None  # noqa: S101 - fresh
-        session.engine.reactor.hand_over(session.fd, self)
-        session.engine.timers.arm(self, session.server.config.timeout)
+        session.context.epoll.set_handler(session.fd, self)
+        session.context.timers.arm(self, session.server.config.timeout)
 
     def on_event(self, mask: int) -> None:
-        """Look at what came; take it only as far as the header goes."""
+        """Peek at what came, and read as much of it as the header has."""
         del mask
         session = self.session
         if session is None:
             return
         try:
-            header = self._take(session.sock)
+            header = self._read(session.sock)
         except BlockingIOError:
             return
         except proxy_protocol.BadHeader as bad:
@@ -114,13 +82,13 @@ class ProxyHeaderReader:
             if header is not None:
                 self._done(header)
 
-    def _take(self, sock: socket.SocketType) -> proxy_protocol.Header | None:
-        chunk = sock.recv(_LOOK, socket.MSG_PEEK)
+    def _read(self, sock: socket.SocketType) -> proxy_protocol.Header | None:
+        chunk = sock.recv(_MAX_HEADER, socket.MSG_PEEK)
         if not chunk:
             raise proxy_protocol.BadHeader(
                 ProxyHeaderResult.INVALID if self._seen else ProxyHeaderResult.MISSING
             )
-        header = proxy_protocol.read(self._seen + chunk)
+        header = proxy_protocol.read_header(self._seen + chunk)
         if header is None:
             self._seen += sock.recv(len(chunk))
         else:
@@ -128,85 +96,82 @@ class ProxyHeaderReader:
         return header
 
     def _done(self, header: proxy_protocol.Header) -> None:
-        session = self.leave()
+        session = self.detach()
         if session is None:
             return
         client, server = session.client, session.server
         result = header.result
         client.proxied = header.addresses
         if header.addresses is not None and server.trusted:
-            if real_ip.apply(client, server.trusted):
-                session.client_changed()
+            if real_ip.apply_real_ip(client, server.trusted):
+                record = session.record
+                record.client, record.client_port, record.proxied = client.address, client.port, True
             else:
                 result = ProxyHeaderResult.UNTRUSTED
         server.meter.proxy_headers[result].value += 1
-        session.header_done(then_tls=self._then_tls)
+        session.on_proxy_header(then_tls=self._then_tls)
 
     def on_timeout(self) -> None:
-        """No header within ``timeout``."""
+        """There was no header within ``timeout``."""
         self._failed(ProxyHeaderResult.TIMEOUT)
 
     def _failed(self, result: ProxyHeaderResult) -> None:
-        session = self.leave()
+        session = self.detach()
         if session is None:
             return
         session.server.meter.proxy_headers[result].value += 1
-        came = self._seen + _peek(session.sock)
-        if came or result is ProxyHeaderResult.TIMEOUT:
+        received = self._seen + _peek(session.sock)
+        if received or result is ProxyHeaderResult.TIMEOUT:
             level = LogLevel.INFO if result is ProxyHeaderResult.TIMEOUT else LogLevel.ERROR
-            received = proxy_protocol.excerpt(came)
-            session.tell(level, "proxy_protocol_failed", result=result, received=received)
+            excerpt = proxy_protocol.excerpt(received)
+            session.log_event(level, "proxy_protocol_failed", result=result, received=excerpt)
         else:
             session.record.is_silent = True
-        session.stage_failed(ProxyHeaderFailed(result))
+        session.on_handshake_failed(ProxyHeaderFailed(result))
 
-    def leave(self) -> Staged | None:
-        """Give the descriptor back; ``None`` if that was done before."""
+    def detach(self) -> Session | None:
+        """Stop, and return the session; ``None`` after the first call.  The caller sets the next handler."""
         session, self.session = self.session, None
         if session is not None:
-            session.engine.timers.disarm(self)
+            session.context.timers.disarm(self)
         return session
 
 
 class TlsHandshake:
-    """Takes a TLS connection through its handshake, within ``timeout``.
+    """Performs a TLS handshake on the session's connection, within ``timeout``.
 
-    What the handshake's last step says, a ticket most of all, is held back
-    (tcp(7), ``TCP_CORK``) until the turn ends, to leave with the greeting.
+    What OpenSSL sends in the last step, session tickets above all, is corked
+    (tcp(7), ``TCP_CORK``) until the end of the event loop iteration, and sent
+    together with the greeting.
 
     Attributes:
-        is_done: Whether the handshake is complete: from then on the client can be sent a reply.
-        owner: The session that ends with an exception of our own, before and after ``leave``.
-        session: The same, until the descriptor is given back.
+        can_reply: Whether the client can read a reply: when the handshake is complete.
+        owner: The session that an internal error ends, before and after ``detach``.
+        session: The same; ``None`` after ``detach``.
     """
 
     __slots__ = (
+        "_has_begun",
         "_is_corked",
-        "_is_halfway",
         "_mode",
         "_started",
         "_then",
-        "is_done",
+        "can_reply",
         "owner",
         "session",
         "timer",
     )
 
-    def __init__(self, session: Staged, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
+    def __init__(self, session: Session, mode: TlsMode, then: Callable[[TlsInfo], None]) -> None:
         self.owner = session
-        self.session: Staged | None = session
-        self.is_done = False
+        self.session: Session | None = session
+        self.can_reply = False
         self.timer: Deadlines | None = None
         self._is_corked = False
-        self._is_halfway = False
+        self._has_begun = False
         self._mode = mode
         self._then = then
         self._started = time.monotonic()
-
-    @property
-    def can_reply(self) -> bool:
-        """Whether the client can read a reply: once the handshake is complete."""
-        return self.is_done
 
     def begin(self, seconds: float) -> None:
         """Wrap the session's socket and wait for the ClientHello."""
@@ -215,22 +180,22 @@ class TlsHandshake:
         tls = session.server.tls
         assert tls is not None  # noqa: S101 - the loader demands certificates where TLS is used
         session.sock = session.tls = tls.accept(session.sock)
-        session.engine.reactor.hand_over(session.fd, self)
-        session.engine.timers.arm(self, seconds)
-        session.watch(READ)
+        session.context.epoll.set_handler(session.fd, self)
+        session.context.timers.arm(self, seconds)
+        session.set_events(READ)
 
     def on_event(self, mask: int) -> None:
-        """Take the handshake one step on."""
+        """Perform one step of the handshake."""
         del mask
         session = self.session
         if session is None:
             return
         sock = session.sock
         assert isinstance(sock, TlsConnection)  # noqa: S101 - begin() wrapped it
-        if self._is_halfway:
+        if self._has_begun:
             self._is_corked = cork(sock, 1)
         elif session.server.suspects_proxy_header:
-            _look_for_header(session)
+            _check_for_proxy_header(session)
         try:
             step = sock.handshake()
         except TlsHandshakeFailed as error:
@@ -239,31 +204,31 @@ class TlsHandshake:
         if step is HandshakeStep.DONE:
             self._done(sock)
             if self._is_corked:
-                session.engine.reactor.at_end(partial(self._uncork, sock))
+                session.context.epoll.defer(partial(self._uncork, sock))
             return
         if self._is_corked:
             cork(sock, 0)  # it was not the last step
-        self._is_halfway = True
-        session.watch(WRITE if step is HandshakeStep.WANT_WRITE else READ)
+        self._has_begun = True
+        session.set_events(WRITE if step is HandshakeStep.WANT_WRITE else READ)
 
     def _uncork(self, sock: TlsConnection) -> None:
         cork(sock, 0)
 
     def _done(self, sock: TlsConnection) -> None:
-        session = self.leave()
+        session = self.detach()
         if session is None:
             return
-        self.is_done = True
+        self.can_reply = True
         info = sock.info()
-        meter = session.engine.meter
+        meter = session.context.meter
         meter.tls_handshakes[self._mode, info.version].value += 1
         meter.tls_seconds[self._mode].observe(time.monotonic() - self._started)
         if info.resumed:
             meter.tls_resumed[self._mode].value += 1
         session.record.tls = info.version
         session.record.cipher = info.cipher
-        session.engine.reactor.hand_over(session.fd, session)
-        session.watch(READ)
+        session.context.epoll.set_handler(session.fd, session)
+        session.set_events(READ)
         self._then(info)
 
     def on_timeout(self) -> None:
@@ -271,49 +236,50 @@ class TlsHandshake:
         self._failed(TlsFailure.TIMEOUT, "timed out")
 
     def _failed(self, failure: TlsFailure, detail: str) -> None:
-        session = self.leave()
+        session = self.detach()
         if session is None:
             return
-        session.engine.meter.tls_failures[self._mode, failure].value += 1
+        session.context.meter.tls_failures[self._mode, failure].value += 1
         if failure is TlsFailure.NOT_TLS:
             session.server.suspects_proxy_header = True
-        elif failure is TlsFailure.EOF and not self._is_halfway and self._mode is TlsMode.IMPLICIT:
+        elif failure is TlsFailure.EOF and not self._has_begun and self._mode is TlsMode.IMPLICIT:
             session.record.is_silent = True
         if failure is TlsFailure.ALPN_MISMATCH:
-            session.server.numbers.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
+            session.server.protocol_meter.errors[ProtocolErrorKind.ALPN_MISMATCH].value += 1
         if failure is TlsFailure.TIMEOUT:
-            session.stage_failed(PeerTimedOut())
+            session.on_handshake_failed(PeerTimedOut())
         elif failure is TlsFailure.EOF:
-            session.stage_failed(PeerClosed())
+            session.on_handshake_failed(PeerClosed())
         else:
-            session.tell(LogLevel.INFO, "tls_handshake_failed", reason=failure, detail=detail)
-            session.stage_failed(TlsFailed(failure))
+            session.log_event(LogLevel.INFO, "tls_handshake_failed", reason=failure, detail=detail)
+            session.on_handshake_failed(TlsFailed(failure))
 
-    def leave(self) -> Staged | None:
-        """Give the descriptor back; ``None`` if that was done before."""
+    def detach(self) -> Session | None:
+        """Stop, and return the session; ``None`` after the first call.  The caller sets the next handler."""
         session, self.session = self.session, None
         if session is not None:
-            session.engine.timers.disarm(self)
+            session.context.timers.disarm(self)
         return session
 
 
 def _peek(sock: socket.SocketType) -> bytes:
-    """The first bytes that are there, left where they are; a TLS connection's as they came."""
+    """Return the first unread bytes, and leave them unread; those of a TLS connection are not decrypted."""
     try:
-        return socket.SocketType.recv(sock, _LOOK, socket.MSG_PEEK)
+        return socket.SocketType.recv(sock, _MAX_HEADER, socket.MSG_PEEK)
     except OSError:
         return b""
 
 
-def _look_for_header(session: Staged) -> None:
-    """Name the likely reason why handshakes fail here: a balancer sends a PROXY header that nobody expects.
+def _check_for_proxy_header(session: Session) -> None:
+    """Report an unexpected PROXY header, the likely reason why handshakes fail behind a load balancer.
 
-    OpenSSL does not give back what was no TLS, so a connection before this one has to have failed.
+    OpenSSL does not return bytes that are not TLS, so this is checked on the
+    connection after one that failed.
     """
-    if not proxy_protocol.begins(_peek(session.sock)):
+    if not proxy_protocol.begins_header(_peek(session.sock)):
         session.server.suspects_proxy_header = False
         return
-    session.server.numbers.errors[ProtocolErrorKind.PROXY_HEADER].value += 1
+    session.server.protocol_meter.errors[ProtocolErrorKind.PROXY_HEADER].value += 1
     session.record.error = ProtocolErrorKind.PROXY_HEADER
     session.record.errors += 1
-    session.tell(LogLevel.ERROR, UNEXPECTED_PROXY_HEADER)
+    session.log_event(LogLevel.ERROR, UNEXPECTED_PROXY_HEADER)

@@ -1,235 +1,228 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After login: what the two ends of a session share, its books, its idle time and its end.
-
-A relaying session is two ``RelayEnd`` objects, which copy bytes both ways, and the
-``Relay`` that they belong to.
-"""
+"""The relay of a session after login: two ``RelayEnd`` objects, and the ``Relay`` that they share."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from typing import Final
 
-from mailproxy.closing import close_now
 from mailproxy.context import WorkerContext
 from mailproxy.enums import CloseReason, LoginResult, UpstreamStage
 from mailproxy.loop.epoll import READ
 from mailproxy.loop.timeouts import Deadlines
-from mailproxy.session.relay_end import RelayEnd
-from mailproxy.session.relay_socket import RelaySocket, SinkBroken
-from mailproxy.session.session_end import book_end
+from mailproxy.session.relay_end import RelayEnd, WriteFailed
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.metrics import Gauge
 from mailproxy.telemetry.session_record import SessionRecord
 
-# An enumeration is slow to ask for its members.
-_CLIENT_CLOSED: Final = CloseReason.CLIENT_CLOSED
-_UPSTREAM_CLOSED: Final = CloseReason.UPSTREAM_CLOSED
-_IDLE_TIMEOUT: Final = CloseReason.IDLE_TIMEOUT
-_SUCCESS: Final = LoginResult.SUCCESS
 HALF_CLOSED_SECONDS: Final = 60.0
-"""Silence that a session survives once one side has ended, or is broken."""
+"""The longest idle time once one side has closed, or its connection is broken."""
 
 
 class Relay:
-    """What the two ends share: the books, the idle time, the end.
+    """What both ends of a session share: its log record, its idle timeout, its end.
 
     Attributes:
-        active: When something last moved, by the reactor's clock.
-        spoke_last: The end that did.
+        last_activity: Time of the last event, as in ``Epoll.now``.
+        last_sender: The end whose peer sent last.
     """
 
     __slots__ = (
+        "_awaits_response",
         "_gauge",
-        "_idle",
-        "_owes_client",
+        "_idle_seconds",
         "_reason",
-        "active",
         "client",
-        "engine",
+        "context",
         "is_closed",
+        "last_activity",
+        "last_sender",
         "record",
         "server",
-        "spoke_last",
         "timer",
         "upstream",
     )
 
     def __init__(
-        self, engine: WorkerContext, server: VirtualServer, record: SessionRecord, gauge: Gauge
+        self,
+        context: WorkerContext,
+        server: VirtualServer,
+        record: SessionRecord,
+        gauge: Gauge,
+        *,
+        client: RelayEnd,
+        upstream: RelayEnd,
     ) -> None:
-        self.engine = engine
+        self.context = context
         self.server = server
         self.record = record
-        self._gauge = gauge
+        self.client = client
+        self.upstream = upstream
+        client.other, upstream.other = upstream, client
+        client.relay = upstream.relay = self
         self.is_closed = False
-        self._owes_client = False
+        self.last_activity = context.epoll.now
+        self.last_sender = upstream
         self.timer: Deadlines | None = None
-        self._idle: float = server.config.proxy_timeout
-        self.active = engine.reactor.now
+        self._awaits_response = False
+        self._gauge = gauge
+        self._idle_seconds: float = server.config.proxy_timeout
         self._reason: CloseReason | None = None
-        self.client: RelayEnd
-        self.upstream: RelayEnd
-        self.spoke_last: RelayEnd
 
-    def open(self) -> None:
-        """Deliver what each side is owed, and serve both from now on."""
+    def start(self, *, to_client: bytes, to_upstream: bytes) -> None:
+        """Take over both connections; where this raises, they are still the session's.
+
+        Until the end of the event loop iteration nothing is read: it must not
+        overtake the bytes that are sent first.
+
+        Args:
+            to_client: The rest of the login: what the upstream replied.
+            to_upstream: What the client has sent after its login.
+        """
+        self.record.result = LoginResult.SUCCESS
+        self.client.pending, self.upstream.pending = to_client, to_upstream
+        self.server.idle_timeouts.arm(self)
+        self.context.live.add(self)
+        epoll = self.context.epoll
+        epoll.discard(self.client.fd)
+        epoll.discard(self.upstream.fd)
+        epoll.defer(self._open)
+
+    def _open(self) -> None:
+        """Send what both sides get first, and begin to copy."""
         if self.is_closed:
             return
-        client, upstream, reactor = self.client, self.upstream, self.engine.reactor
-        reactor.hand_over(client.fd, client)
-        reactor.hand_over(upstream.fd, upstream)
+        client, upstream, epoll = self.client, self.upstream, self.context.epoll
+        epoll.set_handler(client.fd, client)
+        epoll.set_handler(upstream.fd, upstream)
         to_client, client.pending = client.pending, b""
         to_upstream, upstream.pending = upstream.pending, b""
         try:
             if to_client:
                 client.write(to_client)
             if to_upstream:
-                client.count(len(to_upstream))
+                client.bytes_read += len(to_upstream)
+                client.counter.value += len(to_upstream)
+                self.last_sender = client
                 upstream.write(to_upstream)
-        except SinkBroken as broken:
-            self.broke(broken.side)
+        except WriteFailed as failed:
+            self.on_broken(failed.end)
             return
-        if client.is_behind or upstream.is_behind or client.mask != upstream.mask:
-            client.watch()
-            upstream.watch()
-        if client.tls is not None and client.tls.pending() and not upstream.is_behind:
+        if client.has_unsent or upstream.has_unsent or client.events != upstream.events:
+            client.update_events()
+            upstream.update_events()
+        if client.tls is not None and client.tls.pending() and not upstream.has_unsent:
             client.on_event(READ)
 
-    def has_ended(self, end: RelayEnd) -> bool:
-        """One side has said everything; tell whether it is the first to."""
-        if self._reason is not None:
-            return False
-        self._owes_client = self.client.is_behind or self.spoke_last is self.client
-        self._reason = _CLIENT_CLOSED if end is self.client else _UPSTREAM_CLOSED
-        return True
-
-    def go_on(self, end: RelayEnd) -> None:
-        """Carry what a turn has left above a side's socket, where no event tells of it."""
+    def copy_on(self, end: RelayEnd) -> None:
+        """Copy what TLS has taken from an end's socket already, of which there will be no event."""
         if not self.is_closed:
             end.on_event(READ)
 
-    def bound_silence(self) -> None:
-        """There is nobody to wait for on one side: the other has a bounded while to take what is left."""
-        self._idle = min(self._idle, HALF_CLOSED_SECONDS)
-        self.engine.timers.arm(self, self._idle)
+    # -- the end of one side
+
+    def on_eof(self, end: RelayEnd) -> bool:
+        """An end has sent everything; return whether it is the first of the two."""
+        if self._reason is not None:
+            return False
+        self._awaits_response = self.client.has_unsent or self.last_sender is self.client
+        is_client = end is self.client
+        self._reason = CloseReason.CLIENT_CLOSED if is_client else CloseReason.UPSTREAM_CLOSED
+        return True
+
+    def limit_idle_time(self) -> None:
+        """One side is closed or broken: limit the time that the other one has for the rest."""
+        self._idle_seconds = min(self._idle_seconds, HALF_CLOSED_SECONDS)
+        self.context.timers.arm(self, self._idle_seconds)
 
     def is_complete(self) -> bool:
-        """Whether nobody has anything left to say that the other waits for.
+        """Return whether neither side awaits anything more.
 
-        The upstream has ended and the client has all of it; or the client has
-        ended, and had the last answer already.
+        The upstream has ended and everything is sent to the client; or the
+        client has ended, and had got the last response before that.
         """
         client, upstream = self.client, self.upstream
-        if client.is_behind:
-            return client.is_over and upstream.is_over
-        return upstream.is_over or (client.is_over and not self._owes_client)
+        if client.has_unsent:
+            return client.is_eof and upstream.is_eof
+        return upstream.is_eof or (client.is_eof and not self._awaits_response)
 
-    def broke(self, side: RelaySocket) -> None:
-        """A connection broke."""
+    def on_broken(self, end: RelayEnd) -> None:
+        """The connection of an end is broken: close both."""
         if self._reason is None:
-            if side is self.client:
+            if end is self.client:
                 self._reason = CloseReason.CLIENT_RESET
             else:
                 self._reason = CloseReason.UPSTREAM_ERROR
-                self.server.numbers.upstream_errors[UpstreamStage.RELAY].value += 1
+                self.server.protocol_meter.upstream_errors[UpstreamStage.RELAY].value += 1
         self.close()
 
     def on_timeout(self) -> None:
-        """``proxy_timeout`` has passed since it was last looked at; maybe not since something moved."""
+        """The idle timeout has passed since it was started, but maybe not since the last event."""
         if self.is_closed:
             return
-        left = self.active + self._idle - self.engine.reactor.now
+        left = self.last_activity + self._idle_seconds - self.context.epoll.now
         if left > 0.0:
-            self.engine.timers.arm(self, left)
+            self.context.timers.arm(self, left)
         else:
             self._reason = self._reason or CloseReason.IDLE_TIMEOUT
             self.close()
 
-    def say_goodbye(self) -> None:
-        """A relay goes on while the proxy drains."""
-
-    def cut(self) -> None:
-        """Leave at once."""
-        self._reason = self._reason or CloseReason.DRAIN
-        self.close()
-
-    def crashed(self) -> None:
-        """An exception of our own: close both sides; there is no place for a reply in what is relayed."""
-        if self not in self.engine.live:
-            return
-        self._reason = CloseReason.INTERNAL_ERROR
-        if self.is_closed:  # it was being closed
-            self.give_up()
-        else:
-            self.close()
-
-    def give_up(self) -> None:
-        """Close both sides in whatever state they are."""
-        engine, record = self.engine, self.record
-        self.is_closed = True
-        with suppress(Exception):
-            engine.timers.disarm(self)
-        with suppress(Exception):
-            self._give_up_pipes()
-        for end in (self.upstream, self.client):
-            close_now(engine, end.sock, end.fd)  # once more, perhaps
-        if self in engine.live:
-            engine.live.discard(self)
-            if record.reason is None:
-                with suppress(Exception):
-                    book_end(engine, self.server, record, self._gauge, CloseReason.INTERNAL_ERROR)
+    # -- the end of both
 
     def close(self) -> None:
-        """Close both sides and the books."""
+        """Close both connections, update the metrics, log the session."""
         if self.is_closed:
             return
         self.is_closed = True
-        engine, client, upstream, record = self.engine, self.client, self.upstream, self.record
-        engine.timers.disarm(self)
-        record.bytes_to_upstream, record.bytes_to_client = client.moved, upstream.moved
+        context, client, upstream, record = self.context, self.client, self.upstream, self.record
+        context.timers.disarm(self)
+        record.bytes_to_upstream, record.bytes_to_client = client.bytes_read, upstream.bytes_read
         if upstream.pipe is not None or client.pipe is not None:
-            self._give_up_pipes()
-        close_now(engine, upstream.sock, upstream.fd)
-        if client.tls is not None and self._reason is not _IDLE_TIMEOUT:
+            self._discard_pipes()
+        context.epoll.close_socket(upstream.sock, upstream.fd)
+        if client.tls is not None and self._reason is not CloseReason.IDLE_TIMEOUT:
             client.tls.unwrap()
-        close_now(engine, client.sock, client.fd)
-        book_end(engine, self.server, record, self._gauge, self._reason or _CLIENT_CLOSED)
-        engine.live.discard(self)
-        del client.other, upstream.other, client.account, upstream.account
+        context.epoll.close_socket(client.sock, client.fd)
+        self.server.record_end(context, record, self._gauge, self._reason or CloseReason.CLIENT_CLOSED)
+        context.live.discard(self)
+        del client.other, upstream.other, client.relay, upstream.relay
 
-    def _give_up_pipes(self) -> None:
+    def drain(self) -> None:
+        """Go on: a relay ends by itself, or is aborted."""
+
+    def abort(self) -> None:
+        """Close now: the time for draining is over."""
+        self._reason = self._reason or CloseReason.DRAIN
+        self.close()
+
+    def on_internal_error(self) -> None:
+        """Close both connections; a reply among relayed bytes would be none."""
+        if self not in self.context.live:
+            return
+        self._reason = CloseReason.INTERNAL_ERROR
+        if self.is_closed:  # it was being closed
+            self.force_close()
+        else:
+            self.close()
+
+    def force_close(self) -> None:
+        """Close both connections in whatever state they are; never raises."""
+        context, record = self.context, self.record
+        self.is_closed = True
+        with suppress(Exception):
+            context.timers.disarm(self)
+        with suppress(Exception):
+            self._discard_pipes()
+        for end in (self.upstream, self.client):
+            context.epoll.close_socket(end.sock, end.fd)  # perhaps for the second time
+        if self in context.live:
+            context.live.discard(self)
+            if record.reason is None:
+                with suppress(Exception):
+                    self.server.record_end(context, record, self._gauge, CloseReason.INTERNAL_ERROR)
+
+    def _discard_pipes(self) -> None:
         for end in (self.upstream, self.client):
             if end.pipe is not None:
-                self.engine.pipes.discard(end.pipe)
+                self.context.pipes.discard(end.pipe)
                 end.pipe = None
-
-
-def start_relay(
-    relay: Relay, *, client: RelayEnd, upstream: RelayEnd, to_client: bytes, to_upstream: bytes
-) -> None:
-    """Turn two connections into a relay, and deliver what each side is owed, once, when the turn ends.
-
-    From its return on both connections are the relay's; where it raises, they
-    are still the session's.
-
-    Args:
-        relay: What the two ends will share.
-        client: The client's end.
-        upstream: The upstream's.
-        to_client: The end of the login: what the upstream answered.
-        to_upstream: What the client sent ahead.
-    """
-    relay.record.result = _SUCCESS
-    client.other, upstream.other = upstream, client
-    client.account = upstream.account = relay
-    relay.client, relay.upstream = client, upstream
-    relay.spoke_last = upstream
-    client.pending, upstream.pending = to_client, to_upstream
-    engine = relay.engine
-    relay.server.idleness.arm(relay)
-    engine.live.add(relay)
-    reactor = engine.reactor
-    reactor.forget(client.fd)  # until then: what comes in this turn must not overtake what is owed
-    reactor.forget(upstream.fd)
-    reactor.at_end(relay.open)

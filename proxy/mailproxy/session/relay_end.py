@@ -1,255 +1,345 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copying bytes from one side of a relay to the other, with nothing kept that does not have to be.
+"""One end of a relay: reads from its socket, and writes what the other end has read.
 
-Little goes by ``recv`` and ``send``; a read that fills its buffer makes that
-direction *bulk*: through a pipe inside the kernel where both sides are plain,
-through one large buffer of the worker's where TLS is in the way.  While one
-side has not taken what it was given, the other is not read: that is held in
-memory (at most ``HELD`` bytes per direction) or in the pipe.
+Few bytes are copied by ``recv`` and ``send``.  A read that fills its buffer
+makes a bulk transfer: through a pipe in the kernel where both ends are without
+TLS, else through one large buffer that all relays of the worker share.
+
+While an end has unsent bytes the other one is not read.  Unsent bytes are held
+in memory, at most ``MAX_PENDING`` per direction, or in the pipe.
 """
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import os
+import socket
+from typing import TYPE_CHECKING, Final
 
-from mailproxy.closing import end_writing
-from mailproxy.context import WorkerContext
-from mailproxy.loop.epoll import BROKEN, QUIET, READ, WRITE
+from mailproxy.loop.epoll import BROKEN, NO_EVENTS, READ, WRITE
 from mailproxy.net.nonblocking import CLOSED_BY_TLS, WOULD_BLOCK
-from mailproxy.session.relay_socket import RelaySocket, SinkBroken
+from mailproxy.net.pipes import Pipe
+from mailproxy.session.lingering_close import end_writing
+from mailproxy.telemetry.metrics import Counter
+from mailproxy.tls.connection import TlsConnection
 
-SMALL: Final = 16 * 1024
-"""Bytes of an ordinary read; one that fills it makes the direction bulk."""
-ROUNDS: Final = 4
-"""Bulk transfers per event (1 MiB in all under TLS), so that a busy session does not delay the others."""
-_PARKED: Final = -1
+if TYPE_CHECKING:
+    from mailproxy.session.relay import Relay
 
+READ_BYTES: Final = 16 * 1024
+"""Bytes of an ordinary read; one that returns as many begins a bulk transfer."""
+MAX_PENDING: Final = 64 * 1024
+"""Bytes that are held in memory for an end whose peer does not accept them.
 
-class Account(Protocol):
-    """What two ends share, as far as they deal with it themselves.
-
-    Attributes:
-        active: When something last moved, by the reactor's clock.
-        spoke_last: The end that did.
-        upstream: The end that is told when the other has ended.
-    """
-
-    active: float
-    engine: WorkerContext
-    spoke_last: RelayEnd
-    upstream: RelayEnd
-
-    def has_ended(self, end: RelayEnd) -> bool:
-        """One side has said everything; tell whether it is the first to."""
-        ...
-
-    def is_complete(self) -> bool:
-        """Whether nobody has anything left to say that the other waits for."""
-        ...
-
-    def bound_silence(self) -> None:
-        """Bound the time that what is left has."""
-        ...
-
-    def go_on(self, end: RelayEnd) -> None:
-        """Carry what a turn has left above a side's socket; called a turn later."""
-        ...
-
-    def broke(self, side: RelaySocket) -> None:
-        """A connection broke: the end of both."""
-        ...
-
-    def close(self) -> None:
-        """Close both sides."""
-        ...
+Not fewer than OpenSSL is given at a time (``PIECE``): it must be given the same bytes again.
+"""
+MAX_TRANSFERS: Final = 4
+"""Bulk transfers per event (with TLS 1 MiB together), so that a busy session does not delay the others."""
+_UNREGISTERED: Final = -1
+_TCP: Final = frozenset({int(socket.AF_INET), int(socket.AF_INET6)})
 
 
-class RelayEnd(RelaySocket):
-    """A side that says what it says to another one; a reactor's handler.
+class WriteFailed(Exception):
+    """Writing to an end failed: not the end that was read is broken."""
+
+    def __init__(self, end: RelayEnd) -> None:
+        super().__init__()
+        self.end = end
+
+
+class RelayEnd:
+    """One end of a relay; the handler of its socket.
 
     Attributes:
-        account: What it shares with the other side.
-        other: The other side.
+        bytes_read: Number of bytes that its peer sent.
+        counter: Counts them for all sessions.
+        events: The events that the socket is polled for.
+        has_unsent: Whether bytes wait to be sent to its peer: in ``pending`` or in ``pipe``.
+        is_eof: Whether its peer has sent everything.
+        other: The other end.
+        relay: What both ends share.
+        tls: The same as ``sock`` where it is a TLS connection.
     """
 
-    __slots__ = ("account", "other")
+    __slots__ = (
+        "bytes_read",
+        "counter",
+        "events",
+        "fd",
+        "has_unsent",
+        "is_eof",
+        "other",
+        "pending",
+        "pipe",
+        "relay",
+        "sock",
+        "tls",
+    )
 
-    account: Account
     other: RelayEnd
+    relay: Relay
+
+    def __init__(
+        self,
+        sock: socket.SocketType,
+        fd: int,
+        events: int,
+        counter: Counter,
+        tls: TlsConnection | None = None,
+    ) -> None:
+        self.sock = sock
+        self.fd = fd
+        self.tls = tls
+        self.counter = counter
+        self.bytes_read = 0
+        self.has_unsent = False
+        self.is_eof = False
+        self.pending = b""
+        self.pipe: Pipe | None = None
+        self.events = events
+
+    @property
+    def owner(self) -> Relay:
+        """What an internal error ends."""
+        return self.relay
 
     # -- readiness
 
     def on_event(self, mask: int) -> None:
-        """Write what waits to be written here, then read what came."""
-        relay, other = self.account, self.other
+        """Send what waits to be sent, then copy what was received to the other end."""
+        relay, other = self.relay, self.other
         try:
-            if mask & WRITE and self.is_behind:
-                self._write_pending()
-            if mask & (READ | BROKEN) and not self.is_over:
-                self.carry()
+            if mask & WRITE and self.has_unsent:
+                self._send_unsent()
+            if mask & (READ | BROKEN) and not self.is_eof:
+                self.copy()
             elif mask & BROKEN:
-                relay.broke(self)
+                relay.on_broken(self)
                 return
-        except SinkBroken as broken:
-            relay.broke(broken.side)
+        except WriteFailed as failed:
+            relay.on_broken(failed.end)
             return
         except CLOSED_BY_TLS:
-            self._ended()
+            self._on_eof()
         except OSError:
-            relay.broke(self)
+            relay.on_broken(self)
             return
-        relay.active = relay.engine.reactor.now
-        if mask & BROKEN or self.is_over or self.is_behind or other.is_behind or self.mask != other.mask:
-            self._settle(is_broken=bool(mask & BROKEN))
+        relay.last_activity = relay.context.epoll.now
+        if mask & BROKEN or self.is_eof or self.has_unsent or other.has_unsent or self.events != other.events:
+            self._update(is_broken=bool(mask & BROKEN))
 
-    def _settle(self, *, is_broken: bool) -> None:
-        """Watch both sides for what can go on now; end when nothing can."""
-        relay, other = self.account, self.other
+    def _update(self, *, is_broken: bool) -> None:
+        """Poll both ends for what is possible now; close when nothing is left to do."""
+        relay, other = self.relay, self.other
         if relay.is_complete():
             relay.close()
             return
-        if is_broken and other.is_behind:
-            self._park()
-            relay.bound_silence()
-        self.watch()
-        other.watch()
+        if is_broken and other.has_unsent:
+            if self.events != _UNREGISTERED:
+                self.events = _UNREGISTERED  # a hang-up is reported at every poll, whatever is polled for
+                relay.context.epoll.remove(self.fd)
+            relay.limit_idle_time()
+        self.update_events()
+        other.update_events()
 
-    def watch(self) -> None:
-        """Read here unless the other side is behind; write here if it is this one."""
-        wanted = QUIET
-        if not self.is_over and not self.other.is_behind:
-            wanted = READ
-        if self.is_behind:
-            wanted |= WRITE
-        if wanted == self.mask:
+    def update_events(self) -> None:
+        """Read here unless the other end has unsent bytes; write here if this one has."""
+        events = NO_EVENTS
+        if not self.is_eof and not self.other.has_unsent:
+            events = READ
+        if self.has_unsent:
+            events |= WRITE
+        if events == self.events:
             return
-        reactor = self.account.engine.reactor
-        if self.mask != _PARKED:
-            reactor.want(self.fd, wanted)
-        elif wanted == QUIET:
+        epoll = self.relay.context.epoll
+        if self.events != _UNREGISTERED:
+            epoll.modify(self.fd, events)
+        elif events == NO_EVENTS:
             return
         else:
-            reactor.add(self.fd, self, wanted)
-        self.mask = wanted
+            epoll.add(self.fd, self, events)
+        self.events = events
 
-    def _park(self) -> None:
-        """Stop watching altogether: a hang-up is reported again and again, wanted or not."""
-        if self.mask != _PARKED:
-            self.mask = _PARKED
-            self.account.engine.reactor.remove(self.fd)
+    # -- copying to the other end
 
-    @property
-    def owner(self) -> Account:
-        """What ends with an exception of our own."""
-        return self.account
-
-    # -- from this side to the other
-
-    def carry(self) -> None:
-        """Read what there is, and write it to the other side."""
+    def copy(self) -> None:
+        """Read what was received, and write it to the other end."""
         other = self.other
-        if other.is_behind:
+        if other.has_unsent:
             return
         try:
-            data = self.sock.recv(SMALL)
+            data = self.sock.recv(READ_BYTES)
         except WOULD_BLOCK:
             return
         if not data:
-            self._ended()
+            self._on_eof()
             return
         size = len(data)
-        self.moved += size
+        self.bytes_read += size
         self.counter.value += size
-        self.account.spoke_last = self
+        self.relay.last_sender = self
         other.write(data)
         tls = self.tls
-        if not (size == SMALL if tls is None else tls.pending()) or other.is_behind:
-            return  # what is left waits where it is while the other side is behind: it must not overtake
+        if not (size == READ_BYTES if tls is None else tls.pending()) or other.has_unsent:
+            return  # with unsent bytes the rest stays where it is: it must not overtake them
         if tls is None and other.tls is None:
-            self._carry_through_pipe()
+            self._copy_through_pipe()
         else:
-            self._carry_through_buffer()
+            self._copy_through_buffer()
 
-    def _carry_through_buffer(self) -> None:
-        buffer = self.account.engine.buffer
-        most = self.most(len(buffer))
-        view = memoryview(buffer)[:most]
-        for _ in range(ROUNDS * len(buffer) // most):
-            filled, ended = self.fill(view)
+    def _copy_through_buffer(self) -> None:
+        buffer = self.relay.context.buffer
+        size = len(buffer) if self._can_peek else min(len(buffer), MAX_PENDING)
+        view = memoryview(buffer)[:size]
+        for _ in range(MAX_TRANSFERS * len(buffer) // size):
+            filled, is_eof = self.read_into(view)
             if filled:
-                taken = self.other.write_from(view[:filled])
-                self.took(view[:taken])
-                self.count(taken)
-            if ended:
-                self._ended()
+                written = self.other.write_from(view[:filled])
+                self.consume(view[:written])
+                self._count(written)
+            if is_eof:
+                self._on_eof()
                 return
-            if self.other.is_behind or (filled < most and not (self.tls and self.tls.pending())):
+            if self.other.has_unsent or (filled < size and not (self.tls and self.tls.pending())):
                 return
         if self.tls is not None and self.tls.pending():
-            relay = self.account
-            relay.engine.loop.call_soon(relay.go_on, self)
+            self.relay.context.loop.call_soon(self.relay.copy_on, self)
 
-    def _carry_through_pipe(self) -> None:
-        engine, other = self.account.engine, self.other
-        pipe = engine.pipes.take()
+    def _copy_through_pipe(self) -> None:
+        context, other = self.relay.context, self.other
+        pipe = context.pipes.take()
         if pipe is None:
-            self._carry_through_buffer()
+            self._copy_through_buffer()
             return
         try:
-            for _ in range(ROUNDS):
-                count = self.into(pipe)
+            for _ in range(MAX_TRANSFERS):
+                count = self.splice_into(pipe)
                 if count <= 0:
                     if count == 0:
-                        self._ended()
+                        self._on_eof()
                     return
-                self.count(count)
+                self._count(count)
                 pipe.holds = count
-                if not other.out_of(pipe):
-                    other.pipe, other.is_behind = pipe, True
+                if not other.splice_from(pipe):
+                    other.pipe, other.has_unsent = pipe, True
                     return
-                if count < SMALL:
+                if count < READ_BYTES:
                     return
         finally:
             if other.pipe is not pipe:
-                engine.pipes.give_back(pipe)
+                context.pipes.give_back(pipe)
 
-    def count(self, data: int) -> None:
-        """Book bytes that this side said."""
-        self.moved += data
-        self.counter.value += data
-        self.account.spoke_last = self
+    def _count(self, size: int) -> None:
+        self.bytes_read += size
+        self.counter.value += size
+        self.relay.last_sender = self
 
-    # -- to this side
-
-    def _write_pending(self) -> None:
-        if self.pipe is not None:
-            if not self.out_of(self.pipe):
-                return
-            self.account.engine.pipes.give_back(self.pipe)
-            self.pipe, self.is_behind = None, False
-        else:
-            data, self.pending, self.is_behind = self.pending, b"", False
-            self.write(data)
-        other = self.other
-        if not self.is_behind:
-            if other.is_over:
-                self.finish_writing()
-            elif other.tls and other.tls.pending():
-                self.account.engine.loop.call_soon(self.account.go_on, other)  # its errors are its own
-
-    # -- the end
-
-    def _ended(self) -> None:
-        self.is_over = True
-        relay, other = self.account, self.other
-        is_first = relay.has_ended(self)
+    def _on_eof(self) -> None:
+        """The peer has sent everything: pass that on, unless the relay is complete."""
+        self.is_eof = True
+        relay, other = self.relay, self.other
+        is_first = relay.on_eof(self)
         if not relay.is_complete():
             if is_first:
-                relay.bound_silence()
-            if not other.is_behind:
-                other.finish_writing()
+                relay.limit_idle_time()
+            if not other.has_unsent:
+                other.end_writing()
 
-    def finish_writing(self) -> None:
-        """The other side has ended, and everything it said is written: say so to this one."""
-        if not self.is_over and self is self.account.upstream:
+    def end_writing(self) -> None:
+        """Shut down writing: everything of the other end is written; done to an upstream only."""
+        if not self.is_eof and self is self.relay.upstream:
             end_writing(self.sock)
+
+    # -- reading
+
+    @property
+    def _can_peek(self) -> bool:
+        """Whether bytes that the other end does not accept can stay in the kernel: TCP without TLS."""
+        return self.tls is None and self.sock.family in _TCP
+
+    def read_into(self, view: memoryview) -> tuple[int, bool]:
+        """Read what was received into a buffer.
+
+        Without TLS it can be read again until ``consume``.
+
+        Returns:
+            The number of bytes, and whether the peer has sent everything.
+        """
+        if self.tls is not None:
+            return self.tls.fill(view)
+        try:
+            filled = self.sock.recv_into(view, 0, socket.MSG_PEEK)
+        except BlockingIOError:
+            return 0, False
+        return filled, not filled
+
+    def consume(self, view: memoryview) -> None:
+        """Drop what ``read_into`` has returned and the other end has written, or holds."""
+        if self.tls is None:
+            flags = socket.MSG_TRUNC if self._can_peek else 0  # tcp(7): nothing is copied
+            self.sock.recv_into(view, 0, flags)
+
+    def splice_into(self, pipe: Pipe) -> int:
+        """Move received bytes into a pipe; return how many, 0 at the end of the stream, -1 for none now."""
+        try:
+            return os.splice(self.fd, pipe.write, pipe.size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except BlockingIOError:
+            return -1
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        """Write what the kernel accepts, and hold the rest."""
+        try:
+            sent = self.sock.send(data)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError as error:
+            raise WriteFailed(self) from error
+        if sent != len(data):
+            self.pending, self.has_unsent = data[sent:], True
+
+    def write_from(self, view: memoryview) -> int:
+        """Write what the kernel accepts of a shared buffer, and hold a copy of the rest, or of its beginning.
+
+        Returns:
+            The number of bytes that are written or held.
+        """
+        start = 0
+        try:
+            while start < len(view):
+                start += self.sock.send(view[start:])
+        except WOULD_BLOCK:
+            self.pending, self.has_unsent = bytes(view[start : start + MAX_PENDING]), True
+            start += len(self.pending)
+        except OSError as error:
+            raise WriteFailed(self) from error
+        return start
+
+    def splice_from(self, pipe: Pipe) -> bool:
+        """Write what a pipe holds; return whether the kernel accepted all of it."""
+        try:
+            while pipe.holds:
+                pipe.holds -= os.splice(
+                    pipe.read, self.fd, pipe.holds, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+                )
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise WriteFailed(self) from error
+        return True
+
+    def _send_unsent(self) -> None:
+        if self.pipe is not None:
+            if not self.splice_from(self.pipe):
+                return
+            self.relay.context.pipes.give_back(self.pipe)
+            self.pipe, self.has_unsent = None, False
+        else:
+            data, self.pending, self.has_unsent = self.pending, b"", False
+            self.write(data)
+        other = self.other
+        if not self.has_unsent:
+            if other.is_eof:
+                self.end_writing()
+            elif other.tls and other.tls.pending():
+                self.relay.context.loop.call_soon(self.relay.copy_on, other)  # its errors are its own

@@ -1,320 +1,500 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One client from accept to relay: its side of it, its upstream, and its end."""
+"""The session of one client, from accept until its relay starts or its connection is closed.
+
+The life of a client, with the function of each step (a method of ``Session`` where no other class is named):
+
+1. ``Listener`` accepts the client and calls ``start``.
+2. ``ProxyHeaderReader`` reads the PROXY header and calls ``on_proxy_header``,
+   where the listener has ``proxy_protocol``.
+3. ``TlsHandshake`` performs the TLS handshake, where the listener has ``ssl``.
+4. The frontend of the protocol runs: greeting, commands, SASL.  Its effects are
+   ``_resolve_client``, ``_make_challenge``, ``_start_tls``, ``_note``, ``_authorize``.
+5. ``_authorize`` sends a request to the authentication service; ``on_auth_result`` gets the decision.
+6. The frontend returns: ``_on_result`` gets the upstream to log in at, or the
+   end of the session.
+7. ``_connect_upstream`` connects and logs in there; ``on_upstream_login`` or
+   ``on_upstream_error`` is called.
+8. ``on_upstream_login`` passes both connections to a ``Relay``, which copies
+   bytes until one side closes.  The ``Session`` object is done.
+9. Any other end is ``_close_with``: it sends the last reply, and ``_close``
+   closes the connection, records the metrics and logs the session.
+"""
 
 from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from typing import Any, ClassVar, Final
 
-from mailproxy.closing import close_now, end_writing, lingering_close
+from mailproxy import enums, errors
+from mailproxy.auth_http.client import PendingRequest
 from mailproxy.context import WorkerContext
-from mailproxy.enums import CloseReason, LoginResult
-from mailproxy.errors import (
-    AuthUnavailable,
-    PeerDisconnected,
-    SessionError,
-    ShuttingDown,
-    UpstreamError,
-    UpstreamRefused,
-)
-from mailproxy.loop.epoll import READ
-from mailproxy.protocols.redaction import reply_for_log
-from mailproxy.protocols.sansio import Action
-from mailproxy.protocols.types import Client, SessionEnd, UpstreamLogin, UpstreamLoginResult
-from mailproxy.session.client_side import AUTH_STAGE, ClientSide
-from mailproxy.session.relay import Relay, start_relay
+from mailproxy.dns import Cancel
+from mailproxy.enums import CloseReason, LoginResult, Method
+from mailproxy.errors import AuthUnavailable, SessionError, UpstreamError, UpstreamRefused
+from mailproxy.loop.epoll import READ, hung_up
+from mailproxy.protocols import sansio, types
+from mailproxy.protocols.sansio import Effect
+from mailproxy.protocols.upstream_reply import reply_for_log
+from mailproxy.session.driver import PENDING, ProtocolDriver
+from mailproxy.session.handshakes import ProxyHeaderReader, TlsHandshake
+from mailproxy.session.lingering_close import end_writing, lingering_close
+from mailproxy.session.relay import Relay
 from mailproxy.session.relay_end import RelayEnd
-from mailproxy.session.session_end import book_end
 from mailproxy.session.upstream import UpstreamConnection
 from mailproxy.session.virtual_server import VirtualServer
 from mailproxy.telemetry.log_format import Field
+from mailproxy.telemetry.metrics import Gauge
 from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy_config.addresses import format_host_port
 from mailproxy_config.model import LogLevel
 
-_SAY_NOTHING: Final = frozenset(
+_AUTH_STAGE: Final = "auth"
+"""The stage of a login that failed before an upstream was connected."""
+_NO_REPLY: Final = frozenset(
     {CloseReason.CLIENT_CLOSED, CloseReason.CLIENT_RESET, CloseReason.PREAUTH_TIMEOUT}
 )
-_SUCCESS: Final = LoginResult.SUCCESS
+_AUTH_FAILURES: Final[Mapping[type[AuthUnavailable], LoginResult]] = {
+    errors.AuthTimedOut: LoginResult.TIMEOUT,
+    errors.InvalidAuthResponse: LoginResult.INVALID_RESPONSE,
+}
 
 
-class Session(ClientSide):
-    """The conversation with one client, and all that it takes to get it to its upstream."""
+class Session(ProtocolDriver):
+    """One client, and what works for it: a handshake, a name look-up, an auth request, an upstream login.
 
-    __slots__ = ("_identified", "_link", "_reason")
+    Attributes:
+        client: Its addresses, TLS and host name.
+        protocol_meter: The metrics of its protocol.
+        record: What its log line will contain.
+        server: The ``server`` block that it connected to.
+    """
 
-    _identified: UpstreamLogin
-    """Set before connecting."""
+    __slots__ = (
+        "_auth_request",
+        "_cancel_lookup",
+        "_handshake",
+        "_host",
+        "_login",
+        "_login_seconds",
+        "_method",
+        "_reason",
+        "_state_gauge",
+        "_step_started",
+        "_upstream",
+        "client",
+        "protocol_meter",
+        "record",
+        "server",
+    )
+
+    # Set before they are read, so not in ``__init__``.
+    _host: bytes | None
+    _login: types.UpstreamLogin
+    _step_started: float
+    """When the auth request or the upstream login began."""
 
     def __init__(
         self,
-        engine: WorkerContext,
+        context: WorkerContext,
         server: VirtualServer,
         sock: socket.SocketType,
-        client: Client,
+        client: types.Client,
         record: SessionRecord,
     ) -> None:
-        super().__init__(engine, sock, sock.fileno(), server.config.timeout)
+        super().__init__(context, sock, sock.fileno(), server.config.timeout)
         self.server = server
-        self.numbers = numbers = server.numbers
+        self.protocol_meter = protocol_meter = server.protocol_meter
         self.client = client
         self.record = record
-        self._cancel = None
+        self._auth_request: PendingRequest | None = None
+        self._cancel_lookup: Cancel | None = None
+        self._handshake: ProxyHeaderReader | TlsHandshake | None = None
         self._login_seconds = 0.0
-        self._method = None
-        self._link: UpstreamConnection | None = None
+        self._method: Method | None = None  # of the login in progress
         self._reason: CloseReason | None = None
-        self._stage = None
-        self._state_gauge = gauge = numbers.preauth
+        self._upstream: UpstreamConnection | None = None
+        self._state_gauge = gauge = protocol_meter.preauth
         gauge.value += 1
-        engine.live.add(self)
+        context.live.add(self)
+
+    # -- before the greeting: PROXY header and TLS
+
+    def start(self, *, proxy_header: bool, tls: bool) -> None:
+        """Begin with what the listener expects: PROXY header, TLS handshake, or neither."""
+        if not (proxy_header or tls):
+            self.begin(self.server.frontend(self.client).run())
+            return
+        self._enter(self.protocol_meter.starting)
+        if proxy_header:
+            self._handshake = ProxyHeaderReader(self, then_tls=tls)
+            self._handshake.begin()
+        else:
+            self._start_implicit_tls()
+
+    def on_proxy_header(self, *, then_tls: bool) -> None:
+        """The PROXY header was read: go on with TLS or the greeting."""
+        self._handshake = None
+        self.context.epoll.set_handler(self.fd, self)
+        if then_tls:
+            self._start_implicit_tls()
+        else:
+            self._greet()
+
+    def _start_implicit_tls(self) -> None:
+        self._handshake = TlsHandshake(self, enums.TlsMode.IMPLICIT, self._on_implicit_tls)
+        self._handshake.begin(self.server.config.timeout)
+
+    def _on_implicit_tls(self, info: types.TlsInfo) -> None:
+        self._handshake = None
+        self.client.tls = info
+        self._greet()
+
+    def on_handshake_failed(self, error: SessionError) -> None:
+        """The PROXY header or the TLS handshake failed: the client cannot read a reply."""
+        self._handshake = None
+        self._on_error(error)
+
+    # -- the frontend and its effects
+
+    def _greet(self) -> None:
+        self._enter(self.protocol_meter.preauth)
+        self.begin(self.server.frontend(self.client).run())
+
+    def _resolve_client(self, _effect: sansio.ResolveClient) -> object:
+        resolver = self.server.resolver
+        if resolver is None:
+            return types.UNAVAILABLE
+        if self.client.address.startswith("unix:"):
+            return types.TEMPUNAVAIL
+        self._host = None
+        self._cancel_lookup = resolver.look_up(self.client.address, self._on_host)
+        if self._host is not None:
+            self._cancel_lookup = None
+            return self._host
+        return PENDING
+
+    def _on_host(self, host: bytes) -> None:
+        """The look-up is over: before ``look_up`` returns, where the name was in the cache."""
+        if self._cancel_lookup is None:
+            self._host = host
+        else:
+            self._cancel_lookup = None
+            self.resume(host)
+
+    def _make_challenge(self, effect: sansio.MakeChallenge) -> object:
+        return self.context.make_challenge(effect.server_name)
+
+    def _start_tls(self, _effect: sansio.UpgradeToTls) -> object:
+        self._handshake = handshake = TlsHandshake(self, enums.TlsMode.STARTTLS, self._on_starttls)
+        left = self._deadline - time.monotonic() if self._deadline else self.server.config.timeout
+        self.context.timers.disarm(self)
+        handshake.begin(max(left, 0.0))
+        return PENDING
+
+    def _on_starttls(self, info: types.TlsInfo) -> None:
+        self._handshake = None
+        self._arm_deadline()
+        self.resume(info)
+
+    def _note(self, effect: sansio.Note) -> object:
+        event, record = effect.event, self.record
+        if isinstance(event, enums.ProtocolViolation):
+            record.errors += 1
+            record.error = event.kind
+            self.protocol_meter.errors[event.kind].value += 1
+        elif isinstance(event, enums.LoginRefused):
+            record.method, record.result = event.method, event.result
+            self.protocol_meter.logins[event.method, event.result].value += 1
+        elif isinstance(event, enums.LoginDenied):
+            record.stage, record.reply = _AUTH_STAGE, event.text
+            self.log_event(LogLevel.INFO, "login_denied", user=record.user, reply=event.text, code=event.code)
+        else:
+            self.log_event(LogLevel.ERROR if event.is_ours else LogLevel.INFO, event.event, text=event.text)
+        return None
+
+    # -- the authentication service
+
+    def _authorize(self, effect: sansio.Authenticate) -> object:
+        request, record, server = effect.request, self.record, self.server
+        credentials = request.credentials
+        if request.attempt == record.attempts and hung_up(self.fd, half_closed=True):
+            raise errors.PeerClosed  # the client left while its login was deferred
+        record.user = credentials.user
+        record.method = self._method = credentials.method
+        record.attempts = request.attempt
+        self._enter(self.protocol_meter.auth)
+        self._step_started = time.monotonic()
+        self._deadline = 0.0  # kept, as the credentials are complete
+        self.context.timers.disarm(self)
+        self._auth_request = pending = PendingRequest(
+            self.on_auth_result,
+            server.template.render(request),
+            request,
+            server.config.protocol,
+            self.protocol_meter.auth_seconds,
+            self.context.epoll.now,
+        )
+        server.auth.send(pending)
+        return PENDING
+
+    def on_auth_result(self, result: types.Decision | AuthUnavailable) -> None:
+        """The authentication service decided, or gave no usable response."""
+        self._auth_request = None
+        self.record.auth_seconds = (self.record.auth_seconds or 0.0) + self._end_step()
+        if isinstance(result, types.AuthAllowed):
+            self.resume(result)
+        elif isinstance(result, AuthUnavailable):
+            self._count_login(_AUTH_FAILURES.get(type(result), LoginResult.UNAVAILABLE))
+            self.throw(result)
+        else:
+            if isinstance(result, types.AuthDenied):
+                is_temporary = result.code is not None and result.code.startswith(b"4")
+                self._count_login(LoginResult.TEMPORARY if is_temporary else LoginResult.DENIED)
+            self._enter(self.protocol_meter.preauth)
+            self.resume(result)
 
     # -- the upstream
 
-    def _connect(self, identified: UpstreamLogin) -> None:
-        self._identified = identified
-        self._enter(self.numbers.upstream)
-        record, grant = self.record, identified.grant
+    def _on_result(self, result: types.UpstreamLogin | types.SessionEnd) -> None:
+        if isinstance(result, types.UpstreamLogin):
+            self._connect_upstream(result)
+        else:
+            self._close_with(b"", result.reason)
+
+    def _connect_upstream(self, login: types.UpstreamLogin) -> None:
+        self._login = login
+        self._enter(self.protocol_meter.upstream)
+        record, grant = self.record, login.grant
         record.upstream, record.upstream_port = grant.address, grant.port
         if grant.user:
             record.user = grant.user
-        self._asked = time.monotonic()
+        self._step_started = time.monotonic()
         try:
-            self._link = UpstreamConnection.connect(self, identified)
+            self._upstream = UpstreamConnection.connect(self, login)
         except UpstreamError as error:
-            self.upstream_failed(error)
+            self.on_upstream_error(error)
 
-    def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:
-        """The upstream accepted: from here on bytes are copied."""
-        identified = self._identified
-        engine, numbers = self.engine, self.numbers
-        self._spent_on_upstream()
-        self._count_login(_SUCCESS)
-        self._enter(numbers.relay)
+    def on_upstream_login(self, upstream: UpstreamConnection, result: types.UpstreamLoginResult) -> None:
+        """The upstream accepted the login: pass both connections to a relay."""
+        context, protocol_meter = self.context, self.protocol_meter
+        self.record.upstream_seconds = self._end_step()
+        self._count_login(LoginResult.SUCCESS)
+        self._enter(protocol_meter.relay)
         if self.timer is not None:
-            engine.timers.disarm(self)
-        start_relay(
-            Relay(engine, self.server, self.record, self._state_gauge),
-            client=RelayEnd(self.sock, self.fd, self._mask, numbers.bytes_to_upstream, self.tls),
-            upstream=RelayEnd(link.sock, link.fd, READ, numbers.bytes_to_client),
-            to_client=self._outgoing + result.reply,
-            to_upstream=link.unsent() + identified.unread,
+            context.timers.disarm(self)
+        relay = Relay(
+            context,
+            self.server,
+            self.record,
+            self._state_gauge,
+            client=RelayEnd(self.sock, self.fd, self._events, protocol_meter.bytes_to_upstream, self.tls),
+            upstream=RelayEnd(upstream.sock, upstream.fd, READ, protocol_meter.bytes_to_client),
         )
-        engine.live.discard(self)
-        self.fd = link.fd = -1
-        self._link = None
-        del self._identified
+        relay.start(to_client=self._outgoing + result.reply, to_upstream=upstream.unsent + self._login.unread)
+        context.live.discard(self)
+        self.fd = upstream.fd = -1
+        self._upstream = None
+        del self._login
 
-    def upstream_failed(self, error: Exception) -> None:
-        """The upstream refused, could not be reached, or spoke nonsense."""
-        self._link = None
-        self._spent_on_upstream()
-        apology = self.server.protocol.internal_error
+    def on_upstream_error(self, error: Exception) -> None:
+        """The upstream refused the login, could not be reached, or did not keep to the protocol."""
+        self._upstream = None
+        self.record.upstream_seconds = self._end_step()
+        reply = self.server.protocol.internal_error
         if not isinstance(error, UpstreamError):
-            self.engine.report_crash(self, error, "UpstreamLink")
+            self.context.log_internal_error(self, error, "UpstreamConnection")
             self._count_login(LoginResult.UPSTREAM_FAILED)
-            self._say_and_leave(apology, CloseReason.INTERNAL_ERROR)
+            self._close_with(reply, CloseReason.INTERNAL_ERROR)
             return
-        numbers = self.numbers
-        numbers.upstream_errors[error.stage].value += 1
+        protocol_meter = self.protocol_meter
+        protocol_meter.upstream_errors[error.stage].value += 1
         if error.kind is not None:
-            numbers.errors[error.kind].value += 1
-        is_shown = isinstance(error, UpstreamRefused) and self.server.config.proxy_pass_error_message
-        self._count_login(_result(error))
-        self._log_upstream_failure(error, is_shown=is_shown)
-        self._say_and_leave(error.reply if is_shown else apology, CloseReason.UPSTREAM_ERROR)
+            protocol_meter.errors[error.kind].value += 1
+        login_result, is_passed_on = LoginResult.UPSTREAM_FAILED, False
+        if isinstance(error, UpstreamRefused):
+            # A denial concerns this client, a refusal all of them.
+            login_result = LoginResult.UPSTREAM_DENIED if error.is_denial else LoginResult.UPSTREAM_REFUSED
+            is_passed_on = self.server.config.proxy_pass_error_message
+        self._count_login(login_result)
+        self._log_upstream_error(error, is_passed_on=is_passed_on)
+        self._close_with(error.reply if is_passed_on else reply, CloseReason.UPSTREAM_ERROR)
 
-    def _log_upstream_failure(self, error: UpstreamError, *, is_shown: bool) -> None:
-        """Log where a login failed, and what the upstream replied.
-
-        A denial that the client gets to see is logged at ``info``, as in nginx.
-        """
-        record, grant = self.record, self._identified.grant
+    def _log_upstream_error(self, error: UpstreamError, *, is_passed_on: bool) -> None:
+        """Log how far the login came; at ``info``, as in nginx, where the client gets to see a denial."""
+        record, grant = self.record, self._login.grant
         record.stage = error.stage
-        fields: dict[str, Field] = {"stage": error.stage, "reason": str(error)}
+        upstream = format_host_port(record.upstream, record.upstream_port)
+        fields: dict[str, Field] = {"upstream": upstream, "stage": error.stage, "reason": str(error)}
         if error.kind is not None:
             fields["kind"] = error.kind
         if error.reply:
             record.reply = reply_for_log(error.reply, grant.user, grant.password)
             fields["reply"] = record.reply
         is_denial = isinstance(error, UpstreamRefused) and error.is_denial
-        level = LogLevel.INFO if is_denial and is_shown else LogLevel.ERROR
-        self.tell(
-            level,
-            "upstream_failed",
-            upstream=format_host_port(record.upstream, record.upstream_port),
-            **fields,
-        )
-
-    def _spent_on_upstream(self) -> None:
-        seconds = time.monotonic() - self._asked
-        self._login_seconds += seconds
-        self.record.upstream_seconds = seconds
+        level = LogLevel.INFO if is_denial and is_passed_on else LogLevel.ERROR
+        self.log_event(level, "upstream_failed", **fields)
 
     # -- the end
 
-    def _finished(self, result: UpstreamLogin | SessionEnd) -> None:
-        if isinstance(result, UpstreamLogin):
-            self._connect(result)
-        else:
-            self._say_and_leave(b"", result.reason)
-
-    def _failed(self, error: Exception) -> None:
-        if not isinstance(error, AuthUnavailable):
-            self._aborted()
-        else:
+    def _on_error(self, error: Exception) -> None:
+        """The frontend raised, or the client's connection broke."""
+        protocol = self.server.protocol
+        if isinstance(error, AuthUnavailable):
             self._count_login(LoginResult.UNAVAILABLE)
-            self.record.stage = AUTH_STAGE
+            self.record.stage = _AUTH_STAGE
             reason = str(error) or error.failure
-            self.tell(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
-        if isinstance(error, ShuttingDown):
-            self._say_and_leave(self.server.protocol.shutdown, CloseReason.DRAIN)
+            self.log_event(LogLevel.ERROR, "authorization_failed", reason=reason, service=error.service)
+        else:
+            self._count_login(LoginResult.ABORTED)
+        if isinstance(error, errors.ShuttingDown):
+            self._close_with(protocol.shutdown, CloseReason.DRAIN)
         elif not isinstance(error, SessionError):
-            self.engine.report_crash(self, error, "Session")
-            self._say_and_leave(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
+            self.context.log_internal_error(self, error, "Session")
+            self._close_with(protocol.internal_error, CloseReason.INTERNAL_ERROR)
         elif error.reason is CloseReason.AUTH_UNAVAILABLE:
-            self._say_and_leave(self.server.protocol.internal_error, error.reason)
+            self._close_with(protocol.internal_error, error.reason)
         else:
-            if isinstance(error, PeerDisconnected) and error.is_silent_end:
+            if isinstance(error, errors.PeerDisconnected) and error.is_silent_end:
                 self.record.is_silent = True
-            self._leave(error.reason)
+            self._close(error.reason)
 
-    def _say_and_leave(self, data: bytes, reason: CloseReason) -> None:
+    def _close_with(self, reply: bytes, reason: CloseReason) -> None:
+        """Close after the last reply."""
         self._reason = reason
-        self._outgoing += data
-        try:
-            if self._outgoing and not self._flush():
-                self._hold(None)
-                return
-        except OSError:
-            self._outgoing = b""
-        self._leave(reason)
+        self._send_last(reply)
 
-    def _flushed(self, held: Action | None) -> None:
-        if self._reason is not None:
-            self._leave(self._reason)
-        else:
-            super()._flushed(held)
+    def _on_last_sent(self) -> None:
+        assert self._reason is not None  # noqa: S101 - set before the last reply
+        self._close(self._reason)
 
-    def on_timeout(self) -> None:
-        """The deadline is over; or the last words were not taken in time."""
-        if self._reason is not None:
-            self._leave(self._reason)
-        else:
-            super().on_timeout()
-
-    def throw(self, error: Exception) -> None:
-        """Fail what is awaited; a client that does not take its last words is left."""
-        if self._reason is not None:
-            self._leave(self._reason)
-        else:
-            super().throw(error)
-
-    def _broken(self) -> None:
-        if self._reason is not None:
-            self._leave(self._reason)
-        else:
-            super()._broken()
-
-    def _leave(self, reason: CloseReason, *, at_once: bool = False) -> None:
+    def _close(self, reason: CloseReason, *, immediately: bool = False) -> None:
+        """Close the connection as the reason demands, update the metrics, log the session."""
         if self.fd < 0:
             return
-        self._give_up_helpers()
+        self._cancel_pending()
         self.release()
-        engine = self.engine
-        if at_once or reason in _SAY_NOTHING:
-            close_now(engine, self.sock, self.fd)
+        context = self.context
+        if immediately or reason in _NO_REPLY:
+            context.epoll.close_socket(self.sock, self.fd)
         elif reason is CloseReason.CLIENT_QUIT:
             if self.client.tls is not None:
                 end_writing(self.sock)
-            close_now(engine, self.sock, self.fd)
+            context.epoll.close_socket(self.sock, self.fd)
         else:
-            lingering_close(engine, self.sock, self.fd)
+            lingering_close(context, self.sock, self.fd)
         self.fd = -1
-        book_end(engine, self.server, self.record, self._state_gauge, reason)
-        engine.live.discard(self)
+        self.server.record_end(context, self.record, self._state_gauge, reason)
+        context.live.discard(self)
 
-    def _give_up_helpers(self) -> None:
-        self._give_up_stage()
-        self._give_up_link()
-        self._give_up_questions()
+    def _cancel_pending(self) -> None:
+        """Cancel what works for this session."""
+        for cancel in self._pending():
+            cancel()
+        self._handshake = self._upstream = self._cancel_lookup = self._auth_request = None
 
-    def _give_up_stage(self) -> None:
-        if self._stage is not None:
-            self._stage.leave()
-            self._stage = None
+    def _pending(self) -> list[Callable[[], object]]:
+        """Return the calls that cancel what works for this session."""
+        pending: list[Callable[[], object]] = []
+        if self._handshake is not None:
+            pending.append(self._handshake.detach)
+        if self._upstream is not None:
+            pending.append(self._upstream.cancel)
+        if self._cancel_lookup is not None:
+            pending.append(self._cancel_lookup)
+        if self._auth_request is not None:
+            pending.append(partial(self.server.auth.cancel, self._auth_request))
+        return pending
 
-    def _give_up_link(self) -> None:
-        if self._link is not None:
-            self._link.abandon()
-            self._link = None
-
-    def _give_up_questions(self) -> None:
-        if self._cancel is not None:
-            self._cancel()
-            self._cancel = None
-        self.server.auth.forget(self)
-
-    # -- exceptions of our own
-
-    def crashed(self) -> None:
-        """End with the protocol's internal error where the client can still read one, else at once."""
-        if self not in self.engine.live:
-            return  # its connections are a relay's, or closed
-        if self.fd < 0:  # it was being closed
-            self.give_up()
-            return
-        can_reply = self._reason is None and (self._stage is None or self._stage.can_reply)
-        self._aborted()
-        self._give_up_helpers()
-        self.release()
-        if can_reply:
-            self.engine.reactor.hand_over(self.fd, self)
-            self._say_and_leave(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
+    def drain(self) -> None:
+        """Send the protocol's shutdown reply; after a login in progress, if there is one."""
+        if self._handshake is not None:
+            self._close(CloseReason.DRAIN)
+        elif self.is_reading or self._cancel_lookup is not None or self._wait_timer is not None:
+            self.throw(errors.ShuttingDown())
         else:
-            self._leave(CloseReason.INTERNAL_ERROR, at_once=True)
+            self._pending_error = errors.ShuttingDown()
 
-    def give_up(self) -> None:
-        """Close everything in whatever state it is."""
-        engine = self.engine
-        for part in (self._give_up_stage, self._give_up_link, self._give_up_questions, self.release):
-            with suppress(Exception):
-                part()
-        if self._link is not None:
-            with suppress(Exception):
-                self._link.drop()
-        if self.fd >= 0:
-            close_now(engine, self.sock, self.fd)
-            self.fd = -1
-        if self in engine.live:
-            engine.live.discard(self)
-            if self.record.reason is None:
-                with suppress(Exception):
-                    book_end(engine, self.server, self.record, self._state_gauge, CloseReason.INTERNAL_ERROR)
-
-    # -- draining
-
-    def say_goodbye(self) -> None:
-        """Tell the client that we leave, unless its login is under way; then it is told after that."""
-        if self._stage is not None:
-            self._leave(CloseReason.DRAIN)
-        elif self.is_listening or self._cancel is not None or self._wake is not None:
-            self.throw(ShuttingDown())
-        else:
-            self._doom = ShuttingDown()
-
-    def cut(self) -> None:
-        """Leave at once."""
+    def abort(self) -> None:
+        """Close now: the time for draining is over."""
         if self.fd >= 0:
             self.release()
-            self._aborted()
-            self._leave(CloseReason.DRAIN)
+            self._count_login(LoginResult.ABORTED)
+            self._close(CloseReason.DRAIN)
 
+    def on_internal_error(self) -> None:
+        """Close with the internal error reply, where the client can read one and got no last reply yet."""
+        if self not in self.context.live:
+            return  # its connections are closed, or belong to a relay
+        if self.fd < 0:  # it was being closed
+            self.force_close()
+            return
+        can_reply = self._reason is None and (self._handshake is None or self._handshake.can_reply)
+        self._count_login(LoginResult.ABORTED)
+        self._cancel_pending()
+        self.release()
+        if can_reply:
+            self.context.epoll.set_handler(self.fd, self)
+            self._close_with(self.server.protocol.internal_error, CloseReason.INTERNAL_ERROR)
+        else:
+            self._close(CloseReason.INTERNAL_ERROR, immediately=True)
 
-def _result(error: UpstreamError) -> LoginResult:
-    """What a login came to: denied is about this client, refused is about all of them."""
-    if not isinstance(error, UpstreamRefused):
-        return LoginResult.UPSTREAM_FAILED
-    return LoginResult.UPSTREAM_DENIED if error.is_denial else LoginResult.UPSTREAM_REFUSED
+    def force_close(self) -> None:
+        """Close everything in whatever state it is; never raises."""
+        context = self.context
+        close_upstream = () if self._upstream is None else (self._upstream.close,)
+        for cancel in (*self._pending(), self.release, *close_upstream):
+            with suppress(Exception):
+                cancel()
+        if self.fd >= 0:
+            context.epoll.close_socket(self.sock, self.fd)
+            self.fd = -1
+        if self in context.live:
+            context.live.discard(self)
+            if self.record.reason is None:
+                reason = CloseReason.INTERNAL_ERROR
+                with suppress(Exception):
+                    self.server.record_end(context, self.record, self._state_gauge, reason)
+
+    # -- metrics and log
+
+    def log_event(self, level: LogLevel, event: str, **fields: Field) -> None:
+        """Log an event of this session, in its server's log."""
+        self.server.log.event(level, event, session=self.record.session, client=self.client.address, **fields)
+
+    def _enter(self, gauge: Gauge) -> None:
+        """Count the session in another state."""
+        self._state_gauge.value -= 1
+        gauge.value += 1
+        self._state_gauge = gauge
+
+    def _end_step(self) -> float:
+        """Return the seconds that the auth request or upstream login took; the login took as many more."""
+        seconds = time.monotonic() - self._step_started
+        self._login_seconds += seconds
+        return seconds
+
+    def _count_login(self, result: LoginResult) -> None:
+        """Count the login in progress, if there is one."""
+        method, self._method = self._method, None
+        if method is None:
+            return
+        self.protocol_meter.logins[method, result].value += 1
+        self.protocol_meter.login_seconds[result is LoginResult.SUCCESS].observe(self._login_seconds)
+        self.record.result = result
+        self.record.login_seconds = self._login_seconds
+        self._login_seconds = 0.0
+
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
+        sansio.Peek: ProtocolDriver.peek,
+        sansio.Wait: ProtocolDriver.wait,
+        sansio.Authenticate: _authorize,
+        sansio.UpgradeToTls: _start_tls,
+        sansio.ResolveClient: _resolve_client,
+        sansio.MakeChallenge: _make_challenge,
+        sansio.Note: _note,
+    }

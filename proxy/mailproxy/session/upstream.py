@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other side: connecting to an upstream, and performing the login there."""
+"""The connection to an upstream: connect, log in on the client's behalf."""
 
 from __future__ import annotations
 
@@ -9,125 +9,109 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from mailproxy.closing import close_now
-from mailproxy.context import WorkerContext
 from mailproxy.enums import ProtocolErrorKind, UpstreamStage
 from mailproxy.errors import PeerDisconnected, PeerTimedOut, UpstreamError
 from mailproxy.loop.epoll import BROKEN, READ, WRITE
 from mailproxy.protocols import sansio
-from mailproxy.protocols.sansio import Action, ProtocolGenerator
-from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
-from mailproxy.session.driver import ASIDE, READING, ProtocolDriver
-from mailproxy.session.virtual_server import VirtualServer
-from mailproxy.telemetry.metrics import ProtocolMeter
+from mailproxy.protocols.sansio import Effect, ProtocolGenerator
+from mailproxy.protocols.types import UpstreamLogin, UpstreamLoginResult
+from mailproxy.session.driver import DriverState, ProtocolDriver
 from mailproxy_config.model import SendProxyProtocol
+
+if TYPE_CHECKING:
+    from mailproxy.session.session import Session
 
 Target = str | tuple[str, int]
 """The path of a UNIX socket, or an address and a port."""
 
-_UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
-_STOOD: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
-"""What is wrong with a connection that stood, if anything."""
-_TOLD: Final = struct.Struct("=68x I 28x I")
-"""Of ``tcp_info``: the round trip in microseconds, and how much was sent again."""
-_DISABLED: Final = SendProxyProtocol.DISABLED
-_CONNECTING: Final = READ | WRITE
-# As plain numbers: a connection is made faster than an enumeration is asked.
+_IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EAGAIN})
+_CONNECTED_ERRNOS: Final = frozenset({0, errno.ECONNRESET, errno.EPIPE})
+"""``SO_ERROR`` of a connection that was established, even if it is broken by now."""
+_TCP_INFO: Final = struct.Struct("=68x I 28x I")
+"""Of ``struct tcp_info``: ``tcpi_rtt`` in microseconds, and ``tcpi_total_retrans``."""
+# As plain numbers: enums of the socket module take longer than the connection.
 _IPV4, _IPV6, _UNIX = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX)
 _TYPE: Final = int(socket.SOCK_STREAM) | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 
 
-class Principal(Protocol):
-    """On whose behalf a login is made: told once how it went, but not where it cannot even begin."""
-
-    client: Client
-    engine: WorkerContext
-    numbers: ProtocolMeter
-    server: VirtualServer
-
-    def logged_in(self, link: UpstreamConnection, result: UpstreamLoginResult) -> None:
-        """The upstream accepted; the connection is the principal's from here on."""
-        ...
-
-    def upstream_failed(self, error: Exception) -> None:
-        """The upstream refused, could not be reached, or spoke nonsense."""
-        ...
-
-
 class UpstreamConnection(ProtocolDriver):
-    """One login at an upstream, from the connect call to the last reply.
+    """One login at an upstream, from connecting to the last reply.
 
-    One deadline, the directive ``timeout``, covers it all; progress does not
-    extend it.  An upstream speaks first, in every protocol: so its greeting is
-    awaited at once, and tells that the connection stands.
+    The whole of it is limited by one deadline, the directive ``timeout``.  In
+    every protocol the server sends first, so its greeting is polled for at
+    once; it also shows that the connection is established.
+
+    Either ``Session.on_upstream_login`` or ``Session.on_upstream_error`` is
+    called once, but neither where ``connect`` raises.
 
     Attributes:
-        owner: The session that ends with an exception of our own, also when the login is over.
+        owner: The session that an internal error ends, also after the login.
     """
 
     __slots__ = ("_is_connecting", "_session", "_started", "_target", "owner")
 
     def __init__(
         self,
-        session: Principal,
+        session: Session,
         sock: socket.SocketType,
         target: Target,
-        dialogue: ProtocolGenerator[UpstreamLoginResult],
+        generator: ProtocolGenerator[UpstreamLoginResult],
     ) -> None:
-        engine, server = session.engine, session.server
+        context, server = session.context, session.server
         seconds = server.config.timeout
-        super().__init__(engine, sock, sock.fileno(), seconds)
+        super().__init__(context, sock, sock.fileno(), seconds)
         self.owner = session
-        self._session: Principal | None = session
-        self._dialogue = dialogue
+        self._session: Session | None = session
+        self._generator = generator
         self._target = target
         self._is_connecting = True
-        self._started = started = engine.reactor.now
+        self._started = started = context.epoll.now
         self._deadline = started + seconds
-        server.patience.arm(self)
-        engine.reactor.at_end(self._dial)
+        server.login_timeouts.arm(self)
+        context.epoll.defer(self._connect)
 
     @classmethod
-    def connect(cls, session: Principal, identified: UpstreamLogin) -> UpstreamConnection:
-        """Connect when the turn ends; the session is told how it went.
+    def connect(cls, session: Session, login: UpstreamLogin) -> UpstreamConnection:
+        """Connect at the end of this event loop iteration.
 
         Raises:
-            UpstreamError: There is no way even to begin (no descriptors, say).
+            UpstreamError: No socket can be made, for lack of descriptors perhaps.
         """
-        address, port = identified.grant.address, identified.grant.port
+        address, port = login.grant.address, login.grant.port
         path = address.removeprefix("unix:") if port == 0 else ""
         family = _UNIX if path else _IPV6 if ":" in address else _IPV4
-        dialogue = session.server.upstream.log_in(session.client, identified)
+        generator = session.server.upstream.log_in(session.client, login)
         try:
             sock = socket.SocketType(family, _TYPE)
         except OSError as error:
-            raise _failure(error.errno) from error
-        return cls(session, sock, path or (address, port), dialogue)
+            raise _connect_error(error.errno) from error
+        return cls(session, sock, path or (address, port), generator)
 
-    def _dial(self) -> None:
-        """The turn ends: begin to connect."""
+    # -- connecting
+
+    def _connect(self) -> None:
         session = self._session
         if session is None:
             return  # the client has left meanwhile
-        code = self._call()
-        if code != 0 and code not in _UNDER_WAY:
-            self._refused(session, code)
+        code = self._connect_socket()
+        if code != 0 and code not in _IN_PROGRESS:
+            self._on_connect_failed(session, code)
             return
-        if code != 0 and session.server.config.proxy_protocol is not _DISABLED:
-            self._mask = _CONNECTING  # here it is we who speak first
-        self.engine.reactor.add(self.fd, self, self._mask)
+        if code != 0 and session.server.config.proxy_protocol is not SendProxyProtocol.DISABLED:
+            self._events = READ | WRITE  # the PROXY header is sent before the greeting comes
+        self.context.epoll.add(self.fd, self, self._events)
         if code == 0:
-            self._stands(session, time.monotonic() - self._started)
+            self._on_connected(session, time.monotonic() - self._started)
 
-    def _call(self) -> int | None:
-        """Call; give the error number, 0 for a connection, ``None`` for what cannot be called."""
+    def _connect_socket(self) -> int | None:
+        """Return the error number of connect(2), 0 when connected, ``None`` for an invalid address."""
         target, sock = self._target, self.sock
         try:
             if isinstance(target, str):
-                # One whose queue is full says EAGAIN, and nothing more when there is room again.
+                # A UNIX socket whose queue is full: EAGAIN, and no event when there is room again.
                 code = sock.connect_ex(target)
                 return errno.ECONNREFUSED if code == errno.EAGAIN else code
             sock.setsockopt(_TCP, _NODELAY, 1)
@@ -136,109 +120,106 @@ class UpstreamConnection(ProtocolDriver):
             return getattr(error, "errno", None)
 
     def _on_other_event(self, mask: int) -> None:
-        """The connection stands, or failed; after that, as any conversation."""
-        if self._is_connecting:
-            self._connected(mask)
-        else:
-            super()._on_other_event(mask)
-
-    def _connected(self, mask: int) -> None:
         session = self._session
+        if not self._is_connecting:
+            super()._on_other_event(mask)
+            return
         if session is None:
             return
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if mask & BROKEN else 0
-        if code not in _STOOD:
-            self._refused(session, code)
+        if code not in _CONNECTED_ERRNOS:
+            self._on_connect_failed(session, code)
             return
-        self._stands(session, self._seconds_connecting())
-        self._watch(READ)
-        if self._state == READING:
+        self._on_connected(session, self._connect_seconds())
+        self.set_events(READ)
+        if self.state is DriverState.READING:
             self.on_event(mask)
 
-    def _stands(self, session: Principal, seconds: float) -> None:
-        """The connection stands: book it, and begin the dialogue."""
+    def _on_connected(self, session: Session, seconds: float) -> None:
         self._is_connecting = False
-        session.numbers.upstream_connect[True].observe(seconds)
+        session.protocol_meter.upstream_connect[True].observe(seconds)
         self._run(None)
 
-    def _refused(self, session: Principal, code: int | None) -> None:
+    def _on_connect_failed(self, session: Session, code: int | None) -> None:
         self._is_connecting = False
-        session.numbers.upstream_connect[False].observe(time.monotonic() - self._started)
+        session.protocol_meter.upstream_connect[False].observe(time.monotonic() - self._started)
         self.release()
-        self._failed(_failure(code))
+        self._on_error(_connect_error(code))
 
-    def _seconds_connecting(self) -> float:
-        """How long it took to connect: one round trip, which the kernel has measured (tcp(7), ``TCP_INFO``).
+    def _connect_seconds(self) -> float:
+        """Return how long connecting took: one round trip, as measured by the kernel (tcp(7), ``TCP_INFO``).
 
-        Where it had to try again, or does not tell, the time until now.
+        After a retransmission, or without that measurement: the time until now.
         """
         try:
-            told = self.sock.getsockopt(_TCP, socket.TCP_INFO, _TOLD.size)
-            microseconds, repeated = _TOLD.unpack(told)
+            info = self.sock.getsockopt(_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            microseconds, retransmissions = _TCP_INFO.unpack(info)
         except (OSError, struct.error):
-            microseconds, repeated = 0, 0
-        if microseconds and not repeated:
+            microseconds, retransmissions = 0, 0
+        if microseconds and not retransmissions:
             return microseconds * 1e-6  # type: ignore[no-any-return]
-        return self.engine.reactor.now - self._started
+        return self.context.epoll.now - self._started
+
+    # -- the login
 
     def on_timeout(self) -> None:
-        """The upstream was too slow, whatever it was doing."""
+        """``timeout`` has passed, in whatever state the login is."""
         session = self._session
         if self._is_connecting and session is not None:
-            if not _has_peer(self.sock):
-                self._refused(session, errno.ETIMEDOUT)
+            if not _is_connected(self.sock):
+                self._on_connect_failed(session, errno.ETIMEDOUT)
                 return
-            self._stands(session, self._seconds_connecting())
-        if self._state == ASIDE:
+            self._on_connected(session, self._connect_seconds())
+        if self.state is DriverState.IDLE:
             self.release()
-            self._failed(PeerTimedOut())
+            self._on_error(PeerTimedOut())
         else:
             super().on_timeout()
 
-    def _finished(self, result: UpstreamLoginResult) -> None:
+    def _on_result(self, result: UpstreamLoginResult) -> None:
         session, self._session = self._session, None
         if session is not None:
-            self.engine.timers.disarm(self)
-            session.logged_in(self, result)
+            self.context.timers.disarm(self)
+            session.on_upstream_login(self, result)
 
-    def _failed(self, error: Exception) -> None:
+    def _on_error(self, error: Exception) -> None:
         session, self._session = self._session, None
-        self.drop()
-        if session is not None:
-            if isinstance(error, PeerDisconnected):
-                error = self._gone(error)
-            session.upstream_failed(error)
+        self.close()
+        if session is None:
+            return
+        if isinstance(error, PeerTimedOut):
+            error = UpstreamError("upstream timed out", stage=UpstreamStage.LOGIN, kind=None)
+        elif isinstance(error, PeerDisconnected):
+            reason, kind = "upstream closed the connection", ProtocolErrorKind.OTHER
+            error = UpstreamError(reason, stage=UpstreamStage.LOGIN, kind=kind)
+        session.on_upstream_error(error)
 
-    def _gone(self, error: PeerDisconnected) -> UpstreamError:
-        return UpstreamError(
-            "upstream timed out" if isinstance(error, PeerTimedOut) else "upstream closed the connection",
-            stage=UpstreamStage.LOGIN,
-            kind=None if isinstance(error, PeerTimedOut) else ProtocolErrorKind.OTHER,
-        )
+    # -- the end
 
-    def abandon(self) -> None:
-        """The client is gone: so is the reason for this connection."""
+    def cancel(self) -> None:
+        """Close without calling the session: the client has left."""
         self._session = None
         self.release()
-        self.drop()
+        self.close()
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
         if self.fd >= 0:
-            close_now(self.engine, self.sock, self.fd)
+            self.context.epoll.close_socket(self.sock, self.fd)
             self.fd = -1
 
+    @property
     def unsent(self) -> bytes:
-        """What the upstream has not taken yet of what it was told."""
+        """Bytes that the upstream has not accepted yet."""
         return self._outgoing
 
-    _PERFORM: ClassVar[Mapping[type[Action], Callable[[Any, Any], object]]] = {
-        sansio.Deadline: ProtocolDriver.set_deadline,
+    _EFFECTS: ClassVar[Mapping[type[Effect], Callable[[Any, Any], object]]] = {
+        sansio.SetDeadline: ProtocolDriver.set_deadline,
         sansio.Wait: ProtocolDriver.wait,
     }
 
 
-def _has_peer(sock: socket.SocketType) -> bool:
+def _is_connected(sock: socket.SocketType) -> bool:
     try:
         sock.getpeername()
     except OSError:
@@ -246,6 +227,6 @@ def _has_peer(sock: socket.SocketType) -> bool:
     return True
 
 
-def _failure(code: int | None) -> UpstreamError:
-    words = os.strerror(code) if code else "not an address to connect to"
-    return UpstreamError(f"connecting failed: {words}", stage=UpstreamStage.CONNECT)
+def _connect_error(code: int | None) -> UpstreamError:
+    reason = os.strerror(code) if code else "not an address to connect to"
+    return UpstreamError(f"connecting failed: {reason}", stage=UpstreamStage.CONNECT)

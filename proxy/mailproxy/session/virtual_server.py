@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all sessions of one ``server`` block share: its configuration put to work."""
+"""A ``server`` block at work: what all of its sessions share."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mailproxy.auth_http.client import AuthHttpClient
 from mailproxy.auth_http.request import RequestTemplate
+from mailproxy.context import WorkerContext
 from mailproxy.dns import Resolver
+from mailproxy.enums import CloseReason, LoginResult
 from mailproxy.loop.timeouts import TimeoutQueue
+from mailproxy.protocols.frontend import Frontend
 from mailproxy.protocols.real_ip import TrustedPeers
-from mailproxy.protocols.registry import FrontendFactory, MailProtocol, Upstream
+from mailproxy.protocols.registry import MailProtocol
+from mailproxy.protocols.types import Client
+from mailproxy.protocols.upstream_reply import UpstreamLoginBase
+from mailproxy.telemetry.labels import Limit
 from mailproxy.telemetry.log import LogWriter
-from mailproxy.telemetry.metrics import ProtocolMeter, ServerMeter
+from mailproxy.telemetry.metrics import Gauge, ProtocolMeter, ServerMeter
+from mailproxy.telemetry.session_record import SessionRecord
 from mailproxy.tls.context import ServerTls
 from mailproxy_config.model import ServerConfig
 
 
 @dataclass(slots=True, eq=False)
 class VirtualServer:
-    """One ``server`` block at work; made by a reload, kept by its sessions until the last has gone."""
+    """One ``server`` block of one configuration; sessions keep theirs across a reload."""
 
     config: ServerConfig
     protocol: MailProtocol
@@ -29,18 +39,44 @@ class VirtualServer:
     tls: ServerTls | None
     trusted: TrustedPeers
     meter: ServerMeter
-    numbers: ProtocolMeter
-    patience: TimeoutQueue
-    """For deadlines of ``timeout``."""
-    idleness: TimeoutQueue
-    """For deadlines of ``proxy_timeout``."""
+    """The metrics of this server."""
+    protocol_meter: ProtocolMeter
+    """The metrics of its protocol."""
+    login_timeouts: TimeoutQueue
+    """Timeouts of the length ``timeout``."""
+    idle_timeouts: TimeoutQueue
+    """Timeouts of the length ``proxy_timeout``."""
     log: LogWriter
-    """Where its sessions are logged."""
+    """The log of its sessions."""
     suspects_proxy_header: bool = False
-    """Whether a handshake failed because what came was no TLS; the next one is looked at."""
-    frontend: FrontendFactory = field(init=False)
-    upstream: Upstream = field(init=False)
+    """Whether a handshake failed because the client did not send TLS; the next client's bytes are checked."""
+    frontend: Callable[[Client], Frontend[Any]] = field(init=False)
+    upstream: UpstreamLoginBase = field(init=False)
 
     def __post_init__(self) -> None:
-        self.frontend = self.protocol.frontend(self.config)
+        self.frontend = self.protocol.frontend_for(self.config)
         self.upstream = self.protocol.upstream(self.config)
+
+    def record_end(
+        self, context: WorkerContext, record: SessionRecord, state_gauge: Gauge, reason: CloseReason
+    ) -> None:
+        """Update the metrics for the end of a client connection, and log its session.
+
+        Args:
+            context: The worker's shared parts.
+            record: The session's log record; its end is filled in.
+            state_gauge: The gauge in which the session is counted.
+            reason: Why it ended.
+        """
+        record.duration = duration = time.monotonic() - record.started
+        record.reason = reason
+        state_gauge.value -= 1
+        context.clients -= 1
+        meter = self.meter
+        meter.active.value -= 1
+        meter.closed[reason].value += 1
+        if reason is CloseReason.MAX_ERRORS:
+            meter.limit_rejections[Limit.MAX_ERRORS].value += 1
+        is_authenticated = record.result is LoginResult.SUCCESS
+        self.protocol_meter.session_seconds[is_authenticated].observe(duration)
+        self.log.session(record)

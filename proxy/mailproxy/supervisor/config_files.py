@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mailproxy.tls.inputs import files
+from mailproxy.tls.inputs import tls_files
 from mailproxy_config.decode import MAX_FILE_BYTES
 from mailproxy_config.errors import ConfigError, Problem
 from mailproxy_config.model import ProxyConfig
@@ -33,6 +33,6 @@ def read(path: Path, *, once: bool = False) -> bytes:
 
 def referenced(config: ProxyConfig) -> frozenset[Path]:
     """Name every file whose contents matter to a configuration: certificates, keys, header values."""
-    tls = (path for server in config.servers for path in files(server))
+    tls = (path for server in config.servers for path in tls_files(server))
     headers = (header.value_file for server in config.servers for header in server.auth_http_header)
     return frozenset(Path(path) for path in (*tls, *headers) if path is not None)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from mailproxy.tls.ticket_keys import new_key
+from mailproxy.tls.resumption import new_key
 from mailproxy_config.model import ProxyConfig
 
 Keys = Mapping[int, tuple[bytes, ...]]

@@ -102,7 +102,7 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     if not any(server.tls_is_used for server in config.servers):
         return [], []
     # Not at the top: ``check`` of a configuration without TLS needs no OpenSSL.
-    from mailproxy.tls.check import tried  # noqa: PLC0415
+    from mailproxy.tls.check import check_tls  # noqa: PLC0415
 
     paths = [problem.reason.partition(": ")[0] for problem in missing]
     endless = {problem.path.partition(".")[0] for problem in missing if NOT_REGULAR in problem.reason}
@@ -110,7 +110,7 @@ def _tls(config: ProxyConfig, missing: Iterable[Problem]) -> tuple[list[Problem]
     for index, server in enumerate(config.servers):
         if server.tls_is_used and f"servers[{index}]" not in endless:
             rename = _renamed(f"servers[{server.name}]", f"servers[{index}]")
-            problems, notices = tried(server)
+            problems, notices = check_tls(server)
             found[0].extend(
                 rename(problem) for problem in problems if not any(path in problem.reason for path in paths)
             )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS towards clients: contexts from files, connections from sockets, and what a handshake settled.
+"""TLS: contexts from directives and files, connections on non-blocking sockets.
 
-One engine: ``ssl`` on non-blocking sockets, with ``openssl`` for what it does
-not offer.  Nothing here waits, watches a descriptor or keeps time.
+It uses ``ssl``, and ``openssl`` for functions that ``ssl`` does not offer.
+Nothing in this package waits, polls a descriptor or has timeouts.
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS towards the authorization service, for ``auth_http`` addresses that begin with ``https://``.
+"""TLS to the authentication service, for ``auth_http`` addresses that begin with ``https://``.
 
-nginx has none.  The service's certificate must be valid for its name and come
-from an authority that the system trusts (or those of ``SSL_CERT_FILE``).  It is
-verified as OpenSSL verifies by default: Python 3.13 also demands extensions of RFC 5280
-that the private authorities of many sites lack (``VERIFY_X509_STRICT``).
+nginx has none.  The service's certificate must be valid for its name, and its
+authority must be trusted by the system (or be in ``SSL_CERT_FILE``).
+``VERIFY_X509_STRICT``, the default since Python 3.13, is off: it requires
+extensions of RFC 5280 that many private authorities do not use.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import ssl
 
 
 class ClientTls:
-    """How to make sure of one service.
+    """TLS to one service.
 
     Args:
-        host: Its name or address, as configured; brackets of an IPv6 address do not count.
+        host: Its name or address as configured; an IPv6 address may be in brackets.
     """
 
     __slots__ = ("_context", "_host")
@@ -27,15 +27,15 @@ class ClientTls:
         self._context = ssl.create_default_context()
         self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
-    def over(self, sock: socket.socket) -> ssl.SSLSocket:
-        """Take a connected non-blocking socket over, before its handshake."""
+    def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
+        """Start TLS on a connected non-blocking socket; the handshake is a separate step."""
         return self._context.wrap_socket(
             sock, server_hostname=self._host, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
 
 
-def tls_words(error: OSError) -> str:
-    """Say what was wrong with a handshake, in OpenSSL's words where it has some."""
+def describe_tls_error(error: OSError) -> str:
+    """Return why a handshake failed, with OpenSSL's text if it has one."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, ssl.SSLError) and error.reason:

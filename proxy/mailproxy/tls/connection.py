@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection under TLS: the handshake step by step, then bytes in and out, then the goodbye."""
+"""A client's TLS connection: handshake in steps, reads and writes without waiting, shutdown."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mailproxy.enums import TlsFailure
 from mailproxy.errors import TlsFailed
-from mailproxy.protocols.types import TlsInfo
-from mailproxy.tls.certificate_facts import client_certificate, own_algorithms
-from mailproxy.tls.client_certs import TOLERABLE, is_bad
+from mailproxy.protocols.types import TlsInfo, certificate_fault
+from mailproxy.tls.client_certs import TOLERABLE, client_certificate
+from mailproxy.tls.key_pairs import key_algorithms
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import VerifyClient
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 _RECORD: Final = 16384
-"""OpenSSL takes one record at a time."""
+"""Bytes of the largest TLS record."""
 PIECE: Final = 64 * 1024
-"""Bytes that OpenSSL is given at once; after a write that has to wait, it must be given them again."""
-_HOST_NAME: Final = 0
+"""Bytes per call of ``SSL_write``; a write that could not complete must be repeated with the same bytes."""
+_TLSEXT_NAMETYPE_HOST_NAME: Final = 0
 _STREAM: Final = int(socket.SOCK_STREAM)
 _TCP, _CORK = int(socket.IPPROTO_TCP), int(socket.TCP_CORK)
 
 _FAILURES: Final = {
-    # OpenSSL's reason: what it means to us
+    # OpenSSL's reason: the label of the metric
     "HTTP_REQUEST": TlsFailure.NOT_TLS,
     "HTTPS_PROXY_REQUEST": TlsFailure.NOT_TLS,
     "WRONG_VERSION_NUMBER": TlsFailure.NOT_TLS,
@@ -56,7 +56,7 @@ _FAILURES: Final = {
     "CERT_LENGTH_MISMATCH": TlsFailure.BAD_CLIENT_CERT,
     "CERTIFICATE_VERIFY_FAILED": TlsFailure.BAD_CLIENT_CERT,
     "UNABLE_TO_FIND_PUBLIC_KEY_PARAMETERS": TlsFailure.BAD_CLIENT_CERT,
-    # the client did not like our certificate
+    # the client did not accept the server's certificate
     "TLSV1_ALERT_UNKNOWN_CA": TlsFailure.VERIFY_FAILED,
     "SSLV3_ALERT_BAD_CERTIFICATE": TlsFailure.VERIFY_FAILED,
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": TlsFailure.VERIFY_FAILED,
@@ -65,22 +65,21 @@ _FAILURES: Final = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": TlsFailure.VERIFY_FAILED,
 }
 
-
-_ALL_SAID: Final = 3
+_SHUTDOWN_BOTH: Final = 3
 """``SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN``."""
 
 
 def cork(sock: socket.SocketType, value: int) -> bool:
-    """Hold back what does not fill a segment (1), or let it go (0); tell whether that worked (tcp(7))."""
+    """Set ``TCP_CORK`` (tcp(7)): 1 delays incomplete segments, 0 sends them; returns whether that worked."""
     try:
         sock.setsockopt(_TCP, _CORK, value)
-    except OSError:  # a UNIX socket, which has no segments; or one that is closed by now
+    except OSError:  # a UNIX socket, or one that is closed already
         return False
     return True
 
 
 class HandshakeStep(Enum):
-    """What a handshake needs to go on."""
+    """What a handshake waits for."""
 
     DONE = auto()
     WANT_READ = auto()
@@ -88,11 +87,11 @@ class HandshakeStep(Enum):
 
 
 class TlsHandshakeFailed(TlsFailed):
-    """A handshake did not complete; nothing more can be said to this client.
+    """A handshake failed; nothing more can be sent to the client.
 
     Attributes:
-        failure: Why, in the metric's words.
-        detail: Why, in OpenSSL's; for the log.
+        failure: The label of the metric.
+        detail: OpenSSL's reason, for the log.
     """
 
     def __init__(self, failure: TlsFailure, detail: str) -> None:
@@ -106,40 +105,40 @@ class TlsParams:
     """What all connections of one server share.
 
     Attributes:
-        tells_upstream: Whether PROXY version 2 will ask for SNI and our certificate.
-        session_context: What sessions must have in common to be resumed.
-        kept: What OpenSSL points at while a connection lives.
-        own: What is known about our certificates, by address.
+        has_proxy_v2: Whether PROXY version 2 is sent, which needs SNI and the server's certificate.
+        session_context: The context in which sessions may be resumed; see ``inputs``.
+        references: Python objects that OpenSSL has pointers to while a connection exists.
+        algorithms: Signature and key algorithms of the server's certificates, by the address of the ``X509``.
     """
 
     context: ssl.SSLContext
     native: OpenSsl | None
     verify_client: VerifyClient
-    tells_upstream: bool
+    has_proxy_v2: bool
     session_context: bytes
-    kept: tuple[object, ...] = ()
-    own: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
+    references: tuple[object, ...] = ()
+    algorithms: dict[int, tuple[bytes | None, bytes | None]] = field(default_factory=dict)
 
 
 class TlsConnection(ssl.SSLSocket):
-    """A client's non-blocking socket under TLS.
+    """A client's non-blocking socket with TLS.
 
-    An ``SSLSocket`` with fewer system calls behind it, made by
-    ``ServerTls.accept``.  It has no buffer beside OpenSSL's, which is given
-    back whenever nothing lies in it.
+    An ``SSLSocket`` that makes fewer system calls, created by
+    ``ServerTls.accept``.  Its only buffer is OpenSSL's, which is freed whenever
+    it is empty.
 
     ``recv``, ``recv_into`` and ``send`` raise ``ssl.SSLWantReadError`` or
-    ``ssl.SSLWantWriteError`` when they would have to wait, and ``OSError``
-    when the connection is broken.
+    ``ssl.SSLWantWriteError`` instead of waiting, and ``OSError`` when the
+    connection is broken.
 
-    OpenSSL reads ahead: after a handshake, and after every read, bytes may
-    lie above the socket where no readiness event tells of them.  Ask
-    ``pending`` before waiting for one.
+    OpenSSL reads ahead: after a handshake and after every read there may be
+    bytes in its buffer, for which the socket does not become readable.  Call
+    ``pending`` before waiting for the socket.
     """
 
-    __slots__ = ("_pointer", "_sslobj", "_terms")
+    __slots__ = ("_params", "_pointer", "_sslobj")
 
-    # what SSLSocket keeps in every object
+    # attributes of every SSLSocket
     server_side = True
     server_hostname = None
     do_handshake_on_connect = False
@@ -148,39 +147,39 @@ class TlsConnection(ssl.SSLSocket):
     _session = None
 
     _error: OSError | None = None
-    """What a read ran into that had bytes to give first; the next one raises it."""
+    """The error after the last bytes that were read; the next read raises it."""
     _sslobj: Any
-    _terms: TlsParams
+    _params: TlsParams
     _pointer: int
-    """OpenSSL's own object, where it can be reached; it lives as long as ``_sslobj``."""
+    """The ``SSL`` object, set only with ``native``; it exists as long as ``_sslobj``."""
 
     @classmethod
-    def of(cls, family: int, fd: int) -> TlsConnection:
-        """Make one of a connected stream socket's descriptor; until ``begin`` it can only be closed."""
+    def from_fd(cls, family: int, fd: int) -> TlsConnection:
+        """Take over the descriptor of a connected stream socket; before ``begin`` it can only be closed."""
         self = cls.__new__(cls)
         self._sslobj = None
         socket.socket.__init__(self, family, _STREAM, 0, fd)
         self.settimeout(0.0)
         return self
 
-    def begin(self, terms: TlsParams) -> None:
-        """Put it under TLS, without a handshake yet."""
-        self._terms = terms
-        self._sslobj = terms.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
-        if (native := terms.native) is not None:
-            # some Pythons give every connection their own, so that the context's would not hold
+    def begin(self, params: TlsParams) -> None:
+        """Start TLS; the handshake is a separate step."""
+        self._params = params
+        self._sslobj = params.context._wrap_socket(self, True)  # type: ignore[attr-defined]  # noqa: SLF001 - as SSLSocket
+        if (native := params.native) is not None:
+            # some versions of Python set it for each connection, which overrides that of the context
             self._pointer = native.connection(self._sslobj)
-            native.lib.SSL_set_session_id_context(self._pointer, terms.session_context, 32)
+            native.lib.SSL_set_session_id_context(self._pointer, params.session_context, 32)
 
     @property
     def _context(self) -> ssl.SSLContext:
-        return self._terms.context
+        return self._params.context
 
     def handshake(self) -> HandshakeStep:
-        """Go on with the handshake as far as it gets without waiting.
+        """Continue the handshake as far as possible without waiting.
 
         Raises:
-            TlsHandshakeFailed: It has failed; the client has been told by an alert where TLS has one.
+            TlsHandshakeFailed: It failed; the client got an alert where TLS has one.
         """
         try:
             self._sslobj.do_handshake()
@@ -193,7 +192,7 @@ class TlsConnection(ssl.SSLSocket):
         return HandshakeStep.DONE
 
     def recv(self, buflen: int = _RECORD, flags: int = 0) -> bytes:
-        """Read at most ``buflen`` bytes of one record; ``b""`` when the client has ended."""
+        """Read at most ``buflen`` bytes of one record; ``b""`` at the end of the stream."""
         del flags
         try:
             return self._sslobj.read(buflen)  # type: ignore[no-any-return]
@@ -201,7 +200,7 @@ class TlsConnection(ssl.SSLSocket):
             return b""
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
-        """Read into a buffer at most one record; 0 when the client has ended."""
+        """Read at most one record into a buffer; 0 at the end of the stream."""
         del flags
         try:
             return self._sslobj.read(nbytes or memoryview(buffer).nbytes, buffer)  # type: ignore[no-any-return]
@@ -209,9 +208,13 @@ class TlsConnection(ssl.SSLSocket):
             return 0
 
     def fill(self, view: memoryview) -> tuple[int, bool]:
-        """Read what there is into a buffer, record by record; tell how much, and whether it was the last.
+        """Read all available records into a buffer.
 
-        Where the connection breaks behind some bytes, those are given first.
+        Returns:
+            The number of bytes, and whether the stream has ended.
+
+        Raises:
+            OSError: The connection is broken.  If bytes were read before that, the next call raises it.
         """
         if self._error is not None:
             raise self._error
@@ -233,15 +236,15 @@ class TlsConnection(ssl.SSLSocket):
         return filled, False
 
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
-        """Write as much as the socket takes, however many records that is.
+        """Write as many records as the socket accepts.
 
         Returns:
-            How many bytes were taken, at least one.  What was not must come first in the next call.
+            The number of bytes written, at least one.  The next call must start with the others.
         """
         del flags
-        if len(data) <= _RECORD:  # type: ignore[arg-type]  # what is sent has a length
+        if len(data) <= _RECORD:  # type: ignore[arg-type]  # all callers pass bytes or a memoryview
             return self._sslobj.write(data)  # type: ignore[no-any-return]
-        is_corked = cork(self, 1)  # records leave in full segments
+        is_corked = cork(self, 1)  # sends records in full segments
         try:
             return self._send_records(memoryview(data).cast("B"))
         finally:
@@ -256,28 +259,28 @@ class TlsConnection(ssl.SSLSocket):
         return taken
 
     def pending(self) -> int:
-        """Tell whether bytes lie above the socket: more than 0 when ``recv`` is worth a try.
+        """Return more than 0 if OpenSSL has bytes in its buffer, so that ``recv`` should be called.
 
-        It may then still raise ``SSLWantReadError``: half a record is no
-        bytes yet, and an event will tell of the other half.
+        ``recv`` may still raise ``SSLWantReadError`` if these are an incomplete
+        record; the socket becomes readable with the rest of it.
         """
         if self._sslobj is None:
             return 0
         if self._error is not None:
             return 1
-        native = self._terms.native
+        native = self._params.native
         if native is None:
             return self._sslobj.pending()  # type: ignore[no-any-return]
         return native.lib.SSL_has_pending(self._pointer)  # type: ignore[no-any-return]
 
     def unwrap(self) -> socket.socket:
-        """Say close_notify, without waiting for room or for the client's own; never raises.
+        """Send close_notify without waiting, neither for space nor for the client's; never raises.
 
-        Reading goes on to work (RFC 8446 section 6.1).
+        Reading still works (RFC 8446 section 6.1).
         """
         if self._sslobj is None:
             return self
-        native = self._terms.native
+        native = self._params.native
         if native is None:
             with suppress(OSError):
                 self._sslobj.shutdown()
@@ -286,23 +289,23 @@ class TlsConnection(ssl.SSLSocket):
         return self
 
     def close(self) -> None:
-        """Close without a word; the session can be resumed, whoever left first.
+        """Close the socket without close_notify; the TLS session can be resumed.
 
-        OpenSSL forgets a cached session whose connection goes without
-        close_notify; nginx tells it likewise that all was said.  A session
-        that failed it has forgotten by itself.
+        OpenSSL removes the cached session of a connection without
+        close_notify unless its shutdown state is set, as nginx does.  OpenSSL
+        itself removes the session of a connection that failed.
         """
-        if self._sslobj is not None and (native := self._terms.native) is not None:
-            native.lib.SSL_set_shutdown(self._pointer, _ALL_SAID)
+        if self._sslobj is not None and (native := self._params.native) is not None:
+            native.lib.SSL_set_shutdown(self._pointer, _SHUTDOWN_BOTH)
         super().close()
 
     def info(self) -> TlsInfo:
-        """Tell what the finished handshake settled.
+        """Return the result of the finished handshake.
 
-        The client's certificate is looked at where ``ssl_verify_client`` asks
-        for one; SNI and our own certificate where ``proxy_protocol`` is V2.
+        It has the client's certificate only with ``ssl_verify_client``, and SNI
+        and the server's certificate only with ``proxy_protocol`` V2.
         """
-        connection, terms, native = self._sslobj, self._terms, self._terms.native
+        connection, params, native = self._sslobj, self._params, self._params.native
         alpn = connection.selected_alpn_protocol()
         info = TlsInfo(
             version=connection.version(),
@@ -311,9 +314,9 @@ class TlsConnection(ssl.SSLSocket):
             alpn=alpn.encode() if alpn is not None else None,
         )
         if native is not None:
-            if terms.verify_client is not VerifyClient.DISABLED:
+            if params.verify_client is not VerifyClient.DISABLED:
                 self._add_client_certificate(info, native)
-            if terms.tells_upstream:
+            if params.has_proxy_v2:
                 self._add_for_upstream(info, native)
         return info
 
@@ -325,24 +328,26 @@ class TlsConnection(ssl.SSLSocket):
             info.verify_code = lib.SSL_get_verify_result(pointer)
             info.verify_error = lib.X509_verify_cert_error_string(info.verify_code)
             info.verify_is_tolerable = info.verify_code in TOLERABLE
-        if is_bad(self._terms.verify_client, info):
-            lib.SSL_CTX_remove_session(native.context(self._terms.context), lib.SSL_get_session(pointer))
+        if (
+            certificate_fault(self._params.verify_client, info) is not None
+        ):  # as in nginx, it must not be resumed
+            lib.SSL_CTX_remove_session(native.context(self._params.context), lib.SSL_get_session(pointer))
 
     def _add_for_upstream(self, info: TlsInfo, native: OpenSsl) -> None:
-        lib, pointer, known = native.lib, self._pointer, self._terms.own
-        info.server_name = lib.SSL_get_servername(pointer, _HOST_NAME)
+        lib, pointer, known = native.lib, self._pointer, self._params.algorithms
+        info.server_name = lib.SSL_get_servername(pointer, _TLSEXT_NAMETYPE_HOST_NAME)
         x509 = lib.SSL_get_certificate(pointer)
         if x509 and x509 not in known:
-            known[x509] = own_algorithms(native, x509)
+            known[x509] = key_algorithms(native, x509)
         if x509:
             info.own_signature, info.own_key = known[x509]
 
 
 def _failure(error: OSError) -> tuple[TlsFailure, str]:
-    """Translate what ``ssl`` raised into the metric's word and OpenSSL's."""
+    """Return the metric's label and OpenSSL's reason for an exception of ``ssl``."""
     if not isinstance(error, ssl.SSLError):
         return TlsFailure.EOF, type(error).__name__
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
-        return TlsFailure.EOF, "the client has gone"
+        return TlsFailure.EOF, "client closed the connection"
     reason = reason_of(error)
     return _FAILURES.get(reason, TlsFailure.OTHER), reason.replace("_", " ").lower()

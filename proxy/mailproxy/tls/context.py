@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's TLS: one ``SSL_CTX`` per ``server`` block, made from its directives and files.
+"""A server's TLS: one ``SSL_CTX`` per ``server`` block, built from its directives and files.
 
-``build`` reports everything that is wrong at once.  A reload that changes
-neither directive nor file gives the same object back, so that its sessions
-can still be resumed.
+``build`` reports all problems together.  After a reload that changes neither
+a directive nor a file it returns the previous object, so that TLS sessions can
+still be resumed.
 """
 
 from __future__ import annotations
@@ -11,55 +11,58 @@ from __future__ import annotations
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import Final, TypeGuard
+from typing import Final
 
-from mailproxy.tls import client_certs, key_pairs, parameters, resumption
+from mailproxy.tls import client_certs, key_pairs, resumption, settings
 from mailproxy.tls.connection import TlsConnection, TlsParams
 from mailproxy.tls.context_builder import ContextBuilder
-from mailproxy.tls.inputs import files, fingerprint, session_context
-from mailproxy.tls.openssl import OpenSsl, Unreachable, load_openssl
-from mailproxy.tls.ticket_keys import TicketKeys
+from mailproxy.tls.inputs import fingerprint, session_context
+from mailproxy.tls.openssl import OpenSsl, OpenSslUnavailable, load_openssl
+from mailproxy.tls.resumption import TicketKeys
 from mailproxy_config.errors import Problem
 from mailproxy_config.model import SendProxyProtocol, ServerConfig, SessionCache, VerifyClient
-
-__all__ = ["ServerTls", "build", "files", "fingerprint"]
 
 _NGINX_SESSION_TIMEOUT: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServerTls:
-    """One server's TLS, ready to accept connections.
+    """The TLS of one server.
 
     Attributes:
-        not_after: When each loaded certificate expires, in seconds since 1970,
+        params: What its connections share.
+        not_after: When each certificate expires, in seconds since 1970,
             in the order of ``ssl_certificate``; ``None`` for a malformed date.
-        fingerprint_of_inputs: Changes when a directive or a file does; see ``fingerprint``.
-        ticket_keys: What its tickets are sealed with, unless ``ssl_session_ticket_key`` names files.
-        notices: What is served otherwise than asked, for the log.
+        fingerprint_of_inputs: Changes when a directive or a file changes; see ``inputs.fingerprint``.
+        ticket_keys: Encrypt its tickets, unless ``ssl_session_ticket_key`` names files.
+        notices: Directives that have another effect than configured, for the log.
     """
 
-    terms: TlsParams
+    params: TlsParams
     not_after: tuple[float | None, ...]
     fingerprint_of_inputs: str
     ticket_keys: TicketKeys
     notices: tuple[Problem, ...]
 
     def accept(self, sock: socket.SocketType) -> TlsConnection:
-        """Put a connected non-blocking socket under TLS, without a handshake yet.
+        """Start TLS on a connected non-blocking socket; the handshake is a separate step.
 
-        ``sock`` gives its descriptor away and is not to be used any more,
-        unless it was made for this (``TlsConnection.of``): then it is the result.
-        What lies unread in it is taken for the beginning of a handshake, so
-        whatever a client sent in clear makes the handshake fail.
+        ``sock`` is detached from its descriptor and must not be used any more,
+        unless it comes from ``TlsConnection.from_fd``: then it is the result.
+        Unread bytes are parsed as the start of the handshake, so bytes that a
+        client sent in clear text make it fail.
         """
-        taken = sock if isinstance(sock, TlsConnection) else TlsConnection.of(int(sock.family), sock.detach())
+        connection = (
+            sock
+            if isinstance(sock, TlsConnection)
+            else TlsConnection.from_fd(int(sock.family), sock.detach())
+        )
         try:
-            taken.begin(self.terms)
+            connection.begin(self.params)
         except Exception:
-            taken.close()
+            connection.close()
             raise
-        return taken
+        return connection
 
 
 def build(
@@ -67,66 +70,55 @@ def build(
     *,
     ticket_keys: TicketKeys,
     previous: ServerTls | None = None,
-    native: OpenSsl | Unreachable | None = None,
+    native: OpenSsl | OpenSslUnavailable | None = None,
 ) -> ServerTls:
-    """Put a server's TLS directives to work.
+    """Build the TLS of a server from its directives and files.
 
     Args:
-        server: A server for which ``tls_is_used`` holds.
+        server: A server with ``tls_is_used``.
         ticket_keys: The same keys in all workers; unused where
             ``ssl_session_ticket_key`` names files.
-        previous: What served it before; returned when nothing has changed.
-        native: The library; the one of this process where none is given.
+        previous: The result before a reload; returned if nothing has changed.
+        native: The library; that of this process if none is given.
 
     Raises:
-        ConfigError: With everything that is wrong.
+        ConfigError: With all problems.
     """
     inputs = fingerprint(server)
-    if _serves_the_same(previous, inputs, ticket_keys):
+    if previous is not None and (previous.fingerprint_of_inputs, previous.ticket_keys) == (
+        inputs,
+        ticket_keys,
+    ):
         return previous
     found = native or load_openssl()
     library = found if isinstance(found, OpenSsl) else None
-    draft = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-    parameters.apply(draft)
-    not_after = key_pairs.load(draft, library)
+    builder = ContextBuilder(server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    settings.apply(builder)
+    not_after = key_pairs.load(builder, library)
     if isinstance(found, OpenSsl):
-        parameters.apply_native(draft, found)
-        client_certs.apply(draft, found)
-        resumption.apply(draft, found, ticket_keys)
-        parameters.compress(draft, found)
-        parameters.commands(draft, found)
+        settings.apply_native(builder, found)
+        client_certs.apply(builder, found)
+        resumption.apply(builder, found, ticket_keys)
+        settings.compress_certificates(builder, found)
+        settings.run_conf_commands(builder, found)
     else:
-        _make_do(draft, found)
-    draft.problems.raise_if_any()
-    return ServerTls(_terms(draft, library), not_after, inputs, ticket_keys, tuple(draft.problems.notices))
-
-
-def _serves_the_same(
-    previous: ServerTls | None, inputs: str, ticket_keys: TicketKeys
-) -> TypeGuard[ServerTls]:
-    return (
-        previous is not None
-        and previous.fingerprint_of_inputs == inputs
-        and previous.ticket_keys is ticket_keys
-    )
-
-
-def _terms(draft: ContextBuilder, library: OpenSsl | None) -> TlsParams:
-    server = draft.server
-    return TlsParams(
-        context=draft.context,
+        _apply_without_openssl(builder, found)
+    builder.problems.raise_if_any()
+    params = TlsParams(
+        context=builder.context,
         native=library,
         verify_client=server.ssl_verify_client,
-        tells_upstream=server.proxy_protocol is SendProxyProtocol.V2,
+        has_proxy_v2=server.proxy_protocol is SendProxyProtocol.V2,
         session_context=session_context(server),
-        kept=tuple(draft.kept),
+        references=tuple(builder.references),
     )
+    return ServerTls(params, not_after, inputs, ticket_keys, tuple(builder.problems.notices))
 
 
-def _make_do(draft: ContextBuilder, why: Unreachable) -> None:
-    """Serve what ``ssl`` alone can, refuse what was asked for and cannot be, and say so."""
-    server = draft.server
-    not_to_be_had = {
+def _apply_without_openssl(builder: ContextBuilder, unavailable: OpenSslUnavailable) -> None:
+    """Apply what ``ssl`` alone can do; add a problem for each directive that needs OpenSSL."""
+    server = builder.server
+    needs_openssl = {
         "ssl_verify_client": server.ssl_verify_client is not VerifyClient.DISABLED,
         "ssl_session_ticket_key": bool(server.ssl_session_ticket_key),
         "ssl_session_cache": server.ssl_session_cache != SessionCache(),
@@ -134,22 +126,22 @@ def _make_do(draft: ContextBuilder, why: Unreachable) -> None:
         "ssl_ecdh_curve": ":" in server.ssl_ecdh_curve,
         "ssl_conf_command": bool(server.ssl_conf_command),
     }
-    for directive, is_asked_for in not_to_be_had.items():
-        if is_asked_for:
-            draft.refuse(directive, f"cannot be served on this Python: {why.reason}")
+    for directive, is_configured in needs_openssl.items():
+        if is_configured:
+            builder.add_problem(directive, f"cannot be served on this Python: {unavailable.reason}")
     if server.ssl_ecdh_curve != "auto" and ":" not in server.ssl_ecdh_curve:
         try:
-            draft.context.set_ecdh_curve(server.ssl_ecdh_curve)
+            builder.context.set_ecdh_curve(server.ssl_ecdh_curve)
         except ValueError as error:
-            draft.refuse("ssl_ecdh_curve", str(error))
+            builder.add_problem("ssl_ecdh_curve", str(error))
     if not server.ssl_session_tickets:
-        draft.context.options |= ssl.OP_NO_TICKET
-    draft.context.num_tickets = 1
-    draft.context.set_alpn_protocols([server.protocol.value])
-    parameters.compress(draft, None)
-    draft.notice(
+        builder.context.options |= ssl.OP_NO_TICKET
+    builder.context.num_tickets = 1
+    builder.context.set_alpn_protocols([server.protocol.value])
+    settings.compress_certificates(builder, None)
+    builder.add_notice(
         "ssl_certificate",
-        f"{why.reason}: sessions are resumed within one worker only, a client that offers other "
+        f"{unavailable.reason}: sessions are resumed within one worker only, a client that offers other "
         "application protocols is let in, certificates' dates are not watched, and PROXY version 2 "
         "carries less about TLS",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A context in the making, and everything that is wrong with it so far."""
+"""The state of ``context.build``: the ``SSLContext`` and the problems found so far."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from mailproxy_config.model import ServerConfig
 
 @dataclass(slots=True)
 class ContextBuilder:
-    """What the parts of ``build`` share.
+    """What the steps of ``context.build`` share.
 
     Attributes:
-        kept: What OpenSSL points at and Python must not forget.
+        references: Python objects that OpenSSL has pointers to; they must exist as long as the context.
     """
 
     server: ServerConfig
     context: ssl.SSLContext
     problems: Problems = field(default_factory=Problems)
-    kept: list[object] = field(default_factory=list)
+    references: list[object] = field(default_factory=list)
 
-    def refuse(self, directive: str, reason: str) -> None:
-        """Note what makes this server impossible to serve."""
+    def add_problem(self, directive: str, reason: str) -> None:
+        """Add a problem: the server cannot be started with it."""
         self.problems.add(self._path(directive), reason)
 
-    def notice(self, directive: str, reason: str) -> None:
-        """Note what is served otherwise than asked."""
+    def add_notice(self, directive: str, reason: str) -> None:
+        """Add a notice: a directive has another effect than configured."""
         self.problems.notice(self._path(directive), reason)
 
-    def contents(self, directive: str, path: str) -> bytes | None:
-        """Read a file; ``None``, with the problem noted, when it cannot be read."""
+    def read_file(self, directive: str, path: str) -> bytes | None:
+        """Read a file; if that fails, add a problem and return ``None``."""
         try:
             return Path(path).read_bytes()
         except OSError as error:
-            self.refuse(directive, f'cannot read "{path}": {error.strerror or error}')
+            self.add_problem(directive, f'cannot read "{path}": {error.strerror or error}')
             return None
 
     def _path(self, directive: str) -> str:

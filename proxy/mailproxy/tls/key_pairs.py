@@ -1,64 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own certificates: ``ssl_certificate``, its keys, and the passphrases that open them."""
+"""The server's certificates: ``ssl_certificate``, its keys and passphrases, and their description."""
 
 from __future__ import annotations
 
+import ctypes
 import ssl
+from typing import Final
 
 from mailproxy.protocols.types import Secret
-from mailproxy.tls.certificate_facts import expiry
 from mailproxy.tls.context_builder import ContextBuilder
 from mailproxy.tls.openssl import OpenSsl, reason_of
 from mailproxy_config.model import CertificateFiles, StartTls
 
-_PEM = 1
-_LONGEST_PASSPHRASE = 1024
+_PEM: Final = 1
+_MAX_PASSPHRASE: Final = 1024
+_DAY: Final = 86_400
+_KEY_TYPES: Final = {6: "RSA", 116: "DSA", 408: "EC"}
 
 
-def load(draft: ContextBuilder, native: OpenSsl | None) -> tuple[float | None, ...]:
-    """Load every certificate with its key; later ones of another key type stand beside the earlier.
+def load(builder: ContextBuilder, native: OpenSsl | None) -> tuple[float | None, ...]:
+    """Load every certificate with its key; there may be one for each type of key.
 
     Returns:
-        When each certificate expires, in seconds since 1970 and in the order
-        of the directive, ``None`` for one whose date is malformed; nothing
-        where OpenSSL cannot be asked.
+        When each certificate expires, in seconds since 1970, in the order of
+        the directive; ``None`` for a malformed date.  Empty without ``native``.
     """
-    server = draft.server
+    server = builder.server
     if not server.ssl_certificate:
         mode = "starttls" if server.starttls is not StartTls.DISABLED else "listen ... ssl"
         if any(listen.ssl for listen in server.listen):
             mode = "listen ... ssl"
-        draft.refuse("ssl_certificate", f'no "ssl_certificate" is defined for the "{mode}" directive')
+        builder.add_problem("ssl_certificate", f'no "ssl_certificate" is defined for the "{mode}" directive')
         return ()
-    passphrases = _passphrases(draft)
+    passphrases = _passphrases(builder)
     ends = []
     for position, pair in enumerate(server.ssl_certificate):
-        loaded = _load_pair(draft, f"ssl_certificate[{position}]", pair, passphrases, native)
+        loaded = _load_pair(builder, f"ssl_certificate[{position}]", pair, passphrases, native)
         if loaded and native is not None:
-            ends.append(expiry(native, native.lib.SSL_CTX_get0_certificate(native.context(draft.context))))
+            ends.append(expiry(native, native.lib.SSL_CTX_get0_certificate(native.context(builder.context))))
     return tuple(ends)
 
 
-def _passphrases(draft: ContextBuilder) -> list[Secret]:
-    """Read ``ssl_password_file``: one passphrase a line, empty lines do not count."""
-    if draft.server.ssl_password_file is None:
+def _passphrases(builder: ContextBuilder) -> list[Secret]:
+    """Read ``ssl_password_file``: one passphrase per line, empty lines are ignored."""
+    if builder.server.ssl_password_file is None:
         return []
-    contents = draft.contents("ssl_password_file", draft.server.ssl_password_file) or b""
+    contents = builder.read_file("ssl_password_file", builder.server.ssl_password_file) or b""
     lines = [line.removesuffix(b"\r") for line in contents.split(b"\n")]
-    if any(len(line) > _LONGEST_PASSPHRASE for line in lines):
-        draft.refuse("ssl_password_file", f"a passphrase has more than {_LONGEST_PASSPHRASE} bytes")
+    if any(len(line) > _MAX_PASSPHRASE for line in lines):
+        builder.add_problem("ssl_password_file", f"a passphrase has more than {_MAX_PASSPHRASE} bytes")
         return []
     return [Secret(line) for line in lines if line]
 
 
 def _load_pair(
-    draft: ContextBuilder,
+    builder: ContextBuilder,
     place: str,
     pair: CertificateFiles,
     passphrases: list[Secret],
     native: OpenSsl | None,
 ) -> bool:
-    both = draft.contents(place, pair.certificate), draft.contents(place, pair.key)
+    both = builder.read_file(place, pair.certificate), builder.read_file(place, pair.key)
     if None in both:
         return False
     asked: list[Secret] = []
@@ -69,33 +71,33 @@ def _load_pair(
             return secret.reveal()
 
         try:
-            draft.context.load_cert_chain(pair.certificate, pair.key, password=answer)
+            builder.context.load_cert_chain(pair.certificate, pair.key, password=answer)
         except ssl.SSLError as error:
             reason = reason_of(error)
         else:
             return True
         if not asked:
             break
-    draft.refuse(place, _explained(draft, pair, native, reason, encrypted=bool(asked)))
+    builder.add_problem(place, _explain_failure(builder, pair, native, reason, encrypted=bool(asked)))
     return False
 
 
-def _explained(
-    draft: ContextBuilder, pair: CertificateFiles, native: OpenSsl | None, reason: str, *, encrypted: bool
+def _explain_failure(
+    builder: ContextBuilder, pair: CertificateFiles, native: OpenSsl | None, reason: str, *, encrypted: bool
 ) -> str:
-    """Find out which of the two files is wrong, which ``ssl`` does not tell, in OpenSSL's words.
+    """Find out which of the two files is bad, which ``ssl`` does not report, and why.
 
-    A key that asked for a passphrase is not loaded again: OpenSSL would ask the terminal.
+    An encrypted key is not loaded again: OpenSSL would prompt for its passphrase on the terminal.
     """
     if native is not None:
-        context = native.context(draft.context)
+        context = native.context(builder.context)
         if native.lib.SSL_CTX_use_certificate_chain_file(context, pair.certificate.encode()) != 1:
             return f'cannot load certificate "{pair.certificate}": {native.errors()}'
     if encrypted:
-        way_out = "no passphrase in ssl_password_file opens it"
-        if draft.server.ssl_password_file is None:
-            way_out = "it is encrypted: name a file with its passphrase in ssl_password_file"
-        return f'cannot load certificate key "{pair.key}": {way_out}'
+        hint = "no passphrase in ssl_password_file opens it"
+        if builder.server.ssl_password_file is None:
+            hint = "it is encrypted: name a file with its passphrase in ssl_password_file"
+        return f'cannot load certificate key "{pair.key}": {hint}'
     if native is not None and native.lib.SSL_CTX_use_PrivateKey_file(context, pair.key.encode(), _PEM) != 1:
         reason = native.errors()
     reason = reason.replace("_", " ").lower()
@@ -103,3 +105,35 @@ def _explained(
         hint = f'it is not the key of "{pair.certificate}"'
         return f'SSL_CTX_use_PrivateKey("{pair.key}") failed: {reason}: {hint}'
     return f'cannot load certificate key "{pair.key}": {reason}'
+
+
+def key_algorithms(native: OpenSsl, x509: int) -> tuple[bytes | None, bytes | None]:
+    """Return a certificate's signature algorithm and key: ``RSA-SHA256`` and ``RSA2048``.
+
+    The key is ``None`` for types other than RSA, DSA and EC.
+    """
+    lib = native.lib
+    signature: bytes | None = lib.OBJ_nid2sn(lib.X509_get_signature_nid(x509))
+    key = lib.X509_get0_pubkey(x509)
+    kind = _KEY_TYPES.get(lib.EVP_PKEY_get_base_id(key)) if key else None
+    return signature, f"{kind}{lib.EVP_PKEY_get_bits(key)}".encode() if kind else None
+
+
+def expiry(native: OpenSsl, x509: int) -> float | None:
+    """Return when a certificate expires, in seconds since 1970; ``None`` for a malformed date.
+
+    Works for the years 0 to 9999, whatever the size of ``time_t``.
+    """
+    lib = native.lib
+    days, seconds = ctypes.c_int(), ctypes.c_int()
+    epoch = lib.ASN1_TIME_set(None, 0)
+    try:
+        is_known = lib.ASN1_TIME_diff(
+            ctypes.byref(days), ctypes.byref(seconds), epoch, lib.X509_get0_notAfter(x509)
+        )
+    finally:
+        lib.ASN1_TIME_free(epoch)
+    if is_known != 1:
+        native.errors()
+        return None
+    return days.value * _DAY + float(seconds.value)

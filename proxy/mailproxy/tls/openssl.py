@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reaches the OpenSSL that the standard library's ``ssl`` has loaded, for what ``ssl`` does not offer.
+"""Calls the OpenSSL library that ``ssl`` has loaded, for functions that ``ssl`` does not offer.
 
-Client certificates whose verdict is spoken later, a demanding ALPN, session
-tickets that every worker understands: ``SSL_CTX`` has them all, ``ssl`` none.
-Both objects keep their OpenSSL pointer at a fixed place; nothing is done with
-it before ``probe`` has seen, on contexts and a connection of its own, that it
-is there.  Where it is not, ``probe`` says so, and nothing here crashes.
+``ssl`` lacks verification that lets a handshake complete, mandatory ALPN, and
+ticket keys shared by workers.  The objects of ``ssl`` store their OpenSSL
+pointer at a fixed offset.  ``probe`` checks the offset on contexts and a
+connection of its own before anything else uses it, and returns
+``OpenSslUnavailable`` if it is another one.
 
-OpenSSL keeps errors in a queue that ``ssl`` reads too.  Whoever calls
-something that may fail takes its errors off again with ``OpenSsl.errors``.
+OpenSSL has a queue of errors that ``ssl`` reads too.  After a call that failed,
+remove its errors with ``OpenSsl.errors``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SYSTEM_ERROR: Final = 0x80000000
 _P, _I, _L, _U, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_ulong, ctypes.c_char_p
 
 _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
-    # name: what it returns, what it takes
+    # name: type of the result, types of the arguments
     "OpenSSL_version_num": (_U,),
     "ERR_get_error": (_U,),
     "ERR_clear_error": (None,),
@@ -125,17 +125,17 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
-    """Why the OpenSSL behind ``ssl`` cannot be reached on this Python."""
+class OpenSslUnavailable:
+    """Why the OpenSSL of ``ssl`` cannot be called on this Python."""
 
     reason: str
 
 
 class OpenSsl:
-    """The library, and where its pointers are.
+    """The library, and the offset of its pointers.
 
     Attributes:
-        lib: The functions of ``_PROTOTYPES``, called with the interpreter lock held: none of them waits.
+        lib: The functions of ``_PROTOTYPES``, called with the GIL held: none of them waits.
     """
 
     __slots__ = ("_head", "lib")
@@ -145,15 +145,15 @@ class OpenSsl:
         self._head = head
 
     def context(self, context: ssl.SSLContext) -> int:
-        """Give the ``SSL_CTX`` behind a context; it lives as long as the context."""
+        """Return the address of a context's ``SSL_CTX``; it exists as long as the context."""
         return _word_at(id(context) + self._head)
 
     def connection(self, connection: object) -> int:
-        """Give the ``SSL`` behind the ``_sslobj`` of a connection; it lives as long as that."""
+        """Return the address of the ``SSL`` of a connection's ``_sslobj``; it exists as long as that."""
         return _word_at(id(connection) + self._head + _WORD)
 
     def errors(self) -> str:
-        """Take all errors off OpenSSL's queue and tell them in its own words, the cause first."""
+        """Remove all errors from OpenSSL's queue and return their texts, the cause first."""
         lib, words = self.lib, []
         while code := lib.ERR_get_error():
             if code & _SYSTEM_ERROR:
@@ -163,7 +163,7 @@ class OpenSsl:
         return ", ".join(dict.fromkeys(words)) or "no reason given"
 
     def printed(self, write: Callable[[int], object]) -> bytes:
-        """Collect what ``write`` prints into the ``BIO`` that it is given."""
+        """Return what ``write`` prints into the ``BIO`` that is its argument."""
         lib = self.lib
         bio = lib.BIO_new(lib.BIO_s_mem())
         try:
@@ -176,37 +176,36 @@ class OpenSsl:
 
 
 def reason_of(error: ssl.SSLError) -> str:
-    """Give OpenSSL's reason as ``ssl`` passes it on, ``NO_SHARED_CIPHER``, or what there is instead."""
+    """Return OpenSSL's reason as ``ssl`` has it, e.g. ``NO_SHARED_CIPHER``, or the message of the error."""
     return getattr(error, "reason", None) or str(error.args[-1] if error.args else error)
 
 
 @functools.cache
-def load_openssl() -> OpenSsl | Unreachable:
-    """Reach the library of this process; the answer never changes."""
+def load_openssl() -> OpenSsl | OpenSslUnavailable:
+    """Return the library of this process; probed once."""
     return probe()
 
 
-def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | Unreachable:
-    """Look whether everything is where it should be.
+def probe(path: str | None = None, head: int = _OBJECT_HEAD) -> OpenSsl | OpenSslUnavailable:
+    """Check that the library can be called and its pointers are found.
 
     Args:
-        path: The library, or something that is linked with it; the ``_ssl``
-            extension itself where none is named.
+        path: The library, or an object linked with it; by default the ``_ssl`` extension.
         head: Bytes before the first field of an object.
     """
     if platform.python_implementation() != "CPython":
-        return Unreachable("objects of this Python cannot be looked into")
+        return OpenSslUnavailable("objects of this Python cannot be looked into")
     try:
         lib = _declared(ctypes.PyDLL(path or getattr(_ssl, "__file__", None)))
     except (OSError, AttributeError) as error:
-        return Unreachable(f"its OpenSSL cannot be called: {error}")
+        return OpenSslUnavailable(f"its OpenSSL cannot be called: {error}")
     if lib.OpenSSL_version_num() != ssl.OPENSSL_VERSION_NUMBER:
-        return Unreachable("it carries another OpenSSL than the one that can be called")
+        return OpenSslUnavailable("it carries another OpenSSL than the one that can be called")
     if ssl.OPENSSL_VERSION_INFO[:2] < _OLDEST:
-        return Unreachable(f"{ssl.OPENSSL_VERSION} is older than 3.0")
+        return OpenSslUnavailable(f"{ssl.OPENSSL_VERSION} is older than 3.0")
     native = OpenSsl(lib, head)
     if not (_contexts_agree(native) and _connections_agree(native)):
-        return Unreachable("the layout of its ssl objects is not known")
+        return OpenSslUnavailable("the layout of its ssl objects is not known")
     return native
 
 
@@ -222,7 +221,7 @@ def _word_at(address: int) -> int:
 
 
 def _contexts_agree(native: OpenSsl) -> bool:
-    """Whether OpenSSL and ``ssl`` say the same about two contexts that differ."""
+    """Whether OpenSSL and ``ssl`` return the same settings for two contexts that differ."""
     one, other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     other.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     other.verify_mode = ssl.CERT_OPTIONAL
@@ -231,12 +230,12 @@ def _contexts_agree(native: OpenSsl) -> bool:
     if pointers[0] == pointers[1] or not all(map(_is_memory, pointers)):
         return False
     return all(
-        _says_the_same(native.lib, pointer, context)
+        _has_same_settings(native.lib, pointer, context)
         for pointer, context in zip(pointers, (one, other), strict=True)
     )
 
 
-def _says_the_same(lib: ctypes.PyDLL, pointer: int, context: ssl.SSLContext) -> bool:
+def _has_same_settings(lib: ctypes.PyDLL, pointer: int, context: ssl.SSLContext) -> bool:
     verify = {ssl.CERT_NONE: 0, ssl.CERT_OPTIONAL: 1, ssl.CERT_REQUIRED: 3}[context.verify_mode]
     return bool(
         lib.SSL_CTX_get_options(pointer) == context.options & 0xFFFFFFFFFFFFFFFF
@@ -246,10 +245,10 @@ def _says_the_same(lib: ctypes.PyDLL, pointer: int, context: ssl.SSLContext) -> 
 
 
 def _connections_agree(native: OpenSsl) -> bool:
-    """Whether a connection's pointer belongs to the context it was made from.
+    """Whether a connection's pointer belongs to its context.
 
-    The field behind the pointer is the context object itself, which is
-    compared before the pointer is followed.
+    The field after the pointer is the context object; it is compared before
+    the pointer is dereferenced.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
@@ -261,7 +260,7 @@ def _connections_agree(native: OpenSsl) -> bool:
 
 
 def _is_memory(address: int) -> bool:
-    """Whether an address is one where a structure can start, as far as the system tells."""
+    """Whether an address is aligned and, where ``/proc`` is readable, in writable memory."""
     if not address or address % _WORD:
         return False
     try:

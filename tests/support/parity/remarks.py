@@ -48,7 +48,7 @@ REMARKS: Final = {
     "worker_connections": Remark(
         BETTER,
         "counts clients alone; one too many hears its protocol's busy reply",
-        ("test_above_the_limit_everybody_is_told_and_below_it_service_is_normal",),
+        ("test_clients_above_worker_connections_get_busy_reply_until_others_leave",),
     ),
     "worker_shutdown_timeout": Remark(
         OTHERWISE,
@@ -88,9 +88,9 @@ REMARKS: Final = {
         BETTER,
         "connections are used again, all addresses of a name are used, `https://` is taken",
         (
-            "test_one_connection_serves_many_attempts",
-            "test_addresses_are_taken_in_turn",
-            "test_a_service_behind_https_is_asked_only_if_it_can_be_trusted",
+            "test_one_connection_carries_many_requests",
+            "test_addresses_are_used_in_turn",
+            "test_https_service_needs_a_trusted_certificate",
             "Q-26",
         ),
     ),
@@ -109,22 +109,22 @@ REMARKS: Final = {
         ("test_certificates_without_files_are_errors",),
     ),
     "ssl_certificate_compression": Remark(
-        SAME, "where OpenSSL can", ("test_compression_of_certificates_is_no_reason_to_fail",)
+        SAME, "where OpenSSL can", ("test_unsupported_certificate_compression_is_a_notice",)
     ),
     "ssl_protocols": Remark(
         BETTER,
         "refused where OpenSSL has none of the versions; some that it lacks are told",
-        ("test_no_protocol_at_all_is_refused",),
+        ("test_no_supported_protocol_is_a_problem",),
     ),
     "ssl_session_cache": Remark(
         OTHERWISE,
         "a cache belongs to a worker; tickets work in all",
-        ("test_a_cache_belongs_to_one_worker", "test_who_shares_the_key_resumes"),
+        ("test_cache_is_per_worker", "test_context_with_same_ticket_key_resumes"),
     ),
     "ssl_session_tickets": Remark(
         BETTER,
         "one per handshake, none where it could not be used",
-        ("test_one_ticket_is_sent_and_none_where_none_could_be_used",),
+        ("test_number_of_tickets_sent",),
     ),
 }
 

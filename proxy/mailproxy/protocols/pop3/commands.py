@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POP3 command lines, as nginx reads them: which words there are, and what their arguments may be."""
+"""POP3 commands before login: the parser of their lines, with nginx's rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mailproxy.enums import ProtocolErrorKind
 from mailproxy.protocols.frontend import classify_bad_line
 
 SASL_LINE: Final = 4096
-"""Bytes of the longest line of a SASL exchange; the limit of commands is not for it (RFC 5034 section 4)."""
+"""Bytes of the longest line in a SASL exchange, which has its own limit (RFC 5034 section 4)."""
 MAX_ARGUMENTS: Final = 3
 _CR: Final = 13
 
@@ -25,26 +25,26 @@ STLS: Final = b"STLS"
 
 _WORDS: Final = {word: word for word in (USER, PASS, APOP, QUIT, CAPA, AUTH, NOOP, STLS)}
 _TO_THE_END: Final = frozenset((USER, PASS))
-"""Their one argument may hold spaces, also at its end."""
+"""Commands whose one argument may contain spaces, also at its end."""
 
 USER_LINE: Final = re.compile(rb"[Uu][Ss][Ee][Rr] +([^ \r\0][^\r\0]*+)")
-"""USER with a name, every one that may be repeated to an upstream.  Group: the name."""
+"""USER with a name that is safe to send to an upstream.  Group: the name."""
 PASS_LINE: Final = re.compile(rb"[Pp][Aa][Ss][Ss] +([^ \r\0][^\r\0]*+)")
-"""PASS with a password, in the same way.  Group: the password."""
+"""PASS with a safe password.  Group: the password."""
 
 
 class Command(NamedTuple):
-    """A command that we know: its word in capitals, and its arguments."""
+    """A known command: its word in capitals, and its arguments."""
 
     word: bytes
     arguments: tuple[bytes, ...]
 
 
-def parse(line: bytes) -> Command | ProtocolErrorKind:
-    """Read one command line, without its line end.
+def parse_line(line: bytes) -> Command | ProtocolErrorKind:
+    """Parse a command line, without its line end.
 
     Returns:
-        The command; or, for a syntax error, what to count it as.
+        The command, or the kind of its syntax error.
     """
     if _CR in line:
         return ProtocolErrorKind.CONTROL_CHAR

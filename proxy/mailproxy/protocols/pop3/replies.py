@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that we say to a POP3 client (RFC 1939, RFC 2449, RFC 5034)."""
+"""The replies to POP3 clients (RFC 1939, RFC 2449, RFC 5034)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 GREETING: Final = b"+OK POP3 ready\r\n"
 OK: Final = b"+OK\r\n"
@@ -23,50 +23,44 @@ _MECHANISMS: Final = (
     (AuthMethod.CRAM_MD5, ("CRAM-MD5",)),
     (AuthMethod.EXTERNAL, ("EXTERNAL",)),
 )
-"""In the order of the lists; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
+"""In the order of the replies; LOGIN comes with ``plain``, and APOP is no SASL mechanism."""
 
 
 def greeting(challenge: bytes) -> bytes:
-    """Greet with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
+    """Return the greeting with a challenge for APOP and CRAM-MD5 (RFC 1939 section 7)."""
     return b"+OK POP3 ready " + challenge + b"\r\n"
 
 
 def denial(denied: AuthDenied) -> bytes:
-    """Pass on why the authorization service denied the login."""
+    """Return the reply to a denied login, with the text of the authentication service."""
     return b"-ERR " + denied.text + b"\r\n"
 
 
 def mechanisms(server: ServerConfig) -> bytes:
-    """Answer AUTH without an argument."""
-    return _listing("+OK methods supported:", _offered(server))
+    """Return the reply to AUTH without an argument."""
+    return _multi_line("+OK methods supported:", _sasl_mechanisms(server))
 
 
-def capabilities(server: ServerConfig) -> bytes:
-    """Answer CAPA where there is no STLS to offer: ``starttls off``, TLS already, or after USER."""
-    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server)))
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the reply to CAPA.
+
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS or after USER.  With ``ONLY`` the
+            capabilities for logins, USER and SASL, are left out.
+    """
+    if starttls is StartTls.ONLY:
+        lines = [word for word in server.pop3_capabilities if word.upper() != "USER"]
+    else:
+        lines = [*server.pop3_capabilities, " ".join(("SASL", *_sasl_mechanisms(server)))]
+    if starttls is not StartTls.DISABLED:
+        lines.append("STLS")
+    return _multi_line("+OK Capability list follows", lines)
 
 
-def capabilities_with_stls(server: ServerConfig) -> bytes:
-    """Answer CAPA with ``starttls on`` before TLS."""
-    return _listing(_CAPABILITIES, (*server.pop3_capabilities, _sasl(server), "STLS"))
+def _sasl_mechanisms(server: ServerConfig) -> list[str]:
+    return [word for method, words in _MECHANISMS if method in server.pop3_auth for word in words]
 
 
-def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Answer CAPA with ``starttls only`` before TLS: there is no way to log in yet."""
-    usable = (word for word in server.pop3_capabilities if word.upper() != "USER")
-    return _listing(_CAPABILITIES, (*usable, "STLS"))
-
-
-_CAPABILITIES: Final = "+OK Capability list follows"
-
-
-def _offered(server: ServerConfig) -> tuple[str, ...]:
-    return tuple(word for method, words in _MECHANISMS if method in server.pop3_auth for word in words)
-
-
-def _sasl(server: ServerConfig) -> str:
-    return " ".join(("SASL", *_offered(server)))
-
-
-def _listing(first: str, lines: Iterable[str]) -> bytes:
+def _multi_line(first: str, lines: Iterable[str]) -> bytes:
     return "".join(f"{line}\r\n" for line in (first, *lines, ".")).encode()

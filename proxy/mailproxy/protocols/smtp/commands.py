@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SMTP command lines, as nginx reads them: which words there are, and what their arguments may be."""
+"""SMTP commands before login: the parser of their lines, with nginx's rules."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ _WORDS: Final = {
 USUAL: Final = re.compile(
     rb"(?:[Ee][Hh][Ll][Oo] +([^ \0-\x1f\x7f]+)|[Aa][Uu][Tt][Hh] +[Pp][Ll][Aa][Ii][Nn] +([^ \r]+)) *"
 )
-"""The two commands that nearly every login consists of: EHLO, and AUTH PLAIN with its response.
+"""The two commands of nearly every login: EHLO, and AUTH PLAIN with its response.
 
-Groups: the name of the client; the response.
+Groups: the argument of EHLO; the response.
 """
 
 
 class Command(NamedTuple):
-    """A command that we know: its word in capitals, its arguments, and the line as it was written."""
+    """A known command: its word in capitals, its arguments, and the line as the client wrote it."""
 
     word: bytes
     arguments: tuple[bytes, ...]
     text: bytes
-    """Without spaces at its end; inside, nothing is changed."""
+    """Without the spaces at its end, otherwise unchanged."""
 
 
-def parse(line: bytes) -> Command | ProtocolErrorKind:
-    """Read one command line, without its line end.
+def parse_line(line: bytes) -> Command | ProtocolErrorKind:
+    """Parse a command line, without its line end.
 
     Returns:
-        The command; or, for a syntax error, what to count it as.
+        The command, or the kind of its syntax error.
     """
     if _CR in line:
         return ProtocolErrorKind.CONTROL_CHAR

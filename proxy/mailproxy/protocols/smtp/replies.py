@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every line that we say to an SMTP client (RFC 5321, RFC 2034, RFC 4954)."""
+"""The replies to SMTP clients (RFC 5321, RFC 2034, RFC 4954)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from mailproxy.protocols.types import AuthDenied
-from mailproxy_config.model import AuthMethod, ServerConfig
+from mailproxy_config.model import AuthMethod, ServerConfig, StartTls
 
 OK: Final = b"250 2.0.0 OK\r\n"
 BYE: Final = b"221 2.0.0 Bye\r\n"
@@ -32,44 +31,36 @@ _MECHANISMS: Final = (
     (AuthMethod.CRAM_MD5, "CRAM-MD5"),
     (AuthMethod.EXTERNAL, "EXTERNAL"),
 )
-"""In the order of the list, whatever the directive's."""
+"""In the order of the reply, whatever the directive's."""
 
 
 def greeting(server: ServerConfig) -> bytes:
-    """Greet."""
+    """Return the greeting."""
     return f"220 {server.server_name} ESMTP ready\r\n".encode()
 
 
 def hello(server: ServerConfig) -> bytes:
-    """Answer HELO."""
+    """Return the reply to HELO."""
     return f"250 {server.server_name}\r\n".encode()
 
 
 def denial(denied: AuthDenied) -> bytes:
-    """Pass on why the authorization service denied the login, with its own code if it gave one."""
+    """Return the reply to a denied login, with text and perhaps code of the authentication service."""
     return (denied.code or _DENIED) + b" " + denied.text + b"\r\n"
 
 
-def capabilities(server: ServerConfig) -> bytes:
-    """Answer EHLO where there is no STARTTLS to offer."""
-    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server)))
+def capabilities(server: ServerConfig, starttls: StartTls = StartTls.DISABLED) -> bytes:
+    """Return the reply to EHLO.
 
-
-def capabilities_with_starttls(server: ServerConfig) -> bytes:
-    """Answer EHLO with ``starttls on`` before TLS."""
-    return _listing((server.server_name, *server.smtp_capabilities, *_auth(server), "STARTTLS"))
-
-
-def capabilities_before_tls(server: ServerConfig) -> bytes:
-    """Answer EHLO with ``starttls only`` before TLS: there is no way to log in yet."""
-    return _listing((server.server_name, *server.smtp_capabilities, "STARTTLS"))
-
-
-def _auth(server: ServerConfig) -> tuple[str, ...]:
-    words = [word for method, word in _MECHANISMS if method in server.smtp_auth]
-    return (" ".join(("AUTH", *words)),) if words else ()
-
-
-def _listing(lines: Sequence[str]) -> bytes:
+    Args:
+        server: The server.
+        starttls: The directive before TLS, ``DISABLED`` with TLS.  With ``ONLY`` there is no AUTH.
+    """
+    lines = [server.server_name, *server.smtp_capabilities]
+    mechanisms = [word for method, word in _MECHANISMS if method in server.smtp_auth]
+    if mechanisms and starttls is not StartTls.ONLY:
+        lines.append(" ".join(("AUTH", *mechanisms)))
+    if starttls is not StartTls.DISABLED:
+        lines.append("STARTTLS")
     all_but_last = "".join(f"250-{line}\r\n" for line in lines[:-1])
     return f"{all_but_last}250 {lines[-1]}\r\n".encode()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last bytes of a TLS handshake are sent with the greeting, in one segment."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import struct
+from dataclasses import dataclass
+
+import pytest
+
+from mailproxy_config.model import Protocol, StartTls
+from support.checked_world import checked_world, serving
+from support.tls_identities import Identities
+from support.world import run
+
+_DATA_SEGMENTS_IN = struct.Struct("=152x I")
+"""Of ``tcp_info`` (tcp(7)): how many segments with data have come."""
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return Identities(tmp_path_factory.mktemp("tls"))
+
+
+@dataclass
+class Client:
+    """A TLS client that counts the segments it gets."""
+
+    sock: socket.socket
+    tls: ssl.SSLObject
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+
+    @classmethod
+    def over(cls, sock: socket.socket, context: ssl.SSLContext) -> Client:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        return cls(sock, context.wrap_bio(incoming, outgoing), incoming, outgoing)
+
+    def shake_hands(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._hear()
+            else:
+                self._flush()
+                return
+
+    def hear_line(self) -> bytes:
+        read_all = b""
+        while not read_all.endswith(b"\n"):
+            try:
+                read_all += self.tls.read(4096)
+            except ssl.SSLWantReadError:
+                self._hear()
+        return read_all
+
+    def segments(self) -> int:
+        told = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_IN.size)
+        (count,) = _DATA_SEGMENTS_IN.unpack(told)
+        return int(count)
+
+    def _flush(self) -> None:
+        data = self.outgoing.read()
+        if data:
+            self.sock.sendall(data)
+
+    def _hear(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise EOFError
+        self.incoming.write(data)
+
+
+def greeted(port: int, context: ssl.SSLContext) -> tuple[bytes, int]:
+    """Connect, and return the greeting and the number of segments up to it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        client = Client.over(sock, context)
+        client.shake_hands()
+        return client.hear_line(), client.segments()
+
+
+@pytest.mark.parametrize(
+    ("version", "curve", "segments"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "auto", 2),  # the server's flight; the ticket and the greeting
+        (ssl.TLSVersion.TLSv1_2, "auto", 2),  # its flight; ticket, Finished and greeting
+        (ssl.TLSVersion.TLSv1_3, "secp384r1", 3),  # a HelloRetryRequest comes before
+    ],
+    ids=["1.3", "1.2", "1.3, with a HelloRetryRequest"],
+)
+def test_greeting_is_sent_with_the_last_handshake_bytes(
+    identities: Identities, version: ssl.TLSVersion, curve: str, segments: int
+) -> None:
+    async def play() -> None:
+        build = serving(Protocol.IMAP, identities, listen_ssl=True, ssl_ecdh_curve=curve)
+        async with checked_world(build) as w:
+            context = identities.client()
+            context.minimum_version = context.maximum_version = version
+            # on a busy machine the kernel may send a segment twice, but hardly each time
+            seen = [await asyncio.to_thread(greeted, w.port, context) for _ in range(3)]
+            assert min(seen) == (b"* OK IMAP4 ready\r\n", segments)
+
+    run(play)
+
+
+def started(port: int, context: ssl.SSLContext) -> int:
+    """Start TLS, and wait for what is sent with the end of the handshake."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        assert sock.recv(100) == b"* OK IMAP4 ready\r\n"
+        sock.sendall(b"s STARTTLS\r\n")
+        assert sock.recv(100) == b"s OK completed\r\n"
+        client = Client.over(sock, context)
+        client.shake_hands()
+        sock.recv(1, socket.MSG_PEEK)
+        return client.segments()
+
+
+def test_nothing_is_corked_after_starttls(identities: Identities) -> None:
+    async def play() -> None:
+        async with checked_world(serving(Protocol.IMAP, identities, starttls=StartTls.ENABLED)) as w:
+            context = identities.client()
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            assert min([await asyncio.to_thread(started, w.port, context) for _ in range(3)]) == 4
+
+    run(play)
+
+
+def test_unix_socket_is_not_corked(identities: Identities) -> None:
+    """Only TCP can be corked; the handshake works without."""
+
+    async def play() -> None:
+        async with checked_world(serving(Protocol.IMAP, identities, listen_ssl=True)) as w:
+            near, far = socket.socketpair()
+            near.setblocking(False)
+            (listener,) = w.app.listeners
+            listener._family = socket.AF_UNIX
+            taken = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, near.detach())
+            listener._on_accept(taken, "")
+            with far:
+                far.settimeout(20)
+                client = Client.over(far, identities.client())
+                await asyncio.to_thread(client.shake_hands)
+                assert await asyncio.to_thread(client.hear_line) == b"* OK IMAP4 ready\r\n"
+
+    run(play)
