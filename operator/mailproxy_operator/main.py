@@ -128,8 +128,10 @@ class Operator:
             async with asyncio.TaskGroup() as self._tasks:
                 running = self._tasks.create_task(self._run_kopf())
                 cleaned = self._tasks.create_task(_plain(self._cleaned.wait()))
-                await asyncio.wait([running, cleaned], return_when=asyncio.FIRST_COMPLETED)
+                stopped = self._tasks.create_task(_plain(self._stop.wait()))
+                await asyncio.wait([running, cleaned, stopped], return_when=asyncio.FIRST_COMPLETED)
                 cleaned.cancel()
+                stopped.cancel()
                 # After an error kopf cancels its watches together with their helpers; some begin anew then.
                 await asyncio.wait([running], timeout=EXIT_SECONDS)
                 if not running.done():

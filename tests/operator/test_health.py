@@ -18,7 +18,7 @@ from mailproxy_operator.controller.reconciler import Reconciler
 from mailproxy_operator.controller.resync import Resync
 from mailproxy_operator.errors import TransientError
 from mailproxy_operator.settings import Platform
-from support.kube_faults import HANGS, Fault, is_list, watched, watches
+from support.kube_faults import HANGS, Fault, Running, is_list, watched, watches
 from support.operator_bodies import body
 from support.operator_cluster import MemoryCluster
 from support.operator_fakekube import FakeKube
@@ -72,6 +72,12 @@ def resync(source: Source, interval: float = 0.01) -> tuple[Resync, EventHandler
     reconciler = Reconciler(cache, Platform())
     handlers = EventHandlers(reconciler, cache, recorder=lambda *_: None, ask=source.running_config)
     return Resync(source, cache, handlers, namespaces=(), interval=interval), handlers
+
+
+async def is_ready(operator: Running) -> None:
+    async with asyncio.timeout(60):
+        while (await operator.get("/readyz"))[0] != 200:
+            await asyncio.sleep(0.05)
 
 
 async def for_a_while() -> None:
@@ -155,7 +161,7 @@ async def test_it_is_ready_when_it_has_seen_everything_once(kube: FakeKube) -> N
     kube.faults.clear()
     async with watched(kube) as operator:
         await until(lambda: kube.find(DEPLOYMENT, "edge"))
-        assert (await operator.get("/readyz"))[0] == 200
+        await is_ready(operator)
 
 
 async def test_malformed_requests_write_no_tracebacks(
@@ -189,7 +195,7 @@ async def test_whoever_stands_by_is_ready(kube: FakeKube) -> None:
         async with watched(kube, lease_namespace="mail", identity="second") as second:
             await second.counts("api_requests_total", verb="get")
             await until(lambda: kube.find(DEPLOYMENT, "edge"))
-            assert (await second.get("/readyz"))[0] == 200
+            await is_ready(second)
             assert (await first.metric("leader"), await second.metric("leader")) == (1, 0)
 
 

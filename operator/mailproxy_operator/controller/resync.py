@@ -85,6 +85,7 @@ class Resync:
             except OperatorError as failure:
                 _log.warning("resync: %s", failure)
                 self._listed_again.update(kinds)
+                self._moved()
                 delay = getattr(failure, "delay", None) or 0.0
                 due = min(due, _now()) if is_due else due
                 await asyncio.sleep(min(max(delay, RETRY_SECONDS), LONGEST_RETRY_SECONDS))
